@@ -1,0 +1,105 @@
+/* base: services for the whole library; knows no tensor. Internal header (shared within libbirkhoff). */
+#ifndef BK_BASE_H
+#define BK_BASE_H
+
+#include <birkhoff/context.h>
+#include <birkhoff/status.h>
+
+#define BK_UNUSED __attribute__((unused))
+#define BK_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define BK_ALIGN_UP(x, a) (((x) + (a) - 1) / (a) * (a))
+
+struct bk_context {
+  bk_allocator allocator;
+  bk_log_fn log;
+  void *log_user;
+  bk_log_level log_level;
+  bk_fs fs;
+  bk_memory_stats stats; /* of host memory through bk_alloc */
+};
+
+/* ---- log.c. Style: lower case, the exact cause, values and what would be right; no full stop. ---- */
+void bk_log(bk_context *ctx, bk_log_level level, const char *format, ...) BK_PRINTF(3, 4);
+#define bk_warn(ctx, ...) bk_log(ctx, BK_LOG_WARN, __VA_ARGS__)
+#define bk_info(ctx, ...) bk_log(ctx, BK_LOG_INFO, __VA_ARGS__)
+#define bk_debug(ctx, ...) bk_log(ctx, BK_LOG_DEBUG, __VA_ARGS__)
+/* Logs an error and returns `status`: `return bk_fail(ctx, BK_ERR_DATA, "tensor %s: ...", name);` */
+bk_status bk_fail(bk_context *ctx, bk_status status, const char *format, ...) BK_PRINTF(3, 4);
+bk_status bk_log_level_parse(const char *text, bk_log_level *level); /* error warn info debug trace */
+
+/* ---- alloc.c. Memory is zeroed; the size is kept by the block itself, so bk_free needs no size. ---- */
+void *bk_alloc(bk_context *ctx, size_t bytes);                       /* 64-byte aligned; NULL + log on failure; bytes 0 gives a valid pointer */
+void *bk_alloc_array(bk_context *ctx, size_t count, size_t element); /* overflow checked */
+bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed, size_t element); /* at least doubles */
+char *bk_strdup(bk_context *ctx, const char *text);
+char *bk_format(bk_context *ctx, const char *format, ...) BK_PRINTF(2, 3); /* a string to bk_free */
+void bk_free(bk_context *ctx, void *ptr);                            /* NULL is allowed */
+/* Saturating checks: false on overflow. */
+bool bk_mul_size(size_t a, size_t b, size_t *product);
+
+/* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
+uint64_t bk_hash64(const void *bytes, size_t count);                  /* FNV-1a 64 over bytes, then a finaliser */
+void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]);
+double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index);    /* (0,1), 53 bits */
+/* Standard normal by the inverse distribution function in our own integer and polynomial code (no libm), so that every
+ * machine gets the same bits. Element `index` of stream `stream` (for weights: bk_hash64 of the tensor's name). */
+double bk_normal(uint64_t seed, uint64_t stream, uint64_t index);
+
+/* ---- arena.c: offsets planned before memory exists. Offsets only; runtime/ binds chunks to buffers. ---- */
+#define BK_ARENA_ALIGN 256
+typedef struct bk_arena_place { int chunk; size_t offset; } bk_arena_place;
+typedef struct bk_arena_mark { int chunk; size_t offset; } bk_arena_mark;
+typedef struct bk_arena {
+  bk_context *ctx;
+  const char *name;
+  size_t chunk_limit;  /* bytes; no reservation straddles two chunks; SIZE_MAX = one chunk */
+  int n_chunks;        /* chunks ever opened */
+  int current;         /* chunk being filled */
+  size_t used;         /* bytes used in the current chunk */
+  size_t *chunk_bytes; /* high-water mark of each chunk */
+  size_t capacity;
+} bk_arena;
+void bk_arena_init(bk_arena *arena, bk_context *ctx, const char *name, size_t chunk_limit);
+void bk_arena_fini(bk_arena *arena);
+bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place); /* BK_ERR_MEMORY past chunk_limit */
+bk_arena_mark bk_arena_get_mark(const bk_arena *arena);
+void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark); /* later reservations reuse the space; the high-water mark stays */
+size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks' high-water marks */
+
+/* ---- threads.c: a pool owned by whoever creates it. ---- */
+typedef struct bk_pool bk_pool;
+typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
+bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool); /* n_threads includes the caller; 1 makes no thread */
+void bk_pool_destroy(bk_pool *pool);
+int bk_pool_size(const bk_pool *pool);
+/* Splits [0, count) into pieces of `grain` (the last may be shorter), always the same pieces whatever the number of
+ * threads; pieces are taken dynamically. Returns when all are done. No allocation. Callable from one thread at a time. */
+void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg);
+
+/* ---- text.c ---- */
+int bk_edit_distance(const char *a, const char *b);
+/* Nearest of `count` names to `text` by edit distance (at most half of its length + 1), or NULL. */
+const char *bk_nearest(const char *text, const char *const *names, size_t count);
+bool bk_parse_int64(const char *text, int64_t *value);   /* whole string, decimal */
+bool bk_parse_double(const char *text, double *value);   /* whole string, finite; locale independent: always '.' */
+bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
+
+/* ---- clock.c, system.c ---- */
+double bk_seconds(void); /* monotonic */
+int bk_cpu_count(void);  /* processors this process may run on, at least 1 */
+bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine; false if it does not say */
+
+/* ---- files.c: helpers over ctx->fs; all log. ---- */
+bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes); /* NUL appended; bk_free */
+/* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
+bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
+bk_status bk_mkdirs(bk_context *ctx, const char *path);
+bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
+bool bk_path_exists(bk_context *ctx, const char *path);
+bool bk_path_is_dir(bk_context *ctx, const char *path);
+char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */
+extern const bk_fs bk_fs_posix;
+extern const bk_allocator bk_allocator_libc;
+
+#endif

@@ -1,0 +1,41 @@
+/* bk_context: made from the options, owns nothing but itself. */
+#include "base/base.h"
+
+static bk_context from_options(const bk_context_options *options) {
+  bk_context ctx = {.allocator = bk_allocator_libc, .fs = bk_fs_posix};
+  if (!options) return ctx;
+  if (options->allocator) ctx.allocator = *options->allocator;
+  if (options->fs) ctx.fs = *options->fs;
+  ctx.log = options->log;
+  ctx.log_user = options->log_user;
+  ctx.log_level = options->log_level;
+  return ctx;
+}
+
+static bool fs_complete(const bk_fs *fs) {
+  return fs->open_read && fs->open_write && fs->read_at && fs->write && fs->size && fs->truncate && fs->sync &&
+         fs->close && fs->mkdir && fs->rename && fs->remove && fs->sync_dir && fs->list && fs->kind;
+}
+
+bk_status bk_context_create(const bk_context_options *options, bk_context **context) {
+  if (!context) return BK_ERR_ARGUMENT;
+  bk_context made = from_options(options);
+  if (!made.allocator.alloc || !made.allocator.free)
+    return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the allocator needs both alloc and free");
+  if (!fs_complete(&made.fs)) return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the file access has a NULL member");
+  bk_context *ctx = bk_alloc(&made, sizeof *ctx);
+  if (!ctx) return BK_ERR_MEMORY;
+  *ctx = made;
+  *context = ctx;
+  return BK_OK;
+}
+
+void bk_context_destroy(bk_context *context) {
+  if (!context) return;
+  bk_context last = *context; /* the context's own block is freed through a copy of it */
+  bk_free(&last, context);
+  if (last.stats.current_bytes > 0)
+    bk_warn(&last, "context destroyed while %zu bytes made from it are still held", last.stats.current_bytes);
+}
+
+void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats) { *stats = context->stats; }

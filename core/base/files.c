@@ -1,0 +1,148 @@
+/* Helpers over the context's file access. Every failure is logged with the path and the system's words. */
+#include "base/base.h"
+
+#include <errno.h>
+#include <string.h>
+
+static bk_status io_fail(bk_context *ctx, const char *what, const char *path, int error) {
+  return bk_fail(ctx, BK_ERR_IO, "cannot %s %s: %s", what, path, strerror(-error));
+}
+
+static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes, char **data, size_t *bytes) {
+  uint64_t size;
+  int rc = ctx->fs.size(ctx->fs.user, file, &size);
+  if (rc < 0) return io_fail(ctx, "look at", path, rc);
+  if (size > max_bytes || size >= SIZE_MAX)
+    return bk_fail(ctx, BK_ERR_DATA, "%s has %llu bytes, at most %zu are allowed", path, (unsigned long long)size, max_bytes);
+  char *text = bk_alloc(ctx, (size_t)size + 1);
+  if (!text) return BK_ERR_MEMORY;
+  int64_t got = ctx->fs.read_at(ctx->fs.user, file, 0, text, (size_t)size);
+  if (got < 0 || (uint64_t)got != size) {
+    bk_free(ctx, text);
+    if (got < 0) return io_fail(ctx, "read", path, (int)got);
+    return bk_fail(ctx, BK_ERR_IO, "cannot read %s: it ended after %lld of %llu bytes", path, (long long)got,
+                   (unsigned long long)size);
+  }
+  *data = text;
+  *bytes = (size_t)size;
+  return BK_OK;
+}
+
+bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes) {
+  bk_file *file;
+  int rc = ctx->fs.open_read(ctx->fs.user, path, &file);
+  if (rc < 0) return io_fail(ctx, "open", path, rc);
+  bk_status status = read_whole(ctx, file, path, max_bytes, data, bytes);
+  ctx->fs.close(ctx->fs.user, file);
+  return status;
+}
+
+static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
+  bk_file *file;
+  int rc = ctx->fs.open_write(ctx->fs.user, path, false, &file);
+  if (rc < 0) return io_fail(ctx, "create", path, rc);
+  const char *failed = NULL;
+  int64_t done = ctx->fs.write(ctx->fs.user, file, data, bytes);
+  if (done < 0) failed = "write", rc = (int)done;
+  if (!failed && (rc = ctx->fs.sync(ctx->fs.user, file)) < 0) failed = "sync";
+  int close_rc = ctx->fs.close(ctx->fs.user, file);
+  if (!failed && close_rc < 0) failed = "close", rc = close_rc;
+  return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
+}
+
+/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. */
+static bk_status sync_parent(bk_context *ctx, const char *path) {
+  const char *slash = strrchr(path, '/');
+  size_t length = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
+  char *folder = slash ? bk_format(ctx, "%.*s", (int)length, path) : bk_strdup(ctx, ".");
+  if (!folder) return BK_ERR_MEMORY;
+  int rc = ctx->fs.sync_dir(ctx->fs.user, folder);
+  bk_status status = rc < 0 ? io_fail(ctx, "sync folder", folder, rc) : BK_OK;
+  bk_free(ctx, folder);
+  return status;
+}
+
+bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes) {
+  char *beside = bk_format(ctx, "%s.tmp", path);
+  if (!beside) return BK_ERR_MEMORY;
+  bk_status status = write_synced(ctx, beside, data, bytes);
+  if (status == BK_OK) {
+    int rc = ctx->fs.rename(ctx->fs.user, beside, path);
+    if (rc < 0) status = io_fail(ctx, "rename to", path, rc);
+  }
+  if (status != BK_OK) ctx->fs.remove(ctx->fs.user, beside);
+  else status = sync_parent(ctx, path);
+  bk_free(ctx, beside);
+  return status;
+}
+
+bk_status bk_mkdirs(bk_context *ctx, const char *path) {
+  char *partial = bk_strdup(ctx, path);
+  if (!partial) return BK_ERR_MEMORY;
+  bk_status status = *path ? BK_OK : bk_fail(ctx, BK_ERR_ARGUMENT, "cannot make a folder with an empty name");
+  for (char *p = partial; *p && status == BK_OK; ) {
+    while (*p == '/') p++;
+    while (*p && *p != '/') p++;
+    char saved = *p;
+    *p = '\0';
+    int rc = ctx->fs.mkdir(ctx->fs.user, partial);
+    if (rc < 0 && ctx->fs.kind(ctx->fs.user, partial) != 1)
+      status = io_fail(ctx, "make folder", partial, rc == -EEXIST ? -ENOTDIR : rc);
+    *p = saved;
+  }
+  bk_free(ctx, partial);
+  return status;
+}
+
+typedef struct name_list {
+  bk_context *ctx;
+  char **names;
+  size_t count, capacity;
+  bk_status status;
+} name_list;
+
+static void name_list_add(void *arg, const char *name) {
+  name_list *list = arg;
+  if (list->status != BK_OK) return;
+  list->status = bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
+  if (list->status != BK_OK) return;
+  char *copy = bk_strdup(list->ctx, name);
+  if (copy) list->names[list->count++] = copy;
+  else list->status = BK_ERR_MEMORY;
+}
+
+static bk_status remove_contents(bk_context *ctx, const char *path) {
+  name_list list = {.ctx = ctx, .status = BK_OK};
+  int rc = ctx->fs.list(ctx->fs.user, path, name_list_add, &list);
+  if (rc < 0) list.status = io_fail(ctx, "list", path, rc);
+  for (size_t i = 0; i < list.count; i++) {
+    char *child = list.status == BK_OK ? bk_path_join(ctx, path, list.names[i]) : NULL;
+    if (child) list.status = bk_remove_tree(ctx, child);
+    else if (list.status == BK_OK) list.status = BK_ERR_MEMORY;
+    bk_free(ctx, child);
+    bk_free(ctx, list.names[i]);
+  }
+  bk_free(ctx, list.names);
+  return list.status;
+}
+
+/* Removal is tried before looking inside: a link to a folder is removed itself, never what it points to. */
+bk_status bk_remove_tree(bk_context *ctx, const char *path) {
+  if (!path[strspn(path, "/")]) return bk_fail(ctx, BK_ERR_ARGUMENT, "will not remove the folder \"%s\"", path);
+  int rc = ctx->fs.remove(ctx->fs.user, path);
+  if (rc == 0 || rc == -ENOENT) return BK_OK;
+  if (rc != -ENOTEMPTY && rc != -EEXIST) return io_fail(ctx, "remove", path, rc);
+  BK_TRY(remove_contents(ctx, path));
+  rc = ctx->fs.remove(ctx->fs.user, path);
+  return rc < 0 && rc != -ENOENT ? io_fail(ctx, "remove", path, rc) : BK_OK;
+}
+
+bool bk_path_exists(bk_context *ctx, const char *path) { return ctx->fs.kind(ctx->fs.user, path) >= 0; }
+
+bool bk_path_is_dir(bk_context *ctx, const char *path) { return ctx->fs.kind(ctx->fs.user, path) == 1; }
+
+char *bk_path_join(bk_context *ctx, const char *folder, const char *name) {
+  size_t length = strlen(folder);
+  const char *between = length == 0 || folder[length - 1] == '/' ? "" : "/";
+  return bk_format(ctx, "%s%s%s", folder, between, name);
+}

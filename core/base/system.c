@@ -1,0 +1,46 @@
+/* What the machine has: processors and memory. */
+#include "base/base.h"
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+#include <stdio.h>
+#include <unistd.h>
+
+int bk_cpu_count(void) {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+  long online = sysconf(_SC_NPROCESSORS_ONLN);
+  return online > 0 ? (int)online : 1;
+}
+
+/* MemAvailable counts what the kernel would give up (caches); the plain number of free pages does not. */
+static bool available_kib(unsigned long long *kib) {
+  FILE *file = fopen("/proc/meminfo", "re");
+  if (!file) return false;
+  char line[128];
+  bool found = false;
+  while (!found && fgets(line, sizeof line, file)) found = sscanf(line, "MemAvailable: %llu kB", kib) == 1;
+  fclose(file);
+  return found;
+}
+
+bool bk_system_memory(size_t *free_bytes, size_t *total_bytes) {
+  long page = sysconf(_SC_PAGESIZE), pages = sysconf(_SC_PHYS_PAGES);
+  if (page <= 0 || pages <= 0) return false;
+  unsigned long long kib;
+  *total_bytes = (size_t)page * (size_t)pages;
+  if (available_kib(&kib)) {
+    *free_bytes = (size_t)kib * 1024;
+    return true;
+  }
+#ifdef _SC_AVPHYS_PAGES
+  long unused = sysconf(_SC_AVPHYS_PAGES);
+  *free_bytes = unused > 0 ? (size_t)page * (size_t)unused : 0;
+#else
+  *free_bytes = 0;
+#endif
+  return true;
+}

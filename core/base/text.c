@@ -1,0 +1,118 @@
+/* Names and numbers as people type them. */
+#include "base/base.h"
+
+#include <limits.h>
+#include <locale.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DISTANCE_MAX 127 /* characters compared; names of keys and devices are far shorter */
+#define NUMBER_MAX 512
+
+static size_t length_of(const char *text, size_t limit) {
+  size_t n = 0;
+  while (n < limit && text[n]) n++;
+  return n;
+}
+
+static int least(int a, int b, int c) {
+  int m = a < b ? a : b;
+  return m < c ? m : c;
+}
+
+/* Levenshtein, one row at a time. */
+int bk_edit_distance(const char *a, const char *b) {
+  size_t n = length_of(a, DISTANCE_MAX), m = length_of(b, DISTANCE_MAX);
+  int row[DISTANCE_MAX + 1];
+  for (size_t j = 0; j <= m; j++) row[j] = (int)j;
+  for (size_t i = 1; i <= n; i++) {
+    int diagonal = row[0];
+    row[0] = (int)i;
+    for (size_t j = 1; j <= m; j++) {
+      int above = row[j];
+      row[j] = least(above + 1, row[j - 1] + 1, diagonal + (a[i - 1] != b[j - 1]));
+      diagonal = above;
+    }
+  }
+  return row[m];
+}
+
+const char *bk_nearest(const char *text, const char *const *names, size_t count) {
+  const char *best = NULL;
+  int best_distance = (int)(length_of(text, DISTANCE_MAX) / 2) + 2;
+  for (size_t i = 0; i < count; i++) {
+    int distance = bk_edit_distance(text, names[i]);
+    if (distance >= best_distance) continue;
+    best = names[i];
+    best_distance = distance;
+  }
+  return best;
+}
+
+bool bk_parse_int64(const char *text, int64_t *value) {
+  if (!text) return false;
+  bool negative = *text == '-';
+  const char *p = text + (negative || *text == '+');
+  if (!*p) return false;
+  uint64_t limit = negative ? (uint64_t)INT64_MAX + 1 : (uint64_t)INT64_MAX, sum = 0;
+  for (; *p; p++) {
+    if (*p < '0' || *p > '9') return false;
+    uint64_t digit = (uint64_t)(*p - '0');
+    if (sum > (limit - digit) / 10) return false;
+    sum = 10 * sum + digit;
+  }
+  *value = !negative ? (int64_t)sum : sum ? -(int64_t)(sum - 1) - 1 : 0;
+  return true;
+}
+
+static const char *skip_digits(const char *p, int *count) {
+  for (; *p >= '0' && *p <= '9'; p++) ++*count;
+  return p;
+}
+
+/* [sign] digits [. digits] [e [sign] digits], at least one digit before the exponent. */
+static bool is_decimal(const char *text) {
+  int digits = 0, exponent_digits = 0;
+  const char *p = text + (*text == '-' || *text == '+');
+  p = skip_digits(p, &digits);
+  if (*p == '.') p = skip_digits(p + 1, &digits);
+  if (digits == 0) return false;
+  if (*p != 'e' && *p != 'E') return *p == '\0';
+  p += p[1] == '-' || p[1] == '+' ? 2 : 1;
+  p = skip_digits(p, &exponent_digits);
+  return exponent_digits > 0 && *p == '\0';
+}
+
+/* strtod reads the decimal point of the host program's locale: '.' is replaced by it first. */
+bool bk_parse_double(const char *text, double *value) {
+  if (!text || !is_decimal(text)) return false;
+  const char *point = localeconv()->decimal_point;
+  const char *dot = strchr(text, '.');
+  size_t length = strlen(text), width = strlen(point);
+  char number[NUMBER_MAX];
+  if (length + width >= sizeof number) return false;
+  size_t head = dot ? (size_t)(dot - text) : length;
+  memcpy(number, text, head);
+  size_t at = head;
+  if (dot) {
+    memcpy(number + at, point, width);
+    at += width;
+    memcpy(number + at, dot + 1, length - head - 1);
+    at += length - head - 1;
+  }
+  number[at] = '\0';
+  char *end;
+  double parsed = strtod(number, &end);
+  if (*end || !isfinite(parsed)) return false;
+  *value = parsed;
+  return true;
+}
+
+bool bk_parse_bool(const char *text, bool *value) {
+  if (!text) return false;
+  bool yes = !strcmp(text, "true") || !strcmp(text, "1");
+  if (!yes && strcmp(text, "false") != 0 && strcmp(text, "0") != 0) return false;
+  *value = yes;
+  return true;
+}

@@ -1,0 +1,14 @@
+/* Everything of libbirkhoff that is installed. */
+#ifndef BIRKHOFF_BIRKHOFF_H
+#define BIRKHOFF_BIRKHOFF_H
+
+#include <birkhoff/config.h>
+#include <birkhoff/context.h>
+#include <birkhoff/data.h>
+#include <birkhoff/device.h>
+#include <birkhoff/model.h>
+#include <birkhoff/status.h>
+#include <birkhoff/train.h>
+#include <birkhoff/types.h>
+
+#endif

@@ -1,0 +1,57 @@
+/* Token data: UTF-8 text as byte tokens 0..255 with 256 after each file, or .bin streams of uint16 or uint32.
+ * Text: the last 10 % of each file's bytes (floor(bytes/10)) is its validation part; a .bin has none. */
+#ifndef BIRKHOFF_DATA_H
+#define BIRKHOFF_DATA_H
+
+#include <birkhoff/config.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BK_TOKEN_END 256 /* ends each text file; generation stops at it */
+
+typedef enum bk_split { BK_SPLIT_TRAIN, BK_SPLIT_VAL, BK_SPLIT_ALL } bk_split;
+typedef struct bk_dataset bk_dataset;
+
+typedef struct bk_dataset_options {
+  int64_t vocab_size; /* every token is checked against it: BK_ERR_DATA names file and position */
+  int data_dtype;     /* as in bk_train_config; 0: uint16 if vocab_size <= 65536 else uint32 */
+  bk_split split;
+} bk_dataset_options;
+
+/* The files' tokens of the split, one after the other. Text files: token 256 after the file's last byte (in the split that has the
+ * file's end: val or all; with val data given separately the caller asks for ALL). Empty files or an empty result: BK_ERR_DATA. */
+bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds);
+void bk_dataset_close(bk_dataset *ds);
+int64_t bk_dataset_tokens(const bk_dataset *ds);
+int64_t bk_dataset_bytes(const bk_dataset *ds);     /* bytes of text behind the tokens; -1 if a .bin is among them */
+uint64_t bk_dataset_hash(const bk_dataset *ds);
+int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
+
+/* Training order: a pure function of (seed, sequence number), so that the position is one integer. Windows of seq_len inputs + the
+ * next token; each epoch visits every window once, in a pseudo-random order, cut at a pseudo-random offset of the epoch.
+ * Sequence number s (from 0): ids [seq_len], targets [seq_len] (ids shifted by one). Data shorter than seq_len + 1:
+ * bk_dataset_check_seq_len gives BK_ERR_DATA with both lengths. */
+bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len);
+void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s, int32_t *ids, int32_t *targets);
+
+/* Evaluation: window i of seq_len inputs from i*seq_len, the last one shorter; every token but the first is predicted once.
+ * Fills seq_len entries; past the end ids are 0 and targets -100. Returns the number of kept targets. */
+int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
+int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids, int32_t *targets);
+
+/* One training step's numbers, as in metrics.jsonl. */
+typedef struct bk_metrics_row {
+  int64_t step, tokens;       /* tokens seen so far */
+  double loss, lr, grad_norm, tokens_per_s;
+  bool has_val, has_gain;     /* absent keys are not written */
+  double val_loss, gain_forward, gain_backward; /* composite H_L ... H_1, mean over tokens */
+  int n_layers, n_experts;    /* MoE layers; 0: no expert_load */
+  const double *expert_load;  /* [n_layers][n_experts] share of the step's choices, sums to 1 per layer */
+} bk_metrics_row;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,42 @@
+/* Devices: "cpu" and "ref" always; "cuda:0", "opencl:0", "vulkan:0" where their modules are installed and probe. */
+#ifndef BIRKHOFF_DEVICE_H
+#define BIRKHOFF_DEVICE_H
+
+#include <birkhoff/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct bk_device bk_device;
+
+typedef struct bk_device_options {
+  int threads;          /* host workers; 0 = one per processor */
+  const char *isa;      /* strips faster kernels: "portable", "avx2"; NULL = best (also BIRKHOFF_CPU_ISA) */
+  bool composed_only;   /* fused slots run as their composed default (for tests) */
+  bool allow_fallback;  /* ops without a kernel run on `cpu`, logged once per op */
+} bk_device_options;
+
+/* One arena per class; `plan` and the metrics report bytes by class. */
+typedef enum bk_memory_class {
+  BK_MEM_WEIGHTS,
+  BK_MEM_MASTERS,
+  BK_MEM_GRADIENTS,
+  BK_MEM_OPTIMIZER,
+  BK_MEM_ACTIVATIONS,
+  BK_MEM_WORKSPACE,
+  BK_MEM_COMM,
+  BK_MEM_STAGING,
+  BK_MEM_CLASS_COUNT
+} bk_memory_class;
+const char *bk_memory_class_name(bk_memory_class c); /* "weights" "masters" "gradients" "optimizer" ... */
+
+/* name: "cpu", "ref", "cuda:1"; NULL: the best that probes. An unknown backend: BK_ERR_NOT_FOUND with a list of those that
+ * are there; a known one that is absent: BK_ERR_ABSENT with its reason. */
+bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options, bk_device **device);
+void bk_device_close(bk_device *device); /* NULL is allowed */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,73 @@
+/* Models: weights of a transformer on a device, and checkpoints. */
+#ifndef BIRKHOFF_MODEL_H
+#define BIRKHOFF_MODEL_H
+
+#include <birkhoff/config.h>
+#include <birkhoff/device.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct bk_model bk_model;
+
+typedef struct bk_model_options {
+  bool trainable;               /* gradients, masters and moments too */
+  int64_t begin, end;           /* sublayer range [begin, end) of 2 * num_hidden_layers; end 0 = all. The embedding belongs to
+                                   begin == 0, final collapse, norm and head to end == 2 * num_hidden_layers */
+  bool plan_only;               /* sizes only: no memory is committed (`birkhoff plan`) */
+} bk_model_options;
+
+bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype, const bk_model_options *options, bk_model **model);
+void bk_model_destroy(bk_model *model); /* NULL is allowed */
+/* Initial values from (seed, hash of name, element), the same bits on every machine and backend; masters, zero moments. */
+bk_status bk_model_init(bk_model *model, uint64_t seed);
+
+/* Counts from the configuration alone. Active: the routed experts a token uses, and one of the two vocabulary matrices. */
+typedef struct bk_model_counts {
+  int64_t parameters_total, parameters_active, parameters_connections, parameters_vocabulary;
+  double flops_per_token; /* training: 6 x active matrix parameters + causal attention at seq_len, recompute not counted */
+} bk_model_counts;
+void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_counts *counts);
+
+/* ---- checkpoints ---- */
+
+/* Checkpoints (design.md section 5): a folder with config.json and model.safetensors, and for resuming optimizer.safetensors and
+ * trainer_state.json. Written beside its final name as NAME.tmp, synced, renamed: a crash leaves the previous one whole.
+ *
+ * model.safetensors: weights under Hugging Face's names in the run's dtype (hc_*, norm weights, router bias in fp32), metadata
+ * format = pt. optimizer.safetensors: "m.NAME", "v.NAME" and, where the weights are not fp32 themselves, "master.NAME".
+ * The reader also takes transformers' module names (attn_hc.fn, ffn_hc.fn, hc_head.hc_fn) and names without "model.". */
+
+/* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest. *path is to be bk_free'd.
+ * Neither: BK_ERR_DATA that says what is missing. */
+bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
+/* Newest step-NNNNNN in folder; *step = -1 if there is none or no folder. */
+bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, int64_t *step);
+char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step); /* "DIR/step-000123"; bk_free */
+/* Removes all but the newest `keep` step folders, and left-over *.tmp folders. */
+bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
+
+/* state NULL: weights only (no optimiser, no trainer state). */
+bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *path);
+
+/* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices. Trainable models get masters from the
+ * weights and zero moments. config_out may be NULL. */
+bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model);
+/* Weights of PATH/model.safetensors into a model that exists. Every tensor must be there, none may be left over. */
+bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
+/* Moments and masters, for a bit-exact resume. */
+bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path);
+/* The dtype of the matrices in PATH/model.safetensors. */
+bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype);
+
+/* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits are the same: the reads average the
+ * streams (pre = 1/n), the writes sum to n, every mixing matrix is doubly stochastic and fn is zero, so that the mean of the
+ * streams follows the plain residual while the streams themselves differ. With a learned head the result is exact; with the
+ * sum, the final norm sees n times the value and its eps weighs 1/n^2. */
+bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,16 @@
+/* Shared by registry.c, loader.c and device.c. */
+#ifndef BK_REGISTRY_PRIV_H
+#define BK_REGISTRY_PRIV_H
+
+#include "runtime/backend.h"
+
+#define BK_REASON_MAX 256
+
+/* Verifies and adds a backend without a message; `reason` says why not. Adding one twice is BK_OK. */
+bk_status bk_registry_add(const bk_backend *backend, char *reason, size_t reason_size);
+/* Remembers a module that was refused; past the capacity it is only logged. */
+void bk_registry_note_refused(const char *path, const char *reason);
+/* True if one of the function pointers that a vtable of `bytes` bytes consists of is NULL. */
+bool bk_vtable_has_hole(const void *vtable, size_t bytes);
+
+#endif
