@@ -1,0 +1,314 @@
+/* The configuration's tables, defaults and rules. What is refused and why: design.md section 4.
+ * Defaults: the model has none of its own (an absent key takes Hugging Face's, see bk_model_config_absent); the recipe's are
+ * those of arXiv 2512.24880's appendix scaled to small runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20). */
+#include <math.h>
+#include <string.h>
+
+#include "io/config_priv.h"
+
+#define INT32_TOP 2147483647.0
+#define PARAMETERS_MAX 0x1p50 /* keeps every product of sizes, times a few bytes, inside 63 bits */
+#define MIN_EPS 1e-30
+
+static const char *const residual_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", NULL};
+static const char *const head_names[] = {"sum", "learned", NULL};
+static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
+static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
+
+#define INT(field, low, high, text) {#field, BK_OPT_INT, offsetof(CONFIG, field), low, high, NULL, text}
+#define DOUBLE(field, low, high, text) {#field, BK_OPT_DOUBLE, offsetof(CONFIG, field), low, high, NULL, text}
+#define BOOL(field, text) {#field, BK_OPT_BOOL, offsetof(CONFIG, field), 0, 1, NULL, text}
+#define ENUM(field, names, text) {#field, BK_OPT_ENUM, offsetof(CONFIG, field), 0, 0, names, text}
+
+#define CONFIG bk_model_config
+const bk_option bk_model_keys[] = {
+    INT(vocab_size, 1, INT32_TOP, "number of tokens (byte tokens need 257)"),
+    INT(hidden_size, 1, 1 << 24, "model width C"),
+    INT(intermediate_size, 1, 1 << 28, "width of a dense feed-forward layer"),
+    INT(moe_intermediate_size, 1, 1 << 28, "width of one expert"),
+    INT(num_hidden_layers, 1, 100000, "layers; each has two sublayers, attention and feed-forward"),
+    INT(num_attention_heads, 1, 65536, "attention heads"),
+    INT(n_shared_experts, 0, 65536, "experts that every token passes through"),
+    INT(n_routed_experts, 1, 1 << 20, "experts that tokens are routed to"),
+    INT(num_experts_per_tok, 1, 1024, "routed experts per token (top-k)"),
+    INT(n_group, 1, 1 << 20, "groups of routed experts"),
+    INT(topk_group, 1, 1 << 20, "groups kept per token"),
+    INT(first_k_dense_replace, 0, 100000, "leading layers with a dense feed-forward layer"),
+    INT(kv_lora_rank, 1, 1 << 24, "width of the compressed keys and values"),
+    {"q_lora_rank", BK_OPT_INT_OR_NULL, offsetof(CONFIG, q_lora_rank), 1, 1 << 24, NULL,
+     "width of the compressed queries; null: no compression"},
+    INT(qk_rope_head_dim, 2, 65536, "rotated part of a query or key head (even)"),
+    INT(qk_nope_head_dim, 1, 65536, "unrotated part of a query or key head"),
+    INT(v_head_dim, 1, 65536, "width of a value head"),
+    INT(max_position_embeddings, 1, INT32_TOP, "longest sequence that the model is meant for"),
+    BOOL(norm_topk_prob, "expert weights of a token are divided by their sum"),
+    DOUBLE(routed_scaling_factor, 1e-6, 1e6, "factor on the expert weights"),
+    DOUBLE(rms_norm_eps, MIN_EPS, 1, "eps of the RMS norms"),
+    DOUBLE(rope_theta, 1, 1e15, "base of the rotary frequencies"),
+    DOUBLE(initializer_range, 0, 100, "standard deviation of initial matrices"),
+    ENUM(residual, residual_names, "residual connection"),
+    INT(hc_mult, 1, BK_HC_MAX_N, "streams n of the residual connection (mhc_lite: up to 5)"),
+    INT(hc_sinkhorn_iters, 1, 64, "Sinkhorn iterations (mhc)"),
+    DOUBLE(hc_eps, 0, 1, "eps of the connection's maps; 0: the paper's form, 1e-6: DeepSeek-V4's"),
+    ENUM(hc_head, head_names, "how streams become one at the end"),
+    {.name = NULL},
+};
+#undef CONFIG
+
+#define CONFIG bk_train_config
+const bk_option bk_train_keys[] = {
+    INT(steps, 1, 1e15, "optimiser steps in all"),
+    INT(batch_size, 1, 1 << 24, "sequences per step"),
+    INT(micro_batch_size, 0, 1 << 24, "sequences per forward and backward pass, divides batch_size; 0: batch_size"),
+    INT(seq_len, 1, 1 << 26, "tokens per sequence"),
+    INT(seed, 0, 9007199254740992.0, "seed of initial weights and data order"),
+    DOUBLE(lr, 0, 1e3, "base learning rate"),
+    ENUM(lr_schedule, schedule_names, "after warm-up; step: x 0.316 at 80 % of the steps, x 0.1 at 90 %"),
+    INT(warmup_steps, 0, 1e15, "steps of linear warm-up"),
+    DOUBLE(min_lr_ratio, 0, 1, "share of lr at the end of the cosine schedule"),
+    DOUBLE(weight_decay, 0, 1e3, "decoupled, on matrices only"),
+    DOUBLE(adam_beta1, 0, 0.999999999, "AdamW: decay of the first moment"),
+    DOUBLE(adam_beta2, 0, 0.999999999, "AdamW: decay of the second moment"),
+    DOUBLE(adam_eps, MIN_EPS, 1, "AdamW: eps beside the root of the second moment"),
+    DOUBLE(grad_clip, 0, 1e30, "largest global gradient norm; 0: off"),
+    DOUBLE(router_bias_lr, 0, 1, "step of the experts' balancing bias; 0: off"),
+    INT(save_every, 0, 1e15, "steps between checkpoints; 0: only the last step"),
+    INT(keep, 1, 1e9, "checkpoints kept, the newest"),
+    INT(eval_every, 0, 1e15, "steps between validation passes; 0: none"),
+    INT(eval_tokens, 0, 1e15, "most tokens of such a pass; 0: all"),
+    INT(gain_every, 0, 1e15, "steps between measurements of the composite gain; 0: none"),
+    {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
+     "sublayers per block whose connections are recomputed in the backward pass"},
+    ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
+    BOOL(allow_tf32, "GPU backends: TF32 in fp32 products"),
+    BOOL(cuda_graph, "GPU backends: the step as one captured graph"),
+    {.name = NULL},
+};
+#undef CONFIG
+
+const bk_model_config bk_model_config_absent = {
+    .vocab_size = 129280,
+    .hidden_size = 7168,
+    .intermediate_size = 18432,
+    .moe_intermediate_size = 2048,
+    .num_hidden_layers = 61,
+    .num_attention_heads = 128,
+    .n_shared_experts = 1,
+    .n_routed_experts = 256,
+    .num_experts_per_tok = 8,
+    .n_group = 8,
+    .topk_group = 4,
+    .first_k_dense_replace = 3,
+    .kv_lora_rank = 512,
+    .q_lora_rank = 1536,
+    .qk_rope_head_dim = 64,
+    .qk_nope_head_dim = 128,
+    .v_head_dim = 128,
+    .max_position_embeddings = 4096,
+    .norm_topk_prob = true,
+    .routed_scaling_factor = 2.5,
+    .rms_norm_eps = 1e-6,
+    .rope_theta = 10000,
+    .initializer_range = 0.02,
+    .residual = BK_HC_PLAIN,
+    .hc_mult = 4,
+    .hc_sinkhorn_iters = 20,
+    .hc_eps = 0,
+    .hc_head = BK_HEAD_SUM,
+};
+
+void bk_train_config_default(bk_train_config *t) {
+  *t = (bk_train_config){
+      .steps = 1000,
+      .batch_size = 8,
+      .seq_len = 256,
+      .seed = 1,
+      .lr = 3e-4,
+      .min_lr_ratio = 0.1,
+      .weight_decay = 0.1,
+      .adam_beta1 = 0.9,
+      .adam_beta2 = 0.95,
+      .adam_eps = 1e-8,
+      .grad_clip = 1.0,
+      .router_bias_lr = 1e-3,
+      .lr_schedule = BK_LR_STEP,
+      .warmup_steps = 100,
+      .save_every = 500,
+      .keep = 2,
+      .eval_every = 100,
+      .eval_tokens = 65536,
+      .gain_every = 100,
+      .hc_recompute = BK_RECOMPUTE_AUTO,
+  };
+}
+
+/* ---- --set ---- */
+
+static bk_status unknown_key(bk_context *ctx, const char *key) {
+  const char *names[BK_COUNT(bk_model_keys) + BK_COUNT(bk_train_keys)];
+  size_t count = 0;
+  for (const bk_option *o = bk_model_keys; o->name; o++) names[count++] = o->name;
+  for (const bk_option *o = bk_train_keys; o->name; o++) names[count++] = o->name;
+  const char *nearest = bk_nearest(key, names, count);
+  if (nearest) return bk_fail(ctx, BK_ERR_NOT_FOUND, "--set: unknown key \"%s\"; the nearest known one is \"%s\"",
+                              key, nearest);
+  return bk_fail(ctx, BK_ERR_NOT_FOUND, "--set: unknown key \"%s\", and no known one is near it", key);
+}
+
+static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *key, const char *value) {
+  const bk_option *model = bk_option_find(bk_model_keys, key, strlen(key));
+  const bk_option *recipe = bk_option_find(bk_train_keys, key, strlen(key));
+  if (!model && !recipe) return unknown_key(ctx, key);
+  if (model && m) return bk_option_set_text(ctx, "--set", model, value, m);
+  if (recipe && t) return bk_option_set_text(ctx, "--set", recipe, value, t);
+  return bk_fail(ctx, BK_ERR_CONFIG, "--set: %s is a key of the %s, which is fixed here", key,
+                 model ? "model" : "training recipe");
+}
+
+bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *assignment) {
+  const char *equals = strchr(assignment, '=');
+  if (!equals || equals == assignment)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "--set: KEY=VALUE is needed, not \"%s\"", assignment);
+  char *key = bk_format(ctx, "%.*s", (int)(equals - assignment), assignment);
+  if (!key) return BK_ERR_MEMORY;
+  bk_status status = set_key(ctx, m, t, key, equals + 1);
+  bk_free(ctx, key);
+  return status;
+}
+
+/* ---- validation ---- */
+
+static bk_status check_experts(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group, k = m->num_experts_per_tok;
+  if (experts % groups != 0)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) cannot be divided by n_group (%lld)",
+                   origin, experts, groups);
+  if (experts / groups < 2)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) / n_group (%lld) gives fewer than 2 experts a "
+                   "group; the two best score a group",
+                   origin, experts, groups);
+  if (kept > groups)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin, kept, groups);
+  if (k > kept * (experts / groups))
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_experts_per_tok (%lld) is above the %lld experts that are left "
+                   "(topk_group %lld of n_group %lld, n_routed_experts %lld)",
+                   origin, k, kept * (experts / groups), kept, groups, experts);
+  return BK_OK;
+}
+
+static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (m->residual == BK_HC_MHC_LITE && m->hc_mult > 5)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: hc_mult (%lld) must be at most 5 with residual mhc_lite, which has n! "
+                   "permutations",
+                   origin, (long long)m->hc_mult);
+  return BK_OK;
+}
+
+typedef struct width {
+  const char *what;
+  double value;
+} width;
+
+/* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past it: no overflow is missed. */
+static bk_status check_widths(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  double heads = (double)m->num_attention_heads;
+  double query = (double)(m->qk_nope_head_dim + m->qk_rope_head_dim);
+  const width widths[] = {
+      {"num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", heads * query},
+      {"num_attention_heads x (qk_nope_head_dim + v_head_dim)", heads * (double)(m->qk_nope_head_dim + m->v_head_dim)},
+      {"n_shared_experts x moe_intermediate_size", (double)m->n_shared_experts * (double)m->moe_intermediate_size},
+      {"hc_mult x hidden_size", (double)m->hc_mult * (double)m->hidden_size},
+  };
+  for (size_t i = 0; i < BK_COUNT(widths); i++)
+    if (widths[i].value > INT32_TOP)
+      return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be",
+                     origin, widths[i].what, widths[i].value);
+  return BK_OK;
+}
+
+static double attention_parameters(const bk_model_config *m) {
+  double c = (double)m->hidden_size, heads = (double)m->num_attention_heads;
+  double q = (double)m->q_lora_rank, kv = (double)m->kv_lora_rank;
+  double rope = (double)m->qk_rope_head_dim, nope = (double)m->qk_nope_head_dim, v = (double)m->v_head_dim;
+  double query = heads * (nope + rope);
+  return (q > 0 ? q * (c + query) : c * query) + c * (kv + rope) + kv * heads * (nope + v) + heads * v * c;
+}
+
+/* Within a few percent: norms and connections are left out. */
+static bk_status check_total(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  double c = (double)m->hidden_size, layers = (double)m->num_hidden_layers;
+  double dense = fmin(layers, (double)m->first_k_dense_replace), expert = 3 * c * (double)m->moe_intermediate_size;
+  double total = 2 * (double)m->vocab_size * c + layers * attention_parameters(m);
+  total += dense * 3 * c * (double)m->intermediate_size;
+  total += (layers - dense) * expert * (double)(m->n_routed_experts + m->n_shared_experts);
+  if (total <= PARAMETERS_MAX) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: these sizes make about %.3g parameters; at most %.3g can be addressed",
+                 origin, total, PARAMETERS_MAX);
+}
+
+bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  BK_TRY(bk_options_check(ctx, origin, bk_model_keys, m));
+  if (m->qk_rope_head_dim % 2 != 0)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: qk_rope_head_dim (%lld) must be even: it is rotated in pairs",
+                   origin, (long long)m->qk_rope_head_dim);
+  BK_TRY(check_experts(ctx, origin, m));
+  BK_TRY(check_streams(ctx, origin, m));
+  BK_TRY(check_widths(ctx, origin, m));
+  return check_total(ctx, origin, m);
+}
+
+bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m) {
+  return bk_model_config_check(ctx, "model configuration", m);
+}
+
+bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t) {
+  BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t));
+  long long micro = t->micro_batch_size ? t->micro_batch_size : t->batch_size;
+  if (t->batch_size % micro != 0)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: batch_size (%lld) cannot be divided by micro_batch_size (%lld)", origin,
+                   (long long)t->batch_size, micro);
+  if ((double)micro * (double)t->seq_len > INT32_TOP)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: a micro-batch of %lld sequences of seq_len %lld has more than "
+                   "2147483647 tokens",
+                   origin, micro, (long long)t->seq_len);
+  return BK_OK;
+}
+
+bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t) {
+  return bk_train_config_check(ctx, "training recipe", t);
+}
+
+/* ---- derived ---- */
+
+/* arXiv 2512.24880 section 4.3.2: L_r = sqrt(n L / (n + 2)) with L sublayers keeps the fewest activations. */
+int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute) {
+  int64_t sublayers = 2 * m->num_hidden_layers;
+  if (m->residual == BK_HC_PLAIN || hc_recompute == 0) return 0;
+  double n = (double)m->hc_mult;
+  int64_t block = hc_recompute > 0 ? hc_recompute : (int64_t)floor(sqrt(n * (double)sublayers / (n + 2)) + 0.5);
+  return block < 1 ? 1 : block > sublayers ? sublayers : block;
+}
+
+/* Steps done before `step`, in tenths of all, decide: exact in integers for any count. */
+static double step_factor(const bk_train_config *t, int64_t step) {
+  int64_t done = step - 1, tenth = t->steps / 10, rest = t->steps % 10;
+  int64_t eighty = 8 * tenth + (8 * rest + 9) / 10, ninety = 9 * tenth + (9 * rest + 9) / 10;
+  return done >= ninety ? 0.1 : done >= eighty ? 0.316 : 1;
+}
+
+static double cosine_factor(const bk_train_config *t, int64_t step) {
+  const double pi = 3.14159265358979323846;
+  int64_t length = t->steps - t->warmup_steps;
+  double progress = length > 0 ? (double)(step - t->warmup_steps) / (double)length : 1;
+  if (progress >= 1) return t->min_lr_ratio;
+  return t->min_lr_ratio + (1 - t->min_lr_ratio) * 0.5 * (1 + cos(pi * progress));
+}
+
+double bk_learning_rate(const bk_train_config *t, int64_t step) {
+  if (step <= t->warmup_steps) return t->lr * ((double)step / (double)t->warmup_steps);
+  switch (t->lr_schedule) {
+    case BK_LR_STEP: return t->lr * step_factor(t, step);
+    case BK_LR_COSINE: return t->lr * cosine_factor(t, step);
+    default: return t->lr;
+  }
+}

@@ -1,0 +1,407 @@
+/* config.json and trainer_state.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing makes the
+ * text here, because transformers checks types: a float key always has a point or an exponent, an integer key never.
+ *
+ * Of config.json a key is one of: an architecture key (bk_model_keys); a key with one value that the runtime honours (fixed[]);
+ * a key that must agree with others (num_key_value_heads, head_dim, ...); a key that says nothing about the model (silent[]);
+ * anything else, which is a warning. */
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "io/config_priv.h"
+#include "io/json_out.h"
+
+#define CONFIG_BYTES_MAX ((size_t)16 << 20)
+#define STATE_FORMAT 1
+
+typedef struct document {
+  bk_context *ctx;
+  const char *origin;
+  json_t *root;
+} document;
+
+static const char *kind_name(const json_t *value) {
+  switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_INTEGER: return "an integer";
+    case JSON_REAL: return "a number with a fraction or exponent";
+    case JSON_TRUE: return "true";
+    case JSON_FALSE: return "false";
+    default: return "null";
+  }
+}
+
+static bk_status load(document *doc, const char *json, size_t bytes) {
+  json_error_t error;
+  doc->root = json_loadb(json, bytes, JSON_REJECT_DUPLICATES, &error);
+  if (!doc->root)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: line %d, column %d: %s",
+                   doc->origin, error.line, error.column, error.text);
+  if (json_is_object(doc->root)) return BK_OK;
+  bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, kind_name(doc->root));
+  json_decref(doc->root);
+  doc->root = NULL;
+  return status;
+}
+
+static bk_status wrong_kind(const document *doc, const bk_option *o, const json_t *value) {
+  char range[BK_OPTION_TEXT];
+  return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", doc->origin, o->name,
+                 bk_option_range_text(o, range, sizeof range), kind_name(value));
+}
+
+/* Integers are taken for float keys (files on the hub have "rope_theta": 10000), floats never for integer keys. */
+static bk_status read_option(const document *doc, const bk_option *o, const json_t *value, void *config) {
+  bool word = o->type == BK_OPT_ENUM || o->type == BK_OPT_INT_OR_AUTO;
+  if (json_is_string(value) && word) return bk_option_set_text(doc->ctx, doc->origin, o, json_string_value(value), config);
+  if (json_is_boolean(value) && o->type == BK_OPT_BOOL)
+    return bk_option_set_text(doc->ctx, doc->origin, o, json_is_true(value) ? "true" : "false", config);
+  if (json_is_null(value) && o->type == BK_OPT_INT_OR_NULL) return bk_option_set_text(doc->ctx, doc->origin, o, "null", config);
+  if (json_is_number(value) && o->type == BK_OPT_DOUBLE)
+    return bk_option_set_double(doc->ctx, doc->origin, o, json_number_value(value), config);
+  bool integral = o->type == BK_OPT_INT || o->type == BK_OPT_INT_OR_NULL || o->type == BK_OPT_INT_OR_AUTO;
+  if (json_is_integer(value) && integral)
+    return bk_option_set_int(doc->ctx, doc->origin, o, (int64_t)json_integer_value(value), config);
+  return wrong_kind(doc, o, value);
+}
+
+/* ---- config.json: keys with one honoured value ---- */
+
+typedef enum fixed_kind { FIXED_INT, FIXED_NUMBER, FIXED_BOOL, FIXED_STRING } fixed_kind;
+typedef struct fixed_key {
+  const char *name;
+  fixed_kind kind;
+  const char *text; /* the value as written in JSON; strings without quotes */
+  const char *why;
+} fixed_key;
+
+static const fixed_key fixed[] = {
+    {"moe_layer_freq", FIXED_INT, "1", "every layer past first_k_dense_replace has experts"},
+    {"scoring_func", FIXED_STRING, "sigmoid", "no other score is built"},
+    {"topk_method", FIXED_STRING, "noaux_tc", "no other choice of experts is built"},
+    {"hidden_act", FIXED_STRING, "silu", "no other activation is built"},
+    {"rope_interleave", FIXED_BOOL, "true", "rotation works on interleaved pairs"},
+    {"tie_word_embeddings", FIXED_BOOL, "false", "the two vocabulary matrices are separate"},
+    {"attention_bias", FIXED_BOOL, "false", "projections have no bias"},
+    {"attention_dropout", FIXED_NUMBER, "0.0", "there is no dropout"},
+};
+
+static bool fixed_holds(const fixed_key *key, const json_t *value) {
+  double wanted = 0;
+  switch (key->kind) {
+    case FIXED_STRING: return json_is_string(value) && strcmp(json_string_value(value), key->text) == 0;
+    case FIXED_BOOL: return json_is_boolean(value) && json_is_true(value) == (strcmp(key->text, "true") == 0);
+    case FIXED_INT: return json_is_integer(value) && bk_parse_double(key->text, &wanted) && json_number_value(value) == wanted;
+    case FIXED_NUMBER: return json_is_number(value) && bk_parse_double(key->text, &wanted) && json_number_value(value) == wanted;
+  }
+  return false;
+}
+
+static bk_status check_fixed(const document *doc) {
+  for (size_t i = 0; i < BK_COUNT(fixed); i++) {
+    const fixed_key *key = &fixed[i];
+    json_t *value = json_object_get(doc->root, key->name);
+    if (!value || fixed_holds(key, value)) continue;
+    char number[BK_DOUBLE_TEXT];
+    const char *given = json_is_string(value) ? json_string_value(value) : kind_name(value);
+    if (json_is_real(value)) given = bk_double_text(json_real_value(value), number);
+    if (json_is_integer(value)) {
+      snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
+      given = number;
+    }
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s: %s",
+                   doc->origin, key->name, key->text, given, key->why);
+  }
+  return BK_OK;
+}
+
+/* ---- config.json: rotary position ---- */
+
+/* rope_scaling (older files) and rope_parameters (newer ones): only the default kind, with its theta. */
+static bk_status check_rope_member(const document *doc, const char *name, const char *key, json_t *value) {
+  if (strcmp(key, "rope_theta") == 0) return BK_OK;
+  bool kind = strcmp(key, "rope_type") == 0 || strcmp(key, "type") == 0;
+  if (kind && json_is_string(value) && strcmp(json_string_value(value), "default") == 0) return BK_OK;
+  const char *given = json_is_string(value) ? json_string_value(value) : kind_name(value);
+  if (kind) return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s must be default, not %s: no scaling of positions "
+                           "is built", doc->origin, name, key, given);
+  return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s is not honoured: no scaling of positions is built",
+                 doc->origin, name, key);
+}
+
+static bk_status read_rope(const document *doc, const char *name, bk_model_config *m) {
+  json_t *rope = json_object_get(doc->root, name), *value;
+  const char *key;
+  if (!rope || json_is_null(rope)) return BK_OK;
+  if (!json_is_object(rope))
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be null or an object, not %s",
+                   doc->origin, name, kind_name(rope));
+  json_object_foreach(rope, key, value) BK_TRY(check_rope_member(doc, name, key, value));
+  json_t *theta = json_object_get(rope, "rope_theta");
+  if (!theta) return BK_OK;
+  double before = m->rope_theta;
+  BK_TRY(read_option(doc, bk_option_find(bk_model_keys, "rope_theta", 10), theta, m));
+  if (json_object_get(doc->root, "rope_theta") && before != m->rope_theta)
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: rope_theta is given twice, as %g and in %s as %g",
+                   doc->origin, before, name, m->rope_theta);
+  return BK_OK;
+}
+
+/* ---- config.json: keys that must agree ---- */
+
+/* `absent` < 0: an absent key agrees. null always does. */
+static bk_status check_agrees(const document *doc, const char *name, int64_t absent, int64_t wanted, const char *with) {
+  json_t *value = json_object_get(doc->root, name);
+  if (value && json_is_null(value)) return BK_OK;
+  if (!value && (absent < 0 || absent == wanted)) return BK_OK;
+  if (!value)
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s is absent, which means %lld; it must equal %s (%lld)",
+                   doc->origin, name,
+                   (long long)absent, with, (long long)wanted);
+  if (!json_is_integer(value))
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer, not %s", doc->origin, name, kind_name(value));
+  if (json_integer_value(value) == wanted) return BK_OK;
+  return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin, name,
+                 (long long)json_integer_value(value), with, (long long)wanted);
+}
+
+static bk_status check_agreements(const document *doc, const bk_model_config *m) {
+  BK_TRY(check_agrees(doc, "num_key_value_heads", 128, m->num_attention_heads, "num_attention_heads"));
+  BK_TRY(check_agrees(doc, "head_dim", -1, m->qk_rope_head_dim, "qk_rope_head_dim"));
+  BK_TRY(check_agrees(doc, "qk_head_dim", -1, m->qk_nope_head_dim + m->qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"));
+  BK_TRY(check_agrees(doc, "num_local_experts", -1, m->n_routed_experts, "n_routed_experts"));
+  json_t *quantised = json_object_get(doc->root, "quantization_config");
+  if (quantised && !json_is_null(quantised))
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: quantization_config: quantised weights are not read; convert them "
+                   "to bf16 first", doc->origin);
+  return BK_OK;
+}
+
+/* ---- config.json: the other keys ---- */
+
+/* About files, tokens, generation or training, never about the model's function. */
+static const char *const silent[] = {
+    "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "pretraining_tp", "auto_map", "aux_loss_alpha",
+    "seq_aux", "ep_size", "num_local_experts", "model_type", "_name_or_path", "_commit_hash", "_attn_implementation",
+    "num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "output_attentions", "output_hidden_states",
+    "return_dict", "router_aux_loss_coef", "is_encoder_decoder", "is_decoder", "chunk_size_feed_forward", "id2label", "label2id",
+    "num_labels", "problem_type", "tokenizer_class", "task_specific_params", "torchscript", "tf_legacy_loss", "use_bfloat16",
+    "pruned_heads", "prefix", "finetuning_task", "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder",
+    "num_key_value_heads", "head_dim", "qk_head_dim", "rope_scaling", "rope_parameters", "quantization_config",
+};
+
+static bool is_expected(const char *key) {
+  const char suffix[] = "_token_id";
+  size_t length = strlen(key), tail = sizeof suffix - 1;
+  if (bk_option_find(bk_model_keys, key, length)) return true;
+  if (length > tail && strcmp(key + length - tail, suffix) == 0) return true;
+  for (size_t i = 0; i < BK_COUNT(fixed); i++)
+    if (strcmp(key, fixed[i].name) == 0) return true;
+  for (size_t i = 0; i < BK_COUNT(silent); i++)
+    if (strcmp(key, silent[i]) == 0) return true;
+  return false;
+}
+
+static void warn_unknown(const document *doc) {
+  const char *key, *names[BK_COUNT(fixed) + 64];
+  json_t *value;
+  size_t count = 0;
+  for (const bk_option *o = bk_model_keys; o->name && count < 64; o++) names[count++] = o->name;
+  for (size_t i = 0; i < BK_COUNT(fixed); i++) names[count++] = fixed[i].name;
+  json_object_foreach(doc->root, key, value) {
+    if (is_expected(key)) continue;
+    const char *nearest = bk_nearest(key, names, count);
+    bk_warn(doc->ctx, "%s: unknown key \"%s\" has no effect%s%s", doc->origin, key, nearest ? "; the nearest known one is " : "",
+            nearest ? nearest : "");
+  }
+  if (json_object_get(doc->root, "hc_mult") && !json_object_get(doc->root, "residual"))
+    bk_warn(doc->ctx, "%s: hc_mult has no effect: the key residual is absent, so the model is plain", doc->origin);
+}
+
+static bk_status read_model(const document *doc, bk_model_config *m) {
+  bk_model_config read = bk_model_config_absent;
+  for (const bk_option *o = bk_model_keys; o->name; o++) {
+    json_t *value = json_object_get(doc->root, o->name);
+    if (value) BK_TRY(read_option(doc, o, value, &read));
+  }
+  BK_TRY(check_fixed(doc));
+  BK_TRY(read_rope(doc, "rope_scaling", &read));
+  BK_TRY(read_rope(doc, "rope_parameters", &read));
+  BK_TRY(check_agreements(doc, &read));
+  BK_TRY(bk_model_config_check(doc->ctx, doc->origin, &read));
+  warn_unknown(doc);
+  *m = read;
+  return BK_OK;
+}
+
+bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin, bk_model_config *m) {
+  document doc = {.ctx = ctx, .origin = origin};
+  BK_TRY(load(&doc, json, bytes));
+  bk_status status = read_model(&doc, m);
+  json_decref(doc.root);
+  return status;
+}
+
+bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m) {
+  char *text;
+  size_t bytes;
+  BK_TRY(bk_file_read_all(ctx, path, CONFIG_BYTES_MAX, &text, &bytes));
+  bk_status status = bk_model_config_parse(ctx, text, bytes, path, m);
+  bk_free(ctx, text);
+  return status;
+}
+
+/* ---- writing ---- */
+
+static void begin_member(bk_json_out *out, const char *indent, const char *key) {
+  bool first = out->length > 0 && out->data[out->length - 1] == '{';
+  bk_json_out_text(out, first ? "\n" : ",\n");
+  bk_json_out_text(out, indent);
+  bk_json_out_string(out, key);
+  bk_json_out_text(out, ": ");
+}
+
+static void write_option(bk_json_out *out, const char *indent, const bk_option *o, const void *config) {
+  char text[BK_OPTION_TEXT];
+  begin_member(out, indent, o->name);
+  bk_option_value_text(o, config, text, sizeof text);
+  bool word = o->type == BK_OPT_ENUM || (o->type == BK_OPT_INT_OR_AUTO && bk_option_int(o, config) <= 0);
+  if (word) bk_json_out_string(out, text);
+  else bk_json_out_text(out, text);
+}
+
+static void write_text_member(bk_json_out *out, const char *key, const char *json) {
+  begin_member(out, "  ", key);
+  bk_json_out_text(out, json);
+}
+
+static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
+  const char *torch = dtype == BK_BF16 ? "\"bfloat16\"" : dtype == BK_F64 ? "\"float64\"" : "\"float32\"";
+  bk_json_out_text(out, "{");
+  write_text_member(out, "architectures", "[\"DeepseekV3ForCausalLM\"]");
+  write_text_member(out, "model_type", "\"deepseek_v3\"");
+  write_text_member(out, "torch_dtype", torch);
+  for (const bk_option *o = bk_model_keys; o->name; o++) write_option(out, "  ", o, m);
+  begin_member(out, "  ", "num_key_value_heads");
+  bk_json_out_int(out, m->num_attention_heads);
+  for (size_t i = 0; i < BK_COUNT(fixed); i++) {
+    begin_member(out, "  ", fixed[i].name);
+    if (fixed[i].kind == FIXED_STRING) bk_json_out_string(out, fixed[i].text);
+    else bk_json_out_text(out, fixed[i].text);
+  }
+  write_text_member(out, "rope_scaling", "null");
+  write_text_member(out, "num_nextn_predict_layers", "0");
+  bk_json_out_text(out, "\n}\n");
+}
+
+static bk_status save(bk_json_out *out, const char *path) {
+  bk_status status = out->status;
+  if (status == BK_OK) status = bk_file_write_atomic(out->ctx, path, out->data, out->length);
+  bk_json_out_fini(out);
+  return status;
+}
+
+bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m, bk_dtype dtype) {
+  if (!bk_dtype_is_float(dtype))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: weights cannot be %s", path, bk_dtype_name(dtype));
+  BK_TRY(bk_model_config_check(ctx, path, m));
+  bk_json_out out;
+  bk_json_out_init(&out, ctx);
+  write_model(&out, m, dtype);
+  return save(&out, path);
+}
+
+/* ---- trainer_state.json ---- */
+
+bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s) {
+  char hash[24];
+  BK_TRY(bk_train_config_check(ctx, path, &s->recipe));
+  snprintf(hash, sizeof hash, "\"%016llx\"", (unsigned long long)s->data_hash);
+  bk_json_out out;
+  bk_json_out_init(&out, ctx);
+  bk_json_out_text(&out, "{");
+  begin_member(&out, "  ", "format");
+  bk_json_out_int(&out, STATE_FORMAT);
+  begin_member(&out, "  ", "step");
+  bk_json_out_int(&out, s->step);
+  begin_member(&out, "  ", "tokens");
+  bk_json_out_int(&out, s->tokens);
+  write_text_member(&out, "data_hash", hash);
+  begin_member(&out, "  ", "dtype");
+  bk_json_out_string(&out, bk_dtype_name(s->dtype));
+  write_text_member(&out, "recipe", "{");
+  for (const bk_option *o = bk_train_keys; o->name; o++) write_option(&out, "    ", o, &s->recipe);
+  bk_json_out_text(&out, "\n  }\n}\n");
+  return save(&out, path);
+}
+
+static bk_status read_count(const document *doc, const char *name, int64_t *count) {
+  json_t *value = json_object_get(doc->root, name);
+  if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
+  if (!json_is_integer(value) || json_integer_value(value) < 0)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer of at least 0", doc->origin, name);
+  *count = (int64_t)json_integer_value(value);
+  return BK_OK;
+}
+
+static bk_status read_hash(const document *doc, uint64_t *hash) {
+  const char *text = json_string_value(json_object_get(doc->root, "data_hash"));
+  if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: data_hash must be a string of 16 lower-case hexadecimal digits",
+                   doc->origin);
+  uint64_t sum = 0;
+  for (const char *p = text; *p; p++) sum = sum << 4 | (uint64_t)(*p <= '9' ? *p - '0' : *p - 'a' + 10);
+  *hash = sum;
+  return BK_OK;
+}
+
+/* Every key must be there and known: a resumed run continues bit for bit or not at all. */
+static bk_status read_recipe(const document *doc, bk_train_config *t) {
+  json_t *recipe = json_object_get(doc->root, "recipe"), *value;
+  const char *key;
+  if (!json_is_object(recipe)) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe is missing or not an object",
+                                              doc->origin);
+  bk_train_config_default(t);
+  json_object_foreach(recipe, key, value)
+    if (!bk_option_find(bk_train_keys, key, strlen(key)))
+      return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
+  for (const bk_option *o = bk_train_keys; o->name; o++) {
+    value = json_object_get(recipe, o->name);
+    if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
+    BK_TRY(read_option(doc, o, value, t));
+  }
+  return bk_train_config_check(doc->ctx, doc->origin, t);
+}
+
+static bk_status read_state(const document *doc, bk_trainer_state *s) {
+  bk_trainer_state read = {.step = 0};
+  int64_t format;
+  BK_TRY(read_count(doc, "format", &format));
+  if (format != STATE_FORMAT)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: format %lld is not known, only %d",
+                   doc->origin, (long long)format, STATE_FORMAT);
+  BK_TRY(read_count(doc, "step", &read.step));
+  BK_TRY(read_count(doc, "tokens", &read.tokens));
+  BK_TRY(read_hash(doc, &read.data_hash));
+  const char *dtype = json_string_value(json_object_get(doc->root, "dtype"));
+  if (!dtype || bk_dtype_parse(dtype, &read.dtype) != BK_OK)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: dtype must be fp32, bf16 or fp64", doc->origin);
+  BK_TRY(read_recipe(doc, &read.recipe));
+  *s = read;
+  return BK_OK;
+}
+
+bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s) {
+  char *text;
+  size_t bytes;
+  BK_TRY(bk_file_read_all(ctx, path, CONFIG_BYTES_MAX, &text, &bytes));
+  document doc = {.ctx = ctx, .origin = path};
+  bk_status status = load(&doc, text, bytes);
+  bk_free(ctx, text);
+  if (status != BK_OK) return status;
+  status = read_state(&doc, s);
+  json_decref(doc.root);
+  return status;
+}

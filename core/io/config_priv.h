@@ -1,0 +1,39 @@
+/* Shared by options.c, config.c and config_json.c. `origin` is where a value came from ("run/config.json", "--set"); it begins
+ * every message. Values outside their range are BK_ERR_CONFIG and leave the struct as it was. */
+#ifndef BK_CONFIG_PRIV_H
+#define BK_CONFIG_PRIV_H
+
+#include "io/config.h"
+
+#define BK_OPTION_TEXT 160
+
+const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length); /* NULL if absent */
+/* "an integer from 1 to 8, or null" into text; returns text. */
+char *bk_option_range_text(const bk_option *o, char *text, size_t size);
+/* Stores a value given as text, or as a number of the right kind. */
+bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config);
+bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value, void *config);
+bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o, double value, void *config);
+/* Looks whether the stored values of a whole table are in range. */
+bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config);
+
+static inline int64_t bk_option_int(const bk_option *o, const void *config) {
+  return *(const int64_t *)(const void *)((const char *)config + o->offset);
+}
+static inline double bk_option_double(const bk_option *o, const void *config) {
+  return *(const double *)(const void *)((const char *)config + o->offset);
+}
+static inline bool bk_option_bool(const bk_option *o, const void *config) {
+  return *(const bool *)(const void *)((const char *)config + o->offset);
+}
+static inline int bk_option_enum(const bk_option *o, const void *config) {
+  return *(const int *)(const void *)((const char *)config + o->offset);
+}
+
+/* As the public functions, with an origin in front of the message. */
+bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m);
+bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t);
+/* Hugging Face's DeepseekV3Config defaults (transformers 5.23), residual plain, and design.md section 3's for hc_*. */
+extern const bk_model_config bk_model_config_absent;
+
+#endif

@@ -1,0 +1,9 @@
+/* Token data: all of it is installed. */
+#ifndef BK_DATASET_H
+#define BK_DATASET_H
+
+#include <birkhoff/data.h>
+
+#include "io/config.h"
+
+#endif

@@ -1,0 +1,258 @@
+/* metrics.jsonl: rows are written in one piece each, so that a crash tears the last line at most. */
+#include "io/metrics.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <string.h>
+
+#include "io/json_out.h"
+
+#define LINE_MAX_BYTES ((size_t)1 << 28)
+#define READ_BYTES ((size_t)1 << 16)
+#define FIXED_BYTES 1024 /* all keys, and all numbers that are not expert loads */
+
+/* ---- writing ---- */
+
+struct bk_metrics {
+  bk_context *ctx;
+  char *path;
+  bk_file *file;
+  bk_json_out row;
+};
+
+bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics) {
+  bk_metrics *m = bk_alloc(ctx, sizeof *m);
+  if (!m) return BK_ERR_MEMORY;
+  m->ctx = ctx;
+  bk_json_out_init(&m->row, ctx);
+  m->path = bk_strdup(ctx, path);
+  int rc = m->path ? ctx->fs.open_write(ctx->fs.user, path, true, &m->file) : 0;
+  if (m->path && rc == 0) {
+    *metrics = m;
+    return BK_OK;
+  }
+  bk_status status = m->path ? bk_fail(ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
+  m->file = NULL;
+  bk_metrics_close(m);
+  return status;
+}
+
+void bk_metrics_close(bk_metrics *m) {
+  if (!m) return;
+  if (m->file) m->ctx->fs.close(m->ctx->fs.user, m->file);
+  bk_json_out_fini(&m->row);
+  bk_free(m->ctx, m->path);
+  bk_free(m->ctx, m);
+}
+
+static void put_key(bk_json_out *out, const char *key) {
+  bk_json_out_text(out, out->length == 1 ? "\"" : ", \"");
+  bk_json_out_text(out, key);
+  bk_json_out_text(out, "\": ");
+}
+
+static void put_int(bk_json_out *out, const char *key, int64_t value) {
+  put_key(out, key);
+  bk_json_out_int(out, value);
+}
+
+static void put_double(bk_json_out *out, const char *key, double value) {
+  put_key(out, key);
+  bk_json_out_double(out, value);
+}
+
+static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
+  put_key(out, "expert_load");
+  for (int l = 0; l < row->n_layers; l++) {
+    bk_json_out_text(out, l ? ", [" : "[[");
+    for (int e = 0; e < row->n_experts; e++) {
+      if (e) bk_json_out_text(out, ", ");
+      bk_json_out_double(out, row->expert_load[(size_t)l * (size_t)row->n_experts + (size_t)e]);
+    }
+    bk_json_out_text(out, "]");
+  }
+  bk_json_out_text(out, "]");
+}
+
+bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
+  bk_json_out *out = &m->row;
+  bool loads = row->n_layers > 0 && row->n_experts > 0 && row->expert_load;
+  bk_json_out_clear(out);
+  bk_json_out_reserve(out, FIXED_BYTES + (loads ? (size_t)row->n_layers * ((size_t)row->n_experts * 28 + 8) : 0));
+  bk_json_out_text(out, "{");
+  put_int(out, "step", row->step);
+  put_int(out, "tokens", row->tokens);
+  put_double(out, "loss", row->loss);
+  put_double(out, "lr", row->lr);
+  put_double(out, "grad_norm", row->grad_norm);
+  put_double(out, "tokens_per_s", row->tokens_per_s);
+  if (row->has_val) put_double(out, "val_loss", row->val_loss);
+  if (row->has_gain) {
+    put_double(out, "gain_forward", row->gain_forward);
+    put_double(out, "gain_backward", row->gain_backward);
+  }
+  if (loads) put_loads(out, row);
+  bk_json_out_text(out, "}\n");
+  BK_TRY(out->status);
+  int64_t rc = m->ctx->fs.write(m->ctx->fs.user, m->file, out->data, out->length);
+  if (rc >= 0 && (size_t)rc == out->length) return BK_OK;
+  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s",
+                 m->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+}
+
+/* ---- reading line by line ---- */
+
+typedef struct lines {
+  bk_context *ctx;
+  const char *path;
+  bk_file *file;
+  char *data;
+  size_t capacity, fill, at; /* bytes held; the next line begins at `at` */
+  uint64_t base;             /* file offset of data[0] */
+  int64_t number;            /* of the line given last, from 1 */
+} lines;
+
+/* Makes room and reads on; *more = false at the end of the file. */
+static bk_status lines_fill(lines *l, bool *more) {
+  memmove(l->data, l->data + l->at, l->fill - l->at);
+  l->base += l->at;
+  l->fill -= l->at;
+  l->at = 0;
+  if (l->fill + READ_BYTES > LINE_MAX_BYTES)
+    return bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld has no end", l->path, (long long)l->number + 1);
+  BK_TRY(bk_grow(l->ctx, (void **)&l->data, &l->capacity, l->fill + READ_BYTES, 1));
+  int64_t got = l->ctx->fs.read_at(l->ctx->fs.user, l->file, l->base + l->fill, l->data + l->fill, READ_BYTES);
+  if (got < 0) return bk_fail(l->ctx, BK_ERR_IO, "cannot read %s: %s", l->path, strerror((int)-got));
+  l->fill += (size_t)got;
+  *more = got > 0;
+  return BK_OK;
+}
+
+/* The next whole line without its newline, its file offset, or *line = NULL after the last. What follows the last newline is
+ * torn and not given. */
+static bk_status lines_next(lines *l, const char **line, size_t *bytes, uint64_t *offset) {
+  bool more = true;
+  size_t seen = 0;
+  *line = NULL;
+  *offset = l->base + l->at;
+  for (;;) {
+    const char *begin = l->fill > l->at ? l->data + l->at : "";
+    const char *newline = memchr(begin + seen, '\n', l->fill - l->at - seen);
+    if (newline) {
+      *line = begin;
+      *bytes = (size_t)(newline - begin);
+      l->at += *bytes + 1;
+      l->number++;
+      return BK_OK;
+    }
+    seen = l->fill - l->at;
+    if (!more) return BK_OK;
+    BK_TRY(lines_fill(l, &more));
+  }
+}
+
+static bk_status lines_open(lines *l, bk_context *ctx, const char *path) {
+  *l = (lines){.ctx = ctx, .path = path};
+  int rc = ctx->fs.open_read(ctx->fs.user, path, &l->file);
+  if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc));
+  bk_status status = bk_grow(ctx, (void **)&l->data, &l->capacity, READ_BYTES, 1);
+  if (status != BK_OK) ctx->fs.close(ctx->fs.user, l->file);
+  return status;
+}
+
+static void lines_close(lines *l) {
+  l->ctx->fs.close(l->ctx->fs.user, l->file);
+  bk_free(l->ctx, l->data);
+}
+
+/* A row's "step", and its `key` if it has that number, else NaN. */
+static bk_status parse_row(const lines *l, const char *line, size_t bytes, const char *key, int64_t *step, double *value) {
+  json_error_t error;
+  json_t *row = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, &error);
+  if (!row) return bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld: %s", l->path, (long long)l->number, error.text);
+  json_t *number = json_object_get(row, "step"), *wanted = key ? json_object_get(row, key) : NULL;
+  bk_status status = BK_OK;
+  if (json_is_integer(number)) *step = (int64_t)json_integer_value(number);
+  else status = bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld: it has no integer \"step\"", l->path, (long long)l->number);
+  *value = json_is_number(wanted) ? json_number_value(wanted) : (double)NAN;
+  json_decref(row);
+  return status;
+}
+
+/* ---- cutting ---- */
+
+/* The offset at which the first row past last_step, or a torn line, begins. Steps only grow, so what is kept is a prefix. */
+static bk_status find_end(lines *l, int64_t last_step, uint64_t *end) {
+  const char *line;
+  size_t bytes = 0;
+  for (;;) {
+    int64_t step = 0;
+    double unused;
+    BK_TRY(lines_next(l, &line, &bytes, end));
+    if (!line) return BK_OK;
+    BK_TRY(parse_row(l, line, bytes, NULL, &step, &unused));
+    if (step > last_step) return BK_OK;
+  }
+}
+
+bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
+  lines l;
+  uint64_t end = 0;
+  if (ctx->fs.kind(ctx->fs.user, path) == -ENOENT) return BK_OK;
+  BK_TRY(lines_open(&l, ctx, path));
+  bk_status status = find_end(&l, last_step, &end);
+  lines_close(&l);
+  if (status != BK_OK) return status;
+  int rc = ctx->fs.truncate(ctx->fs.user, path, end);
+  return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s",
+                          path, (unsigned long long)end, strerror(-rc)) : BK_OK;
+}
+
+/* ---- a column ---- */
+
+typedef struct column {
+  bk_context *ctx;
+  int64_t *steps;
+  double *values;
+  size_t count, step_capacity, value_capacity;
+} column;
+
+static bk_status column_add(column *c, int64_t step, double value) {
+  BK_TRY(bk_grow(c->ctx, (void **)&c->steps, &c->step_capacity, c->count + 1, sizeof *c->steps));
+  BK_TRY(bk_grow(c->ctx, (void **)&c->values, &c->value_capacity, c->count + 1, sizeof *c->values));
+  c->steps[c->count] = step;
+  c->values[c->count++] = value;
+  return BK_OK;
+}
+
+static bk_status read_column(lines *l, const char *key, column *c) {
+  const char *line;
+  size_t bytes = 0;
+  uint64_t offset;
+  for (;;) {
+    int64_t step = 0;
+    double value;
+    BK_TRY(lines_next(l, &line, &bytes, &offset));
+    if (!line) return BK_OK;
+    BK_TRY(parse_row(l, line, bytes, key, &step, &value));
+    BK_TRY(column_add(c, step, value));
+  }
+}
+
+bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps, double **values, int64_t *count) {
+  lines l;
+  column c = {.ctx = ctx};
+  BK_TRY(lines_open(&l, ctx, path));
+  bk_status status = read_column(&l, key, &c);
+  lines_close(&l);
+  if (status != BK_OK) {
+    bk_free(ctx, c.steps);
+    bk_free(ctx, c.values);
+    return status;
+  }
+  *steps = c.steps;
+  *values = c.values;
+  *count = (int64_t)c.count;
+  return BK_OK;
+}

@@ -1,0 +1,144 @@
+/* Option tables: text to value, value to text, ranges. Knows no key by name. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "io/config_priv.h"
+#include "io/json_out.h"
+
+const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length) {
+  for (const bk_option *o = table; o->name; o++)
+    if (strlen(o->name) == length && memcmp(o->name, name, length) == 0) return o;
+  return NULL;
+}
+
+static char *choices_text(const bk_option *o, char *text, size_t size) {
+  int used = snprintf(text, size, "one of");
+  for (const char *const *c = o->choices; *c && used > 0 && (size_t)used < size; c++)
+    used += snprintf(text + used, size - (size_t)used, "%s %s", c == o->choices ? "" : ",", *c);
+  return text;
+}
+
+char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
+  char low[BK_DOUBLE_TEXT], high[BK_DOUBLE_TEXT];
+  const char *words = o->type == BK_OPT_INT_OR_NULL ? ", or null" : o->type == BK_OPT_INT_OR_AUTO ? ", or auto, or off" : "";
+  switch (o->type) {
+    case BK_OPT_ENUM: return choices_text(o, text, size);
+    case BK_OPT_BOOL: snprintf(text, size, "true or false"); break;
+    case BK_OPT_DOUBLE:
+      snprintf(text, size, "a number from %s to %s", bk_double_text(o->min, low), bk_double_text(o->max, high));
+      break;
+    default: snprintf(text, size, "an integer from %" PRId64 " to %" PRId64 "%s", (int64_t)o->min, (int64_t)o->max, words);
+  }
+  return text;
+}
+
+static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o, const char *given) {
+  char range[BK_OPTION_TEXT];
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", origin, o->name,
+                 bk_option_range_text(o, range, sizeof range), given);
+}
+
+static bool int_in_range(const bk_option *o, int64_t value) {
+  return value >= (int64_t)o->min && value <= (int64_t)o->max;
+}
+
+bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value, void *config) {
+  char given[24];
+  snprintf(given, sizeof given, "%" PRId64, value);
+  if (!int_in_range(o, value)) return refuse(ctx, origin, o, given);
+  memcpy((char *)config + o->offset, &value, sizeof value);
+  return BK_OK;
+}
+
+bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o, double value, void *config) {
+  char given[BK_DOUBLE_TEXT];
+  if (!(value >= o->min && value <= o->max)) return refuse(ctx, origin, o, bk_double_text(value, given));
+  memcpy((char *)config + o->offset, &value, sizeof value);
+  return BK_OK;
+}
+
+static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config) {
+  for (int i = 0; o->choices[i]; i++) {
+    if (strcmp(o->choices[i], text) != 0) continue;
+    memcpy((char *)config + o->offset, &i, sizeof i);
+    return BK_OK;
+  }
+  return refuse(ctx, origin, o, *text ? text : "empty");
+}
+
+/* The words of the two special integer types; false if `text` is none. */
+static bool special_word(const bk_option *o, const char *text, int64_t *value) {
+  bool null = o->type == BK_OPT_INT_OR_NULL && strcmp(text, "null") == 0;
+  bool off = o->type == BK_OPT_INT_OR_AUTO && strcmp(text, "off") == 0;
+  bool automatic = o->type == BK_OPT_INT_OR_AUTO && strcmp(text, "auto") == 0;
+  *value = automatic ? -1 : 0;
+  return null || off || automatic;
+}
+
+bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config) {
+  int64_t i;
+  double d;
+  bool b;
+  switch (o->type) {
+    case BK_OPT_ENUM: return set_choice(ctx, origin, o, text, config);
+    case BK_OPT_DOUBLE:
+      if (!bk_parse_double(text, &d)) return refuse(ctx, origin, o, text);
+      return bk_option_set_double(ctx, origin, o, d, config);
+    case BK_OPT_BOOL:
+      if (!bk_parse_bool(text, &b)) return refuse(ctx, origin, o, text);
+      memcpy((char *)config + o->offset, &b, sizeof b);
+      return BK_OK;
+    default: break;
+  }
+  if (special_word(o, text, &i)) {
+    memcpy((char *)config + o->offset, &i, sizeof i);
+    return BK_OK;
+  }
+  return bk_parse_int64(text, &i) ? bk_option_set_int(ctx, origin, o, i, config) : refuse(ctx, origin, o, text);
+}
+
+static bool value_in_range(const bk_option *o, const void *config) {
+  int64_t i;
+  switch (o->type) {
+    case BK_OPT_BOOL: return true;
+    case BK_OPT_DOUBLE: return bk_option_double(o, config) >= o->min && bk_option_double(o, config) <= o->max;
+    case BK_OPT_ENUM:
+      for (i = 0; o->choices[i]; i++)
+        if (i == bk_option_enum(o, config)) return true;
+      return false;
+    default: i = bk_option_int(o, config);
+  }
+  if (i == 0 && o->type != BK_OPT_INT) return true;
+  return (i == BK_RECOMPUTE_AUTO && o->type == BK_OPT_INT_OR_AUTO) || int_in_range(o, i);
+}
+
+bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config) {
+  char given[BK_OPTION_TEXT];
+  for (const bk_option *o = table; o->name; o++)
+    if (!value_in_range(o, config)) return refuse(ctx, origin, o, bk_option_value_text(o, config, given, sizeof given));
+  return BK_OK;
+}
+
+static const char *choice_name(const bk_option *o, int value) {
+  for (int i = 0; o->choices[i]; i++)
+    if (i == value) return o->choices[i];
+  return "?";
+}
+
+char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size) {
+  char number[BK_DOUBLE_TEXT];
+  int64_t i = 0;
+  switch (o->type) {
+    case BK_OPT_BOOL: snprintf(text, size, "%s", bk_option_bool(o, config) ? "true" : "false"); return text;
+    case BK_OPT_ENUM: snprintf(text, size, "%s", choice_name(o, bk_option_enum(o, config))); return text;
+    case BK_OPT_DOUBLE: snprintf(text, size, "%s", bk_double_text(bk_option_double(o, config), number)); return text;
+    default: i = bk_option_int(o, config);
+  }
+  if (o->type == BK_OPT_INT_OR_NULL && i == 0) snprintf(text, size, "null");
+  else if (o->type == BK_OPT_INT_OR_AUTO && i == BK_RECOMPUTE_AUTO) snprintf(text, size, "auto");
+  else if (o->type == BK_OPT_INT_OR_AUTO && i == 0) snprintf(text, size, "off");
+  else snprintf(text, size, "%" PRId64, i);
+  return text;
+}

@@ -1,0 +1,169 @@
+/* Reading safetensors files. The header's text is in safetensors_header.c. */
+#include "io/safetensors.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/safetensors_priv.h"
+
+struct bk_st_reader {
+  bk_context *ctx;
+  char *path;
+  bk_file *file;
+  uint64_t data_start;
+  bk_st_table table;
+};
+
+/* ---- opening ---- */
+
+static bk_status read_bytes(bk_st_reader *r, uint64_t offset, void *dst, size_t bytes, const char *what) {
+  int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
+  if (got < 0) return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: %s", r->path, what, strerror((int)-got));
+  if ((uint64_t)got != bytes)
+    return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: the file ended %llu bytes early", r->path, what,
+                   (unsigned long long)(bytes - (uint64_t)got));
+  return BK_OK;
+}
+
+static bk_status read_header_length(bk_st_reader *r, uint64_t file_bytes, uint64_t *length) {
+  unsigned char raw[8];
+  if (file_bytes < sizeof raw)
+    return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it has %llu bytes, fewer than the 8 of a "
+                   "header length",
+                   r->path, (unsigned long long)file_bytes);
+  BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
+  uint64_t n = 0;
+  for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
+  if (n > BK_ST_HEADER_MAX)
+    return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: a header of %llu bytes, at most %llu are allowed",
+                   r->path,
+                   (unsigned long long)n, (unsigned long long)BK_ST_HEADER_MAX);
+  if (n > file_bytes - sizeof raw)
+    return bk_fail(r->ctx, BK_ERR_DATA, "%s: the header has %llu bytes, the file only %llu after its length (truncated?)",
+                   r->path, (unsigned long long)n, (unsigned long long)(file_bytes - sizeof raw));
+  *length = n;
+  return BK_OK;
+}
+
+static bk_status read_header(bk_st_reader *r) {
+  uint64_t file_bytes = 0, length = 0;
+  int rc = r->ctx->fs.size(r->ctx->fs.user, r->file, &file_bytes);
+  if (rc < 0) return bk_fail(r->ctx, BK_ERR_IO, "%s: its size cannot be had: %s", r->path, strerror(-rc));
+  BK_TRY(read_header_length(r, file_bytes, &length));
+  char *text = bk_alloc(r->ctx, (size_t)length + 1);
+  if (!text) return BK_ERR_MEMORY;
+  r->data_start = 8 + length;
+  bk_status status = read_bytes(r, 8, text, (size_t)length, "the header");
+  if (status == BK_OK) status = bk_st_table_parse(&r->table, r->path, text, (size_t)length, file_bytes - r->data_start);
+  bk_free(r->ctx, text);
+  return status;
+}
+
+static bk_status open_file(bk_st_reader *r, const char *path) {
+  r->path = bk_strdup(r->ctx, path);
+  if (!r->path) return BK_ERR_MEMORY;
+  int rc = r->ctx->fs.open_read(r->ctx->fs.user, path, &r->file);
+  if (rc == 0) return BK_OK;
+  r->file = NULL;
+  return bk_fail(r->ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc));
+}
+
+bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
+  bk_st_reader *r = bk_alloc(ctx, sizeof *r);
+  if (!r) return BK_ERR_MEMORY;
+  r->ctx = r->table.ctx = ctx;
+  bk_status status = open_file(r, path);
+  if (status == BK_OK) status = read_header(r);
+  if (status == BK_OK) *reader = r;
+  else bk_st_close(r);
+  return status;
+}
+
+void bk_st_close(bk_st_reader *reader) {
+  if (!reader) return;
+  bk_context *ctx = reader->ctx;
+  if (reader->file) ctx->fs.close(ctx->fs.user, reader->file);
+  bk_st_table_fini(&reader->table);
+  bk_free(ctx, reader->path);
+  bk_free(ctx, reader);
+}
+
+/* ---- looking ---- */
+
+int bk_st_count(const bk_st_reader *reader) { return (int)reader->table.count; }
+
+const bk_st_entry *bk_st_get(const bk_st_reader *reader, int i) {
+  return i >= 0 && (size_t)i < reader->table.count ? &reader->table.entries[i] : NULL;
+}
+
+static int compare_key(const void *key, const void *element) {
+  return strcmp(key, (*(const bk_st_entry *const *)element)->name);
+}
+
+const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
+  const bk_st_table *t = &reader->table;
+  if (t->count == 0) return NULL;
+  const bk_st_entry **found = bsearch(name, (const void *)t->by_name, t->count, sizeof *t->by_name, compare_key);
+  return found ? *found : NULL;
+}
+
+const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
+  for (size_t i = 0; i < reader->table.n_metadata; i++)
+    if (strcmp(reader->table.metadata[i].key, key) == 0) return reader->table.metadata[i].value;
+  return NULL;
+}
+
+const char *bk_st_path(const bk_st_reader *reader) { return reader->path; }
+
+/* ---- data ---- */
+
+bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes) {
+  uint64_t size = entry->end - entry->begin;
+  if (bytes != size)
+    return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %llu bytes, %zu were asked for",
+                   reader->path, entry->name,
+                   (unsigned long long)size, bytes);
+  return bytes == 0 ? BK_OK : read_bytes(reader, reader->data_start + entry->begin, dst, bytes, entry->name);
+}
+
+#define PIECE_ELEMENTS 1024
+
+typedef union piece {
+  float f32[PIECE_ELEMENTS];
+  double f64[PIECE_ELEMENTS];
+  uint16_t bf16[PIECE_ELEMENTS];
+  int32_t i32[PIECE_ELEMENTS];
+  int64_t i64[PIECE_ELEMENTS];
+  uint8_t u8[PIECE_ELEMENTS];
+} piece;
+
+static double piece_value(const piece *p, bk_dtype dtype, size_t i) {
+  switch (dtype) {
+    case BK_F32: return (double)p->f32[i];
+    case BK_BF16: return (double)bk_bf16_to_f32(p->bf16[i]);
+    case BK_F64: return p->f64[i];
+    case BK_I32: return (double)p->i32[i];
+    case BK_I64: return (double)p->i64[i];
+    default: return (double)p->u8[i];
+  }
+}
+
+bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst) {
+  size_t width = bk_dtype_size(entry->dtype);
+  if (width == 0)
+    return bk_fail(reader->ctx, BK_ERR_DATA, "%s: tensor %s: dtype %s cannot be loaded",
+                   reader->path, entry->name, entry->dtype_name);
+  int64_t elements = (int64_t)((entry->end - entry->begin) / width);
+  if (first < 0 || count < 0 || first > elements || count > elements - first)
+    return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %lld elements, %lld from %lld were asked for",
+                   reader->path,
+                   entry->name, (long long)elements, (long long)count, (long long)first);
+  piece p;
+  for (int64_t done = 0; done < count; done += PIECE_ELEMENTS) {
+    size_t n = (size_t)(count - done < PIECE_ELEMENTS ? count - done : PIECE_ELEMENTS);
+    uint64_t offset = reader->data_start + entry->begin + (uint64_t)(first + done) * width;
+    BK_TRY(read_bytes(reader, offset, &p, n * width, entry->name));
+    for (size_t i = 0; i < n; i++) dst[done + (int64_t)i] = piece_value(&p, entry->dtype, i);
+  }
+  return BK_OK;
+}

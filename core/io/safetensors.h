@@ -1,0 +1,44 @@
+/* safetensors, read and written by our own strict code: 8 bytes little-endian header length, a JSON header
+ * {"name": {"dtype": "F32", "shape": [..], "data_offsets": [begin, end]}, ..., "__metadata__": {str: str}}, then the data.
+ * Files are untrusted. Refused with BK_ERR_DATA naming the file and the tensor: a header longer than the file or than 100 MB,
+ * bad JSON, duplicate names, unknown or wrong dtype, more than 8 dimensions, negative or overflowing sizes, offsets that are
+ * out of range, overlap, leave holes or disagree with shape x dtype, trailing bytes. */
+#ifndef BK_SAFETENSORS_H
+#define BK_SAFETENSORS_H
+
+#include "tensor/tensor.h"
+
+#define BK_ST_MAX_DIMS 8
+typedef struct bk_st_entry {
+  char *name;
+  bk_dtype dtype;     /* F32 BF16 F64 I32 I64 U8; others (F16, BOOL, ...) read as BK_NONE, listed but not loadable */
+  char dtype_name[8]; /* as in the file */
+  int ndim;
+  int64_t shape[BK_ST_MAX_DIMS];
+  uint64_t begin, end; /* bytes in the data section */
+} bk_st_entry;
+
+typedef struct bk_st_reader bk_st_reader;
+bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader);
+void bk_st_close(bk_st_reader *reader); /* NULL is allowed */
+int bk_st_count(const bk_st_reader *reader);
+const bk_st_entry *bk_st_get(const bk_st_reader *reader, int i);           /* in file order of data */
+const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name); /* NULL if absent; not logged */
+const char *bk_st_metadata(const bk_st_reader *reader, const char *key);    /* NULL if absent */
+const char *bk_st_path(const bk_st_reader *reader);
+/* Whole tensor as stored; `bytes` must be its size. */
+bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes);
+/* Elements [first, first + count) converted to double (any numeric dtype). */
+bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst);
+
+/* Writer: declare all tensors, then give their data in the same order, in pieces of any size; then finish (which syncs).
+ * Tensors are laid out in the order declared, aligned to 8 bytes in the sense of the format: header padded with spaces. */
+typedef struct bk_st_writer bk_st_writer;
+bk_status bk_st_create(bk_context *ctx, const char *path, bk_st_writer **writer);
+bk_status bk_st_add_metadata(bk_st_writer *writer, const char *key, const char *value);
+bk_status bk_st_add(bk_st_writer *writer, const char *name, bk_dtype dtype, int ndim, const int64_t *shape);
+bk_status bk_st_write(bk_st_writer *writer, const void *data, size_t bytes); /* the first call writes the header */
+bk_status bk_st_finish(bk_st_writer *writer); /* checks that all bytes came; syncs, closes and frees the writer on success */
+void bk_st_abandon(bk_st_writer *writer);     /* closes and removes the partial file; NULL is allowed */
+
+#endif

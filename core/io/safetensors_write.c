@@ -1,0 +1,205 @@
+/* Writing safetensors files: the header is made when the first data arrives, then everything is appended. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/json_out.h"
+#include "io/safetensors_priv.h"
+
+struct bk_st_writer {
+  bk_context *ctx;
+  char *path;
+  bk_file *file;
+  bk_json_out tensors, metadata; /* members of the two objects, comma separated */
+  char **names;
+  size_t count, capacity;
+  char **keys;
+  size_t n_keys, key_capacity;
+  uint64_t declared, written; /* bytes of data */
+  bool begun;
+};
+
+static void free_names(bk_context *ctx, char **names, size_t count) {
+  for (size_t i = 0; i < count; i++) bk_free(ctx, names[i]);
+  bk_free(ctx, names);
+}
+
+static void writer_free(bk_st_writer *w) {
+  bk_json_out_fini(&w->tensors);
+  bk_json_out_fini(&w->metadata);
+  free_names(w->ctx, w->names, w->count);
+  free_names(w->ctx, w->keys, w->n_keys);
+  bk_free(w->ctx, w->path);
+  bk_free(w->ctx, w);
+}
+
+bk_status bk_st_create(bk_context *ctx, const char *path, bk_st_writer **writer) {
+  bk_st_writer *w = bk_alloc(ctx, sizeof *w);
+  if (!w) return BK_ERR_MEMORY;
+  w->ctx = ctx;
+  bk_json_out_init(&w->tensors, ctx);
+  bk_json_out_init(&w->metadata, ctx);
+  w->path = bk_strdup(ctx, path);
+  int rc = w->path ? ctx->fs.open_write(ctx->fs.user, path, false, &w->file) : 0;
+  if (w->path && rc == 0) {
+    *writer = w;
+    return BK_OK;
+  }
+  bk_status status = w->path ? bk_fail(ctx, BK_ERR_IO, "cannot create %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
+  writer_free(w);
+  return status;
+}
+
+static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t *capacity, const char *name) {
+  BK_TRY(bk_grow(ctx, (void **)names, capacity, *count + 1, sizeof **names));
+  char *copy = bk_strdup(ctx, name);
+  if (!copy) return BK_ERR_MEMORY;
+  (*names)[(*count)++] = copy;
+  return BK_OK;
+}
+
+static bk_status check_open(bk_st_writer *w, const char *name) {
+  if (!w->begun) return BK_OK;
+  return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %s comes too late: data was already written", w->path, name);
+}
+
+bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value) {
+  BK_TRY(check_open(w, key));
+  BK_TRY(add_name(w->ctx, &w->keys, &w->n_keys, &w->key_capacity, key));
+  if (w->n_keys > 1) bk_json_out_text(&w->metadata, ",");
+  bk_json_out_string(&w->metadata, key);
+  bk_json_out_text(&w->metadata, ":");
+  bk_json_out_string(&w->metadata, value);
+  return w->metadata.status;
+}
+
+static void write_entry(bk_json_out *out, const bk_st_entry *e) {
+  if (out->length) bk_json_out_text(out, ",");
+  bk_json_out_string(out, e->name);
+  bk_json_out_text(out, ":{\"dtype\":");
+  bk_json_out_string(out, e->dtype_name);
+  bk_json_out_text(out, ",\"shape\":[");
+  for (int i = 0; i < e->ndim; i++) {
+    if (i) bk_json_out_text(out, ",");
+    bk_json_out_int(out, e->shape[i]);
+  }
+  bk_json_out_text(out, "],\"data_offsets\":[");
+  bk_json_out_int(out, (int64_t)e->begin);
+  bk_json_out_text(out, ",");
+  bk_json_out_int(out, (int64_t)e->end);
+  bk_json_out_text(out, "]}");
+}
+
+/* Bytes of a tensor; false if a size is negative or the product, added to `before`, leaves 63 bits. */
+static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t *shape, uint64_t *end) {
+  uint64_t bytes = bk_dtype_size(dtype);
+  for (int i = 0; i < ndim; i++) {
+    if (shape[i] < 0 || (shape[i] > 0 && bytes > (uint64_t)INT64_MAX / (uint64_t)shape[i])) return false;
+    bytes *= (uint64_t)shape[i];
+  }
+  *end = before + bytes;
+  return bytes <= (uint64_t)INT64_MAX - before;
+}
+
+bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim, const int64_t *shape) {
+  bk_st_entry e = {.name = (char *)(uintptr_t)name, .dtype = dtype, .ndim = ndim, .begin = w->declared};
+  const char *type = bk_st_dtype_name(dtype);
+  BK_TRY(check_open(w, name));
+  if (!type || ndim < 0 || ndim > BK_ST_MAX_DIMS || strcmp(name, "__metadata__") == 0)
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: tensor %s of %d dimensions and dtype %s cannot be written",
+                   w->path, name, ndim,
+                   bk_dtype_name(dtype));
+  if (!tensor_end(w->declared, dtype, ndim, shape, &e.end))
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: tensor %s: its shape is negative or overflows", w->path, name);
+  memcpy(e.dtype_name, type, strlen(type) + 1);
+  if (ndim > 0) memcpy(e.shape, shape, (size_t)ndim * sizeof *shape);
+  BK_TRY(add_name(w->ctx, &w->names, &w->count, &w->capacity, name));
+  write_entry(&w->tensors, &e);
+  w->declared = e.end;
+  return w->tensors.status;
+}
+
+/* ---- data ---- */
+
+static bk_status write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
+  int64_t rc = w->ctx->fs.write(w->ctx->fs.user, w->file, data, bytes);
+  if (rc >= 0 && (uint64_t)rc == bytes) return BK_OK;
+  return bk_fail(w->ctx, BK_ERR_IO, "cannot write %s: %s",
+                 w->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+}
+
+static int compare_texts(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+static bk_status check_unique(bk_st_writer *w, char **names, size_t count) {
+  if (count) qsort(names, count, sizeof *names, compare_texts);
+  for (size_t i = 1; i < count; i++)
+    if (strcmp(names[i - 1], names[i]) == 0)
+      return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %s was declared twice", w->path, names[i]);
+  return BK_OK;
+}
+
+/* 8 bytes of length, then the header padded with spaces so that data begins at a multiple of 8. */
+static void make_header(bk_st_writer *w, bk_json_out *out) {
+  bk_json_out_bytes(out, "\0\0\0\0\0\0\0\0", 8);
+  bk_json_out_text(out, "{");
+  if (w->n_keys) {
+    bk_json_out_text(out, "\"__metadata__\":{");
+    bk_json_out_bytes(out, w->metadata.data, w->metadata.length);
+    bk_json_out_text(out, w->count ? "}," : "}");
+  }
+  if (w->count) bk_json_out_bytes(out, w->tensors.data, w->tensors.length);
+  bk_json_out_text(out, "}");
+  while (out->status == BK_OK && out->length % 8 != 0) bk_json_out_text(out, " ");
+  if (out->status != BK_OK) return;
+  uint64_t length = out->length - 8;
+  for (int i = 0; i < 8; i++) out->data[i] = (char)(length >> 8 * i & 0xff);
+}
+
+static bk_status begin(bk_st_writer *w) {
+  if (w->begun) return BK_OK;
+  BK_TRY(check_unique(w, w->names, w->count));
+  BK_TRY(check_unique(w, w->keys, w->n_keys));
+  bk_json_out header;
+  bk_json_out_init(&header, w->ctx);
+  make_header(w, &header);
+  bk_status status = header.status;
+  if (status == BK_OK && header.length - 8 > BK_ST_HEADER_MAX)
+    status = bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: too many tensors: the header has %zu bytes",
+                     w->path, header.length - 8);
+  if (status == BK_OK) status = write_bytes(w, header.data, header.length);
+  bk_json_out_fini(&header);
+  w->begun = status == BK_OK;
+  return status;
+}
+
+bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
+  BK_TRY(begin(w));
+  if (bytes > w->declared - w->written)
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: more data than the %llu bytes that were declared",
+                   w->path, (unsigned long long)w->declared);
+  if (bytes == 0) return BK_OK;
+  BK_TRY(write_bytes(w, data, bytes));
+  w->written += bytes;
+  return BK_OK;
+}
+
+bk_status bk_st_finish(bk_st_writer *w) {
+  BK_TRY(begin(w));
+  if (w->written != w->declared)
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %llu of %llu declared bytes were written",
+                   w->path, (unsigned long long)w->written,
+                   (unsigned long long)w->declared);
+  int rc = w->ctx->fs.sync(w->ctx->fs.user, w->file);
+  if (rc < 0) return bk_fail(w->ctx, BK_ERR_IO, "cannot sync %s: %s", w->path, strerror(-rc));
+  rc = w->ctx->fs.close(w->ctx->fs.user, w->file);
+  w->file = NULL;
+  if (rc < 0) return bk_fail(w->ctx, BK_ERR_IO, "cannot close %s: %s", w->path, strerror(-rc));
+  writer_free(w);
+  return BK_OK;
+}
+
+void bk_st_abandon(bk_st_writer *w) {
+  if (!w) return;
+  if (w->file) w->ctx->fs.close(w->ctx->fs.user, w->file);
+  w->ctx->fs.remove(w->ctx->fs.user, w->path);
+  writer_free(w);
+}

@@ -1,0 +1,65 @@
+/* From an op to the kernel that runs it. The device's own table comes first, then the composed defaults of the fused slots;
+ * a device asked for `allow_fallback` may then use another device's kernel. */
+#include "ops/ops.h"
+
+static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op, bk_dtype dtype, const void *args) {
+  for (const bk_kernel *k = table; k->op != BK_OP_NONE; k++) {
+    if (k->op == op && (k->dtypes & BK_DT(dtype)) && k->accepts(device, args)) return k;
+  }
+  return NULL;
+}
+
+const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args) {
+  bk_dtype dtype = bk_op_leading_dtype(op, args);
+  if (!device->options.composed_only || !bk_op_is_fused_slot(op)) {
+    const bk_kernel *own = table_find(device->backend->kernels, device, op, dtype, args);
+    if (own) return own;
+  }
+  return table_find(bk_composite_kernels, device, op, dtype, args);
+}
+
+static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
+  char text[2048];
+  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s has no kernel for %s (%s)%s", device->backend->name, bk_op_name(op),
+                 bk_op_describe_args(op, args, text, sizeof text),
+                 device->options.allow_fallback ? ", nor has the device to fall back on" : "");
+}
+
+bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
+  const bk_op_desc *desc = bk_op_describe(op);
+  if (!desc) return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op, BK_OP_COUNT - 1);
+  BK_TRY(desc->check(device->ctx, args));
+  const bk_kernel *kernel = bk_kernel_find(device, op, args);
+  if (!kernel) {
+    bk_status status = device->options.allow_fallback ? bk_fallback_prepare(device, op, args, plan) : BK_ERR_UNSUPPORTED;
+    return status == BK_ERR_UNSUPPORTED ? unsupported(device, op, args) : status;
+  }
+  bk_plan made = {.kernel = kernel, .device = device};
+  BK_TRY(kernel->prepare(device, args, &made.state, &made.workspace_bytes));
+  *plan = made;
+  return BK_OK;
+}
+
+void bk_plan_release(bk_plan *plan) {
+  if (plan->kernel) plan->kernel->release(plan->device, plan->state);
+  *plan = (bk_plan){0};
+}
+
+static bk_status launch_and_sync(bk_stream *stream, const bk_plan *plan, const void *args) {
+  bk_buffer *workspace = NULL;
+  if (plan->workspace_bytes) {
+    BK_TRY(bk_buffer_alloc(stream->device, plan->workspace_bytes, BK_MEM_WORKSPACE, &workspace));
+  }
+  bk_status status = bk_plan_launch(stream, plan, args, (bk_place){workspace, 0});
+  bk_status synced = stream->ops->sync(stream);
+  bk_buffer_free(workspace);
+  return status != BK_OK ? status : synced;
+}
+
+bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args) {
+  bk_plan plan = {0};
+  BK_TRY(bk_plan_prepare(stream->device, op, args, &plan));
+  bk_status status = launch_and_sync(stream, &plan, args);
+  bk_plan_release(&plan);
+  return status;
+}

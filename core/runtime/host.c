@@ -1,0 +1,147 @@
+/* What the host backends share: buffers are host memory from the context, streams run inline, events are time stamps. */
+#include "runtime/backend.h"
+
+#include <string.h>
+
+typedef struct host_event {
+  bk_event base;
+  double seconds; /* when it was recorded last; 0 = never */
+} host_event;
+
+void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
+                         const bk_device_options *options, const bk_device_ops *ops) {
+  device->ops = ops;
+  device->backend = backend;
+  device->ctx = ctx;
+  device->index = index;
+  if (options) device->options = *options;
+  device->props.host_memory = true;
+  device->props.max_alloc = 0;
+  device->props.max_binding_range = 0;
+  device->props.offset_alignment = 1;
+}
+
+bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
+  if (bk_system_memory(free_bytes, total_bytes)) return BK_OK;
+  return bk_fail(device->ctx, BK_ERR_DEVICE, "%s: the system does not say how much memory it has", device->backend->name);
+}
+
+bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
+  void *block = bk_alloc(device->ctx, bytes);
+  if (!block) return BK_ERR_MEMORY;
+  *handle = block;
+  return BK_OK;
+}
+
+void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes) {
+  (void)bytes;
+  bk_free(device->ctx, handle);
+}
+
+/* ---- streams ---- */
+
+static bk_status check_range(bk_stream *stream, bk_place p, size_t bytes, const char *what) {
+  if (p.buffer && p.buffer->handle && p.offset <= p.buffer->size && bytes <= p.buffer->size - p.offset) return BK_OK;
+  return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "%s: %zu bytes at offset %zu leave a buffer of %zu", what, bytes,
+                 p.offset, p.buffer ? p.buffer->size : 0);
+}
+
+static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
+  BK_TRY(check_range(stream, dst, bytes, "upload"));
+  if (bytes) memcpy(bk_place_data(dst), src, bytes);
+  return BK_OK;
+}
+
+static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, size_t bytes) {
+  BK_TRY(check_range(stream, src, bytes, "download"));
+  if (bytes) memcpy(dst, bk_place_data(src), bytes);
+  return BK_OK;
+}
+
+static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size_t bytes) {
+  BK_TRY(check_range(stream, dst, bytes, "copy"));
+  BK_TRY(check_range(stream, src, bytes, "copy"));
+  if (bytes) memcpy(bk_place_data(dst), bk_place_data(src), bytes);
+  return BK_OK;
+}
+
+static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
+  BK_TRY(check_range(stream, dst, bytes, "fill"));
+  if (bytes) memset(bk_place_data(dst), value, bytes);
+  return BK_OK;
+}
+
+static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
+  (void)stream;
+  ((host_event *)event)->seconds = bk_seconds();
+  return BK_OK;
+}
+
+static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
+  (void)stream, (void)event; /* inline: what was recorded is done */
+  return BK_OK;
+}
+
+static bk_status stream_sync(bk_stream *stream) {
+  (void)stream;
+  return BK_OK;
+}
+
+static bk_status stream_query(bk_stream *stream, bool *done) {
+  (void)stream;
+  *done = true;
+  return BK_OK;
+}
+
+static void stream_destroy(bk_stream *stream) { bk_free(stream->device->ctx, stream); }
+
+static const bk_stream_ops host_stream_ops = {
+    .destroy = stream_destroy,
+    .upload = stream_upload,
+    .download = stream_download,
+    .copy = stream_copy,
+    .fill = stream_fill,
+    .event_record = stream_event_record,
+    .event_wait = stream_event_wait,
+    .sync = stream_sync,
+    .query = stream_query,
+    .capture_begin = bk_stream_capture_begin_none,
+    .capture_end = bk_stream_capture_end_none,
+    .graph_launch = bk_stream_graph_launch_none,
+    .graph_destroy = bk_stream_graph_destroy_none,
+};
+
+bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream) {
+  (void)priority;
+  bk_stream *made = bk_alloc(device->ctx, sizeof *made);
+  if (!made) return BK_ERR_MEMORY;
+  *made = (bk_stream){.ops = &host_stream_ops, .device = device};
+  *stream = made;
+  return BK_OK;
+}
+
+/* ---- events ---- */
+
+static void event_destroy(bk_event *event) { bk_free(event->device->ctx, event); }
+
+static bk_status event_sync(bk_event *event) {
+  (void)event;
+  return BK_OK;
+}
+
+static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
+  double from = ((host_event *)begin)->seconds, to = ((host_event *)end)->seconds;
+  if (from == 0 || to == 0) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  *seconds = to - from;
+  return BK_OK;
+}
+
+static const bk_event_ops host_event_ops = {event_destroy, event_sync, event_elapsed};
+
+bk_status bk_host_event_create(bk_device *device, bk_event **event) {
+  host_event *made = bk_alloc(device->ctx, sizeof *made);
+  if (!made) return BK_ERR_MEMORY;
+  made->base = (bk_event){.ops = &host_event_ops, .device = device};
+  *event = &made->base;
+  return BK_OK;
+}
