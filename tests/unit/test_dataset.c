@@ -1,0 +1,300 @@
+/* Token data: splits, windows, training order, and every file that is refused. */
+#include "tests/unit/unit.h"
+
+#include "io/dataset.h"
+
+static void put(const char *name, const void *data, size_t bytes) {
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path(name), data, bytes), BK_OK);
+}
+
+static void expect_once(const char *part) {
+  const char *newline = strchr(unit_messages, '\n');
+  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s", unit_messages);
+  unit_expect(part);
+}
+
+static bk_dataset *open_one(const char *name, bk_split split, int64_t vocab) {
+  bk_dataset *ds = NULL;
+  bk_dataset_options options = {.vocab_size = vocab, .split = split};
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds), BK_OK);
+  return ds;
+}
+
+static void refused(const char *name, bk_split split, int64_t vocab, int data_dtype, bk_status status, const char *part) {
+  bk_dataset *ds = NULL;
+  bk_dataset_options options = {.vocab_size = vocab, .data_dtype = data_dtype, .split = split};
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds), status);
+  ck_assert_ptr_null(ds);
+  expect_once(part);
+}
+
+/* Tokens wanted: `bytes` from `text`, then the end token if `ends`. */
+static void holds(const bk_dataset *ds, const char *text, int64_t bytes, bool ends) {
+  ck_assert_int_eq(bk_dataset_tokens(ds), bytes + ends);
+  ck_assert_int_eq(bk_dataset_bytes(ds), bytes);
+  for (int64_t i = 0; i < bytes; i++) ck_assert_int_eq(bk_dataset_at(ds, i), (unsigned char)text[i]);
+  if (ends) ck_assert_int_eq(bk_dataset_at(ds, bytes), BK_TOKEN_END);
+}
+
+static void split_is(const char *text, int64_t train, int64_t val) {
+  int64_t all = (int64_t)strlen(text);
+  put("t.txt", text, strlen(text));
+  bk_dataset *ds = open_one("t.txt", BK_SPLIT_TRAIN, 257);
+  holds(ds, text, train, train == all);
+  bk_dataset_close(ds);
+  ds = open_one("t.txt", BK_SPLIT_ALL, 257);
+  holds(ds, text, all, true);
+  bk_dataset_close(ds);
+  if (val == 0) return;
+  ds = open_one("t.txt", BK_SPLIT_VAL, 257);
+  holds(ds, text + train, val, true);
+  bk_dataset_close(ds);
+}
+
+START_TEST(text_splits) {
+  split_is("0123456789", 9, 1);
+  split_is("0123456789abcdefghi", 18, 1); /* floor(19 / 10) */
+  split_is("0123456789abcdefghij", 18, 2);
+  split_is("012345678", 9, 0);
+  split_is("x", 1, 0);
+  put("short.txt", "012345678", 9);
+  refused("short.txt", BK_SPLIT_VAL, 257, 0, BK_ERR_DATA, "no tokens in the validation part");
+}
+END_TEST
+
+/* 10 % of each file, not of the whole; one file after the other. */
+START_TEST(several_files) {
+  put("a.txt", "aaaaaaaaaA", 10);
+  put("b.txt", "bbb", 3);
+  put("c.txt", "ccccccccccccccccccCC", 20);
+  const char *const paths[] = {unit_path("a.txt"), unit_path("b.txt"), unit_path("c.txt")};
+  bk_dataset_options options = {.vocab_size = 257, .split = BK_SPLIT_VAL};
+  bk_dataset *ds;
+  ck_assert_int_eq(bk_dataset_open(ctx, paths, 3, &options, &ds), BK_OK);
+  static const int64_t val[] = {'A', 256, 'C', 'C', 256};
+  ck_assert_int_eq(bk_dataset_tokens(ds), (int64_t)BK_COUNT(val));
+  for (size_t i = 0; i < BK_COUNT(val); i++) ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), val[i]);
+  ck_assert_int_eq(bk_dataset_bytes(ds), 3);
+  bk_dataset_close(ds);
+  options.split = BK_SPLIT_ALL;
+  ck_assert_int_eq(bk_dataset_open(ctx, paths, 3, &options, &ds), BK_OK);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 36);
+  ck_assert_int_eq(bk_dataset_at(ds, 10), 256);
+  ck_assert_int_eq(bk_dataset_at(ds, 11), 'b');
+  ck_assert_int_eq(bk_dataset_at(ds, 14), 256);
+  ck_assert_int_eq(bk_dataset_at(ds, 15), 'c');
+  ck_assert_int_eq(bk_dataset_at(ds, 35), 256);
+  int32_t ids[40], targets[40];
+  ck_assert_int_eq(bk_dataset_eval_window(ds, 40, 0, ids, targets), 35);
+  for (int i = 0; i < 35; i++) {
+    ck_assert_int_eq(ids[i], bk_dataset_at(ds, i));
+    ck_assert_int_eq(targets[i], bk_dataset_at(ds, i + 1));
+  }
+  bk_dataset_close(ds);
+}
+END_TEST
+
+START_TEST(bytes_are_bytes) {
+  unsigned char raw[256];
+  for (int i = 0; i < 256; i++) raw[i] = (unsigned char)(255 - i); /* NUL and invalid UTF-8 among them */
+  put("raw.txt", raw, sizeof raw);
+  bk_dataset *ds = open_one("raw.txt", BK_SPLIT_ALL, 257);
+  holds(ds, (const char *)raw, 256, true);
+  bk_dataset_close(ds);
+}
+END_TEST
+
+START_TEST(bin_files) {
+  static const uint16_t small[] = {0, 300, 65535, 7};
+  static const uint32_t large[] = {0, 70000, 2147483646, 7, 1};
+  bk_dataset *ds;
+  put("s.bin", small, sizeof small);
+  put("l.bin", large, sizeof large);
+  ds = open_one("s.bin", BK_SPLIT_TRAIN, 65536);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 4);
+  for (size_t i = 0; i < 4; i++) ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), small[i]);
+  ck_assert_int_eq(bk_dataset_bytes(ds), -1);
+  bk_dataset_close(ds);
+  ds = open_one("l.bin", BK_SPLIT_ALL, INT32_MAX);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 5);
+  for (size_t i = 0; i < 5; i++) ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), large[i]);
+  bk_dataset_close(ds);
+  bk_dataset_options options = {.vocab_size = INT32_MAX, .data_dtype = 1, .split = BK_SPLIT_ALL};
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin")}, 1, &options, &ds), BK_OK);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 10);
+  bk_dataset_close(ds);
+  put("t.txt", "some text here", 14); /* one .bin among texts: the bytes are not known */
+  options.data_dtype = 0;
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2, &options, &ds), BK_OK);
+  ck_assert_int_eq(bk_dataset_bytes(ds), -1);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 20);
+  bk_dataset_close(ds);
+  options.split = BK_SPLIT_VAL;
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2, &options, &ds), BK_OK);
+  ck_assert_int_eq(bk_dataset_bytes(ds), 1); /* the .bin has no validation part */
+  bk_dataset_close(ds);
+  refused("l.bin", BK_SPLIT_VAL, INT32_MAX, 0, BK_ERR_DATA, "l.bin: no tokens in the validation part; a .bin file has none");
+}
+END_TEST
+
+START_TEST(bad_files) {
+  static const uint16_t ids[] = {1, 2, 3, 300, 4};
+  put("empty.txt", "", 0);
+  put("empty.bin", "", 0);
+  put("odd.bin", "abc", 3);
+  put("six.bin", "abcdef", 6);
+  put("ids.bin", ids, sizeof ids);
+  put("text.txt", "ab\xff" "defghijklmnopqrstuvwx", 24);
+  refused("empty.txt", BK_SPLIT_TRAIN, 257, 0, BK_ERR_DATA, "empty.txt: the file is empty");
+  refused("empty.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "empty.bin: the file is empty");
+  refused("odd.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "odd.bin: 3 bytes are not a whole number of uint16 tokens");
+  refused("six.bin", BK_SPLIT_ALL, 257, 2, BK_ERR_DATA, "six.bin: 6 bytes are not a whole number of uint32 tokens");
+  refused("ids.bin", BK_SPLIT_ALL, 300, 0, BK_ERR_DATA, "ids.bin: token 300 at token 3 is not below vocab_size (300)");
+  refused("text.txt", BK_SPLIT_ALL, 200, 0, BK_ERR_DATA, "text.txt: token 255 at byte 2 is not below vocab_size (200)");
+  refused("text.txt", BK_SPLIT_ALL, 256, 0, BK_ERR_DATA, "text.txt: the token that ends a text, 256, is not below vocab_size (256)");
+  refused("text.txt", BK_SPLIT_VAL, 119, 0, BK_ERR_DATA, "text.txt: token 119 at byte 22 is not below vocab_size (119)");
+  refused("absent.txt", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "absent.txt");
+  refused("", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "it is a folder");
+  refused("ids.bin", BK_SPLIT_ALL, 0, 0, BK_ERR_ARGUMENT, "vocab_size");
+  bk_dataset *ds;
+  bk_dataset_options options = {.vocab_size = 257};
+  ck_assert_int_eq(bk_dataset_open(ctx, NULL, 0, &options, &ds), BK_ERR_DATA);
+  expect_once("no data files");
+  bk_dataset_close(NULL);
+}
+END_TEST
+
+START_TEST(too_short) {
+  put("nine.txt", "012345678", 9);
+  bk_dataset *ds = open_one("nine.txt", BK_SPLIT_ALL, 257);
+  ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 9), BK_OK);
+  ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 10), BK_ERR_DATA);
+  expect_once("the data has 10 tokens, a sequence of seq_len 10 needs 11");
+  ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 0), BK_ERR_ARGUMENT);
+  expect_once("seq_len");
+  bk_dataset_close(ds);
+}
+END_TEST
+
+static uint64_t hash_of(const char *name, bk_split split) {
+  bk_dataset *ds = open_one(name, split, 257);
+  uint64_t hash = bk_dataset_hash(ds);
+  bk_dataset_close(ds);
+  return hash;
+}
+
+START_TEST(hash_is_of_contents) {
+  put("a.txt", "the same contents", 17);
+  put("b.txt", "the same contents", 17);
+  put("c.txt", "the same contentz", 17);
+  put("d.txt", "the same contents ", 18);
+  ck_assert(hash_of("a.txt", BK_SPLIT_ALL) == hash_of("b.txt", BK_SPLIT_ALL));
+  ck_assert(hash_of("a.txt", BK_SPLIT_ALL) != hash_of("c.txt", BK_SPLIT_ALL));
+  ck_assert(hash_of("a.txt", BK_SPLIT_ALL) != hash_of("d.txt", BK_SPLIT_ALL));
+  ck_assert(hash_of("a.txt", BK_SPLIT_TRAIN) != hash_of("a.txt", BK_SPLIT_ALL));
+  ck_assert(hash_of("a.txt", BK_SPLIT_TRAIN) == hash_of("c.txt", BK_SPLIT_TRAIN)); /* they differ in the last tenth */
+}
+END_TEST
+
+START_TEST(eval_windows) {
+  char text[25];
+  memset(text, 'e', sizeof text);
+  for (int64_t bytes = 1; bytes <= (int64_t)sizeof text; bytes++) {
+    for (int i = 0; i < bytes; i++) text[i] = (char)('a' + i);
+    put("e.txt", text, (size_t)bytes);
+    bk_dataset *ds = open_one("e.txt", BK_SPLIT_ALL, 257);
+    for (int64_t len = 1; len < 30; len++) {
+      int64_t windows = bk_dataset_eval_windows(ds, len), predicted = 0;
+      int32_t ids[30], targets[30];
+      ck_assert_int_eq(windows, (bytes + len - 1) / len); /* tokens - 1 = bytes are predicted */
+      for (int64_t w = 0; w < windows; w++) {
+        int64_t kept = bk_dataset_eval_window(ds, len, w, ids, targets);
+        ck_assert_int_eq(kept, w + 1 < windows ? len : bytes - w * len);
+        for (int64_t i = 0; i < len; i++) {
+          ck_assert_int_eq(ids[i], i < kept ? bk_dataset_at(ds, w * len + i) : 0);
+          ck_assert_int_eq(targets[i], i < kept ? bk_dataset_at(ds, w * len + i + 1) : -100);
+        }
+        predicted += kept;
+      }
+      ck_assert_int_eq(predicted, bytes);
+      ck_assert_int_eq(bk_dataset_eval_window(ds, len, windows, ids, targets), 0);
+    }
+    bk_dataset_close(ds);
+  }
+}
+END_TEST
+
+/* Token i of "order.bin" is i, so that a window tells where it was cut. */
+static bk_dataset *counting(int64_t tokens) {
+  uint16_t *data = bk_alloc_array(ctx, (size_t)tokens, sizeof *data);
+  for (int64_t i = 0; i < tokens; i++) data[i] = (uint16_t)i;
+  put("order.bin", data, (size_t)tokens * sizeof *data);
+  bk_free(ctx, data);
+  return open_one("order.bin", BK_SPLIT_TRAIN, 65536);
+}
+
+static int64_t window_start(const bk_dataset *ds, uint64_t seed, int64_t len, int64_t s) {
+  static int32_t ids[4096], targets[4096];
+  ck_assert_int_le(len, 4096);
+  bk_dataset_train_sequence(ds, seed, len, s, ids, targets);
+  for (int64_t i = 0; i < len; i++) {
+    ck_assert_int_eq(ids[i], ids[0] + i);
+    ck_assert_int_eq(targets[i], ids[i] + 1);
+  }
+  ck_assert_int_lt(targets[len - 1], bk_dataset_tokens(ds));
+  return ids[0];
+}
+
+/* Each epoch visits every window of its cut once; the number of windows is that of the contract. */
+static void epochs_are_whole(int64_t tokens, int64_t len) {
+  bk_dataset *ds = counting(tokens);
+  int64_t all = (tokens - 1) / len, windows = all > 8 ? all - 1 : all;
+  bool *seen = bk_alloc_array(ctx, (size_t)windows, sizeof *seen);
+  for (int64_t epoch = 0; epoch < 4; epoch++) {
+    int64_t offset = tokens;
+    memset(seen, 0, (size_t)windows * sizeof *seen);
+    for (int64_t i = 0; i < windows; i++) {
+      int64_t start = window_start(ds, 5, len, epoch * windows + i);
+      if (start < offset) offset = start;
+    }
+    for (int64_t i = 0; i < windows; i++) {
+      int64_t start = window_start(ds, 5, len, epoch * windows + i) - offset;
+      ck_assert_int_eq(start % len, 0);
+      ck_assert_int_lt(start / len, windows);
+      ck_assert_msg(!seen[start / len], "epoch %lld visits window %lld twice", (long long)epoch, (long long)(start / len));
+      seen[start / len] = true;
+    }
+  }
+  bk_free(ctx, seen);
+  bk_dataset_close(ds);
+}
+
+START_TEST(every_window_once) {
+  static const int64_t sizes[][2] = {{2, 1}, {5, 4}, {6, 4}, {9, 4}, {100, 7}, {1000, 1}, {1000, 31}, {4097, 64}, {33, 4}, {37, 4}};
+  for (size_t i = 0; i < BK_COUNT(sizes); i++) epochs_are_whole(sizes[i][0], sizes[i][1]);
+}
+END_TEST
+
+/* A pure function of (seed, number); other seeds and epochs have other orders and cuts. */
+START_TEST(order) {
+  bk_dataset *ds = counting(10000);
+  int64_t windows = (10000 - 1) / 50 - 1, first[2] = {0, 0}, same_seed = 0, same_epoch = 0, in_order = 0;
+  for (int64_t i = 0; i < windows; i++) {
+    int64_t start = window_start(ds, 1, 50, i);
+    ck_assert_int_eq(start, window_start(ds, 1, 50, i));
+    same_seed += start == window_start(ds, 2, 50, i);
+    same_epoch += start == window_start(ds, 1, 50, windows + i);
+    in_order += i > 0 && start == window_start(ds, 1, 50, i - 1) + 50;
+    if (i == 0) first[0] = start % 50, first[1] = window_start(ds, 1, 50, windows) % 50;
+  }
+  ck_assert_int_lt(same_seed, windows / 10);
+  ck_assert_int_lt(same_epoch, windows / 10);
+  ck_assert_int_lt(in_order, windows / 10);
+  ck_assert_int_ne(first[0], first[1]);
+  window_start(ds, 1, 50, INT64_MAX / 2); /* far positions work */
+  bk_dataset_close(ds);
+}
+END_TEST
+
+UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files, bytes_are_bytes, bin_files, bad_files, too_short,
+          hash_is_of_contents, eval_windows, every_window_once, order)

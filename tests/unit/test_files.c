@@ -1,0 +1,186 @@
+/* Files: the helpers over the real file system, and over one that fails at a chosen call. */
+#include "tests/unit/unit.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static void write_file(const char *name, const char *text) {
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path(name), text, strlen(text)), BK_OK);
+}
+
+static void expect_file(const char *name, const char *text) {
+  char *data = NULL;
+  size_t bytes = 0;
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path(name), 1 << 20, &data, &bytes), BK_OK);
+  ck_assert_uint_eq(bytes, strlen(text));
+  ck_assert_str_eq(data, text); /* a NUL is appended */
+  bk_free(ctx, data);
+}
+
+START_TEST(write_and_read) {
+  write_file("a", "first");
+  expect_file("a", "first");
+  write_file("a", "second, longer");
+  expect_file("a", "second, longer");
+  write_file("a", "");
+  expect_file("a", "");
+  ck_assert(!bk_path_exists(ctx, unit_path("a.tmp")));
+}
+END_TEST
+
+START_TEST(relative_path) {
+  char before[512];
+  ck_assert_ptr_nonnull(getcwd(before, sizeof before));
+  ck_assert_int_eq(chdir(unit_folder), 0);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, "plain", "x", 1), BK_OK);
+  ck_assert_int_eq(bk_mkdirs(ctx, "p/q"), BK_OK);
+  ck_assert_int_eq(chdir(before), 0);
+  expect_file("plain", "x");
+  ck_assert(bk_path_is_dir(ctx, unit_path("p/q")));
+}
+END_TEST
+
+START_TEST(read_errors) {
+  char *data = NULL;
+  size_t bytes = 7;
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("nothing"), 100, &data, &bytes), BK_ERR_IO);
+  unit_expect("nothing: No such file");
+  write_file("big", "0123456789");
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("big"), 9, &data, &bytes), BK_ERR_DATA);
+  unit_expect("10 bytes, at most 9");
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("big"), 10, &data, &bytes), BK_OK);
+  bk_free(ctx, data);
+  data = NULL, bytes = 7;
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_folder, 1 << 20, &data, &bytes), BK_ERR_IO);
+  unit_expect("error");
+  ck_assert(data == NULL && bytes == 7);
+}
+END_TEST
+
+START_TEST(mkdirs) {
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("x/y//z/")), BK_OK);
+  ck_assert(bk_path_is_dir(ctx, unit_path("x/y/z")));
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("x/y/z")), BK_OK);
+  write_file("x/file", "f");
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("x/file/below")), BK_ERR_IO);
+  unit_expect("x/file: Not a directory");
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("x/file")), BK_ERR_IO);
+  unit_expect("x/file: Not a directory");
+  ck_assert_int_eq(bk_mkdirs(ctx, ""), BK_ERR_ARGUMENT);
+  unit_expect("empty name");
+  ck_assert(bk_path_exists(ctx, unit_path("x/file")) && !bk_path_is_dir(ctx, unit_path("x/file")));
+}
+END_TEST
+
+START_TEST(remove_tree) {
+  ck_assert_int_eq(bk_remove_tree(ctx, unit_path("nothing")), BK_OK);
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("t/a/b")), BK_OK);
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("kept")), BK_OK);
+  write_file("t/a/b/one", "1");
+  write_file("t/two", "2");
+  write_file("kept/three", "3");
+  ck_assert_int_eq(symlink(unit_path("kept"), unit_path("t/link")), 0);
+  ck_assert_int_eq(bk_remove_tree(ctx, unit_path("t")), BK_OK);
+  ck_assert(!bk_path_exists(ctx, unit_path("t")));
+  expect_file("kept/three", "3"); /* a link is removed, not what it points to */
+  ck_assert_int_eq(bk_remove_tree(ctx, "/"), BK_ERR_ARGUMENT);
+  unit_expect("will not remove");
+  ck_assert_int_eq(bk_remove_tree(ctx, ""), BK_ERR_ARGUMENT);
+  unit_expect("will not remove");
+}
+END_TEST
+
+START_TEST(path_join) {
+  static const char *const cases[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"", "b", "b"}, {"/", "b", "/b"}};
+  for (size_t i = 0; i < BK_COUNT(cases); i++) {
+    char *joined = bk_path_join(ctx, cases[i][0], cases[i][1]);
+    ck_assert_str_eq(joined, cases[i][2]);
+    bk_free(ctx, joined);
+  }
+}
+END_TEST
+
+/* The members of bk_fs that the helpers do not reach. */
+START_TEST(posix_members) {
+  const bk_fs *fs = &ctx->fs;
+  bk_file *file = NULL;
+  char text[16] = "";
+  uint64_t size = 0;
+  const char *path = unit_path("log");
+  for (int i = 0; i < 3; i++) {
+    ck_assert_int_eq(fs->open_write(fs->user, path, true, &file), 0);
+    ck_assert_int_eq(fs->write(fs->user, file, "abcd", 4), 4);
+    ck_assert_int_eq(fs->close(fs->user, file), 0);
+  }
+  ck_assert_int_eq(fs->truncate(fs->user, path, 10), 0);
+  ck_assert_int_eq(fs->open_read(fs->user, path, &file), 0);
+  ck_assert_int_eq(fs->size(fs->user, file, &size), 0);
+  ck_assert_uint_eq(size, 10);
+  ck_assert_int_eq(fs->read_at(fs->user, file, 8, text, sizeof text), 2); /* short at the end only */
+  ck_assert_int_eq(memcmp(text, "ab", 2), 0);
+  ck_assert_int_eq(fs->read_at(fs->user, file, 100, text, sizeof text), 0);
+  ck_assert_int_lt(fs->write(fs->user, file, "x", 1), 0);
+  ck_assert_int_eq(fs->close(fs->user, file), 0);
+  ck_assert_int_eq(fs->kind(fs->user, path), 0);
+  ck_assert_int_eq(fs->kind(fs->user, unit_folder), 1);
+  ck_assert_int_eq(fs->kind(fs->user, "/dev/null"), 2);
+  ck_assert_int_eq(fs->kind(fs->user, unit_path("nothing")), -ENOENT);
+  ck_assert_int_eq(fs->mkdir(fs->user, unit_folder), -EEXIST);
+  ck_assert_int_eq(fs->sync_dir(fs->user, path), -ENOTDIR);
+  ck_assert_int_eq(fs->list(fs->user, unit_path("nothing"), NULL, NULL), -ENOENT);
+}
+END_TEST
+
+/* ---- a file system whose n-th writing call fails: the file under its final name must stay whole ---- */
+static int calls_left;
+
+static int limited(int rc) { return calls_left-- <= 0 ? -ENOSPC : rc; }
+
+static int bad_open_write(void *user, const char *path, bool append, bk_file **file) {
+  return limited(0) ? -ENOSPC : bk_fs_posix.open_write(user, path, append, file);
+}
+
+static int64_t bad_write(void *user, bk_file *file, const void *src, size_t bytes) {
+  return limited(0) ? -ENOSPC : bk_fs_posix.write(user, file, src, bytes);
+}
+
+static int bad_sync(void *user, bk_file *file) { return limited(bk_fs_posix.sync(user, file)); }
+
+static int bad_close(void *user, bk_file *file) { return limited(bk_fs_posix.close(user, file)); }
+
+static int bad_rename(void *user, const char *from, const char *to) {
+  return limited(0) ? -ENOSPC : bk_fs_posix.rename(user, from, to);
+}
+
+START_TEST(atomic_under_failures) {
+  write_file("state", "old");
+  for (int n = 0; n < 5; n++) {
+    ctx->fs.open_write = bad_open_write, ctx->fs.write = bad_write, ctx->fs.sync = bad_sync, ctx->fs.close = bad_close;
+    ctx->fs.rename = bad_rename;
+    calls_left = n;
+    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("state"), "new", 3), BK_ERR_IO);
+    unit_expect("No space left");
+    ctx->fs = bk_fs_posix;
+    expect_file("state", "old");
+    ck_assert(!bk_path_exists(ctx, unit_path("state.tmp")));
+  }
+}
+END_TEST
+
+START_TEST(unwritable_folder) {
+  if (geteuid() == 0) { /* root may write anywhere: a missing parent must do */
+    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("no/such/file"), "x", 1), BK_ERR_IO);
+    unit_expect("cannot create");
+    return;
+  }
+  ck_assert_int_eq(bk_mkdirs(ctx, unit_path("closed")), BK_OK);
+  ck_assert_int_eq(chmod(unit_path("closed"), 0500), 0);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("closed/file"), "x", 1), BK_ERR_IO);
+  unit_expect("Permission denied");
+  ck_assert_int_eq(chmod(unit_path("closed"), 0700), 0);
+}
+END_TEST
+
+UNIT_MAIN("files", unit_folder_open, unit_folder_close, write_and_read, relative_path, read_errors, mkdirs, remove_tree,
+          path_join, posix_members, atomic_under_failures, unwritable_folder)

@@ -1,0 +1,371 @@
+/* safetensors: round trips, and hostile files one by one. Every refusal says once what is wrong and names the tensor. */
+#include "tests/unit/unit.h"
+
+#include <math.h>
+
+#include "io/safetensors.h"
+
+static const float f32_data[6] = {1.5f, -2, 0, 1e-30f, 3e30f, 7};
+static const uint16_t bf16_data[3] = {0x3fc0, 0xc000, 0x7f80}; /* 1.5, -2, inf */
+static const int64_t i64_data[2] = {-5, 1LL << 40};
+
+static void put_file(const char *path, const void *data, size_t bytes) {
+  ck_assert_int_eq(bk_file_write_atomic(ctx, path, data, bytes), BK_OK);
+}
+
+/* Length, header text, `data_bytes` bytes of data. */
+static void put_header(const char *path, const char *header, size_t header_bytes, size_t data_bytes) {
+  static char file[65536];
+  ck_assert_uint_le(8 + header_bytes + data_bytes, sizeof file);
+  for (int i = 0; i < 8; i++) file[i] = (char)((uint64_t)header_bytes >> 8 * i & 0xff);
+  memcpy(file + 8, header, header_bytes);
+  memset(file + 8 + header_bytes, 1, data_bytes);
+  put_file(path, file, 8 + header_bytes + data_bytes);
+}
+
+static void expect_once(const char *part) {
+  const char *newline = strchr(unit_messages, '\n');
+  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s", unit_messages);
+  unit_expect(part);
+}
+
+static void refused(const char *header, size_t data_bytes, const char *part) {
+  const char *path = unit_path("hostile.safetensors");
+  bk_st_reader *reader = NULL;
+  put_header(path, header, strlen(header), data_bytes);
+  ck_assert_msg(bk_st_open(ctx, path, &reader) == BK_ERR_DATA, "was not refused: %s", header);
+  ck_assert_ptr_null(reader);
+  ck_assert_msg(strstr(unit_messages, path) != NULL, "no file name in: %s", unit_messages);
+  expect_once(part);
+}
+
+static void accepted(const char *header, size_t data_bytes, int count) {
+  bk_st_reader *reader;
+  put_header(unit_path("fine.safetensors"), header, strlen(header), data_bytes);
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("fine.safetensors"), &reader), BK_OK);
+  ck_assert_int_eq(bk_st_count(reader), count);
+  bk_st_close(reader);
+}
+
+static void write_sample(const char *path) {
+  bk_st_writer *w;
+  ck_assert_int_eq(bk_st_create(ctx, path, &w), BK_OK);
+  ck_assert_int_eq(bk_st_add_metadata(w, "format", "pt"), BK_OK);
+  ck_assert_int_eq(bk_st_add_metadata(w, "note", "a \"quoted\" \\ line\nand \xc3\xa9"), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "z.first", BK_F32, 2, (int64_t[]){2, 3}), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "b", BK_BF16, 1, (int64_t[]){3}), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "a.scalar \"odd\"", BK_U8, 0, NULL), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "empty", BK_F64, 2, (int64_t[]){0, 4}), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "long", BK_I64, 1, (int64_t[]){2}), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, f32_data, 7), BK_OK); /* pieces of any size */
+  ck_assert_int_eq(bk_st_write(w, (const char *)f32_data + 7, sizeof f32_data - 7), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, bf16_data, sizeof bf16_data), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, "\x2a", 1), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, i64_data, sizeof i64_data), BK_OK);
+  ck_assert_int_eq(bk_st_finish(w), BK_OK);
+}
+
+START_TEST(round_trip) {
+  bk_st_reader *r;
+  const char *path = unit_path("sample.safetensors");
+  write_sample(path);
+  ck_assert_int_eq(bk_st_open(ctx, path, &r), BK_OK);
+  ck_assert_int_eq(bk_st_count(r), 5);
+  ck_assert_str_eq(bk_st_path(r), path);
+  ck_assert_str_eq(bk_st_get(r, 0)->name, "z.first"); /* in order of data, not of names */
+  ck_assert_ptr_null(bk_st_get(r, 5));
+  ck_assert_ptr_null(bk_st_get(r, -1));
+  ck_assert_str_eq(bk_st_metadata(r, "format"), "pt");
+  ck_assert_str_eq(bk_st_metadata(r, "note"), "a \"quoted\" \\ line\nand \xc3\xa9");
+  ck_assert_ptr_null(bk_st_metadata(r, "none"));
+  ck_assert_ptr_null(bk_st_find(r, "nothing"));
+  const bk_st_entry *e = bk_st_find(r, "z.first");
+  float back[6];
+  ck_assert_int_eq(e->dtype, BK_F32);
+  ck_assert_str_eq(e->dtype_name, "F32");
+  ck_assert_int_eq(e->ndim, 2);
+  ck_assert_int_eq(e->shape[0], 2);
+  ck_assert_int_eq(e->shape[1], 3);
+  ck_assert_int_eq(bk_st_read(r, e, back, sizeof back), BK_OK);
+  ck_assert_mem_eq(back, f32_data, sizeof back);
+  ck_assert_int_eq(bk_st_find(r, "a.scalar \"odd\"")->ndim, 0);
+  ck_assert_int_eq(bk_st_read(r, bk_st_find(r, "empty"), NULL, 0), BK_OK);
+  ck_assert_int_eq(bk_st_read(r, e, back, 4), BK_ERR_ARGUMENT);
+  expect_once("tensor z.first has 24 bytes, 4 were asked for");
+  bk_st_close(r);
+  bk_st_close(NULL);
+}
+END_TEST
+
+START_TEST(as_double) {
+  bk_st_reader *r;
+  double v[6];
+  write_sample(unit_path("sample.safetensors"));
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("sample.safetensors"), &r), BK_OK);
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "z.first"), 1, 3, v), BK_OK);
+  for (int i = 0; i < 3; i++) ck_assert(v[i] == (double)f32_data[i + 1]);
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "b"), 0, 3, v), BK_OK);
+  ck_assert(v[0] == 1.5 && v[1] == -2 && isinf(v[2]));
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "long"), 0, 2, v), BK_OK);
+  ck_assert(v[0] == -5 && v[1] == 0x1p40);
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "a.scalar \"odd\""), 0, 1, v), BK_OK);
+  ck_assert(v[0] == 42);
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "b"), 2, 2, v), BK_ERR_ARGUMENT);
+  expect_once("tensor b has 3 elements, 2 from 2 were asked for");
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "b"), INT64_MAX, 1, v), BK_ERR_ARGUMENT);
+  unit_expect("tensor b");
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "b"), -1, 1, v), BK_ERR_ARGUMENT);
+  unit_expect("tensor b");
+  bk_st_close(r);
+}
+END_TEST
+
+/* More elements than one piece of the conversion loop. */
+START_TEST(long_tensor) {
+  enum { N = 5000 };
+  static int32_t data[N];
+  static double back[N];
+  bk_st_writer *w;
+  bk_st_reader *r;
+  for (int i = 0; i < N; i++) data[i] = i * 7 - 100;
+  ck_assert_int_eq(bk_st_create(ctx, unit_path("long.safetensors"), &w), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "t", BK_I32, 1, (int64_t[]){N}), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, data, sizeof data), BK_OK);
+  ck_assert_int_eq(bk_st_finish(w), BK_OK);
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("long.safetensors"), &r), BK_OK);
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_find(r, "t"), 3, N - 3, back), BK_OK);
+  for (int i = 3; i < N; i++) ck_assert(back[i - 3] == (double)data[i]);
+  bk_st_close(r);
+}
+END_TEST
+
+/* The layout itself: length, padding, offsets. */
+START_TEST(written_bytes) {
+  char *data;
+  size_t bytes;
+  bk_st_writer *w;
+  const char wanted[] = "{\"__metadata__\":{\"format\":\"pt\"},\"t\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}";
+  ck_assert_int_eq(bk_st_create(ctx, unit_path("t.safetensors"), &w), BK_OK);
+  ck_assert_int_eq(bk_st_add_metadata(w, "format", "pt"), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "t", BK_U8, 1, (int64_t[]){3}), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, "xyz", 3), BK_OK);
+  ck_assert_int_eq(bk_st_finish(w), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("t.safetensors"), 4096, &data, &bytes), BK_OK);
+  size_t header = BK_ALIGN_UP(strlen(wanted), 8);
+  ck_assert_uint_eq(bytes, 8 + header + 3);
+  ck_assert_uint_eq((unsigned char)data[0], header);
+  ck_assert_mem_eq(data + 8, wanted, strlen(wanted));
+  for (size_t i = 8 + strlen(wanted); i < 8 + header; i++) ck_assert_int_eq(data[i], ' ');
+  ck_assert_mem_eq(data + 8 + header, "xyz", 3);
+  bk_free(ctx, data);
+}
+END_TEST
+
+START_TEST(writer_misuse) {
+  bk_st_writer *w;
+  ck_assert_int_eq(bk_st_create(ctx, unit_path("no/such/folder.safetensors"), &w), BK_ERR_IO);
+  expect_once("no/such/folder.safetensors");
+  ck_assert_int_eq(bk_st_create(ctx, unit_path("w.safetensors"), &w), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "none", BK_NONE, 0, NULL), BK_ERR_ARGUMENT);
+  expect_once("none");
+  ck_assert_int_eq(bk_st_add(w, "huge", BK_F32, 2, (int64_t[]){1LL << 40, 1LL << 40}), BK_ERR_ARGUMENT);
+  expect_once("huge");
+  ck_assert_int_eq(bk_st_add(w, "negative", BK_F32, 1, (int64_t[]){-1}), BK_ERR_ARGUMENT);
+  expect_once("negative");
+  ck_assert_int_eq(bk_st_add(w, "__metadata__", BK_F32, 1, (int64_t[]){1}), BK_ERR_ARGUMENT);
+  expect_once("__metadata__");
+  ck_assert_int_eq(bk_st_add(w, "t", BK_U8, 1, (int64_t[]){2}), BK_OK);
+  ck_assert_int_eq(bk_st_finish(w), BK_ERR_ARGUMENT);
+  expect_once("0 of 2 declared bytes");
+  ck_assert_int_eq(bk_st_write(w, "abc", 3), BK_ERR_ARGUMENT);
+  expect_once("more data than the 2 bytes");
+  ck_assert_int_eq(bk_st_add(w, "late", BK_U8, 1, (int64_t[]){2}), BK_ERR_ARGUMENT);
+  expect_once("late");
+  bk_st_abandon(w);
+  ck_assert(!bk_path_exists(ctx, unit_path("w.safetensors")));
+  ck_assert_int_eq(bk_st_create(ctx, unit_path("w.safetensors"), &w), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "twice", BK_U8, 1, (int64_t[]){1}), BK_OK);
+  ck_assert_int_eq(bk_st_add(w, "twice", BK_U8, 1, (int64_t[]){1}), BK_OK);
+  ck_assert_int_eq(bk_st_write(w, "ab", 2), BK_ERR_ARGUMENT);
+  expect_once("twice");
+  bk_st_abandon(w);
+  bk_st_abandon(NULL);
+}
+END_TEST
+
+/* A file cut anywhere is refused, and never read past its end. */
+START_TEST(truncated) {
+  char *data;
+  size_t bytes;
+  const char *part = unit_path("part.safetensors");
+  write_sample(unit_path("sample.safetensors"));
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("sample.safetensors"), 65536, &data, &bytes), BK_OK);
+  for (size_t cut = 0; cut < bytes; cut++) {
+    bk_st_reader *reader = NULL;
+    put_file(part, data, cut);
+    ck_assert_msg(bk_st_open(ctx, part, &reader) == BK_ERR_DATA, "%zu of %zu bytes were accepted", cut, bytes);
+    ck_assert_ptr_null(reader);
+    expect_once(part);
+  }
+  put_file(part, data, bytes - 1);
+  bk_st_reader *reader;
+  ck_assert_int_eq(bk_st_open(ctx, part, &reader), BK_ERR_DATA);
+  expect_once("tensor long: data_offsets");
+  bk_free(ctx, data);
+}
+END_TEST
+
+START_TEST(header_length) {
+  bk_st_reader *reader;
+  const char *path = unit_path("length.safetensors");
+  put_file(path, "\xff\xff\xff\xff\xff\xff\xff\xff{}", 10);
+  ck_assert_int_eq(bk_st_open(ctx, path, &reader), BK_ERR_DATA);
+  expect_once("a header of 18446744073709551615 bytes, at most 100000000");
+  put_file(path, "\x03\0\0\0\0\0\0\0{}", 10);
+  ck_assert_int_eq(bk_st_open(ctx, path, &reader), BK_ERR_DATA);
+  expect_once("the header has 3 bytes, the file only 2");
+  put_file(path, "\0\0\0\0\0\0\0\0", 8);
+  ck_assert_int_eq(bk_st_open(ctx, path, &reader), BK_ERR_DATA);
+  expect_once("does not begin with '{'");
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("absent.safetensors"), &reader), BK_ERR_IO);
+  expect_once("absent.safetensors");
+  ck_assert_int_eq(bk_st_open(ctx, unit_folder, &reader), BK_ERR_IO);
+  expect_once(unit_folder);
+}
+END_TEST
+
+#define T(body) "{\"w.x\":{" body "}}"
+
+START_TEST(bad_json) {
+  refused("[]", 0, "does not begin with '{'");
+  refused(" {}", 0, "does not begin with '{'");
+  refused("{", 0, "'\"' is missing");
+  refused("{} x", 0, "something follows");
+  refused("{\"w.x\"}", 0, "tensor w.x: ':' is missing");
+  refused("{\"w.x\":1}", 0, "tensor w.x: '{' is missing");
+  refused("{\"w.x\":{}}", 0, "tensor w.x: dtype, shape and data_offsets are missing");
+  refused("{\"w.x", 0, "a string does not end");
+  refused("{\"w.x\\", 0, "a string does not end");
+  refused("{\"w\\q\":1}", 0, "unknown escape");
+  refused("{\"w\\u00g0\":1}", 0, "four hexadecimal digits");
+  refused("{\"w\\u0000\":1}", 0, "NUL");
+  refused("{\"w\\ud800x\":1}", 0, "high surrogate");
+  refused("{\"w\\ud800\\u0041\":1}", 0, "high surrogate");
+  refused("{\"w\\udc00\":1}", 0, "low surrogate");
+  refused("{\"w\\u001b[31m\":1}", 0, "control character");
+  refused("{\"w\n\":1}", 0, "control character");
+  refused("{\"\xff\":1}", 0, "not UTF-8");
+  refused("{\"\xc0\xaf\":1}", 0, "not UTF-8");
+  refused("{\"\xed\xa0\x80\":1}", 0, "not UTF-8");
+  refused("{\"\xe2\x82", 0, "not UTF-8");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],"), 1, "tensor w.x: '\"' is missing");
+  refused("{\"w.x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},}", 1, "'\"' is missing");
+  put_header(unit_path("nul.safetensors"), "{}\0", 3, 0);
+  bk_st_reader *reader;
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("nul.safetensors"), &reader), BK_ERR_DATA);
+  expect_once("something follows");
+}
+END_TEST
+
+START_TEST(bad_fields) {
+  refused(T("\"dtype\":\"U8\",\"shape\":[1]"), 1, "tensor w.x: data_offsets is missing");
+  refused(T("\"dtype\":\"U8\",\"data_offsets\":[0,1]"), 1, "tensor w.x: shape is missing");
+  refused(T("\"shape\":[1],\"data_offsets\":[0,1]"), 1, "tensor w.x: dtype is missing");
+  refused(T("\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 1, "tensor w.x: a field is given twice");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"more\":1"), 1, "tensor w.x: unknown field");
+  refused(T("\"dtype\":\"F33\",\"shape\":[1],\"data_offsets\":[0,4]"), 4, "tensor w.x: unknown dtype F33");
+  refused(T("\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,4]"), 4, "tensor w.x: '\"' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]"), 1, "tensor w.x: '[' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[-1],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is negative");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is not an integer");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1e0],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is not an integer");
+  refused(T("\"dtype\":\"U8\",\"shape\":[01],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer begins with 0");
+  refused(T("\"dtype\":\"U8\",\"shape\":[\"1\"],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1,],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]"), 1, "tensor w.x: ',' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]"), 1, "tensor w.x: ']' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]"), 1, "tensor w.x: more than 8 dimensions");
+  refused("{\"__metadata__\":{\"a\":1}}", 0, "__metadata__");
+  refused("{\"__metadata__\":{\"a\":\"1\",\"a\":\"2\"}}", 0, "__metadata__ has the key a twice");
+  refused("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "__metadata__ is given twice");
+}
+END_TEST
+
+START_TEST(bad_sizes) {
+  refused(T("\"dtype\":\"U8\",\"shape\":[9223372036854775808],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is above 2^63 - 1");
+  refused(T("\"dtype\":\"U8\",\"shape\":[99999999999999999999999],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is above");
+  refused(T("\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,1]"), 1, "tensor w.x: the product of its shape overflows");
+  refused(T("\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,1]"), 1, "tensor w.x: the product of its shape overflows");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]"), 4, "tensor w.x: data_offsets [0, 4] hold 4 bytes, dtype F32 and shape need 8");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]"), 8, "tensor w.x: data_offsets [8, 0] run backwards");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]"), 7, "tensor w.x: data_offsets [0, 8] end past the file's 7 bytes");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[9223372036854775799,9223372036854775807]"), 8, "tensor w.x: data_offsets");
+  refused(T("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1, "tensor w.x: its F4 elements do not fill whole bytes");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 2, "1 bytes after the last tensor (w.x)");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]"), 2, "tensor w.x: 1 bytes before its data");
+  refused("{}", 1, "1 bytes after the last tensor");
+}
+END_TEST
+
+#define U8(name, shape, begin, end) "\"" name "\":{\"dtype\":\"U8\",\"shape\":[" shape "],\"data_offsets\":[" begin "," end "]}"
+
+START_TEST(bad_layout) {
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "1", "3") "}", 3, "tensor b: its data overlaps that of tensor a");
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "0", "2") "}", 2, "tensor b: its data overlaps that of tensor a");
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "3", "5") "}", 5, "tensor b: 1 bytes before its data");
+  refused("{" U8("a", "3", "0", "3") "," U8("e", "0", "1", "1") "}", 3, "tensor e: its data overlaps that of tensor a");
+  refused("{" U8("dup", "2", "0", "2") "," U8("c", "1", "2", "3") "," U8("dup", "1", "3", "4") "}", 4, "tensor dup: the name is there twice");
+  refused("{" U8("dup", "2", "0", "2") "," U8("d\\u0075p", "1", "2", "3") "}", 3, "tensor dup: the name is there twice");
+}
+END_TEST
+
+START_TEST(lenient_where_the_format_is) {
+  accepted("{}", 0, 0);
+  accepted("{ }   \n", 0, 0);
+  accepted("{\"__metadata__\":{}}", 0, 0);
+  accepted("{ \"a\" : { \"data_offsets\" : [ 1 , 3 ] , \"shape\" : [ 2 ] , \"dtype\" : \"U8\" } ," U8("b", "1", "0", "1") "}", 3, 2);
+  accepted("{" U8("e", "0,7", "0", "0") "," U8("a", "1", "0", "1") "}", 1, 2);
+  accepted("{" U8("\\ud83d\\ude00", "", "0", "1") "}", 1, 1);
+  accepted(T("\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]"), 1, 1);
+}
+END_TEST
+
+START_TEST(listed_but_not_loadable) {
+  bk_st_reader *r;
+  double v;
+  const char header[] = T("\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]");
+  put_header(unit_path("f16.safetensors"), header, sizeof header - 1, 2);
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("f16.safetensors"), &r), BK_OK);
+  ck_assert_int_eq(bk_st_get(r, 0)->dtype, BK_NONE);
+  ck_assert_str_eq(bk_st_get(r, 0)->dtype_name, "F16");
+  ck_assert_int_eq(bk_st_read_f64(r, bk_st_get(r, 0), 0, 1, &v), BK_ERR_DATA);
+  expect_once("tensor w.x: dtype F16 cannot be loaded");
+  bk_st_close(r);
+}
+END_TEST
+
+/* Every single byte of a good header replaced: an error or a reader, never a crash, and at most one message. */
+START_TEST(mutated) {
+  static const char good[] = "{\"__metadata__\":{\"k\":\"v\"}," U8("a", "2", "0", "2") "," U8("b", "1", "2", "3") "}";
+  static const unsigned char bytes[] = {0, '"', '\\', '{', '}', '[', ']', ',', ':', '9', '-', 'e', ' ', 0x80, 0xff};
+  const char *path = unit_path("mutated.safetensors");
+  char header[sizeof good];
+  int refusals = 0;
+  for (size_t i = 0; i < sizeof good - 1; i++)
+    for (size_t b = 0; b < BK_COUNT(bytes); b++) {
+      bk_st_reader *r = NULL;
+      memcpy(header, good, sizeof good);
+      header[i] = (char)bytes[b];
+      put_header(path, header, sizeof good - 1, 3);
+      bk_status status = bk_st_open(ctx, path, &r);
+      ck_assert(status == BK_OK || status == BK_ERR_DATA);
+      if (status == BK_ERR_DATA) expect_once(path), refusals++;
+      else unit_expect(NULL);
+      bk_st_close(r);
+    }
+  ck_assert_int_gt(refusals, 500);
+}
+END_TEST
+
+UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor, written_bytes, writer_misuse, truncated,
+          header_length, bad_json, bad_fields, bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable, mutated)
