@@ -1,0 +1,193 @@
+/* Cases of copies, dense products and the optimiser. */
+#include "tests/ops/harness.h"
+
+#include <math.h>
+
+static const char *strided_name(int pad) { return pad ? "strided" : "dense"; }
+
+/* ---- copies ---- */
+
+static void copy_case(harness *h, bk_dtype to, const fill *fills, int pad, int64_t rows, const char *what) {
+  bk_copy_args a = {h3(h->st, pad, 3, rows, 31), h3(to, 0, 3, rows, 31)};
+  harness_case(h, BK_OP_COPY, &a, fills, NULL, "to=%s,%s,%s,rows=%lld", bk_dtype_name(to), what, strided_name(pad),
+               (long long)rows);
+}
+
+static void cases_copy(harness *h) {
+  const bk_dtype types[] = {BK_F32, BK_BF16};
+  const fill ties[] = {{"x", FILL_TIES, 0, 0, NULL, NULL}, FILL_END};
+  const fill special[] = {{"x", FILL_SPECIAL, 0, 0, NULL, NULL}, FILL_END};
+  for (int t = 0; t < 2; t++) {
+    for (int i = 0; i < 5; i++) copy_case(h, types[t], NULL, i % 2 * HARNESS_PAD, harness_tokens[i], "normal");
+    copy_case(h, types[t], ties, 0, 127, "ties");
+    copy_case(h, types[t], special, HARNESS_PAD, 127, "special");
+  }
+  bk_copy_args turned = {bk_tensor_transpose(h2(h->st, 1, 31, 13), 0, 1), h2(h->st, 0, 13, 31)};
+  harness_case(h, BK_OP_COPY, &turned, NULL, NULL, "transposed,strided");
+  bk_copy_args into = {h2(h->st, 0, 13, 31), bk_tensor_transpose(h2(h->st, 1, 31, 13), 0, 1)};
+  harness_case(h, BK_OP_COPY, &into, NULL, NULL, "into_transposed,strided");
+  bk_copy_args broadcast = {h3(h->st, 0, 13, 1, 31), h3(h->st, 0, 13, 4, 31)};
+  broadcast.x.shape[1] = 4;
+  broadcast.x.stride[1] = 0;
+  harness_case(h, BK_OP_COPY, &broadcast, NULL, NULL, "broadcast");
+  bk_copy_args four = {h4(h->st, 2, 3, 5, 2, 31), h4(h->st, 0, 3, 5, 2, 31)};
+  harness_case(h, BK_OP_COPY, &four, NULL, NULL, "four,strided");
+  bk_copy_args flat = {h1(h->st, 2561), h1(h->ct, 2561)};
+  harness_case(h, BK_OP_COPY, &flat, NULL, NULL, "flat,to_ct");
+}
+
+static void cases_add(harness *h) {
+  const fill inplace[] = {{"y", FILL_INPLACE, 0, 0, "a", NULL}, FILL_END};
+  const fill inplace_b[] = {{"y", FILL_INPLACE, 0, 0, "b", NULL}, FILL_END};
+  const fill special[] = {{"a", FILL_SPECIAL, 0, 0, NULL, NULL}, FILL_END};
+  for (int i = 0; i < 5; i++) {
+    int64_t n = harness_tokens[i], c = harness_widths[i % 3];
+    int pad = i % 2 * HARNESS_PAD;
+    bk_add_args a = {h2(h->st, pad, n, c), h2(h->st, 0, n, c), h2(h->st, pad, n, c)};
+    harness_case(h, BK_OP_ADD, &a, NULL, NULL, "N=%lld,C=%lld,%s", (long long)n, (long long)c, strided_name(pad));
+    harness_case(h, BK_OP_ADD, &a, inplace, NULL, "inplace,N=%lld,C=%lld,%s", (long long)n, (long long)c, strided_name(pad));
+  }
+  bk_add_args a = {h3(h->st, 1, 13, 4, 31), h3(h->st, 0, 13, 4, 31), h3(h->st, 0, 13, 4, 31)};
+  harness_case(h, BK_OP_ADD, &a, special, NULL, "special,strided");
+  harness_case(h, BK_OP_ADD, &a, inplace_b, NULL, "inplace_b,strided");
+}
+
+/* SUM and SUMSQ take args of one layout. */
+static void cases_reduce(harness *h) {
+  const int64_t counts[] = {1, 31, 257, 2560, 100003};
+  for (int i = 0; i < 5; i++) {
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+      const fill fills[] = {{"x", FILL_NORMAL, 0.5, 1, NULL, NULL},
+                            {"y", accumulate ? FILL_CONST : FILL_POISON, 7.25, 0, NULL, NULL}, FILL_END};
+      bk_sum_args a = {h1(h->ct, counts[i]), h1(h->ct, 1), accumulate};
+      harness_case(h, BK_OP_SUM, &a, fills, NULL, "N=%lld,acc=%d", (long long)counts[i], accumulate);
+      bk_sumsq_args b = {h1(h->ct, counts[i]), h1(h->ct, 1), accumulate};
+      harness_case(h, BK_OP_SUMSQ, &b, fills, NULL, "P=%lld,acc=%d", (long long)counts[i], accumulate);
+    }
+  }
+  const fill infinite[] = {{"x", FILL_SPECIAL, 0, 0, NULL, NULL}, {"y", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  bk_sumsq_args b = {h1(h->ct, 257), h1(h->ct, 1), false};
+  harness_case(h, BK_OP_SUMSQ, &b, infinite, NULL, "special");
+}
+
+/* ---- gemm ---- */
+
+/* A matrix [rows, columns], stored transposed where asked. */
+static bk_tensor matrix(bk_dtype dtype, bool turned, int pad, int64_t batch, int64_t rows, int64_t columns) {
+  int64_t outer = turned ? columns : rows, inner = turned ? rows : columns;
+  bk_tensor t = batch ? h3(dtype, pad, batch, outer, inner) : h2(dtype, pad, outer, inner);
+  return turned ? bk_tensor_transpose(t, t.ndim - 2, t.ndim - 1) : t;
+}
+
+typedef struct gemm_shape { int64_t batch, m, k, n; } gemm_shape;
+static const gemm_shape gemm_shapes[] = {{0, 1, 1, 1},    {0, 13, 31, 7},   {0, 127, 128, 65}, {0, 257, 31, 130}, {3, 13, 64, 31},
+                                         {0, 1, 2560, 24}, {2, 128, 17, 1}, {0, 33, 2048, 48}, {0, 64, 1, 64},    {0, 3, 128, 257}};
+
+enum { GEMM_SHAPE, GEMM_TURN_A, GEMM_TURN_B, GEMM_TURN_C, GEMM_PAD, GEMM_ACCUMULATE, GEMM_TYPES };
+
+static void gemm_case(harness *h, const int *level) {
+  gemm_shape s = gemm_shapes[level[GEMM_SHAPE]];
+  int pad = level[GEMM_PAD] * HARNESS_PAD, types = level[GEMM_TYPES];
+  bk_dtype ta = types & 1 ? h->ct : h->st, tb = types & 2 ? h->ct : h->st, tc = types & 4 ? h->ct : h->st;
+  bk_gemm_args a = {matrix(ta, level[GEMM_TURN_A], pad, s.batch, s.m, s.k),
+                    matrix(tb, level[GEMM_TURN_B], pad, s.batch, s.k, s.n),
+                    matrix(tc, level[GEMM_TURN_C], pad, s.batch, s.m, s.n), level[GEMM_SHAPE] % 2 ? 1.0 : -0.375,
+                    level[GEMM_ACCUMULATE]};
+  const fill fills[] = {{"c", a.accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GEMM, &a, fills, NULL, "B=%lld,M=%lld,K=%lld,N=%lld,%c%c%c,types=%d,acc=%d,%s", (long long)s.batch,
+               (long long)s.m, (long long)s.k, (long long)s.n, "nt"[level[GEMM_TURN_A]], "nt"[level[GEMM_TURN_B]],
+               "nt"[level[GEMM_TURN_C]], types, a.accumulate, strided_name(pad));
+}
+
+/* No inner dimension: zeros, or what was there. */
+static void cases_gemm_empty(harness *h) {
+  for (int accumulate = 0; accumulate < 2; accumulate++) {
+    bk_gemm_args a = {h2(h->st, 0, 13, 1), h2(h->st, 0, 1, 7), h2(h->st, 0, 13, 7), 1.0, accumulate};
+    a.a.shape[1] = 0;
+    a.b.shape[0] = 0;
+    const fill fills[] = {{"c", accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
+    harness_case(h, BK_OP_GEMM, &a, fills, NULL, "K=0,acc=%d", accumulate);
+  }
+}
+
+static void cases_gemm(harness *h) {
+  const int levels[] = {(int)BK_COUNT(gemm_shapes), 2, 2, 2, 2, 2, h->st == BK_BF16 ? 8 : 1};
+  harness_pairwise(h, levels, 7, gemm_case);
+  /* all four transpose combinations at one shape, batched and not */
+  for (int i = 0; i < 16; i++) gemm_case(h, (int[]){i & 8 ? 4 : 2, i & 1, i >> 1 & 1, 0, i >> 2 & 1, 0, 0});
+  cases_gemm_empty(h);
+  const fill special[] = {{"a", FILL_SPECIAL, 0, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  bk_gemm_args a = {h2(h->st, 0, 127, 1), h2(h->st, 0, 1, 31), h2(h->ct, 0, 127, 31), 1.0, false};
+  harness_case(h, BK_OP_GEMM, &a, special, NULL, "special");
+}
+
+/* ---- products over experts ---- */
+
+typedef struct grouped_shape { int64_t experts, rows, room, k, n; } grouped_shape;
+static const grouped_shape grouped_shapes[] = {
+    {1, 13, 13, 31, 7}, {4, 127, 130, 64, 33}, {8, 257, 300, 31, 48}, {3, 1, 1, 128, 24}, {16, 13, 40, 17, 1}, {5, 0, 8, 9, 11}};
+
+static void grouped_case(harness *h, const int *level) {
+  grouped_shape s = grouped_shapes[level[0]];
+  int pad = level[2] * HARNESS_PAD;
+  bk_tensor b = level[1] ? bk_tensor_transpose(h3(h->st, pad, s.experts, s.n, s.k), 1, 2) : h3(h->st, pad, s.experts, s.k, s.n);
+  bk_grouped_gemm_args a = {h2(h->st, pad, s.room, s.k), b, h1(BK_I32, s.experts + 1), h2(h->st, pad, s.room, s.n)};
+  const fill fills[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "E=%lld,rows=%lld,room=%lld,K=%lld,N=%lld,%c,%s", (long long)s.experts,
+               (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, "nt"[level[1]], strided_name(pad));
+  if (level[1]) return;
+  bk_grouped_wgrad_args w = {h2(h->st, pad, s.room, s.k), h2(h->st, pad, s.room, s.n), h1(BK_I32, s.experts + 1),
+                             h3(h->ct, pad, s.experts, s.k, s.n)};
+  const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,%s", (long long)s.experts,
+               (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, strided_name(pad));
+}
+
+/* ---- optimiser ---- */
+
+/* Parameters of the step block; b = 0 makes the step one that must not be taken; a is the sum of squares. */
+static void fill_step(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+  for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = 0;
+  values[BK_STEP_LR] = 1e-3;
+  values[BK_STEP_BC1] = 1 - pow(0.9, 7);
+  values[BK_STEP_BC2] = 1 - pow(0.95, 7);
+  values[BK_STEP_MAX_NORM] = 1.0;
+  values[BK_STEP_LOSS] = 3.25;
+  values[BK_STEP_SUMSQ] = f->a;
+  values[BK_STEP_CLIP] = 0.625;
+  values[BK_STEP_FINITE] = f->b;
+}
+
+static void cases_clip(harness *h) {
+  const double sums[] = {0, 0.25, 1, 77.5, INFINITY, NAN};
+  for (int i = 0; i < 6; i++) {
+    const fill fills[] = {{"step", FILL_CALL, sums[i], 1, NULL, fill_step}, FILL_END};
+    bk_clip_args a = {h1(h->ct, BK_STEP_SLOTS)};
+    harness_case(h, BK_OP_CLIP, &a, fills, NULL, "sumsq=%g", sums[i]);
+  }
+}
+
+static void cases_adamw(harness *h) {
+  const int64_t counts[] = {1, 31, 257, 2561};
+  for (int i = 0; i < 8; i++) {
+    int64_t p = counts[i % 4];
+    bool master = i & 4, finite = i != 1 && i != 5;
+    bk_adamw_args a = {h1(h->ct, p), h1(h->ct, BK_STEP_SLOTS), h1(master ? h->st : h->ct, p),
+                       {0}, h1(h->ct, p), h1(h->ct, p), 0.9, 0.95, i & 2 ? 1e-8 : 1e-20, i & 1 ? 0 : 0.1};
+    if (master) a.master = h1(h->ct, p);
+    const fill fills[] = {{"step", FILL_CALL, 1, finite, NULL, fill_step},
+                          {"v", FILL_UNIFORM, 0, 1, NULL, NULL}, FILL_END};
+    harness_case(h, BK_OP_ADAMW, &a, fills, NULL, "P=%lld,master=%d,finite=%d,eps=%g,wd=%g", (long long)p, master, finite, a.eps,
+                 a.weight_decay);
+  }
+}
+
+void cases_basic(harness *h) {
+  cases_copy(h);
+  cases_add(h);
+  cases_reduce(h);
+  cases_gemm(h);
+  harness_pairwise(h, (const int[]){(int)BK_COUNT(grouped_shapes), 2, 2}, 3, grouped_case);
+  cases_clip(h);
+  cases_adamw(h);
+}

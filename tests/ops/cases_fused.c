@@ -1,0 +1,168 @@
+/* Cases of the fused slots on streams: projection + norm, pre + norm, post + res, and merge + mix. On `ref` they run
+ * composed, so these cases also hold a backend's fused kernels to the composed definition. */
+#include "tests/ops/harness.h"
+
+typedef struct shape {
+  int64_t tokens, n, width;
+  int pad, variant;
+} shape;
+
+static shape shape_of(const int *level) {
+  shape s = {.n = level[2] + 1, .width = harness_widths[level[1]], .pad = level[3] * HARNESS_PAD, .variant = level[4]};
+  s.tokens = harness_clip_tokens(harness_tokens[level[0]], s.n * s.width * 2);
+  return s;
+}
+
+#define SHAPE_FORMAT "N=%lld,n=%lld,C=%lld,%s"
+#define SHAPE_ARGS(s) (long long)(s).tokens, (long long)(s).n, (long long)(s).width, (s).pad ? "strided" : "dense"
+#define RINV(field) {field, FILL_UNIFORM, 0.5, 2, NULL, NULL}
+
+static fill grows(const char *field, bool accumulate) {
+  return (fill){field, accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL};
+}
+
+/* ---- projection ---- */
+
+static void project_case(harness *h, const int *level) {
+  shape s = shape_of(level);
+  int64_t k = s.n * s.width, rows = s.n * (s.n + 2);
+  bk_tensor x = h2(h->st, s.pad, s.tokens, k), fn = h2(h->ct, s.pad, rows, k), proj = h2(h->ct, s.pad, s.tokens, rows);
+  bk_tensor rinv = h1(h->ct, s.tokens);
+  bk_hc_project_args a = {x, fn, proj, rinv, s.variant ? 1e-20 : 1e-6};
+  harness_case(h, BK_OP_HC_PROJECT, &a, NULL, NULL, "eps=%g,R=%lld," SHAPE_FORMAT, a.eps, (long long)rows, SHAPE_ARGS(s));
+  bk_hc_project_bwd_args b = {x, fn, rinv, proj, rinv, x, fn, s.variant & 1};
+  if (s.variant == 2) b.dfn = (bk_tensor){0};
+  if (s.variant == 3) b.dx = (bk_tensor){0};
+  const fill fills[] = {RINV("rinv"), {"drinv", FILL_NORMAL, 0, 10, NULL, NULL}, FILL_END, FILL_END};
+  fill with_dx[] = {fills[0], fills[1], grows("dx", b.accumulate), FILL_END};
+  harness_case(h, BK_OP_HC_PROJECT_BWD, &b, s.variant == 3 ? fills : with_dx, NULL, "variant=%d,R=%lld," SHAPE_FORMAT, s.variant,
+               (long long)rows, SHAPE_ARGS(s));
+}
+
+/* ---- pre + norm ---- */
+
+static bk_status derive_pre_norm(harness *h, void *args) {
+  bk_hc_pre_norm_bwd_args *a = args;
+  bk_buffer *scratch = NULL;
+  BK_TRY(bk_buffer_alloc(h->ref, bk_tensor_bytes(&a->dh), BK_MEM_WORKSPACE, &scratch));
+  bk_tensor normed = a->dh;
+  normed.buffer = scratch;
+  normed.offset = 0;
+  bk_hc_pre_norm_args forward = {a->x, a->pre, a->w, a->y, normed, a->rstd, 1e-6};
+  bk_status status = bk_op_run(h->ref_stream, BK_OP_HC_PRE_NORM, &forward);
+  bk_buffer_free(scratch);
+  return status;
+}
+
+static void pre_norm_case(harness *h, const int *level) {
+  shape s = shape_of(level);
+  bk_tensor wide = h3(h->st, s.pad, s.tokens, s.n, s.width), narrow = h2(h->st, s.pad, s.tokens, s.width);
+  bk_tensor gates = h2(h->ct, s.pad, s.tokens, s.n), w = h1(h->ct, s.width), rstd = h1(h->ct, s.tokens);
+  bk_hc_pre_norm_args a = {wide, gates, w, narrow, narrow, rstd, 1e-6};
+  harness_case(h, BK_OP_HC_PRE_NORM, &a, NULL, NULL, SHAPE_FORMAT, SHAPE_ARGS(s));
+  bk_hc_pre_norm_bwd_args b = {wide, gates, w, narrow, rstd, narrow, wide, gates, w, s.variant & 1};
+  const fill fills[] = {grows("dx", b.accumulate), RINV("rstd"), FILL_END};
+  /* With one stream the norm takes the gate out again: its gradient is all cancellation, so y is something else there. */
+  harness_case(h, BK_OP_HC_PRE_NORM_BWD, &b, fills, s.n == 1 ? NULL : derive_pre_norm, "acc=%d," SHAPE_FORMAT, b.accumulate, SHAPE_ARGS(s));
+}
+
+/* ---- post + res ---- */
+
+static void post_res_case(harness *h, const int *level) {
+  shape s = shape_of(level);
+  bk_tensor wide = h3(h->st, s.pad, s.tokens, s.n, s.width), narrow = h2(h->st, s.pad, s.tokens, s.width);
+  bk_tensor gates = h2(h->ct, s.pad, s.tokens, s.n), comb = h_blocks(h->ct, s.pad, s.tokens, s.n), none = {0};
+  bool mixes = s.variant & 1, inplace = s.variant & 2;
+  bk_hc_post_res_args a = {wide, narrow, gates, mixes ? comb : none, wide};
+  harness_case(h, BK_OP_HC_POST_RES, &a, NULL, NULL, "comb=%d," SHAPE_FORMAT, mixes, SHAPE_ARGS(s));
+  bk_hc_post_res_bwd_args b = {wide, narrow, gates, a.comb, wide, wide, narrow, gates, a.comb};
+  const fill fills[] = {{"dx", FILL_INPLACE, 0, 0, "dout", NULL}, FILL_END};
+  harness_case(h, BK_OP_HC_POST_RES_BWD, &b, inplace ? fills : NULL, NULL, "comb=%d,inplace=%d," SHAPE_FORMAT, mixes, inplace,
+               SHAPE_ARGS(s));
+}
+
+/* ---- merge + mix ---- */
+
+static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HC};
+static const char *const kind_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", "head"};
+
+/* Everything that a merge_mix case is made of. */
+typedef struct mix {
+  bk_hc_kind kind;
+  int n;
+  shape s;
+  bk_tensor wide, flat, narrow, fn, proj, rinv, scale, base, gates, comb, w, rstd;
+} mix;
+
+/* Streams that can also be seen as rows of the projection: [N, nC], for hc [N n, C]. */
+static mix mix_of(harness *h, const int *level) {
+  mix m = {.kind = kinds[level[4]], .s = shape_of((const int[]){level[0], level[1], level[2], level[3], 0})};
+  int64_t tokens, width = m.s.width;
+  m.n = m.kind == BK_HC_MHC_LITE && m.s.n > 5 ? 5 : (int)m.s.n;
+  m.s.n = m.n;
+  tokens = m.s.tokens;
+  int64_t per_token = m.kind == BK_HC_HC ? m.n : 1, rows = tokens * per_token, columns = m.n / per_token * width;
+  m.flat = h2(h->st, m.s.pad, rows, columns);
+  m.wide = h3(h->st, 0, tokens, m.n, width);
+  m.wide.stride[1] = m.kind == BK_HC_HC ? m.flat.stride[0] : width;
+  m.wide.stride[0] = m.flat.stride[0] * per_token;
+  m.narrow = h2(h->st, m.s.pad, tokens, width);
+  m.fn = h2(h->ct, 0, bk_hc_rows(m.kind, m.n), columns);
+  m.proj = h2(h->ct, m.s.pad, rows, bk_hc_rows(m.kind, m.n));
+  m.rinv = h1(h->ct, rows);
+  m.scale = h1(h->ct, bk_hc_scale_count(m.kind));
+  m.base = h1(h->ct, bk_hc_base_count(m.kind, m.n));
+  m.gates = h2(h->ct, m.s.pad, tokens, m.n);
+  if (m.kind != BK_HC_IHC) m.comb = h_blocks(h->ct, m.s.pad, tokens, m.n);
+  m.w = h1(h->ct, width);
+  m.rstd = h1(h->ct, tokens);
+  return m;
+}
+
+/* fn small enough for logits of order 1, as the model has them. */
+#define SMALL_FN {"project.fn", FILL_NORMAL, 0, 0.02, NULL, NULL}
+
+static void merge_mix_case(harness *h, const int *level) {
+  mix m = mix_of(h, level);
+  bk_hc_merge_mix_args a = {
+      .merge = {m.wide, m.narrow, m.gates, m.comb, m.wide},
+      .project = {m.flat, m.fn, m.proj, m.rinv, 1e-6},
+      .maps = {m.proj, m.rinv, m.scale, m.base, m.gates, m.gates, m.comb, m.kind, m.n, 20, 0},
+      .pre_norm = {m.wide, m.gates, m.w, m.narrow, m.narrow, m.rstd, 1e-6}};
+  const fill fills[] = {SMALL_FN,
+                        {"project.x", FILL_ALIAS, 0, 0, "merge.out", NULL},
+                        {"pre_norm.x", FILL_ALIAS, 0, 0, "merge.out", NULL},
+                        {"maps.proj", FILL_ALIAS, 0, 0, "project.proj", NULL},
+                        {"maps.rinv", FILL_ALIAS, 0, 0, "project.rinv", NULL},
+                        {"pre_norm.pre", FILL_ALIAS, 0, 0, "maps.pre", NULL}, FILL_END};
+  harness_case(h, BK_OP_HC_MERGE_MIX, &a, fills, NULL, "%s," SHAPE_FORMAT, kind_names[m.kind], SHAPE_ARGS(m.s));
+}
+
+static void merge_mix_bwd_case(harness *h, const int *level) {
+  mix m = mix_of(h, level);
+  bk_hc_merge_mix_bwd_args a = {
+      .pre_norm = {m.wide, m.gates, m.w, m.narrow, m.rstd, m.narrow, m.wide, m.gates, m.w, true},
+      .maps = {m.proj, m.rinv, m.scale, m.base, m.gates, m.gates, m.comb, m.proj, m.rinv, m.scale, m.base, m.kind, m.n, 20, 0},
+      .project = {m.flat, m.fn, m.rinv, m.proj, m.rinv, m.flat, m.fn, true},
+      .merge = {m.wide, m.narrow, m.gates, m.comb, m.wide, m.wide, m.narrow, m.gates, m.comb}};
+  const fill fills[] = {SMALL_FN,
+                        RINV("maps.rinv"),
+                        RINV("pre_norm.rstd"),
+                        {"project.x", FILL_ALIAS, 0, 0, "pre_norm.x", NULL},
+                        {"project.rinv", FILL_ALIAS, 0, 0, "maps.rinv", NULL},
+                        {"maps.dpre", FILL_ALIAS, 0, 0, "pre_norm.dpre", NULL},
+                        {"project.dproj", FILL_ALIAS, 0, 0, "maps.dproj", NULL},
+                        {"project.drinv", FILL_ALIAS, 0, 0, "maps.drinv", NULL},
+                        {"project.dx", FILL_ALIAS, 0, 0, "pre_norm.dx", NULL},
+                        {"merge.dout", FILL_ALIAS, 0, 0, "pre_norm.dx", NULL}, FILL_END};
+  harness_case(h, BK_OP_HC_MERGE_MIX_BWD, &a, fills, NULL, "%s," SHAPE_FORMAT, kind_names[m.kind], SHAPE_ARGS(m.s));
+}
+
+void cases_fused(harness *h) {
+  const int levels[] = {5, 3, 8, 2, 4};
+  harness_pairwise(h, levels, 5, project_case);
+  harness_pairwise(h, levels, 5, pre_norm_case);
+  harness_pairwise(h, levels, 5, post_res_case);
+  harness_pairwise(h, levels, 5, merge_mix_case);
+  harness_pairwise(h, levels, 5, merge_mix_bwd_case);
+}

@@ -1,0 +1,435 @@
+/* Running and judging one case; see harness.h. */
+#include "tests/ops/harness.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_SLOTS 48
+#define MAX_ARGS 8192
+#define GUARD_BYTE 0xa5
+
+/* One operand of the case being run. */
+typedef struct slot {
+  const bk_op_field *field;
+  fill how;
+  bk_tensor tensor;   /* as the device has it; the offset is within the image */
+  bk_tensor dense;    /* as ref has it: fp64 or i32, contiguous */
+  int64_t count;
+  double *values;     /* what goes in, rounded to tensor.dtype; NULL for an alias */
+  int alias;          /* slot whose memory this is, or -1 */
+} slot;
+
+typedef struct run {
+  harness *h;
+  bk_op op;
+  const bk_op_desc *desc;
+  char name[256];
+  slot slots[MAX_SLOTS];
+  int n_slots;
+  size_t bytes, ref_bytes;
+  uint8_t *image, *mask; /* what the device gets; 1 where an output element lies */
+  _Alignas(16) char ref_args[MAX_ARGS];
+  _Alignas(16) char device_args[MAX_ARGS];
+  bool failed;
+} run;
+
+static void *must_alloc(size_t count, size_t size) {
+  void *p = calloc(count ? count : 1, size);
+  if (!p) {
+    fprintf(stderr, "out of memory\n");
+    exit(1);
+  }
+  return p;
+}
+
+static void complain(run *r, const char *format, ...) BK_PRINTF(2, 3);
+static void complain(run *r, const char *format, ...) {
+  va_list list;
+  if (!r->failed) printf("FAIL %s --seed %llu\n", r->name, (unsigned long long)r->h->seed);
+  r->failed = true;
+  printf("     ");
+  va_start(list, format);
+  vprintf(format, list);
+  va_end(list);
+  printf("\n");
+}
+
+/* ---- elements ---- */
+
+static double round_to(bk_dtype dtype, double v) {
+  if (dtype == BK_F32) return (double)(float)v;
+  if (dtype != BK_BF16) return v;
+  float f = (float)v;
+  union { float f; uint32_t u; } odd = {.f = f};
+  if (!isnan(v) && (double)f != v && !(odd.u & 1u)) odd.u += fabs((double)f) > fabs(v) ? UINT32_MAX : 1u;
+  return (double)bk_bf16_to_f32(bk_f32_to_bf16(odd.f));
+}
+
+static void store(void *at, bk_dtype dtype, double v) {
+  float f = (float)v;
+  uint16_t half = bk_f32_to_bf16(f);
+  int32_t i = isnan(v) ? -1 : (int32_t)v;
+  switch (dtype) {
+    case BK_F32: memcpy(at, &f, sizeof f); break;
+    case BK_BF16: memcpy(at, &half, sizeof half); break;
+    case BK_F64: memcpy(at, &v, sizeof v); break;
+    default: memcpy(at, &i, sizeof i); break;
+  }
+}
+
+static double load(const void *at, bk_dtype dtype) {
+  float f;
+  uint16_t half;
+  double d;
+  int32_t i;
+  switch (dtype) {
+    case BK_F32: return memcpy(&f, at, sizeof f), (double)f;
+    case BK_BF16: return memcpy(&half, at, sizeof half), (double)bk_bf16_to_f32(half);
+    case BK_F64: return memcpy(&d, at, sizeof d), d;
+    default: return memcpy(&i, at, sizeof i), (double)i;
+  }
+}
+
+/* Bytes from the tensor's first element to element `index` in row-major order. */
+static size_t element_at(const bk_tensor *t, int64_t index) {
+  int64_t at = 0;
+  for (int d = t->ndim - 1; d >= 0; d--) {
+    at += index % t->shape[d] * t->stride[d];
+    index /= t->shape[d];
+  }
+  return (size_t)at * bk_dtype_size(t->dtype);
+}
+
+/* ---- making the case ---- */
+
+static fill default_fill(const bk_op_field *field) {
+  return (fill){field->name, field->role == BK_OUT ? FILL_POISON : FILL_NORMAL, 0, 1, NULL, NULL};
+}
+
+static int slot_find(const run *r, const char *name) {
+  for (int i = 0; i < r->n_slots; i++) {
+    if (strcmp(r->slots[i].field->name, name) == 0) return i;
+  }
+  fprintf(stderr, "%s: no field %s in this case\n", r->name, name);
+  exit(1);
+}
+
+static void slots_make(run *r, const void *args, const fill *fills) {
+  for (int i = 0; i < r->desc->n_fields; i++) {
+    const bk_op_field *field = &r->desc->fields[i];
+    const bk_tensor *t = bk_op_field_get(args, field);
+    if (!bk_tensor_present(t)) continue;
+    slot *s = &r->slots[r->n_slots++];
+    *s = (slot){.field = field, .how = default_fill(field), .tensor = *t, .count = bk_tensor_count(t), .alias = -1};
+    for (const fill *f = fills; f && f->field; f++) {
+      if (strcmp(f->field, field->name) == 0) s->how = *f;
+    }
+    s->dense = bk_tensor_make(bk_dtype_is_float(t->dtype) ? BK_F64 : t->dtype, t->ndim, t->shape);
+  }
+  for (const fill *f = fills; f && f->field; f++) slot_find(r, f->field);
+}
+
+/* Aliases may point to later fields, so places are given first to those that have memory of their own. */
+static void slots_place(run *r, bool odd_offsets) {
+  r->bytes = HARNESS_GUARD;
+  for (int i = 0; i < r->n_slots; i++) {
+    slot *s = &r->slots[i];
+    if (s->how.kind == FILL_ALIAS || s->how.kind == FILL_INPLACE) s->alias = slot_find(r, s->how.other);
+    if (s->alias >= 0) continue;
+    s->tensor.offset = r->bytes + (odd_offsets ? bk_dtype_size(s->tensor.dtype) : 0);
+    r->bytes = BK_ALIGN_UP(s->tensor.offset + bk_tensor_span(&s->tensor), (size_t)HARNESS_GUARD) + HARNESS_GUARD;
+  }
+  for (int i = 0; i < r->n_slots; i++) {
+    slot *s = &r->slots[i];
+    if (s->alias >= 0) s->tensor.offset = r->slots[s->alias].tensor.offset;
+    if (s->how.kind == FILL_ALIAS) continue;
+    s->dense.offset = r->ref_bytes;
+    r->ref_bytes += BK_ALIGN_UP(bk_tensor_bytes(&s->dense), (size_t)64);
+  }
+  for (int i = 0; i < r->n_slots; i++) {
+    if (r->slots[i].how.kind == FILL_ALIAS) r->slots[i].dense.offset = r->slots[r->slots[i].alias].dense.offset;
+  }
+}
+
+/* Elements of a broadcast tensor (stride 0) share memory, and so their value: that of the last. */
+static void share_values(slot *s) {
+  bool broadcast = false;
+  for (int d = 0; d < s->tensor.ndim; d++) broadcast |= s->tensor.stride[d] == 0 && s->tensor.shape[d] > 1;
+  if (!broadcast) return;
+  size_t size = bk_dtype_size(s->tensor.dtype);
+  double *memory = must_alloc(bk_tensor_span(&s->tensor) / size, sizeof *memory);
+  for (int64_t j = 0; j < s->count; j++) memory[element_at(&s->tensor, j) / size] = s->values[j];
+  for (int64_t j = 0; j < s->count; j++) s->values[j] = memory[element_at(&s->tensor, j) / size];
+  free(memory);
+}
+
+static void slots_fill(run *r) {
+  for (int i = 0; i < r->n_slots; i++) {
+    slot *s = &r->slots[i];
+    if (s->how.kind == FILL_ALIAS) continue;
+    uint64_t stream = bk_hash64(r->name, strlen(r->name)) ^ bk_hash64(s->field->name, strlen(s->field->name));
+    s->values = must_alloc((size_t)s->count, sizeof *s->values);
+    harness_fill(&s->how, &s->tensor, r->h->seed, stream, s->values);
+    for (int64_t j = 0; j < s->count; j++) s->values[j] = round_to(s->tensor.dtype, s->values[j]);
+    share_values(s);
+  }
+}
+
+/* ---- ref's side ---- */
+
+static void ref_write(const slot *s) {
+  for (int64_t i = 0; i < s->count; i++) {
+    store((char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype), s->dense.dtype, s->values[i]);
+  }
+}
+
+static double ref_value(const slot *s, int64_t i) {
+  return load((const char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype), s->dense.dtype);
+}
+
+/* Fills ref's memory, completes derived inputs (rounded to their dtype) and runs the op. */
+static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *buffer) {
+  memcpy(r->ref_args, args, r->desc->args_size);
+  for (int i = 0; i < r->n_slots; i++) {
+    slot *s = &r->slots[i];
+    s->dense.buffer = buffer;
+    *bk_op_field_ref(r->ref_args, s->field) = s->dense;
+    if (s->values) ref_write(s);
+  }
+  if (derive) {
+    BK_TRY(derive(r->h, r->ref_args));
+    for (int i = 0; i < r->n_slots; i++) {
+      slot *s = &r->slots[i];
+      if (!s->values || s->field->role == BK_OUT) continue;
+      for (int64_t j = 0; j < s->count; j++) s->values[j] = round_to(s->tensor.dtype, ref_value(s, j));
+      ref_write(s);
+    }
+  }
+  return bk_op_run(r->h->ref_stream, r->op, r->ref_args);
+}
+
+/* ---- the device's side ---- */
+
+static void image_make(run *r) {
+  r->image = must_alloc(r->bytes, 1);
+  r->mask = must_alloc(r->bytes, 1);
+  memset(r->image, GUARD_BYTE, r->bytes);
+  for (int i = 0; i < r->n_slots; i++) {
+    const slot *s = &r->slots[i];
+    size_t size = bk_dtype_size(s->tensor.dtype);
+    for (int64_t j = 0; j < s->count; j++) {
+      size_t at = s->tensor.offset + element_at(&s->tensor, j);
+      if (s->values && s->alias < 0) store(r->image + at, s->tensor.dtype, s->values[j]);
+      if (s->field->role != BK_IN) memset(r->mask + at, 1, size);
+    }
+  }
+}
+
+static bk_status device_run(run *r, bk_stream *stream, const void *args, uint8_t *result) {
+  bk_buffer *buffer = NULL;
+  BK_TRY(bk_buffer_alloc(stream->device, r->bytes, BK_MEM_WORKSPACE, &buffer));
+  bk_place place = {buffer, 0};
+  bk_status status = stream->ops->upload(stream, place, r->image, r->bytes);
+  memcpy(r->device_args, args, r->desc->args_size);
+  for (int i = 0; i < r->n_slots; i++) {
+    bk_tensor *t = bk_op_field_ref(r->device_args, r->slots[i].field);
+    *t = r->slots[i].tensor;
+    t->buffer = buffer;
+  }
+  if (status == BK_OK) status = bk_op_run(stream, r->op, r->device_args);
+  if (status == BK_OK) status = stream->ops->download(stream, result, place, r->bytes);
+  if (status == BK_OK) status = stream->ops->sync(stream);
+  bk_buffer_free(buffer);
+  return status;
+}
+
+/* ---- judging ---- */
+
+static const char *nearest_field(const run *r, size_t at) {
+  const slot *best = &r->slots[0];
+  for (int i = 0; i < r->n_slots; i++) {
+    const slot *s = &r->slots[i];
+    if (s->tensor.offset <= at && (best->tensor.offset > at || s->tensor.offset > best->tensor.offset)) best = s;
+  }
+  return best->field->name;
+}
+
+static void judge_bytes(run *r, const uint8_t *result) {
+  for (size_t i = 0; i < r->bytes; i++) {
+    if (r->mask[i] || result[i] == r->image[i]) continue;
+    complain(r, "wrote where it must not: byte %zu, in or behind %s", i, nearest_field(r, i));
+    return;
+  }
+}
+
+/* Whether a pair of values agrees where it is not a pair of finite numbers; *finite tells the caller to go on. */
+static bool agree_special(bk_dtype dtype, double got, double want, bool *finite) {
+  double rounded = round_to(dtype, want);
+  *finite = isfinite(got) && isfinite(rounded);
+  if (*finite) return true;
+  if (isnan(got) || isnan(rounded)) return isnan(got) && isnan(rounded);
+  return got == rounded;
+}
+
+/* Sums over an output's elements. */
+typedef struct sums {
+  double error, norm, rounding; /* squares: of the error, the exact values, the error of storing the exact values */
+  double largest_error, largest;
+  int64_t worst;
+} sums;
+
+static double nmse_of(double error, double norm) { return norm > 0 ? error / norm : error > 0 ? INFINITY : 0; }
+
+static void sums_add(sums *m, bk_dtype dtype, int64_t i, double got, double want) {
+  double d = fabs(got - want), rounding = round_to(dtype, want) - want;
+  m->error += d * d;
+  m->norm += want * want;
+  m->rounding += rounding * rounding;
+  if (d > m->largest_error) m->largest_error = d, m->worst = i;
+  if (fabs(want) > m->largest) m->largest = fabs(want);
+}
+
+static double result_value(const slot *s, const uint8_t *result, int64_t i) {
+  return load(result + s->tensor.offset + element_at(&s->tensor, i), s->tensor.dtype);
+}
+
+/* Adds up the finite elements; false after a complaint about one that must be exact or is special. */
+static bool judge_elements(run *r, const slot *s, const uint8_t *result, bool exact, sums *m) {
+  for (int64_t i = 0; i < s->count; i++) {
+    double got = result_value(s, result, i), want = ref_value(s, i);
+    bool finite;
+    if (!agree_special(s->tensor.dtype, got, want, &finite) ||
+        (finite && exact && got != round_to(s->tensor.dtype, want))) {
+      complain(r, "%s[%lld] is %.9g, should be %s%.9g", s->field->name, (long long)i, got, exact ? "exactly " : "", want);
+      return false;
+    }
+    if (finite) sums_add(m, s->tensor.dtype, i, got, want);
+  }
+  return true;
+}
+
+/* The error of ref's own result in the storage dtype. */
+static double yardstick_nmse(const slot *s, const uint8_t *yardstick) {
+  sums m = {0};
+  for (int64_t i = 0; i < s->count; i++) sums_add(&m, s->tensor.dtype, i, result_value(s, yardstick, i), ref_value(s, i));
+  return nmse_of(m.error, m.norm);
+}
+
+static void judge_slot(run *r, const slot *s, const uint8_t *result, const uint8_t *yardstick) {
+  double bound = harness_bound(r->h, r->op, s->field, r->device_args);
+  bool exact = bound == 0 || !bk_dtype_is_float(s->tensor.dtype);
+  sums m = {0};
+  if (!judge_elements(r, s, result, exact, &m) || exact) return;
+  double nmse = nmse_of(m.error, m.norm), stored = 1.01 * nmse_of(m.rounding, m.norm);
+  if (bound < stored) bound = stored;
+  if (yardstick && bound < 16 * yardstick_nmse(s, yardstick)) bound = 16 * yardstick_nmse(s, yardstick);
+  double *record = &r->h->worst[r->op][r->h->st == BK_BF16];
+  if (nmse / bound > *record) *record = nmse / bound;
+  if (r->h->verbose) {
+    printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, nmse, bound, m.largest_error, m.largest);
+  }
+  if (!(nmse <= bound)) complain(r, "%s: nmse %.3e above %.0e", s->field->name, nmse, bound);
+  if (!(m.largest_error <= 8 * sqrt(bound) * m.largest)) {
+    complain(r, "%s[%lld] is off by %.3e, largest value %.3e, above 8 sqrt(%.0e)", s->field->name, (long long)m.worst,
+             m.largest_error, m.largest, bound);
+  }
+}
+
+static void judge(run *r, const uint8_t *result, const uint8_t *yardstick) {
+  judge_bytes(r, result);
+  for (int i = 0; i < r->n_slots; i++) {
+    const slot *s = &r->slots[i];
+    if (s->field->role == BK_IN) continue;
+    judge_slot(r, s, result, yardstick);
+  }
+}
+
+static void judge_bits(run *r, const uint8_t *a, const uint8_t *b) {
+  for (size_t i = 0; i < r->bytes; i++) {
+    if (a[i] == b[i]) continue;
+    complain(r, "bits differ between %d and %d threads in %s", r->h->device->props.threads, r->h->second->props.threads,
+             nearest_field(r, i));
+    return;
+  }
+}
+
+/* ---- the case ---- */
+
+static void run_device(run *r, const void *args) {
+  harness *h = r->h;
+  uint8_t *result = must_alloc(r->bytes, 1), *other = NULL, *yardstick = NULL;
+  bk_status status = BK_OK;
+  if (harness_rounds_between(r->op, args)) {
+    yardstick = must_alloc(r->bytes, 1);
+    status = device_run(r, h->ref_stream, args, yardstick);
+  }
+  if (status == BK_OK) status = device_run(r, h->stream, args, result);
+  if (status == BK_OK && h->second) {
+    other = must_alloc(r->bytes, 1);
+    status = device_run(r, h->second_stream, args, other);
+  }
+  if (status != BK_OK) complain(r, "the device says: %s", bk_status_name(status));
+  else judge(r, result, yardstick);
+  if (status == BK_OK && h->second) judge_bits(r, result, other);
+  free(result);
+  free(other);
+  free(yardstick);
+}
+
+static void run_case(run *r, const void *args, const fill *fills, derive_fn derive) {
+  harness *h = r->h;
+  bk_buffer *buffer = NULL;
+  int log_lines = h->log_lines;
+  slots_make(r, args, fills);
+  slots_place(r, strstr(r->name, "strided") && h->device->props.host_memory);
+  slots_fill(r);
+  bk_status status = bk_buffer_alloc(h->ref, r->ref_bytes + 64, BK_MEM_WORKSPACE, &buffer);
+  if (status == BK_OK) status = ref_run(r, args, derive, buffer);
+  if (status != BK_OK) {
+    complain(r, "ref says: %s", bk_status_name(status));
+  } else {
+    image_make(r);
+    run_device(r, args);
+  }
+  if (h->log_lines != log_lines) complain(r, "%d lines of warnings or errors", h->log_lines - log_lines);
+  bk_buffer_free(buffer);
+  for (int i = 0; i < r->n_slots; i++) free(r->slots[i].values);
+  free(r->image);
+  free(r->mask);
+}
+
+static void note_coverage(harness *h, bk_op op, const void *args) {
+  const bk_op_desc *desc = bk_op_describe(op);
+  h->seen[op] = true;
+  for (int i = 0; i < desc->n_fields; i++) {
+    if (bk_tensor_present(bk_op_field_get(args, &desc->fields[i]))) h->fields[op] |= UINT64_C(1) << i;
+  }
+}
+
+void harness_case(harness *h, bk_op op, const void *args, const fill *fills, derive_fn derive, const char *name, ...) {
+  run *r = must_alloc(1, sizeof *r);
+  va_list list;
+  note_coverage(h, op, args);
+  r->h = h;
+  r->op = op;
+  r->desc = bk_op_describe(op);
+  int used = snprintf(r->name, sizeof r->name, "%s:%s,", bk_op_name(op), bk_dtype_name(h->st));
+  va_start(list, name);
+  vsnprintf(r->name + used, sizeof r->name - (size_t)used, name, list);
+  va_end(list);
+  bool wanted = (!h->op_filter || strcmp(h->op_filter, bk_op_name(op)) == 0) &&
+                (!h->case_filter || strstr(r->name, h->case_filter));
+  if (wanted && h->list) {
+    printf("%s\n", r->name);
+  } else if (wanted) {
+    if (h->verbose) printf("     %s\n", r->name);
+    run_case(r, args, fills, derive);
+    h->ran++;
+    h->failed += r->failed;
+  }
+  free(r);
+}

@@ -1,0 +1,143 @@
+/* test_ops: every op on one device against `ref`; harness.h says how.
+ *   --device NAME   default cpu        --isa NAME      strip faster kernels
+ *   --threads N     default 2          --composed      fused slots as their composed default
+ *   --bits          also with 1 thread: the bits must be the same
+ *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
+ *   --seed N        default 1          --list          names only        --verbose
+ *   --perf          time the ops at working sizes instead (perf.c)
+ * Without a filter it also checks that every op has a case and that every operand is present in one.
+ * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device is not here. */
+#include "tests/ops/harness.h"
+#include "tests/ops/perf.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct options {
+  const char *device;
+  bk_device_options open;
+  bool bits, perf;
+} options;
+
+static void count_line(void *user, bk_log_level level, const char *message) {
+  harness *h = user;
+  if (level <= BK_LOG_WARN) h->log_lines++;
+  fprintf(stderr, "     %s\n", message);
+}
+
+static bool parse_flag(harness *h, options *o, const char *arg) {
+  if (strcmp(arg, "--list") == 0) return h->list = true;
+  if (strcmp(arg, "--verbose") == 0) return h->verbose = true;
+  if (strcmp(arg, "--bits") == 0) return o->bits = true;
+  if (strcmp(arg, "--perf") == 0) return o->perf = true;
+  if (strcmp(arg, "--composed") == 0) return o->open.composed_only = true;
+  return false;
+}
+
+static bool parse_value(harness *h, options *o, const char *arg, const char *value) {
+  if (!value) return false;
+  if (strcmp(arg, "--device") == 0) o->device = value;
+  else if (strcmp(arg, "--isa") == 0) o->open.isa = value;
+  else if (strcmp(arg, "--op") == 0) h->op_filter = value;
+  else if (strcmp(arg, "--case") == 0) h->case_filter = value;
+  else if (strcmp(arg, "--threads") == 0) o->open.threads = atoi(value);
+  else if (strcmp(arg, "--seed") == 0) h->seed = strtoull(value, NULL, 10);
+  else return false;
+  return true;
+}
+
+static bool parse(harness *h, options *o, int argc, char **argv) {
+  for (int i = 1; i < argc; i++) {
+    if (parse_flag(h, o, argv[i])) continue;
+    if (!parse_value(h, o, argv[i], i + 1 < argc ? argv[i + 1] : NULL)) {
+      fprintf(stderr, "test_ops: what is %s? the head of test_ops.c lists the options\n", argv[i]);
+      return false;
+    }
+    i++;
+  }
+  return true;
+}
+
+static bk_status open_devices(harness *h, const options *o) {
+  bk_device_options one = o->open;
+  one.threads = 1;
+  BK_TRY(bk_device_open(h->ctx, "ref", NULL, &h->ref));
+  BK_TRY(bk_stream_create(h->ref, 0, &h->ref_stream));
+  BK_TRY(bk_device_open(h->ctx, o->device, &o->open, &h->device));
+  BK_TRY(bk_stream_create(h->device, 0, &h->stream));
+  if (!o->bits) return BK_OK;
+  BK_TRY(bk_device_open(h->ctx, o->device, &one, &h->second));
+  return bk_stream_create(h->second, 0, &h->second_stream);
+}
+
+static void close_devices(harness *h) {
+  bk_stream_destroy(h->second_stream);
+  bk_device_close(h->second);
+  bk_stream_destroy(h->stream);
+  bk_device_close(h->device);
+  bk_stream_destroy(h->ref_stream);
+  bk_device_close(h->ref);
+}
+
+static void all_cases(harness *h) {
+  const bk_dtype storage[] = {BK_F32, BK_BF16};
+  for (int i = 0; i < 2; i++) {
+    h->st = storage[i];
+    h->ct = bk_coef_dtype(h->st);
+    cases_basic(h);
+    cases_layers(h);
+    cases_experts(h);
+    cases_streams(h);
+    cases_maps(h);
+    cases_fused(h);
+  }
+}
+
+static int check_coverage(const harness *h) {
+  int holes = 0;
+  for (int op = 1; op < BK_OP_COUNT; op++) {
+    const bk_op_desc *desc = bk_op_describe((bk_op)op);
+    if (!h->seen[op]) printf("FAIL %s has no case\n", desc->name);
+    holes += !h->seen[op];
+    for (int i = 0; i < desc->n_fields && h->seen[op]; i++) {
+      if (h->fields[op] >> i & 1) continue;
+      printf("FAIL %s: no case has %s\n", desc->name, desc->fields[i].name);
+      holes++;
+    }
+  }
+  return holes;
+}
+
+static int report(const harness *h, const options *o, int holes) {
+  if (h->verbose) {
+    for (int op = 1; op < BK_OP_COUNT; op++) {
+      printf("%-18s worst share of the bound: fp32 %.2e bf16 %.2e\n", bk_op_name((bk_op)op), h->worst[op][0], h->worst[op][1]);
+    }
+  }
+  if (h->list) return 0;
+  printf("%s on %s (%s): %d cases, %d failed, %d holes in the coverage\n", h->failed || holes ? "FAIL" : "ok", o->device,
+         h->device->props.isa, h->ran, h->failed, holes);
+  if (h->ran == 0) printf("FAIL no case has that name\n");
+  return h->failed || holes || h->ran == 0;
+}
+
+int main(int argc, char **argv) {
+  harness h = {.seed = 1};
+  options o = {.device = "cpu", .open = {.threads = 2}};
+  bk_context_options context = {.log = count_line, .log_user = &h, .log_level = BK_LOG_WARN};
+  if (!parse(&h, &o, argc, argv)) return 2;
+  if (bk_context_create(&context, &h.ctx) != BK_OK || bk_registry_init(h.ctx) != BK_OK) return 1;
+  bk_status status = open_devices(&h, &o);
+  int result = status == BK_ERR_ABSENT ? 77 : status == BK_ERR_NOT_FOUND ? 2 : 1;
+  if (status == BK_OK && o.perf) {
+    result = perf_run(&h) != BK_OK;
+  } else if (status == BK_OK) {
+    h.log_lines = 0;
+    all_cases(&h);
+    result = report(&h, &o, check_coverage(&h));
+  }
+  close_devices(&h);
+  bk_context_destroy(h.ctx);
+  return result;
+}
