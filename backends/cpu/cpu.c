@@ -1,0 +1,122 @@
+/* The cpu backend: probe, description, device. The device owns its pool of workers; streams run inline. */
+#include "backends/cpu/cpu.h"
+#include "backends/cpu/gemm.h"
+#include "backends/cpu/rope.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static const char *const isa_names[BK_CPU_ISA_COUNT] = {"portable", "avx2"};
+
+const char *bk_cpu_isa_name(bk_cpu_isa isa) { return isa_names[isa]; }
+
+static bk_cpu_isa isa_detect(void) {
+#if BK_HAVE_AVX2
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return BK_CPU_AVX2;
+#endif
+  return BK_CPU_PORTABLE;
+}
+
+/* `text` is an upper limit: what the machine lacks is not used whatever it says. */
+static bk_status isa_limit(bk_context *ctx, const char *text, bk_cpu_isa *isa) {
+  if (!text || !*text) return BK_OK;
+  for (int i = 0; i < BK_CPU_ISA_COUNT; i++) {
+    if (strcmp(text, isa_names[i])) continue;
+    if ((bk_cpu_isa)i < *isa) *isa = (bk_cpu_isa)i;
+    return BK_OK;
+  }
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "cpu: unknown instruction set '%s' (known: portable avx2)", text);
+}
+
+static void cpu_close(bk_device *device) {
+  bk_cpu_device *cpu = (bk_cpu_device *)device;
+  bk_pool_destroy(cpu->pool);
+  bk_cpu_rope_tables_free(cpu);
+  bk_free(device->ctx, cpu);
+}
+
+static const bk_device_ops cpu_device_ops = {
+  .close = cpu_close,
+  .memory_info = bk_host_memory_info,
+  .buffer_alloc = bk_host_buffer_alloc,
+  .buffer_free = bk_host_buffer_free,
+  .host_alloc = bk_host_buffer_alloc,
+  .host_free = bk_host_buffer_free,
+  .stream_create = bk_host_stream_create,
+  .event_create = bk_host_event_create,
+};
+
+static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int threads) {
+  snprintf(props->name, sizeof props->name, "host processor");
+  snprintf(props->driver, sizeof props->driver, "%s, %s", isa_names[isa], blas ? bk_cpu_blas_name() : "built-in gemm");
+  snprintf(props->isa, sizeof props->isa, "%s", isa_names[isa]);
+  props->host_memory = true;
+  props->max_alloc = SIZE_MAX;
+  props->max_binding_range = SIZE_MAX;
+  props->offset_alignment = 64;
+  props->threads = threads;
+  props->storage_dtypes = BK_DT(BK_F32) | BK_DT(BK_BF16);
+}
+
+static bool blas_wanted(void) {
+  const char *text = getenv("BIRKHOFF_CPU_BLAS");
+  return bk_cpu_blas_built() && !(text && !strcmp(text, "0"));
+}
+
+static bk_status cpu_probe(bk_context *ctx, char *reason, size_t reason_size) {
+  (void)ctx;
+  if (reason_size) reason[0] = 0;
+  return BK_OK;
+}
+
+static int cpu_device_count(bk_context *ctx) {
+  (void)ctx;
+  return 1;
+}
+
+static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+  if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
+  bk_cpu_isa isa = isa_detect();
+  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  bk_device_props p = {0};
+  props_fill(&p, isa, blas_wanted(), bk_cpu_count());
+  size_t free_bytes, total_bytes;
+  bk_device probe = {.ctx = ctx};
+  BK_TRY(bk_host_memory_info(&probe, &free_bytes, &total_bytes));
+  *props = p;
+  *memory_bytes = total_bytes;
+  return BK_OK;
+}
+
+static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+  if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
+  bk_cpu_isa isa = isa_detect();
+  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  BK_TRY(isa_limit(ctx, options ? options->isa : NULL, &isa));
+  bk_cpu_device *cpu = bk_alloc(ctx, sizeof *cpu);
+  if (!cpu) return BK_ERR_MEMORY;
+  int threads = options && options->threads > 0 ? options->threads : bk_cpu_count();
+  bk_status status = bk_pool_create(ctx, threads, &cpu->pool);
+  if (status != BK_OK) {
+    bk_free(ctx, cpu);
+    return status;
+  }
+  bk_host_device_init(&cpu->base, ctx, &bk_backend_cpu, index, options, &cpu_device_ops);
+  cpu->isa = isa;
+  cpu->blas = blas_wanted();
+  if (cpu->blas) bk_cpu_blas_init();
+  props_fill(&cpu->base.props, isa, cpu->blas, bk_pool_size(cpu->pool));
+  *device = &cpu->base;
+  return BK_OK;
+}
+
+const bk_backend bk_backend_cpu = {
+  .abi = BK_BACKEND_ABI,
+  .name = "cpu",
+  .priority = 10,
+  .probe = cpu_probe,
+  .device_count = cpu_device_count,
+  .describe = cpu_describe,
+  .open = cpu_open,
+  .kernels = bk_cpu_kernels,
+};

@@ -1,0 +1,548 @@
+/* hc_maps: logits, gates, Sinkhorn, permutations and tanh maps, and all of them in one go, forward and backward. Template,
+ * see cpu.h.
+ *
+ * BK_VW tokens are turned into blocks [row][BK_VW], one token per lane; lanes past the last token hold zeros, which are legal
+ * inputs and give zero gradients. dscale and dbase: lanes are summed in fp32 over a piece, then in double (hc.h). */
+#include "backends/cpu/hc_sinkhorn.h"
+
+typedef float map_block[BK_HC_MAX_ROWS * BK_VW];
+#define ROW(block, j) bk_v_ld(block, (j) * BK_VW, false)
+#define SET_ROW(block, j, v) bk_v_st(block, (j) * BK_VW, false, v)
+
+/* ---- blocks: columns [column, column + count) of `lanes` rows from row i on ---- */
+static void gather(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column, int64_t count, float *out) {
+  if (lanes < BK_VW) memset(out, 0, (size_t)(count * BK_VW) * sizeof(float));
+  for (int64_t l = 0; l < lanes; l++) {
+    const float *row = (const float *)bk_cpu_at(t, i + l) + column;
+    for (int64_t j = 0; j < count; j++) out[j * BK_VW + l] = row[j];
+  }
+}
+static void scatter(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column, int64_t count, const float *in) {
+  for (int64_t l = 0; l < lanes; l++) {
+    float *row = (float *)bk_cpu_at(t, i + l) + column;
+    for (int64_t j = 0; j < count; j++) row[j] = in[j * BK_VW + l];
+  }
+}
+/* The same of [N,n,n]. */
+static void gather_nn(const bk_tensor *t, int64_t i, int64_t lanes, float *out) {
+  int64_t n = t->shape[1];
+  if (lanes < BK_VW) memset(out, 0, (size_t)(n * n * BK_VW) * sizeof(float));
+  for (int64_t l = 0; l < lanes; l++)
+    for (int64_t m = 0; m < n; m++) {
+      const float *row = (const float *)bk_cpu_at2(t, i + l, m);
+      for (int64_t k = 0; k < n; k++) out[(m * n + k) * BK_VW + l] = row[k];
+    }
+}
+static void scatter_nn(const bk_tensor *t, int64_t i, int64_t lanes, const float *in) {
+  int64_t n = t->shape[1];
+  for (int64_t l = 0; l < lanes; l++)
+    for (int64_t m = 0; m < n; m++) {
+      float *row = (float *)bk_cpu_at2(t, i + l, m);
+      for (int64_t k = 0; k < n; k++) row[k] = in[(m * n + k) * BK_VW + l];
+    }
+}
+/* Dense vectors of `per_token` values a token. */
+static void gather_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token, float *out) {
+  const float *in = (const float *)bk_tensor_data(t) + i * per_token;
+  memset(out, 0, (size_t)(per_token * BK_VW) * sizeof(float));
+  for (int64_t l = 0; l < lanes; l++)
+    for (int64_t j = 0; j < per_token; j++) out[j * BK_VW + l] = in[l * per_token + j];
+}
+static void scatter_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token, const float *in) {
+  float *out = (float *)bk_tensor_data(t) + i * per_token;
+  for (int64_t l = 0; l < lanes; l++)
+    for (int64_t j = 0; j < per_token; j++) out[l * per_token + j] = in[j * BK_VW + l];
+}
+
+static int group_of(int row, int n) { return row < n ? 0 : row < 2 * n ? 1 : 2; }
+
+/* ---- the maps on blocks ---- */
+static void logits_block(const float *proj, const float *rinv, const float *scale, const float *base, int rows, int n,
+                         float *logits) {
+  bk_vf r = bk_v_ld(rinv, 0, false);
+  for (int j = 0; j < rows; j++) SET_ROW(logits, j, ROW(proj, j) * r * scale[group_of(j, n)] + base[j]);
+}
+
+static void pre_block(const float *logits, int n, double eps, float *pre) {
+  for (int j = 0; j < n; j++) SET_ROW(pre, j, bk_v_sigmoid(ROW(logits, j)) + (float)eps);
+}
+static void post_block(const float *logits, int n, float *post) {
+  for (int j = 0; j < n; j++) SET_ROW(post, j, 2.f * bk_v_sigmoid(ROW(logits, j)));
+}
+/* Derivative of the sigmoid without cancellation: e / (1 + e)^2, e = exp(-|l|). */
+static void gate_bwd_block(const float *logits, const float *dgate, int n, float factor, float *dlogits) {
+  for (int j = 0; j < n; j++) {
+    bk_vf e = bk_v_exp(-bk_v_abs(ROW(logits, j))), s = 1.f + e;
+    SET_ROW(dlogits, j, ROW(dgate, j) * factor * (e / (s * s)));
+  }
+}
+
+/* Softmax over `count` rows. */
+static void softmax_block(const float *logits, int count, float *w) {
+  bk_vf high = ROW(logits, 0), sum = bk_v_zero();
+  for (int q = 1; q < count; q++) high = bk_v_max(high, ROW(logits, q));
+  for (int q = 0; q < count; q++) {
+    bk_vf e = bk_v_exp(ROW(logits, q) - high);
+    SET_ROW(w, q, e);
+    sum = sum + e;
+  }
+  for (int q = 0; q < count; q++) SET_ROW(w, q, ROW(w, q) / sum);
+}
+
+static void perm_block(const float *logits, const uint8_t *perms, int n, float *comb) {
+  int count = bk_factorial(n);
+  map_block w;
+  softmax_block(logits, count, w);
+  for (int j = 0; j < n * n; j++) SET_ROW(comb, j, bk_v_zero());
+  for (int q = 0; q < count; q++, perms += n)
+    for (int m = 0; m < n; m++) {
+      int j = m * n + perms[m];
+      SET_ROW(comb, j, ROW(comb, j) + ROW(w, q));
+    }
+}
+
+/* dlogits[q] = w[q] (a[q] - sum w a), a[q] = sum_m dcomb[m][perm_q(m)]. The mean is taken off twice: the first time leaves
+ * small exact differences where one weight is close to 1. */
+static void perm_bwd_block(const float *logits, const float *dcomb, const uint8_t *perms, int n, float *dlogits) {
+  int count = bk_factorial(n);
+  map_block w, a;
+  bk_vf mean = bk_v_zero(), rest = bk_v_zero();
+  softmax_block(logits, count, w);
+  for (int q = 0; q < count; q++, perms += n) {
+    bk_vf sum = bk_v_zero();
+    for (int m = 0; m < n; m++) sum = sum + ROW(dcomb, m * n + perms[m]);
+    SET_ROW(a, q, sum);
+    mean = ROW(w, q) * sum + mean;
+  }
+  for (int q = 0; q < count; q++) {
+    SET_ROW(a, q, ROW(a, q) - mean);
+    rest = ROW(w, q) * ROW(a, q) + rest;
+  }
+  for (int q = 0; q < count; q++) SET_ROW(dlogits, q, ROW(w, q) * (ROW(a, q) - rest));
+}
+
+/* ---- sums of dscale and dbase ---- */
+typedef struct partials {
+  double *at; /* [pieces][base + scale] */
+  int64_t grain, pieces;
+  int base, scale;
+} partials;
+
+static partials partials_of(bk_place workspace, int64_t tokens, bk_hc_kind kind, int n) {
+  return (partials){bk_place_data(workspace), bk_hc_grain(tokens), bk_hc_pieces(tokens), bk_hc_base_count(kind, n),
+                    bk_hc_scale_count(kind)};
+}
+/* The sums of the piece that begins at `begin`: rows of base, then of scale, as lanes. */
+static void partials_store(const partials *p, int64_t begin, const float *sums) {
+  double *out = p->at + begin / p->grain * (p->base + p->scale);
+  for (int j = 0; j < p->base + p->scale; j++) {
+    double sum = 0;
+    for (int l = 0; l < BK_VW; l++) sum += (double)sums[j * BK_VW + l];
+    out[j] = sum;
+  }
+}
+static void partials_add(const partials *p, const bk_tensor *dscale, const bk_tensor *dbase) {
+  float *scale = bk_tensor_present(dscale) ? bk_tensor_data(dscale) : NULL;
+  float *base = bk_tensor_present(dbase) ? bk_tensor_data(dbase) : NULL;
+  for (int j = 0; j < p->base + p->scale; j++) {
+    double sum = 0;
+    for (int64_t i = 0; i < p->pieces; i++) sum += p->at[i * (p->base + p->scale) + j];
+    if (j < p->base && base) base[j] = (float)((double)base[j] + sum);
+    if (j >= p->base && scale) scale[j - p->base] = (float)((double)scale[j - p->base] + sum);
+  }
+}
+
+/* dproj (may be proj) and drinv of a block from dlogits, and its share of the sums. */
+static void logits_bwd_block(const float *proj, const float *rinv, const float *scale, const float *dlogits, int rows, int n,
+                             float *dproj, float *drinv, float *sums) {
+  bk_vf r = bk_v_ld(rinv, 0, false), back = bk_v_zero();
+  for (int j = 0; j < rows; j++) {
+    int g = group_of(j, n);
+    bk_vf d = ROW(dlogits, j), p = ROW(proj, j), scaled = d * scale[g];
+    back = scaled * p + back;
+    SET_ROW(dproj, j, scaled * r);
+    SET_ROW(sums, j, ROW(sums, j) + d);
+    SET_ROW(sums, rows + g, ROW(sums, rows + g) + d * p * r);
+  }
+  SET_ROW(drinv, 0, back);
+}
+
+/* ---- all maps in one go; the hc kind's are at the end ---- */
+typedef struct maps_job {
+  bk_hc_maps_args a;
+  const uint8_t *perms;
+  int rows; /* of logits per token */
+} maps_job;
+
+static void maps_tokens(const maps_job *job, int64_t i, int64_t lanes) {
+  const bk_hc_maps_args *a = &job->a;
+  map_block proj, logits, out;
+  float rinv[BK_VW];
+  int n = a->n;
+  gather(&a->proj, i, lanes, 0, job->rows, proj);
+  gather_vector(&a->rinv, i, lanes, 1, rinv);
+  logits_block(proj, rinv, bk_tensor_data(&a->scale), bk_tensor_data(&a->base), job->rows, n, logits);
+  pre_block(logits, n, a->hc_eps, out);
+  scatter(&a->pre, i, lanes, 0, n, out);
+  if (a->kind == BK_HC_HEAD) return;
+  post_block(logits + n * BK_VW, n, out);
+  scatter(&a->post, i, lanes, 0, n, out);
+  if (a->kind == BK_HC_IHC) return;
+  if (a->kind == BK_HC_MHC) sinkhorn_block(logits + 2 * n * BK_VW, out, a->iters, a->hc_eps, n);
+  else perm_block(logits + 2 * n * BK_VW, job->perms, n, out);
+  scatter_nn(&a->comb, i, lanes, out);
+}
+
+static void tanh_tokens(const maps_job *job, int64_t i, int64_t lanes);
+
+static void maps_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const maps_job *job = arg;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    if (job->a.kind == BK_HC_HC) tanh_tokens(job, i, lanes);
+    else maps_tokens(job, i, lanes);
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_maps)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  maps_job job = {*(const bk_hc_maps_args *)args, plan->state, 0};
+  int64_t tokens = job.a.kind == BK_HC_HC ? job.a.proj.shape[0] / job.a.n : job.a.proj.shape[0];
+  (void)workspace;
+  job.rows = bk_hc_rows(job.a.kind, job.a.n);
+  bk_cpu_run(stream, tokens, bk_hc_grain(tokens), maps_piece, &job);
+  return BK_OK;
+}
+
+typedef struct maps_bwd_job {
+  bk_hc_maps_bwd_args a;
+  const uint8_t *perms;
+  int rows;
+  partials p;
+} maps_bwd_job;
+
+static void maps_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t lanes, float *sums) {
+  const bk_hc_maps_bwd_args *a = &job->a;
+  const float *scale = bk_tensor_data(&a->scale);
+  map_block proj, logits, given, dlogits;
+  float rinv[BK_VW], drinv[BK_VW];
+  int n = a->n;
+  gather(&a->proj, i, lanes, 0, job->rows, proj);
+  gather_vector(&a->rinv, i, lanes, 1, rinv);
+  logits_block(proj, rinv, scale, bk_tensor_data(&a->base), job->rows, n, logits);
+  gather(&a->dpre, i, lanes, 0, n, given);
+  gate_bwd_block(logits, given, n, 1.f, dlogits);
+  if (a->kind != BK_HC_HEAD) {
+    gather(&a->dpost, i, lanes, 0, n, given);
+    gate_bwd_block(logits + n * BK_VW, given, n, 2.f, dlogits + n * BK_VW);
+  }
+  if (a->kind == BK_HC_MHC || a->kind == BK_HC_MHC_LITE) {
+    float *l = logits + 2 * n * BK_VW, *d = dlogits + 2 * n * BK_VW;
+    gather_nn(&a->dcomb, i, lanes, given);
+    if (a->kind == BK_HC_MHC) sinkhorn_bwd_block(l, given, d, a->iters, a->hc_eps, n);
+    else perm_bwd_block(l, given, job->perms, n, d);
+  }
+  logits_bwd_block(proj, rinv, scale, dlogits, job->rows, n, proj, drinv, sums);
+  scatter(&a->dproj, i, lanes, 0, job->rows, proj);
+  scatter_vector(&a->drinv, i, lanes, 1, drinv);
+}
+
+static void tanh_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t lanes, float *sums);
+
+static void maps_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const maps_bwd_job *job = arg;
+  map_block sums = {0};
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    if (job->a.kind == BK_HC_HC) tanh_bwd_tokens(job, i, lanes, sums);
+    else maps_bwd_tokens(job, i, lanes, sums);
+  }
+  partials_store(&job->p, begin, sums);
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_maps_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  maps_bwd_job job = {.a = *(const bk_hc_maps_bwd_args *)args, .perms = plan->state};
+  const bk_hc_maps_bwd_args *a = &job.a;
+  int64_t tokens = a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0];
+  job.rows = bk_hc_rows(a->kind, a->n);
+  job.p = partials_of(workspace, tokens, a->kind, a->n);
+  bk_cpu_run(stream, tokens, job.p.grain, maps_bwd_piece, &job);
+  partials_add(&job.p, &a->dscale, &a->dbase);
+  return BK_OK;
+}
+
+/* ---- hc: proj [N*n, n+2], rinv [N*n]; block row m(n+2) + j is u[m][j] of a token ---- */
+static void tanh_u(const bk_tensor *proj, const bk_tensor *rinv, int n, int64_t i, int64_t lanes, float *p, float *r) {
+  int columns = n + 2;
+  gather_vector(rinv, i, lanes, n, r);
+  memset(p, 0, (size_t)(n * columns * BK_VW) * sizeof(float));
+  for (int64_t l = 0; l < lanes; l++)
+    for (int m = 0; m < n; m++) {
+      const float *row = (const float *)bk_cpu_at(proj, (i + l) * n + m);
+      for (int j = 0; j < columns; j++) p[(m * columns + j) * BK_VW + l] = row[j];
+    }
+}
+
+static void tanh_tokens(const maps_job *job, int64_t i, int64_t lanes) {
+  const bk_hc_maps_args *a = &job->a;
+  const float *scale = bk_tensor_data(&a->scale), *base = bk_tensor_data(&a->base);
+  map_block p, pre, post, comb;
+  float r[BK_HC_MAX_N * BK_VW];
+  int n = a->n;
+  tanh_u(&a->proj, &a->rinv, n, i, lanes, p, r);
+  for (int m = 0; m < n; m++) {
+    const float *u = p + m * (n + 2) * BK_VW;
+    bk_vf rm = ROW(r, m);
+    SET_ROW(pre, m, scale[0] * bk_v_tanh(ROW(u, 0) * rm) + base[m]);
+    SET_ROW(post, m, scale[1] * bk_v_tanh(ROW(u, 1) * rm) + base[n + m]);
+    for (int k = 0; k < n; k++)
+      SET_ROW(comb, m * n + k, scale[2] * bk_v_tanh(ROW(u, 2 + k) * rm) + base[2 * n + m * n + k]);
+  }
+  scatter(&a->pre, i, lanes, 0, n, pre);
+  scatter(&a->post, i, lanes, 0, n, post);
+  scatter_nn(&a->comb, i, lanes, comb);
+}
+
+/* Backward of value = scale tanh(p r) + base for one row. */
+BK_INLINE void tanh_bwd_row(bk_vf given, float scale, bk_vf r, float *p, bk_vf *drinv, float *base_sum, float *scale_sum) {
+  bk_vf v = bk_v_ld(p, 0, false), u = v * r, e = bk_v_exp(-2.f * bk_v_abs(u)), s = 1.f + e;
+  bk_vf du = given * scale * (4.f * e / (s * s)); /* 1 - tanh^2 without cancellation */
+  *drinv = du * v + *drinv;
+  bk_v_st(base_sum, 0, false, bk_v_ld(base_sum, 0, false) + given);
+  bk_v_st(scale_sum, 0, false, given * bk_v_tanh(u) + bk_v_ld(scale_sum, 0, false));
+  bk_v_st(p, 0, false, du * r);
+}
+
+static void tanh_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t lanes, float *sums) {
+  const bk_hc_maps_bwd_args *a = &job->a;
+  const float *scale = bk_tensor_data(&a->scale);
+  map_block p, dpre, dpost, dcomb;
+  float r[BK_HC_MAX_N * BK_VW], drinv[BK_HC_MAX_N * BK_VW];
+  int n = a->n, columns = n + 2;
+  float *scale_sums = sums + n * (n + 2) * BK_VW;
+  tanh_u(&a->proj, &a->rinv, n, i, lanes, p, r);
+  gather(&a->dpre, i, lanes, 0, n, dpre);
+  gather(&a->dpost, i, lanes, 0, n, dpost);
+  gather_nn(&a->dcomb, i, lanes, dcomb);
+  for (int m = 0; m < n; m++) {
+    float *row = p + m * columns * BK_VW;
+    bk_vf rm = ROW(r, m), back = bk_v_zero();
+    tanh_bwd_row(ROW(dpre, m), scale[0], rm, row, &back, sums + m * BK_VW, scale_sums);
+    tanh_bwd_row(ROW(dpost, m), scale[1], rm, row + BK_VW, &back, sums + (n + m) * BK_VW, scale_sums + BK_VW);
+    for (int k = 0; k < n; k++)
+      tanh_bwd_row(ROW(dcomb, m * n + k), scale[2], rm, row + (2 + k) * BK_VW, &back, sums + (2 * n + m * n + k) * BK_VW,
+                   scale_sums + 2 * BK_VW);
+    SET_ROW(drinv, m, back);
+  }
+  for (int64_t l = 0; l < lanes; l++)
+    for (int m = 0; m < n; m++) {
+      float *row = (float *)bk_cpu_at(&a->dproj, (i + l) * n + m);
+      for (int j = 0; j < columns; j++) row[j] = p[(m * columns + j) * BK_VW + l];
+    }
+  scatter_vector(&a->drinv, i, lanes, n, drinv);
+}
+
+/* ---- the primitives ---- */
+bk_status BK_ISA_NAME(bk_cpu_hc_tanh)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_tanh_args *a = args;
+  maps_job job = {.a = {.proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base, .pre = a->pre, .post = a->post,
+                        .comb = a->comb, .kind = BK_HC_HC, .n = a->n}};
+  int64_t tokens = a->proj.shape[0] / a->n;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, tokens, bk_hc_grain(tokens), maps_piece, &job);
+  return BK_OK;
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_tanh_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_tanh_bwd_args *a = args;
+  maps_bwd_job job = {.a = {.proj = a->proj, .rinv = a->rinv, .scale = a->scale, .dpre = a->dpre, .dpost = a->dpost,
+                            .dcomb = a->dcomb, .dproj = a->dproj, .drinv = a->drinv, .kind = BK_HC_HC, .n = a->n}};
+  int64_t tokens = a->proj.shape[0] / a->n;
+  (void)plan;
+  job.p = partials_of(workspace, tokens, BK_HC_HC, a->n);
+  bk_cpu_run(stream, tokens, job.p.grain, maps_bwd_piece, &job);
+  partials_add(&job.p, &a->dscale, &a->dbase);
+  return BK_OK;
+}
+
+static void logits_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const bk_hc_logits_args *a = arg;
+  const float *rinv = bk_tensor_data(&a->rinv), *scale = bk_tensor_data(&a->scale), *base = bk_tensor_data(&a->base);
+  (void)worker;
+  for (int64_t i = begin; i < end; i++) {
+    const float *proj = (const float *)bk_cpu_at(&a->proj, i);
+    float *logits = (float *)bk_cpu_at(&a->logits, i);
+    for (int j = 0; j < (int)a->proj.shape[1]; j++) logits[j] = proj[j] * rinv[i] * scale[group_of(j, a->n)] + base[j];
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_logits)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_logits_args *a = args;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, a->proj.shape[0], bk_hc_grain(a->proj.shape[0]), logits_piece, a);
+  return BK_OK;
+}
+
+typedef struct logits_bwd_job {
+  const bk_hc_logits_bwd_args *a;
+  partials p;
+} logits_bwd_job;
+
+static void logits_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const logits_bwd_job *job = arg;
+  const bk_hc_logits_bwd_args *a = job->a;
+  int rows = (int)a->proj.shape[1];
+  map_block sums = {0}, proj, dlogits;
+  float rinv[BK_VW], drinv[BK_VW];
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather(&a->proj, i, lanes, 0, rows, proj);
+    gather(&a->dlogits, i, lanes, 0, rows, dlogits);
+    gather_vector(&a->rinv, i, lanes, 1, rinv);
+    logits_bwd_block(proj, rinv, bk_tensor_data(&a->scale), dlogits, rows, a->n, proj, drinv, sums);
+    scatter(&a->dproj, i, lanes, 0, rows, proj);
+    scatter_vector(&a->drinv, i, lanes, 1, drinv);
+  }
+  partials_store(&job->p, begin, sums);
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_logits_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_logits_bwd_args *a = args;
+  logits_bwd_job job = {a, partials_of(workspace, a->proj.shape[0], a->kind, a->n)};
+  (void)plan;
+  bk_cpu_run(stream, a->proj.shape[0], job.p.grain, logits_bwd_piece, &job);
+  partials_add(&job.p, &a->dscale, &a->dbase);
+  return BK_OK;
+}
+
+static void gates_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const bk_hc_gates_args *a = arg;
+  int n = (int)a->pre.shape[1];
+  map_block logits, out;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather(&a->logits, i, lanes, 0, n, logits);
+    pre_block(logits, n, a->hc_eps, out);
+    scatter(&a->pre, i, lanes, 0, n, out);
+    if (!bk_tensor_present(&a->post)) continue;
+    gather(&a->logits, i, lanes, n, n, logits);
+    post_block(logits, n, out);
+    scatter(&a->post, i, lanes, 0, n, out);
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_gates)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_gates_args *a = args;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), gates_piece, a);
+  return BK_OK;
+}
+
+static void gates_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const bk_hc_gates_bwd_args *a = arg;
+  int n = (int)a->dpre.shape[1];
+  map_block logits, given, out;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather(&a->logits, i, lanes, 0, n, logits);
+    gather(&a->dpre, i, lanes, 0, n, given);
+    gate_bwd_block(logits, given, n, 1.f, out);
+    scatter(&a->dlogits, i, lanes, 0, n, out);
+    if (!bk_tensor_present(&a->dpost)) continue;
+    gather(&a->logits, i, lanes, n, n, logits);
+    gather(&a->dpost, i, lanes, 0, n, given);
+    gate_bwd_block(logits, given, n, 2.f, out);
+    scatter(&a->dlogits, i, lanes, n, n, out);
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_gates_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_gates_bwd_args *a = args;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), gates_bwd_piece, a);
+  return BK_OK;
+}
+
+static void sinkhorn_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const bk_sinkhorn_args *a = arg;
+  map_block logits, comb;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather_nn(&a->logits, i, lanes, logits);
+    sinkhorn_block(logits, comb, a->iters, a->hc_eps, (int)a->comb.shape[1]);
+    scatter_nn(&a->comb, i, lanes, comb);
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_sinkhorn)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_sinkhorn_args *a = args;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, a->comb.shape[0], bk_hc_grain(a->comb.shape[0]), sinkhorn_piece, a);
+  return BK_OK;
+}
+
+static void sinkhorn_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const bk_sinkhorn_bwd_args *a = arg;
+  map_block logits, dcomb, dlogits;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather_nn(&a->logits, i, lanes, logits);
+    gather_nn(&a->dcomb, i, lanes, dcomb);
+    sinkhorn_bwd_block(logits, dcomb, dlogits, a->iters, a->hc_eps, (int)a->dcomb.shape[1]);
+    scatter_nn(&a->dlogits, i, lanes, dlogits);
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_sinkhorn_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_sinkhorn_bwd_args *a = args;
+  (void)plan, (void)workspace;
+  bk_cpu_run(stream, a->dcomb.shape[0], bk_hc_grain(a->dcomb.shape[0]), sinkhorn_bwd_piece, a);
+  return BK_OK;
+}
+
+typedef struct perm_job {
+  bk_tensor logits, comb, dcomb, dlogits;
+  const uint8_t *perms;
+  int n;
+} perm_job;
+
+static void perm_piece(void *arg, int64_t begin, int64_t end, int worker) {
+  const perm_job *job = arg;
+  int count = bk_factorial(job->n);
+  map_block logits, given, out;
+  (void)worker;
+  for (int64_t i = begin; i < end; i += BK_VW) {
+    int64_t lanes = end - i < BK_VW ? end - i : BK_VW;
+    gather(&job->logits, i, lanes, 0, count, logits);
+    if (bk_tensor_present(&job->comb)) {
+      perm_block(logits, job->perms, job->n, out);
+      scatter_nn(&job->comb, i, lanes, out);
+    } else {
+      gather_nn(&job->dcomb, i, lanes, given);
+      perm_bwd_block(logits, given, job->perms, job->n, out);
+      scatter(&job->dlogits, i, lanes, 0, count, out);
+    }
+  }
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_perm)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_perm_args *a = args;
+  perm_job job = {.logits = a->logits, .comb = a->comb, .perms = plan->state, .n = a->n};
+  (void)workspace;
+  bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), perm_piece, &job);
+  return BK_OK;
+}
+
+bk_status BK_ISA_NAME(bk_cpu_hc_perm_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_perm_bwd_args *a = args;
+  perm_job job = {.logits = a->logits, .dcomb = a->dcomb, .dlogits = a->dlogits, .perms = plan->state, .n = a->n};
+  (void)workspace;
+  bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), perm_piece, &job);
+  return BK_OK;
+}

@@ -1,0 +1,101 @@
+/* hc_plan: workspaces and states of the optimiser's and the residual connections' kernels; see hc.h. */
+#include "backends/cpu/hc.h"
+#include "backends/cpu/optimizer.h"
+
+void bk_hc_permutations(int n, uint8_t *table) {
+  uint8_t p[BK_HC_LITE_MAX_N];
+  for (int m = 0; m < n; m++) p[m] = (uint8_t)m;
+  for (;;) {
+    memcpy(table, p, (size_t)n);
+    table += n;
+    int i = n - 2; /* the next one in lexicographic order */
+    while (i >= 0 && p[i] > p[i + 1]) i--;
+    if (i < 0) return;
+    int j = n - 1;
+    while (p[j] < p[i]) j--;
+    uint8_t t = p[i];
+    p[i] = p[j], p[j] = t;
+    for (int a = i + 1, b = n - 1; a < b; a++, b--) t = p[a], p[a] = p[b], p[b] = t;
+  }
+}
+
+static bk_status permutations_create(bk_device *device, int n, void **state) {
+  if (n < 1 || n > BK_HC_LITE_MAX_N)
+    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "cpu: mhc_lite with n = %d, 1 to %d are possible", n, BK_HC_LITE_MAX_N);
+  uint8_t *table = bk_alloc(device->ctx, (size_t)bk_factorial(n) * (size_t)n);
+  if (!table) return BK_ERR_MEMORY;
+  bk_hc_permutations(n, table);
+  *state = table;
+  return BK_OK;
+}
+
+static size_t partials_bytes(int64_t tokens, bk_hc_kind kind, int n) {
+  return (size_t)(bk_hc_pieces(tokens) * bk_hc_partial_count(kind, n)) * sizeof(double);
+}
+
+bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_sumsq_args *a = args;
+  (void)device, (void)state;
+  *workspace_bytes = (size_t)bk_cpu_pieces(bk_tensor_count(&a->x), bk_sumsq_grain(bk_tensor_count(&a->x))) * sizeof(double);
+  return BK_OK;
+}
+
+bk_status bk_cpu_hc_logits_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_logits_bwd_args *a = args;
+  (void)device, (void)state;
+  *workspace_bytes = partials_bytes(a->proj.shape[0], a->kind, a->n);
+  return BK_OK;
+}
+
+bk_status bk_cpu_hc_perm_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  (void)workspace_bytes;
+  return permutations_create(device, ((const bk_hc_perm_args *)args)->n, state);
+}
+
+bk_status bk_cpu_hc_perm_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  (void)workspace_bytes;
+  return permutations_create(device, ((const bk_hc_perm_bwd_args *)args)->n, state);
+}
+
+bk_status bk_cpu_hc_tanh_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_tanh_bwd_args *a = args;
+  (void)device, (void)state;
+  *workspace_bytes = partials_bytes(a->proj.shape[0] / a->n, BK_HC_HC, a->n);
+  return BK_OK;
+}
+
+bk_status bk_cpu_hc_maps_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_maps_args *a = args;
+  (void)workspace_bytes;
+  return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
+}
+
+bk_status bk_cpu_hc_maps_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_maps_bwd_args *a = args;
+  *workspace_bytes = partials_bytes(a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
+  return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
+}
+
+bk_status bk_cpu_hc_project_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_project_args *a = args;
+  (void)state;
+  *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_hc_project_scratch(a->fn.shape[0]) * sizeof(float);
+  return BK_OK;
+}
+
+bk_status bk_cpu_hc_project_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_project_bwd_args *a = args;
+  int64_t splits = bk_hc_splits(a->x.shape[0], a->x.shape[1]);
+  size_t floats = (size_t)bk_cpu_workers(device) * bk_hc_panel_scratch(a->fn.shape[0]);
+  (void)state;
+  if (splits > 1) floats += (size_t)(splits * a->fn.shape[0] * a->x.shape[1]);
+  *workspace_bytes = floats * sizeof(float);
+  return BK_OK;
+}
+
+bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_pre_norm_bwd_args *a = args;
+  (void)device, (void)state;
+  *workspace_bytes = (size_t)(bk_hc_pieces(a->x.shape[0]) * a->x.shape[2]) * sizeof(float);
+  return BK_OK;
+}

@@ -1,0 +1,3 @@
+#include "backends/cpu/cpu.h"
+#define BK_ISA portable
+#include "backends/cpu/loss_tmpl.c"

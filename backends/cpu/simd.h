@@ -1,0 +1,292 @@
+/* simd: a small layer over the vector extensions of gcc and clang, for the kernel templates (x_tmpl.c) only.
+ *
+ * bk_vf is BK_VW floats: 8 with AVX2, 16 with AVX-512, else 4 (legal on any machine; SSE2 and NEON serve it directly).
+ * Operators + - * / and comparisons work on whole vectors; a comparison gives a bk_vi of all-ones or zero lanes for
+ * bk_v_select. Loads and stores are unaligned. `bf` (always a compile-time constant after inlining: write kernel bodies as
+ * BK_INLINE functions with a `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
+ * rounded to nearest even on store. Products followed by sums become one FMA where the set has it.
+ * exp, log, sigmoid and tanh are within 2 ulp over the whole range; exp(-inf) = 0, exp(x > 88.8) = inf, NaN stays NaN. */
+#ifndef BK_CPU_SIMD_H
+#define BK_CPU_SIMD_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define BK_VW 16
+#elif defined(__AVX2__)
+#define BK_VW 8
+#else
+#define BK_VW 4
+#endif
+
+#define BK_INLINE static inline __attribute__((always_inline, unused))
+
+typedef float bk_vf __attribute__((vector_size(4 * BK_VW)));
+typedef int32_t bk_vi __attribute__((vector_size(4 * BK_VW)));
+typedef uint32_t bk_vu __attribute__((vector_size(4 * BK_VW)));
+typedef uint16_t bk_vh __attribute__((vector_size(2 * BK_VW)));
+
+BK_INLINE bk_vf bk_v_set(float x) { return x - (bk_vf){0}; }
+BK_INLINE bk_vf bk_v_zero(void) { return (bk_vf){0}; }
+/* a b + c in one rounding wherever the set can: for sums that must have the same bits in two kernels. The compiler contracts the
+ * operators only where both end up in one basic block. */
+BK_INLINE bk_vf bk_v_fma(bk_vf a, bk_vf b, bk_vf c) {
+#if defined(__AVX512F__)
+  return (bk_vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (bk_vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+/* mask lanes are all ones or zero */
+BK_INLINE bk_vf bk_v_select(bk_vi mask, bk_vf yes, bk_vf no) {
+  return (bk_vf)(((bk_vi)yes & mask) | ((bk_vi)no & ~mask));
+}
+BK_INLINE bk_vf bk_v_abs(bk_vf x) { return (bk_vf)((bk_vu)x & 0x7fffffffu); }
+
+/* b where either is NaN. */
+BK_INLINE bk_vf bk_v_max(bk_vf a, bk_vf b) {
+#if defined(__AVX512F__)
+  return (bk_vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (bk_vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (bk_vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return bk_v_select(a > b, a, b);
+#endif
+}
+BK_INLINE bk_vf bk_v_min(bk_vf a, bk_vf b) {
+#if defined(__AVX512F__)
+  return (bk_vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (bk_vf)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (bk_vf)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return bk_v_select(a < b, a, b);
+#endif
+}
+BK_INLINE bk_vf bk_v_sqrt(bk_vf a) {
+#if defined(__AVX512F__)
+  return (bk_vf)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+  return (bk_vf)_mm256_sqrt_ps((__m256)a);
+#elif defined(__SSE2__)
+  return (bk_vf)_mm_sqrt_ps((__m128)a);
+#else
+  for (int i = 0; i < BK_VW; i++) a[i] = sqrtf(a[i]);
+  return a;
+#endif
+}
+
+/* ---- loads and stores: element i of a dense row ---- */
+BK_INLINE bk_vf bk_v_from_bf16(bk_vh h) { return (bk_vf)(__builtin_convertvector(h, bk_vu) << 16); }
+/* Lanes below 65536. */
+BK_INLINE bk_vh bk_v_low_halves(bk_vu u) {
+#if BK_VW == 8
+  __m256i x = (__m256i)u;
+  return (bk_vh)_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+#else
+  return __builtin_convertvector(u, bk_vh);
+#endif
+}
+BK_INLINE bk_vh bk_v_to_bf16(bk_vf x) {
+  bk_vu u = (bk_vu)x;
+  bk_vu nan = (bk_vu)((bk_vi)(u & 0x7fffffffu) > 0x7f800000); /* signed: baseline sets lack the unsigned one */
+  bk_vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  bk_vu quiet = (u >> 16) | 0x40u;
+  return bk_v_low_halves((rounded & ~nan) | (quiet & nan));
+}
+BK_INLINE bk_vf bk_v_ld(const void *row, int64_t i, const bool bf) {
+  if (bf) {
+    bk_vh h;
+    memcpy(&h, (const uint16_t *)row + i, sizeof h);
+    return bk_v_from_bf16(h);
+  }
+  bk_vf x;
+  memcpy(&x, (const float *)row + i, sizeof x);
+  return x;
+}
+BK_INLINE void bk_v_st(void *row, int64_t i, const bool bf, bk_vf x) {
+  if (bf) {
+    bk_vh h = bk_v_to_bf16(x);
+    memcpy((uint16_t *)row + i, &h, sizeof h);
+  } else {
+    memcpy((float *)row + i, &x, sizeof x);
+  }
+}
+/* The first `count` (< BK_VW) lanes; the others read 0 and are not written. */
+BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
+  float x[BK_VW] = {0};
+  bk_vf v;
+  for (int64_t l = 0; l < count && l < BK_VW; l++) {
+    if (bf) {
+      uint32_t u = (uint32_t)((const uint16_t *)row)[i + l] << 16;
+      memcpy(x + l, &u, 4);
+    } else {
+      x[l] = ((const float *)row)[i + l];
+    }
+  }
+  memcpy(&v, x, sizeof v);
+  return v;
+}
+BK_INLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
+  uint16_t h[BK_VW];
+  float x[BK_VW];
+  if (bf) {
+    bk_vh vh = bk_v_to_bf16(v);
+    memcpy(h, &vh, sizeof h);
+    for (int64_t l = 0; l < count && l < BK_VW; l++) ((uint16_t *)row)[i + l] = h[l];
+  } else {
+    memcpy(x, &v, sizeof x);
+    for (int64_t l = 0; l < count && l < BK_VW; l++) ((float *)row)[i + l] = x[l];
+  }
+}
+/* `count` lanes, whole vectors at full speed: the usual loop is
+ *     for (int64_t i = 0; i < n; i += BK_VW) { int64_t c = n - i; bk_vf x = bk_v_get(row, i, bf, c); ... bk_v_put(...); } */
+BK_INLINE bk_vf bk_v_get(const void *row, int64_t i, const bool bf, int64_t count) {
+  return count >= BK_VW ? bk_v_ld(row, i, bf) : bk_v_ld_part(row, i, bf, count);
+}
+BK_INLINE void bk_v_put(void *row, int64_t i, const bool bf, int64_t count, bk_vf x) {
+  if (count >= BK_VW) bk_v_st(row, i, bf, x);
+  else bk_v_st_part(row, i, bf, count, x);
+}
+/* Sets the lanes past `count` to `fill`. */
+BK_INLINE bk_vf bk_v_keep(bk_vf x, int64_t count, float fill) {
+  float t[BK_VW];
+  if (count >= BK_VW) return x;
+  memcpy(t, &x, sizeof t);
+  for (int64_t l = count < 0 ? 0 : count; l < BK_VW; l++) t[l] = fill;
+  memcpy(&x, t, sizeof x);
+  return x;
+}
+
+/* Lanes 0 1 2 3 ... -> 1 0 3 2 ... */
+BK_INLINE bk_vf bk_v_swap_pairs(bk_vf x) {
+#if BK_VW == 4
+#define BK_SWAP_LANES 1, 0, 3, 2
+#elif BK_VW == 8
+#define BK_SWAP_LANES 1, 0, 3, 2, 5, 4, 7, 6
+#else
+#define BK_SWAP_LANES 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14
+#endif
+#if defined(__clang__)
+  return __builtin_shufflevector(x, x, BK_SWAP_LANES);
+#else
+  return __builtin_shuffle(x, (bk_vi){BK_SWAP_LANES});
+#endif
+}
+
+/* Four lanes whatever the set, for transpositions. */
+typedef float bk_v4 __attribute__((vector_size(16)));
+typedef uint32_t bk_v4u __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define BK_V4_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define BK_V4_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, (bk_v4u){i, j, k, l})
+#endif
+BK_INLINE bk_v4 bk_v4_ld(const void *row, int64_t i, const bool bf) {
+  bk_v4 x;
+  if (bf) {
+    uint16_t h[4];
+    memcpy(h, (const uint16_t *)row + i, sizeof h);
+    return (bk_v4)((bk_v4u){h[0], h[1], h[2], h[3]} << 16);
+  }
+  memcpy(&x, (const float *)row + i, sizeof x);
+  return x;
+}
+BK_INLINE void bk_v4_transpose(bk_v4 x[4]) {
+  bk_v4 a = BK_V4_SHUFFLE(x[0], x[1], 0, 4, 1, 5), b = BK_V4_SHUFFLE(x[0], x[1], 2, 6, 3, 7);
+  bk_v4 c = BK_V4_SHUFFLE(x[2], x[3], 0, 4, 1, 5), d = BK_V4_SHUFFLE(x[2], x[3], 2, 6, 3, 7);
+  x[0] = BK_V4_SHUFFLE(a, c, 0, 1, 4, 5), x[1] = BK_V4_SHUFFLE(a, c, 2, 3, 6, 7);
+  x[2] = BK_V4_SHUFFLE(b, d, 0, 1, 4, 5), x[3] = BK_V4_SHUFFLE(b, d, 2, 3, 6, 7);
+}
+
+/* ---- horizontal, always the same tree ---- */
+BK_INLINE float bk_v_hsum(bk_vf v) {
+  float x[BK_VW];
+  memcpy(x, &v, sizeof x);
+  for (int w = BK_VW / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; i++) x[i] += x[i + w];
+  return x[0];
+}
+BK_INLINE float bk_v_hmax(bk_vf v) {
+  float x[BK_VW];
+  memcpy(x, &v, sizeof x);
+  for (int w = BK_VW / 2; w > 0; w /= 2)
+    for (int i = 0; i < w; i++) x[i] = x[i] > x[i + w] ? x[i] : x[i + w];
+  return x[0];
+}
+
+/* ---- functions ---- */
+/* x = n ln 2 + r, |r| <= ln 2 / 2; Cephes' polynomial for e^r; 2^n in two factors, so that denormals and overflow come out. */
+BK_INLINE bk_vf bk_v_exp(bk_vf x) {
+  x = bk_v_min(bk_v_set(89.f), bk_v_max(bk_v_set(-106.f), x));
+  bk_vf shifted = x * 1.44269504088896341f + 12582912.f; /* 1.5 * 2^23: the integer is in the low bits */
+  bk_vf n = shifted - 12582912.f;
+  bk_vf r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  bk_vf p = bk_v_set(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  bk_vi e = (bk_vi)((bk_vu)shifted - 0x4b400000u);
+  bk_vi half = e >> 1;
+  bk_vu f1 = (bk_vu)(half + 127) << 23, f2 = (bk_vu)(e - half + 127) << 23;
+  return p * (bk_vf)f1 * (bk_vf)f2;
+}
+BK_INLINE bk_vf bk_v_sigmoid(bk_vf x) { return 1.f / (1.f + bk_v_exp(-x)); }
+/* Natural logarithm (Cephes): log 0 = -inf, log inf = inf, negative and NaN give NaN. */
+BK_INLINE bk_vf bk_v_log(bk_vf x) {
+  bk_vi tiny = x < 1.17549435e-38f;
+  bk_vf y = bk_v_select(tiny, x * 8388608.f, x);
+  bk_vu u = (bk_vu)y;
+  bk_vi e = (bk_vi)(u >> 23) - 126 - (tiny & 23);
+  bk_vf m = (bk_vf)((u & 0x007fffffu) | 0x3f000000u); /* [0.5, 1) */
+  bk_vi low = m < 0.707106781186547524f;
+  e = e + low; /* minus one where low */
+  m = bk_v_select(low, m + m, m) - 1.f;
+  bk_vf fe = __builtin_convertvector(e, bk_vf);
+  bk_vf z = m * m;
+  bk_vf p = bk_v_set(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  p = p * m * z;
+  p = p + fe * -2.12194440e-4f;
+  p = p - 0.5f * z;
+  bk_vf r = m + p + fe * 0.693359375f;
+  r = bk_v_select(x == 0.f, bk_v_set(-INFINITY), r);
+  r = bk_v_select(x == INFINITY, x, r);
+  return bk_v_select(x >= 0.f, r, bk_v_set(NAN));
+}
+BK_INLINE bk_vf bk_v_tanh(bk_vf x) {
+  bk_vf a = bk_v_abs(x), z = x * x;
+  bk_vf p = bk_v_set(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  p = p * z * x + x;
+  bk_vf big = 1.f - 2.f / (bk_v_exp(a + a) + 1.f);
+  big = (bk_vf)((bk_vu)big | ((bk_vu)x & 0x80000000u));
+  return bk_v_select(a < 0.625f, p, big);
+}
+
+#endif
