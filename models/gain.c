@@ -1,0 +1,203 @@
+/* Amax gain magnitudes of residual maps: see gain.h. Maps are turned from comb (source, destination) to H (destination, source). */
+#include "models/gain.h"
+
+#include <math.h>
+#include <string.h>
+
+typedef struct gain_state {
+  bk_gain gain; /* first: what the caller sees */
+  bk_context *ctx;
+  double *maps; /* host copy of one batch, [n_sublayers][tokens][n][n] */
+  size_t capacity;
+} gain_state;
+
+typedef struct map { double h[BK_HC_MAX_N][BK_HC_MAX_N]; } map;
+
+bk_status bk_gain_create(bk_context *ctx, int n_sublayers, int n, bk_gain **gain) {
+  if (n_sublayers < 1 || n < 1 || n > BK_HC_MAX_N) {
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "gain: %d sublayers of %d streams; streams are 1 to %d", n_sublayers, n, BK_HC_MAX_N);
+  }
+  gain_state *g = bk_alloc(ctx, sizeof *g);
+  if (!g) return BK_ERR_MEMORY;
+  g->ctx = ctx;
+  g->gain.n_sublayers = n_sublayers;
+  g->gain.n = n;
+  g->gain.sublayers = bk_alloc_array(ctx, (size_t)n_sublayers, sizeof(bk_gain_row));
+  g->gain.composite = bk_alloc_array(ctx, (size_t)n_sublayers, sizeof(bk_gain_row));
+  g->gain.mean_composite = bk_alloc_array(ctx, (size_t)(n * n), sizeof(double));
+  if (!g->gain.sublayers || !g->gain.composite || !g->gain.mean_composite) {
+    bk_gain_destroy(&g->gain);
+    return BK_ERR_MEMORY;
+  }
+  *gain = &g->gain;
+  return BK_OK;
+}
+
+bk_status bk_gain_reserve(bk_gain *gain, int64_t tokens) {
+  gain_state *g = (gain_state *)gain;
+  size_t maps = (size_t)(gain->n * gain->n) * (size_t)gain->n_sublayers * (size_t)tokens;
+  return bk_grow(g->ctx, (void **)&g->maps, &g->capacity, maps, sizeof *g->maps);
+}
+
+void bk_gain_destroy(bk_gain *gain) {
+  if (!gain) return;
+  gain_state *g = (gain_state *)gain;
+  bk_context *ctx = g->ctx;
+  bk_free(ctx, gain->sublayers);
+  bk_free(ctx, gain->composite);
+  bk_free(ctx, gain->mean_composite);
+  bk_free(ctx, g->maps);
+  bk_free(ctx, g);
+}
+
+void bk_gain_reset(bk_gain *gain) {
+  memset(gain->sublayers, 0, (size_t)gain->n_sublayers * sizeof *gain->sublayers);
+  memset(gain->composite, 0, (size_t)gain->n_sublayers * sizeof *gain->composite);
+  memset(gain->mean_composite, 0, (size_t)(gain->n * gain->n) * sizeof(double));
+  gain->tokens = 0;
+  gain->total_forward = gain->total_backward = 0.0;
+}
+
+/* ---- small matrices ---- */
+static map map_identity(int n) {
+  map a = {{{0}}};
+  for (int i = 0; i < n; i++) a.h[i][i] = 1.0;
+  return a;
+}
+
+static map map_of_comb(const double *comb, int n) {
+  map a = {{{0}}};
+  for (int m = 0; m < n; m++) {
+    for (int k = 0; k < n; k++) a.h[k][m] = comb[m * n + k];
+  }
+  return a;
+}
+
+static map map_product(const map *a, const map *b, int n) {
+  map c = {{{0}}};
+  for (int i = 0; i < n; i++) {
+    for (int j = 0; j < n; j++) {
+      for (int l = 0; l < n; l++) c.h[i][j] += a->h[i][l] * b->h[l][j];
+    }
+  }
+  return c;
+}
+
+static double gain_forward(const map *a, int n) {
+  double best = 0.0;
+  for (int k = 0; k < n; k++) {
+    double sum = 0.0;
+    for (int m = 0; m < n; m++) sum += a->h[k][m];
+    best = fmax(best, fabs(sum));
+  }
+  return best;
+}
+
+static double gain_backward(const map *a, int n) {
+  double best = 0.0;
+  for (int m = 0; m < n; m++) {
+    double sum = 0.0;
+    for (int k = 0; k < n; k++) sum += a->h[k][m];
+    best = fmax(best, fabs(sum));
+  }
+  return best;
+}
+
+static double gain_absolute(const map *a, int n) {
+  double best = 0.0;
+  for (int k = 0; k < n; k++) {
+    double sum = 0.0;
+    for (int m = 0; m < n; m++) sum += fabs(a->h[k][m]);
+    best = fmax(best, sum);
+  }
+  return best;
+}
+
+static void add_forward(bk_gain_row *row, const map *a, int n) {
+  double f = gain_forward(a, n);
+  row->forward += f;
+  row->forward_max = fmax(row->forward_max, f);
+  row->abs_forward += gain_absolute(a, n);
+}
+
+static void add_backward(bk_gain_row *row, const map *a, int n) {
+  double b = gain_backward(a, n);
+  row->backward += b;
+  row->backward_max = fmax(row->backward_max, b);
+}
+
+/* ---- one token: comb of sublayer s at comb + s * stride ---- */
+static void add_token(bk_gain *g, const double *comb, size_t stride) {
+  int n = g->n;
+  map up = map_identity(n), down = up;
+  for (int s = 0; s < g->n_sublayers; s++) {
+    map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
+    add_forward(&g->sublayers[s], &h, n);
+    add_backward(&g->sublayers[s], &h, n);
+    up = map_product(&h, &up, n);
+    add_forward(&g->composite[s], &up, n);
+  }
+  for (int s = g->n_sublayers - 1; s >= 0; s--) {
+    map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
+    down = map_product(&down, &h, n);
+    add_backward(&g->composite[s], &down, n);
+  }
+  g->total_forward += gain_forward(&up, n);
+  g->total_backward += gain_backward(&up, n);
+  for (int i = 0; i < n * n; i++) g->mean_composite[i] += up.h[i / n][i % n];
+}
+
+void bk_gain_add_maps(bk_gain *gain, const double *comb, int64_t tokens) {
+  size_t block = (size_t)(gain->n * gain->n), stride = block * (size_t)tokens;
+  for (int64_t t = 0; t < tokens; t++) add_token(gain, comb ? comb + (size_t)t * block : NULL, stride);
+  gain->tokens += tokens;
+}
+
+static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, bool *identity, int64_t *tokens) {
+  bk_tensor pre, post, comb;
+  size_t at = 0;
+  *identity = false;
+  for (int s = 0; s < g->gain.n_sublayers; s++) {
+    BK_TRY(bk_runner_maps(runner, slot, s, &pre, &post, &comb));
+    if (!bk_tensor_present(&comb)) {
+      *identity = true;
+      return BK_OK;
+    }
+    size_t count = (size_t)bk_tensor_count(&comb);
+    *tokens = comb.shape[0];
+    BK_TRY(bk_grow(g->ctx, (void **)&g->maps, &g->capacity, count * (size_t)g->gain.n_sublayers, sizeof *g->maps));
+    BK_TRY(bk_tensor_read_f64(bk_runner_stream(runner), &comb, g->maps + at));
+    at += count;
+  }
+  return BK_OK;
+}
+
+bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
+  gain_state *g = (gain_state *)gain;
+  bool identity;
+  int64_t tokens = bk_runner_tokens(runner);
+  if (gain->n_sublayers != bk_runner_n_sublayers(runner)) {
+    return bk_fail(g->ctx, BK_ERR_ARGUMENT, "gain: made for %d sublayers, the model has %d", gain->n_sublayers,
+                   bk_runner_n_sublayers(runner));
+  }
+  BK_TRY(read_maps(g, runner, slot, &identity, &tokens));
+  bk_gain_add_maps(gain, identity ? NULL : g->maps, tokens);
+  return BK_OK;
+}
+
+static void to_means(bk_gain_row *rows, int count, double tokens) {
+  for (int i = 0; i < count; i++) {
+    rows[i].forward /= tokens;
+    rows[i].backward /= tokens;
+    rows[i].abs_forward /= tokens;
+  }
+}
+
+void bk_gain_finish(bk_gain *gain) {
+  double tokens = gain->tokens > 0 ? (double)gain->tokens : 1.0;
+  to_means(gain->sublayers, gain->n_sublayers, tokens);
+  to_means(gain->composite, gain->n_sublayers, tokens);
+  gain->total_forward /= tokens;
+  gain->total_backward /= tokens;
+  for (int i = 0; i < gain->n * gain->n; i++) gain->mean_composite[i] /= tokens;
+}

@@ -1,0 +1,119 @@
+/* Generation with a KV cache: whole pieces of the prompt through a runner of PREFILL positions, the rest one by one. See generator.h. */
+#include "models/generator.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PREFILL 32
+
+typedef struct candidate {
+  double p;
+  int32_t token;
+} candidate;
+
+struct bk_generator {
+  bk_model *model;
+  bk_runner *one, *many; /* `many` shares one's cache; NULL where the room is shorter than a piece */
+  int64_t length, max_tokens;
+  double *logits; /* [V] of the last token */
+  candidate *sorted;
+};
+
+bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator **generator) {
+  bk_context *ctx = model->ctx;
+  if (max_tokens < 1) return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: room for %lld tokens, at least 1 is needed", (long long)max_tokens);
+  bk_generator *g = bk_alloc(ctx, sizeof *g);
+  if (!g) return BK_ERR_MEMORY;
+  *g = (bk_generator){.model = model, .max_tokens = max_tokens};
+  size_t vocab = (size_t)model->config.vocab_size;
+  g->logits = bk_alloc_array(ctx, vocab, sizeof *g->logits);
+  g->sorted = bk_alloc_array(ctx, vocab, sizeof *g->sorted);
+  bk_runner_options options = {.batch = 1, .seq_len = 1, .slots = 1, .keep_logits = true, .cache_len = max_tokens};
+  bk_status status = g->logits && g->sorted ? bk_runner_create(model, &options, &g->one) : BK_ERR_MEMORY;
+  if (status == BK_OK && max_tokens >= PREFILL) {
+    options.seq_len = PREFILL;
+    options.cache_of = g->one;
+    status = bk_runner_create(model, &options, &g->many);
+  }
+  if (status == BK_OK) *generator = g;
+  else bk_generator_destroy(g);
+  return status;
+}
+
+void bk_generator_destroy(bk_generator *g) {
+  if (!g) return;
+  bk_context *ctx = g->model->ctx;
+  bk_runner_destroy(g->many);
+  bk_runner_destroy(g->one);
+  bk_free(ctx, g->sorted);
+  bk_free(ctx, g->logits);
+  bk_free(ctx, g);
+}
+
+int64_t bk_generator_length(const bk_generator *g) { return g->length; }
+
+bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
+  bk_context *ctx = g->model->ctx;
+  if (count < 1 || count > g->max_tokens - g->length)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: %lld tokens after %lld, room for %lld in all", (long long)count, (long long)g->length, (long long)g->max_tokens);
+  bk_tensor last = {0};
+  while (count > 0) {
+    int64_t piece = g->many && count >= PREFILL ? PREFILL : 1;
+    bk_runner *runner = piece > 1 ? g->many : g->one;
+    BK_TRY(bk_step_begin(g->model, &(bk_step_values){.bc1 = 1, .bc2 = 1}));
+    BK_TRY(bk_runner_decode(runner, g->length, ids));
+    g->length += piece;
+    ids += piece;
+    count -= piece;
+    last = bk_tensor_slice(bk_runner_logits(runner), 0, piece - 1, 1);
+  }
+  return bk_tensor_read_f64(g->model->stream, &last, g->logits);
+}
+
+static int by_probability(const void *a, const void *b) {
+  const candidate *x = a, *y = b;
+  if (x->p != y->p) return x->p < y->p ? 1 : -1;
+  return (x->token > y->token) - (x->token < y->token);
+}
+
+static int32_t arg_max(const double *x, int64_t count) {
+  int64_t best = 0;
+  for (int64_t i = 1; i < count; i++)
+    if (x[i] > x[best]) best = i;
+  return (int32_t)best;
+}
+
+static bk_status check_sample(const bk_generator *g, double temperature, double top_p) {
+  bk_context *ctx = g->model->ctx;
+  if (g->length == 0) return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: nothing was fed yet, there is no token to go on from");
+  if (!(temperature >= 0) || !(top_p >= 0))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: temperature %g and top_p %g must be at least 0", temperature, top_p);
+  for (int64_t i = 0; i < g->model->config.vocab_size; i++)
+    if (!isfinite(g->logits[i])) return bk_fail(ctx, BK_ERR_NOT_FINITE, "generator: the logits after %lld tokens are not finite", (long long)g->length);
+  return BK_OK;
+}
+
+bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p, uint64_t seed, int32_t *token) {
+  int64_t vocab = g->model->config.vocab_size;
+  BK_TRY(check_sample(g, temperature, top_p));
+  int32_t best = arg_max(g->logits, vocab);
+  if (temperature == 0) {
+    *token = best;
+    return BK_OK;
+  }
+  double total = 0;
+  for (int64_t i = 0; i < vocab; i++) {
+    g->sorted[i] = (candidate){exp((g->logits[i] - g->logits[best]) / temperature), (int32_t)i};
+    total += g->sorted[i].p;
+  }
+  qsort(g->sorted, (size_t)vocab, sizeof *g->sorted, by_probability);
+  double mass = 0;
+  int64_t kept = 0;
+  while (kept < vocab && (kept == 0 || mass < top_p * total)) mass += g->sorted[kept++].p;
+  double draw = bk_uniform(seed, bk_hash64("generate", 8), (uint64_t)g->length) * mass;
+  int64_t i = 0;
+  while (i + 1 < kept && draw >= g->sorted[i].p) draw -= g->sorted[i++].p;
+  *token = g->sorted[i].token;
+  return BK_OK;
+}

@@ -1,0 +1,135 @@
+/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four calls: route (scores, choice, order by expert), dispatch (tokens
+ * to their experts), experts, combine (weighted sum, back at the token); dispatch and combine move rows inside the device here.
+ * Shared experts are one dense MLP beside them. Of the M = N k rows only gate_up and the outputs y are kept: the permuted input
+ * and swiglu's output are rebuilt in wgrad by the same ops. */
+#include "models/layers/sublayer.h"
+
+static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
+
+static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
+  const bk_model_config *c = p->config;
+  bk_memory_class keep = p->keep;
+  int64_t N = p->tokens, E = c->n_routed_experts, k = c->num_experts_per_tok;
+  a->moe = (bk_moe_acts){
+      .scores = bk_planner_2d(p, keep, p->ct, N, E),
+      .index = bk_planner_2d(p, keep, BK_I32, N, k),
+      .weights = bk_planner_2d(p, keep, p->ct, N, k),
+      .offsets = bk_planner_1d(p, keep, BK_I32, E + 1),
+      .order = bk_planner_1d(p, keep, BK_I32, N * k),
+      .slot = bk_planner_2d(p, keep, BK_I32, N, k),
+      .gate_up = bk_planner_2d(p, keep, p->st, n_rows(p), 2 * c->moe_intermediate_size),
+      .y = bk_planner_2d(p, keep, p->st, n_rows(p), c->hidden_size),
+  };
+  if (s->moe.shared.gate_up) a->moe.shared = bk_mlp_plan_acts(p, &s->moe.shared);
+}
+
+static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
+  const bk_model_config *c = p->config;
+  w->moe = (bk_moe_scratch){
+      .logits = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->n_routed_experts),
+      .x = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
+      .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->moe_intermediate_size),
+  };
+  if (s->moe.shared.gate_up) w->moe.shared = bk_mlp_plan_forward(p, &s->moe.shared);
+}
+
+static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
+  const bk_model_config *c = p->config;
+  w->moe = (bk_moe_scratch){
+      .logits = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->n_routed_experts),
+      .x = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
+      .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->moe_intermediate_size),
+      .dgate_up = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), 2 * c->moe_intermediate_size),
+      .dy = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
+      .dweights = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->num_experts_per_tok),
+  };
+  if (s->moe.shared.gate_up) w->moe.shared = bk_mlp_plan_backward(p, &s->moe.shared);
+}
+
+/* ---- forward ---- */
+static bk_status moe_route(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor h) {
+  const bk_model_config *c = s->config;
+  BK_TRY(bk_linear(ex, h, s->moe.gate, w->logits));
+  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER, &(bk_router_args){
+      .logits = w->logits, .bias = s->moe.bias->weight, .scores = a->scores, .index = a->index, .weights = a->weights,
+      .n_group = (int)c->n_group, .topk_group = (int)c->topk_group, .norm_topk_prob = c->norm_topk_prob,
+      .routed_scaling_factor = c->routed_scaling_factor}));
+  return bk_exec_call(ex, BK_OP_MOE_INDEX, &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
+}
+
+static bk_status moe_dispatch(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor h) {
+  return bk_exec_call(ex, BK_OP_PERMUTE, &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
+}
+
+static bk_status moe_act(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w) {
+  return bk_exec_call(ex, BK_OP_SWIGLU, &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
+}
+
+static bk_status moe_experts(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w) {
+  bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2), down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
+  BK_TRY(moe_act(ex, a, w));
+  return bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
+}
+
+/* Adds to what the shared experts left in f. */
+static bk_status moe_combine(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, bk_tensor f) {
+  return bk_exec_call(ex, BK_OP_UNPERMUTE, &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
+}
+
+static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
+  const bk_moe_acts *a = &acts->moe;
+  const bk_moe_scratch *w = &scratch->moe;
+  BK_TRY(moe_route(ex, s, a, w, h));
+  BK_TRY(moe_dispatch(ex, s, a, w, h));
+  if (s->moe.shared.gate_up) BK_TRY(bk_mlp_forward(ex, &s->moe.shared, &a->shared, &w->shared, h, f));
+  BK_TRY(moe_experts(ex, s, a, w));
+  return moe_combine(ex, s, a, f);
+}
+
+/* ---- dgrad: the mirror ---- */
+static bk_status moe_combine_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor df) {
+  return bk_exec_call(ex, BK_OP_UNPERMUTE_BWD, &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
+}
+
+static bk_status moe_experts_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w) {
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->dy, s->moe.down->weight, a->offsets, w->act}));
+  BK_TRY(bk_exec_call(ex, BK_OP_SWIGLU_BWD, &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
+                                                                  bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
+  return bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
+}
+
+static bk_status moe_dispatch_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor dh) {
+  return bk_exec_call(ex, BK_OP_UNPERMUTE, &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
+}
+
+static bk_status moe_route_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor dh) {
+  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER_BWD, &(bk_router_bwd_args){a->scores, a->index, w->dweights, w->logits,
+                                                                  s->config->norm_topk_prob, s->config->routed_scaling_factor}));
+  return bk_linear_dgrad(ex, w->logits, s->moe.gate, dh, true);
+}
+
+static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
+  const bk_moe_acts *a = &acts->moe;
+  const bk_moe_scratch *w = &scratch->moe;
+  BK_TRY(moe_combine_bwd(ex, a, w, df));
+  BK_TRY(moe_experts_bwd(ex, s, a, w));
+  BK_TRY(moe_dispatch_bwd(ex, a, w, dh));
+  BK_TRY(moe_route_bwd(ex, s, a, w, dh));
+  if (!s->moe.shared.gate_up) return BK_OK;
+  return bk_mlp_dgrad(ex, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
+}
+
+static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
+  const bk_moe_acts *a = &acts->moe;
+  const bk_moe_scratch *w = &scratch->moe;
+  BK_TRY(bk_linear_wgrad(ex, w->logits, h, s->moe.gate));
+  BK_TRY(moe_dispatch(ex, s, a, w, h));
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){w->dgate_up, w->x, a->offsets, s->moe.gate_up->grad}));
+  BK_TRY(moe_act(ex, a, w));
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){w->dy, w->act, a->offsets, s->moe.down->grad}));
+  if (!s->moe.shared.gate_up) return BK_OK;
+  return bk_mlp_wgrad(ex, &s->moe.shared, &a->shared, &w->shared, h, df);
+}
+
+const bk_f_ops bk_moe_ops = {"moe", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};

@@ -1,0 +1,67 @@
+/* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, design.md section 4): parameters on a device.
+ * A bk_model holds weights (and, if trainable, gradients, masters, moments); a bk_runner (runner.h) holds what one shape of batch needs
+ * to run it. Several runners may share a model. */
+#ifndef BK_MODEL_H
+#define BK_MODEL_H
+
+#include <birkhoff/model.h>
+
+#include "io/config.h"
+#include "runtime/backend.h"
+
+typedef enum bk_init_kind { BK_INIT_NORMAL, BK_INIT_CONST, BK_INIT_VALUES } bk_init_kind;
+
+/* One contiguous piece of storage that the optimiser and the products see: a matrix, or the stacked matrices of all experts of
+ * a layer ([E, 2I, C] gate rows then up rows; [E, C, I] down), or gate and up of a dense MLP ([2I, C]). */
+typedef struct bk_param_block {
+  bk_tensor weight; /* st, or ct for hc_*, router gate, correction bias and norm weights */
+  bk_tensor grad;   /* ct; absent unless trainable */
+  bk_tensor master; /* ct; only where weight is not ct */
+  bk_tensor m, v;   /* ct */
+  bool decay, trainable; /* e_score_correction_bias is not trainable: the balancing rule writes it */
+} bk_param_block;
+
+/* One tensor of the checkpoint: a named, contiguous view of a block. */
+typedef struct bk_param {
+  char *name; /* Hugging Face's: "model.layers.3.mlp.experts.7.up_proj.weight" */
+  int block;
+  size_t element_offset; /* of the view in its block */
+  int ndim;
+  int64_t shape[BK_MAX_DIMS];
+  bk_init_kind init;
+  double init_std;           /* NORMAL */
+  double init_value;         /* CONST */
+  const double *init_values; /* VALUES: base tensors; owned by the model */
+} bk_param;
+
+struct bk_model {
+  bk_context *ctx;
+  bk_device *device;
+  bk_stream *stream; /* the compute stream, owned */
+  bk_model_config config;
+  bk_dtype dtype; /* st */
+  bk_dtype ct;    /* BK_F64 if dtype is BK_F64, else BK_F32 */
+  bk_model_options options;
+  bk_memory *memory;
+  bk_param_block *blocks;
+  int n_blocks;
+  bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
+  int n_params;
+  bk_tensor step; /* the step block, ct [BK_STEP_SLOTS], in class workspace */
+  struct bk_sublayer *sublayers; /* layers/sublayer.h: [end - begin] */
+  struct bk_model_parts *parts;  /* embedding, head and friends; private to models/ */
+};
+
+
+/* bk_model_create, _destroy, _init, _count and bk_model_options: birkhoff/model.h */
+const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
+/* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
+bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);
+bk_tensor bk_param_grad(const bk_model *model, const bk_param *p);
+bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
+bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
+bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
+bool bk_param_trainable(const bk_model *model, const bk_param *p);
+bk_status bk_model_zero_grads(bk_model *model);
+
+#endif

@@ -1,0 +1,30 @@
+/* What the files of models/ share about a model beyond model.h. */
+#ifndef BK_MODEL_PRIV_H
+#define BK_MODEL_PRIV_H
+
+#include "models/layers/sublayer.h"
+#include "models/runner.h"
+
+struct bk_model_parts {
+  bk_param_block *embed;   /* [V,C]; NULL outside of the range */
+  bk_param_block *lm_head; /* [V,C]; NULL outside of the range */
+  bk_connection head;      /* final norm: kind HEAD where learned, else PLAIN (on the summed streams, or on x itself) */
+  int n_moe;
+  bk_tensor load;          /* [n_moe, E] i32, choices counted since bk_step_begin */
+  double **values;         /* initial values of the base tensors, owned */
+  size_t n_values, values_capacity;
+  size_t params_capacity;
+  uint64_t step_host[BK_STEP_SLOTS]; /* staging of the step block, in ct */
+};
+
+static inline int bk_model_n_sublayers(const bk_model *m) { return (int)(m->options.end - m->options.begin); }
+/* Streams that the model carries: 1 for plain. */
+static inline int64_t bk_model_streams(const bk_model *m) {
+  return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
+}
+static inline bk_tensor bk_step_slot(const bk_model *m, int slot) { return bk_tensor_slice(m->step, 0, slot, 1); }
+
+/* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */
+bk_status bk_model_build(bk_model *model);
+
+#endif

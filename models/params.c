@@ -1,0 +1,260 @@
+/* Parameters of the model: blocks of storage, their named views, and the flat list of sublayers that uses them (model.h). */
+#include "models/model_priv.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+enum { BLOCKS_PER_SUBLAYER = 12, BLOCKS_OF_ENDS = 8 };
+
+/* Errors stick in `status`, so that the builders read as lists. */
+typedef struct builder {
+  bk_model *m;
+  const bk_model_config *c;
+  char prefix[64]; /* "model.layers.3." */
+  bk_param sink;   /* written after an error, never read */
+  bk_status status;
+} builder;
+
+typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
+
+static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape) {
+  bk_tensor t = {0};
+  if (b->status == BK_OK) b->status = bk_memory_tensor(b->m->memory, c, dtype, ndim, shape, &t);
+  return t;
+}
+
+/* MATRIX: storage dtype, decays. MATRIX_CT: ct, decays. VECTOR_CT: ct, no decay. BIAS: ct, not trained by gradients. */
+static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_t *shape) {
+  bk_model *m = b->m;
+  bk_param_block *p = &m->blocks[m->n_blocks++];
+  bk_dtype dtype = kind == MATRIX ? m->dtype : m->ct;
+  p->trainable = kind != BIAS;
+  p->decay = kind == MATRIX || kind == MATRIX_CT;
+  p->weight = reserve(b, BK_MEM_WEIGHTS, dtype, ndim, shape);
+  if (!m->options.trainable || !p->trainable) return p;
+  p->grad = reserve(b, BK_MEM_GRADIENTS, m->ct, ndim, shape);
+  if (dtype != m->ct) p->master = reserve(b, BK_MEM_MASTERS, m->ct, ndim, shape);
+  p->m = reserve(b, BK_MEM_OPTIMIZER, m->ct, ndim, shape);
+  p->v = reserve(b, BK_MEM_OPTIMIZER, m->ct, ndim, shape);
+  return p;
+}
+static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {
+  return block(b, kind, 2, (int64_t[]){rows, columns});
+}
+static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) { return block(b, kind, 1, (int64_t[]){n}); }
+
+/* ---- named views ---- */
+static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape, const char *format, ...)
+    BK_PRINTF(6, 7);
+static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape, const char *format, ...) {
+  bk_model *m = b->m;
+  if (b->status == BK_OK) {
+    b->status = bk_grow(m->ctx, (void **)&m->params, &m->parts->params_capacity, (size_t)m->n_params + 1, sizeof *m->params);
+  }
+  if (b->status != BK_OK) return &b->sink;
+  char leaf[96];
+  va_list args;
+  va_start(args, format);
+  vsnprintf(leaf, sizeof leaf, format, args);
+  va_end(args);
+  bk_param *q = &m->params[m->n_params];
+  *q = (bk_param){.block = (int)(p - m->blocks), .element_offset = offset, .ndim = ndim, .init = BK_INIT_NORMAL,
+                  .init_std = b->c->initializer_range};
+  for (int i = 0; i < BK_MAX_DIMS; i++) q->shape[i] = i < ndim ? shape[i] : 1;
+  q->name = bk_format(m->ctx, "%s%s", b->prefix, leaf);
+  if (!q->name) b->status = BK_ERR_MEMORY;
+  m->n_params++;
+  return q;
+}
+
+static void matrix_view(builder *b, const bk_param_block *p, int64_t offset, int64_t rows, int64_t columns, const char *name) {
+  param(b, p, (size_t)offset, 2, (int64_t[]){rows, columns}, "%s", name);
+}
+
+static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t columns, const char *name) {
+  bk_param_block *p = block_2d(b, kind, rows, columns);
+  matrix_view(b, p, 0, rows, columns, name);
+  return p;
+}
+
+static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double value, const char *name) {
+  bk_param_block *p = block_1d(b, kind, n);
+  bk_param *q = param(b, p, 0, 1, (int64_t[]){n}, "%s", name);
+  q->init = BK_INIT_CONST;
+  q->init_value = value;
+  return p;
+}
+
+static bk_param_block *norm(builder *b, int64_t n, const char *name) { return constant(b, VECTOR_CT, n, 1.0, name); }
+
+/* ---- residual connections ---- */
+static double *new_values(builder *b, int64_t n) {
+  struct bk_model_parts *parts = b->m->parts;
+  if (b->status == BK_OK) {
+    b->status = bk_grow(b->m->ctx, (void **)&parts->values, &parts->values_capacity, parts->n_values + 1, sizeof *parts->values);
+  }
+  if (b->status != BK_OK) return NULL;
+  double *values = bk_alloc_array(b->m->ctx, (size_t)n, sizeof *values);
+  if (!values) b->status = BK_ERR_MEMORY;
+  else parts->values[parts->n_values++] = values;
+  return values;
+}
+
+/* Initial base (design.md section 3): the streams must differ, or symmetric values never separate them. */
+static void fill_base(double *v, bk_hc_kind kind, int n, int sublayer) {
+  bool hc = kind == BK_HC_HC;
+  for (int i = 0; i < n; i++) {
+    bool own = i == sublayer % n;
+    v[i] = hc ? (own ? 1.0 : 0.0) : (own ? 1.0 : -1.0);
+    v[n + i] = hc ? 1.0 : v[i];
+  }
+  if (kind == BK_HC_MHC_LITE) {
+    for (int i = 0; i < bk_factorial(n); i++) v[2 * n + i] = i == 0 ? 0.0 : -8.0;
+  } else if (kind != BK_HC_IHC) {
+    for (int i = 0; i < n * n; i++) v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
+  }
+}
+
+static void connection(builder *b, bk_connection *r, int sublayer, const char *name) {
+  const bk_model_config *c = b->c;
+  char text[32];
+  r->kind = (bk_hc_kind)c->residual;
+  r->n = (int)bk_model_streams(b->m);
+  r->iters = (int)c->hc_sinkhorn_iters;
+  r->width = c->hidden_size;
+  r->hc_eps = r->kind == BK_HC_HC ? 0.0 : c->hc_eps;
+  r->norm_eps = c->rms_norm_eps;
+  if (r->kind == BK_HC_PLAIN) return;
+  int64_t columns = r->kind == BK_HC_HC ? r->width : r->n * r->width, n_base = bk_hc_base_count(r->kind, r->n);
+  snprintf(text, sizeof text, "hc_%s_fn", name);
+  r->fn = matrix(b, MATRIX_CT, bk_hc_rows(r->kind, r->n), columns, text);
+  r->base = block_1d(b, VECTOR_CT, n_base);
+  bk_param *q = param(b, r->base, 0, 1, (int64_t[]){n_base}, "hc_%s_base", name);
+  q->init = BK_INIT_VALUES;
+  double *values = new_values(b, n_base);
+  q->init_values = values;
+  if (values) fill_base(values, r->kind, r->n, sublayer);
+  snprintf(text, sizeof text, "hc_%s_scale", name);
+  r->scale = constant(b, VECTOR_CT, bk_hc_scale_count(r->kind), 0.01, text);
+}
+
+/* ---- sublayers ---- */
+static void attention(builder *b, bk_sublayer *s) {
+  const bk_model_config *c = b->c;
+  bk_mla_params *a = &s->mla;
+  int64_t C = c->hidden_size, H = c->num_attention_heads, D = c->qk_nope_head_dim + c->qk_rope_head_dim;
+  s->ops = &bk_mla_ops;
+  s->connection.norm = norm(b, C, "input_layernorm.weight");
+  if (c->q_lora_rank) {
+    a->q_a = matrix(b, MATRIX, c->q_lora_rank, C, "self_attn.q_a_proj.weight");
+    a->q_norm = norm(b, c->q_lora_rank, "self_attn.q_a_layernorm.weight");
+    a->q_b = matrix(b, MATRIX, H * D, c->q_lora_rank, "self_attn.q_b_proj.weight");
+  } else {
+    a->q = matrix(b, MATRIX, H * D, C, "self_attn.q_proj.weight");
+  }
+  a->kv_a = matrix(b, MATRIX, c->kv_lora_rank + c->qk_rope_head_dim, C, "self_attn.kv_a_proj_with_mqa.weight");
+  a->kv_norm = norm(b, c->kv_lora_rank, "self_attn.kv_a_layernorm.weight");
+  a->kv_b = matrix(b, MATRIX, H * (c->qk_nope_head_dim + c->v_head_dim), c->kv_lora_rank, "self_attn.kv_b_proj.weight");
+  a->o = matrix(b, MATRIX, C, H * c->v_head_dim, "self_attn.o_proj.weight");
+  connection(b, &s->connection, s->index, "attn");
+}
+
+static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
+  int64_t C = b->c->hidden_size;
+  m->width = width;
+  m->gate_up = block_2d(b, MATRIX, 2 * width, C);
+  m->down = block_2d(b, MATRIX, C, width);
+  param(b, m->gate_up, 0, 2, (int64_t[]){width, C}, "%s.gate_proj.weight", name);
+  param(b, m->gate_up, (size_t)(width * C), 2, (int64_t[]){width, C}, "%s.up_proj.weight", name);
+  param(b, m->down, 0, 2, (int64_t[]){C, width}, "%s.down_proj.weight", name);
+}
+
+static void experts(builder *b, bk_moe_params *m) {
+  int64_t C = b->c->hidden_size, E = b->c->n_routed_experts, I = b->c->moe_intermediate_size;
+  m->gate_up = block(b, MATRIX, 3, (int64_t[]){E, 2 * I, C});
+  m->down = block(b, MATRIX, 3, (int64_t[]){E, C, I});
+  for (int64_t e = 0; e < E; e++) {
+    size_t gate = (size_t)(e * 2 * I * C);
+    param(b, m->gate_up, gate, 2, (int64_t[]){I, C}, "mlp.experts.%d.gate_proj.weight", (int)e);
+    param(b, m->gate_up, gate + (size_t)(I * C), 2, (int64_t[]){I, C}, "mlp.experts.%d.up_proj.weight", (int)e);
+    param(b, m->down, (size_t)(e * C * I), 2, (int64_t[]){C, I}, "mlp.experts.%d.down_proj.weight", (int)e);
+  }
+}
+
+static void moe(builder *b, bk_sublayer *s) {
+  const bk_model_config *c = b->c;
+  s->ops = &bk_moe_ops;
+  s->moe_layer = b->m->parts->n_moe++;
+  s->moe.gate = matrix(b, MATRIX_CT, c->n_routed_experts, c->hidden_size, "mlp.gate.weight");
+  s->moe.bias = constant(b, BIAS, c->n_routed_experts, 0.0, "mlp.gate.e_score_correction_bias");
+  experts(b, &s->moe);
+  if (c->n_shared_experts) mlp(b, &s->moe.shared, c->n_shared_experts * c->moe_intermediate_size, "mlp.shared_experts");
+}
+
+static void feed_forward(builder *b, bk_sublayer *s) {
+  s->connection.norm = norm(b, b->c->hidden_size, "post_attention_layernorm.weight");
+  if (s->index / 2 < b->c->first_k_dense_replace) {
+    s->ops = &bk_mlp_ops;
+    mlp(b, &s->mlp, b->c->intermediate_size, "mlp");
+  } else {
+    moe(b, s);
+  }
+  connection(b, &s->connection, s->index, "ffn");
+}
+
+static void sublayer(builder *b, bk_sublayer *s, int index) {
+  s->config = b->c;
+  s->index = index;
+  s->moe_layer = -1;
+  snprintf(b->prefix, sizeof b->prefix, "model.layers.%d.", index / 2);
+  if (index % 2 == 0) attention(b, s);
+  else feed_forward(b, s);
+}
+
+/* ---- ends ---- */
+static void head(builder *b) {
+  const bk_model_config *c = b->c;
+  struct bk_model_parts *parts = b->m->parts;
+  bool learned = c->residual != BK_HC_PLAIN && c->hc_head == BK_HEAD_LEARNED;
+  int n = (int)bk_model_streams(b->m);
+  parts->head = (bk_connection){.kind = learned ? BK_HC_HEAD : BK_HC_PLAIN, .n = learned ? n : 1, .iters = 1,
+                                .width = c->hidden_size, .hc_eps = c->hc_eps, .norm_eps = c->rms_norm_eps};
+  snprintf(b->prefix, sizeof b->prefix, "model.");
+  parts->head.norm = norm(b, c->hidden_size, "norm.weight");
+  if (learned) {
+    parts->head.fn = matrix(b, MATRIX_CT, n, n * c->hidden_size, "hc_head_fn");
+    parts->head.base = constant(b, VECTOR_CT, n, 0.0, "hc_head_base");
+    parts->head.scale = constant(b, VECTOR_CT, 1, 1.0, "hc_head_scale");
+  }
+  b->prefix[0] = '\0';
+  parts->lm_head = matrix(b, MATRIX, c->vocab_size, c->hidden_size, "lm_head.weight");
+}
+
+static void expert_loads(builder *b) {
+  struct bk_model_parts *parts = b->m->parts;
+  if (!parts->n_moe) return;
+  parts->load = reserve(b, BK_MEM_WORKSPACE, BK_I32, 2, (int64_t[]){parts->n_moe, b->c->n_routed_experts});
+  for (int i = 0; i < bk_model_n_sublayers(b->m); i++) {
+    bk_sublayer *s = &b->m->sublayers[i];
+    if (s->moe_layer < 0) continue;
+    bk_tensor row = bk_tensor_slice(parts->load, 0, s->moe_layer, 1);
+    s->moe.load = bk_tensor_reshape(row, 1, (int64_t[]){b->c->n_routed_experts});
+  }
+}
+
+bk_status bk_model_build(bk_model *m) {
+  builder b = {.m = m, .c = &m->config};
+  int n = bk_model_n_sublayers(m);
+  m->blocks = bk_alloc_array(m->ctx, (size_t)n * BLOCKS_PER_SUBLAYER + BLOCKS_OF_ENDS, sizeof *m->blocks);
+  m->sublayers = bk_alloc_array(m->ctx, (size_t)n, sizeof *m->sublayers);
+  if (!m->blocks || !m->sublayers) return BK_ERR_MEMORY;
+  if (m->options.begin == 0) {
+    snprintf(b.prefix, sizeof b.prefix, "model.");
+    m->parts->embed = matrix(&b, MATRIX, m->config.vocab_size, m->config.hidden_size, "embed_tokens.weight");
+  }
+  for (int i = 0; i < n; i++) sublayer(&b, &m->sublayers[i], (int)m->options.begin + i);
+  if (m->options.end == 2 * m->config.num_hidden_layers) head(&b);
+  m->step = reserve(&b, BK_MEM_WORKSPACE, m->ct, 1, (int64_t[]){BK_STEP_SLOTS});
+  if (b.status == BK_OK) expert_loads(&b);
+  return b.status;
+}

@@ -1,0 +1,87 @@
+/* The insides of a runner, shared by runner.c (planning, creation, results) and walk.c (the steps).
+ *
+ * Where tensors live, by mode:
+ *                            forward only              backward                     backward with recompute blocks
+ *   x of a sublayer          two, in turn              kept                         kept at block starts, else by position
+ *   y, h, rstd               one                       kept                         by position in the block
+ *   f                        one                       kept (plain: one)            kept
+ *   proj, rinv               one                       kept                         kept
+ *   pre, post, comb          kept                      kept                         kept
+ *   F's own                  one place for all         kept                         kept
+ * "Kept" is per slot, class activations; the rest is class workspace, shared by all slots. */
+#ifndef BK_RUNNER_PRIV_H
+#define BK_RUNNER_PRIV_H
+
+#include "models/model_priv.h"
+
+/* Rows of a piece of the head's logits: at most this many elements. */
+#define BK_HEAD_PIECE ((int64_t)1 << 25)
+
+typedef struct bk_head_acts {
+  bk_mix_acts mix; /* final norm: x is the collapsed [N,C] stream, or the streams (learned head), or x_L itself (plain) */
+  bk_tensor dh;    /* [N,C] gradient of the normed input of lm_head, made in the forward pass */
+} bk_head_acts;
+
+typedef struct bk_slot {
+  bk_mix_acts *mix; /* [n_sublayers] */
+  bk_f_acts *f;     /* [n_sublayers] */
+  bk_tensor last;   /* streams after the last sublayer */
+  bk_head_acts head;
+  bk_tensor ids, targets; /* [N] i32 */
+  int32_t *host;          /* staging of ids, then targets: [2N] */
+  bk_event *uploaded;     /* the staging may be written again */
+  bool uploading;
+  bool has_loss;          /* the last forward had targets */
+} bk_slot;
+
+/* Phases of one sublayer, each with its prepared calls. */
+typedef struct bk_sublayer_calls {
+  bk_calls mix, forward, merge, dgrad, wgrad, mix_bwd, merge_bwd, remix;
+} bk_sublayer_calls;
+
+enum { BK_PIECE_FULL, BK_PIECE_REST, BK_PIECE_KINDS };
+
+struct bk_runner {
+  bk_model *model;
+  bk_runner_options options;
+  int n; /* sublayers */
+  int64_t tokens;
+  int64_t block; /* sublayers per recompute block, 0 = off */
+  bk_memory *memory;
+  bk_exec exec;
+  bk_slot *slots;
+
+  /* shared by all slots */
+  bk_tensor x[2];                 /* forward only: streams in turn */
+  bk_tensor *block_x;             /* [block], entry 0 unused */
+  bk_tensor *y, *h, *rstd;        /* [block] or [1] */
+  bk_tensor f, proj, rinv;
+  bk_tensor last;
+  bk_tensor D, df, dh;            /* gradient of the streams; of F's output and input */
+  bk_mix_grads grads[2];          /* by parity of the sublayer */
+  bk_mix_grads head_grads;
+  bk_tensor embedding, head_row;  /* [N,C] each, scratch of the ends */
+  bk_tensor piece;                /* [piece rows, V] ct: logits, then their gradient */
+  int64_t piece_rows;
+  bk_tensor logits, row_losses, past;
+  bk_f_scratch *forward_scratch, *backward_scratch; /* [n] */
+  int32_t past_host;
+
+  bk_sublayer_calls *calls; /* [n] */
+  bk_calls embed, embed_bwd, head_norm, head_bwd, loss_sum;
+  bk_calls piece_logits[BK_PIECE_KINDS], piece_loss[BK_PIECE_KINDS];
+};
+
+static inline bool bk_runner_has_embed(const bk_runner *r) { return r->model->parts->embed != NULL; }
+static inline bool bk_runner_has_head(const bk_runner *r) { return r->model->parts->lm_head != NULL; }
+static inline bool bk_runner_plain(const bk_runner *r) { return r->model->config.residual == BK_HC_PLAIN; }
+/* The streams are summed before the final norm. */
+static inline bool bk_runner_sums(const bk_runner *r) {
+  return !bk_runner_plain(r) && r->model->parts->head.kind == BK_HC_PLAIN;
+}
+
+/* walk.c; in preparing mode they prepare all calls and touch no data. `with_head` false: no logits, no loss. */
+bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss);
+bk_status bk_walk_backward(bk_runner *r, bk_slot *slot);
+
+#endif

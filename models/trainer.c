@@ -1,0 +1,226 @@
+/* One training step after the other, and evaluation. See trainer.h. */
+#include "models/trainer.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- evaluation ---- */
+
+struct bk_evaluator {
+  bk_model *model;
+  bk_runner *runner;
+  int64_t batch, seq_len;
+  int32_t *ids, *targets; /* [batch * seq_len] */
+};
+
+bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len, bk_evaluator **evaluator) {
+  bk_context *ctx = model->ctx;
+  if (batch < 1 || seq_len < 1 || seq_len > INT32_MAX / batch)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "evaluator: %lld sequences of %lld tokens", (long long)batch, (long long)seq_len);
+  bk_evaluator *e = bk_alloc(ctx, sizeof *e);
+  if (!e) return BK_ERR_MEMORY;
+  *e = (bk_evaluator){.model = model, .batch = batch, .seq_len = seq_len};
+  e->ids = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->ids);
+  e->targets = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->targets);
+  bk_runner_options options = {.batch = batch, .seq_len = seq_len, .slots = 1};
+  bk_status status = e->ids && e->targets ? bk_runner_create(model, &options, &e->runner) : BK_ERR_MEMORY;
+  if (status == BK_OK) *evaluator = e;
+  else bk_evaluator_destroy(e);
+  return status;
+}
+
+void bk_evaluator_destroy(bk_evaluator *e) {
+  if (!e) return;
+  bk_context *ctx = e->model->ctx;
+  bk_runner_destroy(e->runner);
+  bk_free(ctx, e->targets);
+  bk_free(ctx, e->ids);
+  bk_free(ctx, e);
+}
+
+size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) { return bk_runner_bytes(e->runner, c); }
+
+bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens, bk_eval_result *result) {
+  int64_t windows = bk_dataset_eval_windows(data, e->seq_len), row = e->seq_len;
+  bk_eval_result sum = {0};
+  for (int64_t w = 0; w < windows && (max_tokens <= 0 || sum.tokens < max_tokens); w += e->batch) {
+    for (int64_t b = 0; b < e->batch; b++) {
+      int32_t *ids = e->ids + b * row, *targets = e->targets + b * row;
+      if (w + b < windows) {
+        sum.tokens += bk_dataset_eval_window(data, row, w + b, ids, targets);
+        continue;
+      }
+      for (int64_t t = 0; t < row; t++) ids[t] = 0, targets[t] = -100;
+    }
+    bk_step_results step;
+    BK_TRY(bk_step_begin(e->model, &(bk_step_values){.bc1 = 1, .bc2 = 1}));
+    BK_TRY(bk_runner_forward(e->runner, 0, e->ids, e->targets));
+    BK_TRY(bk_step_end(e->model, &step));
+    sum.loss_sum += step.loss_sum;
+  }
+  *result = sum;
+  return BK_OK;
+}
+
+/* ---- training ---- */
+
+struct bk_trainer {
+  bk_model *model;
+  bk_train_config recipe;
+  const bk_dataset *train, *val;
+  bk_runner *runner;
+  bk_optimizer *optimizer;
+  bk_evaluator *evaluator; /* only with validation data and eval_every */
+  bk_gain *gain;           /* only with gain_every */
+  bool gain_fresh;
+  int64_t step, micro;
+  int32_t *ids, *targets; /* one micro-batch */
+  int32_t *load;          /* [experts] */
+  double *load_share;     /* [MoE layers][experts] */
+};
+
+static bk_status make_buffers(bk_trainer *t) {
+  bk_context *ctx = t->model->ctx;
+  size_t tokens = (size_t)(t->micro * t->recipe.seq_len), experts = (size_t)t->model->config.n_routed_experts;
+  size_t layers = (size_t)bk_runner_n_moe(t->runner);
+  t->ids = bk_alloc_array(ctx, tokens, sizeof *t->ids);
+  t->targets = bk_alloc_array(ctx, tokens, sizeof *t->targets);
+  t->load = bk_alloc_array(ctx, experts, sizeof *t->load);
+  t->load_share = bk_alloc_array(ctx, layers * experts, sizeof *t->load_share);
+  return t->ids && t->targets && t->load && t->load_share ? BK_OK : BK_ERR_MEMORY;
+}
+
+static bk_status build(bk_trainer *t) {
+  const bk_train_config *r = &t->recipe;
+  bk_runner_options runner = {.batch = t->micro, .seq_len = r->seq_len, .slots = 1, .backward = true, .hc_recompute = r->hc_recompute};
+  BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
+  bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
+  BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
+  if (t->val && r->eval_every > 0) BK_TRY(bk_evaluator_create(t->model, t->micro, r->seq_len, &t->evaluator));
+  if (r->gain_every > 0) {
+    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner), (int)t->model->config.hc_mult, &t->gain));
+    BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
+  }
+  return make_buffers(t);
+}
+
+static bk_status check_use(const bk_model *model, const bk_train_config *recipe, const bk_dataset *train) {
+  int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
+  if (!model->options.trainable || model->options.begin != 0 || model->options.end != 2 * model->config.num_hidden_layers)
+    return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: the model must be trainable and whole");
+  if (micro < 1 || recipe->batch_size < 1 || recipe->batch_size % micro != 0)
+    return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: batch_size %lld is not a multiple of micro_batch_size %lld", (long long)recipe->batch_size,
+                   (long long)micro);
+  return bk_dataset_check_seq_len(model->ctx, train, recipe->seq_len);
+}
+
+bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train, const bk_dataset *val, bk_trainer **trainer) {
+  BK_TRY(check_use(model, recipe, train));
+  bk_trainer *t = bk_alloc(model->ctx, sizeof *t);
+  if (!t) return BK_ERR_MEMORY;
+  *t = (bk_trainer){.model = model, .recipe = *recipe, .train = train, .val = val};
+  t->micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
+  bk_status status = build(t);
+  if (status == BK_OK) *trainer = t;
+  else bk_trainer_destroy(t);
+  return status;
+}
+
+void bk_trainer_destroy(bk_trainer *t) {
+  if (!t) return;
+  bk_context *ctx = t->model->ctx;
+  bk_free(ctx, t->load_share);
+  bk_free(ctx, t->load);
+  bk_free(ctx, t->targets);
+  bk_free(ctx, t->ids);
+  bk_gain_destroy(t->gain);
+  bk_evaluator_destroy(t->evaluator);
+  bk_optimizer_destroy(t->optimizer);
+  bk_runner_destroy(t->runner);
+  bk_free(ctx, t);
+}
+
+size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
+  return bk_runner_bytes(t->runner, c) + (t->evaluator ? bk_evaluator_bytes(t->evaluator, c) : 0);
+}
+void bk_trainer_set_step(bk_trainer *t, int64_t last_step) { t->step = last_step; }
+int64_t bk_trainer_step_done(const bk_trainer *t) { return t->step; }
+const bk_gain *bk_trainer_gain(const bk_trainer *t) { return t->gain_fresh ? t->gain : NULL; }
+
+/* All micro-batches of step t->step + 1: gradients summed in the model. */
+static bk_status run_micro_batches(bk_trainer *t) {
+  const bk_train_config *r = &t->recipe;
+  for (int64_t first = 0; first < r->batch_size; first += t->micro) {
+    for (int64_t b = 0; b < t->micro; b++)
+      bk_dataset_train_sequence(t->train, r->seed, r->seq_len, t->step * r->batch_size + first + b, t->ids + b * r->seq_len,
+                                t->targets + b * r->seq_len);
+    BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
+    BK_TRY(bk_runner_backward(t->runner, 0));
+  }
+  return BK_OK;
+}
+
+/* Bias corrections that do not lose digits for small t. */
+static double bias_correction(double beta, int64_t t) { return -expm1((double)t * log(beta)); }
+
+static bool due(int64_t step, int64_t every, int64_t steps) { return every > 0 && (step % every == 0 || step == steps); }
+
+static bk_status read_loads(bk_trainer *t) {
+  int64_t experts = t->model->config.n_routed_experts;
+  for (int l = 0; l < bk_runner_n_moe(t->runner); l++) {
+    bk_tensor load = bk_model_expert_load(t->model, l);
+    BK_TRY(bk_tensor_download(t->model->stream, &load, t->load));
+    double sum = 0;
+    for (int64_t e = 0; e < experts; e++) sum += t->load[e];
+    for (int64_t e = 0; e < experts; e++) t->load_share[l * experts + e] = sum > 0 ? t->load[e] / sum : 0;
+  }
+  return BK_OK;
+}
+
+static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
+  t->gain_fresh = false;
+  if (!due(row->step, t->recipe.gain_every, t->recipe.steps)) return BK_OK;
+  bk_gain_reset(t->gain);
+  BK_TRY(bk_gain_add(t->gain, t->runner, 0));
+  bk_gain_finish(t->gain);
+  row->has_gain = t->gain_fresh = true;
+  row->gain_forward = t->gain->total_forward;
+  row->gain_backward = t->gain->total_backward;
+  return BK_OK;
+}
+
+static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
+  if (!t->evaluator || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
+  bk_eval_result result;
+  BK_TRY(bk_evaluator_run(t->evaluator, t->val, t->recipe.eval_tokens, &result));
+  row->has_val = true;
+  row->val_loss = result.tokens ? result.loss_sum / (double)result.tokens : NAN;
+  return BK_OK;
+}
+
+bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
+  const bk_train_config *r = &t->recipe;
+  double begin = bk_seconds(), tokens = (double)(r->batch_size * r->seq_len);
+  int64_t step = t->step + 1;
+  bk_step_values values = {.lr = bk_learning_rate(r, step), .bc1 = bias_correction(r->adam_beta1, step), .bc2 = bias_correction(r->adam_beta2, step),
+                           .max_norm = r->grad_clip, .loss_scale = 1 / tokens, .balance_rate = r->router_bias_lr};
+  bk_step_results results;
+  BK_TRY(bk_step_begin(t->model, &values));
+  BK_TRY(bk_model_zero_grads(t->model));
+  BK_TRY(run_micro_batches(t));
+  BK_TRY(bk_optimizer_step(t->optimizer));
+  BK_TRY(bk_step_end(t->model, &results));
+  double loss = results.loss_sum / tokens;
+  if (!results.finite)
+    return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: not finite; the weights are as they were before the step",
+                   (long long)step, loss, results.grad_norm);
+  bk_metrics_row made = {.step = step, .tokens = step * r->batch_size * r->seq_len, .loss = loss, .lr = values.lr, .grad_norm = results.grad_norm,
+                         .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts, .expert_load = t->load_share};
+  made.tokens_per_s = tokens / (bk_seconds() - begin);
+  t->step = step;
+  BK_TRY(read_loads(t));
+  BK_TRY(read_gain(t, &made));
+  BK_TRY(validate(t, &made));
+  *row = made;
+  return BK_OK;
+}

@@ -1,0 +1,145 @@
+/* The walker: runs a model's flat list of sublayers forward and backward, and the two ends. It owns the residual connections:
+ * mix -> F -> merge, merge_mix between neighbours; backward is the mirror. */
+#include "models/runner_priv.h"
+
+static bk_sublayer *sublayer(const bk_runner *r, int s) { return &r->model->sublayers[s]; }
+
+/* ---- ends, forward ---- */
+static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
+  bk_exec *ex = &r->exec;
+  bk_tensor x = slot->mix[0].x, y = bk_runner_plain(r) ? x : r->embedding;
+  bk_exec_begin(ex, &r->embed);
+  BK_TRY(bk_exec_call(ex, BK_OP_EMBED, &(bk_embed_args){slot->ids, r->model->parts->embed->weight, y}));
+  if (bk_runner_plain(r)) return BK_OK;
+  return bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x});
+}
+
+static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
+  bk_exec *ex = &r->exec;
+  bk_exec_begin(ex, &r->head_norm);
+  if (bk_runner_sums(r)) {
+    BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));
+  }
+  return bk_connection_mix(ex, &r->model->parts->head, &slot->head.mix);
+}
+
+/* Loss of one piece of rows, and with backward the head's dgrad and wgrad of it. */
+static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_tensor logits) {
+  bk_exec *ex = &r->exec;
+  const bk_param_block *w = r->model->parts->lm_head;
+  int64_t rows = logits.shape[0];
+  bool backward = r->options.backward;
+  bk_tensor dlogits = backward ? bk_tensor_slice(r->piece, 0, 0, rows) : (bk_tensor){0};
+  bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST]);
+  BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY, &(bk_cross_entropy_args){
+      logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
+      bk_tensor_slice(r->row_losses, 0, first, rows), dlogits}));
+  if (!backward) return BK_OK;
+  BK_TRY(bk_linear_dgrad(ex, dlogits, w, bk_tensor_slice(slot->head.dh, 0, first, rows), false));
+  return bk_linear_wgrad(ex, dlogits, bk_tensor_slice(slot->head.mix.h, 0, first, rows), w);
+}
+
+static bk_status walk_piece(bk_runner *r, bk_slot *slot, int64_t first, int64_t rows, bool with_loss) {
+  bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
+  bk_tensor logits = r->options.keep_logits ? bk_tensor_slice(r->logits, 0, first, rows) : bk_tensor_slice(r->piece, 0, 0, rows);
+  bk_exec_begin(&r->exec, &r->piece_logits[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST]);
+  BK_TRY(bk_linear(&r->exec, h, r->model->parts->lm_head, logits));
+  return with_loss ? walk_piece_loss(r, slot, first, logits) : BK_OK;
+}
+
+static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
+  int64_t N = r->tokens, P = r->piece_rows;
+  BK_TRY(walk_head_norm(r, slot));
+  for (int64_t first = 0; first < N; first += P) {
+    if (r->exec.preparing && first > 0 && N - first >= P) continue; /* one piece of each size is enough */
+    BK_TRY(walk_piece(r, slot, first, N - first < P ? N - first : P, with_loss));
+  }
+  if (!with_loss) return BK_OK;
+  bk_exec_begin(&r->exec, &r->loss_sum);
+  return bk_exec_call(&r->exec, BK_OP_SUM, &(bk_sum_args){r->row_losses, bk_step_slot(r->model, BK_STEP_LOSS), true});
+}
+
+/* ---- sublayers, forward ---- */
+static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
+  bk_exec *ex = &r->exec;
+  bk_sublayer *l = sublayer(r, s);
+  const bk_mix_acts *a = &slot->mix[s];
+  bk_exec_begin(ex, &r->calls[s].forward);
+  BK_TRY(l->ops->forward(ex, l, &slot->f[s], &r->forward_scratch[s], a->h, a->f));
+  bk_exec_begin(ex, &r->calls[s].merge);
+  if (s + 1 == r->n) return bk_connection_merge(ex, &l->connection, a, slot->last);
+  return bk_connection_merge_mix(ex, &l->connection, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
+}
+
+bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss) {
+  if (bk_runner_has_embed(r)) BK_TRY(walk_embed(r, slot));
+  bk_exec_begin(&r->exec, &r->calls[0].mix);
+  BK_TRY(bk_connection_mix(&r->exec, &sublayer(r, 0)->connection, &slot->mix[0]));
+  for (int s = 0; s < r->n; s++) BK_TRY(walk_sublayer(r, slot, s));
+  return with_head && bk_runner_has_head(r) ? walk_head(r, slot, with_loss) : BK_OK;
+}
+
+/* ---- backward ---- */
+static bk_status walk_head_bwd(bk_runner *r, bk_slot *slot) {
+  bk_exec *ex = &r->exec;
+  bool sums = bk_runner_sums(r);
+  bk_exec_begin(ex, &r->head_bwd);
+  BK_TRY(bk_connection_mix_bwd(ex, &r->model->parts->head, &slot->head.mix, &r->head_grads, slot->head.dh,
+                               sums ? r->head_row : r->D, false));
+  return sums ? bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){r->head_row, r->D}) : BK_OK;
+}
+
+static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
+  bk_exec *ex = &r->exec;
+  bk_tensor dy = bk_runner_plain(r) ? r->D : r->embedding;
+  bk_exec_begin(ex, &r->embed_bwd);
+  if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){r->D, dy}));
+  return bk_exec_call(ex, BK_OP_EMBED_BWD, &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad});
+}
+
+/* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the maps. */
+static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
+  for (int i = s - s % (int)r->block; i <= s; i++) {
+    const bk_connection *c = &sublayer(r, i)->connection;
+    bk_exec_begin(&r->exec, &r->calls[i].remix);
+    BK_TRY(bk_connection_remix(&r->exec, c, &slot->mix[i]));
+    if (i < s) BK_TRY(bk_connection_merge(&r->exec, c, &slot->mix[i], slot->mix[i + 1].x));
+  }
+  return BK_OK;
+}
+
+static bool block_ends(const bk_runner *r, int s) { return r->block && (s + 1 == r->n || (s + 1) % r->block == 0); }
+
+static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
+  bk_exec_begin(&r->exec, &r->calls[s].merge_bwd);
+  return bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
+}
+
+/* Through the mix of sublayer s, and where both are at hand through the merge of the one before it. */
+static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s, bool with_merge) {
+  bk_exec *ex = &r->exec;
+  const bk_connection *c = &sublayer(r, s)->connection;
+  bk_exec_begin(ex, &r->calls[s].mix_bwd);
+  if (!with_merge) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
+  return bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
+                                     r->D, r->df);
+}
+
+static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
+  bk_exec *ex = &r->exec;
+  bk_sublayer *l = sublayer(r, s);
+  bool merged = s > 0 && !block_ends(r, s - 1);
+  if (block_ends(r, s)) BK_TRY(walk_rebuild(r, slot, s));
+  if (s + 1 == r->n || block_ends(r, s)) BK_TRY(walk_merge_bwd(r, slot, s));
+  bk_exec_begin(ex, &r->calls[s].dgrad);
+  BK_TRY(l->ops->dgrad(ex, l, &slot->f[s], &r->backward_scratch[s], r->df, r->dh));
+  bk_exec_begin(ex, &r->calls[s].wgrad);
+  BK_TRY(l->ops->wgrad(ex, l, &slot->f[s], &r->backward_scratch[s], slot->mix[s].h, r->df));
+  return walk_mix_bwd(r, slot, s, merged);
+}
+
+bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {
+  if (bk_runner_has_head(r)) BK_TRY(walk_head_bwd(r, slot));
+  for (int s = r->n - 1; s >= 0; s--) BK_TRY(walk_sublayer_bwd(r, slot, s));
+  return bk_runner_has_embed(r) ? walk_embed_bwd(r, slot) : BK_OK;
+}

@@ -1,0 +1,340 @@
+/* Runners: recompute, micro-batches, decoding with a cache, pipeline stages, and that a step allocates nothing. */
+#include "tests/models/models.h"
+
+enum { B = 2, T = 6 };
+
+static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
+
+static bk_runner_options training_options(int64_t batch, int slots, int64_t recompute) {
+  return (bk_runner_options){.batch = batch, .seq_len = T, .slots = slots, .backward = true, .hc_recompute = recompute};
+}
+
+/* ---- recompute: bit-equal gradients, less memory ---- */
+static double *grads_with(const char *device, bk_dtype dtype, const bk_model_config *c, int64_t recompute, int64_t *count,
+                          double *loss, size_t *bytes) {
+  int32_t ids[B * T], targets[B * T];
+  bk_runner_options options = training_options(B, 1, recompute);
+  rig r = rig_open(device, 2, c, dtype, &options);
+  int64_t kept = make_tokens(c->vocab_size, B * T, 21, ids, targets);
+  *loss = run_step(&r, ids, targets, kept);
+  *bytes = bk_runner_bytes(r.runner, BK_MEM_ACTIVATIONS);
+  double *grads = read_grads(r.model, count);
+  rig_close(&r);
+  return grads;
+}
+
+static void check_recompute(const char *device, bk_dtype dtype, int kind) {
+  static const int64_t blocks[] = {1, 2, 3, 5, BK_RECOMPUTE_AUTO};
+  bk_model_config c = small_config(kind);
+  int64_t count, n;
+  double loss, again;
+  size_t all, less;
+  double *want = grads_with(device, dtype, &c, 0, &count, &loss, &all);
+  for (size_t i = 0; i < BK_COUNT(blocks); i++) {
+    double *got = grads_with(device, dtype, &c, blocks[i], &n, &again, &less);
+    ck_assert_int_eq(n, count);
+    ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g", kind, (int)blocks[i], again, loss);
+    ck_assert_msg(memcmp(want, got, (size_t)n * sizeof *got) == 0, "kind %d on %s %s: gradients with L_r = %d differ by %g", kind,
+                  device, bk_dtype_name(dtype), (int)blocks[i], distance(want, got, n));
+    if (kind != BK_HC_PLAIN && blocks[i] == BK_RECOMPUTE_AUTO)
+      ck_assert_msg(less < all, "kind %d: keeps %zu bytes, without %zu", kind, less, all);
+    bk_free(ctx, got);
+  }
+  bk_free(ctx, want);
+}
+
+START_TEST(test_recompute) {
+  for (size_t i = 0; i < BK_COUNT(kinds); i++) {
+    check_recompute("ref", BK_F64, kinds[i]);
+    check_recompute("cpu", BK_F32, kinds[i]);
+    check_recompute("cpu", BK_BF16, kinds[i]);
+  }
+}
+END_TEST
+
+/* Slots are independent: forward of both, then backward of both in either order, with the shared buffers rewritten between. */
+START_TEST(test_slots) {
+  int32_t ids[2][B * T], targets[2][B * T];
+  bk_model_config c = small_config(BK_HC_MHC);
+  int64_t kept = make_tokens(c.vocab_size, B * T, 21, ids[0], targets[0]) + make_tokens(c.vocab_size, B * T, 22, ids[1], targets[1]);
+  double *grads[4];
+  int64_t count = 0;
+  for (int turn = 0; turn < 4; turn++) {
+    bk_runner_options options = training_options(B, 2, turn / 2 ? 2 : 0);
+    rig r = rig_open("ref", 1, &c, BK_F64, &options);
+    OK(bk_model_zero_grads(r.model));
+    begin_step(r.model, kept);
+    for (int i = 0; i < 2; i++) OK(bk_runner_forward(r.runner, i, ids[i], targets[i]));
+    for (int i = 0; i < 2; i++) OK(bk_runner_backward(r.runner, turn % 2 ? 1 - i : i));
+    end_step(r.model, kept);
+    grads[turn] = read_grads(r.model, &count);
+    rig_close(&r);
+  }
+  double norm = norm_of(grads[0], count);
+  ck_assert_double_lt(distance(grads[0], grads[1], count), 1e-13 * norm);
+  ck_assert_mem_eq(grads[0], grads[2], (size_t)count * sizeof(double));
+  ck_assert_mem_eq(grads[1], grads[3], (size_t)count * sizeof(double));
+  for (int i = 0; i < 4; i++) bk_free(ctx, grads[i]);
+}
+END_TEST
+
+/* ---- micro-batches ---- */
+START_TEST(test_micro_batches) {
+  int32_t ids[4 * T], targets[4 * T];
+  bk_model_config c = small_config(BK_HC_MHC);
+  int64_t kept = make_tokens(c.vocab_size, 4 * T, 31, ids, targets), count;
+  bk_runner_options whole = training_options(4, 1, 0), part = training_options(2, 1, 0);
+  rig a = rig_open("ref", 1, &c, BK_F64, &whole), b = rig_open("ref", 1, &c, BK_F64, &part);
+  const char *name;
+  double loss = run_step(&a, ids, targets, kept), *want = read_grads(a.model, &count);
+  OK(bk_model_zero_grads(b.model));
+  begin_step(b.model, kept);
+  for (int i = 0; i < 2; i++) {
+    OK(bk_runner_forward(b.runner, 0, ids + i * 2 * T, targets + i * 2 * T));
+    OK(bk_runner_backward(b.runner, 0));
+  }
+  ck_assert_double_eq_tol(end_step(b.model, kept), loss, 1e-12);
+  double *got = read_grads(b.model, &count), error = worst_grad_error(a.model, got, want, count, &name);
+  ck_assert_msg(error < 1e-9, "%s: %g", name, error);
+  for (int i = 0; i < bk_runner_n_moe(a.runner); i++) {
+    double *la = read_tensor(a.model, bk_model_expert_load(a.model, i)), *lb = read_tensor(b.model, bk_model_expert_load(b.model, i));
+    ck_assert_mem_eq(la, lb, (size_t)c.n_routed_experts * sizeof *la);
+    bk_free(ctx, la);
+    bk_free(ctx, lb);
+  }
+  bk_free(ctx, want);
+  bk_free(ctx, got);
+  rig_close(&a);
+  rig_close(&b);
+}
+END_TEST
+
+/* ---- decoding: prefill of 3, then one by one, against the whole forward ---- */
+static void decode_all(bk_runner *prefill, bk_runner *one, const bk_model *m, const int32_t *ids, double *logits) {
+  int64_t V = m->config.vocab_size;
+  int32_t first[B * 3], next[B];
+  for (int b = 0; b < B; b++) memcpy(first + b * 3, ids + b * T, 3 * sizeof *ids);
+  OK(bk_runner_decode(prefill, 0, first));
+  double *v = read_tensor(m, bk_runner_logits(prefill));
+  for (int b = 0; b < B; b++) memcpy(logits + b * T * V, v + b * 3 * V, (size_t)(3 * V) * sizeof *v);
+  bk_free(ctx, v);
+  for (int t = 3; t < T; t++) {
+    for (int b = 0; b < B; b++) next[b] = ids[b * T + t];
+    OK(bk_runner_decode(one, t, next));
+    v = read_tensor(m, bk_runner_logits(one));
+    for (int b = 0; b < B; b++) memcpy(logits + (b * T + t) * V, v + b * V, (size_t)V * sizeof *v);
+    bk_free(ctx, v);
+  }
+}
+
+static void check_decode(const char *device, bk_dtype dtype, int kind, double bound) {
+  int32_t ids[B * T], targets[B * T];
+  bk_model_config c = small_config(kind);
+  c.q_lora_rank = 5;
+  bk_runner *prefill, *one;
+  rig r = rig_open(device, 2, &c, dtype, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1, .keep_logits = true});
+  make_tokens(c.vocab_size, B * T, 41, ids, targets);
+  bk_runner_options o = {.batch = B, .seq_len = 3, .slots = 1, .keep_logits = true, .cache_len = T + 2};
+  OK(bk_runner_create(r.model, &o, &prefill));
+  o.seq_len = 1;
+  o.cache_of = prefill;
+  OK(bk_runner_create(r.model, &o, &one));
+  begin_step(r.model, 1);
+  OK(bk_runner_forward(r.runner, 0, ids, NULL));
+  int64_t n = B * T * c.vocab_size;
+  double *want = read_tensor(r.model, bk_runner_logits(r.runner)), *got = bk_alloc_array(ctx, (size_t)n, sizeof *got);
+  decode_all(prefill, one, r.model, ids, got);
+  double error = distance(want, got, n) / norm_of(want, n);
+  ck_assert_msg(error < bound, "kind %d on %s: decoding is off by %g", kind, device, error);
+  ck_assert_int_eq(bk_runner_decode(one, T + 2, ids), BK_ERR_ARGUMENT);
+  unit_expect("do not fit a cache");
+  bk_free(ctx, want);
+  bk_free(ctx, got);
+  bk_runner_destroy(one);
+  bk_runner_destroy(prefill);
+  rig_close(&r);
+}
+
+START_TEST(test_decode) {
+  for (size_t i = 0; i < BK_COUNT(kinds); i++) {
+    check_decode("ref", BK_F64, kinds[i], 1e-13);
+    check_decode("cpu", BK_F32, kinds[i], 1e-5);
+  }
+}
+END_TEST
+
+/* ---- pipeline stages: a model cut in two gives the whole one's loss and gradients ---- */
+static void hand_over(bk_model *m, bk_tensor from, bk_tensor to) {
+  double *v = read_tensor(m, from);
+  OK(bk_tensor_write_f64(m->stream, &to, v));
+  bk_free(ctx, v);
+}
+
+static void check_stage_grads(const bk_model *stage, const bk_model *whole) {
+  for (int i = 0; i < stage->n_params; i++) {
+    const bk_param *p = &stage->params[i], *q = bk_model_find(whole, p->name);
+    if (!bk_param_trainable(stage, p)) continue;
+    ck_assert_ptr_nonnull(q);
+    bk_tensor g = bk_param_grad(stage, p);
+    double *a = read_tensor(stage, g), *b = read_tensor(whole, bk_param_grad(whole, q));
+    ck_assert_msg(memcmp(a, b, (size_t)bk_tensor_count(&g) * sizeof *a) == 0, "%s differs in a stage", p->name);
+    bk_free(ctx, a);
+    bk_free(ctx, b);
+  }
+}
+
+static void check_stages(int kind, int head, int64_t cut, int64_t recompute) {
+  int32_t ids[B * T], targets[B * T];
+  bk_model_config c = small_config(kind);
+  c.hc_head = head;
+  bk_runner_options options = training_options(B, 1, recompute);
+  rig whole = {.device = open_device("ref", 1)};
+  bk_model *m[2];
+  bk_runner *r[2];
+  int64_t kept = make_tokens(c.vocab_size, B * T, 51, ids, targets);
+  OK(bk_model_create(whole.device, &c, BK_F64, &(bk_model_options){.trainable = true}, &whole.model));
+  OK(bk_model_init(whole.model, 7));
+  OK(bk_runner_create(whole.model, &options, &whole.runner));
+  double loss = run_step(&whole, ids, targets, kept);
+  for (int i = 0; i < 2; i++) {
+    bk_model_options o = {.trainable = true, .begin = i ? cut : 0, .end = i ? 0 : cut};
+    OK(bk_model_create(whole.device, &c, BK_F64, &o, &m[i]));
+    OK(bk_model_init(m[i], 7));
+    OK(bk_runner_create(m[i], &options, &r[i]));
+    begin_step(m[i], kept);
+  }
+  OK(bk_runner_forward(r[0], 0, ids, NULL));
+  hand_over(m[0], bk_runner_output(r[0], 0), bk_runner_input(r[1], 0));
+  OK(bk_runner_forward(r[1], 0, NULL, targets));
+  OK(bk_runner_backward(r[1], 0));
+  hand_over(m[0], bk_runner_stream_grad(r[1]), bk_runner_stream_grad(r[0]));
+  OK(bk_runner_backward(r[0], 0));
+  ck_assert_double_eq(end_step(m[1], kept), loss);
+  for (int i = 0; i < 2; i++) {
+    check_stage_grads(m[i], whole.model);
+    bk_runner_destroy(r[i]);
+    bk_model_destroy(m[i]);
+  }
+  rig_close(&whole);
+}
+
+START_TEST(test_stages) {
+  check_stages(BK_HC_PLAIN, BK_HEAD_SUM, 3, 0);
+  check_stages(BK_HC_MHC, BK_HEAD_LEARNED, 2, 0);
+  check_stages(BK_HC_MHC, BK_HEAD_SUM, 5, 2);
+}
+END_TEST
+
+/* ---- a step allocates nothing, and trains ---- */
+START_TEST(test_no_allocation) {
+  int32_t ids[B * T], targets[B * T];
+  bk_model_config c = small_config(BK_HC_MHC);
+  bk_runner_options options = training_options(B, 1, BK_RECOMPUTE_AUTO);
+  rig r = rig_open("cpu", 2, &c, BK_BF16, &options);
+  bk_optimizer *optimizer;
+  bk_optimizer_options adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
+  OK(bk_optimizer_create(r.model, &adam, &optimizer));
+  int64_t kept = make_tokens(c.vocab_size, B * T, 61, ids, targets);
+  bk_memory_stats before, after;
+  uint64_t buffers = 0;
+  double first = 0.0, last = 0.0;
+  for (int step = 1; step <= 12; step++) {
+    if (step == 2) {
+      bk_context_memory_stats(ctx, &before);
+      buffers = r.device->buffer_allocs;
+    }
+    bk_step_values values = {.lr = 1e-2, .bc1 = 1.0 - pow(0.9, step), .bc2 = 1.0 - pow(0.95, step), .max_norm = 1.0,
+                             .loss_scale = 1.0 / (double)kept, .balance_rate = 1e-3};
+    OK(bk_model_zero_grads(r.model));
+    OK(bk_step_begin(r.model, &values));
+    OK(bk_runner_forward(r.runner, 0, ids, targets));
+    OK(bk_runner_backward(r.runner, 0));
+    OK(bk_optimizer_step(optimizer));
+    last = end_step(r.model, kept);
+    if (step == 1) first = last;
+  }
+  bk_context_memory_stats(ctx, &after);
+  ck_assert_uint_eq(before.allocations, after.allocations);
+  ck_assert_uint_eq(buffers, r.device->buffer_allocs);
+  ck_assert_msg(last < 0.8 * first, "loss %g after 12 steps, %g at first", last, first);
+  bk_optimizer_destroy(optimizer);
+  rig_close(&r);
+}
+END_TEST
+
+/* Loss not finite: the flag is down, weights and biases stay. */
+START_TEST(test_not_finite) {
+  int32_t ids[B * T], targets[B * T];
+  bk_model_config c = small_config(BK_HC_PLAIN);
+  bk_runner_options options = training_options(B, 1, 0);
+  rig r = rig_open("cpu", 1, &c, BK_F32, &options);
+  bk_optimizer *optimizer;
+  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &optimizer));
+  int64_t kept = make_tokens(c.vocab_size, B * T, 61, ids, targets);
+  const bk_param *embed = bk_model_find(r.model, "model.embed_tokens.weight"), *head = bk_model_find(r.model, "lm_head.weight");
+  bk_tensor e = bk_param_weight(r.model, embed), w = bk_param_weight(r.model, head), one = bk_tensor_slice(e, 0, ids[0], 1);
+  double inf[12];
+  for (int i = 0; i < 12; i++) inf[i] = INFINITY;
+  OK(bk_tensor_write_f64(r.model->stream, &one, inf));
+  double *before = read_tensor(r.model, w);
+  OK(bk_model_zero_grads(r.model));
+  begin_step(r.model, kept);
+  OK(bk_runner_forward(r.runner, 0, ids, targets));
+  OK(bk_runner_backward(r.runner, 0));
+  OK(bk_optimizer_step(optimizer));
+  bk_step_results results;
+  OK(bk_step_end(r.model, &results));
+  ck_assert(!results.finite);
+  double *after = read_tensor(r.model, w);
+  ck_assert_mem_eq(before, after, (size_t)bk_tensor_count(&w) * sizeof *after);
+  bk_free(ctx, before);
+  bk_free(ctx, after);
+  bk_optimizer_destroy(optimizer);
+  rig_close(&r);
+}
+END_TEST
+
+/* ---- what is refused ---- */
+START_TEST(test_refusals) {
+  int32_t ids[B * T], targets[B * T];
+  bk_model_config c = small_config(BK_HC_MHC);
+  bk_runner_options options = {.batch = B, .seq_len = T, .slots = 1};
+  rig r = rig_open("cpu", 1, &c, BK_F32, &options);
+  make_tokens(c.vocab_size, B * T, 61, ids, targets);
+  begin_step(r.model, 1);
+  ids[3] = (int32_t)c.vocab_size;
+  ck_assert_int_eq(bk_runner_forward(r.runner, 0, ids, NULL), BK_ERR_DATA);
+  unit_expect("token id 23 at position 3");
+  ids[3] = -1;
+  ck_assert_int_eq(bk_runner_forward(r.runner, 0, ids, NULL), BK_ERR_DATA);
+  unit_expect("token id -1");
+  ids[3] = 0;
+  targets[4] = 23;
+  ck_assert_int_eq(bk_runner_forward(r.runner, 0, ids, targets), BK_ERR_DATA);
+  unit_expect("target 23");
+  ck_assert_int_eq(bk_runner_backward(r.runner, 0), BK_ERR_ARGUMENT);
+  unit_expect("backward needs");
+  ck_assert_int_eq(bk_runner_forward(r.runner, 1, ids, NULL), BK_ERR_ARGUMENT);
+  unit_expect("no slot 1");
+  ck_assert_int_eq(bk_runner_decode(r.runner, 0, ids), BK_ERR_ARGUMENT);
+  unit_expect("no cache");
+  bk_runner *none = NULL;
+  options.seq_len = 0;
+  ck_assert_int_eq(bk_runner_create(r.model, &options, &none), BK_ERR_ARGUMENT);
+  unit_expect("seq_len 0");
+  options = (bk_runner_options){.batch = 1, .seq_len = 8, .slots = 1, .cache_len = 4};
+  ck_assert_int_eq(bk_runner_create(r.model, &options, &none), BK_ERR_ARGUMENT);
+  unit_expect("cache of 4");
+  bk_model *model = NULL;
+  ck_assert_int_eq(bk_model_create(r.device, &c, BK_F64, NULL, &model), BK_ERR_UNSUPPORTED);
+  unit_expect("does not store models in fp64");
+  ck_assert_int_eq(bk_model_create(r.device, &c, BK_F32, &(bk_model_options){.begin = 4, .end = 9}, &model), BK_ERR_ARGUMENT);
+  unit_expect("range [4, 9)");
+  ck_assert_ptr_null(none);
+  ck_assert_ptr_null(model);
+  rig_close(&r);
+}
+END_TEST
+
+UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_decode, test_stages,
+          test_no_allocation, test_not_finite, test_refusals)
