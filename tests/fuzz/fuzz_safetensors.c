@@ -1,0 +1,40 @@
+/* libFuzzer target: any bytes as a safetensors file. What opens must be readable to its last byte.
+ * Build: clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -Icore -Icore/include -I. tests/fuzz/fuzz_safetensors.c LIBRARY */
+#include "io/safetensors.h"
+#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/memory_fs.h"
+
+const fuzz_seed fuzz_seeds[] = {
+    FUZZ_SEED("\x86\0\0\0\0\0\0\0"
+              "{\"__metadata__\":{\"k\":\"v\"},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
+              "\"b\":{\"dtype\":\"BF16\",\"shape\":[1,1],\"data_offsets\":[2,4]}}abcd"),
+    FUZZ_SEED("\x52\0\0\0\0\0\0\0"
+              "{ \"\\ud83d\\ude00\" : { \"data_offsets\" : [0,8], \"dtype\" : \"F64\", \"shape\" : [] } }    abcdefgh"),
+};
+const size_t fuzz_seed_count = BK_COUNT(fuzz_seeds);
+
+static void read_all(bk_context *ctx, bk_st_reader *reader) {
+  for (int i = 0; i < bk_st_count(reader); i++) {
+    const bk_st_entry *e = bk_st_get(reader, i);
+    size_t bytes = (size_t)(e->end - e->begin);
+    char *copy = bk_alloc(ctx, bytes);
+    double first;
+    if (bk_st_find(reader, e->name) != e || !copy || bk_st_read(reader, e, copy, bytes) != BK_OK) abort();
+    if (e->dtype != BK_NONE && bytes && bk_st_read_f64(reader, e, 0, 1, &first) != BK_OK) abort();
+    bk_free(ctx, copy);
+  }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  memory_file file = {data, size};
+  bk_fs fs = memory_fs(&file);
+  size_t logged = 0;
+  bk_st_reader *reader = NULL;
+  bk_context *ctx = memory_context(&fs, &logged);
+  bk_status status = bk_st_open(ctx, "input", &reader);
+  if (status == BK_OK) read_all(ctx, reader);
+  else if (logged == 0 || reader) abort();
+  bk_st_close(reader);
+  memory_context_close(ctx, &logged);
+  return 0;
+}

@@ -1,0 +1,212 @@
+/* birkhoff bench step: tokens per second of a training step (forward, backward, optimiser) on made-up tokens, as a share of the measured
+ * GEMM rate; with --compare the same model with another residual connection, one step of each in turn, so that both see the
+ * same machine. */
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/runner.h"
+#include "tools/bench.h"
+
+#define MAX_STEPS 4096
+
+enum { FORWARD, BACKWARD, OPTIMIZER, STEP, PHASES };
+
+typedef struct contender {
+  bk_model_config config;
+  bk_model *model;
+  bk_runner *runner;
+  bk_optimizer *optimizer;
+  bk_model_counts counts;
+  double *times[PHASES]; /* [MAX_STEPS] */
+  double median[PHASES];
+} contender;
+
+typedef struct step_bench {
+  cli_session *s;
+  bk_train_config recipe;
+  bk_dtype dtype;
+  int64_t batch, seq_len;
+  double seconds;
+  int32_t *ids, *targets;
+  contender sides[2];
+  int n_sides, steps;
+  bench_roof roof;
+} step_bench;
+
+/* ---- set-up ---- */
+
+static bk_status parse_residual(cli_session *s, const char *text, int *kind) {
+  bk_model_config c = {0};
+  char *assignment = bk_format(s->ctx, "residual=%s", text);
+  bk_status status = assignment ? bk_config_set(s->ctx, &c, NULL, assignment) : BK_ERR_MEMORY;
+  bk_free(s->ctx, assignment);
+  if (status == BK_OK) *kind = c.residual;
+  return status;
+}
+
+static bk_status read_options(step_bench *b) {
+  cli_session *s = b->s;
+  const char *name = cli_value(&s->args, "model"), *compare = cli_value(&s->args, "compare");
+  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE.json is needed");
+  BK_TRY(cli_dtype(s, &b->dtype));
+  BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
+  b->batch = b->recipe.micro_batch_size ? b->recipe.micro_batch_size : b->recipe.batch_size;
+  b->seq_len = b->recipe.seq_len;
+  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &b->batch));
+  BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &b->seq_len));
+  BK_TRY(cli_double(s, "seconds", 0, 86400, &b->seconds));
+  int64_t longest = b->sides[0].config.max_position_embeddings;
+  if (b->seq_len > longest)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)b->seq_len, (long long)longest);
+  b->n_sides = compare ? 2 : 1;
+  if (!compare) return BK_OK;
+  b->sides[1].config = b->sides[0].config;
+  BK_TRY(parse_residual(s, compare, &b->sides[1].config.residual));
+  return bk_model_config_validate(s->ctx, &b->sides[1].config);
+}
+
+static bk_status make_tokens(step_bench *b) {
+  int64_t n = b->batch * b->seq_len, vocab = b->sides[0].config.vocab_size;
+  b->ids = bk_alloc_array(b->s->ctx, (size_t)n, sizeof *b->ids);
+  b->targets = bk_alloc_array(b->s->ctx, (size_t)n, sizeof *b->targets);
+  if (!b->ids || !b->targets) return BK_ERR_MEMORY;
+  for (int64_t i = 0; i < n; i++) {
+    b->ids[i] = (int32_t)(bk_uniform(1, 1, (uint64_t)i) * (double)vocab);
+    b->targets[i] = (int32_t)(bk_uniform(1, 2, (uint64_t)i) * (double)vocab);
+  }
+  return BK_OK;
+}
+
+static bk_status make_side(step_bench *b, contender *c) {
+  const bk_train_config *t = &b->recipe;
+  bk_model_options model = {.trainable = true};
+  bk_runner_options runner = {.batch = b->batch, .seq_len = b->seq_len, .slots = 1, .backward = true, .hc_recompute = t->hc_recompute};
+  bk_optimizer_options adam = {t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
+  bk_model_count(&c->config, b->seq_len, &c->counts);
+  for (int p = 0; p < PHASES; p++)
+    if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p]))) return BK_ERR_MEMORY;
+  BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
+  BK_TRY(bk_model_init(c->model, t->seed));
+  BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
+  return bk_optimizer_create(c->model, &adam, &c->optimizer);
+}
+
+static void free_side(step_bench *b, contender *c) {
+  bk_optimizer_destroy(c->optimizer);
+  bk_runner_destroy(c->runner);
+  bk_model_destroy(c->model);
+  for (int p = 0; p < PHASES; p++) bk_free(b->s->ctx, c->times[p]);
+}
+
+/* ---- timing ---- */
+
+static bk_status lap(contender *c, int phase, int at, double *begin) {
+  BK_TRY(c->model->stream->ops->sync(c->model->stream));
+  double now = bk_seconds();
+  if (at >= 0) c->times[phase][at] = now - *begin;
+  *begin = now;
+  return BK_OK;
+}
+
+/* at < 0: to warm up. */
+static bk_status one_step(step_bench *b, contender *c, int at) {
+  const bk_train_config *t = &b->recipe;
+  double tokens = (double)(b->batch * b->seq_len), first = bk_seconds(), begin = first;
+  bk_step_values values = {.lr = t->lr * 1e-3, .bc1 = 1 - t->adam_beta1, .bc2 = 1 - t->adam_beta2, .max_norm = t->grad_clip, .loss_scale = 1 / tokens,
+                           .balance_rate = t->router_bias_lr};
+  bk_step_results results;
+  BK_TRY(bk_step_begin(c->model, &values));
+  BK_TRY(bk_model_zero_grads(c->model));
+  BK_TRY(bk_runner_forward(c->runner, 0, b->ids, b->targets));
+  BK_TRY(lap(c, FORWARD, at, &begin));
+  BK_TRY(bk_runner_backward(c->runner, 0));
+  BK_TRY(lap(c, BACKWARD, at, &begin));
+  BK_TRY(bk_optimizer_step(c->optimizer));
+  BK_TRY(bk_step_end(c->model, &results));
+  BK_TRY(lap(c, OPTIMIZER, at, &begin));
+  if (at >= 0) c->times[STEP][at] = begin - first;
+  if (results.finite) return BK_OK;
+  return bk_fail(b->s->ctx, BK_ERR_NOT_FINITE, "bench step: the loss is not finite");
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static bk_status time_steps(step_bench *b) {
+  for (int i = 0; i < b->n_sides; i++) BK_TRY(one_step(b, &b->sides[i], -1));
+  double end = bk_seconds() + b->seconds;
+  while (b->steps < MAX_STEPS && (b->steps < 3 || bk_seconds() < end) && !cli_signal) {
+    for (int i = 0; i < b->n_sides; i++) BK_TRY(one_step(b, &b->sides[i], b->steps));
+    b->steps++;
+  }
+  if (b->steps == 0) return BK_INTERRUPTED;
+  for (int i = 0; i < b->n_sides; i++)
+    for (int p = 0; p < PHASES; p++) {
+      qsort(b->sides[i].times[p], (size_t)b->steps, sizeof(double), ascending);
+      b->sides[i].median[p] = b->sides[i].times[p][b->steps / 2];
+    }
+  return BK_OK;
+}
+
+/* ---- results ---- */
+
+static double tokens_per_s(const step_bench *b, const contender *c) { return (double)(b->batch * b->seq_len) / c->median[STEP]; }
+static double flops_per_s(const step_bench *b, const contender *c) { return tokens_per_s(b, c) * c->counts.flops_per_token; }
+
+static json_t *side_json(const step_bench *b, const contender *c) {
+  return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "residual", cli_residual_name(c->config.residual), "tokens_per_s", tokens_per_s(b, c), "seconds",
+                   c->median[STEP], "forward_seconds", c->median[FORWARD], "backward_seconds", c->median[BACKWARD], "optimizer_seconds", c->median[OPTIMIZER],
+                   "gflop_per_s", flops_per_s(b, c) * 1e-9, "share", flops_per_s(b, c) / b->roof.flops);
+}
+
+static bk_status print_json(step_bench *b) {
+  json_t *result = side_json(b, &b->sides[0]);
+  if (!result) return cli_print_json(b->s, NULL);
+  json_object_set_new(result, "device", json_string(b->s->device->backend->name));
+  json_object_set_new(result, "dtype", json_string(bk_dtype_name(b->dtype)));
+  json_object_set_new(result, "batch_size", json_integer((json_int_t)b->batch));
+  json_object_set_new(result, "seq_len", json_integer((json_int_t)b->seq_len));
+  json_object_set_new(result, "steps", json_integer(b->steps));
+  json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof.flops * 1e-9));
+  if (b->n_sides == 2) {
+    json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
+    json_object_set_new(result, "ratio", json_real(b->sides[0].median[STEP] / b->sides[1].median[STEP]));
+  }
+  return cli_print_json(b->s, result);
+}
+
+static bk_status print_text(step_bench *b) {
+  printf("%s, %s: %lld sequences of %lld tokens, median of %d steps; roof: %.2f GFLOP/s (gemm)\n", b->s->device->backend->name, bk_dtype_name(b->dtype),
+         (long long)b->batch, (long long)b->seq_len, b->steps, b->roof.flops * 1e-9);
+  printf("%-9s %10s %10s %10s %10s %10s %9s %9s\n", "residual", "tokens/s", "step ms", "forward", "backward", "optimizer", "GFLOP/s", "of roof");
+  for (int i = 0; i < b->n_sides; i++) {
+    const contender *c = &b->sides[i];
+    printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%%\n", cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
+           c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3, flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops);
+  }
+  if (b->n_sides == 2)
+    printf("a step with %s takes %.3f times one with %s\n", cli_residual_name(b->sides[0].config.residual), b->sides[0].median[STEP] / b->sides[1].median[STEP],
+           cli_residual_name(b->sides[1].config.residual));
+  return cli_flush_stdout(b->s);
+}
+
+bk_status bench_step(cli_session *s) {
+  step_bench b = {.s = s, .dtype = BK_F32, .seconds = 5};
+  BK_TRY(cli_open_device(s));
+  BK_TRY(read_options(&b));
+  cli_catch_signals();
+  bk_status status = make_tokens(&b);
+  for (int i = 0; i < b.n_sides && status == BK_OK; i++) status = make_side(&b, &b.sides[i]);
+  if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);
+  if (status == BK_OK) status = time_steps(&b);
+  if (status == BK_OK) status = s->json ? print_json(&b) : print_text(&b);
+  for (int i = 0; i < b.n_sides; i++) free_side(&b, &b.sides[i]);
+  bk_free(s->ctx, b.targets);
+  bk_free(s->ctx, b.ids);
+  return status;
+}

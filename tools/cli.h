@@ -1,0 +1,84 @@
+/* What the subcommands share: argument tables, the session (context, device), loading, output. */
+#ifndef BK_CLI_H
+#define BK_CLI_H
+
+#include <signal.h>
+
+#include "io/dataset.h"
+#include "models/model.h"
+
+/* ---- args.c ---- */
+typedef enum cli_arity { CLI_FLAG, CLI_ONE, CLI_MANY } cli_arity; /* MANY: every following word up to the next --option */
+typedef struct cli_option {
+  const char *name;  /* without the dashes */
+  cli_arity arity;
+  const char *value; /* "FILE", for the help */
+  const char *help;
+} cli_option;
+
+typedef struct cli_command cli_command;
+typedef struct cli_args {
+  const cli_command *command;
+  const char **words; /* positional */
+  int n_words;
+  struct { const cli_option *option; const char *value; } *given;
+  int n_given;
+} cli_args;
+
+typedef struct cli_session {
+  bk_context *ctx;
+  bk_device *device; /* NULL until cli_open_device */
+  cli_args args;
+  bool json;
+} cli_session;
+
+struct cli_command {
+  const char *name, *synopsis, *summary;
+  const cli_option *options; /* ends with name NULL; the common ones are added */
+  int min_words, max_words;
+  bk_status (*run)(cli_session *s);
+};
+extern const cli_option cli_common_options[];
+
+bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char **argv, cli_args *args);
+void cli_args_free(bk_context *ctx, cli_args *args);
+const char *cli_value(const cli_args *args, const char *option); /* the last given; NULL */
+bool cli_given(const cli_args *args, const char *option);
+int cli_values(const cli_args *args, const char *option, const char **values, int max); /* returns the number given */
+/* Numbers with ranges; unset leaves *value. */
+bk_status cli_int(cli_session *s, const char *option, int64_t min, int64_t max, int64_t *value);
+bk_status cli_double(cli_session *s, const char *option, double min, double max, double *value);
+void cli_print_help(const cli_command *command);
+
+/* ---- session.c ---- */
+bk_status cli_open_device(cli_session *s);                     /* from --device, --threads, --allow-fallback */
+bk_status cli_open_named(cli_session *s, const char *name, bk_device **device);
+bk_status cli_dtype(cli_session *s, bk_dtype *dtype);          /* --dtype; unset leaves it */
+/* --set on the structs (either may be NULL). */
+bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t);
+/* PRESET or FILE.json, then --set; the recipe that goes with it. Validated. */
+bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t);
+/* CKPT (resolved), its config with --set, its weights, on s->device in --dtype or its own. path_out (bk_free) may be NULL. */
+bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options, bk_model **model, char **path_out);
+/* --data files of a split. */
+bk_status cli_open_data(cli_session *s, const char *option, bk_split split, int64_t vocab_size, int data_dtype, bk_dataset **data);
+int cli_exit_code(bk_status status);
+
+/* Interrupts: set by SIGINT and SIGTERM once cli_catch_signals was called. */
+extern volatile sig_atomic_t cli_signal;
+void cli_catch_signals(void);
+
+/* ---- output.c ---- */
+struct json_t;
+/* Prints the value and a newline on stdout and drops the reference; NULL: out of memory. */
+bk_status cli_print_json(cli_session *s, struct json_t *value);
+struct json_t *cli_number(double x); /* null where it is not finite */
+char *cli_count_text(double x, char *text, size_t size);   /* 2.97B 27.0B 612M 12.3k 57 */
+char *cli_bytes_text(double x, char *text, size_t size);   /* 1.2 GiB */
+char *cli_time_text(double seconds, char *text, size_t size); /* 1:02:03, 4:05 */
+const char *cli_residual_name(int kind); /* "mhc" of bk_hc_kind */
+bk_status cli_flush_stdout(cli_session *s); /* BK_ERR_IO if results could not be written */
+
+extern const cli_command cli_train, cli_eval, cli_generate, cli_init, cli_forward, cli_gain, cli_verify, cli_compare, cli_bench, cli_plan, cli_devices;
+
+#endif

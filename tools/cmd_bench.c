@@ -1,0 +1,79 @@
+/* birkhoff bench: how fast the ops, or a training step, are here, as a share of what the device can do. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/bench.h"
+
+#define MAX_SAMPLES 4096
+
+double bench_bandwidth(const bench_roof *roof, double bytes) {
+  int i = bytes > 1 ? (int)lround(log2(bytes)) - BENCH_COPY_MIN : 0;
+  return roof->bandwidth[i < 0 ? 0 : i >= BENCH_COPY_SIZES ? BENCH_COPY_SIZES - 1 : i];
+}
+
+double bench_share(const bench_roof *roof, double flops, double bytes, double time) {
+  double by_flops = flops / roof->flops, by_bytes = bytes / bench_bandwidth(roof, bytes);
+  return (by_flops > by_bytes ? by_flops : by_bytes) / time;
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static bk_status sample(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace, double *seconds) {
+  double begin = bk_seconds();
+  BK_TRY(bk_plan_launch(stream, plan, args, workspace));
+  BK_TRY(stream->ops->sync(stream));
+  *seconds = bk_seconds() - begin;
+  return BK_OK;
+}
+
+static bk_status take_samples(cli_session *s, bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace, double seconds, bench_time *time) {
+  double *times = bk_alloc_array(s->ctx, MAX_SAMPLES, sizeof *times), warm, end;
+  int n = 0;
+  if (!times) return BK_ERR_MEMORY;
+  bk_status status = sample(stream, plan, args, workspace, &warm);
+  end = bk_seconds() + seconds;
+  while (status == BK_OK && n < MAX_SAMPLES && (n < 3 || bk_seconds() < end)) status = sample(stream, plan, args, workspace, &times[n++]);
+  if (status == BK_OK) {
+    qsort(times, (size_t)n, sizeof *times, ascending);
+    *time = (bench_time){fmax(times[n / 2], 1e-9), fmax(times[0], 1e-9)};
+  }
+  bk_free(s->ctx, times);
+  return status;
+}
+
+bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void *args, double seconds, bench_time *time, const char **kernel) {
+  bk_plan plan = {0};
+  bk_buffer *workspace = NULL;
+  BK_TRY(bk_plan_prepare(s->device, op, args, &plan));
+  if (kernel) *kernel = plan.kernel->name;
+  bk_status status = plan.workspace_bytes ? bk_buffer_alloc(s->device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace) : BK_OK;
+  if (status == BK_OK) status = take_samples(s, stream, &plan, args, (bk_place){workspace, 0}, seconds, time);
+  bk_buffer_free(workspace);
+  bk_plan_release(&plan);
+  return status;
+}
+
+static bk_status run(cli_session *s) {
+  const char *what = s->args.words[0];
+  if (strcmp(what, "ops") == 0) return bench_ops(s);
+  if (strcmp(what, "step") == 0) return bench_step(s);
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: expected ops or step", what);
+}
+
+static const cli_option options[] = {
+    {"op", CLI_ONE, "NAME", "ops: this op only"},
+    {"tokens", CLI_ONE, "N", "ops: rows (default: 1024)"},
+    {"width", CLI_ONE, "N", "ops: model width, a multiple of 64 (default: 512)"},
+    {"streams", CLI_ONE, "N", "ops: residual streams (default: 4)"},
+    {"model", CLI_ONE, "PRESET|FILE.json", "step: what to train"},
+    {"batch-size", CLI_ONE, "N", "step: sequences at once (default: the recipe's micro-batch)"},
+    {"seq-len", CLI_ONE, "N", "step: tokens per sequence (default: the recipe's)"},
+    {"compare", CLI_ONE, "plain", "step: the same model with another residual connection, in the same run"},
+    {"seconds", CLI_ONE, "X", "time spent per op (default: 0.1) or on steps (default: 5)"},
+    {NULL, CLI_FLAG, NULL, NULL},
+};
+const cli_command cli_bench = {"bench", "ops|step [OPTIONS]", "Times the ops, or a training step, against what the device can do.", options, 1, 1, run};

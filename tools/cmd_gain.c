@@ -1,0 +1,182 @@
+/* birkhoff gain: Amax gain magnitudes of a model's residual maps on data: a table, JSON, and an SVG like the paper's figures. */
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/cli.h"
+#include "tools/svg.h"
+
+#define DEFAULT_TOKENS 2048
+
+typedef struct gain_run {
+  cli_session *s;
+  bk_model *model;
+  bk_dataset *data;
+  bk_runner *runner;
+  bk_gain *gain;
+  bk_split split;
+  int64_t seq_len, max_tokens;
+} gain_run;
+
+static bool is_bin(const char *path) {
+  size_t n = strlen(path);
+  return n > 4 && strcmp(path + n - 4, ".bin") == 0;
+}
+
+/* The validation part, unless a stream without one is among the files. */
+static bk_status choose_split(gain_run *r) {
+  static const char *const names[] = {"train", "val", "all"};
+  cli_session *s = r->s;
+  const char *text = cli_value(&s->args, "split");
+  r->split = BK_SPLIT_VAL;
+  for (int i = 0; i < s->args.n_given && !text; i++)
+    if (strcmp(s->args.given[i].option->name, "data") == 0 && is_bin(s->args.given[i].value)) r->split = BK_SPLIT_ALL;
+  if (!text) return BK_OK;
+  for (size_t i = 0; i < BK_COUNT(names); i++)
+    if (strcmp(text, names[i]) == 0) {
+      r->split = (bk_split)i;
+      return BK_OK;
+    }
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--split %s: expected train, val or all", text);
+}
+
+static bk_status open_data(gain_run *r) {
+  bk_train_config recipe;
+  bk_model_config ignored = r->model->config;
+  bk_train_config_default(&recipe);
+  BK_TRY(cli_apply_sets(r->s, &ignored, &recipe));
+  BK_TRY(cli_open_data(r->s, "data", r->split, r->model->config.vocab_size, recipe.data_dtype, &r->data));
+  int64_t longest = r->model->config.max_position_embeddings, tokens = bk_dataset_tokens(r->data);
+  if (tokens < 2) return bk_fail(r->s->ctx, BK_ERR_DATA, "gain: the data has %lld token, at least 2 are needed", (long long)tokens);
+  if (r->seq_len > longest)
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)r->seq_len, (long long)longest);
+  if (!r->seq_len) r->seq_len = longest < 1024 ? longest : 1024;
+  if (r->seq_len > tokens - 1) r->seq_len = tokens - 1;
+  if (r->seq_len > r->max_tokens) r->seq_len = r->max_tokens;
+  return BK_OK;
+}
+
+/* Whole windows only: the padding of a short one is no token of the data. */
+static bk_status measure(gain_run *r) {
+  bk_context *ctx = r->s->ctx;
+  int64_t windows = (bk_dataset_tokens(r->data) - 1) / r->seq_len, wanted = r->max_tokens / r->seq_len;
+  int32_t *ids = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *ids), *targets = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *targets);
+  bk_status status = ids && targets ? BK_OK : BK_ERR_MEMORY;
+  for (int64_t i = 0; i < windows && i < wanted && status == BK_OK; i++) {
+    bk_dataset_eval_window(r->data, r->seq_len, i, ids, targets);
+    status = bk_step_begin(r->model, &(bk_step_values){.bc1 = 1, .bc2 = 1});
+    if (status == BK_OK) status = bk_runner_forward(r->runner, 0, ids, NULL);
+    if (status == BK_OK) status = bk_gain_add(r->gain, r->runner, 0);
+  }
+  if (status == BK_OK) bk_gain_finish(r->gain);
+  bk_free(ctx, targets);
+  bk_free(ctx, ids);
+  return status;
+}
+
+/* ---- results ---- */
+
+static json_t *rows_json(const bk_gain_row *rows, int count) {
+  json_t *list = json_array();
+  for (int i = 0; i < count; i++)
+    json_array_append_new(list, json_pack("{s:o,s:o,s:o,s:o,s:o}", "forward", cli_number(rows[i].forward), "forward_max", cli_number(rows[i].forward_max),
+                                          "backward", cli_number(rows[i].backward), "backward_max", cli_number(rows[i].backward_max), "abs_forward",
+                                          cli_number(rows[i].abs_forward)));
+  return list;
+}
+
+static json_t *matrix_json(const double *m, int n) {
+  json_t *rows = json_array();
+  for (int k = 0; k < n; k++) {
+    json_t *row = json_array();
+    for (int j = 0; j < n; j++) json_array_append_new(row, cli_number(m[k * n + j]));
+    json_array_append_new(rows, row);
+  }
+  return rows;
+}
+
+static bk_status print_json(gain_run *r) {
+  const bk_gain *g = r->gain;
+  return cli_print_json(r->s, json_pack("{s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s}", "sublayers", rows_json(g->sublayers, g->n_sublayers), "composite",
+                                        rows_json(g->composite, g->n_sublayers), "total_forward", cli_number(g->total_forward), "total_backward",
+                                        cli_number(g->total_backward), "mean_composite", matrix_json(g->mean_composite, g->n), "tokens",
+                                        (json_int_t)g->tokens, "seq_len", (json_int_t)r->seq_len, "residual", cli_residual_name(r->model->config.residual)));
+}
+
+static void print_gain(double v) { printf(v < 1000 ? " %9.5f" : " %9.3e", v); }
+
+static void print_gains(const bk_gain_row *row) {
+  printf(" ");
+  print_gain(row->forward);
+  print_gain(row->forward_max);
+  print_gain(row->backward);
+  print_gain(row->backward_max);
+}
+
+static bk_status print_text(gain_run *r) {
+  const bk_gain *g = r->gain;
+  bool hc = r->model->config.residual == BK_HC_HC;
+  printf("Amax gain magnitude, %lld tokens in sequences of %lld, residual %s, %d streams\n", (long long)g->tokens, (long long)r->seq_len,
+         cli_residual_name(r->model->config.residual), g->n);
+  printf("                   single sublayer                           composite\n");
+  printf("sublayer       forward       max  backward       max    forward       max  backward       max%s\n", hc ? "   sum |H|" : "");
+  for (int i = 0; i < g->n_sublayers; i++) {
+    printf("%4d %-6s", i + 1, i % 2 ? "ffn" : "attn");
+    print_gains(&g->sublayers[i]);
+    print_gains(&g->composite[i]);
+    if (hc) print_gain(g->sublayers[i].abs_forward);
+    printf("\n");
+  }
+  printf("H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: destination, columns: source)\n", g->total_forward,
+         g->total_backward);
+  for (int k = 0; k < g->n; k++) {
+    for (int m = 0; m < g->n; m++) printf(" %9.4f", g->mean_composite[k * g->n + m]);
+    printf("\n");
+  }
+  return cli_flush_stdout(r->s);
+}
+
+static bk_status draw(gain_run *r, const char *path) {
+  char title[128], subtitle[160];
+  snprintf(title, sizeof title, "Residual gains, %s, n = %d", cli_residual_name(r->model->config.residual), r->gain->n);
+  snprintf(subtitle, sizeof subtitle, "%d sublayers, %lld tokens; H_L ... H_1: forward %.4g, backward %.4g", r->gain->n_sublayers, (long long)r->gain->tokens,
+           r->gain->total_forward, r->gain->total_backward);
+  return cli_svg_gain(r->s->ctx, path, r->gain, title, subtitle);
+}
+
+static bk_status gain(gain_run *r) {
+  const char *path = cli_value(&r->s->args, "svg");
+  BK_TRY(open_data(r));
+  bk_runner_options options = {.batch = 1, .seq_len = r->seq_len, .slots = 1};
+  BK_TRY(bk_runner_create(r->model, &options, &r->runner));
+  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner), (int)r->model->config.hc_mult, &r->gain));
+  BK_TRY(measure(r));
+  if (path) BK_TRY(draw(r, path));
+  return r->s->json ? print_json(r) : print_text(r);
+}
+
+static bk_status run(cli_session *s) {
+  gain_run r = {.s = s, .max_tokens = DEFAULT_TOKENS};
+  if (!cli_given(&s->args, "data")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: --data FILE... is needed");
+  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &r.seq_len));
+  BK_TRY(cli_int(s, "tokens", 1, INT64_MAX, &r.max_tokens));
+  BK_TRY(choose_split(&r));
+  BK_TRY(cli_open_device(s));
+  bk_status status = cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &r.model, NULL);
+  if (status == BK_OK) status = gain(&r);
+  bk_gain_destroy(r.gain);
+  bk_runner_destroy(r.runner);
+  bk_dataset_close(r.data);
+  bk_model_destroy(r.model);
+  return status;
+}
+
+static const cli_option options[] = {
+    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"split", CLI_ONE, "train|val|all", "part of each text file (default: val; all if a .bin is given)"},
+    {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
+    {"seq-len", CLI_ONE, "N", "tokens per sequence (default: max_position_embeddings, at most 1024)"},
+    {"svg", CLI_ONE, "FILE", "draw gain against depth and the composite map"},
+    {NULL, CLI_FLAG, NULL, NULL},
+};
+const cli_command cli_gain = {"gain", "CKPT --data FILE... [OPTIONS]", "Shows the gains of the residual maps, per sublayer and composite.", options, 1, 1, run};

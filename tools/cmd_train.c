@@ -1,0 +1,363 @@
+/* birkhoff train: the loop around bk_trainer_step: checkpoints, metrics, progress, resume, interrupts. */
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "models/checkpoint.h"
+#include "models/trainer.h"
+#include "tools/cli.h"
+
+typedef struct train_run {
+  cli_session *s;
+  const char *out;
+  bk_model_config config;
+  bk_train_config recipe;
+  bk_dtype dtype;
+  int64_t resumed_step; /* 0: from the beginning */
+  char *from;           /* checkpoint whose weights are read; NULL: initial values */
+  bk_trainer_state saved;
+  bk_dataset *train, *val;
+  bk_model *model;
+  bk_trainer *trainer;
+  bk_metrics *metrics;
+  int64_t saved_step; /* newest checkpoint on disk, 0 = none */
+  double begin;
+  bk_metrics_row last;
+  double last_val, best_val;
+} train_run;
+
+/* ---- what to train ---- */
+
+static bk_status recipe_options(cli_session *s, bk_train_config *t) {
+  int64_t seed = (int64_t)t->seed;
+  BK_TRY(cli_int(s, "steps", 1, INT64_MAX, &t->steps));
+  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &t->batch_size));
+  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &t->seq_len));
+  BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &seed));
+  BK_TRY(cli_double(s, "lr", 0, 1e6, &t->lr));
+  t->seed = (uint64_t)seed;
+  return BK_OK;
+}
+
+/* Reports every recipe key that differs from the checkpoint's. */
+static void log_changed_keys(bk_context *ctx, const bk_train_config *was, const bk_train_config *now) {
+  char a[64], b[64];
+  for (const bk_option *o = bk_train_keys; o->name; o++) {
+    bk_option_value_text(o, was, a, sizeof a);
+    bk_option_value_text(o, now, b, sizeof b);
+    if (strcmp(a, b) != 0) bk_warn(ctx, "resuming with %s = %s, it was %s", o->name, b, a);
+  }
+}
+
+/* The configurations must agree in every key. */
+static bk_status check_same_model(bk_context *ctx, const bk_model_config *was, const bk_model_config *now) {
+  char a[64], b[64];
+  for (const bk_option *o = bk_model_keys; o->name; o++) {
+    bk_option_value_text(o, was, a, sizeof a);
+    bk_option_value_text(o, now, b, sizeof b);
+    if (strcmp(a, b) != 0)
+      return bk_fail(ctx, BK_ERR_CONFIG, "--resume: the checkpoint's model has %s = %s, %s was asked for; a resumed run keeps its model", o->name, a, b);
+  }
+  return BK_OK;
+}
+
+static bk_status read_config_of(cli_session *s, const char *folder, bk_model_config *config) {
+  char *file = bk_path_join(s->ctx, folder, "config.json");
+  bk_status status = file ? bk_model_config_read(s->ctx, file, config) : BK_ERR_MEMORY;
+  bk_free(s->ctx, file);
+  return status;
+}
+
+/* Model and recipe of the newest checkpoint in DIR; what the command line says is compared with it. */
+static bk_status choose_resumed(train_run *r, int64_t step) {
+  cli_session *s = r->s;
+  r->resumed_step = r->saved_step = step;
+  if (!(r->from = bk_checkpoint_step_path(s->ctx, r->out, step))) return BK_ERR_MEMORY;
+  BK_TRY(read_config_of(s, r->from, &r->config));
+  char *file = bk_path_join(s->ctx, r->from, "trainer_state.json");
+  bk_status status = file ? bk_trainer_state_read(s->ctx, file, &r->saved) : BK_ERR_MEMORY;
+  bk_free(s->ctx, file);
+  BK_TRY(status);
+  const char *name = cli_value(&s->args, "model");
+  bk_model_config asked = r->config;
+  bk_train_config ignored = r->saved.recipe;
+  r->recipe = r->saved.recipe;
+  if (name) BK_TRY(cli_model_config(s, name, &asked, &ignored));
+  else BK_TRY(cli_apply_sets(s, &asked, &ignored));
+  BK_TRY(check_same_model(s->ctx, &r->config, &asked));
+  BK_TRY(cli_apply_sets(s, &asked, &r->recipe));
+  BK_TRY(recipe_options(s, &r->recipe));
+  log_changed_keys(s->ctx, &r->saved.recipe, &r->recipe);
+  r->dtype = r->saved.dtype;
+  BK_TRY(cli_dtype(s, &r->dtype));
+  if (r->dtype != r->saved.dtype)
+    return bk_fail(s->ctx, BK_ERR_CONFIG, "--resume: the run is in %s, --dtype says %s", bk_dtype_name(r->saved.dtype), bk_dtype_name(r->dtype));
+  return BK_OK;
+}
+
+static bk_status choose_fresh(train_run *r) {
+  cli_session *s = r->s;
+  const char *name = cli_value(&s->args, "model"), *init = cli_value(&s->args, "init");
+  if (!name == !init) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: exactly one of --model and --init is needed");
+  r->dtype = BK_F32;
+  if (init) {
+    BK_TRY(bk_checkpoint_resolve(s->ctx, init, &r->from));
+    BK_TRY(read_config_of(s, r->from, &r->config));
+    BK_TRY(bk_checkpoint_dtype(s->ctx, r->from, &r->dtype));
+    bk_train_config_default(&r->recipe);
+    BK_TRY(cli_apply_sets(s, &r->config, &r->recipe));
+    BK_TRY(bk_model_config_validate(s->ctx, &r->config));
+  } else {
+    BK_TRY(cli_model_config(s, name, &r->config, &r->recipe));
+  }
+  BK_TRY(recipe_options(s, &r->recipe));
+  return cli_dtype(s, &r->dtype);
+}
+
+static bk_status choose(train_run *r) {
+  cli_session *s = r->s;
+  int64_t newest;
+  if (!(r->out = cli_value(&s->args, "out"))) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
+  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, &newest));
+  bool resume = cli_given(&s->args, "resume");
+  if (newest >= 0 && !resume)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out", r->out, (long long)newest);
+  if (newest >= 0) BK_TRY(choose_resumed(r, newest));
+  else BK_TRY(choose_fresh(r));
+  BK_TRY(bk_train_config_validate(s->ctx, &r->recipe));
+  if (r->recipe.seq_len > r->config.max_position_embeddings)
+    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld", (long long)r->recipe.seq_len, (long long)r->config.max_position_embeddings);
+  if (r->resumed_step > r->recipe.steps)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--steps %lld: the run is at step %lld already", (long long)r->recipe.steps, (long long)r->resumed_step);
+  return BK_OK;
+}
+
+/* ---- data ---- */
+
+static bool is_bin(const char *path) {
+  size_t n = strlen(path);
+  return n > 4 && strcmp(path + n - 4, ".bin") == 0;
+}
+
+/* Validation: --val-data whole, else the last tenth of each text file; none for .bin streams alone. */
+static bk_status open_validation(train_run *r) {
+  cli_session *s = r->s;
+  if (cli_given(&s->args, "val-data")) return cli_open_data(s, "val-data", BK_SPLIT_ALL, r->config.vocab_size, r->recipe.data_dtype, &r->val);
+  int n = cli_values(&s->args, "data", NULL, 0), text = 0;
+  const char **paths = bk_alloc_array(s->ctx, (size_t)n, sizeof *paths);
+  if (!paths) return BK_ERR_MEMORY;
+  cli_values(&s->args, "data", paths, n);
+  for (int i = 0; i < n; i++)
+    if (!is_bin(paths[i])) paths[text++] = paths[i];
+  bk_dataset_options options = {.vocab_size = r->config.vocab_size, .data_dtype = r->recipe.data_dtype, .split = BK_SPLIT_VAL};
+  bk_status status = text ? bk_dataset_open(s->ctx, paths, text, &options, &r->val) : BK_OK;
+  bk_free(s->ctx, paths);
+  return status;
+}
+
+static bk_status open_data(train_run *r) {
+  cli_session *s = r->s;
+  bk_split split = cli_given(&s->args, "val-data") ? BK_SPLIT_ALL : BK_SPLIT_TRAIN;
+  BK_TRY(cli_open_data(s, "data", split, r->config.vocab_size, r->recipe.data_dtype, &r->train));
+  BK_TRY(bk_dataset_check_seq_len(s->ctx, r->train, r->recipe.seq_len));
+  BK_TRY(open_validation(r));
+  if (r->resumed_step && bk_dataset_hash(r->train) != r->saved.data_hash)
+    return bk_fail(s->ctx, BK_ERR_DATA, "--resume: the training data is not the data that the run in %s began with", r->out);
+  return BK_OK;
+}
+
+/* ---- model ---- */
+
+static bk_status build(train_run *r, bool plan_only) {
+  bk_model_options options = {.trainable = true, .plan_only = plan_only};
+  BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
+  if (!plan_only) {
+    if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
+    else BK_TRY(bk_checkpoint_load_weights(r->model, r->from));
+    if (r->resumed_step) BK_TRY(bk_checkpoint_load_optimizer(r->model, r->from));
+  }
+  BK_TRY(bk_trainer_create(r->model, &r->recipe, r->train, r->val, &r->trainer));
+  bk_trainer_set_step(r->trainer, r->resumed_step);
+  return BK_OK;
+}
+
+static bk_status save(train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  int64_t step = bk_trainer_step_done(r->trainer);
+  if (step == r->saved_step || step == 0) return BK_OK;
+  char *path = bk_checkpoint_step_path(ctx, r->out, step);
+  if (!path) return BK_ERR_MEMORY;
+  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = step * r->recipe.batch_size * r->recipe.seq_len,
+                            .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
+  bk_status status = bk_checkpoint_save(r->model, &state, path);
+  bk_free(ctx, path);
+  BK_TRY(status);
+  r->saved_step = step;
+  return bk_checkpoint_prune(ctx, r->out, r->recipe.keep);
+}
+
+/* ---- progress ---- */
+
+static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
+  char rate[32], left[32], val[48] = "", gain[48] = "";
+  double elapsed = bk_seconds() - r->begin;
+  double per_step = elapsed / (double)(row->step - r->resumed_step);
+  cli_count_text(row->tokens_per_s, rate, sizeof rate);
+  cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
+  if (isfinite(r->last_val)) snprintf(val, sizeof val, "  val %.4f", r->last_val);
+  if (row->has_gain && !live) snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
+  fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s", live ? "\r\033[K" : "", (long long)row->step,
+          (long long)r->recipe.steps, row->loss, val, row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
+  fflush(stderr);
+}
+
+typedef struct progress {
+  bool live;
+  double last;
+} progress;
+
+static void show(train_run *r, progress *p, const bk_metrics_row *row) {
+  double now = bk_seconds();
+  bool milestone = row->has_val || row->step == r->recipe.steps;
+  if (p->live && milestone) fprintf(stderr, "\r\033[K");
+  if (milestone || (!p->live && (now - p->last > 10 || row->step == r->resumed_step + 1))) {
+    print_progress(r, row, false);
+    p->last = now;
+  } else if (p->live && now - p->last > 0.2) {
+    print_progress(r, row, true);
+    p->last = now;
+  }
+}
+
+/* ---- the loop ---- */
+
+static bk_status train_loop(train_run *r) {
+  progress p = {.live = isatty(2) != 0};
+  r->begin = bk_seconds();
+  while (bk_trainer_step_done(r->trainer) < r->recipe.steps && !cli_signal) {
+    bk_metrics_row row;
+    BK_TRY(bk_trainer_step(r->trainer, &row));
+    if (row.has_val) r->last_val = row.val_loss;
+    BK_TRY(bk_metrics_write(r->metrics, &row));
+    if (!r->s->json) show(r, &p, &row);
+    r->last = row;
+    if (r->recipe.save_every > 0 && row.step % r->recipe.save_every == 0) BK_TRY(save(r));
+  }
+  if (p.live && cli_signal) fprintf(stderr, "\n");
+  return save(r);
+}
+
+static bk_status run_training(train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  BK_TRY(bk_mkdirs(ctx, r->out));
+  char *path = bk_path_join(ctx, r->out, "metrics.jsonl");
+  if (!path) return BK_ERR_MEMORY;
+  bk_status status = bk_metrics_cut(ctx, path, r->resumed_step);
+  if (status == BK_OK) status = bk_metrics_open(ctx, path, &r->metrics);
+  bk_free(ctx, path);
+  BK_TRY(status);
+  cli_catch_signals();
+  status = train_loop(r);
+  if (status == BK_ERR_NOT_FINITE && r->saved_step)
+    bk_log(ctx, BK_LOG_ERROR, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
+  return status;
+}
+
+/* ---- results ---- */
+
+static bk_status report_plan(train_run *r) {
+  bk_model_counts counts;
+  char a[32], b[32];
+  bk_model_count(&r->config, r->recipe.seq_len, &counts);
+  double step_tokens = (double)(r->recipe.batch_size * r->recipe.seq_len);
+  json_t *bytes = json_object();
+  if (!r->s->json) {
+    printf("parameters  %s, %s active\n", cli_count_text((double)counts.parameters_total, a, sizeof a), cli_count_text((double)counts.parameters_active, b, sizeof b));
+    printf("data        %lld tokens for training, %lld for validation\n", (long long)bk_dataset_tokens(r->train), r->val ? (long long)bk_dataset_tokens(r->val) : 0LL);
+    printf("steps       %lld of %s tokens: %.2f epochs\n", (long long)r->recipe.steps, cli_count_text(step_tokens, a, sizeof a),
+           (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
+  }
+  for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
+    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c);
+    json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)n));
+    if (!r->s->json && n) printf("%-11s %s\n", bk_memory_class_name(c), cli_bytes_text((double)n, a, sizeof a));
+  }
+  if (r->s->json)
+    return cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:f,s:I,s:I}", "parameters_total", (json_int_t)counts.parameters_total, "parameters_active",
+                                          (json_int_t)counts.parameters_active, "bytes", bytes, "flops_per_token", counts.flops_per_token, "steps",
+                                          (json_int_t)r->recipe.steps, "step_tokens", (json_int_t)step_tokens));
+  json_decref(bytes);
+  return cli_flush_stdout(r->s);
+}
+
+static bk_status report(train_run *r) {
+  int64_t step = bk_trainer_step_done(r->trainer);
+  if (cli_signal) {
+    fprintf(stderr, "birkhoff: stopped at step %lld of %lld; to go on: the same command with --resume\n", (long long)step, (long long)r->recipe.steps);
+    return BK_INTERRUPTED;
+  }
+  char *path = bk_checkpoint_step_path(r->s->ctx, r->out, step);
+  if (!path) return BK_ERR_MEMORY;
+  bk_status status = BK_OK;
+  if (r->s->json)
+    status = cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens", (json_int_t)(step * r->recipe.batch_size * r->recipe.seq_len),
+                                            "loss", cli_number(r->last.step ? r->last.loss : NAN), "val_loss", cli_number(r->last_val), "checkpoint", path));
+  else
+    printf("%s\n", path);
+  bk_free(r->s->ctx, path);
+  return status;
+}
+
+static void print_config_help(void) {
+  bk_train_config t;
+  char text[64];
+  bk_train_config_default(&t);
+  printf("Recipe keys (--set KEY=VALUE), with their defaults (a preset brings its own):\n");
+  for (const bk_option *o = bk_train_keys; o->name; o++) printf("  %-20s %-10s %s\n", o->name, bk_option_value_text(o, &t, text, sizeof text), o->doc);
+  printf("\nModel keys (config.json, --set KEY=VALUE):\n");
+  for (const bk_option *o = bk_model_keys; o->name; o++) printf("  %-31s %s\n", o->name, o->doc);
+}
+
+static bk_status run(cli_session *s) {
+  if (cli_given(&s->args, "help-config")) {
+    print_config_help();
+    return cli_flush_stdout(s);
+  }
+  train_run r = {.s = s, .last_val = NAN, .best_val = NAN};
+  bool dry = cli_given(&s->args, "dry-run");
+  bk_status status = cli_given(&s->args, "data") ? cli_open_device(s) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
+  if (status == BK_OK) status = choose(&r);
+  if (status == BK_OK) status = open_data(&r);
+  if (status == BK_OK) status = build(&r, dry);
+  if (status == BK_OK && !dry) status = run_training(&r);
+  if (status == BK_OK) status = dry ? report_plan(&r) : report(&r);
+  bk_metrics_close(r.metrics);
+  bk_trainer_destroy(r.trainer);
+  bk_model_destroy(r.model);
+  bk_dataset_close(r.val);
+  bk_dataset_close(r.train);
+  bk_free(s->ctx, r.from);
+  return status;
+}
+
+static const cli_option options[] = {
+    {"model", CLI_ONE, "PRESET|FILE.json", "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b or a config.json"},
+    {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
+    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"val-data", CLI_MANY, "FILE", "validation data; default: the last tenth of each text file"},
+    {"out", CLI_ONE, "DIR", "folder for checkpoints and metrics.jsonl"},
+    {"steps", CLI_ONE, "N", "optimiser steps in all"},
+    {"batch-size", CLI_ONE, "N", "sequences per step"},
+    {"seq-len", CLI_ONE, "N", "tokens per sequence"},
+    {"lr", CLI_ONE, "X", "peak learning rate"},
+    {"seed", CLI_ONE, "N", "of the initial weights and of the data order"},
+    {"resume", CLI_FLAG, NULL, "go on from the newest checkpoint in DIR, bit for bit"},
+    {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
+    {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
+    {NULL, CLI_FLAG, NULL, NULL},
+};
+
+const cli_command cli_train = {"train", "--model PRESET|FILE.json | --init CKPT --data FILE... --out DIR [OPTIONS]", "Trains a model and writes checkpoints and metrics.",
+                               options, 0, 0, run};

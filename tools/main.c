@@ -1,0 +1,87 @@
+/* birkhoff: the command. One table of subcommands; see design.md section 5 and birkhoff(1). */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tools/cli.h"
+
+#ifndef BK_COMMIT
+#define BK_COMMIT "unknown"
+#endif
+
+static const cli_command *const commands[] = {&cli_train, &cli_eval,    &cli_generate, &cli_init, &cli_forward, &cli_gain,
+                                              &cli_verify, &cli_compare, &cli_bench,    &cli_plan, &cli_devices};
+
+static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
+
+static void log_to_stderr(void *user, bk_log_level level, const char *message) {
+  (void)user;
+  fprintf(stderr, "birkhoff: %s: %s\n", level_names[level], message);
+}
+
+static void print_usage(FILE *to) {
+  fprintf(to, "usage: birkhoff COMMAND [ARGUMENTS]; birkhoff COMMAND --help says more\n\n");
+  for (size_t i = 0; i < BK_COUNT(commands); i++) fprintf(to, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
+  fprintf(to, "\n  birkhoff --version\n");
+}
+
+static int print_version(bk_context *ctx) {
+  if (bk_registry_init(ctx) != BK_OK) return 1;
+  printf("birkhoff %s (%s)\nbackends:", BK_VERSION, BK_COMMIT);
+  for (int i = 0; i < bk_backend_count(); i++) printf(" %s", bk_backend_get(i)->name);
+  printf("\n");
+  return fflush(stdout) == 0 ? 0 : 1;
+}
+
+static const cli_command *find_command(bk_context *ctx, const char *name) {
+  const char *names[BK_COUNT(commands)];
+  for (size_t i = 0; i < BK_COUNT(commands); i++) {
+    names[i] = commands[i]->name;
+    if (strcmp(name, names[i]) == 0) return commands[i];
+  }
+  const char *near = bk_nearest(name, names, BK_COUNT(names));
+  if (near) bk_fail(ctx, BK_ERR_ARGUMENT, "unknown command %s; did you mean %s?", name, near);
+  else bk_fail(ctx, BK_ERR_ARGUMENT, "unknown command %s; see birkhoff --help", name);
+  return NULL;
+}
+
+static int run_command(bk_context *ctx, const cli_command *command, int argc, char **argv) {
+  cli_session s = {.ctx = ctx};
+  bk_status status = cli_args_parse(ctx, command, argc, argv, &s.args);
+  if (status == BK_OK && cli_given(&s.args, "help")) {
+    cli_print_help(command);
+  } else if (status == BK_OK) {
+    s.json = cli_given(&s.args, "json");
+    status = command->run(&s);
+    bk_device_close(s.device);
+  }
+  cli_args_free(ctx, &s.args);
+  if (fflush(stdout) != 0 && status == BK_OK) status = bk_fail(ctx, BK_ERR_IO, "cannot write to standard output");
+  return cli_exit_code(status);
+}
+
+int main(int argc, char **argv) {
+  bk_context_options options = {.log = log_to_stderr, .log_level = BK_LOG_WARN};
+  const char *level = getenv("BIRKHOFF_LOG");
+  bool bad_level = level && *level && bk_log_level_parse(level, &options.log_level) != BK_OK;
+  bk_context *ctx = NULL;
+  if (bk_context_create(&options, &ctx) != BK_OK) {
+    fprintf(stderr, "birkhoff: error: out of memory\n");
+    return 1;
+  }
+  if (bad_level) bk_warn(ctx, "BIRKHOFF_LOG=%s: expected error, warn, info, debug or trace", level);
+  int code = 2;
+  if (argc < 2) {
+    print_usage(stderr);
+  } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+    print_usage(stdout);
+    code = 0;
+  } else if (strcmp(argv[1], "--version") == 0) {
+    code = print_version(ctx);
+  } else {
+    const cli_command *command = find_command(ctx, argv[1]);
+    if (command) code = run_command(ctx, command, argc - 2, argv + 2);
+  }
+  bk_context_destroy(ctx);
+  return code;
+}

@@ -1,0 +1,218 @@
+/* See verify.h. */
+#include "tools/verify.h"
+
+#include <math.h>
+#include <string.h>
+
+static int64_t n_tokens(const verify_batch *b) { return b->batch * b->seq_len; }
+
+static bk_status alloc_param_arrays(verify_side *side, double ***arrays) {
+  bk_context *ctx = side->model->ctx;
+  *arrays = bk_alloc_array(ctx, (size_t)side->model->n_params, sizeof **arrays);
+  if (!*arrays) return BK_ERR_MEMORY;
+  for (int i = 0; i < side->model->n_params; i++) {
+    bk_tensor w = bk_param_weight(side->model, &side->model->params[i]);
+    (*arrays)[i] = bk_alloc_array(ctx, (size_t)bk_tensor_count(&w), sizeof ***arrays);
+    if (!(*arrays)[i]) return BK_ERR_MEMORY;
+  }
+  return BK_OK;
+}
+
+static void free_param_arrays(verify_side *side, double **arrays) {
+  for (int i = 0; arrays && i < side->model->n_params; i++) bk_free(side->model->ctx, arrays[i]);
+  bk_free(side->model->ctx, arrays);
+}
+
+/* The weights as the optimiser sees them. */
+static bk_status read_weights(verify_side *side, double **values) {
+  for (int i = 0; i < side->model->n_params; i++) {
+    const bk_param *p = &side->model->params[i];
+    bk_tensor master = bk_param_master(side->model, p), weight = bk_param_weight(side->model, p);
+    BK_TRY(bk_tensor_read_f64(side->model->stream, bk_tensor_present(&master) ? &master : &weight, values[i]));
+  }
+  return BK_OK;
+}
+
+bk_status verify_side_init(verify_side *side, bk_model *model, const verify_batch *batch) {
+  bk_context *ctx = model->ctx;
+  const bk_model_config *c = &model->config;
+  side->model = model;
+  bk_runner_options options = {.batch = batch->batch, .seq_len = batch->seq_len, .slots = 1, .backward = true, .keep_logits = true};
+  bk_optimizer_options adam = {VERIFY_BETA1, VERIFY_BETA2, VERIFY_ADAM_EPS, VERIFY_WEIGHT_DECAY};
+  BK_TRY(bk_runner_create(model, &options, &side->runner));
+  BK_TRY(bk_optimizer_create(model, &adam, &side->optimizer));
+  size_t n = (size_t)n_tokens(batch), moe = (size_t)bk_runner_n_moe(side->runner);
+  side->logits = bk_alloc_array(ctx, n * (size_t)c->vocab_size, sizeof *side->logits);
+  side->scores = bk_alloc_array(ctx, moe * n * (size_t)c->n_routed_experts, sizeof *side->scores);
+  side->index = bk_alloc_array(ctx, moe * n * (size_t)c->num_experts_per_tok, sizeof *side->index);
+  if (!side->logits || !side->scores || !side->index) return BK_ERR_MEMORY;
+  BK_TRY(alloc_param_arrays(side, &side->grad));
+  BK_TRY(alloc_param_arrays(side, &side->before));
+  BK_TRY(alloc_param_arrays(side, &side->after));
+  return read_weights(side, side->before);
+}
+
+void verify_side_free(verify_side *side) {
+  if (!side->model) return;
+  bk_context *ctx = side->model->ctx;
+  free_param_arrays(side, side->after);
+  free_param_arrays(side, side->before);
+  free_param_arrays(side, side->grad);
+  bk_free(ctx, side->index);
+  bk_free(ctx, side->scores);
+  bk_free(ctx, side->logits);
+  bk_optimizer_destroy(side->optimizer);
+  bk_runner_destroy(side->runner);
+  bk_model_destroy(side->model);
+  *side = (verify_side){0};
+}
+
+static bk_status read_choices(verify_side *side, const verify_batch *batch) {
+  const bk_model_config *c = &side->model->config;
+  int64_t n = n_tokens(batch);
+  for (int l = 0; l < bk_runner_n_moe(side->runner); l++) {
+    bk_tensor scores, index;
+    BK_TRY(bk_runner_routing(side->runner, 0, l, &scores, &index));
+    BK_TRY(bk_tensor_read_f64(side->model->stream, &scores, side->scores + l * n * c->n_routed_experts));
+    BK_TRY(bk_tensor_download(side->model->stream, &index, side->index + l * n * c->num_experts_per_tok));
+  }
+  return BK_OK;
+}
+
+bk_status verify_side_forward(verify_side *side, const verify_batch *batch) {
+  bk_step_values values = {.lr = VERIFY_LR, .bc1 = 1 - VERIFY_BETA1, .bc2 = 1 - VERIFY_BETA2, .max_norm = VERIFY_MAX_NORM,
+                           .loss_scale = 1 / (double)batch->kept, .balance_rate = VERIFY_BALANCE_RATE};
+  bk_tensor logits = bk_runner_logits(side->runner);
+  BK_TRY(bk_step_begin(side->model, &values));
+  BK_TRY(bk_model_zero_grads(side->model));
+  BK_TRY(bk_runner_forward(side->runner, 0, batch->ids, batch->targets));
+  BK_TRY(bk_tensor_read_f64(side->model->stream, &logits, side->logits));
+  return read_choices(side, batch);
+}
+
+bk_status verify_side_backward(verify_side *side) {
+  BK_TRY(bk_runner_backward(side->runner, 0));
+  for (int i = 0; i < side->model->n_params; i++) {
+    bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
+    if (bk_tensor_present(&grad)) BK_TRY(bk_tensor_read_f64(side->model->stream, &grad, side->grad[i]));
+  }
+  return BK_OK;
+}
+
+static bk_status write_gradients(verify_side *side, double *const *values) {
+  for (int i = 0; i < side->model->n_params; i++) {
+    bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
+    if (bk_tensor_present(&grad)) BK_TRY(bk_tensor_write_f64(side->model->stream, &grad, values[i]));
+  }
+  return BK_OK;
+}
+
+bk_status verify_side_step(verify_side *side, const verify_batch *batch, double *const *grad) {
+  bk_step_results results;
+  if (grad) BK_TRY(write_gradients(side, grad));
+  BK_TRY(bk_optimizer_step(side->optimizer));
+  BK_TRY(bk_step_end(side->model, &results));
+  side->loss = results.loss_sum / (double)batch->kept;
+  if (!results.finite)
+    return bk_fail(side->model->ctx, BK_ERR_NOT_FINITE, "verify: loss %g, gradient norm %g on %s: not finite", side->loss, results.grad_norm,
+                   side->model->device->backend->name);
+  return read_weights(side, side->after);
+}
+
+/* ---- expert choices ---- */
+
+/* One token's view of a router: scores with the bias added, its groups' scores. */
+typedef struct router_view {
+  const bk_model_config *config;
+  const double *scores, *bias;
+} router_view;
+
+static double biased(const router_view *v, int64_t e) { return v->scores[e] + v->bias[e]; }
+
+static double group_score(const router_view *v, int64_t g) {
+  int64_t size = v->config->n_routed_experts / v->config->n_group;
+  double best = -INFINITY, second = -INFINITY;
+  for (int64_t e = g * size; e < (g + 1) * size; e++) {
+    double s = biased(v, e);
+    if (s > best) second = best, best = s;
+    else if (s > second) second = s;
+  }
+  return size > 1 ? best + second : best;
+}
+
+static bool group_kept(const router_view *v, int64_t g) {
+  int64_t better = 0;
+  double mine = group_score(v, g);
+  for (int64_t other = 0; other < v->config->n_group; other++) {
+    double s = group_score(v, other);
+    better += s > mine || (s == mine && other < g);
+  }
+  return better < v->config->topk_group;
+}
+
+static bool contains(const int32_t *list, int64_t count, int64_t e) {
+  for (int64_t i = 0; i < count; i++)
+    if (list[i] == e) return true;
+  return false;
+}
+
+/* How far apart, in the reference's scores, what was taken and what was left are; -1: the same choice. */
+static double flip_margin(const router_view *a, const router_view *ref, const int32_t *chosen, const int32_t *wanted) {
+  const bk_model_config *c = ref->config;
+  double low = INFINITY, high = -INFINITY;
+  bool same = true;
+  for (int64_t j = 0; j < c->num_experts_per_tok; j++) same = same && contains(wanted, c->num_experts_per_tok, chosen[j]);
+  if (same) return -1;
+  for (int64_t g = 0; g < c->n_group; g++)
+    if (group_kept(a, g) != group_kept(ref, g)) low = fmin(low, group_score(ref, g)), high = fmax(high, group_score(ref, g));
+  if (high >= low) return high - low;
+  for (int64_t j = 0; j < c->num_experts_per_tok; j++) {
+    if (!contains(wanted, c->num_experts_per_tok, chosen[j])) low = fmin(low, biased(ref, chosen[j])), high = fmax(high, biased(ref, chosen[j]));
+    if (!contains(chosen, c->num_experts_per_tok, wanted[j])) low = fmin(low, biased(ref, wanted[j])), high = fmax(high, biased(ref, wanted[j]));
+  }
+  return high - low;
+}
+
+static const double *bias_of_layer(const verify_side *side, int layer) {
+  int found = 0;
+  static const char leaf[] = "e_score_correction_bias";
+  for (int i = 0; i < side->model->n_params; i++) {
+    const char *name = side->model->params[i].name;
+    size_t length = strlen(name);
+    if (length > sizeof leaf && strcmp(name + length - (sizeof leaf - 1), leaf) == 0 && found++ == layer) return side->before[i];
+  }
+  return NULL;
+}
+
+static void compare_layer(const verify_side *a, const verify_side *ref, const verify_batch *batch, int layer, double tolerance, const int64_t *clean,
+                          int64_t *first, verify_flips *flips) {
+  const bk_model_config *c = &ref->model->config;
+  int64_t n = n_tokens(batch), E = c->n_routed_experts, k = c->num_experts_per_tok;
+  const double *bias = bias_of_layer(ref, layer);
+  for (int64_t i = 0; i < n; i++) {
+    int64_t b = i / batch->seq_len, t = i % batch->seq_len, at = layer * n + i;
+    router_view va = {c, a->scores + at * E, bias}, vr = {c, ref->scores + at * E, bias};
+    double margin = t < clean[b] ? flip_margin(&va, &vr, a->index + at * k, ref->index + at * k) : -1;
+    flips->choices++;
+    if (margin < 0) continue;
+    flips->flips++;
+    flips->forbidden += !(margin < tolerance);
+    flips->worst_margin = fmax(flips->worst_margin, margin);
+    if (t < first[b]) first[b] = t;
+  }
+}
+
+bk_status verify_compare_choices(const verify_side *a, const verify_side *ref, const verify_batch *batch, double tolerance, int64_t *clean, verify_flips *flips) {
+  bk_context *ctx = ref->model->ctx;
+  *flips = (verify_flips){0};
+  int64_t *first = bk_alloc_array(ctx, (size_t)batch->batch, sizeof *first);
+  if (!first) return BK_ERR_MEMORY;
+  for (int64_t b = 0; b < batch->batch; b++) clean[b] = batch->seq_len;
+  for (int l = 0; l < bk_runner_n_moe(ref->runner); l++) {
+    for (int64_t b = 0; b < batch->batch; b++) first[b] = clean[b];
+    compare_layer(a, ref, batch, l, tolerance, clean, first, flips);
+    for (int64_t b = 0; b < batch->batch; b++) clean[b] = first[b];
+  }
+  bk_free(ctx, first);
+  return BK_OK;
+}
