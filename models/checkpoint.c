@@ -9,7 +9,7 @@
 #include "io/safetensors.h"
 
 #define STEP_PREFIX "step-"
-#define IO_CHUNK ((size_t)1 << 20) /* elements moved at a time */
+#define IO_CHUNK ((size_t)1 << 20) /* most elements moved at a time */
 
 /* ---- folders ---- */
 
@@ -149,6 +149,16 @@ bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep)
   return doomed.failed && status == BK_OK ? BK_ERR_MEMORY : status;
 }
 
+/* Elements of the host copy through which tensors pass. */
+static int64_t chunk_elements(const bk_model *model) {
+  int64_t largest = 1;
+  for (int i = 0; i < model->n_params; i++) {
+    bk_tensor t = bk_param_weight(model, &model->params[i]);
+    if (bk_tensor_count(&t) > largest) largest = bk_tensor_count(&t);
+  }
+  return largest < (int64_t)IO_CHUNK ? largest : (int64_t)IO_CHUNK;
+}
+
 /* ---- save ---- */
 
 static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t, void *chunk) {
@@ -183,7 +193,7 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const colu
       bk_free(ctx, name);
       BK_TRY(status);
     }
-  void *chunk = bk_alloc(ctx, IO_CHUNK * sizeof(double));
+  void *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof(double));
   if (!chunk) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
   for (int c = 0; c < n_columns && status == BK_OK; c++)
@@ -408,7 +418,7 @@ static bk_status make_jobs(bk_model *model, bk_st_reader *reader, const column *
 static bk_status load_columns(bk_model *model, bk_st_reader *reader, const column *columns, int n_columns, param_view second) {
   bk_context *ctx = model->ctx;
   int n_jobs = 0;
-  double *chunk = bk_alloc_array(ctx, IO_CHUNK, sizeof *chunk);
+  double *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof *chunk);
   load_job *jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *jobs);
   bk_status status = chunk && jobs ? make_jobs(model, reader, columns, n_columns, second, jobs, &n_jobs) : BK_ERR_MEMORY;
   for (int i = 0; i < n_jobs && status == BK_OK; i++)

@@ -46,7 +46,8 @@ static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) { return
 /* ---- named views ---- */
 static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape, const char *format, ...)
     BK_PRINTF(6, 7);
-static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape, const char *format, ...) {
+static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape,
+                       const char *format, ...) {
   bk_model *m = b->m;
   if (b->status == BK_OK) {
     b->status = bk_grow(m->ctx, (void **)&m->params, &m->parts->params_capacity, (size_t)m->n_params + 1, sizeof *m->params);

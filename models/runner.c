@@ -122,7 +122,7 @@ static void plan_ends(bk_runner *r, bk_planner *p) {
   if (bk_runner_has_embed(r) && !bk_runner_plain(r)) r->embedding = plan_row(r, p, ws);
   if (!bk_runner_has_head(r)) return;
   bool backward = r->options.backward;
-  r->piece_rows = BK_HEAD_PIECE / c->vocab_size;
+  r->piece_rows = r->options.head_rows > 0 ? r->options.head_rows : BK_HEAD_PIECE / c->vocab_size;
   if (r->piece_rows < 1) r->piece_rows = 1;
   if (r->piece_rows > r->tokens) r->piece_rows = r->tokens;
   r->head_row = plan_row(r, p, ws);
@@ -351,9 +351,12 @@ static bk_status upload_end(bk_runner *r, bk_slot *slot) {
 static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
   bk_context *ctx = r->model->ctx;
   if (r->model->options.plan_only) return bk_fail(ctx, BK_ERR_ARGUMENT, "a runner of a model that was only planned cannot run");
-  if (slot < 0 || slot >= r->options.slots) return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: no slot %d of %d", slot, r->options.slots);
+  if (slot < 0 || slot >= r->options.slots) {
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: no slot %d of %d", slot, r->options.slots);
+  }
   if (decoding != (r->options.cache_len > 0)) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: %s", decoding ? "it has no cache to decode with" : "with a cache it only decodes");
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: %s",
+                   decoding ? "it has no cache to decode with" : "with a cache it only decodes");
   }
   return BK_OK;
 }

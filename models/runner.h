@@ -13,6 +13,7 @@ typedef struct bk_runner_options {
   int slots;              /* micro-batch slots of kept activations, at least 1 */
   bool backward;          /* gradients wanted: head computes dlogits in the forward pass, activations are kept */
   bool keep_logits;       /* logits [B*T, V] in fp32 (ct) stay readable after forward; otherwise made in chunks */
+  int64_t head_rows;      /* rows of logits made at a time; 0: as many as fit 2^25 elements */
   int64_t hc_recompute;   /* BK_RECOMPUTE_AUTO, 0 off, N; only with backward */
   int64_t cache_len;      /* > 0: decoding with a KV cache of that many positions; no backward */
   const bk_runner *cache_of; /* share the cache of another runner of the same model and batch (prefill and decode); it must outlive this one */
@@ -44,7 +45,8 @@ bk_status bk_runner_maps(const bk_runner *runner, int slot, int sublayer, bk_ten
 bk_status bk_runner_routing(const bk_runner *runner, int slot, int moe_layer, bk_tensor *scores, bk_tensor *index);
 /* Pipeline stages. A stage without the embedding reads its input streams (written by the caller before forward), one without the head
  * leaves its output streams in `output`; its caller writes the gradient of the output into
- * `stream_grad` before backward and finds the gradient of the input there afterwards. [N,n,C], plain [N,C]; the gradient is one tensor for all slots. */
+ * `stream_grad` before backward and finds the gradient of the input there afterwards. [N,n,C], plain [N,C]; the gradient is
+ * one tensor for all slots. */
 bk_tensor bk_runner_input(const bk_runner *runner, int slot);
 bk_tensor bk_runner_output(const bk_runner *runner, int slot);
 bk_tensor bk_runner_stream_grad(const bk_runner *runner);

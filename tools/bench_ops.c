@@ -9,7 +9,9 @@
 
 #include "tools/bench.h"
 
-#define ROOF_GEMM_SIZE 1024
+#define ROOF_GEMM_MIN 128
+#define ROOF_GEMM_MAX 8192
+#define ROOF_GEMM_SECONDS 0.02
 #define EXPERTS 16
 #define CHOICES 2
 #define ITERS 20
@@ -266,29 +268,45 @@ static bk_status make_pattern(bench *b) {
   return BK_OK;
 }
 
+/* Square products of growing size, until one takes long enough to be timed well: the best rate seen. */
 static bk_status measure_gemm(bench *b, double *flops_per_s) {
   const sizes *z = &b->sizes;
-  bench_time time;
-  double flops, bytes;
-  any_args args;
-  bk_gemm_args gemm = {.a = S2(ROOF_GEMM_SIZE, ROOF_GEMM_SIZE), .b = S2(ROOF_GEMM_SIZE, ROOF_GEMM_SIZE), .c = S2(ROOF_GEMM_SIZE, ROOF_GEMM_SIZE), .alpha = 1};
-  memcpy(&args, &gemm, sizeof gemm);
-  BK_TRY(time_args(b, BK_OP_GEMM, &args, &time, NULL));
-  bk_op_describe(BK_OP_GEMM)->cost(&args, &flops, &bytes);
-  *flops_per_s = flops / time.best;
+  bench_time time = {0};
+  *flops_per_s = 0;
+  for (int64_t n = ROOF_GEMM_MIN; n <= ROOF_GEMM_MAX && time.best < ROOF_GEMM_SECONDS; n *= 2) {
+    double flops, bytes;
+    any_args args;
+    bk_gemm_args gemm = {.a = S2(n, n), .b = S2(n, n), .c = S2(n, n), .alpha = 1};
+    memcpy(&args, &gemm, sizeof gemm);
+    BK_TRY(time_args(b, BK_OP_GEMM, &args, &time, NULL));
+    bk_op_describe(BK_OP_GEMM)->cost(&args, &flops, &bytes);
+    if (flops / time.best > *flops_per_s) *flops_per_s = flops / time.best;
+  }
   return BK_OK;
 }
 
-/* Half of the bytes are read, half written. */
-static bk_status measure_copies(bench *b, double *bandwidth) {
+/* Half of the bytes are read, half written. The source is written first: memory that never was may not be there. */
+static bk_status time_copy(bench *b, int64_t bytes, bench_time *time) {
   const sizes *z = &b->sizes;
+  int64_t count = bytes / 2 / (int64_t)bk_dtype_size(z->ct);
+  any_args args;
+  bk_copy_args copy = {.x = K1(count), .y = K1(count)};
+  memcpy(&args, &copy, sizeof copy);
+  BK_TRY(bk_memory_create(b->s->device, &b->memory));
+  bk_status status = place_fields(b, BK_OP_COPY, &args);
+  memcpy(&copy, &args, sizeof copy);
+  if (status == BK_OK) status = b->stream->ops->fill(b->stream, (bk_place){copy.x.buffer, copy.x.offset}, 0x3c, bk_tensor_bytes(&copy.x));
+  if (status == BK_OK) status = bench_time_op(b->s, b->stream, BK_OP_COPY, &args, b->seconds, time, NULL);
+  bk_memory_destroy(b->memory);
+  b->memory = NULL;
+  return status;
+}
+
+static bk_status measure_copies(bench *b, double *bandwidth) {
   for (int i = 0; i < BENCH_COPY_SIZES; i++) {
     bench_time time;
-    any_args args;
-    int64_t bytes = (int64_t)1 << (BENCH_COPY_MIN + i), count = bytes / 2 / (int64_t)bk_dtype_size(z->ct);
-    bk_copy_args copy = {.x = K1(count), .y = K1(count)};
-    memcpy(&args, &copy, sizeof copy);
-    BK_TRY(time_args(b, BK_OP_COPY, &args, &time, NULL));
+    int64_t bytes = (int64_t)1 << (BENCH_COPY_MIN + i);
+    BK_TRY(time_copy(b, bytes, &time));
     bandwidth[i] = (double)bytes / time.best;
   }
   return BK_OK;

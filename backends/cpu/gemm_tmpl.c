@@ -142,7 +142,7 @@ BK_INLINE void direct_axpy(const float *a, bk_gemm_mat b, float *c, int64_t j, i
 }
 BK_INLINE void direct_columns(const float *a, bk_gemm_mat b, float *c, int64_t ldc, bk_gemm_shape s, float alpha, bool add,
                               const bool bf) {
-  bool dots = b.rs == 1 && s.k > 1;
+  bool dots = s.n > 1 ? b.cs != 1 : b.rs == 1; /* a stride along a size of 1 says nothing */
   int64_t group = dots ? 4 : 4 * BK_VW;
   for (int64_t j = 0; j < s.n; j += group) {
     int64_t width = s.n - j < group ? s.n - j : group;

@@ -68,7 +68,10 @@ BK_INLINE void MERGE_N(dots)(char *const *row, const int rows, token_streams d, 
                     const bool bf, const int n) {
   bk_vf acc[2 * BK_HC_MAX_N] = {{0}};
   MERGE_UNROLL
-  for (int j = 0; j < rows * n; j++) acc[j] = sums[j];
+  for (int k = 0; k < n; k++) {
+    acc[k] = sums[k];
+    if (rows == 2) acc[n + k] = sums[n + k];
+  }
 #define BODY(count)                                                                                       \
   do {                                                                                                    \
     bk_vf v0 = bk_v_get(row[0], from + c, bf, count), v1 = bk_v_get(row[rows - 1], from + c, bf, count);  \
@@ -82,7 +85,10 @@ BK_INLINE void MERGE_N(dots)(char *const *row, const int rows, token_streams d, 
   BK_HC_COLUMNS(columns, BODY);
 #undef BODY
   MERGE_UNROLL
-  for (int j = 0; j < rows * n; j++) sums[j] = acc[j];
+  for (int k = 0; k < n; k++) {
+    sums[k] = acc[k];
+    if (rows == 2) sums[n + k] = acc[n + k];
+  }
 }
 
 /* dcomb[m][k] sums for all m: two sources at a time. */

@@ -129,25 +129,33 @@ static void project_tile(const float *x, const float *fn, int64_t width, float *
   }
 }
 
-/* Widens up to three tokens of a panel into `out`, adding their squares; missing tokens are zeros. */
+/* Widens up to three tokens of a panel into `out`, adding their squares; missing tokens and columns are zeros. */
 BK_INLINE void project_widen(const bk_tensor *t, int64_t token, int64_t count, int64_t from, int64_t width, float *out,
                              float *squares, const bool bf) {
-  copy_block(t, token, count, 3, from, width, out, COLUMNS, bf);
-  for (int64_t k = 0; k < count; k++) {
-    bk_vf sum = bk_v_ld(squares, k * BK_VW, false);
-    for (int64_t c = 0; c < width; c += BK_VW) {
-      bk_vf v = bk_v_ld(out + k * COLUMNS, c, false);
-      sum = v * v + sum;
+  for (int64_t k = 0; k < 3; k++, out += COLUMNS) {
+    if (k >= count) {
+      memset(out, 0, COLUMNS * sizeof(float));
+      continue;
     }
+    const char *x = bk_cpu_at(t, token + k);
+    bk_vf sum = bk_v_ld(squares, k * BK_VW, false);
+#define BODY(count)                                     \
+  do {                                                  \
+    bk_vf v = bk_v_get(x, from + c, bf, count);         \
+    bk_v_st(out, c, false, v);                          \
+    sum = v * v + sum;                                  \
+  } while (0)
+    BK_HC_COLUMNS(width, BODY);
+#undef BODY
     bk_v_st(squares, k * BK_VW, false, sum);
   }
 }
 
-/* Asks for the part of the next three tokens' panel that falls to tile `part` of `parts`. */
-BK_INLINE void project_prefetch(const bk_tensor *t, int64_t token, int64_t end, int64_t from, int64_t width, int64_t part,
-                                int64_t parts, const bool bf) {
+/* Asks for part `part` of `parts` of columns [from, from + width) of up to `count` tokens from `token` on, `end` at most. */
+BK_INLINE void prefetch_part(const bk_tensor *t, int64_t token, int64_t count, int64_t end, int64_t from, int64_t width,
+                             int64_t part, int64_t parts, const bool bf) {
   int64_t bytes = width * (bf ? 2 : 4), begin = bytes * part / parts, stop = bytes * (part + 1) / parts;
-  for (int64_t k = 0; k < 3 && token + k < end; k++) {
+  for (int64_t k = 0; k < count && token + k < end; k++) {
     const char *row = bk_cpu_at(t, token + k) + from * (bf ? 2 : 4);
     for (int64_t b = begin & ~(int64_t)63; b < stop; b += 64) __builtin_prefetch(row + b, 0, 2);
   }
@@ -166,7 +174,7 @@ BK_INLINE void project_tokens(const project_job *job, int64_t begin, int64_t end
       int64_t at = i - begin;
       project_widen(&a->x, i, end - i < 3 ? end - i : 3, from, width, x, squares + at * BK_VW, bf);
       for (int64_t r = 0; r < padded; r += 4) {
-        project_prefetch(&a->x, i + 3, end, from, width, r / 4, padded / 4, bf);
+        prefetch_part(&a->x, i + 3, 3, end, from, width, r / 4, padded / 4, bf);
         project_tile(x, fn + r * COLUMNS, BK_ALIGN_UP(width, BK_VW), acc + (at * padded + r) * BK_VW, padded * BK_VW);
       }
     }
@@ -254,7 +262,7 @@ static void panel_dfn_tile(const panel_scratch *s, int64_t tokens, int64_t row, 
   float *dfn = s->dfn + row * PANEL + c;
   bk_vf sum[12];
   BK_UNROLL
-  for (int j = 0; j < 12; j++) sum[j] = bk_v_zero();
+  for (int r = 0; r < 4; r++) sum[r * 3] = sum[r * 3 + 1] = sum[r * 3 + 2] = bk_v_zero();
   for (int64_t i = 0; i < tokens; i++) {
     const float *x = s->x + i * PANEL + c, *dproj = s->dproj + i * padded + row;
     bk_vf x0 = bk_v_ld(x, 0, false), x1 = bk_v_ld(x, BK_VW, false), x2 = bk_v_ld(x, 2 * BK_VW, false);
@@ -334,7 +342,12 @@ BK_INLINE void project_bwd_task(const project_bwd_job *job, int64_t task, float 
     panel_coefficients(a, &s, i, count, padded);
     if (bk_tensor_present(&a->dx)) {
       for (int64_t t = 0; t < count; t += 4)
-        for (int64_t c = 0; c < padded_width; c += 3 * BK_VW) panel_dx_tile(&s, t, c, padded);
+        for (int64_t c = 0; c < padded_width; c += 3 * BK_VW) {
+          int64_t part = c / (3 * BK_VW), parts = padded_width / (3 * BK_VW);
+          prefetch_part(&a->x, i + GROUP + t, 4, end, from, width, part, parts, bf);
+          prefetch_part(&a->dx, i + GROUP + t, 4, end, from, width, part, parts, bf);
+          panel_dx_tile(&s, t, c, padded);
+        }
       panel_store_dx(a, &s, i, count, from, width, bf);
     }
     if (bk_tensor_present(&a->dfn))

@@ -11,7 +11,7 @@
 #include "backends/cpu/simd.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
-#define BK_UNROLL _Pragma("GCC unroll 8")
+#define BK_UNROLL _Pragma("GCC unroll 4")
 #else
 #define BK_UNROLL /* clang unrolls loops of constant length by itself */
 #endif

@@ -5,7 +5,7 @@
  * bk_v_select. Loads and stores are unaligned. `bf` (always a compile-time constant after inlining: write kernel bodies as
  * BK_INLINE functions with a `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
  * rounded to nearest even on store. Products followed by sums become one FMA where the set has it.
- * exp, log, sigmoid and tanh are within 2 ulp over the whole range; exp(-inf) = 0, exp(x > 88.8) = inf, NaN stays NaN. */
+ * exp, log, sigmoid and tanh are within 2.5 ulp over the whole range; exp(-inf) = 0, exp(x > 88.8) = inf, NaN stays NaN. */
 #ifndef BK_CPU_SIMD_H
 #define BK_CPU_SIMD_H
 
@@ -100,7 +100,7 @@ BK_INLINE bk_vh bk_v_low_halves(bk_vu u) {
 }
 BK_INLINE bk_vh bk_v_to_bf16(bk_vf x) {
   bk_vu u = (bk_vu)x;
-  bk_vu nan = (bk_vu)((bk_vi)(u & 0x7fffffffu) > 0x7f800000); /* signed: baseline sets lack the unsigned one */
+  bk_vu nan = (bk_vu)(x != x);
   bk_vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   bk_vu quiet = (u >> 16) | 0x40u;
   return bk_v_low_halves((rounded & ~nan) | (quiet & nan));
@@ -123,8 +123,9 @@ BK_INLINE void bk_v_st(void *row, int64_t i, const bool bf, bk_vf x) {
     memcpy((float *)row + i, &x, sizeof x);
   }
 }
-/* The first `count` (< BK_VW) lanes; the others read 0 and are not written. */
-BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
+/* The first `count` (< BK_VW) lanes; the others read 0 and are not written. Not inlined: they are in every loop's rest. */
+#define BK_OUTLINE static __attribute__((noinline, unused))
+BK_OUTLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
   float x[BK_VW] = {0};
   bk_vf v;
   for (int64_t l = 0; l < count && l < BK_VW; l++) {
@@ -138,7 +139,7 @@ BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t 
   memcpy(&v, x, sizeof v);
   return v;
 }
-BK_INLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
+BK_OUTLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
   uint16_t h[BK_VW];
   float x[BK_VW];
   if (bf) {

@@ -377,7 +377,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
 
 static bk_status read_state(const document *doc, bk_trainer_state *s) {
   bk_trainer_state read = {.step = 0};
-  int64_t format;
+  int64_t format = 0;
   BK_TRY(read_count(doc, "format", &format));
   if (format != STATE_FORMAT)
     return bk_fail(doc->ctx, BK_ERR_DATA, "%s: format %lld is not known, only %d",

@@ -188,7 +188,7 @@ static bk_status find_end(lines *l, int64_t last_step, uint64_t *end) {
   size_t bytes = 0;
   for (;;) {
     int64_t step = 0;
-    double unused;
+    double unused = 0;
     BK_TRY(lines_next(l, &line, &bytes, end));
     if (!line) return BK_OK;
     BK_TRY(parse_row(l, line, bytes, NULL, &step, &unused));
@@ -232,7 +232,7 @@ static bk_status read_column(lines *l, const char *key, column *c) {
   uint64_t offset;
   for (;;) {
     int64_t step = 0;
-    double value;
+    double value = 0;
     BK_TRY(lines_next(l, &line, &bytes, &offset));
     if (!line) return BK_OK;
     BK_TRY(parse_row(l, line, bytes, key, &step, &value));

@@ -1,4 +1,4 @@
-/* Multi-head latent attention, DeepSeek-V3 (arXiv 2412.19437 section 2.1.1; names and layouts as Hugging Face's DeepseekV3Attention).
+/* Multi-head latent attention, DeepSeek-V3 (arXiv 2412.19437 section 2.1.1; layouts as Hugging Face's DeepseekV3Attention).
  *   q [H,(nope|rope)] = h Wq^T, or rmsnorm(h Wqa^T) Wqb^T;   (c | k_pe) = h Wkva^T;   (k_nope | v) per head = rmsnorm(c) Wkvb^T;
  *   q_pe and k_pe are turned by RoPE, k_pe is shared by all heads;   f = attention(q, (k_nope|k_pe), v) Wo^T.
  * The softmax scale is (nope + rope)^-1/2. The latent norms use eps 1e-6 whatever rms_norm_eps says, as the originals do. */
@@ -134,7 +134,8 @@ static bk_status mla_attend(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts
   return bk_exec_call(ex, BK_OP_ATTENTION, &args);
 }
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
+static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                         const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   (void)w;
   const bk_mla_acts *a = &acts->mla;
   BK_TRY(mla_query(ex, s, a, h));
@@ -172,7 +173,8 @@ static bk_status mla_key_value_bwd(bk_exec *ex, const bk_sublayer *s, const bk_m
   return bk_linear_dgrad(ex, w->dkv_a, s->mla.kv_a, dh, true);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
+static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                       const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_mla_acts *a = &acts->mla;
   const bk_mla_scratch *w = &scratch->mla;
   BK_TRY(bk_linear_dgrad(ex, df, s->mla.o, rows(w->dout), false));
@@ -186,7 +188,8 @@ static bk_status latent_norm_wgrad(bk_exec *ex, bk_tensor x, const bk_param_bloc
   return bk_exec_call(ex, BK_OP_RMSNORM_BWD, &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
+static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                       const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_mla_acts *a = &acts->mla;
   const bk_mla_scratch *w = &scratch->mla;
   BK_TRY(bk_linear_wgrad(ex, df, rows(a->o), s->mla.o));

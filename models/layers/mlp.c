@@ -19,7 +19,8 @@ static bk_status mlp_act(bk_exec *ex, const bk_mlp_acts *a, const bk_mlp_scratch
   return bk_exec_call(ex, BK_OP_SWIGLU, &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h, bk_tensor f) {
+bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
+                         bk_tensor f) {
   BK_TRY(bk_linear(ex, h, m->gate_up, a->gate_up));
   BK_TRY(mlp_act(ex, a, w));
   return bk_linear(ex, w->act, m->down, f);
@@ -33,7 +34,8 @@ bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a
   return bk_linear_dgrad(ex, w->dgate_up, m->gate_up, dh, accumulate);
 }
 
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h, bk_tensor df) {
+bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
+                       bk_tensor df) {
   BK_TRY(bk_linear_wgrad(ex, w->dgate_up, h, m->gate_up));
   BK_TRY(mlp_act(ex, a, w));
   return bk_linear_wgrad(ex, df, w->act, m->down);

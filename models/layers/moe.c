@@ -77,7 +77,8 @@ static bk_status moe_combine(bk_exec *ex, const bk_sublayer *s, const bk_moe_act
   return bk_exec_call(ex, BK_OP_UNPERMUTE, &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
+static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                         const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
   BK_TRY(moe_route(ex, s, a, w, h));
@@ -109,7 +110,8 @@ static bk_status moe_route_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_a
   return bk_linear_dgrad(ex, w->logits, s->moe.gate, dh, true);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
+static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                       const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
   BK_TRY(moe_combine_bwd(ex, a, w, df));
@@ -120,7 +122,8 @@ static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
   return bk_mlp_dgrad(ex, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts, const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
+static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+                       const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
   BK_TRY(bk_linear_wgrad(ex, w->logits, h, s->moe.gate));

@@ -127,10 +127,12 @@ extern const bk_f_ops bk_mla_ops, bk_mlp_ops, bk_moe_ops;
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m);
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h, bk_tensor f);
+bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
+                         bk_tensor f);
 bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor df,
                        bk_tensor dh, bool accumulate);
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h, bk_tensor df);
+bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
+                       bk_tensor df);
 /* Gate and up halves of [M,2I]. */
 static inline bk_tensor bk_gate_half(bk_tensor t) { return bk_tensor_slice(t, 1, 0, t.shape[1] / 2); }
 static inline bk_tensor bk_up_half(bk_tensor t) { return bk_tensor_slice(t, 1, t.shape[1] / 2, t.shape[1] / 2); }

@@ -126,7 +126,9 @@ static void check_values(const bk_model *m, const char *name, const double *want
   bk_tensor w = bk_param_weight(m, p);
   ck_assert_int_eq(bk_tensor_count(&w), n);
   double *got = read_tensor(m, w);
-  for (int64_t i = 0; i < n; i++) ck_assert_msg(got[i] == (double)(float)want[i], "%s[%d] is %g, not %g", name, (int)i, got[i], want[i]);
+  for (int64_t i = 0; i < n; i++) {
+    ck_assert_msg(got[i] == (double)(float)want[i], "%s[%d] is %g, not %g", name, (int)i, got[i], want[i]);
+  }
   bk_free(ctx, got);
 }
 
@@ -175,7 +177,8 @@ START_TEST(test_same_initial_values_everywhere) {
   for (int i = 0; i < a->n_params; i++) {
     bk_tensor w = bk_param_weight(a, &a->params[i]), master = bk_param_master(h, &h->params[i]);
     int64_t n = bk_tensor_count(&w);
-    double *x = read_tensor(a, w), *y = read_tensor(b, bk_param_weight(b, &b->params[i])), *z = read_tensor(h, bk_param_weight(h, &h->params[i]));
+    double *x = read_tensor(a, w), *y = read_tensor(b, bk_param_weight(b, &b->params[i]));
+    double *z = read_tensor(h, bk_param_weight(h, &h->params[i]));
     ck_assert_mem_eq(x, y, (size_t)n * sizeof *x);
     for (int64_t j = 0; j < n && bk_tensor_present(&master); j++) {
       ck_assert_double_eq(z[j], (double)bk_bf16_to_f32(bk_f32_to_bf16((float)x[j])));

@@ -65,7 +65,8 @@ static void fixture_open(fixture *f, const char *name, const char *device, bk_dt
   OK(bk_model_create(f->r.device, &c, dtype, &(bk_model_options){.trainable = true}, &f->r.model));
   OK(bk_model_init(f->r.model, 1));
   load_weights(f);
-  bk_runner_options o = {.batch = micro_batch ? micro_batch : f->B, .seq_len = f->T, .slots = 1, .backward = true, .keep_logits = true};
+  bk_runner_options o = {.batch = micro_batch ? micro_batch : f->B, .seq_len = f->T, .slots = 1,
+                         .backward = true, .keep_logits = true};
   OK(bk_runner_create(f->r.model, &o, &f->r.runner));
 }
 
@@ -81,8 +82,8 @@ static void check_array(const fixture *f, const char *name, const double *got, i
   ck_assert_int_eq(n, count);
   double scale = fmax(1.0, norm_of(want, n) / sqrt((double)n));
   for (int64_t i = 0; i < n; i++) {
-    ck_assert_msg(fabs(got[i] - want[i]) <= bound * scale, "%s: %s[%lld] is %.12g, not %.12g", f->folder, name, (long long)i, got[i],
-                  want[i]);
+    ck_assert_msg(fabs(got[i] - want[i]) <= bound * scale, "%s: %s[%lld] is %.12g, not %.12g", f->folder, name, (long long)i,
+                  got[i], want[i]);
   }
   bk_free(ctx, want);
 }
@@ -184,15 +185,16 @@ static void check_loads(const fixture *f, const json_t *layers, int step) {
     const json_t *want = json_array_get(layers, l);
     double *got = read_tensor(f->r.model, bk_model_expert_load(f->r.model, (int)l));
     for (size_t e = 0; e < json_array_size(want); e++) {
-      ck_assert_msg((double)json_integer_value(json_array_get(want, e)) == got[e], "%s: step %d: load of expert %d is %g", f->folder,
-                    step, (int)e, got[e]);
+      ck_assert_msg((double)json_integer_value(json_array_get(want, e)) == got[e], "%s: step %d: load of expert %d is %g",
+                    f->folder, step, (int)e, got[e]);
     }
     bk_free(ctx, got);
   }
 }
 
 static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train, int step, double bound) {
-  const json_t *recipe = json_object_get(train, "recipe"), *rows = json_array_get(json_object_get(train, "tokens"), (size_t)step - 1);
+  const json_t *recipe = json_object_get(train, "recipe");
+  const json_t *rows = json_array_get(json_object_get(train, "tokens"), (size_t)step - 1);
   int32_t ids[64], targets[64];
   int64_t kept = f->B * (f->T - 1);
   bk_step_results results;
@@ -212,8 +214,8 @@ static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train,
   double norm = json_number_value(json_array_get(json_object_get(train, "grad_norms"), (size_t)step - 1));
   ck_assert_msg(fabs(results.loss_sum / (double)kept - loss) <= bound * loss, "%s: step %d: loss %.12g, not %.12g", f->folder, step,
                 results.loss_sum / (double)kept, loss);
-  ck_assert_msg(fabs(results.grad_norm - norm) <= 10.0 * bound * norm, "%s: step %d: gradient norm %.12g, not %.12g", f->folder, step,
-                results.grad_norm, norm);
+  ck_assert_msg(fabs(results.grad_norm - norm) <= 10.0 * bound * norm, "%s: step %d: gradient norm %.12g, not %.12g",
+                f->folder, step, results.grad_norm, norm);
   check_loads(f, json_array_get(json_object_get(train, "expert_load"), (size_t)step - 1), step);
 }
 

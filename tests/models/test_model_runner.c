@@ -33,7 +33,8 @@ static void check_recompute(const char *device, bk_dtype dtype, int kind) {
   for (size_t i = 0; i < BK_COUNT(blocks); i++) {
     double *got = grads_with(device, dtype, &c, blocks[i], &n, &again, &less);
     ck_assert_int_eq(n, count);
-    ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g", kind, (int)blocks[i], again, loss);
+    ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g", kind, (int)blocks[i],
+                  again, loss);
     ck_assert_msg(memcmp(want, got, (size_t)n * sizeof *got) == 0, "kind %d on %s %s: gradients with L_r = %d differ by %g", kind,
                   device, bk_dtype_name(dtype), (int)blocks[i], distance(want, got, n));
     if (kind != BK_HC_PLAIN && blocks[i] == BK_RECOMPUTE_AUTO)
@@ -56,7 +57,8 @@ END_TEST
 START_TEST(test_slots) {
   int32_t ids[2][B * T], targets[2][B * T];
   bk_model_config c = small_config(BK_HC_MHC);
-  int64_t kept = make_tokens(c.vocab_size, B * T, 21, ids[0], targets[0]) + make_tokens(c.vocab_size, B * T, 22, ids[1], targets[1]);
+  int64_t kept = make_tokens(c.vocab_size, B * T, 21, ids[0], targets[0]);
+  kept += make_tokens(c.vocab_size, B * T, 22, ids[1], targets[1]);
   double *grads[4];
   int64_t count = 0;
   for (int turn = 0; turn < 4; turn++) {
@@ -97,7 +99,8 @@ START_TEST(test_micro_batches) {
   double *got = read_grads(b.model, &count), error = worst_grad_error(a.model, got, want, count, &name);
   ck_assert_msg(error < 1e-9, "%s: %g", name, error);
   for (int i = 0; i < bk_runner_n_moe(a.runner); i++) {
-    double *la = read_tensor(a.model, bk_model_expert_load(a.model, i)), *lb = read_tensor(b.model, bk_model_expert_load(b.model, i));
+    double *la = read_tensor(a.model, bk_model_expert_load(a.model, i));
+    double *lb = read_tensor(b.model, bk_model_expert_load(b.model, i));
     ck_assert_mem_eq(la, lb, (size_t)c.n_routed_experts * sizeof *la);
     bk_free(ctx, la);
     bk_free(ctx, lb);
@@ -106,6 +109,44 @@ START_TEST(test_micro_batches) {
   bk_free(ctx, got);
   rig_close(&a);
   rig_close(&b);
+}
+END_TEST
+
+/* ---- the head in pieces of rows, the last one shorter ---- */
+static double *grads_with_pieces(const bk_model_config *c, int64_t rows, bool keep_logits, int64_t *count, double *loss) {
+  int32_t ids[B * T], targets[B * T];
+  bk_runner_options options = training_options(B, 1, 0);
+  options.head_rows = rows;
+  options.keep_logits = keep_logits;
+  rig r = rig_open("ref", 1, c, BK_F64, &options);
+  int64_t kept = make_tokens(c->vocab_size, B * T, 35, ids, targets);
+  *loss = run_step(&r, ids, targets, kept);
+  double *grads = read_grads(r.model, count);
+  if (keep_logits) {
+    double *logits = read_tensor(r.model, bk_runner_logits(r.runner)), *losses = read_tensor(r.model, bk_runner_row_losses(r.runner));
+    for (int i = 0; i < B * T; i++) {
+      double sum = 0.0, *row = logits + i * c->vocab_size;
+      for (int64_t v = 0; v < c->vocab_size; v++) sum += exp(row[v]);
+      ck_assert_double_eq_tol(losses[i], targets[i] < 0 ? 0.0 : log(sum) - row[targets[i]], 1e-12);
+    }
+    bk_free(ctx, logits);
+    bk_free(ctx, losses);
+  }
+  rig_close(&r);
+  return grads;
+}
+
+START_TEST(test_head_pieces) {
+  bk_model_config c = small_config(BK_HC_MHC);
+  int64_t count;
+  double loss, again, *want = grads_with_pieces(&c, 0, false, &count, &loss);
+  for (int i = 0; i < 4; i++) {
+    double *got = grads_with_pieces(&c, i < 2 ? 5 : 1, i % 2, &count, &again);
+    ck_assert_double_eq_tol(again, loss, 1e-14);
+    ck_assert_double_lt(distance(want, got, count), 1e-13 * norm_of(want, count));
+    bk_free(ctx, got);
+  }
+  bk_free(ctx, want);
 }
 END_TEST
 
@@ -336,5 +377,63 @@ START_TEST(test_refusals) {
 }
 END_TEST
 
-UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_decode, test_stages,
-          test_no_allocation, test_not_finite, test_refusals)
+/* ---- memory that runs out at any point of creation: an error, nothing leaked ---- */
+static int64_t allowed;
+
+static void *scarce_alloc(void *user, size_t bytes, size_t align) {
+  (void)user;
+  return allowed-- > 0 ? bk_allocator_libc.alloc(bk_allocator_libc.user, bytes, align) : NULL;
+}
+
+static void scarce_free(void *user, void *ptr, size_t bytes) {
+  (void)user;
+  bk_allocator_libc.free(bk_allocator_libc.user, ptr, bytes);
+}
+
+static bk_status create_all(bk_device *device, const bk_model_config *c) {
+  bk_model *m = NULL;
+  bk_runner *r = NULL;
+  bk_optimizer *o = NULL;
+  bk_runner_options options = training_options(B, 2, 2);
+  bk_status status = bk_model_create(device, c, BK_BF16, &(bk_model_options){.trainable = true}, &m);
+  if (status == BK_OK) status = bk_runner_create(m, &options, &r);
+  if (status == BK_OK) status = bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o);
+  bk_optimizer_destroy(o);
+  bk_runner_destroy(r);
+  bk_model_destroy(m);
+  return status;
+}
+
+START_TEST(test_scarce_memory) {
+  bk_model_config c = small_config(BK_HC_MHC);
+  bk_context *outer = ctx;
+  bk_allocator scarce = {scarce_alloc, scarce_free, NULL};
+  bk_context_options options = {.allocator = &scarce, .log = unit_log, .log_level = BK_LOG_WARN};
+  allowed = INT64_MAX;
+  OK(bk_context_create(&options, &ctx));
+  bk_device *device = open_device("cpu", 1);
+  bk_status status = BK_ERR_MEMORY;
+  bk_memory_stats before, after;
+  int failures = 0;
+  for (int64_t k = 0; status != BK_OK; k += 5) {
+    bk_context_memory_stats(ctx, &before);
+    allowed = k;
+    status = create_all(device, &c);
+    allowed = INT64_MAX;
+    bk_context_memory_stats(ctx, &after);
+    ck_assert_uint_eq(after.current_bytes, before.current_bytes);
+    if (status == BK_OK) break;
+    ck_assert_int_eq(status, BK_ERR_MEMORY);
+    unit_expect("error");
+    failures++;
+  }
+  unit_expect(NULL);
+  ck_assert_int_gt(failures, 20);
+  bk_device_close(device);
+  bk_context_destroy(ctx);
+  ctx = outer;
+}
+END_TEST
+
+UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_head_pieces, test_decode,
+          test_stages, test_no_allocation, test_not_finite, test_refusals, test_scarce_memory)

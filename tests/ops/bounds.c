@@ -4,9 +4,7 @@
  * the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32 output of a bf16 op is held to the fp32 bound (its inputs were
  * rounded before ref saw them) unless the op rounds something in between. Storing one result in bf16 takes 2.4e-6 of the
  * 5e-6 (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step, which a fused kernel does
- * not, so composed slots have the bound once per step. Where an op goes on from what it stored, an output can also be much more
- * sensitive to that rounding than to its own (a gate's gradient is a sum that nearly cancels): there the error that `ref`
- * itself makes when it stores in bf16 sets the scale (harness.c). */
+ * not, so composed slots have the bound once per step. */
 #include "tests/ops/harness.h"
 
 #include <string.h>
@@ -49,26 +47,31 @@ static double product_length(bk_op op, const void *args) {
   return 0;
 }
 
-bool harness_rounds_between(bk_op op, const void *args) {
-  bool bf16 = bk_op_leading_dtype(op, args) == BK_BF16;
-  return bf16 && (op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX ||
-                  op == BK_OP_HC_MERGE_MIX_BWD);
+static bool runs_composed(const harness *h, bk_op op, const void *args) {
+  if (!bk_op_is_fused_slot(op)) return false;
+  const bk_kernel *kernel = bk_kernel_find(h->device, op, args);
+  return kernel && strcmp(kernel->name, "composed") == 0;
+}
+
+bool harness_rounds_between(const harness *h, bk_op op, const void *args) {
+  if (bk_op_leading_dtype(op, args) != BK_BF16) return false;
+  return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD ||
+         runs_composed(h, op, args);
 }
 
 /* Times that a slot stores in bf16 on the way to an output: by its definition, or because it runs composed. */
 static double stores(const harness *h, bk_op op, const void *args) {
   if (op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD) return 4;
   if (op == BK_OP_HC_PRE_NORM) return 2;
-  if (!bk_op_is_fused_slot(op)) return 1;
-  const bk_kernel *kernel = bk_kernel_find(h->device, op, args);
-  return kernel && strcmp(kernel->name, "composed") == 0 ? 2 : 1;
+  return runs_composed(h, op, args) ? 2 : 1;
 }
 
 double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args) {
   bk_dtype dtype = bk_op_field_get(args, field)->dtype;
+  bool carries = op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD;
   family f = op_family(op);
   if (f == EXACT) return 0;
-  if (dtype == BK_BF16 || harness_rounds_between(op, args)) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
+  if (dtype == BK_BF16 || (carries && harness_rounds_between(h, op, args))) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
   if (f == ELEMENT) return 1e-10;
   double length = product_length(op, args);
   return 1e-9 * (length > 1024 ? length / 1024 : 1);

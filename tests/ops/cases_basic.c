@@ -183,6 +183,7 @@ static void cases_adamw(harness *h) {
 }
 
 void cases_basic(harness *h) {
+  if (h->roof) return;
   cases_copy(h);
   cases_add(h);
   cases_reduce(h);

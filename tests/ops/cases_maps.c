@@ -111,6 +111,14 @@ static void maps_case(harness *h, const int *level) {
 
 void cases_maps(harness *h) {
   if (h->st == BK_BF16) return; /* coefficients only: the same as in fp32 */
+  if (h->roof) {
+    const int working[] = {0, HARNESS_WORKING, 3, 0, 0};
+    logits_case(h, working);
+    gates_case(h, working);
+    sinkhorn_case(h, (const int[]){3, HARNESS_WORKING, 0, 0, 0, 0});
+    maps_case(h, working);
+    return;
+  }
   harness_pairwise(h, (const int[]){4, 5, 8, 2, 1}, 5, logits_case);
   harness_pairwise(h, (const int[]){4, 5, 8, 2, 3}, 5, gates_case);
   harness_pairwise(h, (const int[]){8, 5, 2, 4, 3, 3}, 6, sinkhorn_case);

@@ -7,7 +7,8 @@
  *   - compares: no byte outside of the outputs' elements may have changed (guards, row gaps, inputs); not-a-number and
  *     infinities must agree; the normalised mean squared error of each output stays within the bound for op and dtype,
  *     and no element is off by more than 8 sqrt(bound) times the largest. Where storing the exact result would already take
- *     more (a few elements in bf16), that is the bound.
+ *     more (a few elements in bf16), that is the bound; and where an output that went past it turns out to move by more when
+ *     its inputs move by four roundings (a sum that nearly cancels), that is.
  * Exact ops (copies, gathers, masks, index work) must have the very value. Integer outputs always are exact.
  * A case's values depend on the seed and the case's name alone, so the name is the filter that re-runs a failure. */
 #ifndef BK_TEST_HARNESS_H
@@ -45,6 +46,7 @@ struct fill {
 };
 #define FILL_END {NULL, FILL_NORMAL, 0, 0, NULL, NULL}
 
+struct perf_roof;
 typedef struct harness {
   bk_context *ctx;
   bk_device *device, *second, *ref; /* second: the other thread count of --bits */
@@ -52,8 +54,10 @@ typedef struct harness {
   const char *op_filter, *case_filter;
   uint64_t seed;
   bool list, verbose;
+  bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
+  const struct perf_roof *roof; /* --perf: time the cases' working sizes instead of judging them */
   bk_dtype st, ct;   /* of the cases being made */
-  int ran, failed;
+  int ran, failed, left_out;
   int log_lines;     /* warnings and errors that came */
   bool seen[BK_OP_COUNT];
   uint64_t fields[BK_OP_COUNT]; /* bit i: field i was present in a case */
@@ -80,10 +84,11 @@ bk_tensor h_blocks(bk_dtype dtype, int pad, int64_t a, int64_t n);
 void harness_pairwise(harness *h, const int *levels, int n_factors, void (*each)(harness *h, const int *level));
 
 /* Shared level tables. */
-extern const int64_t harness_tokens[5]; /* 1 3 13 127 257 */
+extern const int64_t harness_tokens[6]; /* 1 3 13 127 257, and 1024 as the working size */
+#define HARNESS_WORKING 5
 extern const int64_t harness_widths[3]; /* 31 128 2560 */
 /* The largest of the token counts up to `tokens` for which tokens * per_token stays within the element budget. */
-int64_t harness_clip_tokens(int64_t tokens, int64_t per_token);
+int64_t harness_clip_tokens(const harness *h, int64_t tokens, int64_t per_token);
 
 /* The families of cases, each for the current h->st. */
 void cases_basic(harness *h);
@@ -96,8 +101,8 @@ void cases_fused(harness *h);
 /* Makes the values of a field. */
 void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values);
 
-/* Whether the op stores in bf16 and goes on from what it stored: all its outputs carry that rounding. */
-bool harness_rounds_between(bk_op op, const void *args);
+/* Whether the op, as the device runs it, stores in bf16 and goes on from what it stored: all outputs carry that rounding. */
+bool harness_rounds_between(const harness *h, bk_op op, const void *args);
 /* NMSE bound of an output; 0 = exact. */
 double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args);
 

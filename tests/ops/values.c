@@ -4,13 +4,14 @@
 #include <float.h>
 #include <math.h>
 
-const int64_t harness_tokens[5] = {1, 3, 13, 127, 257};
+const int64_t harness_tokens[6] = {1, 3, 13, 127, 257, 1024};
 const int64_t harness_widths[3] = {31, 128, 2560};
 
-#define ELEMENT_BUDGET (1 << 19)
+#define ELEMENT_BUDGET (1 << 18)
 
-int64_t harness_clip_tokens(int64_t tokens, int64_t per_token) {
-  for (int i = (int)BK_COUNT(harness_tokens) - 1; i > 0; i--) {
+int64_t harness_clip_tokens(const harness *h, int64_t tokens, int64_t per_token) {
+  if (h->roof) return tokens;
+  for (int i = HARNESS_WORKING - 1; i > 0; i--) {
     if (harness_tokens[i] <= tokens && harness_tokens[i] * per_token <= ELEMENT_BUDGET) return harness_tokens[i];
   }
   return 1;

@@ -40,7 +40,8 @@ void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_cou
  * The reader also takes transformers' module names (attn_hc.fn, ffn_hc.fn, hc_head.hc_fn) and names without "model.". */
 
 /* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest. *path is to be bk_free'd.
- * Neither: BK_ERR_DATA that says what is missing. */
+ * Neither: BK_ERR_DATA that says what is missing. Where a crash interrupted the replacement of a checkpoint, the older one that was
+ * moved aside (PATH.old.tmp), with a warning. */
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
 /* Newest step-NNNNNN in folder; *step = -1 if there is none or no folder. */
 bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, int64_t *step);
@@ -48,11 +49,12 @@ char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step)
 /* Removes all but the newest `keep` step folders, and left-over *.tmp folders. */
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
 
-/* state NULL: weights only (no optimiser, no trainer state). */
+/* state NULL: weights only (no optimiser, no trainer state). A checkpoint that is at `path` is replaced; anything else there is
+ * left alone: BK_ERR_ARGUMENT. */
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *path);
 
 /* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices. Trainable models get masters from the
- * weights and zero moments. config_out may be NULL. */
+ * weights and zero moments. */
 bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model);
 /* Weights of PATH/model.safetensors into a model that exists. Every tensor must be there, none may be left over. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
@@ -64,7 +66,8 @@ bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype
 /* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits are the same: the reads average the
  * streams (pre = 1/n), the writes sum to n, every mixing matrix is doubly stochastic and fn is zero, so that the mean of the
  * streams follows the plain residual while the streams themselves differ. With a learned head the result is exact; with the
- * sum, the final norm sees n times the value and its eps weighs 1/n^2. */
+ * sum, the final norm sees n times the value and its eps weighs 1/n^2. With hc_eps > 0 mhc's mixing matrices sum to 1 - hc_eps, not 1,
+ * and the logits agree to about that; hc_eps of 1/hc_mult or more: BK_ERR_CONFIG. */
 bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path);
 
 #ifdef __cplusplus

@@ -24,7 +24,7 @@ typedef struct bk_gain {
 
 typedef struct bk_trainer bk_trainer;
 
-/* model must be trainable and whole, recipe validated. train and val stay the caller's; val may be NULL. Everything that a step
+/* model must be trainable and whole, recipe validated, train longer than seq_len (else BK_ERR_ARGUMENT or BK_ERR_DATA). train and val stay the caller's; val may be NULL. Everything that a step
  * needs is allocated here. */
 bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train, const bk_dataset *val, bk_trainer **trainer);
 void bk_trainer_destroy(bk_trainer *trainer); /* NULL is allowed */
@@ -60,7 +60,8 @@ void bk_generator_destroy(bk_generator *generator); /* NULL is allowed */
 /* Appends tokens to the sequence; afterwards the logits are those of the last one. BK_ERR_ARGUMENT past max_tokens. */
 bk_status bk_generator_feed(bk_generator *generator, const int32_t *ids, int64_t count);
 /* Next token: temperature 0 is the arg max (ties: lowest index); else softmax(logits / temperature) cut to the smallest set of
- * most likely tokens whose mass reaches top_p; the draw is a pure function of (seed, position). */
+ * most likely tokens whose mass reaches top_p; the draw is a pure function of (seed, position). BK_ERR_ARGUMENT before the first
+ * token was fed, BK_ERR_NOT_FINITE if any logit is not finite. */
 bk_status bk_generator_sample(bk_generator *generator, double temperature, double top_p, uint64_t seed, int32_t *token);
 int64_t bk_generator_length(const bk_generator *generator);
 

@@ -1,0 +1,152 @@
+/* What the shell tests of the command cannot do themselves:
+ *   helper json FILE [PATH]        the value at PATH (keys, array indexes, # for a size, KEY=VALUE to find an object in an
+ *                                  array; separated by /), or, without PATH, whether FILE holds exactly one JSON value
+ *   helper tokens OUT NAME DTYPE SHAPE VALUE... [, NAME ...]   a safetensors file; SHAPE is 2x3, DTYPE i32 or i64 or fp32
+ *   helper tensor FILE NAME        dtype and shape of a tensor, "fp32 2x3"
+ *   helper values FILE NAME        its values, one a line
+ *   helper bin OUT 2|4 VALUE...    a token stream of that many bytes a token
+ * Exit status 0, or 1 with a message. */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/safetensors.h"
+
+static void print_log(void *user, bk_log_level level, const char *message) {
+  (void)user;
+  (void)level;
+  fprintf(stderr, "helper: %s\n", message);
+}
+
+/* ---- json ---- */
+
+static const json_t *find_object(const json_t *array, const char *key, const char *value) {
+  for (size_t i = 0; i < json_array_size(array); i++) {
+    const char *text = json_string_value(json_object_get(json_array_get(array, i), key));
+    if (text && strcmp(text, value) == 0) return json_array_get(array, i);
+  }
+  return NULL;
+}
+
+static const json_t *descend(const json_t *at, char *part, json_t *scratch) {
+  char *equals = strchr(part, '=');
+  if (strcmp(part, "#") == 0) {
+    json_integer_set(scratch, (json_int_t)(json_is_array(at) ? json_array_size(at) : json_object_size(at)));
+    return scratch;
+  }
+  if (json_is_object(at)) return json_object_get(at, part);
+  if (!equals) return json_array_get(at, strtoul(part, NULL, 10));
+  *equals = '\0';
+  return find_object(at, part, equals + 1);
+}
+
+static int run_json(const char *path, char *query) {
+  json_error_t error;
+  json_t *root = json_load_file(path, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &error), *scratch = json_integer(0);
+  const json_t *at = root;
+  if (!root) return fprintf(stderr, "helper: %s:%d: %s\n", path, error.line, error.text), 1;
+  for (char *part = query ? strtok(query, "/") : NULL; part && at; part = strtok(NULL, "/")) at = descend(at, part, scratch);
+  if (!at) fprintf(stderr, "helper: %s: nothing there\n", path);
+  else if (query && json_is_string(at)) puts(json_string_value(at));
+  else if (query) json_dumpf(at, stdout, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(17)), putchar('\n');
+  int rc = !at;
+  json_decref(scratch);
+  json_decref(root);
+  return rc;
+}
+
+/* ---- safetensors ---- */
+
+static int parse_shape(const char *text, int64_t *shape) {
+  int ndim = 0;
+  for (char *end; ndim < BK_ST_MAX_DIMS; text = end + 1) {
+    shape[ndim++] = strtoll(text, &end, 10);
+    if (*end != 'x') break;
+  }
+  return ndim;
+}
+
+static bk_dtype parse_dtype(const char *text) {
+  return strcmp(text, "i32") == 0 ? BK_I32 : strcmp(text, "i64") == 0 ? BK_I64 : BK_F32;
+}
+
+static bk_status write_value(bk_st_writer *w, bk_dtype dtype, const char *text) {
+  int64_t i64 = strtoll(text, NULL, 10);
+  int32_t i32 = (int32_t)i64;
+  float f32 = strtof(text, NULL);
+  if (dtype == BK_I32) return bk_st_write(w, &i32, sizeof i32);
+  return dtype == BK_I64 ? bk_st_write(w, &i64, sizeof i64) : bk_st_write(w, &f32, sizeof f32);
+}
+
+/* Two walks over the words: declarations, then data. */
+static bk_status write_tensors(bk_st_writer *w, int argc, char **argv, bool data) {
+  for (int i = 0; i + 2 < argc; i++) {
+    int64_t shape[BK_ST_MAX_DIMS];
+    bk_dtype dtype = parse_dtype(argv[i + 1]);
+    int ndim = parse_shape(argv[i + 2], shape);
+    if (!data) BK_TRY(bk_st_add(w, argv[i], dtype, ndim, shape));
+    for (i += 3; i < argc && strcmp(argv[i], ",") != 0; i++)
+      if (data) BK_TRY(write_value(w, dtype, argv[i]));
+  }
+  return BK_OK;
+}
+
+static bk_status run_tokens(bk_context *ctx, const char *path, int argc, char **argv) {
+  bk_st_writer *w = NULL;
+  BK_TRY(bk_st_create(ctx, path, &w));
+  bk_status status = write_tensors(w, argc, argv, false);
+  if (status == BK_OK) status = write_tensors(w, argc, argv, true);
+  if (status == BK_OK) status = bk_st_finish(w);
+  if (status != BK_OK) bk_st_abandon(w);
+  return status;
+}
+
+static bk_status print_values(bk_st_reader *r, const bk_st_entry *e) {
+  int64_t count = 1;
+  for (int d = 0; d < e->ndim; d++) count *= e->shape[d];
+  for (int64_t i = 0; i < count; i++) {
+    double v;
+    BK_TRY(bk_st_read_f64(r, e, i, 1, &v));
+    printf("%.17g\n", v);
+  }
+  return BK_OK;
+}
+
+static bk_status run_tensor(bk_context *ctx, const char *path, const char *name, bool values) {
+  bk_st_reader *r = NULL;
+  BK_TRY(bk_st_open(ctx, path, &r));
+  const bk_st_entry *e = bk_st_find(r, name);
+  bk_status status = e ? BK_OK : BK_ERR_NOT_FOUND;
+  if (!e) fprintf(stderr, "helper: %s: no tensor %s\n", path, name);
+  else if (values) status = print_values(r, e);
+  else
+    for (int d = 0; d < e->ndim; d++) printf("%s%s%lld%s", d ? "x" : bk_dtype_name(e->dtype), d ? "" : " ", (long long)e->shape[d], d + 1 < e->ndim ? "" : "\n");
+  bk_st_close(r);
+  return status;
+}
+
+static int run_bin(const char *path, int width, int argc, char **argv) {
+  FILE *f = fopen(path, "wb");
+  if (!f) return perror(path), 1;
+  for (int i = 0; i < argc; i++) {
+    unsigned long v = strtoul(argv[i], NULL, 10);
+    for (int b = 0; b < width; b++) putc((int)(v >> (8 * b) & 255), f);
+  }
+  return fclose(f) != 0;
+}
+
+int main(int argc, char **argv) {
+  bk_context_options options = {.log = print_log, .log_level = BK_LOG_WARN};
+  bk_context *ctx = NULL;
+  if (argc < 3) return fprintf(stderr, "helper: see helper.c\n"), 1;
+  if (strcmp(argv[1], "json") == 0) return run_json(argv[2], argc > 3 ? argv[3] : NULL);
+  if (strcmp(argv[1], "bin") == 0) return argc < 4 ? 1 : run_bin(argv[2], atoi(argv[3]), argc - 4, argv + 4);
+  if (bk_context_create(&options, &ctx) != BK_OK) return 1;
+  bk_status status = BK_ERR_ARGUMENT;
+  if (strcmp(argv[1], "tokens") == 0) status = run_tokens(ctx, argv[2], argc - 3, argv + 3);
+  if (strcmp(argv[1], "tensor") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], false);
+  if (strcmp(argv[1], "values") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], true);
+  bk_context_destroy(ctx);
+  return status != BK_OK;
+}

@@ -1,0 +1,101 @@
+#!/bin/sh
+# birkhoff eval, generate, init.
+. "$(dirname "$0")/lib.sh"
+text data.txt 6000
+
+# ---- init ----
+ok init "$BIRKHOFF" init --model tiny --out a
+for f in config.json model.safetensors; do there init a/$f; done
+absent "no optimiser" a/optimizer.safetensors
+ok "init again" "$BIRKHOFF" init --model tiny --out b --device ref --json
+equal "json result" "$(json checkpoint)" b
+same "the same bits on every device" a/model.safetensors b/model.safetensors
+ok "another seed" "$BIRKHOFF" init --model tiny --out c --seed 2
+ok compare "$BIRKHOFF" compare --json a c
+equal "other weights" "$(json equal)" false
+ok "from its own config.json" "$BIRKHOFF" init --model a/config.json --out d
+same "the same model" a/model.safetensors d/model.safetensors
+same "the same configuration" a/config.json d/config.json
+ok bf16 "$BIRKHOFF" init --model tiny --out e --dtype bf16
+ok fp64 "$BIRKHOFF" init --model tiny --out f --dtype fp64 --device ref
+equal "stored in fp64" "$("$HELPER" tensor f/model.safetensors model.norm.weight | cut -d' ' -f1)" fp64
+refused 2 'is there already' "an --out that is there" "$BIRKHOFF" init --model tiny --out a
+refused 2 'exactly one of' "model and from" "$BIRKHOFF" init --model tiny --from a --out g
+
+# ---- init --from: another residual connection, the same logits ----
+"$HELPER" tokens ids.safetensors input_ids i32 2x9 84 104 101 32 108 111 114 100 32 97 110 100 32 111 102 32 104 101
+ok plain "$BIRKHOFF" init --model tiny --out plain --set residual=plain --seed 5
+ok "forward of plain" "$BIRKHOFF" forward plain --tokens ids.safetensors --out plain.safetensors --device ref --dtype fp64
+for residual in mhc hc mhc_lite ihc; do
+  ok "turn into $residual" "$BIRKHOFF" init --from plain --set residual=$residual --out to_$residual
+  ok "forward of $residual" "$BIRKHOFF" forward to_$residual --tokens ids.safetensors --out $residual.safetensors --device ref --dtype fp64
+  ok compare "$BIRKHOFF" compare --json plain.safetensors $residual.safetensors
+  holds "$residual: the same logits" "$(json tensors/tensor=logits/nmse) < 1e-12"
+done
+ok "and it trains" "$BIRKHOFF" train --init to_mhc --data data.txt --out trained --steps 3 --batch-size 2 --seq-len 32
+refused 2 'not a plain one' "from mhc" "$BIRKHOFF" init --from a --set residual=ihc --out g
+refused 2 'cannot change' "another size" "$BIRKHOFF" init --from plain --set residual=mhc hidden_size=32 --out g
+refused 2 'residual=mhc' "no new connection" "$BIRKHOFF" init --from plain --out g
+absent "nothing was written" g
+
+# ---- eval ----
+ok train "$BIRKHOFF" train --model tiny --data data.txt --out run --steps 8 --batch-size 2 --seq-len 32 --set eval_every=8
+ok eval "$BIRKHOFF" eval run --data data.txt --split val --seq-len 32 --json
+equal "tokens of the last tenth, the end token with them, but the first" "$(json tokens)" 600
+holds "perplexity" "$(json perplexity) / exp($(json loss)) - 1 < 1e-9 && $(json perplexity) / exp($(json loss)) - 1 > -1e-9"
+sed -n '$p' run/metrics.jsonl >last.json
+holds "what train measured" "($(json loss) - $(json val_loss last.json)) ^ 2 < 1e-10"
+ok train-split "$BIRKHOFF" eval run --data data.txt --split train --seq-len 32 --json
+equal "the other nine" "$(json tokens)" 5399
+ok all "$BIRKHOFF" eval run --data data.txt --json
+equal all "$(json tokens)" 6000
+holds "bits per byte" "($(json bits_per_byte) - $(json loss) / log(2)) ^ 2 < 1e-12"
+ok "ref agrees" "$BIRKHOFF" eval run --data data.txt --split val --seq-len 32 --device ref --json
+ref=$(json loss)
+ok "cpu again" "$BIRKHOFF" eval run --data data.txt --split val --seq-len 32 --json
+holds "ref agrees" "($ref - $(json loss)) ^ 2 < 1e-10"
+ok text "$BIRKHOFF" eval run --data data.txt --split val
+has "loss in words" '^loss  *[0-9.]* nats/token' out
+# one window of 34 tokens, which forward sees too
+text short.txt 33
+ok short "$BIRKHOFF" eval run --data short.txt --seq-len 64 --json
+short=$(json loss)
+equal "33 bytes and the end" "$(json tokens)" 33
+"$HELPER" tokens short.safetensors input_ids i64 1x34 $(od -An -v -tu1 short.txt) 256
+ok forward "$BIRKHOFF" forward run --tokens short.safetensors --out short_out.safetensors --json
+holds "forward agrees" "($(json loss) - $short) ^ 2 < 1e-11"
+cp short.txt twice.txt
+ok "two files" "$BIRKHOFF" eval run --data short.txt twice.txt --json
+equal "each ends with 256" "$(json tokens)" 67
+printf '\377\376\300broken \200 utf-8\000 bytes' >bytes.txt
+ok "bytes that are not UTF-8" "$BIRKHOFF" eval run --data bytes.txt --json
+"$HELPER" bin stream.bin 2 1 2 3 4 5 6 7 8
+ok "a stream" "$BIRKHOFF" eval run --data stream.bin --json
+equal "has no bytes" "$(json bits_per_byte)" null
+equal "its tokens" "$(json tokens)" 7
+"$HELPER" bin wide.bin 4 1 2 3 4 5 6 7 8
+ok "a wide stream" "$BIRKHOFF" eval run --data wide.bin --json --set data_dtype=uint32
+equal "its tokens" "$(json tokens)" 7
+
+# ---- generate ----
+ok generate "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3
+cp out one
+ok again "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3
+same "the same seed, the same text" one out
+ok "on one thread" "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3 --threads 1
+same "the same text" one out
+printf 'the lord ' | "$BIRKHOFF" generate run --prompt - --max-tokens 40 --seed 3 >out 2>err
+same "a prompt from standard input" one out
+ok "json" "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3 --json
+holds "tokens" "$(json tokens) == $(wc -c <one)"
+ok greedy "$BIRKHOFF" generate run --prompt "The lord and of he" --max-tokens 1 --temperature 0
+cp out greedy
+"$HELPER" tokens prompt.safetensors input_ids i32 1x18 $(printf 'The lord and of he' | od -An -v -tu1)
+ok forward "$BIRKHOFF" forward run --tokens prompt.safetensors --out prompt_out.safetensors
+best=$("$HELPER" values prompt_out.safetensors logits | tail -n 320 | awk -v v="$("$HELPER" tensor prompt_out.safetensors logits | sed 's/.*x//')" 'NR > 320 - v && (best == "" || $1 > best) { best = $1; at = NR - (320 - v) - 1 } END { print at }')
+equal "greedy is the arg max of forward" "$(od -An -v -tu1 greedy | tr -d ' ')" "$best"
+ok "an empty prompt" "$BIRKHOFF" generate run --prompt "" --max-tokens 3
+ok "a long prompt" "$BIRKHOFF" generate run --prompt "$(cat short.txt)$(cat short.txt)$(cat short.txt)" --max-tokens 5 --temperature 0
+refused 2 'max_position_embeddings' "too long" "$BIRKHOFF" generate run --prompt a --max-tokens 100000
+refused 2 '--prompt' "no prompt" "$BIRKHOFF" generate run
+finish

@@ -1,0 +1,166 @@
+#!/bin/sh
+# birkhoff gain, verify, compare, plan, devices, bench; help and version.
+. "$(dirname "$0")/lib.sh"
+text data.txt 6000
+small="--model tiny --batch-size 2 --seq-len 32 --data data.txt"
+
+# ---- plan: the paper's table ----
+plan() {
+  ok "plan $1" "$BIRKHOFF" plan --model "$1" --json
+  holds "$1: total" "$(json parameters_total) > $2 * 0.999 && $(json parameters_total) < $2 * 1.005"
+  holds "$1: active" "$(json parameters_active) > $3 * 0.995 && $(json parameters_active) < $3 * 1.005"
+  ok "plan $1" "$BIRKHOFF" plan --model "$1"
+  has "$1: in words" "$4 total, $5 active" out
+}
+plan mhc-3b 2.97e9 612e6 2.97B 612M
+plan mhc-9b 9.18e9 1.66e9 9.18B 1.66B
+plan mhc-27b 27.0e9 4.14e9 27.0B 4.14B
+ok "plan tiny" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32
+ok "init tiny" "$BIRKHOFF" init --model tiny --out first
+"$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 >plan.json
+for class in weights gradients optimizer activations workspace; do holds "bytes of $class" "$(json bytes/$class plan.json) > 0"; done
+holds "weights hold the parameters" "$(json bytes/weights plan.json) >= 4 * $(json parameters_total plan.json)"
+holds "so do the gradients" "$(json bytes/gradients plan.json) >= 4 * ($(json parameters_total plan.json) - 1000)"
+holds "flops" "$(json flops_per_token plan.json) > 6 * $(json parameters_active plan.json) * 0.5"
+ok "dry run" "$BIRKHOFF" train $small --out dry --steps 1 --dry-run --json --set eval_every=0
+for class in weights gradients optimizer activations; do equal "train --dry-run plans the same $class" "$(json bytes/$class)" "$(json bytes/$class plan.json)"; done
+ok "half the micro-batch" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --set micro_batch_size=1
+holds "takes less" "$(json bytes/activations) < $(json bytes/activations plan.json)"
+ok "bf16" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --dtype bf16
+holds "smaller weights" "$(json bytes/weights) < $(json bytes/weights plan.json)"
+holds "and masters" "$(json bytes/masters) > 0"
+refused 2 'preset' "an unknown preset" "$BIRKHOFF" plan --model tine
+refused 2 'micro_batch_size' "micro-batches that do not divide" "$BIRKHOFF" plan --model tiny --batch-size 4 --set micro_batch_size=3
+
+# ---- devices ----
+ok devices "$BIRKHOFF" devices --json
+for d in ref cpu; do
+  equal "$d is there" "$(json name=$d/status)" ok
+  equal "$d: no reason" "$(json name=$d/reason)" null
+  holds "$d: memory" "$(json name=$d/memory) > 1e6"
+done
+equal "cpu is the default" "$(json name=cpu/default)" true
+ok "devices" "$BIRKHOFF" devices
+has "in words" '^cpu .* ok .*(default)' out
+mkdir modules
+echo "no module" >modules/birkhoff_broken.so
+if ! BIRKHOFF_BACKEND_DIR=$W/modules "$BIRKHOFF" devices 2>/dev/null | grep -q broken; then
+  skipped=$((skipped + 1)) # built without loadable backends
+else
+  BIRKHOFF_BACKEND_DIR=$W/modules "$BIRKHOFF" devices --json >out 2>err
+  equal "a broken module is refused" "$(json name=birkhoff_broken.so/status)" refused
+  has "with a warning" 'birkhoff: warning: .*birkhoff_broken.so' err
+fi
+
+# ---- gain ----
+ok train "$BIRKHOFF" train $small --out mhc --steps 6 --lr 0.01
+ok gain "$BIRKHOFF" gain mhc --data data.txt --json --svg gain.svg --seq-len 64
+equal "a row per sublayer" "$(json sublayers/#)" 6
+equal "and composite" "$(json composite/#)" 6
+equal "whole windows of the last tenth" "$(json tokens)" 576
+for i in 0 1 2 3 4 5; do
+  holds "single maps: rows add up to 1" "($(json sublayers/$i/forward) - 1) ^ 2 < 1e-12"
+  holds "single maps: no column above the mean's maximum" "$(json sublayers/$i/backward) <= $(json sublayers/$i/backward_max)"
+done
+holds "composite forward is 1" "($(json composite/5/forward) - 1) ^ 2 < 1e-12"
+equal "the first composite is the first map" "$(json composite/0/forward)" "$(json sublayers/0/forward)"
+equal "the last composite backward is the last map" "$(json composite/5/backward)" "$(json sublayers/5/backward)"
+has "an SVG" '^<svg xmlns=' gain.svg
+has "that ends" '^</svg>$' gain.svg
+equal "as many texts opened as closed" "$(grep -o '<text' gain.svg | wc -l)" "$(grep -o '</text>' gain.svg | wc -l)"
+equal "four curves" "$(grep -c '<polyline' gain.svg)" 4
+if command -v xmllint >/dev/null 2>&1; then ok "well formed" xmllint --noout gain.svg; fi
+ok "most tokens" "$BIRKHOFF" gain mhc --data data.txt --json --seq-len 64 --tokens 128
+equal "most tokens" "$(json tokens)" 128
+ok "as a table" "$BIRKHOFF" gain mhc --data data.txt --seq-len 64
+equal "a line per sublayer" "$(grep -c '^ *[0-9]* \(attn\|ffn\)' out)" 6
+for residual in plain ihc; do
+  ok "train $residual" "$BIRKHOFF" train $small --out $residual --steps 2 --set residual=$residual
+  ok "gain of $residual" "$BIRKHOFF" gain $residual --data data.txt --json --seq-len 64
+  equal "$residual is exactly 1" "$(json sublayers/3/forward) $(json sublayers/3/backward_max) $(json composite/5/forward_max) $(json composite/0/backward)" "1.0 1.0 1.0 1.0"
+done
+ok "train hc" "$BIRKHOFF" train $small --out hc --steps 6 --lr 0.01 --set residual=hc
+ok "gain of hc" "$BIRKHOFF" gain hc --data data.txt --json --seq-len 64 --svg hc.svg
+holds "hc is not bounded" "$(json composite/5/forward) > 1.001 || $(json composite/5/forward) < 0.999"
+refused 2 '--data' "no data" "$BIRKHOFF" gain mhc
+refused 1 'data.txt/g.svg' "an SVG that cannot be" "$BIRKHOFF" gain mhc --data data.txt --svg data.txt/g.svg --seq-len 64
+
+# ---- verify ----
+for residual in plain hc mhc mhc_lite ihc; do
+  ok "verify $residual" "$BIRKHOFF" verify tiny --device cpu --set residual=$residual --seq-len 24 --json
+  equal "$residual: no failures" "$(grep -c '"pass": false' out)" 0
+  holds "$residual: logits, loss, choices, gradients, steps" "$(json '#') > 150"
+  equal "$residual: same choices" "$(json tensor=choices/nmse)" 0.0
+done
+holds "not the same bits: it did run twice" "$(json tensor=logits/nmse) > 0"
+ok "verify in bf16" "$BIRKHOFF" verify tiny --device cpu --dtype bf16 --seq-len 24 --seed 3
+has "counts" '^\([0-9]*\) of \1 within' out
+ok "verify a run" "$BIRKHOFF" verify mhc --device cpu --seq-len 24
+ok "ref against itself" "$BIRKHOFF" verify tiny --device ref --seq-len 8 --json
+equal "has no error" "$(json tensor=logits/nmse) $(json tensor=grad.lm_head.weight/max_abs)" "0.0 0.0"
+"$BIRKHOFF" verify tiny --device cpu --seq-len 8 --bounds 1e-6 --json >out 2>err
+equal "past the bounds" $? 1
+has "says so" 'past their bounds' err
+holds "and shows which" "$(grep -c '"pass": false' out) > 10"
+refused 2 '--device' "verify without a device" "$BIRKHOFF" verify tiny
+refused 2 'devices that are there' "against an unknown device" "$BIRKHOFF" verify tiny --device cpu --against gpu
+
+# ---- compare ----
+ok "the same run" "$BIRKHOFF" compare mhc mhc --json
+equal "is equal" "$(json equal) $(json kind) $(json keys/key=loss/max) $(json keys/key=loss/first_step)" "true metrics 0.0 null"
+ok "two runs" "$BIRKHOFF" compare mhc hc --json
+equal "differ" "$(json equal)" false
+equal "from some step on" "$([ "$(json keys/key=loss/first_step)" -ge 1 ] && echo yes)" yes
+sed -n '$p' mhc/metrics.jsonl >last.json
+equal "final value" "$(json keys/key=loss/final_a)" "$(json loss last.json)"
+ok "files" "$BIRKHOFF" compare mhc/metrics.jsonl hc/metrics.jsonl
+has "a line per key" '^expert_load ' out
+ok "weights of runs" "$BIRKHOFF" compare mhc mhc --weights --json
+equal "checkpoints" "$(json kind) $(json equal)" "checkpoints true"
+ok "two checkpoints" "$BIRKHOFF" compare mhc/step-000006 plain/step-000002
+has "names what is missing" 'model.layers.0.hc_attn_fn *missing in b' out
+has "and what differs" '^lm_head.weight .*e' out
+ok "weights and optimiser" "$BIRKHOFF" compare mhc/step-000006 first --json
+equal "no optimiser in one" "$(json tensors/tensor=optimizer.safetensors/status)" "missing in b"
+refused 1 'no such' "nothing there" "$BIRKHOFF" compare mhc none
+echo '{"loss": 1}' >broken.jsonl
+refused 2 'line 1' "no step" "$BIRKHOFF" compare broken.jsonl broken.jsonl
+
+# ---- bench ----
+ok "bench ops" "$BIRKHOFF" bench ops --seconds 0 --tokens 16 --width 64 --json
+equal "every op" "$(json ops/#)" "$(grep -c '^  X(' "$TOP_SRCDIR/core/runtime/op.h")"
+for key in seconds gb_per_s share; do holds "gemm: $key" "$(json ops/op=gemm/$key) > 0"; done
+ok "one op, on ref" "$BIRKHOFF" bench ops --op sinkhorn --seconds 0 --tokens 8 --device ref
+has "a line" '^sinkhorn ' out
+refused 2 'did you mean sinkhorn?' "an unknown op" "$BIRKHOFF" bench ops --op sinkhor
+ok "bench step" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0 --compare plain --json
+holds "tokens per second" "$(json tokens_per_s) > 0 && $(json compare/tokens_per_s) > 0"
+holds "ratio" "$(json ratio) / ($(json seconds) / $(json compare/seconds)) < 1.000001"
+holds "the parts make the whole" "$(json forward_seconds) + $(json backward_seconds) < 3 * $(json seconds)"
+ok "as a table" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0
+refused 2 'ops or step' "bench what" "$BIRKHOFF" bench all
+
+# ---- help, version, standard output ----
+ok version "$BIRKHOFF" --version
+has version '^birkhoff [0-9.]* (' out
+has backends '^backends: .*ref.*cpu' out
+ok help "$BIRKHOFF" --help
+for c in train eval generate init forward gain verify compare bench plan devices; do
+  has "help lists $c" "^  $c " out
+  "$BIRKHOFF" $c --help >help.txt 2>err
+  equal "$c --help" $? 0
+  has "$c --help" "^usage: birkhoff $c " help.txt
+  has "$c --help" '--device NAME' help.txt
+  for option in $(sed -n 's/^  --\([a-z-]*\) .*/\1/p' help.txt); do
+    if grep -q -e "Fl -$option\\>" "$TOP_SRCDIR/doc/birkhoff-$c.1" "$TOP_SRCDIR/doc/birkhoff.1"; then pass; else fail "birkhoff-$c(1) does not explain --$option"; fi
+  done
+done
+refused 2 'did you mean train' "an unknown command" "$BIRKHOFF" trian
+refused 2 'did you mean --model' "an unknown option" "$BIRKHOFF" plan --modle tiny
+refused 2 'needs' "an option without its value" "$BIRKHOFF" plan --model
+refused 2 'usage' "too many words" "$BIRKHOFF" plan tiny
+if [ -w /dev/full ]; then
+  "$BIRKHOFF" plan --model tiny >/dev/full 2>err
+  equal "a full disk" $? 1
+fi
+finish

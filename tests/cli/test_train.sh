@@ -1,0 +1,96 @@
+#!/bin/sh
+# birkhoff train: files, metrics, resume bit for bit, interrupts, what is refused.
+. "$(dirname "$0")/lib.sh"
+text data.txt 6000
+small="--model tiny --batch-size 2 --seq-len 32 --threads 1"
+steady="$small --set lr_schedule=constant warmup_steps=0"
+
+# ---- files and metrics ----
+ok train "$BIRKHOFF" train $small --data data.txt --out run --steps 6 --set save_every=2 keep=2 eval_every=3 gain_every=3
+for f in config.json model.safetensors optimizer.safetensors trainer_state.json; do there "last step" run/step-000006/$f; done
+there "newest two are kept" run/step-000004
+absent "older ones go" run/step-000002
+equal "steps in metrics" "$(wc -l <run/metrics.jsonl | tr -d ' ')" 6
+sed -n 6p run/metrics.jsonl >last.json
+sed -n 5p run/metrics.jsonl >before.json
+equal step "$(json step last.json)" 6
+equal tokens "$(json tokens last.json)" 384
+for key in loss lr grad_norm tokens_per_s val_loss gain_forward gain_backward; do holds "$key is positive" "$(json $key last.json) > 0"; done
+equal "no validation between" "$(grep -c val_loss before.json)" 0
+equal "a load per layer" "$(json expert_load/# last.json)" 2
+equal "and expert" "$(json expert_load/0/# last.json)" 8
+holds "loads add up to 1" "$(json expert_load/1 last.json | tr -d '[]' | tr ',' '+') < 1.0001 && $(json expert_load/1 last.json | tr -d '[]' | tr ',' '+') > 0.9999"
+holds "the loss falls" "$(json loss last.json) < $(sed -n 1p run/metrics.jsonl >first.json; json loss first.json)"
+has "writes one line per result" '^run/step-000006$' out
+ok "json result" "$BIRKHOFF" train $small --data data.txt --out run_json --steps 2 --json
+equal "one value" "$("$HELPER" json out && echo yes)" yes
+equal "its checkpoint" "$(json checkpoint)" run_json/step-000002
+
+# ---- the same run again is the same, bit for bit, also with another number of threads ----
+ok again "$BIRKHOFF" train --model tiny --batch-size 2 --seq-len 32 --threads 2 --data data.txt --out again --steps 6 --set save_every=2 keep=2 eval_every=3 gain_every=3
+for f in model optimizer; do same "same bits" run/step-000006/$f.safetensors again/step-000006/$f.safetensors; done
+ok "another seed" "$BIRKHOFF" train $small --data data.txt --out seed --steps 1 --seed 7
+ok "compare seeds" "$BIRKHOFF" compare --json seed/step-000001 run_json/step-000002
+equal "another seed, other weights" "$(json equal)" false
+
+# ---- resume ----
+ok "first half" "$BIRKHOFF" train $small --data data.txt --out half --steps 6 --set save_every=3 eval_every=3 gain_every=3
+rm -rf half/step-000006
+ok resume "$BIRKHOFF" train $small --data data.txt --out half --resume --set save_every=3
+for f in model.safetensors optimizer.safetensors config.json; do same "resumed" run/step-000006/$f half/step-000006/$f; done
+equal "metrics are cut back" "$(wc -l <half/metrics.jsonl | tr -d ' ')" 6
+ok "metrics agree" "$BIRKHOFF" compare --json run half
+equal "metrics agree" "$(json equal)" true
+ok "resume with nothing there" "$BIRKHOFF" train $small --data data.txt --out fresh --steps 2 --resume
+there "begins" fresh/step-000002
+ok "resume at the end" "$BIRKHOFF" train --model tiny --data data.txt --out fresh --resume
+refused 2 'has checkpoints.*--resume' "a DIR with checkpoints" "$BIRKHOFF" train $small --data data.txt --out run --steps 8
+refused 2 'hidden_size' "another model" "$BIRKHOFF" train $small --data data.txt --out run --resume --set hidden_size=32
+text other.txt 6001
+refused 2 'not the data' "other data" "$BIRKHOFF" train $small --data other.txt --out run --resume --steps 8
+refused 2 'step 6 already' "fewer steps" "$BIRKHOFF" train $small --data data.txt --out run --resume --steps 3
+warned 'resuming with lr = ' "a changed recipe" "$BIRKHOFF" train $small --data data.txt --out fresh --resume --lr 0.0001
+
+# ---- interrupts ----
+for signal in INT TERM; do
+  "$BIRKHOFF" train $steady --data data.txt --out stop_$signal --steps 100000 --set save_every=0 >out 2>err </dev/null &
+  pid=$!
+  wait_for stop_$signal/metrics.jsonl 3 $pid
+  kill -$signal $pid
+  wait $pid
+  equal "status after SIG$signal" $? $([ $signal = INT ] && echo 130 || echo 143)
+  has "says how to go on" '--resume' err
+  equal "one checkpoint" "$(ls -d stop_$signal/step-* | wc -l | tr -d ' ')" 1
+done
+step=$(ls -d stop_INT/step-* | sed 's/.*step-0*//')
+equal "metrics end at it" "$(wc -l <stop_INT/metrics.jsonl | tr -d ' ')" "$step"
+total=$((step + 3))
+warned 'resuming with steps = ' "resume after the interrupt" "$BIRKHOFF" train --data data.txt --out stop_INT --resume --steps $total --threads 1
+ok "uninterrupted" "$BIRKHOFF" train $steady --data data.txt --out whole --steps $total --set save_every=0
+last=$(printf 'step-%06d' $total)
+for f in model.safetensors optimizer.safetensors config.json trainer_state.json; do same "interrupted and resumed" whole/$last/$f stop_INT/$last/$f; done
+
+# ---- other inputs ----
+ok "validation data" "$BIRKHOFF" train $small --data data.txt --val-data other.txt --out val --steps 1
+ok "bf16" "$BIRKHOFF" train $small --data data.txt --out bf16 --steps 2 --dtype bf16
+equal "weights are stored in bf16" "$("$HELPER" tensor bf16/step-000002/model.safetensors lm_head.weight)" "bf16 $("$HELPER" tensor run/step-000006/model.safetensors lm_head.weight | cut -d' ' -f2)"
+equal "maps stay fp32" "$("$HELPER" tensor bf16/step-000002/model.safetensors model.layers.0.hc_attn_base)" "fp32 24"
+equal "masters are kept" "$("$HELPER" tensor bf16/step-000002/optimizer.safetensors master.lm_head.weight | cut -d' ' -f1)" fp32
+rm -rf bf16/metrics.jsonl
+refused 2 'bf16' "resume in another dtype" "$BIRKHOFF" train $small --data data.txt --out bf16 --resume --dtype fp32
+ok "from a checkpoint" "$BIRKHOFF" train --init run --data data.txt --out more --steps 1 --batch-size 2 --seq-len 32
+"$HELPER" bin stream.bin 2 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i * 7 % 256 }')
+ok "a token stream" "$BIRKHOFF" train $small --data stream.bin --out bin --steps 1
+equal "has no validation" "$(grep -c val_loss bin/metrics.jsonl)" 0
+ok "micro-batches" "$BIRKHOFF" train $small --data data.txt --out micro --steps 2 --set micro_batch_size=1
+ok "no recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_off --steps 2 --set hc_recompute=off
+ok "recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_3 --steps 2 --set hc_recompute=3
+same "the same bits" recompute_off/step-000002/model.safetensors recompute_3/step-000002/model.safetensors
+ok "on ref" "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out ref --steps 2 --device ref
+rm -rf dry
+ok "dry run" "$BIRKHOFF" train $small --data data.txt --out dry --steps 2 --dry-run
+absent "a dry run writes nothing" dry
+ok "help for the keys" "$BIRKHOFF" train --help-config
+for key in lr_schedule warmup_steps min_lr_ratio weight_decay adam_beta1 adam_beta2 adam_eps grad_clip micro_batch_size router_bias_lr save_every keep eval_every \
+  gain_every hc_recompute residual hc_mult hc_eps; do has "--help-config" "$key" out; done
+finish

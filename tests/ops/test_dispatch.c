@@ -1,0 +1,349 @@
+/* Descriptors, shape rules, lookup, composed defaults and the fallback. */
+#include "tests/unit/fake_device.h"
+#include "tests/unit/unit.h"
+
+#include "ops/ops.h"
+
+#include <math.h>
+
+static bk_device *device;
+static bk_stream *stream;
+
+static void open_device(const char *name, bk_device_options options) {
+  ck_assert_int_eq(bk_registry_init(ctx), BK_OK);
+  ck_assert_int_eq(bk_backend_register(ctx, &fake_backend), BK_OK);
+  ck_assert_int_eq(bk_device_open(ctx, name, &options, &device), BK_OK);
+  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
+}
+
+static void open_all(void) {
+  unit_open();
+  fake_reset();
+}
+
+static void close_device(void) {
+  bk_stream_destroy(stream);
+  bk_device_close(device);
+}
+
+/* ---- descriptors ---- */
+
+START_TEST(descriptors_are_whole) {
+  for (int op = 1; op < BK_OP_COUNT; op++) {
+    const bk_op_desc *d = bk_op_describe((bk_op)op);
+    ck_assert_ptr_nonnull(d);
+    ck_assert_int_eq(d->op, op);
+    ck_assert_str_eq(bk_op_name((bk_op)op), d->name);
+    ck_assert_int_gt(d->n_fields, 0);
+    for (int i = 0; i < d->n_fields; i++) {
+      ck_assert_uint_le(d->fields[i].offset + sizeof(bk_tensor), d->args_size);
+      for (int j = 0; j < i; j++) ck_assert_uint_ne(d->fields[i].offset, d->fields[j].offset);
+      ck_assert_ptr_eq(bk_op_field_find((bk_op)op, d->fields[i].name), &d->fields[i]);
+    }
+  }
+  ck_assert_ptr_null(bk_op_describe(BK_OP_NONE));
+  ck_assert_ptr_null(bk_op_describe(BK_OP_COUNT));
+  ck_assert_str_eq(bk_op_name(BK_OP_COUNT), "none");
+}
+END_TEST
+
+/* Args of zeros: every op says which operand it lacks, and none crashes. */
+START_TEST(empty_args_are_refused) {
+  _Alignas(16) static const char zeros[8192];
+  for (int op = 1; op < BK_OP_COUNT; op++) {
+    ck_assert_int_eq(bk_op_describe((bk_op)op)->check(ctx, zeros), BK_ERR_ARGUMENT);
+    if (op != BK_OP_HC_MERGE_MIX && op != BK_OP_HC_MERGE_MIX_BWD) unit_expect(bk_op_name((bk_op)op));
+    else unit_expect("hc_");
+  }
+}
+END_TEST
+
+START_TEST(row_counts) {
+  ck_assert_int_eq(bk_hc_rows(BK_HC_MHC, 4), 24);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_MHC_LITE, 4), 32);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_MHC_LITE, 5), 130);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_IHC, 3), 6);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_HEAD, 8), 8);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_HC, 4), 6);
+  ck_assert_int_eq(bk_hc_base_count(BK_HC_HC, 4), 24);
+  ck_assert_int_eq(bk_hc_base_count(BK_HC_MHC_LITE, 3), 12);
+  ck_assert_int_eq(bk_hc_scale_count(BK_HC_MHC), 3);
+  ck_assert_int_eq(bk_hc_scale_count(BK_HC_IHC), 2);
+  ck_assert_int_eq(bk_hc_scale_count(BK_HC_HEAD), 1);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_PLAIN, 4) + bk_hc_base_count(BK_HC_PLAIN, 4) + bk_hc_scale_count(BK_HC_PLAIN), 0);
+}
+END_TEST
+
+/* ---- shape rules: the message names op, operand, what is there and what would be right ---- */
+
+static bk_rmsnorm_args rmsnorm_args(void) {
+  return (bk_rmsnorm_args){bk_tensor_2d(BK_BF16, 3, 8), bk_tensor_1d(BK_F32, 8), bk_tensor_2d(BK_BF16, 3, 8),
+                           bk_tensor_1d(BK_F32, 3), 1e-6};
+}
+
+static void refuse(bk_op op, const void *args, const char *message) {
+  ck_assert_int_eq(bk_op_describe(op)->check(ctx, args), BK_ERR_ARGUMENT);
+  unit_expect(message);
+}
+
+START_TEST(rules_of_rmsnorm) {
+  bk_rmsnorm_args a = rmsnorm_args();
+  ck_assert_int_eq(bk_op_describe(BK_OP_RMSNORM)->check(ctx, &a), BK_OK);
+  a.w = bk_tensor_1d(BK_F32, 9);
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: w is [9] fp32: wrong shape, it should be [D] = [8] in fp32, rows dense");
+  a = rmsnorm_args();
+  a.w.dtype = BK_BF16;
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: w is [8] bf16: wrong dtype, it should be [D] = [8] in fp32");
+  a = rmsnorm_args();
+  a.y = (bk_tensor){0};
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: y is absent, it is needed here");
+  a = rmsnorm_args();
+  a.y.stride[1] = 2;
+  refuse(BK_OP_RMSNORM, &a, "wrong strides");
+  a = rmsnorm_args();
+  a.eps = NAN;
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: eps is nan, it should be finite and not negative");
+  a = rmsnorm_args();
+  a.rstd = (bk_tensor){0};
+  ck_assert_int_eq(bk_op_describe(BK_OP_RMSNORM)->check(ctx, &a), BK_OK);
+}
+END_TEST
+
+START_TEST(rules_of_places) {
+  char memory[64] = {0};
+  bk_buffer buffer = {.handle = memory, .size = sizeof memory};
+  bk_rmsnorm_args a = rmsnorm_args();
+  a.x.buffer = &buffer;
+  ck_assert_int_eq(bk_op_describe(BK_OP_RMSNORM)->check(ctx, &a), BK_OK);
+  a.x.offset = 20;
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: x takes bytes 20 to 68 of a buffer of 64");
+  a.x.offset = 1;
+  refuse(BK_OP_RMSNORM, &a, "rmsnorm: x starts at byte 1, which should be a multiple of 2");
+}
+END_TEST
+
+START_TEST(rules_of_products) {
+  bk_gemm_args a = {bk_tensor_2d(BK_F32, 3, 4), bk_tensor_2d(BK_BF16, 4, 5), bk_tensor_2d(BK_F32, 3, 5), 1, false};
+  ck_assert_int_eq(bk_op_describe(BK_OP_GEMM)->check(ctx, &a), BK_OK);
+  a.a = bk_tensor_2d(BK_F32, 3, 0);
+  refuse(BK_OP_GEMM, &a, "gemm: b is [4,5] bf16: wrong shape, it should be [K?,N] = [0,");
+  a.a = bk_tensor_2d(BK_F32, 3, 4);
+  a.b = bk_tensor_2d(BK_F64, 4, 5);
+  refuse(BK_OP_GEMM, &a, "gemm: b is [4,5] fp64: wrong dtype, it should be [K?,N] = [4,5] in fp32 or bf16");
+  a.b = bk_tensor_2d(BK_F32, 4, 5);
+  a.b.stride[1] = 2;
+  a.b.stride[0] = 10;
+  refuse(BK_OP_GEMM, &a, "one of its last two strides should be 1");
+}
+END_TEST
+
+START_TEST(rules_of_maps) {
+  bk_tensor gates = bk_tensor_2d(BK_F32, 3, 4), comb = bk_tensor_3d(BK_F32, 3, 4, 4);
+  bk_hc_maps_args a = {bk_tensor_2d(BK_F32, 3, 24), bk_tensor_1d(BK_F32, 3), bk_tensor_1d(BK_F32, 3), bk_tensor_1d(BK_F32, 24),
+                       gates, gates, comb, BK_HC_MHC, 4, 20, 0};
+  ck_assert_int_eq(bk_op_describe(BK_OP_HC_MAPS)->check(ctx, &a), BK_OK);
+  a.iters = 65;
+  refuse(BK_OP_HC_MAPS, &a, "hc_maps: iters is 65, it should be 1 to 64");
+  a.iters = 20;
+  a.n = 9;
+  refuse(BK_OP_HC_MAPS, &a, "hc_maps: n is 9, it should be 1 to 8");
+  a.n = 4;
+  a.kind = BK_HC_IHC;
+  refuse(BK_OP_HC_MAPS, &a, "hc_maps: comb is given, it has no meaning here");
+  a.kind = BK_HC_MHC_LITE;
+  refuse(BK_OP_HC_MAPS, &a, "hc_maps: proj is [3,24] fp32: wrong shape, it should be [N,R] = [3,32]");
+}
+END_TEST
+
+START_TEST(rules_of_router) {
+  bk_router_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_F32, 8), bk_tensor_2d(BK_F32, 3, 8), bk_tensor_2d(BK_I32, 3, 5),
+                      bk_tensor_2d(BK_F32, 3, 5), 4, 2, true, 1};
+  refuse(BK_OP_ROUTER, &a, "router: the number of experts per token is 5, it should be 1 to 4");
+  a.n_group = 3;
+  refuse(BK_OP_ROUTER, &a, "router: 8 experts in 3 groups");
+}
+END_TEST
+
+/* ---- cost ---- */
+
+START_TEST(costs) {
+  double flops, bytes;
+  bk_gemm_args a = {bk_tensor_2d(BK_BF16, 3, 4), bk_tensor_2d(BK_F32, 4, 5), bk_tensor_2d(BK_F32, 3, 5), 1, false};
+  bk_op_describe(BK_OP_GEMM)->cost(&a, &flops, &bytes);
+  ck_assert_double_eq(flops, 2.0 * 3 * 4 * 5);
+  ck_assert_double_eq(bytes, 3 * 4 * 2 + 4 * 5 * 4 + 3 * 5 * 4);
+  a.accumulate = true;
+  bk_op_describe(BK_OP_GEMM)->cost(&a, &flops, &bytes);
+  ck_assert_double_eq(bytes, 3 * 4 * 2 + 4 * 5 * 4 + 2 * 3 * 5 * 4);
+  bk_embed_args e = {bk_tensor_1d(BK_I32, 3), bk_tensor_2d(BK_BF16, 1000, 8), bk_tensor_2d(BK_BF16, 3, 8)};
+  bk_op_describe(BK_OP_EMBED)->cost(&e, &flops, &bytes);
+  ck_assert_double_eq(bytes, 3 * 4 + 2 * 3 * 8 * 2); /* the rows that are read, not the table */
+  bk_hc_post_res_args p = {bk_tensor_3d(BK_BF16, 2, 4, 16), bk_tensor_2d(BK_BF16, 2, 16), bk_tensor_2d(BK_F32, 2, 4),
+                           bk_tensor_3d(BK_F32, 2, 4, 4), bk_tensor_3d(BK_BF16, 2, 4, 16)};
+  bk_op_describe(BK_OP_HC_POST_RES)->cost(&p, &flops, &bytes);
+  ck_assert_double_eq(bytes, 2 * (9.0 * 16 * 2 + 4 * 4 + 16 * 4)); /* (n+1)C in, nC out, and the maps */
+}
+END_TEST
+
+/* ---- lookup and composed defaults ---- */
+
+typedef struct operands {
+  bk_buffer *buffer;
+  size_t used;
+} operands;
+
+static bk_tensor place(operands *o, bk_tensor t, double mean) {
+  static uint64_t draws;
+  t.buffer = o->buffer;
+  t.offset = o->used;
+  o->used += BK_ALIGN_UP(bk_tensor_span(&t), (size_t)256);
+  double values[512];
+  ck_assert_int_le(bk_tensor_count(&t), 512);
+  draws++;
+  for (int64_t i = 0; i < bk_tensor_count(&t); i++) values[i] = mean + 0.25 * bk_normal(1, draws, (uint64_t)i);
+  ck_assert_int_eq(bk_tensor_write_f64(stream, &t, values), BK_OK);
+  return t;
+}
+
+static bk_tensor f32(operands *o, int64_t a, int64_t b, int64_t c) {
+  return place(o, c ? bk_tensor_3d(BK_F32, a, b, c) : b ? bk_tensor_2d(BK_F32, a, b) : bk_tensor_1d(BK_F32, a), 1);
+}
+
+/* merge + mix of two streams of width 6, 3 tokens: operands that alias and views. */
+static bk_hc_merge_mix_args mix_args(operands *o) {
+  bk_tensor x = f32(o, 3, 2, 6), out = f32(o, 3, 2, 6), flat = bk_tensor_reshape(out, 2, (int64_t[]){3, 12});
+  bk_hc_merge_mix_args a = {.merge = {x, f32(o, 3, 6, 0), f32(o, 3, 2, 0), f32(o, 3, 2, 2), out}};
+  a.project = (bk_hc_project_args){flat, f32(o, 8, 12, 0), f32(o, 3, 8, 0), f32(o, 3, 0, 0), 1e-6};
+  a.maps = (bk_hc_maps_args){a.project.proj, a.project.rinv, f32(o, 3, 0, 0), f32(o, 8, 0, 0), f32(o, 3, 2, 0), f32(o, 3, 2, 0),
+                             f32(o, 3, 2, 2), BK_HC_MHC, 2, 20, 0};
+  a.pre_norm = (bk_hc_pre_norm_args){out, a.maps.pre, f32(o, 6, 0, 0), f32(o, 3, 6, 0), f32(o, 3, 6, 0), f32(o, 3, 0, 0), 1e-6};
+  return a;
+}
+
+#define BYTES 16384
+static void operands_open(operands *o) {
+  o->used = 0;
+  ck_assert_int_eq(bk_buffer_alloc(device, BYTES, BK_MEM_WORKSPACE, &o->buffer), BK_OK);
+}
+
+START_TEST(slots_are_composed) {
+  operands o;
+  open_device("ref", (bk_device_options){.composed_only = true});
+  operands_open(&o);
+  bk_hc_merge_mix_args a = mix_args(&o);
+  const bk_kernel *k = bk_kernel_find(device, BK_OP_HC_MERGE_MIX, &a);
+  ck_assert_ptr_nonnull(k);
+  ck_assert_str_eq(k->name, "composed");
+  for (const bk_kernel *row = bk_composite_kernels; row->op != BK_OP_NONE; row++) ck_assert(bk_op_is_fused_slot(row->op));
+  ck_assert(!bk_op_is_fused_slot(BK_OP_GEMM));
+  bk_buffer_free(o.buffer);
+  close_device();
+}
+END_TEST
+
+START_TEST(launch_does_not_allocate) {
+  operands o;
+  open_device(_i ? "cpu" : "ref", (bk_device_options){.threads = 2, .composed_only = true});
+  operands_open(&o);
+  bk_hc_merge_mix_args a = mix_args(&o), shapes = a;
+  const bk_op_desc *d = bk_op_describe(BK_OP_HC_MERGE_MIX);
+  for (int i = 0; i < d->n_fields; i++) bk_op_field_ref(&shapes, &d->fields[i])->buffer = NULL;
+  bk_plan plan = {0};
+  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_HC_MERGE_MIX, &shapes, &plan), BK_OK);
+  ck_assert_uint_gt(plan.workspace_bytes, 0);
+  bk_buffer *workspace;
+  ck_assert_int_eq(bk_buffer_alloc(device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace), BK_OK);
+  uint64_t before = ctx->stats.allocations;
+  ck_assert_int_eq(bk_plan_launch(stream, &plan, &a, (bk_place){workspace, 0}), BK_OK);
+  ck_assert_int_eq(stream->ops->sync(stream), BK_OK);
+  ck_assert_uint_eq(ctx->stats.allocations, before);
+  bk_buffer_free(workspace);
+  bk_plan_release(&plan);
+  bk_plan_release(&plan); /* zeroed: no harm */
+  bk_buffer_free(o.buffer);
+  close_device();
+}
+END_TEST
+
+/* ---- unsupported, and the fallback ---- */
+
+START_TEST(unsupported_says_what) {
+  bk_rmsnorm_args a = rmsnorm_args();
+  bk_plan plan = {0};
+  open_device("fake", (bk_device_options){0});
+  ck_assert_ptr_null(bk_kernel_find(device, BK_OP_RMSNORM, &a));
+  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_RMSNORM, &a, &plan), BK_ERR_UNSUPPORTED);
+  unit_expect("fake has no kernel for rmsnorm (x [3,8] bf16");
+  ck_assert_ptr_null(plan.kernel);
+  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_COUNT, &a, &plan), BK_ERR_ARGUMENT);
+  unit_expect("does not exist");
+  close_device();
+}
+END_TEST
+
+START_TEST(unsupported_on_both) {
+  bk_add_args a = {bk_tensor_1d(BK_F64, 4), bk_tensor_1d(BK_F64, 4), bk_tensor_1d(BK_F64, 4)};
+  bk_plan plan = {0};
+  open_device("fake", (bk_device_options){.allow_fallback = true}); /* cpu has no double */
+  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_ADD, &a, &plan), BK_ERR_UNSUPPORTED);
+  unit_expect("nor has the device to fall back on");
+  close_device();
+}
+END_TEST
+
+static void copy_operands(bk_stream *from, const operands *a, bk_stream *to, const operands *b) {
+  static char bytes[BYTES];
+  ck_assert_int_eq(from->ops->download(from, bytes, (bk_place){a->buffer, 0}, BYTES), BK_OK);
+  ck_assert_int_eq(to->ops->upload(to, (bk_place){b->buffer, 0}, bytes, BYTES), BK_OK);
+}
+
+/* merge + mix on a device without kernels must do what it does on cpu, whose bits it gets. */
+static void check_fallback(bool host_memory) {
+  static char want[BYTES], got[BYTES];
+  bk_device *cpu;
+  bk_stream *cpu_stream;
+  operands o, c = {0};
+  fake.host_memory = host_memory;
+  open_device("fake", (bk_device_options){.threads = 2, .allow_fallback = true});
+  ck_assert_int_eq(bk_device_open(ctx, "cpu", &(bk_device_options){.threads = 2}, &cpu), BK_OK);
+  ck_assert_int_eq(bk_stream_create(cpu, 0, &cpu_stream), BK_OK);
+  operands_open(&o);
+  bk_hc_merge_mix_args a = mix_args(&o), there = a;
+  ck_assert_int_eq(bk_buffer_alloc(cpu, BYTES, BK_MEM_WORKSPACE, &c.buffer), BK_OK);
+  copy_operands(stream, &o, cpu_stream, &c);
+  const bk_op_desc *d = bk_op_describe(BK_OP_HC_MERGE_MIX);
+  for (int i = 0; i < d->n_fields; i++) bk_op_field_ref(&there, &d->fields[i])->buffer = c.buffer;
+  ck_assert_int_eq(bk_op_run(cpu_stream, BK_OP_HC_MERGE_MIX, &there), BK_OK);
+  for (int i = 0; i < 2; i++) {
+    ck_assert_int_eq(bk_op_run(stream, BK_OP_HC_MERGE_MIX, &a), BK_OK);
+    unit_expect(i ? NULL : "fake has no kernel for hc_merge_mix: it runs on cpu"); /* said once */
+  }
+  ck_assert_int_eq(cpu_stream->ops->download(cpu_stream, want, (bk_place){c.buffer, 0}, BYTES), BK_OK);
+  ck_assert_int_eq(stream->ops->download(stream, got, (bk_place){o.buffer, 0}, BYTES), BK_OK);
+  ck_assert_mem_eq(got, want, BYTES);
+  bk_buffer_free(c.buffer);
+  bk_buffer_free(o.buffer);
+  bk_stream_destroy(cpu_stream);
+  bk_device_close(cpu);
+  close_device();
+  ck_assert_int_eq(fake.buffers, 0);
+}
+
+START_TEST(fallback_through_staging) { check_fallback(false); }
+END_TEST
+
+START_TEST(fallback_in_place) { check_fallback(true); }
+END_TEST
+
+int main(void) {
+  const TTest *const tests[] = {descriptors_are_whole, empty_args_are_refused, row_counts, rules_of_rmsnorm, rules_of_places,
+                                rules_of_products, rules_of_maps, rules_of_router, costs, slots_are_composed,
+                                unsupported_says_what, unsupported_on_both, fallback_through_staging, fallback_in_place};
+  Suite *suite = suite_create("dispatch");
+  TCase *both = tcase_create("launch");
+  unit_case(suite, "dispatch", open_all, unit_close, tests, BK_COUNT(tests));
+  tcase_add_checked_fixture(both, open_all, unit_close);
+  tcase_add_loop_test(both, launch_does_not_allocate, 0, 2);
+  suite_add_tcase(suite, both);
+  return unit_run(suite);
+}
