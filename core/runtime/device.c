@@ -101,8 +101,8 @@ static bk_status select_backend(bk_context *ctx, const char *name, const bk_back
 
 bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options, bk_device **device) {
   static const bk_device_options defaults = {0};
-  const bk_backend *backend;
-  int index;
+  const bk_backend *backend = NULL;
+  int index = 0;
   BK_TRY(bk_registry_init(ctx));
   BK_TRY(select_backend(ctx, name, &backend, &index));
   bk_device *opened = NULL;

@@ -53,10 +53,13 @@ static bool runs_composed(const harness *h, bk_op op, const void *args) {
   return kernel && strcmp(kernel->name, "composed") == 0;
 }
 
+/* Slots that by their definition go on from what they stored. */
+static bool goes_on_from_stored(bk_op op) {
+  return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD;
+}
+
 bool harness_rounds_between(const harness *h, bk_op op, const void *args) {
-  if (bk_op_leading_dtype(op, args) != BK_BF16) return false;
-  return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD ||
-         runs_composed(h, op, args);
+  return bk_op_leading_dtype(op, args) == BK_BF16 && (goes_on_from_stored(op) || runs_composed(h, op, args));
 }
 
 /* Times that a slot stores in bf16 on the way to an output: by its definition, or because it runs composed. */
@@ -68,10 +71,10 @@ static double stores(const harness *h, bk_op op, const void *args) {
 
 double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args) {
   bk_dtype dtype = bk_op_field_get(args, field)->dtype;
-  bool carries = op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD;
+  bool carries = goes_on_from_stored(op) && bk_op_leading_dtype(op, args) == BK_BF16;
   family f = op_family(op);
   if (f == EXACT) return 0;
-  if (dtype == BK_BF16 || (carries && harness_rounds_between(h, op, args))) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
+  if (dtype == BK_BF16 || carries) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
   if (f == ELEMENT) return 1e-10;
   double length = product_length(op, args);
   return 1e-9 * (length > 1024 ? length / 1024 : 1);

@@ -65,7 +65,7 @@ static void sinkhorn_case(harness *h, const int *level) {
 static void perm_case(harness *h, const int *level) {
   int n = level[0] + 1, pad = level[2] * HARNESS_PAD;
   int64_t tokens = harness_tokens[level[1]], weights = bk_factorial(n);
-  double spread = level[3] ? 30 : 1;
+  double spread = level[3] ? 8 : 1;
   bk_tensor logits = h2(h->ct, pad, tokens, weights), comb = h_blocks(h->ct, pad, tokens, n);
   const fill fills[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
   bk_hc_perm_args a = {logits, comb, n};
