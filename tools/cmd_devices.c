@@ -20,7 +20,9 @@ static json_t *dtypes_json(uint32_t set) {
   return list;
 }
 
-static json_t *size_json(size_t bytes) { return bytes ? json_integer((json_int_t)bytes) : json_null(); }
+/* 0 and what no memory has say that there is no limit. */
+static bool is_limit(size_t bytes) { return bytes > 0 && bytes < SIZE_MAX / 2; }
+static json_t *size_json(size_t bytes) { return is_limit(bytes) ? json_integer((json_int_t)bytes) : json_null(); }
 
 static json_t *row_json(const device_row *r) {
   bool ok = strcmp(r->status, "ok") == 0;
@@ -51,8 +53,8 @@ static void print_row(const device_row *r) {
   if (r->props.isa[0]) printf(", %s", r->props.isa);
   for (int d = BK_F32; d < BK_DTYPE_COUNT; d++)
     if (bk_dtype_is_float((bk_dtype)d) && (r->props.storage_dtypes & BK_DT(d))) printf(", %s", bk_dtype_name((bk_dtype)d));
-  if (r->props.max_alloc) printf(", buffers up to %s", cli_bytes_text((double)r->props.max_alloc, limit, sizeof limit));
-  if (r->props.max_binding_range) printf(", bindings up to %s", cli_bytes_text((double)r->props.max_binding_range, limit, sizeof limit));
+  if (is_limit(r->props.max_alloc)) printf(", buffers up to %s", cli_bytes_text((double)r->props.max_alloc, limit, sizeof limit));
+  if (is_limit(r->props.max_binding_range)) printf(", bindings up to %s", cli_bytes_text((double)r->props.max_binding_range, limit, sizeof limit));
   printf("%s\n", r->best ? " (default)" : "");
 }
 

@@ -64,10 +64,10 @@ check() {
   [ $rc -eq 0 ] || [ "$failed" -gt "$before" ] || note_failure "$stage: make check" "$dir/check.log"
 }
 
-stage_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' && check gcc; }
-stage_clang() { build clang CC=clang CFLAGS='-O2 -g' && check clang; }
+stage_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static && check gcc; }
+stage_clang() { build clang CC=clang CFLAGS='-O2 -g' --disable-static && check clang; }
 # No optional dependency at all: the built-in products, no modules.
-stage_minimal() { build minimal CC=gcc CFLAGS='-O2 -g' --with-blas=no --disable-modules && check minimal; }
+stage_minimal() { build minimal CC=gcc CFLAGS='-O2 -g' --with-blas=no --disable-modules --disable-static && check minimal; }
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1

@@ -23,12 +23,12 @@ typedef struct merge_bwd_token {
 #include "backends/cpu/hc_merge_n.h"
 
 /* fn(..., bf, n) */
-#define MERGE_CALL(fn, is_bf, streams, ...)                            \
-  do {                                                                 \
-    if ((is_bf) && (streams) == 4) fn##_4(__VA_ARGS__, true, 4);       \
-    else if (is_bf) fn##_any(__VA_ARGS__, true, (streams));            \
-    else if ((streams) == 4) fn##_4(__VA_ARGS__, false, 4);            \
-    else fn##_any(__VA_ARGS__, false, (streams));                      \
+#define MERGE_CALL(fn, is_bf, streams, ...)                      \
+  do {                                                           \
+    if ((is_bf) && (streams) == 4) fn##_4(__VA_ARGS__, true, 4); \
+    else if (is_bf) fn##_any(__VA_ARGS__, true, (streams));      \
+    else if ((streams) == 4) fn##_4(__VA_ARGS__, false, 4);      \
+    else fn##_any(__VA_ARGS__, false, (streams));                \
   } while (0)
 
 static void res_piece(void *arg, int64_t begin, int64_t end, int worker) {

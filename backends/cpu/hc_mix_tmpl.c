@@ -22,12 +22,12 @@ BK_INLINE void collapse_tokens(const bk_hc_collapse_args *a, int64_t begin, int6
   for (int64_t i = begin; i < end; i++) {
     token_streams x = streams_of(&a->x, i);
     char *y = bk_cpu_at(&a->y, i);
-#define BODY(count)                                                                 \
-  do {                                                                              \
-    bk_vf sum = bk_v_get(x.row, c, bf, count);                                      \
-    BK_UNROLL                                                                       \
+#define BODY(count)                                                                  \
+  do {                                                                               \
+    bk_vf sum = bk_v_get(x.row, c, bf, count);                                       \
+    BK_UNROLL                                                                        \
     for (int m = 1; m < n; m++) sum = sum + bk_v_get(stream_at(x, m), c, bf, count); \
-    bk_v_put(y, c, bf, count, sum);                                                 \
+    bk_v_put(y, c, bf, count, sum);                                                  \
   } while (0)
     BK_HC_COLUMNS(a->y.shape[1], BODY);
 #undef BODY
@@ -129,12 +129,12 @@ BK_INLINE void pre_norm_tokens(const bk_hc_pre_norm_args *a, int64_t begin, int6
     char *y = bk_cpu_at(&a->y, i), *h = bk_cpu_at(&a->h, i);
     bk_vf pre[BK_HC_MAX_N], squares = bk_v_zero();
     spread_n(&a->pre, i, pre, n);
-#define BODY(count)                                       \
-  do {                                                    \
-    bk_vf v = pre_columns(x, pre, c, count, bf, n);       \
-    if (bf) v = bk_v_from_bf16(bk_v_to_bf16(v));          \
-    bk_v_put(y, c, bf, count, v);                         \
-    squares = v * v + squares;                            \
+#define BODY(count)                                 \
+  do {                                              \
+    bk_vf v = pre_columns(x, pre, c, count, bf, n); \
+    if (bf) v = bk_v_from_bf16(bk_v_to_bf16(v));    \
+    bk_v_put(y, c, bf, count, v);                   \
+    squares = v * v + squares;                      \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
@@ -179,19 +179,19 @@ BK_INLINE void pre_norm_bwd_tokens(const pre_norm_bwd_job *job, int64_t begin, i
     float rstd = rstds[i];
     bk_vf pre[BK_HC_MAX_N], dpre[BK_HC_MAX_N] = {{0}}, dot = bk_v_zero();
     spread_n(&a->pre, i, pre, n);
-#define BODY(count)                                                                         \
-  do {                                                                                      \
-    bk_vf g = bk_v_get(dh, c, bf, count) * bk_v_get(y, c, bf, count);                       \
-    dot = g * bk_v_get(w, c, false, count) + dot;                                           \
-    bk_v_put(dw, c, false, count, g * rstd + bk_v_get(dw, c, false, count));                \
+#define BODY(count)                                                          \
+  do {                                                                       \
+    bk_vf g = bk_v_get(dh, c, bf, count) * bk_v_get(y, c, bf, count);        \
+    dot = g * bk_v_get(w, c, false, count) + dot;                            \
+    bk_v_put(dw, c, false, count, g * rstd + bk_v_get(dw, c, false, count)); \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
     float back = (float)((double)rstd * rstd * rstd * (double)bk_v_hsum(dot) / (double)columns);
-#define BODY(count)                                                                              \
-  do {                                                                                           \
+#define BODY(count)                                                                                                 \
+  do {                                                                                                              \
     bk_vf dy = bk_v_get(dh, c, bf, count) * bk_v_get(w, c, false, count) * rstd - bk_v_get(y, c, bf, count) * back; \
-    pre_bwd_columns(x, dx, pre, dy, dpre, a->accumulate, c, count, bf, n);                       \
+    pre_bwd_columns(x, dx, pre, dy, dpre, a->accumulate, c, count, bf, n);                                          \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY

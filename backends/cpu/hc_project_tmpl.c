@@ -23,10 +23,10 @@ BK_INLINE void rms_rows(const bk_hc_rms_args *a, int64_t begin, int64_t end, con
   for (int64_t i = begin; i < end; i++) {
     const char *x = bk_cpu_at(&a->x, i);
     bk_vf squares = bk_v_zero();
-#define BODY(count)                              \
-  do {                                           \
-    bk_vf v = bk_v_get(x, c, bf, count);         \
-    squares = v * v + squares;                   \
+#define BODY(count)                      \
+  do {                                   \
+    bk_vf v = bk_v_get(x, c, bf, count); \
+    squares = v * v + squares;           \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
@@ -60,11 +60,11 @@ BK_INLINE void rms_bwd_rows(const bk_hc_rms_bwd_args *a, int64_t begin, int64_t 
     const char *x = bk_cpu_at(&a->x, i);
     char *dx = bk_cpu_at(&a->dx, i);
     float factor = rms_back(rinv[i], drinv[i], columns);
-#define BODY(count)                                                 \
-  do {                                                              \
-    bk_vf v = bk_v_get(x, c, bf, count) * factor;                   \
-    if (a->accumulate) v = v + bk_v_get(dx, c, bf, count);          \
-    bk_v_put(dx, c, bf, count, v);                                  \
+#define BODY(count)                                        \
+  do {                                                     \
+    bk_vf v = bk_v_get(x, c, bf, count) * factor;          \
+    if (a->accumulate) v = v + bk_v_get(dx, c, bf, count); \
+    bk_v_put(dx, c, bf, count, v);                         \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
@@ -139,11 +139,11 @@ BK_INLINE void project_widen(const bk_tensor *t, int64_t token, int64_t count, i
     }
     const char *x = bk_cpu_at(t, token + k);
     bk_vf sum = bk_v_ld(squares, k * BK_VW, false);
-#define BODY(count)                                     \
-  do {                                                  \
-    bk_vf v = bk_v_get(x, from + c, bf, count);         \
-    bk_v_st(out, c, false, v);                          \
-    sum = v * v + sum;                                  \
+#define BODY(count)                             \
+  do {                                          \
+    bk_vf v = bk_v_get(x, from + c, bf, count); \
+    bk_v_st(out, c, false, v);                  \
+    sum = v * v + sum;                          \
   } while (0)
     BK_HC_COLUMNS(width, BODY);
 #undef BODY
@@ -161,7 +161,8 @@ BK_INLINE void prefetch_part(const bk_tensor *t, int64_t token, int64_t count, i
   }
 }
 
-BK_INLINE void project_tokens(const project_job *job, int64_t begin, int64_t end, float *scratch, const bool bf, const int n) {
+BK_INLINE void project_tokens(const project_job *job, int64_t begin, int64_t end, float *scratch, const bool bf,
+                              const int n) {
   const bk_hc_project_args *a = job->args;
   int64_t rows = a->fn.shape[0], padded = bk_hc_project_rows(rows), columns = a->x.shape[1];
   float *fn = scratch, *x = fn + padded * COLUMNS, *squares = x + 3 * COLUMNS, *acc = squares + TOKENS * BK_VW;
@@ -300,11 +301,11 @@ BK_INLINE void panel_store_dx(const bk_hc_project_bwd_args *a, const panel_scrat
   for (int64_t i = 0; i < count; i++) {
     char *dx = bk_cpu_at(&a->dx, token + i);
     const float *sum = s->dx + i * PANEL;
-#define BODY(count)                                                       \
-  do {                                                                    \
-    bk_vf v = bk_v_get(sum, c, false, count);                             \
-    if (a->accumulate) v = v + bk_v_get(dx, from + c, bf, count);         \
-    bk_v_put(dx, from + c, bf, count, v);                                 \
+#define BODY(count)                                               \
+  do {                                                            \
+    bk_vf v = bk_v_get(sum, c, false, count);                     \
+    if (a->accumulate) v = v + bk_v_get(dx, from + c, bf, count); \
+    bk_v_put(dx, from + c, bf, count, v);                         \
   } while (0)
     BK_HC_COLUMNS(width, BODY);
 #undef BODY

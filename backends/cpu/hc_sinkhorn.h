@@ -33,7 +33,8 @@
 typedef struct token_sinkhorn {
   double soft[BK_HC_MAX_N * BK_HC_MAX_N]; /* softmax of the rows */
   double p[BK_HC_MAX_N * BK_HC_MAX_N];    /* the iterate */
-  double sums[SINKHORN_MAX_STEPS][BK_HC_MAX_N]; /* of each step after the softmax, eps included; 1 for a step in the log domain */
+  /* of each step after the softmax, eps included; 1 for the step in the log domain */
+  double sums[SINKHORN_MAX_STEPS][BK_HC_MAX_N];
 } token_sinkhorn;
 
 static void token_log_step(double *l, int line, int step, int n) {

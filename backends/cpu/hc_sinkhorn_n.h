@@ -125,7 +125,8 @@ BK_INLINE bk_vi SINKHORN_N(sinkhorn_bwd_lanes)(const float *logits, const float 
   for (int j = 0; j < n * n; j++) d[j] = bk_v_ld(dcomb, j * BK_VW, false) * q[j];
   for (int i = 0; i < n; i++) one[i] = bk_v_set(1.f);
   for (int t = iters - 1; t >= 0; t--) {
-    const bk_vf *rt = history + 2 * t * n, *ct = rt + n, *r_before = t > 0 ? rt - 2 * n : one, *c_before = t > 0 ? ct - 2 * n : one;
+    const bk_vf *rt = history + 2 * t * n, *ct = rt + n;
+    const bk_vf *r_before = t > 0 ? rt - 2 * n : one, *c_before = t > 0 ? ct - 2 * n : one;
     SINKHORN_N(sinkhorn_iterate)(p, rt, ct, q, n);
     SINKHORN_N(sinkhorn_undo)(q, d, 1, n, eps, c_before, ct, n);
     if (t == 0) break;

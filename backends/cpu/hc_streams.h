@@ -23,20 +23,20 @@
   } while (0)
 
 /* fn(..., bf, n) with constants for the tuned n = 4. */
-#define BK_HC_CALL(fn, is_bf, streams, ...)            \
-  do {                                                 \
-    if ((is_bf) && (streams) == 4) fn(__VA_ARGS__, true, 4);        \
-    else if (is_bf) fn(__VA_ARGS__, true, (streams));               \
-    else if ((streams) == 4) fn(__VA_ARGS__, false, 4);             \
-    else fn(__VA_ARGS__, false, (streams));                         \
+#define BK_HC_CALL(fn, is_bf, streams, ...)                  \
+  do {                                                       \
+    if ((is_bf) && (streams) == 4) fn(__VA_ARGS__, true, 4); \
+    else if (is_bf) fn(__VA_ARGS__, true, (streams));        \
+    else if ((streams) == 4) fn(__VA_ARGS__, false, 4);      \
+    else fn(__VA_ARGS__, false, (streams));                  \
   } while (0)
 
 /* Runs body(c, count) over all columns: whole vectors, then the rest. */
-#define BK_HC_COLUMNS(columns, body)                                             \
-  do {                                                                           \
-    int64_t c = 0;                                                               \
-    for (; c + BK_VW <= (columns); c += BK_VW) body(BK_VW);                      \
-    if (c < (columns)) body((columns) - c);                                      \
+#define BK_HC_COLUMNS(columns, body)                        \
+  do {                                                      \
+    int64_t c = 0;                                          \
+    for (; c + BK_VW <= (columns); c += BK_VW) body(BK_VW); \
+    if (c < (columns)) body((columns) - c);                 \
   } while (0)
 
 /* The n streams of one token. */

@@ -88,7 +88,15 @@ BK_INLINE bk_vf bk_v_sqrt(bk_vf a) {
 }
 
 /* ---- loads and stores: element i of a dense row ---- */
-BK_INLINE bk_vf bk_v_from_bf16(bk_vh h) { return (bk_vf)(__builtin_convertvector(h, bk_vu) << 16); }
+BK_INLINE bk_vf bk_v_from_bf16(bk_vh h) {
+#if defined(__AVX512F__)
+  return (bk_vf)((bk_vu)_mm512_cvtepu16_epi32((__m256i)h) << 16);
+#elif defined(__AVX2__)
+  return (bk_vf)((bk_vu)_mm256_cvtepu16_epi32((__m128i)h) << 16); /* gcc 12 takes two halves otherwise */
+#else
+  return (bk_vf)(__builtin_convertvector(h, bk_vu) << 16);
+#endif
+}
 /* Lanes below 65536. */
 BK_INLINE bk_vh bk_v_low_halves(bk_vu u) {
 #if BK_VW == 8
