@@ -25,7 +25,7 @@ typedef struct train_run {
   int64_t saved_step; /* newest checkpoint on disk, 0 = none */
   double begin;
   bk_metrics_row last;
-  double last_val, best_val;
+  double last_val; /* NaN until there is one */
 } train_run;
 
 /* ---- what to train ---- */
@@ -206,7 +206,7 @@ static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
   double per_step = elapsed / (double)(row->step - r->resumed_step);
   cli_count_text(row->tokens_per_s, rate, sizeof rate);
   cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
-  if (isfinite(r->last_val)) snprintf(val, sizeof val, "  val %.4f", r->last_val);
+  if (row->has_val || (live && isfinite(r->last_val))) snprintf(val, sizeof val, "  val %.4f", r->last_val);
   if (row->has_gain && !live) snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
   fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s", live ? "\r\033[K" : "", (long long)row->step,
           (long long)r->recipe.steps, row->loss, val, row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
@@ -325,7 +325,7 @@ static bk_status run(cli_session *s) {
     print_config_help();
     return cli_flush_stdout(s);
   }
-  train_run r = {.s = s, .last_val = NAN, .best_val = NAN};
+  train_run r = {.s = s, .last_val = NAN};
   bool dry = cli_given(&s->args, "dry-run");
   bk_status status = cli_given(&s->args, "data") ? cli_open_device(s) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
   if (status == BK_OK) status = choose(&r);

@@ -280,8 +280,10 @@ static void write_text_member(bk_json_out *out, const char *key, const char *jso
 static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
   const char *torch = dtype == BK_BF16 ? "\"bfloat16\"" : dtype == BK_F64 ? "\"float64\"" : "\"float32\"";
   bk_json_out_text(out, "{");
-  write_text_member(out, "architectures", "[\"DeepseekV3ForCausalLM\"]");
-  write_text_member(out, "model_type", "\"deepseek_v3\"");
+  /* Only the plain model is DeepSeek-V3's: transformers would load another one and leave its connections out. */
+  bool plain = m->residual == BK_HC_PLAIN;
+  write_text_member(out, "architectures", plain ? "[\"DeepseekV3ForCausalLM\"]" : "[\"BirkhoffForCausalLM\"]");
+  write_text_member(out, "model_type", plain ? "\"deepseek_v3\"" : "\"birkhoff\"");
   write_text_member(out, "torch_dtype", torch);
   for (const bk_option *o = bk_model_keys; o->name; o++) write_option(out, "  ", o, m);
   begin_member(out, "  ", "num_key_value_heads");

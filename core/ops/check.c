@@ -140,9 +140,11 @@ static const char *rule_type_text(const bk_dims *dims, const rule *r) {
 static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *t, const char *what) {
   char have[160], want[160];
   rule_describe(dims, r, want, sizeof want);
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s: wrong %s, it should be %s in %s%s", bk_op_name(dims->op), r->field,
-                 bk_tensor_describe(t, have, sizeof have), what, want, rule_type_text(dims, r),
-                 r->any_strides ? "" : r->dense_block ? ", the last two dimensions one dense block" : ", rows dense");
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s: wrong %s, it should be %s in %s%s", bk_op_name(dims->op),
+                 r->field, bk_tensor_describe(t, have, sizeof have), what, want, rule_type_text(dims, r),
+                 r->any_strides   ? ""
+                 : r->dense_block ? ", the last two dimensions one dense block"
+                                  : ", rows dense");
 }
 
 /* Within its buffer, as soon as there is one, and aligned to its element. */
@@ -154,8 +156,8 @@ static bk_status place_check(const bk_dims *dims, const char *field, const bk_te
   if (!t->buffer || !t->buffer->handle) return BK_OK;
   size_t span = bk_tensor_span(t);
   if (span > t->buffer->size || t->offset > t->buffer->size - span) {
-    return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s takes bytes %zu to %zu of a buffer of %zu", bk_op_name(dims->op), field,
-                   t->offset, t->offset + span, t->buffer->size);
+    return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s takes bytes %zu to %zu of a buffer of %zu", bk_op_name(dims->op),
+                   field, t->offset, t->offset + span, t->buffer->size);
   }
   return BK_OK;
 }
@@ -215,13 +217,14 @@ bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const cha
   const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
   bool agree = bk_tensor_count(a) == bk_tensor_count(b) && a->dtype == b->dtype;
   if (agree && (!a->buffer || !b->buffer || same_place(a, b))) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s should be the same memory", bk_op_name(dims->op), field_a, field_b);
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s should be the same memory", bk_op_name(dims->op), field_a,
+                 field_b);
 }
 
 bk_status bk_dims_distinct(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_a));
   const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
   if (!bk_tensor_present(a) || !bk_tensor_present(b) || !same_place(a, b) || bk_tensor_count(a) == 0) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s are the same memory, they should not overlap", bk_op_name(dims->op),
-                 field_a, field_b);
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s are the same memory, they should not overlap",
+                 bk_op_name(dims->op), field_a, field_b);
 }

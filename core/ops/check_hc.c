@@ -56,7 +56,8 @@ static bk_status check_logits(bk_context *ctx, bk_op op, const void *args, bk_hc
 
 bk_status bk_check_HC_LOGITS(bk_context *ctx, const void *args) {
   const bk_hc_logits_args *a = args;
-  return check_logits(ctx, BK_OP_HC_LOGITS, args, a->kind, a->n, "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] logits:c[N,R]");
+  return check_logits(ctx, BK_OP_HC_LOGITS, args, a->kind, a->n,
+                      "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] logits:c[N,R]");
 }
 
 bk_status bk_check_HC_LOGITS_BWD(bk_context *ctx, const void *args) {
@@ -89,7 +90,8 @@ bk_status bk_check_HC_GATES_BWD(bk_context *ctx, const void *args) {
   return check_gate_columns(&dims, bk_tensor_present(&a->dpost));
 }
 
-static bk_status check_sinkhorn(bk_context *ctx, bk_op op, const void *args, int iters, double hc_eps, const char *rules) {
+static bk_status check_sinkhorn(bk_context *ctx, bk_op op, const void *args, int iters, double hc_eps,
+                                const char *rules) {
   bk_dims dims;
   bk_dims_init(&dims, ctx, op, args);
   BK_TRY(bk_dims_check(&dims, rules));

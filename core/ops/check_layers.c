@@ -81,10 +81,12 @@ bk_status bk_check_ROUTER(bk_context *ctx, const void *args) {
   BK_TRY(bk_dims_range(&dims, "n_group", a->n_group, 1, experts));
   BK_TRY(bk_dims_range(&dims, "topk_group", a->topk_group, 1, a->n_group));
   if (experts % a->n_group || (a->n_group > 1 && experts / a->n_group < 2)) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "router: %lld experts in %d groups, there should be 2 or more in each, equally many",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "router: %lld experts in %d groups, there should be 2 or more in each, equally many",
                    (long long)experts, a->n_group);
   }
-  return bk_dims_range(&dims, "the number of experts per token", dims.value['k'], 1, experts / a->n_group * a->topk_group);
+  return bk_dims_range(&dims, "the number of experts per token", dims.value['k'], 1,
+                       experts / a->n_group * a->topk_group);
 }
 
 bk_status bk_check_ROUTER_BWD(bk_context *ctx, const void *args) {

@@ -1,9 +1,10 @@
 /* The composed defaults of the fused slots: kernel rows that are made of other ops.
  *
- * A slot's compose function writes down its steps: ops with their args, operands taken from the slot's args or from scratch
- * memory in the workspace. The same function serves the lookup (are all parts there?), prepare (a plan for each step) and
- * launch (the plans in order), so that the three cannot drift. It may look at dtypes, shapes and strides only: the same
- * steps must come out whatever the buffers. Workspace: the scratch tensors, then the largest workspace of the steps. */
+ * A slot's compose function writes down its steps: ops with their args, operands taken from the slot's args or from
+ * scratch memory in the workspace. The same function serves the lookup (are all parts there?), prepare (a plan for each
+ * step) and launch (the plans in order), so that the three cannot drift. It may look at dtypes, shapes and strides
+ * only: the same steps must come out whatever the buffers. Workspace: the scratch tensors, then the largest workspace
+ * of the steps. */
 #include "ops/ops.h"
 
 #include <string.h>
@@ -111,8 +112,8 @@ static void compose_HC_MAPS(const void *args, composition *c) {
     return;
   }
   bk_tensor logits = scratch(c, &a->proj);
-  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base, .logits = logits,
-           .kind = a->kind, .n = a->n);
+  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base,
+           .logits = logits, .kind = a->kind, .n = a->n);
   ADD_STEP(c, HC_GATES, hc_gates, .logits = logits, .pre = a->pre, .post = a->post, .hc_eps = a->hc_eps);
   if (a->kind == BK_HC_MHC) {
     ADD_STEP(c, SINKHORN, sinkhorn, .logits = comb_logits(logits, a->kind, a->n), .comb = a->comb, .iters = a->iters,
@@ -131,8 +132,8 @@ static void compose_HC_MAPS_BWD(const void *args, composition *c) {
     return;
   }
   bk_tensor logits = scratch(c, &a->proj), dlogits = scratch(c, &a->proj);
-  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base, .logits = logits,
-           .kind = a->kind, .n = a->n);
+  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base,
+           .logits = logits, .kind = a->kind, .n = a->n);
   ADD_STEP(c, HC_GATES_BWD, hc_gates_bwd, .logits = logits, .dpre = a->dpre, .dpost = a->dpost, .dlogits = dlogits);
   if (a->kind == BK_HC_MHC) {
     ADD_STEP(c, SINKHORN_BWD, sinkhorn_bwd, .logits = comb_logits(logits, a->kind, a->n), .dcomb = a->dcomb,

@@ -1,6 +1,6 @@
-/* The cost model: floating point operations (a multiply-add is 2; exp, log, division and square root are 1 each) and bytes
- * moved at best, each operand once; what is added to counts twice. Work that depends on data which the host does not see
- * (expert groups, ignored targets) is counted at its upper bound. */
+/* The cost model: floating point operations (a multiply-add is 2; exp, log, division and square root are 1 each) and
+ * bytes moved at best, each operand once; what is added to counts twice. Work that depends on data which the host does
+ * not see (expert groups, ignored targets) is counted at its upper bound. */
 #include "ops/ops.h"
 
 #define N(f) ((double)bk_tensor_count(&a->f))
@@ -38,13 +38,14 @@ COST(RMSNORM_BWD, bk_rmsnorm_bwd_args, N(x) * (4 * HAS(dx) + 3 * HAS(dw) + 3), W
 COST(ROPE, bk_rope_args, 3 * (N(x) > N(y) ? N(x) : N(y)), 0)
 COST(CACHE_WRITE, bk_cache_write_args, 0, 2 * BYTES(y) - BYTES(x))
 
-/* Pairs of positions that attend: T (T + 1) / 2 when the cache is not known. */
-static double attention_pairs(const bk_tensor *q) {
+/* Pairs of positions that attend: T (T + 1) / 2, or all of a cache. */
+static double attention_pairs(const bk_tensor *q, double keys, bool cached) {
   double t = (double)q->shape[1];
-  return (double)q->shape[0] * (double)q->shape[2] * t * (t + 1) / 2;
+  return (double)q->shape[0] * (double)q->shape[2] * (cached ? t * keys : t * (t + 1) / 2);
 }
-COST(ATTENTION, bk_attention_args, attention_pairs(&a->q) * (2 * DIM(q, 3) + 2 * DIM(v, 3) + 5), 0)
-COST(ATTENTION_BWD, bk_attention_bwd_args, attention_pairs(&a->q) * (6 * DIM(q, 3) + 4 * DIM(v, 3) + 7) + 2 * N(o), 0)
+COST(ATTENTION, bk_attention_args,
+     attention_pairs(&a->q, DIM(k, 1), bk_tensor_present(&a->past)) * (2 * DIM(q, 3) + 2 * DIM(v, 3) + 5), 0)
+COST(ATTENTION_BWD, bk_attention_bwd_args, attention_pairs(&a->q, 0, false) * (6 * DIM(q, 3) + 4 * DIM(v, 3) + 7) + 2 * N(o), 0)
 
 COST(SWIGLU, bk_swiglu_args, 5 * N(y), 0)
 COST(SWIGLU_BWD, bk_swiglu_bwd_args, 11 * N(dy), 0)
@@ -124,7 +125,8 @@ COST(HC_MERGE_MIX, bk_hc_merge_mix_args,
                  (const void *const[]){&a->merge, &a->project, &a->maps, &a->pre_norm}),
      BYTES(project.x) + BYTES(pre_norm.x) + BYTES(maps.proj) + BYTES(maps.rinv) + BYTES(pre_norm.pre))
 COST(HC_MERGE_MIX_BWD, bk_hc_merge_mix_bwd_args,
-     parts_flops(4, (const bk_op[]){BK_OP_HC_PRE_NORM_BWD, BK_OP_HC_MAPS_BWD, BK_OP_HC_PROJECT_BWD, BK_OP_HC_POST_RES_BWD},
+     parts_flops(4,
+                 (const bk_op[]){BK_OP_HC_PRE_NORM_BWD, BK_OP_HC_MAPS_BWD, BK_OP_HC_PROJECT_BWD, BK_OP_HC_POST_RES_BWD},
                  (const void *const[]){&a->pre_norm, &a->maps, &a->project, &a->merge}),
      2 * BYTES(project.dx) + BYTES(pre_norm.dx) + BYTES(merge.dout) + BYTES(project.x) + BYTES(maps.dpre) +
          BYTES(project.dproj) + BYTES(project.drinv))

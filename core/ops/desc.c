@@ -183,8 +183,9 @@ FIELDS(HC_MAPS) = {IN(A, proj), IN(A, rinv),      IN(A, scale),    IN(A, base),
                    OUT(A, pre), OUT_OPT(A, post), OUT_OPT(A, comb)};
 #undef A
 #define A bk_hc_maps_bwd_args
-FIELDS(HC_MAPS_BWD) = {IN(A, proj),      IN(A, rinv),      IN(A, scale),  IN(A, base),   IN(A, dpre),      IN_OPT(A, dpost),
-                       IN_OPT(A, dcomb), OUT(A, dproj), OUT(A, drinv), INOUT(A, dscale), INOUT(A, dbase)};
+FIELDS(HC_MAPS_BWD) = {IN(A, proj),   IN(A, rinv),      IN(A, scale),     IN(A, base),
+                       IN(A, dpre),   IN_OPT(A, dpost), IN_OPT(A, dcomb), OUT(A, dproj),
+                       OUT(A, drinv), INOUT(A, dscale), INOUT(A, dbase)};
 #undef A
 #define A bk_hc_pre_norm_args
 FIELDS(HC_PRE_NORM) = {IN(A, x), IN(A, pre), IN(A, w), OUT(A, y), OUT(A, h), OUT(A, rstd)};

@@ -1,8 +1,9 @@
-/* From an op to the kernel that runs it. The device's own table comes first, then the composed defaults of the fused slots;
- * a device asked for `allow_fallback` may then use another device's kernel. */
+/* From an op to the kernel that runs it. The device's own table comes first, then the composed defaults of the fused
+ * slots; a device asked for `allow_fallback` may then use another device's kernel. */
 #include "ops/ops.h"
 
-static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op, bk_dtype dtype, const void *args) {
+static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op, bk_dtype dtype,
+                                   const void *args) {
   for (const bk_kernel *k = table; k->op != BK_OP_NONE; k++) {
     if (k->op == op && (k->dtypes & BK_DT(dtype)) && k->accepts(device, args)) return k;
   }

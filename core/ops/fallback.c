@@ -1,9 +1,9 @@
 /* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or cpu is not there.
  *
- * The other device is opened once per device (device->fallback, closed with it). Where both have host memory its kernel works
- * on the operands in place. Otherwise the operands' memory passes through a staging buffer, byte for byte: ranges that
- * overlap (views of one tensor, operands that alias) travel as one, everything goes in, and what holds an output comes back.
- * Launches then synchronise, which kernels otherwise never do. */
+ * The other device is opened once per device (device->fallback, closed with it). Where both have host memory its kernel
+ * works on the operands in place. Otherwise the operands' memory passes through a staging buffer, byte for byte: ranges
+ * that overlap (views of one tensor, operands that alias) travel as one, everything goes in, and what holds an output
+ * comes back. Launches then synchronise, which kernels otherwise never do. */
 #include "ops/ops.h"
 
 #include <string.h>
@@ -73,7 +73,8 @@ static size_t staging_bytes(bk_op op, const void *args) {
   const bk_op_desc *desc = bk_op_describe(op);
   size_t bytes = 0;
   for (int i = 0; i < desc->n_fields; i++) {
-    bytes += BK_ALIGN_UP(bk_tensor_span(bk_op_field_get(args, &desc->fields[i])), (size_t)BK_ARENA_ALIGN) + BK_ARENA_ALIGN;
+    bytes +=
+        BK_ALIGN_UP(bk_tensor_span(bk_op_field_get(args, &desc->fields[i])), (size_t)BK_ARENA_ALIGN) + BK_ARENA_ALIGN;
   }
   return bytes;
 }

@@ -1,5 +1,5 @@
-/* ops: what the files of this folder share. The op descriptors, their checks and costs, the kernel lookup and the composed
- * defaults of the fused slots. Internal header. */
+/* ops: what the files of this folder share. The op descriptors, their checks and costs, the kernel lookup and the
+ * composed defaults of the fused slots. Internal header. */
 #ifndef BK_OPS_H
 #define BK_OPS_H
 
@@ -31,12 +31,12 @@ static inline bk_dtype bk_coef_dtype(bk_dtype storage) { return storage == BK_F6
 
 /* ---- check.c: rules written as text ----
  * A rule is "field:T[dims]" and rules are separated by one space, e.g. "x:s[N,D] w:c[D] rstd:c[N]".
- * T: s storage dtype (the same for all of the op), c its coefficient dtype, f any float of the same family (fp64, or fp32
- *    and bf16), i i32.
- * dims: a letter is bound by its first use (or before, with bk_dims_bind) and must agree from then on; sums and products of
- *    letters and numbers, evaluated from left to right ("N*k", "E+1"); "?" after a lone letter lets the size be 0.
- * "~" after "]": any strides; otherwise the last dimension is dense. "=" after "]": the last two dimensions are one dense block.
- * A field that the descriptor calls optional may be absent. */
+ * T: s storage dtype (the same for all of the op), c its coefficient dtype, f any float of the same family (fp64, or
+ * fp32 and bf16), i i32. dims: a letter is bound by its first use (or before, with bk_dims_bind) and must agree from
+ * then on; sums and products of letters and numbers, evaluated from left to right ("N*k", "E+1"); "?" after a lone
+ * letter lets the size be 0.
+ * "~" after "]": any strides; otherwise the last dimension is dense. "=" after "]": the last two dimensions are one
+ * dense block. A field that the descriptor calls optional may be absent. */
 typedef struct bk_dims {
   bk_context *ctx;
   bk_op op;
@@ -62,8 +62,8 @@ extern const bk_kernel bk_composite_kernels[];
 bool bk_op_is_fused_slot(bk_op op);
 
 /* ---- fallback.c ---- */
-/* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED without a message when it
- * has no kernel either. */
+/* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED without a message when
+ * it has no kernel either. */
 bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
 
 #endif

@@ -68,7 +68,8 @@ static double *copy_of(const bk_tensor *t) {
   return v;
 }
 
-/* What the loss is made of: the cotangents as they were (the backward may use their memory) and what INOUT started from. */
+/* What the loss is made of: the cotangents as they were (the backward may use their memory) and what INOUT started
+ * from. */
 typedef struct loss_state {
   grad_test *g;
   const grad_case *c;
@@ -114,8 +115,8 @@ static void check_input(const loss_state *s, int which, const double *gradient) 
   double share = sqrt(error) / fmax(sqrt(norm), 1e-3);
   if (share < 1e-6) return;
   s->g->failed++;
-  printf("FAIL %s: gradient %d of %s: error %.3e of its norm %.3e\n", s->c->name, which, bk_op_name(s->c->backward), share,
-         sqrt(norm));
+  printf("FAIL %s: gradient %d of %s: error %.3e of its norm %.3e\n", s->c->name, which, bk_op_name(s->c->backward),
+         share, sqrt(norm));
 }
 
 void grad_check(grad_test *g, const grad_case *c) {

@@ -1,9 +1,9 @@
 /* Central differences in double on `ref`: is an op's backward the derivative of its forward?
  *
- * The loss is the sum of cotangent * output over the outputs. Each input element (at most GRAD_SAMPLES of a tensor, drawn at
- * random) is moved by h and 2h both ways; the five-point rule gives its derivative with an error of order h^4. The backward
- * op's gradient must agree within 1e-6 of the norm of the tensor's gradient. Gradients that add are given something to add
- * to, and it is taken off again; those that overwrite find other numbers there. */
+ * The loss is the sum of cotangent * output over the outputs. Each input element (at most GRAD_SAMPLES of a tensor,
+ * drawn at random) is moved by h and 2h both ways; the five-point rule gives its derivative with an error of order h^4.
+ * The backward op's gradient must agree within 1e-6 of the norm of the tensor's gradient. Gradients that add are given
+ * something to add to, and it is taken off again; those that overwrite find other numbers there. */
 #ifndef BK_TEST_GRAD_H
 #define BK_TEST_GRAD_H
 

@@ -27,8 +27,10 @@ static void check_grouped(grad_test *g) {
   bk_tensor offsets = g_ints(g, 1, (int64_t[]){5}, bounds);
   bk_grouped_gemm_args forward = {a, b, offsets, c}, to_a = {dc, bk_tensor_transpose(b, 1, 2), offsets, da};
   bk_grouped_wgrad_args to_b = {a, dc, offsets, db};
-  CHECK("grouped_gemm, to a", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_GEMM, &forward, &to_a, {{&c, &dc, 0}}, {{&a, &da, 0}}, NULL);
-  CHECK("grouped_gemm, to b", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_WGRAD, &forward, &to_b, {{&c, &dc, 0}}, {{&b, &db, 1}}, NULL);
+  CHECK("grouped_gemm, to a", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_GEMM, &forward, &to_a, {{&c, &dc, 0}}, {{&a, &da, 0}},
+        NULL);
+  CHECK("grouped_gemm, to b", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_WGRAD, &forward, &to_b, {{&c, &dc, 0}}, {{&b, &db, 1}},
+        NULL);
   grad_reset(g);
 }
 
@@ -38,7 +40,8 @@ static void check_rmsnorm(grad_test *g, bool accumulate) {
   bk_tensor x = G(5, 9), w = G(9), y = G(5, 9), rstd = G(5), dy = G(5, 9), dx = G(5, 9), dw = G(9);
   bk_rmsnorm_args forward = {x, w, y, rstd, 1e-2};
   bk_rmsnorm_bwd_args backward = {x, w, rstd, dy, dx, dw, accumulate};
-  CHECK("rmsnorm", BK_OP_RMSNORM, BK_OP_RMSNORM_BWD, &forward, &backward, {{&y, &dy, 0}}, {{&x, &dx, accumulate}, {&w, &dw, 1}}, NULL);
+  CHECK("rmsnorm", BK_OP_RMSNORM, BK_OP_RMSNORM_BWD, &forward, &backward, {{&y, &dy, 0}},
+        {{&x, &dx, accumulate}, {&w, &dw, 1}}, NULL);
   grad_reset(g);
 }
 
@@ -65,7 +68,8 @@ static void check_swiglu(grad_test *g) {
   bk_tensor gate = G(4, 7), up = G(4, 7), y = G(4, 7), dy = G(4, 7), dgate = G(4, 7), dup = G(4, 7);
   bk_swiglu_args forward = {gate, up, y};
   bk_swiglu_bwd_args backward = {gate, up, dy, dgate, dup};
-  CHECK("swiglu", BK_OP_SWIGLU, BK_OP_SWIGLU_BWD, &forward, &backward, {{&y, &dy, 0}}, {{&gate, &dgate, 0}, {&up, &dup, 0}}, NULL);
+  CHECK("swiglu", BK_OP_SWIGLU, BK_OP_SWIGLU_BWD, &forward, &backward, {{&y, &dy, 0}},
+        {{&gate, &dgate, 0}, {&up, &dup, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -81,11 +85,13 @@ static void check_embed(grad_test *g) {
 /* The cotangent of each loss is the step's loss scale. */
 static void check_cross_entropy(grad_test *g) {
   const int32_t values[] = {2, -100, 0, 6, 3};
-  bk_tensor targets = g_ints(g, 1, (int64_t[]){5}, values), logits = G(5, 7), step = G(BK_STEP_SLOTS), loss = G(5), dlogits = G(5, 7);
+  bk_tensor targets = g_ints(g, 1, (int64_t[]){5}, values), logits = G(5, 7), step = G(BK_STEP_SLOTS), loss = G(5),
+            dlogits = G(5, 7);
   bk_tensor scale = g_uniform(g, 5, 0.25, 0.25), none = {0};
   ((double *)bk_tensor_data(&step))[BK_STEP_LOSS_SCALE] = 0.25;
   bk_cross_entropy_args forward = {logits, targets, step, loss, none}, backward = {logits, targets, step, loss, dlogits};
-  CHECK("cross_entropy", BK_OP_CROSS_ENTROPY, BK_OP_CROSS_ENTROPY, &forward, &backward, {{&loss, &scale, 1}}, {{&logits, &dlogits, 0}}, NULL);
+  CHECK("cross_entropy", BK_OP_CROSS_ENTROPY, BK_OP_CROSS_ENTROPY, &forward, &backward, {{&loss, &scale, 1}},
+        {{&logits, &dlogits, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -96,7 +102,8 @@ static void check_router(grad_test *g, bool norm) {
   bk_tensor index = g_ints(g, 2, (int64_t[]){6, 3}, NULL);
   bk_router_args forward = {logits, bias, scores, index, weights, 4, 2, norm, 2.5};
   bk_router_bwd_args backward = {scores, index, dweights, dlogits, norm, 2.5};
-  CHECK("router", BK_OP_ROUTER, BK_OP_ROUTER_BWD, &forward, &backward, {{&weights, &dweights, 0}}, {{&logits, &dlogits, 0}}, NULL);
+  CHECK("router", BK_OP_ROUTER, BK_OP_ROUTER_BWD, &forward, &backward, {{&weights, &dweights, 0}},
+        {{&logits, &dlogits, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -109,7 +116,8 @@ static void check_permute(grad_test *g) {
   for (int accumulate = 0; accumulate < 2; accumulate++) {
     bk_permute_args forward = {x, order, rows, 2};
     bk_unpermute_args backward = {drows, slot, none, dx, accumulate};
-    CHECK("permute", BK_OP_PERMUTE, BK_OP_UNPERMUTE, &forward, &backward, {{&rows, &drows, 0}}, {{&x, &dx, accumulate}}, NULL);
+    CHECK("permute", BK_OP_PERMUTE, BK_OP_UNPERMUTE, &forward, &backward, {{&rows, &drows, 0}}, {{&x, &dx, accumulate}},
+          NULL);
   }
   bk_unpermute_args bare = {rows, slot, none, y, false}, weighted = {rows, slot, weights, y, false};
   bk_permute_args bare_backward = {dy, order, drows, 2};

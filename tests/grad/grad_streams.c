@@ -9,7 +9,8 @@ static void check_expand(grad_test *g, int n) {
   bk_hc_expand_args expand = {x, y}, back_to_streams = {dx, dy};
   bk_hc_collapse_args collapse = {y, x}, back_to_one = {dy, dx};
   CHECK("hc_expand", BK_OP_HC_EXPAND, BK_OP_HC_COLLAPSE, &expand, &back_to_one, {{&y, &dy, 0}}, {{&x, &dx, 0}}, NULL);
-  CHECK("hc_collapse", BK_OP_HC_COLLAPSE, BK_OP_HC_EXPAND, &collapse, &back_to_streams, {{&x, &dx, 0}}, {{&y, &dy, 0}}, NULL);
+  CHECK("hc_collapse", BK_OP_HC_COLLAPSE, BK_OP_HC_EXPAND, &collapse, &back_to_streams, {{&x, &dx, 0}}, {{&y, &dy, 0}},
+        NULL);
   grad_reset(g);
 }
 
@@ -17,7 +18,8 @@ static void check_rms(grad_test *g, bool accumulate) {
   bk_tensor x = G(4, 11), rinv = G(4), drinv = G(4), dx = G(4, 11);
   bk_hc_rms_args forward = {x, rinv, 1e-2};
   bk_hc_rms_bwd_args backward = {x, rinv, drinv, dx, accumulate};
-  CHECK("hc_rms", BK_OP_HC_RMS, BK_OP_HC_RMS_BWD, &forward, &backward, {{&rinv, &drinv, 0}}, {{&x, &dx, accumulate}}, NULL);
+  CHECK("hc_rms", BK_OP_HC_RMS, BK_OP_HC_RMS_BWD, &forward, &backward, {{&rinv, &drinv, 0}}, {{&x, &dx, accumulate}},
+        NULL);
   grad_reset(g);
 }
 
@@ -33,15 +35,16 @@ static void check_logits(grad_test *g, bk_hc_kind kind, int n) {
 }
 
 static void check_gates(grad_test *g, int n, bool has_post) {
-  bk_tensor logits = G(N, 2 * n), dlogits = G(N, 2 * n), pre = G(N, n), post = G(N, n), dpre = G(N, n), dpost = G(N, n), none = {0};
+  bk_tensor logits = G(N, 2 * n), dlogits = G(N, 2 * n), pre = G(N, n), post = G(N, n), dpre = G(N, n), dpost = G(N, n),
+            none = {0};
   if (!has_post) {
     logits = G(N, n);
     dlogits = G(N, n);
   }
   bk_hc_gates_args forward = {logits, pre, has_post ? post : none, 1e-2};
   bk_hc_gates_bwd_args backward = {logits, dpre, has_post ? dpost : none, dlogits};
-  CHECK("hc_gates", BK_OP_HC_GATES, BK_OP_HC_GATES_BWD, &forward, &backward, {{&pre, &dpre, 0}, {has_post ? &post : NULL, &dpost, 0}},
-        {{&logits, &dlogits, 0}}, NULL);
+  CHECK("hc_gates", BK_OP_HC_GATES, BK_OP_HC_GATES_BWD, &forward, &backward,
+        {{&pre, &dpre, 0}, {has_post ? &post : NULL, &dpost, 0}}, {{&logits, &dlogits, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -50,7 +53,8 @@ static void check_sinkhorn(grad_test *g, int n, int iters, double eps) {
   g_scale(&logits, 2);
   bk_sinkhorn_args forward = {logits, comb, iters, eps};
   bk_sinkhorn_bwd_args backward = {logits, dcomb, dlogits, iters, eps};
-  CHECK("sinkhorn", BK_OP_SINKHORN, BK_OP_SINKHORN_BWD, &forward, &backward, {{&comb, &dcomb, 0}}, {{&logits, &dlogits, 0}}, NULL);
+  CHECK("sinkhorn", BK_OP_SINKHORN, BK_OP_SINKHORN_BWD, &forward, &backward, {{&comb, &dcomb, 0}},
+        {{&logits, &dlogits, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -59,7 +63,8 @@ static void check_perm(grad_test *g, int n) {
   bk_tensor logits = G(N, weights), comb = G(N, n, n), dcomb = G(N, n, n), dlogits = G(N, weights);
   bk_hc_perm_args forward = {logits, comb, n};
   bk_hc_perm_bwd_args backward = {logits, dcomb, dlogits, n};
-  CHECK("hc_perm", BK_OP_HC_PERM, BK_OP_HC_PERM_BWD, &forward, &backward, {{&comb, &dcomb, 0}}, {{&logits, &dlogits, 0}}, NULL);
+  CHECK("hc_perm", BK_OP_HC_PERM, BK_OP_HC_PERM_BWD, &forward, &backward, {{&comb, &dcomb, 0}},
+        {{&logits, &dlogits, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -69,7 +74,8 @@ static void check_tanh(grad_test *g, int n) {
   bk_tensor dproj = G(N * n, n + 2), drinv = G(N * n), dscale = G(3), dbase = G(n * (n + 2));
   bk_hc_tanh_args forward = {proj, rinv, scale, base, pre, post, comb, n};
   bk_hc_tanh_bwd_args backward = {proj, rinv, scale, dpre, dpost, dcomb, dproj, drinv, dscale, dbase, n};
-  CHECK("hc_tanh", BK_OP_HC_TANH, BK_OP_HC_TANH_BWD, &forward, &backward, {{&pre, &dpre, 0}, {&post, &dpost, 0}, {&comb, &dcomb, 0}},
+  CHECK("hc_tanh", BK_OP_HC_TANH, BK_OP_HC_TANH_BWD, &forward, &backward,
+        {{&pre, &dpre, 0}, {&post, &dpost, 0}, {&comb, &dcomb, 0}},
         {{&proj, &dproj, 0}, {&rinv, &drinv, 0}, {&scale, &dscale, 1}, {&base, &dbase, 1}}, NULL);
   grad_reset(g);
 }
@@ -78,7 +84,8 @@ static void check_pre(grad_test *g, int n, bool accumulate) {
   bk_tensor x = G(N, n, 5), pre = G(N, n), y = G(N, 5), dy = G(N, 5), dx = G(N, n, 5), dpre = G(N, n);
   bk_hc_pre_args forward = {x, pre, y};
   bk_hc_pre_bwd_args backward = {x, pre, dy, dx, dpre, accumulate};
-  CHECK("hc_pre", BK_OP_HC_PRE, BK_OP_HC_PRE_BWD, &forward, &backward, {{&y, &dy, 0}}, {{&x, &dx, accumulate}, {&pre, &dpre, 0}}, NULL);
+  CHECK("hc_pre", BK_OP_HC_PRE, BK_OP_HC_PRE_BWD, &forward, &backward, {{&y, &dy, 0}},
+        {{&x, &dx, accumulate}, {&pre, &dpre, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -86,7 +93,8 @@ static void check_res(grad_test *g, int n) {
   bk_tensor x = G(N, n, 5), comb = G(N, n, n), y = G(N, n, 5), dy = G(N, n, 5), dx = G(N, n, 5), dcomb = G(N, n, n);
   bk_hc_res_args forward = {x, comb, y};
   bk_hc_res_bwd_args backward = {x, comb, dy, dx, dcomb};
-  CHECK("hc_res", BK_OP_HC_RES, BK_OP_HC_RES_BWD, &forward, &backward, {{&y, &dy, 0}}, {{&x, &dx, 0}, {&comb, &dcomb, 0}}, NULL);
+  CHECK("hc_res", BK_OP_HC_RES, BK_OP_HC_RES_BWD, &forward, &backward, {{&y, &dy, 0}},
+        {{&x, &dx, 0}, {&comb, &dcomb, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -94,7 +102,8 @@ static void check_post(grad_test *g, int n) {
   bk_tensor f = G(N, 5), post = G(N, n), y = G(N, n, 5), dy = G(N, n, 5), df = G(N, 5), dpost = G(N, n);
   bk_hc_post_args forward = {f, post, y};
   bk_hc_post_bwd_args backward = {f, post, dy, df, dpost};
-  CHECK("hc_post", BK_OP_HC_POST, BK_OP_HC_POST_BWD, &forward, &backward, {{&y, &dy, 0}}, {{&f, &df, 0}, {&post, &dpost, 0}}, &y);
+  CHECK("hc_post", BK_OP_HC_POST, BK_OP_HC_POST_BWD, &forward, &backward, {{&y, &dy, 0}},
+        {{&f, &df, 0}, {&post, &dpost, 0}}, &y);
   grad_reset(g);
 }
 

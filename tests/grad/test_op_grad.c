@@ -1,5 +1,5 @@
-/* test_op_grad: every backward op is the derivative of its forward (grad.h). Fused slots are checked as `ref` has them and as
- * composed. Every op whose name ends in _bwd must come up, and the ops that are the backward of another. */
+/* test_op_grad: every backward op is the derivative of its forward (grad.h). Fused slots are checked as `ref` has them
+ * and as composed. Every op whose name ends in _bwd must come up, and the ops that are the backward of another. */
 #include "tests/grad/grad.h"
 
 #include <stdio.h>

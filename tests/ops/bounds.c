@@ -1,10 +1,10 @@
 /* The bounds on the normalised mean squared error, by op and by the dtype of the output.
  *
- * Element-wise ops and maps: 1e-10 in fp32, 5e-6 in bf16. Products and attention: 1e-9 in fp32, growing with the length K of
- * the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32 output of a bf16 op is held to the fp32 bound (its inputs were
- * rounded before ref saw them) unless the op rounds something in between. Storing one result in bf16 takes 2.4e-6 of the
- * 5e-6 (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step, which a fused kernel does
- * not, so composed slots have the bound once per step. */
+ * Element-wise ops and maps: 1e-10 in fp32, 5e-6 in bf16. Products and attention: 1e-9 in fp32, growing with the length
+ * K of the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32 output of a bf16 op is held to the fp32 bound (its
+ * inputs were rounded before ref saw them) unless the op rounds something in between. Storing one result in bf16
+ * takes 2.4e-6 of the 5e-6 (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step,
+ * which a fused kernel does not, so composed slots have the bound once per step. */
 #include "tests/ops/harness.h"
 
 #include <string.h>
@@ -55,7 +55,8 @@ static bool runs_composed(const harness *h, bk_op op, const void *args) {
 
 /* Slots that by their definition go on from what they stored. */
 static bool goes_on_from_stored(bk_op op) {
-  return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD;
+  return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX ||
+         op == BK_OP_HC_MERGE_MIX_BWD;
 }
 
 bool harness_rounds_between(const harness *h, bk_op op, const void *args) {

@@ -45,7 +45,8 @@ static void cases_add(harness *h) {
     int pad = i % 2 * HARNESS_PAD;
     bk_add_args a = {h2(h->st, pad, n, c), h2(h->st, 0, n, c), h2(h->st, pad, n, c)};
     harness_case(h, BK_OP_ADD, &a, NULL, NULL, "N=%lld,C=%lld,%s", (long long)n, (long long)c, strided_name(pad));
-    harness_case(h, BK_OP_ADD, &a, inplace, NULL, "inplace,N=%lld,C=%lld,%s", (long long)n, (long long)c, strided_name(pad));
+    harness_case(h, BK_OP_ADD, &a, inplace, NULL, "inplace,N=%lld,C=%lld,%s", (long long)n, (long long)c,
+                 strided_name(pad));
   }
   bk_add_args a = {h3(h->st, 1, 13, 4, 31), h3(h->st, 0, 13, 4, 31), h3(h->st, 0, 13, 4, 31)};
   harness_case(h, BK_OP_ADD, &a, special, NULL, "special,strided");
@@ -80,8 +81,9 @@ static bk_tensor matrix(bk_dtype dtype, bool turned, int pad, int64_t batch, int
 }
 
 typedef struct gemm_shape { int64_t batch, m, k, n; } gemm_shape;
-static const gemm_shape gemm_shapes[] = {{0, 1, 1, 1},    {0, 13, 31, 7},   {0, 127, 128, 65}, {0, 257, 31, 130}, {3, 13, 64, 31},
-                                         {0, 1, 2560, 24}, {2, 128, 17, 1}, {0, 33, 2048, 48}, {0, 64, 1, 64},    {0, 3, 128, 257}};
+static const gemm_shape gemm_shapes[] = {{0, 1, 1, 1},    {0, 13, 31, 7},   {0, 127, 128, 65}, {0, 257, 31, 130},
+                                         {3, 13, 64, 31}, {0, 1, 2560, 24}, {2, 128, 17, 1},   {0, 33, 2048, 48},
+                                         {0, 64, 1, 64},  {0, 3, 128, 257}};
 
 enum { GEMM_SHAPE, GEMM_TURN_A, GEMM_TURN_B, GEMM_TURN_C, GEMM_PAD, GEMM_ACCUMULATE, GEMM_TYPES };
 
@@ -94,9 +96,9 @@ static void gemm_case(harness *h, const int *level) {
                     matrix(tc, level[GEMM_TURN_C], pad, s.batch, s.m, s.n), level[GEMM_SHAPE] % 2 ? 1.0 : -0.375,
                     level[GEMM_ACCUMULATE]};
   const fill fills[] = {{"c", a.accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_GEMM, &a, fills, NULL, "B=%lld,M=%lld,K=%lld,N=%lld,%c%c%c,types=%d,acc=%d,%s", (long long)s.batch,
-               (long long)s.m, (long long)s.k, (long long)s.n, "nt"[level[GEMM_TURN_A]], "nt"[level[GEMM_TURN_B]],
-               "nt"[level[GEMM_TURN_C]], types, a.accumulate, strided_name(pad));
+  harness_case(h, BK_OP_GEMM, &a, fills, NULL, "B=%lld,M=%lld,K=%lld,N=%lld,%c%c%c,types=%d,acc=%d,%s",
+               (long long)s.batch, (long long)s.m, (long long)s.k, (long long)s.n, "nt"[level[GEMM_TURN_A]],
+               "nt"[level[GEMM_TURN_B]], "nt"[level[GEMM_TURN_C]], types, a.accumulate, strided_name(pad));
 }
 
 /* No inner dimension: zeros, or what was there. */
@@ -124,29 +126,34 @@ static void cases_gemm(harness *h) {
 /* ---- products over experts ---- */
 
 typedef struct grouped_shape { int64_t experts, rows, room, k, n; } grouped_shape;
-static const grouped_shape grouped_shapes[] = {
-    {1, 13, 13, 31, 7}, {4, 127, 130, 64, 33}, {8, 257, 300, 31, 48}, {3, 1, 1, 128, 24}, {16, 13, 40, 17, 1}, {5, 0, 8, 9, 11}};
+static const grouped_shape grouped_shapes[] = {{1, 13, 13, 31, 7}, {4, 127, 130, 64, 33}, {8, 257, 300, 31, 48},
+                                               {3, 1, 1, 128, 24}, {16, 13, 40, 17, 1},   {5, 0, 8, 9, 11}};
 
 static void grouped_case(harness *h, const int *level) {
   grouped_shape s = grouped_shapes[level[0]];
   int pad = level[2] * HARNESS_PAD;
-  bk_tensor b = level[1] ? bk_tensor_transpose(h3(h->st, pad, s.experts, s.n, s.k), 1, 2) : h3(h->st, pad, s.experts, s.k, s.n);
+  bk_tensor b =
+      level[1] ? bk_tensor_transpose(h3(h->st, pad, s.experts, s.n, s.k), 1, 2) : h3(h->st, pad, s.experts, s.k, s.n);
   bk_grouped_gemm_args a = {h2(h->st, pad, s.room, s.k), b, h1(BK_I32, s.experts + 1), h2(h->st, pad, s.room, s.n)};
-  const fill fills[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "E=%lld,rows=%lld,room=%lld,K=%lld,N=%lld,%c,%s", (long long)s.experts,
-               (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, "nt"[level[1]], strided_name(pad));
+  const fill fills[] = {
+      {"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "E=%lld,rows=%lld,room=%lld,K=%lld,N=%lld,%c,%s",
+               (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n,
+               "nt"[level[1]], strided_name(pad));
   if (level[1]) return;
   bk_grouped_wgrad_args w = {h2(h->st, pad, s.room, s.k), h2(h->st, pad, s.room, s.n), h1(BK_I32, s.experts + 1),
                              h3(h->ct, pad, s.experts, s.k, s.n)};
   const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,%s", (long long)s.experts,
-               (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, strided_name(pad));
+  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,%s",
+               (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n,
+               strided_name(pad));
 }
 
 /* ---- optimiser ---- */
 
 /* Parameters of the step block; b = 0 makes the step one that must not be taken; a is the sum of squares. */
-static void fill_step(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+static void fill_step(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED,
+                      double *values) {
   for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = 0;
   values[BK_STEP_LR] = 1e-3;
   values[BK_STEP_BC1] = 1 - pow(0.9, 7);
@@ -177,8 +184,8 @@ static void cases_adamw(harness *h) {
     if (master) a.master = h1(h->ct, p);
     const fill fills[] = {{"step", FILL_CALL, 1, finite, NULL, fill_step},
                           {"v", FILL_UNIFORM, 0, 1, NULL, NULL}, FILL_END};
-    harness_case(h, BK_OP_ADAMW, &a, fills, NULL, "P=%lld,master=%d,finite=%d,eps=%g,wd=%g", (long long)p, master, finite, a.eps,
-                 a.weight_decay);
+    harness_case(h, BK_OP_ADAMW, &a, fills, NULL, "P=%lld,master=%d,finite=%d,eps=%g,wd=%g", (long long)p, master,
+                 finite, a.eps, a.weight_decay);
   }
 }
 

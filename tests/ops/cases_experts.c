@@ -41,7 +41,8 @@ static bool row_is_clear(const double *logits, int64_t experts, int64_t groups) 
   return sorted_apart(group, groups, 1e-5) && sorted_apart(biased, experts, 1e-5);
 }
 
-static void fill_clear_logits(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values) {
+static void fill_clear_logits(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed, uint64_t stream,
+                              double *values) {
   int64_t experts = t->shape[1];
   uint64_t draw = 0;
   for (int64_t i = 0; i < t->shape[0]; i++) {
@@ -51,12 +52,14 @@ static void fill_clear_logits(const fill *f BK_UNUSED, const bk_tensor *t, uint6
   }
 }
 
-static void fill_bias(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+static void fill_bias(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED,
+                      double *values) {
   for (int64_t e = 0; e < bk_tensor_count(t); e++) values[e] = bias_of(e);
 }
 
 /* Three values only: equal scores everywhere, in every implementation. */
-static void fill_tied_logits(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values) {
+static void fill_tied_logits(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed, uint64_t stream,
+                             double *values) {
   const double levels[] = {0, 0.75, 2};
   for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = levels[(int)(bk_uniform(seed, stream, (uint64_t)i) * 3)];
 }
@@ -68,17 +71,26 @@ static void router_case(harness *h, const int *level) {
   int pad = level[2] * HARNESS_PAD;
   router_shape = router_shapes[level[1]];
   int64_t experts = router_shape[0], k = router_shape[1];
-  bk_router_args a = {.logits = h2(h->ct, pad, n, experts), .bias = h1(h->ct, experts), .scores = h2(h->ct, pad, n, experts),
-                      .index = h2(BK_I32, pad, n, k), .weights = h2(h->ct, pad, n, k), .n_group = (int)router_shape[2],
-                      .topk_group = (int)router_shape[3], .norm_topk_prob = level[3], .routed_scaling_factor = level[3] ? 2.5 : 1};
+  bk_router_args a = {.logits = h2(h->ct, pad, n, experts),
+                      .bias = h1(h->ct, experts),
+                      .scores = h2(h->ct, pad, n, experts),
+                      .index = h2(BK_I32, pad, n, k),
+                      .weights = h2(h->ct, pad, n, k),
+                      .n_group = (int)router_shape[2],
+                      .topk_group = (int)router_shape[3],
+                      .norm_topk_prob = level[3],
+                      .routed_scaling_factor = level[3] ? 2.5 : 1};
   bool ties = level[4];
   const fill fills[] = {{"logits", FILL_CALL, 0, 0, NULL, ties ? fill_tied_logits : fill_clear_logits},
                         {"bias", ties ? FILL_CONST : FILL_CALL, 0.5, 0, NULL, fill_bias}, FILL_END};
   harness_case(h, BK_OP_ROUTER, &a, fills, NULL, "N=%lld,E=%lld,k=%lld,groups=%d/%d,norm=%d,ties=%d,%s", (long long)n,
-               (long long)experts, (long long)k, a.topk_group, a.n_group, a.norm_topk_prob, ties, pad ? "strided" : "dense");
-  bk_router_bwd_args b = {h2(h->ct, pad, n, experts), h2(BK_I32, pad, n, k), h2(h->ct, pad, n, k), h2(h->ct, pad, n, experts),
-                          level[3], a.routed_scaling_factor};
-  const fill bwd[] = {{"scores", FILL_UNIFORM, 0, 1, NULL, NULL}, {"index", FILL_DISTINCT, (double)experts, 0, NULL, NULL}, FILL_END};
+               (long long)experts, (long long)k, a.topk_group, a.n_group, a.norm_topk_prob, ties,
+               pad ? "strided" : "dense");
+  bk_router_bwd_args b = {
+      h2(h->ct, pad, n, experts), h2(BK_I32, pad, n, k), h2(h->ct, pad, n, k), h2(h->ct, pad, n, experts), level[3],
+      a.routed_scaling_factor};
+  const fill bwd[] = {
+      {"scores", FILL_UNIFORM, 0, 1, NULL, NULL}, {"index", FILL_DISTINCT, (double)experts, 0, NULL, NULL}, FILL_END};
   harness_case(h, BK_OP_ROUTER_BWD, &b, bwd, NULL, "N=%lld,E=%lld,k=%lld,norm=%d,%d,%s", (long long)n, (long long)experts,
                (long long)k, b.norm_topk_prob, ties, pad ? "strided" : "dense");
 }
@@ -88,10 +100,12 @@ static void router_case(harness *h, const int *level) {
 static void index_case(harness *h, const int *level) {
   int64_t n = harness_tokens[level[0]], experts = (const int64_t[]){1, 8, 64}[level[1]];
   int64_t k = level[2] ? (experts < 6 ? experts : 6) : 1;
-  bk_moe_index_args a = {h2(BK_I32, level[3], n, k), h1(BK_I32, experts + 1), h1(BK_I32, n * k), h2(BK_I32, level[3], n, k), {0}};
+  bk_moe_index_args a = {
+      h2(BK_I32, level[3], n, k), h1(BK_I32, experts + 1), h1(BK_I32, n * k), h2(BK_I32, level[3], n, k), {0}};
   if (level[4]) a.load = h1(BK_I32, experts);
   const fill fills[] = {{"index", FILL_DISTINCT, (double)experts, 0, NULL, NULL},
-                        {level[4] ? "load" : "index", level[4] ? FILL_INDEX : FILL_DISTINCT, level[4] ? 0 : (double)experts, 100, NULL, NULL},
+                        {level[4] ? "load" : "index", level[4] ? FILL_INDEX : FILL_DISTINCT,
+                         level[4] ? 0 : (double)experts, 100, NULL, NULL},
                         FILL_END};
   harness_case(h, BK_OP_MOE_INDEX, &a, fills, NULL, "N=%lld,E=%lld,k=%lld,load=%d,%s", (long long)n, (long long)experts,
                (long long)k, level[4], level[3] ? "strided" : "dense");
@@ -110,19 +124,20 @@ static void permute_case(harness *h, const int *level) {
   if (weights) b.weights = h2(h->ct, pad, n, k);
   const fill slots[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL},
                         {"y", accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_UNPERMUTE, &b, slots, NULL, "N=%lld,C=%lld,k=%lld,weights=%d,acc=%d,%s", (long long)n, (long long)width,
-               (long long)k, weights, accumulate, pad ? "strided" : "dense");
-  bk_unpermute_bwd_args c = {h2(h->st, pad, n * k, width), h2(BK_I32, 0, n, k), h2(h->ct, pad, n, k), h2(h->st, pad, n, width),
-                             h2(h->st, pad, n * k, width), h2(h->ct, pad, n, k)};
+  harness_case(h, BK_OP_UNPERMUTE, &b, slots, NULL, "N=%lld,C=%lld,k=%lld,weights=%d,acc=%d,%s", (long long)n,
+               (long long)width, (long long)k, weights, accumulate, pad ? "strided" : "dense");
+  bk_unpermute_bwd_args c = {h2(h->st, pad, n * k, width), h2(BK_I32, 0, n, k),          h2(h->ct, pad, n, k),
+                             h2(h->st, pad, n, width),     h2(h->st, pad, n * k, width), h2(h->ct, pad, n, k)};
   const fill bwd[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL}, {"dx", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
   const fill inplace[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL}, {"dx", FILL_INPLACE, 0, 0, "x", NULL}, FILL_END};
-  harness_case(h, BK_OP_UNPERMUTE_BWD, &c, weights ? bwd : inplace, NULL, "N=%lld,C=%lld,k=%lld,inplace=%d,%s", (long long)n,
-               (long long)width, (long long)k, !weights, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_UNPERMUTE_BWD, &c, weights ? bwd : inplace, NULL, "N=%lld,C=%lld,k=%lld,inplace=%d,%s",
+               (long long)n, (long long)width, (long long)k, !weights, pad ? "strided" : "dense");
 }
 
 /* ---- balance ---- */
 
-static void fill_rate(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+static void fill_rate(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED,
+                      double *values) {
   for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = 0;
   values[BK_STEP_BALANCE_RATE] = 0.001;
   values[BK_STEP_FINITE] = f->a;

@@ -35,8 +35,8 @@ static void project_case(harness *h, const int *level) {
   if (s.variant == 3) b.dx = (bk_tensor){0};
   const fill fills[] = {RINV("rinv"), {"drinv", FILL_NORMAL, 0, 10, NULL, NULL}, FILL_END, FILL_END};
   fill with_dx[] = {fills[0], fills[1], grows("dx", b.accumulate), FILL_END};
-  harness_case(h, BK_OP_HC_PROJECT_BWD, &b, s.variant == 3 ? fills : with_dx, NULL, "variant=%d,R=%lld," SHAPE_FORMAT, s.variant,
-               (long long)rows, SHAPE_ARGS(s));
+  harness_case(h, BK_OP_HC_PROJECT_BWD, &b, s.variant == 3 ? fills : with_dx, NULL, "variant=%d,R=%lld," SHAPE_FORMAT,
+               s.variant, (long long)rows, SHAPE_ARGS(s));
 }
 
 /* ---- pre + norm ---- */
@@ -63,7 +63,8 @@ static void pre_norm_case(harness *h, const int *level) {
   bk_hc_pre_norm_bwd_args b = {wide, gates, w, narrow, rstd, narrow, wide, gates, w, s.variant & 1};
   const fill fills[] = {grows("dx", b.accumulate), RINV("rstd"), FILL_END};
   /* With one stream the norm takes the gate out again: its gradient is all cancellation, so y is something else there. */
-  harness_case(h, BK_OP_HC_PRE_NORM_BWD, &b, fills, s.n == 1 ? NULL : derive_pre_norm, "acc=%d," SHAPE_FORMAT, b.accumulate, SHAPE_ARGS(s));
+  harness_case(h, BK_OP_HC_PRE_NORM_BWD, &b, fills, s.n == 1 ? NULL : derive_pre_norm, "acc=%d," SHAPE_FORMAT,
+               b.accumulate, SHAPE_ARGS(s));
 }
 
 /* ---- post + res ---- */
@@ -77,8 +78,8 @@ static void post_res_case(harness *h, const int *level) {
   harness_case(h, BK_OP_HC_POST_RES, &a, NULL, NULL, "comb=%d," SHAPE_FORMAT, mixes, SHAPE_ARGS(s));
   bk_hc_post_res_bwd_args b = {wide, narrow, gates, a.comb, wide, wide, narrow, gates, a.comb};
   const fill fills[] = {{"dx", FILL_INPLACE, 0, 0, "dout", NULL}, FILL_END};
-  harness_case(h, BK_OP_HC_POST_RES_BWD, &b, inplace ? fills : NULL, NULL, "comb=%d,inplace=%d," SHAPE_FORMAT, mixes, inplace,
-               SHAPE_ARGS(s));
+  harness_case(h, BK_OP_HC_POST_RES_BWD, &b, inplace ? fills : NULL, NULL, "comb=%d,inplace=%d," SHAPE_FORMAT, mixes,
+               inplace, SHAPE_ARGS(s));
 }
 
 /* ---- merge + mix ---- */
@@ -142,7 +143,8 @@ static void merge_mix_bwd_case(harness *h, const int *level) {
   mix m = mix_of(h, level);
   bk_hc_merge_mix_bwd_args a = {
       .pre_norm = {m.wide, m.gates, m.w, m.narrow, m.rstd, m.narrow, m.wide, m.gates, m.w, true},
-      .maps = {m.proj, m.rinv, m.scale, m.base, m.gates, m.gates, m.comb, m.proj, m.rinv, m.scale, m.base, m.kind, m.n, 20, 0},
+      .maps = {m.proj, m.rinv, m.scale, m.base, m.gates, m.gates, m.comb, m.proj, m.rinv, m.scale, m.base, m.kind, m.n,
+               20, 0},
       .project = {m.flat, m.fn, m.rinv, m.proj, m.rinv, m.flat, m.fn, true},
       .merge = {m.wide, m.narrow, m.gates, m.comb, m.wide, m.wide, m.narrow, m.gates, m.comb}};
   const fill fills[] = {SMALL_FN,
@@ -159,8 +161,10 @@ static void merge_mix_bwd_case(harness *h, const int *level) {
 }
 
 void cases_fused(harness *h) {
-  const int levels[] = {5, 3, 8, 2, 4}, working[] = {HARNESS_WORKING, 2, 3, 0, 0}, working_res[] = {HARNESS_WORKING, 2, 3, 0, 1};
-  void (*const all[])(harness *, const int *) = {project_case, pre_norm_case, post_res_case, merge_mix_case, merge_mix_bwd_case};
+  const int levels[] = {5, 3, 8, 2, 4}, working[] = {HARNESS_WORKING, 2, 3, 0, 0},
+            working_res[] = {HARNESS_WORKING, 2, 3, 0, 1};
+  void (*const all[])(harness *, const int *) = {project_case, pre_norm_case, post_res_case, merge_mix_case,
+                                                 merge_mix_bwd_case};
   for (size_t i = 0; i < BK_COUNT(all); i++) {
     if (h->roof) all[i](h, all[i] == post_res_case ? working_res : working);
     else harness_pairwise(h, levels, 5, all[i]);

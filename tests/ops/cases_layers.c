@@ -47,9 +47,11 @@ static void rope_case(harness *h, const int *level) {
   bool past = level[4], inverse = level[5];
   bk_rope_args a = {h4(h->st, pad, 2, t, heads[0], d), {0}, h4(h->st, pad, 2, t, heads[1], d), 10000.0, inverse};
   if (past) a.past = h1(BK_I32, 1);
-  const fill fills[] = {{"y", FILL_POISON, 0, 0, NULL, NULL}, {past ? "past" : "x", past ? FILL_CONST : FILL_NORMAL, past ? 4093 : 0, 1, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_ROPE, &a, fills, NULL, "T=%lld,H=%lld-%lld,D=%lld,past=%d,inv=%d,%s", (long long)t, (long long)heads[0],
-               (long long)heads[1], (long long)d, past, inverse, strided_name(pad));
+  const fill fills[] = {{"y", FILL_POISON, 0, 0, NULL, NULL},
+                        {past ? "past" : "x", past ? FILL_CONST : FILL_NORMAL, past ? 4093 : 0, 1, NULL, NULL},
+                        FILL_END};
+  harness_case(h, BK_OP_ROPE, &a, fills, NULL, "T=%lld,H=%lld-%lld,D=%lld,past=%d,inv=%d,%s", (long long)t,
+               (long long)heads[0], (long long)heads[1], (long long)d, past, inverse, strided_name(pad));
   if (heads[0] != heads[1]) return;
   const fill inplace[] = {{"y", FILL_INPLACE, 0, 0, "x", NULL}, fills[1], FILL_END};
   harness_case(h, BK_OP_ROPE, &a, inplace, NULL, "inplace,T=%lld,H=%lld,D=%lld,past=%d,inv=%d,%s", (long long)t,
@@ -63,16 +65,17 @@ static void cases_cache(harness *h) {
     int pad = i % 2 * HARNESS_PAD;
     bk_cache_write_args a = {h4(h->st, pad, s[0], s[1], 3, 31), h1(BK_I32, 1), h4(h->st, pad, s[0], s[2], 3, 31)};
     const fill fills[] = {{"past", FILL_CONST, (double)s[3], 0, NULL, NULL}, FILL_END};
-    harness_case(h, BK_OP_CACHE_WRITE, &a, fills, NULL, "B=%lld,T=%lld,S=%lld,past=%lld,%s", (long long)s[0], (long long)s[1],
-                 (long long)s[2], (long long)s[3], strided_name(pad));
+    harness_case(h, BK_OP_CACHE_WRITE, &a, fills, NULL, "B=%lld,T=%lld,S=%lld,past=%lld,%s", (long long)s[0],
+                 (long long)s[1], (long long)s[2], (long long)s[3], strided_name(pad));
   }
 }
 
 /* ---- attention ---- */
 
 typedef struct attention_shape { int64_t b, t, heads, dk, dv; } attention_shape;
-static const attention_shape attention_shapes[] = {{1, 1, 1, 1, 1},  {2, 3, 2, 12, 8},  {1, 13, 3, 31, 17}, {2, 127, 1, 24, 16},
-                                                   {1, 257, 2, 40, 32}, {3, 64, 4, 96, 64}, {1, 65, 1, 192, 128}};
+static const attention_shape attention_shapes[] = {{1, 1, 1, 1, 1},     {2, 3, 2, 12, 8},    {1, 13, 3, 31, 17},
+                                                   {2, 127, 1, 24, 16}, {1, 257, 2, 40, 32}, {3, 64, 4, 96, 64},
+                                                   {1, 65, 1, 192, 128}};
 
 static void attention_case(harness *h, int i, int pad, double spread) {
   attention_shape s = attention_shapes[i];
@@ -97,7 +100,8 @@ static void attention_bwd_case(harness *h, int i, int pad, double spread) {
   bk_attention_bwd_args a = {qk, qk, v, v, h3(h->ct, pad, s.b, s.heads, s.t), v, qk, qk, v, 1 / sqrt((double)s.dk)};
   const fill fills[] = {{"q", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
   harness_case(h, BK_OP_ATTENTION_BWD, &a, fills, derive_attention, "B=%lld,T=%lld,H=%lld,K=%lld,V=%lld,spread=%g,%s",
-               (long long)s.b, (long long)s.t, (long long)s.heads, (long long)s.dk, (long long)s.dv, spread, strided_name(pad));
+               (long long)s.b, (long long)s.t, (long long)s.heads, (long long)s.dk, (long long)s.dv, spread,
+               strided_name(pad));
 }
 
 /* Generation: a cache of S positions, of which past + T are in use. What lies behind is never read. */
@@ -113,14 +117,19 @@ static void cases_attention_past(harness *h) {
   for (int i = 0; i < 4; i++) {
     const int64_t *s = shapes[i];
     int pad = i % 2 * HARNESS_PAD;
-    bk_attention_args a = {h4(h->st, pad, s[0], s[1], 2, 24), h4(h->st, pad, s[0], s[2], 2, 24), h4(h->st, pad, s[0], s[2], 2, 16),
-                           h1(BK_I32, 1), h4(h->st, pad, s[0], s[1], 2, 16), {0}, 0.2};
+    bk_attention_args a = {h4(h->st, pad, s[0], s[1], 2, 24),
+                           h4(h->st, pad, s[0], s[2], 2, 24),
+                           h4(h->st, pad, s[0], s[2], 2, 16),
+                           h1(BK_I32, 1),
+                           h4(h->st, pad, s[0], s[1], 2, 16),
+                           {0},
+                           0.2};
     double used = (double)(s[3] + s[1]);
     const fill fills[] = {{"past", FILL_CONST, (double)s[3], 0, NULL, NULL},
                           {"k", FILL_CALL, used, 0, NULL, fill_cache},
                           {"v", FILL_CALL, used, 0, NULL, fill_cache}, FILL_END};
-    harness_case(h, BK_OP_ATTENTION, &a, fills, NULL, "B=%lld,T=%lld,S=%lld,past=%lld,%s", (long long)s[0], (long long)s[1],
-                 (long long)s[2], (long long)s[3], strided_name(pad));
+    harness_case(h, BK_OP_ATTENTION, &a, fills, NULL, "B=%lld,T=%lld,S=%lld,past=%lld,%s", (long long)s[0],
+                 (long long)s[1], (long long)s[2], (long long)s[3], strided_name(pad));
   }
 }
 
@@ -148,7 +157,8 @@ static void swiglu_case(harness *h, const int *level) {
   bk_swiglu_bwd_args b = {t, t, dense, t, t};
   harness_case(h, BK_OP_SWIGLU_BWD, &b, (const fill[]){gate, FILL_END}, NULL, "N=%lld,I=%lld,fill=%d,%s", (long long)n,
                (long long)width, level[3], strided_name(pad));
-  const fill inplace[] = {gate, {"dgate", FILL_INPLACE, 0, 0, "gate", NULL}, {"dup", FILL_INPLACE, 0, 0, "up", NULL}, FILL_END};
+  const fill inplace[] = {
+      gate, {"dgate", FILL_INPLACE, 0, 0, "gate", NULL}, {"dup", FILL_INPLACE, 0, 0, "up", NULL}, FILL_END};
   harness_case(h, BK_OP_SWIGLU_BWD, &b, inplace, NULL, "inplace,N=%lld,I=%lld,fill=%d,%s", (long long)n, (long long)width,
                level[3], strided_name(pad));
 }
@@ -159,14 +169,15 @@ static void embed_case(harness *h, const int *level) {
   int pad = level[3] * HARNESS_PAD;
   const fill ids[] = {{"ids", FILL_INDEX, 0, (double)vocabulary, NULL, NULL}, FILL_END};
   bk_embed_args a = {h1(BK_I32, n), h2(h->st, pad, vocabulary, width), h2(h->st, pad, n, width)};
-  harness_case(h, BK_OP_EMBED, &a, ids, NULL, "N=%lld,V=%lld,C=%lld,%s", (long long)n, (long long)vocabulary, (long long)width,
-               strided_name(pad));
+  harness_case(h, BK_OP_EMBED, &a, ids, NULL, "N=%lld,V=%lld,C=%lld,%s", (long long)n, (long long)vocabulary,
+               (long long)width, strided_name(pad));
   bk_embed_bwd_args b = {h1(BK_I32, n), h2(h->st, pad, n, width), h2(h->ct, pad, vocabulary, width)};
   harness_case(h, BK_OP_EMBED_BWD, &b, ids, NULL, "N=%lld,V=%lld,C=%lld,%s", (long long)n, (long long)vocabulary,
                (long long)width, strided_name(pad));
 }
 
-static void fill_loss_scale(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+static void fill_loss_scale(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED,
+                            double *values) {
   for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = 0;
   values[BK_STEP_LOSS_SCALE] = f->a;
 }

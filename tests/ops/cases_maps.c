@@ -22,7 +22,8 @@ static void logits_case(harness *h, const int *level) {
   const fill fills[] = {RINV, FILL_END};
   harness_case(h, BK_OP_HC_LOGITS, &a, fills, NULL, "%s,N=%lld,n=%d,%s", kind_names[kind], (long long)tokens, n,
                pad ? "strided" : "dense");
-  bk_hc_logits_bwd_args b = {wide, rinv, h1(h->ct, scales), wide, wide, rinv, h1(h->ct, scales), h1(h->ct, rows), kind, n};
+  bk_hc_logits_bwd_args b = {wide, rinv, h1(h->ct, scales), wide, wide, rinv, h1(h->ct, scales), h1(h->ct, rows),
+                             kind, n};
   harness_case(h, BK_OP_HC_LOGITS_BWD, &b, fills, NULL, "%s,N=%lld,n=%d,%s", kind_names[kind], (long long)tokens, n,
                pad ? "strided" : "dense");
 }
@@ -36,12 +37,13 @@ static void gates_case(harness *h, const int *level) {
   const fill fills[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
   bk_hc_gates_args a = {h2(h->ct, pad, tokens, rows), h2(h->ct, pad, tokens, n), {0}, level[VARIANT] == 1 ? 1e-2 : 0};
   if (post) a.post = h2(h->ct, pad, tokens, n);
-  harness_case(h, BK_OP_HC_GATES, &a, fills, NULL, "%s,N=%lld,n=%d,eps=%g,spread=%g,%s", kind_names[kind], (long long)tokens, n,
-               a.hc_eps, spread, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_HC_GATES, &a, fills, NULL, "%s,N=%lld,n=%d,eps=%g,spread=%g,%s", kind_names[kind],
+               (long long)tokens, n, a.hc_eps, spread, pad ? "strided" : "dense");
   bk_hc_gates_bwd_args b = {a.logits, a.pre, a.post, a.logits};
-  const fill bwd[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, {"dlogits", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_HC_GATES_BWD, &b, bwd, NULL, "%s,N=%lld,n=%d,spread=%g,%s", kind_names[kind], (long long)tokens, n, spread,
-               pad ? "strided" : "dense");
+  const fill bwd[] = {
+      {"logits", FILL_NORMAL, 0, spread, NULL, NULL}, {"dlogits", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_HC_GATES_BWD, &b, bwd, NULL, "%s,N=%lld,n=%d,spread=%g,%s", kind_names[kind], (long long)tokens,
+               n, spread, pad ? "strided" : "dense");
 }
 
 /* ---- Sinkhorn, permutations, tanh ---- */
@@ -54,12 +56,12 @@ static void sinkhorn_case(harness *h, const int *level) {
   bk_tensor blocks = h_blocks(h->ct, pad, tokens, n);
   const fill fills[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
   bk_sinkhorn_args a = {blocks, blocks, iters, eps};
-  harness_case(h, BK_OP_SINKHORN, &a, fills, NULL, "N=%lld,n=%d,iters=%d,eps=%g,spread=%g,%s", (long long)tokens, n, iters, eps,
-               spread, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_SINKHORN, &a, fills, NULL, "N=%lld,n=%d,iters=%d,eps=%g,spread=%g,%s", (long long)tokens, n,
+               iters, eps, spread, pad ? "strided" : "dense");
   if (n == 1) return; /* a gradient of zero: tests/ops/test_sinkhorn.c */
   bk_sinkhorn_bwd_args b = {blocks, blocks, blocks, iters, eps};
-  harness_case(h, BK_OP_SINKHORN_BWD, &b, fills, NULL, "N=%lld,n=%d,iters=%d,eps=%g,spread=%g,%s", (long long)tokens, n, iters,
-               eps, spread, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_SINKHORN_BWD, &b, fills, NULL, "N=%lld,n=%d,iters=%d,eps=%g,spread=%g,%s", (long long)tokens, n,
+               iters, eps, spread, pad ? "strided" : "dense");
 }
 
 static void perm_case(harness *h, const int *level) {
@@ -69,7 +71,8 @@ static void perm_case(harness *h, const int *level) {
   bk_tensor logits = h2(h->ct, pad, tokens, weights), comb = h_blocks(h->ct, pad, tokens, n);
   const fill fills[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
   bk_hc_perm_args a = {logits, comb, n};
-  harness_case(h, BK_OP_HC_PERM, &a, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens, n, spread, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_HC_PERM, &a, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens, n, spread,
+               pad ? "strided" : "dense");
   bk_hc_perm_bwd_args b = {logits, comb, logits, n};
   if (n == 1) return; /* one permutation: no gradient */
   harness_case(h, BK_OP_HC_PERM_BWD, &b, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens, n, spread,
@@ -102,11 +105,11 @@ static void maps_case(harness *h, const int *level) {
   bool post = kind != BK_HC_HEAD, mixes = post && kind != BK_HC_IHC;
   const fill fills[] = {RINV, FILL_END};
   bk_hc_maps_args a = {proj, rinv, scale, base, gates, post ? gates : none, mixes ? comb : none, kind, n, iters, eps};
-  harness_case(h, BK_OP_HC_MAPS, &a, fills, NULL, "%s,N=%lld,n=%d,iters=%d,eps=%g,%s", kind_names[kind], (long long)tokens, n,
-               iters, eps, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_HC_MAPS, &a, fills, NULL, "%s,N=%lld,n=%d,iters=%d,eps=%g,%s", kind_names[kind],
+               (long long)tokens, n, iters, eps, pad ? "strided" : "dense");
   bk_hc_maps_bwd_args b = {proj, rinv, scale, base, gates, a.post, a.comb, proj, rinv, scale, base, kind, n, iters, eps};
-  harness_case(h, BK_OP_HC_MAPS_BWD, &b, fills, NULL, "%s,N=%lld,n=%d,iters=%d,eps=%g,%s", kind_names[kind], (long long)tokens, n,
-               iters, eps, pad ? "strided" : "dense");
+  harness_case(h, BK_OP_HC_MAPS_BWD, &b, fills, NULL, "%s,N=%lld,n=%d,iters=%d,eps=%g,%s", kind_names[kind],
+               (long long)tokens, n, iters, eps, pad ? "strided" : "dense");
 }
 
 void cases_maps(harness *h) {

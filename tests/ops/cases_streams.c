@@ -1,4 +1,5 @@
-/* Cases of the residual connections' stream primitives: expand, collapse, row norm, pre, res, post and their backwards. */
+/* Cases of the residual connections' stream primitives: expand, collapse, row norm, pre, res, post and their backwards.
+ */
 #include "tests/ops/harness.h"
 
 typedef struct shape {

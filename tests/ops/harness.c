@@ -390,8 +390,8 @@ static bool judge_slot(run *r, const slot *s, const uint8_t *result, bool final)
   }
   if (!(nmse <= bound)) complain(r, "%s: nmse %.3e above %.0e", s->field->name, nmse, bound);
   if (!(m.largest_error <= cap)) {
-    complain(r, "%s[%lld] is off by %.3e, above %.3e (largest value %.3e)", s->field->name, (long long)m.worst, m.largest_error,
-             cap, m.largest);
+    complain(r, "%s[%lld] is off by %.3e, above %.3e (largest value %.3e)", s->field->name, (long long)m.worst,
+             m.largest_error, cap, m.largest);
   }
   return within;
 }

@@ -1,16 +1,18 @@
-/* The operator harness: runs every op of BK_OP_LIST on a device and compares it with the unrounded double result of `ref`.
+/* The operator harness: runs every op of BK_OP_LIST on a device and compares it with the unrounded double result of
+ * `ref`.
  *
- * A case is an op, its args filled with tensors that have dtype, shape and strides but no memory, and fills that say what
- * goes into the operands. From the op's descriptor the harness
+ * A case is an op, its args filled with tensors that have dtype, shape and strides but no memory, and fills that say
+ * what goes into the operands. From the op's descriptor the harness
  *   - makes the values (rounded to the storage dtype first) and runs `ref` on them with every float operand in fp64;
- *   - lays the operands out in one buffer, with guard bytes between them, outputs poisoned with NaN, and runs the device;
+ *   - lays the operands out in one buffer, with guard bytes between them, outputs poisoned with NaN, and runs the
+ * device;
  *   - compares: no byte outside of the outputs' elements may have changed (guards, row gaps, inputs); not-a-number and
  *     infinities must agree; the normalised mean squared error of each output stays within the bound for op and dtype,
- *     and no element is off by more than 8 sqrt(bound) times the largest. Where storing the exact result would already take
- *     more (a few elements in bf16), that is the bound; and where an output that went past it turns out to move by more when
- *     its inputs move by four roundings (a sum that nearly cancels), that is.
- * Exact ops (copies, gathers, masks, index work) must have the very value. Integer outputs always are exact.
- * A case's values depend on the seed and the case's name alone, so the name is the filter that re-runs a failure. */
+ *     and no element is off by more than 8 sqrt(bound) times the largest. Where storing the exact result would already
+ * take more (a few elements in bf16), that is the bound; and where an output that went past it turns out to move by
+ * more when its inputs move by four roundings (a sum that nearly cancels), that is. Exact ops (copies, gathers, masks,
+ * index work) must have the very value. Integer outputs always are exact. A case's values depend on the seed and the
+ * case's name alone, so the name is the filter that re-runs a failure. */
 #ifndef BK_TEST_HARNESS_H
 #define BK_TEST_HARNESS_H
 
@@ -101,7 +103,8 @@ void cases_fused(harness *h);
 /* Makes the values of a field. */
 void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values);
 
-/* Whether the op, as the device runs it, stores in bf16 and goes on from what it stored: all outputs carry that rounding. */
+/* Whether the op, as the device runs it, stores in bf16 and goes on from what it stored: all outputs carry that
+ * rounding. */
 bool harness_rounds_between(const harness *h, bk_op op, const void *args);
 /* NMSE bound of an output; 0 = exact. */
 double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args);

@@ -7,7 +7,8 @@
 #define MIN_LAUNCHES 5
 
 /* Median-free and simple: the best of the launches, after one to warm up. */
-static bk_status time_launches(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace, double *best) {
+static bk_status time_launches(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace,
+                               double *best) {
   double begin = bk_seconds();
   *best = 1e300;
   for (int i = -1; i < MIN_LAUNCHES || bk_seconds() - begin < MIN_SECONDS; i++) {

@@ -1,5 +1,6 @@
-/* --perf: times launches at working sizes on the harness's device, beside what that device can do at best. `birkhoff bench
- * ops` has every op; this has the ops of cases_*.c that have a working size, with the layouts and values of the cases. */
+/* --perf: times launches at working sizes on the harness's device, beside what that device can do at best. `birkhoff
+ * bench ops` has every op; this has the ops of cases_*.c that have a working size, with the layouts and values of the
+ * cases. */
 #ifndef BK_TEST_PERF_H
 #define BK_TEST_PERF_H
 

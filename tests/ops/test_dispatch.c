@@ -139,8 +139,17 @@ END_TEST
 
 START_TEST(rules_of_maps) {
   bk_tensor gates = bk_tensor_2d(BK_F32, 3, 4), comb = bk_tensor_3d(BK_F32, 3, 4, 4);
-  bk_hc_maps_args a = {bk_tensor_2d(BK_F32, 3, 24), bk_tensor_1d(BK_F32, 3), bk_tensor_1d(BK_F32, 3), bk_tensor_1d(BK_F32, 24),
-                       gates, gates, comb, BK_HC_MHC, 4, 20, 0};
+  bk_hc_maps_args a = {bk_tensor_2d(BK_F32, 3, 24),
+                       bk_tensor_1d(BK_F32, 3),
+                       bk_tensor_1d(BK_F32, 3),
+                       bk_tensor_1d(BK_F32, 24),
+                       gates,
+                       gates,
+                       comb,
+                       BK_HC_MHC,
+                       4,
+                       20,
+                       0};
   ck_assert_int_eq(bk_op_describe(BK_OP_HC_MAPS)->check(ctx, &a), BK_OK);
   a.iters = 65;
   refuse(BK_OP_HC_MAPS, &a, "hc_maps: iters is 65, it should be 1 to 64");
@@ -156,8 +165,15 @@ START_TEST(rules_of_maps) {
 END_TEST
 
 START_TEST(rules_of_router) {
-  bk_router_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_F32, 8), bk_tensor_2d(BK_F32, 3, 8), bk_tensor_2d(BK_I32, 3, 5),
-                      bk_tensor_2d(BK_F32, 3, 5), 4, 2, true, 1};
+  bk_router_args a = {bk_tensor_2d(BK_F32, 3, 8),
+                      bk_tensor_1d(BK_F32, 8),
+                      bk_tensor_2d(BK_F32, 3, 8),
+                      bk_tensor_2d(BK_I32, 3, 5),
+                      bk_tensor_2d(BK_F32, 3, 5),
+                      4,
+                      2,
+                      true,
+                      1};
   refuse(BK_OP_ROUTER, &a, "router: the number of experts per token is 5, it should be 1 to 4");
   a.n_group = 3;
   refuse(BK_OP_ROUTER, &a, "router: 8 experts in 3 groups");
@@ -214,9 +230,19 @@ static bk_hc_merge_mix_args mix_args(operands *o) {
   bk_tensor x = f32(o, 3, 2, 6), out = f32(o, 3, 2, 6), flat = bk_tensor_reshape(out, 2, (int64_t[]){3, 12});
   bk_hc_merge_mix_args a = {.merge = {x, f32(o, 3, 6, 0), f32(o, 3, 2, 0), f32(o, 3, 2, 2), out}};
   a.project = (bk_hc_project_args){flat, f32(o, 8, 12, 0), f32(o, 3, 8, 0), f32(o, 3, 0, 0), 1e-6};
-  a.maps = (bk_hc_maps_args){a.project.proj, a.project.rinv, f32(o, 3, 0, 0), f32(o, 8, 0, 0), f32(o, 3, 2, 0), f32(o, 3, 2, 0),
-                             f32(o, 3, 2, 2), BK_HC_MHC, 2, 20, 0};
-  a.pre_norm = (bk_hc_pre_norm_args){out, a.maps.pre, f32(o, 6, 0, 0), f32(o, 3, 6, 0), f32(o, 3, 6, 0), f32(o, 3, 0, 0), 1e-6};
+  a.maps = (bk_hc_maps_args){a.project.proj,
+                             a.project.rinv,
+                             f32(o, 3, 0, 0),
+                             f32(o, 8, 0, 0),
+                             f32(o, 3, 2, 0),
+                             f32(o, 3, 2, 0),
+                             f32(o, 3, 2, 2),
+                             BK_HC_MHC,
+                             2,
+                             20,
+                             0};
+  a.pre_norm =
+      (bk_hc_pre_norm_args){out, a.maps.pre, f32(o, 6, 0, 0), f32(o, 3, 6, 0), f32(o, 3, 6, 0), f32(o, 3, 0, 0), 1e-6};
   return a;
 }
 
@@ -336,9 +362,20 @@ START_TEST(fallback_in_place) { check_fallback(true); }
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {descriptors_are_whole, empty_args_are_refused, row_counts, rules_of_rmsnorm, rules_of_places,
-                                rules_of_products, rules_of_maps, rules_of_router, costs, slots_are_composed,
-                                unsupported_says_what, unsupported_on_both, fallback_through_staging, fallback_in_place};
+  const TTest *const tests[] = {descriptors_are_whole,
+                                empty_args_are_refused,
+                                row_counts,
+                                rules_of_rmsnorm,
+                                rules_of_places,
+                                rules_of_products,
+                                rules_of_maps,
+                                rules_of_router,
+                                costs,
+                                slots_are_composed,
+                                unsupported_says_what,
+                                unsupported_on_both,
+                                fallback_through_staging,
+                                fallback_in_place};
   Suite *suite = suite_create("dispatch");
   TCase *both = tcase_create("launch");
   unit_case(suite, "dispatch", open_all, unit_close, tests, BK_COUNT(tests));

@@ -113,7 +113,8 @@ static int check_coverage(const harness *h) {
 static int report(const harness *h, const options *o, int holes) {
   if (h->verbose) {
     for (int op = 1; op < BK_OP_COUNT; op++) {
-      printf("%-18s worst share of the bound: fp32 %.2e bf16 %.2e\n", bk_op_name((bk_op)op), h->worst[op][0], h->worst[op][1]);
+      printf("%-18s worst share of the bound: fp32 %.2e bf16 %.2e\n", bk_op_name((bk_op)op), h->worst[op][0],
+             h->worst[op][1]);
     }
   }
   if (h->list) return 0;

@@ -60,7 +60,8 @@ static void run_forward(bk_dtype dtype, int n, int iters, double eps, const doub
   blocks_take(&c, comb);
 }
 
-static void run_backward(bk_dtype dtype, int n, int iters, double eps, const double *logits, const double *dcomb, double *dlogits) {
+static void run_backward(bk_dtype dtype, int n, int iters, double eps, const double *logits, const double *dcomb,
+                         double *dlogits) {
   blocks l = blocks_make(dtype, n, logits), d = blocks_make(dtype, n, dcomb), g = blocks_make(dtype, n, NULL);
   bk_sinkhorn_bwd_args args = {l.t, d.t, g.t, iters, eps};
   ck_assert_int_eq(bk_op_run(stream, BK_OP_SINKHORN_BWD, &args), BK_OK);
@@ -102,7 +103,8 @@ static void check_sums(const char *what, int n, const double *comb, double bound
 }
 
 static void check_finite(const char *what, int n, const double *values) {
-  for (int i = 0; i < TOKENS * n * n; i++) ck_assert_msg(isfinite(values[i]), "%s: n %d, element %d is %g", what, n, i, values[i]);
+  for (int i = 0; i < TOKENS * n * n; i++)
+    ck_assert_msg(isfinite(values[i]), "%s: n %d, element %d is %g", what, n, i, values[i]);
 }
 
 static void search(const subject *s, logits_fn make, int rounds, double eps, double bound) {
@@ -197,7 +199,8 @@ static void compare_with(const subject *s, int iters, double eps, double bound) 
       else paper(logits + t * n * n, n, iters, want);
       for (int i = 0; i < n * n; i++) {
         double d = fabs(comb[t * n * n + i] - want[i]);
-        ck_assert_msg(d <= bound, "%s n %d iters %d eps %g token %d entry %d: off by %.3e", s->device, n, iters, eps, t, i, d);
+        ck_assert_msg(d <= bound, "%s n %d iters %d eps %g token %d entry %d: off by %.3e", s->device, n, iters, eps, t,
+                      i, d);
       }
     }
   }

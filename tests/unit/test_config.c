@@ -305,6 +305,11 @@ START_TEST(written_text) {
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("config.json"), 65536, &text, &bytes), BK_OK);
   for (size_t i = 0; i < BK_COUNT(parts); i++) ck_assert_msg(strstr(text, parts[i]) != NULL, "%s is not in\n%s", parts[i], text);
   bk_free(ctx, text);
+  m.residual = BK_HC_MHC; /* not a model that transformers should take for DeepSeek-V3 */
+  ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_BF16), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("config.json"), 65536, &text, &bytes), BK_OK);
+  ck_assert(strstr(text, "DeepseekV3") == NULL && strstr(text, "\"model_type\": \"birkhoff\"") != NULL);
+  bk_free(ctx, text);
 }
 END_TEST
 
