@@ -85,41 +85,10 @@ bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path)
   return BK_OK;
 }
 
-typedef struct doomed_list {
-  bk_context *ctx;
-  const char *folder;
-  int64_t keep_from;
-  char **paths;
-  size_t count, capacity;
-  bool failed;
-} doomed_list;
-
-static void doomed_each(void *arg, const char *name) {
-  doomed_list *d = arg;
+/* What an interrupted save left: "step-000123.tmp", "step-000123.old.tmp". */
+static bool is_partial(const char *name) {
   size_t length = strlen(name);
-  int64_t step = step_of_name(name);
-  bool partial = strncmp(name, STEP_PREFIX, strlen(STEP_PREFIX)) == 0 && length > 4 && strcmp(name + length - 4, ".tmp") == 0;
-  if (d->failed || (!partial && (step < 0 || step >= d->keep_from))) return;
-  if (bk_grow(d->ctx, (void **)&d->paths, &d->capacity, d->count + 1, sizeof *d->paths) != BK_OK ||
-      !(d->paths[d->count] = bk_path_join(d->ctx, d->folder, name)))
-    d->failed = true;
-  else
-    d->count++;
-}
-
-typedef struct step_list {
-  bk_context *ctx;
-  int64_t *steps;
-  size_t count, capacity;
-  bk_status status;
-} step_list;
-
-static void steps_each(void *arg, const char *name) {
-  step_list *l = arg;
-  int64_t step = step_of_name(name);
-  if (step < 0 || l->status != BK_OK) return;
-  l->status = bk_grow(l->ctx, (void **)&l->steps, &l->capacity, l->count + 1, sizeof *l->steps);
-  if (l->status == BK_OK) l->steps[l->count++] = step;
+  return strncmp(name, STEP_PREFIX, strlen(STEP_PREFIX)) == 0 && length > 4 && strcmp(name + length - 4, ".tmp") == 0;
 }
 
 static int descending(const void *a, const void *b) {
@@ -127,26 +96,31 @@ static int descending(const void *a, const void *b) {
   return (x < y) - (x > y);
 }
 
+/* The oldest step that stays. */
+static bk_status find_keep_from(bk_context *ctx, char *const *names, size_t count, int64_t keep, int64_t *keep_from) {
+  size_t n_steps = 0;
+  int64_t *steps = bk_alloc_array(ctx, count, sizeof *steps);
+  if (!steps) return BK_ERR_MEMORY;
+  for (size_t i = 0; i < count; i++)
+    if (step_of_name(names[i]) >= 0) steps[n_steps++] = step_of_name(names[i]);
+  qsort(steps, n_steps, sizeof *steps, descending);
+  *keep_from = keep > 0 && (size_t)keep <= n_steps ? steps[keep - 1] : INT64_MIN;
+  bk_free(ctx, steps);
+  return BK_OK;
+}
+
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep) {
-  step_list steps = {.ctx = ctx};
-  int rc = ctx->fs.list(ctx->fs.user, folder, steps_each, &steps);
-  if (rc < 0) steps.status = bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", folder, strerror(-rc));
-  if (steps.status != BK_OK) {
-    bk_free(ctx, steps.steps);
-    return steps.status;
+  char **names;
+  size_t count;
+  int64_t keep_from = INT64_MIN;
+  BK_TRY(bk_folder_names(ctx, folder, &names, &count));
+  bk_status status = find_keep_from(ctx, names, count, keep, &keep_from);
+  for (size_t i = 0; i < count && status == BK_OK; i++) {
+    int64_t step = step_of_name(names[i]);
+    if (is_partial(names[i]) || (step >= 0 && step < keep_from)) status = bk_remove_member(ctx, folder, names[i]);
   }
-  if (steps.count) qsort(steps.steps, steps.count, sizeof *steps.steps, descending);
-  doomed_list doomed = {.ctx = ctx, .folder = folder, .keep_from = INT64_MIN};
-  if (keep > 0 && (size_t)keep <= steps.count) doomed.keep_from = steps.steps[keep - 1];
-  bk_free(ctx, steps.steps);
-  rc = ctx->fs.list(ctx->fs.user, folder, doomed_each, &doomed);
-  bk_status status = rc < 0 ? bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", folder, strerror(-rc)) : BK_OK;
-  for (size_t i = 0; i < doomed.count; i++) {
-    if (status == BK_OK) status = bk_remove_tree(ctx, doomed.paths[i]);
-    bk_free(ctx, doomed.paths[i]);
-  }
-  bk_free(ctx, doomed.paths);
-  return doomed.failed && status == BK_OK ? BK_ERR_MEMORY : status;
+  bk_names_free(ctx, names, count);
+  return status;
 }
 
 /* Elements of the host copy through which tensors pass. */

@@ -14,7 +14,10 @@ struct bk_model_parts {
   double **values;         /* initial values of the base tensors, owned */
   size_t n_values, values_capacity;
   size_t params_capacity;
-  uint64_t step_host[BK_STEP_SLOTS]; /* staging of the step block, in ct */
+  union {
+    float f32[BK_STEP_SLOTS];
+    double f64[BK_STEP_SLOTS];
+  } step_host;             /* staging of the step block, in ct */
 };
 
 static inline int bk_model_n_sublayers(const bk_model *m) { return (int)(m->options.end - m->options.begin); }

@@ -5,12 +5,12 @@
 
 /* ---- the step block ---- */
 static void put(bk_model *m, int slot, double value) {
-  if (m->ct == BK_F64) ((double *)m->parts->step_host)[slot] = value;
-  else ((float *)m->parts->step_host)[slot] = (float)value;
+  if (m->ct == BK_F64) m->parts->step_host.f64[slot] = value;
+  else m->parts->step_host.f32[slot] = (float)value;
 }
 
 static double get(const bk_model *m, int slot) {
-  return m->ct == BK_F64 ? ((const double *)m->parts->step_host)[slot] : (double)((const float *)m->parts->step_host)[slot];
+  return m->ct == BK_F64 ? m->parts->step_host.f64[slot] : (double)m->parts->step_host.f32[slot];
 }
 
 static bk_status zero_loads(bk_model *m) {
@@ -31,13 +31,13 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   put(m, BK_STEP_BALANCE_RATE, values->balance_rate);
   put(m, BK_STEP_FINITE, 1.0);
   bk_place place = {m->step.buffer, m->step.offset};
-  BK_TRY(m->stream->ops->upload(m->stream, place, m->parts->step_host, bk_tensor_bytes(&m->step)));
+  BK_TRY(m->stream->ops->upload(m->stream, place, &m->parts->step_host, bk_tensor_bytes(&m->step)));
   return zero_loads(m);
 }
 
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
   bk_place place = {m->step.buffer, m->step.offset};
-  BK_TRY(m->stream->ops->download(m->stream, m->parts->step_host, place, bk_tensor_bytes(&m->step)));
+  BK_TRY(m->stream->ops->download(m->stream, &m->parts->step_host, place, bk_tensor_bytes(&m->step)));
   BK_TRY(m->stream->ops->sync(m->stream));
   double loss = get(m, BK_STEP_LOSS);
   *results = (bk_step_results){.loss_sum = loss, .grad_norm = get(m, BK_STEP_NORM), .clip = get(m, BK_STEP_CLIP),

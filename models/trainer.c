@@ -73,7 +73,7 @@ struct bk_trainer {
   bk_evaluator *evaluator; /* only with validation data and eval_every */
   bk_gain *gain;           /* only with gain_every */
   bool gain_fresh;
-  int64_t step, micro;
+  int64_t step, tokens, micro; /* done: steps, training tokens */
   int32_t *ids, *targets; /* one micro-batch */
   int32_t *load;          /* [experts] */
   double *load_share;     /* [MoE layers][experts] */
@@ -143,16 +143,23 @@ void bk_trainer_destroy(bk_trainer *t) {
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
   return bk_runner_bytes(t->runner, c) + (t->evaluator ? bk_evaluator_bytes(t->evaluator, c) : 0);
 }
-void bk_trainer_set_step(bk_trainer *t, int64_t last_step) { t->step = last_step; }
+
+void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
+  t->step = last_step;
+  t->tokens = tokens;
+}
+
 int64_t bk_trainer_step_done(const bk_trainer *t) { return t->step; }
+int64_t bk_trainer_tokens_done(const bk_trainer *t) { return t->tokens; }
 const bk_gain *bk_trainer_gain(const bk_trainer *t) { return t->gain_fresh ? t->gain : NULL; }
 
 /* All micro-batches of step t->step + 1: gradients summed in the model. */
 static bk_status run_micro_batches(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
+  int64_t done = t->tokens / r->seq_len; /* sequences; not step x batch_size: a resumed run may have another batch size */
   for (int64_t first = 0; first < r->batch_size; first += t->micro) {
     for (int64_t b = 0; b < t->micro; b++)
-      bk_dataset_train_sequence(t->train, r->seed, r->seq_len, t->step * r->batch_size + first + b, t->ids + b * r->seq_len,
+      bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b, t->ids + b * r->seq_len,
                                 t->targets + b * r->seq_len);
     BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
     BK_TRY(bk_runner_backward(t->runner, 0));
@@ -214,10 +221,10 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   if (!results.finite)
     return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: not finite; the weights are as they were before the step",
                    (long long)step, loss, results.grad_norm);
-  bk_metrics_row made = {.step = step, .tokens = step * r->batch_size * r->seq_len, .loss = loss, .lr = values.lr, .grad_norm = results.grad_norm,
+  bk_metrics_row made = {.step = step, .tokens = t->tokens + r->batch_size * r->seq_len, .loss = loss, .lr = values.lr, .grad_norm = results.grad_norm,
                          .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts, .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_seconds() - begin);
-  t->step = step;
+  bk_trainer_set_step(t, step, made.tokens);
   BK_TRY(read_loads(t));
   BK_TRY(read_gain(t, &made));
   BK_TRY(validate(t, &made));

@@ -8,6 +8,8 @@
 #include "io/dataset.h"
 #include "tools/cli.h"
 
+#define DEFAULT_TOKENS 256
+
 typedef struct text {
   char *bytes;
   size_t count, capacity;
@@ -70,9 +72,14 @@ static json_t *json_bytes(bk_context *ctx, const text *t) {
   return whole;
 }
 
-static bk_status generate(cli_session *s, bk_model *model, const text *prompt, const sampling *o) {
+/* Without --max-tokens: what fits, at least one. */
+static int64_t default_length(int64_t left) { return left < 1 ? 1 : left < DEFAULT_TOKENS ? left : DEFAULT_TOKENS; }
+
+static bk_status generate(cli_session *s, bk_model *model, const text *prompt, sampling *o) {
   bk_context *ctx = s->ctx;
-  int64_t room = (int64_t)prompt->count + 1 + o->max_tokens, longest = model->config.max_position_embeddings;
+  int64_t longest = model->config.max_position_embeddings;
+  if (!cli_given(&s->args, "max-tokens")) o->max_tokens = default_length(longest - (int64_t)prompt->count);
+  int64_t room = (int64_t)prompt->count + 1 + o->max_tokens;
   if (model->config.vocab_size < BK_TOKEN_END)
     return bk_fail(ctx, BK_ERR_DATA, "generate: the model has %lld tokens; text needs the 256 bytes", (long long)model->config.vocab_size);
   if (room - 1 > longest)
@@ -96,7 +103,7 @@ static bk_status generate(cli_session *s, bk_model *model, const text *prompt, c
 }
 
 static bk_status run(cli_session *s) {
-  sampling o = {.max_tokens = 256, .seed = 1, .temperature = 0.8, .top_p = 0.95};
+  sampling o = {.seed = 1, .temperature = 0.8, .top_p = 0.95};
   text prompt = {0};
   BK_TRY(cli_int(s, "max-tokens", 1, 1 << 24, &o.max_tokens));
   BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &o.seed));
@@ -115,7 +122,7 @@ static bk_status run(cli_session *s) {
 
 static const cli_option options[] = {
     {"prompt", CLI_ONE, "TEXT|-", "what to continue; - reads standard input"},
-    {"max-tokens", CLI_ONE, "N", "most tokens to make (default: 256)"},
+    {"max-tokens", CLI_ONE, "N", "most tokens to make (default: 256, or as many as fit)"},
     {"temperature", CLI_ONE, "X", "0 takes the likeliest token (default: 0.8)"},
     {"top-p", CLI_ONE, "X", "keep the likeliest tokens up to this mass (default: 0.95)"},
     {"seed", CLI_ONE, "N", "of the draws (default: 1)"},

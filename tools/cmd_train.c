@@ -179,7 +179,7 @@ static bk_status build(train_run *r, bool plan_only) {
     if (r->resumed_step) BK_TRY(bk_checkpoint_load_optimizer(r->model, r->from));
   }
   BK_TRY(bk_trainer_create(r->model, &r->recipe, r->train, r->val, &r->trainer));
-  bk_trainer_set_step(r->trainer, r->resumed_step);
+  bk_trainer_set_step(r->trainer, r->resumed_step, r->saved.tokens);
   return BK_OK;
 }
 
@@ -189,7 +189,7 @@ static bk_status save(train_run *r) {
   if (step == r->saved_step || step == 0) return BK_OK;
   char *path = bk_checkpoint_step_path(ctx, r->out, step);
   if (!path) return BK_ERR_MEMORY;
-  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = step * r->recipe.batch_size * r->recipe.seq_len,
+  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = bk_trainer_tokens_done(r->trainer),
                             .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
   bk_status status = bk_checkpoint_save(r->model, &state, path);
   bk_free(ctx, path);
@@ -302,7 +302,7 @@ static bk_status report(train_run *r) {
   if (!path) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
   if (r->s->json)
-    status = cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens", (json_int_t)(step * r->recipe.batch_size * r->recipe.seq_len),
+    status = cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens", (json_int_t)bk_trainer_tokens_done(r->trainer),
                                             "loss", cli_number(r->last.step ? r->last.loss : NAN), "val_loss", cli_number(r->last_val), "checkpoint", path));
   else
     printf("%s\n", path);

@@ -75,7 +75,7 @@ int main(int argc, char **argv) {
     print_usage(stderr);
   } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
     print_usage(stdout);
-    code = 0;
+    code = fflush(stdout) == 0 ? 0 : 1;
   } else if (strcmp(argv[1], "--version") == 0) {
     code = print_version(ctx);
   } else {

@@ -71,21 +71,21 @@ stage_minimal() { build minimal CC=gcc CFLAGS='-O2 -g' --with-blas=no --disable-
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
-  build sanitizers CC=gcc CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' --disable-shared &&
+  build sanitizers --enable-debug CC=gcc CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' --disable-static &&
     BK_TEST_QUICK=1 check sanitizers
   unset ASAN_OPTIONS UBSAN_OPTIONS
 }
 stage_valgrind() {
-  build valgrind CC=gcc CFLAGS='-O1 -g' --disable-shared || return
-  BK_TEST_QUICK=1 CK_FORK=no check valgrind LOG_COMPILER="valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp" \
+  build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static || return
+  BK_TEST_QUICK=1 CK_FORK=no check valgrind LOG_COMPILER="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp" \
     TESTS="$(cd "$ROOT/valgrind" && make -s print-valgrind-tests)"
 }
 stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
-  # Its own run of the tests would be a third one of the same build: what counts here is that the tarball builds, installs and uninstalls.
-  if (cd "$dir" && "$SOURCE/configure" --quiet && make -j"$(jobs_here)" distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no') >"$dir/distcheck.log" 2>&1 &&
-    "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
+  # No run of the tests here (the other stages do that): the tarball builds, installs, uninstalls; what is installed can be used.
+  if (cd "$dir" && "$SOURCE/configure" --quiet CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --disable-static CFLAGS=-O1' \
+    MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
     note_failure distcheck "$dir/distcheck.log"

@@ -35,7 +35,7 @@ bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed
 char *bk_strdup(bk_context *ctx, const char *text);
 char *bk_format(bk_context *ctx, const char *format, ...) BK_PRINTF(2, 3); /* a string to bk_free */
 void bk_free(bk_context *ctx, void *ptr);                            /* NULL is allowed */
-/* Saturating checks: false on overflow. */
+/* False on overflow; *product is then as it was. */
 bool bk_mul_size(size_t a, size_t b, size_t *product);
 
 /* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
@@ -68,6 +68,7 @@ void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark); /* later reservations
 size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks' high-water marks */
 
 /* ---- threads.c: a pool owned by whoever creates it. ---- */
+#define BK_MAX_THREADS 1024
 typedef struct bk_pool bk_pool;
 typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
 bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool); /* n_threads includes the caller; 1 makes no thread */
@@ -87,7 +88,7 @@ bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
 
 /* ---- clock.c, system.c ---- */
 double bk_seconds(void); /* monotonic */
-int bk_cpu_count(void);  /* processors this process may run on, at least 1 */
+int bk_cpu_count(void);  /* processors this process may run on, 1 to BK_MAX_THREADS */
 bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine; false if it does not say */
 
 /* ---- files.c: helpers over ctx->fs; all log. ---- */
@@ -96,6 +97,9 @@ bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, 
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
 bk_status bk_mkdirs(bk_context *ctx, const char *path);
 bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
+bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name); /* the same of FOLDER/NAME */
+bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count); /* no . or ..; bk_names_free */
+void bk_names_free(bk_context *ctx, char **names, size_t count);
 bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */

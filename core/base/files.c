@@ -111,19 +111,39 @@ static void name_list_add(void *arg, const char *name) {
   else list->status = BK_ERR_MEMORY;
 }
 
-static bk_status remove_contents(bk_context *ctx, const char *path) {
+bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count) {
   name_list list = {.ctx = ctx, .status = BK_OK};
   int rc = ctx->fs.list(ctx->fs.user, path, name_list_add, &list);
-  if (rc < 0) list.status = io_fail(ctx, "list", path, rc);
-  for (size_t i = 0; i < list.count; i++) {
-    char *child = list.status == BK_OK ? bk_path_join(ctx, path, list.names[i]) : NULL;
-    if (child) list.status = bk_remove_tree(ctx, child);
-    else if (list.status == BK_OK) list.status = BK_ERR_MEMORY;
-    bk_free(ctx, child);
-    bk_free(ctx, list.names[i]);
+  if (rc < 0 && list.status == BK_OK) list.status = io_fail(ctx, "list", path, rc);
+  if (list.status != BK_OK) {
+    bk_names_free(ctx, list.names, list.count);
+    return list.status;
   }
-  bk_free(ctx, list.names);
-  return list.status;
+  *names = list.names;
+  *count = list.count;
+  return BK_OK;
+}
+
+void bk_names_free(bk_context *ctx, char **names, size_t count) {
+  for (size_t i = 0; i < count; i++) bk_free(ctx, names[i]);
+  bk_free(ctx, names);
+}
+
+bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name) {
+  char *path = bk_path_join(ctx, folder, name);
+  bk_status status = path ? bk_remove_tree(ctx, path) : BK_ERR_MEMORY;
+  bk_free(ctx, path);
+  return status;
+}
+
+static bk_status remove_contents(bk_context *ctx, const char *path) {
+  char **names;
+  size_t count;
+  BK_TRY(bk_folder_names(ctx, path, &names, &count));
+  bk_status status = BK_OK;
+  for (size_t i = 0; i < count && status == BK_OK; i++) status = bk_remove_member(ctx, path, names[i]);
+  bk_names_free(ctx, names, count);
+  return status;
 }
 
 /* Removal is tried before looking inside: a link to a folder is removed itself, never what it points to. */

@@ -7,13 +7,17 @@
 #include <stdio.h>
 #include <unistd.h>
 
-int bk_cpu_count(void) {
+static long processors(void) {
 #ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
 #endif
-  long online = sysconf(_SC_NPROCESSORS_ONLN);
-  return online > 0 ? (int)online : 1;
+  return sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+int bk_cpu_count(void) {
+  long n = processors();
+  return n < 1 ? 1 : n > BK_MAX_THREADS ? BK_MAX_THREADS : (int)n;
 }
 
 /* MemAvailable counts what the kernel would give up (caches); the plain number of free pages does not. */

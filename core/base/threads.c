@@ -13,7 +13,6 @@
 #include <string.h>
 
 #define SPIN_TURNS 2000 /* some tens of microseconds: the gap between two ops of a step */
-#define MAX_THREADS 1024
 
 typedef struct worker {
   bk_pool *pool;
@@ -149,8 +148,8 @@ static bk_status start_workers(bk_pool *pool) {
 }
 
 bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool) {
-  if (n_threads < 1 || n_threads > MAX_THREADS)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "threads: %d is not in 1..%d", n_threads, MAX_THREADS);
+  if (n_threads < 1 || n_threads > BK_MAX_THREADS)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "threads: %d is not in 1..%d", n_threads, BK_MAX_THREADS);
   bk_pool *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
   made->ctx = ctx;

@@ -50,9 +50,12 @@ bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_com
   if (status != BK_OK) return bk_fail(ctx, status, "comm %s is not here: %s", backend->name, reason);
   bk_comm *opened = NULL;
   BK_TRY(backend->open(device, &opened));
-  if (!whole(opened->ops)) return bk_fail(ctx, BK_ERR_ABI, "comm %s: the table has a hole", backend->name);
-  *world = opened;
-  return BK_OK;
+  if (whole(opened->ops)) {
+    *world = opened;
+    return BK_OK;
+  }
+  if (opened->ops->destroy) opened->ops->destroy(opened);
+  return bk_fail(ctx, BK_ERR_ABI, "comm %s: the table has a hole", backend->name);
 }
 
 void bk_comm_destroy(bk_comm *comm) {

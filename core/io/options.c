@@ -37,7 +37,7 @@ char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
 static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o, const char *given) {
   char range[BK_OPTION_TEXT];
   return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", origin, o->name,
-                 bk_option_range_text(o, range, sizeof range), given);
+                 bk_option_range_text(o, range, sizeof range), *given ? given : "empty");
 }
 
 static bool int_in_range(const bk_option *o, int64_t value) {
@@ -65,7 +65,7 @@ static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option
     memcpy((char *)config + o->offset, &i, sizeof i);
     return BK_OK;
   }
-  return refuse(ctx, origin, o, *text ? text : "empty");
+  return refuse(ctx, origin, o, text);
 }
 
 /* The words of the two special integer types; false if `text` is none. */

@@ -147,8 +147,8 @@ static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *
                                   : ", rows dense");
 }
 
-/* Within its buffer, as soon as there is one, and aligned to its element. */
-static bk_status place_check(const bk_dims *dims, const char *field, const bk_tensor *t) {
+bk_status bk_dims_place(const bk_dims *dims, const char *field) {
+  const bk_tensor *t = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field));
   if (t->offset % bk_dtype_size(t->dtype) != 0) {
     return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s starts at byte %zu, which should be a multiple of %zu",
                    bk_op_name(dims->op), field, t->offset, bk_dtype_size(t->dtype));
@@ -171,7 +171,7 @@ static bk_status rule_check(bk_dims *dims, const rule *r) {
   if (t->ndim < 1 || t->ndim > BK_MAX_DIMS || !dims_agree(dims, r, t)) return rule_fail(dims, r, t, "shape");
   if (!dtype_agrees(dims, r, t->dtype)) return rule_fail(dims, r, t, "dtype");
   if (!strides_agree(r, t, field->role != BK_IN)) return rule_fail(dims, r, t, "strides");
-  return place_check(dims, r->field, t);
+  return bk_dims_place(dims, r->field);
 }
 
 bk_status bk_dims_check(bk_dims *dims, const char *rules) {

@@ -38,6 +38,7 @@ static bk_status copy_fail(bk_context *ctx, const bk_copy_args *a) {
 
 bk_status bk_check_COPY(bk_context *ctx, const void *args) {
   const bk_copy_args *a = args;
+  bk_dims dims;
   bool floats = bk_dtype_is_float(a->x.dtype) && bk_dtype_is_float(a->y.dtype);
   if (!bk_tensor_present(&a->x) || !bk_tensor_present(&a->y) || !bk_tensor_same_shape(&a->x, &a->y))
     return copy_fail(ctx, a);
@@ -46,7 +47,9 @@ bk_status bk_check_COPY(bk_context *ctx, const void *args) {
     bool overlap = a->y.stride[d] == 0 && a->y.shape[d] > 1;
     if (a->x.stride[d] < 0 || a->y.stride[d] < 0 || a->y.shape[d] < 0 || overlap) return copy_fail(ctx, a);
   }
-  return BK_OK;
+  bk_dims_init(&dims, ctx, BK_OP_COPY, args);
+  BK_TRY(bk_dims_place(&dims, "x"));
+  return bk_dims_place(&dims, "y");
 }
 
 bk_status bk_check_ADD(bk_context *ctx, const void *args) {

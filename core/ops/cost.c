@@ -45,7 +45,8 @@ static double attention_pairs(const bk_tensor *q, double keys, bool cached) {
 }
 COST(ATTENTION, bk_attention_args,
      attention_pairs(&a->q, DIM(k, 1), bk_tensor_present(&a->past)) * (2 * DIM(q, 3) + 2 * DIM(v, 3) + 5), 0)
-COST(ATTENTION_BWD, bk_attention_bwd_args, attention_pairs(&a->q, 0, false) * (6 * DIM(q, 3) + 4 * DIM(v, 3) + 7) + 2 * N(o), 0)
+COST(ATTENTION_BWD, bk_attention_bwd_args,
+     attention_pairs(&a->q, 0, false) * (6 * DIM(q, 3) + 4 * DIM(v, 3) + 7) + 2 * N(o), 0)
 
 COST(SWIGLU, bk_swiglu_args, 5 * N(y), 0)
 COST(SWIGLU_BWD, bk_swiglu_bwd_args, 11 * N(dy), 0)

@@ -139,7 +139,7 @@ static const bk_kernel fallback_kernel = {
 
 /* Opens the device to fall back on, once. */
 static bk_status fallback_open(bk_device *device) {
-  if (device->fallback) return BK_OK;
+  if (device->fallback_stream) return BK_OK;
   bk_device_options options = {.threads = device->options.threads};
   const char *candidates[] = {"cpu", "ref"};
   for (size_t i = 0; i < BK_COUNT(candidates) && !device->fallback; i++) {

@@ -52,6 +52,8 @@ bk_status bk_dims_present(const bk_dims *dims, const char *field, bool present);
 /* value within [low, high], else an error that names op, parameter, value and range. */
 bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low, int64_t high);
 bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value); /* finite and >= 0 */
+/* The field lies within its buffer, as soon as there is one, and is aligned to its element (rules check this too). */
+bk_status bk_dims_place(const bk_dims *dims, const char *field);
 /* Both fields must be the same memory from the same place on (checked once both have a buffer). */
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b);
 bk_status bk_dims_distinct(const bk_dims *dims, const char *field_a, const char *field_b);

@@ -204,7 +204,13 @@ bk_status bk_memory_commit(bk_memory *memory); /* BK_ERR_MEMORY names class and 
 /* ---- plans (ops/dispatch.c) ---- */
 /* Checks args (ops/), looks the kernel up and prepares it. BK_ERR_UNSUPPORTED names op, dtypes and shapes. */
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
+/* Debug builds (configure --enable-debug) check args as prepare does, now with buffers; the kernel that stands for a fallback
+ * has no op, the launch behind it is checked. */
 static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+#ifdef BK_DEBUG
+  const bk_op_desc *desc = bk_op_describe(plan->kernel->op);
+  if (desc) BK_TRY(desc->check(stream->device->ctx, args));
+#endif
   return plan->kernel->launch(stream, plan, args, workspace);
 }
 void bk_plan_release(bk_plan *plan); /* safe on a zeroed plan; zeroes it */

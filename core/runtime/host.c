@@ -15,6 +15,7 @@ void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *b
   device->ctx = ctx;
   device->index = index;
   if (options) device->options = *options;
+  device->options.isa = NULL; /* the caller's text; props.isa says what came of it */
   device->props.host_memory = true;
   device->props.max_alloc = 0;
   device->props.max_binding_range = 0;

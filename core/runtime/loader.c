@@ -1,9 +1,5 @@
 /* Backends as loadable modules. A module stays loaded for good once it is registered. What a module does wrong is a warning
  * and is remembered for `devices`; the program goes on with the backends that it has. */
-#ifdef HAVE_CONFIG_H
-#include <config.h>
-#endif
-
 #include "runtime/registry_priv.h"
 
 #ifdef HAVE_DLOPEN

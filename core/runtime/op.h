@@ -202,7 +202,7 @@ typedef struct {
 
 /* ---- residual connections (design.md section 3; mHC arXiv 2512.24880 eq. 7-9; HC arXiv 2409.19606) ----
  * x [N,n,C] st: the streams. pre, post [N,n] ct. comb [N,n,n] ct: comb[m][k] is the weight from source m to destination k
- * (H_res[k][m] = comb[m][k]). */
+ * (H_res[k][m] = comb[m][k]); each of its [n,n] blocks is dense. */
 /* bk_hc_kind: birkhoff/types.h */
 #define BK_HC_MAX_N 8
 

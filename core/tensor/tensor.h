@@ -7,7 +7,6 @@
 
 #include "base/base.h"
 
-
 static inline bool bk_dtype_is_float(bk_dtype d) { return d == BK_F32 || d == BK_BF16 || d == BK_F64; }
 
 static inline float bk_bf16_to_f32(uint16_t h) {
@@ -51,8 +50,9 @@ bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 
 /* Views: same memory. */
+/* What a view needs is checked by assert in debug builds (configure --enable-debug). */
 bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length); /* caller keeps within shape */
-/* Same elements in a new shape; the tensor must be contiguous (checked by assert in debug builds). */
+/* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);
 /* Splits dimension `dim` of size a*b into two, [a, b]; legal for any stride. */

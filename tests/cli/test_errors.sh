@@ -9,6 +9,7 @@ ok init "$BIRKHOFF" init --model tiny --out tiny
 train 'hc_mul.*hc_mult' "an unknown key: the nearest" --set hc_mul=4
 train 'warmup_step.*warmup_steps' "an unknown recipe key" --set warmup_step=4
 train 'hc_mult' "no streams" --set hc_mult=0
+train 'hc_mult must be .*, not empty' "no value" --set hc_mult=
 train 'hc_mult' "nine streams" --set hc_mult=9
 train 'hc_mult' "six streams of mhc_lite" --set residual=mhc_lite hc_mult=6
 train 'hc_mult' "a number that is none" --set hc_mult=four

@@ -97,5 +97,8 @@ equal "greedy is the arg max of forward" "$(od -An -v -tu1 greedy | tr -d ' ')" 
 ok "an empty prompt" "$BIRKHOFF" generate run --prompt "" --max-tokens 3
 ok "a long prompt" "$BIRKHOFF" generate run --prompt "$(cat short.txt)$(cat short.txt)$(cat short.txt)" --max-tokens 5 --temperature 0
 refused 2 'max_position_embeddings' "too long" "$BIRKHOFF" generate run --prompt a --max-tokens 100000
+text near_end.txt 1000
+ok "as many tokens as fit" "$BIRKHOFF" generate run --prompt "$(cat near_end.txt)"
+holds "as many tokens as fit" "$(wc -c <out) <= 24"
 refused 2 '--prompt' "no prompt" "$BIRKHOFF" generate run
 finish

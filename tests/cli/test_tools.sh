@@ -162,5 +162,7 @@ refused 2 'usage' "too many words" "$BIRKHOFF" plan tiny
 if [ -w /dev/full ]; then
   "$BIRKHOFF" plan --model tiny >/dev/full 2>err
   equal "a full disk" $? 1
+  "$BIRKHOFF" --help >/dev/full 2>err
+  equal "a full disk for the help" $? 1
 fi
 finish

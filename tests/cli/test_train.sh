@@ -50,6 +50,10 @@ text other.txt 6001
 refused 2 'not the data' "other data" "$BIRKHOFF" train $small --data other.txt --out run --resume --steps 8
 refused 2 'step 6 already' "fewer steps" "$BIRKHOFF" train $small --data data.txt --out run --resume --steps 3
 warned 'resuming with lr = ' "a changed recipe" "$BIRKHOFF" train $small --data data.txt --out fresh --resume --lr 0.0001
+before=$(tail -n 1 fresh/metrics.jsonl >last_row.json; json tokens last_row.json)
+warned 'resuming with \(steps\|batch_size\) = ' "another batch size" "$BIRKHOFF" train --data data.txt --out fresh --resume --steps 3 --batch-size 1 --set micro_batch_size=0
+tail -n 1 fresh/metrics.jsonl >last_row.json
+equal "tokens go on from the checkpoint's" "$(json tokens last_row.json)" $((before + 32))
 
 # ---- interrupts ----
 for signal in INT TERM; do

@@ -248,7 +248,7 @@ static void check_resume(const char *device, bk_dtype dtype, int kind) {
   OK(bk_checkpoint_load(again.device, path, BK_NONE, &(bk_model_options){.trainable = true}, &again.model));
   OK(bk_checkpoint_load_optimizer(again.model, path));
   run_attach(&again, &recipe);
-  bk_trainer_set_step(again.trainer, K);
+  bk_trainer_set_step(again.trainer, K, want[K - 1].tokens);
   for (int s = K; s < 2 * K; s++) {
     bk_metrics_row row = step(&again);
     ck_assert_int_eq(row.step, s + 1);

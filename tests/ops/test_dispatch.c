@@ -119,6 +119,36 @@ START_TEST(rules_of_places) {
   refuse(BK_OP_RMSNORM, &a, "rmsnorm: x takes bytes 20 to 68 of a buffer of 64");
   a.x.offset = 1;
   refuse(BK_OP_RMSNORM, &a, "rmsnorm: x starts at byte 1, which should be a multiple of 2");
+  bk_copy_args copy = {bk_tensor_1d(BK_F32, 8), bk_tensor_1d(BK_BF16, 8)};
+  copy.x.buffer = copy.y.buffer = &buffer;
+  copy.y.offset = 48;
+  ck_assert_int_eq(bk_op_describe(BK_OP_COPY)->check(ctx, &copy), BK_OK);
+  copy.y.offset = 50;
+  refuse(BK_OP_COPY, &copy, "copy: y takes bytes 50 to 66 of a buffer of 64");
+}
+END_TEST
+
+/* Shapes may have changed since prepare: a debug build says so at the launch. */
+START_TEST(debug_builds_check_launches) {
+#ifdef BK_DEBUG
+  float memory[4] = {1, 2, 3, 4};
+  bk_plan plan = {0};
+  open_device("ref", (bk_device_options){0});
+  bk_buffer buffer = {.device = device, .handle = memory, .size = sizeof memory};
+  bk_tensor t = bk_tensor_1d(BK_F32, 4);
+  t.buffer = &buffer;
+  bk_add_args a = {t, t, t};
+  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_ADD, &a, &plan), BK_OK);
+  a.b.offset = 4;
+  ck_assert_int_eq(bk_plan_launch(stream, &plan, &a, (bk_place){NULL, 0}), BK_ERR_ARGUMENT);
+  unit_expect("add: b takes bytes 4 to 20 of a buffer of 16");
+  ck_assert(memory[0] == 1);
+  a.b.offset = 0;
+  ck_assert_int_eq(bk_plan_launch(stream, &plan, &a, (bk_place){NULL, 0}), BK_OK);
+  ck_assert(memory[3] == 8);
+  bk_plan_release(&plan);
+  close_device();
+#endif
 }
 END_TEST
 
@@ -367,6 +397,7 @@ int main(void) {
                                 row_counts,
                                 rules_of_rmsnorm,
                                 rules_of_places,
+                                debug_builds_check_launches,
                                 rules_of_products,
                                 rules_of_maps,
                                 rules_of_router,

@@ -179,6 +179,17 @@ static bk_status probe_absent(bk_context *c, char *reason, size_t reason_size) {
   return BK_ERR_ABSENT;
 }
 
+static void destroy_comm(bk_comm *c) { bk_free(c->ctx, c); }
+
+static bk_status open_holed(bk_device *d, bk_comm **world) {
+  static const bk_comm_ops ops = {.destroy = destroy_comm};
+  bk_comm *made = bk_alloc(d->ctx, sizeof *made);
+  ck_assert_ptr_nonnull(made);
+  *made = (bk_comm){.ops = &ops, .ctx = d->ctx, .device = d, .size = 1};
+  *world = made;
+  return BK_OK;
+}
+
 START_TEST(transports_are_checked) {
   bk_comm_backend bad = bk_comm_backend_self;
   bk_comm *world = NULL;
@@ -189,6 +200,10 @@ START_TEST(transports_are_checked) {
   bad.probe = probe_absent;
   ck_assert_int_eq(bk_comm_open(&bad, device, &world), BK_ERR_ABSENT);
   unit_expect("no network here");
+  bad = bk_comm_backend_self;
+  bad.open = open_holed;
+  ck_assert_int_eq(bk_comm_open(&bad, device, &world), BK_ERR_ABI);
+  unit_expect("the table has a hole");
   ck_assert_ptr_null(world);
 }
 END_TEST

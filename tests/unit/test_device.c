@@ -89,7 +89,7 @@ END_TEST
 
 START_TEST(registry_is_bounded) {
   static bk_backend many[32];
-  static char names[32][8];
+  static char names[32][16];
   bk_status status = BK_OK;
   int i = 0;
   for (; i < 32 && status == BK_OK; i++) {

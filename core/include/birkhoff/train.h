@@ -30,9 +30,11 @@ bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, cons
 void bk_trainer_destroy(bk_trainer *trainer); /* NULL is allowed */
 /* Bytes of activations, workspace, ... of the trainer's runners. */
 size_t bk_trainer_bytes(const bk_trainer *trainer, bk_memory_class c);
-/* The step that comes next is last_step + 1; 0 at creation; set it when resuming. */
-void bk_trainer_set_step(bk_trainer *trainer, int64_t last_step);
+/* The step that comes next is last_step + 1, after `tokens` training tokens in all, which say where the data goes on and what the
+ * metrics count from; both 0 at creation; set them when resuming. */
+void bk_trainer_set_step(bk_trainer *trainer, int64_t last_step, int64_t tokens);
 int64_t bk_trainer_step_done(const bk_trainer *trainer);
+int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
 
 /* One optimiser step: micro-batches forward and backward, clip, AdamW, balancing; every gain_every steps the gains; every
  * eval_every steps the validation loss. The row's expert_load points into the trainer until the next step.
