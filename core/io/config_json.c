@@ -13,6 +13,7 @@
 
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
 #define STATE_FORMAT 1
+#define COUNT_MAX (1LL << 60) /* a step may be added without overflow */
 
 typedef struct document {
   bk_context *ctx;
@@ -342,8 +343,8 @@ bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_tra
 static bk_status read_count(const document *doc, const char *name, int64_t *count) {
   json_t *value = json_object_get(doc->root, name);
   if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
-  if (!json_is_integer(value) || json_integer_value(value) < 0)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer of at least 0", doc->origin, name);
+  if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > COUNT_MAX)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer from 0 to %lld", doc->origin, name, COUNT_MAX);
   *count = (int64_t)json_integer_value(value);
   return BK_OK;
 }

@@ -371,7 +371,8 @@ END_TEST
 START_TEST(bad_state) {
   static const struct { const char *from, *to, *part; } cases[] = {
       {"\"format\": 1", "\"format\": 2", "format 2 is not known"},
-      {"\"step\": 123", "\"step\": -3", "step must be an integer of at least 0"},
+      {"\"step\": 123", "\"step\": -3", "step must be an integer from 0 to 1152921504606846976"},
+      {"\"step\": 123", "\"step\": 9223372036854775807", "step must be an integer from 0 to 1152921504606846976"},
       {"\"step\": 123", "\"step\": 1.5", "step must be an integer"},
       {"\"step\": 123", "\"stop\": 123", "step is missing"},
       {"\"fedcba9876543210\"", "\"fedcba987654321g\"", "data_hash must be"},
