@@ -294,7 +294,7 @@ static bk_status report_plan(train_run *r) {
 
 static bk_status report(train_run *r) {
   int64_t step = bk_trainer_step_done(r->trainer);
-  if (cli_signal) {
+  if (cli_signal && step < r->recipe.steps) {
     fprintf(stderr, "birkhoff: stopped at step %lld of %lld; to go on: the same command with --resume\n", (long long)step, (long long)r->recipe.steps);
     return BK_INTERRUPTED;
   }

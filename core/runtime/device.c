@@ -55,6 +55,18 @@ static bk_status fail_unknown(bk_context *ctx, const char *name, const char *wha
   return bk_fail(ctx, BK_ERR_NOT_FOUND, "device %s: %s; devices that are there: %s", name, what, present);
 }
 
+/* A backend of ours whose module is not installed: its device is absent, its name is not wrong. */
+static bk_status fail_not_registered(bk_context *ctx, const char *name, const char *family) {
+  static const char *const modules[] = {"cuda", "opencl", "vulkan"};
+  char present[512];
+  for (size_t i = 0; i < BK_COUNT(modules); i++) {
+    if (strcmp(family, modules[i]) != 0) continue;
+    list_present(ctx, present, sizeof present);
+    return bk_fail(ctx, BK_ERR_ABSENT, "device %s is not here: the %s backend is not installed; devices that are there: %s", name, family, present);
+  }
+  return fail_unknown(ctx, name, "there is no such backend");
+}
+
 static const bk_backend *best_backend(bk_context *ctx) {
   const bk_backend *best = NULL;
   for (int i = 0; i < bk_backend_count(); i++) {
@@ -94,7 +106,7 @@ static bk_status select_backend(bk_context *ctx, const char *name, const bk_back
   char family[NAME_MAX_BYTES];
   if (!parse_name(name, family, index)) return fail_unknown(ctx, name, "a name is BACKEND or BACKEND:NUMBER");
   *backend = bk_backend_find(family);
-  if (!*backend) return fail_unknown(ctx, name, "there is no such backend");
+  if (!*backend) return fail_not_registered(ctx, name, family);
   if (*index < 0) *index = 0;
   return check_present(ctx, *backend, name, *index);
 }
