@@ -40,7 +40,7 @@ echo "== training (at most $SECONDS_TO_TRAIN s)"
 # As many steps as this machine does in the time, never more than the preset's.
 speed=$("$BIRKHOFF" bench step --model demo --json | sed -n 's/.*"tokens_per_s": *\([0-9.eE+]*\).*/\1/p' | head -n 1)
 read -r steps tokens < <("$BIRKHOFF" train --model demo --data "$TEXT" --out "$DIR/none" --dry-run --json |
-  sed -n 's/.*"steps": *\([0-9]*\).*/\1/p; s/.*"step_tokens": *\([0-9]*\).*/\1/p' | tr '\n' ' ')
+  sed -n 's/.*"steps": *\([0-9]*\).*/\1/p; s/.*"step_tokens": *\([0-9]*\).*/\1/p' | paste -sd ' ')
 fit=$(awk -v v="$speed" -v t="$tokens" -v s="$SECONDS_TO_TRAIN" -v most="$steps" 'BEGIN { n = int(v * s * 0.93 / t); print (n < most ? (n > 20 ? n : 20) : most) }')
 rm -rf "$DIR/run"
 "$BIRKHOFF" train --model demo --data "$TEXT" --out "$DIR/run" --steps "$fit"
