@@ -47,8 +47,9 @@ rm -rf "$DIR/run"
 
 echo "== the loss of the validation part (the last tenth of the text)"
 "$BIRKHOFF" eval "$DIR/run" --data "$TEXT" --split val --seq-len 256
-echo "== a passage"
-"$BIRKHOFF" generate "$DIR/run" --prompt "And it came to pass" --max-tokens 400 --temperature 0.7
+echo "== a passage (no longer than what it was trained on: 256 tokens)"
+printf "And it came to pass"
+"$BIRKHOFF" generate "$DIR/run" --prompt "And it came to pass" --max-tokens 230 --temperature 0.7
 echo
 echo "== gains of the trained residual maps"
 "$BIRKHOFF" gain "$DIR/run" --data "$TEXT" --svg "$DIR/gain.svg"
