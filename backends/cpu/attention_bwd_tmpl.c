@@ -11,7 +11,7 @@
 typedef struct attention_bwd_job {
   const bk_attention_bwd_args *a;
   bk_attention_sizes sizes;
-  bool blas;
+  bk_gemm_engine engine;
   char *workspace;
 } attention_bwd_job;
 
@@ -52,16 +52,16 @@ static void attend_bwd(const attention_bwd_job *job, const attention_bwd_head *h
   bk_gemm_mat dout = bk_cpu_gemm_sub(head->dout, i, 0), dq = bk_cpu_gemm_sub(head->sum_dq, i, 0);
   bk_gemm_mat pt = bk_cpu_gemm_transposed(p), dst = bk_cpu_gemm_transposed(dp);
   bool more = i > j; /* the block of queries at i = j is the first that these keys meet */
-  TILE(job->blas, q, bk_cpu_gemm_transposed(k), p, (bk_gemm_shape){m, n, head->width_k}, scale, false, head->gemm);
-  TILE(job->blas, dout, bk_cpu_gemm_transposed(v), dp, (bk_gemm_shape){m, n, head->width_v}, 1.f, false, head->gemm);
+  TILE(job->engine, q, bk_cpu_gemm_transposed(k), p, (bk_gemm_shape){m, n, head->width_k}, scale, false, head->gemm);
+  TILE(job->engine, dout, bk_cpu_gemm_transposed(v), dp, (bk_gemm_shape){m, n, head->width_v}, 1.f, false, head->gemm);
   for (int64_t r = 0; r < m; r++) {
     int64_t allowed = i + r - j + 1 < n ? i + r - j + 1 : n;
     softmax_bwd_row(head->p + r * BK_ATT_BWD_BK, head->dp + r * BK_ATT_BWD_BK, allowed, n,
                     head->lse[(i + r) * head->lse_stride], head->delta[i + r]);
   }
-  TILE(job->blas, pt, dout, head->sum_dv, (bk_gemm_shape){n, head->width_v, m}, 1.f, more, head->gemm);
-  TILE(job->blas, dst, q, head->sum_dk, (bk_gemm_shape){n, head->width_k, m}, scale, more, head->gemm);
-  TILE(job->blas, dp, k, dq, (bk_gemm_shape){m, head->width_k, n}, scale, j > 0, head->gemm);
+  TILE(job->engine, pt, dout, head->sum_dv, (bk_gemm_shape){n, head->width_v, m}, 1.f, more, head->gemm);
+  TILE(job->engine, dst, q, head->sum_dk, (bk_gemm_shape){n, head->width_k, m}, scale, more, head->gemm);
+  TILE(job->engine, dp, k, dq, (bk_gemm_shape){m, head->width_k, n}, scale, j > 0, head->gemm);
 }
 /* Rounds rows of an fp32 sum into a bf16 output; nothing to do where the sum is the output. */
 static void round_rows(bk_gemm_mat sum, bk_gemm_mat out, int64_t rows, int64_t n) {
@@ -117,7 +117,8 @@ static void attention_bwd_piece(void *arg, int64_t begin, int64_t end, int worke
 }
 bk_status BK_ISA_NAME(bk_cpu_attention_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_attention_bwd_args *a = args;
-  attention_bwd_job job = {a, bk_cpu_attention_bwd_sizes(a), bk_cpu_of(stream->device)->blas, bk_place_data(workspace)};
+  attention_bwd_job job = {a, bk_cpu_attention_bwd_sizes(a), bk_cpu_gemm_engine(bk_cpu_of(stream->device)->blas, a->q.shape[1]),
+                           bk_place_data(workspace)};
   (void)plan;
   bk_cpu_run(stream, a->q.shape[0] * a->q.shape[2], 1, attention_bwd_piece, &job);
   return BK_OK;

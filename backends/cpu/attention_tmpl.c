@@ -10,7 +10,7 @@ typedef struct attention_job {
   const bk_attention_args *a;
   bk_attention_sizes sizes;
   int64_t past, blocks; /* of queries */
-  bool blas;
+  bk_gemm_engine engine;
   char *workspace;
 } attention_job;
 
@@ -47,7 +47,7 @@ static void attend_keys(const attention_job *job, attention_block *block, bk_gem
   int64_t dk = a->q.shape[3], dv = a->v.shape[3];
   bk_gemm_mat scores = {(char *)block->scores, BK_ATT_BK, 1, false}, out = {(char *)block->out, dv, 1, false};
   bk_gemm_mat keys = bk_cpu_gemm_transposed(bk_cpu_gemm_sub(k, begin, 0));
-  TILE(job->blas, q, keys, scores, (bk_gemm_shape){block->rows, width, dk}, (float)a->scale, false, block->gemm);
+  TILE(job->engine, q, keys, scores, (bk_gemm_shape){block->rows, width, dk}, (float)a->scale, false, block->gemm);
   for (int64_t i = 0; i < block->rows; i++) {
     int64_t allowed = block->first + i - begin + 1;
     if (allowed > width) allowed = width;
@@ -55,7 +55,7 @@ static void attend_keys(const attention_job *job, attention_block *block, bk_gem
     float factor = softmax_row(block->scores + i * BK_ATT_BK, allowed, width, block->max + i, block->sum + i);
     if (begin > 0 && factor != 1.f) scale_row(block->out + i * dv, dv, factor);
   }
-  TILE(job->blas, scores, bk_cpu_gemm_sub(v, begin, 0), out, (bk_gemm_shape){block->rows, dv, width}, 1.f, begin > 0,
+  TILE(job->engine, scores, bk_cpu_gemm_sub(v, begin, 0), out, (bk_gemm_shape){block->rows, dv, width}, 1.f, begin > 0,
        block->gemm);
 }
 BK_INLINE void store_row(const float *x, float factor, char *o, int64_t n, const bool bf) {
@@ -106,7 +106,7 @@ bk_status BK_ISA_NAME(bk_cpu_attention)(bk_stream *stream, const bk_plan *plan, 
   attention_job job = {
     .a = a, .sizes = bk_cpu_attention_sizes(a), .blocks = (a->q.shape[1] + BK_ATT_BQ - 1) / BK_ATT_BQ,
     .past = bk_tensor_present(&a->past) ? *(const int32_t *)bk_tensor_data(&a->past) : 0,
-    .blas = bk_cpu_of(stream->device)->blas, .workspace = bk_place_data(workspace),
+    .engine = bk_cpu_gemm_engine(bk_cpu_of(stream->device)->blas, a->q.shape[1]), .workspace = bk_place_data(workspace),
   };
   (void)plan;
   bk_cpu_run(stream, job.blocks * a->q.shape[0] * a->q.shape[2], 1, attention_piece, &job);

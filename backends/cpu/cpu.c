@@ -58,9 +58,11 @@ static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int th
   props->storage_dtypes = BK_DT(BK_F32) | BK_DT(BK_BF16);
 }
 
-static bool blas_wanted(void) {
+/* BIRKHOFF_CPU_BLAS=0 never, 1 always; else where there are no fused multiply-adds: elsewhere the packed engine is the faster one. */
+static bool blas_wanted(bk_cpu_isa isa) {
   const char *text = getenv("BIRKHOFF_CPU_BLAS");
-  return bk_cpu_blas_built() && !(text && !strcmp(text, "0"));
+  if (!bk_cpu_blas_built()) return false;
+  return text && *text ? strcmp(text, "0") != 0 : isa == BK_CPU_PORTABLE;
 }
 
 static bk_status cpu_probe(bk_context *ctx, char *reason, size_t reason_size) {
@@ -79,7 +81,7 @@ static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props
   bk_cpu_isa isa = isa_detect();
   BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
   bk_device_props p = {0};
-  props_fill(&p, isa, blas_wanted(), bk_cpu_count());
+  props_fill(&p, isa, blas_wanted(isa), bk_cpu_count());
   size_t free_bytes, total_bytes;
   bk_device probe = {.ctx = ctx};
   BK_TRY(bk_host_memory_info(&probe, &free_bytes, &total_bytes));
@@ -103,7 +105,7 @@ static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *o
   }
   bk_host_device_init(&cpu->base, ctx, &bk_backend_cpu, index, options, &cpu_device_ops);
   cpu->isa = isa;
-  cpu->blas = blas_wanted();
+  cpu->blas = blas_wanted(isa);
   if (cpu->blas) bk_cpu_blas_init();
   props_fill(&cpu->base.props, isa, cpu->blas, bk_pool_size(cpu->pool));
   *device = &cpu->base;

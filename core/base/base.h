@@ -38,6 +38,11 @@ void bk_free(bk_context *ctx, void *ptr);                            /* NULL is 
 /* False on overflow; *product is then as it was. */
 bool bk_mul_size(size_t a, size_t b, size_t *product);
 
+/* ---- pages.c ---- */
+#define BK_LARGE_PAGE ((size_t)2 << 20)
+/* Before the block is touched: the system may serve it with large pages (fewer TLB misses in products). A hint. */
+void bk_pages_prefer_large(void *block, size_t bytes);
+
 /* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
 uint64_t bk_hash64(const void *bytes, size_t count);                  /* FNV-1a 64 over bytes, then a finaliser */
 void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]);
