@@ -5,16 +5,36 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *const isa_names[BK_CPU_ISA_COUNT] = {"portable", "avx2"};
+#define ISA_NAME(isa, ISA, ...) #isa,
+#define ISA_RUNS(isa, ISA, ...) isa##_runs,
+#define ISA_LISTED(isa, ISA, ...) " " #isa
+
+static const char *const isa_names[BK_CPU_ISA_COUNT] = {BK_CPU_ISAS(ISA_NAME, 0)};
+
+/* The compiler's tests include the operating system's part. */
+#if defined(__x86_64__)
+static bool avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool avx512_runs(void) {
+  return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+#elif defined(__aarch64__)
+static bool neon_runs(void) { return true; } /* part of the architecture */
+#endif
+static bool portable_runs(void) { return true; }
+
+static bool (*const isa_runs[BK_CPU_ISA_COUNT])(void) = {BK_CPU_ISAS(ISA_RUNS, 0)};
 
 const char *bk_cpu_isa_name(bk_cpu_isa isa) { return isa_names[isa]; }
+bool bk_cpu_isa_runs(bk_cpu_isa isa) { return isa_runs[isa](); }
 
 static bk_cpu_isa isa_detect(void) {
-#if BK_HAVE_AVX2
+  int isa = 0;
+#if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return BK_CPU_AVX2;
 #endif
-  return BK_CPU_PORTABLE;
+  while (!bk_cpu_isa_runs((bk_cpu_isa)isa)) isa++;
+  return (bk_cpu_isa)isa;
 }
 
 /* `text` is an upper limit: what the machine lacks is not used whatever it says. */
@@ -22,10 +42,10 @@ static bk_status isa_limit(bk_context *ctx, const char *text, bk_cpu_isa *isa) {
   if (!text || !*text) return BK_OK;
   for (int i = 0; i < BK_CPU_ISA_COUNT; i++) {
     if (strcmp(text, isa_names[i])) continue;
-    if ((bk_cpu_isa)i < *isa) *isa = (bk_cpu_isa)i;
+    if ((bk_cpu_isa)i > *isa) *isa = (bk_cpu_isa)i;
     return BK_OK;
   }
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "cpu: unknown instruction set '%s' (known: portable avx2)", text);
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "cpu: unknown instruction set '%s' (known:%s)", text, BK_CPU_ISAS(ISA_LISTED, 0));
 }
 
 static void cpu_close(bk_device *device) {

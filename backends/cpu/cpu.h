@@ -1,15 +1,10 @@
 /* cpu: the fast host backend. Storage fp32 and bf16, arithmetic in fp32.
  *
- * Kernels are written once, in `x_tmpl.c`, over the vector layer of simd.h, and compiled once per instruction set by
- * files of three lines:
- *     x_portable.c:  #include "backends/cpu/cpu.h"      x_avx2.c:  #include "backends/cpu/cpu.h"
- *                    #define BK_ISA portable                       #if BK_HAVE_AVX2
- *                    #include "backends/cpu/x_tmpl.c"              #define BK_ISA avx2
- *                                                                  #include "backends/cpu/x_tmpl.c"
- *                                                                  #endif
- * (the build compiles *_avx2.c with -mavx2 -mfma -ffp-contract=fast). Every exported name of a template is wrapped,
- * BK_ISA_NAME(bk_cpu_x), everything else in it is static. Kernels are listed in kernels.h (dense) and kernels_hc.h
- * (optimiser, residual connections); table.c makes from the lists the prototypes and, best set first, the kernel table.
+ * Kernels are written once, in `x_tmpl.c`, over the vector layer of simd.h, and the build compiles every template once per
+ * instruction set of the list below with -DBK_ISA=<set> and the set's flags (Makefile.am). Every exported name of a template
+ * is wrapped, BK_ISA_NAME(bk_cpu_x), everything else in it is static. A new set is a line in the list, its test in cpu.c and
+ * a library in Makefile.am; a new template is a line of CPU_TEMPLATES there. Kernels are listed in kernels.h (dense) and
+ * kernels_hc.h (optimiser, residual connections); table.c makes the kernel table from the two lists.
  *
  * A template kernel has the signature of bk_kernel.launch and the name BK_ISA_NAME(bk_cpu_<kernel>). A kernel that needs a
  * workspace or state also has, in a plain file (compiled once, shared by all sets), `bk_cpu_<kernel>_prepare`; its state,
@@ -22,16 +17,20 @@
 #include "runtime/backend.h"
 #include <string.h>
 
-#if defined(__x86_64__) && !defined(BK_NO_AVX2) && !defined(BK_HAVE_AVX2)
-#define BK_HAVE_AVX2 1
-#endif
-#ifndef BK_HAVE_AVX2
-#define BK_HAVE_AVX2 0
+/* The instruction sets of the architecture, best first; `portable` is always there and last. X(set, SET, what the caller adds). */
+#if defined(__x86_64__)
+#define BK_CPU_ISAS(X, ...) X(avx512, AVX512, __VA_ARGS__) X(avx2, AVX2, __VA_ARGS__) X(portable, PORTABLE, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define BK_CPU_ISAS(X, ...) X(neon, NEON, __VA_ARGS__) X(portable, PORTABLE, __VA_ARGS__)
+#else
+#define BK_CPU_ISAS(X, ...) X(portable, PORTABLE, __VA_ARGS__)
 #endif
 
-/* Instruction sets, worst first; a device permits all up to its own. */
-typedef enum bk_cpu_isa { BK_CPU_PORTABLE, BK_CPU_AVX2, BK_CPU_ISA_COUNT } bk_cpu_isa;
-const char *bk_cpu_isa_name(bk_cpu_isa isa); /* "portable" "avx2" */
+/* In the order of the list; a device permits its own and all after it. */
+#define BK_CPU_ISA_ENUM(isa, ISA, ...) BK_CPU_##ISA,
+typedef enum bk_cpu_isa { BK_CPU_ISAS(BK_CPU_ISA_ENUM, 0) BK_CPU_ISA_COUNT } bk_cpu_isa;
+const char *bk_cpu_isa_name(bk_cpu_isa isa); /* "avx512" "avx2" "neon" "portable" */
+bool bk_cpu_isa_runs(bk_cpu_isa isa);        /* whether this machine has it */
 
 #define BK_ISA_PASTE_(name, isa) name##_##isa
 #define BK_ISA_PASTE(name, isa) BK_ISA_PASTE_(name, isa)

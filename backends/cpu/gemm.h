@@ -62,11 +62,10 @@ static inline bk_gemm_mat bk_cpu_gemm_transposed(bk_gemm_mat m) {
 }
 
 /* One tile; scratch as bk_cpu_gemm_scratch says, 64-byte aligned. */
-#define BK_GEMM_TILE(isa)                                                                                              \
+#define BK_GEMM_TILE(isa, ISA, ...)                                                                                    \
   void bk_cpu_gemm_tile_##isa(bk_gemm_engine engine, bk_gemm_mat a, bk_gemm_mat b, bk_gemm_mat c, bk_gemm_shape s,     \
                               float alpha, bool accumulate, float *scratch);
-BK_GEMM_TILE(portable)
-BK_GEMM_TILE(avx2)
+BK_CPU_ISAS(BK_GEMM_TILE, 0)
 
 /* ---- blas.c ---- */
 bool bk_cpu_blas_built(void);

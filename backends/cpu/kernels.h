@@ -40,9 +40,9 @@
 
 #define BK_CPU_KERNELS(K, P) BK_CPU_KERNELS_DENSE(K, P) BK_CPU_KERNELS_HC(K, P)
 
-#define BK_CPU_LAUNCH(name, isa) \
+#define BK_CPU_LAUNCH(isa, ISA, name) \
   bk_status bk_cpu_##name##_##isa(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
-#define BK_CPU_DECLARE_K(op, dtypes, name) BK_CPU_LAUNCH(name, portable) BK_CPU_LAUNCH(name, avx2)
+#define BK_CPU_DECLARE_K(op, dtypes, name) BK_CPU_ISAS(BK_CPU_LAUNCH, name)
 #define BK_CPU_DECLARE_P(op, dtypes, name)     \
   BK_CPU_DECLARE_K(op, dtypes, name)           \
   bk_status bk_cpu_##name##_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes);

@@ -1,6 +1,6 @@
 /* simd: a small layer over the vector extensions of gcc and clang, for the kernel templates (x_tmpl.c) only.
  *
- * bk_vf is BK_VW floats: 8 with AVX2, 16 with AVX-512, else 4 (legal on any machine; SSE2 and NEON serve it directly).
+ * bk_vf is BK_VW floats: 16 with AVX-512, 8 with AVX2, else 4 (legal on any machine; SSE2 and NEON serve it directly).
  * Operators + - * / and comparisons work on whole vectors; a comparison gives a bk_vi of all-ones or zero lanes for
  * bk_v_select. Loads and stores are unaligned. `bf` (always a compile-time constant after inlining: write kernel bodies as
  * BK_INLINE functions with a `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
@@ -99,7 +99,9 @@ BK_INLINE bk_vf bk_v_from_bf16(bk_vh h) {
 }
 /* Lanes below 65536. */
 BK_INLINE bk_vh bk_v_low_halves(bk_vu u) {
-#if BK_VW == 8
+#if BK_VW == 16
+  return (bk_vh)_mm512_cvtepi32_epi16((__m512i)u);
+#elif BK_VW == 8
   __m256i x = (__m256i)u;
   return (bk_vh)_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 #else
@@ -131,34 +133,60 @@ BK_INLINE void bk_v_st(void *row, int64_t i, const bool bf, bk_vf x) {
     memcpy((float *)row + i, &x, sizeof x);
   }
 }
-/* The first `count` (< BK_VW) lanes; the others read 0 and are not written. Not inlined: they are in every loop's rest. */
-#define BK_OUTLINE static __attribute__((noinline, unused))
-BK_OUTLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
-  float x[BK_VW] = {0};
-  bk_vf v;
-  for (int64_t l = 0; l < count && l < BK_VW; l++) {
-    if (bf) {
-      uint32_t u = (uint32_t)((const uint16_t *)row)[i + l] << 16;
-      memcpy(x + l, &u, 4);
-    } else {
-      x[l] = ((const float *)row)[i + l];
-    }
-  }
-  memcpy(&v, x, sizeof v);
+/* ---- parts of a vector: the first `count` (< BK_VW, none below 0) lanes; the others read 0 and are not written ---- */
+#define BK_OUTLINE static __attribute__((noinline, unused)) /* for what is in every loop's rest */
+
+#if defined(__AVX512F__)
+BK_INLINE __mmask16 bk_v_mask(int64_t count) { return (__mmask16)(count > 0 ? (1u << count) - 1 : 0); }
+BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
+  __mmask16 mask = bk_v_mask(count);
+  if (bf) return bk_v_from_bf16((bk_vh)_mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i));
+  return (bk_vf)_mm512_maskz_loadu_ps(mask, (const float *)row + i);
+}
+BK_INLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
+  __mmask16 mask = bk_v_mask(count);
+  if (bf) _mm256_mask_storeu_epi16((uint16_t *)row + i, mask, (__m256i)bk_v_to_bf16(v));
+  else _mm512_mask_storeu_ps((float *)row + i, mask, (__m512)v);
+}
+#else
+BK_OUTLINE bk_vf bk_v_ld_part_bf16(const uint16_t *row, int64_t count) {
+  uint16_t h[BK_VW] = {0};
+  bk_vh v;
+  for (int64_t l = 0; l < count && l < BK_VW; l++) h[l] = row[l];
+  memcpy(&v, h, sizeof v);
+  return bk_v_from_bf16(v);
+}
+BK_OUTLINE void bk_v_st_part_bf16(uint16_t *row, int64_t count, bk_vf v) {
+  uint16_t h[BK_VW];
+  bk_vh vh = bk_v_to_bf16(v);
+  memcpy(h, &vh, sizeof h);
+  for (int64_t l = 0; l < count && l < BK_VW; l++) row[l] = h[l];
+}
+#if defined(__AVX2__)
+BK_INLINE __m256i bk_v_mask(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+BK_INLINE bk_vf bk_v_ld_part_f32(const float *row, int64_t count) { return (bk_vf)_mm256_maskload_ps(row, bk_v_mask(count)); }
+BK_INLINE void bk_v_st_part_f32(float *row, int64_t count, bk_vf v) { _mm256_maskstore_ps(row, bk_v_mask(count), (__m256)v); }
+#else
+BK_OUTLINE bk_vf bk_v_ld_part_f32(const float *row, int64_t count) {
+  bk_vf v = {0};
+  for (int64_t l = 0; l < count && l < BK_VW; l++) v[l] = row[l];
   return v;
 }
-BK_OUTLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
-  uint16_t h[BK_VW];
-  float x[BK_VW];
-  if (bf) {
-    bk_vh vh = bk_v_to_bf16(v);
-    memcpy(h, &vh, sizeof h);
-    for (int64_t l = 0; l < count && l < BK_VW; l++) ((uint16_t *)row)[i + l] = h[l];
-  } else {
-    memcpy(x, &v, sizeof x);
-    for (int64_t l = 0; l < count && l < BK_VW; l++) ((float *)row)[i + l] = x[l];
-  }
+BK_OUTLINE void bk_v_st_part_f32(float *row, int64_t count, bk_vf v) {
+  for (int64_t l = 0; l < count && l < BK_VW; l++) row[l] = v[l];
 }
+#endif
+BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
+  if (bf) return bk_v_ld_part_bf16((const uint16_t *)row + i, count);
+  return bk_v_ld_part_f32((const float *)row + i, count);
+}
+BK_INLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, bk_vf v) {
+  if (bf) bk_v_st_part_bf16((uint16_t *)row + i, count, v);
+  else bk_v_st_part_f32((float *)row + i, count, v);
+}
+#endif
 /* `count` lanes, whole vectors at full speed: the usual loop is
  *     for (int64_t i = 0; i < n; i += BK_VW) { int64_t c = n - i; bk_vf x = bk_v_get(row, i, bf, c); ... bk_v_put(...); } */
 BK_INLINE bk_vf bk_v_get(const void *row, int64_t i, const bool bf, int64_t count) {
@@ -170,12 +198,15 @@ BK_INLINE void bk_v_put(void *row, int64_t i, const bool bf, int64_t count, bk_v
 }
 /* Sets the lanes past `count` to `fill`. */
 BK_INLINE bk_vf bk_v_keep(bk_vf x, int64_t count, float fill) {
-  float t[BK_VW];
   if (count >= BK_VW) return x;
-  memcpy(t, &x, sizeof t);
-  for (int64_t l = count < 0 ? 0 : count; l < BK_VW; l++) t[l] = fill;
-  memcpy(&x, t, sizeof x);
+#if defined(__AVX512F__)
+  return (bk_vf)_mm512_mask_blend_ps(bk_v_mask(count), _mm512_set1_ps(fill), (__m512)x);
+#elif defined(__AVX2__)
+  return bk_v_select((bk_vi)bk_v_mask(count), x, bk_v_set(fill));
+#else
+  for (int64_t l = count < 0 ? 0 : count; l < BK_VW; l++) x[l] = fill;
   return x;
+#endif
 }
 
 /* Lanes 0 1 2 3 ... -> 1 0 3 2 ... */

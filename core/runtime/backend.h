@@ -44,7 +44,7 @@ typedef struct bk_device_props {
   size_t offset_alignment;    /* of a tensor's offset in its buffer */
   int threads;                /* host workers, or 0 */
   uint32_t storage_dtypes;    /* set of 1u << bk_dtype that models may be stored in */
-  char isa[32];               /* instruction set in use: "portable", "avx2", ... or "" */
+  char isa[32];               /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
 } bk_device_props;
 
 typedef struct bk_device_ops {

@@ -1,5 +1,5 @@
 /* test_ops: every op on one device against `ref`; harness.h says how.
- *   --device NAME   default cpu        --isa NAME      strip faster kernels
+ *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels stripped
  *   --threads N     default 2          --composed      fused slots as their composed default
  *   --bits          also with 1 thread: the bits must be the same
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
@@ -7,7 +7,7 @@
  *   --perf          time the ops at working sizes instead (perf.h)
  * With BK_TEST_QUICK in the environment, small shapes only.
  * Without a filter it also checks that every op has a case and that every operand is present in one.
- * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device is not here. */
+ * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device or the instruction set is not here. */
 #include "tests/ops/harness.h"
 #include "tests/ops/perf.h"
 
@@ -66,6 +66,10 @@ static bk_status open_devices(harness *h, const options *o) {
   BK_TRY(bk_device_open(h->ctx, "ref", NULL, &h->ref));
   BK_TRY(bk_stream_create(h->ref, 0, &h->ref_stream));
   BK_TRY(bk_device_open(h->ctx, o->device, &o->open, &h->device));
+  if (o->open.isa && strcmp(o->open.isa, h->device->props.isa)) {
+    printf("SKIP: this machine has no %s\n", o->open.isa);
+    return BK_ERR_ABSENT;
+  }
   BK_TRY(bk_stream_create(h->device, 0, &h->stream));
   if (!o->bits) return BK_OK;
   BK_TRY(bk_device_open(h->ctx, o->device, &one, &h->second));

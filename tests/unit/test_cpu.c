@@ -8,14 +8,17 @@
 
 #define ARENA ((size_t)8 << 20)
 
-/* ---- devices: ref, then pairs of one and three threads for each engine ---- */
-enum { ENGINES = 4, DEVICES = 1 + 2 * ENGINES };
-static bk_device *devices[DEVICES];
-static bk_stream *streams[DEVICES];
-static bk_buffer *buffers[DEVICES];
+/* ---- devices: ref, then pairs of one and three threads for each engine: each instruction set of this machine, with and
+ * without CBLAS, the portable one last ---- */
+enum { MAX_DEVICES = 1 + 4 * BK_CPU_ISA_COUNT };
+static int n_devices;
+static bk_device *devices[MAX_DEVICES];
+static bk_stream *streams[MAX_DEVICES];
+static bk_buffer *buffers[MAX_DEVICES];
 static size_t used;
 
-static void device_open(int i, const char *name, const bk_device_options *options) {
+static void device_open(const char *name, const bk_device_options *options) {
+  int i = n_devices++;
   ck_assert_int_eq(bk_device_open(ctx, name, options, &devices[i]), BK_OK);
   ck_assert_int_eq(bk_stream_create(devices[i], 0, &streams[i]), BK_OK);
   ck_assert_int_eq(bk_buffer_alloc(devices[i], ARENA, BK_MEM_ACTIVATIONS, &buffers[i]), BK_OK);
@@ -24,18 +27,22 @@ static void devices_open(void) {
   unit_open();
   ck_assert_int_eq(bk_registry_init(ctx), BK_OK);
   used = 0;
-  device_open(0, "ref", NULL);
-  for (int i = 1; i < DEVICES; i++) {
-    int engine = (i - 1) / 2;
-    bk_device_options options = {.threads = i % 2 ? 1 : 3, .isa = engine & 1 ? "portable" : NULL};
-    setenv("BIRKHOFF_CPU_BLAS", engine & 2 ? "0" : "1", 1);
-    device_open(i, "cpu", &options);
-    ck_assert_int_eq(bk_cpu_of(devices[i])->blas, !(engine & 2) && bk_cpu_blas_built());
+  n_devices = 0;
+  device_open("ref", NULL);
+  for (int engine = 0; engine < 2 * BK_CPU_ISA_COUNT; engine++) {
+    bk_cpu_isa isa = (bk_cpu_isa)(engine / 2);
+    if (!bk_cpu_isa_runs(isa)) continue;
+    setenv("BIRKHOFF_CPU_BLAS", engine & 1 ? "0" : "1", 1);
+    for (int threads = 1; threads <= 3; threads += 2) {
+      device_open("cpu", &(bk_device_options){.threads = threads, .isa = bk_cpu_isa_name(isa)});
+      ck_assert_int_eq(bk_cpu_of(devices[n_devices - 1])->isa, isa);
+      ck_assert_int_eq(bk_cpu_of(devices[n_devices - 1])->blas, !(engine & 1) && bk_cpu_blas_built());
+    }
   }
   unsetenv("BIRKHOFF_CPU_BLAS");
 }
 static void devices_close(void) {
-  for (int i = 0; i < DEVICES; i++) {
+  for (int i = 0; i < n_devices; i++) {
     bk_buffer_free(buffers[i]);
     bk_stream_destroy(streams[i]);
     bk_device_close(devices[i]);
@@ -75,9 +82,9 @@ static double nmse(const bk_tensor *want, const bk_tensor *have, int device) {
 static void against_ref(bk_op op, const void *args, const char *label) {
   const bk_op_desc *desc = bk_op_describe(op);
   _Alignas(16) char own[1024];
-  for (int i = 1; i < DEVICES; i++) memcpy(buffers[i]->handle, buffers[0]->handle, used);
+  for (int i = 1; i < n_devices; i++) memcpy(buffers[i]->handle, buffers[0]->handle, used);
   ck_assert_int_eq(bk_op_run(streams[0], op, args), BK_OK);
-  for (int i = 1; i < DEVICES; i++) {
+  for (int i = 1; i < n_devices; i++) {
     memcpy(own, args, desc->args_size);
     for (int f = 0; f < desc->n_fields; f++) {
       bk_tensor *t = (bk_tensor *)(void *)(own + desc->fields[f].offset);
@@ -175,9 +182,13 @@ END_TEST
 /* ---- masks ---- */
 START_TEST(instruction_sets_are_masked) {
   bk_device *device;
-  ck_assert_str_eq(devices[3]->props.isa, "portable");
-  ck_assert_ptr_null(devices[3]->options.isa); /* the caller's text is not kept */
-  ck_assert_ptr_nonnull(strstr(bk_kernel_find(devices[3], BK_OP_ADD, &(bk_add_args){.a = {.dtype = BK_F32}})->name, "portable"));
+  for (int i = 1; i < n_devices; i++) {
+    const char *isa = bk_cpu_isa_name(bk_cpu_of(devices[i])->isa);
+    ck_assert_str_eq(devices[i]->props.isa, isa);
+    ck_assert_ptr_null(devices[i]->options.isa); /* the caller's text is not kept */
+    ck_assert_ptr_nonnull(strstr(bk_kernel_find(devices[i], BK_OP_ADD, &(bk_add_args){.a = {.dtype = BK_F32}})->name, isa));
+  }
+  ck_assert_str_eq(devices[n_devices - 1]->props.isa, "portable");
   setenv("BIRKHOFF_CPU_ISA", "portable", 1);
   ck_assert_int_eq(bk_device_open(ctx, "cpu", NULL, &device), BK_OK);
   unsetenv("BIRKHOFF_CPU_ISA");

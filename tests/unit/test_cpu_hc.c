@@ -1,5 +1,6 @@
 /* The cpu backend's residual connections beyond the op harness, on each instruction set: Sinkhorn's properties by random
  * search, and the fused mixes equal to their primitives bit for bit in fp32. */
+#include "backends/cpu/cpu.h"
 #include "ops/ops.h"
 #include "tests/unit/unit.h"
 
@@ -8,7 +9,8 @@
 #define TOKENS 53
 #define MAX_N BK_HC_MAX_N
 
-static const char *const sets[] = {"portable", "avx2"};
+#define SET(isa, ISA, ...) #isa,
+static const char *const sets[] = {BK_CPU_ISAS(SET, 0)}; /* what the machine lacks runs as the next one */
 static bk_device *device;
 static bk_stream *stream;
 static bk_buffer *buffer;

@@ -12,7 +12,7 @@ typedef struct bk_device bk_device;
 
 typedef struct bk_device_options {
   int threads;          /* host workers; 0 = one per processor */
-  const char *isa;      /* strips faster kernels: "portable", "avx2"; NULL = best (also BIRKHOFF_CPU_ISA) */
+  const char *isa;      /* strips faster kernels: "portable" "avx2" "avx512" "neon"; NULL = best (also BIRKHOFF_CPU_ISA) */
   bool composed_only;   /* fused slots run as their composed default (for tests) */
   bool allow_fallback;  /* ops without a kernel run on `cpu`, logged once per op */
 } bk_device_options;

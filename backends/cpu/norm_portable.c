@@ -1,3 +1,0 @@
-#include "backends/cpu/cpu.h"
-#define BK_ISA portable
-#include "backends/cpu/norm_tmpl.c"
