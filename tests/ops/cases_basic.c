@@ -83,7 +83,7 @@ static bk_tensor matrix(bk_dtype dtype, bool turned, int pad, int64_t batch, int
 typedef struct gemm_shape { int64_t batch, m, k, n; } gemm_shape;
 static const gemm_shape gemm_shapes[] = {{0, 1, 1, 1},    {0, 13, 31, 7},   {0, 127, 128, 65}, {0, 257, 31, 130},
                                          {3, 13, 64, 31}, {0, 1, 2560, 24}, {2, 128, 17, 1},   {0, 33, 2048, 48},
-                                         {0, 64, 1, 64},  {0, 3, 128, 257}};
+                                         {0, 64, 1, 64},  {0, 3, 128, 257}, {0, 411, 300, 70}, {0, 70, 260, 547}};
 
 enum { GEMM_SHAPE, GEMM_TURN_A, GEMM_TURN_B, GEMM_TURN_C, GEMM_PAD, GEMM_ACCUMULATE, GEMM_TYPES };
 
