@@ -11,27 +11,12 @@
 #define KC BK_GEMM_KC
 
 /* ---- packed engine ---- */
-/* A block that the kernel does not fill: through a block of its own, with the same operations. */
-static void edge_block(micro_fn fn, int64_t depth, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n,
-                       float alpha, bool add) {
-  float block[MR * NR] = {0};
-  for (int64_t i = 0; add && i < m; i++) memcpy(block + i * NR, c + i * ldc, (size_t)n * sizeof *c);
-  fn(depth, a, b, block, NR, alpha, add);
-  for (int64_t i = 0; i < m; i++) memcpy(c + i * ldc, block + i * NR, (size_t)n * sizeof *c);
-}
 static void packed_block(bk_gemm_mat a, bk_gemm_mat b, float *c, int64_t ldc, bk_gemm_shape s, float alpha, bool add,
                          float *scratch) {
   float *pa = scratch, *pb = scratch + BK_ALIGN_UP(s.m, 48) * s.k;
   pack_a(a, s.m, s.k, pa);
   pack_b(b, s.n, s.k, pb);
-  for (int64_t j = 0; j < s.n; j += NR)
-    for (int64_t i = 0; i < s.m; i += MR) {
-      float *at = c + i * ldc + j;
-      int64_t m = s.m - i < MR ? s.m - i : MR, n = s.n - j < NR ? s.n - j : NR, rows, columns;
-      micro_fn fn = micro_pick(m, n, &rows, &columns);
-      if (m == rows && n == columns) fn(s.k, pa + i * s.k, pb + j * s.k, at, ldc, alpha, add);
-      else edge_block(fn, s.k, pa + i * s.k, pb + j * s.k, at, ldc, m, n, alpha, add);
-    }
+  micro_panels(pa, s.k * MR, s.m, pb, s.n, s.k, c, ldc, alpha, add);
 }
 
 /* ---- cblas engine ---- */
