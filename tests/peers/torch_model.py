@@ -215,6 +215,20 @@ class Connection(nn.Module):
         return pre, post, res
 
 
+def read_streams(pre, x):
+    """[N,C]: the streams x [N,n,C] weighted by pre. The compiler fuses plain arithmetic, eager mode wants one product."""
+    if torch.compiler.is_compiling():
+        return (pre[..., None] * x).sum(1)
+    return torch.bmm(pre[:, None], x)[:, 0]
+
+
+def write_streams(post, res, x, y):
+    """[N,n,C]: post outer y + res x."""
+    if torch.compiler.is_compiling():
+        return post[..., None] * y[:, None] + (res[..., None] * x[:, None]).sum(2)
+    return torch.baddbmm(torch.bmm(post[..., None], y[:, None]), res, x)
+
+
 # ----------------------------------------------------------------------------------------------- model
 
 
@@ -234,8 +248,7 @@ class Sublayer(nn.Module):
         if self.hc is None:
             return x + self.apply_inner(x, *rest)
         pre, post, res = self.hc(x)
-        y = self.apply_inner(torch.bmm(pre[:, None], x)[:, 0], *rest)
-        return torch.baddbmm(torch.bmm(post[..., None], y[:, None]), res, x)
+        return write_streams(post, res, x, self.apply_inner(read_streams(pre, x), *rest))
 
 
 class Model(nn.Module):
