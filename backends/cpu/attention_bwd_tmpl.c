@@ -70,10 +70,10 @@ static void pack_keys(const float *x, int64_t step, int64_t keys, int64_t count,
 static void attend_bwd_sliver(const attention_bwd_head *head, int64_t i, int64_t j, int64_t all, int64_t step) {
   float *p = head->p + j / NR * step, *ds = head->ds + j / NR * step;
   int64_t keys = keys_seen(i + j, head->begin, head->keys), rows = BK_ALIGN_UP(keys, MR), dk = head->width_k, dv = head->width_v;
-  micro_panels(head->pk, dk * MR, rows, head->pq + j * dk, NR, dk, p, NR, head->scale, false);
-  micro_panels(head->pv, dv * MR, rows, head->pg + j * dv, NR, dv, ds, NR, 1.f, false);
+  micro_panels(head->pk, dk * MR, rows, head->pq + j * dk, NR, dk, p, NR, head->scale, false, NULL);
+  micro_panels(head->pv, dv * MR, rows, head->pg + j * dv, NR, dv, ds, NR, 1.f, false, NULL);
   softmax_bwd_lanes(head, p, ds, i + j, keys, all);
-  micro_panels(head->pkt, head->keys * MR, dk, ds, NR, keys, head->sum_dq + (i + j) * dk, NR, head->scale, head->begin > 0);
+  micro_panels(head->pkt, head->keys * MR, dk, ds, NR, keys, head->sum_dq + (i + j) * dk, NR, head->scale, head->begin > 0, NULL);
 }
 /* The queries [i, i + m) against the block of keys. */
 static void attend_bwd(const attention_bwd_head *head, int64_t i, int64_t m) {
@@ -87,8 +87,8 @@ static void attend_bwd(const attention_bwd_head *head, int64_t i, int64_t m) {
   for (int64_t j = 0; j < m; j += NR) attend_bwd_sliver(head, i, j, all, step);
   pack_keys(head->p, step, all, m, head->pp);
   pack_keys(head->ds, step, all, m, head->pds);
-  micro_panels(head->pp, m * MR, all, head->pgt, dv, m, head->sum_dv, head->dv.bf16 ? dv : head->dv.rs, 1.f, true);
-  micro_panels(head->pds, m * MR, all, head->pqt, dk, m, head->sum_dk, head->dk.bf16 ? dk : head->dk.rs, head->scale, true);
+  micro_panels(head->pp, m * MR, all, head->pgt, dv, m, head->sum_dv, head->dv.bf16 ? dv : head->dv.rs, 1.f, true, NULL);
+  micro_panels(head->pds, m * MR, all, head->pqt, dk, m, head->sum_dk, head->dk.bf16 ? dk : head->dk.rs, head->scale, true, NULL);
 }
 /* The sums of a block of keys: in the outputs themselves, or in scratch for bf16. */
 static float *sums_begin(bk_gemm_mat out, int64_t rows, int64_t n, float *scratch) {

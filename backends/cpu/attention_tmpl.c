@@ -55,9 +55,9 @@ static void attend_keys(const attention_job *job, attention_block *block, bk_gem
     int64_t keys = keys_seen(block->first + j, begin, width);
     float *out = block->out + j * dv;
     if (keys == 0) continue;
-    micro_panels(block->k, dk * MR, BK_ALIGN_UP(keys, MR), block->q + j * dk, NR, dk, block->s, NR, (float)job->a->scale, false);
+    micro_panels(block->k, dk * MR, BK_ALIGN_UP(keys, MR), block->q + j * dk, NR, dk, block->s, NR, (float)job->a->scale, false, NULL);
     softmax_lanes(block->s, keys, begin, block->first + j, block->max + j, block->sum + j, out, dv);
-    micro_panels(block->v, width * MR, dv, block->s, NR, keys, out, NR, 1.f, begin > 0);
+    micro_panels(block->v, width * MR, dv, block->s, NR, keys, out, NR, 1.f, begin > 0, NULL);
   }
 }
 static void attention_store(const attention_job *job, attention_block *block, int64_t b, int64_t h, int64_t t) {

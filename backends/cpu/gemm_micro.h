@@ -94,11 +94,21 @@ static void micro_edge(micro_fn fn, int64_t depth, const float *a, const float *
   fn(depth, a, b, block, NR, alpha, add);
   for (int64_t i = 0; i < m; i++) memcpy(c + i * ldc, block + i * NR, (size_t)n * sizeof *c);
 }
+/* Memory that a panel will be packed from later: `rows` of `lines` cache lines, fetched a few at a time between blocks. */
+typedef struct micro_fetch {
+  const char *base;
+  int64_t pitch, lines, count, next, share; /* bytes between rows; lines of a row, of all, the next one; lines at a time */
+} micro_fetch;
+BK_INLINE void fetch_share(micro_fetch *f) {
+  int64_t end = f->next + f->share < f->count ? f->next + f->share : f->count;
+  for (; f->next < end; f->next++) __builtin_prefetch(f->base + f->next / f->lines * f->pitch + f->next % f->lines * 64, 0, 2);
+}
 /* Whole panels: slivers of a `step` floats apart, of b depth * NR; the sliver of b stays in the first cache. */
 BK_UNUSED static void micro_panels(const float *a, int64_t step, int64_t m, const float *b, int64_t n, int64_t depth, float *c,
-                                   int64_t ldc, float alpha, bool add) {
+                                   int64_t ldc, float alpha, bool add, micro_fetch *fetch) {
   for (int64_t j = 0; j < n; j += NR, b += depth * NR)
     for (int64_t i = 0; i < m; i += MR) {
+      if (fetch) fetch_share(fetch);
       const float *sliver = a + i / MR * step;
       float *at = c + i * ldc + j;
       int64_t rest_m = m - i < MR ? m - i : MR, rest_n = n - j < NR ? n - j : NR, rows, columns;

@@ -11,12 +11,21 @@
 #define KC BK_GEMM_KC
 
 /* ---- packed engine ---- */
+/* The panel of b that follows, `depth` deep: fetched while this one is worked on. */
+static micro_fetch fetch_panel(bk_gemm_mat b, bk_gemm_shape s, int64_t depth) {
+  int64_t size = b.bf16 ? 2 : 4, rows = b.cs == 1 ? depth : s.n, run = b.cs == 1 ? s.n : depth;
+  micro_fetch f = {.base = bk_cpu_gemm_sub(b, s.k, 0).data, .pitch = (b.cs == 1 ? b.rs : b.cs) * size, .lines = (run * size + 63) / 64};
+  f.count = rows * f.lines;
+  f.share = f.count / ((s.n + NR - 1) / NR * ((s.m + MR - 1) / MR)) + 1;
+  return f;
+}
 static void packed_block(bk_gemm_mat a, bk_gemm_mat b, float *c, int64_t ldc, bk_gemm_shape s, float alpha, bool add,
-                         float *scratch) {
+                         float *scratch, int64_t following) {
   float *pa = scratch, *pb = scratch + BK_ALIGN_UP(s.m, 48) * s.k;
   pack_a(a, s.m, s.k, pa);
   pack_b(b, s.n, s.k, pb);
-  micro_panels(pa, s.k * MR, s.m, pb, s.n, s.k, c, ldc, alpha, add);
+  micro_fetch fetch = fetch_panel(b, s, following);
+  micro_panels(pa, s.k * MR, s.m, pb, s.n, s.k, c, ldc, alpha, add, following ? &fetch : NULL);
 }
 
 /* ---- cblas engine ---- */
@@ -69,7 +78,7 @@ void BK_ISA_NAME(bk_cpu_gemm_tile)(bk_gemm_engine engine, bk_gemm_mat a, bk_gemm
     bk_gemm_mat pa = bk_cpu_gemm_sub(a, 0, l), pb = bk_cpu_gemm_sub(b, l, 0);
     if (engine == BK_GEMM_DIRECT) direct_block(pa, pb, out, ldc, part, alpha, add, scratch);
     else if (engine == BK_GEMM_BLAS) blas_block(pa, pb, out, ldc, part, alpha, add, scratch);
-    else packed_block(pa, pb, out, ldc, part, alpha, add, scratch);
+    else packed_block(pa, pb, out, ldc, part, alpha, add, scratch, s.k - l - part.k < KC ? s.k - l - part.k : KC);
   }
   if (through) tile_store(tile, c, s, accumulate);
 }
