@@ -9,7 +9,7 @@
 #include "io/safetensors.h"
 
 #define STEP_PREFIX "step-"
-#define IO_CHUNK ((size_t)1 << 20) /* most elements moved at a time */
+#define IO_CHUNK ((int64_t)1 << 17) /* most elements moved at a time: 1 MiB of doubles */
 
 /* ---- folders ---- */
 
@@ -123,24 +123,20 @@ bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep)
   return status;
 }
 
-/* Elements of the host copy through which tensors pass. */
-static int64_t chunk_elements(const bk_model *model) {
-  int64_t largest = 1;
-  for (int i = 0; i < model->n_params; i++) {
-    bk_tensor t = bk_param_weight(model, &model->params[i]);
-    if (bk_tensor_count(&t) > largest) largest = bk_tensor_count(&t);
-  }
-  return largest < (int64_t)IO_CHUNK ? largest : (int64_t)IO_CHUNK;
-}
+/* The host copy through which tensors pass. */
+static double *make_chunk(const bk_model *model) { return bk_alloc_array(model->ctx, (size_t)IO_CHUNK, sizeof(double)); }
+
+size_t bk_checkpoint_staging(void) { return (size_t)IO_CHUNK * sizeof(double); }
+
+static int64_t piece_count(int64_t count, int64_t at) { return count - at < IO_CHUNK ? count - at : IO_CHUNK; }
 
 /* ---- save ---- */
 
 static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t, void *chunk) {
   int64_t count = bk_tensor_count(t);
   bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
-  for (int64_t at = 0; at < count; at += (int64_t)IO_CHUNK) {
-    int64_t n = count - at < (int64_t)IO_CHUNK ? count - at : (int64_t)IO_CHUNK;
-    bk_tensor piece = bk_tensor_slice(flat, 0, at, n);
+  for (int64_t at = 0; at < count; at += IO_CHUNK) {
+    bk_tensor piece = bk_tensor_slice(flat, 0, at, piece_count(count, at));
     BK_TRY(bk_tensor_download(model->stream, &piece, chunk));
     BK_TRY(bk_st_write(writer, chunk, bk_tensor_bytes(&piece)));
   }
@@ -167,7 +163,7 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const colu
       bk_free(ctx, name);
       BK_TRY(status);
     }
-  void *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof(double));
+  void *chunk = make_chunk(model);
   if (!chunk) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
   for (int c = 0; c < n_columns && status == BK_OK; c++)
@@ -328,17 +324,27 @@ static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const 
   return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]", bk_st_path(reader), e->name, found, wanted);
 }
 
+/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of doubles. */
+static bk_status read_piece(bk_model *model, bk_st_reader *reader, const bk_st_entry *e, int64_t at, const bk_tensor *piece, double *chunk) {
+  int64_t n = bk_tensor_count(piece);
+  if (piece->dtype == e->dtype) {
+    BK_TRY(bk_st_read_range(reader, e, at, n, chunk));
+    return bk_tensor_upload(model->stream, piece, chunk);
+  }
+  BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
+  return bk_tensor_write_f64(model->stream, piece, chunk);
+}
+
 /* One entry into up to two tensors (weight and master). */
 static bk_status read_tensor(bk_model *model, bk_st_reader *reader, const bk_st_entry *e, const bk_tensor *a, const bk_tensor *b, double *chunk) {
   int64_t count = bk_tensor_count(a);
-  for (int64_t at = 0; at < count; at += (int64_t)IO_CHUNK) {
-    int64_t n = count - at < (int64_t)IO_CHUNK ? count - at : (int64_t)IO_CHUNK;
-    BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
-    for (int k = 0; k < 2; k++) {
-      const bk_tensor *t = k ? b : a;
-      if (!bk_tensor_present(t)) continue;
-      bk_tensor piece = bk_tensor_slice(bk_tensor_reshape(*t, 1, &count), 0, at, n);
-      BK_TRY(bk_tensor_write_f64(model->stream, &piece, chunk));
+  for (int k = 0; k < 2; k++) {
+    const bk_tensor *t = k ? b : a;
+    if (!bk_tensor_present(t)) continue;
+    bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
+    for (int64_t at = 0; at < count; at += IO_CHUNK) {
+      bk_tensor piece = bk_tensor_slice(flat, 0, at, piece_count(count, at));
+      BK_TRY(read_piece(model, reader, e, at, &piece, chunk));
     }
   }
   return BK_OK;
@@ -392,7 +398,7 @@ static bk_status make_jobs(bk_model *model, bk_st_reader *reader, const column *
 static bk_status load_columns(bk_model *model, bk_st_reader *reader, const column *columns, int n_columns, param_view second) {
   bk_context *ctx = model->ctx;
   int n_jobs = 0;
-  double *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof *chunk);
+  double *chunk = make_chunk(model);
   load_job *jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *jobs);
   bk_status status = chunk && jobs ? make_jobs(model, reader, columns, n_columns, second, jobs, &n_jobs) : BK_ERR_MEMORY;
   for (int i = 0; i < n_jobs && status == BK_OK; i++)

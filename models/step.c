@@ -129,6 +129,8 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   bk_free(ctx, o);
 }
 
+size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) { return bk_exec_bytes(&o->exec, c); }
+
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only) return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
   return run(o);

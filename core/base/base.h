@@ -105,6 +105,7 @@ bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine 
 bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name); /* the same of FOLDER/NAME */
 bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count); /* no . or ..; bk_names_free */
 void bk_names_free(bk_context *ctx, char **names, size_t count);
+bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
 bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */

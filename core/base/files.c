@@ -37,6 +37,15 @@ bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, 
   return status;
 }
 
+bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
+  bk_file *file;
+  int rc = ctx->fs.open_read(ctx->fs.user, path, &file);
+  if (rc < 0) return io_fail(ctx, "open", path, rc);
+  rc = ctx->fs.size(ctx->fs.user, file, bytes);
+  ctx->fs.close(ctx->fs.user, file);
+  return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
+}
+
 static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   bk_file *file;
   int rc = ctx->fs.open_write(ctx->fs.user, path, false, &file);

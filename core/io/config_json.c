@@ -360,6 +360,9 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
   return BK_OK;
 }
 
+/* Only decide when to warn; states written before they existed lack them. */
+static bool only_warns(const char *name) { return strcmp(name, "spike_factor") == 0 || strcmp(name, "gain_limit") == 0; }
+
 /* Every key must be there and known: a resumed run continues bit for bit or not at all. */
 static bk_status read_recipe(const document *doc, bk_train_config *t) {
   json_t *recipe = json_object_get(doc->root, "recipe"), *value;
@@ -372,6 +375,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
       return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     value = json_object_get(recipe, o->name);
+    if (!value && only_warns(o->name)) continue;
     if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
     BK_TRY(read_option(doc, o, value, t));
   }
