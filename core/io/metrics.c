@@ -2,10 +2,10 @@
 #include "io/metrics.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
+#include "io/json_in.h"
 #include "io/json_out.h"
 
 #define LINE_MAX_BYTES ((size_t)1 << 28)
@@ -168,9 +168,8 @@ static void lines_close(lines *l) {
 
 /* A row's "step", and its `key` if it has that number, else NaN. */
 static bk_status parse_row(const lines *l, const char *line, size_t bytes, const char *key, int64_t *step, double *value) {
-  json_error_t error;
-  json_t *row = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!row) return bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld: %s", l->path, (long long)l->number, error.text);
+  json_t *row = NULL;
+  BK_TRY(bk_json_load(l->ctx, l->path, l->number, line, bytes, &row));
   json_t *number = json_object_get(row, "step"), *wanted = key ? json_object_get(row, key) : NULL;
   bk_status status = BK_OK;
   if (json_is_integer(number)) *step = (int64_t)json_integer_value(number);
