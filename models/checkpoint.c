@@ -32,9 +32,7 @@ bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, int64_t *ste
   int64_t newest = -1;
   int kind;
   BK_TRY(bk_path_kind(ctx, folder, &kind));
-  *step = -1;
-  if (kind != 1) return BK_OK;
-  int rc = ctx->fs.list(ctx->fs.user, folder, newest_each, &newest);
+  int rc = kind == 1 ? ctx->fs.list(ctx->fs.user, folder, newest_each, &newest) : 0;
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", folder, strerror(-rc));
   *step = newest;
   return BK_OK;

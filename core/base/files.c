@@ -88,9 +88,10 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
     while (*p && *p != '/') p++;
     char saved = *p;
     *p = '\0';
-    int rc = ctx->fs.mkdir(ctx->fs.user, partial);
+    int kind, rc = ctx->fs.mkdir(ctx->fs.user, partial);
     if (rc == 0) status = sync_made(ctx, partial);
-    else if (ctx->fs.kind(ctx->fs.user, partial) != 1) status = io_fail(ctx, "make folder", partial, rc == -EEXIST ? -ENOTDIR : rc);
+    else if ((kind = ctx->fs.kind(ctx->fs.user, partial)) != 1)
+      status = io_fail(ctx, "make folder", partial, rc != -EEXIST ? rc : kind < 0 ? kind : -ENOTDIR);
     *p = saved;
   }
   bk_free(ctx, partial);

@@ -18,8 +18,18 @@ struct bk_metrics {
   bk_context *ctx;
   char *path;
   bk_file *file;
+  uint64_t end; /* bytes of whole rows in the file */
+  bool torn;    /* what follows them is part of a row */
   bk_json_out row;
 };
+
+static bk_status open_end(bk_metrics *m) {
+  const bk_fs *fs = &m->ctx->fs;
+  int rc = fs->open_write(fs->user, m->path, true, &m->file);
+  if (rc < 0) m->file = NULL;
+  else rc = fs->size(fs->user, m->file, &m->end);
+  return rc < 0 ? bk_fail(m->ctx, BK_ERR_IO, "cannot open %s: %s", m->path, strerror(-rc)) : BK_OK;
+}
 
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics) {
   bk_metrics *m = bk_alloc(ctx, sizeof *m);
@@ -27,14 +37,9 @@ bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metric
   m->ctx = ctx;
   bk_json_out_init(&m->row, ctx);
   m->path = bk_strdup(ctx, path);
-  int rc = m->path ? ctx->fs.open_write(ctx->fs.user, path, true, &m->file) : 0;
-  if (m->path && rc == 0) {
-    *metrics = m;
-    return BK_OK;
-  }
-  bk_status status = m->path ? bk_fail(ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
-  m->file = NULL;
-  bk_metrics_close(m);
+  bk_status status = m->path ? open_end(m) : BK_ERR_MEMORY;
+  if (status == BK_OK) *metrics = m;
+  else bk_metrics_close(m);
   return status;
 }
 
@@ -75,6 +80,25 @@ static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
   bk_json_out_text(out, "]");
 }
 
+/* Part of a row, as a full disk leaves it, is cut off: no later row may follow it on its line. */
+static bk_status cut_torn(bk_metrics *m) {
+  int rc = m->torn ? m->ctx->fs.truncate(m->ctx->fs.user, m->path, m->end) : 0;
+  if (rc < 0) return bk_fail(m->ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s", m->path, (unsigned long long)m->end, strerror(-rc));
+  m->torn = false;
+  return BK_OK;
+}
+
+static bk_status append(bk_metrics *m) {
+  BK_TRY(cut_torn(m));
+  int64_t rc = m->ctx->fs.write(m->ctx->fs.user, m->file, m->row.data, m->row.length);
+  if (rc >= 0 && (size_t)rc == m->row.length) {
+    m->end += m->row.length;
+    return BK_OK;
+  }
+  m->torn = m->ctx->fs.truncate(m->ctx->fs.user, m->path, m->end) < 0; /* tried again before the next row */
+  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s", m->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+}
+
 bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   bk_json_out *out = &m->row;
   bool loads = row->n_layers > 0 && row->n_experts > 0 && row->expert_load;
@@ -95,10 +119,7 @@ bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   if (loads) put_loads(out, row);
   bk_json_out_text(out, "}\n");
   BK_TRY(out->status);
-  int64_t rc = m->ctx->fs.write(m->ctx->fs.user, m->file, out->data, out->length);
-  if (rc >= 0 && (size_t)rc == out->length) return BK_OK;
-  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s",
-                 m->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+  return append(m);
 }
 
 /* ---- reading line by line ---- */

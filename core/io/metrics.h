@@ -9,7 +9,7 @@
 
 typedef struct bk_metrics bk_metrics;
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics); /* appends */
-bk_status bk_metrics_write(bk_metrics *metrics, const bk_metrics_row *row);          /* no allocation per row after the first */
+bk_status bk_metrics_write(bk_metrics *metrics, const bk_metrics_row *row);          /* no allocation per row after the first; a row that fails leaves the file as it was */
 void bk_metrics_close(bk_metrics *metrics);
 /* Keeps the rows with "step" <= last_step (for resume); a torn last line is dropped. Missing file: BK_OK. */
 bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step);

@@ -54,25 +54,18 @@ static void fault_json_free(void *ptr) {
 
 static const bk_allocator fault_allocator = {fault_context_alloc, fault_context_free, NULL};
 
-/* As unit_folder_open and unit_folder_close, over the allocator. */
-static BK_UNUSED void fault_folder_open(void) {
-  unit_folder_open();
-  bk_context_destroy(ctx);
-  fault_alloc = (fault_allocations){0};
-  json_set_alloc_funcs(fault_json_malloc, fault_json_free);
+/* As unit_open and unit_close, over the allocator. */
+static BK_UNUSED void fault_open(void) {
   bk_context_options options = {.allocator = &fault_allocator, .log = unit_log, .log_level = BK_LOG_TRACE};
+  fault_alloc = (fault_allocations){0};
+  unit_messages[0] = '\0';
+  json_set_alloc_funcs(fault_json_malloc, fault_json_free);
   ck_assert_int_eq(bk_context_create(&options, &ctx), BK_OK);
 }
 
-static BK_UNUSED void fault_folder_close(void) {
-  unit_folder_close();
+static BK_UNUSED void fault_close(void) {
+  unit_close();
   ck_assert_int_eq(fault_alloc.blocks, 0);
-}
-
-static int fault_errors_logged(void) {
-  int count = 0;
-  for (const char *at = unit_messages; (at = strstr(at, "error: ")); at++) count += at == unit_messages || at[-1] == '\n';
-  return count;
 }
 
 /* Runs `operation`, which undoes all that it did, with its 1st, 2nd, 3rd ... allocation refused, until it passes. Each failure must
@@ -96,7 +89,7 @@ static BK_UNUSED int64_t fault_each_allocation(const char *name, bk_status (*ope
       bool misread = status == BK_ERR_DATA && fault_alloc.refused_json; /* jansson may take it for bad syntax */
       ck_assert_msg(status == BK_ERR_MEMORY || misread, "%s, allocation %lld: status %s:\n%s", name, (long long)k, bk_status_name(status), unit_messages);
       ck_assert_msg(misread || strstr(unit_messages, "out of memory") != NULL, "%s, allocation %lld: not said:\n%s", name, (long long)k, unit_messages);
-      ck_assert_msg(dead || fault_errors_logged() == 1, "%s, allocation %lld: not one error:\n%s", name, (long long)k, unit_messages);
+      ck_assert_msg(dead || unit_errors() == 1, "%s, allocation %lld: not one error:\n%s", name, (long long)k, unit_messages);
       unit_messages[0] = '\0';
     }
   }
