@@ -65,6 +65,7 @@ int main(int argc, char **argv) {
   const char *level = getenv("BIRKHOFF_LOG");
   bool bad_level = level && *level && bk_log_level_parse(level, &options.log_level) != BK_OK;
   bk_context *ctx = NULL;
+  signal(SIGXFSZ, SIG_IGN); /* a file beyond the limit is a write that fails, with a message and a clean-up, not an end */
   if (bk_context_create(&options, &ctx) != BK_OK) {
     fprintf(stderr, "birkhoff: error: out of memory\n");
     return 1;
