@@ -100,12 +100,15 @@ bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machin
 bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes); /* NUL appended; bk_free */
 /* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
-bk_status bk_mkdirs(bk_context *ctx, const char *path);
+bk_status bk_mkdirs(bk_context *ctx, const char *path); /* what is made survives a crash */
 bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
 bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name); /* the same of FOLDER/NAME */
 bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count); /* no . or ..; bk_names_free */
 void bk_names_free(bk_context *ctx, char **names, size_t count);
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
+/* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system cannot say. Where absence leads to
+ * other actions than an error does, this is to be asked and not the two below, which take "cannot say" for "no". */
+bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind);
 bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */

@@ -3,10 +3,10 @@
 #include "io/metrics.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
+#include "io/json_in.h"
 #include "io/json_out.h"
 
 #define LINE_MAX_BYTES ((size_t)1 << 28)
@@ -26,21 +26,23 @@ struct bk_metrics {
   int64_t failures, wait; /* in a row; rows to come before the next attempt */
 };
 
+static bk_status open_end(bk_metrics *m) {
+  const bk_fs *fs = &m->ctx->fs;
+  int rc = fs->open_write(fs->user, m->path, true, &m->file);
+  if (rc < 0) m->file = NULL;
+  else rc = fs->size(fs->user, m->file, &m->length);
+  return rc < 0 ? bk_fail(m->ctx, BK_ERR_IO, "cannot open %s: %s", m->path, strerror(-rc)) : BK_OK;
+}
+
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics) {
   bk_metrics *m = bk_alloc(ctx, sizeof *m);
   if (!m) return BK_ERR_MEMORY;
   m->ctx = ctx;
   bk_json_out_init(&m->rows, ctx);
   m->path = bk_strdup(ctx, path);
-  int rc = m->path ? ctx->fs.open_write(ctx->fs.user, path, true, &m->file) : 0;
-  if (rc < 0) m->file = NULL;
-  if (m->file) rc = ctx->fs.size(ctx->fs.user, m->file, &m->length);
-  if (m->path && rc == 0) {
-    *metrics = m;
-    return BK_OK;
-  }
-  bk_status status = m->path ? bk_fail(ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
-  bk_metrics_close(m);
+  bk_status status = m->path ? open_end(m) : BK_ERR_MEMORY;
+  if (status == BK_OK) *metrics = m;
+  else bk_metrics_close(m);
   return status;
 }
 
@@ -209,9 +211,8 @@ static void lines_close(lines *l) {
 
 /* A row's "step", and its `key` if it has that number, else NaN. */
 static bk_status parse_row(const lines *l, const char *line, size_t bytes, const char *key, int64_t *step, double *value) {
-  json_error_t error;
-  json_t *row = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!row) return bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld: %s", l->path, (long long)l->number, error.text);
+  json_t *row = NULL;
+  BK_TRY(bk_json_load(l->ctx, l->path, l->number, line, bytes, &row));
   json_t *number = json_object_get(row, "step"), *wanted = key ? json_object_get(row, key) : NULL;
   bk_status status = BK_OK;
   if (json_is_integer(number)) *step = (int64_t)json_integer_value(number);
