@@ -3,7 +3,6 @@
 #include "backends/cpu/gemm.h"
 #include "backends/cpu/rope.h"
 #include <stdio.h>
-#include <stdlib.h>
 
 static const char *const isa_names[BK_CPU_ISA_COUNT] = {"portable", "avx2"};
 
@@ -58,8 +57,8 @@ static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int th
   props->storage_dtypes = BK_DT(BK_F32) | BK_DT(BK_BF16);
 }
 
-static bool blas_wanted(void) {
-  const char *text = getenv("BIRKHOFF_CPU_BLAS");
+static bool blas_wanted(const bk_context *ctx) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_CPU_BLAS");
   return bk_cpu_blas_built() && !(text && !strcmp(text, "0"));
 }
 
@@ -77,9 +76,9 @@ static int cpu_device_count(bk_context *ctx) {
 static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
   if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
-  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   bk_device_props p = {0};
-  props_fill(&p, isa, blas_wanted(), bk_cpu_count());
+  props_fill(&p, isa, blas_wanted(ctx), bk_context_cpu_count(ctx));
   size_t free_bytes, total_bytes;
   bk_device probe = {.ctx = ctx};
   BK_TRY(bk_host_memory_info(&probe, &free_bytes, &total_bytes));
@@ -91,11 +90,11 @@ static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props
 static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
   if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
-  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   BK_TRY(isa_limit(ctx, options ? options->isa : NULL, &isa));
   bk_cpu_device *cpu = bk_alloc(ctx, sizeof *cpu);
   if (!cpu) return BK_ERR_MEMORY;
-  int threads = options && options->threads > 0 ? options->threads : bk_cpu_count();
+  int threads = options && options->threads > 0 ? options->threads : bk_context_cpu_count(ctx);
   bk_status status = bk_pool_create(ctx, threads, &cpu->pool);
   if (status != BK_OK) {
     bk_free(ctx, cpu);
@@ -103,7 +102,7 @@ static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *o
   }
   bk_host_device_init(&cpu->base, ctx, &bk_backend_cpu, index, options, &cpu_device_ops);
   cpu->isa = isa;
-  cpu->blas = blas_wanted();
+  cpu->blas = blas_wanted(ctx);
   if (cpu->blas) bk_cpu_blas_init();
   props_fill(&cpu->base.props, isa, cpu->blas, bk_pool_size(cpu->pool));
   *device = &cpu->base;

@@ -3,23 +3,9 @@
 #include "base/base.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define BLOCK_ALIGN ((size_t)64)
-
-static void *libc_alloc(void *user, size_t bytes, size_t align) {
-  (void)user;
-  if (bytes > SIZE_MAX - align) return NULL;
-  return aligned_alloc(align, BK_ALIGN_UP(bytes, align));
-}
-
-static void libc_free(void *user, void *ptr, size_t bytes) {
-  (void)user, (void)bytes;
-  free(ptr);
-}
-
-const bk_allocator bk_allocator_libc = {libc_alloc, libc_free, NULL};
 
 static void count_block(bk_memory_stats *stats, size_t bytes) {
   stats->current_bytes += bytes;
