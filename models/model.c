@@ -62,6 +62,8 @@ void bk_model_destroy(bk_model *m) {
   bk_free(m->ctx, m);
 }
 
+size_t bk_model_bytes(const bk_model *model, bk_memory_class c) { return bk_memory_bytes(model->memory, c); }
+
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {
     if (strcmp(model->params[i].name, name) == 0) return &model->params[i];

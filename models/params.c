@@ -101,21 +101,6 @@ static double *new_values(builder *b, int64_t n) {
   return values;
 }
 
-/* Initial base (design.md section 3): the streams must differ, or symmetric values never separate them. */
-static void fill_base(double *v, bk_hc_kind kind, int n, int sublayer) {
-  bool hc = kind == BK_HC_HC;
-  for (int i = 0; i < n; i++) {
-    bool own = i == sublayer % n;
-    v[i] = hc ? (own ? 1.0 : 0.0) : (own ? 1.0 : -1.0);
-    v[n + i] = hc ? 1.0 : v[i];
-  }
-  if (kind == BK_HC_MHC_LITE) {
-    for (int i = 0; i < bk_factorial(n); i++) v[2 * n + i] = i == 0 ? 0.0 : -8.0;
-  } else if (kind != BK_HC_IHC) {
-    for (int i = 0; i < n * n; i++) v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
-  }
-}
-
 static void connection(builder *b, bk_connection *r, int sublayer, const char *name) {
   const bk_model_config *c = b->c;
   char text[32];
@@ -134,7 +119,7 @@ static void connection(builder *b, bk_connection *r, int sublayer, const char *n
   q->init = BK_INIT_VALUES;
   double *values = new_values(b, n_base);
   q->init_values = values;
-  if (values) fill_base(values, r->kind, r->n, sublayer);
+  if (values) bk_connection_first_base(values, r->kind, r->n, sublayer);
   snprintf(text, sizeof text, "hc_%s_scale", name);
   r->scale = constant(b, VECTOR_CT, bk_hc_scale_count(r->kind), 0.01, text);
 }

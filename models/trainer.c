@@ -267,7 +267,7 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
 
 bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   const bk_train_config *r = &t->recipe;
-  double begin = bk_seconds(), tokens = (double)(r->batch_size * r->seq_len);
+  double begin = bk_context_seconds(t->model->ctx), tokens = (double)(r->batch_size * r->seq_len);
   int64_t step = t->step + 1;
   bk_step_values values = {.lr = bk_learning_rate(r, step), .bc1 = bias_correction(r->adam_beta1, step), .bc2 = bias_correction(r->adam_beta2, step),
                            .max_norm = r->grad_clip, .loss_scale = 1 / tokens, .balance_rate = r->router_bias_lr};
@@ -281,7 +281,7 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   bk_metrics_row made = {.step = step, .tokens = t->tokens + r->batch_size * r->seq_len, .loss = results.loss_sum / tokens, .lr = values.lr,
                          .grad_norm = results.grad_norm, .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts,
                          .expert_load = t->load_share};
-  made.tokens_per_s = tokens / (bk_seconds() - begin);
+  made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
   if (!results.finite) return refuse(t, &made, &values);
   bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
   bk_trainer_set_step(t, step, made.tokens);

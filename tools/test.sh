@@ -66,8 +66,16 @@ check() {
 
 stage_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static && check gcc; }
 stage_clang() { build clang CC=clang CFLAGS='-O2 -g' --disable-static && check clang; }
-# No optional dependency at all: the built-in products, no modules.
-stage_minimal() { build minimal CC=gcc CFLAGS='-O2 -g' --with-blas=no --disable-modules --disable-static && check minimal; }
+# No optional dependency at all: the built-in products, no modules; small, and linked statically where firmware would be.
+stage_minimal() {
+  build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --disable-modules || return
+  check minimal
+  if tests/size.sh "$ROOT/minimal" >"$ROOT/minimal/size.log" 2>&1; then
+    passed=$((passed + 1))
+  else
+    note_failure "minimal: size" "$ROOT/minimal/size.log"
+  fi
+}
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1

@@ -78,6 +78,7 @@ bk_status bk_generator_feed(bk_generator *generator, const int32_t *ids, int64_t
  * token was fed, BK_ERR_NOT_FINITE if any logit is not finite. */
 bk_status bk_generator_sample(bk_generator *generator, double temperature, double top_p, uint64_t seed, int32_t *token);
 int64_t bk_generator_length(const bk_generator *generator);
+size_t bk_generator_bytes(const bk_generator *generator, bk_memory_class c); /* the model's own excluded */
 
 #ifdef __cplusplus
 }
