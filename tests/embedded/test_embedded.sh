@@ -17,7 +17,7 @@ case $CFLAGS in *-fsanitize*) skip "a sanitizer's run-time library is not linked
 
 # All of the C library that needs no operating system; compilers may add a few (memcpy, sincos, ...).
 PURE='_GLOBAL_OFFSET_TABLE_ __cpu_indicator_init __cpu_model __ctype_b_loc __stack_chk_fail
-  memchr memcmp memcpy memmove memset __memcpy_chk __memset_chk __snprintf_chk __vsnprintf_chk strchr strcmp strcspn strerror strlen strncmp strpbrk strrchr strspn strstr
+  memchr memcmp memcpy memmove memset __memcpy_chk __memset_chk __snprintf_chk __vsnprintf_chk stpcpy strcat strchr strcmp strcpy strcspn strerror strlen strncmp strpbrk strrchr strspn strstr
   snprintf vsnprintf strtod strtoll localeconv
   ceil cos erf exp exp2 expf expm1 fabs floor fma fmaf fmax fmaxf fmin fminf frexp ldexp log log1p log2 logf lrint nearbyint pow rint
   round roundf sin sincos sqrt sqrtf tanh tanhf trunc'
