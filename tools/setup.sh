@@ -1,4 +1,4 @@
-# Sourced by test.sh and demo.sh: Debian packages and processors.
+# Sourced by test.sh and demo.sh: Debian packages, of this machine and of others, and processors.
 
 # install_packages NAME...: those that are missing, through apt (root).
 install_packages() {
@@ -14,6 +14,28 @@ install_packages() {
   fi
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# sysroot DIR ARCH NAME...: unpacks Debian packages of another architecture into DIR. Nothing on the machine changes: apt works with
+# lists and a state of its own in DIR.apt.
+sysroot() {
+  local dir=$1 arch=$2 apt=$1.apt
+  shift 2
+  [ -e "$dir/complete" ] && return 0
+  mkdir -p "$dir" "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/debs" && : >"$apt/status" || return 1
+  cat >"$apt/apt.conf" <<EOF
+APT::Architecture "$arch";
+APT::Architectures { "$arch"; };
+APT::Sandbox::User "root";
+Dir::State "$apt";
+Dir::State::Lists "$apt/lists";
+Dir::State::status "$apt/status";
+Dir::Cache "$apt/cache";
+EOF
+  APT_CONFIG=$apt/apt.conf apt-get update -qq && (cd "$apt/debs" && APT_CONFIG=$apt/apt.conf apt-get download -qq "$@") || return 1
+  local deb
+  for deb in "$apt"/debs/*.deb; do dpkg-deb -x "$deb" "$dir" || return 1; done
+  touch "$dir/complete"
 }
 
 jobs_here() { nproc 2>/dev/null || echo 2; }

@@ -1,14 +1,28 @@
 #!/bin/bash
 # Sets up a fresh Debian machine (root, apt), builds in several ways and passes every test.
-# usage: tools/test.sh [STAGE...]   stages: gcc clang minimal sanitizers valgrind distcheck (default: all)
+# usage: tools/test.sh [--long] [STAGE...]
+# Stages: gcc clang minimal sanitizers valgrind distcheck (all of them by default). --long adds the long level:
+#   full      clang and minimal with the large shapes that the stages of those names leave to gcc
+#   arm64     cross-built: the operator harness, unit tests and training of `tiny` under qemu
+#   tsan      thread sanitizer
+#   fuzz      60 s of every fuzz target
+#   kill      kill -9 at random moments of a run, then resume
+#   memcheck  every test program and the command under valgrind
 # The last line is "N passed, N failed, N skipped" over every test that ran; the exit status is non-zero on any failure.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 SOURCE=$PWD
 . tools/setup.sh
 ROOT=${BUILD_ROOT:-$SOURCE/build-test}
-STAGES=("$@")
-[ ${#STAGES[@]} -gt 0 ] || STAGES=(gcc clang minimal sanitizers valgrind distcheck)
+ORDINARY=(gcc clang minimal sanitizers valgrind distcheck) LONG=(full arm64 tsan fuzz kill memcheck)
+STAGES=()
+for word in "$@"; do
+  case $word in
+    --long) [ $# -gt 1 ] || STAGES=("${ORDINARY[@]}" "${LONG[@]}") ;;
+    *) case " ${ORDINARY[*]} ${LONG[*]} " in *" $word "*) STAGES+=("$word") ;; *) echo "no stage $word; there are: ${ORDINARY[*]}, and long ones: ${LONG[*]}" >&2; exit 2 ;; esac ;;
+  esac
+done
+[ ${#STAGES[@]} -gt 0 ] || STAGES=("${ORDINARY[@]}")
 passed=0 failed=0 skipped=0
 
 install_packages "${BUILD_PACKAGES[@]}" check clang libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
@@ -64,30 +78,75 @@ check() {
   [ $rc -eq 0 ] || [ "$failed" -gt "$before" ] || note_failure "$stage: make check" "$dir/check.log"
 }
 
-stage_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static && check gcc; }
-stage_clang() { build clang CC=clang CFLAGS='-O2 -g' --disable-static && check clang; }
+# script NAME COMMAND...: a command that closes with "N passed, N failed, N skipped". Its other lines are shown: figures, or what failed.
+script() {
+  local name=$1 log=$ROOT/$1.log rc p f s
+  shift
+  "$@" >"$log" 2>&1
+  rc=$?
+  read -r p f s < <(awk '/^[0-9]+ passed, [0-9]+ failed/ { split($0, w, /[^0-9]+/); p = w[1]; f = w[2]; s = w[3] } END { print p + 0, f + 0, s + 0 }' "$log")
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  grep -v '^[0-9]* passed, [0-9]* failed' "$log" | tail -n 60 | sed 's/^/   /'
+  echo "   $name: $p passed, $f failed, $s skipped"
+  if [ $((p + f + s)) -eq 0 ]; then note_failure "$name: it counted nothing (status $rc)"
+  elif [ $rc -ne 0 ] && [ "$f" -eq 0 ]; then note_failure "$name: status $rc"; fi
+}
+
+build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static; }
+build_clang() { build clang CC=clang CFLAGS='-O2 -g' --disable-static; }
 # No optional dependency at all: the built-in products, no modules; small, and linked statically where firmware would be.
+build_minimal() { build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --disable-modules; }
+
+# The large shapes run in the first of the three, and in all of them at the long level.
+stage_gcc() { build_gcc && check gcc; }
+stage_clang() { build_clang && BK_TEST_QUICK=1 check clang; }
 stage_minimal() {
-  build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --disable-modules || return
-  check minimal
-  if tests/size.sh "$ROOT/minimal" >"$ROOT/minimal/size.log" 2>&1; then
-    passed=$((passed + 1))
-  else
-    note_failure "minimal: size" "$ROOT/minimal/size.log"
-  fi
+  build_minimal || return
+  BK_TEST_QUICK=1 check minimal
+  script size tests/size.sh "$ROOT/minimal"
+}
+stage_full() {
+  build_clang && check clang
+  build_minimal && check minimal
 }
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
   build sanitizers --enable-debug CC=gcc CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' --disable-static &&
-    BK_TEST_QUICK=1 check sanitizers
+    BK_TEST_QUICK=1 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   unset ASAN_OPTIONS UBSAN_OPTIONS
 }
+build_valgrind() { build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static; }
+MEMCHECK="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp"
 stage_valgrind() {
-  build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static || return
-  BK_TEST_QUICK=1 CK_FORK=no check valgrind LOG_COMPILER="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp" \
-    TESTS="$(cd "$ROOT/valgrind" && make -s print-valgrind-tests)"
+  build_valgrind || return
+  BK_TEST_QUICK=1 CK_FORK=no check valgrind LOG_COMPILER="$MEMCHECK" TESTS="$(cd "$ROOT/valgrind" && make -s print-valgrind-tests)"
 }
+stage_memcheck() {
+  build_valgrind || return
+  BK_TEST_QUICK=1 CK_FORK=no check valgrind LOG_COMPILER="$MEMCHECK" TESTS="$(cd "$ROOT/valgrind" && make -s print-programs)"
+  printf '#!/bin/sh\nexec %s "%s/valgrind/birkhoff" "$@"\n' "$MEMCHECK" "$ROOT" >"$ROOT/birkhoff-memcheck"
+  chmod +x "$ROOT/birkhoff-memcheck"
+  BIRKHOFF=$ROOT/birkhoff-memcheck check valgrind TESTS="$(cd "$ROOT/valgrind" && make -s print-command-tests)"
+}
+stage_arm64() {
+  local root=$ROOT/arm64.sysroot run='qemu-aarch64-static'
+  install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static &&
+    sysroot "$root" arm64 libjansson4 libjansson-dev check libsubunit0 libsubunit-dev >"$ROOT/arm64.sysroot.log" 2>&1 ||
+    { note_failure "arm64: packages" "$ROOT/arm64.sysroot.log"; return; }
+  build_gcc || return # to compare with
+  PKG_CONFIG_LIBDIR=$root/usr/lib/aarch64-linux-gnu/pkgconfig PKG_CONFIG_SYSROOT_DIR=$root \
+    build arm64 --host=aarch64-linux-gnu PKG_CONFIG=pkg-config CC='aarch64-linux-gnu-gcc -static' CFLAGS='-O2 -g' \
+    --disable-shared --disable-modules --with-blas=no || return
+  BK_TEST_QUICK=1 CK_FORK=no check arm64 LOG_COMPILER=$run TESTS="$(cd "$ROOT/arm64" && make -s print-arm64-tests)"
+  BK_TEST_QUICK=1 script arm64-portable $run "$ROOT/arm64/tests/ops/test_ops" --isa portable
+  printf '#!/bin/sh\nexec %s "%s/arm64/birkhoff" "$@"\n' "$run" "$ROOT" >"$ROOT/birkhoff-arm64"
+  chmod +x "$ROOT/birkhoff-arm64"
+  TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc BIRKHOFF_ARM64=$ROOT/birkhoff-arm64 script arm64-train sh tests/cli/long_arm64.sh
+}
+stage_tsan() { script tsan bash tests/tsan.sh "$ROOT/tsan"; }
+stage_fuzz() { FUZZ_BUILD=$ROOT/fuzz script fuzz bash tests/fuzz/run.sh 60; }
+stage_kill() { build_gcc && TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kill sh tests/cli/long_kill.sh; }
 stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
@@ -100,14 +159,17 @@ stage_distcheck() {
   fi
 }
 
+# Of all that this script waited for.
+cpu_seconds() { awk -v hz="$(getconf CLK_TCK)" '{ print int(($16 + $17) / hz) }' "/proc/$$/stat"; }
+
 begin=$SECONDS
 mkdir -p "$ROOT"
 if ./bootstrap >"$ROOT/bootstrap.log" 2>&1; then
   for stage in "${STAGES[@]}"; do
-    at=$SECONDS
+    at=$SECONDS cpu=$(cpu_seconds)
     echo "== $stage"
     "stage_$stage"
-    echo "   $((SECONDS - at)) s; so far $passed passed, $failed failed, $skipped skipped"
+    echo "   $((SECONDS - at)) s ($(($(cpu_seconds) - cpu)) s of processor time); so far $passed passed, $failed failed, $skipped skipped"
   done
 else
   note_failure bootstrap "$ROOT/bootstrap.log"

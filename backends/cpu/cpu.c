@@ -11,13 +11,16 @@
 static const char *const isa_names[BK_CPU_ISA_COUNT] = {BK_CPU_ISAS(ISA_NAME, 0)};
 
 /* The compiler's tests include the operating system's part. */
-#if defined(__x86_64__)
+#ifdef BK_HAVE_AVX2
 static bool avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+#ifdef BK_HAVE_AVX512
 static bool avx512_runs(void) {
-  return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
 }
-#elif defined(__aarch64__)
+#endif
+#ifdef BK_HAVE_NEON
 static bool neon_runs(void) { return true; } /* part of the architecture */
 #endif
 static bool portable_runs(void) { return true; }

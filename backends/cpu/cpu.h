@@ -2,9 +2,10 @@
  *
  * Kernels are written once, in `x_tmpl.c`, over the vector layer of simd.h, and the build compiles every template once per
  * instruction set of the list below with -DBK_ISA=<set> and the set's flags (Makefile.am). Every exported name of a template
- * is wrapped, BK_ISA_NAME(bk_cpu_x), everything else in it is static. A new set is a line in the list, its test in cpu.c and
- * a library in Makefile.am; a new template is a line of CPU_TEMPLATES there. Kernels are listed in kernels.h (dense) and
- * kernels_hc.h (optimiser, residual connections); table.c makes the kernel table from the two lists.
+ * is wrapped, BK_ISA_NAME(bk_cpu_x), everything else in it is static. A new template is a line of CPU_TEMPLATES in
+ * Makefile.am; a new set is an entry in the list, its test in cpu.c, a library in Makefile.am and a line in m4/bk_cpu.m4.
+ * Kernels are listed in kernels.h (dense) and kernels_hc.h (optimiser, residual connections); table.c makes the kernel table
+ * from the two lists.
  *
  * A template kernel has the signature of bk_kernel.launch and the name BK_ISA_NAME(bk_cpu_<kernel>). A kernel that needs a
  * workspace or state also has, in a plain file (compiled once, shared by all sets), `bk_cpu_<kernel>_prepare`; its state,
@@ -17,14 +18,28 @@
 #include "runtime/backend.h"
 #include <string.h>
 
-/* The instruction sets of the architecture, best first; `portable` is always there and last. X(set, SET, what the caller adds). */
-#if defined(__x86_64__)
-#define BK_CPU_ISAS(X, ...) X(avx512, AVX512, __VA_ARGS__) X(avx2, AVX2, __VA_ARGS__) X(portable, PORTABLE, __VA_ARGS__)
-#elif defined(__aarch64__)
-#define BK_CPU_ISAS(X, ...) X(neon, NEON, __VA_ARGS__) X(portable, PORTABLE, __VA_ARGS__)
+/* The instruction sets of this build (configure: --with-cpu-isa), best first; `portable` is always there and last.
+ * X(set, SET, what the caller adds). */
+#ifdef BK_HAVE_AVX512
+#define BK_CPU_ISA_AVX512(X, ...) X(avx512, AVX512, __VA_ARGS__)
 #else
-#define BK_CPU_ISAS(X, ...) X(portable, PORTABLE, __VA_ARGS__)
+#define BK_CPU_ISA_AVX512(X, ...)
 #endif
+#ifdef BK_HAVE_AVX2
+#define BK_CPU_ISA_AVX2(X, ...) X(avx2, AVX2, __VA_ARGS__)
+#else
+#define BK_CPU_ISA_AVX2(X, ...)
+#endif
+#ifdef BK_HAVE_NEON
+#define BK_CPU_ISA_NEON(X, ...) X(neon, NEON, __VA_ARGS__)
+#else
+#define BK_CPU_ISA_NEON(X, ...)
+#endif
+#define BK_CPU_ISAS(X, ...)           \
+  BK_CPU_ISA_AVX512(X, __VA_ARGS__)   \
+  BK_CPU_ISA_AVX2(X, __VA_ARGS__)     \
+  BK_CPU_ISA_NEON(X, __VA_ARGS__)     \
+  X(portable, PORTABLE, __VA_ARGS__)
 
 /* In the order of the list; a device permits its own and all after it. */
 #define BK_CPU_ISA_ENUM(isa, ISA, ...) BK_CPU_##ISA,

@@ -1,6 +1,7 @@
 /* simd: a small layer over the vector extensions of gcc and clang, for the kernel templates (x_tmpl.c) only.
  *
- * bk_vf is BK_VW floats: 16 with AVX-512, 8 with AVX2, else 4 (legal on any machine; SSE2 and NEON serve it directly).
+ * bk_vf is BK_VW floats: 16 with AVX-512, 8 with AVX2, else 4 (legal on any machine; SSE2 and NEON serve it directly; the
+ * set `neon` differs from `portable` on arm64 in its fused products, BK_SIMD_NEON).
  * Operators + - * / and comparisons work on whole vectors; a comparison gives a bk_vi of all-ones or zero lanes for
  * bk_v_select. Loads and stores are unaligned. `bf` (always a compile-time constant after inlining: write kernel bodies as
  * BK_INLINE functions with a `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
@@ -15,6 +16,8 @@
 #include <string.h>
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -36,11 +39,18 @@ BK_INLINE bk_vf bk_v_set(float x) { return x - (bk_vf){0}; }
 BK_INLINE bk_vf bk_v_zero(void) { return (bk_vf){0}; }
 /* a b + c in one rounding wherever the set can: for sums that must have the same bits in two kernels. The compiler contracts the
  * operators only where both end up in one basic block. */
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__)) || defined(BK_SIMD_NEON)
+#define BK_SIMD_FUSED 1
+#else
+#define BK_SIMD_FUSED 0
+#endif
 BK_INLINE bk_vf bk_v_fma(bk_vf a, bk_vf b, bk_vf c) {
 #if defined(__AVX512F__)
   return (bk_vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
   return (bk_vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(BK_SIMD_NEON)
+  return (bk_vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif
@@ -51,7 +61,7 @@ BK_INLINE bk_vf bk_v_select(bk_vi mask, bk_vf yes, bk_vf no) {
 }
 BK_INLINE bk_vf bk_v_abs(bk_vf x) { return (bk_vf)((bk_vu)x & 0x7fffffffu); }
 
-/* b where either is NaN. */
+/* b where either is NaN: NEON's own maximum and minimum do not do that, its compare and select do. */
 BK_INLINE bk_vf bk_v_max(bk_vf a, bk_vf b) {
 #if defined(__AVX512F__)
   return (bk_vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -81,6 +91,8 @@ BK_INLINE bk_vf bk_v_sqrt(bk_vf a) {
   return (bk_vf)_mm256_sqrt_ps((__m256)a);
 #elif defined(__SSE2__)
   return (bk_vf)_mm_sqrt_ps((__m128)a);
+#elif defined(__aarch64__)
+  return (bk_vf)vsqrtq_f32((float32x4_t)a);
 #else
   for (int i = 0; i < BK_VW; i++) a[i] = sqrtf(a[i]);
   return a;
@@ -250,20 +262,45 @@ BK_INLINE void bk_v4_transpose(bk_v4 x[4]) {
   x[2] = BK_V4_SHUFFLE(b, d, 0, 1, 4, 5), x[3] = BK_V4_SHUFFLE(b, d, 2, 3, 6, 7);
 }
 
-/* ---- horizontal, always the same tree ---- */
+/* ---- horizontal, always the same tree: the upper half onto the lower one until one lane is left ---- */
+#if BK_VW == 16
+typedef float bk_v8 __attribute__((vector_size(32)));
+BK_INLINE bk_v8 bk_v_low(bk_vf v) { return (bk_v8)_mm512_castps512_ps256((__m512)v); }
+BK_INLINE bk_v8 bk_v_high(bk_vf v) { return (bk_v8)_mm512_extractf32x8_ps((__m512)v, 1); }
+#elif BK_VW == 8
+typedef bk_vf bk_v8;
+#endif
+#if BK_VW >= 8
+BK_INLINE bk_v4 bk_v8_low(bk_v8 v) { return (bk_v4)_mm256_castps256_ps128((__m256)v); }
+BK_INLINE bk_v4 bk_v8_high(bk_v8 v) { return (bk_v4)_mm256_extractf128_ps((__m256)v, 1); }
+#endif
+BK_INLINE bk_v4 bk_v4_max(bk_v4 a, bk_v4 b) {
+  bk_v4u mask = (bk_v4u)(a > b);
+  return (bk_v4)(((bk_v4u)a & mask) | ((bk_v4u)b & ~mask));
+}
 BK_INLINE float bk_v_hsum(bk_vf v) {
-  float x[BK_VW];
-  memcpy(x, &v, sizeof x);
-  for (int w = BK_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) x[i] += x[i + w];
-  return x[0];
+#if BK_VW == 16
+  bk_v8 h = bk_v_low(v) + bk_v_high(v);
+  bk_v4 q = bk_v8_low(h) + bk_v8_high(h);
+#elif BK_VW == 8
+  bk_v4 q = bk_v8_low(v) + bk_v8_high(v);
+#else
+  bk_v4 q = v;
+#endif
+  q = q + BK_V4_SHUFFLE(q, q, 2, 3, 2, 3);
+  return q[0] + q[1];
 }
 BK_INLINE float bk_v_hmax(bk_vf v) {
-  float x[BK_VW];
-  memcpy(x, &v, sizeof x);
-  for (int w = BK_VW / 2; w > 0; w /= 2)
-    for (int i = 0; i < w; i++) x[i] = x[i] > x[i + w] ? x[i] : x[i + w];
-  return x[0];
+#if BK_VW == 16
+  bk_v8 l = bk_v_low(v), h = bk_v_high(v);
+  bk_v4 q = bk_v4_max(bk_v4_max(bk_v8_low(l), bk_v8_low(h)), bk_v4_max(bk_v8_high(l), bk_v8_high(h)));
+#elif BK_VW == 8
+  bk_v4 q = bk_v4_max(bk_v8_low(v), bk_v8_high(v));
+#else
+  bk_v4 q = v;
+#endif
+  q = bk_v4_max(q, BK_V4_SHUFFLE(q, q, 2, 3, 2, 3));
+  return q[0] > q[1] ? q[0] : q[1];
 }
 
 /* ---- functions ---- */

@@ -1,9 +1,7 @@
-/* The cpu backend beyond what the operator harness sees: the masks of instruction sets and of CBLAS, the functions of the
- * vector layer, and products and attention larger than one tile, block or panel, against `ref`, on every engine and with the
- * same bits for one and three threads. */
+/* The cpu backend beyond what the operator harness sees: the masks of instruction sets and of CBLAS, and products and attention
+ * larger than one tile, block or panel, against `ref`, on every engine and with the same bits for one and three threads. */
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/gemm.h"
-#include "backends/cpu/simd.h"
 #include "tests/unit/unit.h"
 
 #define ARENA ((size_t)8 << 20)
@@ -201,50 +199,11 @@ START_TEST(instruction_sets_are_masked) {
 }
 END_TEST
 
-/* ---- the vector layer, at the width of the baseline ---- */
-static double ulps(float have, double want) {
-  float rounded = (float)want;
-  if (have == rounded) return 0;
-  return fabs(have - want) / (nextafterf(fabsf(rounded), INFINITY) - fabsf(rounded));
-}
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-START_TEST(functions_are_within_their_ulps) {
-  for (int i = 0; i < 200000; i++) {
-    float u = (float)bk_uniform(3, 1, (uint64_t)i);
-    ck_assert_double_le(ulps(bk_v_exp(bk_v_set(190 * u - 100))[1], exp(190 * u - 100)), 2.5);
-    ck_assert_double_le(ulps(bk_v_log(bk_v_set(4 * u))[1], log(4 * u)), 2.5);
-    ck_assert_double_le(ulps(bk_v_sigmoid(bk_v_set(100 * u - 80))[1], sigmoid(100 * u - 80)), 2.5);
-    ck_assert_double_le(ulps(bk_v_tanh(bk_v_set(20 * u - 10))[1], tanh(20 * u - 10)), 2.5);
-  }
-}
-END_TEST
-START_TEST(functions_at_their_ends) {
-  ck_assert(bk_v_exp(bk_v_set(-INFINITY))[0] == 0 && isinf(bk_v_exp(bk_v_set(INFINITY))[0]));
-  ck_assert(bk_v_exp(bk_v_set(0))[0] == 1 && isnan(bk_v_exp(bk_v_set(NAN))[0]));
-  ck_assert(bk_v_log(bk_v_set(0))[0] == -INFINITY && bk_v_log(bk_v_set(INFINITY))[0] == INFINITY);
-  ck_assert(isnan(bk_v_log(bk_v_set(-1))[0]) && bk_v_log(bk_v_set(1))[0] == 0);
-  ck_assert(bk_v_sigmoid(bk_v_set(-INFINITY))[0] == 0 && bk_v_sigmoid(bk_v_set(INFINITY))[0] == 1);
-  ck_assert(bk_v_tanh(bk_v_set(-INFINITY))[0] == -1 && bk_v_tanh(bk_v_set(INFINITY))[0] == 1);
-}
-END_TEST
-START_TEST(bf16_rounds_as_the_scalar_does) {
-  for (uint32_t i = 0; i < 400000; i++) {
-    uint32_t bits = i * 2654435761u;
-    if (i % 3 == 0) bits = (bits & 0xffff0000u) | 0x8000u; /* ties */
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    ck_assert_uint_eq(bk_v_to_bf16(bk_v_set(x))[0], bk_f32_to_bf16(x));
-  }
-}
-END_TEST
-
 int main(void) {
   const TTest *const tests[] = {products_past_one_tile, grouped_products_of_uneven_groups, attention_past_one_block,
                                 attention_over_a_long_cache, rope_past_its_table, rmsnorm_gradient_of_many_rows,
                                 instruction_sets_are_masked};
-  const TTest *const plain[] = {functions_are_within_their_ulps, functions_at_their_ends, bf16_rounds_as_the_scalar_does};
   Suite *suite = suite_create("cpu");
   unit_case(suite, "large shapes and masks", devices_open, devices_close, tests, BK_COUNT(tests));
-  unit_case(suite, "vector layer", unit_open, unit_close, plain, BK_COUNT(plain));
   return unit_run(suite);
 }
