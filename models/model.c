@@ -85,10 +85,27 @@ bool bk_param_trainable(const bk_model *m, const bk_param *p) { return m->blocks
 
 bk_status bk_model_zero_grads(bk_model *model) {
   for (int i = 0; i < model->n_blocks; i++) {
-    const bk_param_block *b = &model->blocks[i];
-    if (bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
+    bk_param_block *b = &model->blocks[i];
+    b->fresh = b->by_product;
+    if (!b->fresh && bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
   }
   return BK_OK;
+}
+
+bk_status bk_model_settle_grads(bk_model *model) {
+  for (int i = 0; i < model->n_blocks; i++) {
+    bk_param_block *b = &model->blocks[i];
+    if (b->fresh) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
+    b->fresh = false;
+  }
+  return BK_OK;
+}
+
+bool bk_param_block_adds(bk_param_block *block, bool preparing) {
+  bool adds = !block->fresh;
+  if (preparing) block->by_product = true;
+  else block->fresh = false;
+  return adds;
 }
 
 bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {

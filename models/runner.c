@@ -381,7 +381,8 @@ bk_status bk_runner_backward(bk_runner *r, int slot_index) {
   if (!r->options.backward || (bk_runner_has_head(r) && !slot->has_loss)) {
     return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: backward needs a runner made for it and a forward with targets");
   }
-  return bk_walk_backward(r, slot);
+  BK_TRY(bk_walk_backward(r, slot));
+  return bk_model_settle_grads(r->model);
 }
 
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {

@@ -92,6 +92,7 @@ static bk_status balance(bk_optimizer *o) {
 
 static bk_status run(bk_optimizer *o) {
   bk_exec_begin(&o->exec, &o->calls);
+  if (!o->exec.preparing) BK_TRY(bk_model_settle_grads(o->model));
   BK_TRY(norm_and_clip(o));
   BK_TRY(update_blocks(o));
   return balance(o);

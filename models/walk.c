@@ -26,7 +26,7 @@ static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
 /* Loss of one piece of rows, and with backward the head's dgrad and wgrad of it. */
 static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_tensor logits) {
   bk_exec *ex = &r->exec;
-  const bk_param_block *w = r->model->parts->lm_head;
+  bk_param_block *w = r->model->parts->lm_head;
   int64_t rows = logits.shape[0];
   bool backward = r->options.backward;
   bk_tensor dlogits = backward ? bk_tensor_slice(r->piece, 0, 0, rows) : (bk_tensor){0};

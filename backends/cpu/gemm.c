@@ -55,7 +55,7 @@ static bk_gemm_cut packed_cut(int64_t m, int64_t n, int64_t k, int64_t batches, 
 
 bk_gemm_cut bk_cpu_gemm_grouped_cut(const bk_device *device, int64_t groups, int64_t rows, int64_t columns) {
   if (bk_cpu_of(device)->blas) return cut_in(rows, columns, parts_of(rows, BLAS_TM), parts_of(columns, BLAS_TN));
-  int64_t wanted = 4 * bk_cpu_workers(device) / (groups > 0 ? groups : 1), parts = parts_of(columns, BK_GEMM_TN);
+  int64_t wanted = 8 * bk_cpu_workers(device) / (groups > 0 ? groups : 1), parts = parts_of(columns, BK_GEMM_TN);
   int64_t most = parts_of(columns, 64);
   if (parts < wanted) parts = wanted < most ? wanted : most;
   return cut_in(rows, columns, parts_of(rows, BK_GEMM_TM), parts);

@@ -83,7 +83,7 @@ static bk_tensor matrix(bk_dtype dtype, bool turned, int pad, int64_t batch, int
 typedef struct gemm_shape { int64_t batch, m, k, n; } gemm_shape;
 static const gemm_shape gemm_shapes[] = {{0, 1, 1, 1},    {0, 13, 31, 7},   {0, 127, 128, 65}, {0, 257, 31, 130},
                                          {3, 13, 64, 31}, {0, 1, 2560, 24}, {2, 128, 17, 1},   {0, 33, 2048, 48},
-                                         {0, 64, 1, 64},  {0, 3, 128, 257}};
+                                         {0, 64, 1, 64},  {0, 3, 128, 257}, {0, 411, 300, 70}, {0, 70, 260, 547}};
 
 enum { GEMM_SHAPE, GEMM_TURN_A, GEMM_TURN_B, GEMM_TURN_C, GEMM_PAD, GEMM_ACCUMULATE, GEMM_TYPES };
 
@@ -142,11 +142,15 @@ static void grouped_case(harness *h, const int *level) {
                "nt"[level[1]], strided_name(pad));
   if (level[1]) return;
   bk_grouped_wgrad_args w = {h2(h->st, pad, s.room, s.k), h2(h->st, pad, s.room, s.n), h1(BK_I32, s.experts + 1),
-                             h3(h->ct, pad, s.experts, s.k, s.n)};
-  const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,%s",
-               (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n,
-               strided_name(pad));
+                             h3(h->ct, pad, s.experts, s.k, s.n), false};
+  for (int overwrite = 0; overwrite < 2; overwrite++) {
+    const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL},
+                          {"c", overwrite ? FILL_POISON : FILL_NORMAL, 0, 1, NULL, NULL}, FILL_END};
+    w.overwrite = overwrite;
+    harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,overwrite=%d,%s",
+                 (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, overwrite,
+                 strided_name(pad));
+  }
 }
 
 /* ---- optimiser ---- */
