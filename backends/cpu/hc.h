@@ -25,7 +25,13 @@ static inline int64_t bk_hc_pieces(int64_t tokens) { return bk_cpu_pieces(tokens
 
 /* Tokens whose streams a fused kernel keeps in cache: forward, backward. Multiples of 16, factors of a piece. */
 #define BK_HC_BLOCK 16
-#define BK_HC_GROUP 32
+#define BK_HC_GROUP 16
+
+/* Tokens of a piece where nothing is summed over tokens: a few blocks, so that each can ask for the next one's streams. */
+static inline int64_t bk_hc_block_grain(int64_t tokens) {
+  int64_t grain = BK_ALIGN_UP((tokens + 31) / 32, BK_HC_BLOCK);
+  return grain < 128 ? (grain > 0 ? grain : BK_HC_BLOCK) : 128;
+}
 
 /* HC_PROJECT: rows of fn as they are packed: groups of 24, the last one shorter, a multiple of 8. */
 #define BK_HC_ROW_GROUP 24

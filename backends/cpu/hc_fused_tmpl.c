@@ -22,7 +22,11 @@ BK_INLINE void merge_mix_blocks(const merge_mix_job *job, int64_t begin, int64_t
   for (int64_t i = begin; i < end; i += BK_HC_BLOCK) {
     int64_t stop = end - i < BK_HC_BLOCK ? end : i + BK_HC_BLOCK;
     merge_piece((void *)&a->merge, i, stop, 0);
-    project_block(&a->project, job->packed, i, stop - i, bf);
+    ahead next = {0};
+    ahead_add(&next, &a->merge.x, stop, BK_HC_BLOCK, end);
+    ahead_add(&next, &a->merge.f, stop, BK_HC_BLOCK, end);
+    ahead_add(&next, &a->merge.out, stop, BK_HC_BLOCK, end);
+    project_block(&a->project, job->packed, i, stop - i, &next, bf);
     for (int64_t t = i; t < stop; t += BK_VW) maps_tokens(&job->maps, t, stop - t < BK_VW ? stop - t : BK_VW);
     pre_norm_piece((void *)&a->pre_norm, i, stop, 0);
   }
@@ -38,7 +42,7 @@ bk_status BK_ISA_NAME(bk_cpu_hc_merge_mix)(bk_stream *stream, const bk_plan *pla
   const bk_hc_merge_mix_args *a = args;
   merge_mix_job job = {a, bk_place_data(workspace), {a->maps, plan->state, bk_hc_rows(a->maps.kind, a->maps.n)}};
   project_pack(stream, &a->project.fn, bk_place_data(workspace));
-  bk_cpu_run(stream, a->merge.x.shape[0], BK_HC_BLOCK, merge_mix_piece, &job);
+  bk_cpu_run(stream, a->merge.x.shape[0], bk_hc_block_grain(a->merge.x.shape[0]), merge_mix_piece, &job);
   return BK_OK;
 }
 
@@ -59,7 +63,14 @@ BK_INLINE void merge_mix_bwd_groups(merge_mix_bwd_job *job, int64_t begin, int64
     int64_t stop = end - i < BK_HC_GROUP ? end : i + BK_HC_GROUP;
     pre_norm_bwd_piece(&job->pre_norm, i, stop, 0);
     for (int64_t t = i; t < stop; t += BK_VW) maps_bwd_tokens(&job->maps, t, stop - t < BK_VW ? stop - t : BK_VW, sums);
-    project_bwd_group(&job->project, i, stop - i, stop, i == begin, dfn, bf);
+    ahead next = {0};
+    ahead_add(&next, &a->merge.x, i, stop - i, stop);
+    ahead_add(&next, &a->merge.f, i, stop - i, stop);
+    ahead_add(&next, &a->pre_norm.y, stop, BK_HC_GROUP, end);
+    ahead_add(&next, &a->pre_norm.dh, stop, BK_HC_GROUP, end);
+    ahead_add(&next, &a->pre_norm.x, stop, BK_HC_GROUP, end);
+    ahead_add(&next, &a->pre_norm.dx, stop, BK_HC_GROUP, end);
+    project_bwd_group(&job->project, i, stop - i, i == begin, dfn, &next, bf);
     merge_bwd_piece((void *)&a->merge, i, stop, 0);
   }
   partials_store(&job->maps.p, begin, sums);

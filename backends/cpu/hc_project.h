@@ -113,9 +113,10 @@ static inline float rms_inverse(bk_vf squares, int64_t columns, double eps) {
 }
 
 /* acc[t][..] += x[t] fn for PROJECT_T tokens and `vectors` vectors of rows; columns of fn are `step` apart, rows of acc
- * `stride`. */
+ * `stride`. Asks for AHEAD_LINES lines of `next` a column. */
+#define AHEAD_LINES (PROJECT_T / 4)
 BK_INLINE void project_tile(const float *const *x, const float *fn, int64_t step, int64_t width, float *acc, int64_t stride,
-                            const int vectors) {
+                            const char *next, const int vectors) {
   row_vec sum[PROJECT_T * 3];
   BK_UNROLL_8
   for (int t = 0; t < PROJECT_T; t++) {
@@ -124,6 +125,7 @@ BK_INLINE void project_tile(const float *const *x, const float *fn, int64_t step
   }
   for (int64_t c = 0; c < width; c++, fn += step) {
     row_vec f[3];
+    for (int i = 0; i < AHEAD_LINES; i++, next += 64) __builtin_prefetch(next, 0, 2);
     BK_UNROLL
     for (int v = 0; v < vectors; v++) f[v] = row_ld(fn + v * ROW_LANES);
     BK_UNROLL_8
@@ -142,9 +144,9 @@ BK_INLINE void project_tile(const float *const *x, const float *fn, int64_t step
 
 #define TILES(vectors)                                                                                                     \
   BK_OUTLINE void project_tiles_##vectors(const float *const *x, const float *fn, int64_t step, int64_t width, float *acc, \
-                                          int64_t stride) {                                                                \
+                                          int64_t stride, ahead *next) {                                                   \
     for (int t = 0; t < BK_HC_BLOCK; t += PROJECT_T)                                                                       \
-      project_tile(x + t, fn, step, width, acc + t * stride, stride, vectors);                                             \
+      project_tile(x + t, fn, step, width, acc + t * stride, stride, ahead_take(next, AHEAD_LINES * width, fn), vectors);  \
   }
 TILES(1)
 TILES(2)
@@ -169,8 +171,9 @@ BK_INLINE bk_vf project_squares(const float *x, int64_t width, bk_vf sum) {
   return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-/* proj and rinv of `count` tokens (BK_HC_BLOCK at most) from `token` on. packed: fn by project_pack. */
-BK_INLINE void project_block(const bk_hc_project_args *a, const float *packed, int64_t token, int64_t count, const bool bf) {
+/* proj and rinv of `count` tokens (BK_HC_BLOCK at most) from `token` on. packed: fn by project_pack. Asks for `next` meanwhile. */
+BK_INLINE void project_block(const bk_hc_project_args *a, const float *packed, int64_t token, int64_t count, ahead *next,
+                             const bool bf) {
   int64_t rows = a->fn.shape[0], padded = bk_hc_project_rows(rows), columns = a->x.shape[1];
   float acc[BK_HC_BLOCK * BK_HC_MAX_ROWS], wide[BK_HC_BLOCK * PROJECT_COLUMNS];
   bk_vf squares[BK_HC_BLOCK];
@@ -190,9 +193,9 @@ BK_INLINE void project_block(const bk_hc_project_args *a, const float *packed, i
       int64_t step = group_rows(padded, g);
       const float *fn = packed + g * columns + from * step;
       for (int64_t r = 0; r < step; r += 3 * ROW_LANES) {
-        if (step - r >= 3 * ROW_LANES) project_tiles_3(x, fn + r, step, width, acc + g + r, padded);
-        else if (step - r == 2 * ROW_LANES) project_tiles_2(x, fn + r, step, width, acc + g + r, padded);
-        else project_tiles_1(x, fn + r, step, width, acc + g + r, padded);
+        if (step - r >= 3 * ROW_LANES) project_tiles_3(x, fn + r, step, width, acc + g + r, padded, next);
+        else if (step - r == 2 * ROW_LANES) project_tiles_2(x, fn + r, step, width, acc + g + r, padded, next);
+        else project_tiles_1(x, fn + r, step, width, acc + g + r, padded, next);
       }
     }
   }
@@ -243,14 +246,6 @@ BK_INLINE void panel_widen(const bk_tensor *x, int64_t token, int64_t count, int
       for (int64_t c = 0; c < PANEL; c += BK_VW)
         bk_v_st(out, c, false, c < width ? bk_v_get(in, from + c, bf, width - c) : bk_v_zero());
     }
-  }
-}
-
-/* Asks for `bytes` bytes of `count` rows from `token` on, `end` at most. */
-BK_INLINE void prefetch_rows(const bk_tensor *t, int64_t token, int64_t count, int64_t end, int64_t from, int64_t bytes) {
-  for (int64_t i = token; i < token + count && i < end; i++) {
-    const char *row = bk_cpu_at(t, i) + from;
-    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b, 0, 2);
   }
 }
 
@@ -339,23 +334,26 @@ static inline void project_group_begin(const project_bwd *job, int64_t token, in
 }
 
 /* dx and dfn of a group: `count` tokens (BK_HC_GROUP at most) from `token` on, the `first` of its piece or not; dfn: the
- * piece's sums. Asks for the next group's x and dx where that ends before `end`. */
-BK_INLINE void project_bwd_group(const project_bwd *job, int64_t token, int64_t count, int64_t end, bool first, float *dfn,
+ * piece's sums. Asks for `next` meanwhile. */
+BK_INLINE void project_bwd_group(const project_bwd *job, int64_t token, int64_t count, bool first, float *dfn, ahead *next,
                                  const bool bf) {
   const bk_hc_project_bwd_args *a = job->args;
   bool with_dx = bk_tensor_present(&a->dx), with_dfn = bk_tensor_present(&a->dfn);
   const float *fn = job->packed;
   project_group s;
   project_group_begin(job, token, count, &s);
+  ahead_share(next, project_panels(job->columns) * ((with_dx ? count : 0) + (with_dfn ? job->padded : 0)) / PROJECT_T);
   for (int64_t from = 0; from < job->columns; from += PANEL, fn += job->rows * PANEL, dfn += job->padded * PANEL) {
     int64_t width = job->columns - from < PANEL ? job->columns - from : PANEL;
     panel_widen(&a->x, token, count, from, width, s.x, bf);
-    prefetch_rows(&a->x, token + BK_HC_GROUP, BK_HC_GROUP, end, from * (bf ? 2 : 4), width * (bf ? 2 : 4));
-    if (with_dx) prefetch_rows(&a->dx, token + BK_HC_GROUP, BK_HC_GROUP, end, from * (bf ? 2 : 4), width * (bf ? 2 : 4));
-    for (int64_t t = 0; with_dx && t < count; t += PROJECT_T)
+    for (int64_t t = 0; with_dx && t < count; t += PROJECT_T) {
+      ahead_step(next);
       panel_dx(job, &s, fn, token, t, count - t, from, width, bf);
-    for (int64_t r = 0; with_dfn && r < job->padded; r += PROJECT_T)
+    }
+    for (int64_t r = 0; with_dfn && r < job->padded; r += PROJECT_T) {
+      ahead_step(next);
       panel_dfn(&s, count, r, job->padded, first, dfn + r * PANEL);
+    }
   }
 }
 

@@ -73,8 +73,11 @@ typedef struct project_job {
 
 BK_INLINE void project_blocks(const project_job *job, int64_t begin, int64_t end, const bool bf, const int n) {
   (void)n;
-  for (int64_t i = begin; i < end; i += BK_HC_BLOCK)
-    project_block(job->args, job->packed, i, end - i < BK_HC_BLOCK ? end - i : BK_HC_BLOCK, bf);
+  for (int64_t i = begin; i < end; i += BK_HC_BLOCK) {
+    ahead next = {0};
+    ahead_add(&next, &job->args->x, i + BK_HC_BLOCK, BK_HC_BLOCK, end);
+    project_block(job->args, job->packed, i, end - i < BK_HC_BLOCK ? end - i : BK_HC_BLOCK, &next, bf);
+  }
 }
 
 static void project_piece(void *arg, int64_t begin, int64_t end, int worker) {
@@ -88,15 +91,19 @@ bk_status BK_ISA_NAME(bk_cpu_hc_project)(bk_stream *stream, const bk_plan *plan,
   project_job job = {a, bk_place_data(workspace)};
   (void)plan;
   project_pack(stream, &a->fn, bk_place_data(workspace));
-  bk_cpu_run(stream, a->x.shape[0], BK_HC_BLOCK, project_piece, &job);
+  bk_cpu_run(stream, a->x.shape[0], bk_hc_block_grain(a->x.shape[0]), project_piece, &job);
   return BK_OK;
 }
 
 BK_INLINE void project_bwd_groups(const project_bwd *job, int64_t begin, int64_t end, const bool bf, const int n) {
   float *dfn = job->partials + begin / bk_hc_grain(job->args->x.shape[0]) * project_bwd_partial(job);
   (void)n;
-  for (int64_t i = begin; i < end; i += BK_HC_GROUP)
-    project_bwd_group(job, i, end - i < BK_HC_GROUP ? end - i : BK_HC_GROUP, end, i == begin, dfn, bf);
+  for (int64_t i = begin; i < end; i += BK_HC_GROUP) {
+    ahead next = {0};
+    ahead_add(&next, &job->args->x, i + BK_HC_GROUP, BK_HC_GROUP, end);
+    ahead_add(&next, &job->args->dx, i + BK_HC_GROUP, BK_HC_GROUP, end);
+    project_bwd_group(job, i, end - i < BK_HC_GROUP ? end - i : BK_HC_GROUP, i == begin, dfn, &next, bf);
+  }
 }
 
 static void project_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
