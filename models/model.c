@@ -103,6 +103,11 @@ bk_status bk_model_settle_grads(bk_model *model) {
   return BK_OK;
 }
 
+int bk_param_block_group(const bk_model *m, const bk_param_block *b) {
+  if (!b->trainable) return 3;
+  return !b->decay ? 2 : b->weight.dtype == m->dtype ? 0 : 1;
+}
+
 bool bk_param_block_adds(bk_param_block *block, bool preparing) {
   bool adds = !block->fresh;
   if (preparing) block->by_product = true;

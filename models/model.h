@@ -69,6 +69,10 @@ bool bk_param_trainable(const bk_model *model, const bk_param *p);
  * bk_model_settle_grads, which writes the zeros that nothing has overwritten. */
 bk_status bk_model_zero_grads(bk_model *model);
 bk_status bk_model_settle_grads(bk_model *model);
+/* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory: decaying in the storage type, decaying in
+ * ct, not decaying, not trained. */
+enum { BK_UPDATE_GROUPS = 4 };
+int bk_param_block_group(const bk_model *model, const bk_param_block *block);
 /* For a product that is about to write a block's gradient: whether it adds; it overwrites where the gradient counts as zero. */
 bool bk_param_block_adds(bk_param_block *block, bool preparing);
 
