@@ -65,6 +65,10 @@ static void plan_shared(bk_runner *r, bk_planner *p) {
     r->h[i] = plan_row(r, p, ws);
     r->rstd[i] = bk_planner_1d(p, ws, p->ct, r->tokens);
   }
+  if (r->block && r->block < r->n) {
+    r->y[r->block] = plan_row(r, p, ws);
+    r->rstd[r->block] = bk_planner_1d(p, ws, p->ct, r->tokens);
+  }
   if (!backward || (bk_runner_plain(r) && !r->block)) r->f = plan_row(r, p, ws);
   if (!backward && !bk_runner_plain(r)) {
     r->proj = plan_proj(r, p, ws, kind);
@@ -76,6 +80,13 @@ static void plan_shared(bk_runner *r, bk_planner *p) {
   }
 }
 
+/* Backward, the block before is rebuilt while y and rstd of a block's first sublayer are still needed, so these are in two places
+ * by turns. */
+static int64_t place_of_y(const bk_runner *r, int s) {
+  if (!r->block) return 0;
+  return s % r->block == 0 && s / r->block % 2 ? r->block : s % r->block;
+}
+
 static void plan_mix(bk_runner *r, bk_planner *p, bk_slot *slot, int s) {
   bk_memory_class keep = BK_MEM_ACTIVATIONS;
   bk_hc_kind kind = (bk_hc_kind)r->model->config.residual;
@@ -84,10 +95,10 @@ static void plan_mix(bk_runner *r, bk_planner *p, bk_slot *slot, int s) {
   bk_mix_acts *a = &slot->mix[s];
   a->x = !backward ? r->x[s & 1] : all || at == 0 ? plan_streams(r, p, keep) : r->block_x[at];
   a->h = all ? plan_row(r, p, keep) : r->h[at];
-  a->rstd = all ? bk_planner_1d(p, keep, p->ct, r->tokens) : r->rstd[at];
+  a->rstd = all ? bk_planner_1d(p, keep, p->ct, r->tokens) : r->rstd[place_of_y(r, s)];
   a->f = bk_tensor_present(&r->f) ? r->f : plan_row(r, p, keep);
   if (plain) return;
-  a->y = all ? plan_row(r, p, keep) : r->y[at];
+  a->y = all ? plan_row(r, p, keep) : r->y[place_of_y(r, s)];
   a->proj = backward ? plan_proj(r, p, keep, kind) : r->proj;
   a->rinv = backward ? plan_rinv(r, p, keep, kind) : r->rinv;
   a->pre = bk_planner_2d(p, keep, p->ct, r->tokens, n);
@@ -226,9 +237,9 @@ static bk_status make_arrays(bk_runner *r) {
   r->forward_scratch = bk_alloc_array(ctx, n, sizeof *r->forward_scratch);
   r->backward_scratch = bk_alloc_array(ctx, n, sizeof *r->backward_scratch);
   r->block_x = bk_alloc_array(ctx, positions, sizeof *r->block_x);
-  r->y = bk_alloc_array(ctx, positions, sizeof *r->y);
+  r->y = bk_alloc_array(ctx, positions + 1, sizeof *r->y);
   r->h = bk_alloc_array(ctx, positions, sizeof *r->h);
-  r->rstd = bk_alloc_array(ctx, positions, sizeof *r->rstd);
+  r->rstd = bk_alloc_array(ctx, positions + 1, sizeof *r->rstd);
   bool ok = r->calls && r->forward_scratch && r->backward_scratch && r->block_x && r->y && r->h && r->rstd;
   return ok ? make_slots(r) : BK_ERR_MEMORY;
 }

@@ -62,7 +62,7 @@ struct bk_runner {
   /* shared by all slots */
   bk_tensor x[2];                 /* forward only: streams in turn */
   bk_tensor *block_x;             /* [block], entry 0 unused */
-  bk_tensor *y, *h, *rstd;        /* [block] or [1] */
+  bk_tensor *y, *h, *rstd;        /* [block] or [1]; y and rstd one more: of the first sublayer of every other block */
   bk_tensor f, proj, rinv;
   bk_tensor last;
   bk_tensor D, df, dh;            /* gradient of the streams; of F's output and input */

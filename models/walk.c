@@ -119,19 +119,19 @@ static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
   return BK_OK;
 }
 
-static bool block_ends(const bk_runner *r, int s) { return r->block && (s + 1 == r->n || (s + 1) % r->block == 0); }
+static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->block == 0; }
 
 static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec_begin(&r->exec, &r->calls[s].merge_bwd);
   return bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
 }
 
-/* Through the mix of sublayer s, and where both are at hand through the merge of the one before it. */
-static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s, bool with_merge) {
+/* Through the mix of sublayer s and the merge of the one before it. */
+static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   const bk_connection *c = &sublayer(r, s)->connection;
   bk_exec_begin(ex, &r->calls[s].mix_bwd);
-  if (!with_merge) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
+  if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
   return bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
                                      r->D, r->df);
 }
@@ -139,20 +139,20 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s, bool with_merg
 static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   bk_sublayer *l = sublayer(r, s);
-  bool merged = s > 0 && !block_ends(r, s - 1);
-  if (block_ends(r, s)) BK_TRY(walk_rebuild(r, slot, s));
-  if (s + 1 == r->n || block_ends(r, s)) BK_TRY(walk_merge_bwd(r, slot, s));
   bk_exec_begin(ex, &r->calls[s].dgrad);
   BK_TRY(l->ops->dgrad(ex, l, &slot->f[s], &r->backward_scratch[s], r->df, r->dh));
   bk_exec_begin(ex, &r->calls[s].wgrad);
   BK_TRY(l->ops->wgrad(ex, l, &slot->f[s], &r->backward_scratch[s], slot->mix[s].h, r->df));
   BK_TRY(seen(r, slot, BK_STAGE_F_BWD, s));
-  BK_TRY(walk_mix_bwd(r, slot, s, merged));
+  if (s > 0 && block_begins(r, s)) BK_TRY(walk_rebuild(r, slot, s - 1));
+  BK_TRY(walk_mix_bwd(r, slot, s));
   return seen(r, slot, BK_STAGE_MIX_BWD, s);
 }
 
 bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {
   if (bk_runner_has_head(r)) BK_TRY(walk_head_bwd(r, slot));
+  if (r->block) BK_TRY(walk_rebuild(r, slot, r->n - 1));
+  BK_TRY(walk_merge_bwd(r, slot, r->n - 1));
   for (int s = r->n - 1; s >= 0; s--) BK_TRY(walk_sublayer_bwd(r, slot, s));
   return bk_runner_has_embed(r) ? walk_embed_bwd(r, slot) : BK_OK;
 }
