@@ -1,10 +1,13 @@
 /* The cpu backend's residual connections beyond the op harness, on each instruction set: Sinkhorn's properties by random
- * search, and the fused mixes equal to their primitives bit for bit in fp32. */
+ * search, the fused mixes equal to their primitives bit for bit in fp32, and merge_mix equal to its parts bit for bit. */
 #include "backends/cpu/cpu.h"
 #include "ops/ops.h"
 #include "tests/unit/unit.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define TOKENS 53
 #define MAX_N BK_HC_MAX_N
@@ -150,6 +153,94 @@ START_TEST(test_fused_bits) {
 }
 END_TEST
 
+/* ---- merge_mix against its parts, in fp32 and bf16: some pieces of tokens, the last block and vector not full ---- */
+#define MIX_TOKENS 301
+
+static bk_tensor mix_place(bk_tensor t) {
+  t = place(t);
+  for (int64_t i = 0; i < bk_tensor_count(&t); i++) {
+    float value = (float)(2 * bk_uniform(11, t.offset, (uint64_t)i) - 1);
+    if (t.dtype == BK_BF16) ((uint16_t *)bk_tensor_data(&t))[i] = bk_f32_to_bf16(value);
+    else ((float *)bk_tensor_data(&t))[i] = value;
+  }
+  return t;
+}
+
+typedef struct mix_operands {
+  bk_tensor x, next, D, f, df, y, h, fn, dfn, proj, dproj, rinv, drinv, scale, dscale, base, dbase, w, dw, rstd;
+  bk_tensor post, dpost, comb, dcomb, pre, dpre, next_post, next_dpost, next_comb, next_dcomb;
+} mix_operands;
+
+static mix_operands mix_make(bk_hc_kind kind, int n, int width, bk_dtype st) {
+  bk_tensor streams = bk_tensor_3d(st, MIX_TOKENS, n, width), row = bk_tensor_2d(st, MIX_TOKENS, width);
+  bk_tensor gates = bk_tensor_2d(BK_F32, MIX_TOKENS, n), block = bk_tensor_3d(BK_F32, MIX_TOKENS, n, n);
+  bk_tensor fn = bk_tensor_2d(BK_F32, bk_hc_rows(kind, n), n * width), one = bk_tensor_1d(BK_F32, MIX_TOKENS);
+  bk_tensor proj = bk_tensor_2d(BK_F32, MIX_TOKENS, bk_hc_rows(kind, n)), scale = bk_tensor_1d(BK_F32, bk_hc_scale_count(kind));
+  bk_tensor base = bk_tensor_1d(BK_F32, bk_hc_base_count(kind, n)), w = bk_tensor_1d(BK_F32, width);
+  used = 0;
+  mix_operands o = {.x = mix_place(streams), .next = mix_place(streams), .D = mix_place(streams), .f = mix_place(row),
+                    .df = mix_place(row), .y = mix_place(row), .h = mix_place(row), .fn = mix_place(fn),
+                    .dfn = mix_place(fn), .proj = mix_place(proj), .dproj = mix_place(proj), .rinv = mix_place(one),
+                    .drinv = mix_place(one), .scale = mix_place(scale), .dscale = mix_place(scale),
+                    .base = mix_place(base), .dbase = mix_place(base), .w = mix_place(w), .dw = mix_place(w),
+                    .rstd = mix_place(one), .post = mix_place(gates), .dpost = mix_place(gates), .pre = mix_place(gates),
+                    .dpre = mix_place(gates), .next_post = mix_place(gates), .next_dpost = mix_place(gates)};
+  if (kind == BK_HC_IHC) return o;
+  o.comb = mix_place(block), o.dcomb = mix_place(block), o.next_comb = mix_place(block), o.next_dcomb = mix_place(block);
+  return o;
+}
+
+static bk_tensor flat(bk_tensor t) { return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0], t.shape[1] * t.shape[2]}); }
+
+/* Runs the slot, then the parts on the same operands: all of the buffer must be the same. */
+static void same_as_parts(bk_op slot, const void *args, const bk_op *parts, const void *const *part_args, const char *what) {
+  unsigned char *before = malloc(used), *after = malloc(used), *memory = buffer->handle;
+  ck_assert(before && after);
+  memcpy(before, memory, used);
+  run(slot, args);
+  memcpy(after, memory, used);
+  memcpy(memory, before, used);
+  for (int i = 0; i < 4; i++) run(parts[i], part_args[i]);
+  ck_assert_msg(memcmp(before, after, used) != 0, "%s did nothing", what);
+  size_t same = 0;
+  while (same < used && after[same] == memory[same]) same++;
+  ck_assert_msg(same == used, "%s: byte %zu differs from the parts", what, same);
+  free(before);
+  free(after);
+}
+
+static void mix_case(bk_hc_kind kind, int n, int width, bk_dtype st) {
+  mix_operands o = mix_make(kind, n, width, st);
+  char what[64];
+  bk_hc_merge_mix_args a = {
+      {o.x, o.f, o.post, o.comb, o.next}, {flat(o.next), o.fn, o.proj, o.rinv, 1e-6},
+      {o.proj, o.rinv, o.scale, o.base, o.pre, o.next_post, o.next_comb, kind, n, 20, 0},
+      {o.next, o.pre, o.w, o.y, o.h, o.rstd, 1e-6}};
+  bk_hc_merge_mix_bwd_args b = {
+      {o.next, o.pre, o.w, o.y, o.rstd, o.h, o.D, o.dpre, o.dw, true},
+      {o.proj, o.rinv, o.scale, o.base, o.dpre, o.next_dpost, o.next_dcomb, o.dproj, o.drinv, o.dscale, o.dbase, kind, n, 20, 0},
+      {flat(o.next), o.fn, o.rinv, o.dproj, o.drinv, flat(o.D), o.dfn, true},
+      {o.x, o.f, o.post, o.comb, o.D, o.D, o.df, o.dpost, o.dcomb}};
+  const bk_kernel *kernel = bk_kernel_find(device, BK_OP_HC_MERGE_MIX_BWD, &b);
+  ck_assert_msg(kernel && strcmp(kernel->name, "composed") != 0, "merge_mix runs composed");
+  snprintf(what, sizeof what, "kind %d, n = %d, C = %d, %s", kind, n, width, bk_dtype_name(st));
+  same_as_parts(BK_OP_HC_MERGE_MIX, &a, (const bk_op[]){BK_OP_HC_POST_RES, BK_OP_HC_PROJECT, BK_OP_HC_MAPS, BK_OP_HC_PRE_NORM},
+                (const void *const[]){&a.merge, &a.project, &a.maps, &a.pre_norm}, what);
+  same_as_parts(BK_OP_HC_MERGE_MIX_BWD, &b,
+                (const bk_op[]){BK_OP_HC_PRE_NORM_BWD, BK_OP_HC_MAPS_BWD, BK_OP_HC_PROJECT_BWD, BK_OP_HC_POST_RES_BWD},
+                (const void *const[]){&b.pre_norm, &b.maps, &b.project, &b.merge}, what);
+}
+
+START_TEST(test_merge_mix_bits) {
+  static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
+  cpu_open(sets[_i]);
+  for (size_t k = 0; k < BK_COUNT(kinds); k++)
+    for (int n = 1; n <= 5; n++)
+      for (int st = 0; st < 2; st++) mix_case(kinds[k], n, n % 2 ? 37 : 64, st ? BK_BF16 : BK_F32);
+  cpu_close();
+}
+END_TEST
+
 int main(void) {
   Suite *suite = suite_create("cpu_hc");
   TCase *test = tcase_create("cpu_hc");
@@ -157,6 +248,7 @@ int main(void) {
   tcase_add_loop_test(test, test_sinkhorn_properties, 0, (int)BK_COUNT(sets));
   tcase_add_loop_test(test, test_sinkhorn_neighbours, 0, (int)BK_COUNT(sets));
   tcase_add_loop_test(test, test_fused_bits, 0, (int)BK_COUNT(sets));
+  tcase_add_loop_test(test, test_merge_mix_bits, 0, (int)BK_COUNT(sets));
   tcase_set_timeout(test, 120);
   suite_add_tcase(suite, test);
   SRunner *runner = srunner_create(suite);
