@@ -140,7 +140,7 @@ stage_arm64() {
   chmod +x "$ROOT/birkhoff-arm64"
   TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc BIRKHOFF_ARM64=$ROOT/birkhoff-arm64 script arm64-train sh tests/cli/long_arm64.sh
 }
-stage_tsan() { TSAN_BUILD=$ROOT/tsan script tsan bash tests/tsan.sh; }
+stage_tsan() { script tsan bash tests/tsan.sh "$ROOT/tsan"; }
 stage_fuzz() { FUZZ_BUILD=$ROOT/fuzz script fuzz bash tests/fuzz/run.sh 60; }
 stage_kill() { build_gcc && TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kill sh tests/cli/long_kill.sh; }
 stage_distcheck() {
