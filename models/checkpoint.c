@@ -9,7 +9,7 @@
 #include "io/safetensors.h"
 
 #define STEP_PREFIX "step-"
-#define IO_CHUNK ((size_t)1 << 20) /* most elements moved at a time */
+#define IO_CHUNK ((int64_t)1 << 17) /* most elements moved at a time: 1 MiB of doubles */
 
 /* ---- folders ---- */
 
@@ -29,10 +29,10 @@ static void newest_each(void *arg, const char *name) {
 }
 
 bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, int64_t *step) {
-  *step = -1;
-  if (!bk_path_is_dir(ctx, folder)) return BK_OK;
   int64_t newest = -1;
-  int rc = ctx->fs.list(ctx->fs.user, folder, newest_each, &newest);
+  int kind;
+  BK_TRY(bk_path_kind(ctx, folder, &kind));
+  int rc = kind == 1 ? ctx->fs.list(ctx->fs.user, folder, newest_each, &newest) : 0;
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", folder, strerror(-rc));
   *step = newest;
   return BK_OK;
@@ -42,11 +42,13 @@ char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step)
   return bk_format(ctx, "%s/" STEP_PREFIX "%06lld", folder, (long long)step);
 }
 
-static bool has_model(bk_context *ctx, const char *folder) {
+static bk_status has_model(bk_context *ctx, const char *folder, bool *there) {
+  int kind = -1;
   char *file = bk_path_join(ctx, folder, "model.safetensors");
-  bool there = file && bk_path_exists(ctx, file);
+  bk_status status = file ? bk_path_kind(ctx, file, &kind) : BK_ERR_MEMORY;
   bk_free(ctx, file);
-  return there;
+  *there = kind >= 0;
+  return status;
 }
 
 /* "X" -> "X.old.tmp", where put_in_place moves an older X; trailing slashes of X do not count. */
@@ -59,30 +61,34 @@ static char *moved_aside(bk_context *ctx, const char *path) {
 /* A crash between the two renames of put_in_place leaves only the older checkpoint, moved aside. */
 static bk_status resolve_moved_aside(bk_context *ctx, const char *given, char **path) {
   char *old = moved_aside(ctx, given);
-  if (!old) return BK_ERR_MEMORY;
-  if (has_model(ctx, old)) {
+  bool there = false;
+  bk_status status = old ? has_model(ctx, old, &there) : BK_ERR_MEMORY;
+  if (there) {
     bk_warn(ctx, "%s is not there: its replacement was interrupted; taking the older one, %s", given, old);
     *path = old;
     return BK_OK;
   }
   bk_free(ctx, old);
-  return bk_fail(ctx, BK_ERR_IO, "%s: no such checkpoint folder", given);
+  return status == BK_OK ? bk_fail(ctx, BK_ERR_IO, "%s: no such checkpoint folder", given) : status;
 }
 
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path) {
-  if (!bk_path_exists(ctx, given)) return resolve_moved_aside(ctx, given, path);
-  if (!bk_path_is_dir(ctx, given)) return bk_fail(ctx, BK_ERR_DATA, "%s: a checkpoint is a folder, this is a file", given);
+  int kind;
   int64_t step = -1;
-  if (!has_model(ctx, given)) BK_TRY(bk_checkpoint_newest(ctx, given, &step));
+  bool there;
+  BK_TRY(bk_path_kind(ctx, given, &kind));
+  if (kind < 0) return resolve_moved_aside(ctx, given, path);
+  if (kind != 1) return bk_fail(ctx, BK_ERR_DATA, "%s: a checkpoint is a folder, this is a file", given);
+  BK_TRY(has_model(ctx, given, &there));
+  if (!there) BK_TRY(bk_checkpoint_newest(ctx, given, &step));
   char *found = step >= 0 ? bk_checkpoint_step_path(ctx, given, step) : bk_strdup(ctx, given);
   if (!found) return BK_ERR_MEMORY;
-  if (!has_model(ctx, found)) {
-    bk_status st = bk_fail(ctx, BK_ERR_DATA, "%s: neither a checkpoint (model.safetensors is missing) nor a folder of step-NNNNNN checkpoints", found);
-    bk_free(ctx, found);
-    return st;
-  }
-  *path = found;
-  return BK_OK;
+  bk_status status = has_model(ctx, found, &there);
+  if (status == BK_OK && !there)
+    status = bk_fail(ctx, BK_ERR_DATA, "%s: neither a checkpoint (model.safetensors is missing) nor a folder of step-NNNNNN checkpoints", found);
+  if (status == BK_OK) *path = found;
+  else bk_free(ctx, found);
+  return status;
 }
 
 /* What an interrupted save left: "step-000123.tmp", "step-000123.old.tmp". */
@@ -109,6 +115,19 @@ static bk_status find_keep_from(bk_context *ctx, char *const *names, size_t coun
   return BK_OK;
 }
 
+/* Renamed before it is emptied: a crash in between leaves nothing that looks like a checkpoint and is none. */
+static bk_status remove_step(bk_context *ctx, const char *folder, const char *name) {
+  char *path = bk_path_join(ctx, folder, name), *partial = path ? bk_format(ctx, "%s.tmp", path) : NULL;
+  bk_status status = partial ? bk_remove_tree(ctx, partial) : BK_ERR_MEMORY;
+  if (status == BK_OK) {
+    int rc = ctx->fs.rename(ctx->fs.user, path, partial);
+    status = rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot remove %s: %s", path, strerror(-rc)) : bk_remove_tree(ctx, partial);
+  }
+  bk_free(ctx, partial);
+  bk_free(ctx, path);
+  return status;
+}
+
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep) {
   char **names;
   size_t count;
@@ -117,30 +136,27 @@ bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep)
   bk_status status = find_keep_from(ctx, names, count, keep, &keep_from);
   for (size_t i = 0; i < count && status == BK_OK; i++) {
     int64_t step = step_of_name(names[i]);
-    if (is_partial(names[i]) || (step >= 0 && step < keep_from)) status = bk_remove_member(ctx, folder, names[i]);
+    if (is_partial(names[i])) status = bk_remove_member(ctx, folder, names[i]);
+    else if (step >= 0 && step < keep_from) status = remove_step(ctx, folder, names[i]);
   }
   bk_names_free(ctx, names, count);
   return status;
 }
 
-/* Elements of the host copy through which tensors pass. */
-static int64_t chunk_elements(const bk_model *model) {
-  int64_t largest = 1;
-  for (int i = 0; i < model->n_params; i++) {
-    bk_tensor t = bk_param_weight(model, &model->params[i]);
-    if (bk_tensor_count(&t) > largest) largest = bk_tensor_count(&t);
-  }
-  return largest < (int64_t)IO_CHUNK ? largest : (int64_t)IO_CHUNK;
-}
+/* The host copy through which tensors pass. */
+static double *make_chunk(const bk_model *model) { return bk_alloc_array(model->ctx, (size_t)IO_CHUNK, sizeof(double)); }
+
+size_t bk_checkpoint_staging(void) { return (size_t)IO_CHUNK * sizeof(double); }
+
+static int64_t piece_count(int64_t count, int64_t at) { return count - at < IO_CHUNK ? count - at : IO_CHUNK; }
 
 /* ---- save ---- */
 
 static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t, void *chunk) {
   int64_t count = bk_tensor_count(t);
   bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
-  for (int64_t at = 0; at < count; at += (int64_t)IO_CHUNK) {
-    int64_t n = count - at < (int64_t)IO_CHUNK ? count - at : (int64_t)IO_CHUNK;
-    bk_tensor piece = bk_tensor_slice(flat, 0, at, n);
+  for (int64_t at = 0; at < count; at += IO_CHUNK) {
+    bk_tensor piece = bk_tensor_slice(flat, 0, at, piece_count(count, at));
     BK_TRY(bk_tensor_download(model->stream, &piece, chunk));
     BK_TRY(bk_st_write(writer, chunk, bk_tensor_bytes(&piece)));
   }
@@ -167,7 +183,7 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const colu
       bk_free(ctx, name);
       BK_TRY(status);
     }
-  void *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof(double));
+  void *chunk = make_chunk(model);
   if (!chunk) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
   for (int c = 0; c < n_columns && status == BK_OK; c++)
@@ -228,8 +244,10 @@ static void foreign_each(void *arg, const char *name) {
 
 /* What is replaced is deleted: only a folder that holds nothing but a checkpoint may be. */
 static bk_status check_replaceable(bk_context *ctx, const char *path) {
-  if (!bk_path_exists(ctx, path)) return BK_OK;
-  bool foreign = !bk_path_is_dir(ctx, path);
+  int kind;
+  BK_TRY(bk_path_kind(ctx, path, &kind));
+  if (kind < 0) return BK_OK;
+  bool foreign = kind != 1;
   int rc = foreign ? 0 : ctx->fs.list(ctx->fs.user, path, foreign_each, &foreign);
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", path, strerror(-rc));
   return foreign ? bk_fail(ctx, BK_ERR_ARGUMENT, "%s is there and holds other things than a checkpoint; it is not replaced", path) : BK_OK;
@@ -243,12 +261,14 @@ static bk_status move_aside(bk_context *ctx, const char *path, const char *old) 
 
 /* Makes `partial` the folder `path`; an older folder of that name moves aside to `old` first and goes last. */
 static bk_status put_in_place(bk_context *ctx, const char *partial, const char *path, const char *old, const char *parent) {
-  bool moved = bk_path_exists(ctx, path);
+  int kind;
+  BK_TRY(bk_path_kind(ctx, path, &kind));
+  bool moved = kind >= 0;
   if (moved) BK_TRY(move_aside(ctx, path, old));
   int rc = ctx->fs.rename(ctx->fs.user, partial, path);
   if (rc < 0) {
     bk_status status = bk_fail(ctx, BK_ERR_IO, "%s: cannot rename to %s: %s", partial, path, strerror(-rc));
-    if (moved) ctx->fs.rename(ctx->fs.user, old, path);
+    if (moved && ctx->fs.rename(ctx->fs.user, old, path) < 0) bk_warn(ctx, "%s: the older checkpoint is now %s", path, old);
     return status;
   }
   if ((rc = ctx->fs.sync_dir(ctx->fs.user, parent)) < 0)
@@ -260,9 +280,10 @@ static bk_status save_beside(bk_model *model, const bk_trainer_state *state, con
   bk_context *ctx = model->ctx;
   BK_TRY(bk_mkdirs(ctx, parent));
   BK_TRY(bk_remove_tree(ctx, partial));
-  bk_status status = bk_mkdirs(ctx, partial);
-  if (status == BK_OK) status = save_into(model, state, partial);
-  int rc = status == BK_OK ? ctx->fs.sync_dir(ctx->fs.user, partial) : 0;
+  int rc = ctx->fs.mkdir(ctx->fs.user, partial);
+  if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "cannot make folder %s: %s", partial, strerror(-rc));
+  bk_status status = save_into(model, state, partial);
+  rc = status == BK_OK ? ctx->fs.sync_dir(ctx->fs.user, partial) : 0;
   if (rc < 0) status = bk_fail(ctx, BK_ERR_IO, "%s: cannot sync the folder: %s", partial, strerror(-rc));
   if (status == BK_OK) status = put_in_place(ctx, partial, path, old, parent);
   if (status != BK_OK) bk_remove_tree(ctx, partial);
@@ -302,17 +323,20 @@ static const bk_st_entry *find_spelling(const bk_st_reader *reader, const char *
   return e;
 }
 
-static const bk_st_entry *find_tensor(bk_context *ctx, const bk_st_reader *reader, const char *name) {
+/* *entry is NULL where no spelling of the name is there. */
+static bk_status find_tensor(bk_context *ctx, const bk_st_reader *reader, const char *name, const bk_st_entry **entry) {
   const bk_st_entry *e = find_spelling(reader, name);
   size_t length = strlen(name);
   for (size_t i = 0; !e && i < BK_COUNT(other_names); i++) {
     size_t leaf = strlen(other_names[i].leaf);
     if (length < leaf || strcmp(name + length - leaf, other_names[i].leaf) != 0) continue;
     char *other = bk_format(ctx, "%.*s%s", (int)(length - leaf), name, other_names[i].other);
-    if (other) e = find_spelling(reader, other);
+    if (!other) return BK_ERR_MEMORY;
+    e = find_spelling(reader, other);
     bk_free(ctx, other);
   }
-  return e;
+  *entry = e;
+  return BK_OK;
 }
 
 static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e, const char *name, const bk_param *p) {
@@ -328,17 +352,27 @@ static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const 
   return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]", bk_st_path(reader), e->name, found, wanted);
 }
 
+/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of doubles. */
+static bk_status read_piece(bk_model *model, bk_st_reader *reader, const bk_st_entry *e, int64_t at, const bk_tensor *piece, double *chunk) {
+  int64_t n = bk_tensor_count(piece);
+  if (piece->dtype == e->dtype) {
+    BK_TRY(bk_st_read_range(reader, e, at, n, chunk));
+    return bk_tensor_upload(model->stream, piece, chunk);
+  }
+  BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
+  return bk_tensor_write_f64(model->stream, piece, chunk);
+}
+
 /* One entry into up to two tensors (weight and master). */
 static bk_status read_tensor(bk_model *model, bk_st_reader *reader, const bk_st_entry *e, const bk_tensor *a, const bk_tensor *b, double *chunk) {
   int64_t count = bk_tensor_count(a);
-  for (int64_t at = 0; at < count; at += (int64_t)IO_CHUNK) {
-    int64_t n = count - at < (int64_t)IO_CHUNK ? count - at : (int64_t)IO_CHUNK;
-    BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
-    for (int k = 0; k < 2; k++) {
-      const bk_tensor *t = k ? b : a;
-      if (!bk_tensor_present(t)) continue;
-      bk_tensor piece = bk_tensor_slice(bk_tensor_reshape(*t, 1, &count), 0, at, n);
-      BK_TRY(bk_tensor_write_f64(model->stream, &piece, chunk));
+  for (int k = 0; k < 2; k++) {
+    const bk_tensor *t = k ? b : a;
+    if (!bk_tensor_present(t)) continue;
+    bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
+    for (int64_t at = 0; at < count; at += IO_CHUNK) {
+      bk_tensor piece = bk_tensor_slice(flat, 0, at, piece_count(count, at));
+      BK_TRY(read_piece(model, reader, e, at, &piece, chunk));
     }
   }
   return BK_OK;
@@ -380,8 +414,8 @@ static bk_status make_jobs(bk_model *model, bk_st_reader *reader, const column *
       if (!bk_tensor_present(&job.a)) continue;
       char *name = bk_format(ctx, "%s%s", columns[c].prefix, p->name);
       if (!name) return BK_ERR_MEMORY;
-      job.entry = find_tensor(ctx, reader, name);
-      bk_status status = check_entry(ctx, reader, job.entry, name, p);
+      bk_status status = find_tensor(ctx, reader, name, &job.entry);
+      if (status == BK_OK) status = check_entry(ctx, reader, job.entry, name, p);
       bk_free(ctx, name);
       BK_TRY(status);
       jobs[(*n_jobs)++] = job;
@@ -392,7 +426,7 @@ static bk_status make_jobs(bk_model *model, bk_st_reader *reader, const column *
 static bk_status load_columns(bk_model *model, bk_st_reader *reader, const column *columns, int n_columns, param_view second) {
   bk_context *ctx = model->ctx;
   int n_jobs = 0;
-  double *chunk = bk_alloc_array(ctx, (size_t)chunk_elements(model), sizeof *chunk);
+  double *chunk = make_chunk(model);
   load_job *jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *jobs);
   bk_status status = chunk && jobs ? make_jobs(model, reader, columns, n_columns, second, jobs, &n_jobs) : BK_ERR_MEMORY;
   for (int i = 0; i < n_jobs && status == BK_OK; i++)
@@ -431,11 +465,11 @@ bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
 bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype) {
   bk_st_reader *reader = NULL;
   BK_TRY(open_file(ctx, path, "model.safetensors", &reader));
-  const bk_st_entry *e = find_tensor(ctx, reader, "model.embed_tokens.weight");
-  bk_status status = BK_OK;
-  if (!e) status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor model.embed_tokens.weight is missing", bk_st_path(reader));
-  else if (!bk_dtype_is_float(e->dtype)) status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected F32, BF16 or F64", bk_st_path(reader), e->name, e->dtype_name);
-  else *dtype = e->dtype;
+  const bk_st_entry *e = NULL;
+  bk_status status = find_tensor(ctx, reader, "model.embed_tokens.weight", &e);
+  if (status == BK_OK && !e) status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor model.embed_tokens.weight is missing", bk_st_path(reader));
+  else if (e && !bk_dtype_is_float(e->dtype)) status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected F32, BF16 or F64", bk_st_path(reader), e->name, e->dtype_name);
+  else if (e) *dtype = e->dtype;
   bk_st_close(reader);
   return status;
 }

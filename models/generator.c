@@ -2,7 +2,6 @@
 #include "models/generator.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define PREFILL 32
@@ -51,6 +50,10 @@ void bk_generator_destroy(bk_generator *g) {
   bk_free(ctx, g);
 }
 
+size_t bk_generator_bytes(const bk_generator *g, bk_memory_class c) {
+  return bk_runner_bytes(g->one, c) + (g->many ? bk_runner_bytes(g->many, c) : 0);
+}
+
 int64_t bk_generator_length(const bk_generator *g) { return g->length; }
 
 bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
@@ -71,10 +74,27 @@ bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) 
   return bk_tensor_read_f64(g->model->stream, &last, g->logits);
 }
 
-static int by_probability(const void *a, const void *b) {
-  const candidate *x = a, *y = b;
-  if (x->p != y->p) return x->p < y->p ? 1 : -1;
-  return (x->token > y->token) - (x->token < y->token);
+static bool comes_before(const candidate *x, const candidate *y) { return x->p != y->p ? x->p > y->p : x->token < y->token; }
+
+static void sift_down(candidate *heap, int64_t at, int64_t count) {
+  candidate moved = heap[at];
+  for (int64_t child; (child = 2 * at + 1) < count; at = child) {
+    if (child + 1 < count && comes_before(&heap[child], &heap[child + 1])) child++;
+    if (!comes_before(&moved, &heap[child])) break;
+    heap[at] = heap[child];
+  }
+  heap[at] = moved;
+}
+
+/* By falling probability, ties by token. A heap sort, because the C library's qsort may allocate. */
+static void sort_candidates(candidate *c, int64_t count) {
+  for (int64_t i = count / 2 - 1; i >= 0; i--) sift_down(c, i, count);
+  for (int64_t i = count - 1; i > 0; i--) {
+    candidate last = c[i];
+    c[i] = c[0];
+    c[0] = last;
+    sift_down(c, 0, i);
+  }
 }
 
 static int32_t arg_max(const double *x, int64_t count) {
@@ -107,7 +127,7 @@ bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p,
     g->sorted[i] = (candidate){exp((g->logits[i] - g->logits[best]) / temperature), (int32_t)i};
     total += g->sorted[i].p;
   }
-  qsort(g->sorted, (size_t)vocab, sizeof *g->sorted, by_probability);
+  sort_candidates(g->sorted, vocab);
   double mass = 0;
   int64_t kept = 0;
   while (kept < vocab && (kept == 0 || mass < top_p * total)) mass += g->sorted[kept++].p;

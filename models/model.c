@@ -62,6 +62,8 @@ void bk_model_destroy(bk_model *m) {
   bk_free(m->ctx, m);
 }
 
+size_t bk_model_bytes(const bk_model *model, bk_memory_class c) { return bk_memory_bytes(model->memory, c); }
+
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {
     if (strcmp(model->params[i].name, name) == 0) return &model->params[i];
@@ -85,10 +87,32 @@ bool bk_param_trainable(const bk_model *m, const bk_param *p) { return m->blocks
 
 bk_status bk_model_zero_grads(bk_model *model) {
   for (int i = 0; i < model->n_blocks; i++) {
-    const bk_param_block *b = &model->blocks[i];
-    if (bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
+    bk_param_block *b = &model->blocks[i];
+    b->fresh = b->by_product;
+    if (!b->fresh && bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
   }
   return BK_OK;
+}
+
+bk_status bk_model_settle_grads(bk_model *model) {
+  for (int i = 0; i < model->n_blocks; i++) {
+    bk_param_block *b = &model->blocks[i];
+    if (b->fresh) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
+    b->fresh = false;
+  }
+  return BK_OK;
+}
+
+int bk_param_block_group(const bk_model *m, const bk_param_block *b) {
+  if (!b->trainable) return 3;
+  return !b->decay ? 2 : b->weight.dtype == m->dtype ? 0 : 1;
+}
+
+bool bk_param_block_adds(bk_param_block *block, bool preparing) {
+  bool adds = !block->fresh;
+  if (preparing) block->by_product = true;
+  else block->fresh = false;
+  return adds;
 }
 
 bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {

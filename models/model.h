@@ -19,6 +19,9 @@ typedef struct bk_param_block {
   bk_tensor master; /* ct; only where weight is not ct */
   bk_tensor m, v;   /* ct */
   bool decay, trainable; /* e_score_correction_bias is not trainable: the balancing rule writes it */
+  /* Gradients that come out of products alone need no zeros to add to: the first product after bk_model_zero_grads overwrites. */
+  bool by_product; /* grad is such a one (a runner with backward says so when it is made) */
+  bool fresh;      /* grad counts as zero, whatever it holds */
 } bk_param_block;
 
 /* One tensor of the checkpoint: a named, contiguous view of a block. */
@@ -62,6 +65,15 @@ bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
 bool bk_param_trainable(const bk_model *model, const bk_param *p);
+/* Gradients count as zero from here on; what bk_param_grad shows is valid again after a backward pass, an optimiser step or
+ * bk_model_settle_grads, which writes the zeros that nothing has overwritten. */
 bk_status bk_model_zero_grads(bk_model *model);
+bk_status bk_model_settle_grads(bk_model *model);
+/* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory: decaying in the storage type, decaying in
+ * ct, not decaying, not trained. */
+enum { BK_UPDATE_GROUPS = 4 };
+int bk_param_block_group(const bk_model *model, const bk_param_block *block);
+/* For a product that is about to write a block's gradient: whether it adds; it overwrites where the gradient counts as zero. */
+bool bk_param_block_adds(bk_param_block *block, bool preparing);
 
 #endif

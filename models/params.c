@@ -23,20 +23,36 @@ static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim
   return t;
 }
 
-/* MATRIX: storage dtype, decays. MATRIX_CT: ct, decays. VECTOR_CT: ct, no decay. BIAS: ct, not trained by gradients. */
+/* MATRIX: storage dtype, decays. MATRIX_CT: ct, decays. VECTOR_CT: ct, no decay. BIAS: ct, not trained by gradients. The memory comes
+ * last, in reserve_blocks. */
 static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_t *shape) {
   bk_model *m = b->m;
   bk_param_block *p = &m->blocks[m->n_blocks++];
-  bk_dtype dtype = kind == MATRIX ? m->dtype : m->ct;
   p->trainable = kind != BIAS;
   p->decay = kind == MATRIX || kind == MATRIX_CT;
-  p->weight = reserve(b, BK_MEM_WEIGHTS, dtype, ndim, shape);
-  if (!m->options.trainable || !p->trainable) return p;
-  p->grad = reserve(b, BK_MEM_GRADIENTS, m->ct, ndim, shape);
-  if (dtype != m->ct) p->master = reserve(b, BK_MEM_MASTERS, m->ct, ndim, shape);
-  p->m = reserve(b, BK_MEM_OPTIMIZER, m->ct, ndim, shape);
-  p->v = reserve(b, BK_MEM_OPTIMIZER, m->ct, ndim, shape);
+  p->weight = bk_tensor_make(kind == MATRIX ? m->dtype : m->ct, ndim, shape);
   return p;
+}
+
+/* What the optimiser treats alike lies side by side, in the same order in every class, so that it can treat it at one go: step.c.
+ * Each class in turn: of a class shared by two (both moments) one comes after the other. */
+typedef enum block_part { WEIGHT, GRAD, MASTER, M, V, PARTS } block_part;
+
+static void reserve_part(builder *b, bk_param_block *p, block_part part) {
+  static const bk_memory_class classes[PARTS] = {BK_MEM_WEIGHTS, BK_MEM_GRADIENTS, BK_MEM_MASTERS, BK_MEM_OPTIMIZER, BK_MEM_OPTIMIZER};
+  bk_tensor *tensors[PARTS] = {&p->weight, &p->grad, &p->master, &p->m, &p->v};
+  bk_dtype dtype = part == WEIGHT ? p->weight.dtype : b->m->ct;
+  if (part != WEIGHT && !(b->m->options.trainable && p->trainable)) return;
+  if (part == MASTER && p->weight.dtype == b->m->ct) return;
+  *tensors[part] = reserve(b, classes[part], dtype, p->weight.ndim, p->weight.shape);
+}
+
+static void reserve_blocks(builder *b) {
+  bk_model *m = b->m;
+  for (int part = 0; part < PARTS; part++)
+    for (int group = 0; group < BK_UPDATE_GROUPS; group++)
+      for (int i = 0; i < m->n_blocks; i++)
+        if (bk_param_block_group(m, &m->blocks[i]) == group) reserve_part(b, &m->blocks[i], (block_part)part);
 }
 static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {
   return block(b, kind, 2, (int64_t[]){rows, columns});
@@ -101,21 +117,6 @@ static double *new_values(builder *b, int64_t n) {
   return values;
 }
 
-/* Initial base (design.md section 3): the streams must differ, or symmetric values never separate them. */
-static void fill_base(double *v, bk_hc_kind kind, int n, int sublayer) {
-  bool hc = kind == BK_HC_HC;
-  for (int i = 0; i < n; i++) {
-    bool own = i == sublayer % n;
-    v[i] = hc ? (own ? 1.0 : 0.0) : (own ? 1.0 : -1.0);
-    v[n + i] = hc ? 1.0 : v[i];
-  }
-  if (kind == BK_HC_MHC_LITE) {
-    for (int i = 0; i < bk_factorial(n); i++) v[2 * n + i] = i == 0 ? 0.0 : -8.0;
-  } else if (kind != BK_HC_IHC) {
-    for (int i = 0; i < n * n; i++) v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
-  }
-}
-
 static void connection(builder *b, bk_connection *r, int sublayer, const char *name) {
   const bk_model_config *c = b->c;
   char text[32];
@@ -134,7 +135,7 @@ static void connection(builder *b, bk_connection *r, int sublayer, const char *n
   q->init = BK_INIT_VALUES;
   double *values = new_values(b, n_base);
   q->init_values = values;
-  if (values) fill_base(values, r->kind, r->n, sublayer);
+  if (values) bk_connection_first_base(values, r->kind, r->n, sublayer);
   snprintf(text, sizeof text, "hc_%s_scale", name);
   r->scale = constant(b, VECTOR_CT, bk_hc_scale_count(r->kind), 0.01, text);
 }
@@ -255,6 +256,7 @@ bk_status bk_model_build(bk_model *m) {
   }
   for (int i = 0; i < n; i++) sublayer(&b, &m->sublayers[i], (int)m->options.begin + i);
   if (m->options.end == 2 * m->config.num_hidden_layers) head(&b);
+  reserve_blocks(&b);
   m->step = reserve(&b, BK_MEM_WORKSPACE, m->ct, 1, (int64_t[]){BK_STEP_SLOTS});
   if (b.status == BK_OK) expert_loads(&b);
   return b.status;

@@ -375,13 +375,22 @@ bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids, co
   return bk_walk_forward(r, slot, targets || r->options.keep_logits, targets != NULL);
 }
 
+bk_status bk_runner_evaluate(bk_runner *r, int slot_index, const int32_t *ids, const int32_t *targets) {
+  r->loss_only = true;
+  bk_status status = bk_runner_forward(r, slot_index, ids, targets);
+  r->loss_only = false;
+  if (slot_index >= 0 && slot_index < r->options.slots) r->slots[slot_index].has_loss = false;
+  return status;
+}
+
 bk_status bk_runner_backward(bk_runner *r, int slot_index) {
   BK_TRY(check_run(r, slot_index, false));
   bk_slot *slot = &r->slots[slot_index];
   if (!r->options.backward || (bk_runner_has_head(r) && !slot->has_loss)) {
     return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: backward needs a runner made for it and a forward with targets");
   }
-  return bk_walk_backward(r, slot);
+  BK_TRY(bk_walk_backward(r, slot));
+  return bk_model_settle_grads(r->model);
 }
 
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {

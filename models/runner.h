@@ -28,6 +28,8 @@ size_t bk_runner_bytes(const bk_runner *runner, bk_memory_class c);
  * loss). Uploads, runs forward in `slot`. Losses ADD into the step block's BK_STEP_LOSS (the caller has written the block:
  * bk_step_begin). With backward the head's dgrad and wgrad are done here too. */
 bk_status bk_runner_forward(bk_runner *runner, int slot, const int32_t *ids, const int32_t *targets);
+/* The same loss without the head's dgrad and wgrad, on a runner with or without backward: for evaluation. No backward may follow. */
+bk_status bk_runner_evaluate(bk_runner *runner, int slot, const int32_t *ids, const int32_t *targets);
 /* Gradients of all parameters add to the model's. dgrad and wgrad of each F are separate calls underneath. */
 bk_status bk_runner_backward(bk_runner *runner, int slot);
 /* Decoding: forward with the cache: tokens land at positions past .. past+T-1. */
@@ -67,6 +69,7 @@ typedef struct bk_optimizer bk_optimizer;
 typedef struct bk_optimizer_options { double beta1, beta2, eps, weight_decay; } bk_optimizer_options;
 bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options, bk_optimizer **optimizer);
 void bk_optimizer_destroy(bk_optimizer *optimizer);
+size_t bk_optimizer_bytes(const bk_optimizer *optimizer, bk_memory_class c); /* its kernels' workspace; moments are the model's */
 /* norm -> clip -> AdamW -> balance; then the results are read with bk_step_end. Non-finite: weights unchanged. */
 bk_status bk_optimizer_step(bk_optimizer *optimizer);
 

@@ -39,6 +39,14 @@ typedef struct bk_sublayer_calls {
   bk_calls mix, forward, merge, dgrad, wgrad, mix_bwd, merge_bwd, remix;
 } bk_sublayer_calls;
 
+/* What a pass has just done: what there is to see then is in diagnose.c. The sublayer is -1 at the ends; MIX of sublayer n is the
+ * last merge. */
+typedef enum bk_stage {
+  BK_STAGE_EMBED, BK_STAGE_MIX, BK_STAGE_F, BK_STAGE_HEAD, BK_STAGE_HEAD_BWD, BK_STAGE_F_BWD, BK_STAGE_MIX_BWD, BK_STAGE_EMBED_BWD,
+} bk_stage;
+/* Anything but BK_OK ends the pass with it. */
+typedef bk_status (*bk_stage_fn)(void *arg, const bk_runner *r, const bk_slot *slot, bk_stage stage, int sublayer);
+
 enum { BK_PIECE_FULL, BK_PIECE_REST, BK_PIECE_KINDS };
 
 struct bk_runner {
@@ -66,6 +74,9 @@ struct bk_runner {
   bk_tensor logits, row_losses, past;
   bk_f_scratch *forward_scratch, *backward_scratch; /* [n] */
   int32_t past_host;
+  bk_stage_fn look; /* NULL: nobody looks between the stages */
+  void *look_arg;
+  bool loss_only;   /* this forward makes no gradient in the head */
 
   bk_sublayer_calls *calls; /* [n] */
   bk_calls embed, embed_bwd, head_norm, head_bwd, loss_sum;

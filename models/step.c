@@ -46,36 +46,70 @@ bk_status bk_step_end(bk_model *m, bk_step_results *results) {
 }
 
 /* ---- the optimiser ---- */
+/* Neighbouring blocks as one flat tensor of each part, where they lie at the same distances in all of them (reserve_blocks in params.c);
+ * the gaps between them are zero in every part and stay so. A model in fp32 has two spans, whatever its size. */
+typedef struct span {
+  bk_tensor grad, p, master, m, v;
+  bool decay;
+  int group;
+} span;
+
 struct bk_optimizer {
   bk_model *model;
   bk_optimizer_options options;
   bk_exec exec;
   bk_calls calls;
+  span *spans;
+  int n_spans;
 };
 
 static bk_tensor flat(bk_tensor t) {
   return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)}) : t;
 }
 
-static bk_status norm_and_clip(bk_optimizer *o) {
-  bk_model *m = o->model;
-  bk_tensor sum = bk_step_slot(m, BK_STEP_SUMSQ);
-  for (int i = 0; i < m->n_blocks; i++) {
-    if (!m->blocks[i].trainable) continue;
-    BK_TRY(bk_exec_call(&o->exec, BK_OP_SUMSQ, &(bk_sumsq_args){flat(m->blocks[i].grad), sum, true}));
-  }
-  return bk_exec_call(&o->exec, BK_OP_CLIP, &(bk_clip_args){m->step});
+/* Elements from the beginning of `first` to that of `next`, or -1 where there is no such distance. */
+static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
+  size_t size = bk_dtype_size(first->dtype);
+  if (first->buffer != next->buffer || first->dtype != next->dtype || next->offset < first->offset) return -1;
+  return (next->offset - first->offset) % size ? -1 : (int64_t)((next->offset - first->offset) / size);
 }
 
-static bk_status update_blocks(bk_optimizer *o) {
-  bk_model *m = o->model;
-  for (int i = 0; i < m->n_blocks; i++) {
-    const bk_param_block *b = &m->blocks[i];
-    if (!b->trainable) continue;
+static bool span_extend(span *s, const span *next) {
+  bk_tensor *have[] = {&s->grad, &s->p, &s->master, &s->m, &s->v};
+  const bk_tensor *more[] = {&next->grad, &next->p, &next->master, &next->m, &next->v};
+  int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
+  if (s->group != next->group || gap < 0 || (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN) return false;
+  for (size_t i = 0; i < BK_COUNT(have); i++)
+    if (bk_tensor_present(have[i]) && distance(have[i], more[i]) != apart) return false;
+  for (size_t i = 0; i < BK_COUNT(have); i++)
+    if (bk_tensor_present(have[i])) have[i]->shape[0] = apart + next->grad.shape[0];
+  return true;
+}
+
+static void find_spans(bk_optimizer *o) {
+  const bk_model *m = o->model;
+  for (int group = 0; group < BK_UPDATE_GROUPS; group++)
+    for (int i = 0; i < m->n_blocks; i++) {
+      const bk_param_block *b = &m->blocks[i];
+      if (!b->trainable || bk_param_block_group(m, b) != group) continue;
+      span next = {flat(b->grad), flat(b->weight), flat(b->master), flat(b->m), flat(b->v), b->decay, group};
+      if (o->n_spans == 0 || !span_extend(&o->spans[o->n_spans - 1], &next)) o->spans[o->n_spans++] = next;
+    }
+}
+
+static bk_status norm_and_clip(bk_optimizer *o) {
+  bk_tensor sum = bk_step_slot(o->model, BK_STEP_SUMSQ);
+  for (int i = 0; i < o->n_spans; i++)
+    BK_TRY(bk_exec_call(&o->exec, BK_OP_SUMSQ, &(bk_sumsq_args){o->spans[i].grad, sum, true}));
+  return bk_exec_call(&o->exec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
+}
+
+static bk_status update(bk_optimizer *o) {
+  for (int i = 0; i < o->n_spans; i++) {
+    const span *s = &o->spans[i];
     BK_TRY(bk_exec_call(&o->exec, BK_OP_ADAMW, &(bk_adamw_args){
-        .grad = flat(b->grad), .step = m->step, .p = flat(b->weight), .master = flat(b->master), .m = flat(b->m),
-        .v = flat(b->v), .beta1 = o->options.beta1, .beta2 = o->options.beta2, .eps = o->options.eps,
-        .weight_decay = b->decay ? o->options.weight_decay : 0.0}));
+        .grad = s->grad, .step = o->model->step, .p = s->p, .master = s->master, .m = s->m, .v = s->v, .beta1 = o->options.beta1,
+        .beta2 = o->options.beta2, .eps = o->options.eps, .weight_decay = s->decay ? o->options.weight_decay : 0.0}));
   }
   return BK_OK;
 }
@@ -92,13 +126,17 @@ static bk_status balance(bk_optimizer *o) {
 
 static bk_status run(bk_optimizer *o) {
   bk_exec_begin(&o->exec, &o->calls);
+  if (!o->exec.preparing) BK_TRY(bk_model_settle_grads(o->model));
   BK_TRY(norm_and_clip(o));
-  BK_TRY(update_blocks(o));
+  BK_TRY(update(o));
   return balance(o);
 }
 
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
+  o->spans = bk_alloc_array(m->ctx, (size_t)m->n_blocks, sizeof *o->spans);
+  if (!o->spans) return BK_ERR_MEMORY;
+  find_spans(o);
   BK_TRY(bk_exec_init(&o->exec, m->device, m->stream, m->options.plan_only));
   BK_TRY(run(o));
   return bk_exec_commit(&o->exec);
@@ -125,8 +163,11 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   if (o->model->stream) o->model->stream->ops->sync(o->model->stream);
   bk_calls_fini(ctx, &o->calls);
   bk_exec_fini(&o->exec);
+  bk_free(ctx, o->spans);
   bk_free(ctx, o);
 }
+
+size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) { return bk_exec_bytes(&o->exec, c); }
 
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only) return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");

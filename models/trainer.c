@@ -1,7 +1,10 @@
 /* One training step after the other, and evaluation. See trainer.h. */
 #include "models/trainer.h"
 
+#include "models/watch.h"
+
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* ---- evaluation ---- */
@@ -40,12 +43,15 @@ void bk_evaluator_destroy(bk_evaluator *e) {
 
 size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) { return bk_runner_bytes(e->runner, c); }
 
-bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens, bk_eval_result *result) {
-  int64_t windows = bk_dataset_eval_windows(data, e->seq_len), row = e->seq_len;
+/* Losses of windows on any runner of the model: an evaluator's own, or the one that trains, whose activations are free between
+ * two steps. ids, targets: one batch. */
+static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row, int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
+                          int64_t max_tokens, bk_eval_result *result) {
+  int64_t windows = bk_dataset_eval_windows(data, row);
   bk_eval_result sum = {0};
-  for (int64_t w = 0; w < windows && (max_tokens <= 0 || sum.tokens < max_tokens); w += e->batch) {
-    for (int64_t b = 0; b < e->batch; b++) {
-      int32_t *ids = e->ids + b * row, *targets = e->targets + b * row;
+  for (int64_t w = 0; w < windows && (max_tokens <= 0 || sum.tokens < max_tokens); w += batch) {
+    for (int64_t b = 0; b < batch; b++) {
+      int32_t *ids = all_ids + b * row, *targets = all_targets + b * row;
       if (w + b < windows) {
         sum.tokens += bk_dataset_eval_window(data, row, w + b, ids, targets);
         continue;
@@ -53,13 +59,17 @@ bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_
       for (int64_t t = 0; t < row; t++) ids[t] = 0, targets[t] = -100;
     }
     bk_step_results step;
-    BK_TRY(bk_step_begin(e->model, &(bk_step_values){.bc1 = 1, .bc2 = 1}));
-    BK_TRY(bk_runner_forward(e->runner, 0, e->ids, e->targets));
-    BK_TRY(bk_step_end(e->model, &step));
+    BK_TRY(bk_step_begin(model, &(bk_step_values){.bc1 = 1, .bc2 = 1}));
+    BK_TRY(bk_runner_evaluate(runner, 0, all_ids, all_targets));
+    BK_TRY(bk_step_end(model, &step));
     sum.loss_sum += step.loss_sum;
   }
   *result = sum;
   return BK_OK;
+}
+
+bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens, bk_eval_result *result) {
+  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, max_tokens, result);
 }
 
 /* ---- training ---- */
@@ -70,14 +80,22 @@ struct bk_trainer {
   const bk_dataset *train, *val;
   bk_runner *runner;
   bk_optimizer *optimizer;
-  bk_evaluator *evaluator; /* only with validation data and eval_every */
-  bk_gain *gain;           /* only with gain_every */
+  bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
+  bk_watch watch;
+  bk_refusal refusal; /* row.step 0: the last step was taken */
   int64_t step, tokens, micro; /* done: steps, training tokens */
   int32_t *ids, *targets; /* one micro-batch */
   int32_t *load;          /* [experts] */
   double *load_share;     /* [MoE layers][experts] */
 };
+
+/* The host copy of the maps whose gain is measured; plain and ihc have none. */
+static size_t map_bytes(const bk_trainer *t) {
+  const bk_model_config *c = &t->model->config;
+  if (t->recipe.gain_every <= 0 || c->residual == BK_HC_PLAIN || c->residual == BK_HC_IHC) return 0;
+  return (size_t)(bk_runner_n_sublayers(t->runner) * t->micro * t->recipe.seq_len * c->hc_mult * c->hc_mult) * sizeof(double);
+}
 
 static bk_status make_buffers(bk_trainer *t) {
   bk_context *ctx = t->model->ctx;
@@ -96,10 +114,9 @@ static bk_status build(bk_trainer *t) {
   BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
   bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
   BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
-  if (t->val && r->eval_every > 0) BK_TRY(bk_evaluator_create(t->model, t->micro, r->seq_len, &t->evaluator));
   if (r->gain_every > 0) {
     BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner), (int)t->model->config.hc_mult, &t->gain));
-    BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
+    if (map_bytes(t) && !t->model->options.plan_only) BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
   }
   return make_buffers(t);
 }
@@ -111,6 +128,7 @@ static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
   if (micro < 1 || recipe->batch_size < 1 || recipe->batch_size % micro != 0)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: batch_size %lld is not a multiple of micro_batch_size %lld", (long long)recipe->batch_size,
                    (long long)micro);
+  if (!train && model->options.plan_only) return BK_OK;
   return bk_dataset_check_seq_len(model->ctx, train, recipe->seq_len);
 }
 
@@ -134,14 +152,18 @@ void bk_trainer_destroy(bk_trainer *t) {
   bk_free(ctx, t->targets);
   bk_free(ctx, t->ids);
   bk_gain_destroy(t->gain);
-  bk_evaluator_destroy(t->evaluator);
   bk_optimizer_destroy(t->optimizer);
   bk_runner_destroy(t->runner);
   bk_free(ctx, t);
 }
 
+/* Host copies: of token ids and targets in the runner and here, of the maps. */
+static size_t staging_bytes(const bk_trainer *t) {
+  return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t);
+}
+
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + (t->evaluator ? bk_evaluator_bytes(t->evaluator, c) : 0);
+  return bk_runner_bytes(t->runner, c) + bk_optimizer_bytes(t->optimizer, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
 void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
@@ -152,15 +174,19 @@ void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
 int64_t bk_trainer_step_done(const bk_trainer *t) { return t->step; }
 int64_t bk_trainer_tokens_done(const bk_trainer *t) { return t->tokens; }
 const bk_gain *bk_trainer_gain(const bk_trainer *t) { return t->gain_fresh ? t->gain : NULL; }
+const bk_refusal *bk_trainer_refusal(const bk_trainer *t) { return t->refusal.row.step ? &t->refusal : NULL; }
+
+static void read_sequences(const bk_trainer *t, int64_t first) {
+  const bk_train_config *r = &t->recipe;
+  int64_t done = t->tokens / r->seq_len; /* sequences; not step x batch_size: a resumed run may have another batch size */
+  for (int64_t b = 0; b < t->micro; b++)
+    bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b, t->ids + b * r->seq_len, t->targets + b * r->seq_len);
+}
 
 /* All micro-batches of step t->step + 1: gradients summed in the model. */
 static bk_status run_micro_batches(bk_trainer *t) {
-  const bk_train_config *r = &t->recipe;
-  int64_t done = t->tokens / r->seq_len; /* sequences; not step x batch_size: a resumed run may have another batch size */
-  for (int64_t first = 0; first < r->batch_size; first += t->micro) {
-    for (int64_t b = 0; b < t->micro; b++)
-      bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b, t->ids + b * r->seq_len,
-                                t->targets + b * r->seq_len);
+  for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
+    read_sequences(t, first);
     BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
     BK_TRY(bk_runner_backward(t->runner, 0));
   }
@@ -193,37 +219,71 @@ static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   row->has_gain = t->gain_fresh = true;
   row->gain_forward = t->gain->total_forward;
   row->gain_backward = t->gain->total_backward;
+  bk_watch_gain(t->model->ctx, &t->watch, row->step, row->gain_forward, row->gain_backward, t->recipe.gain_limit);
   return BK_OK;
 }
 
 static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
-  if (!t->evaluator || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
+  if (!t->val || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
   bk_eval_result result;
-  BK_TRY(bk_evaluator_run(t->evaluator, t->val, t->recipe.eval_tokens, &result));
+  BK_TRY(evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets, t->val, t->recipe.eval_tokens, &result));
   row->has_val = true;
   row->val_loss = result.tokens ? result.loss_sum / (double)result.tokens : NAN;
   return BK_OK;
 }
 
+/* The step again with a look at every tensor. The passes are the same, bit for bit, so the fault comes again. */
+static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
+  bk_step_results unused;
+  BK_TRY(bk_step_begin(t->model, values));
+  BK_TRY(bk_model_zero_grads(t->model));
+  bk_status status = BK_OK;
+  for (int64_t first = 0; first < t->recipe.batch_size && status == BK_OK; first += t->micro) {
+    read_sequences(t, first);
+    status = bk_watch_pass(t->runner, t->ids, t->targets, suspect);
+    size_t used = strlen(suspect->what);
+    if (suspect->found && t->micro < t->recipe.batch_size)
+      snprintf(suspect->what + used, sizeof suspect->what - used, " in micro-batch %lld", (long long)(first / t->micro + 1));
+  }
+  BK_TRY(bk_step_end(t->model, &unused));
+  if (status == BK_OK && !isfinite(t->refusal.row.grad_norm)) return bk_watch_largest_gradient(t->model, suspect);
+  return status == BK_ERR_NOT_FINITE ? BK_OK : status;
+}
+
+static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_values *values) {
+  bk_suspect suspect = {.found = false};
+  t->refusal = (bk_refusal){.row = *row};
+  t->refusal.row.n_layers = 0; /* no loads were read */
+  bk_status searched = find_cause(t, values, &suspect);
+  if (searched != BK_OK) snprintf(suspect.what, sizeof suspect.what, "unknown, the search failed");
+  else if (!suspect.found) snprintf(suspect.what, sizeof suspect.what, "nothing, when the step was done again: a fault of the machine?");
+  t->refusal.again = suspect.found;
+  t->refusal.in_forward = suspect.found && suspect.in_forward;
+  snprintf(t->refusal.first, sizeof t->refusal.first, "%s", suspect.what);
+  return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE,
+                 "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights are as they were before the step",
+                 (long long)row->step, row->loss, row->grad_norm, suspect.what);
+}
+
 bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   const bk_train_config *r = &t->recipe;
-  double begin = bk_seconds(), tokens = (double)(r->batch_size * r->seq_len);
+  double begin = bk_context_seconds(t->model->ctx), tokens = (double)(r->batch_size * r->seq_len);
   int64_t step = t->step + 1;
   bk_step_values values = {.lr = bk_learning_rate(r, step), .bc1 = bias_correction(r->adam_beta1, step), .bc2 = bias_correction(r->adam_beta2, step),
                            .max_norm = r->grad_clip, .loss_scale = 1 / tokens, .balance_rate = r->router_bias_lr};
   bk_step_results results;
+  t->refusal.row.step = 0;
   BK_TRY(bk_step_begin(t->model, &values));
   BK_TRY(bk_model_zero_grads(t->model));
   BK_TRY(run_micro_batches(t));
   BK_TRY(bk_optimizer_step(t->optimizer));
   BK_TRY(bk_step_end(t->model, &results));
-  double loss = results.loss_sum / tokens;
-  if (!results.finite)
-    return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE, "step %lld: loss %g, gradient norm %g: not finite; the weights are as they were before the step",
-                   (long long)step, loss, results.grad_norm);
-  bk_metrics_row made = {.step = step, .tokens = t->tokens + r->batch_size * r->seq_len, .loss = loss, .lr = values.lr, .grad_norm = results.grad_norm,
-                         .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts, .expert_load = t->load_share};
-  made.tokens_per_s = tokens / (bk_seconds() - begin);
+  bk_metrics_row made = {.step = step, .tokens = t->tokens + r->batch_size * r->seq_len, .loss = results.loss_sum / tokens, .lr = values.lr,
+                         .grad_norm = results.grad_norm, .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts,
+                         .expert_load = t->load_share};
+  made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
+  if (!results.finite) return refuse(t, &made, &values);
+  bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
   bk_trainer_set_step(t, step, made.tokens);
   BK_TRY(read_loads(t));
   BK_TRY(read_gain(t, &made));

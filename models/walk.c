@@ -4,14 +4,19 @@
 
 static bk_sublayer *sublayer(const bk_runner *r, int s) { return &r->model->sublayers[s]; }
 
+/* Nobody looks in a normal step: one comparison a stage. */
+static bk_status seen(const bk_runner *r, const bk_slot *slot, bk_stage stage, int s) {
+  return r->look && !r->exec.preparing ? r->look(r->look_arg, r, slot, stage, s) : BK_OK;
+}
+
 /* ---- ends, forward ---- */
 static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_tensor x = slot->mix[0].x, y = bk_runner_plain(r) ? x : r->embedding;
   bk_exec_begin(ex, &r->embed);
   BK_TRY(bk_exec_call(ex, BK_OP_EMBED, &(bk_embed_args){slot->ids, r->model->parts->embed->weight, y}));
-  if (bk_runner_plain(r)) return BK_OK;
-  return bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x});
+  if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x}));
+  return seen(r, slot, BK_STAGE_EMBED, -1);
 }
 
 static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
@@ -26,15 +31,15 @@ static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
 /* Loss of one piece of rows, and with backward the head's dgrad and wgrad of it. */
 static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_tensor logits) {
   bk_exec *ex = &r->exec;
-  const bk_param_block *w = r->model->parts->lm_head;
+  bk_param_block *w = r->model->parts->lm_head;
   int64_t rows = logits.shape[0];
-  bool backward = r->options.backward;
+  bool backward = r->options.backward; /* of the prepared calls; a pass that wants the loss alone stops short of the products */
   bk_tensor dlogits = backward ? bk_tensor_slice(r->piece, 0, 0, rows) : (bk_tensor){0};
   bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST]);
   BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY, &(bk_cross_entropy_args){
       logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
       bk_tensor_slice(r->row_losses, 0, first, rows), dlogits}));
-  if (!backward) return BK_OK;
+  if (!backward || r->loss_only) return BK_OK;
   BK_TRY(bk_linear_dgrad(ex, dlogits, w, bk_tensor_slice(slot->head.dh, 0, first, rows), false));
   return bk_linear_wgrad(ex, dlogits, bk_tensor_slice(slot->head.mix.h, 0, first, rows), w);
 }
@@ -55,6 +60,7 @@ static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
     BK_TRY(walk_piece(r, slot, first, N - first < P ? N - first : P, with_loss));
   }
   if (!with_loss) return BK_OK;
+  BK_TRY(seen(r, slot, BK_STAGE_HEAD, -1));
   bk_exec_begin(&r->exec, &r->loss_sum);
   return bk_exec_call(&r->exec, BK_OP_SUM, &(bk_sum_args){r->row_losses, bk_step_slot(r->model, BK_STEP_LOSS), true});
 }
@@ -66,15 +72,18 @@ static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
   const bk_mix_acts *a = &slot->mix[s];
   bk_exec_begin(ex, &r->calls[s].forward);
   BK_TRY(l->ops->forward(ex, l, &slot->f[s], &r->forward_scratch[s], a->h, a->f));
+  BK_TRY(seen(r, slot, BK_STAGE_F, s));
   bk_exec_begin(ex, &r->calls[s].merge);
-  if (s + 1 == r->n) return bk_connection_merge(ex, &l->connection, a, slot->last);
-  return bk_connection_merge_mix(ex, &l->connection, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
+  if (s + 1 == r->n) BK_TRY(bk_connection_merge(ex, &l->connection, a, slot->last));
+  else BK_TRY(bk_connection_merge_mix(ex, &l->connection, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]));
+  return seen(r, slot, BK_STAGE_MIX, s + 1);
 }
 
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss) {
   if (bk_runner_has_embed(r)) BK_TRY(walk_embed(r, slot));
   bk_exec_begin(&r->exec, &r->calls[0].mix);
   BK_TRY(bk_connection_mix(&r->exec, &sublayer(r, 0)->connection, &slot->mix[0]));
+  BK_TRY(seen(r, slot, BK_STAGE_MIX, 0));
   for (int s = 0; s < r->n; s++) BK_TRY(walk_sublayer(r, slot, s));
   return with_head && bk_runner_has_head(r) ? walk_head(r, slot, with_loss) : BK_OK;
 }
@@ -86,7 +95,8 @@ static bk_status walk_head_bwd(bk_runner *r, bk_slot *slot) {
   bk_exec_begin(ex, &r->head_bwd);
   BK_TRY(bk_connection_mix_bwd(ex, &r->model->parts->head, &slot->head.mix, &r->head_grads, slot->head.dh,
                                sums ? r->head_row : r->D, false));
-  return sums ? bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){r->head_row, r->D}) : BK_OK;
+  if (sums) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){r->head_row, r->D}));
+  return seen(r, slot, BK_STAGE_HEAD_BWD, -1);
 }
 
 static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
@@ -94,7 +104,8 @@ static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
   bk_tensor dy = bk_runner_plain(r) ? r->D : r->embedding;
   bk_exec_begin(ex, &r->embed_bwd);
   if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){r->D, dy}));
-  return bk_exec_call(ex, BK_OP_EMBED_BWD, &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad});
+  BK_TRY(bk_exec_call(ex, BK_OP_EMBED_BWD, &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad}));
+  return seen(r, slot, BK_STAGE_EMBED_BWD, -1);
 }
 
 /* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the maps. */
@@ -135,7 +146,9 @@ static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
   BK_TRY(l->ops->dgrad(ex, l, &slot->f[s], &r->backward_scratch[s], r->df, r->dh));
   bk_exec_begin(ex, &r->calls[s].wgrad);
   BK_TRY(l->ops->wgrad(ex, l, &slot->f[s], &r->backward_scratch[s], slot->mix[s].h, r->df));
-  return walk_mix_bwd(r, slot, s, merged);
+  BK_TRY(seen(r, slot, BK_STAGE_F_BWD, s));
+  BK_TRY(walk_mix_bwd(r, slot, s, merged));
+  return seen(r, slot, BK_STAGE_MIX_BWD, s);
 }
 
 bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {

@@ -11,6 +11,11 @@ export PKG_CONFIG_PATH=$PREFIX/lib/pkgconfig
 sed -i "s|^prefix=.*|prefix=$PREFIX|" "$PREFIX/lib/pkgconfig/birkhoff.pc"
 # shellcheck disable=SC2046
 gcc -std=c11 -Wall -Wextra -Werror "$SOURCE/doc/examples/train.c" -o "$PREFIX/train" $(pkg-config --cflags --libs birkhoff)
+for example in embedded mhc_layer; do
+  # shellcheck disable=SC2046
+  gcc -std=c11 -Wall -Wextra -Werror "$SOURCE/doc/examples/$example.c" -o "$PREFIX/$example" $(pkg-config --cflags --libs birkhoff) -lm
+  LD_LIBRARY_PATH=$PREFIX/lib "$PREFIX/$example"
+done
 # shellcheck disable=SC2046
 gcc -std=c11 "$SOURCE/doc/examples/train.c" -o "$PREFIX/train-static" $(pkg-config --cflags birkhoff) "$PREFIX/lib/libbirkhoff.a" $(pkg-config --static --libs-only-l birkhoff | sed 's/-lbirkhoff//') -lm -lpthread
 for header in "$PREFIX"/include/birkhoff/*.h; do

@@ -139,3 +139,35 @@ void cli_print_help(const cli_command *command) {
   print_options(command->options);
   print_options(cli_common_options);
 }
+
+/* ---- back to a command line ---- */
+
+static bool is_plain_word(const char *word) {
+  static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./=:,+@%";
+  return *word && word[strspn(word, plain)] == '\0';
+}
+
+/* Appends `word`, in single quotes where a shell would take it for something else. */
+static char *append_word(bk_context *ctx, char *text, const char *word) {
+  const char *quote = is_plain_word(word) ? "" : "'";
+  char *longer = text ? bk_format(ctx, "%s%s%s", text, *text ? " " : "", quote) : NULL;
+  bk_free(ctx, text);
+  while (longer && *word) {
+    size_t run = *quote ? strcspn(word, "'") : strlen(word);
+    char *next = bk_format(ctx, "%s%.*s%s", longer, (int)run, word, word[run] == '\'' ? "'\\''" : "");
+    bk_free(ctx, longer);
+    longer = next;
+    word += run + (word[run] == '\'');
+  }
+  char *closed = longer ? bk_format(ctx, "%s%s", longer, quote) : NULL;
+  bk_free(ctx, longer);
+  return closed;
+}
+
+char *cli_command_text(const cli_session *s, const char *more) {
+  char *text = bk_strdup(s->ctx, "");
+  for (int i = 0; i < s->argc; i++) text = append_word(s->ctx, text, s->argv[i]);
+  char *whole = text ? bk_format(s->ctx, "%s%s", text, more) : NULL;
+  bk_free(s->ctx, text);
+  return whole;
+}

@@ -199,7 +199,7 @@ bk_status bench_step(cli_session *s) {
   step_bench b = {.s = s, .dtype = BK_F32, .seconds = 5};
   BK_TRY(cli_open_device(s));
   BK_TRY(read_options(&b));
-  cli_catch_signals();
+  cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
   for (int i = 0; i < b.n_sides && status == BK_OK; i++) status = make_side(&b, &b.sides[i]);
   if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);

@@ -30,6 +30,8 @@ typedef struct cli_session {
   bk_device *device; /* NULL until cli_open_device */
   cli_args args;
   bool json;
+  int argc;           /* the whole command line */
+  char *const *argv;
 } cli_session;
 
 struct cli_command {
@@ -49,6 +51,8 @@ int cli_values(const cli_args *args, const char *option, const char **values, in
 bk_status cli_int(cli_session *s, const char *option, int64_t min, int64_t max, int64_t *value);
 bk_status cli_double(cli_session *s, const char *option, double min, double max, double *value);
 void cli_print_help(const cli_command *command);
+/* The command line as it would be typed into a shell, with more words (as they are) at its end; bk_free. */
+char *cli_command_text(const cli_session *s, const char *more);
 
 /* ---- session.c ---- */
 bk_status cli_open_device(cli_session *s);                     /* from --device, --threads, --allow-fallback */
@@ -64,9 +68,10 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
 bk_status cli_open_data(cli_session *s, const char *option, bk_split split, int64_t vocab_size, int data_dtype, bk_dataset **data);
 int cli_exit_code(bk_status status);
 
-/* Interrupts: set by SIGINT and SIGTERM once cli_catch_signals was called. */
+/* Interrupts: set by SIGINT and SIGTERM once cli_catch_signals was called; a second one ends the program. The note, NULL or a text that
+ * stays, goes to standard error when the first one comes. */
 extern volatile sig_atomic_t cli_signal;
-void cli_catch_signals(void);
+void cli_catch_signals(const char *note);
 
 /* ---- output.c ---- */
 struct json_t;

@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "io/safetensors.h"
+#include "io/tokens.h"
 #include "models/runner.h"
 #include "tools/cli.h"
 
-#define IGNORED (-100)
 #define CHUNK ((int64_t)1 << 18) /* elements moved at a time */
 
 typedef struct forward_run {
@@ -18,104 +18,18 @@ typedef struct forward_run {
   bk_model *model;
   bk_runner *runner;
   bool backward, maps;
-  int64_t batch, seq_len, kept; /* B, T, targets that count */
-  int32_t *ids, *targets;       /* [B,T] */
+  bk_tokens in;
   double loss;                  /* mean over kept targets, nats */
   double *logits;               /* [B,T,V], read right after the forward pass */
   double *pre, *post, *res;     /* maps, layouts as in the file */
   int64_t n_tensors;
 } forward_run;
 
-/* ---- input ---- */
-
-static bk_status read_integers(forward_run *r, bk_st_reader *in, const bk_st_entry *e, int64_t *values) {
-  bk_context *ctx = r->s->ctx;
-  size_t count = (size_t)(r->batch * r->seq_len), bytes = (size_t)(e->end - e->begin);
-  void *raw = bk_alloc(ctx, bytes);
-  if (!raw) return BK_ERR_MEMORY;
-  bk_status status = bk_st_read(in, e, raw, bytes);
-  for (size_t i = 0; i < count && status == BK_OK; i++) values[i] = e->dtype == BK_I32 ? ((int32_t *)raw)[i] : ((int64_t *)raw)[i];
-  bk_free(ctx, raw);
-  return status;
-}
-
-static bk_status check_integers(cli_session *s, const bk_st_reader *in, const bk_st_entry *e) {
-  if (e->dtype != BK_I32 && e->dtype != BK_I64)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected I32 or I64", bk_st_path(in), e->name, e->dtype_name);
-  if (e->ndim != 2) return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has %d dimensions, expected [sequences, tokens]", bk_st_path(in), e->name, e->ndim);
-  return BK_OK;
-}
-
-static bk_status read_ids(forward_run *r, bk_st_reader *in, int64_t *values) {
-  int64_t vocab = r->model->config.vocab_size;
-  BK_TRY(read_integers(r, in, bk_st_find(in, "input_ids"), values));
-  for (int64_t i = 0; i < r->batch * r->seq_len; i++) {
-    if (values[i] < 0 || values[i] >= vocab)
-      return bk_fail(r->s->ctx, BK_ERR_DATA, "%s: input_ids[%lld][%lld] is %lld, the vocabulary has 0 to %lld", bk_st_path(in), (long long)(i / r->seq_len),
-                     (long long)(i % r->seq_len), (long long)values[i], (long long)vocab - 1);
-    r->ids[i] = (int32_t)values[i];
-  }
-  return BK_OK;
-}
-
-static void default_targets(forward_run *r) {
-  for (int64_t i = 0; i < r->batch * r->seq_len; i++) r->targets[i] = (i + 1) % r->seq_len ? r->ids[i + 1] : IGNORED;
-}
-
-static bk_status read_targets(forward_run *r, bk_st_reader *in, const bk_st_entry *e, int64_t *values) {
-  int64_t vocab = r->model->config.vocab_size;
-  BK_TRY(check_integers(r->s, in, e));
-  if (e->shape[0] != r->batch || e->shape[1] != r->seq_len)
-    return bk_fail(r->s->ctx, BK_ERR_DATA, "%s: targets is [%lld,%lld], input_ids [%lld,%lld]", bk_st_path(in), (long long)e->shape[0], (long long)e->shape[1],
-                   (long long)r->batch, (long long)r->seq_len);
-  BK_TRY(read_integers(r, in, e, values));
-  for (int64_t i = 0; i < r->batch * r->seq_len; i++) {
-    if (values[i] != IGNORED && (values[i] < 0 || values[i] >= vocab))
-      return bk_fail(r->s->ctx, BK_ERR_DATA, "%s: targets[%lld][%lld] is %lld, expected 0 to %lld, or %d to ignore it", bk_st_path(in),
-                     (long long)(i / r->seq_len), (long long)(i % r->seq_len), (long long)values[i], (long long)vocab - 1, IGNORED);
-    r->targets[i] = (int32_t)values[i];
-  }
-  return BK_OK;
-}
-
-static bk_status check_input_shape(forward_run *r, const bk_st_reader *in, const bk_st_entry *e) {
-  bk_context *ctx = r->s->ctx;
-  int64_t longest = r->model->config.max_position_embeddings;
-  if (!e) return bk_fail(ctx, BK_ERR_DATA, "%s: tensor input_ids is missing", bk_st_path(in));
-  BK_TRY(check_integers(r->s, in, e));
-  if (e->shape[0] < 1 || e->shape[1] < 1 || e->shape[0] > INT32_MAX || e->shape[1] > INT32_MAX || e->shape[0] * e->shape[1] > INT32_MAX)
-    return bk_fail(ctx, BK_ERR_DATA, "%s: input_ids is [%lld,%lld], which holds no usable number of tokens", bk_st_path(in), (long long)e->shape[0], (long long)e->shape[1]);
-  if (e->shape[1] > longest)
-    return bk_fail(ctx, BK_ERR_DATA, "%s: sequences of %lld tokens, the model takes at most %lld (max_position_embeddings)", bk_st_path(in), (long long)e->shape[1],
-                   (long long)longest);
-  r->batch = e->shape[0];
-  r->seq_len = e->shape[1];
-  return BK_OK;
-}
-
-static bk_status read_input(forward_run *r, bk_st_reader *in) {
-  bk_context *ctx = r->s->ctx;
-  BK_TRY(check_input_shape(r, in, bk_st_find(in, "input_ids")));
-  size_t count = (size_t)(r->batch * r->seq_len);
-  r->ids = bk_alloc_array(ctx, count, sizeof *r->ids);
-  r->targets = bk_alloc_array(ctx, count, sizeof *r->targets);
-  int64_t *values = bk_alloc_array(ctx, count, sizeof *values);
-  const bk_st_entry *targets = bk_st_find(in, "targets");
-  bk_status status = r->ids && r->targets && values ? read_ids(r, in, values) : BK_ERR_MEMORY;
-  if (status == BK_OK && targets) status = read_targets(r, in, targets, values);
-  else if (status == BK_OK) default_targets(r);
-  bk_free(ctx, values);
-  BK_TRY(status);
-  for (size_t i = 0; i < count; i++) r->kept += r->targets[i] >= 0;
-  if (r->kept) return BK_OK;
-  return bk_fail(ctx, BK_ERR_DATA, "%s: no target is kept%s", bk_st_path(in), targets ? "" : "; a sequence of one token predicts nothing");
-}
-
 /* ---- the pass ---- */
 
 /* One map of one sublayer, [N, count] doubles at dst; absent: the identity. */
 static bk_status read_map(forward_run *r, const bk_tensor *t, int64_t n, bool square, double *dst) {
-  int64_t tokens = r->batch * r->seq_len;
+  int64_t tokens = r->in.batch * r->in.seq_len;
   if (bk_tensor_present(t)) return bk_tensor_read_f64(r->model->stream, t, dst);
   for (int64_t i = 0; square && i < tokens; i++)
     for (int64_t m = 0; m < n; m++) dst[(i * n + m) * n + m] = 1;
@@ -135,7 +49,7 @@ static void transpose_maps(double *maps, int64_t count, int64_t n) {
 
 static bk_status read_maps(forward_run *r) {
   bk_context *ctx = r->s->ctx;
-  int64_t S = bk_runner_n_sublayers(r->runner), N = r->batch * r->seq_len, n = r->model->config.hc_mult;
+  int64_t S = bk_runner_n_sublayers(r->runner), N = r->in.batch * r->in.seq_len, n = r->model->config.hc_mult;
   r->pre = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->pre);
   r->post = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->post);
   r->res = bk_alloc_array(ctx, (size_t)(S * N * n * n), sizeof *r->res);
@@ -152,19 +66,19 @@ static bk_status read_maps(forward_run *r) {
 }
 
 static bk_status pass(forward_run *r) {
-  bk_step_values values = {.bc1 = 1, .bc2 = 1, .loss_scale = 1 / (double)r->kept};
+  bk_step_values values = {.bc1 = 1, .bc2 = 1, .loss_scale = 1 / (double)r->in.kept};
   bk_step_results results;
   bk_tensor logits = bk_runner_logits(r->runner);
   r->logits = bk_alloc_array(r->s->ctx, (size_t)bk_tensor_count(&logits), sizeof *r->logits);
   if (!r->logits) return BK_ERR_MEMORY;
   BK_TRY(bk_step_begin(r->model, &values));
   if (r->backward) BK_TRY(bk_model_zero_grads(r->model));
-  BK_TRY(bk_runner_forward(r->runner, 0, r->ids, r->targets));
+  BK_TRY(bk_runner_forward(r->runner, 0, r->in.ids, r->in.targets));
   BK_TRY(bk_tensor_read_f64(r->model->stream, &logits, r->logits));
   if (r->maps) BK_TRY(read_maps(r));
   if (r->backward) BK_TRY(bk_runner_backward(r->runner, 0));
   BK_TRY(bk_step_end(r->model, &results));
-  r->loss = results.loss_sum / (double)r->kept;
+  r->loss = results.loss_sum / (double)r->in.kept;
   if (isfinite(r->loss)) return BK_OK;
   return bk_fail(r->s->ctx, BK_ERR_NOT_FINITE, "forward: the loss is not finite");
 }
@@ -203,7 +117,7 @@ static bool has_gradient(const forward_run *r, const bk_param *p) {
 static bk_status declare(forward_run *r, bk_st_writer *out) {
   const bk_model_config *c = &r->model->config;
   bk_dtype dtype = r->model->ct;
-  int64_t B = r->batch, T = r->seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
+  int64_t B = r->in.batch, T = r->in.seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
   BK_TRY(bk_st_add_metadata(out, "format", "pt"));
   BK_TRY(bk_st_add(out, "logits", dtype, 3, (int64_t[]){B, T, c->vocab_size}));
   BK_TRY(bk_st_add(out, "loss", dtype, 1, (int64_t[]){1}));
@@ -228,7 +142,7 @@ static bk_status declare(forward_run *r, bk_st_writer *out) {
 
 static bk_status write_tensors(forward_run *r, bk_st_writer *out) {
   const bk_model_config *c = &r->model->config;
-  int64_t N = r->batch * r->seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
+  int64_t N = r->in.batch * r->in.seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
   BK_TRY(declare(r, out));
   BK_TRY(write_values(r, out, r->logits, N * c->vocab_size));
   BK_TRY(write_values(r, out, &r->loss, 1));
@@ -264,9 +178,9 @@ static bk_status write_output(forward_run *r, const char *path) {
 
 static bk_status report(forward_run *r, const char *path) {
   if (r->s->json)
-    return cli_print_json(r->s, json_pack("{s:o,s:I,s:I,s:s}", "loss", cli_number(r->loss), "targets", (json_int_t)r->kept, "tensors",
+    return cli_print_json(r->s, json_pack("{s:o,s:I,s:I,s:s}", "loss", cli_number(r->loss), "targets", (json_int_t)r->in.kept, "tensors",
                                           (json_int_t)r->n_tensors, "out", path));
-  printf("loss     %.9g nats over %lld targets\nwritten  %s (%lld tensors)\n", r->loss, (long long)r->kept, path, (long long)r->n_tensors);
+  printf("loss     %.9g nats over %lld targets\nwritten  %s (%lld tensors)\n", r->loss, (long long)r->in.kept, path, (long long)r->n_tensors);
   return cli_flush_stdout(r->s);
 }
 
@@ -285,15 +199,12 @@ static bk_status recompute_setting(forward_run *r, int64_t *hc_recompute) {
 
 static bk_status forward(forward_run *r, const char *tokens, const char *out) {
   int64_t hc_recompute;
-  bk_st_reader *in = NULL;
+  const bk_model_config *c = &r->model->config;
   if (r->maps && r->model->config.residual == BK_HC_PLAIN)
     return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "forward: --maps: a model with residual plain has no maps");
   BK_TRY(recompute_setting(r, &hc_recompute));
-  BK_TRY(bk_st_open(r->s->ctx, tokens, &in));
-  bk_status status = read_input(r, in);
-  bk_st_close(in);
-  BK_TRY(status);
-  bk_runner_options options = {.batch = r->batch, .seq_len = r->seq_len, .slots = 1, .backward = r->backward, .keep_logits = true,
+  BK_TRY(bk_tokens_read(r->s->ctx, tokens, c->vocab_size, c->max_position_embeddings, &r->in));
+  bk_runner_options options = {.batch = r->in.batch, .seq_len = r->in.seq_len, .slots = 1, .backward = r->backward, .keep_logits = true,
                                .hc_recompute = hc_recompute};
   BK_TRY(bk_runner_create(r->model, &options, &r->runner));
   BK_TRY(pass(r));
@@ -314,8 +225,7 @@ static bk_status run(cli_session *s) {
   bk_free(s->ctx, r.post);
   bk_free(s->ctx, r.pre);
   bk_free(s->ctx, r.logits);
-  bk_free(s->ctx, r.targets);
-  bk_free(s->ctx, r.ids);
+  bk_tokens_fini(s->ctx, &r.in);
   bk_runner_destroy(r.runner);
   bk_model_destroy(r.model);
   return status;

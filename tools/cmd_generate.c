@@ -113,7 +113,7 @@ static bk_status run(cli_session *s) {
   bk_status status = read_prompt(s, &prompt);
   if (status == BK_OK) status = cli_open_device(s);
   if (status == BK_OK) status = cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &model, NULL);
-  cli_catch_signals();
+  cli_catch_signals(NULL);
   if (status == BK_OK) status = generate(s, model, &prompt, &o);
   bk_model_destroy(model);
   bk_free(s->ctx, prompt.bytes);

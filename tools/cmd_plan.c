@@ -1,9 +1,10 @@
 /* birkhoff plan: what training a model takes: parameters, memory by class, flops and bytes per token. Sizes only: the model and
- * its runner are planned and never get memory, so that models larger than the machine can be planned too. */
+ * its trainer are planned and never get memory, so that models larger than the machine can be planned too. */
 #include <jansson.h>
 #include <stdio.h>
 
-#include "models/runner.h"
+#include "models/checkpoint.h"
+#include "models/trainer.h"
 #include "tools/cli.h"
 
 typedef struct plan {
@@ -13,22 +14,40 @@ typedef struct plan {
   int64_t micro_batch;    /* sequences that are on the device at once */
   int64_t recompute_block; /* L_r in force, in sublayers; 0 = off */
   bk_model_counts counts;
-  size_t bytes[BK_MEM_CLASS_COUNT], bytes_total;
+  size_t bytes[BK_MEM_CLASS_COUNT], bytes_data /* of --data and --val-data */, bytes_total;
 } plan;
+
+/* Bytes of the files of an option, which a run holds in memory as they are. */
+static bk_status data_bytes(cli_session *s, const char *option, size_t *sum) {
+  int n = cli_values(&s->args, option, NULL, 0);
+  const char **paths = bk_alloc_array(s->ctx, (size_t)n + 1, sizeof *paths);
+  bk_status status = paths ? BK_OK : BK_ERR_MEMORY;
+  if (paths) cli_values(&s->args, option, paths, n);
+  for (int i = 0; i < n && status == BK_OK; i++) {
+    uint64_t bytes = 0;
+    status = bk_file_size(s->ctx, paths[i], &bytes);
+    *sum += (size_t)bytes;
+  }
+  bk_free(s->ctx, paths);
+  return status;
+}
 
 static bk_status measure(cli_session *s, plan *p) {
   bk_model *model = NULL;
-  bk_runner *runner = NULL;
+  bk_trainer *trainer = NULL;
   bk_model_options options = {.trainable = true, .plan_only = true};
-  bk_runner_options batch = {.batch = p->micro_batch, .seq_len = p->recipe.seq_len, .slots = 1, .backward = true, .hc_recompute = p->recipe.hc_recompute};
   bk_status status = bk_model_create(s->device, &p->config, p->dtype, &options, &model);
-  if (status == BK_OK) status = bk_runner_create(model, &batch, &runner);
+  if (status == BK_OK) status = bk_trainer_create(model, &p->recipe, NULL, NULL, &trainer);
   for (int c = 0; c < BK_MEM_CLASS_COUNT && status == BK_OK; c++) {
-    p->bytes[c] = bk_memory_bytes(model->memory, c) + bk_runner_bytes(runner, c);
+    p->bytes[c] = bk_memory_bytes(model->memory, c) + bk_trainer_bytes(trainer, c);
+    if (c == BK_MEM_STAGING) p->bytes[c] += bk_checkpoint_staging();
     p->bytes_total += p->bytes[c];
   }
-  bk_runner_destroy(runner);
+  bk_trainer_destroy(trainer);
   bk_model_destroy(model);
+  if (status == BK_OK) status = data_bytes(s, "data", &p->bytes_data);
+  if (status == BK_OK) status = data_bytes(s, "val-data", &p->bytes_data);
+  p->bytes_total += p->bytes_data;
   return status;
 }
 
@@ -39,6 +58,7 @@ static bk_status print_json(cli_session *s, const plan *p) {
   json_t *bytes = json_object();
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)p->bytes[c]));
+  json_object_set_new(bytes, "data", json_integer((json_int_t)p->bytes_data));
   return cli_print_json(s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I}", "parameters_total",
                                      (json_int_t)p->counts.parameters_total, "parameters_active", (json_int_t)p->counts.parameters_active,
                                      "parameters_connections", (json_int_t)p->counts.parameters_connections, "bytes", bytes, "bytes_total",
@@ -59,6 +79,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
   printf("memory\n");
   for (int i = 0; i < BK_MEM_CLASS_COUNT; i++)
     if (p->bytes[i]) printf("  %-14s %12s\n", bk_memory_class_name(i), cli_bytes_text((double)p->bytes[i], a, sizeof a));
+  if (p->bytes_data) printf("  %-14s %12s\n", "data", cli_bytes_text((double)p->bytes_data, a, sizeof a));
   printf("  %-14s %12s\n", "total", cli_bytes_text((double)p->bytes_total, a, sizeof a));
   printf("per token        %s flop in training, %s of kept activations\n", cli_count_text(p->counts.flops_per_token, a, sizeof a),
          cli_bytes_text(bytes_per_token(p), b, sizeof b));
@@ -89,6 +110,8 @@ static const cli_option options[] = {
     {"model", CLI_ONE, "PRESET|FILE.json", "tiny, demo, mhc-3b, mhc-9b, mhc-27b or a config.json"},
     {"batch-size", CLI_ONE, "N", "sequences per step (default: the recipe's)"},
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
+    {"data", CLI_MANY, "FILE", "counts the data too, which a run holds in memory"},
+    {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan", "--model PRESET|FILE.json [OPTIONS]",

@@ -1,32 +1,11 @@
-/* birkhoff train: the loop around bk_trainer_step: checkpoints, metrics, progress, resume, interrupts. */
+/* birkhoff train: what to train, from where, with what; resume; results. The loop: train_loop.c. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "models/checkpoint.h"
-#include "models/trainer.h"
-#include "tools/cli.h"
-
-typedef struct train_run {
-  cli_session *s;
-  const char *out;
-  bk_model_config config;
-  bk_train_config recipe;
-  bk_dtype dtype;
-  int64_t resumed_step; /* 0: from the beginning */
-  char *from;           /* checkpoint whose weights are read; NULL: initial values */
-  bk_trainer_state saved;
-  bk_dataset *train, *val;
-  bk_model *model;
-  bk_trainer *trainer;
-  bk_metrics *metrics;
-  int64_t saved_step; /* newest checkpoint on disk, 0 = none */
-  double begin;
-  bk_metrics_row last;
-  double last_val; /* NaN until there is one */
-} train_run;
+#include "tools/train.h"
 
 /* ---- what to train ---- */
 
@@ -183,72 +162,6 @@ static bk_status build(train_run *r, bool plan_only) {
   return BK_OK;
 }
 
-static bk_status save(train_run *r) {
-  bk_context *ctx = r->s->ctx;
-  int64_t step = bk_trainer_step_done(r->trainer);
-  if (step == r->saved_step || step == 0) return BK_OK;
-  char *path = bk_checkpoint_step_path(ctx, r->out, step);
-  if (!path) return BK_ERR_MEMORY;
-  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = bk_trainer_tokens_done(r->trainer),
-                            .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
-  bk_status status = bk_checkpoint_save(r->model, &state, path);
-  bk_free(ctx, path);
-  BK_TRY(status);
-  r->saved_step = step;
-  return bk_checkpoint_prune(ctx, r->out, r->recipe.keep);
-}
-
-/* ---- progress ---- */
-
-static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
-  char rate[32], left[32], val[48] = "", gain[48] = "";
-  double elapsed = bk_seconds() - r->begin;
-  double per_step = elapsed / (double)(row->step - r->resumed_step);
-  cli_count_text(row->tokens_per_s, rate, sizeof rate);
-  cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
-  if (row->has_val || (live && isfinite(r->last_val))) snprintf(val, sizeof val, "  val %.4f", r->last_val);
-  if (row->has_gain && !live) snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
-  fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s", live ? "\r\033[K" : "", (long long)row->step,
-          (long long)r->recipe.steps, row->loss, val, row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
-  fflush(stderr);
-}
-
-typedef struct progress {
-  bool live;
-  double last;
-} progress;
-
-static void show(train_run *r, progress *p, const bk_metrics_row *row) {
-  double now = bk_seconds();
-  bool milestone = row->has_val || row->step == r->recipe.steps;
-  if (p->live && milestone) fprintf(stderr, "\r\033[K");
-  if (milestone || (!p->live && (now - p->last > 10 || row->step == r->resumed_step + 1))) {
-    print_progress(r, row, false);
-    p->last = now;
-  } else if (p->live && now - p->last > 0.2) {
-    print_progress(r, row, true);
-    p->last = now;
-  }
-}
-
-/* ---- the loop ---- */
-
-static bk_status train_loop(train_run *r) {
-  progress p = {.live = isatty(2) != 0};
-  r->begin = bk_seconds();
-  while (bk_trainer_step_done(r->trainer) < r->recipe.steps && !cli_signal) {
-    bk_metrics_row row;
-    BK_TRY(bk_trainer_step(r->trainer, &row));
-    if (row.has_val) r->last_val = row.val_loss;
-    BK_TRY(bk_metrics_write(r->metrics, &row));
-    if (!r->s->json) show(r, &p, &row);
-    r->last = row;
-    if (r->recipe.save_every > 0 && row.step % r->recipe.save_every == 0) BK_TRY(save(r));
-  }
-  if (p.live && cli_signal) fprintf(stderr, "\n");
-  return save(r);
-}
-
 static bk_status run_training(train_run *r) {
   bk_context *ctx = r->s->ctx;
   BK_TRY(bk_mkdirs(ctx, r->out));
@@ -258,11 +171,8 @@ static bk_status run_training(train_run *r) {
   if (status == BK_OK) status = bk_metrics_open(ctx, path, &r->metrics);
   bk_free(ctx, path);
   BK_TRY(status);
-  cli_catch_signals();
-  status = train_loop(r);
-  if (status == BK_ERR_NOT_FINITE && r->saved_step)
-    bk_log(ctx, BK_LOG_ERROR, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
-  return status;
+  cli_catch_signals("\nbirkhoff: finishing the step and saving; a second signal ends the program at once\n");
+  return train_loop(r);
 }
 
 /* ---- results ---- */
@@ -280,7 +190,7 @@ static bk_status report_plan(train_run *r) {
            (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
   }
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
-    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c);
+    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c) + (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0);
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)n));
     if (!r->s->json && n) printf("%-11s %s\n", bk_memory_class_name(c), cli_bytes_text((double)n, a, sizeof a));
   }
@@ -295,7 +205,9 @@ static bk_status report_plan(train_run *r) {
 static bk_status report(train_run *r) {
   int64_t step = bk_trainer_step_done(r->trainer);
   if (cli_signal && step < r->recipe.steps) {
-    fprintf(stderr, "birkhoff: stopped at step %lld of %lld; to go on: the same command with --resume\n", (long long)step, (long long)r->recipe.steps);
+    char *command = train_resume_command(r, "");
+    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on: %s\n", (long long)step, (long long)r->recipe.steps, command ? command : "--resume");
+    bk_free(r->s->ctx, command);
     return BK_INTERRUPTED;
   }
   char *path = bk_checkpoint_step_path(r->s->ctx, r->out, step);

@@ -46,8 +46,8 @@ static const cli_command *find_command(bk_context *ctx, const char *name) {
 }
 
 static int run_command(bk_context *ctx, const cli_command *command, int argc, char **argv) {
-  cli_session s = {.ctx = ctx};
-  bk_status status = cli_args_parse(ctx, command, argc, argv, &s.args);
+  cli_session s = {.ctx = ctx, .argc = argc, .argv = argv};
+  bk_status status = cli_args_parse(ctx, command, argc - 2, argv + 2, &s.args);
   if (status == BK_OK && cli_given(&s.args, "help")) {
     cli_print_help(command);
   } else if (status == BK_OK) {
@@ -65,6 +65,7 @@ int main(int argc, char **argv) {
   const char *level = getenv("BIRKHOFF_LOG");
   bool bad_level = level && *level && bk_log_level_parse(level, &options.log_level) != BK_OK;
   bk_context *ctx = NULL;
+  signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of the write, not the end of the program */
   if (bk_context_create(&options, &ctx) != BK_OK) {
     fprintf(stderr, "birkhoff: error: out of memory\n");
     return 1;
@@ -80,7 +81,7 @@ int main(int argc, char **argv) {
     code = print_version(ctx);
   } else {
     const cli_command *command = find_command(ctx, argv[1]);
-    if (command) code = run_command(ctx, command, argc - 2, argv + 2);
+    if (command) code = run_command(ctx, command, argc, argv);
   }
   bk_context_destroy(ctx);
   return code;

@@ -1,17 +1,13 @@
-/* ATTENTION_BWD; formulas in runtime/op.h, blocks in attention.h. Items are (sequence, head): within one, keys outside,
- * queries inside, always in the same order. With p = exp(score - lse) and delta[t] = o[t] . dout[t]:
+/* ATTENTION_BWD; formulas in runtime/op.h, method and scratch in attention.h. Items are (sequence, head): within one, blocks of keys
+ * outside, blocks of queries inside, always in the same order. With p = exp(score - lse) and delta[t] = o[t] . dout[t]:
  *   dv += p^T dout;  dp = dout v^T;  ds = p (dp - delta);  dq += scale ds k;  dk += scale ds^T q.
  * Template, see cpu.h. */
-#include "backends/cpu/attention.h"
+#include "backends/cpu/attention_lanes.h"
 #include "backends/cpu/kernels.h"
-#include "backends/cpu/simd.h"
-
-#define TILE BK_ISA_NAME(bk_cpu_gemm_tile)
 
 typedef struct attention_bwd_job {
   const bk_attention_bwd_args *a;
   bk_attention_sizes sizes;
-  bk_gemm_engine engine;
   char *workspace;
 } attention_bwd_job;
 
@@ -19,8 +15,10 @@ typedef struct attention_bwd_head {
   bk_gemm_mat q, k, v, o, dout, dq, dk, dv; /* of one sequence and head */
   const float *lse;
   int64_t lse_stride, t, width_k, width_v;
-  float *p, *dp, *delta, *gemm;
-  bk_gemm_mat sum_dq, sum_dk, sum_dv; /* fp32: the outputs themselves, or scratch for bf16 */
+  float scale;
+  float *pk, *pkt, *pv, *pq, *pqt, *pg, *pgt; /* packed, see attention.h */
+  float *p, *ds, *pp, *pds, *delta, *sum_dq, *sum_dk, *sum_dv;
+  int64_t begin, keys; /* the block of keys */
 } attention_bwd_head;
 
 BK_INLINE float dot_row(const char *x, const char *y, int64_t n, const bool bf) {
@@ -34,69 +32,105 @@ static void deltas(const attention_bwd_head *head) {
     head->delta[i] = head->o.bf16 ? dot_row(o, d, head->width_v, true) : dot_row(o, d, head->width_v, false);
   }
 }
-/* Rows of scores become p, rows of dp become ds; zero where a key lies after its query. */
-static void softmax_bwd_row(float *p, float *dp, int64_t allowed, int64_t width, float lse, float delta) {
-  int64_t padded = BK_ALIGN_UP(width, BK_VW);
-  for (int64_t j = allowed; j < padded; j++) p[j] = -INFINITY, dp[j] = 0;
-  for (int64_t j = 0; j < padded; j += BK_VW) {
-    bk_vf e = bk_v_exp(bk_v_ld(p, j, false) - lse);
-    bk_v_st(p, j, false, e);
-    bk_v_st(dp, j, false, e * (bk_v_ld(dp, j, false) - delta));
-  }
+/* lse or delta of a sliver of queries; lanes past the end read as 0. */
+static bk_vf lanes_of(const float *x, int64_t stride, int64_t i, int64_t end) {
+  float lane[BK_VW];
+  bk_vf v;
+  for (int l = 0; l < BK_VW; l++) lane[l] = i + l < end ? x[(i + l) * stride] : 0.f;
+  memcpy(&v, lane, sizeof v);
+  return v;
 }
-/* The queries [i, i + m) against the keys [j, j + n). */
-static void attend_bwd(const attention_bwd_job *job, const attention_bwd_head *head, int64_t i, int64_t m, int64_t j, int64_t n) {
-  float scale = (float)job->a->scale;
-  bk_gemm_mat p = {(char *)head->p, BK_ATT_BWD_BK, 1, false}, dp = {(char *)head->dp, BK_ATT_BWD_BK, 1, false};
-  bk_gemm_mat q = bk_cpu_gemm_sub(head->q, i, 0), k = bk_cpu_gemm_sub(head->k, j, 0), v = bk_cpu_gemm_sub(head->v, j, 0);
-  bk_gemm_mat dout = bk_cpu_gemm_sub(head->dout, i, 0), dq = bk_cpu_gemm_sub(head->sum_dq, i, 0);
-  bk_gemm_mat pt = bk_cpu_gemm_transposed(p), dst = bk_cpu_gemm_transposed(dp);
-  bool more = i > j; /* the block of queries at i = j is the first that these keys meet */
-  TILE(job->engine, q, bk_cpu_gemm_transposed(k), p, (bk_gemm_shape){m, n, head->width_k}, scale, false, head->gemm);
-  TILE(job->engine, dout, bk_cpu_gemm_transposed(v), dp, (bk_gemm_shape){m, n, head->width_v}, 1.f, false, head->gemm);
-  for (int64_t r = 0; r < m; r++) {
-    int64_t allowed = i + r - j + 1 < n ? i + r - j + 1 : n;
-    softmax_bwd_row(head->p + r * BK_ATT_BWD_BK, head->dp + r * BK_ATT_BWD_BK, allowed, n,
-                    head->lse[(i + r) * head->lse_stride], head->delta[i + r]);
+/* Scores of a sliver become p, dp becomes ds, `keys` rows; the rows up to `all` and the keys that lie after their query are zero. */
+static void softmax_bwd_lanes(const attention_bwd_head *head, float *p, float *ds, int64_t i, int64_t keys, int64_t all) {
+  for (int v = 0; v < LANE_VECTORS; v++) {
+    bk_vf lse = lanes_of(head->lse, head->lse_stride, i + v * BK_VW, head->t);
+    bk_vf delta = lanes_of(head->delta, 1, i + v * BK_VW, head->t);
+    for (int64_t r = 0; r < keys; r++) {
+      int64_t at = r * NR + v * BK_VW;
+      bk_vf e = bk_v_exp(bk_v_ld(p, at, false) - lse), d = e * (bk_v_ld(ds, at, false) - delta);
+      if (head->begin + r > i) {
+        bk_vi allowed = lanes_allowed(v, head->begin + r - i);
+        e = bk_v_select(allowed, e, bk_v_zero()), d = bk_v_select(allowed, d, bk_v_zero());
+      }
+      bk_v_st(p, at, false, e);
+      bk_v_st(ds, at, false, d);
+    }
   }
-  TILE(job->engine, pt, dout, head->sum_dv, (bk_gemm_shape){n, head->width_v, m}, 1.f, more, head->gemm);
-  TILE(job->engine, dst, q, head->sum_dk, (bk_gemm_shape){n, head->width_k, m}, scale, more, head->gemm);
-  TILE(job->engine, dp, k, dq, (bk_gemm_shape){m, head->width_k, n}, scale, j > 0, head->gemm);
+  memset(p + keys * NR, 0, (size_t)((all - keys) * NR) * sizeof *p);
+  memset(ds + keys * NR, 0, (size_t)((all - keys) * NR) * sizeof *ds);
 }
-/* Rounds rows of an fp32 sum into a bf16 output; nothing to do where the sum is the output. */
-static void round_rows(bk_gemm_mat sum, bk_gemm_mat out, int64_t rows, int64_t n) {
-  if (!out.bf16) return;
-  for (int64_t r = 0; r < rows; r++) {
-    const char *from = bk_cpu_gemm_sub(sum, r, 0).data;
+/* [slivers][keys, lanes] as panels of a: rows are keys, the depth is `count` queries. `step` floats lie between slivers of lanes. */
+static void pack_keys(const float *x, int64_t step, int64_t keys, int64_t count, float *dst) {
+  for (int64_t i = 0; i < keys; i += MR)
+    for (int64_t j = 0; j < count; j += NR)
+      pack_turned((const char *)(x + j / NR * step + i * NR), NR, MR, count - j < NR ? count - j : NR, dst + i * count + j * MR, MR,
+                  false);
+}
+/* One sliver of queries against the block of keys: p, ds and what it adds to dq. */
+static void attend_bwd_sliver(const attention_bwd_head *head, int64_t i, int64_t j, int64_t all, int64_t step) {
+  float *p = head->p + j / NR * step, *ds = head->ds + j / NR * step;
+  int64_t keys = keys_seen(i + j, head->begin, head->keys), rows = BK_ALIGN_UP(keys, MR), dk = head->width_k, dv = head->width_v;
+  micro_panels(head->pk, dk * MR, rows, head->pq + j * dk, NR, dk, p, NR, head->scale, false, NULL);
+  micro_panels(head->pv, dv * MR, rows, head->pg + j * dv, NR, dv, ds, NR, 1.f, false, NULL);
+  softmax_bwd_lanes(head, p, ds, i + j, keys, all);
+  micro_panels(head->pkt, head->keys * MR, dk, ds, NR, keys, head->sum_dq + (i + j) * dk, NR, head->scale, head->begin > 0, NULL);
+}
+/* The queries [i, i + m) against the block of keys. */
+static void attend_bwd(const attention_bwd_head *head, int64_t i, int64_t m) {
+  int64_t dk = head->width_k, dv = head->width_v, last = (m - 1) / NR * NR;
+  int64_t all = keys_seen(i + last, head->begin, head->keys), step = BK_ALIGN_UP(all, MR) * NR;
+  bk_gemm_mat q = bk_cpu_gemm_sub(head->q, i, 0), dout = bk_cpu_gemm_sub(head->dout, i, 0);
+  pack_b(bk_cpu_gemm_transposed(q), m, dk, head->pq);
+  pack_b(bk_cpu_gemm_transposed(dout), m, dv, head->pg);
+  pack_b(q, dk, m, head->pqt);
+  pack_b(dout, dv, m, head->pgt);
+  for (int64_t j = 0; j < m; j += NR) attend_bwd_sliver(head, i, j, all, step);
+  pack_keys(head->p, step, all, m, head->pp);
+  pack_keys(head->ds, step, all, m, head->pds);
+  micro_panels(head->pp, m * MR, all, head->pgt, dv, m, head->sum_dv, head->dv.bf16 ? dv : head->dv.rs, 1.f, true, NULL);
+  micro_panels(head->pds, m * MR, all, head->pqt, dk, m, head->sum_dk, head->dk.bf16 ? dk : head->dk.rs, head->scale, true, NULL);
+}
+/* The sums of a block of keys: in the outputs themselves, or in scratch for bf16. */
+static float *sums_begin(bk_gemm_mat out, int64_t rows, int64_t n, float *scratch) {
+  float *sum = out.bf16 ? scratch : (float *)(void *)out.data;
+  for (int64_t r = 0; r < rows; r++) memset(sum + r * (out.bf16 ? n : out.rs), 0, (size_t)n * sizeof *sum);
+  return sum;
+}
+static void sums_end(const float *sum, bk_gemm_mat out, int64_t rows, int64_t n) {
+  for (int64_t r = 0; out.bf16 && r < rows; r++) {
     char *to = bk_cpu_gemm_sub(out, r, 0).data;
-    for (int64_t i = 0; i < n; i += BK_VW) bk_v_put(to, i, true, n - i, bk_v_get(from, i, false, n - i));
+    for (int64_t i = 0; i < n; i += BK_VW) bk_v_put(to, i, true, n - i, bk_v_get(sum + r * n, i, false, n - i));
   }
 }
-static void attention_bwd_walk(const attention_bwd_job *job, attention_bwd_head *head) {
-  deltas(head);
-  for (int64_t j = 0; j < head->t; j += BK_ATT_BWD_BK) {
-    int64_t n = head->t - j < BK_ATT_BWD_BK ? head->t - j : BK_ATT_BWD_BK;
-    bk_gemm_mat dk = bk_cpu_gemm_sub(head->dk, j, 0), dv = bk_cpu_gemm_sub(head->dv, j, 0);
-    if (!dk.bf16) head->sum_dk = dk, head->sum_dv = dv;
-    for (int64_t i = j; i < head->t; i += BK_ATT_BWD_BQ)
-      attend_bwd(job, head, i, head->t - i < BK_ATT_BWD_BQ ? head->t - i : BK_ATT_BWD_BQ, j, n);
-    round_rows(head->sum_dk, dk, n, head->width_k);
-    round_rows(head->sum_dv, dv, n, head->width_v);
-  }
-  round_rows(head->sum_dq, head->dq, head->t, head->width_k);
+static void attention_bwd_keys(attention_bwd_head *head, float *scratch_dk, float *scratch_dv) {
+  int64_t dk = head->width_k, dv = head->width_v;
+  bk_gemm_mat k = bk_cpu_gemm_sub(head->k, head->begin, 0), v = bk_cpu_gemm_sub(head->v, head->begin, 0);
+  bk_gemm_mat out_dk = bk_cpu_gemm_sub(head->dk, head->begin, 0), out_dv = bk_cpu_gemm_sub(head->dv, head->begin, 0);
+  pack_a(k, head->keys, dk, head->pk);
+  pack_a(bk_cpu_gemm_transposed(k), dk, head->keys, head->pkt);
+  pack_a(v, head->keys, dv, head->pv);
+  head->sum_dk = sums_begin(out_dk, head->keys, dk, scratch_dk);
+  head->sum_dv = sums_begin(out_dv, head->keys, dv, scratch_dv);
+  for (int64_t i = head->begin; i < head->t; i += BK_ATT_BWD_BQ)
+    attend_bwd(head, i, head->t - i < BK_ATT_BWD_BQ ? head->t - i : BK_ATT_BWD_BQ);
+  sums_end(head->sum_dk, out_dk, head->keys, dk);
+  sums_end(head->sum_dv, out_dv, head->keys, dv);
 }
-static void attention_bwd_scratch(const attention_bwd_job *job, attention_bwd_head *head, char *scratch) {
+static void attention_bwd_item(const attention_bwd_job *job, attention_bwd_head *head, float *at) {
   const bk_attention_sizes *z = &job->sizes;
-  head->p = (float *)(void *)scratch;
-  head->dp = head->p + z->scores;
-  head->delta = head->dp + z->scores;
-  float *dk = head->delta + z->rows, *dv = dk + z->dk, *dq = dv + z->dv;
-  head->gemm = dq + z->dq;
-  head->sum_dq = head->dq;
-  if (!head->dq.bf16) return;
-  head->sum_dk = (bk_gemm_mat){(char *)dk, head->width_k, 1, false};
-  head->sum_dv = (bk_gemm_mat){(char *)dv, head->width_v, 1, false};
-  head->sum_dq = (bk_gemm_mat){(char *)dq, head->width_k, 1, false};
+  head->pk = at, head->pkt = head->pk + z->k, head->pv = head->pkt + z->kt, head->pq = head->pv + z->v;
+  head->pqt = head->pq + z->q, head->pg = head->pqt + z->qt, head->pgt = head->pg + z->g, head->p = head->pgt + z->gt;
+  head->ds = head->p + z->p, head->pp = head->ds + z->p, head->pds = head->pp + z->p, head->delta = head->pds + z->p;
+  head->sum_dq = head->delta + z->rows;
+  float *dk = head->sum_dq + z->dq, *dv = dk + z->dk;
+  deltas(head);
+  for (head->begin = 0; head->begin < head->t; head->begin += BK_ATT_BK) {
+    head->keys = head->t - head->begin < BK_ATT_BK ? head->t - head->begin : BK_ATT_BK;
+    attention_bwd_keys(head, dk, dv);
+  }
+  for (int64_t j = 0; j < head->t; j += NR)
+    store_turned(head->sum_dq + j * head->width_k, head->width_k, head->t - j < NR ? head->t - j : NR,
+                 bk_cpu_gemm_sub(head->dq, j, 0), head->pq);
 }
 static void attention_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const attention_bwd_job *job = arg;
@@ -109,16 +143,14 @@ static void attention_bwd_piece(void *arg, int64_t begin, int64_t end, int worke
       .dout = bk_cpu_attention_head(&a->dout, b, h), .dq = bk_cpu_attention_head(&a->dq, b, h),
       .dk = bk_cpu_attention_head(&a->dk, b, h), .dv = bk_cpu_attention_head(&a->dv, b, h),
       .lse = (const float *)(const void *)bk_cpu_at2(&a->lse, b, h), .lse_stride = a->lse.stride[2],
-      .t = a->q.shape[1], .width_k = a->q.shape[3], .width_v = a->v.shape[3],
+      .t = a->q.shape[1], .width_k = a->q.shape[3], .width_v = a->v.shape[3], .scale = (float)a->scale,
     };
-    attention_bwd_scratch(job, &head, job->workspace + (size_t)worker * job->sizes.worker);
-    attention_bwd_walk(job, &head);
+    attention_bwd_item(job, &head, (float *)(void *)(job->workspace + (size_t)worker * job->sizes.worker));
   }
 }
 bk_status BK_ISA_NAME(bk_cpu_attention_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_attention_bwd_args *a = args;
-  attention_bwd_job job = {a, bk_cpu_attention_bwd_sizes(a), bk_cpu_gemm_engine(bk_cpu_of(stream->device)->blas, a->q.shape[1]),
-                           bk_place_data(workspace)};
+  attention_bwd_job job = {a, bk_cpu_attention_bwd_sizes(a), bk_place_data(workspace)};
   (void)plan;
   bk_cpu_run(stream, a->q.shape[0] * a->q.shape[2], 1, attention_bwd_piece, &job);
   return BK_OK;

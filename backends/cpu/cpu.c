@@ -3,7 +3,6 @@
 #include "backends/cpu/gemm.h"
 #include "backends/cpu/rope.h"
 #include <stdio.h>
-#include <stdlib.h>
 
 #define ISA_NAME(isa, ISA, ...) #isa,
 #define ISA_RUNS(isa, ISA, ...) isa##_runs,
@@ -82,8 +81,8 @@ static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int th
 }
 
 /* BIRKHOFF_CPU_BLAS=0 never, 1 always; else where there are no fused multiply-adds: elsewhere the packed engine is the faster one. */
-static bool blas_wanted(bk_cpu_isa isa) {
-  const char *text = getenv("BIRKHOFF_CPU_BLAS");
+static bool blas_wanted(const bk_context *ctx, bk_cpu_isa isa) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_CPU_BLAS");
   if (!bk_cpu_blas_built()) return false;
   return text && *text ? strcmp(text, "0") != 0 : isa == BK_CPU_PORTABLE;
 }
@@ -102,9 +101,9 @@ static int cpu_device_count(bk_context *ctx) {
 static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
   if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
-  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   bk_device_props p = {0};
-  props_fill(&p, isa, blas_wanted(isa), bk_cpu_count());
+  props_fill(&p, isa, blas_wanted(ctx, isa), bk_context_cpu_count(ctx));
   size_t free_bytes, total_bytes;
   bk_device probe = {.ctx = ctx};
   BK_TRY(bk_host_memory_info(&probe, &free_bytes, &total_bytes));
@@ -116,11 +115,11 @@ static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props
 static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
   if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
-  BK_TRY(isa_limit(ctx, getenv("BIRKHOFF_CPU_ISA"), &isa));
+  BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   BK_TRY(isa_limit(ctx, options ? options->isa : NULL, &isa));
   bk_cpu_device *cpu = bk_alloc(ctx, sizeof *cpu);
   if (!cpu) return BK_ERR_MEMORY;
-  int threads = options && options->threads > 0 ? options->threads : bk_cpu_count();
+  int threads = options && options->threads > 0 ? options->threads : bk_context_cpu_count(ctx);
   bk_status status = bk_pool_create(ctx, threads, &cpu->pool);
   if (status != BK_OK) {
     bk_free(ctx, cpu);
@@ -128,7 +127,7 @@ static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *o
   }
   bk_host_device_init(&cpu->base, ctx, &bk_backend_cpu, index, options, &cpu_device_ops);
   cpu->isa = isa;
-  cpu->blas = blas_wanted(isa);
+  cpu->blas = blas_wanted(ctx, isa);
   if (cpu->blas) bk_cpu_blas_init();
   props_fill(&cpu->base.props, isa, cpu->blas, bk_pool_size(cpu->pool));
   *device = &cpu->base;

@@ -61,7 +61,6 @@ typedef struct bk_cpu_device {
   bool blas; /* dense products through CBLAS; off with BIRKHOFF_CPU_BLAS=0 or where the build has none */
 } bk_cpu_device;
 
-extern const bk_backend bk_backend_cpu;
 extern const bk_kernel bk_cpu_kernels[];
 
 static inline const bk_cpu_device *bk_cpu_of(const bk_device *device) { return (const bk_cpu_device *)device; }

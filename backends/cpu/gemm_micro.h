@@ -7,6 +7,7 @@
 #ifndef BK_CPU_GEMM_MICRO_H
 #define BK_CPU_GEMM_MICRO_H
 
+#include "backends/cpu/cpu.h"
 #include "backends/cpu/simd.h"
 
 /* MR x NR sums beside two vectors of b and one of a fill the registers: 16 with AVX2 and SSE2, 32 with AVX-512 and NEON. */
@@ -83,6 +84,38 @@ static micro_fn micro_pick(int64_t m, int64_t n, int64_t *rows, int64_t *columns
   *rows = part * (MR / MICRO_PARTS);
   *columns = n > BK_VW ? NR : BK_VW;
   return by_part[part - 1][n > BK_VW];
+}
+
+/* A block that no kernel fills exactly: through a block of its own, with the same operations. */
+static void micro_edge(micro_fn fn, int64_t depth, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n,
+                       float alpha, bool add) {
+  float block[MR * NR] = {0};
+  for (int64_t i = 0; add && i < m; i++) memcpy(block + i * NR, c + i * ldc, (size_t)n * sizeof *c);
+  fn(depth, a, b, block, NR, alpha, add);
+  for (int64_t i = 0; i < m; i++) memcpy(c + i * ldc, block + i * NR, (size_t)n * sizeof *c);
+}
+/* Memory that a panel will be packed from later: `rows` of `lines` cache lines, fetched a few at a time between blocks. */
+typedef struct micro_fetch {
+  const char *base;
+  int64_t pitch, lines, count, next, share; /* bytes between rows; lines of a row, of all, the next one; lines at a time */
+} micro_fetch;
+BK_INLINE void fetch_share(micro_fetch *f) {
+  int64_t end = f->next + f->share < f->count ? f->next + f->share : f->count;
+  for (; f->next < end; f->next++) __builtin_prefetch(f->base + f->next / f->lines * f->pitch + f->next % f->lines * 64, 0, 2);
+}
+/* Whole panels: slivers of a `step` floats apart, of b depth * NR; the sliver of b stays in the first cache. */
+BK_UNUSED static void micro_panels(const float *a, int64_t step, int64_t m, const float *b, int64_t n, int64_t depth, float *c,
+                                   int64_t ldc, float alpha, bool add, micro_fetch *fetch) {
+  for (int64_t j = 0; j < n; j += NR, b += depth * NR)
+    for (int64_t i = 0; i < m; i += MR) {
+      if (fetch) fetch_share(fetch);
+      const float *sliver = a + i / MR * step;
+      float *at = c + i * ldc + j;
+      int64_t rest_m = m - i < MR ? m - i : MR, rest_n = n - j < NR ? n - j : NR, rows, columns;
+      micro_fn fn = micro_pick(rest_m, rest_n, &rows, &columns);
+      if (rest_m == rows && rest_n == columns) fn(depth, sliver, b, at, ldc, alpha, add);
+      else micro_edge(fn, depth, sliver, b, at, ldc, rest_m, rest_n, alpha, add);
+    }
 }
 
 #endif

@@ -11,27 +11,21 @@
 #define KC BK_GEMM_KC
 
 /* ---- packed engine ---- */
-/* A block that the kernel does not fill: through a block of its own, with the same operations. */
-static void edge_block(micro_fn fn, int64_t depth, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n,
-                       float alpha, bool add) {
-  float block[MR * NR] = {0};
-  for (int64_t i = 0; add && i < m; i++) memcpy(block + i * NR, c + i * ldc, (size_t)n * sizeof *c);
-  fn(depth, a, b, block, NR, alpha, add);
-  for (int64_t i = 0; i < m; i++) memcpy(c + i * ldc, block + i * NR, (size_t)n * sizeof *c);
+/* The panel of b that follows, `depth` deep: fetched while this one is worked on. */
+static micro_fetch fetch_panel(bk_gemm_mat b, bk_gemm_shape s, int64_t depth) {
+  int64_t size = b.bf16 ? 2 : 4, rows = b.cs == 1 ? depth : s.n, run = b.cs == 1 ? s.n : depth;
+  micro_fetch f = {.base = bk_cpu_gemm_sub(b, s.k, 0).data, .pitch = (b.cs == 1 ? b.rs : b.cs) * size, .lines = (run * size + 63) / 64};
+  f.count = rows * f.lines;
+  f.share = f.count / ((s.n + NR - 1) / NR * ((s.m + MR - 1) / MR)) + 1;
+  return f;
 }
 static void packed_block(bk_gemm_mat a, bk_gemm_mat b, float *c, int64_t ldc, bk_gemm_shape s, float alpha, bool add,
-                         float *scratch) {
+                         float *scratch, int64_t following) {
   float *pa = scratch, *pb = scratch + BK_ALIGN_UP(s.m, 48) * s.k;
   pack_a(a, s.m, s.k, pa);
   pack_b(b, s.n, s.k, pb);
-  for (int64_t j = 0; j < s.n; j += NR)
-    for (int64_t i = 0; i < s.m; i += MR) {
-      float *at = c + i * ldc + j;
-      int64_t m = s.m - i < MR ? s.m - i : MR, n = s.n - j < NR ? s.n - j : NR, rows, columns;
-      micro_fn fn = micro_pick(m, n, &rows, &columns);
-      if (m == rows && n == columns) fn(s.k, pa + i * s.k, pb + j * s.k, at, ldc, alpha, add);
-      else edge_block(fn, s.k, pa + i * s.k, pb + j * s.k, at, ldc, m, n, alpha, add);
-    }
+  micro_fetch fetch = fetch_panel(b, s, following);
+  micro_panels(pa, s.k * MR, s.m, pb, s.n, s.k, c, ldc, alpha, add, following ? &fetch : NULL);
 }
 
 /* ---- cblas engine ---- */
@@ -84,7 +78,7 @@ void BK_ISA_NAME(bk_cpu_gemm_tile)(bk_gemm_engine engine, bk_gemm_mat a, bk_gemm
     bk_gemm_mat pa = bk_cpu_gemm_sub(a, 0, l), pb = bk_cpu_gemm_sub(b, l, 0);
     if (engine == BK_GEMM_DIRECT) direct_block(pa, pb, out, ldc, part, alpha, add, scratch);
     else if (engine == BK_GEMM_BLAS) blas_block(pa, pb, out, ldc, part, alpha, add, scratch);
-    else packed_block(pa, pb, out, ldc, part, alpha, add, scratch);
+    else packed_block(pa, pb, out, ldc, part, alpha, add, scratch, s.k - l - part.k < KC ? s.k - l - part.k : KC);
   }
   if (through) tile_store(tile, c, s, accumulate);
 }
@@ -153,6 +147,7 @@ typedef struct grouped_job {
   bk_gemm_mat a, b, c; /* b: of expert 0 */
   int64_t batch_b, batch_c, n_experts;
   const int32_t *offsets;
+  bool overwrite; /* grouped_wgrad */
   bk_gemm_shape s; /* m: unused */
   bk_gemm_cut cut;
   bool blas;
@@ -203,19 +198,18 @@ static void grouped_wgrad_piece(void *arg, int64_t begin, int64_t end, int worke
   for (int64_t item = begin; item < end; item++) {
     int64_t j = item % cut->columns * cut->tn, i = item / cut->columns % cut->rows * cut->tm;
     int64_t e = item / cut->columns / cut->rows, row = job->offsets[e], rows = job->offsets[e + 1] - row;
-    if (rows == 0) continue;
     bk_gemm_shape s = {job->s.m - i < cut->tm ? job->s.m - i : cut->tm, job->s.n - j < cut->tn ? job->s.n - j : cut->tn, rows};
     bk_gemm_mat c = bk_cpu_gemm_sub(job->c, i, j);
     c.data += e * job->batch_c;
     TILE(bk_cpu_gemm_engine(job->blas, job->s.m), bk_cpu_gemm_transposed(bk_cpu_gemm_sub(job->a, row, i)),
-         bk_cpu_gemm_sub(job->b, row, j), c, s, 1.f, true, bk_cpu_gemm_worker(job->workspace, worker, job->scratch));
+         bk_cpu_gemm_sub(job->b, row, j), c, s, 1.f, !job->overwrite, bk_cpu_gemm_worker(job->workspace, worker, job->scratch));
   }
 }
 bk_status BK_ISA_NAME(bk_cpu_grouped_wgrad)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_grouped_wgrad_args *a = args;
   grouped_job job = {
     .a = bk_cpu_gemm_view(&a->a, 0), .b = bk_cpu_gemm_view(&a->b, 0), .c = bk_cpu_gemm_view(&a->c, 1),
-    .batch_c = batch_bytes(&a->c), .n_experts = a->c.shape[0], .offsets = bk_tensor_data(&a->offsets),
+    .batch_c = batch_bytes(&a->c), .n_experts = a->c.shape[0], .overwrite = a->overwrite, .offsets = bk_tensor_data(&a->offsets),
     .s = {a->c.shape[1], a->c.shape[2], a->a.shape[0]}, .blas = bk_cpu_of(stream->device)->blas,
     .workspace = bk_place_data(workspace),
   };

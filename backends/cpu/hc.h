@@ -8,47 +8,61 @@
 
 #include "backends/cpu/kernels.h"
 
-#define BK_HC_PIECES 64
+#define BK_HC_PIECES 16
+#define BK_HC_MIN_PIECE 128 /* tokens */
 /* Rows of logits of one token: n(n+2) = 80 for mhc at n = 8, 2n + n! = 130 for mhc_lite at n = 5. */
 #define BK_HC_MAX_ROWS 136
 #define BK_HC_MAX_ITERS 64
 #define BK_HC_LITE_MAX_N 5
 #define BK_HC_MAX_LANES 16 /* of any instruction set: sizes of workspaces do not depend on the set */
 
-/* Tokens of a piece: a multiple of 16, so that the groups of tokens that share a vector are the same in every piece. */
+/* Tokens of a piece: a multiple of BK_HC_GROUP, so that the tokens that share a vector are the same in every kernel. */
 static inline int64_t bk_hc_grain(int64_t tokens) {
-  return BK_ALIGN_UP((tokens + BK_HC_PIECES - 1) / BK_HC_PIECES, 16) + (tokens == 0 ? 16 : 0);
+  int64_t grain = BK_ALIGN_UP((tokens + BK_HC_PIECES - 1) / BK_HC_PIECES, 32);
+  return grain > BK_HC_MIN_PIECE ? grain : BK_HC_MIN_PIECE;
 }
 static inline int64_t bk_hc_pieces(int64_t tokens) { return bk_cpu_pieces(tokens, bk_hc_grain(tokens)); }
 
-/* HC_PROJECT: tokens of a piece, columns of a panel; scratch of one worker in floats. */
-#define BK_HC_PROJECT_TOKENS 96
-#define BK_HC_PROJECT_COLUMNS 256
-static inline int64_t bk_hc_project_rows(int64_t rows) { return BK_ALIGN_UP(rows, 4); }
-static inline size_t bk_hc_project_scratch(int64_t rows) {
-  size_t padded = (size_t)bk_hc_project_rows(rows);
-  return (padded + 3) * BK_HC_PROJECT_COLUMNS + (padded + 1) * BK_HC_PROJECT_TOKENS * BK_HC_MAX_LANES;
+/* Tokens whose streams a fused kernel keeps in cache: forward, backward. Multiples of 16, factors of a piece. */
+#define BK_HC_BLOCK 16
+#define BK_HC_GROUP 16
+
+/* Tokens of a piece where nothing is summed over tokens: a few blocks, so that each can ask for the next one's streams. */
+static inline int64_t bk_hc_block_grain(int64_t tokens) {
+  int64_t grain = BK_ALIGN_UP((tokens + 31) / 32, BK_HC_BLOCK);
+  return grain < 128 ? (grain > 0 ? grain : BK_HC_BLOCK) : 128;
 }
 
-/* HC_PROJECT_BWD: a task is a panel of columns times a split of the tokens; more than one split only where the panels alone
- * would be few. Each split has its own dfn, [splits][R][K], when there are several. */
-#define BK_HC_PANEL 240
-#define BK_HC_PANEL_TOKENS 48
-static inline int64_t bk_hc_panels(int64_t columns) { return (columns + BK_HC_PANEL - 1) / BK_HC_PANEL; }
-static inline int64_t bk_hc_splits(int64_t tokens, int64_t columns) {
-  int64_t wanted = 24 / (columns > 0 ? bk_hc_panels(columns) : 1), most = tokens / 128;
-  int64_t splits = wanted < most ? wanted : most;
-  return splits > 1 ? splits : 1;
+/* HC_PROJECT: rows of fn as they are packed: groups of 24, the last one shorter, a multiple of 8. */
+#define BK_HC_ROW_GROUP 24
+static inline int64_t bk_hc_project_rows(int64_t rows) { return BK_ALIGN_UP(rows, 8); }
+static inline size_t bk_hc_project_floats(int64_t rows, int64_t columns) {
+  return (size_t)(bk_hc_project_rows(rows) * columns);
 }
-static inline size_t bk_hc_panel_scratch(int64_t rows) {
-  size_t padded = (size_t)bk_hc_project_rows(rows);
-  return (2 * padded + 2 * BK_HC_PANEL_TOKENS) * BK_HC_PANEL + (padded + 1) * BK_HC_PANEL_TOKENS;
+
+/* HC_PROJECT_BWD: fn in panels of at most 48 columns; then dfn of each piece. */
+static inline size_t bk_hc_panel_floats(int64_t rows, int64_t columns) {
+  return (size_t)(bk_hc_project_rows(rows) * (columns + 3 * BK_HC_MAX_LANES));
+}
+static inline size_t bk_hc_project_bwd_floats(int64_t tokens, int64_t rows, int64_t columns) {
+  return (size_t)(1 + bk_hc_pieces(tokens)) * bk_hc_panel_floats(rows, columns);
 }
 
 /* One gradient in dscale and dbase per group of rows and row: the doubles of one piece. */
 static inline int64_t bk_hc_partial_count(bk_hc_kind kind, int n) {
   return bk_hc_base_count(kind, n) + bk_hc_scale_count(kind);
 }
+
+static inline size_t bk_hc_partials_bytes(int64_t tokens, bk_hc_kind kind, int n) {
+  return (size_t)(bk_hc_pieces(tokens) * bk_hc_partial_count(kind, n)) * sizeof(double);
+}
+
+/* HC_MERGE_MIX_BWD: the workspaces of its parts. */
+typedef struct bk_hc_merge_mix_bwd_places {
+  bk_place maps, pre_norm, project;
+  size_t bytes;
+} bk_hc_merge_mix_bwd_places;
+bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_args *a, bk_place workspace);
 
 /* The permutations of n in lexicographic order, [n!][n]: entry m is the destination of source m. */
 void bk_hc_permutations(int n, uint8_t *table);

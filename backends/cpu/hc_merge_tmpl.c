@@ -1,35 +1,5 @@
-/* hc_merge: res, post, and both in one, forward and backward. Template, see cpu.h.
- * x, out [N,n,C] st, f [N,C] st, post [N,n], comb [N,n,n] (source, destination). Forward and backward read and write each
- * stream once; the backward works on blocks of columns that stay in the first cache, since its n*n + n running sums are more
- * than there are registers. */
-#include "backends/cpu/hc_streams.h"
-
-#define BLOCK 512 /* columns of the backward's passes */
-
-/* What a token's last pass over a block writes; NULL rows are left out. */
-typedef struct merge_bwd_token {
-  token_streams d, dx;
-  const char *f;
-  char *df;
-} merge_bwd_token;
-
-#define MERGE_N(name) name##_4
-#define MERGE_UNROLL BK_UNROLL
-#include "backends/cpu/hc_merge_n.h"
-#undef MERGE_N
-#undef MERGE_UNROLL
-#define MERGE_N(name) name##_any
-#define MERGE_UNROLL
-#include "backends/cpu/hc_merge_n.h"
-
-/* fn(..., bf, n) */
-#define MERGE_CALL(fn, is_bf, streams, ...)                      \
-  do {                                                           \
-    if ((is_bf) && (streams) == 4) fn##_4(__VA_ARGS__, true, 4); \
-    else if (is_bf) fn##_any(__VA_ARGS__, true, (streams));      \
-    else if ((streams) == 4) fn##_4(__VA_ARGS__, false, 4);      \
-    else fn##_any(__VA_ARGS__, false, (streams));                \
-  } while (0)
+/* hc_merge: res, post, and both in one, forward and backward. Template, see cpu.h. The work on tokens is in hc_merge.h. */
+#include "backends/cpu/hc_merge.h"
 
 static void res_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const bk_hc_res_args *a = arg;
@@ -57,14 +27,6 @@ bk_status BK_ISA_NAME(bk_cpu_hc_post)(bk_stream *stream, const bk_plan *plan, co
   return BK_OK;
 }
 
-static void merge_piece(void *arg, int64_t begin, int64_t end, int worker) {
-  const bk_hc_post_res_args *a = arg;
-  (void)worker;
-  if (bk_tensor_present(&a->comb))
-    MERGE_CALL(merge_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, true);
-  else MERGE_CALL(merge_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, false);
-}
-
 bk_status BK_ISA_NAME(bk_cpu_hc_post_res)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_hc_post_res_args *a = args;
   (void)plan, (void)workspace;
@@ -73,14 +35,6 @@ bk_status BK_ISA_NAME(bk_cpu_hc_post_res)(bk_stream *stream, const bk_plan *plan
 }
 
 /* ---- backward ---- */
-static void merge_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
-  const bk_hc_post_res_bwd_args *a = arg;
-  (void)worker;
-  if (bk_tensor_present(&a->comb))
-    MERGE_CALL(merge_bwd_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, true);
-  else MERGE_CALL(merge_bwd_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, false);
-}
-
 bk_status BK_ISA_NAME(bk_cpu_hc_post_res_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
                                               bk_place workspace) {
   const bk_hc_post_res_bwd_args *a = args;

@@ -29,10 +29,6 @@ static bk_status permutations_create(bk_device *device, int n, void **state) {
   return BK_OK;
 }
 
-static size_t partials_bytes(int64_t tokens, bk_hc_kind kind, int n) {
-  return (size_t)(bk_hc_pieces(tokens) * bk_hc_partial_count(kind, n)) * sizeof(double);
-}
-
 bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_sumsq_args *a = args;
   (void)device, (void)state;
@@ -43,7 +39,7 @@ bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state
 bk_status bk_cpu_hc_logits_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_hc_logits_bwd_args *a = args;
   (void)device, (void)state;
-  *workspace_bytes = partials_bytes(a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0], a->kind, a->n);
   return BK_OK;
 }
 
@@ -60,7 +56,7 @@ bk_status bk_cpu_hc_perm_bwd_prepare(bk_device *device, const void *args, void *
 bk_status bk_cpu_hc_tanh_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_hc_tanh_bwd_args *a = args;
   (void)device, (void)state;
-  *workspace_bytes = partials_bytes(a->proj.shape[0] / a->n, BK_HC_HC, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0] / a->n, BK_HC_HC, a->n);
   return BK_OK;
 }
 
@@ -72,24 +68,21 @@ bk_status bk_cpu_hc_maps_prepare(bk_device *device, const void *args, void **sta
 
 bk_status bk_cpu_hc_maps_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_hc_maps_bwd_args *a = args;
-  *workspace_bytes = partials_bytes(a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
   return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
 }
 
 bk_status bk_cpu_hc_project_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_hc_project_args *a = args;
-  (void)state;
-  *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_hc_project_scratch(a->fn.shape[0]) * sizeof(float);
+  (void)device, (void)state;
+  *workspace_bytes = bk_hc_project_floats(a->fn.shape[0], a->fn.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
 bk_status bk_cpu_hc_project_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
   const bk_hc_project_bwd_args *a = args;
-  int64_t splits = bk_hc_splits(a->x.shape[0], a->x.shape[1]);
-  size_t floats = (size_t)bk_cpu_workers(device) * bk_hc_panel_scratch(a->fn.shape[0]);
-  (void)state;
-  if (splits > 1) floats += (size_t)(splits * a->fn.shape[0] * a->x.shape[1]);
-  *workspace_bytes = floats * sizeof(float);
+  (void)device, (void)state;
+  *workspace_bytes = bk_hc_project_bwd_floats(a->x.shape[0], a->fn.shape[0], a->x.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
@@ -98,4 +91,28 @@ bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, vo
   (void)device, (void)state;
   *workspace_bytes = (size_t)(bk_hc_pieces(a->x.shape[0]) * a->x.shape[2]) * sizeof(float);
   return BK_OK;
+}
+
+bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_args *a, bk_place workspace) {
+  int64_t tokens = a->merge.x.shape[0];
+  size_t maps = bk_hc_partials_bytes(tokens, a->maps.kind, a->maps.n);
+  size_t pre_norm = (size_t)(bk_hc_pieces(tokens) * a->pre_norm.x.shape[2]) * sizeof(float);
+  size_t project = bk_hc_project_bwd_floats(tokens, a->project.fn.shape[0], a->project.x.shape[1]) * sizeof(float);
+  bk_hc_merge_mix_bwd_places at = {.maps = workspace, .pre_norm = workspace, .project = workspace};
+  at.pre_norm.offset += BK_ALIGN_UP(maps, (size_t)64);
+  at.project.offset = at.pre_norm.offset + BK_ALIGN_UP(pre_norm, (size_t)64);
+  at.bytes = at.project.offset - workspace.offset + project;
+  return at;
+}
+
+bk_status bk_cpu_hc_merge_mix_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_merge_mix_args *a = args;
+  *workspace_bytes = bk_hc_project_floats(a->project.fn.shape[0], a->project.fn.shape[1]) * sizeof(float);
+  return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;
+}
+
+bk_status bk_cpu_hc_merge_mix_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  const bk_hc_merge_mix_bwd_args *a = args;
+  *workspace_bytes = bk_hc_merge_mix_bwd_split(a, (bk_place){0}).bytes;
+  return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;
 }

@@ -37,7 +37,7 @@ typedef struct token_sinkhorn {
   double sums[SINKHORN_MAX_STEPS][BK_HC_MAX_N];
 } token_sinkhorn;
 
-static void token_log_step(double *l, int line, int step, int n) {
+static inline void token_log_step(double *l, int line, int step, int n) {
   for (int i = 0; i < n; i++) {
     double high = -INFINITY, sum = 0;
     for (int j = 0; j < n; j++) high = fmax(high, l[i * line + j * step]);
@@ -46,7 +46,7 @@ static void token_log_step(double *l, int line, int step, int n) {
   }
 }
 
-static void token_step(double *p, int line, int step, double eps, double *sums, int n) {
+static inline void token_step(double *p, int line, int step, double eps, double *sums, int n) {
   for (int i = 0; i < n; i++) {
     double sum = eps;
     for (int j = 0; j < n; j++) sum += p[i * line + j * step];
@@ -55,7 +55,7 @@ static void token_step(double *p, int line, int step, double eps, double *sums, 
   }
 }
 
-static void token_forward(const float *logits, int lane, int iters, double eps, token_sinkhorn *t, int n) {
+static inline void token_forward(const float *logits, int lane, int iters, double eps, token_sinkhorn *t, int n) {
   double l[BK_HC_MAX_N * BK_HC_MAX_N];
   for (int j = 0; j < n * n; j++) l[j] = logits[j * BK_VW + lane];
   token_log_step(l, n, 1, n);
@@ -75,7 +75,7 @@ static void token_forward(const float *logits, int lane, int iters, double eps, 
 }
 
 /* Gradient before a step, then the iterate before it (not so for a step in the log domain). */
-static void token_undo(double *p, double *d, int line, int step, double eps, const double *sums, int n) {
+static inline void token_undo(double *p, double *d, int line, int step, double eps, const double *sums, int n) {
   for (int i = 0; i < n; i++) {
     double in[BK_HC_MAX_N];
     for (int j = 0; j < n; j++) in[j] = eps / sums[i] * d[i * line + j * step];
@@ -92,7 +92,7 @@ static void token_undo(double *p, double *d, int line, int step, double eps, con
   }
 }
 
-static void token_backward(const float *logits, const float *dcomb, int lane, float *dlogits, int iters, double eps, int n) {
+static inline void token_backward(const float *logits, const float *dcomb, int lane, float *dlogits, int iters, double eps, int n) {
   const double ones[BK_HC_MAX_N] = {1, 1, 1, 1, 1, 1, 1, 1};
   token_sinkhorn t;
   double d[BK_HC_MAX_N * BK_HC_MAX_N];
@@ -109,7 +109,7 @@ static void token_backward(const float *logits, const float *dcomb, int lane, fl
 }
 
 /* ---- entry points: blocks of all lanes ---- */
-static void sinkhorn_block(const float *logits, float *comb, int iters, double eps, int n) {
+static inline void sinkhorn_block(const float *logits, float *comb, int iters, double eps, int n) {
   bk_vi wide = n == 4 ? sinkhorn_lanes_4(logits, comb, iters, (float)eps, 4)
                       : sinkhorn_lanes_any(logits, comb, iters, (float)eps, n);
   for (int lane = 0; lane < BK_VW; lane++) {
@@ -120,7 +120,7 @@ static void sinkhorn_block(const float *logits, float *comb, int iters, double e
   }
 }
 
-static void sinkhorn_bwd_block(const float *logits, const float *dcomb, float *dlogits, int iters, double eps, int n) {
+static inline void sinkhorn_bwd_block(const float *logits, const float *dcomb, float *dlogits, int iters, double eps, int n) {
   bk_vi wide = n == 4 ? sinkhorn_bwd_lanes_4(logits, dcomb, dlogits, iters, (float)eps, 4)
                       : sinkhorn_bwd_lanes_any(logits, dcomb, dlogits, iters, (float)eps, n);
   for (int lane = 0; lane < BK_VW; lane++)

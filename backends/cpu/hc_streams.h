@@ -90,4 +90,43 @@ BK_INLINE int64_t streams_grain(int64_t columns, int64_t vectors) {
   return grain > 1 ? grain : 1;
 }
 
+/* ---- memory that is needed soon: asked for line by line while a product runs from cache ---- */
+#define AHEAD_RANGES 6
+typedef struct ahead {
+  const char *at[AHEAD_RANGES];
+  int64_t lines[AHEAD_RANGES];
+  int n, now;
+  int64_t per_step;
+} ahead;
+
+/* The rows of up to `count` tokens from `token` on, `end` at most, as one range: rows are as good as dense. */
+static inline void ahead_add(ahead *h, const bk_tensor *t, int64_t token, int64_t count, int64_t end) {
+  if (token >= end || !bk_tensor_present(t)) return;
+  int64_t rows = end - token < count ? end - token : count;
+  h->at[h->n] = bk_cpu_at(t, token);
+  h->lines[h->n++] = (rows * t->stride[0] * (bk_cpu_is_bf16(t) ? 2 : 4) + 63) / 64;
+}
+static inline void ahead_share(ahead *h, int64_t steps) {
+  int64_t lines = 0;
+  for (int i = 0; i < h->n; i++) lines += h->lines[i];
+  h->per_step = (lines + steps - 1) / (steps > 0 ? steps : 1);
+}
+BK_INLINE void ahead_step(ahead *h) {
+  if (h->now >= h->n) return;
+  const char *at = h->at[h->now];
+  for (int64_t i = 0; i < h->per_step; i++) __builtin_prefetch(at + i * 64, 0, 2);
+  h->at[h->now] += h->per_step * 64;
+  h->lines[h->now] -= h->per_step;
+  if (h->lines[h->now] <= 0) h->now++;
+}
+/* The next `lines` lines, for the caller to ask for; `idle` where nothing is left. */
+static inline const char *ahead_take(ahead *h, int64_t lines, const void *idle) {
+  if (h->now >= h->n) return idle;
+  const char *at = h->at[h->now];
+  h->at[h->now] += lines * 64;
+  h->lines[h->now] -= lines;
+  if (h->lines[h->now] <= 0) h->now++;
+  return at;
+}
+
 #endif

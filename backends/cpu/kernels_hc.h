@@ -30,4 +30,6 @@
   K(HC_PRE_NORM, BK_CPU_ST, hc_pre_norm)           \
   P(HC_PRE_NORM_BWD, BK_CPU_ST, hc_pre_norm_bwd)   \
   K(HC_POST_RES, BK_CPU_ST, hc_post_res)           \
-  K(HC_POST_RES_BWD, BK_CPU_ST, hc_post_res_bwd)
+  K(HC_POST_RES_BWD, BK_CPU_ST, hc_post_res_bwd)   \
+  P(HC_MERGE_MIX, BK_CPU_ST, hc_merge_mix)         \
+  P(HC_MERGE_MIX_BWD, BK_CPU_ST, hc_merge_mix_bwd)

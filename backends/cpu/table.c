@@ -4,6 +4,8 @@
 /* Shapes were checked by ops/; what is left is the storage: nothing in double, other integers than i32 only in copies. */
 static bool accepts(const bk_device *device, bk_op op, const void *args, bk_cpu_isa isa) {
   if (bk_cpu_of(device)->isa > isa) return false;
+  if (op == BK_OP_HC_MERGE_MIX && ((const bk_hc_merge_mix_args *)args)->maps.kind == BK_HC_HC) return false; /* hc_fused */
+  if (op == BK_OP_HC_MERGE_MIX_BWD && ((const bk_hc_merge_mix_bwd_args *)args)->maps.kind == BK_HC_HC) return false;
   const bk_op_desc *desc = bk_op_describe(op);
   uint32_t dtypes = BK_DT(BK_NONE) | BK_CPU_ST | (op == BK_OP_COPY ? BK_CPU_ANY_INT : BK_CPU_INT);
   for (int i = 0; i < desc->n_fields; i++) {

@@ -102,7 +102,7 @@ BK_REF_LAUNCH(grouped_wgrad) {
   for (int64_t e = 0; e < g->c.shape[0]; e++) {
     bk_tensor a = transposed(rows_of(&g->a, &g->offsets, e)), b = rows_of(&g->b, &g->offsets, e);
     bk_tensor c = matrix_of(&g->c, e);
-    bk_ref_matmul(&a, &b, &c, 1, true);
+    bk_ref_matmul(&a, &b, &c, 1, !g->overwrite);
   }
   return BK_OK;
 }

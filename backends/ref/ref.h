@@ -13,7 +13,6 @@
 #include <math.h>
 #include <string.h>
 
-extern const bk_backend bk_backend_ref;
 
 /* ---- bf16 <-> double ---- */
 /* Rounds a double to bf16, nearest even, in one rounding. A detour through float's nearest would round twice; rounding the

@@ -3,29 +3,9 @@
 #include "base/base.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define BLOCK_ALIGN ((size_t)64)
-
-#define LARGE_BLOCK (2 * BK_LARGE_PAGE) /* from here on a block begins at a large page */
-
-static void *libc_alloc(void *user, size_t bytes, size_t align) {
-  (void)user;
-  bool large = bytes >= LARGE_BLOCK;
-  if (large && align < BK_LARGE_PAGE) align = BK_LARGE_PAGE;
-  if (bytes > SIZE_MAX - align) return NULL;
-  void *block = aligned_alloc(align, BK_ALIGN_UP(bytes, align));
-  if (block && large) bk_pages_prefer_large(block, bytes);
-  return block;
-}
-
-static void libc_free(void *user, void *ptr, size_t bytes) {
-  (void)user, (void)bytes;
-  free(ptr);
-}
-
-const bk_allocator bk_allocator_libc = {libc_alloc, libc_free, NULL};
 
 static void count_block(bk_memory_stats *stats, size_t bytes) {
   stats->current_bytes += bytes;

@@ -10,12 +10,24 @@
 #define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define BK_ALIGN_UP(x, a) (((x) + (a) - 1) / (a) * (a))
 
+/* What a context has of the operating system beside memory, log and files; every use of it goes through these. os.c has the
+ * only table; a context made by bk_context_create_embedded has none, so that a static link leaves all of it out. */
+typedef struct bk_pool bk_pool;
+typedef struct bk_os {
+  double (*seconds)(void);
+  int (*cpu_count)(void);
+  bool (*system_memory)(size_t *free_bytes, size_t *total_bytes);
+  const char *(*environment)(const char *name);
+  bk_status (*threads_create)(struct bk_context *ctx, int n_threads, bk_pool **pool); /* n_threads > 1 */
+} bk_os;
+
 struct bk_context {
   bk_allocator allocator;
   bk_log_fn log;
   void *log_user;
   bk_log_level log_level;
   bk_fs fs;
+  const bk_os *os; /* NULL: embedded */
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
 
@@ -72,11 +84,11 @@ bk_arena_mark bk_arena_get_mark(const bk_arena *arena);
 void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark); /* later reservations reuse the space; the high-water mark stays */
 size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks' high-water marks */
 
-/* ---- threads.c: a pool owned by whoever creates it. ---- */
+/* ---- pool.c: a pool owned by whoever creates it; with more than one thread it is threads.c's. ---- */
 #define BK_MAX_THREADS 1024
-typedef struct bk_pool bk_pool;
 typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
-bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool); /* n_threads includes the caller; 1 makes no thread */
+/* n_threads includes the caller; 1 makes no thread; more in an embedded context: BK_ERR_UNSUPPORTED. */
+bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool);
 void bk_pool_destroy(bk_pool *pool);
 int bk_pool_size(const bk_pool *pool);
 /* Splits [0, count) into pieces of `grain` (the last may be shorter), always the same pieces whatever the number of
@@ -91,7 +103,14 @@ bool bk_parse_int64(const char *text, int64_t *value);   /* whole string, decima
 bool bk_parse_double(const char *text, double *value);   /* whole string, finite; locale independent: always '.' */
 bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
 
-/* ---- clock.c, system.c ---- */
+/* ---- context.c: the operating system as the context sees it. In an embedded one: no clock (NAN), one processor, memory
+ * unknown (false), no variable set (NULL). ---- */
+double bk_context_seconds(const bk_context *ctx);
+int bk_context_cpu_count(const bk_context *ctx);
+bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes);
+const char *bk_context_environment(const bk_context *ctx, const char *name);
+
+/* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own code asks the context ---- */
 double bk_seconds(void); /* monotonic */
 int bk_cpu_count(void);  /* processors this process may run on, 1 to BK_MAX_THREADS */
 bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine; false if it does not say */
@@ -100,15 +119,23 @@ bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machin
 bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes); /* NUL appended; bk_free */
 /* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
-bk_status bk_mkdirs(bk_context *ctx, const char *path);
+bk_status bk_mkdirs(bk_context *ctx, const char *path); /* what is made survives a crash */
 bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
 bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name); /* the same of FOLDER/NAME */
 bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count); /* no . or ..; bk_names_free */
 void bk_names_free(bk_context *ctx, char **names, size_t count);
+bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
+/* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system cannot say. Where absence leads to
+ * other actions than an error does, this is to be asked and not the two below, which take "cannot say" for "no". */
+bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind);
 bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */
+/* ---- os.c, fs_posix.c, fs_none.c ---- */
 extern const bk_fs bk_fs_posix;
+extern const bk_fs bk_fs_none; /* no files: every call returns -ENOSYS */
 extern const bk_allocator bk_allocator_libc;
+/* Behind the two public functions: `defaults` has the allocator, files and os of a context that is given none. */
+bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults, bk_context **context);
 
 #endif

@@ -1,8 +1,10 @@
-/* bk_context: made from the options, owns nothing but itself. */
+/* bk_context: made from the options, owns nothing but itself. Refers to nothing of the operating system: see os.c. */
 #include "base/base.h"
 
-static bk_context from_options(const bk_context_options *options) {
-  bk_context ctx = {.allocator = bk_allocator_libc, .fs = bk_fs_posix};
+#include <math.h>
+
+static bk_context from_options(const bk_context_options *options, const bk_context *defaults) {
+  bk_context ctx = *defaults;
   if (!options) return ctx;
   if (options->allocator) ctx.allocator = *options->allocator;
   if (options->fs) ctx.fs = *options->fs;
@@ -17,9 +19,9 @@ static bool fs_complete(const bk_fs *fs) {
          fs->close && fs->mkdir && fs->rename && fs->remove && fs->sync_dir && fs->list && fs->kind;
 }
 
-bk_status bk_context_create(const bk_context_options *options, bk_context **context) {
+bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults, bk_context **context) {
   if (!context) return BK_ERR_ARGUMENT;
-  bk_context made = from_options(options);
+  bk_context made = from_options(options, defaults);
   if (!made.allocator.alloc || !made.allocator.free)
     return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the allocator needs both alloc and free");
   if (!fs_complete(&made.fs)) return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the file access has a NULL member");
@@ -28,6 +30,11 @@ bk_status bk_context_create(const bk_context_options *options, bk_context **cont
   *ctx = made;
   *context = ctx;
   return BK_OK;
+}
+
+bk_status bk_context_create_embedded(const bk_context_options *options, bk_context **context) {
+  const bk_context defaults = {.fs = bk_fs_none};
+  return bk_context_make(options, &defaults, context);
 }
 
 void bk_context_destroy(bk_context *context) {
@@ -39,3 +46,15 @@ void bk_context_destroy(bk_context *context) {
 }
 
 void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats) { *stats = context->stats; }
+
+double bk_context_seconds(const bk_context *ctx) { return ctx->os ? ctx->os->seconds() : (double)NAN; }
+
+int bk_context_cpu_count(const bk_context *ctx) { return ctx->os ? ctx->os->cpu_count() : 1; }
+
+bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes) {
+  return ctx->os && ctx->os->system_memory(free_bytes, total_bytes);
+}
+
+const char *bk_context_environment(const bk_context *ctx, const char *name) {
+  return ctx->os ? ctx->os->environment(name) : NULL;
+}

@@ -37,27 +37,36 @@ bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, 
   return status;
 }
 
+bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
+  bk_file *file;
+  int rc = ctx->fs.open_read(ctx->fs.user, path, &file);
+  if (rc < 0) return io_fail(ctx, "open", path, rc);
+  rc = ctx->fs.size(ctx->fs.user, file, bytes);
+  ctx->fs.close(ctx->fs.user, file);
+  return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
+}
+
 static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   bk_file *file;
   int rc = ctx->fs.open_write(ctx->fs.user, path, false, &file);
   if (rc < 0) return io_fail(ctx, "create", path, rc);
   const char *failed = NULL;
   int64_t done = ctx->fs.write(ctx->fs.user, file, data, bytes);
-  if (done < 0) failed = "write", rc = (int)done;
+  if (done < 0 || (uint64_t)done < bytes) failed = "write", rc = done < 0 ? (int)done : -EIO;
   if (!failed && (rc = ctx->fs.sync(ctx->fs.user, file)) < 0) failed = "sync";
   int close_rc = ctx->fs.close(ctx->fs.user, file);
   if (!failed && close_rc < 0) failed = "close", rc = close_rc;
   return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
 }
 
-/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. */
-static bk_status sync_parent(bk_context *ctx, const char *path) {
+/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. `tolerated`: an error that is none. */
+static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   const char *slash = strrchr(path, '/');
   size_t length = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
   char *folder = slash ? bk_format(ctx, "%.*s", (int)length, path) : bk_strdup(ctx, ".");
   if (!folder) return BK_ERR_MEMORY;
   int rc = ctx->fs.sync_dir(ctx->fs.user, folder);
-  bk_status status = rc < 0 ? io_fail(ctx, "sync folder", folder, rc) : BK_OK;
+  bk_status status = rc < 0 && rc != tolerated ? io_fail(ctx, "sync folder", folder, rc) : BK_OK;
   bk_free(ctx, folder);
   return status;
 }
@@ -71,10 +80,13 @@ bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *da
     if (rc < 0) status = io_fail(ctx, "rename to", path, rc);
   }
   if (status != BK_OK) ctx->fs.remove(ctx->fs.user, beside);
-  else status = sync_parent(ctx, path);
+  else status = sync_parent(ctx, path, 0);
   bk_free(ctx, beside);
   return status;
 }
+
+/* A folder that one may write into and not read cannot be synced. */
+static bk_status sync_made(bk_context *ctx, const char *path) { return sync_parent(ctx, path, -EACCES); }
 
 bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   char *partial = bk_strdup(ctx, path);
@@ -85,9 +97,10 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
     while (*p && *p != '/') p++;
     char saved = *p;
     *p = '\0';
-    int rc = ctx->fs.mkdir(ctx->fs.user, partial);
-    if (rc < 0 && ctx->fs.kind(ctx->fs.user, partial) != 1)
-      status = io_fail(ctx, "make folder", partial, rc == -EEXIST ? -ENOTDIR : rc);
+    int kind, rc = ctx->fs.mkdir(ctx->fs.user, partial);
+    if (rc == 0) status = sync_made(ctx, partial);
+    else if ((kind = ctx->fs.kind(ctx->fs.user, partial)) != 1)
+      status = io_fail(ctx, "make folder", partial, rc != -EEXIST ? rc : kind < 0 ? kind : -ENOTDIR);
     *p = saved;
   }
   bk_free(ctx, partial);
@@ -155,6 +168,13 @@ bk_status bk_remove_tree(bk_context *ctx, const char *path) {
   BK_TRY(remove_contents(ctx, path));
   rc = ctx->fs.remove(ctx->fs.user, path);
   return rc < 0 && rc != -ENOENT ? io_fail(ctx, "remove", path, rc) : BK_OK;
+}
+
+bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind) {
+  int rc = ctx->fs.kind(ctx->fs.user, path);
+  if (rc < 0 && rc != -ENOENT && rc != -ENOTDIR) return io_fail(ctx, "look at", path, rc);
+  *kind = rc < 0 ? -1 : rc;
+  return BK_OK;
 }
 
 bool bk_path_exists(bk_context *ctx, const char *path) { return ctx->fs.kind(ctx->fs.user, path) >= 0; }

@@ -67,7 +67,7 @@ static int64_t posix_write(void *user, bk_file *file, const void *src, size_t by
     size_t part = bytes - done < TRANSFER_MAX ? bytes - done : TRANSFER_MAX;
     ssize_t n = write(file->fd, (const char *)src + done, part);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return -errno;
+    if (n <= 0) return n < 0 ? -errno : -EIO; /* nothing taken and no reason given: never again and again */
     done += (size_t)n;
   }
   return (int64_t)done;

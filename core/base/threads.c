@@ -1,11 +1,11 @@
-/* A pool of worker threads that share one loop at a time.
+/* A pool of more than one worker thread that share one loop at a time.
  *
  * A run opens a job; workers that are awake enter it (`inside`), take pieces from `next` until none is left, and leave.
  * The caller works too, then closes the job and waits for those inside: a worker that is late simply misses it. The order
  * that makes this safe is sequentially consistent: a worker announces itself before it looks whether the job is open, the
  * caller closes before it looks who is inside. Waiting is a short spin, then a condition variable; the same two-sided
  * protocol (announce, then look) guards the sleepers. Workers never allocate and block all signals. */
-#include "base/base.h"
+#include "base/pool_priv.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -14,15 +14,16 @@
 
 #define SPIN_TURNS 2000 /* some tens of microseconds: the gap between two ops of a step */
 
+typedef struct threads threads;
+
 typedef struct worker {
-  bk_pool *pool;
+  threads *pool;
   int index;
   pthread_t thread;
 } worker;
 
-struct bk_pool {
-  bk_context *ctx;
-  int n_threads;
+struct threads {
+  bk_pool base;
   int n_started;
   int spin_turns;
   worker *workers;
@@ -47,7 +48,7 @@ static inline void spin_pause(void) {
 #endif
 }
 
-static void run_pieces(bk_pool *pool, int index) {
+static void run_pieces(threads *pool, int index) {
   for (;;) {
     int64_t piece = atomic_fetch_add(&pool->next, 1);
     if (piece >= pool->pieces) return;
@@ -57,7 +58,7 @@ static void run_pieces(bk_pool *pool, int index) {
   }
 }
 
-static void enter_job(bk_pool *pool, int index) {
+static void enter_job(threads *pool, int index) {
   atomic_fetch_add(&pool->inside, 1);
   if (atomic_load(&pool->open)) run_pieces(pool, index);
   if (atomic_fetch_sub(&pool->inside, 1) != 1 || !atomic_load(&pool->caller_waits)) return;
@@ -67,7 +68,7 @@ static void enter_job(bk_pool *pool, int index) {
 }
 
 /* Returns when a job newer than `seen` was opened or the pool stops. */
-static void await_job(bk_pool *pool, unsigned seen) {
+static void await_job(threads *pool, unsigned seen) {
   for (int i = 0; i < pool->spin_turns; i++) {
     if (atomic_load(&pool->generation) != seen || atomic_load(&pool->stop)) return;
     spin_pause();
@@ -81,7 +82,7 @@ static void await_job(bk_pool *pool, unsigned seen) {
 
 static void *worker_main(void *arg) {
   worker *self = arg;
-  bk_pool *pool = self->pool;
+  threads *pool = self->pool;
   for (unsigned seen = 0;;) {
     await_job(pool, seen);
     if (atomic_load(&pool->stop)) return NULL;
@@ -90,14 +91,14 @@ static void *worker_main(void *arg) {
   }
 }
 
-static void wake_sleepers(bk_pool *pool) {
+static void wake_sleepers(threads *pool) {
   if (atomic_load(&pool->sleepers) == 0) return;
   pthread_mutex_lock(&pool->lock);
   pthread_cond_broadcast(&pool->work);
   pthread_mutex_unlock(&pool->lock);
 }
 
-static void await_workers(bk_pool *pool) {
+static void await_workers(threads *pool) {
   for (int i = 0; i < pool->spin_turns; i++) {
     if (atomic_load(&pool->inside) == 0) return;
     spin_pause();
@@ -109,19 +110,14 @@ static void await_workers(bk_pool *pool) {
   pthread_mutex_unlock(&pool->lock);
 }
 
-void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg) {
-  if (count <= 0) return;
-  if (grain < 1) grain = 1;
+static void threads_run(bk_pool *base, int64_t count, int64_t grain, bk_pool_fn fn, void *arg) {
+  threads *pool = (threads *)base;
   pool->count = count;
   pool->grain = grain;
   pool->pieces = (count - 1) / grain + 1;
   pool->fn = fn;
   pool->arg = arg;
   atomic_store(&pool->next, 0);
-  if (pool->n_threads == 1 || pool->pieces == 1) {
-    run_pieces(pool, 0);
-    return;
-  }
   atomic_store(&pool->open, true);
   atomic_fetch_add(&pool->generation, 1);
   wake_sleepers(pool);
@@ -130,12 +126,12 @@ void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, voi
   await_workers(pool);
 }
 
-static bk_status start_workers(bk_pool *pool) {
+static bk_status start_workers(threads *pool) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int error = 0;
-  while (pool->n_started < pool->n_threads - 1 && !error) {
+  while (pool->n_started < pool->base.n_threads - 1 && !error) {
     worker *w = &pool->workers[pool->n_started];
     *w = (worker){.pool = pool, .index = pool->n_started + 1};
     error = pthread_create(&w->thread, NULL, worker_main, w);
@@ -143,33 +139,12 @@ static bk_status start_workers(bk_pool *pool) {
   }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (!error) return BK_OK;
-  return bk_fail(pool->ctx, BK_ERR_MEMORY, "cannot start thread %d of %d: %s", pool->n_started + 2, pool->n_threads,
+  return bk_fail(pool->base.ctx, BK_ERR_MEMORY, "cannot start thread %d of %d: %s", pool->n_started + 2, pool->base.n_threads,
                  strerror(error));
 }
 
-bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool) {
-  if (n_threads < 1 || n_threads > BK_MAX_THREADS)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "threads: %d is not in 1..%d", n_threads, BK_MAX_THREADS);
-  bk_pool *made = bk_alloc(ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  made->ctx = ctx;
-  made->n_threads = n_threads;
-  made->spin_turns = n_threads <= bk_cpu_count() ? SPIN_TURNS : 0;
-  pthread_mutex_init(&made->lock, NULL);
-  pthread_cond_init(&made->work, NULL);
-  pthread_cond_init(&made->done, NULL);
-  made->workers = bk_alloc_array(ctx, (size_t)n_threads, sizeof *made->workers);
-  bk_status status = made->workers ? start_workers(made) : BK_ERR_MEMORY;
-  if (status != BK_OK) {
-    bk_pool_destroy(made);
-    return status;
-  }
-  *pool = made;
-  return BK_OK;
-}
-
-void bk_pool_destroy(bk_pool *pool) {
-  if (!pool) return;
+static void threads_destroy(bk_pool *base) {
+  threads *pool = (threads *)base;
   atomic_store(&pool->stop, true);
   pthread_mutex_lock(&pool->lock);
   pthread_cond_broadcast(&pool->work);
@@ -178,8 +153,26 @@ void bk_pool_destroy(bk_pool *pool) {
   pthread_cond_destroy(&pool->done);
   pthread_cond_destroy(&pool->work);
   pthread_mutex_destroy(&pool->lock);
-  bk_free(pool->ctx, pool->workers);
-  bk_free(pool->ctx, pool);
+  bk_free(base->ctx, pool->workers);
+  bk_free(base->ctx, pool);
 }
 
-int bk_pool_size(const bk_pool *pool) { return pool->n_threads; }
+static const bk_pool_ops threads_ops = {threads_destroy, threads_run};
+
+bk_status bk_threads_create(bk_context *ctx, int n_threads, bk_pool **pool) {
+  threads *made = bk_alloc(ctx, sizeof *made);
+  if (!made) return BK_ERR_MEMORY;
+  made->base = (bk_pool){&threads_ops, ctx, n_threads};
+  made->spin_turns = n_threads <= bk_cpu_count() ? SPIN_TURNS : 0;
+  pthread_mutex_init(&made->lock, NULL);
+  pthread_cond_init(&made->work, NULL);
+  pthread_cond_init(&made->done, NULL);
+  made->workers = bk_alloc_array(ctx, (size_t)n_threads, sizeof *made->workers);
+  bk_status status = made->workers ? start_workers(made) : BK_ERR_MEMORY;
+  if (status != BK_OK) {
+    threads_destroy(&made->base);
+    return status;
+  }
+  *pool = &made->base;
+  return BK_OK;
+}

@@ -77,6 +77,8 @@ const bk_option bk_train_keys[] = {
     INT(eval_every, 0, 1e15, "steps between validation passes; 0: none"),
     INT(eval_tokens, 0, 1e15, "most tokens of such a pass; 0: all"),
     INT(gain_every, 0, 1e15, "steps between measurements of the composite gain; 0: none"),
+    DOUBLE(spike_factor, 0, 1e30, "warns once of a gradient norm above this x the median of the last 32; 0: off"),
+    DOUBLE(gain_limit, 0, 1e30, "warns once of a composite gain above this (1: neither amplified nor damped); 0: off"),
     {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
      "sublayers per block whose connections are recomputed in the backward pass"},
     ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
@@ -138,6 +140,8 @@ void bk_train_config_default(bk_train_config *t) {
       .eval_every = 100,
       .eval_tokens = 65536,
       .gain_every = 100,
+      .spike_factor = 10,
+      .gain_limit = 100,
       .hc_recompute = BK_RECOMPUTE_AUTO,
   };
 }

@@ -4,11 +4,11 @@
  * Of config.json a key is one of: an architecture key (bk_model_keys); a key with one value that the runtime honours (fixed[]);
  * a key that must agree with others (num_key_value_heads, head_dim, ...); a key that says nothing about the model (silent[]);
  * anything else, which is a warning. */
-#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "io/config_priv.h"
+#include "io/json_in.h"
 #include "io/json_out.h"
 
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
@@ -35,11 +35,7 @@ static const char *kind_name(const json_t *value) {
 }
 
 static bk_status load(document *doc, const char *json, size_t bytes) {
-  json_error_t error;
-  doc->root = json_loadb(json, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!doc->root)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: line %d, column %d: %s",
-                   doc->origin, error.line, error.column, error.text);
+  BK_TRY(bk_json_load(doc->ctx, doc->origin, 0, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
   bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, kind_name(doc->root));
   json_decref(doc->root);
@@ -360,6 +356,9 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
   return BK_OK;
 }
 
+/* Only decide when to warn; states written before they existed lack them. */
+static bool only_warns(const char *name) { return strcmp(name, "spike_factor") == 0 || strcmp(name, "gain_limit") == 0; }
+
 /* Every key must be there and known: a resumed run continues bit for bit or not at all. */
 static bk_status read_recipe(const document *doc, bk_train_config *t) {
   json_t *recipe = json_object_get(doc->root, "recipe"), *value;
@@ -372,6 +371,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
       return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     value = json_object_get(recipe, o->name);
+    if (!value && only_warns(o->name)) continue;
     if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
     BK_TRY(read_option(doc, o, value, t));
   }

@@ -1,4 +1,4 @@
-/* Token data in memory: one segment per file, kept in the width it has on disk (bytes, uint16 or uint32).
+/* Token data in memory: one segment per file, kept in the width it has on disk (bytes, uint16 or uint32), or one of the caller's.
  *
  * The end token belongs to the split that holds its file's last byte: `all` and `val`, or `train` where the file is too short
  * (fewer than 10 bytes) to have a validation part. */
@@ -11,7 +11,8 @@ typedef struct segment {
   int64_t count; /* tokens, the end token included */
   int width;     /* bytes per stored token: 1 text, 2, 4 */
   bool ends;     /* text: BK_TOKEN_END after the stored bytes */
-  void *data;
+  const void *data;
+  void *owned;   /* data, or NULL where it is the caller's */
 } segment;
 
 struct bk_dataset {
@@ -107,10 +108,10 @@ static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   if (bytes == 0) return BK_OK;
   segment g = {.first = ds->tokens, .width = s->width, .ends = s->ends};
   g.count = (int64_t)(bytes / (uint64_t)s->width) + s->ends;
-  g.data = bk_alloc(s->ctx, (size_t)bytes);
-  if (!g.data) return BK_ERR_MEMORY;
+  g.data = g.owned = bk_alloc(s->ctx, (size_t)bytes);
+  if (!g.owned) return BK_ERR_MEMORY;
   ds->segments[ds->n_segments++] = g;
-  BK_TRY(read_part(s, file, g.data));
+  BK_TRY(read_part(s, file, g.owned));
   BK_TRY(check_tokens(s, &g));
   ds->tokens += g.count;
   ds->bytes = s->width > 1 || ds->bytes < 0 ? -1 : ds->bytes + (int64_t)bytes;
@@ -145,10 +146,13 @@ static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_path
                  paths[0], n_paths > 1 ? " and the other files" : "", options->split == BK_SPLIT_VAL ? "validation" : "chosen");
 }
 
+static bk_status check_vocab_size(bk_context *ctx, int64_t vocab_size) {
+  if (vocab_size >= 1 && vocab_size <= INT32_MAX) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "vocab_size must be from 1 to 2147483647, not %lld", (long long)vocab_size);
+}
+
 bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds) {
-  if (options->vocab_size < 1 || options->vocab_size > INT32_MAX)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "vocab_size must be from 1 to 2147483647, not %lld",
-                   (long long)options->vocab_size);
+  BK_TRY(check_vocab_size(ctx, options->vocab_size));
   bk_dataset *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
   made->ctx = ctx;
@@ -158,9 +162,38 @@ bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths
   return status;
 }
 
+static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, int width, const bk_dataset_options *options) {
+  const source s = {.ctx = ds->ctx, .path = "tokens in memory", .options = options, .width = width};
+  ds->segments = bk_alloc(ds->ctx, sizeof *ds->segments);
+  if (!ds->segments) return BK_ERR_MEMORY;
+  *ds->segments = (segment){.count = count, .width = width, .data = tokens};
+  ds->n_segments = 1;
+  ds->tokens = count;
+  ds->bytes = -1;
+  ds->hash = mix_hash(0, ds->segments);
+  return check_tokens(&s, ds->segments);
+}
+
+bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count, int token_bytes, int64_t vocab_size, bk_dataset **ds) {
+  const bk_dataset_options options = {.vocab_size = vocab_size, .split = BK_SPLIT_ALL};
+  BK_TRY(check_vocab_size(ctx, vocab_size));
+  if (token_bytes != 1 && token_bytes != 2 && token_bytes != 4)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "tokens in memory: token_bytes must be 1, 2 or 4, not %d", token_bytes);
+  if (!tokens || count < 1 || count > INT64_MAX / 8 || (uintptr_t)tokens % (size_t)token_bytes != 0)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "tokens in memory: %lld tokens of %d bytes at %p; at least one is needed, aligned to its size",
+                   (long long)count, token_bytes, tokens);
+  bk_dataset *made = bk_alloc(ctx, sizeof *made);
+  if (!made) return BK_ERR_MEMORY;
+  made->ctx = ctx;
+  bk_status status = take_tokens(made, tokens, count, token_bytes, &options);
+  if (status == BK_OK) *ds = made;
+  else bk_dataset_close(made);
+  return status;
+}
+
 void bk_dataset_close(bk_dataset *ds) {
   if (!ds) return;
-  for (size_t i = 0; i < ds->n_segments; i++) bk_free(ds->ctx, ds->segments[i].data);
+  for (size_t i = 0; i < ds->n_segments; i++) bk_free(ds->ctx, ds->segments[i].owned);
   bk_free(ds->ctx, ds->segments);
   bk_free(ds->ctx, ds);
 }

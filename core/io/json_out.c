@@ -14,7 +14,10 @@ void bk_json_out_fini(bk_json_out *out) {
   out->length = out->capacity = 0;
 }
 
-void bk_json_out_clear(bk_json_out *out) { out->length = 0; }
+void bk_json_out_clear(bk_json_out *out) {
+  out->length = 0;
+  out->status = BK_OK;
+}
 
 void bk_json_out_reserve(bk_json_out *out, size_t bytes) {
   if (out->status != BK_OK) return;

@@ -15,7 +15,7 @@ typedef struct bk_json_out {
 void bk_json_out_init(bk_json_out *out, bk_context *ctx);
 void bk_json_out_fini(bk_json_out *out);
 void bk_json_out_reserve(bk_json_out *out, size_t bytes); /* room for that many more */
-void bk_json_out_clear(bk_json_out *out);                 /* empty again; keeps the memory and the status */
+void bk_json_out_clear(bk_json_out *out);                 /* empty again, without failures; keeps the memory */
 void bk_json_out_bytes(bk_json_out *out, const char *bytes, size_t count);
 void bk_json_out_text(bk_json_out *out, const char *text);   /* as it is */
 void bk_json_out_string(bk_json_out *out, const char *text); /* quoted and escaped; UTF-8 passes through */

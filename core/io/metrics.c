@@ -1,15 +1,17 @@
-/* metrics.jsonl: rows are written in one piece each, so that a crash tears the last line at most. */
+/* metrics.jsonl: rows are written in one piece each, so that a crash tears the last line at most. Rows that cannot be written wait
+ * in memory; attempts come after 1, 2, 4, ... more rows. */
 #include "io/metrics.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
+#include "io/json_in.h"
 #include "io/json_out.h"
 
 #define LINE_MAX_BYTES ((size_t)1 << 28)
 #define READ_BYTES ((size_t)1 << 16)
+#define PENDING_MAX_BYTES ((size_t)1 << 26) /* of rows that wait: at least a hundred thousand steps */
 #define FIXED_BYTES 1024 /* all keys, and all numbers that are not expert loads */
 
 /* ---- writing ---- */
@@ -18,36 +20,43 @@ struct bk_metrics {
   bk_context *ctx;
   char *path;
   bk_file *file;
-  bk_json_out row;
+  uint64_t length; /* bytes of whole rows in the file */
+  bk_json_out rows; /* rows that are not in the file, the newest last */
+  int64_t pending, first_step, last_step; /* number of those rows; their steps */
+  int64_t failures, wait; /* in a row; rows to come before the next attempt */
 };
+
+static bk_status open_end(bk_metrics *m) {
+  const bk_fs *fs = &m->ctx->fs;
+  int rc = fs->open_write(fs->user, m->path, true, &m->file);
+  if (rc < 0) m->file = NULL;
+  else rc = fs->size(fs->user, m->file, &m->length);
+  return rc < 0 ? bk_fail(m->ctx, BK_ERR_IO, "cannot open %s: %s", m->path, strerror(-rc)) : BK_OK;
+}
 
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics) {
   bk_metrics *m = bk_alloc(ctx, sizeof *m);
   if (!m) return BK_ERR_MEMORY;
   m->ctx = ctx;
-  bk_json_out_init(&m->row, ctx);
+  bk_json_out_init(&m->rows, ctx);
   m->path = bk_strdup(ctx, path);
-  int rc = m->path ? ctx->fs.open_write(ctx->fs.user, path, true, &m->file) : 0;
-  if (m->path && rc == 0) {
-    *metrics = m;
-    return BK_OK;
-  }
-  bk_status status = m->path ? bk_fail(ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
-  m->file = NULL;
-  bk_metrics_close(m);
+  bk_status status = m->path ? open_end(m) : BK_ERR_MEMORY;
+  if (status == BK_OK) *metrics = m;
+  else bk_metrics_close(m);
   return status;
 }
 
 void bk_metrics_close(bk_metrics *m) {
   if (!m) return;
-  if (m->file) m->ctx->fs.close(m->ctx->fs.user, m->file);
-  bk_json_out_fini(&m->row);
+  int rc = m->file ? m->ctx->fs.close(m->ctx->fs.user, m->file) : 0;
+  if (rc < 0) bk_warn(m->ctx, "cannot close %s: %s; its last rows may be missing", m->path, strerror(-rc));
+  bk_json_out_fini(&m->rows);
   bk_free(m->ctx, m->path);
   bk_free(m->ctx, m);
 }
 
 static void put_key(bk_json_out *out, const char *key) {
-  bk_json_out_text(out, out->length == 1 ? "\"" : ", \"");
+  bk_json_out_text(out, out->data[out->length - 1] == '{' ? "\"" : ", \"");
   bk_json_out_text(out, key);
   bk_json_out_text(out, "\": ");
 }
@@ -75,12 +84,11 @@ static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
   bk_json_out_text(out, "]");
 }
 
-bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
-  bk_json_out *out = &m->row;
+static void put_row(bk_json_out *out, const bk_metrics_row *row) {
   bool loads = row->n_layers > 0 && row->n_experts > 0 && row->expert_load;
-  bk_json_out_clear(out);
   bk_json_out_reserve(out, FIXED_BYTES + (loads ? (size_t)row->n_layers * ((size_t)row->n_experts * 28 + 8) : 0));
   bk_json_out_text(out, "{");
+  if (out->status != BK_OK) return;
   put_int(out, "step", row->step);
   put_int(out, "tokens", row->tokens);
   put_double(out, "loss", row->loss);
@@ -94,11 +102,46 @@ bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   }
   if (loads) put_loads(out, row);
   bk_json_out_text(out, "}\n");
-  BK_TRY(out->status);
-  int64_t rc = m->ctx->fs.write(m->ctx->fs.user, m->file, out->data, out->length);
-  if (rc >= 0 && (size_t)rc == out->length) return BK_OK;
-  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s",
-                 m->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+}
+
+/* A write that failed half-way leaves a torn row: it is cut off, so that the next attempt begins with a whole one. */
+static bk_status write_rows(bk_metrics *m) {
+  const bk_fs *fs = &m->ctx->fs;
+  int rc = m->failures ? fs->truncate(fs->user, m->path, m->length) : 0;
+  int64_t done = rc < 0 ? rc : fs->write(fs->user, m->file, m->rows.data, m->rows.length);
+  if (done >= 0 && (size_t)done == m->rows.length) {
+    m->length += m->rows.length;
+    m->failures = m->wait = m->pending = 0;
+    bk_json_out_clear(&m->rows);
+    return BK_OK;
+  }
+  fs->truncate(fs->user, m->path, m->length);
+  m->wait = m->failures < 10 ? (int64_t)1 << m->failures : 1 << 10;
+  m->failures++;
+  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s", m->path, done < 0 ? strerror((int)-done) : "fewer bytes were taken than given");
+}
+
+bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
+  size_t before = m->rows.length;
+  if (before > PENDING_MAX_BYTES) return bk_fail(m->ctx, BK_ERR_IO, "%s: the row of step %lld is lost: %zu bytes of rows wait to be written", m->path, (long long)row->step, before);
+  put_row(&m->rows, row);
+  if (m->rows.status != BK_OK) { /* out of memory: this row is lost, those before it are not */
+    bk_status status = m->rows.status;
+    m->rows.length = before;
+    m->rows.status = BK_OK;
+    return status;
+  }
+  if (m->pending++ == 0) m->first_step = row->step;
+  m->last_step = row->step;
+  return m->wait > 0 && --m->wait > 0 ? BK_OK : write_rows(m);
+}
+
+bk_status bk_metrics_flush(bk_metrics *m) { return m->pending ? write_rows(m) : BK_OK; }
+
+int64_t bk_metrics_pending(const bk_metrics *m, int64_t *first_step, int64_t *last_step) {
+  *first_step = m->first_step;
+  *last_step = m->last_step;
+  return m->pending;
 }
 
 /* ---- reading line by line ---- */
@@ -168,9 +211,8 @@ static void lines_close(lines *l) {
 
 /* A row's "step", and its `key` if it has that number, else NaN. */
 static bk_status parse_row(const lines *l, const char *line, size_t bytes, const char *key, int64_t *step, double *value) {
-  json_error_t error;
-  json_t *row = json_loadb(line, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!row) return bk_fail(l->ctx, BK_ERR_DATA, "%s: line %lld: %s", l->path, (long long)l->number, error.text);
+  json_t *row = NULL;
+  BK_TRY(bk_json_load(l->ctx, l->path, l->number, line, bytes, &row));
   json_t *number = json_object_get(row, "step"), *wanted = key ? json_object_get(row, key) : NULL;
   bk_status status = BK_OK;
   if (json_is_integer(number)) *step = (int64_t)json_integer_value(number);

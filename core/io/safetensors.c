@@ -126,29 +126,7 @@ bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, 
   return bytes == 0 ? BK_OK : read_bytes(reader, reader->data_start + entry->begin, dst, bytes, entry->name);
 }
 
-#define PIECE_ELEMENTS 1024
-
-typedef union piece {
-  float f32[PIECE_ELEMENTS];
-  double f64[PIECE_ELEMENTS];
-  uint16_t bf16[PIECE_ELEMENTS];
-  int32_t i32[PIECE_ELEMENTS];
-  int64_t i64[PIECE_ELEMENTS];
-  uint8_t u8[PIECE_ELEMENTS];
-} piece;
-
-static double piece_value(const piece *p, bk_dtype dtype, size_t i) {
-  switch (dtype) {
-    case BK_F32: return (double)p->f32[i];
-    case BK_BF16: return (double)bk_bf16_to_f32(p->bf16[i]);
-    case BK_F64: return p->f64[i];
-    case BK_I32: return (double)p->i32[i];
-    case BK_I64: return (double)p->i64[i];
-    default: return (double)p->u8[i];
-  }
-}
-
-bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst) {
+static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count) {
   size_t width = bk_dtype_size(entry->dtype);
   if (width == 0)
     return bk_fail(reader->ctx, BK_ERR_DATA, "%s: tensor %s: dtype %s cannot be loaded",
@@ -158,12 +136,39 @@ bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t
     return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %lld elements, %lld from %lld were asked for",
                    reader->path,
                    entry->name, (long long)elements, (long long)count, (long long)first);
-  piece p;
-  for (int64_t done = 0; done < count; done += PIECE_ELEMENTS) {
-    size_t n = (size_t)(count - done < PIECE_ELEMENTS ? count - done : PIECE_ELEMENTS);
-    uint64_t offset = reader->data_start + entry->begin + (uint64_t)(first + done) * width;
-    BK_TRY(read_bytes(reader, offset, &p, n * width, entry->name));
-    for (size_t i = 0; i < n; i++) dst[done + (int64_t)i] = piece_value(&p, entry->dtype, i);
+  return BK_OK;
+}
+
+bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, void *dst) {
+  size_t width = bk_dtype_size(entry->dtype);
+  BK_TRY(check_range(reader, entry, first, count));
+  if (count == 0) return BK_OK;
+  return read_bytes(reader, reader->data_start + entry->begin + (uint64_t)first * width, dst, (size_t)count * width, entry->name);
+}
+
+static double element_value(const char *p, bk_dtype dtype) {
+  union { float f; uint16_t h; double d; int32_t i; int64_t l; uint8_t u; } v = {.l = 0};
+  memcpy(&v, p, bk_dtype_size(dtype));
+  switch (dtype) {
+    case BK_F32: return (double)v.f;
+    case BK_BF16: return (double)bk_bf16_to_f32(v.h);
+    case BK_F64: return v.d;
+    case BK_I32: return (double)v.i;
+    case BK_I64: return (double)v.l;
+    default: return (double)v.u;
+  }
+}
+
+/* The stored elements, no wider than a double, come to the end of dst and are widened in place from the front: element i is written
+ * to bytes 8 i to 8 i + 8, and what is still to be read lies at or behind them. */
+bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst) {
+  size_t width = bk_dtype_size(entry->dtype);
+  BK_TRY(check_range(reader, entry, first, count));
+  const char *stored = (const char *)dst + (size_t)count * (sizeof *dst - width);
+  BK_TRY(bk_st_read_range(reader, entry, first, count, (char *)dst + (size_t)count * (sizeof *dst - width)));
+  for (int64_t i = 0; i < count; i++) {
+    double value = element_value(stored + (size_t)i * width, entry->dtype);
+    memcpy(dst + i, &value, sizeof value);
   }
   return BK_OK;
 }

@@ -28,7 +28,8 @@ const char *bk_st_metadata(const bk_st_reader *reader, const char *key);    /* N
 const char *bk_st_path(const bk_st_reader *reader);
 /* Whole tensor as stored; `bytes` must be its size. */
 bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes);
-/* Elements [first, first + count) converted to double (any numeric dtype). */
+/* Elements [first, first + count) as stored, or converted to double (any numeric dtype): one read of the file each. */
+bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, void *dst);
 bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst);
 
 /* Writer: declare all tensors, then give their data in the same order, in pieces of any size; then finish (which syncs).

@@ -1,4 +1,5 @@
-/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or cpu is not there.
+/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or cpu is not there (open.c
+ * chooses; a device that was opened without the registry has no other).
  *
  * The other device is opened once per device (device->fallback, closed with it). Where both have host memory its kernel
  * works on the operands in place. Otherwise the operands' memory passes through a staging buffer, byte for byte: ranges
@@ -140,13 +141,7 @@ static const bk_kernel fallback_kernel = {
 /* Opens the device to fall back on, once. */
 static bk_status fallback_open(bk_device *device) {
   if (device->fallback_stream) return BK_OK;
-  bk_device_options options = {.threads = device->options.threads};
-  const char *candidates[] = {"cpu", "ref"};
-  for (size_t i = 0; i < BK_COUNT(candidates) && !device->fallback; i++) {
-    const bk_backend *backend = bk_backend_find(candidates[i]);
-    if (!backend || backend == device->backend) continue;
-    BK_TRY(bk_device_open(device->ctx, candidates[i], &options, &device->fallback));
-  }
+  if (!device->fallback && device->open_fallback) BK_TRY(device->open_fallback(device, &device->fallback));
   if (!device->fallback) return BK_ERR_UNSUPPORTED;
   return bk_stream_create(device->fallback, 0, &device->fallback_stream);
 }

@@ -12,7 +12,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 1u /* raise on any change of this header or of op.h */
+#define BK_BACKEND_ABI 2u /* raise on any change of this header or of op.h */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;
@@ -71,6 +71,8 @@ struct bk_device {
   bk_device *fallback;
   bk_stream *fallback_stream;
   uint64_t fallback_ops;
+  /* Set where the registry is at hand (bk_device_open), NULL otherwise: opens the device to fall back on, *fallback NULL if there is none. */
+  bk_status (*open_fallback)(const bk_device *device, bk_device **fallback);
 };
 
 /* Streams are in order. A stream may run inline (the call returns when the work is done); no caller may rely on two
@@ -173,8 +175,8 @@ typedef struct bk_refused_module {
 int bk_loader_refused_count(void);
 const bk_refused_module *bk_loader_refused_get(int i);
 
-/* ---- device (runtime/device.c) ---- */
-/* bk_device_open, bk_device_close, bk_device_options: birkhoff/device.h */
+/* ---- device (runtime/device.c, by name: runtime/open.c) ---- */
+/* bk_device_open, bk_device_open_backend, bk_device_close, bk_device_options: birkhoff/device.h */
 bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
 void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
 

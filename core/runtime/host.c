@@ -23,7 +23,7 @@ void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *b
 }
 
 bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
-  if (bk_system_memory(free_bytes, total_bytes)) return BK_OK;
+  if (bk_context_system_memory(device->ctx, free_bytes, total_bytes)) return BK_OK;
   return bk_fail(device->ctx, BK_ERR_DEVICE, "%s: the system does not say how much memory it has", device->backend->name);
 }
 
@@ -73,8 +73,7 @@ static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, siz
 }
 
 static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
-  (void)stream;
-  ((host_event *)event)->seconds = bk_seconds();
+  ((host_event *)event)->seconds = bk_context_seconds(stream->device->ctx);
   return BK_OK;
 }
 

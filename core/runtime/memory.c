@@ -104,9 +104,11 @@ static bk_status bind_all(bk_memory *memory) {
     for (size_t i = 0; i < m->n_buffers; i++) {
       bk_status status = bk_buffer_bind(m->buffers[i], m->arena.chunk_bytes[i]);
       if (status == BK_OK) continue;
-      return bk_fail(memory->device->ctx, status, "memory: %s needs %zu bytes, %zu of them in one buffer that %s could not give",
-                     bk_memory_class_name((bk_memory_class)c), bk_arena_bytes(&m->arena), m->arena.chunk_bytes[i],
-                     memory->device->backend->name);
+      /* the device has said why; this says what for */
+      bk_warn(memory->device->ctx, "memory: %s needs %zu bytes, %zu of them in one buffer that %s could not give",
+              bk_memory_class_name((bk_memory_class)c), bk_arena_bytes(&m->arena), m->arena.chunk_bytes[i],
+              memory->device->backend->name);
+      return status;
     }
   }
   return BK_OK;

@@ -6,7 +6,7 @@
  *   or fp64 where st is fp64. Accumulators are at least fp32; results are rounded once, on store.
  * - Inputs come first, outputs last. `opt` operands may be absent (zeroed struct). Inputs of one kind may not overlap outputs
  *   unless the op says "may alias".
- * - Gradients of parameters (dw, dfn, dtable, dscale, dbase, wgrad) always ADD to what is there, in ct. Gradients of
+ * - Gradients of parameters (dw, dfn, dtable, dscale, dbase, wgrad) ADD to what is there, in ct, unless the op says otherwise. Gradients of
  *   activations overwrite, or add where `accumulate` is set.
  * - Last dimensions are dense (stride 1) unless the op says "any strides"; outer strides are free.
  * - Reductions have a fixed order for given shapes: same inputs, same bits, whatever the number of threads.
@@ -122,8 +122,9 @@ typedef struct { bk_tensor a, b, c; double alpha; bool accumulate; } bk_gemm_arg
  * transposed view), offsets [E+1] i32 (offsets[0] = 0, non-decreasing, <= M), c [M,N]. Rows past offsets[E] are untouched;
  * empty groups are legal. */
 typedef struct { bk_tensor a, b, offsets, c; } bk_grouped_gemm_args;
-/* c[e] += a_e^T b_e over the rows of expert e. a [M,P], b [M,Q], offsets [E+1], c [E,P,Q] ct. */
-typedef struct { bk_tensor a, b, offsets, c; } bk_grouped_wgrad_args;
+/* c[e] += a_e^T b_e over the rows of expert e; with `overwrite` c[e] = a_e^T b_e, zero for an expert without rows.
+ * a [M,P], b [M,Q], offsets [E+1], c [E,P,Q] ct. */
+typedef struct { bk_tensor a, b, offsets, c; bool overwrite; } bk_grouped_wgrad_args;
 
 /* ---- RMSNorm over the last dimension: rstd = (mean(x^2) + eps)^-1/2, y = x rstd w. x [N,D], w [D] ct, rstd [N] ct (opt). */
 typedef struct { bk_tensor x, w, y, rstd; double eps; } bk_rmsnorm_args;

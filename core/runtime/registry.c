@@ -8,10 +8,6 @@
 
 #define BACKENDS_MAX 16
 #define REFUSED_MAX 16
-#define KERNELS_MAX 4096 /* a longer table has lost its end mark */
-
-extern const bk_backend bk_backend_ref;
-extern const bk_backend bk_backend_cpu;
 
 /* Compiled-in backends. A new one adds its line here. */
 static const bk_backend *const compiled_in[] = {&bk_backend_ref, &bk_backend_cpu};
@@ -25,54 +21,6 @@ static struct {
   bk_refused_module refused[REFUSED_MAX];
   int n_refused;
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER, .init_lock = PTHREAD_MUTEX_INITIALIZER};
-
-bool bk_vtable_has_hole(const void *vtable, size_t bytes) {
-  for (size_t at = 0; at + sizeof(void (*)(void)) <= bytes; at += sizeof(void (*)(void))) {
-    void (*member)(void);
-    memcpy(&member, (const char *)vtable + at, sizeof member);
-    if (!member) return true;
-  }
-  return false;
-}
-
-static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason_size) {
-  for (int i = 0; i < KERNELS_MAX; i++) {
-    const bk_kernel *k = &b->kernels[i];
-    if (k->op == BK_OP_NONE) return BK_OK;
-    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && k->name && k->accepts && k->prepare && k->launch && k->release;
-    if (whole) continue;
-    snprintf(reason, reason_size, "row %d (%s) of its kernel table has a hole", i, k->name ? k->name : "no name");
-    return BK_ERR_ABI;
-  }
-  snprintf(reason, reason_size, "its kernel table has no end within %d rows", KERNELS_MAX);
-  return BK_ERR_ABI;
-}
-
-static bool valid_name(const char *name) {
-  size_t length = name ? strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") : 0;
-  return length > 0 && length < 32 && name[length] == '\0';
-}
-
-/* The ABI number comes first in the struct in every version; nothing else may be read before it agrees. */
-static bk_status verify(const bk_backend *b, char *reason, size_t reason_size) {
-  if (!b) {
-    snprintf(reason, reason_size, "it is NULL");
-    return BK_ERR_ABI;
-  }
-  if (b->abi != BK_BACKEND_ABI) {
-    snprintf(reason, reason_size, "it was built for ABI %u, this library has ABI %u", (unsigned)b->abi, BK_BACKEND_ABI);
-    return BK_ERR_ABI;
-  }
-  if (!valid_name(b->name)) {
-    snprintf(reason, reason_size, "its name must be lower-case letters, digits and _, at most 31");
-    return BK_ERR_ABI;
-  }
-  if (!b->probe || !b->device_count || !b->describe || !b->open || !b->kernels) {
-    snprintf(reason, reason_size, "its backend table has a hole");
-    return BK_ERR_ABI;
-  }
-  return verify_kernels(b, reason, reason_size);
-}
 
 static bk_status insert(const bk_backend *b, char *reason, size_t reason_size) {
   for (int i = 0; i < registry.n_backends; i++) {
@@ -90,7 +38,7 @@ static bk_status insert(const bk_backend *b, char *reason, size_t reason_size) {
 }
 
 bk_status bk_registry_add(const bk_backend *backend, char *reason, size_t reason_size) {
-  BK_TRY(verify(backend, reason, reason_size));
+  BK_TRY(bk_backend_verify(backend, reason, reason_size));
   pthread_mutex_lock(&registry.lock);
   bk_status status = insert(backend, reason, reason_size);
   pthread_mutex_unlock(&registry.lock);
@@ -151,13 +99,13 @@ const bk_refused_module *bk_loader_refused_get(int i) {
 
 static bk_status register_all(bk_context *ctx) {
   for (size_t i = 0; i < BK_COUNT(compiled_in); i++) BK_TRY(bk_backend_register(ctx, compiled_in[i]));
-  return bk_loader_load_all(ctx);
+  return ctx->os ? bk_loader_load_all(ctx) : BK_OK;
 }
 
 bk_status bk_registry_init(bk_context *ctx) {
   pthread_mutex_lock(&registry.init_lock);
   bk_status status = registry.initialised ? BK_OK : register_all(ctx);
-  if (status == BK_OK) registry.initialised = true;
+  if (status == BK_OK && ctx->os) registry.initialised = true; /* an embedded context loads no modules, a later one may */
   pthread_mutex_unlock(&registry.init_lock);
   return status;
 }

@@ -118,3 +118,18 @@ bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const
                                    project_bwd_args(c, a, g, D), post_res_bwd_args(prev, g_prev, D, df)};
   return bk_exec_call(ex, BK_OP_HC_MERGE_MIX_BWD, &args);
 }
+
+/* The streams must differ, or symmetric values never separate them. */
+void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer) {
+  bool hc = kind == BK_HC_HC;
+  for (int i = 0; i < n; i++) {
+    bool own = i == sublayer % n;
+    v[i] = hc ? (own ? 1.0 : 0.0) : (own ? 1.0 : -1.0);
+    v[n + i] = hc ? 1.0 : v[i];
+  }
+  if (kind == BK_HC_MHC_LITE) {
+    for (int i = 0; i < bk_factorial(n); i++) v[2 * n + i] = i == 0 ? 0.0 : -8.0;
+  } else if (kind != BK_HC_IHC) {
+    for (int i = 0; i < n * n; i++) v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
+  }
+}

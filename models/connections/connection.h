@@ -54,4 +54,7 @@ bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const
                                       const bk_mix_acts *prev, const bk_mix_grads *g_prev,
                                       bk_tensor dh, bk_tensor D, bk_tensor df);
 
+/* Initial values of base (design.md section 3): v [bk_hc_base_count(kind, n)]. */
+void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer);
+
 #endif

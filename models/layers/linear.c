@@ -15,6 +15,7 @@ bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk
   return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});
 }
 
-bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, const bk_param_block *w) {
-  return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, true});
+bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w) {
+  bool adds = bk_param_block_adds(w, ex->preparing);
+  return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, adds});
 }

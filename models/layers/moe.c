@@ -122,15 +122,20 @@ static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
   return bk_mlp_dgrad(ex, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
+static bk_status moe_linear_wgrad(bk_exec *ex, const bk_moe_acts *a, bk_tensor dy, bk_tensor x, bk_param_block *w) {
+  bool overwrite = !bk_param_block_adds(w, ex->preparing);
+  return bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
+}
+
 static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
   BK_TRY(bk_linear_wgrad(ex, w->logits, h, s->moe.gate));
   BK_TRY(moe_dispatch(ex, s, a, w, h));
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){w->dgate_up, w->x, a->offsets, s->moe.gate_up->grad}));
+  BK_TRY(moe_linear_wgrad(ex, a, w->dgate_up, w->x, s->moe.gate_up));
   BK_TRY(moe_act(ex, a, w));
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){w->dy, w->act, a->offsets, s->moe.down->grad}));
+  BK_TRY(moe_linear_wgrad(ex, a, w->dy, w->act, s->moe.down));
   if (!s->moe.shared.gate_up) return BK_OK;
   return bk_mlp_wgrad(ex, &s->moe.shared, &a->shared, &w->shared, h, df);
 }

@@ -140,6 +140,6 @@ static inline bk_tensor bk_up_half(bk_tensor t) { return bk_tensor_slice(t, 1, t
 /* ---- linear.c: y = x W^T with W [out, in]; all tensors 2-D ---- */
 bk_status bk_linear(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y);
 bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx, bool accumulate);
-bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, const bk_param_block *w);
+bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w); /* see bk_param_block_adds */
 
 #endif

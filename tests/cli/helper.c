@@ -5,13 +5,28 @@
  *   helper tensor FILE NAME        dtype and shape of a tensor, "fp32 2x3"
  *   helper values FILE NAME        its values, one a line
  *   helper bin OUT 2|4 VALUE...    a token stream of that many bytes a token
+ *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a sanitizer, with memory of its own)
  * Exit status 0, or 1 with a message. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "io/safetensors.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
 
 static void print_log(void *user, bk_log_level level, const char *message) {
   (void)user;
@@ -136,11 +151,29 @@ static int run_bin(const char *path, int width, int argc, char **argv) {
   return fclose(f) != 0;
 }
 
+/* ---- memory ---- */
+
+static int run_peak(char **command) {
+  struct rusage usage;
+  int state = 0;
+  if (SANITIZED) return 77;
+  pid_t pid = fork();
+  if (pid == 0) {
+    execvp(command[0], command);
+    _exit(127);
+  }
+  if (pid < 0 || waitpid(pid, &state, 0) != pid || getrusage(RUSAGE_CHILDREN, &usage) != 0) return perror("helper: peak"), 1;
+  if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) return fprintf(stderr, "helper: %s failed\n", command[0]), 1;
+  printf("%lld\n", (long long)usage.ru_maxrss * 1024); /* kilobytes, on Linux */
+  return 0;
+}
+
 int main(int argc, char **argv) {
   bk_context_options options = {.log = print_log, .log_level = BK_LOG_WARN};
   bk_context *ctx = NULL;
   if (argc < 3) return fprintf(stderr, "helper: see helper.c\n"), 1;
   if (strcmp(argv[1], "json") == 0) return run_json(argv[2], argc > 3 ? argv[3] : NULL);
+  if (strcmp(argv[1], "peak") == 0) return run_peak(argv + 2);
   if (strcmp(argv[1], "bin") == 0) return argc < 4 ? 1 : run_bin(argv[2], atoi(argv[3]), argc - 4, argv + 4);
   if (bk_context_create(&options, &ctx) != BK_OK) return 1;
   bk_status status = BK_ERR_ARGUMENT;

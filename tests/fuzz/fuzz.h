@@ -1,19 +1,17 @@
-/* A fuzz target is one file with LLVMFuzzerTestOneInput (libFuzzer's entry) and the inputs that mutation starts from. replay.c
- * is a main for compilers without libFuzzer: a fixed number of mutations from a fixed seed, the same in every run. */
+/* A fuzz target is one file with LLVMFuzzerTestOneInput (libFuzzer's entry) and a name, which is also that of its folder of seeds,
+ * tests/fuzz/corpus/NAME. run.sh builds the targets with libFuzzer; replay.c is a main without it: the seeds and a fixed number of
+ * mutations of them from a fixed seed, the same in every run. A target aborts on a fault. */
 #ifndef BK_TESTS_FUZZ_H
 #define BK_TESTS_FUZZ_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct fuzz_seed {
-  const char *data;
-  size_t bytes;
-} fuzz_seed;
-#define FUZZ_SEED(text) {text, sizeof(text) - 1}
-
-extern const fuzz_seed fuzz_seeds[];
-extern const size_t fuzz_seed_count;
+typedef struct fuzz_target {
+  const char *name;
+  int mutations; /* that replay.c tries */
+} fuzz_target;
+extern const fuzz_target fuzz;
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 #endif

@@ -1,17 +1,9 @@
-/* libFuzzer target: any bytes as a safetensors file. What opens must be readable to its last byte.
- * Build: clang -fsanitize=fuzzer,address,undefined -D_GNU_SOURCE -Icore -Icore/include -I. tests/fuzz/fuzz_safetensors.c LIBRARY */
+/* libFuzzer target: any bytes as a safetensors file. What opens must be readable to its last byte. */
 #include "io/safetensors.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
 
-const fuzz_seed fuzz_seeds[] = {
-    FUZZ_SEED("\x86\0\0\0\0\0\0\0"
-              "{\"__metadata__\":{\"k\":\"v\"},\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
-              "\"b\":{\"dtype\":\"BF16\",\"shape\":[1,1],\"data_offsets\":[2,4]}}abcd"),
-    FUZZ_SEED("\x52\0\0\0\0\0\0\0"
-              "{ \"\\ud83d\\ude00\" : { \"data_offsets\" : [0,8], \"dtype\" : \"F64\", \"shape\" : [] } }    abcdefgh"),
-};
-const size_t fuzz_seed_count = BK_COUNT(fuzz_seeds);
+const fuzz_target fuzz = {"safetensors", 20000};
 
 static void read_all(bk_context *ctx, bk_st_reader *reader) {
   for (int i = 0; i < bk_st_count(reader); i++) {
@@ -26,7 +18,7 @@ static void read_all(bk_context *ctx, bk_st_reader *reader) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  memory_file file = {data, size};
+  memory_file file = {.name = "input", .data = data, .bytes = size};
   bk_fs fs = memory_fs(&file);
   size_t logged = 0;
   bk_st_reader *reader = NULL;

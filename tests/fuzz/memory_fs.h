@@ -1,4 +1,4 @@
-/* A bk_fs with one read-only file, "input", that lies in memory: for programs that feed bytes to a reader. */
+/* A bk_fs of read-only files that lie in memory, in one folder at most: for programs that feed bytes to a reader. */
 #ifndef BK_TESTS_MEMORY_FS_H
 #define BK_TESTS_MEMORY_FS_H
 
@@ -8,15 +8,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MEMORY_BLOCK_MAX ((size_t)64 << 20) /* larger blocks are refused: a few bytes of input may ask for any size */
+
 typedef struct memory_file {
+  const char *name; /* "input", "folder/input" */
   const unsigned char *data;
   size_t bytes;
+  const struct memory_file *next; /* NULL: the last */
 } memory_file;
 
+static const memory_file *memory_find(const void *first, const char *path) {
+  const memory_file *f = first;
+  while (f && strcmp(f->name, path) != 0) f = f->next;
+  return f;
+}
+
 static int memory_open_read(void *user, const char *path, bk_file **file) {
-  if (strcmp(path, "input") != 0) return -ENOENT;
-  *file = user;
-  return 0;
+  const memory_file *f = memory_find(user, path);
+  *file = (bk_file *)(uintptr_t)f;
+  return f ? 0 : -ENOENT;
 }
 
 static int64_t memory_read_at(void *user, bk_file *file, uint64_t offset, void *dst, size_t bytes) {
@@ -40,8 +50,11 @@ static int memory_close(void *user, bk_file *file) {
 }
 
 static int memory_kind(void *user, const char *path) {
-  (void)user;
-  return strcmp(path, "input") == 0 ? 0 : -ENOENT;
+  size_t length = strlen(path);
+  if (memory_find(user, path)) return 0;
+  for (const memory_file *f = user; f; f = f->next)
+    if (strncmp(f->name, path, length) == 0 && f->name[length] == '/') return 1;
+  return -ENOENT;
 }
 
 /* Everything that would change something is refused. */
@@ -100,7 +113,13 @@ static inline bk_fs memory_fs(memory_file *file) {
   };
 }
 
-/* A context over the file; the log sink counts the bytes that it is given. */
+static void *memory_alloc(void *user, size_t bytes, size_t align) {
+  return bytes <= MEMORY_BLOCK_MAX ? bk_allocator_libc.alloc(user, bytes, align) : NULL;
+}
+
+static void memory_free(void *user, void *ptr, size_t bytes) { bk_allocator_libc.free(user, ptr, bytes); }
+
+/* A context over the files; the log sink counts the bytes that it is given. */
 static void memory_log(void *user, bk_log_level level, const char *message) {
   (void)level;
   *(size_t *)user += strlen(message);
@@ -108,7 +127,8 @@ static void memory_log(void *user, bk_log_level level, const char *message) {
 
 static inline bk_context *memory_context(const bk_fs *fs, size_t *logged) {
   bk_context *made = NULL;
-  bk_context_options options = {.fs = fs, .log = memory_log, .log_user = logged, .log_level = BK_LOG_TRACE};
+  static const bk_allocator allocator = {memory_alloc, memory_free, NULL};
+  bk_context_options options = {.allocator = &allocator, .fs = fs, .log = memory_log, .log_user = logged, .log_level = BK_LOG_TRACE};
   if (bk_context_create(&options, &made) != BK_OK) abort();
   return made;
 }

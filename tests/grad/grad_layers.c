@@ -26,7 +26,7 @@ static void check_grouped(grad_test *g) {
   bk_tensor a = G(9, 5), b = G(4, 5, 6), c = G(9, 6), dc = G(9, 6), da = G(9, 5), db = G(4, 5, 6);
   bk_tensor offsets = g_ints(g, 1, (int64_t[]){5}, bounds);
   bk_grouped_gemm_args forward = {a, b, offsets, c}, to_a = {dc, bk_tensor_transpose(b, 1, 2), offsets, da};
-  bk_grouped_wgrad_args to_b = {a, dc, offsets, db};
+  bk_grouped_wgrad_args to_b = {a, dc, offsets, db, false};
   CHECK("grouped_gemm, to a", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_GEMM, &forward, &to_a, {{&c, &dc, 0}}, {{&a, &da, 0}},
         NULL);
   CHECK("grouped_gemm, to b", BK_OP_GROUPED_GEMM, BK_OP_GROUPED_WGRAD, &forward, &to_b, {{&c, &dc, 0}}, {{&b, &db, 1}},

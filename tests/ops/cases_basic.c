@@ -142,11 +142,15 @@ static void grouped_case(harness *h, const int *level) {
                "nt"[level[1]], strided_name(pad));
   if (level[1]) return;
   bk_grouped_wgrad_args w = {h2(h->st, pad, s.room, s.k), h2(h->st, pad, s.room, s.n), h1(BK_I32, s.experts + 1),
-                             h3(h->ct, pad, s.experts, s.k, s.n)};
-  const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL}, FILL_END};
-  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,%s",
-               (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n,
-               strided_name(pad));
+                             h3(h->ct, pad, s.experts, s.k, s.n), false};
+  for (int overwrite = 0; overwrite < 2; overwrite++) {
+    const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)s.rows, 0, NULL, NULL},
+                          {"c", overwrite ? FILL_POISON : FILL_NORMAL, 0, 1, NULL, NULL}, FILL_END};
+    w.overwrite = overwrite;
+    harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,overwrite=%d,%s",
+                 (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, overwrite,
+                 strided_name(pad));
+  }
 }
 
 /* ---- optimiser ---- */

@@ -128,7 +128,7 @@ START_TEST(grouped_products_of_uneven_groups) {
                               .offsets = filled(bk_tensor_1d(BK_I32, 7)), .c = f2(st, 460, 70)};
     memcpy(bk_tensor_data(&g.offsets), offsets, sizeof offsets);
     against_ref(BK_OP_GROUPED_GEMM, &g, bk_dtype_name(st));
-    bk_grouped_wgrad_args w = {g.c, g.a, g.offsets, filled(bk_tensor_3d(BK_F32, 6, 70, 300))};
+    bk_grouped_wgrad_args w = {g.c, g.a, g.offsets, filled(bk_tensor_3d(BK_F32, 6, 70, 300)), false};
     against_ref(BK_OP_GROUPED_WGRAD, &w, bk_dtype_name(st));
   }
 }

@@ -2,7 +2,12 @@
 #include "tests/unit/unit.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 static void write_file(const char *name, const char *text) {
@@ -182,5 +187,100 @@ START_TEST(unwritable_folder) {
 }
 END_TEST
 
+/* ---- what the operating system itself can be made to do ---- */
+
+/* A file may grow to 4096 bytes: the kernel takes part of a write, then refuses the rest. */
+START_TEST(size_limit) {
+  struct rlimit before, small;
+  static char bytes[10000];
+  ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &before), 0);
+  small = before;
+  small.rlim_cur = 4096;
+  write_file("state", "old");
+  void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+  ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
+  bk_status status = bk_file_write_atomic(ctx, unit_path("state"), bytes, sizeof bytes);
+  ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &before), 0);
+  signal(SIGXFSZ, handler);
+  ck_assert_int_eq(status, BK_ERR_IO);
+  unit_expect("state.tmp: File too large");
+  expect_file("state", "old");
+  ck_assert(!bk_path_exists(ctx, unit_path("state.tmp")));
+}
+END_TEST
+
+START_TEST(full_device) {
+  const bk_fs *fs = &ctx->fs;
+  bk_file *file = NULL;
+  if (fs->open_write(fs->user, "/dev/full", true, &file) != 0) return; /* not there */
+  ck_assert_int_eq(fs->write(fs->user, file, "x", 1), -ENOSPC);
+  ck_assert_int_eq(fs->close(fs->user, file), 0);
+}
+END_TEST
+
+typedef struct slow_reader {
+  int fd;
+  size_t bytes;
+  bool wrong;
+} slow_reader;
+
+static unsigned char pattern(size_t i) { return (unsigned char)(i * 7 + i / 251); }
+
+/* Takes a little at a time, so that the writer waits inside its call, where signals find it. */
+static void *read_slowly(void *arg) {
+  slow_reader *r = arg;
+  unsigned char piece[5000];
+  for (ssize_t n; (n = read(r->fd, piece, sizeof piece)) != 0;) {
+    for (ssize_t i = 0; i < n; i++) r->wrong |= piece[i] != pattern(r->bytes++);
+    usleep(200);
+  }
+  return NULL;
+}
+
+static volatile sig_atomic_t interruptions;
+
+static void count_signal(int number) {
+  (void)number;
+  interruptions++;
+}
+
+/* A large write into a pipe under a hail of signals, none of which restarts a call: calls end early with part of the bytes or with
+ * EINTR, and every byte arrives once. */
+START_TEST(interrupted_write) {
+  enum { BYTES = 1 << 20 };
+  const bk_fs *fs = &ctx->fs;
+  bk_file *file = NULL;
+  pthread_t thread;
+  slow_reader reader = {.fd = -1};
+  struct sigaction action = {.sa_handler = count_signal}, before;
+  struct itimerval often = {{0, 500}, {0, 500}}, never = {{0, 0}, {0, 0}};
+  sigset_t alarm_only;
+  unsigned char *bytes = bk_alloc(ctx, BYTES);
+  for (size_t i = 0; i < BYTES; i++) bytes[i] = pattern(i);
+  ck_assert_int_eq(mkfifo(unit_path("pipe"), 0600), 0);
+  ck_assert_int_ge(reader.fd = open(unit_path("pipe"), O_RDONLY | O_NONBLOCK), 0); /* does not wait for a writer */
+  ck_assert_int_eq(fs->open_write(fs->user, unit_path("pipe"), true, &file), 0);
+  ck_assert_int_eq(fcntl(reader.fd, F_SETFL, 0), 0);
+  sigemptyset(&alarm_only);
+  sigaddset(&alarm_only, SIGALRM);
+  ck_assert_int_eq(pthread_sigmask(SIG_BLOCK, &alarm_only, NULL), 0); /* the reader is left alone */
+  ck_assert_int_eq(pthread_create(&thread, NULL, read_slowly, &reader), 0);
+  ck_assert_int_eq(pthread_sigmask(SIG_UNBLOCK, &alarm_only, NULL), 0);
+  sigaction(SIGALRM, &action, &before);
+  ck_assert_int_eq(setitimer(ITIMER_REAL, &often, NULL), 0);
+  int64_t done = fs->write(fs->user, file, bytes, BYTES);
+  ck_assert_int_eq(setitimer(ITIMER_REAL, &never, NULL), 0);
+  ck_assert_int_eq(done, BYTES);
+  ck_assert_int_eq(fs->close(fs->user, file), 0);
+  ck_assert_int_eq(pthread_join(thread, NULL), 0);
+  sigaction(SIGALRM, &before, NULL);
+  close(reader.fd);
+  ck_assert_uint_eq(reader.bytes, BYTES);
+  ck_assert(!reader.wrong);
+  ck_assert_int_gt(interruptions, 0);
+  bk_free(ctx, bytes);
+}
+END_TEST
+
 UNIT_MAIN("files", unit_folder_open, unit_folder_close, write_and_read, relative_path, read_errors, mkdirs, remove_tree,
-          path_join, posix_members, atomic_under_failures, unwritable_folder)
+          path_join, posix_members, atomic_under_failures, unwritable_folder, size_limit, full_device, interrupted_write)

@@ -1,6 +1,7 @@
 /* metrics.jsonl: rows, null, cutting back for a resume, reading a column. */
 #include "tests/unit/unit.h"
 
+#include <errno.h>
 #include <math.h>
 
 #include "io/json_out.h"
@@ -202,5 +203,60 @@ START_TEST(strings_are_escaped) {
 }
 END_TEST
 
+/* ---- a disk that is full for a while ---- */
+
+static int64_t room; /* bytes that still fit; -1: any number */
+
+static int64_t scant_write(void *user, bk_file *file, const void *src, size_t bytes) {
+  size_t fits = room < 0 || (int64_t)bytes <= room ? bytes : (size_t)room;
+  int64_t done = bk_fs_posix.write(user, file, src, fits);
+  if (room >= 0) room -= (int64_t)fits;
+  return fits < bytes ? -ENOSPC : done; /* what fitted is in the file, as on a real one */
+}
+
+static bk_status put_step(bk_metrics *m, int64_t step) { return bk_metrics_write(m, &(bk_metrics_row){.step = step, .tokens = 10 * step, .loss = 1}); }
+
+START_TEST(rows_wait_for_room) {
+  bk_metrics *m;
+  int64_t first, last, *steps, count;
+  double *values;
+  ctx->fs.write = scant_write;
+  room = -1;
+  ck_assert_int_eq(bk_metrics_open(ctx, unit_path("metrics.jsonl"), &m), BK_OK);
+  for (int s = 1; s <= 3; s++) ck_assert_int_eq(put_step(m, s), BK_OK);
+  room = 40; /* half a row */
+  int failed = 0;
+  for (int s = 4; s <= 20; s++) {
+    bk_status status = put_step(m, s);
+    ck_assert(status == BK_OK || status == BK_ERR_IO);
+    if (status == BK_OK) continue;
+    unit_expect("metrics.jsonl: No space left on device");
+    failed++;
+    room = 40;
+    char *text = whole(); /* nothing torn is left behind */
+    ck_assert_int_eq(text[strlen(text) - 1], '\n');
+    ck_assert_ptr_nonnull(strstr(text, "\"step\": 3,"));
+    ck_assert_ptr_null(strstr(text, "\"step\": 4,"));
+    bk_free(ctx, text);
+  }
+  ck_assert_int_eq(failed, 5); /* at steps 4, 5, 7, 11, 19 */
+  ck_assert_int_eq(bk_metrics_pending(m, &first, &last), 17);
+  ck_assert_int_eq(first, 4);
+  ck_assert_int_eq(last, 20);
+  ck_assert_int_eq(bk_metrics_flush(m), BK_ERR_IO);
+  unit_expect("No space left on device");
+  room = -1;
+  ck_assert_int_eq(bk_metrics_flush(m), BK_OK);
+  ck_assert_int_eq(bk_metrics_pending(m, &first, &last), 0);
+  ck_assert_int_eq(put_step(m, 21), BK_OK);
+  bk_metrics_close(m);
+  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "tokens", &steps, &values, &count), BK_OK);
+  ck_assert_int_eq(count, 21);
+  for (int64_t i = 0; i < count; i++) ck_assert(steps[i] == i + 1 && values[i] == 10.0 * (double)(i + 1));
+  bk_free(ctx, steps);
+  bk_free(ctx, values);
+}
+END_TEST
+
 UNIT_MAIN("metrics", unit_folder_open, unit_folder_close, rows, no_allocation_per_row, cut, torn_anywhere, column, long_rows, bad_rows,
-          numbers_as_text, strings_are_escaped)
+          numbers_as_text, strings_are_escaped, rows_wait_for_room)

@@ -40,6 +40,13 @@ static BK_UNUSED void unit_expect(const char *part) {
   unit_messages[0] = '\0';
 }
 
+/* Errors among the messages since the last unit_expect. */
+static BK_UNUSED int unit_errors(void) {
+  int count = 0;
+  for (const char *at = unit_messages; (at = strstr(at, "error: ")); at++) count += at == unit_messages || at[-1] == '\n';
+  return count;
+}
+
 static BK_UNUSED void unit_folder_open(void) {
   const char *base = getenv("TMPDIR");
   unit_open();

@@ -7,6 +7,7 @@
 #include <birkhoff/data.h>
 #include <birkhoff/device.h>
 #include <birkhoff/model.h>
+#include <birkhoff/residual.h>
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>
 #include <birkhoff/types.h>

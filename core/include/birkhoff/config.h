@@ -52,6 +52,7 @@ typedef struct bk_train_config {
   double lr, min_lr_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps, grad_clip /* 0 = off */, router_bias_lr;
   int lr_schedule;
   int64_t warmup_steps, save_every, keep, eval_every, eval_tokens /* most tokens of a validation pass in training; 0 = all */, gain_every;
+  double spike_factor /* on the median gradient norm */, gain_limit; /* warned about beyond; 0 = off */
   int64_t hc_recompute; /* auto | off | N in text */
   int data_dtype; /* 0 auto, 1 uint16, 2 uint32 */
   bool allow_tf32, cuda_graph; /* kept for the GPU backends, no effect on a CPU */

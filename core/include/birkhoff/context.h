@@ -59,6 +59,11 @@ typedef struct bk_context_options {
 
 /* options may be NULL: C library memory, no log, operating system files. */
 bk_status bk_context_create(const bk_context_options *options, bk_context **context);
+/* For programs without an operating system, or that want nothing of it: uses only what options hand in. The allocator is needed;
+ * without fs every access to a file fails, without a log there are no messages. There is one thread (devices run inline), no
+ * clock (tokens_per_s is not a number), no environment variable and no loadable module. A static link of a program
+ * that makes no other context, and opens its device with bk_device_open_backend, holds no code that needs an operating system. */
+bk_status bk_context_create_embedded(const bk_context_options *options, bk_context **context);
 /* NULL is allowed. */
 void bk_context_destroy(bk_context *context);
 

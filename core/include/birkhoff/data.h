@@ -23,9 +23,12 @@ typedef struct bk_dataset_options {
 /* The files' tokens of the split, one after the other. Text files: token 256 after the file's last byte (in the split that has the
  * file's end: val or all; with val data given separately the caller asks for ALL). Empty files or an empty result: BK_ERR_DATA. */
 bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds);
+/* `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4) in this machine's byte order. They are read in
+ * place: they stay the caller's, unchanged, until the dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
+bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count, int token_bytes, int64_t vocab_size, bk_dataset **ds);
 void bk_dataset_close(bk_dataset *ds);
 int64_t bk_dataset_tokens(const bk_dataset *ds);
-int64_t bk_dataset_bytes(const bk_dataset *ds);     /* bytes of text behind the tokens; -1 if a .bin is among them */
+int64_t bk_dataset_bytes(const bk_dataset *ds);     /* bytes of text behind the tokens; -1 if a .bin is among them, or from memory */
 uint64_t bk_dataset_hash(const bk_dataset *ds);
 int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
 

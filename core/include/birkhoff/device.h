@@ -9,6 +9,7 @@ extern "C" {
 #endif
 
 typedef struct bk_device bk_device;
+typedef struct bk_backend bk_backend;
 
 typedef struct bk_device_options {
   int threads;          /* host workers; 0 = one per processor */
@@ -34,6 +35,10 @@ const char *bk_memory_class_name(bk_memory_class c); /* "weights" "masters" "gra
 /* name: "cpu", "ref", "cuda:1"; NULL: the best that probes. An unknown backend: BK_ERR_NOT_FOUND with a list of those that
  * are there; a known one that is absent: BK_ERR_ABSENT with its reason. */
 bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options, bk_device **device);
+/* The first device of a backend that is linked in, by its address: no list of backends and no loadable modules come with it, so that
+ * a static link holds this backend alone. allow_fallback then finds no other device. */
+extern const bk_backend bk_backend_cpu, bk_backend_ref;
+bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend, const bk_device_options *options, bk_device **device);
 void bk_device_close(bk_device *device); /* NULL is allowed */
 
 #ifdef __cplusplus

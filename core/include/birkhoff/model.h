@@ -23,6 +23,9 @@ void bk_model_destroy(bk_model *model); /* NULL is allowed */
 /* Initial values from (seed, hash of name, element), the same bits on every machine and backend; masters, zero moments. */
 bk_status bk_model_init(bk_model *model, uint64_t seed);
 
+/* Bytes of the weights, gradients, ... of the model itself. */
+size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
+
 /* Counts from the configuration alone. Active: the routed experts a token uses, and one of the two vocabulary matrices. */
 typedef struct bk_model_counts {
   int64_t parameters_total, parameters_active, parameters_connections, parameters_vocabulary;

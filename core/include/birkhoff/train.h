@@ -24,11 +24,12 @@ typedef struct bk_gain {
 
 typedef struct bk_trainer bk_trainer;
 
-/* model must be trainable and whole, recipe validated, train longer than seq_len (else BK_ERR_ARGUMENT or BK_ERR_DATA). train and val stay the caller's; val may be NULL. Everything that a step
+/* model must be trainable and whole, recipe validated, train longer than seq_len (else BK_ERR_ARGUMENT or BK_ERR_DATA; NULL is allowed where the
+ * model was only planned). train and val stay the caller's; val may be NULL. Everything that a step
  * needs is allocated here. */
 bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train, const bk_dataset *val, bk_trainer **trainer);
 void bk_trainer_destroy(bk_trainer *trainer); /* NULL is allowed */
-/* Bytes of activations, workspace, ... of the trainer's runners. */
+/* Bytes of activations, workspace, staging, ... beside the model's own. */
 size_t bk_trainer_bytes(const bk_trainer *trainer, bk_memory_class c);
 /* The step that comes next is last_step + 1, after `tokens` training tokens in all, which say where the data goes on and what the
  * metrics count from; both 0 at creation; set them when resuming. */
@@ -38,8 +39,19 @@ int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
 
 /* One optimiser step: micro-batches forward and backward, clip, AdamW, balancing; every gain_every steps the gains; every
  * eval_every steps the validation loss. The row's expert_load points into the trainer until the next step.
- * BK_ERR_NOT_FINITE: loss or gradient norm not finite; weights and step are as before. */
+ * Warns once in a run of a gradient norm above spike_factor x its median over the last 32 steps, once of a composite gain above
+ * gain_limit.
+ * BK_ERR_NOT_FINITE: loss or gradient norm not finite; weights and step are as before. The step was then done again with a look at
+ * every tensor, and the message names the first that is not finite; bk_trainer_refusal has the details. */
 bk_status bk_trainer_step(bk_trainer *trainer, bk_metrics_row *row);
+/* Of the last step if it was refused (BK_ERR_NOT_FINITE), else NULL; valid until the next step. */
+typedef struct bk_refusal {
+  bk_metrics_row row; /* of the step; without loads, validation and gain */
+  bool in_forward;    /* what is not finite is a weight or an activation: the same state gives the same again, whatever the recipe */
+  bool again;         /* it came again when the step was done again */
+  char first[192];    /* the first tensor that is not finite, in words */
+} bk_refusal;
+const bk_refusal *bk_trainer_refusal(const bk_trainer *trainer);
 /* Gains of the last step's last micro-batch, if that step computed them; else NULL. */
 const bk_gain *bk_trainer_gain(const bk_trainer *trainer);
 
@@ -66,6 +78,7 @@ bk_status bk_generator_feed(bk_generator *generator, const int32_t *ids, int64_t
  * token was fed, BK_ERR_NOT_FINITE if any logit is not finite. */
 bk_status bk_generator_sample(bk_generator *generator, double temperature, double top_p, uint64_t seed, int32_t *token);
 int64_t bk_generator_length(const bk_generator *generator);
+size_t bk_generator_bytes(const bk_generator *generator, bk_memory_class c); /* the model's own excluded */
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,55 @@
+/* What is checked of a backend before anything of it is used. */
+#include "runtime/registry_priv.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define KERNELS_MAX 4096 /* a longer table has lost its end mark */
+
+bool bk_vtable_has_hole(const void *vtable, size_t bytes) {
+  for (size_t at = 0; at + sizeof(void (*)(void)) <= bytes; at += sizeof(void (*)(void))) {
+    void (*member)(void);
+    memcpy(&member, (const char *)vtable + at, sizeof member);
+    if (!member) return true;
+  }
+  return false;
+}
+
+static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason_size) {
+  for (int i = 0; i < KERNELS_MAX; i++) {
+    const bk_kernel *k = &b->kernels[i];
+    if (k->op == BK_OP_NONE) return BK_OK;
+    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && k->name && k->accepts && k->prepare && k->launch && k->release;
+    if (whole) continue;
+    snprintf(reason, reason_size, "row %d (%s) of its kernel table has a hole", i, k->name ? k->name : "no name");
+    return BK_ERR_ABI;
+  }
+  snprintf(reason, reason_size, "its kernel table has no end within %d rows", KERNELS_MAX);
+  return BK_ERR_ABI;
+}
+
+static bool valid_name(const char *name) {
+  size_t length = name ? strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") : 0;
+  return length > 0 && length < 32 && name[length] == '\0';
+}
+
+/* The ABI number comes first in the struct in every version; nothing else may be read before it agrees. */
+bk_status bk_backend_verify(const bk_backend *b, char *reason, size_t reason_size) {
+  if (!b) {
+    snprintf(reason, reason_size, "it is NULL");
+    return BK_ERR_ABI;
+  }
+  if (b->abi != BK_BACKEND_ABI) {
+    snprintf(reason, reason_size, "it was built for ABI %u, this library has ABI %u", (unsigned)b->abi, BK_BACKEND_ABI);
+    return BK_ERR_ABI;
+  }
+  if (!valid_name(b->name)) {
+    snprintf(reason, reason_size, "its name must be lower-case letters, digits and _, at most 31");
+    return BK_ERR_ABI;
+  }
+  if (!b->probe || !b->device_count || !b->describe || !b->open || !b->kernels) {
+    snprintf(reason, reason_size, "its backend table has a hole");
+    return BK_ERR_ABI;
+  }
+  return verify_kernels(b, reason, reason_size);
+}

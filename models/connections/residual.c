@@ -1,0 +1,333 @@
+/* A connection by itself, over host arrays of the caller's: see birkhoff/residual.h. */
+#include <birkhoff/residual.h>
+
+#include "models/connections/connection.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define FN_STD 0.02
+#define SCALE_START 0.01
+
+/* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it where the host's memory is not the
+ * device's. */
+typedef struct port {
+  bk_tensor t;
+  bk_buffer host;
+} port;
+
+typedef enum port_id { X, H, F, OUT, DOUT, DX, DF, DH, PORTS } port_id;
+
+typedef enum stage { IDLE, MIXED, MERGED, MERGE_WALKED } stage; /* what was done last */
+
+struct bk_residual {
+  bk_context *ctx;
+  bk_device *device;
+  bk_stream *stream;
+  bk_residual_options o;
+  bk_memory *memory;
+  bk_exec exec;
+  bk_calls mix, merge, merge_bwd, mix_bwd;
+  port ports[PORTS];
+  bk_tensor param[BK_RESIDUAL_PARAMS], grad[BK_RESIDUAL_PARAMS];
+  bk_mix_acts acts; /* maps, proj and rinv; the rest are ports */
+  bk_mix_grads grads;
+  stage stage;
+};
+
+/* ---- creation ---- */
+
+static bk_status check_options(bk_device *device, const bk_residual_options *o) {
+  bk_context *ctx = device->ctx;
+  int most = o->kind == BK_HC_MHC_LITE ? 5 : BK_HC_MAX_N;
+  if (o->kind != BK_HC_HC && o->kind != BK_HC_MHC && o->kind != BK_HC_MHC_LITE && o->kind != BK_HC_IHC)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is not hc, mhc, mhc_lite or ihc", (int)o->kind);
+  if (o->streams < 1 || o->streams > most)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %d streams, 1 to %d can be", o->streams, most);
+  if (o->width < 1 || o->width > INT32_MAX / o->streams || o->tokens < 1 || o->tokens > INT32_MAX / o->streams)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %lld tokens of width %lld: each at least 1, and below 2^31 times the streams",
+                   (long long)o->tokens, (long long)o->width);
+  if (o->sinkhorn_iters < 1 || o->sinkhorn_iters > 64 || o->sublayer < 0)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: sinkhorn_iters %d (1 to 64), sublayer %d (from 0)", o->sinkhorn_iters, o->sublayer);
+  if (!(o->hc_eps >= 0 && o->hc_eps <= 1) || !(o->norm_eps > 0 && o->norm_eps <= 1))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: hc_eps %g (0 to 1), norm_eps %g (above 0, to 1)", o->hc_eps, o->norm_eps);
+  if (!(device->props.storage_dtypes & BK_DT(BK_F32)))
+    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "residual: device %s does not store fp32", device->backend->name);
+  return BK_OK;
+}
+
+static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int64_t *shape, bk_tensor *t) {
+  return bk_memory_tensor(r->memory, c, BK_F32, ndim, shape, t);
+}
+
+static bk_status plan_params(bk_residual *r) {
+  int64_t n = r->o.streams, columns = r->o.kind == BK_HC_HC ? r->o.width : n * r->o.width;
+  int64_t shapes[BK_RESIDUAL_PARAMS][2] = {{bk_hc_rows(r->o.kind, r->o.streams), columns},
+                                           {bk_hc_base_count(r->o.kind, r->o.streams), 1},
+                                           {bk_hc_scale_count(r->o.kind), 1}};
+  for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
+    BK_TRY(reserve(r, BK_MEM_WEIGHTS, i == BK_RESIDUAL_FN ? 2 : 1, shapes[i], &r->param[i]));
+    BK_TRY(reserve(r, BK_MEM_GRADIENTS, i == BK_RESIDUAL_FN ? 2 : 1, shapes[i], &r->grad[i]));
+  }
+  return BK_OK;
+}
+
+static bk_status plan_maps(bk_residual *r) {
+  bool hc = r->o.kind == BK_HC_HC;
+  int64_t n = r->o.streams, N = r->o.tokens, rows = hc ? N * n : N;
+  int64_t proj[] = {rows, bk_hc_rows(r->o.kind, r->o.streams)}, gates[] = {N, n}, comb[] = {N, n, n};
+  bk_mix_acts *a = &r->acts;
+  bk_mix_grads *g = &r->grads;
+  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, proj, &a->proj));
+  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 1, &rows, &a->rinv));
+  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, gates, &a->pre));
+  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, gates, &a->post));
+  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, proj, &g->dproj));
+  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 1, &rows, &g->drinv));
+  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, gates, &g->dpre));
+  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, gates, &g->dpost));
+  if (r->o.kind == BK_HC_IHC) return BK_OK;
+  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 3, comb, &a->comb));
+  return reserve(r, BK_MEM_WORKSPACE, 3, comb, &g->dcomb);
+}
+
+static bk_status plan_ports(bk_residual *r) {
+  for (int i = 0; i < PORTS; i++) {
+    port *p = &r->ports[i];
+    bool row = i == H || i == F || i == DF || i == DH;
+    int64_t rows[] = {r->o.tokens, r->o.width}, streams[] = {r->o.tokens, r->o.streams, r->o.width};
+    p->t = bk_tensor_make(BK_F32, row ? 2 : 3, row ? rows : streams);
+    if (!r->device->props.host_memory) {
+      BK_TRY(reserve(r, BK_MEM_STAGING, p->t.ndim, p->t.shape, &p->t));
+      continue;
+    }
+    p->host = (bk_buffer){.device = r->device, .size = bk_tensor_bytes(&p->t), .mem_class = BK_MEM_STAGING};
+    p->t.buffer = &p->host;
+  }
+  return BK_OK;
+}
+
+/* ---- the four passes; in preparing mode they prepare their calls ---- */
+
+static bk_tensor project_view(const bk_residual *r, bk_tensor x) {
+  int64_t n = r->o.streams;
+  int64_t each[] = {r->o.tokens * n, r->o.width}, whole[] = {r->o.tokens, n * r->o.width};
+  return bk_tensor_reshape(x, 2, r->o.kind == BK_HC_HC ? each : whole);
+}
+
+static bk_status walk_mix(bk_residual *r) {
+  const bk_mix_acts *a = &r->acts;
+  bk_tensor x = r->ports[X].t;
+  bk_exec_begin(&r->exec, &r->mix);
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PROJECT, &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj, a->rinv, r->o.norm_eps}));
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS, &(bk_hc_maps_args){
+      .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .pre = a->pre,
+      .post = a->post, .comb = a->comb, .kind = r->o.kind, .n = r->o.streams, .iters = r->o.sinkhorn_iters, .hc_eps = r->o.hc_eps}));
+  return bk_exec_call(&r->exec, BK_OP_HC_PRE, &(bk_hc_pre_args){x, a->pre, r->ports[H].t});
+}
+
+static bk_status walk_merge(bk_residual *r) {
+  bk_exec_begin(&r->exec, &r->merge);
+  return bk_exec_call(&r->exec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args){
+      r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t});
+}
+
+static bk_status walk_merge_bwd(bk_residual *r) {
+  bk_exec_begin(&r->exec, &r->merge_bwd);
+  return bk_exec_call(&r->exec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args){
+      .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb, .dout = r->ports[DOUT].t,
+      .dx = r->ports[DX].t, .df = r->ports[DF].t, .dpost = r->grads.dpost, .dcomb = r->grads.dcomb});
+}
+
+static bk_status walk_mix_bwd(bk_residual *r) {
+  const bk_mix_acts *a = &r->acts;
+  const bk_mix_grads *g = &r->grads;
+  bk_tensor x = r->ports[X].t, dx = r->ports[DX].t;
+  bk_exec_begin(&r->exec, &r->mix_bwd);
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PRE_BWD, &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS_BWD, &(bk_hc_maps_bwd_args){
+      .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .dpre = g->dpre,
+      .dpost = g->dpost, .dcomb = g->dcomb, .dproj = g->dproj, .drinv = g->drinv, .dscale = r->grad[BK_RESIDUAL_SCALE],
+      .dbase = r->grad[BK_RESIDUAL_BASE], .kind = r->o.kind, .n = r->o.streams, .iters = r->o.sinkhorn_iters, .hc_eps = r->o.hc_eps}));
+  return bk_exec_call(&r->exec, BK_OP_HC_PROJECT_BWD, &(bk_hc_project_bwd_args){
+      .x = project_view(r, x), .fn = r->param[BK_RESIDUAL_FN], .rinv = a->rinv, .dproj = g->dproj, .drinv = g->drinv,
+      .dx = project_view(r, dx), .dfn = r->grad[BK_RESIDUAL_FN], .accumulate = true});
+}
+
+static bk_status prepare(bk_residual *r) {
+  BK_TRY(bk_exec_init(&r->exec, r->device, r->stream, false));
+  BK_TRY(walk_mix(r));
+  BK_TRY(walk_merge(r));
+  BK_TRY(walk_merge_bwd(r));
+  BK_TRY(walk_mix_bwd(r));
+  return bk_exec_commit(&r->exec);
+}
+
+/* ---- initial values ---- */
+
+static void first_values(const bk_residual *r, bk_residual_param param, double *values, int64_t count) {
+  char name[48];
+  snprintf(name, sizeof name, "sublayers.%d.hc_fn", r->o.sublayer);
+  uint64_t stream = bk_hash64(name, strlen(name));
+  if (param == BK_RESIDUAL_BASE) bk_connection_first_base(values, r->o.kind, r->o.streams, r->o.sublayer);
+  for (int64_t i = 0; param == BK_RESIDUAL_SCALE && i < count; i++) values[i] = SCALE_START;
+  for (int64_t i = 0; param == BK_RESIDUAL_FN && i < count; i++) values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
+}
+
+static bk_status init_params(bk_residual *r) {
+  for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
+    int64_t count = bk_tensor_count(&r->param[i]);
+    double *values = bk_alloc_array(r->ctx, (size_t)count, sizeof *values);
+    if (!values) return BK_ERR_MEMORY;
+    first_values(r, (bk_residual_param)i, values, count);
+    bk_status status = bk_tensor_write_f64(r->stream, &r->param[i], values);
+    bk_free(r->ctx, values);
+    BK_TRY(status);
+  }
+  return bk_residual_zero_grads(r);
+}
+
+static bk_status fill(bk_residual *r) {
+  BK_TRY(bk_stream_create(r->device, 0, &r->stream));
+  BK_TRY(bk_memory_create(r->device, &r->memory));
+  BK_TRY(plan_params(r));
+  BK_TRY(plan_maps(r));
+  BK_TRY(plan_ports(r));
+  BK_TRY(prepare(r));
+  BK_TRY(bk_memory_commit(r->memory));
+  return init_params(r);
+}
+
+bk_status bk_residual_create(bk_device *device, const bk_residual_options *options, bk_residual **residual) {
+  bk_residual_options o = *options;
+  if (o.sinkhorn_iters == 0) o.sinkhorn_iters = 20;
+  if (o.norm_eps == 0) o.norm_eps = 1e-6;
+  if (o.kind == BK_HC_HC) o.hc_eps = 0;
+  BK_TRY(check_options(device, &o));
+  bk_residual *r = bk_alloc(device->ctx, sizeof *r);
+  if (!r) return BK_ERR_MEMORY;
+  r->ctx = device->ctx;
+  r->device = device;
+  r->o = o;
+  bk_status status = fill(r);
+  if (status == BK_OK) *residual = r;
+  else bk_residual_destroy(r);
+  return status;
+}
+
+void bk_residual_destroy(bk_residual *r) {
+  if (!r) return;
+  bk_calls *all[] = {&r->mix, &r->merge, &r->merge_bwd, &r->mix_bwd};
+  for (size_t i = 0; i < BK_COUNT(all); i++) bk_calls_fini(r->ctx, all[i]);
+  bk_exec_fini(&r->exec);
+  bk_memory_destroy(r->memory);
+  bk_stream_destroy(r->stream);
+  bk_free(r->ctx, r);
+}
+
+/* ---- calls ---- */
+
+/* The device sees `values` at this port from now on. */
+static bk_status attach(bk_residual *r, port_id id, const float *values, bool input) {
+  port *p = &r->ports[id];
+  if (!values) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: an array is NULL");
+  if (r->device->props.host_memory) p->host.handle = (void *)values;
+  else if (input) return bk_tensor_upload(r->stream, &p->t, values);
+  return BK_OK;
+}
+
+static bk_status deliver(bk_residual *r, port_id id, float *values) {
+  if (r->device->props.host_memory) return r->stream->ops->sync(r->stream);
+  return bk_tensor_download(r->stream, &r->ports[id].t, values);
+}
+
+static bk_status check_stage(const bk_residual *r, stage wanted, const char *call, const char *before) {
+  if (r->stage == wanted) return BK_OK;
+  return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: %s comes after %s", call, before);
+}
+
+bk_status bk_residual_mix(bk_residual *r, const float *x, float *h) {
+  BK_TRY(attach(r, X, x, true));
+  BK_TRY(attach(r, H, h, false));
+  r->stage = IDLE;
+  BK_TRY(walk_mix(r));
+  BK_TRY(deliver(r, H, h));
+  r->stage = MIXED;
+  return BK_OK;
+}
+
+bk_status bk_residual_merge(bk_residual *r, const float *f, float *out) {
+  BK_TRY(check_stage(r, MIXED, "merge", "mix"));
+  BK_TRY(attach(r, F, f, true));
+  BK_TRY(attach(r, OUT, out, false));
+  BK_TRY(walk_merge(r));
+  BK_TRY(deliver(r, OUT, out));
+  r->stage = MERGED;
+  return BK_OK;
+}
+
+bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, float *df) {
+  BK_TRY(check_stage(r, MERGED, "merge_bwd", "merge"));
+  BK_TRY(attach(r, DOUT, dout, true));
+  BK_TRY(attach(r, DX, dx, false));
+  BK_TRY(attach(r, DF, df, false));
+  BK_TRY(walk_merge_bwd(r));
+  BK_TRY(deliver(r, DX, dx));
+  BK_TRY(deliver(r, DF, df));
+  r->stage = MERGE_WALKED;
+  return BK_OK;
+}
+
+bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
+  BK_TRY(check_stage(r, MERGE_WALKED, "mix_bwd", "merge_bwd"));
+  BK_TRY(attach(r, DH, dh, true));
+  BK_TRY(attach(r, DX, dx, true));
+  BK_TRY(walk_mix_bwd(r));
+  BK_TRY(deliver(r, DX, dx));
+  r->stage = IDLE;
+  return BK_OK;
+}
+
+static void identities(float *comb, int64_t tokens, int n) {
+  for (int64_t i = 0; i < tokens * n * n; i++) comb[i] = i % (n * n) % (n + 1) == 0 ? 1.0f : 0.0f;
+}
+
+bk_status bk_residual_maps(bk_residual *r, float *pre, float *post, float *comb) {
+  if (r->stage == IDLE) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: maps come after mix");
+  if (pre) BK_TRY(bk_tensor_download(r->stream, &r->acts.pre, pre));
+  if (post) BK_TRY(bk_tensor_download(r->stream, &r->acts.post, post));
+  if (comb && r->o.kind == BK_HC_IHC) identities(comb, r->o.tokens, r->o.streams);
+  else if (comb) BK_TRY(bk_tensor_download(r->stream, &r->acts.comb, comb));
+  return BK_OK;
+}
+
+/* ---- parameters ---- */
+
+static bk_status check_param(const bk_residual *r, bk_residual_param param) {
+  if ((unsigned)param < BK_RESIDUAL_PARAMS) return BK_OK;
+  return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: there is no parameter %d", (int)param);
+}
+
+int64_t bk_residual_count(const bk_residual *r, bk_residual_param param) {
+  return (unsigned)param < BK_RESIDUAL_PARAMS ? bk_tensor_count(&r->param[param]) : 0;
+}
+
+bk_status bk_residual_get(bk_residual *r, bk_residual_param param, float *values) {
+  BK_TRY(check_param(r, param));
+  return bk_tensor_download(r->stream, &r->param[param], values);
+}
+
+bk_status bk_residual_set(bk_residual *r, bk_residual_param param, const float *values) {
+  BK_TRY(check_param(r, param));
+  return bk_tensor_upload(r->stream, &r->param[param], values);
+}
+
+bk_status bk_residual_get_grad(bk_residual *r, bk_residual_param param, float *values) {
+  BK_TRY(check_param(r, param));
+  return bk_tensor_download(r->stream, &r->grad[param], values);
+}
+
+bk_status bk_residual_zero_grads(bk_residual *r) {
+  for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) BK_TRY(bk_tensor_zero(r->stream, &r->grad[i]));
+  return BK_OK;
+}

@@ -1,0 +1,262 @@
+/* The first tensor that is not finite. Tensors come to the host in pieces; nothing here is part of a normal step. See watch.h. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "models/runner_priv.h"
+#include "models/watch.h"
+
+#define PIECE_BYTES ((size_t)1 << 16)
+
+typedef struct search {
+  bk_suspect *suspect;
+  void *piece; /* [PIECE_BYTES] */
+} search;
+
+/* ---- one tensor ---- */
+
+static double element(const void *piece, bk_dtype dtype, int64_t i) {
+  switch (dtype) {
+    case BK_F32: return ((const float *)piece)[i];
+    case BK_BF16: return bk_bf16_to_f32(((const uint16_t *)piece)[i]);
+    case BK_F64: return ((const double *)piece)[i];
+    default: return 0;
+  }
+}
+
+/* Index of the first element that is not finite, or -1; the sum of squares of those before it. Integers are always finite. */
+static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, int64_t *index, double *value, double *squares) {
+  *index = -1;
+  *squares = 0;
+  if (!bk_tensor_present(t) || !bk_dtype_is_float(t->dtype)) return BK_OK;
+  int64_t count = bk_tensor_count(t), most = (int64_t)(PIECE_BYTES / bk_dtype_size(t->dtype));
+  bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
+  for (int64_t first = 0; first < count; first += most) {
+    int64_t n = count - first < most ? count - first : most;
+    bk_tensor part = bk_tensor_slice(flat, 0, first, n);
+    BK_TRY(bk_tensor_download(stream, &part, s->piece));
+    for (int64_t i = 0; i < n; i++) {
+      *value = element(s->piece, t->dtype, i);
+      if (!isfinite(*value)) {
+        *index = first + i;
+        return BK_OK;
+      }
+      *squares += *value * *value;
+    }
+  }
+  return BK_OK;
+}
+
+static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, const char *what) {
+  int64_t index;
+  double value, squares;
+  BK_TRY(scan(s, stream, t, &index, &value, &squares));
+  if (index < 0) return BK_OK;
+  s->suspect->found = true;
+  snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what, value, (long long)index, (long long)bk_tensor_count(t));
+  return BK_ERR_NOT_FINITE;
+}
+
+/* ---- parameters ---- */
+
+typedef bk_tensor (*param_view)(const bk_model *model, const bk_param *p);
+
+static bk_status check_param(const search *s, const bk_model *m, const bk_param *p, param_view view, const char *kind) {
+  char what[128];
+  bk_tensor t = view(m, p);
+  snprintf(what, sizeof what, "%s%s", kind, p->name);
+  return check(s, m->stream, &t, what);
+}
+
+/* All named views of a block; NULL is allowed. */
+static bk_status check_block(const search *s, const bk_model *m, const bk_param_block *b, param_view view, const char *kind) {
+  for (int i = 0; b && i < m->n_params; i++)
+    if (&m->blocks[m->params[i].block] == b) BK_TRY(check_param(s, m, &m->params[i], view, kind));
+  return BK_OK;
+}
+
+static bk_status check_weights(const search *s, const bk_model *m, bk_param_block *const *blocks, size_t count) {
+  for (size_t i = 0; i < count; i++) BK_TRY(check_block(s, m, blocks[i], bk_param_weight, "weight "));
+  return BK_OK;
+}
+
+static bk_status check_gradients(const search *s, const bk_model *m, bk_param_block *const *blocks, size_t count) {
+  for (size_t i = 0; i < count; i++) BK_TRY(check_block(s, m, blocks[i], bk_param_grad, "the gradient of "));
+  return BK_OK;
+}
+
+enum { F_BLOCKS = 8, CONNECTION_BLOCKS = 4 };
+
+/* The blocks that F of a sublayer owns, in the order of the forward pass. */
+static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
+  const bk_mla_params *a = &l->mla;
+  size_t n = 0;
+  if (l->ops == &bk_mla_ops) {
+    bk_param_block *const all[] = {a->q_a, a->q_norm, a->q_b, a->q, a->kv_a, a->kv_norm, a->kv_b, a->o};
+    for (size_t i = 0; i < BK_COUNT(all); i++) out[n++] = all[i];
+    return n;
+  }
+  if (l->ops == &bk_mlp_ops) {
+    out[n++] = l->mlp.gate_up;
+    out[n++] = l->mlp.down;
+    return n;
+  }
+  bk_param_block *const all[] = {l->moe.gate, l->moe.bias, l->moe.shared.gate_up, l->moe.shared.down, l->moe.gate_up, l->moe.down};
+  for (size_t i = 0; i < BK_COUNT(all); i++) out[n++] = all[i];
+  return n;
+}
+
+static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNECTION_BLOCKS]) {
+  out[0] = c->fn;
+  out[1] = c->base;
+  out[2] = c->scale;
+  out[3] = c->norm;
+}
+
+/* ---- stages ---- */
+
+/* "model.layers.3's attention" */
+static const char *sublayer_text(const bk_sublayer *l, char *text, size_t size) {
+  snprintf(text, size, "model.layers.%d's %s", l->index / 2, l->index % 2 == 0 ? "attention" : l->moe_layer >= 0 ? "experts" : "feed-forward layer");
+  return text;
+}
+
+static bk_status check_named(const search *s, const bk_model *m, const bk_tensor *t, const char *what, const char *where) {
+  char text[128];
+  snprintf(text, sizeof text, "%s %s", what, where);
+  return check(s, m->stream, t, text);
+}
+
+/* The mix in front of sublayer n, which comes with the merge of the one before it. */
+static bk_status look_mix(const search *s, const bk_runner *r, const bk_slot *slot, int n) {
+  const bk_model *m = r->model;
+  char text[64];
+  if (n == r->n) return check_named(s, m, &slot->last, "the streams after", "the last sublayer");
+  const bk_sublayer *l = &m->sublayers[n];
+  const bk_mix_acts *a = &slot->mix[n];
+  bk_param_block *blocks[CONNECTION_BLOCKS];
+  const char *where = sublayer_text(l, text, sizeof text);
+  BK_TRY(check_named(s, m, &a->x, "the streams in front of", where));
+  connection_blocks(&l->connection, blocks);
+  BK_TRY(check_weights(s, m, blocks, CONNECTION_BLOCKS));
+  BK_TRY(check_named(s, m, &a->pre, "the pre map of", where));
+  BK_TRY(check_named(s, m, &a->post, "the post map of", where));
+  BK_TRY(check_named(s, m, &a->comb, "the residual map of", where));
+  return check_named(s, m, &a->h, "the normed input of", where);
+}
+
+static bk_status look_f(const search *s, const bk_runner *r, const bk_slot *slot, int n) {
+  const bk_sublayer *l = &r->model->sublayers[n];
+  bk_param_block *blocks[F_BLOCKS];
+  char text[64];
+  BK_TRY(check_weights(s, r->model, blocks, f_blocks(l, blocks)));
+  return check_named(s, r->model, &slot->mix[n].f, "the output of", sublayer_text(l, text, sizeof text));
+}
+
+static bk_status look_head(const search *s, const bk_runner *r, const bk_slot *slot) {
+  bk_param_block *blocks[CONNECTION_BLOCKS];
+  connection_blocks(&r->model->parts->head, blocks);
+  BK_TRY(check_weights(s, r->model, blocks, CONNECTION_BLOCKS));
+  BK_TRY(check_named(s, r->model, &slot->head.mix.h, "the normed input of", "lm_head"));
+  BK_TRY(check_block(s, r->model, r->model->parts->lm_head, bk_param_weight, "weight "));
+  return check_named(s, r->model, &r->row_losses, "the loss", "of a token");
+}
+
+static bk_status look_head_bwd(const search *s, const bk_runner *r, const bk_slot *slot) {
+  bk_param_block *blocks[CONNECTION_BLOCKS];
+  connection_blocks(&r->model->parts->head, blocks);
+  BK_TRY(check_block(s, r->model, r->model->parts->lm_head, bk_param_grad, "the gradient of "));
+  BK_TRY(check_named(s, r->model, &slot->head.dh, "the gradient of the normed input of", "lm_head"));
+  BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
+  return check_named(s, r->model, &r->D, "the gradient of the streams after", "the last sublayer");
+}
+
+static bk_status look_f_bwd(const search *s, const bk_runner *r, int n) {
+  const bk_sublayer *l = &r->model->sublayers[n];
+  bk_param_block *blocks[F_BLOCKS], *reversed[F_BLOCKS];
+  size_t count = f_blocks(l, blocks);
+  char text[64];
+  const char *where = sublayer_text(l, text, sizeof text);
+  for (size_t i = 0; i < count; i++) reversed[i] = blocks[count - 1 - i];
+  BK_TRY(check_named(s, r->model, &r->df, "the gradient of the output of", where));
+  BK_TRY(check_gradients(s, r->model, reversed, count));
+  return check_named(s, r->model, &r->dh, "the gradient of the normed input of", where);
+}
+
+static bk_status look_mix_bwd(const search *s, const bk_runner *r, int n) {
+  bk_param_block *blocks[CONNECTION_BLOCKS];
+  char text[64];
+  connection_blocks(&r->model->sublayers[n].connection, blocks);
+  BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
+  return check_named(s, r->model, &r->D, "the gradient of the streams in front of", sublayer_text(&r->model->sublayers[n], text, sizeof text));
+}
+
+static bk_status look(void *arg, const bk_runner *r, const bk_slot *slot, bk_stage stage, int n) {
+  const search *s = arg;
+  const bk_model *m = r->model;
+  s->suspect->in_forward = stage <= BK_STAGE_HEAD;
+  switch (stage) {
+    case BK_STAGE_EMBED:
+      BK_TRY(check_block(s, m, m->parts->embed, bk_param_weight, "weight "));
+      return check_named(s, m, &slot->mix[0].x, "the streams after", "the embedding");
+    case BK_STAGE_MIX: return look_mix(s, r, slot, n);
+    case BK_STAGE_F: return look_f(s, r, slot, n);
+    case BK_STAGE_HEAD: return look_head(s, r, slot);
+    case BK_STAGE_HEAD_BWD: return look_head_bwd(s, r, slot);
+    case BK_STAGE_F_BWD: return look_f_bwd(s, r, n);
+    case BK_STAGE_MIX_BWD: return look_mix_bwd(s, r, n);
+    case BK_STAGE_EMBED_BWD: return check_block(s, m, m->parts->embed, bk_param_grad, "the gradient of ");
+  }
+  return BK_OK;
+}
+
+static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
+  *suspect = (bk_suspect){.found = false};
+  *s = (search){.suspect = suspect, .piece = bk_alloc(ctx, PIECE_BYTES)};
+  return s->piece ? BK_OK : BK_ERR_MEMORY;
+}
+
+bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets, bk_suspect *suspect) {
+  search s;
+  BK_TRY(search_begin(r->model->ctx, suspect, &s));
+  r->look = look;
+  r->look_arg = &s;
+  bk_status status = bk_runner_forward(r, 0, ids, targets);
+  if (status == BK_OK) status = bk_runner_backward(r, 0);
+  r->look = NULL;
+  r->look_arg = NULL;
+  bk_free(r->model->ctx, s.piece);
+  return status;
+}
+
+bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
+  search s;
+  double largest = -1, squares, value;
+  int64_t index;
+  BK_TRY(search_begin(m->ctx, suspect, &s));
+  bk_status status = BK_OK;
+  for (int i = 0; i < m->n_params && status == BK_OK; i++) {
+    bk_tensor grad = bk_param_grad(m, &m->params[i]);
+    if (!bk_tensor_present(&grad)) continue;
+    status = scan(&s, m->stream, &grad, &index, &value, &squares);
+    if (status != BK_OK || squares <= largest) continue;
+    largest = squares;
+    suspect->found = true;
+    snprintf(suspect->what, sizeof suspect->what, "the sum of the squares of all gradients, the largest (norm %.4g) that of %s", sqrt(squares), m->params[i].name);
+  }
+  bk_free(m->ctx, s.piece);
+  return status;
+}
+
+bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
+  static const struct { param_view view; const char *kind; } views[] = {
+      {bk_param_weight, "weight "}, {bk_param_master, "the master of "}, {bk_param_m, "the first moment of "}, {bk_param_v, "the second moment of "}};
+  search s;
+  BK_TRY(search_begin(m->ctx, suspect, &s));
+  bk_status status = BK_OK;
+  for (int i = 0; i < m->n_params; i++)
+    for (size_t k = 0; k < BK_COUNT(views) && status == BK_OK; k++) status = check_param(&s, m, &m->params[i], views[k].view, views[k].kind);
+  suspect->in_forward = suspect->found;
+  bk_free(m->ctx, s.piece);
+  return status;
+}

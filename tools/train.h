@@ -1,0 +1,36 @@
+/* birkhoff train in two files: cmd_train.c sets a run up and reports on it, train_loop.c runs it. */
+#ifndef BK_TOOLS_TRAIN_H
+#define BK_TOOLS_TRAIN_H
+
+#include "models/trainer.h"
+#include "tools/cli.h"
+
+typedef struct train_run {
+  cli_session *s;
+  const char *out;
+  bk_model_config config;
+  bk_train_config recipe;
+  bk_dtype dtype;
+  int64_t resumed_step; /* 0: from the beginning */
+  char *from;           /* checkpoint whose weights are read; NULL: initial values */
+  bk_trainer_state saved;
+  bk_dataset *train, *val;
+  bk_model *model;
+  bk_trainer *trainer;
+  bk_metrics *metrics;
+  int64_t saved_step; /* newest checkpoint on disk, 0 = none */
+  bool unproven;      /* no step has been taken from that checkpoint yet: older ones stay */
+  int64_t retry_step, retry_gap; /* after a save that failed: the step that tries again; 0 = none */
+  double begin;
+  bk_metrics_row last;
+  double last_val; /* NaN until there is one */
+} train_run;
+
+/* Trains from where the trainer stands to the last step or a signal. Metrics, progress, checkpoints; a save or a row of metrics that fails
+ * is warned about and tried again. BK_OK: all that was asked for is done, or a signal came (cli_signal), and the checkpoint and all
+ * metrics are on disk. On failure what is left and how to go on has been said. */
+bk_status train_loop(train_run *r);
+/* The command line that goes on with this run, with more words at its end; bk_free. NULL: out of memory. */
+char *train_resume_command(const train_run *r, const char *more);
+
+#endif

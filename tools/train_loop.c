@@ -1,0 +1,211 @@
+/* The loop around bk_trainer_step: metrics, progress, checkpoints, and what to do when one of them fails. See train.h. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "models/checkpoint.h"
+#include "models/watch.h"
+#include "tools/train.h"
+
+/* ---- progress ---- */
+
+static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
+  char rate[32], left[32], val[48] = "", gain[48] = "";
+  double elapsed = bk_seconds() - r->begin;
+  double per_step = elapsed / (double)(row->step - r->resumed_step);
+  cli_count_text(row->tokens_per_s, rate, sizeof rate);
+  cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
+  if (row->has_val || (live && isfinite(r->last_val))) snprintf(val, sizeof val, "  val %.4f", r->last_val);
+  if (row->has_gain && !live) snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
+  fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s", live ? "\r\033[K" : "", (long long)row->step,
+          (long long)r->recipe.steps, row->loss, val, row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
+  fflush(stderr);
+}
+
+typedef struct progress {
+  bool live;
+  double last;
+} progress;
+
+static void show(train_run *r, progress *p, const bk_metrics_row *row) {
+  double now = bk_seconds();
+  bool milestone = row->has_val || row->step == r->recipe.steps;
+  if (p->live && milestone) fprintf(stderr, "\r\033[K");
+  if (milestone || (!p->live && (now - p->last > 10 || row->step == r->resumed_step + 1))) {
+    print_progress(r, row, false);
+    p->last = now;
+  } else if (p->live && now - p->last > 0.2) {
+    print_progress(r, row, true);
+    p->last = now;
+  }
+}
+
+/* ---- in words ---- */
+
+char *train_resume_command(const train_run *r, const char *more) {
+  char *end = bk_format(r->s->ctx, "%s%s", cli_given(&r->s->args, "resume") ? "" : " --resume", more);
+  char *command = end ? cli_command_text(r->s, end) : NULL;
+  bk_free(r->s->ctx, end);
+  return command;
+}
+
+/* "run/step-000010", or that there is none. */
+static const char *kept_text(const train_run *r, char *text, size_t size) {
+  if (r->saved_step) snprintf(text, size, "the newest checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
+  else snprintf(text, size, "there is no checkpoint yet");
+  return text;
+}
+
+/* ---- checkpoints ---- */
+
+/* Weights that are not finite are never saved: they would push out the good ones. */
+static bk_status check_stored(train_run *r, int64_t step) {
+  bk_suspect suspect;
+  bk_status status = bk_watch_stored(r->model, &suspect);
+  if (status != BK_ERR_NOT_FINITE) return status;
+  return bk_fail(r->s->ctx, status, "step %lld left %s: not finite, not saved", (long long)step, suspect.what);
+}
+
+static bk_status write_checkpoint(train_run *r, int64_t step) {
+  bk_context *ctx = r->s->ctx;
+  char *path = bk_checkpoint_step_path(ctx, r->out, step);
+  if (!path) return BK_ERR_MEMORY;
+  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = bk_trainer_tokens_done(r->trainer),
+                            .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
+  bk_status status = bk_checkpoint_save(r->model, &state, path);
+  bk_free(ctx, path);
+  return status;
+}
+
+static void prune(train_run *r) {
+  r->unproven = false;
+  if (bk_checkpoint_prune(r->s->ctx, r->out, r->recipe.keep) != BK_OK) bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
+}
+
+/* Older checkpoints go once a step was taken from the new one. */
+static bk_status save(train_run *r) {
+  int64_t step = bk_trainer_step_done(r->trainer);
+  if (step == r->saved_step || step == 0) return BK_OK;
+  BK_TRY(check_stored(r, step));
+  BK_TRY(write_checkpoint(r, step));
+  r->saved_step = step;
+  r->unproven = true;
+  r->retry_step = r->retry_gap = 0;
+  return BK_OK;
+}
+
+/* The step after `step` that tries to save: a save point, one that tries again, or the last. */
+static int64_t next_save(const train_run *r, int64_t step) {
+  int64_t next = r->recipe.steps, every = r->recipe.save_every;
+  if (every > 0 && step - step % every + every < next) next = step - step % every + every;
+  return r->retry_step > step && r->retry_step < next ? r->retry_step : next;
+}
+
+/* A full disk, a lost mount: training goes on and tries again 1, 2, 4, ... steps later, and at every save point. */
+static bk_status save_or_retry(train_run *r, int64_t step) {
+  char kept[512];
+  bk_status status = save(r);
+  if (status == BK_OK || status == BK_ERR_NOT_FINITE) return status;
+  r->retry_gap = r->retry_gap ? 2 * r->retry_gap : 1;
+  r->retry_step = step + r->retry_gap;
+  bk_warn(r->s->ctx, "step %lld is not saved; training goes on and tries again at step %lld; %s", (long long)step, (long long)next_save(r, step),
+          kept_text(r, kept, sizeof kept));
+  return BK_OK;
+}
+
+/* ---- metrics ---- */
+
+/* Rows that cannot be written wait in memory; said at each attempt, which come ever more rarely. */
+static void write_row(train_run *r, const bk_metrics_row *row) {
+  int64_t first, last;
+  if (bk_metrics_write(r->metrics, row) == BK_OK) return;
+  int64_t waiting = bk_metrics_pending(r->metrics, &first, &last);
+  if (waiting) bk_warn(r->s->ctx, "the metrics of steps %lld to %lld wait in memory until %s/metrics.jsonl can be written", (long long)first, (long long)last, r->out);
+}
+
+static bk_status flush_rows(train_run *r) {
+  int64_t first, last;
+  bk_status status = bk_metrics_flush(r->metrics);
+  if (status != BK_OK && bk_metrics_pending(r->metrics, &first, &last))
+    fprintf(stderr, "birkhoff: the metrics of steps %lld to %lld are lost\n", (long long)first, (long long)last);
+  return status;
+}
+
+/* ---- endings ---- */
+
+/* A checkpoint whose own weights give what is not finite is no place to go on from: it makes way for the one before it. */
+static void set_aside(train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  char *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step), *aside = path ? bk_format(ctx, "%s.refused", path) : NULL;
+  int rc = aside && bk_remove_tree(ctx, aside) == BK_OK ? ctx->fs.rename(ctx->fs.user, path, aside) : -1;
+  if (rc == 0) {
+    fprintf(stderr, "birkhoff: %s gives what is not finite; it is now %s\n", path, aside);
+    if (bk_checkpoint_newest(ctx, r->out, &r->saved_step) != BK_OK || r->saved_step < 0) r->saved_step = 0;
+  } else {
+    bk_warn(ctx, "step %lld gives what is not finite and could not be moved aside in %s", (long long)r->saved_step, r->out);
+  }
+  bk_free(ctx, aside);
+  bk_free(ctx, path);
+}
+
+static void end_not_finite(train_run *r) {
+  const bk_refusal *refusal = bk_trainer_refusal(r->trainer);
+  char more[64] = "", kept[512];
+  if (refusal) write_row(r, &refusal->row);
+  flush_rows(r);
+  if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1) set_aside(r);
+  if (!refusal || refusal->again) snprintf(more, sizeof more, " --lr %g", r->recipe.lr / 2);
+  char *command = r->saved_step ? train_resume_command(r, more) : cli_command_text(r->s, more);
+  if (r->saved_step) snprintf(kept, sizeof kept, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
+  else snprintf(kept, sizeof kept, "there is no good checkpoint");
+  fprintf(stderr, "birkhoff: %s; %s%s: %s\n", kept, r->saved_step ? "to go on from it" : "to begin again",
+          *more ? " (the same recipe would come to the same step; another rate, for instance)" : "", command ? command : "--resume");
+  bk_free(r->s->ctx, command);
+}
+
+static bk_status end_unsaved(train_run *r, bk_status status) {
+  char kept[512];
+  char *command = train_resume_command(r, "");
+  fprintf(stderr, "birkhoff: step %lld could not be saved and what was trained since the last save is lost; %s; when the cause is mended: %s\n",
+          (long long)bk_trainer_step_done(r->trainer), kept_text(r, kept, sizeof kept), command ? command : "--resume");
+  bk_free(r->s->ctx, command);
+  return status;
+}
+
+/* The last step, or the one at which a signal came, is saved whatever save_every says. */
+static bk_status end_run(train_run *r) {
+  bk_status status = save(r);
+  if (status == BK_OK) prune(r);
+  bk_status rows = flush_rows(r);
+  if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
+  else if (status != BK_OK) return end_unsaved(r, status);
+  return status != BK_OK ? status : rows;
+}
+
+/* ---- the loop ---- */
+
+static bk_status run_steps(train_run *r, progress *p) {
+  while (bk_trainer_step_done(r->trainer) < r->recipe.steps && !cli_signal) {
+    bk_metrics_row row;
+    int64_t due = next_save(r, bk_trainer_step_done(r->trainer));
+    BK_TRY(bk_trainer_step(r->trainer, &row));
+    if (r->unproven) prune(r);
+    if (row.has_val) r->last_val = row.val_loss;
+    write_row(r, &row);
+    if (!r->s->json) show(r, p, &row);
+    r->last = row;
+    if (row.step == due && row.step < r->recipe.steps) BK_TRY(save_or_retry(r, row.step));
+  }
+  return BK_OK;
+}
+
+bk_status train_loop(train_run *r) {
+  progress p = {.live = isatty(2) != 0};
+  r->begin = bk_seconds();
+  bk_status status = run_steps(r, &p);
+  if (status == BK_OK) return end_run(r);
+  if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
+  else flush_rows(r);
+  return status;
+}
