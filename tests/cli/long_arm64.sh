@@ -8,11 +8,11 @@ text data.txt 20000
 
 # run NAME PROGRAM OPTIONS...: 20 steps of tiny; the losses in NAME.loss
 run() {
-  name=$1 program=$2
+  run=$1 program=$2
   shift 2
-  ok "train on $name" "$program" train --model tiny --batch-size 2 --seq-len 32 --seed 7 --data data.txt --out "$name" --steps $steps --dtype fp32 "$@"
-  sed -n 's/.*"loss": *\([0-9.e+-]*\).*/\1/p' "$name/metrics.jsonl" >"$name.loss"
-  equal "losses of $name" "$(wc -l <"$name.loss")" $steps
+  ok "train on $run" "$program" train --model tiny --batch-size 2 --seq-len 32 --seed 7 --data data.txt --out "$run" --steps $steps --dtype fp32 "$@"
+  sed -n 's/.*"loss": *\([0-9.e+-]*\).*/\1/p' "$run/metrics.jsonl" >"$run.loss"
+  equal "losses of $run" "$(wc -l <"$run.loss")" $steps
 }
 # near NAME NAME: all losses within 1e-5 of each other
 near() {
