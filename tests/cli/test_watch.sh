@@ -2,6 +2,9 @@
 # birkhoff train when something goes wrong: what is not finite, a full disk, a signal whose save fails; how to go on is said, and works.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
+# The commands that the program names start it without libtool's script around it.
+LD_LIBRARY_PATH=$TOP_BUILDDIR/.libs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH
 small="--model tiny --batch-size 2 --seq-len 32 --threads 1"
 steady="$small --set lr_schedule=constant warmup_steps=0 eval_every=0 gain_every=0"
 
