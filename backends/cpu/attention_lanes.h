@@ -15,7 +15,7 @@ static int64_t keys_seen(int64_t first, int64_t begin, int64_t width) {
 }
 /* Where lane `of` vector v, counted from `first_lane`, may see a key: key - first <= lane. */
 BK_INLINE bk_vi lanes_allowed(int v, int64_t key_after_first) {
-  bk_vi lane;
+  bk_vi lane = {0};
   for (int i = 0; i < BK_VW; i++) lane[i] = v * BK_VW + i;
   return lane >= (int32_t)key_after_first;
 }
