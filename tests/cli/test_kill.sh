@@ -1,6 +1,7 @@
 #!/bin/sh
 # kill -9 at three moments; long_kill.sh has twenty.
-. "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/kill.sh"
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/lib.sh"
+. "$here/kill.sh"
 kills 3
 finish
