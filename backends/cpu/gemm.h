@@ -10,7 +10,7 @@
 
 #include "backends/cpu/cpu.h"
 
-#define BK_GEMM_TM 384 /* largest tile; multiples of 48 rows and 64 columns */
+#define BK_GEMM_TM 384 /* largest tile; multiples of 24 rows and 64 columns */
 #define BK_GEMM_TN 512
 #define BK_GEMM_KC 256 /* depth of a packed or converted panel */
 #define BK_GEMM_FEW 4
