@@ -1,0 +1,101 @@
+/* The cuda backend: what its files share. Read by the C host files and by the kernels' files (*.cu), so it is C and C++.
+ *
+ * Host side. cuda.c: the backend (probe, devices) and its devices; stream.c: streams, events, capture; blaslt.c: dense products
+ * through cuBLASLt, found at run time; table.c: the kernel table. kernels/: one .cu file per op family; each holds the kernels, and
+ * beside them the launch functions of the kernel table, so that a kernel and what it is called with are read together.
+ *
+ * The CUDA runtime is linked statically and finds the driver (libcuda) by itself at run time: the module loads on a machine
+ * without a driver, and `probe` says why the backend is refused. cuBLASLt and cuDNN are found by dlopen (library.c); without them
+ * our own kernels serve. */
+#ifndef BK_CUDA_H
+#define BK_CUDA_H
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "runtime/backend.h"
+
+#define BK_CUDA_TRACE 32 /* launches that a stream remembers, to name an error that comes to light later */
+
+typedef struct bk_cublaslt bk_cublaslt;
+
+typedef struct bk_cuda_device {
+  bk_device base;
+  int ordinal;       /* as the CUDA runtime counts */
+  int capability;    /* 90 for 9.0 */
+  int sm_count;
+  int smem_optin;    /* bytes of shared memory that one block can have when it asks */
+  bool synchronous;  /* BIRKHOFF_CUDA_SYNC=1: every launch is waited for, so that an error names its op */
+  bk_cublaslt *blaslt; /* NULL: not here, our own products serve */
+} bk_cuda_device;
+
+typedef struct bk_cuda_stream {
+  bk_stream base;
+  cudaStream_t stream;
+  bk_status poison;                 /* an asynchronous error: every later call returns it */
+  const char *trace[BK_CUDA_TRACE]; /* ring of the kernels launched since the last sync */
+  int launches;                     /* since the last sync */
+  int capturing;
+} bk_cuda_stream;
+
+typedef struct bk_cuda_event {
+  bk_event base;
+  cudaEvent_t event;
+  bool recorded;
+} bk_cuda_event;
+
+static inline const bk_cuda_device *bk_cuda_of(const bk_device *device) { return (const bk_cuda_device *)device; }
+
+/* ---- launches (stream.c) ----
+ * Every launch function is: begin (makes the device current, notes the name; its status is to be passed on), kernels on
+ * bk_cuda_raw(stream), return bk_cuda_end (reports what the launch itself says; never waits). */
+bk_status bk_cuda_begin(bk_stream *stream, const bk_plan *plan);
+bk_status bk_cuda_end(bk_stream *stream);
+static inline cudaStream_t bk_cuda_raw(bk_stream *stream) { return ((bk_cuda_stream *)stream)->stream; }
+/* Status for a CUDA error, logged with what was being done and what CUDA calls it. `what` is a phrase: "allocating 12 bytes". */
+bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what);
+
+/* Device addresses. */
+static inline char *bk_cuda_data(const bk_tensor *t) { return t->buffer ? (char *)t->buffer->handle + t->offset : NULL; }
+static inline char *bk_cuda_place(bk_place p) { return p.buffer ? (char *)p.buffer->handle + p.offset : NULL; }
+
+/* ---- library.c: shared libraries found at run time ---- */
+/* The first of `names` (NULL ends) that opens, or NULL; *opened gets its name. Never closed: CUDA's libraries leave threads behind. */
+void *bk_cuda_library_open(const char *const *names, const char **opened);
+void *bk_cuda_library_symbol(void *library, const char *name);
+
+/* ---- device.c ---- */
+extern const bk_device_ops bk_cuda_device_ops;
+bk_status bk_cuda_stream_create(bk_device *device, int priority, bk_stream **stream);
+bk_status bk_cuda_event_create(bk_device *device, bk_event **event);
+
+extern const bk_kernel bk_cuda_kernels[];
+
+/* ---- declaring kernels: kernels/FAMILY.h ---- */
+#define BK_CUDA_LAUNCH(name) bk_status bk_cuda_##name(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace)
+#define BK_CUDA_PREPARE(name) bk_status bk_cuda_##name##_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes)
+#define BK_CUDA_ACCEPTS(name) bool bk_cuda_##name##_accepts(const bk_device *device, const void *args)
+#define BK_CUDA_RELEASE(name) void bk_cuda_##name##_release(bk_device *device, void *state)
+
+/* Rows of the kernel table: plain; with a limit on what it takes; with a workspace; with both. `dtypes` is about the leading tensor. */
+#define BK_CUDA_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
+#define BK_CUDA_F32 BK_DT(BK_F32)
+#define BK_CUDA_BF16 BK_DT(BK_BF16)
+#define BK_CUDA_I32 BK_DT(BK_I32)
+#define BK_CUDA_ROW(ID, name, dtypes) BK_KERNEL(BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name),
+#define BK_CUDA_ROW_IF(ID, name, dtypes) BK_KERNEL_IF(BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name##_accepts, bk_cuda_##name),
+#define BK_CUDA_ROW_WORK(ID, name, dtypes) \
+  {BK_OP_##ID, dtypes, "cuda_" #name, bk_kernel_accepts_all, bk_cuda_##name##_prepare, bk_cuda_##name, bk_kernel_release_none},
+#define BK_CUDA_ROW_IF_WORK(ID, name, dtypes) \
+  {BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name##_accepts, bk_cuda_##name##_prepare, bk_cuda_##name, bk_kernel_release_none},
+#define BK_CUDA_ROW_STATE(ID, name, dtypes) \
+  {BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name##_accepts, bk_cuda_##name##_prepare, bk_cuda_##name, bk_cuda_##name##_release},
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

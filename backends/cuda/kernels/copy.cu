@@ -1,0 +1,101 @@
+/* COPY and ADD: any strides and conversions by rows; packs of 16 bytes where all is dense. */
+#include "backends/cuda/kernels/basic.h"
+#include "backends/cuda/kernels/device.cuh"
+
+namespace {
+
+constexpr int threads = 256;
+
+/* ---- all dense: one flat run of elements ---- */
+
+/* y = x, or y = x + b where ADD; `packs` packs of 16 bytes of the narrower type, then single elements. */
+template <class X, class Y, bool ADD> __global__ void __launch_bounds__(threads)
+flat_kernel(const X *x, const X *b, Y *y, int64_t count, int64_t packed) {
+  const int64_t step = (int64_t)gridDim.x * threads, first = (int64_t)blockIdx.x * threads + threadIdx.x;
+  constexpr int n = bk_pack<X>::count;
+  if constexpr (sizeof(X) == sizeof(Y)) {
+    for (int64_t i = first * n; i < packed; i += step * n) {
+      float v[n], w[n];
+      bk_load_pack_own(x + i, v); /* y may be x or b */
+      if constexpr (ADD) {
+        bk_load_pack_own(b + i, w);
+#pragma unroll
+        for (int j = 0; j < n; j++) v[j] += w[j];
+      }
+      bk_store_pack(y + i, v);
+    }
+  }
+  for (int64_t i = packed + first; i < count; i += step) {
+    float v = bk_to_float(x[i]);
+    if constexpr (ADD) v += bk_to_float(b[i]);
+    y[i] = bk_from_float<Y>(v);
+  }
+}
+
+/* ---- any strides: a warp a row; the outer two dimensions are the grid's y and z, so that nothing is divided ---- */
+
+struct view {
+  int64_t shape[4], x[4], b[4], y[4]; /* shape, then strides in elements */
+};
+
+template <class X, class Y, bool ADD> __global__ void __launch_bounds__(threads)
+rows_kernel(const X *x, const X *b, Y *y, view v) {
+  const int64_t step = (int64_t)gridDim.x * (threads / BK_WARP), first = (int64_t)blockIdx.x * (threads / BK_WARP) + threadIdx.x / BK_WARP;
+  for (int64_t i = blockIdx.z; i < v.shape[0]; i += gridDim.z)
+    for (int64_t j = blockIdx.y; j < v.shape[1]; j += gridDim.y)
+      for (int64_t k = first; k < v.shape[2]; k += step)
+        for (int64_t c = threadIdx.x % BK_WARP; c < v.shape[3]; c += BK_WARP) {
+          float value = bk_to_float(x[i * v.x[0] + j * v.x[1] + k * v.x[2] + c * v.x[3]]);
+          if constexpr (ADD) value += bk_to_float(b[i * v.b[0] + j * v.b[1] + k * v.b[2] + c * v.b[3]]);
+          y[i * v.y[0] + j * v.y[1] + k * v.y[2] + c * v.y[3]] = bk_from_float<Y>(value);
+        }
+}
+
+unsigned up_to(int64_t wanted, int64_t most) { return (unsigned)(wanted < most ? wanted : most); }
+
+/* Strides aligned to four dimensions, missing outer ones of size 1. */
+void fill_view(const bk_tensor *t, int64_t *strides) {
+  for (int d = 0; d < 4; d++) strides[d] = d < 4 - t->ndim ? 0 : t->stride[d - (4 - t->ndim)];
+}
+
+template <class X, class Y, bool ADD> void launch(bk_stream *stream, const bk_tensor *x, const bk_tensor *b, const bk_tensor *y) {
+  const int64_t count = bk_tensor_count(y);
+  const X *px = (const X *)bk_cuda_data(x), *pb = ADD ? (const X *)bk_cuda_data(b) : nullptr;
+  Y *py = (Y *)bk_cuda_data(y);
+  if (count == 0) return;
+  if (bk_tensor_contiguous(x) && bk_tensor_contiguous(y) && (!ADD || bk_tensor_contiguous(b))) {
+    const bool aligned = x->offset % 16 == 0 && y->offset % 16 == 0 && (!ADD || b->offset % 16 == 0);
+    const int64_t packed = aligned && sizeof(X) == sizeof(Y) ? count / bk_pack<X>::count * bk_pack<X>::count : 0;
+    BK_LAUNCH((flat_kernel<X, Y, ADD>), bk_grid_for(stream, count, threads * 4, 8), threads, 0, bk_cuda_raw(stream), px, pb, py, count, packed);
+    return;
+  }
+  view v = {};
+  fill_view(x, v.x);
+  fill_view(y, v.y);
+  if (ADD) fill_view(b, v.b);
+  for (int d = 0; d < 4; d++) v.shape[d] = d < 4 - y->ndim ? 1 : y->shape[d - (4 - y->ndim)];
+  const dim3 grid(bk_grid_for(stream, v.shape[2], threads / BK_WARP, 16), up_to(v.shape[1], 65535), up_to(v.shape[0], 65535));
+  BK_LAUNCH((rows_kernel<X, Y, ADD>), grid, threads, 0, bk_cuda_raw(stream), px, pb, py, v);
+}
+
+} // namespace
+
+extern "C" BK_CUDA_LAUNCH(copy) {
+  const bk_copy_args *a = (const bk_copy_args *)args;
+  (void)workspace;
+  BK_TRY(bk_cuda_begin(stream, plan));
+  if (a->x.dtype == BK_F32 && a->y.dtype == BK_F32) launch<float, float, false>(stream, &a->x, nullptr, &a->y);
+  else if (a->x.dtype == BK_F32) launch<float, bk_bf16, false>(stream, &a->x, nullptr, &a->y);
+  else if (a->y.dtype == BK_F32) launch<bk_bf16, float, false>(stream, &a->x, nullptr, &a->y);
+  else launch<bk_bf16, bk_bf16, false>(stream, &a->x, nullptr, &a->y);
+  return bk_cuda_end(stream);
+}
+
+extern "C" BK_CUDA_LAUNCH(add) {
+  const bk_add_args *a = (const bk_add_args *)args;
+  (void)workspace;
+  BK_TRY(bk_cuda_begin(stream, plan));
+  if (a->a.dtype == BK_BF16) launch<bk_bf16, bk_bf16, true>(stream, &a->a, &a->b, &a->y);
+  else launch<float, float, true>(stream, &a->a, &a->b, &a->y);
+  return bk_cuda_end(stream);
+}

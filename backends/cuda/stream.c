@@ -1,0 +1,259 @@
+/* Streams, events and what a launch reports. An asynchronous error (a kernel that faulted) comes to light at the next sync: it is
+ * logged with the names of the ops that were under way, the stream is poisoned, and every later call on it returns the same status. */
+#include <stdio.h>
+#include <string.h>
+
+#include "backends/cuda/cuda.h"
+
+static bk_cuda_stream *of(bk_stream *stream) { return (bk_cuda_stream *)stream; }
+static const bk_cuda_device *device_of(bk_stream *stream) { return bk_cuda_of(stream->device); }
+
+/* ---- errors ---- */
+
+static bk_status status_of(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return BK_OK;
+    case cudaErrorMemoryAllocation: return BK_ERR_MEMORY;
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice: return BK_ERR_ABSENT;
+    default: return BK_ERR_DEVICE;
+  }
+}
+
+bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what) {
+  return bk_fail(ctx, status_of(error), "cuda: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+/* "cuda_rope, cuda_attention": what was launched since the last sync, oldest first. */
+static void name_launches(const bk_cuda_stream *s, char *text, size_t size) {
+  int kept = s->launches < BK_CUDA_TRACE ? s->launches : BK_CUDA_TRACE;
+  size_t used = 0;
+  text[0] = '\0';
+  for (int i = s->launches - kept; i < s->launches && used < size; i++) {
+    int n = snprintf(text + used, size - used, "%s%s", used ? ", " : "", s->trace[i % BK_CUDA_TRACE]);
+    used += n > 0 ? (size_t)n : 0;
+  }
+}
+
+static bk_status poison(bk_stream *stream, cudaError_t error) {
+  bk_cuda_stream *s = of(stream);
+  char names[BK_CUDA_TRACE * 32];
+  name_launches(s, names, sizeof names);
+  s->poison = BK_ERR_DEVICE;
+  if (s->launches == 0) return bk_cuda_fail(stream->device->ctx, error, "waiting for the stream");
+  return bk_fail(stream->device->ctx, BK_ERR_DEVICE, "cuda: %s failed on the device: %s (%s)%s%s; the stream cannot go on%s",
+                 s->launches == 1 ? names : "one op", cudaGetErrorString(error), cudaGetErrorName(error),
+                 s->launches == 1 ? "" : "; under way were ", s->launches == 1 ? "" : names,
+                 s->launches == 1 ? "" : "; with BIRKHOFF_CUDA_SYNC=1 the error names the op");
+}
+
+/* What a call on the stream returned; `what` is a phrase. Errors of launched work poison the stream. */
+static bk_status check(bk_stream *stream, cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return BK_OK;
+  (void)cudaGetLastError(); /* it is ours now */
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorLaunchOutOfResources:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorStreamCaptureUnsupported:
+    case cudaErrorStreamCaptureInvalidated: return bk_cuda_fail(stream->device->ctx, error, what);
+    default: return poison(stream, error);
+  }
+}
+
+static bk_status enter(bk_stream *stream) {
+  if (of(stream)->poison != BK_OK) return of(stream)->poison;
+  cudaError_t error = cudaSetDevice(device_of(stream)->ordinal);
+  return error == cudaSuccess ? BK_OK : bk_cuda_fail(stream->device->ctx, error, "making the device current");
+}
+
+/* ---- launches ---- */
+
+bk_status bk_cuda_begin(bk_stream *stream, const bk_plan *plan) {
+  bk_cuda_stream *s = of(stream);
+  BK_TRY(enter(stream));
+  s->trace[s->launches % BK_CUDA_TRACE] = plan->kernel->name;
+  s->launches++;
+  return BK_OK;
+}
+
+static bk_status stream_sync(bk_stream *stream);
+
+bk_status bk_cuda_end(bk_stream *stream) {
+  bk_cuda_stream *s = of(stream);
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) return check(stream, error, s->trace[(s->launches - 1) % BK_CUDA_TRACE]);
+  return device_of(stream)->synchronous && !s->capturing ? stream_sync(stream) : BK_OK;
+}
+
+/* ---- streams ---- */
+
+static void stream_destroy(bk_stream *stream) {
+  bk_cuda_stream *s = of(stream);
+  (void)cudaSetDevice(device_of(stream)->ordinal);
+  (void)cudaStreamDestroy(s->stream); /* waits for nothing: what is under way goes on */
+  bk_free(stream->device->ctx, s);
+}
+
+static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
+  BK_TRY(enter(stream));
+  return check(stream, cudaMemcpyAsync(bk_cuda_place(dst), src, bytes, cudaMemcpyHostToDevice, of(stream)->stream), "uploading");
+}
+
+static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, size_t bytes) {
+  BK_TRY(enter(stream));
+  return check(stream, cudaMemcpyAsync(dst, bk_cuda_place(src), bytes, cudaMemcpyDeviceToHost, of(stream)->stream), "downloading");
+}
+
+static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size_t bytes) {
+  BK_TRY(enter(stream));
+  return check(stream, cudaMemcpyAsync(bk_cuda_place(dst), bk_cuda_place(src), bytes, cudaMemcpyDeviceToDevice, of(stream)->stream), "copying");
+}
+
+static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
+  BK_TRY(enter(stream));
+  return check(stream, cudaMemsetAsync(bk_cuda_place(dst), value, bytes, of(stream)->stream), "filling");
+}
+
+static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
+  bk_cuda_event *e = (bk_cuda_event *)event;
+  BK_TRY(enter(stream));
+  BK_TRY(check(stream, cudaEventRecord(e->event, of(stream)->stream), "recording an event"));
+  e->recorded = true;
+  return BK_OK;
+}
+
+static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
+  BK_TRY(enter(stream));
+  return check(stream, cudaStreamWaitEvent(of(stream)->stream, ((bk_cuda_event *)event)->event, 0), "waiting for an event");
+}
+
+static bk_status stream_sync(bk_stream *stream) {
+  BK_TRY(enter(stream));
+  BK_TRY(check(stream, cudaStreamSynchronize(of(stream)->stream), "waiting for the stream"));
+  of(stream)->launches = 0;
+  return BK_OK;
+}
+
+static bk_status stream_query(bk_stream *stream, bool *done) {
+  BK_TRY(enter(stream));
+  cudaError_t error = cudaStreamQuery(of(stream)->stream);
+  if (error != cudaErrorNotReady) BK_TRY(check(stream, error, "querying the stream"));
+  else (void)cudaGetLastError();
+  *done = error == cudaSuccess;
+  return BK_OK;
+}
+
+/* ---- capture ---- */
+
+static bk_status stream_capture_begin(bk_stream *stream) {
+  BK_TRY(enter(stream));
+  BK_TRY(check(stream, cudaStreamBeginCapture(of(stream)->stream, cudaStreamCaptureModeThreadLocal), "beginning a capture"));
+  of(stream)->capturing = 1;
+  return BK_OK;
+}
+
+static bk_status stream_capture_end(bk_stream *stream, void **graph) {
+  cudaGraph_t captured = NULL;
+  cudaGraphExec_t exec = NULL;
+  of(stream)->capturing = 0;
+  BK_TRY(enter(stream));
+  BK_TRY(check(stream, cudaStreamEndCapture(of(stream)->stream, &captured), "ending a capture"));
+  cudaError_t error = cudaGraphInstantiate(&exec, captured, 0);
+  (void)cudaGraphDestroy(captured);
+  BK_TRY(check(stream, error, "making a graph of what was captured"));
+  *graph = exec;
+  return BK_OK;
+}
+
+static bk_status stream_graph_launch(bk_stream *stream, void *graph) {
+  bk_cuda_stream *s = of(stream);
+  BK_TRY(enter(stream));
+  s->trace[s->launches++ % BK_CUDA_TRACE] = "a captured graph";
+  return check(stream, cudaGraphLaunch((cudaGraphExec_t)graph, s->stream), "launching a graph");
+}
+
+static void stream_graph_destroy(bk_stream *stream, void *graph) {
+  (void)cudaSetDevice(device_of(stream)->ordinal);
+  if (graph) (void)cudaGraphExecDestroy((cudaGraphExec_t)graph);
+}
+
+static const bk_stream_ops cuda_stream_ops = {
+  .destroy = stream_destroy,
+  .upload = stream_upload,
+  .download = stream_download,
+  .copy = stream_copy,
+  .fill = stream_fill,
+  .event_record = stream_event_record,
+  .event_wait = stream_event_wait,
+  .sync = stream_sync,
+  .query = stream_query,
+  .capture_begin = stream_capture_begin,
+  .capture_end = stream_capture_end,
+  .graph_launch = stream_graph_launch,
+  .graph_destroy = stream_graph_destroy,
+};
+
+/* CUDA counts the other way round, and only so far: smaller is more urgent. */
+static int clamp_priority(int priority) {
+  int least = 0, greatest = 0;
+  if (cudaDeviceGetStreamPriorityRange(&least, &greatest) != cudaSuccess) return 0;
+  int wanted = -priority;
+  return wanted < greatest ? greatest : wanted > least ? least : wanted;
+}
+
+bk_status bk_cuda_stream_create(bk_device *device, int priority, bk_stream **stream) {
+  bk_cuda_stream *s = bk_alloc(device->ctx, sizeof *s);
+  if (!s) return BK_ERR_MEMORY;
+  s->base = (bk_stream){.ops = &cuda_stream_ops, .device = device};
+  cudaError_t error = cudaSetDevice(bk_cuda_of(device)->ordinal);
+  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, clamp_priority(priority));
+  if (error != cudaSuccess) {
+    bk_free(device->ctx, s);
+    return bk_cuda_fail(device->ctx, error, "making a stream");
+  }
+  *stream = &s->base;
+  return BK_OK;
+}
+
+/* ---- events ---- */
+
+static void event_destroy(bk_event *event) {
+  (void)cudaEventDestroy(((bk_cuda_event *)event)->event);
+  bk_free(event->device->ctx, event);
+}
+
+static bk_status event_sync(bk_event *event) {
+  cudaError_t error = cudaEventSynchronize(((bk_cuda_event *)event)->event);
+  return error == cudaSuccess ? BK_OK : bk_cuda_fail(event->device->ctx, error, "waiting for an event");
+}
+
+static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
+  const bk_cuda_event *from = (bk_cuda_event *)begin, *to = (bk_cuda_event *)end;
+  float milliseconds = 0;
+  if (!from->recorded || !to->recorded) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  cudaError_t error = cudaEventElapsedTime(&milliseconds, from->event, to->event);
+  if (error != cudaSuccess) return bk_cuda_fail(begin->device->ctx, error, "reading events");
+  *seconds = milliseconds * 1e-3;
+  return BK_OK;
+}
+
+static const bk_event_ops cuda_event_ops = {event_destroy, event_sync, event_elapsed};
+
+bk_status bk_cuda_event_create(bk_device *device, bk_event **event) {
+  bk_cuda_event *e = bk_alloc(device->ctx, sizeof *e);
+  if (!e) return BK_ERR_MEMORY;
+  e->base = (bk_event){.ops = &cuda_event_ops, .device = device};
+  cudaError_t error = cudaSetDevice(bk_cuda_of(device)->ordinal);
+  if (error == cudaSuccess) error = cudaEventCreate(&e->event);
+  if (error != cudaSuccess) {
+    bk_free(device->ctx, e);
+    return bk_cuda_fail(device->ctx, error, "making an event");
+  }
+  *event = &e->base;
+  return BK_OK;
+}

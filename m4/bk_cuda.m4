@@ -1,0 +1,34 @@
+# BK_CUDA: the cuda backend, a loadable module. --with-cuda=guess|no|yes|PATH (of the toolkit, /usr/local/cuda by default).
+# The toolkit is needed to build (nvcc, headers, libcudart_static); a driver, cuBLASLt and cuDNN are found at run time, or not.
+# CUDA_ARCHS: compute capabilities to build for; the last one is there as PTX too, for what is newer.
+AC_DEFUN([BK_CUDA],[
+AC_ARG_WITH([cuda],[AS_HELP_STRING([--with-cuda=guess|no|yes|PATH],[CUDA toolkit for the cuda backend @<:@guess@:>@])],[],[with_cuda=guess])
+AC_ARG_VAR([CUDA_ARCHS],[what the cuda backend is built for @<:@"80 90a 100"@:>@])
+AC_ARG_VAR([NVCCFLAGS],[flags for nvcc @<:@-O3@:>@])
+: ${CUDA_ARCHS="80 90a 100"}
+: ${NVCCFLAGS="-O3"}
+bk_happy_cuda=no bk_cuda_root=/usr/local/cuda
+AS_CASE([$with_cuda],[guess|no|yes],[],[bk_cuda_root=$with_cuda])
+AS_IF([test "x$with_cuda" != xno && test "x$bk_happy_dl" = xyes && test "x$enable_shared" = xyes],[
+  AC_PATH_PROG([NVCC],[nvcc],[no],[$bk_cuda_root/bin$PATH_SEPARATOR$PATH])
+  AS_IF([test "x$NVCC" != xno && test "x$bk_cuda_root" = x/usr/local/cuda && test ! -d /usr/local/cuda],
+    [bk_cuda_root=`AS_DIRNAME(["$NVCC"])`/..])
+  AS_IF([test "x$NVCC" != xno && test -f "$bk_cuda_root/include/cublasLt.h" && test -f "$bk_cuda_root/lib64/libcudart_static.a"],[bk_happy_cuda=yes])])
+AS_IF([test "x$with_cuda" != xguess && test "x$with_cuda" != xno && test "x$bk_happy_cuda" = xno],
+  [AC_MSG_ERROR([--with-cuda: under $bk_cuda_root there is no toolkit (nvcc, include/cublasLt.h, lib64/libcudart_static.a), or modules or shared libraries are disabled])])
+CUDA_CPPFLAGS="-I$bk_cuda_root/include"
+CUDA_LIBS="-L$bk_cuda_root/lib64 -lcudart_static -ldl -lrt -lpthread"
+CUDA_GENCODE=
+for bk_arch in $CUDA_ARCHS; do CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_arch,code=sm_$bk_arch"; bk_last_arch=$bk_arch; done
+CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_last_arch,code=compute_$bk_last_arch"
+AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_LIBS]) AC_SUBST([CUDA_GENCODE])
+AM_CONDITIONAL([HAVE_CUDA],[test x$bk_happy_cuda = xyes])
+dnl The tests compile the same sources for the host: a C++17 compiler, the module loader, shared libraries.
+AC_LANG_PUSH([C++])
+AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#if __cplusplus < 201703L
+#error C++17 is needed
+#endif
+#include <functional>]],[[std::function<int()> f = [] { return 1; }; return f();]])],[bk_have_cxx=yes],[bk_have_cxx=no])
+AC_LANG_POP([C++])
+AM_CONDITIONAL([CUDA_ON_HOST],[test x$bk_have_cxx = xyes && test x$bk_happy_dl = xyes && test x$enable_shared = xyes])
+])
