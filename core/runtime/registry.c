@@ -10,7 +10,16 @@
 #define REFUSED_MAX 16
 
 /* Compiled-in backends. A new one adds its line here. */
-static const bk_backend *const compiled_in[] = {&bk_backend_ref, &bk_backend_cpu};
+#ifdef BK_STATIC_CUDA /* linked in rather than loaded: tools/gpu-check.sh */
+extern const bk_backend bk_backend_cuda;
+#endif
+static const bk_backend *const compiled_in[] = {
+    &bk_backend_ref,
+    &bk_backend_cpu,
+#ifdef BK_STATIC_CUDA
+    &bk_backend_cuda,
+#endif
+};
 
 static struct {
   pthread_mutex_t lock;      /* of the lists */

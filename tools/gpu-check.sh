@@ -1,0 +1,299 @@
+#!/bin/bash
+# Checks the cuda backend on a machine with an NVIDIA GPU, in one go and under 10 minutes, and writes a report after each stage.
+# usage: tools/gpu-check.sh [--out DIR] [--stage NAME]... [--text FILE] [--jobs N]
+#        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
+# Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
+# comes from pkg-config, from the folder gpu-kit/ that --pack puts into the tarball, or from JANSSON=DIR (jansson.h, libjansson.a).
+# Stages, in this order; without --stage all of them:
+#   build      for the card that is there (another: CUDA_ARCH=90a)
+#   devices    what is there, and which of cuBLASLt and cuDNN were found
+#   harness    every op against ref, with cuBLASLt and without
+#   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes
+#   train      100 steps of demo, fp32 and bf16, against cpu; verify tiny for each residual connection
+#   bits       the same run twice, and without step graphs: the same bits
+#   ops        bench ops    step  bench step
+# What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one.
+# GPU_CHECK_ON_HOST=1 compiles the kernels for the host instead (tests/cuda-on-host), so that this script itself can be tried without a
+# GPU; its figures then mean nothing.
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+STAGES=() ALL=(build devices harness sanitizer train bits ops step)
+OUT=build-gpu TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
+usage() { sed -n '2,5p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
+while [ $# -gt 0 ]; do
+  [ $# -ge 2 ] || usage
+  case $1 in
+    --out) OUT=$2 ;;
+    --stage) case " ${ALL[*]} " in *" $2 "*) STAGES+=("$2") ;; *) usage ;; esac ;;
+    --text) TEXT=$2 ;;
+    --jobs) JOBS=$2 ;;
+    --pack) PACK=$2 ;;
+    *) usage ;;
+  esac
+  shift 2
+done
+[ ${#STAGES[@]} -gt 0 ] || STAGES=("${ALL[@]}")
+ON_HOST=${GPU_CHECK_ON_HOST:-}
+
+# ---- the tarball ----
+if [ -n "$PACK" ]; then
+  kit=$(mktemp -d) || exit 1
+  trap 'rm -rf "$kit"' EXIT
+  lib=$(pkg-config --variable=libdir jansson)/libjansson.a include=$(pkg-config --variable=includedir jansson)
+  [ -f "$lib" ] || { echo "libjansson.a is not here (Debian: libjansson-dev)" >&2; exit 1; }
+  mkdir -p "$kit/birkhoff/gpu-kit"
+  git ls-files -z | xargs -0 cp --parents -t "$kit/birkhoff" &&
+    cp "$lib" "$include/jansson.h" "$include/jansson_config.h" "$kit/birkhoff/gpu-kit" &&
+    git rev-parse --short=12 HEAD >"$kit/birkhoff/gpu-kit/commit" &&
+    tar -C "$kit" -czf "$PACK" birkhoff && echo "$PACK: unpack it there and run birkhoff/tools/gpu-check.sh"
+  exit
+fi
+
+mkdir -p "$OUT/obj" || exit 1
+OUT=$(cd "$OUT" && pwd)
+REPORT=$OUT/report.md
+COMMIT=$(cat gpu-kit/commit 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+BIRKHOFF=$OUT/birkhoff OPS=$OUT/test_ops
+passed=0 failed=0 skipped=0
+
+say() { echo "$*" | tee -a "$REPORT"; }
+# Figures and lists keep their shape in the report.
+show() { { echo '```'; cat; echo '```'; } | tee -a "$REPORT"; }
+pass() { passed=$((passed + 1)); say "- passed: $1"; }
+skip() { skipped=$((skipped + 1)); say "- skipped: $1"; }
+fail() {
+  failed=$((failed + 1))
+  say "- **failed**: $1"
+  [ ! -s "${2:-}" ] || tail -n 30 "$2" | show
+}
+# check NAME LOG COMMAND...
+check() {
+  local name=$1 log=$2 begin=$SECONDS rc
+  shift 2
+  "$@" >"$log" 2>&1
+  rc=$?
+  if [ $rc -eq 0 ]; then pass "$name ($((SECONDS - begin)) s)"; else fail "$name: exit status $rc after $((SECONDS - begin)) s" "$log"; fi
+  return $rc
+}
+
+# ---- build ----
+defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 -DBK_STATIC_CUDA=1 -DBK_VERSION='"gpu-check"' -DBK_COMMIT="\"$COMMIT\""
+  -DBK_BACKEND_DIR='"/nowhere"' -Icore -Icore/include -I.)
+cflags=(-std=c11 -O2 -g -ffp-contract=off -fopenmp-simd -pthread)
+
+cuda_root() {
+  local nvcc
+  nvcc=$(command -v nvcc) || nvcc=/usr/local/cuda/bin/nvcc
+  [ -x "$nvcc" ] && (cd "$(dirname "$(readlink -f "$nvcc")")/.." && pwd)
+}
+card_arch() {
+  local cc
+  cc=${CUDA_ARCH:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)}
+  case $cc in 90) echo 90a ;; 100) echo 100a ;; '') echo 90a ;; *) echo "$cc" ;; esac
+}
+
+# One command a line, run side by side; a file that did not compile names itself.
+compile_all() {
+  local source name isa arch=$1 root=$2 lines=$OUT/compile.list
+  local jansson=() cuda=()
+  if [ -f gpu-kit/jansson.h ]; then jansson=(-Igpu-kit); elif [ -n "${JANSSON:-}" ]; then jansson=("-I$JANSSON"); fi
+  : >"$lines"
+  add() { printf '%q ' "$@" >>"$lines"; echo >>"$lines"; }
+  for source in $(find core models tools tests/ops backends/ref backends/cpu -name '*.c' ! -name '*_tmpl.c' ! -name 'test_[!o]*' | sort); do
+    add "${CC:-cc}" "${cflags[@]}" "${defines[@]}" "${isa_defines[@]}" "${jansson[@]}" -c "$source" -o "$OUT/obj/$(echo "$source" | tr / _).o"
+  done
+  for isa in portable "${isas[@]}"; do
+    for source in backends/cpu/*_tmpl.c; do
+      # shellcheck disable=SC2046
+      add "${CC:-cc}" "${cflags[@]}" "${defines[@]}" $(isa_flags $isa) -DBK_ISA=$isa -c "$source" -o "$OUT/obj/$(basename "$source" .c)_$isa.o"
+    done
+  done
+  if [ -n "$ON_HOST" ]; then cuda=(-DBK_CUDA_ON_HOST -Itests/cuda-on-host/include); else cuda=("-I$root/include"); fi
+  for source in backends/cuda/*.c; do
+    [ -z "$ON_HOST" ] || [ "$source" != backends/cuda/library.c ] || continue
+    add "${CC:-cc}" "${cflags[@]}" "${cuda[@]}" "${defines[@]}" -c "$source" -o "$OUT/obj/$(echo "$source" | tr / _).o"
+  done
+  for source in backends/cuda/kernels/*.cu; do
+    name=$(basename "$source" .cu)
+    if [ -n "$ON_HOST" ]; then
+      add "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -include tests/cuda-on-host/shim.h -c -x c++ "$source" -o "$OUT/obj/$name.cu.o"
+    else
+      add "$root/bin/nvcc" -std=c++17 -O3 -lineinfo "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -Icore -Icore/include -I. \
+        -Xcompiler -fno-exceptions,-fno-threadsafe-statics,-fno-rtti -c "$source" -o "$OUT/obj/$name.cu.o"
+    fi
+  done
+  for source in ${ON_HOST:+tests/cuda-on-host/*.cpp}; do
+    add "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -c "$source" -o "$OUT/obj/$(basename "$source").o"
+  done
+  # The slow ones first, so that none is left over at the end.
+  { grep '\.cu' "$lines"; grep -v '\.cu' "$lines"; } >"$lines.sorted"
+  xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 255; }' <"$lines.sorted"
+}
+
+isa_flags() {
+  case $1 in
+    avx2) echo -mavx2 -mfma -ffp-contract=fast ;;
+    avx512) echo -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512 -ffp-contract=fast ;;
+    neon) echo -DBK_SIMD_NEON -ffp-contract=fast ;;
+  esac
+}
+
+link_all() {
+  local root=$1 jansson=(-ljansson) cuda=()
+  if [ -f gpu-kit/libjansson.a ]; then jansson=(gpu-kit/libjansson.a); elif [ -n "${JANSSON:-}" ]; then jansson=("$JANSSON/libjansson.a"); fi
+  if [ -n "$ON_HOST" ]; then cuda=(-lstdc++); else cuda=("-L$root/lib64" -lcudart_static -lrt); fi
+  local shared
+  shared=$(find "$OUT/obj" -name '*.o' ! -name 'tools_*' ! -name 'tests_ops_*')
+  # shellcheck disable=SC2086
+  "${CC:-cc}" -pthread -o "$BIRKHOFF" "$OUT"/obj/tools_*.o $shared "${jansson[@]}" "${cuda[@]}" -ldl -lm &&
+    "${CC:-cc}" -pthread -o "$OPS" "$OUT"/obj/tests_ops_*.o $shared "${jansson[@]}" "${cuda[@]}" -ldl -lm
+}
+
+stage_build() {
+  local root='' arch=host begin=$SECONDS
+  on_host=(-std=c++17 -O2 -g -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics)
+  case $(uname -m) in
+    x86_64) isas=(avx2 avx512) isa_defines=(-DBK_HAVE_AVX2=1 -DBK_HAVE_AVX512=1) ;;
+    aarch64) isas=(neon) isa_defines=(-DBK_HAVE_NEON=1) ;;
+    *) isas=() isa_defines=() ;;
+  esac
+  if [ -z "$ON_HOST" ]; then
+    root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return 1; }
+    arch=$(card_arch)
+    "$root/bin/nvcc" --version | tail -n 2 | show
+  fi
+  rm -f "$OUT"/obj/*
+  if compile_all "$arch" "$root" >"$OUT/build.log" 2>&1 && link_all "$root" >>"$OUT/build.log" 2>&1; then
+    pass "build for $arch with $JOBS jobs ($((SECONDS - begin)) s)"
+  else
+    fail "build" "$OUT/build.log"
+    return 1
+  fi
+  local spills
+  spills=$(grep -c '[1-9][0-9]* bytes spill stores' "$OUT/build.log")
+  [ -n "$ON_HOST" ] || if [ "$spills" -eq 0 ]; then pass "no kernel spills registers"; else fail "$spills kernels spill registers"; fi
+}
+
+# ---- the other stages ----
+stage_devices() {
+  "$BIRKHOFF" devices | show
+  BIRKHOFF_LOG=debug "$BIRKHOFF" bench ops --op copy --tokens 64 --width 64 --seconds 0.01 --device cuda:0 2>&1 | grep -i 'blas\|cudnn' | show
+  if "$BIRKHOFF" devices | grep -q '^cuda:0 *ok'; then pass "a CUDA device is here"; else fail "no CUDA device"; fi
+}
+
+# What needs a device says so once and is skipped without one.
+on_device() { "$BIRKHOFF" devices 2>/dev/null | grep -q '^cuda:0 *ok'; }
+
+stage_harness() {
+  local ways=("with cuBLASLt" "own products") i
+  for i in 0 1; do
+    BIRKHOFF_CUDA_BLASLT=$((1 - i)) check "harness, ${ways[i]}" "$OUT/harness-$i.log" ${ON_HOST:+env BK_TEST_QUICK=1} "$OPS" --device cuda --verbose
+    tail -n 2 "$OUT/harness-$i.log" | show
+  done
+  grep 'worst share' "$OUT/harness-0.log" | show
+}
+
+stage_sanitizer() {
+  local tool name
+  tool=$(command -v compute-sanitizer) || tool=$(cuda_root 2>/dev/null)/bin/compute-sanitizer
+  if [ ! -x "$tool" ]; then skip "compute-sanitizer is not here"; return; fi
+  for name in memcheck racecheck synccheck initcheck; do
+    BK_TEST_QUICK=1 timeout 90 "$tool" --tool $name --error-exitcode 9 "$OPS" --device cuda --case 127 >"$OUT/sanitizer-$name.log" 2>&1
+    case $? in
+      0) pass "compute-sanitizer $name" ;;
+      124) skip "compute-sanitizer $name: not done within 90 s" ;;
+      9) fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log" ;;
+      *) if grep -qi 'not supported\|Unable to' "$OUT/sanitizer-$name.log"; then skip "compute-sanitizer $name: it refuses the device"; else fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log"; fi ;;
+    esac
+  done
+}
+
+# Text to train on: the caller's, or what is at hand, the sources themselves.
+text() {
+  [ -z "$TEXT" ] || { cp "$TEXT" "$OUT/text.txt"; return; }
+  find core models backends tools tests doc -type f \( -name '*.[ch]' -o -name '*.md' -o -name '*.cu' \) | sort | xargs cat >"$OUT/text.txt"
+}
+losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl"; }
+# worst DIR DIR: the largest relative difference of two loss curves
+worst() { paste <(losses "$1") <(losses "$2") | awk '{ d = $1 - $2; if (d < 0) d = -d; if (d / $2 > w) w = d / $2; n++ } END { if (!n) w = 1; printf "%.3g", w }'; }
+below() { awk -v x="$1" -v y="$2" 'BEGIN { exit !(x < y) }'; }
+
+stage_train() {
+  local model=demo steps=100 dtype kind bound
+  [ -z "$ON_HOST" ] || model=tiny steps=5
+  text
+  local common=(train --model "$model" --data "$OUT/text.txt" --steps "$steps" --set adam_eps=1e-8 gain_every=50)
+  rm -rf "$OUT"/run-*
+  check "$model on cpu" "$OUT/train-cpu.log" "$BIRKHOFF" "${common[@]}" --out "$OUT/run-cpu" --device cpu || return
+  for dtype in fp32 bf16; do
+    check "$model on cuda, $dtype" "$OUT/train-$dtype.log" "$BIRKHOFF" "${common[@]}" --out "$OUT/run-$dtype" --device cuda:0 --dtype $dtype || continue
+    tail -n 1 "$OUT/train-$dtype.log" | show
+    bound=1e-3
+    [ $dtype = fp32 ] || bound=1e-2
+    kind=$(worst "$OUT/run-$dtype" "$OUT/run-cpu")
+    if below "$kind" $bound; then pass "losses of $steps steps, $dtype against fp32 on cpu: within $kind (bound $bound)"; else fail "losses differ by $kind (bound $bound), $dtype"; fi
+  done
+  for kind in plain hc mhc mhc_lite ihc; do
+    check "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny --device cuda:0 --set residual=$kind
+  done
+}
+
+stage_bits() {
+  local model=demo steps=20 dtype
+  [ -z "$ON_HOST" ] || model=tiny steps=3
+  [ -f "$OUT/text.txt" ] || text
+  for dtype in fp32 bf16; do
+    local common=("$BIRKHOFF" train --model "$model" --data "$OUT/text.txt" --steps $steps --device cuda:0 --dtype $dtype)
+    rm -rf "$OUT"/bits-*
+    "${common[@]}" --out "$OUT/bits-a" >"$OUT/bits.log" 2>&1
+    "${common[@]}" --out "$OUT/bits-b" >>"$OUT/bits.log" 2>&1
+    "${common[@]}" --out "$OUT/bits-c" --set cuda_graph=false >>"$OUT/bits.log" 2>&1
+    local last
+    last=$(printf 'step-%06d' $steps)
+    for other in b c; do
+      if cmp "$OUT/bits-a/$last/model.safetensors" "$OUT/bits-$other/$last/model.safetensors" >>"$OUT/bits.log" 2>&1 &&
+        cmp "$OUT/bits-a/$last/optimizer.safetensors" "$OUT/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits.log" 2>&1; then
+        pass "$dtype: $steps steps, $([ $other = b ] && echo 'two runs' || echo 'step graphs on and off'): the same bits"
+      else
+        fail "$dtype: runs a and $other differ" "$OUT/bits.log"
+      fi
+    done
+  done
+}
+
+stage_ops() {
+  local sizes=("--tokens 4096 --width 2560" "--tokens 32768 --width 7168") s
+  [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01")
+  for s in "${sizes[@]}"; do
+    # shellcheck disable=SC2086
+    check "bench ops, bf16, $s" "$OUT/bench.log" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 $s
+    show <"$OUT/bench.log"
+  done
+}
+
+stage_step() {
+  local what=("--model demo" "--model mhc-3b --set num_hidden_layers=4 --batch-size 1 --seq-len 4096") w
+  [ -z "$ON_HOST" ] || what=("--model tiny --seconds 0.1 --batch-size 1 --seq-len 32")
+  for w in "${what[@]}"; do
+    # shellcheck disable=SC2086
+    check "bench step, bf16, $w" "$OUT/bench.log" "$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --compare plain $w
+    show <"$OUT/bench.log"
+  done
+}
+
+# ---- all of it ----
+begin=$SECONDS
+if [ ! -s "$REPORT" ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
+say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
+say "Command: \`tools/gpu-check.sh --stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
+{ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+for stage in "${STAGES[@]}"; do
+  say "## $stage"
+  if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
+  case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
+  "stage_$stage"
+done
+say ""
+say "report: ${REPORT#"$PWD"/}, in $((SECONDS - begin)) s"
+say "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
