@@ -22,21 +22,55 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static bk_status sample(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace, double *seconds) {
+/* One op being timed. On an accelerator a sample is a run of launches between two events, so that neither the launch's way there nor
+ * the wait is in it; on a host, one launch by the clock. */
+typedef struct gauge {
+  bk_stream *stream;
+  const bk_plan *plan;
+  const void *args;
+  bk_place workspace;
+  bk_event *begin, *end; /* NULL on a host */
+  int launches;          /* of one sample */
+} gauge;
+
+static bk_status sample_by_events(const gauge *g, double *seconds) {
+  const bk_stream_ops *ops = g->stream->ops;
+  BK_TRY(ops->event_record(g->stream, g->begin));
+  for (int i = 0; i < g->launches; i++) BK_TRY(bk_plan_launch(g->stream, g->plan, g->args, g->workspace));
+  BK_TRY(ops->event_record(g->stream, g->end));
+  BK_TRY(ops->sync(g->stream));
+  BK_TRY(g->begin->ops->elapsed(g->begin, g->end, seconds));
+  *seconds /= g->launches;
+  return BK_OK;
+}
+
+static bk_status sample(const gauge *g, double *seconds) {
+  if (g->begin) return sample_by_events(g, seconds);
   double begin = bk_seconds();
-  BK_TRY(bk_plan_launch(stream, plan, args, workspace));
-  BK_TRY(stream->ops->sync(stream));
+  BK_TRY(bk_plan_launch(g->stream, g->plan, g->args, g->workspace));
+  BK_TRY(g->stream->ops->sync(g->stream));
   *seconds = bk_seconds() - begin;
   return BK_OK;
 }
 
-static bk_status take_samples(cli_session *s, bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace, double seconds, bench_time *time) {
-  double *times = bk_alloc_array(s->ctx, MAX_SAMPLES, sizeof *times), warm, end;
+/* Warms up, and makes a sample as long as an event can tell well: about a millisecond. */
+static bk_status gauge_start(gauge *g) {
+  double warm;
+  g->launches = 1;
+  BK_TRY(sample(g, &warm));
+  if (!g->begin) return BK_OK;
+  BK_TRY(sample(g, &warm));
+  g->launches = warm > 1e-3 ? 1 : warm < 1e-5 ? 100 : (int)(1e-3 / warm) + 1;
+  return BK_OK;
+}
+
+static bk_status take_samples(cli_session *s, gauge *g, double seconds, bench_time *time) {
+  double *times = bk_alloc_array(s->ctx, MAX_SAMPLES, sizeof *times), end;
   int n = 0;
   if (!times) return BK_ERR_MEMORY;
-  bk_status status = sample(stream, plan, args, workspace, &warm);
+  bk_status status = gauge_start(g);
   end = bk_seconds() + seconds;
-  while (status == BK_OK && n < MAX_SAMPLES && (n < 3 || bk_seconds() < end)) status = sample(stream, plan, args, workspace, &times[n++]);
+  while (status == BK_OK && n < MAX_SAMPLES && (n < 3 || bk_seconds() < end)) status = sample(g, &times[n++]);
   if (status == BK_OK) {
     qsort(times, (size_t)n, sizeof *times, ascending);
     *time = (bench_time){fmax(times[n / 2], 1e-9), fmax(times[0], 1e-9)};
@@ -45,13 +79,28 @@ static bk_status take_samples(cli_session *s, bk_stream *stream, const bk_plan *
   return status;
 }
 
+static bk_status gauge_events(cli_session *s, gauge *g) {
+  if (s->device->props.host_memory) return BK_OK;
+  BK_TRY(s->device->ops->event_create(s->device, &g->begin));
+  return s->device->ops->event_create(s->device, &g->end);
+}
+
+static void gauge_free(gauge *g) {
+  if (g->end) g->end->ops->destroy(g->end);
+  if (g->begin) g->begin->ops->destroy(g->begin);
+}
+
 bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void *args, double seconds, bench_time *time, const char **kernel) {
   bk_plan plan = {0};
   bk_buffer *workspace = NULL;
   BK_TRY(bk_plan_prepare(s->device, op, args, &plan));
   if (kernel) *kernel = plan.kernel->name;
+  gauge g = {.stream = stream, .plan = &plan, .args = args};
   bk_status status = plan.workspace_bytes ? bk_buffer_alloc(s->device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace) : BK_OK;
-  if (status == BK_OK) status = take_samples(s, stream, &plan, args, (bk_place){workspace, 0}, seconds, time);
+  g.workspace = (bk_place){workspace, 0};
+  if (status == BK_OK) status = gauge_events(s, &g);
+  if (status == BK_OK) status = take_samples(s, &g, seconds, time);
+  gauge_free(&g);
   bk_buffer_free(workspace);
   bk_plan_release(&plan);
   return status;

@@ -14,7 +14,7 @@ check() {
   folder=$1
   shift
   [ -d "$folder" ] || return 0
-  files=$(find "$folder" -type f \( -name '*.c' -o -name '*.h' \) | sort)
+  files=$(find "$folder" -type f \( -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) | sort)
   [ -n "$files" ] || return 0
   allowed=$(for word in "$@"; do case $word in *.h) echo "$word\"" ;; *) echo "$word/[^.]" ;; esac; done | paste -sd '|' -)
   for file in $files; do

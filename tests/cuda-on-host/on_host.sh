@@ -1,0 +1,8 @@
+# Shared by the shell tests of the cuda backend on the host: points the module loader there, skips where it was not built.
+. "$(dirname "$0")/../cli/lib.sh"
+BIRKHOFF_BACKEND_DIR=$TOP_BUILDDIR/tests/cuda-on-host/.libs
+export BIRKHOFF_BACKEND_DIR
+if [ ! -e "$BIRKHOFF_BACKEND_DIR/birkhoff_cuda.so" ]; then
+  echo "SKIP: the cuda backend was not built for the host (it takes a C++17 compiler, modules and shared libraries)"
+  exit 77
+fi

@@ -1,0 +1,45 @@
+#!/bin/sh
+# birkhoff on the cuda backend, on the host: training of tiny with each residual connection against cpu, the same bits in two runs and
+# with step graphs on and off, bf16 near fp32, verify, what devices says.
+. "$(dirname "$0")/on_host.sh"
+text data.txt 4000
+STEPS=${BK_TEST_STEPS:-20}
+[ -z "${BK_TEST_QUICK:-}" ] || STEPS=4
+small="train --model tiny --batch-size 2 --seq-len 24 --steps $STEPS --data data.txt --set adam_eps=1e-8"
+last=$(printf 'step-%06d' "$STEPS")
+
+# worst RUN RUN: the largest relative difference of two loss curves
+worst() {
+  sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl" >a.loss
+  sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$2/metrics.jsonl" >b.loss
+  paste a.loss b.loss | awk -v steps="$STEPS" '{ d = $1 - $2; if (d < 0) d = -d; if (d > w * $2) w = d / $2; n++ } END { if (n != steps) w = 9; printf "%.9f", w + 0 }'
+}
+
+ok devices "$BIRKHOFF" devices --json
+has "the device is there" '"name": *"cuda:0"' out
+for kind in plain hc mhc mhc_lite ihc; do
+  ok "$kind on cpu" "$BIRKHOFF" $small residual=$kind --device cpu --out cpu-$kind
+  ok "$kind on cuda" "$BIRKHOFF" $small residual=$kind --device cuda:0 --out cuda-$kind
+  holds "$kind: losses agree" "$(worst cuda-$kind cpu-$kind) < 1e-5"
+  ok "$kind: compare weights" "$BIRKHOFF" compare --json cuda-$kind/$last cpu-$kind/$last
+  ok "$kind: eager" "$BIRKHOFF" $small residual=$kind cuda_graph=false --device cuda:0 --out eager-$kind
+  for f in model optimizer; do same "$kind: graphs on and off, $f" cuda-$kind/$last/$f.safetensors eager-$kind/$last/$f.safetensors; done
+done
+ok "mhc again, threads in another order" env BK_CUDA_SEED=5 "$BIRKHOFF" $small residual=mhc --device cuda:0 --out again
+for f in model optimizer; do same "two runs, $f" cuda-mhc/$last/$f.safetensors again/$last/$f.safetensors; done
+ok "bf16" "$BIRKHOFF" $small residual=mhc --device cuda:0 --dtype bf16 --out bf16
+holds "bf16 is near fp32" "$(worst bf16 cpu-mhc) < 0.01"
+ok "recompute" "$BIRKHOFF" $small residual=mhc hc_recompute=2 --device cuda:0 --out recompute
+ok "no recompute" "$BIRKHOFF" $small residual=mhc hc_recompute=off --device cuda:0 --out kept
+same "recompute or not" recompute/$last/model.safetensors kept/$last/model.safetensors
+for kind in mhc hc; do ok "verify $kind" "$BIRKHOFF" verify tiny --seq-len 16 --device cuda:0 --set residual=$kind; done
+ok "eval" "$BIRKHOFF" eval cuda-mhc --data data.txt --seq-len 24 --device cuda:0 --json
+loss=$(json loss)
+ok "eval on cpu" "$BIRKHOFF" eval cuda-mhc --data data.txt --seq-len 24 --device cpu --json
+holds "eval agrees" "($loss - $(json loss)) ^ 2 < 1e-10"
+ok "generate" "$BIRKHOFF" generate cuda-mhc --prompt "the of" --max-tokens 8 --temperature 0 --device cuda:0
+cp out cuda.txt
+ok "generate on cpu" "$BIRKHOFF" generate cuda-mhc --prompt "the of" --max-tokens 8 --temperature 0 --device cpu
+same "the same words" cuda.txt out
+refused 1 'cuda has 1 device' "a device that is not there" "$BIRKHOFF" $small --device cuda:3 --out none
+finish
