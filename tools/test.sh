@@ -25,7 +25,7 @@ done
 [ ${#STAGES[@]} -gt 0 ] || STAGES=("${ORDINARY[@]}")
 passed=0 failed=0 skipped=0
 
-install_packages "${BUILD_PACKAGES[@]}" check clang libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+install_packages "${BUILD_PACKAGES[@]}" g++ check clang libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
 # One log: check's "Checks:" line, a line "N passed, N failed[, N skipped]", or the test as a whole.
 count_log() {
@@ -93,7 +93,8 @@ script() {
 }
 
 build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static; }
-build_clang() { build clang CC=clang CFLAGS='-O2 -g' --disable-static; }
+build_clang() { build clang CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no; }
+# The cuda backend is built by nvcc in the stage gcc, where a toolkit is here; its kernels run on the host in every stage but this one.
 # No optional part: the built-in products, no modules, one fast instruction set beside portable C; small, and linked statically where
 # firmware would be.
 build_minimal() {
@@ -117,11 +118,12 @@ stage_full() {
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
-  build sanitizers --enable-debug CC=gcc CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer' --disable-static &&
+  local flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
+  build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="$flags" --disable-static --with-cuda=no &&
     BK_TEST_QUICK=1 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   unset ASAN_OPTIONS UBSAN_OPTIONS
 }
-build_valgrind() { build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static; }
+build_valgrind() { build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static --with-cuda=no; }
 MEMCHECK="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp"
 stage_valgrind() {
   build_valgrind || return
