@@ -26,6 +26,12 @@ static BK_UNUSED bk_model_config small_config(int residual) {
       .residual = residual, .hc_mult = 4, .hc_sinkhorn_iters = 20, .hc_head = BK_HEAD_SUM};
 }
 
+/* The backend that is compared with ref: cpu, or what BK_TEST_DEVICE names. */
+static BK_UNUSED const char *fast_device(void) {
+  const char *name = getenv("BK_TEST_DEVICE");
+  return name && *name ? name : "cpu";
+}
+
 static BK_UNUSED bk_device *open_device(const char *name, int threads) {
   bk_device *device = NULL;
   bk_device_options options = {.threads = threads};

@@ -45,7 +45,7 @@ static bk_gain *gain_of(int kind, int n) {
   int32_t ids[B * T], targets[B * T];
   bk_model_config c = small_config(kind);
   c.hc_mult = n;
-  rig r = rig_open("cpu", 1, &c, BK_F32, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1});
+  rig r = rig_open(fast_device(), 1, &c, BK_F32, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1});
   make_tokens(c.vocab_size, B * T, 71, ids, targets);
   begin_step(r.model, 1);
   OK(bk_runner_forward(r.runner, 0, ids, NULL));

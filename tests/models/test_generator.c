@@ -79,19 +79,19 @@ static void check_greedy(const char *device, bk_dtype dtype, int kind, int64_t f
 START_TEST(test_greedy) {
   static const int64_t shapes[][3] = {{0, 1, 40}, {0, 5, 16}, {0, 31, 48}, {0, 32, 48}, {0, 33, 48}, {0, 45, 48}, {3, 40, 48}, {31, 32, 31 + 2}};
   for (size_t i = 0; i < BK_COUNT(shapes); i++) {
-    check_greedy("cpu", BK_F32, BK_HC_MHC, shapes[i][0], shapes[i][1], shapes[i][2], 1e-5);
+    check_greedy(fast_device(), BK_F32, BK_HC_MHC, shapes[i][0], shapes[i][1], shapes[i][2], 1e-5);
     if (quick() && i > 2) continue;
     check_greedy("ref", BK_F64, i % 2 ? BK_HC_PLAIN : BK_HC_MHC_LITE, shapes[i][0], shapes[i][1], shapes[i][2], 0);
   }
-  check_greedy("cpu", BK_F32, BK_HC_PLAIN, 0, 40, 48, 1e-5);
-  check_greedy("cpu", BK_F32, BK_HC_HC, 0, 40, 48, 1e-5);
-  check_greedy("cpu", BK_BF16, BK_HC_IHC, 0, 40, 48, 0.1);
+  check_greedy(fast_device(), BK_F32, BK_HC_PLAIN, 0, 40, 48, 1e-5);
+  check_greedy(fast_device(), BK_F32, BK_HC_HC, 0, 40, 48, 1e-5);
+  check_greedy(fast_device(), BK_BF16, BK_HC_IHC, 0, 40, 48, 0.1);
 }
 END_TEST
 
 /* Every token of the vocabulary at logit 0: the lowest index wins. */
 START_TEST(test_ties) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_PLAIN, 4);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_PLAIN, 4);
   bk_tensor head = bk_param_weight(g.model, bk_model_find(g.model, "lm_head.weight"));
   int32_t token = 5;
   OK(bk_tensor_zero(g.model->stream, &head));
@@ -108,7 +108,7 @@ END_TEST
 
 /* One generator with a prompt, and the probabilities of what comes next at a temperature. */
 static gen open_fed(double temperature, double p[V]) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_MHC, 40);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_MHC, 40);
   int32_t ids[10];
   double total = 0;
   make_prompt(ids, 10);
@@ -194,7 +194,7 @@ END_TEST
 
 /* A text is a function of the seed; another seed gives another one; every position draws anew. */
 static void sample_text(uint64_t seed, int32_t *text, int n) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_MHC, ROOM);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_MHC, ROOM);
   make_prompt(text, 3);
   OK(bk_generator_feed(g.generator, text, 3));
   for (int i = 3; i < n; i++) {
@@ -219,7 +219,7 @@ END_TEST
 
 /* Every token equally likely: one seed draws another one at every position. */
 START_TEST(test_positions) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_PLAIN, 40);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_PLAIN, 40);
   bk_tensor head = bk_param_weight(g.model, bk_model_find(g.model, "lm_head.weight"));
   int32_t token = 5;
   int counts[V] = {0}, distinct = 0;
@@ -236,7 +236,7 @@ END_TEST
 
 /* ---- what is refused ---- */
 START_TEST(test_refusals) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_MHC, 6);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_MHC, 6);
   int32_t ids[8] = {1, 2, 3, 4, 5, 6, 7, 8}, token = -7, high = V;
   bk_generator *none = NULL;
   ck_assert_int_eq(bk_generator_create(g.model, 0, &none), BK_ERR_ARGUMENT);
@@ -267,7 +267,7 @@ START_TEST(test_refusals) {
 END_TEST
 
 START_TEST(test_not_finite) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_PLAIN, 6);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_PLAIN, 6);
   bk_tensor head = bk_param_weight(g.model, bk_model_find(g.model, "lm_head.weight")), row = bk_tensor_slice(head, 0, 11, 1);
   double poison[12];
   int32_t token = 5;
@@ -285,7 +285,7 @@ END_TEST
 
 /* Feeding and sampling allocate nothing on a host device. */
 START_TEST(test_no_allocation) {
-  gen g = gen_open("cpu", BK_F32, BK_HC_MHC, ROOM);
+  gen g = gen_open(fast_device(), BK_F32, BK_HC_MHC, ROOM);
   int32_t ids[ROOM], token;
   bk_memory_stats before, after;
   make_prompt(ids, ROOM);

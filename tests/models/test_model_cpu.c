@@ -76,7 +76,7 @@ static void check_against_ref(int kind, bk_dtype dtype, double logits_bound, dou
   bk_model_config c = config_of(kind);
   bool calm = dtype == BK_BF16;
   outcome want = outcome_of("ref", 1, dtype, calm, &c);
-  outcome got = outcome_of("cpu", 2, dtype, calm, &c), one = outcome_of("cpu", 1, dtype, calm, &c);
+  outcome got = outcome_of(fast_device(), 2, dtype, calm, &c), one = outcome_of(fast_device(), 1, dtype, calm, &c);
   ck_assert_mem_eq(got.logits, one.logits, (size_t)got.n_logits * sizeof(double));
   ck_assert_mem_eq(got.grads, one.grads, (size_t)got.n_grads * sizeof(double));
   ck_assert_mem_eq(&got.loss, &one.loss, sizeof got.loss);
@@ -100,7 +100,7 @@ END_TEST
 /* bf16 storage stays near fp32: a wrong store or a forgotten conversion would not. */
 START_TEST(test_bf16_near_fp32) {
   bk_model_config c = config_of(_i);
-  outcome a = outcome_of("cpu", 2, BK_BF16, true, &c), b = outcome_of("cpu", 2, BK_F32, true, &c);
+  outcome a = outcome_of(fast_device(), 2, BK_BF16, true, &c), b = outcome_of(fast_device(), 2, BK_F32, true, &c);
   double logits = nmse(a.logits, b.logits, a.n_logits);
   ck_assert_msg(logits > 1e-9 && logits < 1e-3, "kind %d: logits nmse %.3g", _i, logits);
   outcome_free(&a);

@@ -265,9 +265,9 @@ START_TEST(test_ref_batch) { check_batch(cases[_i], "ref", BK_F64, &exact); }
 END_TEST
 START_TEST(test_ref_training) { check_training(cases[_i], "ref", BK_F64, &exact); }
 END_TEST
-START_TEST(test_cpu_batch) { check_batch(cases[_i], "cpu", BK_F32, &single); }
+START_TEST(test_cpu_batch) { check_batch(cases[_i], fast_device(), BK_F32, &single); }
 END_TEST
-START_TEST(test_cpu_training) { check_training(cases[_i], "cpu", BK_F32, &single); }
+START_TEST(test_cpu_training) { check_training(cases[_i], fast_device(), BK_F32, &single); }
 END_TEST
 
 int main(void) {

@@ -47,8 +47,8 @@ static void check_recompute(const char *device, bk_dtype dtype, int kind) {
 START_TEST(test_recompute) {
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     check_recompute("ref", BK_F64, kinds[i]);
-    check_recompute("cpu", BK_F32, kinds[i]);
-    check_recompute("cpu", BK_BF16, kinds[i]);
+    check_recompute(fast_device(), BK_F32, kinds[i]);
+    check_recompute(fast_device(), BK_BF16, kinds[i]);
   }
 }
 END_TEST
@@ -199,7 +199,7 @@ static void check_decode(const char *device, bk_dtype dtype, int kind, double bo
 START_TEST(test_decode) {
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     check_decode("ref", BK_F64, kinds[i], 1e-13);
-    check_decode("cpu", BK_F32, kinds[i], 1e-5);
+    check_decode(fast_device(), BK_F32, kinds[i], 1e-5);
   }
 }
 END_TEST
@@ -271,7 +271,7 @@ START_TEST(test_no_allocation) {
   int32_t ids[B * T], targets[B * T];
   bk_model_config c = small_config(BK_HC_MHC);
   bk_runner_options options = training_options(B, 1, BK_RECOMPUTE_AUTO);
-  rig r = rig_open("cpu", 2, &c, BK_BF16, &options);
+  rig r = rig_open(fast_device(), 2, &c, BK_BF16, &options);
   bk_optimizer *optimizer;
   bk_optimizer_options adam = {.beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
   OK(bk_optimizer_create(r.model, &adam, &optimizer));
@@ -308,7 +308,7 @@ START_TEST(test_not_finite) {
   int32_t ids[B * T], targets[B * T];
   bk_model_config c = small_config(BK_HC_PLAIN);
   bk_runner_options options = training_options(B, 1, 0);
-  rig r = rig_open("cpu", 1, &c, BK_F32, &options);
+  rig r = rig_open(fast_device(), 1, &c, BK_F32, &options);
   bk_optimizer *optimizer;
   OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &optimizer));
   int64_t kept = make_tokens(c.vocab_size, B * T, 61, ids, targets);
@@ -340,7 +340,7 @@ START_TEST(test_refusals) {
   int32_t ids[B * T], targets[B * T];
   bk_model_config c = small_config(BK_HC_MHC);
   bk_runner_options options = {.batch = B, .seq_len = T, .slots = 1};
-  rig r = rig_open("cpu", 1, &c, BK_F32, &options);
+  rig r = rig_open(fast_device(), 1, &c, BK_F32, &options);
   make_tokens(c.vocab_size, B * T, 61, ids, targets);
   begin_step(r.model, 1);
   ids[3] = (int32_t)c.vocab_size;
@@ -411,7 +411,7 @@ START_TEST(test_scarce_memory) {
   bk_context_options options = {.allocator = &scarce, .log = unit_log, .log_level = BK_LOG_WARN};
   allowed = INT64_MAX;
   OK(bk_context_create(&options, &ctx));
-  bk_device *device = open_device("cpu", 1);
+  bk_device *device = open_device(fast_device(), 1);
   bk_status status = BK_ERR_MEMORY;
   int failures = 0;
   for (int64_t k = 0; status != BK_OK; k += 5) {

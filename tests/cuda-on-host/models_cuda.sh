@@ -1,0 +1,16 @@
+#!/bin/sh
+# The model tests that compare a backend with ref, on the cuda backend on the host: logits and gradients, fixtures, recompute, generation.
+. "$(dirname "$0")/on_host.sh"
+BK_TEST_DEVICE=cuda
+export BK_TEST_DEVICE
+for one in test_model_cpu test_model_fixtures test_model_runner test_generator test_gain; do
+  echo "== $one"
+  "$TOP_BUILDDIR/tests/models/$one" >"$W/log" 2>&1
+  rc=$?
+  grep -v ':P:' "$W/log" | tail -n 40
+  n=$(sed -n 's/.*Checks: \([0-9]*\), .*/\1/p' "$W/log") bad=$(sed -n 's/.*Failures: \([0-9]*\), Errors: \([0-9]*\).*/\1 + \2/p' "$W/log")
+  bad=$((${bad:-1}))
+  [ $rc -eq 0 ] || [ $bad -gt 0 ] || bad=1
+  passed=$((passed + ${n:-0} - bad)) failed=$((failed + bad))
+done
+finish
