@@ -23,6 +23,7 @@ static bk_status model_fill(bk_model *m) {
   BK_TRY(bk_memory_create(m->device, &m->memory));
   BK_TRY(bk_model_build(m));
   BK_TRY(bk_stream_create(m->device, 0, &m->stream));
+  BK_TRY(bk_graph_reserve(&m->parts->zero_graph, m, "zeroing the gradients", m->blocks, m->options.trainable ? m->n_blocks : 0));
   return m->options.plan_only ? BK_OK : bk_memory_commit(m->memory);
 }
 
@@ -50,6 +51,7 @@ bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_d
 
 void bk_model_destroy(bk_model *m) {
   if (!m) return;
+  if (m->parts) bk_graph_fini(&m->parts->zero_graph);
   bk_stream_destroy(m->stream);
   bk_memory_destroy(m->memory);
   for (int i = 0; i < m->n_params; i++) bk_free(m->ctx, m->params[i].name);
@@ -85,13 +87,18 @@ bk_tensor bk_param_m(const bk_model *m, const bk_param *p) { return view(p, m->b
 bk_tensor bk_param_v(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].v); }
 bool bk_param_trainable(const bk_model *m, const bk_param *p) { return m->blocks[p->block].trainable; }
 
-bk_status bk_model_zero_grads(bk_model *model) {
+static bk_status zero_grads(void *arg) {
+  bk_model *model = arg;
   for (int i = 0; i < model->n_blocks; i++) {
     bk_param_block *b = &model->blocks[i];
     b->fresh = b->by_product;
     if (!b->fresh && bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
   }
   return BK_OK;
+}
+
+bk_status bk_model_zero_grads(bk_model *model) {
+  return bk_graph_run(&model->parts->zero_graph, bk_model_may_graph(model), zero_grads, model);
 }
 
 bk_status bk_model_settle_grads(bk_model *model) {

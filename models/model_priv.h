@@ -2,6 +2,7 @@
 #ifndef BK_MODEL_PRIV_H
 #define BK_MODEL_PRIV_H
 
+#include "models/graph.h"
 #include "models/layers/sublayer.h"
 #include "models/runner.h"
 
@@ -18,6 +19,8 @@ struct bk_model_parts {
     float f32[BK_STEP_SLOTS];
     double f64[BK_STEP_SLOTS];
   } step_host;             /* staging of the step block, in ct */
+  bk_graph zero_graph;     /* bk_model_zero_grads */
+  bool graph_warned;       /* of a capture that failed */
 };
 
 static inline int bk_model_n_sublayers(const bk_model *m) { return (int)(m->options.end - m->options.begin); }

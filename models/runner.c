@@ -253,6 +253,20 @@ static bk_status make_staging(bk_runner *r) {
   return BK_OK;
 }
 
+/* Of the gradients only that of lm_head is made in a forward pass. */
+static bk_status make_graphs(bk_runner *r) {
+  bk_model *m = r->model;
+  bk_param_block *head = m->parts->lm_head;
+  for (int i = 0; bk_runner_may_graph(r) && i < r->options.slots; i++) {
+    bk_graph *g = r->slots[i].graphs;
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_LOSS], m, "the forward pass", head, head && r->options.backward ? 1 : 0));
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_EVALUATE], m, "the forward pass", NULL, 0));
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_FORWARD], m, "the forward pass", NULL, 0));
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_BACKWARD], m, "the backward pass", m->blocks, r->options.backward ? m->n_blocks : 0));
+  }
+  return BK_OK;
+}
+
 static bk_status runner_fill(bk_runner *r) {
   bk_model *m = r->model;
   bool plan_only = m->options.plan_only;
@@ -265,6 +279,7 @@ static bk_status runner_fill(bk_runner *r) {
   BK_TRY(bk_exec_commit(&r->exec));
   if (plan_only) return BK_OK;
   BK_TRY(bk_memory_commit(r->memory));
+  BK_TRY(make_graphs(r));
   return make_staging(r);
 }
 
@@ -303,6 +318,7 @@ static void free_slots(bk_runner *r) {
   bk_device *device = r->model->device;
   for (int i = 0; r->slots && i < r->options.slots; i++) {
     bk_slot *s = &r->slots[i];
+    for (int w = 0; w < BK_WALKS; w++) bk_graph_fini(&s->graphs[w]);
     if (s->uploaded) s->uploaded->ops->destroy(s->uploaded);
     if (s->host) device->ops->host_free(device, s->host, 2 * (size_t)r->tokens * sizeof(int32_t));
     bk_free(device->ctx, s->mix);
@@ -372,6 +388,23 @@ static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
   return BK_OK;
 }
 
+typedef struct pass {
+  bk_runner *r;
+  bk_slot *slot;
+} pass;
+
+static bk_status run_forward(void *arg) {
+  const pass *p = arg;
+  return bk_walk_forward(p->r, p->slot, p->slot->has_loss || p->r->options.keep_logits, p->slot->has_loss);
+}
+
+/* The zeros of what no product wrote belong to it. */
+static bk_status run_backward(void *arg) {
+  const pass *p = arg;
+  BK_TRY(bk_walk_backward(p->r, p->slot));
+  return bk_model_settle_grads(p->r->model);
+}
+
 bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids, const int32_t *targets) {
   BK_TRY(check_run(r, slot_index, false));
   bk_slot *slot = &r->slots[slot_index];
@@ -383,7 +416,8 @@ bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids, co
   if (targets) BK_TRY(upload_rows(r, &slot->targets, slot->host + r->tokens, targets));
   BK_TRY(upload_end(r, slot));
   slot->has_loss = targets != NULL;
-  return bk_walk_forward(r, slot, targets || r->options.keep_logits, targets != NULL);
+  int walk = !targets ? BK_WALK_FORWARD : r->loss_only ? BK_WALK_EVALUATE : BK_WALK_LOSS;
+  return bk_graph_run(&slot->graphs[walk], bk_runner_may_graph(r), run_forward, &(pass){r, slot});
 }
 
 bk_status bk_runner_evaluate(bk_runner *r, int slot_index, const int32_t *ids, const int32_t *targets) {
@@ -400,8 +434,7 @@ bk_status bk_runner_backward(bk_runner *r, int slot_index) {
   if (!r->options.backward || (bk_runner_has_head(r) && !slot->has_loss)) {
     return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: backward needs a runner made for it and a forward with targets");
   }
-  BK_TRY(bk_walk_backward(r, slot));
-  return bk_model_settle_grads(r->model);
+  return bk_graph_run(&slot->graphs[BK_WALK_BACKWARD], bk_runner_may_graph(r), run_backward, &(pass){r, slot});
 }
 
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {

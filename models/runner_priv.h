@@ -22,6 +22,9 @@ typedef struct bk_head_acts {
   bk_tensor dh;    /* [N,C] gradient of the normed input of lm_head, made in the forward pass */
 } bk_head_acts;
 
+/* Walks of a slot that are captured each for itself: forward with a loss, with a loss but no gradients, without a loss; backward. */
+enum { BK_WALK_LOSS, BK_WALK_EVALUATE, BK_WALK_FORWARD, BK_WALK_BACKWARD, BK_WALKS };
+
 typedef struct bk_slot {
   bk_mix_acts *mix; /* [n_sublayers] */
   bk_f_acts *f;     /* [n_sublayers] */
@@ -32,6 +35,7 @@ typedef struct bk_slot {
   bk_event *uploaded;     /* the staging may be written again */
   bool uploading;
   bool has_loss;          /* the last forward had targets */
+  bk_graph graphs[BK_WALKS];
 } bk_slot;
 
 /* Phases of one sublayer, each with its prepared calls. */
@@ -90,6 +94,9 @@ static inline bool bk_runner_plain(const bk_runner *r) { return r->model->config
 static inline bool bk_runner_sums(const bk_runner *r) {
   return !bk_runner_plain(r) && r->model->parts->head.kind == BK_HC_PLAIN;
 }
+
+/* Nothing looks on between the stages and the shapes are static: the walks may be captured. A decoding runner's are not. */
+static inline bool bk_runner_may_graph(const bk_runner *r) { return bk_model_may_graph(r->model) && !r->look && !r->options.cache_len; }
 
 /* walk.c; in preparing mode they prepare all calls and touch no data. `with_head` false: no logits, no loss. */
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss);

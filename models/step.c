@@ -61,6 +61,7 @@ struct bk_optimizer {
   bk_calls calls;
   span *spans;
   int n_spans;
+  bk_graph graph;
 };
 
 static bk_tensor flat(bk_tensor t) {
@@ -124,7 +125,8 @@ static bk_status balance(bk_optimizer *o) {
   return BK_OK;
 }
 
-static bk_status run(bk_optimizer *o) {
+static bk_status run(void *arg) {
+  bk_optimizer *o = arg;
   bk_exec_begin(&o->exec, &o->calls);
   if (!o->exec.preparing) BK_TRY(bk_model_settle_grads(o->model));
   BK_TRY(norm_and_clip(o));
@@ -139,6 +141,7 @@ static bk_status optimizer_fill(bk_optimizer *o) {
   find_spans(o);
   BK_TRY(bk_exec_init(&o->exec, m->device, m->stream, m->options.plan_only));
   BK_TRY(run(o));
+  BK_TRY(bk_graph_reserve(&o->graph, m, "the optimiser's step", m->blocks, m->n_blocks));
   return bk_exec_commit(&o->exec);
 }
 
@@ -161,6 +164,7 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   if (!o) return;
   bk_context *ctx = o->model->ctx;
   if (o->model->stream) o->model->stream->ops->sync(o->model->stream);
+  bk_graph_fini(&o->graph);
   bk_calls_fini(ctx, &o->calls);
   bk_exec_fini(&o->exec);
   bk_free(ctx, o->spans);
@@ -171,5 +175,5 @@ size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) { return bk_
 
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only) return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
-  return run(o);
+  return bk_graph_run(&o->graph, bk_model_may_graph(o->model), run, o);
 }

@@ -55,7 +55,9 @@ void cli_print_help(const cli_command *command);
 char *cli_command_text(const cli_session *s, const char *more);
 
 /* ---- session.c ---- */
-bk_status cli_open_device(cli_session *s);                     /* from --device, --threads, --allow-fallback */
+/* From --device, --threads, --allow-fallback; cuda_graph and allow_tf32 from --set, else their defaults. */
+bk_status cli_open_device(cli_session *s);
+bk_status cli_open_device_for(cli_session *s, const bk_train_config *recipe); /* cuda_graph and allow_tf32 as in the recipe */
 bk_status cli_open_named(cli_session *s, const char *name, bk_device **device);
 bk_status cli_dtype(cli_session *s, bk_dtype *dtype);          /* --dtype; unset leaves it */
 /* --set on the structs (either may be NULL). */

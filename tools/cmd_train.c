@@ -239,8 +239,9 @@ static bk_status run(cli_session *s) {
   }
   train_run r = {.s = s, .last_val = NAN};
   bool dry = cli_given(&s->args, "dry-run");
-  bk_status status = cli_given(&s->args, "data") ? cli_open_device(s) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
-  if (status == BK_OK) status = choose(&r);
+  bk_status status = cli_given(&s->args, "data") ? choose(&r) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
+  if (status == BK_OK) status = cli_open_device_for(s, &r.recipe); /* a resumed run's recipe is its checkpoint's */
+  if (status == BK_OK) status = cli_dtype(s, &r.dtype); /* again, now that it is known what the device stores */
   if (status == BK_OK) status = open_data(&r);
   if (status == BK_OK) status = build(&r, dry);
   if (status == BK_OK && !dry) status = run_training(&r);

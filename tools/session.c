@@ -25,14 +25,27 @@ void cli_catch_signals(const char *note) {
   sigaction(SIGTERM, &action, NULL);
 }
 
-bk_status cli_open_named(cli_session *s, const char *name, bk_device **device) {
+static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe, bk_device **device) {
   int64_t threads = 0;
   BK_TRY(cli_int(s, "threads", 1, 1024, &threads));
-  bk_device_options options = {.threads = (int)threads, .allow_fallback = cli_given(&s->args, "allow-fallback")};
+  bk_device_options options = {.threads = (int)threads, .allow_fallback = cli_given(&s->args, "allow-fallback"), .no_graph = !recipe->cuda_graph,
+                               .allow_tf32 = recipe->allow_tf32};
   return bk_device_open(s->ctx, name, &options, device);
 }
 
+bk_status cli_open_named(cli_session *s, const char *name, bk_device **device) {
+  bk_model_config ignored = {0};
+  bk_train_config recipe;
+  bk_train_config_default(&recipe);
+  BK_TRY(cli_apply_sets(s, &ignored, &recipe));
+  return open_for(s, name, &recipe, device);
+}
+
 bk_status cli_open_device(cli_session *s) { return cli_open_named(s, cli_value(&s->args, "device"), &s->device); }
+
+bk_status cli_open_device_for(cli_session *s, const bk_train_config *recipe) {
+  return open_for(s, cli_value(&s->args, "device"), recipe, &s->device);
+}
 
 bk_status cli_dtype(cli_session *s, bk_dtype *dtype) {
   const char *text = cli_value(&s->args, "dtype");

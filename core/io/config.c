@@ -82,8 +82,8 @@ const bk_option bk_train_keys[] = {
     {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
      "sublayers per block whose connections are recomputed in the backward pass"},
     ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
-    BOOL(allow_tf32, "GPU backends: TF32 in fp32 products"),
-    BOOL(cuda_graph, "GPU backends: the step as one captured graph"),
+    BOOL(allow_tf32, "GPU backends: fp32 products may round their operands to TF32"),
+    BOOL(cuda_graph, "GPU backends: passes are captured once as graphs, then replayed; the same bits"),
     {.name = NULL},
 };
 #undef CONFIG
@@ -143,6 +143,7 @@ void bk_train_config_default(bk_train_config *t) {
       .spike_factor = 10,
       .gain_limit = 100,
       .hc_recompute = BK_RECOMPUTE_AUTO,
+      .cuda_graph = true,
   };
 }
 

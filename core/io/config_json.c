@@ -356,10 +356,15 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
   return BK_OK;
 }
 
-/* Only decide when to warn; states written before they existed lack them. */
-static bool only_warns(const char *name) { return strcmp(name, "spike_factor") == 0 || strcmp(name, "gain_limit") == 0; }
+/* States may lack these: what stands for an absent one changes no bit of a run that knew nothing of it. */
+static bool may_lack(const char *name) {
+  static const char *const names[] = {"spike_factor", "gain_limit", "cuda_graph", "allow_tf32"};
+  for (size_t i = 0; i < BK_COUNT(names); i++)
+    if (strcmp(name, names[i]) == 0) return true;
+  return false;
+}
 
-/* Every key must be there and known: a resumed run continues bit for bit or not at all. */
+/* Every other key must be there, and all must be known: a resumed run continues bit for bit or not at all. */
 static bk_status read_recipe(const document *doc, bk_train_config *t) {
   json_t *recipe = json_object_get(doc->root, "recipe"), *value;
   const char *key;
@@ -371,7 +376,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
       return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     value = json_object_get(recipe, o->name);
-    if (!value && only_warns(o->name)) continue;
+    if (!value && may_lack(o->name)) continue;
     if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
     BK_TRY(read_option(doc, o, value, t));
   }

@@ -12,7 +12,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 2u /* raise on any change of this header or of op.h */
+#define BK_BACKEND_ABI 3u /* raise on any change of this header or of op.h */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;
@@ -43,6 +43,7 @@ typedef struct bk_device_props {
   size_t max_binding_range;   /* bytes one kernel can address through one binding; 0 = no limit */
   size_t offset_alignment;    /* of a tensor's offset in its buffer */
   int threads;                /* host workers, or 0 */
+  bool captures;              /* what a stream is given can be captured as a graph and given again */
   uint32_t storage_dtypes;    /* set of 1u << bk_dtype that models may be stored in */
   char isa[32];               /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
 } bk_device_props;
@@ -87,7 +88,11 @@ typedef struct bk_stream_ops {
   bk_status (*event_wait)(bk_stream *stream, bk_event *event);
   bk_status (*sync)(bk_stream *stream);
   bk_status (*query)(bk_stream *stream, bool *done);
-  bk_status (*capture_begin)(bk_stream *stream);                /* stub: BK_ERR_UNSUPPORTED */
+  /* Between capture_begin and capture_end launches, fills and copies are noted, not done; what involves the host (upload, download,
+   * events, sync, query) is an error then. capture_end always ends the capture: BK_OK with the graph, or why there is none.
+   * graph_launch does what was noted, at the same addresses, in order with the rest of the stream. graph_destroy: the stream
+   * has been synchronised. Stubs: BK_ERR_UNSUPPORTED. */
+  bk_status (*capture_begin)(bk_stream *stream);
   bk_status (*capture_end)(bk_stream *stream, void **graph);
   bk_status (*graph_launch)(bk_stream *stream, void *graph);
   void (*graph_destroy)(bk_stream *stream, void *graph);

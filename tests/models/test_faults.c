@@ -7,6 +7,7 @@
 #include "io/safetensors.h"
 #include "models/checkpoint.h"
 #include "models/generator.h"
+#include "models/graph.h"
 #include "models/trainer.h"
 
 #define STEPS 2
@@ -165,6 +166,29 @@ static void check_training(const char *name, bk_dtype dtype, int residual, bool 
   fault_each_allocation("generation", generate, skip);
   finish();
 }
+
+/* A device whose streams can be captured: room for graphs is made with the rest, and no step is run here. */
+static bk_status build_trainer(void) {
+  bk_train_config r = recipe();
+  bk_model *m = NULL;
+  bk_trainer *t = NULL;
+  bk_status status = bk_model_create(device, &model->config, storage, &(bk_model_options){.trainable = true}, &m);
+  if (status == BK_OK) status = bk_trainer_create(m, &r, data, data, &t);
+  ck_assert((status == BK_OK) == (t != NULL));
+  bk_trainer_destroy(t);
+  bk_model_destroy(m);
+  return status;
+}
+
+START_TEST(test_room_for_graphs) {
+  prepare("cpu", BK_F32, BK_HC_MHC, true);
+  int64_t skip = quick() ? 41 : 1, without = fault_each_allocation("a trainer", build_trainer, skip);
+  device->props.captures = true;
+  int64_t with = fault_each_allocation("a trainer with graphs", build_trainer, skip);
+  ck_assert_int_eq(with - without, BK_GRAPH_STATES * 4); /* zeroing, forward with a loss, backward, the optimiser */
+  finish();
+}
+END_TEST
 
 START_TEST(test_training) { check_training("cpu", BK_F32, BK_HC_MHC, false); }
 END_TEST
@@ -343,4 +367,4 @@ static void close_in_memory(void) {
   fault_fs_close(&files);
 }
 
-UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_training, test_training_composed, test_training_plain, test_checkpoints, test_conversion, test_files)
+UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs, test_training, test_training_composed, test_training_plain, test_checkpoints, test_conversion, test_files)

@@ -346,7 +346,8 @@ static void fill_state(bk_trainer_state *s) {
   s->recipe.lr_schedule = BK_LR_CONSTANT;
   s->recipe.seed = 77;
   s->recipe.data_dtype = 2;
-  s->recipe.cuda_graph = true;
+  s->recipe.cuda_graph = false;
+  s->recipe.allow_tf32 = true;
 }
 
 START_TEST(state_round_trip) {
@@ -363,6 +364,38 @@ START_TEST(state_round_trip) {
     ck_assert(back.recipe.lr == s.recipe.lr);
     for (const bk_option *o = bk_train_keys; o->name; o++)
       ck_assert_str_eq(bk_option_value_text(o, &s.recipe, x, sizeof x), bk_option_value_text(o, &back.recipe, y, sizeof y));
+  }
+}
+END_TEST
+
+/* Keys that a state may lack: their defaults. */
+START_TEST(state_without_later_keys) {
+  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph"};
+  bk_trainer_state s, back;
+  bk_train_config usual;
+  char x[160], y[160], kept[8192] = "", *text, *line;
+  size_t bytes;
+  fill_state(&s);
+  s.recipe.spike_factor = s.recipe.gain_limit = 77;
+  bk_train_config_default(&usual);
+  ck_assert(usual.cuda_graph && !usual.allow_tf32);
+  ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof kept, &text, &bytes), BK_OK);
+  for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
+    bool skip = false;
+    for (size_t i = 0; i < BK_COUNT(later); i++) skip |= strstr(line, later[i]) != NULL;
+    size_t used = strlen(kept);
+    if (skip) continue;
+    if (line[2] == '}' && used && kept[used - 1] == ',') used--; /* after what is now the last key */
+    snprintf(kept + used, sizeof kept - used, "%s", line);
+  }
+  bk_free(ctx, text);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("s.json"), kept, strlen(kept)), BK_OK);
+  ck_assert_int_eq(bk_trainer_state_read(ctx, unit_path("s.json"), &back), BK_OK);
+  for (const bk_option *o = bk_train_keys; o->name; o++) {
+    bool absent = false;
+    for (size_t i = 0; i < BK_COUNT(later); i++) absent |= strcmp(o->name, later[i]) == 0;
+    ck_assert_str_eq(bk_option_value_text(o, absent ? &usual : &s.recipe, x, sizeof x), bk_option_value_text(o, &back.recipe, y, sizeof y));
   }
 }
 END_TEST
@@ -486,5 +519,5 @@ END_TEST
 
 UNIT_MAIN("config", unit_folder_open, unit_folder_close, absent_keys_are_hugging_faces, as_transformers_saves_it, keys_are_taken, bad_json,
           wrong_types, ranges, sizes_that_do_not_fit, refused_by_design, unknown_keys_warn, set_values, set_refused, model_round_trip,
-          written_text, locale, files_that_cannot_be_read, state_round_trip, bad_state, recipe_rules, learning_rate, recompute_block,
+          written_text, locale, files_that_cannot_be_read, state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate, recompute_block,
           tables_are_sound)

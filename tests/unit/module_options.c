@@ -1,0 +1,66 @@
+/* A loadable backend for the tests of the command: opening its device fails with a message that says with which options. Complete on
+ * its own, as module_good.c. */
+#include "runtime/backend.h"
+
+#include <stdio.h>
+
+#include "base/base.h"
+
+const bk_backend *bk_backend_module(void);
+
+static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
+  (void)ctx, (void)reason, (void)reason_size;
+  return BK_OK;
+}
+
+static int device_count(bk_context *ctx) {
+  (void)ctx;
+  return 1;
+}
+
+static bk_status describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+  (void)ctx, (void)index;
+  *props = (bk_device_props){.name = "options"};
+  *memory_bytes = 0;
+  return BK_OK;
+}
+
+static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+  char text[128];
+  (void)index, (void)device;
+  snprintf(text, sizeof text, "opened with no_graph %d allow_tf32 %d threads %d", options->no_graph, options->allow_tf32, options->threads);
+  ctx->log(ctx->log_user, BK_LOG_ERROR, text);
+  return BK_ERR_DEVICE;
+}
+
+static bool accepts(const bk_device *device, const void *args) {
+  (void)device, (void)args;
+  return false;
+}
+
+static bk_status prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+  (void)device, (void)args, (void)state, (void)workspace_bytes;
+  return BK_ERR_ABSENT;
+}
+
+static bk_status launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  (void)stream, (void)plan, (void)args, (void)workspace;
+  return BK_ERR_ABSENT;
+}
+
+static void release(bk_device *device, void *state) { (void)device, (void)state; }
+
+static const bk_kernel kernels[] = {{BK_OP_NONE, 0, "", accepts, prepare, launch, release}};
+
+static const bk_backend backend = {
+    .abi = BK_BACKEND_ABI,
+    .name = "options",
+    .priority = -2,
+    .probe = probe,
+    .device_count = device_count,
+    .describe = describe,
+    .open = open_device,
+    .kernels = kernels,
+};
+
+const bk_backend *bk_backend_module(void) { return &backend; }
