@@ -1,6 +1,8 @@
 /* Op calls with kernels prepared once: see call.h. */
 #include "models/call.h"
 
+#include "models/profile.h"
+
 bk_status bk_exec_init(bk_exec *ex, bk_device *device, bk_stream *stream, bool plan_only) {
   *ex = (bk_exec){.ctx = device->ctx, .device = device, .stream = stream, .preparing = true, .plan_only = plan_only};
   return bk_memory_create(device, &ex->memory);
@@ -24,8 +26,17 @@ bk_status bk_exec_commit(bk_exec *ex) {
 
 size_t bk_exec_bytes(const bk_exec *ex, bk_memory_class c) { return bk_memory_bytes(ex->memory, c); }
 
-void bk_exec_begin(bk_exec *ex, bk_calls *calls) {
+const char *bk_phase_name(bk_phase phase) {
+#define BK_PHASE_NAME(id, name) name,
+  static const char *const names[] = {BK_PHASE_LIST(BK_PHASE_NAME)};
+#undef BK_PHASE_NAME
+  return (unsigned)phase < BK_COUNT(names) ? names[phase] : "?";
+}
+
+void bk_exec_begin(bk_exec *ex, bk_calls *calls, bk_phase phase, int sublayer) {
   ex->calls = calls;
+  ex->phase = phase;
+  ex->sublayer = sublayer;
   calls->next = 0;
 }
 
@@ -53,7 +64,9 @@ bk_status bk_exec_call(bk_exec *ex, bk_op op, const void *args) {
   if (c->next >= c->count || c->call[c->next].op != op) {
     return bk_fail(ex->ctx, BK_ERR_ARGUMENT, "op %s was not prepared at call %d of its phase", bk_op_name(op), c->next);
   }
-  return bk_plan_launch(ex->stream, &c->call[c->next++].plan, args, ex->workspace);
+  const bk_call *call = &c->call[c->next++];
+  if (ex->profile) return bk_profile_launch(ex->profile, ex, call, args);
+  return bk_plan_launch(ex->stream, &call->plan, args, ex->workspace);
 }
 
 void bk_calls_fini(bk_context *ctx, bk_calls *calls) {

@@ -126,7 +126,7 @@ static bk_status run_second(bk_graph *g, bk_graph_state *s, bk_graph_walk walk, 
 }
 
 bk_status bk_graph_run(bk_graph *g, bool may, bk_graph_walk walk, void *arg) {
-  bk_graph_state *s = g->model && may ? state_now(g) : NULL;
+  bk_graph_state *s = g->model && may && !g->model->profile ? state_now(g) : NULL;
   if (!s || s->failed) return walk(arg);
   if (s->graph) {
     BK_TRY(launch(g, s));

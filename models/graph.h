@@ -39,7 +39,7 @@ bool bk_model_may_graph(const bk_model *model);
 bk_status bk_graph_reserve(bk_graph *graph, bk_model *model, const char *name, bk_param_block *blocks, int n_blocks);
 /* Waits for the stream if there are graphs. Safe on a zeroed one; zeroes it. */
 void bk_graph_fini(bk_graph *graph);
-/* Runs the walk or launches what was captured of it; `may` false: runs it. The arg must mean the same at each call. */
+/* Runs the walk or launches what was captured of it; `may` false, or a profile of the model, which times op by op: runs it. The arg must mean the same at each call. */
 bk_status bk_graph_run(bk_graph *graph, bool may, bk_graph_walk walk, void *arg);
 
 #endif

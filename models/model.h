@@ -53,8 +53,8 @@ struct bk_model {
   bk_tensor step; /* the step block, ct [BK_STEP_SLOTS], in class workspace */
   struct bk_sublayer *sublayers; /* layers/sublayer.h: [end - begin] */
   struct bk_model_parts *parts;  /* embedding, head and friends; private to models/ */
+  struct bk_profile *profile; /* profile.h; NULL as a rule. While there is one, a step has to launch its ops one by one */
 };
-
 
 /* bk_model_create, _destroy, _init, _count and bk_model_options: birkhoff/model.h */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */

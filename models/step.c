@@ -1,5 +1,6 @@
 /* The step block and the optimiser: see runner.h and op.h. Everything is enqueued on the model's stream; only bk_step_end waits. */
 #include "models/model_priv.h"
+#include "models/profile.h"
 
 #include <math.h>
 
@@ -22,6 +23,7 @@ static bk_status zero_loads(bk_model *m) {
 bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   if (m->options.plan_only) return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
   BK_TRY(m->stream->ops->sync(m->stream)); /* the staging of an earlier step that was never ended */
+  if (m->profile) BK_TRY(bk_profile_step_begin(m->profile));
   for (int i = 0; i < BK_STEP_SLOTS; i++) put(m, i, 0.0);
   put(m, BK_STEP_LR, values->lr);
   put(m, BK_STEP_BC1, values->bc1);
@@ -37,8 +39,10 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
 
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
   bk_place place = {m->step.buffer, m->step.offset};
+  if (m->profile) BK_TRY(bk_profile_step_close(m->profile));
   BK_TRY(m->stream->ops->download(m->stream, &m->parts->step_host, place, bk_tensor_bytes(&m->step)));
   BK_TRY(m->stream->ops->sync(m->stream));
+  if (m->profile) BK_TRY(bk_profile_step_read(m->profile));
   double loss = get(m, BK_STEP_LOSS);
   *results = (bk_step_results){.loss_sum = loss, .grad_norm = get(m, BK_STEP_NORM), .clip = get(m, BK_STEP_CLIP),
                                .finite = get(m, BK_STEP_FINITE) != 0.0 && isfinite(loss)};
@@ -127,7 +131,8 @@ static bk_status balance(bk_optimizer *o) {
 
 static bk_status run(void *arg) {
   bk_optimizer *o = arg;
-  bk_exec_begin(&o->exec, &o->calls);
+  o->exec.profile = bk_profile_of(o->model);
+  bk_exec_begin(&o->exec, &o->calls, BK_PHASE_OPTIMIZER, -1);
   if (!o->exec.preparing) BK_TRY(bk_model_settle_grads(o->model));
   BK_TRY(norm_and_clip(o));
   BK_TRY(update(o));

@@ -1,6 +1,7 @@
 /* One training step after the other, and evaluation. See trainer.h. */
 #include "models/trainer.h"
 
+#include "models/profile.h"
 #include "models/watch.h"
 
 #include <math.h>
@@ -226,7 +227,10 @@ static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
 static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   if (!t->val || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
   bk_eval_result result;
-  BK_TRY(evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets, t->val, t->recipe.eval_tokens, &result));
+  bk_profile_pause(t->model->profile, true);
+  bk_status status = evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets, t->val, t->recipe.eval_tokens, &result);
+  bk_profile_pause(t->model->profile, false);
+  BK_TRY(status);
   row->has_val = true;
   row->val_loss = result.tokens ? result.loss_sum / (double)result.tokens : NAN;
   return BK_OK;
@@ -254,7 +258,9 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
   bk_suspect suspect = {.found = false};
   t->refusal = (bk_refusal){.row = *row};
   t->refusal.row.n_layers = 0; /* no loads were read */
+  bk_profile_pause(t->model->profile, true);
   bk_status searched = find_cause(t, values, &suspect);
+  bk_profile_pause(t->model->profile, false);
   if (searched != BK_OK) snprintf(suspect.what, sizeof suspect.what, "unknown, the search failed");
   else if (!suspect.found) snprintf(suspect.what, sizeof suspect.what, "nothing, when the step was done again: a fault of the machine?");
   t->refusal.again = suspect.found;

@@ -1,5 +1,6 @@
 /* The walker: runs a model's flat list of sublayers forward and backward, and the two ends. It owns the residual connections:
  * mix -> F -> merge, merge_mix between neighbours; backward is the mirror. */
+#include "models/profile.h"
 #include "models/runner_priv.h"
 
 static bk_sublayer *sublayer(const bk_runner *r, int s) { return &r->model->sublayers[s]; }
@@ -13,7 +14,7 @@ static bk_status seen(const bk_runner *r, const bk_slot *slot, bk_stage stage, i
 static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_tensor x = slot->mix[0].x, y = bk_runner_plain(r) ? x : r->embedding;
-  bk_exec_begin(ex, &r->embed);
+  bk_exec_begin(ex, &r->embed, BK_PHASE_EMBED, -1);
   BK_TRY(bk_exec_call(ex, BK_OP_EMBED, &(bk_embed_args){slot->ids, r->model->parts->embed->weight, y}));
   if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x}));
   return seen(r, slot, BK_STAGE_EMBED, -1);
@@ -21,7 +22,7 @@ static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
 
 static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
-  bk_exec_begin(ex, &r->head_norm);
+  bk_exec_begin(ex, &r->head_norm, BK_PHASE_HEAD, -1);
   if (bk_runner_sums(r)) {
     BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));
   }
@@ -35,7 +36,7 @@ static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_
   int64_t rows = logits.shape[0];
   bool backward = r->options.backward; /* of the prepared calls; a pass that wants the loss alone stops short of the products */
   bk_tensor dlogits = backward ? bk_tensor_slice(r->piece, 0, 0, rows) : (bk_tensor){0};
-  bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST]);
+  bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST], BK_PHASE_LOSS, -1);
   BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY, &(bk_cross_entropy_args){
       logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
       bk_tensor_slice(r->row_losses, 0, first, rows), dlogits}));
@@ -47,7 +48,7 @@ static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_
 static bk_status walk_piece(bk_runner *r, bk_slot *slot, int64_t first, int64_t rows, bool with_loss) {
   bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
   bk_tensor logits = r->options.keep_logits ? bk_tensor_slice(r->logits, 0, first, rows) : bk_tensor_slice(r->piece, 0, 0, rows);
-  bk_exec_begin(&r->exec, &r->piece_logits[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST]);
+  bk_exec_begin(&r->exec, &r->piece_logits[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST], BK_PHASE_HEAD, -1);
   BK_TRY(bk_linear(&r->exec, h, r->model->parts->lm_head, logits));
   return with_loss ? walk_piece_loss(r, slot, first, logits) : BK_OK;
 }
@@ -61,7 +62,7 @@ static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
   }
   if (!with_loss) return BK_OK;
   BK_TRY(seen(r, slot, BK_STAGE_HEAD, -1));
-  bk_exec_begin(&r->exec, &r->loss_sum);
+  bk_exec_begin(&r->exec, &r->loss_sum, BK_PHASE_LOSS, -1);
   return bk_exec_call(&r->exec, BK_OP_SUM, &(bk_sum_args){r->row_losses, bk_step_slot(r->model, BK_STEP_LOSS), true});
 }
 
@@ -70,18 +71,19 @@ static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   bk_sublayer *l = sublayer(r, s);
   const bk_mix_acts *a = &slot->mix[s];
-  bk_exec_begin(ex, &r->calls[s].forward);
+  bk_exec_begin(ex, &r->calls[s].forward, BK_PHASE_FORWARD, s);
   BK_TRY(l->ops->forward(ex, l, &slot->f[s], &r->forward_scratch[s], a->h, a->f));
   BK_TRY(seen(r, slot, BK_STAGE_F, s));
-  bk_exec_begin(ex, &r->calls[s].merge);
+  bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
   if (s + 1 == r->n) BK_TRY(bk_connection_merge(ex, &l->connection, a, slot->last));
   else BK_TRY(bk_connection_merge_mix(ex, &l->connection, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]));
   return seen(r, slot, BK_STAGE_MIX, s + 1);
 }
 
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss) {
+  r->exec.profile = bk_profile_of(r->model);
   if (bk_runner_has_embed(r)) BK_TRY(walk_embed(r, slot));
-  bk_exec_begin(&r->exec, &r->calls[0].mix);
+  bk_exec_begin(&r->exec, &r->calls[0].mix, BK_PHASE_MIX, 0);
   BK_TRY(bk_connection_mix(&r->exec, &sublayer(r, 0)->connection, &slot->mix[0]));
   BK_TRY(seen(r, slot, BK_STAGE_MIX, 0));
   for (int s = 0; s < r->n; s++) BK_TRY(walk_sublayer(r, slot, s));
@@ -92,7 +94,7 @@ bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with
 static bk_status walk_head_bwd(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bool sums = bk_runner_sums(r);
-  bk_exec_begin(ex, &r->head_bwd);
+  bk_exec_begin(ex, &r->head_bwd, BK_PHASE_HEAD_BWD, -1);
   BK_TRY(bk_connection_mix_bwd(ex, &r->model->parts->head, &slot->head.mix, &r->head_grads, slot->head.dh,
                                sums ? r->head_row : r->D, false));
   if (sums) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){r->head_row, r->D}));
@@ -102,7 +104,7 @@ static bk_status walk_head_bwd(bk_runner *r, bk_slot *slot) {
 static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_tensor dy = bk_runner_plain(r) ? r->D : r->embedding;
-  bk_exec_begin(ex, &r->embed_bwd);
+  bk_exec_begin(ex, &r->embed_bwd, BK_PHASE_EMBED_BWD, -1);
   if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){r->D, dy}));
   BK_TRY(bk_exec_call(ex, BK_OP_EMBED_BWD, &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad}));
   return seen(r, slot, BK_STAGE_EMBED_BWD, -1);
@@ -112,7 +114,7 @@ static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
 static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
   for (int i = s - s % (int)r->block; i <= s; i++) {
     const bk_connection *c = &sublayer(r, i)->connection;
-    bk_exec_begin(&r->exec, &r->calls[i].remix);
+    bk_exec_begin(&r->exec, &r->calls[i].remix, BK_PHASE_REBUILD, i);
     BK_TRY(bk_connection_remix(&r->exec, c, &slot->mix[i]));
     if (i < s) BK_TRY(bk_connection_merge(&r->exec, c, &slot->mix[i], slot->mix[i + 1].x));
   }
@@ -122,7 +124,7 @@ static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
 static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->block == 0; }
 
 static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
-  bk_exec_begin(&r->exec, &r->calls[s].merge_bwd);
+  bk_exec_begin(&r->exec, &r->calls[s].merge_bwd, BK_PHASE_MERGE_BWD, s);
   return bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
 }
 
@@ -130,7 +132,7 @@ static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
 static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   const bk_connection *c = &sublayer(r, s)->connection;
-  bk_exec_begin(ex, &r->calls[s].mix_bwd);
+  bk_exec_begin(ex, &r->calls[s].mix_bwd, BK_PHASE_MIX_BWD, s);
   if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
   return bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
                                      r->D, r->df);
@@ -139,9 +141,9 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
 static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   bk_sublayer *l = sublayer(r, s);
-  bk_exec_begin(ex, &r->calls[s].dgrad);
+  bk_exec_begin(ex, &r->calls[s].dgrad, BK_PHASE_DGRAD, s);
   BK_TRY(l->ops->dgrad(ex, l, &slot->f[s], &r->backward_scratch[s], r->df, r->dh));
-  bk_exec_begin(ex, &r->calls[s].wgrad);
+  bk_exec_begin(ex, &r->calls[s].wgrad, BK_PHASE_WGRAD, s);
   BK_TRY(l->ops->wgrad(ex, l, &slot->f[s], &r->backward_scratch[s], slot->mix[s].h, r->df));
   BK_TRY(seen(r, slot, BK_STAGE_F_BWD, s));
   if (s > 0 && block_begins(r, s)) BK_TRY(walk_rebuild(r, slot, s - 1));
@@ -150,6 +152,7 @@ static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
 }
 
 bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {
+  r->exec.profile = bk_profile_of(r->model);
   if (bk_runner_has_head(r)) BK_TRY(walk_head_bwd(r, slot));
   if (r->block) BK_TRY(walk_rebuild(r, slot, r->n - 1));
   BK_TRY(walk_merge_bwd(r, slot, r->n - 1));

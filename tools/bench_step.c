@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "models/profile.h"
 #include "models/runner.h"
 #include "tools/bench.h"
 
@@ -34,6 +35,7 @@ typedef struct step_bench {
   contender sides[2];
   int n_sides, steps;
   bench_roof roof;
+  bk_profile *profile; /* NULL: none asked for */
 } step_bench;
 
 /* ---- set-up ---- */
@@ -51,6 +53,7 @@ static bk_status read_options(step_bench *b) {
   cli_session *s = b->s;
   const char *name = cli_value(&s->args, "model"), *compare = cli_value(&s->args, "compare");
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE.json is needed");
+  if (compare && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --profile slows a step down and does not go with --compare");
   BK_TRY(cli_dtype(s, &b->dtype));
   BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
   b->batch = b->recipe.micro_batch_size ? b->recipe.micro_batch_size : b->recipe.batch_size;
@@ -178,6 +181,7 @@ static bk_status print_json(step_bench *b) {
     json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
     json_object_set_new(result, "ratio", json_real(b->sides[0].median[STEP] / b->sides[1].median[STEP]));
   }
+  if (b->profile) json_object_set_new(result, "profile", cli_profile_json(b->profile, cli_value(&b->s->args, "profile")));
   return cli_print_json(b->s, result);
 }
 
@@ -193,6 +197,7 @@ static bk_status print_text(step_bench *b) {
   if (b->n_sides == 2)
     printf("a step with %s takes %.3f times one with %s\n", cli_residual_name(b->sides[0].config.residual), b->sides[0].median[STEP] / b->sides[1].median[STEP],
            cli_residual_name(b->sides[1].config.residual));
+  if (b->profile) BK_TRY(cli_profile_print(b->profile, cli_value(&b->s->args, "profile"), stdout));
   return cli_flush_stdout(b->s);
 }
 
@@ -203,9 +208,12 @@ bk_status bench_step(cli_session *s) {
   cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
   for (int i = 0; i < b.n_sides && status == BK_OK; i++) status = make_side(&b, &b.sides[i]);
+  if (status == BK_OK) status = cli_profile_begin(s, b.sides[0].model, &b.profile);
   if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);
   if (status == BK_OK) status = time_steps(&b);
+  if (status == BK_OK && b.profile) status = bk_profile_write_trace(b.profile, cli_value(&s->args, "profile"));
   if (status == BK_OK) status = s->json ? print_json(&b) : print_text(&b);
+  bk_profile_destroy(b.profile);
   for (int i = 0; i < b.n_sides; i++) free_side(&b, &b.sides[i]);
   bk_free(s->ctx, b.targets);
   bk_free(s->ctx, b.ids);

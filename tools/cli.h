@@ -3,6 +3,7 @@
 #define BK_CLI_H
 
 #include <signal.h>
+#include <stdio.h>
 
 #include "io/dataset.h"
 #include "models/model.h"
@@ -85,6 +86,15 @@ char *cli_bytes_text(double x, char *text, size_t size);   /* 1.2 GiB */
 char *cli_time_text(double seconds, char *text, size_t size); /* 1:02:03, 4:05 */
 const char *cli_residual_name(int kind); /* "mhc" of bk_hc_kind */
 bk_status cli_flush_stdout(cli_session *s); /* BK_ERR_IO if results could not be written */
+
+/* ---- profile.c: --profile FILE on a model's steps. begin: *profile stays NULL without the option; BK_ERR_IO where FILE will not be
+ * writable. end: writes the trace, prints the tables to standard error and frees; returns `status`, or what went wrong with the trace. ---- */
+struct bk_profile;
+bk_status cli_profile_begin(cli_session *s, bk_model *model, struct bk_profile **profile);
+bk_status cli_profile_end(cli_session *s, struct bk_profile *profile, bk_status status);
+/* The parts, for a command that has its results elsewhere. */
+bk_status cli_profile_print(const struct bk_profile *profile, const char *file, FILE *to);
+struct json_t *cli_profile_json(const struct bk_profile *profile, const char *file);
 
 extern const cli_command cli_train, cli_eval, cli_generate, cli_init, cli_forward, cli_gain, cli_verify, cli_compare, cli_bench, cli_plan, cli_devices;
 

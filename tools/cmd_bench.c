@@ -108,6 +108,7 @@ bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void 
 
 static bk_status run(cli_session *s) {
   const char *what = s->args.words[0];
+  if (strcmp(what, "ops") == 0 && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench ops: --profile is for bench step");
   if (strcmp(what, "ops") == 0) return bench_ops(s);
   if (strcmp(what, "step") == 0) return bench_step(s);
   return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: expected ops or step", what);
@@ -123,6 +124,7 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "step: tokens per sequence (default: the recipe's)"},
     {"compare", CLI_ONE, "plain", "step: the same model with another residual connection, in the same run"},
     {"seconds", CLI_ONE, "X", "time spent per op (default: 0.1) or on steps (default: 5)"},
+    {"profile", CLI_ONE, "FILE", "step: time of every op and phase as tables, a Chrome trace in FILE"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_bench = {"bench", "ops|step [OPTIONS]", "Times the ops, or a training step, against what the device can do.", options, 1, 1, run};

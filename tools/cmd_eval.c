@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/profile.h"
 #include "models/trainer.h"
 #include "tools/cli.h"
 
@@ -40,12 +41,14 @@ static bk_status evaluate(cli_session *s, bk_model *model, int64_t seq_len, bk_s
   BK_TRY(cli_apply_sets(s, &ignored, &recipe));
   bk_dataset *data = NULL;
   bk_evaluator *evaluator = NULL;
+  bk_profile *profile = NULL;
   bk_eval_result result;
   bk_status status = cli_open_data(s, "data", split, model->config.vocab_size, recipe.data_dtype, &data);
   int64_t windows = status == BK_OK ? bk_dataset_eval_windows(data, seq_len) : 0, batch = windows < 8 ? windows : 8;
   if (status == BK_OK && windows < 1) status = bk_fail(s->ctx, BK_ERR_DATA, "eval: the data has %lld tokens, at least 2 are needed", (long long)bk_dataset_tokens(data));
   if (status == BK_OK) status = bk_evaluator_create(model, batch, seq_len, &evaluator);
-  if (status == BK_OK) status = bk_evaluator_run(evaluator, data, 0, &result);
+  if (status == BK_OK) status = cli_profile_begin(s, model, &profile);
+  if (status == BK_OK) status = cli_profile_end(s, profile, bk_evaluator_run(evaluator, data, 0, &result));
   if (status == BK_OK && !isfinite(result.loss_sum)) status = bk_fail(s->ctx, BK_ERR_NOT_FINITE, "eval: the loss is not finite");
   if (status == BK_OK) status = print_result(s, data, &result);
   bk_evaluator_destroy(evaluator);
@@ -74,6 +77,7 @@ static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
     {"seq-len", CLI_ONE, "N", "inputs per window (default: max_position_embeddings, at most 1024)"},
     {"split", CLI_ONE, "train|val|all", "part of each text file (default: all)"},
+    {"profile", CLI_ONE, "FILE", "time of every op and phase of a pass: tables at the end, a Chrome trace in FILE"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_eval = {"eval", "CKPT --data FILE... [OPTIONS]", "Measures loss, perplexity and bits per byte.", options, 1, 1, run};

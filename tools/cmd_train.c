@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "models/checkpoint.h"
+#include "models/profile.h"
 #include "tools/train.h"
 
 /* ---- what to train ---- */
@@ -162,17 +163,27 @@ static bk_status build(train_run *r, bool plan_only) {
   return BK_OK;
 }
 
-static bk_status run_training(train_run *r) {
+static bk_status open_metrics(train_run *r) {
   bk_context *ctx = r->s->ctx;
-  BK_TRY(bk_mkdirs(ctx, r->out));
   char *path = bk_path_join(ctx, r->out, "metrics.jsonl");
   if (!path) return BK_ERR_MEMORY;
   bk_status status = bk_metrics_cut(ctx, path, r->resumed_step);
   if (status == BK_OK) status = bk_metrics_open(ctx, path, &r->metrics);
   bk_free(ctx, path);
-  BK_TRY(status);
+  return status;
+}
+
+static bk_status run_training(train_run *r) {
+  bk_profile *profile;
+  BK_TRY(bk_mkdirs(r->s->ctx, r->out)); /* the profile may go there */
+  BK_TRY(cli_profile_begin(r->s, r->model, &profile));
+  bk_status status = open_metrics(r);
+  if (status != BK_OK) {
+    bk_profile_destroy(profile);
+    return status;
+  }
   cli_catch_signals("\nbirkhoff: finishing the step and saving; a second signal ends the program at once\n");
-  return train_loop(r);
+  return cli_profile_end(r->s, profile, train_loop(r));
 }
 
 /* ---- results ---- */
@@ -267,6 +278,7 @@ static const cli_option options[] = {
     {"lr", CLI_ONE, "X", "peak learning rate"},
     {"seed", CLI_ONE, "N", "of the initial weights and of the data order"},
     {"resume", CLI_FLAG, NULL, "go on from the newest checkpoint in DIR, bit for bit"},
+    {"profile", CLI_ONE, "FILE", "time of every op and phase: tables at the end, a Chrome trace in FILE"},
     {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
     {NULL, CLI_FLAG, NULL, NULL},

@@ -118,7 +118,7 @@ static bk_tensor project_view(const bk_residual *r, bk_tensor x) {
 static bk_status walk_mix(bk_residual *r) {
   const bk_mix_acts *a = &r->acts;
   bk_tensor x = r->ports[X].t;
-  bk_exec_begin(&r->exec, &r->mix);
+  bk_exec_begin(&r->exec, &r->mix, BK_PHASE_MIX, -1);
   BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PROJECT, &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj, a->rinv, r->o.norm_eps}));
   BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS, &(bk_hc_maps_args){
       .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .pre = a->pre,
@@ -127,13 +127,13 @@ static bk_status walk_mix(bk_residual *r) {
 }
 
 static bk_status walk_merge(bk_residual *r) {
-  bk_exec_begin(&r->exec, &r->merge);
+  bk_exec_begin(&r->exec, &r->merge, BK_PHASE_MERGE, -1);
   return bk_exec_call(&r->exec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args){
       r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t});
 }
 
 static bk_status walk_merge_bwd(bk_residual *r) {
-  bk_exec_begin(&r->exec, &r->merge_bwd);
+  bk_exec_begin(&r->exec, &r->merge_bwd, BK_PHASE_MERGE_BWD, -1);
   return bk_exec_call(&r->exec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args){
       .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb, .dout = r->ports[DOUT].t,
       .dx = r->ports[DX].t, .df = r->ports[DF].t, .dpost = r->grads.dpost, .dcomb = r->grads.dcomb});
@@ -143,7 +143,7 @@ static bk_status walk_mix_bwd(bk_residual *r) {
   const bk_mix_acts *a = &r->acts;
   const bk_mix_grads *g = &r->grads;
   bk_tensor x = r->ports[X].t, dx = r->ports[DX].t;
-  bk_exec_begin(&r->exec, &r->mix_bwd);
+  bk_exec_begin(&r->exec, &r->mix_bwd, BK_PHASE_MIX_BWD, -1);
   BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PRE_BWD, &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
   BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS_BWD, &(bk_hc_maps_bwd_args){
       .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .dpre = g->dpre,

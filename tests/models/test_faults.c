@@ -8,6 +8,7 @@
 #include "models/checkpoint.h"
 #include "models/generator.h"
 #include "models/graph.h"
+#include "models/profile.h"
 #include "models/trainer.h"
 
 #define STEPS 2
@@ -155,6 +156,31 @@ static bk_status generate(void) {
   bk_generator_destroy(g);
   return status;
 }
+
+/* A step with its events, sums and trace. */
+static bk_status profile_step(void) {
+  bk_train_config r = recipe();
+  bk_trainer *t = NULL;
+  bk_profile *p = NULL;
+  bk_metrics_row row;
+  bk_status status = bk_trainer_create(model, &r, data, NULL, &t);
+  if (status == BK_OK) status = bk_profile_create(model, &p);
+  ck_assert((status == BK_OK) == (p != NULL) && model->profile == p);
+  if (status == BK_OK) status = bk_trainer_step(t, &row);
+  if (status == BK_OK) status = bk_profile_write_trace(p, text_file);
+  bk_profile_destroy(p);
+  ck_assert_ptr_null(model->profile);
+  bk_trainer_destroy(t);
+  return status;
+}
+
+START_TEST(test_profile) {
+  prepare("cpu", BK_F32, BK_HC_MHC, true);
+  int64_t n = fault_each_allocation("profile", profile_step, quick() ? 397 : 23); /* thousands of them are events */
+  ck_assert_int_gt(n, 2);
+  finish();
+}
+END_TEST
 
 static void check_training(const char *name, bk_dtype dtype, int residual, bool composed) {
   prepare(name, dtype, residual, true);
@@ -367,4 +393,4 @@ static void close_in_memory(void) {
   fault_fs_close(&files);
 }
 
-UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs, test_training, test_training_composed, test_training_plain, test_checkpoints, test_conversion, test_files)
+UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs, test_training, test_training_composed, test_training_plain, test_profile, test_checkpoints, test_conversion, test_files)

@@ -2,6 +2,7 @@
  * makes things; the same bits for any number of threads; no allocation at all, the C library's included, in a step. */
 #include "tests/models/models.h"
 
+#include "models/profile.h"
 #include "models/trainer.h"
 #include "models/watch.h"
 
@@ -285,26 +286,35 @@ END_TEST
 
 /* ---- no allocation ---- */
 
-START_TEST(no_malloc_in_a_step) {
+static void check_no_malloc(int kind, bool profiled) {
+  bk_model_config c = text_config(kind);
+  bk_train_config recipe = make_recipe();
+  bk_memory_stats before, after;
   bk_metrics_row row;
+  bk_profile *profile = NULL;
+  recipe.gain_every = 2;
+  run r = run_open(2, kind % 2 ? BK_BF16 : BK_F32, &c, &recipe);
+  if (profiled) OK(bk_profile_create(r.model, &profile));
+  OK(bk_trainer_step(r.trainer, &row)); /* a BLAS takes its buffers at its first products */
+  bk_context_memory_stats(ctx, &before);
+  uint64_t mallocs_before = mallocs, buffers = r.device->buffer_allocs;
+  int failed = 0; /* check's own assertions allocate */
+  for (int s = 2; s <= 6; s++) failed += bk_trainer_step(r.trainer, &row) != BK_OK;
+  uint64_t made = mallocs - mallocs_before;
+  ck_assert_int_eq(failed, 0);
+  bk_context_memory_stats(ctx, &after);
+  ck_assert_uint_eq(before.allocations, after.allocations);
+  ck_assert_uint_eq(buffers, r.device->buffer_allocs);
+  ck_assert_msg(made == 0, "kind %d: %d calls of the C library's allocator in five %ssteps", kind, (int)made, profiled ? "profiled " : "");
+  if (profile) ck_assert_int_eq(profile->done, 6);
+  bk_profile_destroy(profile);
+  run_close(&r);
+}
+
+START_TEST(no_malloc_in_a_step) {
   for (int kind = BK_HC_PLAIN; kind <= BK_HC_IHC; kind++) {
-    bk_model_config c = text_config(kind);
-    bk_train_config recipe = make_recipe();
-    bk_memory_stats before, after;
-    recipe.gain_every = 2;
-    run r = run_open(2, kind % 2 ? BK_BF16 : BK_F32, &c, &recipe);
-    OK(bk_trainer_step(r.trainer, &row)); /* a BLAS takes its buffers at its first products */
-    bk_context_memory_stats(ctx, &before);
-    uint64_t mallocs_before = mallocs, buffers = r.device->buffer_allocs;
-    int failed = 0; /* check's own assertions allocate */
-    for (int s = 2; s <= 6; s++) failed += bk_trainer_step(r.trainer, &row) != BK_OK;
-    uint64_t made = mallocs - mallocs_before;
-    ck_assert_int_eq(failed, 0);
-    bk_context_memory_stats(ctx, &after);
-    ck_assert_uint_eq(before.allocations, after.allocations);
-    ck_assert_uint_eq(buffers, r.device->buffer_allocs);
-    ck_assert_msg(made == 0, "kind %d: %d calls of the C library's allocator in five steps", kind, (int)made);
-    run_close(&r);
+    check_no_malloc(kind, false);
+    check_no_malloc(kind, true);
   }
 #if COUNTED
   ck_assert_uint_gt(mallocs, 100); /* the counter counts */

@@ -1,0 +1,184 @@
+/* Recording of a profile. See profile.h. */
+#include "models/profile.h"
+
+#include <string.h>
+
+#define STEP_BEGIN (2 * BK_PROFILE_POOL)
+#define STEP_END (STEP_BEGIN + 1)
+#define N_EVENTS (STEP_END + 1)
+#define OPS_RESERVED 128 /* kernels of ops; grows if a model has more */
+
+/* ---- creation ---- */
+
+static bk_status reserve(bk_profile *p) {
+  bk_device *device = p->model->device;
+  bk_context *ctx = device->ctx;
+  p->events = bk_alloc_array(ctx, N_EVENTS, sizeof *p->events);
+  p->pool = bk_alloc_array(ctx, BK_PROFILE_POOL, sizeof *p->pool);
+  if (!p->events || !p->pool) return BK_ERR_MEMORY;
+  for (int i = 0; i < N_EVENTS; i++) BK_TRY(device->ops->event_create(device, &p->events[i]));
+  for (int i = 0; i < BK_PROFILE_STEPS; i++)
+    if (!(p->steps[i].records = bk_alloc_array(ctx, BK_PROFILE_KEPT, sizeof *p->steps[i].records))) return BK_ERR_MEMORY;
+  return bk_grow(ctx, (void **)&p->ops, &p->ops_capacity, OPS_RESERVED, sizeof *p->ops);
+}
+
+bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
+  bk_context *ctx = model->ctx;
+  if (model->profile) return bk_fail(ctx, BK_ERR_ARGUMENT, "the model is being profiled already");
+  bk_profile *p = bk_alloc(ctx, sizeof *p);
+  if (!p) return BK_ERR_MEMORY;
+  *p = (bk_profile){.model = model, .shares = !model->device->props.host_memory, .chain = -1, .origin = bk_context_seconds(ctx)};
+  for (int i = 0; i < BK_PHASE_COUNT; i++) p->phases[i].id = i;
+  model->profile = p;
+  bk_status status = reserve(p);
+  if (status == BK_OK) *profile = p;
+  else bk_profile_destroy(p);
+  return status;
+}
+
+void bk_profile_destroy(bk_profile *p) {
+  if (!p) return;
+  bk_context *ctx = p->model->ctx;
+  if (p->model->stream) p->model->stream->ops->sync(p->model->stream);
+  p->model->profile = NULL;
+  for (int i = 0; i < BK_PROFILE_STEPS; i++) bk_free(ctx, p->steps[i].records);
+  for (int i = 0; p->events && i < N_EVENTS && p->events[i]; i++) p->events[i]->ops->destroy(p->events[i]);
+  bk_free(ctx, p->ops);
+  bk_free(ctx, p->pool);
+  bk_free(ctx, p->events);
+  bk_free(ctx, p);
+}
+
+void bk_profile_pause(bk_profile *p, bool paused) {
+  if (!p) return;
+  p->paused = paused;
+  p->open = false;
+}
+
+/* ---- sums ---- */
+
+static void add(bk_profile_figures *to, const bk_profile_figures *more) {
+  to->calls += more->calls;
+  to->seconds += more->seconds;
+  to->flops += more->flops;
+  to->bytes += more->bytes;
+}
+
+static bk_status find_row(bk_profile *p, int op, const char *kernel, bk_profile_row **row) {
+  for (size_t i = 0; i < p->n_ops; i++) {
+    *row = &p->ops[i];
+    if ((*row)->id == op && ((*row)->kernel == kernel || strcmp((*row)->kernel, kernel) == 0)) return BK_OK;
+  }
+  BK_TRY(bk_grow(p->model->ctx, (void **)&p->ops, &p->ops_capacity, p->n_ops + 1, sizeof *p->ops));
+  *row = &p->ops[p->n_ops++];
+  **row = (bk_profile_row){.id = op, .kernel = kernel};
+  return BK_OK;
+}
+
+/* Sets the step in progress to zero; with `keep` it is added to the sums before. */
+static void settle(bk_profile_row *row, bool keep, bool alone) {
+  if (keep && alone) row->sum = (bk_profile_figures){0};
+  if (keep) add(&row->sum, &row->now);
+  row->now = (bk_profile_figures){0};
+}
+
+static void settle_all(bk_profile *p, bool keep, bool alone) {
+  for (size_t i = 0; i < p->n_ops; i++) settle(&p->ops[i], keep, alone);
+  for (int i = 0; i < BK_PHASE_COUNT; i++) settle(&p->phases[i], keep, alone);
+}
+
+/* ---- reading ---- */
+
+static bk_profile_step *current(bk_profile *p) { return &p->steps[p->done % BK_PROFILE_STEPS]; }
+
+static bk_status since_begin(const bk_profile *p, int event, double *seconds) {
+  bk_event *begin = p->events[STEP_BEGIN];
+  return begin->ops->elapsed(begin, p->events[event], seconds);
+}
+
+static bk_status read_record(bk_profile *p, bk_profile_record *r) {
+  bk_profile_step *step = current(p);
+  bk_profile_row *row;
+  double end;
+  BK_TRY(since_begin(p, r->first, &r->begin));
+  BK_TRY(since_begin(p, r->last, &end));
+  r->seconds = end > r->begin ? end - r->begin : 0; /* times of a device are rounded */
+  bk_profile_figures one = {1, r->seconds, r->flops, r->bytes};
+  BK_TRY(find_row(p, r->op, r->kernel, &row));
+  add(&row->now, &one);
+  add(&p->phases[r->phase].now, &one);
+  if (step->count < BK_PROFILE_KEPT) step->records[step->count++] = *r;
+  else step->lost++;
+  return BK_OK;
+}
+
+/* Reads the times of all launches in the pool, which have happened, and empties it. */
+static bk_status drain(bk_profile *p) {
+  for (int i = 0; i < p->n_pool; i++) BK_TRY(read_record(p, &p->pool[i]));
+  p->n_pool = p->n_events = 0;
+  p->chain = -1;
+  return BK_OK;
+}
+
+/* ---- a step ---- */
+
+static bk_status record(bk_profile *p, int event) { return p->model->stream->ops->event_record(p->model->stream, p->events[event]); }
+
+bk_status bk_profile_step_begin(bk_profile *p) {
+  bk_profile_step *step = current(p);
+  p->open = false;
+  if (p->paused) return BK_OK;
+  settle_all(p, false, false); /* of a step that was never ended */
+  p->n_pool = p->n_events = 0;
+  p->chain = -1;
+  step->number = 0;
+  step->count = 0;
+  step->lost = 0;
+  step->at = bk_context_seconds(p->model->ctx) - p->origin;
+  BK_TRY(record(p, STEP_BEGIN));
+  p->open = true;
+  return BK_OK;
+}
+
+bk_status bk_profile_step_close(bk_profile *p) { return p->open ? record(p, STEP_END) : BK_OK; }
+
+bk_status bk_profile_step_read(bk_profile *p) {
+  bk_profile_step *step = current(p);
+  if (!p->open) return BK_OK;
+  p->open = false;
+  BK_TRY(since_begin(p, STEP_END, &step->seconds));
+  BK_TRY(drain(p));
+  bool alone = p->done <= 1; /* the first, or the one that takes its place in the sums */
+  settle_all(p, true, alone);
+  p->step_seconds = alone ? step->seconds : p->step_seconds + step->seconds;
+  step->number = ++p->done;
+  return BK_OK;
+}
+
+/* ---- a launch ---- */
+
+/* The event at which the next op begins: that of its neighbour's end, or one that is recorded now. */
+static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
+  if (p->shares && neighbour && p->chain >= 0) {
+    *event = p->chain;
+    return BK_OK;
+  }
+  *event = p->n_events++;
+  return record(p, *event);
+}
+
+bk_status bk_profile_launch(bk_profile *p, const bk_exec *ex, const bk_call *call, const void *args) {
+  if (p->n_pool == BK_PROFILE_POOL) {
+    BK_TRY(ex->stream->ops->sync(ex->stream));
+    BK_TRY(drain(p));
+  }
+  bk_profile_record *r = &p->pool[p->n_pool];
+  *r = (bk_profile_record){.kernel = call->plan.kernel->name, .sublayer = ex->sublayer, .op = (uint16_t)call->op, .phase = (uint16_t)ex->phase};
+  bk_op_describe(call->op)->cost(args, &r->flops, &r->bytes);
+  BK_TRY(begin_event(p, ex->calls->next > 1, &r->first));
+  BK_TRY(bk_plan_launch(ex->stream, &call->plan, args, ex->workspace));
+  p->chain = r->last = p->n_events++;
+  BK_TRY(record(p, r->last));
+  p->n_pool++;
+  return BK_OK;
+}

@@ -1,0 +1,93 @@
+/* A profile as a Chrome trace, for chrome://tracing, Perfetto and the like. See profile.h; the format is "Trace Event Format" (Google, 2016). */
+#include <math.h>
+#include <stdio.h>
+
+#include "io/json_out.h"
+#include "models/profile.h"
+
+/* One process; the steps on one line, the ops under them on another. */
+enum { PROCESS = 1, STEPS = 1, OPS = 2 };
+
+static void put_key(bk_json_out *out, const char *key) {
+  bk_json_out_text(out, ",\"");
+  bk_json_out_text(out, key);
+  bk_json_out_text(out, "\":");
+}
+
+static void put_string(bk_json_out *out, const char *key, const char *value) {
+  put_key(out, key);
+  bk_json_out_string(out, value);
+}
+
+static void put_int(bk_json_out *out, const char *key, int64_t value) {
+  put_key(out, key);
+  bk_json_out_int(out, value);
+}
+
+/* Nanoseconds are as fine as any clock here: three digits after the point. */
+static void put_micros(bk_json_out *out, const char *key, double seconds) {
+  put_key(out, key);
+  bk_json_out_double(out, floor(seconds * 1e9 + 0.5) / 1e3);
+}
+
+static void put_name(bk_json_out *out, const char *what, int thread, const char *name) {
+  bk_json_out_text(out, "{\"ph\":\"M\"");
+  put_string(out, "name", what);
+  put_int(out, "pid", PROCESS);
+  put_int(out, "tid", thread);
+  bk_json_out_text(out, ",\"args\":{\"name\":");
+  bk_json_out_string(out, name);
+  bk_json_out_text(out, "}}");
+}
+
+/* Everything of a complete event but its args. */
+static void put_span(bk_json_out *out, const char *name, const char *category, int thread, double at, double seconds) {
+  bk_json_out_text(out, ",\n{\"ph\":\"X\"");
+  put_string(out, "name", name);
+  put_string(out, "cat", category);
+  put_int(out, "pid", PROCESS);
+  put_int(out, "tid", thread);
+  put_micros(out, "ts", at);
+  put_micros(out, "dur", seconds);
+}
+
+static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_profile_record *r) {
+  put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), OPS, step->at + r->begin, r->seconds);
+  bk_json_out_text(out, ",\"args\":{\"kernel\":");
+  bk_json_out_string(out, r->kernel);
+  if (r->sublayer >= 0) put_int(out, "sublayer", r->sublayer);
+  else bk_json_out_text(out, ",\"sublayer\":null");
+  put_int(out, "bytes", (int64_t)r->bytes);
+  put_int(out, "flops", (int64_t)r->flops);
+  bk_json_out_text(out, "}}");
+}
+
+static void put_step(bk_json_out *out, const bk_profile_step *step) {
+  char name[40];
+  snprintf(name, sizeof name, "step %lld", (long long)step->number);
+  put_span(out, name, "step", STEPS, step->at, step->seconds);
+  bk_json_out_text(out, ",\"args\":{\"ops\":");
+  bk_json_out_int(out, step->count);
+  put_int(out, "ops_left_out", step->lost);
+  bk_json_out_text(out, "}}");
+  for (int i = 0; i < step->count; i++) put_record(out, step, &step->records[i]);
+}
+
+bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
+  bk_json_out out;
+  bk_json_out_init(&out, p->model->ctx);
+  bk_json_out_text(&out, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+  put_name(&out, "process_name", STEPS, p->model->device->backend->name);
+  bk_json_out_text(&out, ",\n");
+  put_name(&out, "thread_name", STEPS, "steps");
+  bk_json_out_text(&out, ",\n");
+  put_name(&out, "thread_name", OPS, "ops");
+  for (int64_t n = p->done > BK_PROFILE_STEPS ? p->done - BK_PROFILE_STEPS + 1 : 1; n <= p->done; n++) {
+    const bk_profile_step *step = &p->steps[(n - 1) % BK_PROFILE_STEPS];
+    if (step->number == n) put_step(&out, step); /* a step that was never ended has taken the place of the oldest */
+  }
+  bk_json_out_text(&out, "\n]}\n");
+  bk_status status = out.status == BK_OK ? bk_file_write_atomic(p->model->ctx, path, out.data, out.length) : out.status;
+  bk_json_out_fini(&out);
+  return status;
+}
