@@ -93,6 +93,12 @@ BK_DEVICE uint32_t bk_bf16x2(float low, float high) {
 BK_DEVICE void bk_store_pack(bk_bf16 *p, const float (&v)[8]) {
   *reinterpret_cast<uint4 *>(p) = make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7]));
 }
+/* bk_store_pack for global memory, always one store of 16 bytes. From an address of three or more variable terms nvcc 13 makes four
+ * stores of 4 bytes of the other one; the PTX shows it. */
+BK_DEVICE void bk_store_pack_global(float *p, const float (&v)[4]) { __stwb(reinterpret_cast<float4 *>(p), make_float4(v[0], v[1], v[2], v[3])); }
+BK_DEVICE void bk_store_pack_global(bk_bf16 *p, const float (&v)[8]) {
+  __stwb(reinterpret_cast<uint4 *>(p), make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7])));
+}
 
 /* A pack as it lies in memory: half the registers where it is kept for later, and copies keep every bit. */
 BK_DEVICE void bk_unpack(uint4 x, float (&v)[4]) {

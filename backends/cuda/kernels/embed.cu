@@ -17,7 +17,7 @@ constexpr int threads = 256;
 /* ---- forward; E: what is moved at once ---- */
 
 template <class E> __global__ void __launch_bounds__(threads)
-embed_kernel(const int32_t *ids, const E *table, E *y, int64_t count, int64_t columns, int64_t table_stride, int64_t y_stride) {
+embed_kernel(const int32_t *ids, const E *__restrict__ table, E *__restrict__ y, int64_t count, int64_t columns, int64_t table_stride, int64_t y_stride) {
   const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= count) return;
   const E *from = table + ids[row] * table_stride;
@@ -154,9 +154,8 @@ template <int N> BK_DEVICE void put_floats(float *p, const float (&v)[N], bool a
   } else {
 #pragma unroll
     for (int i = 0; i < N; i += 4) {
-      float4 *q = reinterpret_cast<float4 *>(p + i);
-      const float4 old = add ? *q : make_float4(0, 0, 0, 0);
-      *q = make_float4(old.x + v[i], old.y + v[i + 1], old.z + v[i + 2], old.w + v[i + 3]);
+      const float4 old = add ? *reinterpret_cast<float4 *>(p + i) : make_float4(0, 0, 0, 0);
+      bk_store_pack_global(p + i, {old.x + v[i], old.y + v[i + 1], old.z + v[i + 2], old.w + v[i + 3]});
     }
   }
 }

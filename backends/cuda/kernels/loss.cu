@@ -79,7 +79,7 @@ template <class T> BK_DEVICE void gradient_pass(const T *x, T *d, int columns, f
       bk_unpack(raw[k], v);
 #pragma unroll
       for (int j = 0; j < n; j++) v[j] = __expf(v[j] - max) * factor;
-      bk_store_pack(d + head + (i + k * threads) * n, v);
+      bk_store_pack_global(d + head + (i + k * threads) * n, v);
     }
   }
   for (int i = tid; i < head; i += threads) d[i] = bk_from_float<T>(__expf(bk_to_float(x[i]) - max) * factor);

@@ -55,7 +55,7 @@ rows_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
       bk_load_floats(w + at, g);
 #pragma unroll
       for (int j = 0; j < n; j++) v[j] *= r * g[j];
-      bk_store_pack(y + row * f.ys + at, v);
+      bk_store_pack_global(y + row * f.ys + at, v);
     }
 }
 
@@ -124,7 +124,7 @@ template <class T, int N> BK_DEVICE void put_dx(T *dx, const float (&x)[N], cons
 #pragma unroll
     for (int j = 0; j < N; j++) v[j] += old[j];
   }
-  bk_store_pack(dx, v);
+  bk_store_pack_global(dx, v);
 }
 
 /* The warps' parts of dw, in the order of the warps. */
@@ -199,7 +199,7 @@ backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *d
 #pragma unroll
         for (int j = 0; j < n; j += 4)
           if (lane + k * lanes < b.packs)
-            *reinterpret_cast<float4 *>(part + (lane + k * lanes) * n + j) = make_float4(acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]);
+            bk_store_pack_global(part + (lane + k * lanes) * n + j, {acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]});
     }
   }
 }

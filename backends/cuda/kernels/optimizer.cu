@@ -49,8 +49,9 @@ adamw_kernel(const float *grad, const float *step, P *p, float *w, float *m, flo
 #pragma unroll
     for (int j = 0; j < n; j++) update(gi[j], mi[j], vi[j], wi[j], r, s);
     store(m + i, mi), store(v + i, vi), store(w + i, wi);
-    if (p) bk_store_pack(p + i, wi);
+    if (p) bk_store_pack_global(p + i, wi);
   }
+#pragma unroll 1 /* or the count of rounds is divided out */
   for (int64_t i = packed + first; i < count; i += stride) {
     float mi = m[i], vi = v[i], wi = w[i];
     update(grad[i], mi, vi, wi, r, s);

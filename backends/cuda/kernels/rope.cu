@@ -18,7 +18,7 @@ struct frequencies {
   double half_turns[listed];
 };
 struct view {
-  int64_t length, heads, columns; /* columns: of N elements */
+  int64_t batches, length, heads, columns; /* columns: of N elements */
   int64_t xb, xt, xh, yb, yt, yh;
 };
 
@@ -28,7 +28,7 @@ template <class T, int N> BK_DEVICE void load(const T *p, float (&v)[N]) {
 }
 template <class T, int N> BK_DEVICE void store(T *p, const float (&v)[N]) {
   if constexpr (N == 2) p[0] = bk_from_float<T>(v[0]), p[1] = bk_from_float<T>(v[1]);
-  else bk_store_pack(p, v);
+  else bk_store_pack_global(p, v);
 }
 
 BK_DEVICE double half_turns(const frequencies &f, int64_t pair) {
@@ -52,18 +52,20 @@ template <int N> BK_DEVICE void turn(float (&v)[N], const float (&c)[N / 2], con
 
 /* v.heads heads turned; x's stride of heads is 0 where its one head goes to all of y's. */
 template <class T, int N> BK_DEVICE void turn_heads(const T *x, T *y, const view &v, const float (&c)[N / 2], const float (&s)[N / 2]) {
-  const int64_t begin = (int64_t)blockIdx.y * heads_a_thread, end = begin + heads_a_thread < v.heads ? begin + heads_a_thread : v.heads;
-  for (int64_t h = begin; h < end; h += batch) {
+  const int64_t begin = (int64_t)blockIdx.y * heads_a_thread, left = v.heads - begin < heads_a_thread ? v.heads - begin : heads_a_thread;
+  x += begin * v.xh, y += begin * v.yh;
+#pragma unroll
+  for (int first = 0; first < heads_a_thread; first += batch) {
     float a[batch][N];
 #pragma unroll
     for (int j = 0; j < batch; j++)
-      if (h + j < end) load(x + (h + j) * v.xh, a[j]);
+      if (first + j < left) load(x + (first + j) * v.xh, a[j]);
 #pragma unroll
-    for (int j = 0; j < batch; j++)
-      if (h + j < end) {
-        turn<N>(a[j], c, s);
-        store(y + (h + j) * v.yh, a[j]);
-      }
+    for (int j = 0; j < batch; j++) {
+      if (first + j >= left) return;
+      turn<N>(a[j], c, s);
+      store(y + (first + j) * v.yh, a[j]);
+    }
   }
 }
 
@@ -87,26 +89,31 @@ template <class T, int N> BK_DEVICE void turn_sum(const T *x, T *y, const view &
 
 template <class T, int N, bool SUM> __global__ void __launch_bounds__(threads)
 rope_kernel(const T *x, const int32_t *past, T *y, view v, float sign, const __grid_constant__ frequencies f) {
-  const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, b = blockIdx.z;
+  const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
   if (t >= v.length) return;
   const double position = (double)((past ? (int64_t)*past : 0) + t);
   for (int64_t i = threadIdx.x; i < v.columns; i += blockDim.x) {
     float c[N / 2], s[N / 2];
 #pragma unroll
     for (int j = 0; j < N / 2; j++) angle(f, i * (N / 2) + j, position, sign, c[j], s[j]);
-    const T *from = x + b * v.xb + t * v.xt + i * N;
-    T *to = y + b * v.yb + t * v.yt + i * N;
-    if constexpr (SUM) turn_sum<T, N>(from, to, v, c, s);
-    else turn_heads<T, N>(from, to, v, c, s);
+    for (int64_t b = blockIdx.z; b < v.batches; b += gridDim.z) {
+      const T *from = x + b * v.xb + t * v.xt + i * N;
+      T *to = y + b * v.yb + t * v.yt + i * N;
+      if constexpr (SUM) turn_sum<T, N>(from, to, v, c, s);
+      else turn_heads<T, N>(from, to, v, c, s);
+    }
   }
 }
+
+/* Of the grid's y and z, which the kernels loop over. */
+unsigned up_to_most(int64_t wanted) { return (unsigned)(wanted < 65535 ? wanted : 65535); }
 
 template <class T, int N> void launch_rope_by(bk_stream *stream, const bk_rope_args *a, const frequencies &f) {
   const bool sum = a->y.shape[2] == 1 && a->x.shape[2] > 1, broadcast = a->x.shape[2] == 1;
   const int64_t *xs = a->x.stride, *ys = a->y.stride, heads = sum ? a->x.shape[2] : a->y.shape[2], length = a->x.shape[1];
-  const view v = {length, heads, a->x.shape[3] / N, xs[0], xs[1], broadcast ? 0 : xs[2], ys[0], ys[1], ys[2]};
+  const view v = {a->x.shape[0], length, heads, a->x.shape[3] / N, xs[0], xs[1], broadcast ? 0 : xs[2], ys[0], ys[1], ys[2]};
   const dim3 block = bk_block_for(v.columns, threads);
-  const dim3 grid((unsigned)bk_ceil_div(length, block.y), sum ? 1 : (unsigned)bk_ceil_div(heads, heads_a_thread), (unsigned)a->x.shape[0]);
+  const dim3 grid((unsigned)bk_ceil_div(length, block.y), sum ? 1 : (unsigned)bk_ceil_div(heads, heads_a_thread), up_to_most(v.batches));
   const int32_t *past = bk_tensor_present(&a->past) ? (const int32_t *)bk_cuda_data(&a->past) : nullptr;
   const T *x = (const T *)bk_cuda_data(&a->x);
   T *y = (T *)bk_cuda_data(&a->y);
@@ -124,26 +131,26 @@ template <class T> void launch_rope(bk_stream *stream, const bk_rope_args *a, co
 /* ---- CACHE_WRITE: bits are moved, as elements E of 16, 4 or 2 bytes; the heads of a position are one run of E ---- */
 
 struct cache_view {
-  int64_t length, room;
+  int64_t batches, length, room;
   uint32_t heads, columns; /* E to a head */
   int64_t xb, xt, xh, yb, yt, yh;
 };
 
-template <class E> __global__ void __launch_bounds__(threads) cache_write_kernel(const E *x, const int32_t *past, E *y, cache_view v) {
+template <class E> __global__ void __launch_bounds__(threads) cache_write_kernel(const E *__restrict__ x, const int32_t *past, E *__restrict__ y, cache_view v) {
   const uint32_t i = blockIdx.x * threads + threadIdx.x;
   if (i >= v.heads * v.columns) return;
   const uint32_t h = i / v.columns, c = i % v.columns;
-  const int64_t first = *past, b = blockIdx.z;
-  for (int64_t t = blockIdx.y; t < v.length && first + t < v.room; t += gridDim.y)
-    y[b * v.yb + (first + t) * v.yt + h * v.yh + c] = x[b * v.xb + t * v.xt + h * v.xh + c];
+  const int64_t first = *past;
+  for (int64_t b = blockIdx.z; b < v.batches; b += gridDim.z)
+    for (int64_t t = blockIdx.y; t < v.length && first + t < v.room; t += gridDim.y)
+      y[b * v.yb + (first + t) * v.yt + h * v.yh + c] = x[b * v.xb + t * v.xt + h * v.xh + c];
 }
 
 template <class E> void launch_cache_write(bk_stream *stream, const bk_cache_write_args *a) {
   const int64_t per = (int64_t)(sizeof(E) / bk_dtype_size(a->x.dtype)), *xs = a->x.stride, *ys = a->y.stride, length = a->x.shape[1];
-  const cache_view v = {length, a->y.shape[1], (uint32_t)a->x.shape[2], (uint32_t)(a->x.shape[3] / per), xs[0] / per, xs[1] / per,
+  const cache_view v = {a->x.shape[0], length, a->y.shape[1], (uint32_t)a->x.shape[2], (uint32_t)(a->x.shape[3] / per), xs[0] / per, xs[1] / per,
                         xs[2] / per, ys[0] / per, ys[1] / per, ys[2] / per};
-  const dim3 grid((unsigned)bk_ceil_div((int64_t)v.heads * v.columns, threads), (unsigned)(length < 65535 ? length : 65535),
-                  (unsigned)a->x.shape[0]);
+  const dim3 grid((unsigned)bk_ceil_div((int64_t)v.heads * v.columns, threads), up_to_most(length), up_to_most(v.batches));
   BK_LAUNCH((cache_write_kernel<E>), grid, threads, 0, bk_cuda_raw(stream), (const E *)bk_cuda_data(&a->x),
             (const int32_t *)bk_cuda_data(&a->past), (E *)bk_cuda_data(&a->y), v);
 }

@@ -25,12 +25,13 @@ template <class T, int N> BK_DEVICE void load(const T *p, float (&v)[N]) {
 }
 template <class T, int N> BK_DEVICE void store(T *p, const float (&v)[N]) {
   if constexpr (N == 1) *p = bk_from_float<T>(v[0]);
-  else bk_store_pack(p, v);
+  else bk_store_pack_global(p, v);
 }
 
 template <class T, int N> __global__ void __launch_bounds__(threads) swiglu_kernel(const T *gate, const T *up, T *y, view v) {
   const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.y * blockDim.x;
   if (row >= v.rows) return;
+#pragma unroll 1 /* or the count of rounds is divided out */
   for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < v.columns; i += step) {
     float g[N], u[N];
     load(gate + row * v.gate + i * N, g);
@@ -50,6 +51,7 @@ template <class T, int N> __global__ void __launch_bounds__(threads)
 swiglu_bwd_kernel(const T *gate, const T *up, const T *dy, T *dgate, T *dup, view v) {
   const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, step = (int64_t)gridDim.y * blockDim.x;
   if (row >= v.rows) return;
+#pragma unroll 1 /* or the count of rounds is divided out */
   for (int64_t i = (int64_t)blockIdx.y * blockDim.x + threadIdx.x; i < v.columns; i += step) {
     float g[N], u[N], d[N];
     load(gate + row * v.gate + i * N, g);
