@@ -17,7 +17,8 @@ constexpr int threads = 256;
 /* ---- forward; E: what is moved at once ---- */
 
 template <class E> __global__ void __launch_bounds__(threads)
-embed_kernel(const int32_t *ids, const E *__restrict__ table, E *__restrict__ y, int64_t count, int64_t columns, int64_t table_stride, int64_t y_stride) {
+embed_kernel(const int32_t *ids, const E *__restrict__ table, E *__restrict__ y, int64_t count, int64_t columns,
+             int64_t table_stride, int64_t y_stride) {
   const int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= count) return;
   const E *from = table + ids[row] * table_stride;

@@ -1,8 +1,11 @@
 /* ROPE and CACHE_WRITE. Floor: x and y once.
  *
  * ROPE: a thread has one pack of 16 bytes of the row (4 pairs of bf16, 2 of fp32; one pair where packs do not fit) at one position of one
- * sequence, works out its angles once and goes through up to `heads_a_thread` heads, `batch` loads in flight. Angles are counted in half turns: in
- * double, position times frequency less its whole turns, so that what is rounded to fp32 lies in [-1, 1]. */
+ * sequence, works out its angles once and goes through up to `heads_a_thread` heads (all of x's where they are summed), four loads in
+ * flight. Angles are counted in half turns: in double, position times frequency less its whole turns, so that what is rounded to fp32
+ * lies in [-1, 1].
+ *
+ * CACHE_WRITE: a thread moves one pack of each position; the bits stay as they are. */
 #include <math.h>
 
 #include "backends/cuda/kernels/device.cuh"
@@ -22,9 +25,20 @@ struct view {
   int64_t xb, xt, xh, yb, yt, yh;
 };
 
-template <class T, int N> BK_DEVICE void load(const T *p, float (&v)[N]) {
-  if constexpr (N == 2) v[0] = bk_to_float(p[0]), v[1] = bk_to_float(p[1]);
-  else bk_load_pack_own(p, v); /* y may be x */
+/* N elements as they lie in memory. Plain loads: y may be x. */
+template <class T, int N> struct piece {
+  uint4 bits;
+};
+template <class T> struct piece<T, 2> {
+  T pair[2];
+};
+template <class T, int N> BK_DEVICE void load(const T *p, piece<T, N> &v) {
+  if constexpr (N == 2) v.pair[0] = p[0], v.pair[1] = p[1];
+  else v.bits = *reinterpret_cast<const uint4 *>(p);
+}
+template <class T, int N> BK_DEVICE void unpack(const piece<T, N> &v, float (&f)[N]) {
+  if constexpr (N == 2) f[0] = bk_to_float(v.pair[0]), f[1] = bk_to_float(v.pair[1]);
+  else bk_unpack(v.bits, f);
 }
 template <class T, int N> BK_DEVICE void store(T *p, const float (&v)[N]) {
   if constexpr (N == 2) p[0] = bk_from_float<T>(v[0]), p[1] = bk_from_float<T>(v[1]);
@@ -54,17 +68,19 @@ template <int N> BK_DEVICE void turn(float (&v)[N], const float (&c)[N / 2], con
 template <class T, int N> BK_DEVICE void turn_heads(const T *x, T *y, const view &v, const float (&c)[N / 2], const float (&s)[N / 2]) {
   const int64_t begin = (int64_t)blockIdx.y * heads_a_thread, left = v.heads - begin < heads_a_thread ? v.heads - begin : heads_a_thread;
   x += begin * v.xh, y += begin * v.yh;
-#pragma unroll
-  for (int first = 0; first < heads_a_thread; first += batch) {
-    float a[batch][N];
+#pragma unroll 1
+  for (int first = 0; first < left; first += batch) {
+    piece<T, N> a[batch];
 #pragma unroll
     for (int j = 0; j < batch; j++)
       if (first + j < left) load(x + (first + j) * v.xh, a[j]);
 #pragma unroll
     for (int j = 0; j < batch; j++) {
       if (first + j >= left) return;
-      turn<N>(a[j], c, s);
-      store(y + (first + j) * v.yh, a[j]);
+      float f[N];
+      unpack(a[j], f);
+      turn<N>(f, c, s);
+      store(y + (first + j) * v.yh, f);
     }
   }
 }
@@ -72,22 +88,20 @@ template <class T, int N> BK_DEVICE void turn_heads(const T *x, T *y, const view
 /* x's heads summed, then turned. */
 template <class T, int N> BK_DEVICE void turn_sum(const T *x, T *y, const view &v, const float (&c)[N / 2], const float (&s)[N / 2]) {
   float sum[N] = {};
-  for (int64_t h = 0; h < v.heads; h += batch) {
-    float a[batch][N];
+#pragma unroll 4
+  for (int64_t h = 0; h < v.heads; h++) {
+    piece<T, N> a;
+    float f[N];
+    load(x + h * v.xh, a);
+    unpack(a, f);
 #pragma unroll
-    for (int j = 0; j < batch; j++)
-      if (h + j < v.heads) load(x + (h + j) * v.xh, a[j]);
-#pragma unroll
-    for (int j = 0; j < batch; j++)
-      if (h + j < v.heads)
-#pragma unroll
-        for (int i = 0; i < N; i++) sum[i] += a[j][i];
+    for (int i = 0; i < N; i++) sum[i] += f[i];
   }
   turn<N>(sum, c, s);
   store(y, sum);
 }
 
-template <class T, int N, bool SUM> __global__ void __launch_bounds__(threads)
+template <class T, int N, bool SUM> __global__ void __launch_bounds__(threads, 3)
 rope_kernel(const T *x, const int32_t *past, T *y, view v, float sign, const __grid_constant__ frequencies f) {
   const int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
   if (t >= v.length) return;
@@ -136,7 +150,8 @@ struct cache_view {
   int64_t xb, xt, xh, yb, yt, yh;
 };
 
-template <class E> __global__ void __launch_bounds__(threads) cache_write_kernel(const E *__restrict__ x, const int32_t *past, E *__restrict__ y, cache_view v) {
+template <class E> __global__ void __launch_bounds__(threads)
+cache_write_kernel(const E *__restrict__ x, const int32_t *past, E *__restrict__ y, cache_view v) {
   const uint32_t i = blockIdx.x * threads + threadIdx.x;
   if (i >= v.heads * v.columns) return;
   const uint32_t h = i / v.columns, c = i % v.columns;

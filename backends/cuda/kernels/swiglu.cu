@@ -76,7 +76,9 @@ bool all(bool (*holds)(const bk_tensor *), const bk_tensor *const *t, int count)
 }
 bool fits(const bk_tensor *t) { return bk_packs_fit(t); }
 /* Dense operands are one long row where packs divide their count. */
-bool flat(const bk_tensor *t) { return bk_tensor_contiguous(t) && t->offset % 16 == 0 && (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype) % 16 == 0; }
+bool flat(const bk_tensor *t) {
+  return bk_tensor_contiguous(t) && t->offset % 16 == 0 && (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype) % 16 == 0;
+}
 
 struct shape {
   view v;
