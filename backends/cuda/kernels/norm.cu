@@ -1,7 +1,8 @@
 /* RMSNORM and RMSNORM_BWD.
  *
- * Rows of whole packs are read once and kept in registers as they lie in memory: a warp a row up to 512 (forward: 32 packs a lane of 4)
- * columns, else a block a row. Floor: x and y once; backward x, dy and dx once, for dx and dw together.
+ * Rows of whole packs are read once and kept in registers as they lie in memory. Forward: a warp a row up to 128 packs, else a block a
+ * row up to 4096. Backward: a warp up to 512 columns, a block up to 8192. Floor: x and y once; backward x, dy and dx once, for dx and dw
+ * together.
  *
  * Backward: a block (its warps) goes through a chunk of rows, always with the same columns in the same threads, and keeps its part of
  * dw in registers; stage two adds the chunks' parts to dw. Chunks follow from the shape alone.
@@ -144,6 +145,16 @@ template <int K, int N> BK_DEVICE void put_dw_of_warps(const float (&acc)[K][N],
   }
 }
 
+template <int K, int N> BK_DEVICE void put_dw_of_block(const float (&acc)[K][N], float *part, const backward &b) {
+#pragma unroll
+  for (int k = 0; k < K; k++) {
+    const int pack = (int)(threadIdx.x + k * blockDim.x);
+#pragma unroll
+    for (int j = 0; j < N; j += 4)
+      if (pack < b.packs) bk_store_pack_global(part + pack * N + j, {acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]});
+  }
+}
+
 template <class T, int K, bool WARP, bool DX, bool DW> __global__ void __launch_bounds__(WARP ? warp_rows * BK_WARP : 512, WARP ? 4 : 2)
 backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx, float *parts, backward b) {
   constexpr int n = bk_pack<T>::count;
@@ -189,18 +200,10 @@ backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *d
     }
   }
   if constexpr (DW) {
+    BK_SHARED_DYNAMIC(float, columns);
     float *part = parts + (int64_t)blockIdx.x * b.width;
-    if constexpr (WARP) {
-      BK_SHARED_DYNAMIC(float, columns);
-      put_dw_of_warps<K, n>(acc, columns, part, b);
-    } else {
-#pragma unroll
-      for (int k = 0; k < K; k++)
-#pragma unroll
-        for (int j = 0; j < n; j += 4)
-          if (lane + k * lanes < b.packs)
-            bk_store_pack_global(part + (lane + k * lanes) * n + j, {acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]});
-    }
+    if constexpr (WARP) put_dw_of_warps<K, n>(acc, columns, part, b);
+    else put_dw_of_block<K, n>(acc, part, b);
   }
 }
 
