@@ -179,10 +179,10 @@ static void cases_clip(harness *h) {
 }
 
 static void cases_adamw(harness *h) {
-  const int64_t counts[] = {1, 31, 257, 2561};
-  for (int i = 0; i < 8; i++) {
-    int64_t p = counts[i % 4];
-    bool master = i & 4, finite = i != 1 && i != 5;
+  const int64_t counts[] = {1, 31, 257, 2561, 1, 31, 257, 2561, 70003, 70003};
+  for (int i = 0; i < (h->quick ? 8 : 10); i++) {
+    int64_t p = counts[i];
+    bool master = i & 4 || i == 9, finite = i != 1 && i != 5;
     bk_adamw_args a = {h1(h->ct, p), h1(h->ct, BK_STEP_SLOTS), h1(master ? h->st : h->ct, p),
                        {0}, h1(h->ct, p), h1(h->ct, p), 0.9, 0.95, i & 2 ? 1e-8 : 1e-20, i & 1 ? 0 : 0.1};
     if (master) a.master = h1(h->ct, p);

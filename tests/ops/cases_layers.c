@@ -20,9 +20,8 @@ static bk_status derive_rstd(harness *h, void *args) {
   return status;
 }
 
-static void rmsnorm_case(harness *h, const int *level) {
-  int64_t d = harness_widths[level[1]], n = harness_clip_tokens(h, harness_tokens[level[0]], d);
-  int pad = level[2] * HARNESS_PAD, variant = level[3];
+static void rmsnorm_shape(harness *h, int64_t tokens, int64_t d, int pad, int variant) {
+  int64_t n = harness_clip_tokens(h, tokens, d);
   bk_rmsnorm_args a = {h2(h->st, pad, n, d), h1(h->ct, d), h2(h->st, pad, n, d), {0}, variant & 1 ? 1e-20 : 1e-6};
   if (variant & 2) a.rstd = h1(h->ct, n);
   harness_case(h, BK_OP_RMSNORM, &a, NULL, NULL, "N=%lld,D=%lld,eps=%g,rstd=%d,%s", (long long)n, (long long)d, a.eps,
@@ -36,13 +35,23 @@ static void rmsnorm_case(harness *h, const int *level) {
                (long long)n, (long long)d, variant != 2, variant != 0, b.accumulate, strided_name(pad));
 }
 
+static void rmsnorm_case(harness *h, const int *level) {
+  rmsnorm_shape(h, harness_tokens[level[0]], harness_widths[level[1]], level[2] * HARNESS_PAD, level[3]);
+}
+
+/* Widths at which an implementation may change its way: of one warp, of registers, past them. */
+static void cases_rmsnorm_wide(harness *h) {
+  const int64_t widths[] = {264, 512, 1000, 7168, 8200, 33000};
+  for (int i = 0; i < 6; i++) rmsnorm_shape(h, 37, widths[i], 0, 3);
+}
+
 /* ---- rope and the cache ---- */
 
-static const int64_t rope_heads[][2] = {{1, 1}, {3, 3}, {1, 4}, {4, 1}};
+static const int64_t rope_heads[][2] = {{1, 1}, {3, 3}, {1, 4}, {4, 1}, {11, 11}, {11, 1}};
 
 static void rope_case(harness *h, const int *level) {
   const int64_t *heads = rope_heads[level[0]];
-  int64_t t = harness_tokens[level[1]], d = (const int64_t[]){2, 64, 18}[level[2]];
+  int64_t t = harness_tokens[level[1]], d = (const int64_t[]){2, 64, 18, 640}[level[2]];
   int pad = level[3] * HARNESS_PAD;
   bool past = level[4], inverse = level[5];
   bk_rope_args a = {h4(h->st, pad, 2, t, heads[0], d), {0}, h4(h->st, pad, 2, t, heads[1], d), 10000.0, inverse};
@@ -163,10 +172,7 @@ static void swiglu_case(harness *h, const int *level) {
                level[3], strided_name(pad));
 }
 
-static void embed_case(harness *h, const int *level) {
-  int64_t width = harness_widths[level[1]], n = harness_clip_tokens(h, harness_tokens[level[0]], width);
-  int64_t vocabulary = (const int64_t[]){1, 7, 257}[level[2]];
-  int pad = level[3] * HARNESS_PAD;
+static void embed_shape(harness *h, int64_t n, int64_t vocabulary, int64_t width, int pad) {
   const fill ids[] = {{"ids", FILL_INDEX, 0, (double)vocabulary, NULL, NULL}, FILL_END};
   bk_embed_args a = {h1(BK_I32, n), h2(h->st, pad, vocabulary, width), h2(h->st, pad, n, width)};
   harness_case(h, BK_OP_EMBED, &a, ids, NULL, "N=%lld,V=%lld,C=%lld,%s", (long long)n, (long long)vocabulary,
@@ -176,6 +182,18 @@ static void embed_case(harness *h, const int *level) {
                (long long)width, strided_name(pad));
 }
 
+static void embed_case(harness *h, const int *level) {
+  int64_t width = harness_widths[level[1]], n = harness_clip_tokens(h, harness_tokens[level[0]], width);
+  embed_shape(h, n, (const int64_t[]){1, 7, 257}[level[2]], width, level[3] * HARNESS_PAD);
+}
+
+/* Many tokens and a large vocabulary: sorting in several tiles and passes. */
+static void cases_embed_large(harness *h) {
+  embed_shape(h, 5003, 3, 16, 0);
+  embed_shape(h, 5003, 600, 7, 0);
+  embed_shape(h, 4097, 300000, 8, 0);
+}
+
 static void fill_loss_scale(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED,
                             double *values) {
   for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = 0;
@@ -183,7 +201,7 @@ static void fill_loss_scale(const fill *f, const bk_tensor *t, uint64_t seed BK_
 }
 
 static void cross_entropy_case(harness *h, const int *level) {
-  int64_t vocabulary = (const int64_t[]){1, 31, 257, 8192}[level[1]];
+  int64_t vocabulary = (const int64_t[]){1, 31, 257, 8192, 50257, 129280}[level[1]];
   int64_t n = harness_clip_tokens(h, harness_tokens[level[0]], vocabulary);
   int pad = level[2] * HARNESS_PAD, variant = level[3];
   bk_dtype type = level[4] ? h->ct : h->st;
@@ -198,6 +216,21 @@ static void cross_entropy_case(harness *h, const int *level) {
                (long long)vocabulary, bk_dtype_name(type), spread, variant, strided_name(pad));
 }
 
+/* Masked logits: a row starts with -inf, as long as whole threads see nothing else. */
+static void fill_masked(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values) {
+  for (int64_t i = 0; i < bk_tensor_count(t); i++)
+    values[i] = i % t->shape[1] < (int64_t)f->a ? -INFINITY : bk_normal(seed, stream, (uint64_t)i);
+}
+
+static void cases_cross_entropy_large(harness *h) {
+  cross_entropy_case(h, (const int[]){2, 4, 0, 2, 0, 0});
+  cross_entropy_case(h, (const int[]){2, 5, 0, 2, 1, 1});
+  bk_cross_entropy_args a = {h2(h->st, 0, 13, 1000), h1(BK_I32, 13), h1(h->ct, BK_STEP_SLOTS), h1(h->ct, 13), h2(h->st, 0, 13, 1000)};
+  const fill fills[] = {{"logits", FILL_CALL, 900, 0, NULL, fill_masked}, {"targets", FILL_INDEX, 900, 1000, NULL, NULL},
+                        {"step", FILL_CALL, 1.0 / 77, 0, NULL, fill_loss_scale}, FILL_END};
+  harness_case(h, BK_OP_CROSS_ENTROPY, &a, fills, NULL, "masked,N=13,V=1000");
+}
+
 void cases_layers(harness *h) {
   if (h->roof) {
     rmsnorm_case(h, (const int[]){HARNESS_WORKING, 2, 0, 3});
@@ -206,10 +239,14 @@ void cases_layers(harness *h) {
     return;
   }
   harness_pairwise(h, (const int[]){5, 3, 2, 4}, 4, rmsnorm_case);
-  harness_pairwise(h, (const int[]){4, 5, 3, 2, 2, 2}, 6, rope_case);
+  harness_pairwise(h, (const int[]){6, 5, 4, 2, 2, 2}, 6, rope_case);
   cases_cache(h);
   cases_attention(h);
   harness_pairwise(h, (const int[]){5, 3, 2, 3}, 4, swiglu_case);
   harness_pairwise(h, (const int[]){5, 3, 3, 2}, 4, embed_case);
   harness_pairwise(h, (const int[]){5, 4, 2, 3, 2, 2}, 6, cross_entropy_case);
+  if (h->quick) return;
+  cases_rmsnorm_wide(h);
+  cases_embed_large(h);
+  cases_cross_entropy_large(h);
 }

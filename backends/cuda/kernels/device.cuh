@@ -93,6 +93,33 @@ BK_DEVICE uint32_t bk_bf16x2(float low, float high) {
 BK_DEVICE void bk_store_pack(bk_bf16 *p, const float (&v)[8]) {
   *reinterpret_cast<uint4 *>(p) = make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7]));
 }
+/* bk_store_pack for global memory, always one store of 16 bytes. From an address of three or more variable terms nvcc 13 makes four
+ * stores of 4 bytes of the other one; the PTX shows it. */
+BK_DEVICE void bk_store_pack_global(float *p, const float (&v)[4]) { __stwb(reinterpret_cast<float4 *>(p), make_float4(v[0], v[1], v[2], v[3])); }
+BK_DEVICE void bk_store_pack_global(bk_bf16 *p, const float (&v)[8]) {
+  __stwb(reinterpret_cast<uint4 *>(p), make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7])));
+}
+
+/* A pack as it lies in memory: half the registers where it is kept for later, and copies keep every bit. */
+BK_DEVICE void bk_unpack(uint4 x, float (&v)[4]) {
+  v[0] = __uint_as_float(x.x), v[1] = __uint_as_float(x.y), v[2] = __uint_as_float(x.z), v[3] = __uint_as_float(x.w);
+}
+BK_DEVICE void bk_unpack(uint4 x, float (&v)[8]) {
+  const uint32_t w[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    v[2 * i] = __uint_as_float(w[i] << 16);
+    v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+  }
+}
+/* v[0 .. N) = p[0 .. N) of coefficients, N a multiple of 4, p 16-byte aligned and not written by this kernel. */
+template <int N> BK_DEVICE void bk_load_floats(const float *p, float (&v)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    float4 x = __ldg(reinterpret_cast<const float4 *>(p + i));
+    v[i] = x.x, v[i + 1] = x.y, v[i + 2] = x.z, v[i + 3] = x.w;
+  }
+}
 
 /* Host: whether rows of a tensor can be read by packs: base, outer strides and width are multiples of 16 bytes. */
 static inline bool bk_packs_fit(const bk_tensor *t) {
@@ -149,6 +176,12 @@ static inline int64_t bk_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b
 static inline unsigned bk_grid_for(const bk_stream *stream, int64_t count, int64_t per_block, int blocks_per_sm) {
   int64_t wanted = bk_ceil_div(count, per_block), most = (int64_t)bk_cuda_of(stream->device)->sm_count * blocks_per_sm;
   return (unsigned)(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
+/* A block of `threads` threads (a power of two) as x columns times y rows, where a row has few columns: x >= columns if it can. */
+static inline dim3 bk_block_for(int64_t columns, unsigned threads) {
+  unsigned x = 1;
+  while (x < columns && x < threads) x *= 2;
+  return dim3(x, threads / x);
 }
 /* Calls `call<float>` or `call<bk_bf16>` by the storage type: BK_BY_STORAGE(t->dtype, launch_it, (arguments)). */
 #define BK_BY_STORAGE(dtype, function, arguments) ((dtype) == BK_BF16 ? function<bk_bf16> arguments : function<float> arguments)

@@ -8,12 +8,14 @@
 extern "C" {
 #endif
 
+BK_CUDA_LAUNCH(cross_entropy);
 
 #ifdef __cplusplus
 }
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_LOSS
+#define BK_CUDA_ROWS_LOSS \
+  BK_CUDA_ROW(CROSS_ENTROPY, cross_entropy, BK_CUDA_FLOATS)
 
 #endif

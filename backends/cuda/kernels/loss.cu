@@ -1,0 +1,136 @@
+/* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of exponentials together, four packs of 16 bytes in
+ * flight a thread; second pass: the gradient, which mostly finds the row in the second cache. Rows of any alignment: single elements up
+ * to the first 16-byte boundary and at the end. Floor: logits once, dlogits once. */
+#include <float.h>
+
+#include "backends/cuda/kernels/device.cuh"
+#include "backends/cuda/kernels/loss.h"
+
+namespace {
+
+constexpr int threads_most = 1024, batch = 4;
+
+/* The sum of exp(x - max). The start is finite, so that a thread or a row of -inf alone makes no NaN that is not one. */
+struct running {
+  float max, sum;
+};
+
+template <int N> BK_DEVICE void add(running &r, const float (&v)[N]) {
+  float most = v[0], sum = 0;
+#pragma unroll
+  for (int i = 1; i < N; i++) most = fmaxf(most, v[i]);
+  if (most > r.max) {
+    r.sum *= __expf(r.max - most);
+    r.max = most;
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) sum += __expf(v[i] - r.max);
+  r.sum += sum;
+}
+
+/* Elements before the first 16-byte boundary. */
+template <class T> BK_DEVICE int head_of(const T *x, int columns) {
+  const int head = (int)((16 - reinterpret_cast<uintptr_t>(x) % 16) % 16 / sizeof(T));
+  return head < columns ? head : columns;
+}
+
+template <class T> BK_DEVICE running row_pass(const T *x, int columns) {
+  constexpr int n = bk_pack<T>::count;
+  const int tid = (int)threadIdx.x, threads = (int)blockDim.x, head = head_of(x, columns), packs = (columns - head) / n;
+  const uint4 *p = reinterpret_cast<const uint4 *>(x + head);
+  running r = {-FLT_MAX, 0};
+  int i = tid;
+  for (; i + threads * (batch - 1) < packs; i += threads * batch) {
+    uint4 raw[batch];
+#pragma unroll
+    for (int j = 0; j < batch; j++) raw[j] = p[i + j * threads];
+#pragma unroll
+    for (int j = 0; j < batch; j++) {
+      float v[n];
+      bk_unpack(raw[j], v);
+      add(r, v);
+    }
+  }
+  for (; i < packs; i += threads) {
+    float v[n];
+    bk_unpack(p[i], v);
+    add(r, v);
+  }
+  for (i = tid; i < head; i += threads) add(r, {bk_to_float(x[i])});
+  for (i = head + packs * n + tid; i < columns; i += threads) add(r, {bk_to_float(x[i])});
+  return r;
+}
+
+/* d = exp(x - max) factor; d may be x. */
+template <class T> BK_DEVICE void gradient_pass(const T *x, T *d, int columns, float max, float factor) {
+  constexpr int n = bk_pack<T>::count;
+  const int tid = (int)threadIdx.x, threads = (int)blockDim.x;
+  const bool together = (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(d)) % 16 == 0;
+  const int head = together ? head_of(x, columns) : columns, packs = (columns - head) / n;
+  for (int i = tid; i < packs; i += threads * batch) {
+    uint4 raw[batch];
+#pragma unroll
+    for (int k = 0; k < batch; k++)
+      if (i + k * threads < packs) raw[k] = reinterpret_cast<const uint4 *>(x + head)[i + k * threads];
+#pragma unroll
+    for (int k = 0; k < batch; k++) {
+      if (i + k * threads >= packs) break;
+      float v[n];
+      bk_unpack(raw[k], v);
+#pragma unroll
+      for (int j = 0; j < n; j++) v[j] = __expf(v[j] - max) * factor;
+      bk_store_pack_global(d + head + (i + k * threads) * n, v);
+    }
+  }
+  for (int i = tid; i < head; i += threads) d[i] = bk_from_float<T>(__expf(bk_to_float(x[i]) - max) * factor);
+  for (int i = head + packs * n + tid; i < columns; i += threads) d[i] = bk_from_float<T>(__expf(bk_to_float(x[i]) - max) * factor);
+}
+
+template <class T> __global__ void __launch_bounds__(threads_most)
+cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets, const float *step, float *loss, T *dlogits,
+                     int64_t dlogits_stride, int columns) {
+  __shared__ float shared[BK_WARP];
+  const int64_t row = blockIdx.x;
+  const T *x = logits + row * logits_stride;
+  T *d = dlogits ? dlogits + row * dlogits_stride : nullptr;
+  const int target = targets[row];
+  if (target < 0) {
+    for (int i = (int)threadIdx.x; d && i < columns; i += (int)blockDim.x) d[i] = bk_from_float<T>(0);
+    if (threadIdx.x == 0) loss[row] = 0;
+    return;
+  }
+  const float at_target = bk_to_float(x[target]);
+  running r = row_pass(x, columns);
+  const float max = bk_block_max(r.max, shared), sum = bk_block_sum(r.sum * __expf(r.max - max), shared);
+  if (threadIdx.x == 0) loss[row] = logf(sum) + (max - at_target);
+  if (!d) return;
+  const float scale = step[BK_STEP_LOSS_SCALE];
+  gradient_pass(x, d, columns, max, scale / sum);
+  __syncthreads();
+  if (threadIdx.x == 0) d[target] = bk_from_float<T>((expf(at_target - max) - sum) * (scale / sum));
+}
+
+/* About four packs a thread, from one warp up. */
+unsigned threads_for(int64_t columns, int pack) {
+  const int64_t wanted = bk_ceil_div(bk_ceil_div(columns, pack * batch), BK_WARP) * BK_WARP;
+  return (unsigned)(wanted < threads_most ? wanted : threads_most);
+}
+
+template <class T> void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
+  const int64_t columns = a->logits.shape[1], rows = a->logits.shape[0];
+  T *dlogits = bk_tensor_present(&a->dlogits) ? (T *)bk_cuda_data(&a->dlogits) : nullptr;
+  if (rows == 0) return;
+  BK_LAUNCH((cross_entropy_kernel<T>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), 0, bk_cuda_raw(stream),
+            (const T *)bk_cuda_data(&a->logits), a->logits.stride[0], (const int32_t *)bk_cuda_data(&a->targets),
+            (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns);
+}
+
+} // namespace
+
+extern "C" BK_CUDA_LAUNCH(cross_entropy) {
+  const bk_cross_entropy_args *a = (const bk_cross_entropy_args *)args;
+  (void)workspace;
+  BK_TRY(bk_cuda_begin(stream, plan));
+  BK_BY_STORAGE(a->logits.dtype, launch, (stream, a));
+  return bk_cuda_end(stream);
+}
