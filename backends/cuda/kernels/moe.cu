@@ -13,7 +13,7 @@ constexpr int threads = 256, warps_of_block = threads / BK_WARP;
  * (match). Integers only, so every order of atomic additions gives the same counts. Floor: index read twice, order and slot written once. */
 
 constexpr int batches = 8, warp_tile = batches * BK_WARP, most_chunks = 512;
-constexpr int most_experts = 12288; /* a row of counters in 48 KB of shared memory */
+constexpr int most_experts = 6144; /* two rows of counters in 48 KB of shared memory */
 
 struct sort_job {
   const int *index;
@@ -299,7 +299,7 @@ template <class T> void launch_unpermute_bwd(bk_stream *stream, const row_job &j
 
 } // namespace
 
-/* i32 numbers the choices; beyond 12288 experts the op is served elsewhere. */
+/* i32 numbers the choices; beyond 6144 experts the op is served elsewhere. */
 extern "C" BK_CUDA_ACCEPTS(moe_index) {
   const bk_moe_index_args *a = (const bk_moe_index_args *)args;
   (void)device;

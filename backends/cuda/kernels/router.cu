@@ -159,11 +159,11 @@ template <bool PACKS> __global__ void __launch_bounds__(threads) router_bwd_kern
       sum += s, mixed += (double)dweights[j] * s;
     }
     sum = bk_warp_sum(sum), mixed = bk_warp_sum(mixed);
-    const double inverse = job.norm ? 1 / (sum + 1e-20) : 1, common = job.norm ? mixed * inverse : 0, factor = job.factor * inverse;
+    const double divisor = job.norm ? sum + 1e-20 : 1, common = job.norm ? mixed / divisor : 0;
     __syncwarp(); /* the zeros are in place */
     for (int j = lane; j < job.k; j += BK_WARP) {
       const double s = (double)scores[index[j]];
-      dlogits[index[j]] = (float)(factor * ((double)dweights[j] - common) * s * (1 - s));
+      dlogits[index[j]] = (float)(job.factor * ((double)dweights[j] - common) / divisor * s * (1 - s));
     }
   }
 }
