@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
+
 /* ---- moe_index against a plain stable sort ---- */
 
 static void expect_sorted(const int32_t *index, int total, int experts, const int32_t *offsets, const int32_t *order, const int32_t *slot) {
@@ -44,7 +46,7 @@ static void sort_case(int tokens, int k, int experts, int spread) {
 }
 
 START_TEST(sorts_many_choices) {
-  sort_case(32768, 8, 1024, 1);
+  sort_case(quick() ? 700 : 32768, 8, 1024, 1);
   sort_case(43, 7, 1025, 2);
   sort_case(5000, 1, 3000, 1);
   sort_case(3000, 3, 6144, 3);
@@ -52,7 +54,9 @@ START_TEST(sorts_many_choices) {
 }
 END_TEST
 
-START_TEST(sorts_several_tiles_a_chunk) { sort_case(150001, 7, 64, 2); }
+START_TEST(sorts_several_tiles_a_chunk) {
+  if (!quick()) sort_case(150001, 7, 64, 2);
+}
 END_TEST
 
 START_TEST(leaves_too_many_experts_to_others) {
@@ -111,11 +115,12 @@ static void router_case(int tokens, int experts, int k, int n_group, int topk_gr
 }
 
 START_TEST(routes_as_ref) {
-  router_case(200, 256, 8, 8, 4, 1);
-  router_case(200, 256, 8, 8, 4, 12);
-  router_case(40, 1024, 40, 32, 7, 3);
-  router_case(20, 2500, 6, 1250, 100, 3);
-  router_case(10, 9000, 6, 1, 1, 8);
+  const int less = quick() ? 10 : 1;
+  router_case(200 / less, 256, 8, 8, 4, 1);
+  router_case(200 / less, 256, 8, 8, 4, 12);
+  router_case(40 / less, 1024, 40, 32, 7, 3);
+  router_case(20 / less, 2500, 6, quick() ? 50 : 1250, quick() ? 10 : 100, 3);
+  router_case(10 / less, 9000, 6, 1, 1, 8);
   router_case(100, 3, 3, 1, 1, 30);
 }
 END_TEST
