@@ -1,13 +1,7 @@
 #!/bin/sh
 # The command and the cuda backend (on the host: README.md): what `devices` says when the driver or the device is not what it should be,
 # and what a run says that lacks memory or meets a kernel that faults.
-. "$(dirname "$0")/../cli/lib.sh"
-BIRKHOFF_BACKEND_DIR=$TOP_BUILDDIR/tests/cuda-on-host/.libs
-export BIRKHOFF_BACKEND_DIR
-if ! [ -r "$BIRKHOFF_BACKEND_DIR/birkhoff_cuda.so" ]; then
-  echo "there is no $BIRKHOFF_BACKEND_DIR/birkhoff_cuda.so"
-  exit 77
-fi
+. "$(dirname "$0")/on_host.sh"
 
 # ---- devices ----
 ok devices "$BIRKHOFF" devices --json
