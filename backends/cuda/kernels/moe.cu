@@ -23,14 +23,35 @@ struct sort_job {
 };
 
 /* Place of choice c = token * k + j in a matrix of rows of k. */
-BK_DEVICE int64_t at_choice(int c, int k, int64_t stride) { return stride == k ? c : (int64_t)(c / k) * stride + c % k; }
+BK_DEVICE int64_t at_choice(int c, int k, int64_t stride) {
+  const unsigned token = (unsigned)c / (unsigned)k;
+  return token * stride + (unsigned)c % (unsigned)k;
+}
+
+/* Experts of the choices begin, begin + STEP, ...; -1 from `end` on. The reads stand together. */
+template <int STEP> BK_DEVICE void load_experts(const sort_job &job, int64_t begin, int64_t end, int (&expert)[batches]) {
+#pragma unroll
+  for (int b = 0; b < batches; b++) {
+    const int64_t c = begin + b * STEP;
+    expert[b] = __ldg(job.index + at_choice((int)(c < end ? c : end - 1), job.k, job.index_stride));
+  }
+#pragma unroll
+  for (int b = 0; b < batches; b++)
+    if (begin + b * STEP >= end) expert[b] = -1;
+}
 
 __global__ void __launch_bounds__(threads) count_kernel(sort_job job) {
   BK_SHARED_DYNAMIC(int, counts);
   for (int e = (int)threadIdx.x; e < job.experts; e += threads) counts[e] = 0;
   __syncthreads();
   const int64_t first = (int64_t)blockIdx.x * job.chunk, end = first + job.chunk < job.total ? first + job.chunk : job.total;
-  for (int64_t c = first + threadIdx.x; c < end; c += threads) atomicAdd(&counts[job.index[at_choice((int)c, job.k, job.index_stride)]], 1);
+  for (int64_t tile = first; tile < end; tile += threads * batches) {
+    int expert[batches];
+    load_experts<threads>(job, tile + threadIdx.x, end, expert);
+#pragma unroll
+    for (int b = 0; b < batches; b++)
+      if (expert[b] >= 0) atomicAdd(&counts[expert[b]], 1);
+  }
   __syncthreads();
   for (int e = (int)threadIdx.x; e < job.experts; e += threads) job.counts[(int64_t)e * job.chunks + blockIdx.x] = counts[e];
 }
@@ -89,12 +110,8 @@ __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
   for (int64_t tile = first; tile < end; tile += warps * warp_tile) {
     int expert[batches], rank[batches];
     const int64_t begin = tile + warp * warp_tile + lane;
+    load_experts<BK_WARP>(job, begin, end, expert);
     for (int e = lane; e < job.experts; e += BK_WARP) mine[e] = 0;
-#pragma unroll
-    for (int b = 0; b < batches; b++) {
-      const int64_t c = begin + b * BK_WARP;
-      expert[b] = c < end ? job.index[at_choice((int)c, job.k, job.index_stride)] : -1;
-    }
     __syncwarp();
 #pragma unroll
     for (int b = 0; b < batches; b++) {
@@ -143,7 +160,8 @@ void cut_chunks(const bk_moe_index_args *a, sort_job *job) {
 }
 
 /* ==== rows ====
- * A warp moves 128 packs of 16 bytes (or single elements, where packs do not fit) of one row: 2 KB, four accesses in flight a lane. */
+ * A warp moves 128 packs of 16 bytes (or single elements, where packs do not fit) of one row: 2 KB, four accesses in flight a lane. So
+ * that they are, loads stand together and without branches: what is past the end of a row is read at another place and not used. */
 
 constexpr int unroll = 4, segment = unroll * BK_WARP;
 
@@ -181,17 +199,36 @@ template <class U> __global__ void __launch_bounds__(threads) permute_kernel(row
   for (int64_t u = (int64_t)blockIdx.y * segment + threadIdx.x % BK_WARP; u < units; u += (int64_t)gridDim.y * segment) {
     U v[unroll];
 #pragma unroll
-    for (int i = 0; i < unroll; i++)
-      if (u + i * BK_WARP < units) v[i] = __ldg(x + u + i * BK_WARP);
+    for (int i = 0; i < unroll; i++) v[i] = __ldg(x + (u + i * BK_WARP < units ? u + i * BK_WARP : units - 1));
 #pragma unroll
     for (int i = 0; i < unroll; i++)
       if (u + i * BK_WARP < units) y[u + i * BK_WARP] = v[i];
   }
 }
 
-/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[slot[i,j]], j ascending; a warp a token and 64 packs, so that the sums of a lane are two packs
- * and four rows' reads can be under way. Floor: x read once, y written once. ---- */
-constexpr int sums = 2;
+/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[slot[i,j]], j ascending; a warp a token and 64 packs: eight reads under way, two packs of four
+ * rows. Floor: x read once, y written once. ---- */
+constexpr int sums = 2, rows_at_once = 4;
+
+/* sum += w x over rows j .. j + J - 1; column: of each pack of the lane. */
+template <int J, class T, int N>
+BK_DEVICE void add_rows(const row_job &job, int my_slot, float my_weight, int j, const int64_t (&column)[sums], float (&sum)[sums][N]) {
+  float v[J][sums][N];
+#pragma unroll
+  for (int r = 0; r < J; r++) {
+    const T *x = (const T *)job.x + __shfl_sync(BK_FULL_MASK, my_slot, j + r) * job.x_stride;
+#pragma unroll
+    for (int s = 0; s < sums; s++) load_step<false>(x + column[s], v[r][s]);
+  }
+#pragma unroll
+  for (int r = 0; r < J; r++) {
+    const float w = __shfl_sync(BK_FULL_MASK, my_weight, j + r);
+#pragma unroll
+    for (int s = 0; s < sums; s++)
+#pragma unroll
+      for (int e = 0; e < N; e++) sum[s][e] = fmaf(w, v[r][s][e], sum[s][e]);
+  }
+}
 
 template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
   constexpr int step = step_of<T, PACKS>, width = sums * BK_WARP * step;
@@ -202,37 +239,32 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
   const float *weights = job.weights + (job.weights ? i * job.weights_stride : 0);
   T *y = (T *)job.y + i * job.y_stride;
   for (int64_t base = (int64_t)blockIdx.y * width; base < job.width; base += (int64_t)gridDim.y * width) {
-    const int64_t column = base + lane * step;
+    int64_t column[sums];
     float sum[sums][step] = {};
+#pragma unroll
+    for (int s = 0; s < sums; s++) {
+      column[s] = base + (s * BK_WARP + lane) * step;
+      if (column[s] >= job.width) column[s] = 0;
+    }
     for (int first = 0; first < job.k; first += BK_WARP) {
       const int count = job.k - first < BK_WARP ? job.k - first : BK_WARP;
       const int my_slot = lane < count ? slot[first + lane] : 0;
       const float my_weight = lane < count && job.weights ? weights[first + lane] : 1.f;
-#pragma unroll 4
-      for (int j = 0; j < count; j++) {
-        const T *x = (const T *)job.x + __shfl_sync(BK_FULL_MASK, my_slot, j) * job.x_stride + column;
-        const float w = __shfl_sync(BK_FULL_MASK, my_weight, j);
-#pragma unroll
-        for (int s = 0; s < sums; s++) {
-          float v[step];
-          if (column + s * BK_WARP * step >= job.width) continue;
-          load_step<false>(x + s * BK_WARP * step, v);
-#pragma unroll
-          for (int e = 0; e < step; e++) sum[s][e] = fmaf(w, v[e], sum[s][e]);
-        }
-      }
+      int j = 0;
+      for (; j + rows_at_once <= count; j += rows_at_once) add_rows<rows_at_once, T, step>(job, my_slot, my_weight, j, column, sum);
+      for (; j + 2 <= count; j += 2) add_rows<2, T, step>(job, my_slot, my_weight, j, column, sum);
+      if (j < count) add_rows<1, T, step>(job, my_slot, my_weight, j, column, sum);
     }
 #pragma unroll
     for (int s = 0; s < sums; s++) {
-      T *to = y + column + s * BK_WARP * step;
       float old[step];
-      if (column + s * BK_WARP * step >= job.width) continue;
+      if (base + (s * BK_WARP + lane) * step >= job.width) continue;
       if (job.accumulate) {
-        load_step<true>(to, old);
+        load_step<true>(y + column[s], old);
 #pragma unroll
         for (int e = 0; e < step; e++) sum[s][e] += old[e];
       }
-      store_step(to, sum[s]);
+      store_step(y + column[s], sum[s]);
     }
   }
 }
@@ -240,6 +272,25 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
 /* ---- UNPERMUTE_BWD: dx[slot[i,j]] = w[i,j] dy[i], dw[i,j] = x[slot[i,j]] . dy[i]; a warp a choice. The choices of a token are neighbours,
  * so dy comes from the caches for all but the first. A row of x belongs to one choice, and a lane reads its columns before it writes
  * them: dx may be x. Floor: x and dy read once, dx written once. ---- */
+
+/* dot += x dy, dx = w dy over U steps of a lane, a warp's width apart. */
+template <int U, int N, class T> BK_DEVICE void back_steps(const T *x, const T *dy, T *dx, float w, float &dot) {
+  float a[U][N], b[U][N];
+#pragma unroll
+  for (int u = 0; u < U; u++) load_step<true>(x + u * BK_WARP * N, a[u]);
+#pragma unroll
+  for (int u = 0; u < U; u++) load_step<false>(dy + u * BK_WARP * N, b[u]);
+#pragma unroll
+  for (int u = 0; u < U; u++) {
+#pragma unroll
+    for (int e = 0; e < N; e++) {
+      dot = fmaf(a[u][e], b[u][e], dot);
+      b[u][e] *= w;
+    }
+    store_step(dx + u * BK_WARP * N, b[u]);
+  }
+}
+
 template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unpermute_bwd_kernel(row_job job) {
   constexpr int step = step_of<T, PACKS>, stride = BK_WARP * step;
   const int lane = (int)threadIdx.x % BK_WARP;
@@ -250,25 +301,9 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
   const T *x = (const T *)job.x + row * job.x_stride, *dy = (const T *)job.dy + i * job.dy_stride;
   T *dx = (T *)job.y + row * job.y_stride;
   float dot = 0;
-  for (int64_t base = lane * step; base < job.width; base += unroll * stride) {
-    float a[unroll][step], b[unroll][step];
-#pragma unroll
-    for (int u = 0; u < unroll; u++) {
-      if (base + u * stride >= job.width) continue;
-      load_step<true>(x + base + u * stride, a[u]);
-      load_step<false>(dy + base + u * stride, b[u]);
-    }
-#pragma unroll
-    for (int u = 0; u < unroll; u++) {
-      if (base + u * stride >= job.width) continue;
-#pragma unroll
-      for (int e = 0; e < step; e++) {
-        dot = fmaf(a[u][e], b[u][e], dot);
-        b[u][e] *= w;
-      }
-      store_step(dx + base + u * stride, b[u]);
-    }
-  }
+  int64_t column = lane * step;
+  for (; column - lane * step + unroll * stride <= job.width; column += unroll * stride) back_steps<unroll, step>(x + column, dy + column, dx + column, w, dot);
+  for (; column < job.width; column += stride) back_steps<1, step>(x + column, dy + column, dx + column, w, dot);
   dot = bk_warp_sum(dot);
   if (lane == 0 && job.dweights) job.dweights[i * job.dweights_stride + j] = dot;
 }

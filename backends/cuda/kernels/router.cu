@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int threads = 128, max_warps = threads / BK_WARP;
+constexpr int threads = 128, max_warps = threads / BK_WARP, at_once = 4;
 constexpr int64_t plain_shared = 48 << 10; /* bytes that a block has without asking */
 
 /* ---- keys: unsigned numbers in the order of the doubles ---- */
@@ -107,10 +107,21 @@ BK_DEVICE void route(const router_job &job, int64_t token, const warp_memory &m)
   const float *logits = job.logits + token * job.logits_stride;
   float *scores = job.scores + token * job.scores_stride, *weights = job.weights + token * job.weights_stride;
   int *chosen = job.index + token * job.index_stride;
-  for (int e = lane; e < job.experts; e += BK_WARP) {
-    const double s = sigmoid((double)logits[e]);
-    scores[e] = (float)s;
-    m.keys[e] = key_of(s + (double)job.bias[e]);
+  for (int first = lane; first < job.experts; first += at_once * BK_WARP) {
+    float logit[at_once], bias[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; i++) {
+      const int e = first + i * BK_WARP < job.experts ? first + i * BK_WARP : first;
+      logit[i] = __ldg(logits + e), bias[i] = __ldg(job.bias + e);
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; i++) {
+      const int e = first + i * BK_WARP;
+      if (e >= job.experts) break;
+      const double s = sigmoid((double)logit[i]);
+      scores[e] = (float)s;
+      m.keys[e] = key_of(s + (double)bias[i]);
+    }
   }
   __syncwarp();
   if (job.groups > 1 && job.kept_groups < job.groups) keep_groups(job, m);
