@@ -47,7 +47,11 @@ static void sort_case(int tokens, int k, int experts, int spread) {
 
 START_TEST(sorts_many_choices) {
   sort_case(quick() ? 700 : 32768, 8, 1024, 1);
-  sort_case(43, 7, 1025, 2);
+  sort_case(43, 7, 1025, 2); /* from here on at the border of what one block does alone */
+  sort_case(256, 8, 100, 1);
+  sort_case(2049, 1, 100, 1);
+  sort_case(256, 1, 6144, 1);
+  sort_case(257, 1, 6144, 1);
   sort_case(5000, 1, 3000, 1);
   sort_case(3000, 3, 6144, 3);
   sort_case(3000, 2, 8, 0);

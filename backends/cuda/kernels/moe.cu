@@ -6,7 +6,7 @@ namespace {
 
 constexpr int threads = 256, warps_of_block = threads / BK_WARP;
 
-/* ==== MOE_INDEX: stable counting sort in three kernels ====
+/* ==== MOE_INDEX: stable counting sort in three kernels, or in one where few choices are to be sorted ====
  * The choices are cut in at most 512 chunks, a block each, by shapes alone. 1: counts[e][chunk]; 2, one block: the counts become
  * first rows, and offsets and load are written; 3: every choice to its row. Within a chunk tiles of warps * 256 choices follow each
  * other, within a tile warps, within a warp batches of 32; a lane's rank in its batch is the number of lower lanes with its expert
@@ -20,6 +20,7 @@ struct sort_job {
   int *slot, *order, *offsets, *load, *counts;
   int64_t index_stride, slot_stride;
   int total, k, experts, chunks, chunk; /* chunk: choices of one */
+  bool alone;                           /* one tile is enough */
 };
 
 /* Place of choice c = token * k + j in a matrix of rows of k. */
@@ -68,10 +69,26 @@ BK_DEVICE int warp_before(int x) {
   return sum - x;
 }
 
+/* By one warp: experts base .. base + count - 1 have totals[0 .. count) choices, `row` before them; totals become first rows, offsets and
+ * load are written. Returns the row after them. */
+BK_DEVICE int number_rows(const sort_job &job, int *totals, int base, int count, int row) {
+  const int lane = (int)threadIdx.x % BK_WARP;
+  for (int e = lane; e - lane < count; e += BK_WARP) {
+    const int mine = e < count ? totals[e] : 0, lower = warp_before(mine);
+    if (e < count) {
+      totals[e] = row + lower;
+      job.offsets[base + e] = row + lower;
+      if (job.load) job.load[base + e] += mine;
+    }
+    row += __shfl_sync(BK_FULL_MASK, lower + mine, BK_WARP - 1);
+  }
+  return row;
+}
+
 constexpr int scan_threads = 1024, scan_warps = scan_threads / BK_WARP;
 
 /* A warp an expert: counts[e][chunk] become the counts before the chunk, totals of 1024 experts at a time lie in shared memory and
- * are summed to offsets by the first warp of the block, 32 experts a lane. */
+ * are summed to offsets by the first warp of the block. */
 __global__ void __launch_bounds__(scan_threads) scan_kernel(sort_job job) {
   __shared__ int totals[scan_threads];
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
@@ -88,23 +105,19 @@ __global__ void __launch_bounds__(scan_threads) scan_kernel(sort_job job) {
       if (lane == 0) totals[e] = before;
     }
     __syncthreads();
-    for (int e = 0; warp == 0 && e < here; e += BK_WARP) {
-      const int count = e + lane < here ? totals[e + lane] : 0, lower = warp_before(count);
-      if (e + lane < here) job.offsets[base + e + lane] = row + lower;
-      if (e + lane < here && job.load) job.load[base + e + lane] += count;
-      row += __shfl_sync(BK_FULL_MASK, lower + count, BK_WARP - 1);
-    }
+    if (warp == 0) row = number_rows(job, totals, base, here, row);
     __syncthreads(); /* totals may be written again */
   }
   if (threadIdx.x == 0) job.offsets[job.experts] = row;
 }
 
-/* next[e]: row of the chunk's next choice of e; held[w][e]: first counts, then first rows of warp w in this tile. */
-__global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
+/* next[e]: row of the chunk's next choice of e; held[w][e]: first counts, then first rows of warp w in this tile. ALONE: all choices are one
+ * tile of one block, which does it all. */
+template <bool ALONE> __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
   BK_SHARED_DYNAMIC(int, shared);
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, warps = (int)blockDim.x / BK_WARP;
   int *next = shared, *held = shared + job.experts, *mine = held + warp * job.experts;
-  for (int e = (int)threadIdx.x; e < job.experts; e += (int)blockDim.x)
+  for (int e = (int)threadIdx.x; !ALONE && e < job.experts; e += (int)blockDim.x)
     next[e] = job.offsets[e] + job.counts[(int64_t)e * job.chunks + blockIdx.x];
   const int64_t first = (int64_t)blockIdx.x * job.chunk, end = first + job.chunk < job.total ? first + job.chunk : job.total;
   for (int64_t tile = first; tile < end; tile += warps * warp_tile) {
@@ -122,6 +135,16 @@ __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
       __syncwarp();
     }
     __syncthreads();
+    if constexpr (ALONE) {
+      for (int e = (int)threadIdx.x; e < job.experts; e += (int)blockDim.x) {
+        next[e] = 0;
+        for (int w = 0; w < warps; w++) next[e] += held[w * job.experts + e];
+      }
+      __syncthreads();
+      if (warp == 0) number_rows(job, next, 0, job.experts, 0);
+      if (threadIdx.x == 0) job.offsets[job.experts] = job.total;
+      __syncthreads();
+    }
     for (int e = (int)threadIdx.x; e < job.experts; e += (int)blockDim.x) {
       int row = next[e];
       for (int w = 0; w < warps; w++) {
@@ -140,6 +163,7 @@ __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
       job.order[row] = (int)c;
       job.slot[at_choice((int)c, job.k, job.slot_stride)] = row;
     }
+    if constexpr (ALONE) break;
     __syncwarp(); /* before `mine` is zeroed */
   }
 }
@@ -156,7 +180,8 @@ void cut_chunks(const bk_moe_index_args *a, sort_job *job) {
   job->total = (int)(a->index.shape[0] * job->k);
   const int64_t tile = sort_warps(job->experts) * warp_tile, tiles = bk_ceil_div(job->total, tile);
   job->chunk = (int)(bk_ceil_div(tiles, most_chunks) * tile);
-  job->chunks = (int)bk_ceil_div(job->total, job->chunk > 0 ? job->chunk : 1);
+  job->chunks = (int)bk_ceil_div(job->total, job->chunk);
+  job->alone = tiles == 1;
 }
 
 /* ==== rows ====
@@ -346,7 +371,7 @@ extern "C" BK_CUDA_PREPARE(moe_index) {
   cut_chunks((const bk_moe_index_args *)args, &job);
   (void)device;
   *state = nullptr;
-  *workspace_bytes = (size_t)job.experts * (size_t)job.chunks * sizeof(int);
+  *workspace_bytes = job.alone ? 0 : (size_t)job.experts * (size_t)job.chunks * sizeof(int);
   return BK_OK;
 }
 
@@ -361,9 +386,13 @@ extern "C" BK_CUDA_LAUNCH(moe_index) {
   const int warps = sort_warps(job.experts);
   const size_t row = (size_t)job.experts * sizeof(int);
   cudaStream_t raw = bk_cuda_raw(stream);
-  if (job.chunks > 0) BK_LAUNCH((count_kernel), (unsigned)job.chunks, threads, row, raw, job);
+  if (job.alone) {
+    BK_LAUNCH((scatter_kernel<true>), 1, warps * BK_WARP, row * (size_t)(warps + 1), raw, job);
+    return bk_cuda_end(stream);
+  }
+  BK_LAUNCH((count_kernel), (unsigned)job.chunks, threads, row, raw, job);
   BK_LAUNCH((scan_kernel), 1, scan_threads, 0, raw, job);
-  if (job.chunks > 0) BK_LAUNCH((scatter_kernel), (unsigned)job.chunks, warps * BK_WARP, row * (size_t)(warps + 1), raw, job);
+  BK_LAUNCH((scatter_kernel<false>), (unsigned)job.chunks, warps * BK_WARP, row * (size_t)(warps + 1), raw, job);
   return bk_cuda_end(stream);
 }
 
