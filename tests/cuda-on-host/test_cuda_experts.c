@@ -25,10 +25,12 @@ static void expect_sorted(const int32_t *index, int total, int experts, const in
 /* spread: how unevenly the experts are chosen; 0: always the last. */
 static void sort_case(int tokens, int k, int experts, int spread) {
   const int total = tokens * k;
-  int32_t *index = malloc((size_t)total * sizeof *index), *order = malloc((size_t)total * sizeof *order), *slot = malloc((size_t)total * sizeof *slot);
+  int32_t *index = malloc((size_t)total * sizeof *index), *order = malloc((size_t)total * sizeof *order);
+  int32_t *slot = malloc((size_t)total * sizeof *slot);
   int32_t *offsets = malloc(((size_t)experts + 1) * sizeof *offsets), *load = calloc((size_t)experts, sizeof *load);
   bk_moe_index_args a = {cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)), cuda_tensor(bk_tensor_1d(BK_I32, experts + 1)),
-                         cuda_tensor(bk_tensor_1d(BK_I32, total)), cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)), cuda_tensor(bk_tensor_1d(BK_I32, experts))};
+                         cuda_tensor(bk_tensor_1d(BK_I32, total)), cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)),
+                         cuda_tensor(bk_tensor_1d(BK_I32, experts))};
   for (int c = 0; c < total; c++)
     index[c] = spread ? (int32_t)(pow(bk_uniform(7, 0, (uint64_t)c), spread) * experts) : experts - 1;
   ck_assert_int_eq(bk_tensor_upload(stream, &a.index, index), BK_OK);

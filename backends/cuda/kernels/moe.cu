@@ -327,7 +327,8 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
   T *dx = (T *)job.y + row * job.y_stride;
   float dot = 0;
   int64_t column = lane * step;
-  for (; column - lane * step + unroll * stride <= job.width; column += unroll * stride) back_steps<unroll, step>(x + column, dy + column, dx + column, w, dot);
+  for (; column - lane * step + unroll * stride <= job.width; column += unroll * stride) /* the same for the whole warp */
+    back_steps<unroll, step>(x + column, dy + column, dx + column, w, dot);
   for (; column < job.width; column += stride) back_steps<1, step>(x + column, dy + column, dx + column, w, dot);
   dot = bk_warp_sum(dot);
   if (lane == 0 && job.dweights) job.dweights[i * job.dweights_stride + j] = dot;
