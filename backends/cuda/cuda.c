@@ -30,6 +30,16 @@ static int capability_of(int ordinal) {
   return 10 * major + minor;
 }
 
+static bk_status refuse_devices(char *reason, size_t size) {
+  struct cudaDeviceProp props;
+  const int has = capability_of(0);
+  if (cudaGetDeviceProperties(&props, 0) != cudaSuccess) snprintf(props.name, sizeof props.name, "device 0");
+  (void)cudaGetLastError();
+  snprintf(reason, size, "no device has compute capability %d.%d or newer; %.100s has %d.%d", MIN_CAPABILITY / 10, MIN_CAPABILITY % 10, props.name,
+           has / 10, has % 10);
+  return BK_ERR_ABSENT;
+}
+
 static bk_status cuda_probe(bk_context *ctx, char *reason, size_t size) {
   (void)ctx;
   int count = 0;
@@ -46,8 +56,7 @@ static bk_status cuda_probe(bk_context *ctx, char *reason, size_t size) {
   }
   for (int i = 0; i < count; i++)
     if (capability_of(i) >= MIN_CAPABILITY) return BK_OK;
-  snprintf(reason, size, "no device has compute capability %d.%d or newer", MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);
-  return BK_ERR_ABSENT;
+  return refuse_devices(reason, size);
 }
 
 static int cuda_device_count(bk_context *ctx) {

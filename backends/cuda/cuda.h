@@ -36,9 +36,10 @@ typedef struct bk_cuda_stream {
   bk_stream base;
   cudaStream_t stream;
   bk_status poison;                 /* an asynchronous error: every later call returns it */
-  const char *trace[BK_CUDA_TRACE]; /* ring of the kernels launched since the last sync */
+  const char *current;              /* the op that is being launched */
+  const char *trace[BK_CUDA_TRACE]; /* ring of what was launched since the last sync, captured launches aside */
   int launches;                     /* since the last sync */
-  int capturing;
+  bool capturing;
 } bk_cuda_stream;
 
 typedef struct bk_cuda_event {
@@ -55,7 +56,8 @@ static inline const bk_cuda_device *bk_cuda_of(const bk_device *device) { return
 bk_status bk_cuda_begin(bk_stream *stream, const bk_plan *plan);
 bk_status bk_cuda_end(bk_stream *stream);
 static inline cudaStream_t bk_cuda_raw(bk_stream *stream) { return ((bk_cuda_stream *)stream)->stream; }
-/* Status for a CUDA error, logged with what was being done and what CUDA calls it. `what` is a phrase: "allocating 12 bytes". */
+/* Status for a CUDA error, logged with what was being done and what CUDA calls it. `what` is a phrase: "allocating 12 bytes". CUDA
+ * forgets the error, if it can: the next launch is not blamed for it. */
 bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what);
 
 /* Device addresses. */

@@ -14,6 +14,7 @@ static bk_status status_of(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return BK_OK;
     case cudaErrorMemoryAllocation: return BK_ERR_MEMORY;
+    case cudaErrorNotReady: return BK_ERR_BUSY;
     case cudaErrorInsufficientDriver:
     case cudaErrorNoDevice:
     case cudaErrorInvalidDevice: return BK_ERR_ABSENT;
@@ -22,6 +23,7 @@ static bk_status status_of(cudaError_t error) {
 }
 
 bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what) {
+  (void)cudaGetLastError();
   return bk_fail(ctx, status_of(error), "cuda: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
@@ -36,22 +38,23 @@ static void name_launches(const bk_cuda_stream *s, char *text, size_t size) {
   }
 }
 
-static bk_status poison(bk_stream *stream, cudaError_t error) {
+static bk_status poison(bk_stream *stream, cudaError_t error, const char *what) {
   bk_cuda_stream *s = of(stream);
+  bk_context *ctx = stream->device->ctx;
+  const char *text = cudaGetErrorString(error), *code = cudaGetErrorName(error);
   char names[BK_CUDA_TRACE * 32];
-  name_launches(s, names, sizeof names);
   s->poison = BK_ERR_DEVICE;
-  if (s->launches == 0) return bk_cuda_fail(stream->device->ctx, error, "waiting for the stream");
-  return bk_fail(stream->device->ctx, BK_ERR_DEVICE, "cuda: %s failed on the device: %s (%s)%s%s; the stream cannot go on%s",
-                 s->launches == 1 ? names : "one op", cudaGetErrorString(error), cudaGetErrorName(error),
-                 s->launches == 1 ? "" : "; under way were ", s->launches == 1 ? "" : names,
-                 s->launches == 1 ? "" : "; with BIRKHOFF_CUDA_SYNC=1 the error names the op");
+  name_launches(s, names, sizeof names);
+  if (s->launches == 0) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s: %s (%s); the stream cannot go on", what, text, code);
+  if (s->launches == 1) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s failed on the device: %s (%s); the stream cannot go on", names, text, code);
+  return bk_fail(ctx, BK_ERR_DEVICE,
+                 "cuda: one of %d ops failed on the device: %s (%s); under way were %s%s; the stream cannot go on; with BIRKHOFF_CUDA_SYNC=1 "
+                 "the error names the op",
+                 s->launches, text, code, s->launches > BK_CUDA_TRACE ? "..., " : "", names);
 }
 
-/* What a call on the stream returned; `what` is a phrase. Errors of launched work poison the stream. */
-static bk_status check(bk_stream *stream, cudaError_t error, const char *what) {
-  if (error == cudaSuccess) return BK_OK;
-  (void)cudaGetLastError(); /* it is ours now */
+/* Errors of the call itself, after which the stream is what it was; all others are of work that was launched before. */
+static bool harmless(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
     case cudaErrorInvalidValue:
@@ -59,16 +62,23 @@ static bk_status check(bk_stream *stream, cudaError_t error, const char *what) {
     case cudaErrorLaunchOutOfResources:
     case cudaErrorInvalidDeviceFunction:
     case cudaErrorNoKernelImageForDevice:
-    case cudaErrorStreamCaptureUnsupported:
-    case cudaErrorStreamCaptureInvalidated: return bk_cuda_fail(stream->device->ctx, error, what);
-    default: return poison(stream, error);
+    case cudaErrorIllegalState:
+    case cudaErrorNotPermitted:
+    case cudaErrorNotSupported: return true;
+    default: return error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorStreamCaptureWrongThread;
   }
+}
+
+/* What a call on the stream returned; `what` is a phrase. Errors of launched work poison the stream. */
+static bk_status check(bk_stream *stream, cudaError_t error, const char *what) {
+  if (error == cudaSuccess) return BK_OK;
+  (void)cudaGetLastError(); /* it is ours now */
+  return harmless(error) ? bk_cuda_fail(stream->device->ctx, error, what) : poison(stream, error, what);
 }
 
 static bk_status enter(bk_stream *stream) {
   if (of(stream)->poison != BK_OK) return of(stream)->poison;
-  cudaError_t error = cudaSetDevice(device_of(stream)->ordinal);
-  return error == cudaSuccess ? BK_OK : bk_cuda_fail(stream->device->ctx, error, "making the device current");
+  return check(stream, cudaSetDevice(device_of(stream)->ordinal), "making the device current");
 }
 
 /* ---- launches ---- */
@@ -76,8 +86,8 @@ static bk_status enter(bk_stream *stream) {
 bk_status bk_cuda_begin(bk_stream *stream, const bk_plan *plan) {
   bk_cuda_stream *s = of(stream);
   BK_TRY(enter(stream));
-  s->trace[s->launches % BK_CUDA_TRACE] = plan->kernel->name;
-  s->launches++;
+  s->current = plan->kernel->name;
+  if (!s->capturing) s->trace[s->launches++ % BK_CUDA_TRACE] = s->current;
   return BK_OK;
 }
 
@@ -86,15 +96,23 @@ static bk_status stream_sync(bk_stream *stream);
 bk_status bk_cuda_end(bk_stream *stream) {
   bk_cuda_stream *s = of(stream);
   cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return check(stream, error, s->trace[(s->launches - 1) % BK_CUDA_TRACE]);
+  if (error != cudaSuccess) return check(stream, error, s->current);
   return device_of(stream)->synchronous && !s->capturing ? stream_sync(stream) : BK_OK;
 }
 
 /* ---- streams ---- */
 
+static void drop_capture(bk_cuda_stream *s) {
+  cudaGraph_t captured = NULL;
+  s->capturing = false;
+  if (cudaStreamEndCapture(s->stream, &captured) == cudaSuccess && captured) (void)cudaGraphDestroy(captured);
+  (void)cudaGetLastError();
+}
+
 static void stream_destroy(bk_stream *stream) {
   bk_cuda_stream *s = of(stream);
   (void)cudaSetDevice(device_of(stream)->ordinal);
+  if (s->capturing) drop_capture(s);
   (void)cudaStreamDestroy(s->stream); /* waits for nothing: what is under way goes on */
   bk_free(stream->device->ctx, s);
 }
@@ -123,7 +141,7 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   bk_cuda_event *e = (bk_cuda_event *)event;
   BK_TRY(enter(stream));
   BK_TRY(check(stream, cudaEventRecord(e->event, of(stream)->stream), "recording an event"));
-  e->recorded = true;
+  if (!of(stream)->capturing) e->recorded = true; /* an event of a graph has no time */
   return BK_OK;
 }
 
@@ -145,6 +163,7 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
   if (error != cudaErrorNotReady) BK_TRY(check(stream, error, "querying the stream"));
   else (void)cudaGetLastError();
   *done = error == cudaSuccess;
+  if (*done) of(stream)->launches = 0;
   return BK_OK;
 }
 
@@ -152,17 +171,25 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
 
 static bk_status stream_capture_begin(bk_stream *stream) {
   BK_TRY(enter(stream));
+  if (of(stream)->capturing) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "cuda: a capture is under way on this stream already");
   BK_TRY(check(stream, cudaStreamBeginCapture(of(stream)->stream, cudaStreamCaptureModeThreadLocal), "beginning a capture"));
-  of(stream)->capturing = 1;
+  of(stream)->capturing = true;
   return BK_OK;
 }
 
+/* Whatever comes out, the capture has ended: while one is under way the thread may not wait or allocate. */
 static bk_status stream_capture_end(bk_stream *stream, void **graph) {
+  bk_cuda_stream *s = of(stream);
   cudaGraph_t captured = NULL;
   cudaGraphExec_t exec = NULL;
-  of(stream)->capturing = 0;
+  if (!s->capturing) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "cuda: no capture is under way on this stream");
+  if (s->poison != BK_OK) {
+    drop_capture(s);
+    return s->poison;
+  }
+  s->capturing = false;
   BK_TRY(enter(stream));
-  BK_TRY(check(stream, cudaStreamEndCapture(of(stream)->stream, &captured), "ending a capture"));
+  BK_TRY(check(stream, cudaStreamEndCapture(s->stream, &captured), "ending a capture"));
   cudaError_t error = cudaGraphInstantiate(&exec, captured, 0);
   (void)cudaGraphDestroy(captured);
   BK_TRY(check(stream, error, "making a graph of what was captured"));
@@ -174,7 +201,8 @@ static bk_status stream_graph_launch(bk_stream *stream, void *graph) {
   bk_cuda_stream *s = of(stream);
   BK_TRY(enter(stream));
   s->trace[s->launches++ % BK_CUDA_TRACE] = "a captured graph";
-  return check(stream, cudaGraphLaunch((cudaGraphExec_t)graph, s->stream), "launching a graph");
+  BK_TRY(check(stream, cudaGraphLaunch((cudaGraphExec_t)graph, s->stream), "launching a graph"));
+  return device_of(stream)->synchronous ? stream_sync(stream) : BK_OK;
 }
 
 static void stream_graph_destroy(bk_stream *stream, void *graph) {

@@ -113,6 +113,33 @@ unsigned bk_emu_ballot(unsigned mask, bool set);
 static inline unsigned __ballot_sync(unsigned mask, int set) { return bk_emu_ballot(mask, set != 0); }
 static inline int __any_sync(unsigned mask, int set) { return bk_emu_ballot(mask, set != 0) != 0; }
 static inline int __all_sync(unsigned mask, int set) { return bk_emu_ballot(mask, set == 0) == 0; }
+/* What every lane of the mask gave, folded: f(so far, lane, its value). */
+template <class T, class R, class F> static inline R bk_emu_fold(unsigned mask, T mine, R result, F f) {
+  static_assert(sizeof(T) <= 8, "4 or 8 bytes");
+  memcpy(bk_emu_exchange(bk_emu_lane()), &mine, sizeof mine);
+  bk_emu_sync_warp(mask);
+  for (int i = 0; i < 32; i++) {
+    T other;
+    if (!(mask >> i & 1)) continue;
+    memcpy(&other, bk_emu_exchange(i), sizeof other);
+    result = f(result, i, other);
+  }
+  bk_emu_sync_warp(mask);
+  return result;
+}
+/* Whole warps only: a lane that does not exist has no value. */
+template <class T> static inline unsigned __match_any_sync(unsigned mask, T x) {
+  return bk_emu_fold(mask, x, 0u, [x](unsigned r, int i, T other) { return memcmp(&x, &other, sizeof x) ? r : r | 1u << i; });
+}
+template <class T> static inline T __reduce_max_sync(unsigned mask, T x) {
+  return bk_emu_fold(mask, x, x, [](T r, int, T other) { return other > r ? other : r; });
+}
+template <class T> static inline T __reduce_min_sync(unsigned mask, T x) {
+  return bk_emu_fold(mask, x, x, [](T r, int, T other) { return other < r ? other : r; });
+}
+template <class T> static inline T __reduce_add_sync(unsigned mask, T x) {
+  return bk_emu_fold(mask, x, T(0), [](T r, int, T other) { return (T)(r + other); });
+}
 int bk_emu_count_block(bool set);
 static inline int __syncthreads_or(int set) { return bk_emu_count_block(set != 0) > 0; }
 static inline int __syncthreads_count(int set) { return bk_emu_count_block(set != 0); }
@@ -131,6 +158,8 @@ static inline unsigned __float_as_uint(float x) { unsigned u; memcpy(&u, &x, 4);
 static inline int __float_as_int(float x) { int u; memcpy(&u, &x, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
 static inline float __int_as_float(int u) { float x; memcpy(&x, &u, 4); return x; }
+static inline long long __double_as_longlong(double x) { long long u; memcpy(&u, &x, 8); return u; }
+static inline double __longlong_as_double(long long u) { double x; memcpy(&x, &u, 8); return x; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }

@@ -42,6 +42,7 @@ wide() { # FILE LOADS STORES: at least so many of each in its PTX
   fi
 }
 wide copy 4 4
+wide moe 32 20
 
 # ---- what a user installs ----
 echo "module: $(stat -c %s "$module") bytes"

@@ -1,0 +1,56 @@
+/* What the unit tests of the cuda backend on the host share: the module's folder is set before the registry is initialised, and tensors
+ * go to and from the device. */
+#ifndef BK_TESTS_CUDA_UNIT_H
+#define BK_TESTS_CUDA_UNIT_H
+
+#include "tests/unit/unit.h"
+
+#include "runtime/backend.h"
+
+#include <unistd.h>
+
+#define SKIPPED 77
+
+static bk_device *device;
+static bk_stream *stream;
+
+/* False with a message where the module has not been built. */
+static BK_UNUSED bool cuda_find_module(void) {
+  const char *build = getenv("TOP_BUILDDIR");
+  char folder[512], module[600];
+  snprintf(folder, sizeof folder, "%s/tests/cuda-on-host/.libs", build ? build : ".");
+  snprintf(module, sizeof module, "%s/birkhoff_cuda.so", folder);
+  if (access(module, R_OK) == 0) return setenv("BIRKHOFF_BACKEND_DIR", folder, 1) == 0;
+  printf("skipped: there is no %s\n", module);
+  return false;
+}
+
+/* Faults of other tests that ran in this process are switched off. */
+static BK_UNUSED void cuda_registry(void) {
+  static const char *const names[] = {"BK_CUDA_DRIVER", "BK_CUDA_DEVICES", "BK_CUDA_MEMORY",
+                                      "BK_CUDA_FAULT",  "BK_CUDA_CAPTURE", "BIRKHOFF_CUDA_SYNC"};
+  for (size_t i = 0; i < BK_COUNT(names); i++) ck_assert_int_eq(unsetenv(names[i]), 0);
+  unit_open();
+  ck_assert_int_eq(bk_registry_init(ctx), BK_OK);
+}
+
+static BK_UNUSED void cuda_open(void) {
+  cuda_registry();
+  ck_assert_int_eq(bk_device_open(ctx, "cuda", NULL, &device), BK_OK);
+  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
+}
+
+static BK_UNUSED void cuda_close(void) {
+  bk_stream_destroy(stream);
+  bk_device_close(device);
+  unit_close();
+}
+
+/* Gives a dense tensor memory of its own. */
+static BK_UNUSED bk_tensor cuda_tensor_on(bk_device *on, bk_tensor t) {
+  ck_assert_int_eq(bk_buffer_alloc(on, bk_tensor_bytes(&t), BK_MEM_STAGING, &t.buffer), BK_OK);
+  return t;
+}
+static BK_UNUSED bk_tensor cuda_tensor(bk_tensor t) { return cuda_tensor_on(device, t); }
+
+#endif
