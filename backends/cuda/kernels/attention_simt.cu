@@ -23,12 +23,12 @@ BK_DEVICE int turned(int r, int d) { return r ^ (d & 7) << 2; }
 /* stage[d][row] = x[row][from + d], zero outside. */
 template <int ROWS, class T> BK_DEVICE void stage_turned(float *stage, bk_att_rows<const T> x, int rows, int from) {
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
-#pragma unroll
-  for (int i = warp; i < ROWS / 4 * (depth / 8); i += threads / BK_WARP) {
-    const int r = i / (depth / 8) * 4 + lane / 8, d = i % (depth / 8) * 8 + lane % 8;
-    const bool inside = r < rows && from + d < x.width;
-    stage[d * ROWS + turned(r, d)] = inside ? bk_to_float(x.at[r * x.stride + from + d]) : 0.0f;
-  }
+  const int r0 = warp / 4 * 4 + lane / 8, d = warp % 4 * 8 + lane % 8;
+  const bool inside = from + d < x.width;
+  const T *at = x.at + r0 * x.stride + from + d;
+#pragma unroll 4
+  for (int r = r0, n = 0; n < ROWS / 8; n++, r += 8, at += 8 * x.stride)
+    stage[d * ROWS + turned(r, d)] = inside && r < rows ? bk_to_float(*at) : 0.0f;
 }
 
 template <int N> BK_DEVICE void load_some(float (&v)[N], const float *p) {
@@ -55,7 +55,7 @@ BK_DEVICE void dot_tile(float (&acc)[4][N], float *stage, bk_att_rows<const T> a
     stage_turned<side>(stage, a, a_rows, from);
     stage_turned<16 * N>(stage_b, b, b_rows, from);
     __syncthreads();
-#pragma unroll 8
+#pragma unroll 4
     for (int d = 0; d < depth; d++) {
       float x[4], y[N];
       load_some(x, stage + d * side + turned(4 * ty, d));
@@ -84,15 +84,17 @@ BK_DEVICE void store_turned(float *p, const float (&s)[4][4]) {
  * a barrier between is here; stage and p are free afterwards. */
 template <int N, int D, bool TURNED, class T>
 BK_DEVICE void outer_tile(float (&acc)[N][D / 16], const float *p, float *stage, bk_att_rows<const T> x, int count) {
-  const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
+  const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16, lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
   for (int from = 0; from < count; from += slab) {
-#pragma unroll
-    for (int i = (int)threadIdx.x; i < slab * D; i += threads) {
-      const int j = from + i / D, c = i % D;
-      stage[i] = j < count && c < x.width ? bk_to_float(x.at[j * x.stride + c]) : 0.0f;
+#pragma unroll 1
+    for (int j = warp; j < slab; j += threads / BK_WARP) {
+      const T *at = x.at + (from + j) * x.stride + lane;
+#pragma unroll(D % 96 ? 4 : 3)
+      for (int c = 0; c < D; c += BK_WARP)
+        stage[j * D + c + lane] = from + j < count && c + lane < x.width ? bk_to_float(at[c]) : 0.0f;
     }
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
     for (int j = 0; j < slab; j++) {
       float w[N];
       load_some(w, p + weight_at<TURNED>(from + j, N * ty, 16 * N));
@@ -292,7 +294,7 @@ template <class T, int DK, int DV, int N> __global__ void __launch_bounds__(thre
 }
 
 /* dq of 64 queries. */
-template <class T, int DK> __global__ void __launch_bounds__(threads, DK > 192 ? 1 : 2) query_kernel(backward_args<T> a) {
+template <class T, int DK> __global__ void __launch_bounds__(threads, DK > 128 ? 1 : 2) query_kernel(backward_args<T> a) {
   __shared__ __align__(16) float stage[stage_floats], p[side * side];
   const int tx = (int)threadIdx.x % 16, ty = (int)threadIdx.x / 16;
   const bk_att_tile at = bk_att_find(a.order);
@@ -300,8 +302,7 @@ template <class T, int DK> __global__ void __launch_bounds__(threads, DK > 192 ?
   const bk_att_rows<const T> q = rows_from(a.q.head(at.b, at.h), first), dout = rows_from(a.dout.head(at.b, at.h), first);
   const bk_att_rows<const T> k = a.k.head(at.b, at.h), v = a.v.head(at.b, at.h);
   const float *lse2 = a.lse2 + (int64_t)at.pair * a.padded;
-  float dq[4][DK / 16] = {}, d[4];
-  load_some(d, a.delta + (int64_t)at.pair * a.padded + first + 4 * ty);
+  float dq[4][DK / 16] = {};
   for (int key = 0; key < end; key += side) {
     float s[4][4];
     const int count = min(side, end - key);
@@ -309,6 +310,8 @@ template <class T, int DK> __global__ void __launch_bounds__(threads, DK > 192 ?
     weights(s, a, lse2, first, key);
     store_turned(p, s);
     dot_tile(s, stage, dout, rows, rows_from(v, key), count);
+    float d[4]; /* fetched again for every tile: registers are short */
+    load_some(d, lse2 + (a.delta - a.lse2) + first + 4 * ty);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       float w[4];
