@@ -41,18 +41,18 @@ template <int D> BK_DEVICE void clear(float (&acc)[D / 8][4]) {
 
 /* ---- dk, dv ---- */
 
-/* What key_kernel needs of 32 queries. */
-struct query_stage {
-  bk_bf16 *q, *dout;
-  float *lse2, *delta;
-};
-template <int DK, int DV, int THREADS> BK_DEVICE void fetch_queries(query_stage to, const backward_args &a, bk_att_tile at, int query) {
-  bk_att_fetch<step, DK, THREADS>(to.q, a.q.head(at.b, at.h), query, a.queries);
-  bk_att_fetch<step, DV, THREADS>(to.dout, a.dout.head(at.b, at.h), query, a.queries);
-  const int i = (int)threadIdx.x;
-  const int64_t row = (int64_t)at.pair * a.padded + query;
-  if (i < step / 4) bk_cp_async_16(to.lse2 + 4 * i, a.lse2 + row + 4 * i);
-  else if (i < step / 2) bk_cp_async_16(to.delta + 4 * i - step, a.delta + row + 4 * i - step);
+/* What key_kernel needs of 32 queries, one piece of shared memory: q, dout, lse2, delta. */
+template <int DK, int DV> constexpr int stage_size = step * row_pair<DK, DV> + 4 * step; /* in elements of bf16 */
+template <int DK, int DV> BK_DEVICE bk_bf16 *dout_of(bk_bf16 *stage) { return stage + step * bk_att_pitch<DK>; }
+template <int DK, int DV> BK_DEVICE float *numbers_of(bk_bf16 *stage) { return reinterpret_cast<float *>(stage + step * row_pair<DK, DV>); }
+
+template <int DK, int DV, int THREADS> BK_DEVICE void fetch_queries(bk_bf16 *stage, const backward_args &a, bk_att_tile at, int query) {
+  at.b = bk_fresh(at.b), at.h = bk_fresh(at.h), at.pair = bk_fresh(at.pair);
+  bk_att_fetch<step, DK, THREADS>(stage, a.q.head(at.b, at.h), query, a.queries);
+  bk_att_fetch<step, DV, THREADS>(dout_of<DK, DV>(stage), a.dout.head(at.b, at.h), query, a.queries);
+  const int i = bk_fresh((int)threadIdx.x), in_row = i % (step / 4) * 4;
+  const float *from = i < step / 4 ? a.lse2 : a.delta;
+  if (i < step / 2) bk_cp_async_16(numbers_of<DK, DV>(stage) + 4 * i, from + ((int64_t)at.pair * a.padded + query + in_row));
   bk_cp_async_commit();
 }
 
@@ -69,13 +69,14 @@ BK_DEVICE void weigh_keys(float (&s)[n_tiles][4], const float *lse2, int ahead, 
     }
   }
 }
-BK_DEVICE void slope_keys(float (&p)[n_tiles][4], const float (&dp)[n_tiles][4], const float *delta) {
+/* dp becomes ds. */
+BK_DEVICE void slope_keys(float (&dp)[n_tiles][4], const float (&p)[n_tiles][4], const float *delta) {
   const int t = (int)threadIdx.x % 4;
 #pragma unroll
   for (int n = 0; n < n_tiles; n++) {
     const float2 d = *reinterpret_cast<const float2 *>(delta + 8 * n + 2 * t);
 #pragma unroll
-    for (int e = 0; e < 4; e++) p[n][e] *= dp[n][e] - (e % 2 ? d.y : d.x);
+    for (int e = 0; e < 4; e++) dp[n][e] = p[n][e] * (dp[n][e] - (e % 2 ? d.y : d.x));
   }
 }
 
@@ -83,32 +84,27 @@ template <int DK, int DV, int W> __global__ void __launch_bounds__(W *BK_WARP, 8
   constexpr int rows = 16 * W, threads = W * BK_WARP;
   BK_SHARED_DYNAMIC(bk_bf16, sk);
   bk_bf16 *sv = sk + rows * bk_att_pitch<DK>, *sq = sv + rows * bk_att_pitch<DV>;
-  float *numbers = reinterpret_cast<float *>(sq + 2 * step * row_pair<DK, DV>);
   const bk_att_tile at = bk_att_find(a.order);
   const int row = (int)threadIdx.x / BK_WARP * 16, block_first = at.tile * rows, first = block_first + row;
-  auto stage = [&](int i) {
-    bk_bf16 *q = sq + i * step * row_pair<DK, DV>;
-    return query_stage{q, q + step * bk_att_pitch<DK>, numbers + 2 * step * i, numbers + 2 * step * i + step};
-  };
   float dk[DK / 8][4], dv[DV / 8][4];
   clear<DK>(dk);
   clear<DV>(dv);
   bk_att_fetch<rows, DK, threads>(sk, a.k.head(at.b, at.h), block_first, a.queries);
   bk_att_fetch<rows, DV, threads>(sv, a.v.head(at.b, at.h), block_first, a.queries);
-  fetch_queries<DK, DV, threads>(stage(0), a, at, block_first);
+  fetch_queries<DK, DV, threads>(sq, a, at, block_first);
   for (int query = block_first, i = 0; query < a.queries; query += step, i ^= 1) {
     bk_cp_async_wait<0>();
     __syncthreads(); /* this stage is there, nobody uses the other one */
-    if (query + step < a.queries) fetch_queries<DK, DV, threads>(stage(i ^ 1), a, at, query + step);
+    if (query + step < a.queries) fetch_queries<DK, DV, threads>(sq + (i ^ 1) * stage_size<DK, DV>, a, at, query + step);
     if (query + step <= first || first >= a.queries) continue; /* none of these queries sees the warp's keys */
-    const query_stage now = stage(i);
+    bk_bf16 *now = sq + i * stage_size<DK, DV>;
     float s[n_tiles][4], dp[n_tiles][4];
-    bk_att_scores<n_tiles, DK>(s, sk, row, now.q, 0);
-    weigh_keys(s, now.lse2, first - query, a.exponent);
-    bk_att_combine<n_tiles, DV>(dv, s, now.dout);
-    bk_att_scores<n_tiles, DV>(dp, sv, row, now.dout, 0);
-    slope_keys(s, dp, now.delta);
-    bk_att_combine<n_tiles, DK>(dk, s, now.q);
+    bk_att_scores<n_tiles, DK>(s, sk, row, now, 0);
+    weigh_keys(s, numbers_of<DK, DV>(now), first - query, a.exponent);
+    bk_att_combine<n_tiles, DV>(dv, s, dout_of<DK, DV>(now));
+    bk_att_scores<n_tiles, DV>(dp, sv, row, dout_of<DK, DV>(now), 0);
+    slope_keys(dp, s, numbers_of<DK, DV>(now) + step);
+    bk_att_combine<n_tiles, DK>(dk, dp, now);
   }
   bk_att_store<DK, bk_att_pitch<DK>>(a.dk.head(at.b, at.h), first, a.queries - first, sk + row * bk_att_pitch<DK>, dk, a.scale, a.scale);
   bk_att_store<DV, bk_att_pitch<DV>>(a.dv.head(at.b, at.h), first, a.queries - first, sv + row * bk_att_pitch<DV>, dv, 1, 1);

@@ -12,7 +12,7 @@ template <int D> constexpr int bk_att_pitch = D + 8; /* elements from row to row
  * for narrow rows) read neighbouring packs of a row, so that a thread's addresses differ by constants and by rows. */
 template <int ROWS, int D, int THREADS> BK_DEVICE void bk_att_fetch(bk_bf16 *tile, bk_att_rows<const bk_bf16> x, int first, int count) {
   constexpr int packs = D / 8, lanes = packs % 8 ? 4 : 8, step = THREADS / lanes;
-  const int row = (int)threadIdx.x / lanes, column = (int)threadIdx.x % lanes * 8;
+  const int id = bk_fresh((int)threadIdx.x), row = id / lanes, column = id % lanes * 8;
   const int stride = (int)x.stride; /* accepts() saw to it */
   const bk_bf16 *from = x.at + (int64_t)(first + row) * stride + column;
   bk_bf16 *to = tile + row * bk_att_pitch<D> + column;

@@ -33,6 +33,12 @@ BK_DEVICE uint32_t bk_cvt_tf32(float x) {
   return r;
 }
 
+/* x, in a way that the compiler computes what depends on it here and again, instead of keeping it in registers. */
+BK_DEVICE int bk_fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 /* 2^x to 2 units in the last place; results below the normal range are 0. */
 BK_DEVICE float bk_ex2(float x) {
   float r;
