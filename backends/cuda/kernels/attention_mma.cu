@@ -13,7 +13,9 @@
 
 namespace {
 
-constexpr int warps = 4, threads = warps * BK_WARP, keys_at_once = 64;
+constexpr int warps = 4, threads = warps * BK_WARP;
+/* Keys of a step; 48 where 64 do not fit the registers of every processor. */
+template <int DK, int M> constexpr int keys_of = DK == 128 && M == 2 ? 48 : 64;
 #ifndef BK_ATT_LARGE_FROM /* a test build may say 1 */
 #define BK_ATT_LARGE_FROM 256
 #endif
@@ -31,7 +33,7 @@ struct forward_args {
 };
 
 template <int DK, int DV, int M>
-constexpr int shared_bytes = (64 * M * bk_att_pitch<DK> + keys_at_once * (bk_att_pitch<DK> + bk_att_pitch<DV>)) * (int)sizeof(bk_bf16);
+constexpr int shared_bytes = (64 * M * bk_att_pitch<DK> + keys_of<DK, M> * (bk_att_pitch<DK> + bk_att_pitch<DV>)) * (int)sizeof(bk_bf16);
 
 BK_DEVICE float quad_max(float x) {
   x = fmaxf(x, __shfl_xor_sync(BK_FULL_MASK, x, 1));
@@ -49,16 +51,15 @@ template <int DV, int M> struct rows_state {
 
 /* Scores of keys that a row does not see are -inf; `seen` is the number of keys of this tile that the warp's first row sees. */
 template <int N, int M> BK_DEVICE void mask(float (&s)[M][N][4], int seen, int count) {
-  const int lane = (int)threadIdx.x % BK_WARP, g = lane / 4, t = lane % 4;
+  const int lane = bk_fresh((int)threadIdx.x) % BK_WARP, own = seen + lane / 4 - lane % 4 * 2;
+  count -= lane % 4 * 2;
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int key = 8 * n + 2 * t + e % 2;
-        if (key >= min(seen + 16 * m + g + e / 2 * 8, count)) s[m][n][e] = -INFINITY;
-      }
+      for (int e = 0; e < 4; e++)
+        if (8 * n + e % 2 >= min(own + 16 * m + e / 2 * 8, count)) s[m][n][e] = -INFINITY;
 }
 
 /* Moves m to the greatest scores, if a row of the warp needs it. */
@@ -106,7 +107,7 @@ template <int N, int DV, int M> BK_DEVICE void soften(rows_state<DV, M> &w, floa
 template <int N, int D, int M> BK_DEVICE void scores(float (&s)[M][N][4], const bk_bf16 *q, int row, const bk_bf16 *k) {
 #pragma unroll
   for (int i = 0; i < M * N * 4; i++) s[i / (4 * N)][i / 4 % N][i % 4] = 0;
-#pragma unroll
+#pragma unroll 4
   for (int d = 0; d < D; d += 16) {
     uint32_t left[M][4];
 #pragma unroll
@@ -156,41 +157,43 @@ BK_DEVICE void finish(const forward_args &a, bk_att_tile at, rows_state<DV, M> &
   }
 }
 
+/* Computed where it is used: registers are short. */
+BK_DEVICE bk_att_rows<const bk_bf16> head_of(const bk_att_view<const bk_bf16> &x, bk_att_tile at) { return x.head(bk_fresh(at.b), bk_fresh(at.h)); }
+
 template <int DK, int DV, int M> __global__ void __launch_bounds__(threads, M == 1 ? 3 : 2) forward_kernel(forward_args a) {
   static_assert(DV <= DK, "the output takes the queries' place");
-  constexpr int block_rows = 64 * M, warp_rows = 16 * M, n = keys_at_once / 8;
+  constexpr int block_rows = 64 * M, warp_rows = 16 * M, keys_at_once = keys_of<DK, M>, n = keys_at_once / 8;
   BK_SHARED_DYNAMIC(bk_bf16, sq);
   bk_bf16 *sk = sq + block_rows * bk_att_pitch<DK>, *sv = sk + keys_at_once * bk_att_pitch<DK>;
   const bk_att_tile at = bk_att_find(a.order);
   const bk_att_span span = bk_att_span_of(a.past, a.queries, a.positions);
   const int row = (int)threadIdx.x / BK_WARP * warp_rows, block_first = at.tile * block_rows, first = block_first + row;
   const int end = min(span.past + min(block_first + block_rows, a.queries), span.keys); /* keys that the block sees */
-  const int warp_end = first < a.queries ? min(span.past + min(first + warp_rows, a.queries), span.keys) : 0;
-  const bk_att_rows<const bk_bf16> k = a.k.head(at.b, at.h), v = a.v.head(at.b, at.h);
+  const int sees = first < a.queries ? span.past + first + 1 : -warp_rows; /* keys that the warp's first row sees; the next row one more */
   rows_state<DV, M> w;
 #pragma unroll
   for (int i = 0; i < M * DV / 2; i++) w.o[i / (DV / 2)][i / 4 % (DV / 8)][i % 4] = 0;
 #pragma unroll
   for (int i = 0; i < M * 2; i++) w.most[i / 2][i % 2] = -INFINITY, w.sum[i / 2][i % 2] = 0;
-  bk_att_fetch<block_rows, DK, threads>(sq, a.q.head(at.b, at.h), block_first, a.queries);
-  bk_att_fetch<keys_at_once, DK, threads>(sk, k, 0, end);
+  bk_att_fetch<block_rows, DK, threads, false>(sq, a.q.head(at.b, at.h), block_first, a.queries);
+  bk_att_fetch<keys_at_once, DK, threads, false>(sk, head_of(a.k, at), 0, end);
   bk_cp_async_commit();
   for (int key = 0; key < end; key += keys_at_once) {
     float s[M][n][4];
-    const bool seen = key < warp_end;
+    const bool seen = key < sees + warp_rows - 1;
     bk_cp_async_wait<0>(); /* k is there */
     __syncthreads();       /* and nobody needs the last v any more */
-    bk_att_fetch<keys_at_once, DV, threads>(sv, v, key, end);
+    bk_att_fetch<keys_at_once, DV, threads, false>(sv, head_of(a.v, at), key, end);
     bk_cp_async_commit();
     if (seen) scores<n, DK, M>(s, sq, row, sk);
     bk_cp_async_wait<0>();
     __syncthreads();
     if (key + keys_at_once < end) {
-      bk_att_fetch<keys_at_once, DK, threads>(sk, k, key + keys_at_once, end);
+      bk_att_fetch<keys_at_once, DK, threads, false>(sk, head_of(a.k, at), key + keys_at_once, end);
       bk_cp_async_commit();
     }
     if (seen) {
-      if (span.past + first + 1 < key + keys_at_once || end < key + keys_at_once) mask(s, span.past + first + 1 - key, end - key);
+      if (min(sees, end) < key + keys_at_once) mask(s, sees - key, end - key);
       soften(w, s, a.exponent);
       combine<n, DV, M>(w.o, s, sv);
     }
