@@ -8,6 +8,9 @@
 extern "C" {
 #endif
 
+BK_CUDA_LAUNCH(attention_decode);
+BK_CUDA_ACCEPTS(attention_decode);
+BK_CUDA_PREPARE(attention_decode);
 BK_CUDA_LAUNCH(attention_mma);
 BK_CUDA_ACCEPTS(attention_mma);
 BK_CUDA_LAUNCH(attention_simt);
@@ -25,6 +28,7 @@ BK_CUDA_PREPARE(attention_bwd_simt);
 
 /* Best first within an op. */
 #define BK_CUDA_ROWS_ATTENTION \
+  BK_CUDA_ROW_IF_WORK(ATTENTION, attention_decode, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF(ATTENTION, attention_mma, BK_CUDA_BF16) \
   BK_CUDA_ROW_IF(ATTENTION, attention_simt, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_mma, BK_CUDA_BF16) \

@@ -14,8 +14,8 @@
 namespace {
 
 constexpr int warps = 4, threads = warps * BK_WARP;
-/* Keys of a step; 48 where 64 do not fit the registers of every processor. */
-template <int DK, int M> constexpr int keys_of = DK == 128 && M == 2 ? 48 : 64;
+/* Keys of a step; 32 where 64 do not fit the registers of every processor. */
+template <int DK, int M> constexpr int keys_of = DK == 128 && M == 2 ? 32 : 64;
 #ifndef BK_ATT_LARGE_FROM /* a test build may say 1 */
 #define BK_ATT_LARGE_FROM 256
 #endif
