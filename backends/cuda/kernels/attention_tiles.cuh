@@ -99,8 +99,8 @@ BK_DEVICE void bk_att_store(bk_att_rows<bk_bf16> y, int first, int rows, bk_bf16
   }
   __syncwarp();
 #pragma unroll
-  for (int i = lane; i < 16 * (D / 8); i += BK_WARP) {
-    const int row = i / (D / 8), column = i % (D / 8) * 8;
+  for (int n = 0; n < D / 16; n++) {
+    const int i = n * BK_WARP + lane, row = i / (D / 8), column = i % (D / 8) * 8;
     if (row < rows && column < y.width)
       *reinterpret_cast<uint4 *>(y.at + (first + row) * y.stride + column) = *reinterpret_cast<const uint4 *>(own + row * PITCH + column);
   }
