@@ -10,13 +10,9 @@
  * processor: 16 groups a block, 640 bytes each, some 5 blocks: 50 KB. */
 #include "backends/cuda/kernels/attention.cuh"
 
-#ifndef BK_ATT_FEW /* a test build may say 0 */
-#define BK_ATT_FEW 8
-#endif
-
 namespace {
 
-constexpr int few = BK_ATT_FEW, lanes = 8, groups = 16, threads = lanes * groups;
+constexpr int lanes = 8, groups = 16, threads = lanes * groups;
 constexpr int wanted_blocks = 1024, most_pieces = 64, least_keys = 64;
 
 template <class T> struct decode_args {
@@ -164,7 +160,7 @@ template <class T> void launch(bk_stream *stream, const bk_attention_args *a, fl
 extern "C" BK_CUDA_ACCEPTS(attention_decode) {
   const bk_attention_args *a = (const bk_attention_args *)args;
   (void)device;
-  return a->q.shape[1] <= few && a->q.shape[3] <= 256 && a->v.shape[3] <= 256 && bk_att_counts_fit(&a->q, &a->k) &&
+  return a->q.shape[1] <= BK_ATT_FEW && a->q.shape[3] <= 256 && a->v.shape[3] <= 256 && bk_att_counts_fit(&a->q, &a->k) &&
          a->q.shape[0] * a->q.shape[1] * a->q.shape[2] < (int64_t)1 << 24;
 }
 

@@ -1,14 +1,15 @@
 /* ATTENTION in bf16 on tensor cores: FlashAttention-2 (Dao, arXiv 2307.08691), mma.sync m16n8k16, for rows on 16 bytes.
  *
  * A block of 4 warps has 64 M queries of one head, a warp 16 M of them (M = 2; 1 where that gives too few blocks), and goes through the
- * keys 64 at a time. Scores, weights and the output stay in registers: the scores' fragments are, rounded to bf16, the left side of
+ * keys 64 (32) at a time. Scores, weights and the output stay in registers: the scores' fragments are, rounded to bf16, the left side of
  * the product with v. k and v have one place each in shared memory; v arrives while the scores are computed, the next k while the
  * weights and the output are, and a block's two barriers a tile are covered by the other block of the processor. Tiles that no query
  * of a warp sees are skipped. Weights are exp2(s - m), where m follows the greatest score of the row only when it has grown by more
  * than 2^8 (weights then stay within 2^8, which fp32 sums and bf16 both hold), so that the output is hardly ever rescaled.
  *
  * Floors: 2 (Dk + Dv) flops for each query and key it sees over the bf16 rate (192/128, T = 4096, a head: 5.4 GFLOP); bytes of q, k, v, o
- * once over the bandwidth, which from T of about 500 on is the smaller one. What mma.sync itself allows is about 0.6 of Hopper's rate. */
+ * once over the bandwidth, which is the smaller one from T of about 600 (A100) or 1200 (H100) on. Reckoned, not measured: of Hopper's rate
+ * mma.sync reaches about 0.6. Registers (sm_90a, 192/128): 255 for M = 2, 165 for M = 1; shared memory 92 and 67 KB. */
 #include "backends/cuda/kernels/attention_tiles.cuh"
 
 namespace {
@@ -16,10 +17,6 @@ namespace {
 constexpr int warps = 4, threads = warps * BK_WARP;
 /* Keys of a step; 32 where 64 do not fit the registers of every processor. */
 template <int DK, int M> constexpr int keys_of = DK == 128 && M == 2 ? 32 : 64;
-#ifndef BK_ATT_LARGE_FROM /* a test build may say 1 */
-#define BK_ATT_LARGE_FROM 256
-#endif
-constexpr int large_from = BK_ATT_LARGE_FROM; /* blocks of 128 queries that make large tiles worth it; by shapes alone */
 constexpr float grown = 8; /* in powers of 2 */
 
 struct forward_args {
@@ -214,7 +211,7 @@ template <int DK, int DV> void launch(bk_stream *stream, const bk_attention_args
                           bk_att_view_of<bk_bf16>(&a->o), bk_att_lse_of(&a->lse), (const int *)bk_cuda_data(&a->past), (int)a->q.shape[1],
                           (int)a->k.shape[1], (float)(a->scale * BK_ATT_LOG2E), {}};
   const int64_t head_bytes = a->k.shape[1] * (a->q.shape[3] + a->v.shape[3]) * 2;
-  if (bk_ceil_div(a->q.shape[1], 128) * a->q.shape[0] * a->q.shape[2] >= large_from) launch_rows<DK, DV, 2>(stream, f, &a->q, head_bytes);
+  if (bk_ceil_div(a->q.shape[1], 128) * a->q.shape[0] * a->q.shape[2] >= BK_ATT_LARGE_FROM) launch_rows<DK, DV, 2>(stream, f, &a->q, head_bytes);
   else launch_rows<DK, DV, 1>(stream, f, &a->q, head_bytes);
 }
 

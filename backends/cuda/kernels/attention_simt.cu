@@ -70,7 +70,9 @@ BK_DEVICE void dot_tile(float (&acc)[4][N], float *stage, bk_att_rows<const T> a
 }
 
 /* Where p's row of four stands: p[j][row] with rows exchanged by fours (written by columns), or plain. */
-template <bool TURNED> BK_DEVICE int weight_at(int j, int row, int rows) { return TURNED ? j * side + (row ^ (j >> 2 & 15) << 2) : j * rows + row; }
+template <bool TURNED> BK_DEVICE int weight_at(int j, int row, int rows) {
+  return TURNED ? j * side + (row ^ (j >> 2 & 15) << 2) : j * rows + row;
+}
 
 /* p[4 tx + j][4 ty + i] = s[i][j]. */
 BK_DEVICE void store_turned(float *p, const float (&s)[4][4]) {
@@ -229,7 +231,8 @@ constexpr int delta_lanes = 16;
 
 /* 16 threads a position. */
 template <class T> __global__ void __launch_bounds__(threads)
-delta_kernel(bk_att_view<const T> o, bk_att_view<const T> dout, bk_att_lse lse, float *lse2, float *delta, int queries, int padded, bk_att_order order) {
+delta_kernel(bk_att_view<const T> o, bk_att_view<const T> dout, bk_att_lse lse, float *lse2, float *delta, int queries, int padded,
+             bk_att_order order) {
   const bk_att_tile at = bk_att_find(order);
   const int t = at.tile * (threads / delta_lanes) + (int)threadIdx.x / delta_lanes, lane = (int)threadIdx.x % delta_lanes;
   float sum = 0;

@@ -9,8 +9,10 @@
 template <int D> constexpr int bk_att_pitch = D + 8; /* elements from row to row */
 
 /* Asynchronous: ROWS rows of x from `first`, those past `count` and columns past the width zero. The caller commits. Eight threads (four
- * for narrow rows) read neighbouring packs of a row, so that a thread's addresses differ by constants and by rows. */
-template <int ROWS, int D, int THREADS, bool FRESH = true> BK_DEVICE void bk_att_fetch(bk_bf16 *tile, bk_att_rows<const bk_bf16> x, int first, int count) {
+ * for narrow rows) read neighbouring packs of a row, so that a thread's addresses differ by constants and by rows; FRESH saves
+ * registers (ptx.cuh). */
+template <int ROWS, int D, int THREADS, bool FRESH = true>
+BK_DEVICE void bk_att_fetch(bk_bf16 *tile, bk_att_rows<const bk_bf16> x, int first, int count) {
   constexpr int packs = D / 8, lanes = packs % 8 ? 4 : 8, step = THREADS / lanes;
   const int id = FRESH ? bk_fresh((int)threadIdx.x) : (int)threadIdx.x, row = id / lanes, column = id % lanes * 8;
   const int stride = (int)x.stride; /* accepts() saw to it */
