@@ -60,6 +60,9 @@ static inline uint32_t bk_cvt_tf32(float x) {
   return (u & 0x7f800000u) == 0x7f800000u ? u & 0xffffe000u : (u + 0x1000u) & 0xffffe000u;
 }
 
+static inline int bk_fresh(int x) { return x; }
+static inline float bk_ex2(float x) { return exp2f(x); }
+
 /* Matrix i of count: row addresses from lanes 8i .. 8i+7. */
 static inline void bk_emu_ldmatrix(uint32_t *r, const void *row, int count, bool trans) {
   const int lane = bk_emu_lane(), g = lane / 4, t = lane % 4;

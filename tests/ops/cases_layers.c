@@ -84,7 +84,8 @@ static void cases_cache(harness *h) {
 typedef struct attention_shape { int64_t b, t, heads, dk, dv; } attention_shape;
 static const attention_shape attention_shapes[] = {{1, 1, 1, 1, 1},     {2, 3, 2, 12, 8},    {1, 13, 3, 31, 17},
                                                    {2, 127, 1, 24, 16}, {1, 257, 2, 40, 32}, {3, 64, 4, 96, 64},
-                                                   {1, 65, 1, 192, 128}};
+                                                   {1, 65, 1, 192, 128}, {2, 150, 2, 48, 32},  {1, 130, 1, 128, 128},
+                                                   {1, 70, 1, 200, 160}, {2, 70, 40, 8, 8}};
 
 static void attention_case(harness *h, int i, int pad, double spread) {
   attention_shape s = attention_shapes[i];
@@ -122,8 +123,9 @@ static void fill_cache(const fill *f, const bk_tensor *t, uint64_t seed, uint64_
 }
 
 static void cases_attention_past(harness *h) {
-  const int64_t shapes[][4] = {{1, 1, 9, 0}, {2, 1, 130, 128}, {1, 5, 13, 8}, {3, 3, 64, 7}}; /* B T S past */
-  for (int i = 0; i < 4; i++) {
+  const int64_t shapes[][4] = {{1, 1, 9, 0},    {2, 1, 130, 128}, {1, 5, 13, 8},    {3, 3, 64, 7},
+                               {1, 1, 700, 500}, {1, 9, 150, 140}, {2, 70, 300, 190}, {1, 20, 60, 13}}; /* B T S past */
+  for (int i = 0; i < (int)BK_COUNT(shapes); i++) {
     const int64_t *s = shapes[i];
     int pad = i % 2 * HARNESS_PAD;
     bk_attention_args a = {h4(h->st, pad, s[0], s[1], 2, 24),
@@ -149,6 +151,7 @@ static void cases_attention(harness *h) {
     attention_bwd_case(h, i, i % 2 * HARNESS_PAD, 1);
   }
   attention_bwd_case(h, 3, 0, 8);
+  attention_bwd_case(h, 5, 0, 1);
   cases_attention_past(h);
 }
 

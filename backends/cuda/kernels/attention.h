@@ -8,12 +8,30 @@
 extern "C" {
 #endif
 
+BK_CUDA_LAUNCH(attention_decode);
+BK_CUDA_ACCEPTS(attention_decode);
+BK_CUDA_PREPARE(attention_decode);
+BK_CUDA_LAUNCH(attention_mma);
+BK_CUDA_ACCEPTS(attention_mma);
+BK_CUDA_LAUNCH(attention_simt);
+BK_CUDA_ACCEPTS(attention_simt);
+BK_CUDA_LAUNCH(attention_bwd_mma);
+BK_CUDA_ACCEPTS(attention_bwd_mma);
+BK_CUDA_PREPARE(attention_bwd_mma);
+BK_CUDA_LAUNCH(attention_bwd_simt);
+BK_CUDA_ACCEPTS(attention_bwd_simt);
+BK_CUDA_PREPARE(attention_bwd_simt);
 
 #ifdef __cplusplus
 }
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_ATTENTION
+#define BK_CUDA_ROWS_ATTENTION \
+  BK_CUDA_ROW_IF_WORK(ATTENTION, attention_decode, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF(ATTENTION, attention_mma, BK_CUDA_BF16) \
+  BK_CUDA_ROW_IF(ATTENTION, attention_simt, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_mma, BK_CUDA_BF16) \
+  BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_simt, BK_CUDA_FLOATS)
 
 #endif

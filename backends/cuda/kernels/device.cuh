@@ -13,6 +13,7 @@
 #endif
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "backends/cuda/cuda.h"
 
@@ -88,7 +89,14 @@ BK_DEVICE void bk_load_pack_own(const bk_bf16 *p, float (&v)[8]) {
 }
 BK_DEVICE void bk_store_pack(float *p, const float (&v)[4]) { *reinterpret_cast<float4 *>(p) = make_float4(v[0], v[1], v[2], v[3]); }
 BK_DEVICE uint32_t bk_bf16x2(float low, float high) {
+#ifndef BK_CUDA_ON_HOST
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high); /* one instruction */
+  uint32_t bits;
+  memcpy(&bits, &both, sizeof bits);
+  return bits;
+#else
   return (uint32_t)bk_from_float<bk_bf16>(low).bits | (uint32_t)bk_from_float<bk_bf16>(high).bits << 16;
+#endif
 }
 BK_DEVICE void bk_store_pack(bk_bf16 *p, const float (&v)[8]) {
   *reinterpret_cast<uint4 *>(p) = make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7]));

@@ -33,6 +33,19 @@ BK_DEVICE uint32_t bk_cvt_tf32(float x) {
   return r;
 }
 
+/* x, in a way that the compiler computes what depends on it here and again, instead of keeping it in registers. */
+BK_DEVICE int bk_fresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+/* 2^x to 2 units in the last place; results below the normal range are 0. */
+BK_DEVICE float bk_ex2(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(r) : "f"(x));
+  return r;
+}
+
 /* Four 8x8 matrices of 16-bit elements from shared memory: lane 8i + j gives the address of row j of matrix i (16 bytes, aligned);
  * r[i] gets row g, columns 2t and 2t+1 of matrix i, or with _trans row 2t and 2t+1 of column g. */
 BK_DEVICE void bk_ldmatrix_x4(uint32_t (&r)[4], const void *row) {
