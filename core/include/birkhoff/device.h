@@ -16,6 +16,8 @@ typedef struct bk_device_options {
   const char *isa;      /* strips faster kernels: "portable" "avx2" "avx512" "neon"; NULL = best (also BIRKHOFF_CPU_ISA) */
   bool composed_only;   /* fused slots run as their composed default (for tests) */
   bool allow_fallback;  /* ops without a kernel run on `cpu`, logged once per op */
+  bool no_graph;        /* steps are given call by call, not as captured graphs; only matters where streams can be captured */
+  bool allow_tf32;      /* GPU backends: fp32 products may round their operands to TF32 */
 } bk_device_options;
 
 /* One arena per class; `plan` and the metrics report bytes by class. */
