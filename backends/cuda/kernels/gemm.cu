@@ -4,7 +4,7 @@
  * 128 x 128, or 64 x 64 where that leaves too few of them or where m or n is small. Where even those are few and k is long (the
  * gradients of small matrices over many tokens), k is cut: each cut writes its sums into the workspace, a second kernel adds them in
  * ascending order. Cuts follow from the shapes alone, so do the bits.
- * Grid: x tiles, ordered in bands of 8 rows of tiles so that neighbours share operands in the L2 cache; y cuts; z matrices. */
+ * Grid: x tiles of all matrices, ordered in bands of 8 rows of tiles so that neighbours share operands in the L2 cache; y cuts. */
 #include "backends/cuda/kernels/gemm.h"
 #include "backends/cuda/kernels/gemm_tile.cuh"
 
@@ -14,28 +14,21 @@ struct problem {
   bk_tile_input a, b;
   bk_tile_output c;
   int64_t cut_stride; /* of c, between cuts */
-  int m, n, k, batch, tiles_m, tiles_n, cut; /* cut: length in k */
+  int m, n, k, tiles_m, tiles_n, cut; /* cut: length in k */
 };
-
-__device__ __forceinline__ void tile_of(const problem &p, int &tile_m, int &tile_n) {
-  const int band = 8 * p.tiles_n, first = (int)blockIdx.x / band * 8, within = (int)blockIdx.x % band;
-  const int rows = min(p.tiles_m - first, 8);
-  tile_m = first + within % rows;
-  tile_n = within / rows;
-}
 
 template <class E> __global__ void __launch_bounds__(E::threads, E::per_sm) gemm_kernel(const __grid_constant__ problem p) {
   BK_SHARED_DYNAMIC(unsigned char, shared);
-  int tile_m, tile_n;
-  tile_of(p, tile_m, tile_n);
-  const int row = tile_m * E::bm, column = tile_n * E::bn, k0 = (int)blockIdx.y * p.cut, k = min(p.cut, p.k - k0);
-  const int64_t a0 = p.a.inner_k ? row * p.a.ld + k0 : k0 * p.a.ld + row, b0 = p.b.inner_k ? column * p.b.ld + k0 : k0 * p.b.ld + column;
-  const int64_t c0 = blockIdx.y * p.cut_stride + row * p.c.ld + column;
-  for (int i = (int)blockIdx.z; i < p.batch; i += (int)gridDim.z) {
-    typename E::sums sums;
-    E::product(p.a, a0 + i * p.a.batch, p.m - row, p.b, b0 + i * p.b.batch, p.n - column, k, shared, sums);
-    E::store(p.c, c0 + i * p.c.batch, p.m - row, p.n - column, sums);
-  }
+  __shared__ bk_tile_spot spot;
+  const int per_matrix = p.tiles_m * p.tiles_n, matrix = (int)blockIdx.x / per_matrix, tile = (int)blockIdx.x % per_matrix;
+  const int band = 8 * p.tiles_n, first = tile / band * 8, within = tile % band, rows = min(p.tiles_m - first, 8);
+  const int row = (first + within % rows) * E::bm, column = within / rows * E::bn, k0 = (int)blockIdx.y * p.cut;
+  const int64_t a0 = matrix * p.a.batch + (p.a.inner_k ? row * p.a.ld + k0 : k0 * p.a.ld + row);
+  const int64_t b0 = matrix * p.b.batch + (p.b.inner_k ? column * p.b.ld + k0 : k0 * p.b.ld + column);
+  typename E::sums sums;
+  bk_tile_note(spot, matrix * p.c.batch + blockIdx.y * p.cut_stride + row * p.c.ld + column, p.m - row, p.n - column);
+  E::product(p.a, a0, p.m - row, p.b, b0, p.n - column, min(p.cut, p.k - k0), shared, sums);
+  E::store(p.c, bk_tile_recall(spot), sums);
 }
 
 /* c = alpha sum over the cuts (+ c). parts [cuts, batch, m, n]; grid: x columns, y rows, z matrices. */
@@ -100,7 +93,7 @@ problem describe(const bk_gemm_args *g, const cutting &s, bk_place workspace) {
   p.a = s.turned ? bk_tile_input_of(&g->b, columns, rows) : bk_tile_input_of(&g->a, rows, columns);
   p.b = s.turned ? bk_tile_input_of(&g->a, rows, columns) : bk_tile_input_of(&g->b, columns, rows);
   p.c = bk_tile_output_of(&g->c, s.turned ? columns : rows, (float)g->alpha, g->accumulate);
-  p.m = s.m, p.n = s.n, p.k = s.k, p.batch = s.batch, p.cut = s.cut;
+  p.m = s.m, p.n = s.n, p.k = s.k, p.cut = s.cut;
   if (s.cuts > 1) {
     p.c = {bk_cuda_place(workspace), s.n, (int64_t)s.m * s.n, 1.0f, false, false, s.n % 4 == 0};
     p.cut_stride = p.c.batch * s.batch;
@@ -112,7 +105,7 @@ template <class E> void launch(bk_stream *stream, problem p, const cutting &s) {
   p.tiles_m = (int)bk_ceil_div(s.m, E::bm), p.tiles_n = (int)bk_ceil_div(s.n, E::bn);
   if (E::bytes > 48 << 10)
     (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm_kernel<E>), cudaFuncAttributeMaxDynamicSharedMemorySize, E::bytes);
-  const dim3 grid((unsigned)p.tiles_m * (unsigned)p.tiles_n, (unsigned)s.cuts, (unsigned)(s.batch < 65535 ? s.batch : 65535));
+  const dim3 grid((unsigned)(p.tiles_m * p.tiles_n * s.batch), (unsigned)s.cuts);
   BK_LAUNCH((gemm_kernel<E>), grid, E::threads, E::bytes, bk_cuda_raw(stream), p);
 }
 
@@ -128,11 +121,17 @@ void launch_mma(bk_stream *stream, const problem &p, const cutting &s) {
   else launch_mma_layout<false, false>(stream, p, s);
 }
 
+template <bk_layout A, bk_layout B> void launch_fma_large(bk_stream *stream, const problem &p, const cutting &s) {
+  if (stream->device->options.allow_tf32) launch<bk_tf32_large<A, B>>(stream, p, s);
+  else launch<bk_fma_large<A, B>>(stream, p, s);
+}
 void launch_fma(bk_stream *stream, const problem &p, const cutting &s) {
-  if (stream->device->options.allow_tf32) {
-    if (s.large) launch<bk_tf32_large>(stream, p, s);
-    else launch<bk_tf32_small>(stream, p, s);
-  } else if (s.large) launch<bk_fma_large>(stream, p, s);
+  if (s.large && p.a.whole && p.b.whole) {
+    if (p.a.inner_k && p.b.inner_k) launch_fma_large<BK_LAYOUT_INNER, BK_LAYOUT_INNER>(stream, p, s);
+    else if (p.a.inner_k) launch_fma_large<BK_LAYOUT_INNER, BK_LAYOUT_OUTER>(stream, p, s);
+    else if (p.b.inner_k) launch_fma_large<BK_LAYOUT_OUTER, BK_LAYOUT_INNER>(stream, p, s);
+    else launch_fma_large<BK_LAYOUT_OUTER, BK_LAYOUT_OUTER>(stream, p, s);
+  } else if (stream->device->options.allow_tf32) launch<bk_tf32_small>(stream, p, s);
   else launch<bk_fma_small>(stream, p, s);
 }
 

@@ -7,9 +7,9 @@
  *  bk_mma_engine   bf16 x bf16: mma.sync m16n8k16, tiles of k 32 in four stages filled with cp.async, fragments through ldmatrix, with
  *                  .trans where k is not the dense dimension. Tiles are swizzled in chunks of 16 bytes: neither the copies nor ldmatrix
  *                  meet bank conflicts. PACKS: both operands can be copied 16 bytes at a time; without it elements are loaded one by one.
- *  bk_fma_engine   fp32 and mixed, true fp32 multiply-adds: 8x8 (or 4x4) sums a thread, tiles of k 16, two stages, the next tile in
- *                  registers while this one is multiplied. Dtype, layout and alignment are run-time flags: they only choose between
- *                  loads, once a tile.
+ *  bk_fma_engine   fp32 and mixed, true fp32 multiply-adds: 8x8 sums a thread and tiles of k 8 (or 4x4 and 16), two stages, the next tile in
+ *                  registers while this one is multiplied. The small one takes layout, dtype and alignment as run-time flags; the large
+ *                  one, short of registers, has a layout and takes `whole` operands only.
  *  bk_tf32_engine  the same loads, operands rounded to TF32, mma.sync m16n8k8; where allow_tf32 is set.
  * Sums run over k in ascending order of tiles; the bits depend on the shapes alone. */
 #ifndef BK_CUDA_GEMM_TILE_CUH
@@ -21,7 +21,9 @@
 struct bk_tile_input {
   const char *data;
   int64_t ld, batch; /* elements */
-  bool inner_k, bf16, packs;
+  bool inner_k, bf16;
+  bool packs; /* base and strides are multiples of 16 bytes */
+  bool whole; /* and there are 4 elements or none: the dense dimension is a multiple of 4 */
 };
 /* Rows are dense. */
 struct bk_tile_output {
@@ -115,6 +117,21 @@ template <int MT, int NT> BK_DEVICE void bk_mma_store(const bk_tile_output &c, i
       }
 }
 
+/* Where a tile's results go (element of c, rows and columns left), kept in shared memory while they are computed: registers are short
+ * then. All threads call both; product has a barrier between them. */
+struct bk_tile_spot {
+  int64_t origin;
+  int m, n;
+};
+BK_DEVICE void bk_tile_note(bk_tile_spot &spot, int64_t origin, int m, int n) {
+  if (threadIdx.x == 0) spot.origin = origin, spot.m = m, spot.n = n;
+}
+BK_DEVICE bk_tile_spot bk_tile_recall(const bk_tile_spot &spot) {
+  const bk_tile_spot got = spot;
+  __syncthreads();
+  return got;
+}
+
 BK_DEVICE int bk_clamped(int x, int most) { return x < 0 ? 0 : x < most ? x : most; }
 
 /* ---- bf16 ---- */
@@ -136,19 +153,30 @@ BK_DEVICE void bk_gather_8(bk_bf16 *to, const bk_bf16 *from, int valid) {
   *reinterpret_cast<uint4 *>(to) = make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-/* Fills a tile from `from`; `outer` and `k` elements are left from there, what is past them becomes zero. */
-template <int R, int THREADS, bool INNER_K, bool PACKS> BK_DEVICE void bk_mma_fill(bk_bf16 *tile, const bk_bf16 *from, int64_t ld, int outer, int k) {
+/* Fills tiles of one operand, one after the other in k. A thread copies chunks that are `rows` rows of the tile in memory apart. */
+template <int R, int THREADS, bool INNER_K, bool PACKS> struct bk_mma_filler {
+  static constexpr int per_row = INNER_K ? bk_mma_depth / 8 : R / 8, rows = THREADS / per_row;
+  const bk_bf16 *from; /* this thread's first chunk of the next tile */
+  int64_t ld;
+  int outer; /* rows left from the thread's first one (dense k), or elements from its chunk on */
+
+  BK_DEVICE int row() { return (int)threadIdx.x / per_row; }
+  BK_DEVICE int element() { return (int)threadIdx.x % per_row * 8; }
+  __device__ __forceinline__ bk_mma_filler(const bk_tile_input &x, int64_t first, int left)
+      : from(reinterpret_cast<const bk_bf16 *>(x.data) + first + row() * x.ld + element()), ld(x.ld), outer(left - (INNER_K ? row() : element())) {}
+
+  /* k elements are left from the tile's beginning; what lies past them or past the matrix becomes zero. */
+  __device__ __forceinline__ void fill(bk_bf16 *tile, int k) {
 #pragma unroll
-  for (int i = 0; i < R * 4 / THREADS; i++) {
-    const int q = (int)threadIdx.x + i * THREADS;
-    const int o = INNER_K ? q / 4 : q % (R / 8) * 8, l = INNER_K ? q % 4 * 8 : q / (R / 8);
-    const int valid = INNER_K ? (o < outer ? bk_clamped(k - l, 8) : 0) : (l < k ? bk_clamped(outer - o, 8) : 0);
-    const bk_bf16 *source = valid ? from + (INNER_K ? o * ld + l : l * ld + o) : from;
-    bk_bf16 *to = tile + bk_mma_chunk<R, INNER_K>(o, l) * 8;
-    if constexpr (PACKS) bk_cp_async_16_zfill(to, source, 2 * valid);
-    else bk_gather_8(to, source, valid);
+    for (int i = 0; i < R * 4 / THREADS; i++) {
+      const int valid = INNER_K ? (i * rows < outer ? bk_clamped(k - element(), 8) : 0) : (row() + i * rows < k ? bk_clamped(outer, 8) : 0);
+      const int at = INNER_K ? bk_mma_chunk<R, true>(row() + i * rows, element()) : bk_mma_chunk<R, false>(element(), row() + i * rows);
+      if constexpr (PACKS) bk_cp_async_16_zfill(tile + at * 8, valid ? from + i * rows * ld : from, 2 * valid);
+      else bk_gather_8(tile + at * 8, from + i * rows * ld, valid);
+    }
+    from += INNER_K ? bk_mma_depth : bk_mma_depth * ld;
   }
-}
+};
 
 template <int BM, int BN, int WM, int WN, bool A_INNER, bool B_INNER, bool PACKS> struct bk_mma_engine {
   static constexpr int bm = BM, bn = BN, threads = BM / WM * (BN / WN) * BK_WARP, per_sm = 512 / threads, stages = 4;
@@ -194,16 +222,15 @@ template <int BM, int BN, int WM, int WN, bool A_INNER, bool B_INNER, bool PACKS
   /* s = the product of the tile whose operands begin at element a0 of a and b0 of b; m, n, k are left from there. */
   BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
     bk_bf16 *shared = reinterpret_cast<bk_bf16 *>(memory);
-    const bk_bf16 *from_a = reinterpret_cast<const bk_bf16 *>(a.data) + a0, *from_b = reinterpret_cast<const bk_bf16 *>(b.data) + b0;
-    const int64_t step_a = A_INNER ? bk_mma_depth : bk_mma_depth * a.ld, step_b = B_INNER ? bk_mma_depth : bk_mma_depth * b.ld;
+    bk_mma_filler<BM, threads, A_INNER, PACKS> from_a(a, a0, m);
+    bk_mma_filler<BN, threads, B_INNER, PACKS> from_b(b, b0, n);
     const int tiles = (k + bk_mma_depth - 1) / bk_mma_depth;
     int filled = 0;
     auto fill = [&]() {
       if (filled < tiles) {
         bk_bf16 *to = shared + filled % stages * stage;
-        bk_mma_fill<BM, threads, A_INNER, PACKS>(to, from_a, a.ld, m, k - filled * bk_mma_depth);
-        bk_mma_fill<BN, threads, B_INNER, PACKS>(to + BM * bk_mma_depth, from_b, b.ld, n, k - filled * bk_mma_depth);
-        from_a += step_a, from_b += step_b;
+        from_a.fill(to, k - filled * bk_mma_depth);
+        from_b.fill(to + BM * bk_mma_depth, k - filled * bk_mma_depth);
       }
       filled++;
       bk_cp_async_commit();
@@ -221,113 +248,125 @@ template <int BM, int BN, int WM, int WN, bool A_INNER, bool B_INNER, bool PACKS
     __syncthreads();
   }
 
-  BK_DEVICE void store(const bk_tile_output &c, int64_t origin, int m, int n, sums &s) { bk_mma_store(c, origin, row(), column(), m, n, s.d); }
+  BK_DEVICE void store(const bk_tile_output &c, const bk_tile_spot &at, sums &s) { bk_mma_store(c, at.origin, row(), column(), at.m, at.n, s.d); }
 };
 
 /* ---- fp32 and mixed ---- */
 
-constexpr int bk_fma_depth = 16;
+/* Where (k, o) of a tile lies. TF32: rows of a tile are R + 8 apart and a row's groups of 8 are exchanged by k / 4: neither writing four
+ * k of eight rows (dense k) nor reading the fragments of mma m16n8k8 meets a bank twice. Else R + 4: such writes meet each bank twice,
+ * but all addresses are one base and constants, and registers are what the 8x8 sums are short of. */
+template <int R, bool TF32> BK_DEVICE int bk_fma_place(int k, int o) { return TF32 ? k * (R + 8) + (o ^ (k >> 2 & 3) * 8) : k * (R + 4) + o; }
 
-/* Where (k, o) of a tile lies. Rows of a tile are R + 8 apart and a row's groups of 8 are exchanged by k / 4: writing four k of eight
- * rows (dense k), reading rows of four, and reading the fragments of mma m16n8k8 all meet no bank twice. */
-template <int R> BK_DEVICE int bk_fma_place(int k, int o) { return k * (R + 8) + (o ^ (k >> 2 & 3) * 8); }
-
-/* Up to 4 neighbours as they lie in memory: fp32 in four words, bf16 in two. Converted later, so that nothing waits for them here. */
+/* 4 neighbours as they lie in memory, or zeros: fp32 in four words, bf16 in two. Converted later, so that nothing waits for them here. */
+BK_DEVICE void bk_load_whole(uint32_t (&w)[4], const bk_tile_input &x, int64_t at, bool there) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) w[i] = 0;
+  if (!there) return;
+  if (x.bf16) {
+    const uint2 two = __ldg(reinterpret_cast<const uint2 *>(reinterpret_cast<const bk_bf16 *>(x.data) + at));
+    w[0] = two.x, w[1] = two.y;
+  } else {
+    const uint4 four = __ldg(reinterpret_cast<const uint4 *>(reinterpret_cast<const float *>(x.data) + at));
+    w[0] = four.x, w[1] = four.y, w[2] = four.z, w[3] = four.w;
+  }
+}
+/* The first `valid` of them. */
 BK_DEVICE void bk_load_quad(uint32_t (&w)[4], const bk_tile_input &x, int64_t at, int valid) {
+  if (valid == 0 || (x.packs && valid == 4)) return bk_load_whole(w, x, at, valid > 0);
   if (x.bf16) {
     const bk_bf16 *p = reinterpret_cast<const bk_bf16 *>(x.data) + at;
-    if (x.packs && valid == 4) {
-      const uint2 two = __ldg(reinterpret_cast<const uint2 *>(p));
-      w[0] = two.x, w[1] = two.y;
-      return;
-    }
-    const uint32_t e0 = valid > 0 ? p[0].bits : 0, e1 = valid > 1 ? p[1].bits : 0, e2 = valid > 2 ? p[2].bits : 0, e3 = valid > 3 ? p[3].bits : 0;
+    const uint32_t e0 = p[0].bits, e1 = valid > 1 ? p[1].bits : 0, e2 = valid > 2 ? p[2].bits : 0, e3 = valid > 3 ? p[3].bits : 0;
     w[0] = e0 | e1 << 16, w[1] = e2 | e3 << 16;
     return;
   }
   const float *p = reinterpret_cast<const float *>(x.data) + at;
-  if (x.packs && valid == 4) {
-    const uint4 four = __ldg(reinterpret_cast<const uint4 *>(p));
-    w[0] = four.x, w[1] = four.y, w[2] = four.z, w[3] = four.w;
-    return;
-  }
 #pragma unroll
   for (int i = 0; i < 4; i++) w[i] = i < valid ? __float_as_uint(p[i]) : 0;
 }
 
-template <int R, int THREADS> struct bk_fma_loader {
-  static constexpr int count = R * (bk_fma_depth / 4) / THREADS;
+/* How an operand lies: known at compile time (then it must be `whole`), or whatever its flags say. */
+enum bk_layout { BK_LAYOUT_INNER, BK_LAYOUT_OUTER, BK_LAYOUT_ANY };
 
-  BK_DEVICE void place(bool inner_k, int i, int &o, int &l) {
-    const int q = (int)threadIdx.x + i * THREADS;
-    o = inner_k ? q / 4 : q % (R / 4) * 4;
-    l = inner_k ? q % 4 * 4 : q / (R / 4);
+/* Brings tiles of one operand, one after the other in k: load to registers, put to shared memory. A thread's quads are `rows` rows of the
+ * tile in memory apart. */
+template <int R, int DEPTH, int THREADS, bk_layout L> struct bk_fma_loader {
+  static constexpr int count = R * (DEPTH / 4) / THREADS;
+  const bk_tile_input &x;
+  int64_t at; /* this thread's first quad of the next tile */
+  int outer;
+  uint32_t words[count][4];
+
+  __device__ __forceinline__ bool inner_k() const { return L == BK_LAYOUT_ANY ? x.inner_k : L == BK_LAYOUT_INNER; }
+  __device__ __forceinline__ int per_row() const { return inner_k() ? DEPTH / 4 : R / 4; }
+  __device__ __forceinline__ int row(int i) const { return ((int)threadIdx.x + i * THREADS) / per_row(); }
+  __device__ __forceinline__ int element() const { return (int)threadIdx.x % per_row() * 4; }
+
+  __device__ __forceinline__ bk_fma_loader(const bk_tile_input &input, int64_t first, int left) : x(input) {
+    at = first + row(0) * x.ld + element();
+    outer = left;
   }
-  BK_DEVICE void load(uint32_t (&words)[count][4], const bk_tile_input &x, int64_t from, int outer, int k) {
+  __device__ __forceinline__ void load(int k) {
 #pragma unroll
     for (int i = 0; i < count; i++) {
-      int o, l;
-      place(x.inner_k, i, o, l);
-      const int valid = x.inner_k ? (o < outer ? bk_clamped(k - l, 4) : 0) : (l < k ? bk_clamped(outer - o, 4) : 0);
-      bk_load_quad(words[i], x, from + (x.inner_k ? o * x.ld + l : l * x.ld + o), valid);
+      const int64_t from = at + i * (THREADS / per_row()) * x.ld;
+      const int valid = inner_k() ? (row(i) < outer ? bk_clamped(k - element(), 4) : 0) : (row(i) < k ? bk_clamped(outer - element(), 4) : 0);
+      if constexpr (L == BK_LAYOUT_ANY) bk_load_quad(words[i], x, from, valid);
+      else bk_load_whole(words[i], x, from, valid > 0);
     }
+    at += inner_k() ? DEPTH : DEPTH * x.ld;
   }
-  template <bool TF32> BK_DEVICE void put(const uint32_t (&words)[count][4], const bk_tile_input &x, float *tile) {
+  template <bool TF32> __device__ __forceinline__ void put(float *tile) const {
 #pragma unroll
     for (int i = 0; i < count; i++) {
-      int o, l;
       uint32_t v[4] = {words[i][0], words[i][1], words[i][2], words[i][3]};
       if (x.bf16) v[3] = v[1] & 0xffff0000u, v[2] = v[1] << 16, v[1] = v[0] & 0xffff0000u, v[0] = v[0] << 16;
       if constexpr (TF32) {
 #pragma unroll
         for (int j = 0; j < 4; j++) v[j] = bk_cvt_tf32(__uint_as_float(v[j]));
       }
-      place(x.inner_k, i, o, l);
-      if (x.inner_k) {
+      if (inner_k()) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) tile[bk_fma_place<R>(l + j, o)] = __uint_as_float(v[j]);
+        for (int j = 0; j < 4; j++) tile[bk_fma_place<R, TF32>(element() + j, row(i))] = __uint_as_float(v[j]);
       } else {
-        *reinterpret_cast<uint4 *>(tile + bk_fma_place<R>(l, o)) = make_uint4(v[0], v[1], v[2], v[3]);
+        *reinterpret_cast<uint4 *>(tile + bk_fma_place<R, TF32>(row(i), element())) = make_uint4(v[0], v[1], v[2], v[3]);
       }
     }
   }
 };
 
-/* E gives bm, bn, threads, tf32, sums and multiply. */
+/* E gives bm, bn, depth, threads, layouts, tf32, sums and multiply. */
 template <class E> BK_DEVICE void bk_fma_product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k,
                                                  unsigned char *memory, typename E::sums &s) {
-  typedef bk_fma_loader<E::bm, E::threads> load_a;
-  typedef bk_fma_loader<E::bn, E::threads> load_b;
   float *shared = reinterpret_cast<float *>(memory);
-  const int64_t step_a = a.inner_k ? bk_fma_depth : bk_fma_depth * a.ld, step_b = b.inner_k ? bk_fma_depth : bk_fma_depth * b.ld;
-  uint32_t from_a[load_a::count][4], from_b[load_b::count][4];
+  bk_fma_loader<E::bm, E::depth, E::threads, E::layout_a> from_a(a, a0, m);
+  bk_fma_loader<E::bn, E::depth, E::threads, E::layout_b> from_b(b, b0, n);
   s = {};
-  load_a::load(from_a, a, a0, m, k);
-  load_b::load(from_b, b, b0, n, k);
-  for (int i = 0; i * bk_fma_depth < k; i++) {
-    float *stage = shared + i % 2 * E::stage;
-    load_a::template put<E::tf32>(from_a, a, stage);
-    load_b::template put<E::tf32>(from_b, b, stage + E::a_size);
-    __syncthreads(); /* the stage before this one is free once all have come here */
-    a0 += step_a, b0 += step_b;
-    const int left = k - (i + 1) * bk_fma_depth;
-    if (left > 0) {
-      load_a::load(from_a, a, a0, m, left);
-      load_b::load(from_b, b, b0, n, left);
+  from_a.load(k);
+  from_b.load(k);
+  for (int stage = 0; k > 0; stage = E::stage - stage) {
+    from_a.template put<E::tf32>(shared + stage);
+    from_b.template put<E::tf32>(shared + stage + E::a_size);
+    __syncthreads(); /* the other stage is free once all have come here */
+    k -= E::depth;
+    if (k > 0) {
+      from_a.load(k);
+      from_b.load(k);
     }
-    E::multiply(stage, stage + E::a_size, s);
+    E::multiply(shared + stage, shared + stage + E::a_size, s);
   }
   __syncthreads();
 }
 
-template <int BM, int BN> struct bk_fma_memory {
-  static constexpr int a_size = bk_fma_depth * (BM + 8), stage = a_size + bk_fma_depth * (BN + 8); /* elements */
+template <int BM, int BN, int DEPTH, int PAD> struct bk_fma_memory {
+  static constexpr int a_size = DEPTH * (BM + PAD), stage = a_size + DEPTH * (BN + PAD); /* elements */
   static constexpr int bytes = 2 * stage * (int)sizeof(float);
 };
 
 /* T x T sums a thread, in squares of 4 x 4 that lie 64 apart; a warp is 4 x 8 threads. */
-template <int T> struct bk_fma_engine : bk_fma_memory<16 * T, 16 * T> {
-  static constexpr int bm = 16 * T, bn = 16 * T, threads = 256, per_sm = 2;
+template <int T, int DEPTH, bk_layout A, bk_layout B> struct bk_fma_engine : bk_fma_memory<16 * T, 16 * T, DEPTH, 4> {
+  static constexpr int bm = 16 * T, bn = 16 * T, depth = DEPTH, threads = 256, per_sm = 2;
+  static constexpr bk_layout layout_a = A, layout_b = B;
   static constexpr bool tf32 = false;
   struct sums { float d[T][T]; };
 
@@ -335,13 +374,13 @@ template <int T> struct bk_fma_engine : bk_fma_memory<16 * T, 16 * T> {
   BK_DEVICE int column() { return ((int)threadIdx.x / BK_WARP % 2 * 8 + (int)threadIdx.x % 8) * 4; }
 
   BK_DEVICE void multiply(const float *a, const float *b, sums &s) {
-#pragma unroll
-    for (int l = 0; l < bk_fma_depth; l++) {
+#pragma unroll 2 /* more would need registers that are not there */
+    for (int l = 0; l < DEPTH; l++) {
       float x[T], y[T];
 #pragma unroll
       for (int i = 0; i < T; i += 4) {
-        const float4 u = *reinterpret_cast<const float4 *>(a + bk_fma_place<bm>(l, row() + 16 * i));
-        const float4 v = *reinterpret_cast<const float4 *>(b + bk_fma_place<bn>(l, column() + 16 * i));
+        const float4 u = *reinterpret_cast<const float4 *>(a + bk_fma_place<bm, false>(l, row()) + 16 * i);
+        const float4 v = *reinterpret_cast<const float4 *>(b + bk_fma_place<bn, false>(l, column()) + 16 * i);
         x[i] = u.x, x[i + 1] = u.y, x[i + 2] = u.z, x[i + 3] = u.w;
         y[i] = v.x, y[i + 1] = v.y, y[i + 2] = v.z, y[i + 3] = v.w;
       }
@@ -354,19 +393,20 @@ template <int T> struct bk_fma_engine : bk_fma_memory<16 * T, 16 * T> {
   BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
     bk_fma_product<bk_fma_engine>(a, a0, m, b, b0, n, k, memory, s);
   }
-  BK_DEVICE void store(const bk_tile_output &c, int64_t origin, int m, int n, sums &s) {
+  BK_DEVICE void store(const bk_tile_output &c, const bk_tile_spot &at, sums &s) {
 #pragma unroll
     for (int i = 0; i < T; i++)
 #pragma unroll
       for (int j = 0; j < T; j += 4) {
         const float run[4] = {s.d[i][j], s.d[i][j + 1], s.d[i][j + 2], s.d[i][j + 3]};
-        bk_tile_put(c, origin, row() + i / 4 * 64 + i % 4, column() + 16 * j, m, n, run);
+        bk_tile_put(c, at.origin, row() + i / 4 * 64 + i % 4, column() + 16 * j, at.m, at.n, run);
       }
   }
 };
 
-template <int BM, int BN, int WM, int WN> struct bk_tf32_engine : bk_fma_memory<BM, BN> {
-  static constexpr int bm = BM, bn = BN, threads = BM / WM * (BN / WN) * BK_WARP, per_sm = 512 / threads;
+template <int BM, int BN, int WM, int WN, bk_layout A, bk_layout B> struct bk_tf32_engine : bk_fma_memory<BM, BN, 16, 8> {
+  static constexpr int bm = BM, bn = BN, depth = 16, threads = BM / WM * (BN / WN) * BK_WARP, per_sm = 512 / threads;
+  static constexpr bk_layout layout_a = A, layout_b = B;
   static constexpr bool tf32 = true;
   struct sums { float d[WM / 16][WN / 8][4]; };
 
@@ -374,19 +414,20 @@ template <int BM, int BN, int WM, int WN> struct bk_tf32_engine : bk_fma_memory<
   BK_DEVICE int column() { return (int)threadIdx.x / BK_WARP % (BN / WN) * WN; }
 
   BK_DEVICE void multiply(const float *a, const float *b, sums &s) {
+    /* row() and column() are multiples of 32: the exchange of groups of 8 concerns constants alone. */
     const int g = (int)threadIdx.x % BK_WARP / 4, t = (int)threadIdx.x % 4;
-#pragma unroll
-    for (int l = 0; l < bk_fma_depth; l += 8) {
+#pragma unroll 1
+    for (int l = 0; l < depth; l += 8) {
       uint32_t y[WN / 8][2];
 #pragma unroll
       for (int j = 0; j < WN / 8; j++)
 #pragma unroll
-        for (int e = 0; e < 2; e++) y[j][e] = __float_as_uint(b[bk_fma_place<BN>(l + 4 * e + t, column() + 8 * j + g)]);
+        for (int e = 0; e < 2; e++) y[j][e] = __float_as_uint(b[t * (BN + 8) + column() + g + bk_fma_place<BN, true>(l + 4 * e, 8 * j)]);
 #pragma unroll
       for (int i = 0; i < WM / 16; i++) {
         uint32_t x[4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = __float_as_uint(a[bk_fma_place<BM>(l + 4 * (e >> 1) + t, row() + 16 * i + 8 * (e & 1) + g)]);
+        for (int e = 0; e < 4; e++) x[e] = __float_as_uint(a[t * (BM + 8) + row() + g + bk_fma_place<BM, true>(l + 4 * (e >> 1), 16 * i + 8 * (e & 1))]);
 #pragma unroll
         for (int j = 0; j < WN / 8; j++) bk_mma_m16n8k8_tf32(s.d[i][j], x, y[j]);
       }
@@ -395,27 +436,28 @@ template <int BM, int BN, int WM, int WN> struct bk_tf32_engine : bk_fma_memory<
   BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
     bk_fma_product<bk_tf32_engine>(a, a0, m, b, b0, n, k, memory, s);
   }
-  BK_DEVICE void store(const bk_tile_output &c, int64_t origin, int m, int n, sums &s) { bk_mma_store(c, origin, row(), column(), m, n, s.d); }
+  BK_DEVICE void store(const bk_tile_output &c, const bk_tile_spot &at, sums &s) { bk_mma_store(c, at.origin, row(), column(), at.m, at.n, s.d); }
 };
 
 /* ---- the sizes in use ---- */
 template <bool A_INNER, bool B_INNER, bool PACKS> using bk_mma_large = bk_mma_engine<128, 128, 64, 32, A_INNER, B_INNER, PACKS>;
 template <bool A_INNER, bool B_INNER, bool PACKS> using bk_mma_small = bk_mma_engine<64, 64, 32, 32, A_INNER, B_INNER, PACKS>;
-using bk_fma_large = bk_fma_engine<8>;
-using bk_fma_small = bk_fma_engine<4>;
-using bk_tf32_large = bk_tf32_engine<128, 128, 64, 32>;
-using bk_tf32_small = bk_tf32_engine<64, 64, 32, 32>;
+template <bk_layout A, bk_layout B> using bk_fma_large = bk_fma_engine<8, 8, A, B>;
+using bk_fma_small = bk_fma_engine<4, 16, BK_LAYOUT_ANY, BK_LAYOUT_ANY>;
+template <bk_layout A, bk_layout B> using bk_tf32_large = bk_tf32_engine<128, 128, 64, 32, A, B>;
+using bk_tf32_small = bk_tf32_engine<64, 64, 32, 32, BK_LAYOUT_ANY, BK_LAYOUT_ANY>;
 
 /* ---- host ---- */
 
 /* t, a matrix or a batch of them, with outer dimension `outer` (m or n) and inner dimension `inner` (k). */
 static inline bk_tile_input bk_tile_input_of(const bk_tensor *t, int outer, int inner) {
   const int64_t size = (int64_t)bk_dtype_size(t->dtype);
-  bk_tile_input x = {bk_cuda_data(t), 0, 0, t->stride[inner] == 1 || t->shape[inner] <= 1, t->dtype == BK_BF16, false};
+  bk_tile_input x = {bk_cuda_data(t), 0, 0, t->stride[inner] == 1 || t->shape[inner] <= 1, t->dtype == BK_BF16, false, false};
   const int other = x.inner_k ? outer : inner;
   if (t->shape[other] > 1) x.ld = t->stride[other];
   if (t->ndim == 3 && t->shape[0] > 1) x.batch = t->stride[0];
   x.packs = t->offset % 16 == 0 && x.ld * size % 16 == 0 && x.batch * size % 16 == 0;
+  x.whole = x.packs && t->shape[x.inner_k ? inner : outer] % 4 == 0;
   return x;
 }
 static inline bk_tile_output bk_tile_output_of(const bk_tensor *t, int rows, float alpha, bool accumulate) {

@@ -54,25 +54,29 @@ __device__ __forceinline__ int expert_of(const int *starts, int experts, int til
 
 template <class E> __global__ void __launch_bounds__(E::threads, E::per_sm) grouped_gemm_kernel(const __grid_constant__ problem p) {
   BK_SHARED_DYNAMIC(unsigned char, shared);
+  __shared__ bk_tile_spot spot;
   const int tiles = p.starts[p.experts] * p.tiles_n;
   for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
     const int e = expert_of(p.starts, p.experts, tile / p.tiles_n), start = p.starts[e], mine = p.starts[e + 1] - start;
     const int within = tile - start * p.tiles_n, column = within / mine * E::bn, row = p.offsets[e] + within % mine * E::bm;
     const int m = p.offsets[e + 1] - row, n = p.n - column;
     typename E::sums sums;
+    bk_tile_note(spot, row * p.c.ld + column, m, n);
     E::product(p.a, row * p.a.ld, m, p.b, e * p.b.batch + (p.b.inner_k ? column * p.b.ld : column), n, p.k, shared, sums);
-    E::store(p.c, row * p.c.ld + column, m, n, sums);
+    E::store(p.c, bk_tile_recall(spot), sums);
   }
 }
 
 template <class E> __global__ void __launch_bounds__(E::threads, E::per_sm) grouped_wgrad_kernel(const __grid_constant__ problem p) {
   BK_SHARED_DYNAMIC(unsigned char, shared);
+  __shared__ bk_tile_spot spot;
   const int per_expert = p.tiles_m * p.tiles_n, e = (int)blockIdx.x / per_expert, within = (int)blockIdx.x % per_expert;
   const int row = within % p.tiles_m * E::bm, column = within / p.tiles_m * E::bn, first = p.offsets[e], k = p.offsets[e + 1] - first;
   if (k <= 0 && p.c.accumulate) return;
   typename E::sums sums;
+  bk_tile_note(spot, e * p.c.batch + row * p.c.ld + column, p.m - row, p.n - column);
   E::product(p.a, first * p.a.ld + row, p.m - row, p.b, first * p.b.ld + column, p.n - column, k, shared, sums);
-  E::store(p.c, e * p.c.batch + row * p.c.ld + column, p.m - row, p.n - column, sums);
+  E::store(p.c, bk_tile_recall(spot), sums);
 }
 
 /* ---- host ---- */
@@ -89,7 +93,7 @@ template <class E> void launch_gemm(bk_stream *stream, problem p, int64_t rows) 
   BK_LAUNCH((grouped_gemm_kernel<E>), bk_grid_for(stream, most, 1, E::per_sm), E::threads, E::bytes, bk_cuda_raw(stream), p);
 }
 
-template <class E> void launch_wgrad(bk_stream *stream, problem p, int64_t) {
+template <class E> void launch_wgrad(bk_stream *stream, problem p) {
   p.tiles_m = (int)bk_ceil_div(p.m, E::bm), p.tiles_n = (int)bk_ceil_div(p.n, E::bn);
   allow_shared<E>(reinterpret_cast<const void *>(grouped_wgrad_kernel<E>));
   BK_LAUNCH((grouped_wgrad_kernel<E>), (unsigned)(p.tiles_m * p.tiles_n * p.experts), E::threads, E::bytes, bk_cuda_raw(stream), p);
@@ -107,9 +111,40 @@ template <bool B_INNER> void launch_gemm_mma(bk_stream *stream, const problem &p
 }
 
 void launch_wgrad_mma(bk_stream *stream, const problem &p, bool large) {
-  if (!p.a.packs || !p.b.packs) launch_wgrad<bk_mma_small<false, false, false>>(stream, p, 0);
-  else if (large) launch_wgrad<bk_mma_large<false, false, true>>(stream, p, 0);
-  else launch_wgrad<bk_mma_small<false, false, true>>(stream, p, 0);
+  if (!p.a.packs || !p.b.packs) launch_wgrad<bk_mma_small<false, false, false>>(stream, p);
+  else if (large) launch_wgrad<bk_mma_large<false, false, true>>(stream, p);
+  else launch_wgrad<bk_mma_small<false, false, true>>(stream, p);
+}
+
+template <bk_layout B> void launch_gemm_fma_large(bk_stream *stream, const problem &p, int64_t rows) {
+  if (stream->device->options.allow_tf32) launch_gemm<bk_tf32_large<BK_LAYOUT_INNER, B>>(stream, p, rows);
+  else launch_gemm<bk_fma_large<BK_LAYOUT_INNER, B>>(stream, p, rows);
+}
+void launch_gemm_fma(bk_stream *stream, const problem &p, int64_t rows, bool large) {
+  if (large && p.a.whole && p.b.whole) {
+    if (p.b.inner_k) launch_gemm_fma_large<BK_LAYOUT_INNER>(stream, p, rows);
+    else launch_gemm_fma_large<BK_LAYOUT_OUTER>(stream, p, rows);
+  } else if (stream->device->options.allow_tf32) launch_gemm<bk_tf32_small>(stream, p, rows);
+  else launch_gemm<bk_fma_small>(stream, p, rows);
+}
+
+void launch_wgrad_fma(bk_stream *stream, const problem &p, bool large) {
+  const bool tf32 = stream->device->options.allow_tf32;
+  if (large && p.a.whole && p.b.whole) {
+    if (tf32) launch_wgrad<bk_tf32_large<BK_LAYOUT_OUTER, BK_LAYOUT_OUTER>>(stream, p);
+    else launch_wgrad<bk_fma_large<BK_LAYOUT_OUTER, BK_LAYOUT_OUTER>>(stream, p);
+  } else if (tf32) launch_wgrad<bk_tf32_small>(stream, p);
+  else launch_wgrad<bk_fma_small>(stream, p);
+}
+
+/* Rows are dense, and an expert may have any number of them: what has one row or one column is no exception. */
+bk_tile_input rows_input(const bk_tensor *t, bool inner_k) {
+  bk_tile_input x = inner_k ? bk_tile_input_of(t, 0, 1) : bk_tile_input_of(t, 1, 0);
+  x.inner_k = inner_k;
+  x.ld = t->stride[0];
+  x.packs = t->offset % 16 == 0 && (size_t)x.ld * bk_dtype_size(t->dtype) % 16 == 0;
+  x.whole = x.packs && t->shape[1] % 4 == 0;
+  return x;
 }
 
 bool tiles_fit(int64_t m, int64_t n, int64_t experts) {
@@ -135,9 +170,7 @@ extern "C" BK_CUDA_LAUNCH(grouped_gemm) {
   const bk_grouped_gemm_args *g = (const bk_grouped_gemm_args *)args;
   const int64_t rows = g->a.shape[0], experts = g->b.shape[0];
   problem p = {};
-  p.a = bk_tile_input_of(&g->a, 0, 1);
-  p.a.inner_k = true; /* rows are dense, and an expert may have any of them */
-  p.a.ld = g->a.stride[0];
+  p.a = rows_input(&g->a, true);
   p.b = bk_tile_input_of(&g->b, 2, 1);
   p.c = bk_tile_output_of(&g->c, 0, 1.0f, false);
   p.offsets = reinterpret_cast<const int *>(bk_cuda_data(&g->offsets));
@@ -148,11 +181,7 @@ extern "C" BK_CUDA_LAUNCH(grouped_gemm) {
   if (p.a.bf16 && p.b.bf16) {
     if (p.b.inner_k) launch_gemm_mma<true>(stream, p, rows, large);
     else launch_gemm_mma<false>(stream, p, rows, large);
-  } else if (stream->device->options.allow_tf32) {
-    if (large) launch_gemm<bk_tf32_large>(stream, p, rows);
-    else launch_gemm<bk_tf32_small>(stream, p, rows);
-  } else if (large) launch_gemm<bk_fma_large>(stream, p, rows);
-  else launch_gemm<bk_fma_small>(stream, p, rows);
+  } else launch_gemm_fma(stream, p, rows, large);
   return bk_cuda_end(stream);
 }
 
@@ -167,20 +196,14 @@ extern "C" BK_CUDA_LAUNCH(grouped_wgrad) {
   const int64_t experts = g->c.shape[0];
   problem p = {};
   (void)workspace;
-  p.a = bk_tile_input_of(&g->a, 1, 0);
-  p.b = bk_tile_input_of(&g->b, 1, 0);
-  p.a.inner_k = p.b.inner_k = false; /* as above */
-  p.a.ld = g->a.stride[0], p.b.ld = g->b.stride[0];
+  p.a = rows_input(&g->a, false);
+  p.b = rows_input(&g->b, false);
   p.c = bk_tile_output_of(&g->c, 1, 1.0f, !g->overwrite);
   p.offsets = reinterpret_cast<const int *>(bk_cuda_data(&g->offsets));
   p.experts = (int)experts, p.m = (int)g->c.shape[1], p.n = (int)g->c.shape[2];
   const bool large = large_tiles(p.m, p.n, experts);
   BK_TRY(bk_cuda_begin(stream, plan));
   if (p.a.bf16 && p.b.bf16) launch_wgrad_mma(stream, p, large);
-  else if (stream->device->options.allow_tf32) {
-    if (large) launch_wgrad<bk_tf32_large>(stream, p, 0);
-    else launch_wgrad<bk_tf32_small>(stream, p, 0);
-  } else if (large) launch_wgrad<bk_fma_large>(stream, p, 0);
-  else launch_wgrad<bk_fma_small>(stream, p, 0);
+  else launch_wgrad_fma(stream, p, large);
   return bk_cuda_end(stream);
 }
