@@ -132,6 +132,12 @@ static void cases_gemm_many(harness *h) {
     harness_case(h, BK_OP_GEMM, &a, fills, NULL, "many,M=%lld,K=%lld,N=%lld,%c%c%c,types=%d,acc=%d", (long long)m, (long long)k, (long long)n,
                  "nt"[i & 1], "nt"[i >> 1 & 1], "nt"[i >> 2 & 1], types, a.accumulate);
   }
+  for (int i = 0; i < 2; i++) { /* tall, wide */
+    const int64_t m = i ? 130 : 1100, n = i ? 1100 : 130;
+    bk_gemm_args a = {h2(h->st, 0, m, 24), h2(h->st, 0, 24, n), h2(h->st, 0, m, n), 1.0, false};
+    const fill fills[] = {{"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+    harness_case(h, BK_OP_GEMM, &a, fills, NULL, "many,M=%lld,N=%lld", (long long)m, (long long)n);
+  }
 }
 
 static void cases_gemm(harness *h) {
