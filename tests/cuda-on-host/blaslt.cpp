@@ -76,7 +76,8 @@ void run(const job &j) {
 }
 
 /* What the heuristic and the product ask of descriptors alike. */
-cublasStatus_t check(const bk_emu_matmul *m, const bk_emu_layout *a, const bk_emu_layout *b, const bk_emu_layout *c, const bk_emu_layout *d, int64_t *k) {
+cublasStatus_t check(const bk_emu_matmul *m, const bk_emu_layout *a, const bk_emu_layout *b, const bk_emu_layout *c, const bk_emu_layout *d,
+                     int64_t *k) {
   if (!m || !a || !b || !c || !d) return CUBLAS_STATUS_INVALID_VALUE;
   for (const bk_emu_layout *l : {a, b, c, d})
     if (l->rows < 1 || l->columns < 1 || l->ld < l->rows || l->batch < 1 || l->batch != d->batch) return CUBLAS_STATUS_INVALID_VALUE;

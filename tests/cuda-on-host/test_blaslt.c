@@ -75,7 +75,8 @@ START_TEST(rows) {
 END_TEST
 
 START_TEST(without) {
-  static const struct { const char *variable, *value; } ways[] = {{"BIRKHOFF_CUDA_BLASLT", "0"}, {"BK_CUDA_BLASLT", "no"}, {"BK_CUDA_BLASLT", "broken"}};
+  static const struct { const char *variable, *value; } ways[] = {
+    {"BIRKHOFF_CUDA_BLASLT", "0"}, {"BK_CUDA_BLASLT", "no"}, {"BK_CUDA_BLASLT", "broken"}};
   setenv(ways[_i].variable, ways[_i].value, 1);
   open_device();
   expect_row(product(BK_BF16, BK_BF16, BK_BF16), "cuda_gemm_mma");

@@ -33,7 +33,8 @@ template <class E> __global__ void __launch_bounds__(E::threads, E::per_sm) gemm
 
 /* c = alpha sum over the cuts (+ c). parts [cuts, batch, m, n]; grid: x columns, y rows, z matrices. */
 constexpr int reduce_threads = 128;
-__global__ void __launch_bounds__(reduce_threads) reduce_kernel(const float *parts, bk_tile_output c, int cuts, int64_t cut_stride, int batch, int m, int n) {
+__global__ void __launch_bounds__(reduce_threads)
+reduce_kernel(const float *parts, bk_tile_output c, int cuts, int64_t cut_stride, int batch, int m, int n) {
   const int column = (int)blockIdx.x * reduce_threads + (int)threadIdx.x;
   if (column >= n) return;
   for (int i = (int)blockIdx.z; i < batch; i += (int)gridDim.z)

@@ -5,7 +5,8 @@
  *
  * Three engines with one interface (bm, bn, threads, bytes of shared memory, sums; product, store):
  *  bk_mma_engine   bf16 x bf16: mma.sync m16n8k16, tiles of k 32 in four stages filled with cp.async, fragments through ldmatrix, with
- *                  .trans where k is not the dense dimension. Tiles are swizzled in chunks of 16 bytes: neither the copies nor ldmatrix
+ *                  .trans where k is not the dense dimension. A warp of the large one has 64 x 64 sums: 8 KB of fragments for 64 mma, half of
+ *                  what shared memory of sm_80 gives in that time. Tiles are swizzled in chunks of 16 bytes: neither the copies nor ldmatrix
  *                  meet bank conflicts. PACKS: both operands can be copied 16 bytes at a time; without it elements are loaded one by one.
  *  bk_fma_engine   fp32 and mixed, true fp32 multiply-adds: 8x8 sums a thread and tiles of k 8 (or 4x4 and 16), two stages, the next tile in
  *                  registers while this one is multiplied. The small one takes layout, dtype and alignment as run-time flags; the large
@@ -98,7 +99,8 @@ BK_DEVICE void bk_quad_transpose(float (&v)[4], int t) {
 }
 
 /* Sums as mma.sync leaves them: four lanes change them so that each has eight neighbours of a row. */
-template <int MT, int NT> BK_DEVICE void bk_mma_store(const bk_tile_output &c, int64_t origin, int row0, int column0, int m, int n, float (&sums)[MT][NT][4]) {
+template <int MT, int NT>
+BK_DEVICE void bk_mma_store(const bk_tile_output &c, int64_t origin, int row0, int column0, int m, int n, float (&sums)[MT][NT][4]) {
   const int g = (int)threadIdx.x % BK_WARP / 4, t = (int)threadIdx.x % 4;
   static_assert(NT % 4 == 0, "four tiles of columns are changed at once");
 #pragma unroll
@@ -179,7 +181,7 @@ template <int R, int THREADS, bool INNER_K, bool PACKS> struct bk_mma_filler {
 };
 
 template <int BM, int BN, int WM, int WN, bool A_INNER, bool B_INNER, bool PACKS> struct bk_mma_engine {
-  static constexpr int bm = BM, bn = BN, threads = BM / WM * (BN / WN) * BK_WARP, per_sm = 512 / threads, stages = 4;
+  static constexpr int bm = BM, bn = BN, threads = BM / WM * (BN / WN) * BK_WARP, per_sm = WM * WN > 2048 ? 2 : 4, stages = 4;
   static constexpr int stage = (BM + BN) * bk_mma_depth; /* elements */
   static constexpr int bytes = stages * stage * (int)sizeof(bk_bf16);
   struct sums { float d[WM / 16][WN / 8][4]; };
@@ -220,7 +222,8 @@ template <int BM, int BN, int WM, int WN, bool A_INNER, bool B_INNER, bool PACKS
   }
 
   /* s = the product of the tile whose operands begin at element a0 of a and b0 of b; m, n, k are left from there. */
-  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
+  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory,
+                         sums &s) {
     bk_bf16 *shared = reinterpret_cast<bk_bf16 *>(memory);
     bk_mma_filler<BM, threads, A_INNER, PACKS> from_a(a, a0, m);
     bk_mma_filler<BN, threads, B_INNER, PACKS> from_b(b, b0, n);
@@ -390,7 +393,8 @@ template <int T, int DEPTH, bk_layout A, bk_layout B> struct bk_fma_engine : bk_
         for (int j = 0; j < T; j++) s.d[i][j] += x[i] * y[j];
     }
   }
-  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
+  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory,
+                         sums &s) {
     bk_fma_product<bk_fma_engine>(a, a0, m, b, b0, n, k, memory, s);
   }
   BK_DEVICE void store(const bk_tile_output &c, const bk_tile_spot &at, sums &s) {
@@ -427,20 +431,22 @@ template <int BM, int BN, int WM, int WN, bk_layout A, bk_layout B> struct bk_tf
       for (int i = 0; i < WM / 16; i++) {
         uint32_t x[4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) x[e] = __float_as_uint(a[t * (BM + 8) + row() + g + bk_fma_place<BM, true>(l + 4 * (e >> 1), 16 * i + 8 * (e & 1))]);
+        for (int e = 0; e < 4; e++)
+          x[e] = __float_as_uint(a[t * (BM + 8) + row() + g + bk_fma_place<BM, true>(l + 4 * (e >> 1), 16 * i + 8 * (e & 1))]);
 #pragma unroll
         for (int j = 0; j < WN / 8; j++) bk_mma_m16n8k8_tf32(s.d[i][j], x, y[j]);
       }
     }
   }
-  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory, sums &s) {
+  BK_DEVICE void product(const bk_tile_input &a, int64_t a0, int m, const bk_tile_input &b, int64_t b0, int n, int k, unsigned char *memory,
+                         sums &s) {
     bk_fma_product<bk_tf32_engine>(a, a0, m, b, b0, n, k, memory, s);
   }
   BK_DEVICE void store(const bk_tile_output &c, const bk_tile_spot &at, sums &s) { bk_mma_store(c, at.origin, row(), column(), at.m, at.n, s.d); }
 };
 
 /* ---- the sizes in use ---- */
-template <bool A_INNER, bool B_INNER, bool PACKS> using bk_mma_large = bk_mma_engine<128, 128, 64, 32, A_INNER, B_INNER, PACKS>;
+template <bool A_INNER, bool B_INNER, bool PACKS> using bk_mma_large = bk_mma_engine<128, 128, 64, 64, A_INNER, B_INNER, PACKS>;
 template <bool A_INNER, bool B_INNER, bool PACKS> using bk_mma_small = bk_mma_engine<64, 64, 32, 32, A_INNER, B_INNER, PACKS>;
 template <bk_layout A, bk_layout B> using bk_fma_large = bk_fma_engine<8, 8, A, B>;
 using bk_fma_small = bk_fma_engine<4, 16, BK_LAYOUT_ANY, BK_LAYOUT_ANY>;
