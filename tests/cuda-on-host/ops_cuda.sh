@@ -1,9 +1,10 @@
 #!/bin/sh
-# test_ops: the cuda backend's kernels on the host, through the stand-in for cuBLASLt and without it, threads in two orders.
+# test_ops: the cuda backend's kernels on the host, through the stand-in for cuBLASLt and without it, with TF32, threads in several orders.
 . "$(dirname "$0")/on_host.sh"
+options=
 harness() {
-  echo "== $*"
-  env "$@" "$TOP_BUILDDIR/tests/ops/test_ops" --device cuda >"$W/log" 2>&1
+  echo "== $* $options"
+  env "$@" "$TOP_BUILDDIR/tests/ops/test_ops" --device cuda $options >"$W/log" 2>&1
   rc=$?
   tail -n 40 "$W/log"
   p=$(sed -n 's/^\([0-9]*\) passed, [0-9]* failed$/\1/p' "$W/log") f=$(sed -n 's/^[0-9]* passed, \([0-9]*\) failed$/\1/p' "$W/log")
@@ -11,6 +12,14 @@ harness() {
   [ $rc -eq 0 ] || [ "${f:-0}" -gt 0 ] || failed=$((failed + 1))
 }
 harness BK_CUDA_SEED=0
+# Our own products at all sizes: above, cuBLASLt's stand-in has most dense ones.
+options="--op gemm"
+harness BK_CUDA_SEED=3 BK_CUDA_BLASLT=no
+for op in gemm grouped_gemm grouped_wgrad; do
+  options="--tf32 --op $op"
+  harness BK_CUDA_SEED=5 BK_CUDA_BLASLT=no
+done
+options=
 BK_TEST_QUICK=1
 export BK_TEST_QUICK
 harness BK_CUDA_SEED=7 BK_CUDA_BLASLT=no BK_CUDA_CAPABILITY=80

@@ -77,6 +77,7 @@ double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const
   if (f == EXACT) return 0;
   if (dtype == BK_BF16 || carries) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
   if (f == ELEMENT) return 1e-10;
+  if (h->device->options.allow_tf32) return 1e-6; /* each of two operands off by a part in 2^11 at most */
   double length = product_length(op, args);
   return 1e-9 * (length > 1024 ? length / 1024 : 1);
 }

@@ -112,12 +112,41 @@ static void cases_gemm_empty(harness *h) {
   }
 }
 
+/* [batch, rows, columns] in rows of whole 16-byte pieces, stored transposed where asked. */
+static bk_tensor pieces(bk_dtype dtype, bool turned, int64_t batch, int64_t rows, int64_t columns) {
+  int64_t outer = turned ? columns : rows, inner = turned ? rows : columns;
+  bk_tensor t = h3(dtype, 0, batch, outer, inner);
+  t.stride[1] = BK_ALIGN_UP(inner, 8);
+  t.stride[0] = outer * t.stride[1];
+  return turned ? bk_tensor_transpose(t, 1, 2) : t;
+}
+
+/* Many tiles of a large product, all layouts; no tile divides the sizes, nor does a piece divide those of the first half. */
+static void cases_gemm_many(harness *h) {
+  for (int i = 0; i < 16; i++) {
+    const int64_t batch = 32, m = i & 8 ? 136 : 133, k = i & 8 ? 40 : 37, n = i & 8 ? 144 : 141;
+    const int types = h->st == BK_BF16 ? i & 8 ? 1 : 4 : 0;
+    bk_gemm_args a = {pieces(types & 1 ? h->ct : h->st, i & 1, batch, m, k), pieces(h->st, i >> 1 & 1, batch, k, n),
+                      pieces(types & 4 ? h->ct : h->st, i >> 2 & 1, batch, m, n), 0.75, i % 3 == 0};
+    const fill fills[] = {{"c", a.accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
+    harness_case(h, BK_OP_GEMM, &a, fills, NULL, "many,M=%lld,K=%lld,N=%lld,%c%c%c,types=%d,acc=%d", (long long)m, (long long)k, (long long)n,
+                 "nt"[i & 1], "nt"[i >> 1 & 1], "nt"[i >> 2 & 1], types, a.accumulate);
+  }
+  for (int i = 0; i < 2; i++) { /* tall, wide */
+    const int64_t m = i ? 130 : 1100, n = i ? 1100 : 130;
+    bk_gemm_args a = {h2(h->st, 0, m, 24), h2(h->st, 0, 24, n), h2(h->st, 0, m, n), 1.0, false};
+    const fill fills[] = {{"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+    harness_case(h, BK_OP_GEMM, &a, fills, NULL, "many,M=%lld,N=%lld", (long long)m, (long long)n);
+  }
+}
+
 static void cases_gemm(harness *h) {
   const int levels[] = {(int)BK_COUNT(gemm_shapes), 2, 2, 2, 2, 2, h->st == BK_BF16 ? 8 : 1};
   harness_pairwise(h, levels, 7, gemm_case);
   /* all four transpose combinations at one shape, batched and not */
   for (int i = 0; i < 16; i++) gemm_case(h, (int[]){i & 8 ? 4 : 2, i & 1, i >> 1 & 1, 0, i >> 2 & 1, 0, 0});
   cases_gemm_empty(h);
+  cases_gemm_many(h);
   const fill special[] = {{"a", FILL_SPECIAL, 0, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
   bk_gemm_args a = {h2(h->st, 0, 127, 1), h2(h->st, 0, 1, 31), h2(h->ct, 0, 127, 31), 1.0, false};
   harness_case(h, BK_OP_GEMM, &a, special, NULL, "special");
@@ -150,6 +179,21 @@ static void grouped_case(harness *h, const int *level) {
     harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "E=%lld,rows=%lld,room=%lld,P=%lld,Q=%lld,overwrite=%d,%s",
                  (long long)s.experts, (long long)s.rows, (long long)s.room, (long long)s.k, (long long)s.n, overwrite,
                  strided_name(pad));
+  }
+}
+
+/* Enough rows for large tiles; K and N no multiples of them, in rows of 16-byte pieces or whole ones. */
+static void cases_grouped_many(harness *h) {
+  for (int i = 0; i < 4; i++) {
+    const int64_t experts = 34, room = 34 * 110, rows = room - 5, k = i & 1 ? 136 : 133, n = i & 1 ? 144 : 141;
+    const int pad = i & 1 ? 0 : 3;
+    bk_tensor b = pieces(h->st, i & 2, experts, k, n);
+    const fill fills[] = {{"offsets", FILL_OFFSETS, (double)rows, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+    const fill wgrad[] = {{"offsets", FILL_OFFSETS, (double)rows, 0, NULL, NULL}, {"c", i & 2 ? FILL_POISON : FILL_NORMAL, 0, 1, NULL, NULL}, FILL_END};
+    bk_grouped_gemm_args a = {h2(h->st, pad, room, k), b, h1(BK_I32, experts + 1), h2(i & 2 ? h->ct : h->st, pad, room, n)};
+    bk_grouped_wgrad_args w = {h2(h->st, pad, room, k), h2(h->st, pad, room, n), h1(BK_I32, experts + 1), h3(h->ct, pad, experts, k, n), i & 2};
+    harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "many,K=%lld,N=%lld,%c", (long long)k, (long long)n, "nt"[i >> 1 & 1]);
+    harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "many,P=%lld,Q=%lld,overwrite=%d", (long long)k, (long long)n, w.overwrite);
   }
 }
 
@@ -200,6 +244,7 @@ void cases_basic(harness *h) {
   cases_reduce(h);
   cases_gemm(h);
   harness_pairwise(h, (const int[]){(int)BK_COUNT(grouped_shapes), 2, 2}, 3, grouped_case);
+  cases_grouped_many(h);
   cases_clip(h);
   cases_adamw(h);
 }

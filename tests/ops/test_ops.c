@@ -2,6 +2,7 @@
  *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels stripped
  *   --threads N     default 2          --composed      fused slots as their composed default
  *   --bits          also with 1 thread: the bits must be the same
+ *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose
  *   --perf          time the ops at working sizes instead (perf.h)
@@ -32,6 +33,7 @@ static bool parse_flag(harness *h, options *o, const char *arg) {
   if (strcmp(arg, "--verbose") == 0) return h->verbose = true;
   if (strcmp(arg, "--bits") == 0) return o->bits = true;
   if (strcmp(arg, "--perf") == 0) return o->perf = true;
+  if (strcmp(arg, "--tf32") == 0) return o->open.allow_tf32 = true;
   if (strcmp(arg, "--composed") == 0) return o->open.composed_only = true;
   return false;
 }
