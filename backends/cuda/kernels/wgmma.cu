@@ -195,7 +195,7 @@ bool result(const bk_tensor *t, int row, int column, int64_t &line) {
 
 /* Below these sizes smaller tiles are better. */
 bool size_fits(int64_t m, int64_t n, int64_t k) {
-  return m >= 64 && n >= 64 && k >= 64 && m * n >= BM * 128 && m < INT_MAX - BM && n < INT_MAX - 256 && k < INT_MAX - BK;
+  return m >= 64 && n >= 64 && k >= 64 && m * n >= 64 * 128 && m < INT_MAX - BM && n < INT_MAX - 256 && k < INT_MAX - BK;
 }
 
 struct launch_plan {
