@@ -281,10 +281,11 @@ void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared, c
   memory.assign(shared + 2048, 0xff); /* not a number in every float format */
   bk_emu.shared = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.data()) + 1023) & ~uintptr_t(1023)) + bk_emu_shared_base;
   bk_emu.shared_bytes = shared;
-  for (bk_emu.block.z = 0; bk_emu.block.z < grid.z; bk_emu.block.z++)
-    for (bk_emu.block.y = 0; bk_emu.block.y < grid.y; bk_emu.block.y++)
-      for (bk_emu.block.x = 0; bk_emu.block.x < grid.x; bk_emu.block.x++) {
-        if (shared) memset(bk_emu.shared, 0xff, shared);
-        run_block(order);
-      }
+  const uint64_t plane = (uint64_t)grid.x * grid.y, blocks = plane * grid.z;
+  for (uint64_t i = 0; i < blocks; i++) { /* odd seeds: the last block first */
+    const uint64_t id = bk_emu_seed() & 1 ? blocks - 1 - i : i;
+    bk_emu.block.x = (unsigned)(id % grid.x), bk_emu.block.y = (unsigned)(id % plane / grid.x), bk_emu.block.z = (unsigned)(id / plane);
+    if (shared) memset(bk_emu.shared, 0xff, shared);
+    run_block(order);
+  }
 }

@@ -193,7 +193,7 @@ static void fill_tiles(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSE
 }
 
 static void grouped_tiles_case(harness *h, const int *level) {
-  static const grouped_shape shapes[] = {{7, 0, 0, 64, 128}, {7, 0, 0, 77, 261}, {40, 0, 0, 136, 72}};
+  static const grouped_shape shapes[] = {{7, 0, 0, 64, 128}, {7, 0, 0, 77, 261}, {40, 0, 0, 264, 72}};
   grouped_shape s = shapes[level[0]];
   s.rows = tiles_begin(s.experts, s.experts), s.room = s.rows + 13;
   bk_tensor rows = aligned_matrix(h->st, false, 0, s.room, s.k), out = aligned_matrix(level[2] ? h->ct : h->st, false, 0, s.room, s.n);

@@ -4,9 +4,10 @@
  * lies in memory and swizzled (wgmma.cuh), so that transposed operands cost nothing. While the products of step k run, the copies of
  * later steps are under way and those of step k - 1 end; one barrier a step.
  *
- * Aim: the tensor cores, 8192 FMA of a step for each 16-byte piece... in bytes: a step of 128 x 256 reads 48 KB for 2 MFMA, that is 1024
- * cycles of the tensor cores, 48 bytes a cycle from L2. Copies by tensor map (TMA) and sharing between blocks of a cluster would ask
- * less of L2; they need the driver's API to encode the map.
+ * Aim: the rate of the tensor cores. A step of a tile of 256 columns is 2 M multiply-adds, 1024 cycles of a multiprocessor's tensor
+ * cores, and reads 48 KB: 48 bytes a cycle, more than L2 is known to give to all multiprocessors at once. So L2 is the likely limit; blocks
+ * of a cluster that share what they read would ask half of it, but that needs tensor maps (TMA), which the driver's API encodes.
+ * Nothing of this has been measured.
  *
  * Groups are known to the device alone: the grid has as many row tiles as the worst case of offsets asks for (a partial tile for each
  * group), each block finds its group by scanning the offsets; blocks beyond the last tile end. The order of every sum is ascending along
@@ -120,16 +121,19 @@ template <class T, bool A_MN, bool B_MN, int BN> __global__ void __launch_bounds
 #pragma unroll
   for (int i = 0; i < BN / 2; i++) d[i] = 0;
   bk_wgmma_hold(d);
+  const bool busy = (int)threadIdx.x / 128 * 64 < t.rows; /* small groups leave the second warpgroup nothing but copies */
   for (int step = 0, stage = 0, fill = ring::ahead; step < steps; step++) {
     bk_cp_async_wait<ring::ahead - 1>(); /* this step is here: this thread's copies, */
     bk_fence_proxy_async();
     __syncthreads(); /* everybody's; and no product reads the stage of step - 2 any more */
-    bk_wgmma_fence();
+    if (busy) {
+      bk_wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < BK / 16; k++)
-      bk_wgmma_bf16<A_MN, B_MN>(d, a0 + (uint64_t)(stage * (ring::stage_bytes / 16) + k * step_16<A_MN>),
-                                b0 + (uint64_t)(stage * (ring::stage_bytes / 16) + k * step_16<B_MN>));
-    bk_wgmma_commit();
+      for (int k = 0; k < BK / 16; k++)
+        bk_wgmma_bf16<A_MN, B_MN>(d, a0 + (uint64_t)(stage * (ring::stage_bytes / 16) + k * step_16<A_MN>),
+                                  b0 + (uint64_t)(stage * (ring::stage_bytes / 16) + k * step_16<B_MN>));
+      bk_wgmma_commit();
+    }
     if (step + ring::ahead < steps) {
       a.copy(shared + fill * ring::stage_bytes);
       b.copy(shared + fill * ring::stage_bytes + ring::a_bytes);
