@@ -148,6 +148,19 @@ static void gemm_tiles_case(harness *h, const int *level) {
                level[5] ? "ct" : "st");
 }
 
+/* An infinity in row 3 and a not-a-number at the end: those rows have them, others and what pads tiles do not. */
+static void fill_two_special(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+  for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = (double)(i % 13 - 6) / 8;
+  values[3 * t->shape[1] + 5] = INFINITY;
+  values[bk_tensor_count(t) - 1] = NAN;
+}
+
+static void gemm_tiles_special(harness *h) {
+  const fill special[] = {{"a", FILL_CALL, 0, 0, NULL, fill_two_special}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  bk_gemm_args a = {aligned_matrix(h->st, false, 0, 131, 77), aligned_matrix(h->st, false, 0, 77, 141), aligned_matrix(h->ct, false, 0, 131, 141), 1.0, false};
+  harness_case(h, BK_OP_GEMM, &a, special, NULL, "tiles,special");
+}
+
 /* ---- products over experts ---- */
 
 typedef struct grouped_shape { int64_t experts, rows, room, k, n; } grouped_shape;
@@ -258,6 +271,7 @@ void cases_basic(harness *h) {
   cases_reduce(h);
   cases_gemm(h);
   harness_pairwise(h, (const int[]){4, 2, 2, 2, 2, h->st == BK_BF16 ? 2 : 1}, 6, gemm_tiles_case);
+  gemm_tiles_special(h);
   harness_pairwise(h, (const int[]){(int)BK_COUNT(grouped_shapes), 2, 2}, 3, grouped_case);
   harness_pairwise(h, (const int[]){3, 2, 2}, 3, grouped_tiles_case);
   cases_clip(h);
