@@ -137,7 +137,7 @@ static bk_tensor aligned_matrix(bk_dtype dtype, bool turned, int64_t batch, int6
 
 /* Sizes of several tiles with ends in them, lines aligned: what kernels of big tiles ask for. */
 static void gemm_tiles_case(harness *h, const int *level) {
-  static const gemm_shape shapes[] = {{0, 128, 64, 128}, {0, 200, 77, 328}, {0, 131, 200, 136}, {2, 131, 584, 261}};
+  static const gemm_shape shapes[] = {{0, 128, 64, 128}, {0, 200, 77, 392}, {0, 131, 200, 136}, {2, 131, 584, 389}};
   gemm_shape s = shapes[level[0]];
   bk_dtype tc = level[5] ? h->ct : h->st;
   bk_gemm_args a = {aligned_matrix(h->st, level[1], s.batch, s.m, s.k), aligned_matrix(h->st, level[2], s.batch, s.k, s.n),
@@ -206,7 +206,7 @@ static void fill_tiles(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSE
 }
 
 static void grouped_tiles_case(harness *h, const int *level) {
-  static const grouped_shape shapes[] = {{7, 0, 0, 64, 128}, {7, 0, 0, 77, 261}, {40, 0, 0, 264, 72}};
+  static const grouped_shape shapes[] = {{7, 0, 0, 64, 128}, {7, 0, 0, 77, 397}, {40, 0, 0, 264, 72}};
   grouped_shape s = shapes[level[0]];
   s.rows = tiles_begin(s.experts, s.experts), s.room = s.rows + 13;
   bk_tensor rows = aligned_matrix(h->st, false, 0, s.room, s.k), out = aligned_matrix(level[2] ? h->ct : h->st, false, 0, s.room, s.n);
@@ -270,7 +270,8 @@ void cases_basic(harness *h) {
   cases_add(h);
   cases_reduce(h);
   cases_gemm(h);
-  harness_pairwise(h, (const int[]){4, 2, 2, 2, 2, h->st == BK_BF16 ? 2 : 1}, 6, gemm_tiles_case);
+  for (int i = 0; i < 32; i++) /* all layouts, with both tile widths and both types of c */
+    gemm_tiles_case(h, (int[]){i & 3, i >> 2 & 1, i >> 3 & 1, i >> 4 & 1, (i ^ i >> 3) & 1, h->st == BK_BF16 && i & 2});
   gemm_tiles_special(h);
   harness_pairwise(h, (const int[]){(int)BK_COUNT(grouped_shapes), 2, 2}, 3, grouped_case);
   harness_pairwise(h, (const int[]){3, 2, 2}, 3, grouped_tiles_case);

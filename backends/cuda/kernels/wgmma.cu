@@ -208,11 +208,11 @@ struct launch_plan {
   int matrices, columns; /* grid in y, BN */
 };
 
-/* 256 columns where they leave every multiprocessor a tile. */
+/* 256 columns where they leave every multiprocessor a tile, and few columns past the end. */
 bool fill_grid(const bk_device *device, launch_plan *l) {
   problem *p = &l->p;
   const int64_t wide = bk_ceil_div(p->n, 256) * p->row_tiles * l->matrices;
-  l->columns = p->n > 128 && wide >= bk_cuda_of(device)->sm_count ? 256 : 128;
+  l->columns = wide >= bk_cuda_of(device)->sm_count && bk_ceil_div(p->n, 256) * 256 * 8 <= bk_ceil_div(p->n, 128) * 128 * 9 ? 256 : 128;
   return bk_ceil_div(p->n, l->columns) * p->row_tiles <= INT_MAX && l->matrices <= 65535;
 }
 
@@ -297,9 +297,10 @@ int shared_of(const launch_plan *l) { return l->columns == 256 ? shape<256>::sha
 bk_status prepare(bk_device *device, const launch_plan *l, void **state, size_t *workspace_bytes) {
   *state = NULL;
   *workspace_bytes = 0;
+  const void *kernel = reinterpret_cast<const void *>(pick(l));
   cudaError_t error = cudaSetDevice(bk_cuda_of(device)->ordinal);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void *>(pick(l)), cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of(l));
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_of(l));
+  if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100); /* all of it */
   return error == cudaSuccess ? BK_OK : bk_cuda_fail(device->ctx, error, "asking for the shared memory of a warpgroup product");
 }
 
