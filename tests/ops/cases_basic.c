@@ -157,7 +157,8 @@ static void fill_two_special(const fill *f BK_UNUSED, const bk_tensor *t, uint64
 
 static void gemm_tiles_special(harness *h) {
   const fill special[] = {{"a", FILL_CALL, 0, 0, NULL, fill_two_special}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
-  bk_gemm_args a = {aligned_matrix(h->st, false, 0, 131, 77), aligned_matrix(h->st, false, 0, 77, 141), aligned_matrix(h->ct, false, 0, 131, 141), 1.0, false};
+  bk_gemm_args a = {aligned_matrix(h->st, false, 0, 131, 77), aligned_matrix(h->st, false, 0, 77, 141),
+                    aligned_matrix(h->ct, false, 0, 131, 141), 1.0, false};
   harness_case(h, BK_OP_GEMM, &a, special, NULL, "tiles,special");
 }
 
