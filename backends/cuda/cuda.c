@@ -72,7 +72,7 @@ static void fill_props(int ordinal, const struct cudaDeviceProp *from, bk_device
   char version[16];
   (void)cudaDriverGetVersion(&driver_version);
   say_version(version, sizeof version, driver_version);
-  *props = (bk_device_props){.offset_alignment = 256, .storage_dtypes = BK_CUDA_FLOATS};
+  *props = (bk_device_props){.offset_alignment = 256, .storage_dtypes = BK_CUDA_FLOATS, .captures = true};
   snprintf(props->name, sizeof props->name, "%.*s", (int)sizeof props->name - 1, from->name);
   snprintf(props->driver, sizeof props->driver, "CUDA %s", version);
   snprintf(props->isa, sizeof props->isa, "sm_%d", capability_of(ordinal));

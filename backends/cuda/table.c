@@ -7,12 +7,15 @@
 #include "backends/cuda/kernels/loss.h"
 #include "backends/cuda/kernels/maps.h"
 #include "backends/cuda/kernels/streams.h"
+#include "backends/cuda/kernels/wgmma.h"
 
 const bk_kernel bk_cuda_kernels[] = {
   BK_CUDA_ROWS_BASIC
   BK_CUDA_ROWS_LAYERS
   BK_CUDA_ROWS_LOSS
   BK_CUDA_ROWS_EXPERTS
+  BK_CUDA_ROWS_BLASLT
+  BK_CUDA_ROWS_WGMMA
   BK_CUDA_ROWS_GEMM
   BK_CUDA_ROWS_ATTENTION
   BK_CUDA_ROWS_STREAMS

@@ -6,6 +6,16 @@
 
 void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()> &run);
 uint64_t bk_emu_seed(); /* BK_CUDA_SEED: 0 runs threads in ascending order, others in orders that change all the time */
+/* Dynamic shared memory starts at this shared memory address: aligned as device.cuh declares it, and not more. */
+constexpr uint32_t bk_emu_shared_base = 128;
+bool bk_emu_is_shared(const void *p, int bytes); /* dynamic, of the running block */
+unsigned char *bk_emu_shared_at(uint32_t address, int bytes);
+void bk_emu_sync_warpgroup(); /* meets the 128 threads of the current one */
+/* fibre.cpp to wgmma.cpp */
+void bk_emu_wgmma_start_block(size_t shared_bytes);
+void bk_emu_wgmma_end_thread();
+void bk_emu_wgmma_copy_begins(uint32_t address, int bytes);
+void bk_emu_wgmma_copied(uint32_t address, int bytes);
 [[noreturn]] void bk_emu_die(const char *kernel, const char *what);
 /* Puts work into a stream; stand-ins of libraries do it too. */
 void bk_emu_enqueue(cudaStream_t stream, std::function<void()> work);

@@ -66,7 +66,7 @@ struct warp {
 
 fibre fibres[max_threads];
 warp warps[max_threads / 32];
-meeting block_meeting;
+meeting block_meeting, warpgroup_meetings[max_threads / 128];
 int block_count;
 context scheduler;
 int current, threads, alive;
@@ -103,6 +103,7 @@ void entry() {
   fibre &f = fibres[current];
   for (auto &group : f.groups)
     if (!group.empty()) bk_emu_die(kernel_name, "a thread ended with asynchronous copies that nobody waited for");
+  bk_emu_wgmma_end_thread();
   f.done = true;
   alive--;
   moved++;
@@ -136,6 +137,8 @@ void start_block() {
   }
   for (int w = 0; w < (threads + 31) / 32; w++) warps[w].n_meetings = 0, warps[w].votes = 0;
   block_meeting = meeting{};
+  for (meeting &m : warpgroup_meetings) m = meeting{};
+  bk_emu_wgmma_start_block(bk_emu.shared_bytes);
   block_count = 0;
   alive = threads;
 }
@@ -188,6 +191,28 @@ void bk_emu_sync_warp(unsigned mask) {
   meet(meeting_of(my_warp(), mask), __builtin_popcount(mask));
 }
 
+void bk_emu_sync_warpgroup() {
+  const int group = current / 128;
+  if (threads < 128 * (group + 1)) bk_emu_die(kernel_name, "a warpgroup has 128 threads");
+  meet(warpgroup_meetings[group], 128);
+}
+
+bool bk_emu_is_shared(const void *p, int bytes) {
+  const unsigned char *at = static_cast<const unsigned char *>(p);
+  return at >= bk_emu.shared && at + bytes <= bk_emu.shared + bk_emu.shared_bytes;
+}
+
+uint32_t bk_emu_shared_address(const void *p) {
+  if (!bk_emu_is_shared(p, 1)) bk_emu_die(kernel_name, "an address is not in dynamic shared memory");
+  return bk_emu_shared_base + (uint32_t)(static_cast<const unsigned char *>(p) - bk_emu.shared);
+}
+
+unsigned char *bk_emu_shared_at(uint32_t address, int bytes) {
+  unsigned char *at = bk_emu.shared + ((int64_t)address - bk_emu_shared_base);
+  if (!bk_emu_is_shared(at, bytes)) bk_emu_die(kernel_name, "a shared memory address lies outside of dynamic shared memory");
+  return at;
+}
+
 unsigned char *bk_emu_exchange(int lane) { return my_warp().exchange[lane]; }
 
 unsigned bk_emu_ballot(unsigned mask, bool set) {
@@ -214,6 +239,7 @@ int bk_emu_count_block(bool set) {
 void bk_emu_async_copy(void *shared, const void *global, int bytes, int valid) {
   if (reinterpret_cast<uintptr_t>(shared) % (unsigned)bytes || reinterpret_cast<uintptr_t>(global) % (unsigned)bytes)
     bk_emu_die(kernel_name, "an asynchronous copy is not aligned to its size");
+  if (bk_emu_is_shared(shared, bytes)) bk_emu_wgmma_copy_begins(bk_emu_shared_address(shared), bytes);
   auto &groups = fibres[current].groups;
   if (groups.empty()) groups.emplace_back();
   groups.back().push_back(async_copy{shared, global, bytes, valid});
@@ -232,6 +258,7 @@ void bk_emu_async_wait(int keep) {
     for (const async_copy &c : groups[0]) {
       memset(c.to, 0, (size_t)c.bytes);
       if (c.valid > 0) memcpy(c.to, c.from, (size_t)c.valid);
+      if (bk_emu_is_shared(c.to, c.bytes)) bk_emu_wgmma_copied(bk_emu_shared_address(c.to), c.bytes);
     }
     groups.erase(groups.begin());
   }
@@ -251,13 +278,14 @@ void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared, c
   random_state = bk_emu_seed() * 0x9e3779b97f4a7c15u;
   bk_emu.grid_dim = grid;
   bk_emu.block_dim = block;
-  memory.assign(shared + 256, 0xff); /* not a number in every float format */
-  bk_emu.shared = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.data()) + 127) & ~uintptr_t(127));
+  memory.assign(shared + 2048, 0xff); /* not a number in every float format */
+  bk_emu.shared = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.data()) + 1023) & ~uintptr_t(1023)) + bk_emu_shared_base;
   bk_emu.shared_bytes = shared;
-  for (bk_emu.block.z = 0; bk_emu.block.z < grid.z; bk_emu.block.z++)
-    for (bk_emu.block.y = 0; bk_emu.block.y < grid.y; bk_emu.block.y++)
-      for (bk_emu.block.x = 0; bk_emu.block.x < grid.x; bk_emu.block.x++) {
-        if (shared) memset(bk_emu.shared, 0xff, shared);
-        run_block(order);
-      }
+  const uint64_t plane = (uint64_t)grid.x * grid.y, blocks = plane * grid.z;
+  for (uint64_t i = 0; i < blocks; i++) { /* odd seeds: the last block first */
+    const uint64_t id = bk_emu_seed() & 1 ? blocks - 1 - i : i;
+    bk_emu.block.x = (unsigned)(id % grid.x), bk_emu.block.y = (unsigned)(id % plane / grid.x), bk_emu.block.z = (unsigned)(id / plane);
+    if (shared) memset(bk_emu.shared, 0xff, shared);
+    run_block(order);
+  }
 }

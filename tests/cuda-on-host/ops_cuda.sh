@@ -1,5 +1,6 @@
 #!/bin/sh
 # test_ops: the cuda backend's kernels on the host, through the stand-in for cuBLASLt and without it, with TF32, threads in several orders.
+# Products on the instructions of capability 9.0, whose cases a quick run leaves out.
 . "$(dirname "$0")/on_host.sh"
 options=
 harness() {
@@ -19,6 +20,8 @@ for op in gemm grouped_gemm grouped_wgrad; do
   options="--tf32 --op $op"
   harness BK_CUDA_SEED=5 BK_CUDA_BLASLT=no
 done
+options="--case bf16,tiles"
+harness BK_CUDA_SEED=3 BK_CUDA_BLASLT=no BK_CUDA_CAPABILITY=90
 options=
 BK_TEST_QUICK=1
 export BK_TEST_QUICK

@@ -93,4 +93,10 @@ static inline void bk_cp_async_4_zfill(void *shared, const void *global, int val
 static inline void bk_cp_async_commit() { bk_emu_async_commit(); }
 template <int N> static inline void bk_cp_async_wait() { bk_emu_async_wait(N); }
 
+/* An address in dynamic shared memory as instructions and descriptors know it. */
+uint32_t bk_emu_shared_address(const void *p);
+static inline uint32_t bk_ptx_shared(const void *p) { return bk_emu_shared_address(p); }
+
+#include "tests/cuda-on-host/ptx_sm90.h"
+
 #endif

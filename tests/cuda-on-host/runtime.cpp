@@ -6,6 +6,7 @@
  *   BK_CUDA_MEMORY   bytes of device memory (16 GiB)
  *   BK_CUDA_FAULT    TEXT: a kernel whose name contains TEXT faults on the device
  *   BK_CUDA_CAPTURE  fail: captures are invalidated at their end
+ *   BK_CUDA_CAPABILITY  compute capability of the device, 80 or 90 (80)
  *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) */
 #include <sys/mman.h>
 #include <time.h>

@@ -152,6 +152,45 @@ static void cases_gemm(harness *h) {
   harness_case(h, BK_OP_GEMM, &a, special, NULL, "special");
 }
 
+/* Elements behind each line of `inner` elements that align the next one to 16 bytes. */
+static int aligning_pad(bk_dtype dtype, int64_t inner) {
+  int pack = (int)(16 / bk_dtype_size(dtype));
+  return (int)((pack - inner % pack) % pack);
+}
+
+static bk_tensor aligned_matrix(bk_dtype dtype, bool turned, int64_t batch, int64_t rows, int64_t columns) {
+  bk_tensor t = matrix(dtype, turned, aligning_pad(dtype, turned ? rows : columns), batch, rows, columns);
+  if (batch) t.stride[0] += aligning_pad(dtype, t.stride[0]);
+  return t;
+}
+
+/* Sizes of several tiles with ends in them, lines aligned: what kernels of big tiles ask for. */
+static void gemm_tiles_case(harness *h, const int *level) {
+  static const gemm_shape shapes[] = {{0, 128, 64, 128}, {0, 200, 77, 392}, {0, 131, 200, 136}, {2, 131, 584, 389}};
+  gemm_shape s = shapes[level[0]];
+  bk_dtype tc = level[5] ? h->ct : h->st;
+  bk_gemm_args a = {aligned_matrix(h->st, level[1], s.batch, s.m, s.k), aligned_matrix(h->st, level[2], s.batch, s.k, s.n),
+                    aligned_matrix(tc, level[3], s.batch, s.m, s.n), level[0] % 2 ? 1.0 : -0.375, level[4]};
+  const fill fills[] = {{"c", a.accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GEMM, &a, fills, NULL, "tiles,B=%lld,M=%lld,K=%lld,N=%lld,%c%c%c,acc=%d,c=%s", (long long)s.batch,
+               (long long)s.m, (long long)s.k, (long long)s.n, "nt"[level[1]], "nt"[level[2]], "nt"[level[3]], a.accumulate,
+               level[5] ? "ct" : "st");
+}
+
+/* An infinity in row 3 and a not-a-number at the end: those rows have them, others and what pads tiles do not. */
+static void fill_two_special(const fill *f BK_UNUSED, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+  for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = (double)(i % 13 - 6) / 8;
+  values[3 * t->shape[1] + 5] = INFINITY;
+  values[bk_tensor_count(t) - 1] = NAN;
+}
+
+static void gemm_tiles_special(harness *h) {
+  const fill special[] = {{"a", FILL_CALL, 0, 0, NULL, fill_two_special}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  bk_gemm_args a = {aligned_matrix(h->st, false, 0, 131, 77), aligned_matrix(h->st, false, 0, 77, 141),
+                    aligned_matrix(h->ct, false, 0, 131, 141), 1.0, false};
+  harness_case(h, BK_OP_GEMM, &a, special, NULL, "tiles,special");
+}
+
 /* ---- products over experts ---- */
 
 typedef struct grouped_shape { int64_t experts, rows, room, k, n; } grouped_shape;
@@ -195,6 +234,39 @@ static void cases_grouped_many(harness *h) {
     harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "many,K=%lld,N=%lld,%c", (long long)k, (long long)n, "nt"[i >> 1 & 1]);
     harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "many,P=%lld,Q=%lld,overwrite=%d", (long long)k, (long long)n, w.overwrite);
   }
+}
+
+/* Offsets of groups whose sizes are around those of tiles, some empty; `a` is the number of groups. */
+static int64_t tiles_rows(int64_t group, int64_t groups) {
+  static const int64_t few[] = {1, 0, 63, 129, 64, 0, 65};
+  return groups <= (int64_t)BK_COUNT(few) ? few[group] : group % 3 == 0 ? 0 : group % 7 == 0 ? 130 : 1 + group % 5;
+}
+static int64_t tiles_begin(int64_t group, int64_t groups) {
+  int64_t begin = 0;
+  for (int64_t i = 0; i < group; i++) begin += tiles_rows(i, groups);
+  return begin;
+}
+static void fill_tiles(const fill *f, const bk_tensor *t, uint64_t seed BK_UNUSED, uint64_t stream BK_UNUSED, double *values) {
+  for (int64_t i = 0; i < bk_tensor_count(t); i++) values[i] = (double)tiles_begin(i, (int64_t)f->a);
+}
+
+static void grouped_tiles_case(harness *h, const int *level) {
+  static const grouped_shape shapes[] = {{7, 0, 0, 64, 128}, {7, 0, 0, 77, 397}, {40, 0, 0, 264, 72}};
+  grouped_shape s = shapes[level[0]];
+  s.rows = tiles_begin(s.experts, s.experts), s.room = s.rows + 13;
+  bk_tensor rows = aligned_matrix(h->st, false, 0, s.room, s.k), out = aligned_matrix(level[2] ? h->ct : h->st, false, 0, s.room, s.n);
+  bk_grouped_gemm_args a = {rows, aligned_matrix(h->st, level[1], s.experts, s.k, s.n), h1(BK_I32, s.experts + 1), out};
+  const fill offsets = {"offsets", FILL_CALL, (double)s.experts, 0, NULL, fill_tiles};
+  const fill fills[] = {offsets, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GROUPED_GEMM, &a, fills, NULL, "tiles,E=%lld,rows=%lld,K=%lld,N=%lld,%c,c=%s", (long long)s.experts,
+               (long long)s.rows, (long long)s.k, (long long)s.n, "nt"[level[1]], level[2] ? "ct" : "st");
+  if (level[1]) return;
+  bool overwrite = level[2];
+  bk_grouped_wgrad_args w = {rows, aligned_matrix(h->st, false, 0, s.room, s.n), a.offsets,
+                             aligned_matrix(h->ct, false, s.experts, s.k, s.n), overwrite};
+  const fill wgrad[] = {offsets, {"c", overwrite ? FILL_POISON : FILL_NORMAL, 0, 1, NULL, NULL}, FILL_END};
+  harness_case(h, BK_OP_GROUPED_WGRAD, &w, wgrad, NULL, "tiles,E=%lld,rows=%lld,P=%lld,Q=%lld,overwrite=%d", (long long)s.experts,
+               (long long)s.rows, (long long)s.k, (long long)s.n, overwrite);
 }
 
 /* ---- optimiser ---- */
@@ -243,8 +315,12 @@ void cases_basic(harness *h) {
   cases_add(h);
   cases_reduce(h);
   cases_gemm(h);
+  for (int i = 0; i < 32; i++) /* all layouts, with both tile widths and both types of c */
+    gemm_tiles_case(h, (int[]){i & 3, i >> 2 & 1, i >> 3 & 1, i >> 4 & 1, (i ^ i >> 3) & 1, h->st == BK_BF16 && i & 2});
+  gemm_tiles_special(h);
   harness_pairwise(h, (const int[]){(int)BK_COUNT(grouped_shapes), 2, 2}, 3, grouped_case);
   cases_grouped_many(h);
+  harness_pairwise(h, (const int[]){3, 2, 2}, 3, grouped_tiles_case);
   cases_clip(h);
   cases_adamw(h);
 }
