@@ -8,12 +8,39 @@
 extern "C" {
 #endif
 
+/* streams.cu */
+BK_CUDA_LAUNCH(hc_expand);
+BK_CUDA_LAUNCH(hc_collapse);
+BK_CUDA_LAUNCH(hc_pre);
+BK_CUDA_LAUNCH(hc_res);
+BK_CUDA_LAUNCH(hc_post);
+BK_CUDA_LAUNCH(hc_post_res);
+/* streams_bwd.cu */
+BK_CUDA_LAUNCH(hc_pre_bwd);
+BK_CUDA_LAUNCH(hc_res_bwd);
+BK_CUDA_LAUNCH(hc_post_bwd);
+BK_CUDA_LAUNCH(hc_post_res_bwd);
+/* hc_rms.cu */
+BK_CUDA_LAUNCH(hc_rms);
+BK_CUDA_LAUNCH(hc_rms_bwd);
 
 #ifdef __cplusplus
 }
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_STREAMS
+#define BK_CUDA_ROWS_STREAMS \
+  BK_CUDA_ROW(HC_EXPAND, hc_expand, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_COLLAPSE, hc_collapse, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE, hc_pre, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE_BWD, hc_pre_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RES, hc_res, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RES_BWD, hc_res_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST, hc_post, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)
 
 #endif

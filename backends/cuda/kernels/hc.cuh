@@ -1,0 +1,142 @@
+/* What the kernels of the residual connections share: views of operands, accesses of V neighbouring elements, choice of templates by
+ * the number of streams, sums of many values at once over a block. */
+#ifndef BK_CUDA_HC_CUH
+#define BK_CUDA_HC_CUH
+
+#include "backends/cuda/kernels/device.cuh"
+
+/* ---- operands ---- */
+template <class T> struct bk_rows { /* [N, width] */
+  T *at;
+  int64_t stride;
+  __host__ __device__ T *row(int64_t i) const { return at + i * stride; }
+};
+template <class T> struct bk_wide { /* [N, n, width] */
+  T *at;
+  int64_t token, stream;
+  __host__ __device__ T *row(int64_t i, int m) const { return at + i * token + m * stream; }
+};
+template <class T> static inline bk_rows<T> bk_rows_of(const bk_tensor *t) { return {(T *)bk_cuda_data(t), t->stride[0]}; }
+template <class T> static inline bk_wide<T> bk_wide_of(const bk_tensor *t) {
+  return {(T *)bk_cuda_data(t), t->stride[0], t->stride[1]};
+}
+
+/* ---- V neighbouring elements as they are stored: 16 or 8 bytes, or one element; aligned to their size ---- */
+template <class T, int V> struct bk_raw {
+  static constexpr int bytes = (int)sizeof(T) * V;
+  uint32_t w[(bytes + 3) / 4];
+};
+template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_load(const T *p) {
+  bk_raw<T, V> r;
+  if constexpr (r.bytes == 16) {
+    const uint4 x = *reinterpret_cast<const uint4 *>(p);
+    r.w[0] = x.x, r.w[1] = x.y, r.w[2] = x.z, r.w[3] = x.w;
+  } else if constexpr (r.bytes == 8) {
+    const uint2 x = *reinterpret_cast<const uint2 *>(p);
+    r.w[0] = x.x, r.w[1] = x.y;
+  } else if constexpr (sizeof(T) == 4) {
+    r.w[0] = __float_as_uint(bk_to_float(*p));
+  } else {
+    r.w[0] = __float_as_uint(bk_to_float(*p)) >> 16;
+  }
+  return r;
+}
+template <class T, int V> BK_DEVICE void bk_raw_store(T *p, const bk_raw<T, V> &r) {
+  if constexpr (r.bytes == 16) *reinterpret_cast<uint4 *>(p) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+  else if constexpr (r.bytes == 8) *reinterpret_cast<uint2 *>(p) = make_uint2(r.w[0], r.w[1]);
+  else if constexpr (sizeof(T) == 4) *p = bk_from_float<T>(__uint_as_float(r.w[0]));
+  else p->bits = (uint16_t)r.w[0];
+}
+template <class T, int V> BK_DEVICE float bk_raw_get(const bk_raw<T, V> &r, int v) {
+  if constexpr (sizeof(T) == 4) return __uint_as_float(r.w[v]);
+  else return __uint_as_float(v % 2 ? r.w[v / 2] & 0xffff0000u : r.w[v / 2] << 16);
+}
+template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_of(const float (&x)[V]) {
+  bk_raw<T, V> r;
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int v = 0; v < V; v++) r.w[v] = __float_as_uint(x[v]);
+  } else if constexpr (V == 1) {
+    r.w[0] = bk_bf16x2(x[0], 0.f);
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; v += 2) r.w[v / 2] = bk_bf16x2(x[v], x[v + 1]);
+  }
+  return r;
+}
+
+/* ---- sums ---- */
+/* a[l] summed over the warp, in lane l: 31 shuffles, where 32 butterflies take 160. */
+BK_DEVICE float bk_warp_sum_each(float (&a)[BK_WARP]) {
+  const int lane = (int)threadIdx.x % BK_WARP;
+#pragma unroll
+  for (int d = BK_WARP / 2; d > 0; d >>= 1) {
+    const bool upper = lane & d;
+#pragma unroll
+    for (int i = 0; i < d; i++) {
+      const float keep = upper ? a[i + d] : a[i], send = upper ? a[i] : a[i + d];
+      a[i] = keep + __shfl_xor_sync(BK_FULL_MASK, send, d);
+    }
+  }
+  return a[0];
+}
+
+#define BK_HC_MAX_WARPS 16
+/* Room for the sums of COUNT values a thread over a block of at most BK_HC_MAX_WARPS warps. */
+template <int COUNT> struct bk_sums_room {
+  static constexpr int rounds = (COUNT + BK_WARP - 1) / BK_WARP;
+  float at[BK_HC_MAX_WARPS][rounds * BK_WARP];
+};
+/* Sums a[i] over the block; thread i then holds sum i as at[0][i] (after the barrier that this ends with, any thread may read it).
+ * The room is free for the next use after one more barrier. */
+template <int COUNT> BK_DEVICE void bk_block_sums(const float (&a)[COUNT], bk_sums_room<COUNT> *room) {
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, warps = (int)blockDim.x / BK_WARP;
+#pragma unroll
+  for (int g = 0; g < room->rounds; g++) {
+    float part[BK_WARP];
+#pragma unroll
+    for (int i = 0; i < BK_WARP; i++) part[i] = g * BK_WARP + i < COUNT ? a[g * BK_WARP + i < COUNT ? g * BK_WARP + i : 0] : 0.f;
+    room->at[warp][g * BK_WARP + lane] = bk_warp_sum_each(part);
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.x; i < COUNT; i += (int)blockDim.x) {
+    float sum = room->at[0][i];
+    for (int w = 1; w < warps; w++) sum += room->at[w][i];
+    room->at[0][i] = sum;
+  }
+  __syncthreads();
+}
+
+/* ---- host: choosing templates and sizes ---- */
+template <int I> struct bk_int {
+  static constexpr int value = I;
+};
+/* f(bk_int<n>()), n = 0 .. 8. */
+template <class F> static inline void bk_hc_by_n(int n, F f) {
+  switch (n) {
+    case 0: f(bk_int<0>()); break;
+    case 1: f(bk_int<1>()); break;
+    case 2: f(bk_int<2>()); break;
+    case 3: f(bk_int<3>()); break;
+    case 4: f(bk_int<4>()); break;
+    case 5: f(bk_int<5>()); break;
+    case 6: f(bk_int<6>()); break;
+    case 7: f(bk_int<7>()); break;
+    default: f(bk_int<8>()); break;
+  }
+}
+/* Threads of a block that walks a row of `packs` accesses: whole warps, at most `most`, the last round as full as can be. */
+static inline unsigned bk_hc_threads(int64_t packs, int most) {
+  const int64_t rounds = bk_ceil_div(packs, most), each = bk_ceil_div(packs, rounds < 1 ? 1 : rounds);
+  return (unsigned)(bk_ceil_div(each < 1 ? 1 : each, BK_WARP) * BK_WARP);
+}
+
+/* ---- parameter gradients: partial sums of chunks of tokens in the workspace, then one sum in order. Chunks follow from the number of
+ * tokens alone, so that bits do not depend on the device. ---- */
+#define BK_HC_MAX_CHUNKS 1024
+/* Tokens of a chunk, a multiple of `unit`. */
+static inline int64_t bk_hc_chunk(int64_t tokens, int64_t unit, int64_t most_chunks) {
+  return bk_ceil_div(bk_ceil_div(tokens, unit), most_chunks) * unit;
+}
+
+#endif
