@@ -107,6 +107,35 @@ template <int COUNT> BK_DEVICE void bk_block_sums(const float (&a)[COUNT], bk_su
   __syncthreads();
 }
 
+/* ---- maps: a lane has row m of an n by n block, in an array of L >= n ---- */
+/* packed: n is 4 and rows are 16-byte aligned; used where N says n = 4 at compile time. Entries from n on stay as they are. */
+template <int L, int N> BK_DEVICE void bk_lane_load(const float *p, int n, bool packed, float (&v)[L]) {
+  if constexpr (N == 4 && L == 4) {
+    if (packed) {
+      bk_load_pack_own(p, v);
+      return;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < L; k++)
+    if (k < n) v[k] = p[k];
+}
+template <int L, int N> BK_DEVICE void bk_lane_store(float *p, int n, bool packed, const float (&v)[L]) {
+  if constexpr (N == 4 && L == 4) {
+    if (packed) {
+      bk_store_pack(p, v);
+      return;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < L; k++)
+    if (k < n) p[k] = v[k];
+}
+/* Host: whether the rows of [N,4,4] or [N,...] are 16-byte aligned. */
+static inline bool bk_lane_rows_fit(const bk_tensor *t) {
+  return t->offset % 16 == 0 && t->stride[0] * (int64_t)bk_dtype_size(t->dtype) % 16 == 0;
+}
+
 /* ---- host: choosing templates and sizes ---- */
 template <int I> struct bk_int {
   static constexpr int value = I;

@@ -84,7 +84,7 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
     if (FEED) feed = bk_raw_load<T, V>(o.f.row(token) + c);
 #pragma unroll
     for (int k = 0; k < M; k++) {
-      if (k >= n) break;
+      if (k >= n) continue;
       float out[V];
 #pragma unroll
       for (int v = 0; v < V; v++) {

@@ -45,7 +45,7 @@ template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(mos
     }
 #pragma unroll
     for (int m = 0; m < M; m++) {
-      if (m >= n) break;
+      if (m >= n) continue;
       float out[V];
 #pragma unroll
       for (int v = 0; v < V; v++) {
@@ -88,7 +88,7 @@ template <class T, int V, int M, bool MIX> BK_DEVICE void feed_back(const merge_
     df[v] = 0;
 #pragma unroll
     for (int k = 0; k < M; k++) {
-      if (k >= n) break;
+      if (k >= n) continue;
       const float g = bk_raw_get(dout[k], v);
       df[v] += post[k] * g;
       sums[(MIX ? M * M : 0) + k] += g * bk_raw_get(f, v);
@@ -104,7 +104,7 @@ template <class T, int V, int M, bool FEED> BK_DEVICE void mix_back(const merge_
                                                                     float (&sums)[merge_sums<M, true, FEED>]) {
 #pragma unroll
   for (int m = 0; m < M; m++) {
-    if (m >= n) break;
+    if (m >= n) continue;
     float dx[V];
 #pragma unroll
     for (int v = 0; v < V; v++) {
@@ -112,7 +112,7 @@ template <class T, int V, int M, bool FEED> BK_DEVICE void mix_back(const merge_
       dx[v] = 0;
 #pragma unroll
       for (int k = 0; k < M; k++) {
-        if (k >= n) break;
+        if (k >= n) continue;
         const float g = bk_raw_get(dout[k], v);
         dx[v] += comb[m * M + k] * g;
         sums[m * M + k] += value * g;
@@ -166,8 +166,11 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
 
 /* ---- launches ---- */
 
+/* More than four streams leave registers for packs of 8 bytes only. */
+template <class T, int N> constexpr int pack_of = N == 0 ? 1 : N <= 4 ? bk_pack<T>::count : bk_pack<T>::count / 2;
+
 template <class T, int N> void start_pre(bk_stream *stream, const pre_operands<T> &o, int64_t tokens, bool accumulate) {
-  constexpr int V = N ? bk_pack<T>::count : 1;
+  constexpr int V = pack_of<T, N>;
   const unsigned threads = bk_hc_threads(o.width / V, most_threads);
   if (accumulate) BK_LAUNCH((pre_bwd_kernel<T, V, N, true>), (unsigned)tokens, threads, 0, bk_cuda_raw(stream), o);
   else BK_LAUNCH((pre_bwd_kernel<T, V, N, false>), (unsigned)tokens, threads, 0, bk_cuda_raw(stream), o);
@@ -181,11 +184,8 @@ template <class T> void launch_pre(bk_stream *stream, const bk_hc_pre_bwd_args *
   bk_hc_by_n(packed ? o.n : 0, [&](auto n) { start_pre<T, decltype(n)::value>(stream, o, a->x.shape[0], a->accumulate); });
 }
 
-/* Sums of more than four streams leave room for packs of 8 bytes only. */
-template <class T, int N> constexpr int merge_pack = N == 0 ? 1 : N <= 4 ? bk_pack<T>::count : bk_pack<T>::count / 2;
-
 template <class T, int N, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
-  constexpr int V = merge_pack<T, N>;
+  constexpr int V = pack_of<T, N>;
   BK_LAUNCH((merge_bwd_kernel<T, V, N, MIX, FEED>), (unsigned)tokens, bk_hc_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
