@@ -23,6 +23,10 @@ BK_CUDA_LAUNCH(hc_post_res_bwd);
 /* hc_rms.cu */
 BK_CUDA_LAUNCH(hc_rms);
 BK_CUDA_LAUNCH(hc_rms_bwd);
+/* pre_norm.cu */
+BK_CUDA_LAUNCH(hc_pre_norm);
+BK_CUDA_LAUNCH(hc_pre_norm_bwd);
+BK_CUDA_PREPARE(hc_pre_norm_bwd);
 
 #ifdef __cplusplus
 }
@@ -40,6 +44,8 @@ BK_CUDA_LAUNCH(hc_rms_bwd);
   BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)
 
