@@ -21,7 +21,7 @@ template <class T> static inline bk_wide<T> bk_wide_of(const bk_tensor *t) {
   return {(T *)bk_cuda_data(t), t->stride[0], t->stride[1]};
 }
 
-/* ---- V neighbouring elements as they are stored: 16 or 8 bytes, or one element; aligned to their size ---- */
+/* ---- V neighbouring elements as they are stored: 16, 8, 4 or 2 bytes, aligned to their size ---- */
 template <class T, int V> struct bk_raw {
   static constexpr int bytes = (int)sizeof(T) * V;
   uint32_t w[(bytes + 3) / 4];
@@ -34,17 +34,17 @@ template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_load(const T *p) {
   } else if constexpr (r.bytes == 8) {
     const uint2 x = *reinterpret_cast<const uint2 *>(p);
     r.w[0] = x.x, r.w[1] = x.y;
-  } else if constexpr (sizeof(T) == 4) {
-    r.w[0] = __float_as_uint(bk_to_float(*p));
+  } else if constexpr (r.bytes == 4) {
+    r.w[0] = *reinterpret_cast<const uint32_t *>(p);
   } else {
-    r.w[0] = __float_as_uint(bk_to_float(*p)) >> 16;
+    r.w[0] = p->bits;
   }
   return r;
 }
 template <class T, int V> BK_DEVICE void bk_raw_store(T *p, const bk_raw<T, V> &r) {
   if constexpr (r.bytes == 16) *reinterpret_cast<uint4 *>(p) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
   else if constexpr (r.bytes == 8) *reinterpret_cast<uint2 *>(p) = make_uint2(r.w[0], r.w[1]);
-  else if constexpr (sizeof(T) == 4) *p = bk_from_float<T>(__uint_as_float(r.w[0]));
+  else if constexpr (r.bytes == 4) *reinterpret_cast<uint32_t *>(p) = r.w[0];
   else p->bits = (uint16_t)r.w[0];
 }
 template <class T, int V> BK_DEVICE float bk_raw_get(const bk_raw<T, V> &r, int v) {

@@ -60,12 +60,22 @@ BK_DEVICE void wide_log_step(double *l, int line, int step, int n) {
   __syncwarp();
 }
 
+/* 1 / x for x > 0 by Newton's steps: a division would be a call. */
+BK_DEVICE double wide_inverse(double x) {
+  const double scale = x < 0x1p-100 ? 0x1p200 : 1, y = x * scale;
+  double r = (double)__fdividef(1.f, (float)y);
+  r = r * (2 - y * r);
+  r = r * (2 - y * r);
+  return r * (2 - y * r) * scale;
+}
+
 BK_DEVICE void wide_step(double *p, int line, int step, double eps, double *sums, int n) {
   const int i = (int)threadIdx.x % BK_WARP;
   if (i < n) {
     double sum = eps;
     for (int j = 0; j < n; j++) sum += p[i * line + j * step];
-    for (int j = 0; j < n; j++) p[i * line + j * step] /= sum;
+    const double inverse = wide_inverse(sum);
+    for (int j = 0; j < n; j++) p[i * line + j * step] *= inverse;
     if (sums) sums[i] = sum;
   }
   __syncwarp();
@@ -119,7 +129,7 @@ BK_DEVICE void wide_backward(bk_sinkhorn_bwd_room *room, double *sums, int iters
   for (int t = 2 * iters - 2; t >= 0; t--)
     wide_undo(room->p, room->d, t % 2 ? n : 1, t % 2 ? 1 : n, eps, sums + t * BK_HC_MAX_N, n);
   if (eps > 0)
-    for (int j = lane; j < n * n; j += BK_WARP) room->d[j] *= room->soft[j] / (room->soft[j] + eps);
+    for (int j = lane; j < n * n; j += BK_WARP) room->d[j] *= room->soft[j] * wide_inverse(room->soft[j] + eps);
   __syncwarp();
   wide_undo(room->soft, room->d, n, 1, 0, nullptr, n);
 }
@@ -142,7 +152,7 @@ template <int L> BK_DEVICE bool sinkhorn_softmax(const float (&logits)[L], float
     p[k] = k < n ? expf(logits[k] - high) : 0.f;
     sum += p[k];
   }
-  sum = 1.f / sum;
+  sum = __fdividef(1.f, sum);
 #pragma unroll
   for (int k = 0; k < L; k++) p[k] = k < n ? p[k] * sum + eps : 0.f;
   return !(high - low <= BK_SINKHORN_RANGE);
@@ -235,12 +245,12 @@ template <int L> BK_DEVICE void sinkhorn_walk_back(const bk_sinkhorn_lane<L> &s,
 #pragma unroll
     for (int j = 0; j < L; j++) q[j] = j < n ? s.column[j] * rt[first + j] * c : 0.f;
     bk_lanes_transpose<L>(d);
-    sinkhorn_undo<L>(q, d, eps > 0 ? eps * c / (t > 0 ? c_before[lane] : 1.f) : 0.f, n);
+    sinkhorn_undo<L>(q, d, eps > 0 ? __fdividef(eps * c, t > 0 ? c_before[lane] : 1.f) : 0.f, n);
     bk_lanes_transpose<L>(d);
     if (t == 0) break;
 #pragma unroll
     for (int k = 0; k < L; k++) q[k] = k < n ? s.row[k] * r * c_before[first + k] : 0.f;
-    sinkhorn_undo<L>(q, d, eps > 0 ? eps * r / r_before[lane] : 0.f, n);
+    sinkhorn_undo<L>(q, d, eps > 0 ? __fdividef(eps * r, r_before[lane]) : 0.f, n);
   }
 }
 
@@ -269,7 +279,7 @@ template <int L, int N> BK_DEVICE void bk_sinkhorn_bwd(const float (&logits)[L],
 #pragma unroll
   for (int k = 0; k < L; k++) {
     const float soft = s.row[k] - eps; /* the softmax itself */
-    if (eps > 0) dlogits[k] = k < n ? dlogits[k] * soft / s.row[k] : 0.f;
+    if (eps > 0) dlogits[k] = k < n ? dlogits[k] * __fdividef(soft, s.row[k]) : 0.f;
     s.row[k] = soft;
   }
   sinkhorn_undo<L>(s.row, dlogits, 0.f, n);
