@@ -66,18 +66,18 @@ template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_of(const float (&x)[V]) 
 }
 
 /* ---- sums ---- */
+template <int D> BK_DEVICE void bk_warp_sum_halves(float (&a)[BK_WARP], int lane) {
+  const bool upper = lane & D;
+#pragma unroll
+  for (int i = 0; i < D; i++) {
+    const float keep = upper ? a[i + D] : a[i], send = upper ? a[i] : a[i + D];
+    a[i] = keep + __shfl_xor_sync(BK_FULL_MASK, send, D);
+  }
+  if constexpr (D > 1) bk_warp_sum_halves<D / 2>(a, lane);
+}
 /* a[l] summed over the warp, in lane l: 31 shuffles, where 32 butterflies take 160. */
 BK_DEVICE float bk_warp_sum_each(float (&a)[BK_WARP]) {
-  const int lane = (int)threadIdx.x % BK_WARP;
-#pragma unroll
-  for (int d = BK_WARP / 2; d > 0; d >>= 1) {
-    const bool upper = lane & d;
-#pragma unroll
-    for (int i = 0; i < d; i++) {
-      const float keep = upper ? a[i + d] : a[i], send = upper ? a[i] : a[i + d];
-      a[i] = keep + __shfl_xor_sync(BK_FULL_MASK, send, d);
-    }
-  }
+  bk_warp_sum_halves<BK_WARP / 2>(a, (int)threadIdx.x % BK_WARP);
   return a[0];
 }
 
@@ -140,20 +140,18 @@ static inline bool bk_lane_rows_fit(const bk_tensor *t) {
 template <int I> struct bk_int {
   static constexpr int value = I;
 };
-/* f(bk_int<n>()), n = 0 .. 8. */
-template <class F> static inline void bk_hc_by_n(int n, F f) {
-  switch (n) {
-    case 0: f(bk_int<0>()); break;
-    case 1: f(bk_int<1>()); break;
-    case 2: f(bk_int<2>()); break;
-    case 3: f(bk_int<3>()); break;
-    case 4: f(bk_int<4>()); break;
-    case 5: f(bk_int<5>()); break;
-    case 6: f(bk_int<6>()); break;
-    case 7: f(bk_int<7>()); break;
-    default: f(bk_int<8>()); break;
-  }
+/* Kernels on streams are made for N = 4 streams, and for at most 4 or 8 of them: N = -4, N = -8, the number at run time. */
+#define BK_HC_STREAMS(N) ((N) > 0 ? (N) : -(N)) /* size of arrays */
+/* f(bk_int<N>(), bk_int<packed>()) */
+template <class F> static inline void bk_hc_by_n(bool packed, int n, F f) {
+  if (!packed) f(bk_int<-BK_HC_MAX_N>(), bk_int<0>());
+  else if (n == 4) f(bk_int<4>(), bk_int<1>());
+  else if (n < 4) f(bk_int<-4>(), bk_int<1>());
+  else f(bk_int<-BK_HC_MAX_N>(), bk_int<1>());
 }
+/* Elements of an access: 16 bytes, 8 where more than four streams are in registers, or one element. */
+template <class T, int N, int PACKED>
+constexpr int bk_hc_pack = !PACKED ? 1 : BK_HC_STREAMS(N) <= 4 ? bk_pack<T>::count : bk_pack<T>::count / 2;
 /* Threads of a block that walks a row of `packs` accesses: whole warps, at most `most`, the last round as full as can be. */
 static inline unsigned bk_hc_threads(int64_t packs, int most) {
   const int64_t rounds = bk_ceil_div(packs, most), each = bk_ceil_div(packs, rounds < 1 ? 1 : rounds);

@@ -86,7 +86,7 @@ template <int ROWS> BK_DEVICE void add_warps(const float (&sums)[tokens_each][RO
   __syncthreads();
 }
 
-template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads) project_kernel(operands<T> o) {
+template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads, 1) project_kernel(operands<T> o) {
   __shared__ __align__(16) float tile[ROWS * tile_k];
   __shared__ float total[tile_tokens * (ROWS + 1)];
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, first_row = (int)blockIdx.z * ROWS;
@@ -114,7 +114,7 @@ template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads) p
 }
 
 /* A warp a token: adds the slices up. */
-template <class T> __global__ void __launch_bounds__(threads) finish_kernel(operands<T> o) {
+template <class T> __global__ void __launch_bounds__(threads, 1) finish_kernel(operands<T> o) {
   const int64_t token = (int64_t)blockIdx.x * warps + (int)threadIdx.x / BK_WARP;
   if (token >= o.tokens) return;
   for (int j = (int)threadIdx.x % BK_WARP; j <= o.rows; j += BK_WARP) {

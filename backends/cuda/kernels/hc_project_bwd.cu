@@ -66,7 +66,7 @@ BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const 
   bk_raw_store<T, V>(o.dx.row(token) + c, bk_raw_of<T, V>(dx));
 }
 
-template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads) project_bwd_kernel(operands<T> o) {
+template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
   __shared__ __align__(16) float dproj[tile_tokens][ROWS];
   __shared__ float factors[tile_tokens];
   const int64_t c = ((int64_t)blockIdx.x * threads + threadIdx.x) * V, begin = blockIdx.y * o.chunk;
@@ -100,7 +100,7 @@ template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads) p
 }
 
 /* dfn += the sum of the chunks. A row of fn is the grid's y. */
-template <class T> __global__ void __launch_bounds__(threads) dfn_kernel(operands<T> o, int chunks) {
+template <class T> __global__ void __launch_bounds__(threads, 1) dfn_kernel(operands<T> o, int chunks) {
   const int64_t c = (int64_t)blockIdx.x * threads + threadIdx.x, row = blockIdx.y;
   float sum = 0;
   if (c >= o.width) return;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int most_threads = 512;
 
-template <class T, int V> __global__ void __launch_bounds__(most_threads)
+template <class T, int V> __global__ void __launch_bounds__(most_threads, 1)
 rms_kernel(bk_rows<T> x, float *rinv, int64_t width, float eps) {
   __shared__ float shared[BK_WARP];
   const T *row = x.row(blockIdx.x);
@@ -25,7 +25,7 @@ rms_kernel(bk_rows<T> x, float *rinv, int64_t width, float eps) {
 }
 
 /* d rinv / d x = -rinv^3 x / width. */
-template <class T, int V, bool ADD> __global__ void __launch_bounds__(most_threads)
+template <class T, int V, bool ADD> __global__ void __launch_bounds__(most_threads, 1)
 rms_bwd_kernel(bk_rows<T> x, const float *rinv, const float *drinv, bk_rows<T> dx, int64_t width) {
   const int64_t i = blockIdx.x;
   const float r = rinv[i], factor = -drinv[i] * r * r * r / (float)width;

@@ -45,7 +45,7 @@ BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KI
   }
 }
 
-template <int KIND, int L, int N> __global__ void __launch_bounds__(threads) maps_kernel(bk_maps_operands o) {
+template <int KIND, int L, int N> __global__ void __launch_bounds__(threads, 4) maps_kernel(bk_maps_operands o) {
   __shared__ rooms_of<KIND, L> rooms;
   constexpr int S = 2 + bk_maps_slots<KIND, L>;
   const int n = N ? N : o.n, m = (int)threadIdx.x % L;

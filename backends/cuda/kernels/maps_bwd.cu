@@ -133,7 +133,7 @@ BK_DEVICE void store_partials(const bk_maps_operands &o, float (&sums)[S + 3], i
 }
 
 /* GIVEN: o.logits holds the gradients of the logits. */
-template <int KIND, int L, int N, bool GIVEN> __global__ void __launch_bounds__(threads) maps_bwd_kernel(bk_maps_operands o) {
+template <int KIND, int L, int N, bool GIVEN> __global__ void __launch_bounds__(threads, 4) maps_bwd_kernel(bk_maps_operands o) {
   constexpr int S = 2 + bk_maps_slots<KIND, L>;
   BK_SHARED_DYNAMIC(float, history);
   __shared__ rooms_of<KIND, L, GIVEN> rooms;

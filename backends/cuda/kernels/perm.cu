@@ -12,7 +12,7 @@ struct operands {
   int n;
 };
 
-template <int L, bool BACKWARD> __global__ void __launch_bounds__(threads) perm_kernel(operands o) {
+template <int L, bool BACKWARD> __global__ void __launch_bounds__(threads, 4) perm_kernel(operands o) {
   __shared__ bk_perm_room<L, threads / L> room;
   const int n = o.n, m = (int)threadIdx.x % L, count = perm_factorial(n);
   const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L;

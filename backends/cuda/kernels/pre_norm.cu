@@ -13,8 +13,6 @@ namespace {
 
 constexpr int most_threads = 512, most_threads_bwd = 256, kept = 4, most_chunks = 512;
 
-#define STREAMS_OF(N) ((N) ? (N) : BK_HC_MAX_N)
-
 template <class T> struct operands {
   bk_wide<T> x;
   bk_rows<float> pre;
@@ -49,7 +47,7 @@ template <int V> BK_DEVICE void load_floats(const float *p, float (&v)[V]) {
 
 /* y at channel c, stored and returned as it is stored. */
 template <class T, int V, int N> BK_DEVICE bk_raw<T, V> collapse(const operands<T> &o, int n, int64_t token, int64_t c, const float *pre) {
-  constexpr int M = STREAMS_OF(N);
+  constexpr int M = BK_HC_STREAMS(N);
   bk_raw<T, V> in[M];
   float out[V];
 #pragma unroll
@@ -82,10 +80,10 @@ template <class T, int V> BK_DEVICE void store_normed(const operands<T> &o, int6
   bk_raw_store<T, V>(o.h.row(token) + c, bk_raw_of<T, V>(w));
 }
 
-template <class T, int V, int N> __global__ void __launch_bounds__(most_threads) pre_norm_kernel(operands<T> o) {
-  constexpr int M = STREAMS_OF(N);
+template <class T, int V, int N> __global__ void __launch_bounds__(most_threads, 1) pre_norm_kernel(operands<T> o) {
+  constexpr int M = BK_HC_STREAMS(N);
   __shared__ float shared[BK_WARP];
-  const int n = N ? N : o.n;
+  const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x, step = (int64_t)blockDim.x * V, first = (int64_t)threadIdx.x * V;
   bk_raw<T, V> y[kept];
   float pre[M], sum = 0;
@@ -125,8 +123,8 @@ BK_DEVICE float norm_sums(const operands<T> &o, int64_t c, const bk_raw<T, V> &y
 /* dx[m] (+)= pre[m] dy and the sums of dpre, at channel c; dy = rstd (dh w - y mean). */
 template <class T, int V, int N, bool ADD>
 BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t c, const bk_raw<T, V> &y, const bk_raw<T, V> &dh, float rstd,
-                            float mean, const float *pre, float (&sums)[STREAMS_OF(N)]) {
-  constexpr int M = STREAMS_OF(N);
+                            float mean, const float *pre, float (&sums)[BK_HC_STREAMS(N)]) {
+  constexpr int M = BK_HC_STREAMS(N);
   bk_raw<T, V> x[M], old[M];
   float dy[V];
 #pragma unroll
@@ -154,8 +152,8 @@ BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t 
 /* A token; dw: the thread's sums at its first `kept` accesses; what lies beyond is summed in the workspace. */
 template <class T, int V, int N, bool ADD>
 BK_DEVICE void token_back(const operands<T> &o, int n, int64_t token, bool is_first, float *more_dw, float (&dw)[kept][V], float *shared,
-                          bk_sums_room<STREAMS_OF(N)> *room) {
-  constexpr int M = STREAMS_OF(N);
+                          bk_sums_room<BK_HC_STREAMS(N)> *room) {
+  constexpr int M = BK_HC_STREAMS(N);
   const int64_t step = (int64_t)blockDim.x * V, first = (int64_t)threadIdx.x * V;
   const float rstd = o.rstd[token];
   bk_raw<T, V> y[kept], dh[kept];
@@ -189,10 +187,10 @@ BK_DEVICE void token_back(const operands<T> &o, int n, int64_t token, bool is_fi
   __syncthreads();
 }
 
-template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads_bwd) pre_norm_bwd_kernel(operands<T> o) {
+template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads_bwd, 1) pre_norm_bwd_kernel(operands<T> o) {
   __shared__ float shared[BK_WARP];
-  __shared__ bk_sums_room<STREAMS_OF(N)> room;
-  const int n = N ? N : o.n;
+  __shared__ bk_sums_room<BK_HC_STREAMS(N)> room;
+  const int n = N > 0 ? N : o.n;
   const int64_t begin = blockIdx.x * o.chunk, end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
   float *partial = o.partials + blockIdx.x * o.width;
   float dw[kept][V] = {};
@@ -223,17 +221,14 @@ __global__ void __launch_bounds__(256) dw_kernel(const float *partials, int64_t 
 
 /* ---- launches ---- */
 
-/* More than four streams leave registers for packs of 8 bytes only. */
-template <class T, int N> constexpr int pack_of = N == 0 ? 1 : N <= 4 ? bk_pack<T>::count : bk_pack<T>::count / 2;
-
 /* Few threads, so that each has `kept` accesses where the row has them. */
 unsigned threads_for(int64_t accesses, int most) {
   const int64_t each = bk_ceil_div(accesses, kept);
   return bk_hc_threads(each < most ? each : accesses, most);
 }
 
-template <class T, int N> void start(bk_stream *stream, const operands<T> &o) {
-  constexpr int V = pack_of<T, N>;
+template <class T, int N, int PACKED> void start(bk_stream *stream, const operands<T> &o) {
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   BK_LAUNCH((pre_norm_kernel<T, V, N>), (unsigned)o.tokens, threads_for(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
@@ -244,11 +239,11 @@ template <class T> void launch(bk_stream *stream, const bk_hc_pre_norm_args *a) 
   o.y = bk_rows_of<T>(&a->y), o.h = bk_rows_of<T>(&a->h), o.rstd = (float *)bk_cuda_data(&a->rstd);
   o.tokens = a->x.shape[0], o.width = a->x.shape[2], o.n = (int)a->x.shape[1], o.eps = (float)a->eps;
   if (o.tokens == 0) return;
-  bk_hc_by_n(packed ? o.n : 0, [&](auto n) { start<T, decltype(n)::value>(stream, o); });
+  bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) { start<T, decltype(n)::value, decltype(by_packs)::value>(stream, o); });
 }
 
-template <class T, int N> void start_bwd(bk_stream *stream, const operands<T> &o, bool accumulate) {
-  constexpr int V = pack_of<T, N>;
+template <class T, int N, int PACKED> void start_bwd(bk_stream *stream, const operands<T> &o, bool accumulate) {
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   const unsigned threads = threads_for(o.width / V, most_threads_bwd), chunks = (unsigned)bk_ceil_div(o.tokens, o.chunk);
   if (accumulate) BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, true>), chunks, threads, 0, bk_cuda_raw(stream), o);
   else BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, false>), chunks, threads, 0, bk_cuda_raw(stream), o);
@@ -262,7 +257,9 @@ template <class T> void launch_bwd(bk_stream *stream, const bk_hc_pre_norm_bwd_a
   o.dx = bk_wide_of<T>(&a->dx), o.dpre = bk_rows_of<float>(&a->dpre), o.partials = (float *)bk_cuda_place(workspace);
   o.tokens = a->x.shape[0], o.width = a->x.shape[2], o.n = (int)a->x.shape[1], o.chunk = bk_hc_chunk(o.tokens, 1, most_chunks);
   if (o.tokens == 0) return;
-  bk_hc_by_n(packed ? o.n : 0, [&](auto n) { start_bwd<T, decltype(n)::value>(stream, o, a->accumulate); });
+  bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
+    start_bwd<T, decltype(n)::value, decltype(by_packs)::value>(stream, o, a->accumulate);
+  });
   BK_LAUNCH((dw_kernel), (unsigned)bk_ceil_div(o.width, BK_WARP), 256, 0, bk_cuda_raw(stream), o.partials, bk_ceil_div(o.tokens, o.chunk), o.width,
             (float *)bk_cuda_data(&a->dw));
 }

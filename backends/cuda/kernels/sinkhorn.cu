@@ -16,7 +16,7 @@ struct operands {
   double eps;
 };
 
-template <int L, int N> __global__ void __launch_bounds__(threads) forward_kernel(operands o) {
+template <int L, int N> __global__ void __launch_bounds__(threads, 4) forward_kernel(operands o) {
   __shared__ bk_sinkhorn_room rooms[warps];
   const int n = N ? N : o.n, m = (int)threadIdx.x % L;
   const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L;
@@ -27,7 +27,7 @@ template <int L, int N> __global__ void __launch_bounds__(threads) forward_kerne
   if (live) bk_lane_store<L, N>(o.comb.row(token) + m * n, n, o.packed, comb);
 }
 
-template <int L, int N> __global__ void __launch_bounds__(threads) backward_kernel(operands o) {
+template <int L, int N> __global__ void __launch_bounds__(threads, 4) backward_kernel(operands o) {
   BK_SHARED_DYNAMIC(float, history);
   __shared__ bk_sinkhorn_bwd_room rooms[warps];
   const int n = N ? N : o.n, m = (int)threadIdx.x % L, warp = (int)threadIdx.x / BK_WARP;

@@ -1,11 +1,10 @@
 /* HC_EXPAND, HC_COLLAPSE, HC_PRE, HC_RES, HC_POST and the fused slot HC_POST_RES.
  *
- * A block a token; a thread walks the token's channels 16 bytes at a time (one element where rows are not aligned) and has the same
+ * A block a token; a thread walks the token's channels by 16 bytes (8 if n > 4, one element where rows are not aligned) and has the same
  * channels of all n streams in registers: each stream is read once and written once. The token's coefficients are read once, into
  * registers. Floors, in rows of C elements a token: expand 1 + n, collapse and pre n + 1, res 2n, post 2n + 1, post_res 2n + 1.
  *
- * N = 1 .. 8 is n at compile time, for packs; N = 0 takes n at run time and single elements. Sources are read by plain loads: HC_POST
- * is out = x + post f in place. */
+ * Sources are read by plain loads: HC_POST is out = x + post f in place. */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc.cuh"
 
@@ -13,11 +12,9 @@ namespace {
 
 constexpr int most_threads = 256;
 
-#define STREAMS_OF(N) ((N) ? (N) : BK_HC_MAX_N)
-
 /* ---- one row from or to all streams ---- */
 
-template <class T, int V> __global__ void __launch_bounds__(most_threads) expand_kernel(bk_rows<T> x, bk_wide<T> y, int n, int64_t width) {
+template <class T, int V> __global__ void __launch_bounds__(most_threads, 1) expand_kernel(bk_rows<T> x, bk_wide<T> y, int n, int64_t width) {
   const int64_t token = blockIdx.x;
   const T *from = x.row(token);
   for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += (int64_t)blockDim.x * V) {
@@ -27,10 +24,10 @@ template <class T, int V> __global__ void __launch_bounds__(most_threads) expand
 }
 
 /* y = sum of pre[m] x[m], pre = 1 unless WEIGHTED. */
-template <class T, int V, int N, bool WEIGHTED> __global__ void __launch_bounds__(most_threads)
+template <class T, int V, int N, bool WEIGHTED> __global__ void __launch_bounds__(most_threads, 1)
 gather_kernel(bk_wide<T> x, bk_rows<float> pre, bk_rows<T> y, int n_given, int64_t width) {
-  constexpr int M = STREAMS_OF(N);
-  const int n = N ? N : n_given;
+  constexpr int M = BK_HC_STREAMS(N);
+  const int n = N > 0 ? N : n_given;
   const int64_t token = blockIdx.x;
   float weight[M];
 #pragma unroll
@@ -64,9 +61,9 @@ template <class T> struct merge_operands {
 };
 
 /* out[k] = sum of comb[m][k] x[m], or x[k] unless MIX; plus post[k] f if FEED. */
-template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads) merge_kernel(merge_operands<T> o) {
-  constexpr int M = STREAMS_OF(N);
-  const int n = N ? N : o.n;
+template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads, 1) merge_kernel(merge_operands<T> o) {
+  constexpr int M = BK_HC_STREAMS(N);
+  const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x;
   float comb[MIX ? M * M : 1], post[M];
 #pragma unroll
@@ -101,8 +98,6 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
 
 /* ---- launches ---- */
 
-template <class T> constexpr int pack_or_one(int n) { return n ? bk_pack<T>::count : 1; }
-
 template <class T> void launch_expand(bk_stream *stream, const bk_hc_expand_args *a) {
   const int64_t width = a->x.shape[1], tokens = a->x.shape[0];
   const bk_rows<T> x = bk_rows_of<T>(&a->x);
@@ -115,9 +110,9 @@ template <class T> void launch_expand(bk_stream *stream, const bk_hc_expand_args
   else BK_LAUNCH((expand_kernel<T, 1>), (unsigned)tokens, bk_hc_threads(width, most_threads), 0, bk_cuda_raw(stream), x, y, n, width);
 }
 
-template <class T, int N, bool WEIGHTED>
+template <class T, int N, int PACKED, bool WEIGHTED>
 void start_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre, const bk_tensor *y) {
-  constexpr int V = pack_or_one<T>(N);
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   const bk_rows<float> weights = WEIGHTED ? bk_rows_of<float>(pre) : bk_rows<float>{};
   BK_LAUNCH((gather_kernel<T, V, N, WEIGHTED>), (unsigned)x->shape[0], bk_hc_threads(x->shape[2] / V, most_threads), 0, bk_cuda_raw(stream),
             bk_wide_of<T>(x), weights, bk_rows_of<T>(y), (int)x->shape[1], x->shape[2]);
@@ -127,14 +122,14 @@ void start_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre, c
 template <class T> void launch_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre, const bk_tensor *y) {
   const bool packed = bk_packs_fit(x) && bk_packs_fit(y);
   if (x->shape[0] == 0) return;
-  bk_hc_by_n(packed ? (int)x->shape[1] : 0, [&](auto n) {
-    if (pre) start_gather<T, decltype(n)::value, true>(stream, x, pre, y);
-    else start_gather<T, decltype(n)::value, false>(stream, x, pre, y);
+  bk_hc_by_n(packed, (int)x->shape[1], [&](auto n, auto by_packs) {
+    if (pre) start_gather<T, decltype(n)::value, decltype(by_packs)::value, true>(stream, x, pre, y);
+    else start_gather<T, decltype(n)::value, decltype(by_packs)::value, false>(stream, x, pre, y);
   });
 }
 
-template <class T, int N, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
-  constexpr int V = pack_or_one<T>(N);
+template <class T, int N, int PACKED, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   BK_LAUNCH((merge_kernel<T, V, N, MIX, FEED>), (unsigned)tokens, bk_hc_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
@@ -146,10 +141,10 @@ template <class T> void launch_merge(bk_stream *stream, const bk_hc_post_res_arg
   if (feed) o.f = bk_rows_of<T>(&a->f), o.post = bk_rows_of<float>(&a->post);
   if (mix) o.comb = bk_rows_of<float>(&a->comb);
   if (a->x.shape[0] == 0) return;
-  bk_hc_by_n(packed ? o.n : 0, [&](auto n) {
-    if (mix && feed) start_merge<T, decltype(n)::value, true, true>(stream, o, a->x.shape[0]);
-    else if (mix) start_merge<T, decltype(n)::value, true, false>(stream, o, a->x.shape[0]);
-    else start_merge<T, decltype(n)::value, false, true>(stream, o, a->x.shape[0]);
+  bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
+    if (mix && feed) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, true>(stream, o, a->x.shape[0]);
+    else if (mix) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, false>(stream, o, a->x.shape[0]);
+    else start_merge<T, decltype(n)::value, decltype(by_packs)::value, false, true>(stream, o, a->x.shape[0]);
   });
 }
 

@@ -13,8 +13,6 @@ namespace {
 
 constexpr int most_threads = 256;
 
-#define STREAMS_OF(N) ((N) ? (N) : BK_HC_MAX_N)
-
 /* ---- pre: dx[m] (+)= pre[m] dy, dpre[m] = dy . x[m] ---- */
 
 template <class T> struct pre_operands {
@@ -27,10 +25,10 @@ template <class T> struct pre_operands {
   int n;
 };
 
-template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads) pre_bwd_kernel(pre_operands<T> o) {
-  constexpr int M = STREAMS_OF(N);
+template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads, 1) pre_bwd_kernel(pre_operands<T> o) {
+  constexpr int M = BK_HC_STREAMS(N);
   __shared__ bk_sums_room<M> room;
-  const int n = N ? N : o.n;
+  const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x;
   float pre[M], sums[M];
 #pragma unroll
@@ -134,11 +132,11 @@ template <int M, bool MIX, bool FEED> BK_DEVICE void store_sums(const float *sum
   for (int k = (int)threadIdx.x; FEED && k < n; k += (int)blockDim.x) dpost[k] = sums[(MIX ? M * M : 0) + k];
 }
 
-template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads) merge_bwd_kernel(merge_operands<T> o) {
-  constexpr int M = STREAMS_OF(N), count = merge_sums<M, MIX, FEED>;
+template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads, 1) merge_bwd_kernel(merge_operands<T> o) {
+  constexpr int M = BK_HC_STREAMS(N), count = merge_sums<M, MIX, FEED>;
   __shared__ bk_sums_room<count> room;
   __shared__ float coefficients[count];
-  const int n = N ? N : o.n;
+  const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x;
   float sums[count];
 #pragma unroll
@@ -166,11 +164,8 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
 
 /* ---- launches ---- */
 
-/* More than four streams leave registers for packs of 8 bytes only. */
-template <class T, int N> constexpr int pack_of = N == 0 ? 1 : N <= 4 ? bk_pack<T>::count : bk_pack<T>::count / 2;
-
-template <class T, int N> void start_pre(bk_stream *stream, const pre_operands<T> &o, int64_t tokens, bool accumulate) {
-  constexpr int V = pack_of<T, N>;
+template <class T, int N, int PACKED> void start_pre(bk_stream *stream, const pre_operands<T> &o, int64_t tokens, bool accumulate) {
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   const unsigned threads = bk_hc_threads(o.width / V, most_threads);
   if (accumulate) BK_LAUNCH((pre_bwd_kernel<T, V, N, true>), (unsigned)tokens, threads, 0, bk_cuda_raw(stream), o);
   else BK_LAUNCH((pre_bwd_kernel<T, V, N, false>), (unsigned)tokens, threads, 0, bk_cuda_raw(stream), o);
@@ -181,11 +176,13 @@ template <class T> void launch_pre(bk_stream *stream, const bk_hc_pre_bwd_args *
   const pre_operands<T> o = {bk_wide_of<T>(&a->x), bk_rows_of<float>(&a->pre), bk_rows_of<T>(&a->dy), bk_wide_of<T>(&a->dx),
                              bk_rows_of<float>(&a->dpre), a->x.shape[2], (int)a->x.shape[1]};
   if (a->x.shape[0] == 0) return;
-  bk_hc_by_n(packed ? o.n : 0, [&](auto n) { start_pre<T, decltype(n)::value>(stream, o, a->x.shape[0], a->accumulate); });
+  bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
+    start_pre<T, decltype(n)::value, decltype(by_packs)::value>(stream, o, a->x.shape[0], a->accumulate);
+  });
 }
 
-template <class T, int N, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
-  constexpr int V = pack_of<T, N>;
+template <class T, int N, int PACKED, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
+  constexpr int V = bk_hc_pack<T, N, PACKED>;
   BK_LAUNCH((merge_bwd_kernel<T, V, N, MIX, FEED>), (unsigned)tokens, bk_hc_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
@@ -205,10 +202,10 @@ template <class T> void launch_merge(bk_stream *stream, const bk_hc_post_res_bwd
   if (mix) o.x = bk_wide_of<T>(&a->x), o.comb = bk_rows_of<float>(&a->comb), o.dcomb = bk_rows_of<float>(&a->dcomb);
   if (!mix && o.dx.at == o.dout.at) o.dx.at = nullptr;
   if (tokens == 0) return;
-  bk_hc_by_n(packed ? o.n : 0, [&](auto n) {
-    if (mix && feed) start_merge<T, decltype(n)::value, true, true>(stream, o, tokens);
-    else if (mix) start_merge<T, decltype(n)::value, true, false>(stream, o, tokens);
-    else start_merge<T, decltype(n)::value, false, true>(stream, o, tokens);
+  bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
+    if (mix && feed) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, true>(stream, o, tokens);
+    else if (mix) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, false>(stream, o, tokens);
+    else start_merge<T, decltype(n)::value, decltype(by_packs)::value, false, true>(stream, o, tokens);
   });
 }
 
