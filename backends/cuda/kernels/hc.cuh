@@ -23,18 +23,17 @@ template <class T> static inline bk_wide<T> bk_wide_of(const bk_tensor *t) {
 
 /* ---- V neighbouring elements as they are stored: 16, 8, 4 or 2 bytes, aligned to their size ---- */
 template <class T, int V> struct bk_raw {
-  static constexpr int bytes = (int)sizeof(T) * V;
-  uint32_t w[(bytes + 3) / 4];
+  uint32_t w[(sizeof(T) * V + 3) / 4];
 };
 template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_load(const T *p) {
   bk_raw<T, V> r;
-  if constexpr (r.bytes == 16) {
+  if constexpr (sizeof(T) * V == 16) {
     const uint4 x = *reinterpret_cast<const uint4 *>(p);
     r.w[0] = x.x, r.w[1] = x.y, r.w[2] = x.z, r.w[3] = x.w;
-  } else if constexpr (r.bytes == 8) {
+  } else if constexpr (sizeof(T) * V == 8) {
     const uint2 x = *reinterpret_cast<const uint2 *>(p);
     r.w[0] = x.x, r.w[1] = x.y;
-  } else if constexpr (r.bytes == 4) {
+  } else if constexpr (sizeof(T) * V == 4) {
     r.w[0] = *reinterpret_cast<const uint32_t *>(p);
   } else {
     r.w[0] = p->bits;
@@ -42,9 +41,9 @@ template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_load(const T *p) {
   return r;
 }
 template <class T, int V> BK_DEVICE void bk_raw_store(T *p, const bk_raw<T, V> &r) {
-  if constexpr (r.bytes == 16) *reinterpret_cast<uint4 *>(p) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
-  else if constexpr (r.bytes == 8) *reinterpret_cast<uint2 *>(p) = make_uint2(r.w[0], r.w[1]);
-  else if constexpr (r.bytes == 4) *reinterpret_cast<uint32_t *>(p) = r.w[0];
+  if constexpr (sizeof(T) * V == 16) *reinterpret_cast<uint4 *>(p) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+  else if constexpr (sizeof(T) * V == 8) *reinterpret_cast<uint2 *>(p) = make_uint2(r.w[0], r.w[1]);
+  else if constexpr (sizeof(T) * V == 4) *reinterpret_cast<uint32_t *>(p) = r.w[0];
   else p->bits = (uint16_t)r.w[0];
 }
 template <class T, int V> BK_DEVICE float bk_raw_get(const bk_raw<T, V> &r, int v) {
@@ -92,7 +91,7 @@ template <int COUNT> struct bk_sums_room {
 template <int COUNT> BK_DEVICE void bk_block_sums(const float (&a)[COUNT], bk_sums_room<COUNT> *room) {
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, warps = (int)blockDim.x / BK_WARP;
 #pragma unroll
-  for (int g = 0; g < room->rounds; g++) {
+  for (int g = 0; g < bk_sums_room<COUNT>::rounds; g++) {
     float part[BK_WARP];
 #pragma unroll
     for (int i = 0; i < BK_WARP; i++) part[i] = g * BK_WARP + i < COUNT ? a[g * BK_WARP + i < COUNT ? g * BK_WARP + i : 0] : 0.f;

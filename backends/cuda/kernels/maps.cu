@@ -34,7 +34,8 @@ BK_DEVICE void to_logits(const bk_maps_operands &o, float r, int m, int n, float
 
 /* comb from the lane's slots. */
 template <int KIND, int L, int N>
-BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live, int n, rooms_of<KIND, L> *rooms, float (&comb)[L]) {
+BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live, int n, rooms_of<KIND, L> *rooms,
+                      float (&comb)[L]) {
   if constexpr (KIND == BK_HC_MHC) {
     bk_sinkhorn<L, N>(slots, comb, live, n, o.iters, o.eps, &rooms->sinkhorn[threadIdx.x / BK_WARP]);
   } else if constexpr (KIND == BK_HC_MHC_LITE) {
@@ -94,7 +95,8 @@ void launch_maps(bk_stream *stream, const bk_hc_maps_args *a) {
 /* ---- logits, gates: 32 lanes a token; 8 lanes a token ---- */
 
 __global__ void __launch_bounds__(256)
-logits_kernel(bk_rows<float> proj, const float *rinv, const float *scale, const float *base, bk_rows<float> logits, int64_t tokens, int columns, int n) {
+logits_kernel(bk_rows<float> proj, const float *rinv, const float *scale, const float *base, bk_rows<float> logits, int64_t tokens,
+              int columns, int n) {
   const int64_t token = (int64_t)blockIdx.x * (256 / BK_WARP) + (int)threadIdx.x / BK_WARP;
   if (token >= tokens) return;
   for (int j = (int)threadIdx.x % BK_WARP; j < columns; j += BK_WARP)
