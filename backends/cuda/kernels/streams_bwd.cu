@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int most_threads = 256;
+constexpr int most_threads = 128; /* the sums take many registers: small blocks fill a multiprocessor better */
 
 /* ---- pre: dx[m] (+)= pre[m] dy, dpre[m] = dy . x[m] ---- */
 
@@ -25,7 +25,7 @@ template <class T> struct pre_operands {
   int n;
 };
 
-template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads, 1) pre_bwd_kernel(pre_operands<T> o) {
+template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads, 2) pre_bwd_kernel(pre_operands<T> o) {
   constexpr int M = BK_HC_STREAMS(N);
   __shared__ bk_sums_room<M> room;
   const int n = N > 0 ? N : o.n;
@@ -132,7 +132,7 @@ template <int M, bool MIX, bool FEED> BK_DEVICE void store_sums(const float *sum
   for (int k = (int)threadIdx.x; FEED && k < n; k += (int)blockDim.x) dpost[k] = sums[(MIX ? M * M : 0) + k];
 }
 
-template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads, 1) merge_bwd_kernel(merge_operands<T> o) {
+template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads, 2) merge_bwd_kernel(merge_operands<T> o) {
   constexpr int M = BK_HC_STREAMS(N), count = merge_sums<M, MIX, FEED>;
   __shared__ bk_sums_room<count> room;
   __shared__ float coefficients[count];
