@@ -131,7 +131,7 @@ template <class T> __global__ void __launch_bounds__(threads, 1) finish_kernel(o
 int64_t slice_of(const bk_hc_project_args *a) {
   const int64_t tiles = bk_ceil_div(a->x.shape[0], tile_tokens), steps = bk_ceil_div(a->x.shape[1], tile_k);
   const int64_t wanted = tiles < wanted_blocks ? bk_ceil_div(wanted_blocks, tiles < 1 ? 1 : tiles) : 1;
-  return bk_ceil_div(steps, wanted < steps ? wanted : steps) * tile_k;
+  return steps > 1 ? bk_ceil_div(steps, wanted < steps ? wanted : steps) * tile_k : tile_k;
 }
 
 template <class T, int V, int ROWS> void start(bk_stream *stream, const operands<T> &o) {
