@@ -3,14 +3,16 @@
  * A thread owns two neighbouring channels: their columns of fn and of dfn are registers, and a token costs it 2 ROWS multiply-adds for each
  * of dx and dfn with the token's dproj from shared memory, the same for the whole block. A block has 512 channels and a chunk of tokens,
  * 32 at a time. dfn: partial sums of the chunks in the workspace, added up in order by a second launch; chunks follow from shapes alone.
- * More than 32 rows leave registers for one channel; more than 80 (mhc_lite with n = 5) run composed. Floor: x read, dx written (and read to
- * accumulate); the multiply-adds take about as long. */
+ * More than 32 rows leave registers for one channel; more than 80 (mhc_lite with n = 5) take a pass for dx and one for dfn. Floor: x read, dx
+ * written (and read to accumulate); the multiply-adds take about as long. */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc.cuh"
 
 namespace {
 
-constexpr int threads = 256, most_rows = 80, tile_tokens = 32, wanted_blocks = 512, ahead = 4;
+constexpr int threads = 256, many_rows = 80, most_rows = 132, tile_tokens = 32, wanted_blocks = 512, ahead = 4;
+
+enum { BOTH, DX_ALONE, DFN_ALONE }; /* what a pass makes */
 
 template <class T> struct operands {
   bk_rows<T> x, dx; /* dx.at NULL: not wanted */
@@ -42,7 +44,7 @@ template <class T, int ROWS> BK_DEVICE void load_tile(const operands<T> &o, int6
 }
 
 /* One token: x at this thread's channels -> dx there; adds to dfn. */
-template <class T, int V, int ROWS>
+template <class T, int V, int ROWS, int PARTS>
 BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const bk_raw<T, V> &x, const bk_raw<T, V> &old, const float *dproj,
                           float factor, const float (&w)[V][ROWS], float (&dw)[V][ROWS]) {
   float dx[V];
@@ -56,24 +58,24 @@ BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const 
     for (int i = 0; i < 4; i++)
 #pragma unroll
       for (int v = 0; v < V; v++) {
-        dx[v] += g[i] * w[v][j + i];
-        dw[v][j + i] += g[i] * bk_raw_get(x, v);
+        if (PARTS != DFN_ALONE) dx[v] += g[i] * w[v][j + i];
+        if (PARTS != DX_ALONE) dw[v][j + i] += g[i] * bk_raw_get(x, v);
       }
   }
-  if (!o.dx.at) return;
+  if (PARTS == DFN_ALONE || !o.dx.at) return;
 #pragma unroll
   for (int v = 0; v < V; v++) dx[v] += o.add ? bk_raw_get(old, v) : 0.f;
   bk_raw_store<T, V>(o.dx.row(token) + c, bk_raw_of<T, V>(dx));
 }
 
-template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
+template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
   __shared__ __align__(16) float dproj[tile_tokens][ROWS];
   __shared__ float factors[tile_tokens];
   const int64_t c = ((int64_t)blockIdx.x * threads + threadIdx.x) * V, begin = blockIdx.y * o.chunk;
   const int64_t end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
   const bool in = c < o.width;
   float w[V][ROWS], dw[V][ROWS] = {};
-  load_columns<V, ROWS>(o.fn, o.rows, c, in, w);
+  if (PARTS != DFN_ALONE) load_columns<V, ROWS>(o.fn, o.rows, c, in, w);
   for (int64_t token = begin; token < end; token += tile_tokens) {
     __syncthreads();
     load_tile<T, ROWS>(o, token, end, dproj, factors);
@@ -84,14 +86,14 @@ template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads, 1
       for (int a = 0; a < ahead; a++) {
         if (token + t + a >= end) continue;
         x[a] = bk_raw_load<T, V>(o.x.row(token + t + a) + c);
-        if (o.dx.at && o.add) old[a] = bk_raw_load<T, V>(o.dx.row(token + t + a) + c);
+        if (PARTS != DFN_ALONE && o.dx.at && o.add) old[a] = bk_raw_load<T, V>(o.dx.row(token + t + a) + c);
       }
 #pragma unroll
       for (int a = 0; a < ahead; a++)
-        if (token + t + a < end) token_back<T, V, ROWS>(o, token + t + a, c, x[a], old[a], dproj[t + a], factors[t + a], w, dw);
+        if (token + t + a < end) token_back<T, V, ROWS, PARTS>(o, token + t + a, c, x[a], old[a], dproj[t + a], factors[t + a], w, dw);
     }
   }
-  if (!o.partials || !in) return;
+  if (PARTS == DX_ALONE || !o.partials || !in) return;
 #pragma unroll
   for (int j = 0; j < ROWS; j++)
 #pragma unroll
@@ -117,16 +119,20 @@ int64_t chunk_of(const bk_hc_project_bwd_args *a) {
   return bk_hc_chunk(a->x.shape[0], tile_tokens, bk_ceil_div(wanted_blocks, columns < 1 ? 1 : columns));
 }
 
-template <class T, int V, int ROWS> void start(bk_stream *stream, const operands<T> &o) {
+template <class T, int V, int ROWS, int PARTS = BOTH> void start(bk_stream *stream, const operands<T> &o) {
   const dim3 grid((unsigned)bk_ceil_div(o.width, threads * V), (unsigned)bk_ceil_div(o.tokens, o.chunk));
-  BK_LAUNCH((project_bwd_kernel<T, V, ROWS>), grid, threads, 0, bk_cuda_raw(stream), o);
+  BK_LAUNCH((project_bwd_kernel<T, V, ROWS, PARTS>), grid, threads, 0, bk_cuda_raw(stream), o);
 }
 
 template <class T, int V> void by_rows(bk_stream *stream, const operands<T> &o) {
   if (o.rows <= 8) start<T, V, 8>(stream, o);
   else if (o.rows <= 24) start<T, V, 24>(stream, o);
   else if (o.rows <= 32) start<T, V, 32>(stream, o);
-  else start<T, 1, most_rows>(stream, o);
+  else if (o.rows <= many_rows) start<T, 1, many_rows>(stream, o);
+  else {
+    if (o.partials) start<T, 1, most_rows, DFN_ALONE>(stream, o);
+    if (o.dx.at) start<T, 1, most_rows, DX_ALONE>(stream, o);
+  }
 }
 
 template <class T> void launch(bk_stream *stream, const bk_hc_project_bwd_args *a, bk_place workspace) {
