@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int threads = 256, many_rows = 80, most_rows = 132, tile_tokens = 32, wanted_blocks = 512, ahead = 4;
+constexpr int threads = 256, many_rows = 80, most_rows = 132, tile_tokens = 32, wanted_blocks = 512;
 
 enum { BOTH, DX_ALONE, DFN_ALONE }; /* what a pass makes */
 
@@ -25,10 +25,11 @@ template <class T> struct operands {
 
 /* V channels of fn, or of a row of the workspace. */
 template <int V, int ROWS> BK_DEVICE void load_columns(bk_rows<float> fn, int rows, int64_t c, bool in, float (&w)[V][ROWS]) {
+  const float *p = fn.at + c;
 #pragma unroll
-  for (int j = 0; j < ROWS; j++)
+  for (int j = 0; j < ROWS; j++, p += fn.stride)
 #pragma unroll
-    for (int v = 0; v < V; v++) w[v][j] = in && j < rows ? fn.row(j)[c + v] : 0.f;
+    for (int v = 0; v < V; v++) w[v][j] = in && j < rows ? p[v] : 0.f;
 }
 
 /* dproj of the tile's tokens (0 where there is none) and the factors of x. */
@@ -62,10 +63,12 @@ BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const 
         if (PARTS != DX_ALONE) dw[v][j + i] += g[i] * bk_raw_get(x, v);
       }
   }
-  if (PARTS == DFN_ALONE || !o.dx.at) return;
+  if constexpr (PARTS != DFN_ALONE) {
+    if (!o.dx.at) return;
 #pragma unroll
-  for (int v = 0; v < V; v++) dx[v] += o.add ? bk_raw_get(old, v) : 0.f;
-  bk_raw_store<T, V>(o.dx.row(token) + c, bk_raw_of<T, V>(dx));
+    for (int v = 0; v < V; v++) dx[v] += o.add ? bk_raw_get(old, v) : 0.f;
+    bk_raw_store<T, V>(o.dx.row(token) + c, bk_raw_of<T, V>(dx));
+  }
 }
 
 template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
@@ -73,6 +76,7 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
   __shared__ float factors[tile_tokens];
   const int64_t c = ((int64_t)blockIdx.x * threads + threadIdx.x) * V, begin = blockIdx.y * o.chunk;
   const int64_t end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
+  constexpr int ahead = ROWS <= many_rows ? 4 : 1; /* tokens whose reads are under way at once */
   const bool in = c < o.width;
   float w[V][ROWS], dw[V][ROWS] = {};
   if (PARTS != DFN_ALONE) load_columns<V, ROWS>(o.fn, o.rows, c, in, w);
@@ -93,12 +97,14 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
         if (token + t + a < end) token_back<T, V, ROWS, PARTS>(o, token + t + a, c, x[a], old[a], dproj[t + a], factors[t + a], w, dw);
     }
   }
-  if (PARTS == DX_ALONE || !o.partials || !in) return;
+  if constexpr (PARTS != DX_ALONE) {
+    if (!o.partials || !in) return;
 #pragma unroll
-  for (int j = 0; j < ROWS; j++)
+    for (int j = 0; j < ROWS; j++)
 #pragma unroll
-    for (int v = 0; v < V; v++)
-      if (j < o.rows) o.partials[((int64_t)blockIdx.y * o.rows + j) * o.width + c + v] = dw[v][j];
+      for (int v = 0; v < V; v++)
+        if (j < o.rows) o.partials[((int64_t)blockIdx.y * o.rows + j) * o.width + c + v] = dw[v][j];
+  }
 }
 
 /* dfn += the sum of the chunks. A row of fn is the grid's y. */

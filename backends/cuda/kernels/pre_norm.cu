@@ -187,7 +187,7 @@ BK_DEVICE void token_back(const operands<T> &o, int n, int64_t token, bool is_fi
   __syncthreads();
 }
 
-template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads_bwd, 1) pre_norm_bwd_kernel(operands<T> o) {
+template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads_bwd, N > 0 ? 2 : 1) pre_norm_bwd_kernel(operands<T> o) {
   __shared__ float shared[BK_WARP];
   __shared__ bk_sums_room<BK_HC_STREAMS(N)> room;
   const int n = N > 0 ? N : o.n;
