@@ -85,7 +85,7 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
     load_tile<T, ROWS>(o, token, end, dproj, factors);
     __syncthreads();
     for (int t = 0; in && t < tile_tokens && token + t < end; t += ahead) {
-      bk_raw<T, V> x[ahead], old[ahead];
+      bk_raw<T, V> x[ahead], old[ahead] = {};
 #pragma unroll
       for (int a = 0; a < ahead; a++) {
         if (token + t + a >= end) continue;
