@@ -8,12 +8,43 @@
 extern "C" {
 #endif
 
+/* sinkhorn.cu */
+BK_CUDA_LAUNCH(sinkhorn);
+BK_CUDA_LAUNCH(sinkhorn_bwd);
+/* perm.cu */
+BK_CUDA_LAUNCH(hc_perm);
+BK_CUDA_LAUNCH(hc_perm_bwd);
+/* maps.cu */
+BK_CUDA_LAUNCH(hc_logits);
+BK_CUDA_LAUNCH(hc_gates);
+BK_CUDA_LAUNCH(hc_gates_bwd);
+BK_CUDA_LAUNCH(hc_tanh);
+BK_CUDA_LAUNCH(hc_maps);
+/* maps_bwd.cu */
+BK_CUDA_LAUNCH(hc_logits_bwd);
+BK_CUDA_PREPARE(hc_logits_bwd);
+BK_CUDA_LAUNCH(hc_tanh_bwd);
+BK_CUDA_PREPARE(hc_tanh_bwd);
+BK_CUDA_LAUNCH(hc_maps_bwd);
+BK_CUDA_PREPARE(hc_maps_bwd);
 
 #ifdef __cplusplus
 }
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_MAPS
+#define BK_CUDA_ROWS_MAPS \
+  BK_CUDA_ROW(HC_LOGITS, hc_logits, BK_CUDA_F32) \
+  BK_CUDA_ROW_WORK(HC_LOGITS_BWD, hc_logits_bwd, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_GATES, hc_gates, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_GATES_BWD, hc_gates_bwd, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_PERM, hc_perm, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_PERM_BWD, hc_perm_bwd, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_TANH, hc_tanh, BK_CUDA_F32) \
+  BK_CUDA_ROW_WORK(HC_TANH_BWD, hc_tanh_bwd, BK_CUDA_F32) \
+  BK_CUDA_ROW(HC_MAPS, hc_maps, BK_CUDA_F32) \
+  BK_CUDA_ROW_WORK(HC_MAPS_BWD, hc_maps_bwd, BK_CUDA_F32) \
+  BK_CUDA_ROW(SINKHORN, sinkhorn, BK_CUDA_F32) \
+  BK_CUDA_ROW(SINKHORN_BWD, sinkhorn_bwd, BK_CUDA_F32)
 
 #endif

@@ -8,12 +8,54 @@
 extern "C" {
 #endif
 
+/* streams.cu */
+BK_CUDA_LAUNCH(hc_expand);
+BK_CUDA_LAUNCH(hc_collapse);
+BK_CUDA_LAUNCH(hc_pre);
+BK_CUDA_LAUNCH(hc_res);
+BK_CUDA_LAUNCH(hc_post);
+BK_CUDA_LAUNCH(hc_post_res);
+/* streams_bwd.cu */
+BK_CUDA_LAUNCH(hc_pre_bwd);
+BK_CUDA_LAUNCH(hc_res_bwd);
+BK_CUDA_LAUNCH(hc_post_bwd);
+BK_CUDA_LAUNCH(hc_post_res_bwd);
+/* hc_rms.cu */
+BK_CUDA_LAUNCH(hc_rms);
+BK_CUDA_LAUNCH(hc_rms_bwd);
+/* pre_norm.cu */
+BK_CUDA_LAUNCH(hc_pre_norm);
+BK_CUDA_LAUNCH(hc_pre_norm_bwd);
+BK_CUDA_PREPARE(hc_pre_norm_bwd);
+/* hc_project.cu */
+BK_CUDA_LAUNCH(hc_project);
+BK_CUDA_PREPARE(hc_project);
+/* hc_project_bwd.cu */
+BK_CUDA_ACCEPTS(hc_project_bwd);
+BK_CUDA_LAUNCH(hc_project_bwd);
+BK_CUDA_PREPARE(hc_project_bwd);
 
 #ifdef __cplusplus
 }
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_STREAMS
+#define BK_CUDA_ROWS_STREAMS \
+  BK_CUDA_ROW(HC_EXPAND, hc_expand, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_COLLAPSE, hc_collapse, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE, hc_pre, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE_BWD, hc_pre_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RES, hc_res, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RES_BWD, hc_res_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST, hc_post, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_WORK(HC_PROJECT, hc_project, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)
 
 #endif
