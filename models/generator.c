@@ -56,6 +56,17 @@ size_t bk_generator_bytes(const bk_generator *g, bk_memory_class c) {
 
 int64_t bk_generator_length(const bk_generator *g) { return g->length; }
 
+/* As doubles, widened where they land, from the last to the first: bk_tensor_read_f64 would allocate on a device with its own memory. */
+static bk_status read_logits(bk_generator *g, const bk_tensor *row) {
+  BK_TRY(bk_tensor_download(g->model->stream, row, g->logits));
+  for (int64_t i = row->dtype == BK_F32 ? g->model->config.vocab_size : 0; i-- > 0;) {
+    float one;
+    memcpy(&one, (const char *)g->logits + i * (int64_t)sizeof one, sizeof one);
+    g->logits[i] = (double)one;
+  }
+  return BK_OK;
+}
+
 bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
   bk_context *ctx = g->model->ctx;
   if (count < 1 || count > g->max_tokens - g->length)
@@ -71,7 +82,7 @@ bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) 
     count -= piece;
     last = bk_tensor_slice(bk_runner_logits(runner), 0, piece - 1, 1);
   }
-  return bk_tensor_read_f64(g->model->stream, &last, g->logits);
+  return read_logits(g, &last);
 }
 
 static bool comes_before(const candidate *x, const candidate *y) { return x->p != y->p ? x->p > y->p : x->token < y->token; }
