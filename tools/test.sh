@@ -120,7 +120,7 @@ stage_sanitizers() {
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
   local flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
   build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="$flags" --disable-static --with-cuda=no &&
-    BK_TEST_QUICK=1 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
+    BK_TEST_QUICK=1 BK_TEST_STEPS=20 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   unset ASAN_OPTIONS UBSAN_OPTIONS
 }
 build_valgrind() { build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static --with-cuda=no; }
