@@ -1,12 +1,14 @@
 /* See cudnn_graph.h. The operations that cuDNN's attention engines recognise are those of NVIDIA's documentation of the graph API. */
-#include "backends/cuda/cudnn_graph.h"
+#include "backends/cuda/cudnn.h"
 
+#ifdef BK_CUDNN_HERE
+
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
-#include <float.h>
 #include <string.h>
 
-#include "backends/cuda/cuda.h"
+#include "backends/cuda/cudnn_graph.h"
 
 typedef cudnnBackendDescriptor_t descriptor;
 
@@ -370,3 +372,5 @@ cudnnStatus_t bk_cudnn_plan_run(bk_cudnn_plan *plan, cudnnHandle_t handle, char 
   (void)plan->api->BackendDestroyDescriptor(pack);
   return status;
 }
+
+#endif
