@@ -30,7 +30,7 @@ CUDA_LIBS="-L$bk_cuda_root/lib64 -lcudart_static -ldl -lrt -lpthread"
 CUDA_GENCODE=
 for bk_arch in $CUDA_ARCHS; do CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_arch,code=sm_$bk_arch"; bk_last_arch=$bk_arch; done
 CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_last_arch,code=compute_$bk_last_arch"
-AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_LIBS]) AC_SUBST([CUDA_GENCODE])
+AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_ROOT],[$bk_cuda_root]) AC_SUBST([CUDA_LIBS]) AC_SUBST([CUDA_GENCODE])
 AM_CONDITIONAL([HAVE_CUDA],[test x$bk_happy_cuda = xyes])
 dnl The tests compile the same sources for the host: a C++17 compiler, the module loader, shared libraries.
 AC_LANG_PUSH([C++])

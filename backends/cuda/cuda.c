@@ -199,7 +199,7 @@ static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *
   if (!d) return BK_ERR_MEMORY;
   bk_status status = device_fill(d, ctx, index, options);
   if (status != BK_OK) {
-    if (d->blaslt) bk_cublaslt_close(d);
+    bk_cublaslt_close(d);
     bk_free(ctx, d);
     return status;
   }

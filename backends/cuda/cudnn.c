@@ -47,9 +47,7 @@ bk_status bk_cudnn_open(bk_cuda_device *d) {
     return BK_OK;
   }
   d->cudnn = bk_alloc(ctx, sizeof *d->cudnn);
-  if (!d->cudnn) return BK_ERR_MEMORY;
-  memset(d->cudnn, 0, sizeof *d->cudnn);
-  return BK_OK;
+  return d->cudnn ? BK_OK : BK_ERR_MEMORY;
 }
 
 void bk_cudnn_close(bk_cuda_device *d) {
@@ -72,6 +70,7 @@ static bool is_ready(const bk_cuda_device *d) {
   if (!c || c->tried) return c && c->ready;
   c->tried = true;
   reason = bk_cudnn_api_find(&c->api, &opened);
+  if (!reason && c->api.GetVersion() < BK_CUDNN_VERSION) reason = "it is older than 9.18";
   if (!reason && cudaSetDevice(d->ordinal) != cudaSuccess) reason = "the device cannot be used";
   if (!reason) {
     cudnnStatus_t status = c->api.Create(&c->handle);
@@ -117,7 +116,8 @@ static bool rows_fit(const bk_tensor *t) {
          t->stride[0] % 8 == 0 && t->stride[1] % 8 == 0 && t->stride[2] % 8 == 0;
 }
 
-static bool lse_fits(const bk_tensor *t) { return t->dtype == BK_F32 && t->stride[2] == 1 && t->stride[1] > 0 && t->stride[0] > 0; }
+/* Older libraries read and write it packed, whatever strides are named. */
+static bool lse_fits(const bk_tensor *t) { return t->dtype == BK_F32 && bk_tensor_contiguous(t); }
 
 /* Where operands lie in a workspace, that is known at launch only. */
 static bool places_fit(const operands *x) {
@@ -166,7 +166,6 @@ static entry *entry_for(const bk_cuda_device *d, const operands *x, const void *
   if (!e) {
     e = bk_alloc(d->base.ctx, sizeof *e);
     if (!e) return NULL;
-    memset(e, 0, sizeof *e);
     e->key = key;
     make_plan(d, x, args, e);
     e->next = d->cudnn->entries;
@@ -234,7 +233,7 @@ BK_CUDA_LAUNCH(attention_cudnn) {
 
 BK_CUDA_ACCEPTS(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
-  return bk_cuda_attention_bwd_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
+  return bk_cuda_of(device)->capability < 100 && bk_cuda_attention_bwd_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
 }
 
 /* The workspace is large enough for our own kernels too: both ask for the same. */

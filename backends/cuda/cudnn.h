@@ -1,7 +1,8 @@
 /* Attention through cuDNN's graph API, found at run time. The graphs: cudnn_graph.h; the rows of the kernel table: kernels/attention.h.
  *
- * Served: bf16 with lse, no past, BK_CUDNN_MIN_TOKENS tokens or more, Dk and Dv multiples of 8, 16-byte rows, whatever of that cuDNN has a
- * deterministic engine for. All else goes to our own kernels, as everything does where the library is missing, the module was built
+ * Served by cuDNN 9.18 or newer: bf16 with a packed lse, no past, BK_CUDNN_MIN_TOKENS tokens or more, Dk and Dv multiples of 8, 16-byte rows, whatever of that cuDNN has a
+ * deterministic engine for; the backward up to Hopper only, since on Blackwell the graph that we build is not the one that NVIDIA calls
+ * deterministic there. All else goes to our own kernels, as everything does where the library is missing, the module was built
  * without its header (9.8 or newer), or BIRKHOFF_CUDA_CUDNN=0 is set. A plan that fails when it runs is given up with a warning: our own
  * kernel does that launch and all later ones.
  *
@@ -15,6 +16,7 @@
 
 #include "backends/cuda/cuda.h"
 
+#define BK_CUDNN_VERSION 91800 /* at run time: before 9.16 a backward of T no multiple of 128 was wrong */
 #define BK_CUDNN_MIN_TOKENS 256
 #define BK_CUDNN_WORKSPACE ((size_t)64 << 20)
 
