@@ -17,11 +17,20 @@ AS_IF([test "x$with_cuda" != xno && test "x$bk_happy_dl" = xyes && test "x$enabl
 AS_IF([test "x$with_cuda" != xguess && test "x$with_cuda" != xno && test "x$bk_happy_cuda" = xno],
   [AC_MSG_ERROR([--with-cuda: under $bk_cuda_root there is no toolkit (nvcc, include/cublasLt.h, lib64/libcudart_static.a), or modules or shared libraries are disabled])])
 CUDA_CPPFLAGS="-I$bk_cuda_root/include"
+dnl cuDNN's header is optional; its device properties came with 9.8.
+AS_IF([test "x$bk_happy_cuda" = xyes],[
+  bk_save_cppflags=$CPPFLAGS
+  CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS"
+  AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#include <cudnn.h>
+#if CUDNN_MAJOR != 9 || CUDNN_VERSION < 90800
+#error cuDNN 9.8 or a later 9 is needed
+#endif]],[[]])],[CUDA_CPPFLAGS="$CUDA_CPPFLAGS -DHAVE_CUDNN_H"])
+  CPPFLAGS=$bk_save_cppflags])
 CUDA_LIBS="-L$bk_cuda_root/lib64 -lcudart_static -ldl -lrt -lpthread"
 CUDA_GENCODE=
 for bk_arch in $CUDA_ARCHS; do CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_arch,code=sm_$bk_arch"; bk_last_arch=$bk_arch; done
 CUDA_GENCODE="$CUDA_GENCODE -gencode arch=compute_$bk_last_arch,code=compute_$bk_last_arch"
-AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_LIBS]) AC_SUBST([CUDA_GENCODE])
+AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_ROOT],[$bk_cuda_root]) AC_SUBST([CUDA_LIBS]) AC_SUBST([CUDA_GENCODE])
 AM_CONDITIONAL([HAVE_CUDA],[test x$bk_happy_cuda = xyes])
 dnl The tests compile the same sources for the host: a C++17 compiler, the module loader, shared libraries.
 AC_LANG_PUSH([C++])

@@ -4,6 +4,7 @@
 
 #include "backends/cuda/blaslt.h"
 #include "backends/cuda/cuda.h"
+#include "backends/cuda/cudnn.h"
 
 #define MIN_CAPABILITY 80
 
@@ -94,6 +95,7 @@ static cudaError_t enter(bk_device *device) { return cudaSetDevice(bk_cuda_of(de
 static void device_close(bk_device *device) {
   bk_cuda_device *d = (bk_cuda_device *)device;
   (void)enter(device);
+  bk_cudnn_close(d);
   bk_cublaslt_close(d);
   bk_free(device->ctx, d);
 }
@@ -188,7 +190,8 @@ static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index, cons
   if (d->capability < MIN_CAPABILITY)
     return bk_fail(ctx, BK_ERR_ABSENT, "cuda:%d (%s) has compute capability %d.%d; %d.%d or newer is needed", index, props.name,
                    d->capability / 10, d->capability % 10, MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);
-  return bk_cublaslt_open(d);
+  BK_TRY(bk_cublaslt_open(d));
+  return bk_cudnn_open(d);
 }
 
 static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
@@ -196,6 +199,7 @@ static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *
   if (!d) return BK_ERR_MEMORY;
   bk_status status = device_fill(d, ctx, index, options);
   if (status != BK_OK) {
+    bk_cublaslt_close(d);
     bk_free(ctx, d);
     return status;
   }

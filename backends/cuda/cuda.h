@@ -1,7 +1,7 @@
 /* The cuda backend: what its files share. Read by the C host files and by the kernels' files (*.cu), so it is C and C++.
  *
  * Host side. cuda.c: the backend (probe, devices) and its devices; stream.c: streams, events, capture; blaslt.c: dense products
- * through cuBLASLt, found at run time; table.c: the kernel table. kernels/: one .cu file per op family; each holds the kernels, and
+ * through cuBLASLt, cudnn.c and cudnn_graph.c: attention through cuDNN, both found at run time; table.c: the kernel table. kernels/: one .cu file per op family; each holds the kernels, and
  * beside them the launch functions of the kernel table, so that a kernel and what it is called with are read together.
  *
  * The CUDA runtime is linked statically and finds the driver (libcuda) by itself at run time: the module loads on a machine
@@ -21,6 +21,7 @@ extern "C" {
 #define BK_CUDA_TRACE 32 /* launches that a stream remembers, to name an error that comes to light later */
 
 typedef struct bk_cublaslt bk_cublaslt;
+typedef struct bk_cudnn bk_cudnn;
 
 typedef struct bk_cuda_device {
   bk_device base;
@@ -30,6 +31,7 @@ typedef struct bk_cuda_device {
   int smem_optin;    /* bytes of shared memory that one block can have when it asks */
   bool synchronous;  /* BIRKHOFF_CUDA_SYNC=1: every launch is waited for, so that an error names its op */
   bk_cublaslt *blaslt; /* NULL: not here, our own products serve */
+  bk_cudnn *cudnn;     /* NULL: not asked for or not compiled in, our own attention serves */
 } bk_cuda_device;
 
 typedef struct bk_cuda_stream {

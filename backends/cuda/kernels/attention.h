@@ -8,6 +8,13 @@
 extern "C" {
 #endif
 
+/* ../cudnn.c: cuDNN, where it is found and has a deterministic engine. */
+BK_CUDA_LAUNCH(attention_cudnn);
+BK_CUDA_ACCEPTS(attention_cudnn);
+BK_CUDA_PREPARE(attention_cudnn);
+BK_CUDA_LAUNCH(attention_bwd_cudnn);
+BK_CUDA_ACCEPTS(attention_bwd_cudnn);
+BK_CUDA_PREPARE(attention_bwd_cudnn);
 BK_CUDA_LAUNCH(attention_decode);
 BK_CUDA_ACCEPTS(attention_decode);
 BK_CUDA_PREPARE(attention_decode);
@@ -27,6 +34,9 @@ BK_CUDA_PREPARE(attention_bwd_simt);
 #endif
 
 /* Best first within an op. */
+#define BK_CUDA_ROWS_CUDNN \
+  BK_CUDA_ROW_IF_WORK(ATTENTION, attention_cudnn, BK_CUDA_BF16) \
+  BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_cudnn, BK_CUDA_BF16)
 #define BK_CUDA_ROWS_ATTENTION \
   BK_CUDA_ROW_IF_WORK(ATTENTION, attention_decode, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF(ATTENTION, attention_mma, BK_CUDA_BF16) \

@@ -1,0 +1,278 @@
+/* See cudnn.h. */
+#include "backends/cuda/cudnn.h"
+
+#include "backends/cuda/kernels/attention.h"
+
+#ifdef BK_CUDNN_HERE
+
+#include <string.h>
+
+#include "backends/cuda/cudnn_graph.h"
+
+/* ---- what a device keeps ---- */
+
+/* What decides a plan: shapes and strides of the operands in the order of cudnn_graph.h, and the scale. */
+typedef struct signature {
+  int count;
+  double scale;
+  int64_t shape[BK_CUDNN_BACKWARD_COUNT][BK_MAX_DIMS], stride[BK_CUDNN_BACKWARD_COUNT][BK_MAX_DIMS];
+} signature;
+
+typedef struct entry {
+  struct entry *next;
+  signature key;
+  bk_cudnn_plan plan;
+  cudnnStatus_t status; /* of making the plan */
+  bool given_up;        /* it failed when it ran */
+} entry;
+
+struct bk_cudnn {
+  bk_cudnn_api api;
+  cudnnHandle_t handle;
+  bool tried, ready;
+  entry *entries;
+};
+
+static bool switched_off(bk_context *ctx) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_CUDA_CUDNN");
+  bool on = true;
+  return text && bk_parse_bool(text, &on) && !on;
+}
+
+bk_status bk_cudnn_open(bk_cuda_device *d) {
+  bk_context *ctx = d->base.ctx;
+  d->cudnn = NULL;
+  if (switched_off(ctx)) {
+    bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_CUDNN=0: our own kernels serve attention", d->ordinal);
+    return BK_OK;
+  }
+  d->cudnn = bk_alloc(ctx, sizeof *d->cudnn);
+  return d->cudnn ? BK_OK : BK_ERR_MEMORY;
+}
+
+void bk_cudnn_close(bk_cuda_device *d) {
+  bk_cudnn *c = d->cudnn;
+  if (!c) return;
+  for (entry *e = c->entries, *next; e; e = next) {
+    next = e->next;
+    if (e->status == CUDNN_STATUS_SUCCESS) bk_cudnn_plan_release(&e->plan);
+    bk_free(d->base.ctx, e);
+  }
+  if (c->ready) (void)c->api.Destroy(c->handle);
+  bk_free(d->base.ctx, c);
+  d->cudnn = NULL;
+}
+
+/* Opens the library at the first call. */
+static bool is_ready(const bk_cuda_device *d) {
+  bk_cudnn *c = d->cudnn;
+  const char *opened = "cuDNN", *reason = NULL;
+  if (!c || c->tried) return c && c->ready;
+  c->tried = true;
+  reason = bk_cudnn_api_find(&c->api, &opened);
+  if (!reason && c->api.GetVersion() < BK_CUDNN_VERSION) reason = "it is older than 9.18";
+  if (!reason && cudaSetDevice(d->ordinal) != cudaSuccess) reason = "the device cannot be used";
+  if (!reason) {
+    cudnnStatus_t status = c->api.Create(&c->handle);
+    if (status != CUDNN_STATUS_SUCCESS) reason = c->api.GetErrorString(status);
+  }
+  c->ready = !reason;
+  if (reason) bk_debug(d->base.ctx, "cuda:%d: our own kernels serve attention, %s does not: %s", d->ordinal, opened, reason);
+  else bk_debug(d->base.ctx, "cuda:%d: %s (version %zu) serves attention", d->ordinal, opened, c->api.GetVersion());
+  return c->ready;
+}
+
+/* ---- what is asked ---- */
+
+typedef struct operands {
+  const bk_tensor *at[BK_CUDNN_BACKWARD_COUNT]; /* in the order of cudnn_graph.h */
+  int count;
+  double scale;
+} operands;
+
+static operands operands_of_forward(const bk_attention_args *a) {
+  return (operands){.at = {&a->q, &a->k, &a->v, &a->o, &a->lse}, .count = BK_CUDNN_FORWARD_COUNT, .scale = a->scale};
+}
+
+static operands operands_of_backward(const bk_attention_bwd_args *a) {
+  return (operands){.at = {&a->q, &a->k, &a->v, &a->o, &a->lse, &a->dout, &a->dq, &a->dk, &a->dv},
+                    .count = BK_CUDNN_BACKWARD_COUNT, .scale = a->scale};
+}
+
+static signature signature_of(const operands *x) {
+  signature key;
+  memset(&key, 0, sizeof key); /* compared byte by byte */
+  key.count = x->count;
+  key.scale = x->scale;
+  for (int i = 0; i < x->count; i++) {
+    memcpy(key.shape[i], x->at[i]->shape, sizeof key.shape[i]);
+    memcpy(key.stride[i], x->at[i]->stride, sizeof key.stride[i]);
+  }
+  return key;
+}
+
+static bool rows_fit(const bk_tensor *t) {
+  return t->dtype == BK_BF16 && t->shape[3] > 0 && t->shape[3] % 8 == 0 && t->stride[3] == 1 && t->stride[0] > 0 && t->stride[1] > 0 && t->stride[2] > 0 &&
+         t->stride[0] % 8 == 0 && t->stride[1] % 8 == 0 && t->stride[2] % 8 == 0;
+}
+
+/* Older libraries read and write it packed, whatever strides are named. */
+static bool lse_fits(const bk_tensor *t) { return t->dtype == BK_F32 && bk_tensor_contiguous(t); }
+
+/* Where operands lie in a workspace, that is known at launch only. */
+static bool places_fit(const operands *x) {
+  for (int i = 0; i < x->count; i++)
+    if (x->at[i]->offset % 16) return false;
+  return true;
+}
+
+static bool operands_fit(const operands *x) {
+  const bk_tensor *q = x->at[BK_CUDNN_Q], *k = x->at[BK_CUDNN_K];
+  if (q->shape[0] < 1 || q->shape[2] < 1 || q->shape[1] < BK_CUDNN_MIN_TOKENS || q->shape[1] != k->shape[1]) return false;
+  for (int i = 0; i < x->count; i++)
+    if (i == BK_CUDNN_LSE ? !lse_fits(x->at[i]) : !rows_fit(x->at[i])) return false;
+  return places_fit(x);
+}
+
+/* ---- plans ---- */
+
+/* The bytes of ds, without asking the library. */
+static bool within_limit(const operands *x) {
+  const bk_tensor *q = x->at[BK_CUDNN_Q];
+  return x->count == BK_CUDNN_FORWARD_COUNT ||
+         (double)q->shape[0] * (double)q->shape[2] * (double)q->shape[1] * (double)q->shape[1] * 2 <= (double)BK_CUDNN_WORKSPACE;
+}
+
+static void make_plan(const bk_cuda_device *d, const operands *x, const void *args, entry *e) {
+  bk_cudnn *c = d->cudnn;
+  const bk_cudnn_target target = {.handle = c->handle};
+  const bool backward = x->count == BK_CUDNN_BACKWARD_COUNT;
+  const bk_tensor *q = x->at[BK_CUDNN_Q];
+  if (cudaSetDevice(d->ordinal) != cudaSuccess) e->status = CUDNN_STATUS_NOT_INITIALIZED;
+  else if (backward) e->status = bk_cudnn_plan_backward(&c->api, target, args, BK_CUDNN_WORKSPACE, &e->plan);
+  else e->status = bk_cudnn_plan_forward(&c->api, target, args, BK_CUDNN_WORKSPACE, &e->plan);
+  bk_debug(d->base.ctx, "cuda:%d: cuDNN: attention%s of %lld x %lld tokens, %lld heads, %lld/%lld: %s %s", d->ordinal, backward ? " backward" : "",
+           (long long)q->shape[0], (long long)q->shape[1], (long long)q->shape[2], (long long)q->shape[3],
+           (long long)x->at[BK_CUDNN_V]->shape[3], e->status == CUDNN_STATUS_SUCCESS ? e->plan.name : "our own kernel serves:",
+           e->status == CUDNN_STATUS_SUCCESS ? "" : c->api.GetErrorString(e->status));
+}
+
+/* What the device keeps for this signature, made if need be; NULL where cuDNN does not serve it. */
+static entry *entry_for(const bk_cuda_device *d, const operands *x, const void *args) {
+  if (!operands_fit(x) || !within_limit(x) || !is_ready(d)) return NULL;
+  const signature key = signature_of(x);
+  entry *e = d->cudnn->entries;
+  while (e && memcmp(&e->key, &key, sizeof key) != 0) e = e->next;
+  if (!e) {
+    e = bk_alloc(d->base.ctx, sizeof *e);
+    if (!e) return NULL;
+    e->key = key;
+    make_plan(d, x, args, e);
+    e->next = d->cudnn->entries;
+    d->cudnn->entries = e;
+  }
+  return e->status == CUDNN_STATUS_SUCCESS && !e->given_up ? e : NULL;
+}
+
+static bk_status prepare(bk_device *device, const operands *x, const void *args, void **state, size_t *workspace_bytes) {
+  entry *e = entry_for(bk_cuda_of(device), x, args);
+  if (!e) return bk_fail(device->ctx, BK_ERR_DEVICE, "cuda: cuDNN: no plan for an attention that it had accepted");
+  if (*workspace_bytes < e->plan.bytes) *workspace_bytes = e->plan.bytes;
+  *state = e;
+  return BK_OK;
+}
+
+/* ---- launches ---- */
+
+static cudnnStatus_t run(bk_stream *stream, entry *e, const operands *x, bk_place workspace) {
+  const bk_cudnn *c = bk_cuda_of(stream->device)->cudnn;
+  enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed; /* cuDNN may load code at a plan's first run, also within a capture */
+  char *data[BK_CUDNN_BACKWARD_COUNT] = {0};
+  for (int i = 0; i < x->count; i++) data[i] = bk_cuda_data(x->at[i]);
+  if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return CUDNN_STATUS_EXECUTION_FAILED_CUDART;
+  cudnnStatus_t status = c->api.SetStream(c->handle, bk_cuda_raw(stream));
+  if (status == CUDNN_STATUS_SUCCESS) status = bk_cudnn_plan_run(&e->plan, c->handle, data, x->count, bk_cuda_place(workspace));
+  (void)cudaThreadExchangeStreamCaptureMode(&mode);
+  return status;
+}
+
+/* True where cuDNN has done it. */
+static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_place workspace) {
+  bk_context *ctx = stream->device->ctx;
+  entry *e = plan->state;
+  if (e->given_up || !places_fit(x)) return false;
+  cudnnStatus_t status = run(stream, e, x, workspace);
+  if (status == CUDNN_STATUS_SUCCESS) return true;
+  e->given_up = true;
+  (void)cudaGetLastError();
+  bk_warn(ctx, "cuda: cuDNN: attention (%s) failed: %s (%d); our own kernel serves from now on, as it does with BIRKHOFF_CUDA_CUDNN=0", e->plan.name,
+          bk_cuda_of(stream->device)->cudnn->api.GetErrorString(status), (int)status);
+  return false;
+}
+
+/* ---- the rows ---- */
+
+BK_CUDA_ACCEPTS(attention_cudnn) {
+  const bk_attention_args *a = args;
+  const operands x = operands_of_forward(a);
+  return !bk_tensor_present(&a->past) && bk_cuda_attention_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
+}
+
+BK_CUDA_PREPARE(attention_cudnn) {
+  const operands x = operands_of_forward(args);
+  *workspace_bytes = 0;
+  return prepare(device, &x, args, state, workspace_bytes);
+}
+
+BK_CUDA_LAUNCH(attention_cudnn) {
+  const operands x = operands_of_forward(args);
+  BK_TRY(bk_cuda_begin(stream, plan));
+  if (serve(stream, plan, &x, workspace)) return bk_cuda_end(stream);
+  return (bk_cuda_attention_mma_accepts(stream->device, args) ? bk_cuda_attention_mma : bk_cuda_attention_simt)(stream, plan, args, workspace);
+}
+
+BK_CUDA_ACCEPTS(attention_bwd_cudnn) {
+  const operands x = operands_of_backward(args);
+  return bk_cuda_of(device)->capability < 100 && bk_cuda_attention_bwd_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
+}
+
+/* The workspace is large enough for our own kernels too: both ask for the same. */
+BK_CUDA_PREPARE(attention_bwd_cudnn) {
+  const operands x = operands_of_backward(args);
+  BK_TRY(bk_cuda_attention_bwd_simt_prepare(device, args, state, workspace_bytes));
+  return prepare(device, &x, args, state, workspace_bytes);
+}
+
+BK_CUDA_LAUNCH(attention_bwd_cudnn) {
+  const operands x = operands_of_backward(args);
+  BK_TRY(bk_cuda_begin(stream, plan));
+  if (serve(stream, plan, &x, workspace)) return bk_cuda_end(stream);
+  return (bk_cuda_attention_bwd_mma_accepts(stream->device, args) ? bk_cuda_attention_bwd_mma : bk_cuda_attention_bwd_simt)(stream, plan, args, workspace);
+}
+
+#else /* without cuDNN's header no row accepts anything */
+
+bk_status bk_cudnn_open(bk_cuda_device *d) {
+  d->cudnn = NULL;
+  return BK_OK;
+}
+
+void bk_cudnn_close(bk_cuda_device *d) { (void)d; }
+
+#define ABSENT(name)                                                                                                       \
+  BK_CUDA_ACCEPTS(name) {                                                                                                  \
+    (void)device, (void)args;                                                                                              \
+    return false;                                                                                                          \
+  }                                                                                                                        \
+  BK_CUDA_PREPARE(name) {                                                                                                  \
+    (void)args, (void)state, (void)workspace_bytes;                                                                        \
+    return bk_fail(device->ctx, BK_ERR_ABSENT, "cuda: built without cuDNN's header (9.8 or newer)");                       \
+  }                                                                                                                        \
+  BK_CUDA_LAUNCH(name) {                                                                                                   \
+    (void)plan, (void)args, (void)workspace;                                                                               \
+    return bk_fail(stream->device->ctx, BK_ERR_ABSENT, "cuda: built without cuDNN's header (9.8 or newer)");               \
+  }
+ABSENT(attention_cudnn)
+ABSENT(attention_bwd_cudnn)
+
+#endif
