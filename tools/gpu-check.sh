@@ -109,6 +109,7 @@ compile_all() {
     done
   done
   if [ -n "$ON_HOST" ]; then cuda=(-DBK_CUDA_ON_HOST -Itests/cuda-on-host/include); else cuda=("-I$root/include"); fi
+  if [ -z "$ON_HOST" ] && [ -f "$root/include/cudnn.h" ]; then cuda+=(-DHAVE_CUDNN_H); fi
   for source in backends/cuda/*.c; do
     [ -z "$ON_HOST" ] || [ "$source" != backends/cuda/library.c ] || continue
     add "${CC:-cc}" "${cflags[@]}" "${cuda[@]}" "${defines[@]}" -c "$source" -o "$OUT/obj/$(echo "$source" | tr / _).o"
@@ -185,9 +186,9 @@ stage_devices() {
 on_device() { "$BIRKHOFF" devices 2>/dev/null | grep -q '^cuda:0 *ok'; }
 
 stage_harness() {
-  local ways=("with cuBLASLt" "own products") i
+  local ways=("with cuBLASLt and cuDNN where they are found" "own products and attention") i
   for i in 0 1; do
-    BIRKHOFF_CUDA_BLASLT=$((1 - i)) check "harness, ${ways[i]}" "$OUT/harness-$i.log" ${ON_HOST:+env BK_TEST_QUICK=1} "$OPS" --device cuda --verbose
+    BIRKHOFF_CUDA_BLASLT=$((1 - i)) BIRKHOFF_CUDA_CUDNN=$((1 - i)) check "harness, ${ways[i]}" "$OUT/harness-$i.log" ${ON_HOST:+env BK_TEST_QUICK=1} "$OPS" --device cuda --verbose
     tail -n 2 "$OUT/harness-$i.log" | show
   done
   grep 'worst share' "$OUT/harness-0.log" | show
