@@ -1,10 +1,10 @@
 /* Attention through cuDNN's graph API, found at run time. The graphs: cudnn_graph.h; the rows of the kernel table: kernels/attention.h.
  *
- * Served by cuDNN 9.18 or newer: bf16 with a packed lse, no past, BK_CUDNN_MIN_TOKENS tokens or more, Dk and Dv multiples of 8, 16-byte rows, whatever of that cuDNN has a
- * deterministic engine for; the backward up to Hopper only, since on Blackwell the graph that we build is not the one that NVIDIA calls
- * deterministic there. All else goes to our own kernels, as everything does where the library is missing, the module was built
- * without its header (9.8 or newer), or BIRKHOFF_CUDA_CUDNN=0 is set. A plan that fails when it runs is given up with a warning: our own
- * kernel does that launch and all later ones.
+ * Served by cuDNN 9.18 or newer: bf16 with a packed lse, no past, BK_CUDNN_MIN_TOKENS tokens or more, Dk and Dv multiples of 8, 16-byte
+ * rows, whatever of that cuDNN has a deterministic engine for; the backward up to Hopper only, since on Blackwell the graph that we build
+ * is not the one that NVIDIA calls deterministic there. All else goes to our own kernels, as everything does where the library is
+ * missing, the module was built without its header (9.8 or newer), or BIRKHOFF_CUDA_CUDNN=0 is set. A plan that fails when it runs is given
+ * up with a warning: our own kernel does that launch and all later ones.
  *
  * Memory: cuDNN's deterministic backward keeps ds, [B,H,T,T] in bf16, in the workspace. Where that takes more than BK_CUDNN_WORKSPACE
  * bytes our own backward, which has no such matrix, serves.
