@@ -140,7 +140,7 @@ static bool operands_fit(const operands *x) {
 static bool within_limit(const operands *x) {
   const bk_tensor *q = x->at[BK_CUDNN_Q];
   return x->count == BK_CUDNN_FORWARD_COUNT ||
-         (double)q->shape[0] * (double)q->shape[2] * (double)q->shape[1] * (double)q->shape[1] * 2 <= (double)BK_CUDNN_WORKSPACE;
+         (double)q->shape[0] * (double)q->shape[2] * (double)q->shape[1] * (double)q->shape[1] * 2 <= (double)BK_CUDNN_MATRIX;
 }
 
 static void make_plan(const bk_cuda_device *d, const operands *x, const void *args, entry *e) {

@@ -6,7 +6,7 @@
  * missing, the module was built without its header (9.8 or newer), or BIRKHOFF_CUDA_CUDNN=0 is set. A plan that fails when it runs is given
  * up with a warning: our own kernel does that launch and all later ones.
  *
- * Memory: cuDNN's deterministic backward keeps ds, [B,H,T,T] in bf16, in the workspace. Where that takes more than BK_CUDNN_WORKSPACE
+ * Memory: cuDNN's deterministic backward keeps ds, [B,H,T,T] in bf16, in the workspace. Where ds takes more than BK_CUDNN_MATRIX
  * bytes our own backward, which has no such matrix, serves.
  *
  * Finding a plan takes up to a second or two, so a device keeps what it found (and that it found none) by shapes, strides and scale: the layers
@@ -18,7 +18,8 @@
 
 #define BK_CUDNN_VERSION 91800 /* at run time: before 9.16 a backward of T no multiple of 128 was wrong */
 #define BK_CUDNN_MIN_TOKENS 256
-#define BK_CUDNN_WORKSPACE ((size_t)64 << 20)
+#define BK_CUDNN_MATRIX ((size_t)64 << 20)
+#define BK_CUDNN_WORKSPACE (BK_CUDNN_MATRIX + ((size_t)1 << 20)) /* an engine keeps some little things beside it */
 
 /* Compiled in: HAVE_CUDNN_H is configure's; on the host there is no stand-in for cuDNN. */
 #if defined(HAVE_CUDNN_H) && !defined(BK_CUDA_ON_HOST)
