@@ -31,7 +31,7 @@ train 'fp64' "fp64 on cpu" --dtype fp64 --device cpu
 train 'threads' "no threads" --threads 0
 absent "nothing is written" no
 refused 2 'devices that are there: .*ref.*cpu\|devices that are there: .*cpu.*ref' "an unknown device: those that are there" "$BIRKHOFF" plan --model tiny --device gpu
-refused 1 'cuda backend is not installed; devices that are there: ' "a backend whose module is not installed" "$BIRKHOFF" plan --model tiny --device cuda:0
+refused 1 'cuda backend is not installed; devices that are there: ' "a backend whose module is not installed" env BIRKHOFF_BACKEND_DIR="$W" "$BIRKHOFF" plan --model tiny --device cuda:0
 refused 2 '--out' "no --out" "$BIRKHOFF" train --model tiny --data data.txt
 refused 2 'exactly one of' "no model" "$BIRKHOFF" train --data data.txt --out no
 refused 2 '--data' "no data" "$BIRKHOFF" train --model tiny --out no

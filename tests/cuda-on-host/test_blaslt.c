@@ -1,15 +1,9 @@
 /* Which row serves a dense product, and the ways around cuBLASLt: off, missing, broken, no algorithm, operands that lie worse than planned,
  * a product that fails. On the host, through the stand-ins. */
-#include "tests/unit/unit.h"
-
-#include <unistd.h>
-
-#include "runtime/backend.h"
+#include "tests/cuda-on-host/cuda_unit.h"
 
 enum { M = 9, K = 24, N = 16, PLACE = 4096, BUFFER = 4 * PLACE };
 
-static bk_device *device;
-static bk_stream *stream;
 static bk_buffer *buffer;
 
 static void open_device(void) {
@@ -123,15 +117,7 @@ START_TEST(failing) {
 END_TEST
 
 int main(void) {
-  char folder[512], module[600];
-  const char *build = getenv("TOP_BUILDDIR");
-  snprintf(folder, sizeof folder, "%s/tests/cuda-on-host/.libs", build ? build : ".");
-  if (!getenv("BIRKHOFF_BACKEND_DIR")) setenv("BIRKHOFF_BACKEND_DIR", folder, 1);
-  snprintf(module, sizeof module, "%s/birkhoff_cuda.so", getenv("BIRKHOFF_BACKEND_DIR"));
-  if (access(module, R_OK) != 0) {
-    printf("SKIP: %s is not here\n", module);
-    return 77;
-  }
+  if (!cuda_find_module()) return SKIPPED;
   Suite *suite = suite_create("blaslt");
   TCase *tests = tcase_create("blaslt");
   tcase_add_checked_fixture(tests, unit_open, unit_close);
