@@ -1,6 +1,7 @@
 #!/bin/sh
 # The model tests that compare a backend with ref, on the cuda backend on the host: logits and gradients, fixtures, recompute, generation.
 . "$(dirname "$0")/on_host.sh"
+needs tests/models/test_model_cpu
 BK_TEST_DEVICE=cuda
 export BK_TEST_DEVICE
 for one in test_model_cpu test_model_fixtures test_model_runner test_generator test_gain; do

@@ -1,6 +1,7 @@
 #!/bin/sh
 # test_ops: the cuda backend's kernels on the host, through the stand-in for cuBLASLt and without it, with TF32, threads in several orders.
 . "$(dirname "$0")/on_host.sh"
+needs tests/ops/test_ops
 options=
 harness() {
   echo "== $* $options"
