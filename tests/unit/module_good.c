@@ -1,7 +1,5 @@
 /* A loadable backend for test_loader: right ABI, no device. Complete on its own: it asks the program for no symbol. */
-#include "runtime/backend.h"
-
-const bk_backend *bk_backend_module(void);
+#include "tests/unit/module.h"
 
 static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
   static const char why[] = "a module for tests has no device";
@@ -25,25 +23,6 @@ static bk_status open_device(bk_context *ctx, int index, const bk_device_options
   (void)ctx, (void)index, (void)options, (void)device;
   return BK_ERR_ABSENT;
 }
-
-static bool accepts(const bk_device *device, const void *args) {
-  (void)device, (void)args;
-  return false;
-}
-
-static bk_status prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
-  (void)device, (void)args, (void)state, (void)workspace_bytes;
-  return BK_ERR_ABSENT;
-}
-
-static bk_status launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  (void)stream, (void)plan, (void)args, (void)workspace;
-  return BK_ERR_ABSENT;
-}
-
-static void release(bk_device *device, void *state) { (void)device, (void)state; }
-
-static const bk_kernel kernels[] = {{BK_OP_NONE, 0, "", accepts, prepare, launch, release}};
 
 static const bk_backend backend = {
     .abi = BK_BACKEND_ABI,

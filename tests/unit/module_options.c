@@ -1,12 +1,10 @@
 /* A loadable backend for the tests of the command: opening its device fails with a message that says with which options. Complete on
  * its own, as module_good.c. */
-#include "runtime/backend.h"
+#include "tests/unit/module.h"
 
 #include <stdio.h>
 
 #include "base/base.h"
-
-const bk_backend *bk_backend_module(void);
 
 static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
   (void)ctx, (void)reason, (void)reason_size;
@@ -32,25 +30,6 @@ static bk_status open_device(bk_context *ctx, int index, const bk_device_options
   ctx->log(ctx->log_user, BK_LOG_ERROR, text);
   return BK_ERR_DEVICE;
 }
-
-static bool accepts(const bk_device *device, const void *args) {
-  (void)device, (void)args;
-  return false;
-}
-
-static bk_status prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
-  (void)device, (void)args, (void)state, (void)workspace_bytes;
-  return BK_ERR_ABSENT;
-}
-
-static bk_status launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  (void)stream, (void)plan, (void)args, (void)workspace;
-  return BK_ERR_ABSENT;
-}
-
-static void release(bk_device *device, void *state) { (void)device, (void)state; }
-
-static const bk_kernel kernels[] = {{BK_OP_NONE, 0, "", accepts, prepare, launch, release}};
 
 static const bk_backend backend = {
     .abi = BK_BACKEND_ABI,
