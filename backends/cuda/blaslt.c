@@ -21,12 +21,6 @@ struct bk_cublaslt {
 
 /* ---- the library ---- */
 
-static bool switched_off(bk_context *ctx) {
-  const char *text = bk_context_environment(ctx, "BIRKHOFF_CUDA_BLASLT");
-  bool on = true;
-  return text && bk_parse_bool(text, &on) && !on;
-}
-
 /* NULL, or the first function that is missing. */
 static const char *find_functions(void *library, bk_cublaslt *b) {
   void *symbol;
@@ -54,7 +48,7 @@ bk_status bk_cublaslt_open(bk_cuda_device *d) {
   bk_context *ctx = d->base.ctx;
   const char *opened = "cuBLASLt";
   d->blaslt = NULL;
-  if (switched_off(ctx)) {
+  if (!bk_cuda_switch(ctx, "BIRKHOFF_CUDA_BLASLT", true)) {
     bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_BLASLT=0: our own kernels serve the dense products", d->ordinal);
     return BK_OK;
   }
@@ -225,6 +219,7 @@ static cublasStatus_t state_make(const bk_cuda_device *d, const bk_gemm_args *g,
 /* ---- the row ---- */
 
 static bk_status fail(bk_context *ctx, const bk_cublaslt *l, cublasStatus_t status, const char *what) {
+  (void)cudaGetLastError(); /* the next launch is not blamed for it */
   return bk_fail(ctx, status == CUBLAS_STATUS_ALLOC_FAILED ? BK_ERR_MEMORY : BK_ERR_DEVICE, "cuda: cuBLASLt: %s: %s (%d)", what,
                  l->GetStatusString(status), (int)status);
 }
@@ -241,6 +236,7 @@ BK_CUDA_ACCEPTS(gemm_cublaslt) {
 /* The workspace is large enough for our own kernel too: see launch. */
 BK_CUDA_PREPARE(gemm_cublaslt) {
   const bk_cuda_device *d = bk_cuda_of(device);
+  BK_TRY(bk_cuda_gemm_fp32_prepare(device, args, state, workspace_bytes));
   plan_state *s = bk_alloc(device->ctx, sizeof *s);
   if (!s) return BK_ERR_MEMORY;
   cublasStatus_t status = state_make(d, args, s);
@@ -248,7 +244,6 @@ BK_CUDA_PREPARE(gemm_cublaslt) {
     bk_free(device->ctx, s);
     return fail(device->ctx, d->blaslt, status, "planning a product");
   }
-  BK_TRY(bk_cuda_gemm_fp32_prepare(device, args, state, workspace_bytes));
   if (*workspace_bytes < s->workspace) *workspace_bytes = s->workspace;
   *state = s;
   return BK_OK;

@@ -60,12 +60,21 @@ static bk_status cuda_probe(bk_context *ctx, char *reason, size_t size) {
   return refuse_devices(reason, size);
 }
 
+/* Devices that are too old do not count: cuda:0 is the first of the others. -1: there is no such device. */
+static int ordinal_of(int index) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  (void)cudaGetLastError();
+  for (int i = 0; i < count; i++)
+    if (capability_of(i) >= MIN_CAPABILITY && index-- == 0) return i;
+  return -1;
+}
+
 static int cuda_device_count(bk_context *ctx) {
   (void)ctx;
   int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
-  (void)cudaGetLastError();
-  return 0;
+  while (ordinal_of(count) >= 0) count++;
+  return count;
 }
 
 static void fill_props(int ordinal, const struct cudaDeviceProp *from, bk_device_props *props) {
@@ -81,9 +90,10 @@ static void fill_props(int ordinal, const struct cudaDeviceProp *from, bk_device
 
 static bk_status cuda_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
   struct cudaDeviceProp from;
-  cudaError_t error = cudaGetDeviceProperties(&from, index);
+  const int ordinal = ordinal_of(index);
+  cudaError_t error = cudaGetDeviceProperties(&from, ordinal);
   if (error != cudaSuccess) return bk_cuda_fail(ctx, error, "describing a device");
-  fill_props(index, &from, props);
+  fill_props(ordinal, &from, props);
   *memory_bytes = from.totalGlobalMem;
   return BK_OK;
 }
@@ -167,29 +177,27 @@ const bk_device_ops bk_cuda_device_ops = {
   .event_create = bk_cuda_event_create,
 };
 
-static bool asked_for_sync(bk_context *ctx) {
-  const char *text = bk_context_environment(ctx, "BIRKHOFF_CUDA_SYNC");
-  bool on = false;
-  return text && bk_parse_bool(text, &on) && on;
+bool bk_cuda_switch(bk_context *ctx, const char *name, bool otherwise) {
+  const char *text = bk_context_environment(ctx, name);
+  bool on = otherwise;
+  return text && bk_parse_bool(text, &on) ? on : otherwise;
 }
 
 extern const bk_backend bk_backend_cuda;
 
 static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index, const bk_device_options *options) {
   struct cudaDeviceProp props;
-  cudaError_t error = cudaSetDevice(index);
-  if (error == cudaSuccess) error = cudaGetDeviceProperties(&props, index);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  const int ordinal = ordinal_of(index);
+  cudaError_t error = cudaSetDevice(ordinal);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&props, ordinal);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
   if (error != cudaSuccess) return bk_cuda_fail(ctx, error, "opening a device");
   d->base = (bk_device){.ops = &bk_cuda_device_ops, .backend = &bk_backend_cuda, .ctx = ctx, .index = index, .options = *options};
-  fill_props(index, &props, &d->base.props);
-  d->ordinal = index;
-  d->capability = capability_of(index);
+  fill_props(ordinal, &props, &d->base.props);
+  d->ordinal = ordinal;
+  d->capability = capability_of(ordinal);
   d->sm_count = props.multiProcessorCount;
-  d->synchronous = asked_for_sync(ctx);
-  if (d->capability < MIN_CAPABILITY)
-    return bk_fail(ctx, BK_ERR_ABSENT, "cuda:%d (%s) has compute capability %d.%d; %d.%d or newer is needed", index, props.name,
-                   d->capability / 10, d->capability % 10, MIN_CAPABILITY / 10, MIN_CAPABILITY % 10);
+  d->synchronous = bk_cuda_switch(ctx, "BIRKHOFF_CUDA_SYNC", false);
   BK_TRY(bk_cublaslt_open(d));
   return bk_cudnn_open(d);
 }

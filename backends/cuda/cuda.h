@@ -66,13 +66,17 @@ bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what);
 static inline char *bk_cuda_data(const bk_tensor *t) { return t->buffer ? (char *)t->buffer->handle + t->offset : NULL; }
 static inline char *bk_cuda_place(bk_place p) { return p.buffer ? (char *)p.buffer->handle + p.offset : NULL; }
 
+/* ---- cuda.c ---- */
+/* The switch of that name in the environment: 1 or 0, true or false; `otherwise` where it is not set. */
+bool bk_cuda_switch(bk_context *ctx, const char *name, bool otherwise);
+extern const bk_device_ops bk_cuda_device_ops;
+
 /* ---- library.c: shared libraries found at run time ---- */
 /* The first of `names` (NULL ends) that opens, or NULL; *opened gets its name. Never closed: CUDA's libraries leave threads behind. */
 void *bk_cuda_library_open(const char *const *names, const char **opened);
 void *bk_cuda_library_symbol(void *library, const char *name);
 
-/* ---- device.c ---- */
-extern const bk_device_ops bk_cuda_device_ops;
+/* ---- stream.c ---- */
 bk_status bk_cuda_stream_create(bk_device *device, int priority, bk_stream **stream);
 bk_status bk_cuda_event_create(bk_device *device, bk_event **event);
 
@@ -84,7 +88,7 @@ extern const bk_kernel bk_cuda_kernels[];
 #define BK_CUDA_ACCEPTS(name) bool bk_cuda_##name##_accepts(const bk_device *device, const void *args)
 #define BK_CUDA_RELEASE(name) void bk_cuda_##name##_release(bk_device *device, void *state)
 
-/* Rows of the kernel table: plain; with a limit on what it takes; with a workspace; with both. `dtypes` is about the leading tensor. */
+/* Rows of the kernel table: plain; with a limit on what it takes; with a workspace; with both; with a state of its own besides. `dtypes` is about the leading tensor. */
 #define BK_CUDA_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
 #define BK_CUDA_F32 BK_DT(BK_F32)
 #define BK_CUDA_BF16 BK_DT(BK_BF16)

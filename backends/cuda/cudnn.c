@@ -33,16 +33,10 @@ struct bk_cudnn {
   entry *entries;
 };
 
-static bool switched_off(bk_context *ctx) {
-  const char *text = bk_context_environment(ctx, "BIRKHOFF_CUDA_CUDNN");
-  bool on = true;
-  return text && bk_parse_bool(text, &on) && !on;
-}
-
 bk_status bk_cudnn_open(bk_cuda_device *d) {
   bk_context *ctx = d->base.ctx;
   d->cudnn = NULL;
-  if (switched_off(ctx)) {
+  if (!bk_cuda_switch(ctx, "BIRKHOFF_CUDA_CUDNN", true)) {
     bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_CUDNN=0: our own kernels serve attention", d->ordinal);
     return BK_OK;
   }

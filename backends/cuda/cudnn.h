@@ -16,7 +16,7 @@
 
 #include "backends/cuda/cuda.h"
 
-#define BK_CUDNN_VERSION 91800 /* at run time: before 9.16 a backward of T no multiple of 128 was wrong */
+#define BK_CUDNN_VERSION 91800 /* at run time: NVIDIA's frontend works around wrong backwards (T no multiple of 128) up to 9.15; plans were made with 9.19 and 9.26 */
 #define BK_CUDNN_MIN_TOKENS 256
 #define BK_CUDNN_MATRIX ((size_t)64 << 20)
 #define BK_CUDNN_WORKSPACE (BK_CUDNN_MATRIX + ((size_t)1 << 20)) /* an engine keeps some little things beside it */

@@ -81,15 +81,12 @@ static inline void bk_emu_ldmatrix(uint32_t *r, const void *row, int count, bool
 }
 static inline void bk_ldmatrix_x4(uint32_t (&r)[4], const void *row) { bk_emu_ldmatrix(r, row, 4, false); }
 static inline void bk_ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) { bk_emu_ldmatrix(r, row, 4, true); }
-static inline void bk_ldmatrix_x2(uint32_t (&r)[2], const void *row) { bk_emu_ldmatrix(r, row, 2, false); }
-static inline void bk_ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) { bk_emu_ldmatrix(r, row, 2, true); }
 
 void bk_emu_async_copy(void *shared, const void *global, int bytes, int valid);
 void bk_emu_async_commit();
 void bk_emu_async_wait(int groups);
 static inline void bk_cp_async_16(void *shared, const void *global) { bk_emu_async_copy(shared, global, 16, 16); }
 static inline void bk_cp_async_16_zfill(void *shared, const void *global, int valid) { bk_emu_async_copy(shared, global, 16, valid); }
-static inline void bk_cp_async_4_zfill(void *shared, const void *global, int valid) { bk_emu_async_copy(shared, global, 4, valid); }
 static inline void bk_cp_async_commit() { bk_emu_async_commit(); }
 template <int N> static inline void bk_cp_async_wait() { bk_emu_async_wait(N); }
 

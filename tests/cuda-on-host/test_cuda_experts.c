@@ -151,8 +151,23 @@ START_TEST(routes_what_is_not_finite) {
 }
 END_TEST
 
+/* The table looks at the leading operand; what else may have another dtype is looked at by the rows. */
+START_TEST(leaves_fp64_to_others) {
+  bk_copy_args copy = {bk_tensor_1d(BK_F32, 8), bk_tensor_1d(BK_F64, 8)};
+  bk_embed_args embed = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 5, 8), bk_tensor_2d(BK_F64, 4, 8)};
+  bk_embed_bwd_args back = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 4, 8), bk_tensor_2d(BK_F64, 5, 8)};
+  bk_balance_args balance = {bk_tensor_1d(BK_I32, 4), bk_tensor_1d(BK_F64, BK_STEP_SLOTS), bk_tensor_1d(BK_F64, 4)};
+  ck_assert_ptr_null(bk_kernel_find(device, BK_OP_COPY, &copy));
+  ck_assert_ptr_null(bk_kernel_find(device, BK_OP_EMBED, &embed));
+  ck_assert_ptr_null(bk_kernel_find(device, BK_OP_EMBED_BWD, &back));
+  ck_assert_ptr_null(bk_kernel_find(device, BK_OP_BALANCE, &balance));
+  copy.y = bk_tensor_1d(BK_BF16, 8);
+  ck_assert_ptr_nonnull(bk_kernel_find(device, BK_OP_COPY, &copy));
+}
+END_TEST
+
 int main(void) {
-  const TTest *const tests[] = {sorts_many_choices, sorts_several_tiles_a_chunk, leaves_too_many_experts_to_others, routes_as_ref,
+  const TTest *const tests[] = {leaves_fp64_to_others, sorts_many_choices, sorts_several_tiles_a_chunk, leaves_too_many_experts_to_others, routes_as_ref,
                                 routes_what_is_not_finite};
   if (!cuda_find_module()) return SKIPPED;
   Suite *suite = suite_create("cuda experts");

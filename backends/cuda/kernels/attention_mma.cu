@@ -202,7 +202,7 @@ template <int DK, int DV, int M> void launch_rows(bk_stream *stream, forward_arg
   f.order = bk_att_order_of(q, bk_ceil_div(q->shape[1], 64 * M), head_bytes, true);
   const unsigned blocks = bk_att_blocks(f.order);
   if (blocks == 0) return;
-  bk_att_allow(forward_kernel<DK, DV, M>, shared_bytes<DK, DV, M>);
+  bk_allow_shared(forward_kernel<DK, DV, M>, shared_bytes<DK, DV, M>);
   BK_LAUNCH((forward_kernel<DK, DV, M>), blocks, threads, (shared_bytes<DK, DV, M>), bk_cuda_raw(stream), f);
 }
 
@@ -219,7 +219,7 @@ template <int DK, int DV> void launch(bk_stream *stream, const bk_attention_args
 
 extern "C" BK_CUDA_ACCEPTS(attention_mma) {
   const bk_attention_args *a = (const bk_attention_args *)args;
-  return a->q.shape[3] <= 192 && a->v.shape[3] <= 128 && a->scale > 0 && bk_cuda_of(device)->capability >= 80 &&
+  return a->q.shape[3] <= 192 && a->v.shape[3] <= 128 && a->scale > 0 &&
          bk_cuda_of(device)->smem_optin >= shared_bytes<192, 128, 2> && bk_att_tile_fits(&a->q) && bk_att_tile_fits(&a->k) &&
          bk_att_tile_fits(&a->v) && bk_att_tile_fits(&a->o) && bk_att_counts_fit(&a->q, &a->k);
 }
@@ -227,7 +227,8 @@ extern "C" BK_CUDA_ACCEPTS(attention_mma) {
 extern "C" BK_CUDA_LAUNCH(attention_mma) {
   const bk_attention_args *a = (const bk_attention_args *)args;
   const int64_t dk = a->q.shape[3], dv = a->v.shape[3];
-  (void)workspace;
+  /* Operands can lie worse than those that were accepted. */
+  if (!bk_cuda_attention_mma_accepts(stream->device, args)) return bk_cuda_attention_simt(stream, plan, args, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
   if (dk <= 32 && dv <= 32) launch<32, 32>(stream, a);
   else if (dk <= 64 && dv <= 64) launch<64, 64>(stream, a);

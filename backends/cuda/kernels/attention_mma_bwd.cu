@@ -171,10 +171,10 @@ template <int DK, int DV, int W> __global__ void __launch_bounds__(W *BK_WARP, 8
 template <int DK, int DV, int W> void launch_warps(bk_stream *stream, backward_args f) {
   f.order.tiles = (int)bk_ceil_div(f.queries, 16 * W);
   f.order.last_first = false;
-  bk_att_allow(key_kernel<DK, DV, W>, key_bytes<DK, DV, W>);
+  bk_allow_shared(key_kernel<DK, DV, W>, key_bytes<DK, DV, W>);
   BK_LAUNCH((key_kernel<DK, DV, W>), bk_att_blocks(f.order), W * BK_WARP, (key_bytes<DK, DV, W>), bk_cuda_raw(stream), f);
   f.order.last_first = true;
-  bk_att_allow(query_kernel<DK, DV, W>, query_bytes<DK, DV, W>);
+  bk_allow_shared(query_kernel<DK, DV, W>, query_bytes<DK, DV, W>);
   BK_LAUNCH((query_kernel<DK, DV, W>), bk_att_blocks(f.order), W * BK_WARP, (query_bytes<DK, DV, W>), bk_cuda_raw(stream), f);
 }
 
@@ -189,7 +189,7 @@ template <int DK, int DV> void launch(bk_stream *stream, const backward_args &f)
 extern "C" BK_CUDA_ACCEPTS(attention_bwd_mma) {
   const bk_attention_bwd_args *a = (const bk_attention_bwd_args *)args;
   const bk_tensor *const tiles[] = {&a->q, &a->k, &a->v, &a->dout, &a->dq, &a->dk, &a->dv};
-  bool fit = a->q.shape[3] <= 192 && a->v.shape[3] <= 128 && bk_cuda_of(device)->capability >= 80 && bk_att_counts_fit(&a->q, &a->k);
+  bool fit = a->q.shape[3] <= 192 && a->v.shape[3] <= 128 && bk_att_counts_fit(&a->q, &a->k);
   for (const bk_tensor *t : tiles) fit = fit && bk_att_tile_fits(t);
   return fit && bk_cuda_of(device)->smem_optin >= key_bytes<192, 128, 4>;
 }
@@ -205,6 +205,7 @@ extern "C" BK_CUDA_LAUNCH(attention_bwd_mma) {
   const bk_attention_bwd_args *a = (const bk_attention_bwd_args *)args;
   const int64_t t = a->q.shape[1], dk = a->q.shape[3], dv = a->v.shape[3], padded = bk_att_padded(t);
   float *lse2 = (float *)bk_cuda_place(workspace), *delta = lse2 + a->q.shape[0] * a->q.shape[2] * padded;
+  if (!bk_cuda_attention_bwd_mma_accepts(stream->device, args)) return bk_cuda_attention_bwd_simt(stream, plan, args, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
   const backward_args f = {
     bk_att_view_of<const bk_bf16>(&a->q), bk_att_view_of<const bk_bf16>(&a->k), bk_att_view_of<const bk_bf16>(&a->v),

@@ -111,9 +111,4 @@ BK_DEVICE void bk_att_store(bk_att_rows<bk_bf16> y, int first, int rows, bk_bf16
 /* Host: whether these kernels take a tensor. */
 static inline bool bk_att_tile_fits(const bk_tensor *t) { return bk_packs_fit(t) && t->stride[1] >= 0 && t->stride[1] < (1 << 23); }
 
-/* Host: allows a kernel its shared memory. */
-template <class K> static inline void bk_att_allow(K *kernel, int bytes) {
-  if (bytes > (48 << 10)) (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
-
 #endif

@@ -9,6 +9,7 @@ extern "C" {
 #endif
 
 BK_CUDA_LAUNCH(copy);
+BK_CUDA_ACCEPTS(copy);
 BK_CUDA_LAUNCH(add);
 BK_CUDA_LAUNCH(sum);
 BK_CUDA_PREPARE(sum);
@@ -17,6 +18,7 @@ BK_CUDA_PREPARE(sumsq);
 BK_CUDA_LAUNCH(clip);
 BK_CUDA_LAUNCH(adamw);
 BK_CUDA_LAUNCH(balance);
+BK_CUDA_ACCEPTS(balance);
 
 #ifdef __cplusplus
 }
@@ -24,12 +26,12 @@ BK_CUDA_LAUNCH(balance);
 
 /* Best first within an op. */
 #define BK_CUDA_ROWS_BASIC \
-  BK_CUDA_ROW(COPY, copy, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF(COPY, copy, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(ADD, add, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_WORK(SUM, sum, BK_CUDA_F32) \
   BK_CUDA_ROW_WORK(SUMSQ, sumsq, BK_CUDA_F32) \
   BK_CUDA_ROW(CLIP, clip, BK_CUDA_F32) \
   BK_CUDA_ROW(ADAMW, adamw, BK_CUDA_F32) \
-  BK_CUDA_ROW(BALANCE, balance, BK_CUDA_I32)
+  BK_CUDA_ROW_IF(BALANCE, balance, BK_CUDA_I32)
 
 #endif

@@ -51,42 +51,28 @@ template <class T> BK_DEVICE T bk_from_float(float x) {
   bk_convert(x, y);
   return y;
 }
-/* What x becomes when it is stored as T. */
-template <class T> BK_DEVICE float bk_rounded(float x) { return bk_to_float(bk_from_float<T>(x)); }
 
 /* ---- 16-byte accesses ---- */
 template <class T> struct bk_pack;
 template <> struct bk_pack<float> { static constexpr int count = 4; };
 template <> struct bk_pack<bk_bf16> { static constexpr int count = 8; };
 
+/* A pack as it lies in memory: half the registers where it is kept for later, and copies keep every bit. */
+BK_DEVICE void bk_unpack(uint4 x, float (&v)[4]) {
+  v[0] = __uint_as_float(x.x), v[1] = __uint_as_float(x.y), v[2] = __uint_as_float(x.z), v[3] = __uint_as_float(x.w);
+}
+BK_DEVICE void bk_unpack(uint4 x, float (&v)[8]) {
+  const uint32_t w[4] = {x.x, x.y, x.z, x.w};
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    v[2 * i] = __uint_as_float(w[i] << 16);
+    v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+  }
+}
 /* v[0 .. count) = p[0 .. count); p is 16-byte aligned and not written by this kernel. */
-BK_DEVICE void bk_load_pack(const float *p, float (&v)[4]) {
-  float4 x = __ldg(reinterpret_cast<const float4 *>(p));
-  v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-}
-BK_DEVICE void bk_load_pack(const bk_bf16 *p, float (&v)[8]) {
-  uint4 x = __ldg(reinterpret_cast<const uint4 *>(p));
-  const uint32_t w[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    v[2 * i] = __uint_as_float(w[i] << 16);
-    v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-  }
-}
+template <class T> BK_DEVICE void bk_load_pack(const T *p, float (&v)[bk_pack<T>::count]) { bk_unpack(__ldg(reinterpret_cast<const uint4 *>(p)), v); }
 /* The same of memory that this kernel writes too. */
-BK_DEVICE void bk_load_pack_own(const float *p, float (&v)[4]) {
-  float4 x = *reinterpret_cast<const float4 *>(p);
-  v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
-}
-BK_DEVICE void bk_load_pack_own(const bk_bf16 *p, float (&v)[8]) {
-  uint4 x = *reinterpret_cast<const uint4 *>(p);
-  const uint32_t w[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    v[2 * i] = __uint_as_float(w[i] << 16);
-    v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-  }
-}
+template <class T> BK_DEVICE void bk_load_pack_own(const T *p, float (&v)[bk_pack<T>::count]) { bk_unpack(*reinterpret_cast<const uint4 *>(p), v); }
 BK_DEVICE void bk_store_pack(float *p, const float (&v)[4]) { *reinterpret_cast<float4 *>(p) = make_float4(v[0], v[1], v[2], v[3]); }
 BK_DEVICE uint32_t bk_bf16x2(float low, float high) {
 #ifndef BK_CUDA_ON_HOST
@@ -108,18 +94,6 @@ BK_DEVICE void bk_store_pack_global(bk_bf16 *p, const float (&v)[8]) {
   __stwb(reinterpret_cast<uint4 *>(p), make_uint4(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3]), bk_bf16x2(v[4], v[5]), bk_bf16x2(v[6], v[7])));
 }
 
-/* A pack as it lies in memory: half the registers where it is kept for later, and copies keep every bit. */
-BK_DEVICE void bk_unpack(uint4 x, float (&v)[4]) {
-  v[0] = __uint_as_float(x.x), v[1] = __uint_as_float(x.y), v[2] = __uint_as_float(x.z), v[3] = __uint_as_float(x.w);
-}
-BK_DEVICE void bk_unpack(uint4 x, float (&v)[8]) {
-  const uint32_t w[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    v[2 * i] = __uint_as_float(w[i] << 16);
-    v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-  }
-}
 /* v[0 .. N) = p[0 .. N) of coefficients, N a multiple of 4, p 16-byte aligned and not written by this kernel. */
 template <int N> BK_DEVICE void bk_load_floats(const float *p, float (&v)[N]) {
 #pragma unroll
@@ -129,6 +103,8 @@ template <int N> BK_DEVICE void bk_load_floats(const float *p, float (&v)[N]) {
   }
 }
 
+/* Host: fp32 or bf16. The kernel table looks at the leading operand only; accepts() looks at one that may have another dtype. */
+static inline bool bk_stored(const bk_tensor *t) { return t->dtype == BK_F32 || t->dtype == BK_BF16; }
 /* Host: whether rows of a tensor can be read by packs: base, outer strides and width are multiples of 16 bytes. */
 static inline bool bk_packs_fit(const bk_tensor *t) {
   const size_t size = bk_dtype_size(t->dtype);
@@ -190,6 +166,10 @@ static inline dim3 bk_block_for(int64_t columns, unsigned threads) {
   unsigned x = 1;
   while (x < columns && x < threads) x *= 2;
   return dim3(x, threads / x);
+}
+/* Allows a kernel so many bytes of dynamic shared memory; nothing to do for what every kernel has. */
+template <class K> static inline void bk_allow_shared(K *kernel, int bytes) {
+  if (bytes > (48 << 10)) (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 /* Calls `call<float>` or `call<bk_bf16>` by the storage type: BK_BY_STORAGE(t->dtype, launch_it, (arguments)). */
 #define BK_BY_STORAGE(dtype, function, arguments) ((dtype) == BK_BF16 ? function<bk_bf16> arguments : function<float> arguments)

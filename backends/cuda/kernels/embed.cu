@@ -289,6 +289,11 @@ template <class T> void launch_backward(bk_stream *stream, const bk_embed_bwd_ar
 
 } // namespace
 
+extern "C" BK_CUDA_ACCEPTS(embed) {
+  (void)device;
+  return bk_stored(&((const bk_embed_args *)args)->table);
+}
+
 extern "C" BK_CUDA_LAUNCH(embed) {
   const bk_embed_args *a = (const bk_embed_args *)args;
   (void)workspace;
@@ -297,6 +302,11 @@ extern "C" BK_CUDA_LAUNCH(embed) {
   else if (a->table.dtype == BK_BF16) launch_embed<bk_bf16>(stream, a);
   else launch_embed<float>(stream, a);
   return bk_cuda_end(stream);
+}
+
+extern "C" BK_CUDA_ACCEPTS(embed_bwd) {
+  (void)device;
+  return bk_stored(&((const bk_embed_bwd_args *)args)->dy) && ((const bk_embed_bwd_args *)args)->ids.shape[0] <= INT32_MAX - tile;
 }
 
 extern "C" BK_CUDA_PREPARE(embed_bwd) {

@@ -83,7 +83,7 @@ bool sizes_fit(const bk_gemm_args *g) {
   const int rows = g->c.ndim - 2, columns = g->c.ndim - 1;
   const double batch = g->c.ndim == 3 ? (double)g->c.shape[0] : 1;
   const double tiles = ((double)g->c.shape[rows] / 64 + 1) * ((double)g->c.shape[columns] / 64 + 1) * batch;
-  return bk_tile_sizes_fit(&g->a) && bk_tile_sizes_fit(&g->b) && tiles < 2e9 && bk_tile_floats(&g->b) && bk_tile_floats(&g->c);
+  return bk_tile_sizes_fit(&g->a) && bk_tile_sizes_fit(&g->b) && tiles < 2e9 && bk_stored(&g->b) && bk_stored(&g->c);
 }
 
 /* ---- host: launches ---- */
@@ -104,8 +104,7 @@ problem describe(const bk_gemm_args *g, const cutting &s, bk_place workspace) {
 
 template <class E> void launch(bk_stream *stream, problem p, const cutting &s) {
   p.tiles_m = (int)bk_ceil_div(s.m, E::bm), p.tiles_n = (int)bk_ceil_div(s.n, E::bn);
-  if (E::bytes > 48 << 10)
-    (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(gemm_kernel<E>), cudaFuncAttributeMaxDynamicSharedMemorySize, E::bytes);
+  bk_allow_shared(gemm_kernel<E>, E::bytes);
   const dim3 grid((unsigned)(p.tiles_m * p.tiles_n * s.batch), (unsigned)s.cuts);
   BK_LAUNCH((gemm_kernel<E>), grid, E::threads, E::bytes, bk_cuda_raw(stream), p);
 }

@@ -480,6 +480,5 @@ static inline bool bk_tile_sizes_fit(const bk_tensor *t) {
   for (int i = 0; i < t->ndim; i++) fit = fit && t->shape[i] < 0x7fffff00;
   return fit;
 }
-static inline bool bk_tile_floats(const bk_tensor *t) { return t->dtype == BK_F32 || t->dtype == BK_BF16; }
 
 #endif

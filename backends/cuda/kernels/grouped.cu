@@ -81,21 +81,17 @@ template <class E> __global__ void __launch_bounds__(E::threads, E::per_sm) grou
 
 /* ---- host ---- */
 
-template <class E> void allow_shared(const void *kernel) {
-  if (E::bytes > 48 << 10) (void)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, E::bytes);
-}
-
 template <class E> void launch_gemm(bk_stream *stream, problem p, int64_t rows) {
   p.tiles_n = (int)bk_ceil_div(p.n, E::bn);
   const int64_t most = (bk_ceil_div(rows, E::bm) + p.experts) * p.tiles_n; /* each expert can have one tile that is not full */
-  allow_shared<E>(reinterpret_cast<const void *>(grouped_gemm_kernel<E>));
+  bk_allow_shared(grouped_gemm_kernel<E>, E::bytes);
   BK_LAUNCH(count_kernel, 1, count_threads, 0, bk_cuda_raw(stream), p.offsets, const_cast<int *>(p.starts), p.experts, E::bm);
   BK_LAUNCH((grouped_gemm_kernel<E>), bk_grid_for(stream, most, 1, E::per_sm), E::threads, E::bytes, bk_cuda_raw(stream), p);
 }
 
 template <class E> void launch_wgrad(bk_stream *stream, problem p) {
   p.tiles_m = (int)bk_ceil_div(p.m, E::bm), p.tiles_n = (int)bk_ceil_div(p.n, E::bn);
-  allow_shared<E>(reinterpret_cast<const void *>(grouped_wgrad_kernel<E>));
+  bk_allow_shared(grouped_wgrad_kernel<E>, E::bytes);
   BK_LAUNCH((grouped_wgrad_kernel<E>), (unsigned)(p.tiles_m * p.tiles_n * p.experts), E::threads, E::bytes, bk_cuda_raw(stream), p);
 }
 
@@ -147,17 +143,13 @@ bk_tile_input rows_input(const bk_tensor *t, bool inner_k) {
   return x;
 }
 
-bool tiles_fit(int64_t m, int64_t n, int64_t experts) {
-  return ((double)m / 64 + 1) * ((double)n / 64 + 1) * (double)experts < 2e9 && ((double)m / 64 + (double)experts) * ((double)n / 64 + 1) < 2e9;
-}
-
 } // namespace
 
 extern "C" BK_CUDA_ACCEPTS(grouped_gemm) {
   const bk_grouped_gemm_args *g = (const bk_grouped_gemm_args *)args;
   (void)device;
   const double tiles = ((double)g->a.shape[0] / 64 + (double)g->b.shape[0]) * ((double)g->c.shape[1] / 64 + 1);
-  return tiles < 2e9 && bk_tile_sizes_fit(&g->a) && bk_tile_sizes_fit(&g->b) && bk_tile_floats(&g->b) && bk_tile_floats(&g->c);
+  return tiles < 2e9 && bk_tile_sizes_fit(&g->a) && bk_tile_sizes_fit(&g->b) && bk_stored(&g->b) && bk_stored(&g->c);
 }
 extern "C" BK_CUDA_PREPARE(grouped_gemm) {
   (void)device;
@@ -188,7 +180,8 @@ extern "C" BK_CUDA_LAUNCH(grouped_gemm) {
 extern "C" BK_CUDA_ACCEPTS(grouped_wgrad) {
   const bk_grouped_wgrad_args *g = (const bk_grouped_wgrad_args *)args;
   (void)device;
-  return tiles_fit(g->c.shape[1], g->c.shape[2], g->c.shape[0]) && bk_tile_sizes_fit(&g->a) && bk_tile_floats(&g->b) && bk_tile_floats(&g->c);
+  const double tiles = ((double)g->c.shape[1] / 64 + 1) * ((double)g->c.shape[2] / 64 + 1) * (double)g->c.shape[0];
+  return tiles < 2e9 && bk_tile_sizes_fit(&g->a) && bk_tile_sizes_fit(&g->b) && bk_stored(&g->b) && bk_stored(&g->c);
 }
 
 extern "C" BK_CUDA_LAUNCH(grouped_wgrad) {

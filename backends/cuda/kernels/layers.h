@@ -16,7 +16,9 @@ BK_CUDA_LAUNCH(cache_write);
 BK_CUDA_LAUNCH(swiglu);
 BK_CUDA_LAUNCH(swiglu_bwd);
 BK_CUDA_LAUNCH(embed);
+BK_CUDA_ACCEPTS(embed);
 BK_CUDA_LAUNCH(embed_bwd);
+BK_CUDA_ACCEPTS(embed_bwd);
 BK_CUDA_PREPARE(embed_bwd);
 
 #ifdef __cplusplus
@@ -31,7 +33,7 @@ BK_CUDA_PREPARE(embed_bwd);
   BK_CUDA_ROW(CACHE_WRITE, cache_write, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(SWIGLU, swiglu, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(SWIGLU_BWD, swiglu_bwd, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(EMBED, embed, BK_CUDA_I32) \
-  BK_CUDA_ROW_WORK(EMBED_BWD, embed_bwd, BK_CUDA_I32)
+  BK_CUDA_ROW_IF(EMBED, embed, BK_CUDA_I32) \
+  BK_CUDA_ROW_IF_WORK(EMBED_BWD, embed_bwd, BK_CUDA_I32)
 
 #endif

@@ -97,6 +97,11 @@ extern "C" BK_CUDA_LAUNCH(adamw) {
   return bk_cuda_end(stream);
 }
 
+extern "C" BK_CUDA_ACCEPTS(balance) {
+  (void)device;
+  return ((const bk_balance_args *)args)->bias.dtype == BK_F32;
+}
+
 extern "C" BK_CUDA_LAUNCH(balance) {
   const bk_balance_args *a = (const bk_balance_args *)args;
   (void)workspace;

@@ -56,12 +56,6 @@ BK_DEVICE void bk_ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(bk_ptx_shared(row)) : "memory");
 }
-BK_DEVICE void bk_ldmatrix_x2(uint32_t (&r)[2], const void *row) { /* lanes 0..15 give addresses */
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n" : "=r"(r[0]), "=r"(r[1]) : "r"(bk_ptx_shared(row)) : "memory");
-}
-BK_DEVICE void bk_ldmatrix_x2_trans(uint32_t (&r)[2], const void *row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];\n" : "=r"(r[0]), "=r"(r[1]) : "r"(bk_ptx_shared(row)) : "memory");
-}
 
 /* Asynchronous copy of 16 bytes to shared memory, past the first cache; with fewer valid bytes the rest is zero (nothing is read
  * for valid = 0, the address must still be legal). Copies since the last commit form a group; wait leaves the latest N groups. */
@@ -70,9 +64,6 @@ BK_DEVICE void bk_cp_async_16(void *shared, const void *global) {
 }
 BK_DEVICE void bk_cp_async_16_zfill(void *shared, const void *global, int valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(bk_ptx_shared(shared)), "l"(global), "r"(valid) : "memory");
-}
-BK_DEVICE void bk_cp_async_4_zfill(void *shared, const void *global, int valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(bk_ptx_shared(shared)), "l"(global), "r"(valid) : "memory");
 }
 BK_DEVICE void bk_cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int N> BK_DEVICE void bk_cp_async_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }

@@ -1,7 +1,7 @@
 /* SUM, SUMSQ, CLIP. Floor: x once.
  *
  * Stage one: a block a chunk of x, whose length follows from the count alone, so that the bits do not depend on the device; a thread
- * reads four packs of 16 bytes at a time and adds in double. Stage two: one block adds the chunks' partial sums. One chunk: no stage two. */
+ * reads four packs of 16 bytes at a time and adds in double (the four squares of a pack first in fp32). Stage two: one block adds the chunks' partial sums. One chunk: no stage two. */
 #include <float.h>
 
 #include "backends/cuda/kernels/basic.h"
@@ -18,7 +18,7 @@ int64_t chunk_of(int64_t count) {
 }
 int64_t chunks_of(int64_t count) { return count > 0 ? bk_ceil_div(count, chunk_of(count)) : 1; }
 
-/* Sixteen squares may be added in fp32: they are of one sign. */
+/* The squares of a pack may be added in fp32: they are four, of one sign. */
 template <bool SQUARE, int N> BK_DEVICE double term(const float (&v)[N]) {
   float squares = 0;
   double sum = 0;

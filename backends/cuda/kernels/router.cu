@@ -200,8 +200,7 @@ extern "C" BK_CUDA_LAUNCH(router) {
   job.groups = a->n_group, job.kept_groups = a->topk_group, job.norm = a->norm_topk_prob, job.factor = a->routed_scaling_factor;
   const int64_t bytes = warp_bytes(job.experts, job.groups);
   const int warps = bytes * max_warps <= plain_shared ? max_warps : bytes * 2 <= plain_shared ? 2 : 1;
-  if (bytes > plain_shared)
-    (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(router_kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+  if (bytes > plain_shared) bk_allow_shared(router_kernel, bk_cuda_of(stream->device)->smem_optin); /* one limit, whatever else is captured */
   BK_LAUNCH((router_kernel), bk_grid_for(stream, job.tokens, warps, 64 / warps), warps * BK_WARP, (size_t)(bytes * warps), bk_cuda_raw(stream), job,
             (int)bytes);
   return bk_cuda_end(stream);

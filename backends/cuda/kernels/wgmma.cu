@@ -308,8 +308,13 @@ bk_status launch(bk_stream *stream, const bk_plan *plan, const launch_plan *l) {
   BK_TRY(bk_cuda_begin(stream, plan));
   const kernel_fn wgmma_kernel = pick(l);
   const dim3 grid((unsigned)(bk_ceil_div(l->p.n, l->columns) * l->p.row_tiles), (unsigned)l->matrices);
-  if (l->matrices > 0) BK_LAUNCH((wgmma_kernel), grid, threads, shared_of(l), bk_cuda_raw(stream), l->p);
+  BK_LAUNCH((wgmma_kernel), grid, threads, shared_of(l), bk_cuda_raw(stream), l->p);
   return bk_cuda_end(stream);
+}
+
+/* Only offsets can differ from what was accepted. */
+bk_status misplaced(bk_device *device) {
+  return bk_fail(device->ctx, BK_ERR_ARGUMENT, "cuda: a product of warpgroups was planned for operands at multiples of 16 bytes, and one lies elsewhere");
 }
 
 } // namespace
@@ -321,12 +326,13 @@ bk_status launch(bk_stream *stream, const bk_plan *plan, const launch_plan *l) {
   }                                                                                          \
   extern "C" BK_CUDA_PREPARE(wgmma_##name) {                                                 \
     launch_plan l;                                                                           \
-    (void)plan_##op(device, (const bk_##name##_args *)args, &l);                             \
+    if (!plan_##op(device, (const bk_##name##_args *)args, &l)) return misplaced(device);    \
     return prepare(device, &l, state, workspace_bytes);                                      \
   }                                                                                          \
   extern "C" BK_CUDA_LAUNCH(wgmma_##name) {                                                  \
     launch_plan l;                                                                           \
-    (void)workspace, (void)plan_##op(stream->device, (const bk_##name##_args *)args, &l);    \
+    (void)workspace;                                                                         \
+    if (!plan_##op(stream->device, (const bk_##name##_args *)args, &l)) return misplaced(stream->device); \
     return launch(stream, plan, &l);                                                         \
   }
 
