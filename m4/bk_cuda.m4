@@ -34,10 +34,13 @@ AC_SUBST([CUDA_CPPFLAGS]) AC_SUBST([CUDA_ROOT],[$bk_cuda_root]) AC_SUBST([CUDA_L
 AM_CONDITIONAL([HAVE_CUDA],[test x$bk_happy_cuda = xyes])
 dnl The tests compile the same sources for the host: a C++17 compiler, the module loader, shared libraries.
 AC_LANG_PUSH([C++])
+bk_save_cxxflags=$CXXFLAGS
+CXXFLAGS="$CXXFLAGS -std=c++17"
 AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#if __cplusplus < 201703L
 #error C++17 is needed
 #endif
 #include <functional>]],[[std::function<int()> f = [] { return 1; }; return f();]])],[bk_have_cxx=yes],[bk_have_cxx=no])
+CXXFLAGS=$bk_save_cxxflags
 AC_LANG_POP([C++])
 AM_CONDITIONAL([CUDA_ON_HOST],[test x$bk_have_cxx = xyes && test x$bk_happy_dl = xyes && test x$enable_shared = xyes])
 ])

@@ -26,6 +26,7 @@ static void flags_save(const bk_graph *g, uint8_t *flags) {
   for (int i = 0; i < g->n_blocks; i++) flags[i] = flags_of(&g->blocks[i]);
 }
 
+/* by_product changes in preparation alone, never in a walk that runs. */
 static void flags_restore(bk_graph *g, const uint8_t *flags) {
   for (int i = 0; i < g->n_blocks; i++) g->blocks[i].fresh = flags[i] & 1;
 }

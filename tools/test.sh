@@ -157,15 +157,13 @@ stage_kill() { build_gcc && TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kil
 stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
-  export BK_TEST_QUICK=1
   # No run of the unit tests here (the other stages do that): the tarball builds, installs, uninstalls; what is installed can be used.
-  if (cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CFLAGS=-O1 CXXFLAGS=-O2' \
+  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CFLAGS=-O1 CXXFLAGS=-O2' \
     MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
     note_failure distcheck "$dir/distcheck.log"
   fi
-  unset BK_TEST_QUICK
 }
 
 # Of all that this script waited for.

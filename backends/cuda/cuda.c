@@ -188,6 +188,7 @@ extern const bk_backend bk_backend_cuda;
 static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index, const bk_device_options *options) {
   struct cudaDeviceProp props;
   const int ordinal = ordinal_of(index);
+  if (ordinal < 0) return bk_fail(ctx, BK_ERR_ABSENT, "cuda:%d is not here: there are fewer devices of compute capability 8.0 or newer", index);
   cudaError_t error = cudaSetDevice(ordinal);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&props, ordinal);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);

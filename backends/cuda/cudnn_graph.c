@@ -3,7 +3,6 @@
 
 #ifdef BK_CUDNN_HERE
 
-#include <float.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -311,7 +310,7 @@ static void choose(graph *g, bk_cudnn_target target, size_t limit) {
 }
 
 static graph begin(const bk_cudnn_api *api, bk_cudnn_plan *plan, const bk_tensor *q, double scale) {
-  *plan = (bk_cudnn_plan){.api = api, .scale = (float)scale, .masked = api->GetVersion() < 91000 ? -FLT_MAX : -INFINITY};
+  *plan = (bk_cudnn_plan){.api = api, .scale = (float)scale, .masked = -INFINITY};
   return (graph){.plan = plan, .status = CUDNN_STATUS_SUCCESS, .b = q->shape[0], .h = q->shape[2], .t = q->shape[1], .next_id = ID_VIRTUAL};
 }
 

@@ -21,6 +21,7 @@ hasnt "an older state" 'cuda_graph\|allow_tf32' old/step-000001/trainer_state.js
 warned 'resuming with steps = 2' "an older state" "$BIRKHOFF" train --data data.txt --out old --steps 2 --device cpu --resume
 warned 'resuming with \(steps = 2\|cuda_graph = false, it was true\)' "a changed key is said" \
   "$BIRKHOFF" train --data data.txt --out run --steps 2 --device cpu --resume --set cuda_graph=false
+has "both are said" 'resuming with cuda_graph = false, it was true' err
 has "and kept" '"cuda_graph": false' run/step-000002/trainer_state.json
 
 # ---- the device's part ----

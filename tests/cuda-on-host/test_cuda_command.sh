@@ -31,9 +31,9 @@ broken ancient 'no device has compute capability 8.0 or newer; CUDA kernels on t
 refused 1 'device cuda:1 is not here: cuda has 1 device, the last is cuda:0' "a number beyond" "$BIRKHOFF" plan --model tiny --device cuda:1
 refused 2 'devices that are there: .*cuda' "an unknown name lists the device" "$BIRKHOFF" plan --model tiny --device gpu
 
-# ---- runs; ops that have no kernel yet run on the cpu ----
+# ---- runs ----
 text data.txt 20000
-small="--model tiny --data data.txt --seq-len 32 --batch-size 2 --steps 2 --device cuda:0 --allow-fallback"
+small="--model tiny --data data.txt --seq-len 32 --batch-size 2 --steps 2 --device cuda:0"
 env BK_CUDA_MEMORY=100000 "$BIRKHOFF" train $small --out short >out 2>err </dev/null
 equal "too little memory: exit status" $? 1
 has "too little memory: how much" 'error: cuda:0: cannot allocate [0-9]* bytes of device memory; [0-9]* of 100000 bytes are free' err

@@ -91,7 +91,9 @@ static void refuse_what_does_not_fit(cudnnBackendDescriptor_t device) {
   report(!taken(plan_of(device, &b, false, BK_CUDNN_WORKSPACE, &bytes)), "forward with too few values", "it was taken");
   report(!taken(plan_of(device, &b, true, BK_CUDNN_WORKSPACE, &bytes)), "backward with too few values", "it was taken");
   b = args_of((sizes){1, 512, 2, 64, 64});
-  report(plan_of(device, &b, true, 1000, &bytes) != CUDNN_STATUS_SUCCESS, "backward within 1000 bytes", "it was taken");
+  /* The workspace is known of a plan that is whole, which takes a driver. */
+  if (plan_of(device, &b, true, BK_CUDNN_WORKSPACE, &bytes) == CUDNN_STATUS_SUCCESS)
+    report(plan_of(device, &b, true, 1000, &bytes) != CUDNN_STATUS_SUCCESS, "backward within 1000 bytes", "it was taken");
 }
 
 static void test_device(const char *name, int processors, int shared, int version, bool wide) {
@@ -119,8 +121,8 @@ int main(void) {
   offer("libnvrtc.so.13", BK_CUDA_ROOT "/lib64/libnvrtc.so");
   offer("libcudnn_graph.so.9", BK_CUDA_ROOT "/lib64/libcudnn_graph.so.9");
   const char *missing = bk_cudnn_api_find(&api, &opened);
-  if (missing || api.GetVersion() < 90800 || !dlopen("libcuda.so.1", RTLD_NOW)) {
-    printf("SKIP: %s\n", missing ? missing : api.GetVersion() < 90800 ? "cuDNN is older than 9.8" : "not even a stub of libcuda is found");
+  if (missing || api.GetVersion() < BK_CUDNN_VERSION || !dlopen("libcuda.so.1", RTLD_NOW)) {
+    printf("SKIP: %s\n", missing ? missing : api.GetVersion() < BK_CUDNN_VERSION ? "cuDNN is older than 9.18" : "not even a stub of libcuda is found");
     return 77;
   }
   printf("%s, version %zu\n", opened, api.GetVersion());
