@@ -11,7 +11,7 @@
 #define BK_ATT_LOG2E 1.4426950408889634
 #define BK_ATT_PAD 64 /* rows of the backward's workspace are padded to a multiple of it */
 
-/* Choices by shapes alone, which a test build may move so that the harness' small cases come to all kernels. */
+/* Choices by shapes alone (reckoned, not measured), which a test build may move so that the harness' small cases come to all kernels. */
 #ifndef BK_ATT_LARGE_FROM
 #define BK_ATT_LARGE_FROM 256 /* blocks of 128 rows that make tiles of 128 worth it; else 64 */
 #endif

@@ -68,6 +68,7 @@ cutting cut_up(const bk_gemm_args *g) {
   s.n = (int)c->shape[s.turned ? rows : columns];
   s.k = (int)g->a.shape[columns];
   s.batch = c->ndim == 3 ? (int)c->shape[0] : 1;
+  /* Enough blocks to fill a large card; reckoned, not measured. */
   s.large = s.m > 64 && s.n > 64 && tiles_of(s, 128) >= 128;
   const int tiles = tiles_of(s, s.large ? 128 : 64), wanted = (s.large ? 256 : 768) / tiles, most = s.k / shortest_cut;
   s.cuts = wanted < most ? wanted : most;

@@ -3,7 +3,7 @@
  * A block has 64 tokens and a slice of K, in steps of 128 channels: a warp takes 16 of them, a lane two tokens, so that x goes straight to
  * registers (whole sectors) and every value of fn is read from shared memory once for a warp and serves 64 tokens. ROWS rows of fn at a
  * time are in registers as sums; more rows are further blocks (z). The eight warps' sums are added up in order, the slices of K by a second
- * launch. Slices follow from shapes alone. Floor: x read once; at R = 24 the multiply-adds take about as long as the memory does. */
+ * launch. Slices follow from shapes alone. Floor: x read once; at R = 24 the multiply-adds take about as long as the memory does (reckoned). */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc.cuh"
 

@@ -4,7 +4,7 @@
  * of dx and dfn with the token's dproj from shared memory, the same for the whole block. A block has 512 channels and a chunk of tokens,
  * 32 at a time. dfn: partial sums of the chunks in the workspace, added up in order by a second launch; chunks follow from shapes alone.
  * More than 32 rows leave registers for one channel; more than 80 (mhc_lite with n = 5) take a pass for dx and one for dfn. Floor: x read, dx
- * written (and read to accumulate); the multiply-adds take about as long. */
+ * written (and read to accumulate); the multiply-adds take about as long (reckoned). */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc.cuh"
 

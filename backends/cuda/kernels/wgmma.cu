@@ -197,7 +197,7 @@ bool result(const bk_tensor *t, int row, int column, int64_t &line) {
          (t->ndim == 2 || t->stride[0] % pack == 0);
 }
 
-/* Below these sizes smaller tiles are better. */
+/* Below these sizes smaller tiles should be better (reckoned). */
 bool size_fits(int64_t m, int64_t n, int64_t k) {
   return m >= 64 && n >= 64 && k >= 64 && m * n >= 64 * 128 && m < INT_MAX - BM && n < INT_MAX - 256 && k < INT_MAX - BK;
 }
