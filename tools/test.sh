@@ -123,7 +123,8 @@ stage_sanitizers() {
     BK_TEST_QUICK=1 BK_TEST_STEPS=20 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   unset ASAN_OPTIONS UBSAN_OPTIONS
 }
-build_valgrind() { build valgrind CC=gcc CFLAGS='-O1 -g' --disable-static --with-cuda=no; }
+# Without a C++ compiler: the cuda backend on the host is for the sanitizers.
+build_valgrind() { build valgrind CC=gcc CXX=no CFLAGS='-O1 -g' --disable-static --with-cuda=no; }
 MEMCHECK="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp"
 stage_valgrind() {
   build_valgrind || return
@@ -158,7 +159,7 @@ stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
   # No run of the unit tests here (the other stages do that): the tarball builds, installs, uninstalls; what is installed can be used.
-  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CFLAGS=-O1 CXXFLAGS=-O2' \
+  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CXX=no CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CXX=no CFLAGS=-O1' \
     MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
