@@ -126,6 +126,12 @@ static void plan_head_acts(bk_runner *r, bk_planner *p, bk_slot *slot) {
   a->pre = bk_planner_2d(p, keep, p->ct, r->tokens, bk_model_streams(r->model));
 }
 
+static int64_t head_piece_rows(const bk_runner *r) {
+  bool host = r->model->device->props.host_memory;
+  int64_t rows = (host ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / r->model->config.vocab_size;
+  return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
+}
+
 /* Scratch of the ends; nothing of a sublayer's F is alive beside it. */
 static void plan_ends(bk_runner *r, bk_planner *p) {
   const bk_model_config *c = &r->model->config;
@@ -133,11 +139,12 @@ static void plan_ends(bk_runner *r, bk_planner *p) {
   if (bk_runner_has_embed(r) && !bk_runner_plain(r)) r->embedding = plan_row(r, p, ws);
   if (!bk_runner_has_head(r)) return;
   bool backward = r->options.backward;
-  r->piece_rows = r->options.head_rows > 0 ? r->options.head_rows : BK_HEAD_PIECE / c->vocab_size;
-  if (r->piece_rows < 1) r->piece_rows = 1;
+  r->piece_rows = r->options.head_rows > 0 ? r->options.head_rows : head_piece_rows(r);
   if (r->piece_rows > r->tokens) r->piece_rows = r->tokens;
   r->head_row = plan_row(r, p, ws);
-  if (backward || !r->options.keep_logits) r->piece = bk_planner_2d(p, ws, p->ct, r->piece_rows, c->vocab_size);
+  bool gradient_apart = backward && (p->st != p->ct || r->options.keep_logits);
+  if (!r->options.keep_logits) r->piece = bk_planner_2d(p, ws, p->ct, r->piece_rows, c->vocab_size);
+  r->dpiece = gradient_apart ? bk_planner_2d(p, ws, p->st, r->piece_rows, c->vocab_size) : r->piece;
   if (!backward || r->model->parts->head.kind != BK_HC_HEAD) return;
   r->head_grads.dpre = bk_planner_2d(p, ws, p->ct, r->tokens, bk_model_streams(r->model));
   r->head_grads.dproj = plan_proj(r, p, ws, BK_HC_HEAD);
@@ -267,6 +274,36 @@ static bk_status make_graphs(bk_runner *r) {
   return BK_OK;
 }
 
+#define MERGE_PRIORITY 5 /* as high as the device has, at most that */
+
+static bk_status make_merge_stream(bk_runner *r) {
+  bk_device *device = r->model->device;
+  if (!r->options.merge_stream) return BK_OK;
+  BK_TRY(bk_stream_create(device, MERGE_PRIORITY, &r->merge_stream));
+  BK_TRY(device->ops->event_create(device, &r->forked));
+  return device->ops->event_create(device, &r->joined);
+}
+
+/* A profile times op by op on the model's stream, so then there is but one. */
+static bool forks(const bk_runner *r) { return r->merge_stream && !r->exec.preparing && !r->exec.profile; }
+
+bk_status bk_runner_fork(bk_runner *r) {
+  bk_stream *from = r->model->stream;
+  if (!forks(r)) return BK_OK;
+  BK_TRY(from->ops->event_record(from, r->forked));
+  BK_TRY(r->merge_stream->ops->event_wait(r->merge_stream, r->forked));
+  r->exec.stream = r->merge_stream;
+  return BK_OK;
+}
+
+bk_status bk_runner_join(bk_runner *r) {
+  bk_stream *to = r->model->stream;
+  if (!forks(r)) return BK_OK;
+  r->exec.stream = to;
+  BK_TRY(r->merge_stream->ops->event_record(r->merge_stream, r->joined));
+  return to->ops->event_wait(to, r->joined);
+}
+
 static bk_status runner_fill(bk_runner *r) {
   bk_model *m = r->model;
   bool plan_only = m->options.plan_only;
@@ -280,6 +317,7 @@ static bk_status runner_fill(bk_runner *r) {
   if (plan_only) return BK_OK;
   BK_TRY(bk_memory_commit(r->memory));
   BK_TRY(make_graphs(r));
+  BK_TRY(make_merge_stream(r));
   return make_staging(r);
 }
 
@@ -331,7 +369,11 @@ void bk_runner_destroy(bk_runner *r) {
   if (!r) return;
   bk_context *ctx = r->model->ctx;
   if (r->model->stream) r->model->stream->ops->sync(r->model->stream);
+  if (r->merge_stream) r->merge_stream->ops->sync(r->merge_stream);
   free_slots(r);
+  if (r->forked) r->forked->ops->destroy(r->forked);
+  if (r->joined) r->joined->ops->destroy(r->joined);
+  bk_stream_destroy(r->merge_stream);
   free_calls(r);
   bk_exec_fini(&r->exec);
   bk_memory_destroy(r->memory);

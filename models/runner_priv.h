@@ -14,8 +14,12 @@
 
 #include "models/model_priv.h"
 
-/* Rows of a piece of the head's logits: at most this many elements. */
-#define BK_HEAD_PIECE ((int64_t)1 << 25)
+/* A piece of the head's logits has at most so many elements, and whole multiples of BK_HEAD_ROWS rows if it has that many. Every piece
+ * reads the head's weights and reads and writes their gradient: a GPU needs some 2,000 rows before its products outweigh that (reckoned
+ * for 3.3 TB/s and 700 TFLOP/s). */
+#define BK_HEAD_PIECE_HOST ((int64_t)1 << 25)
+#define BK_HEAD_PIECE_DEVICE ((int64_t)1 << 28)
+#define BK_HEAD_ROWS 256
 
 typedef struct bk_head_acts {
   bk_mix_acts mix; /* final norm: x is the collapsed [N,C] stream, or the streams (learned head), or x_L itself (plain) */
@@ -73,11 +77,13 @@ struct bk_runner {
   bk_mix_grads grads[2];          /* by parity of the sublayer */
   bk_mix_grads head_grads;
   bk_tensor embedding, head_row;  /* [N,C] each, scratch of the ends */
-  bk_tensor piece;                /* [piece rows, V] ct: logits, then their gradient */
+  bk_tensor piece, dpiece;        /* [piece rows, V]: logits in ct, their gradient in st; one memory where these are the same */
   int64_t piece_rows;
   bk_tensor logits, row_losses, past;
   bk_f_scratch *forward_scratch, *backward_scratch; /* [n] */
   int32_t past_host;
+  bk_stream *merge_stream;        /* NULL: all on the model's stream */
+  bk_event *forked, *joined;      /* order the two: before a merge, after it */
   bk_stage_fn look; /* NULL: nobody looks between the stages */
   void *look_arg;
   bool loss_only;   /* this forward makes no gradient in the head */
@@ -97,6 +103,10 @@ static inline bool bk_runner_sums(const bk_runner *r) {
 
 /* Nothing looks on between the stages and the shapes are static: the walks may be captured. A decoding runner's are not. */
 static inline bool bk_runner_may_graph(const bk_runner *r) { return bk_model_may_graph(r->model) && !r->look && !r->options.cache_len; }
+
+/* Around what runs on the merge stream, from runner_fork to runner_join; without one they do nothing. */
+bk_status bk_runner_fork(bk_runner *r);
+bk_status bk_runner_join(bk_runner *r);
 
 /* walk.c; in preparing mode they prepare all calls and touch no data. `with_head` false: no logits, no loss. */
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss);

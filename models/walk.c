@@ -10,6 +10,12 @@ static bk_status seen(const bk_runner *r, const bk_slot *slot, bk_stage stage, i
   return r->look && !r->exec.preparing ? r->look(r->look_arg, r, slot, stage, s) : BK_OK;
 }
 
+/* A walk that failed may have left the other stream. */
+static void begin(bk_runner *r) {
+  r->exec.profile = bk_profile_of(r->model);
+  r->exec.stream = r->model->stream;
+}
+
 /* ---- ends, forward ---- */
 static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
@@ -35,7 +41,7 @@ static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_
   bk_param_block *w = r->model->parts->lm_head;
   int64_t rows = logits.shape[0];
   bool backward = r->options.backward; /* of the prepared calls; a pass that wants the loss alone stops short of the products */
-  bk_tensor dlogits = backward ? bk_tensor_slice(r->piece, 0, 0, rows) : (bk_tensor){0};
+  bk_tensor dlogits = backward ? bk_tensor_slice(r->dpiece, 0, 0, rows) : (bk_tensor){0};
   bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST], BK_PHASE_LOSS, -1);
   BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY, &(bk_cross_entropy_args){
       logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
@@ -67,6 +73,21 @@ static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
 }
 
 /* ---- sublayers, forward ---- */
+static bool is_feed_forward(const bk_runner *r, int s) { return sublayer(r, s)->index % 2 == 1; }
+
+/* The merge of sublayer s and the mix of the next. */
+static bk_status walk_merge(bk_runner *r, bk_slot *slot, int s) {
+  bk_exec *ex = &r->exec;
+  const bk_connection *c = &sublayer(r, s)->connection;
+  const bk_mix_acts *a = &slot->mix[s];
+  bool apart = is_feed_forward(r, s);
+  bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
+  if (apart) BK_TRY(bk_runner_fork(r));
+  if (s + 1 == r->n) BK_TRY(bk_connection_merge(ex, c, a, slot->last));
+  else BK_TRY(bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]));
+  return apart ? bk_runner_join(r) : BK_OK;
+}
+
 static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   bk_sublayer *l = sublayer(r, s);
@@ -74,14 +95,12 @@ static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
   bk_exec_begin(ex, &r->calls[s].forward, BK_PHASE_FORWARD, s);
   BK_TRY(l->ops->forward(ex, l, &slot->f[s], &r->forward_scratch[s], a->h, a->f));
   BK_TRY(seen(r, slot, BK_STAGE_F, s));
-  bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
-  if (s + 1 == r->n) BK_TRY(bk_connection_merge(ex, &l->connection, a, slot->last));
-  else BK_TRY(bk_connection_merge_mix(ex, &l->connection, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]));
+  BK_TRY(walk_merge(r, slot, s));
   return seen(r, slot, BK_STAGE_MIX, s + 1);
 }
 
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss) {
-  r->exec.profile = bk_profile_of(r->model);
+  begin(r);
   if (bk_runner_has_embed(r)) BK_TRY(walk_embed(r, slot));
   bk_exec_begin(&r->exec, &r->calls[0].mix, BK_PHASE_MIX, 0);
   BK_TRY(bk_connection_mix(&r->exec, &sublayer(r, 0)->connection, &slot->mix[0]));
@@ -124,8 +143,11 @@ static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
 static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->block == 0; }
 
 static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
+  bool apart = is_feed_forward(r, s);
   bk_exec_begin(&r->exec, &r->calls[s].merge_bwd, BK_PHASE_MERGE_BWD, s);
-  return bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
+  if (apart) BK_TRY(bk_runner_fork(r));
+  BK_TRY(bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df));
+  return apart ? bk_runner_join(r) : BK_OK;
 }
 
 /* Through the mix of sublayer s and the merge of the one before it. */
@@ -134,8 +156,11 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   const bk_connection *c = &sublayer(r, s)->connection;
   bk_exec_begin(ex, &r->calls[s].mix_bwd, BK_PHASE_MIX_BWD, s);
   if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
-  return bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
-                                     r->D, r->df);
+  bool apart = is_feed_forward(r, s - 1);
+  if (apart) BK_TRY(bk_runner_fork(r));
+  BK_TRY(bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
+                                     r->D, r->df));
+  return apart ? bk_runner_join(r) : BK_OK;
 }
 
 static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
@@ -152,7 +177,7 @@ static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
 }
 
 bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {
-  r->exec.profile = bk_profile_of(r->model);
+  begin(r);
   if (bk_runner_has_head(r)) BK_TRY(walk_head_bwd(r, slot));
   if (r->block) BK_TRY(walk_rebuild(r, slot, r->n - 1));
   BK_TRY(walk_merge_bwd(r, slot, r->n - 1));

@@ -42,6 +42,7 @@ typedef struct bk_cuda_stream {
   const char *trace[BK_CUDA_TRACE]; /* ring of what was launched since the last sync, captured launches aside */
   int launches;                     /* since the last sync */
   bool capturing;
+  bool captured; /* takes part in the capture of another stream */
 } bk_cuda_stream;
 
 typedef struct bk_cuda_event {

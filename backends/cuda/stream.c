@@ -83,11 +83,13 @@ static bk_status enter(bk_stream *stream) {
 
 /* ---- launches ---- */
 
+static bool is_captured(const bk_cuda_stream *s) { return s->capturing || s->captured; }
+
 bk_status bk_cuda_begin(bk_stream *stream, const bk_plan *plan) {
   bk_cuda_stream *s = of(stream);
   BK_TRY(enter(stream));
   s->current = plan->kernel->name;
-  if (!s->capturing) s->trace[s->launches++ % BK_CUDA_TRACE] = s->current;
+  if (!is_captured(s)) s->trace[s->launches++ % BK_CUDA_TRACE] = s->current;
   return BK_OK;
 }
 
@@ -97,7 +99,7 @@ bk_status bk_cuda_end(bk_stream *stream) {
   bk_cuda_stream *s = of(stream);
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return check(stream, error, s->current);
-  return device_of(stream)->synchronous && !s->capturing ? stream_sync(stream) : BK_OK;
+  return device_of(stream)->synchronous && !is_captured(s) ? stream_sync(stream) : BK_OK;
 }
 
 /* ---- streams ---- */
@@ -141,13 +143,19 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   bk_cuda_event *e = (bk_cuda_event *)event;
   BK_TRY(enter(stream));
   BK_TRY(check(stream, cudaEventRecord(e->event, of(stream)->stream), "recording an event"));
-  if (!of(stream)->capturing) e->recorded = true; /* an event of a graph has no time */
+  if (!is_captured(of(stream))) e->recorded = true; /* an event of a graph has no time */
   return BK_OK;
 }
 
+/* Who waits for an event of a capture takes part in it, until the next wait. */
 static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
+  bk_cuda_stream *s = of(stream);
+  enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   BK_TRY(enter(stream));
-  return check(stream, cudaStreamWaitEvent(of(stream)->stream, ((bk_cuda_event *)event)->event, 0), "waiting for an event");
+  BK_TRY(check(stream, cudaStreamWaitEvent(s->stream, ((bk_cuda_event *)event)->event, 0), "waiting for an event"));
+  if (!s->capturing) BK_TRY(check(stream, cudaStreamIsCapturing(s->stream, &status), "asking about a capture"));
+  s->captured = status == cudaStreamCaptureStatusActive;
+  return BK_OK;
 }
 
 static bk_status stream_sync(bk_stream *stream) {

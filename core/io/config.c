@@ -84,6 +84,7 @@ const bk_option bk_train_keys[] = {
     ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
     BOOL(allow_tf32, "GPU backends: fp32 products may round their operands to TF32"),
     BOOL(cuda_graph, "GPU backends: passes are captured once as graphs, then replayed; the same bits"),
+    BOOL(merge_stream, "GPU backends: feed-forward sublayers' merges run on a stream of high priority; the same bits"),
     {.name = NULL},
 };
 #undef CONFIG

@@ -358,7 +358,7 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
 
 /* States may lack these: what stands for an absent one changes no bit of a run that knew nothing of it. */
 static bool may_lack(const char *name) {
-  static const char *const names[] = {"spike_factor", "gain_limit", "cuda_graph", "allow_tf32"};
+  static const char *const names[] = {"spike_factor", "gain_limit", "cuda_graph", "allow_tf32", "merge_stream"};
   for (size_t i = 0; i < BK_COUNT(names); i++)
     if (strcmp(name, names[i]) == 0) return true;
   return false;

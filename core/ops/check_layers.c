@@ -67,7 +67,7 @@ bk_status bk_check_EMBED_BWD(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_CROSS_ENTROPY(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args, "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:s[N,V]");
+  return bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args, "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:f[N,V]");
 }
 
 /* ---- experts ---- */

@@ -155,7 +155,7 @@ typedef struct { bk_tensor ids, table, y; } bk_embed_args;
 typedef struct { bk_tensor ids, dy, dtable; } bk_embed_bwd_args; /* dtable [V,C] ct, adds */
 
 /* ---- cross entropy, nats. logits [N,V] (st or ct), targets [N] i32 (negative = ignored), step = the step block;
- * loss [N] ct: lse - logit[target], 0 where ignored. dlogits [N,V] (opt, may alias logits) =
+ * loss [N] ct: lse - logit[target], 0 where ignored. dlogits [N,V] (opt; st or ct, may alias logits of the same dtype) =
  * (softmax - onehot) * step[BK_STEP_LOSS_SCALE], 0 where ignored. */
 typedef struct { bk_tensor logits, targets, step, loss, dlogits; } bk_cross_entropy_args;
 

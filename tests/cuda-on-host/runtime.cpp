@@ -1,13 +1,14 @@
-/* Stand-in for the CUDA runtime. What is enqueued runs at the next wait, in the order of issue, not before: whoever reads a result
- * too early, or lets go of memory too early, is found out. Faults are made on request, by environment variables that are read when a
- * call needs them:
+/* Stand-in for the CUDA runtime. What is enqueued runs at the next wait, not before: whoever reads a result too early, or lets go of
+ * memory too early, is found out. Streams run in turns that a seeded generator decides, held back by the events they wait for alone:
+ * a missing wait shows. (A captured graph runs in the order of issue; what is captured has run call by call before.) Faults are made
+ * on request, by environment variables that are read when a call needs them:
  *   BK_CUDA_DRIVER   none: no driver; old: one that is too old; nodevice: a driver without devices; ancient: a device of 7.0
  *   BK_CUDA_DEVICES  number of devices (1)
  *   BK_CUDA_MEMORY   bytes of device memory (16 GiB)
  *   BK_CUDA_FAULT    TEXT: a kernel whose name contains TEXT faults on the device
  *   BK_CUDA_CAPTURE  fail: captures are invalidated at their end
  *   BK_CUDA_CAPABILITY  compute capability of the device, 80 or 90 (80)
- *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) */
+ *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) and of streams */
 #include <sys/mman.h>
 #include <time.h>
 
@@ -19,14 +20,18 @@
 #include "tests/cuda-on-host/emu.h"
 
 typedef std::function<void()> work_fn;
-struct CUstream_st { int device; bool capturing; std::vector<work_fn> captured; };
-struct CUevent_st { double seconds; bool pending, ever; };
+/* Work, or a wait (no work) until the event has been recorded `ticket` times. */
+struct item { work_fn work; cudaEvent_t event; uint64_t ticket; };
+/* A stream that waits for an event of a capture takes part in it: origin is the stream whose capture that is. */
+struct CUstream_st { int device; CUstream_st *origin; std::vector<work_fn> captured; std::deque<item> queue; };
+struct CUevent_st { double seconds; bool ever; uint64_t issued, done; cudaStream_t captured_in; };
 struct CUgraph_st { std::vector<work_fn> work; };
 struct CUgraphExec_st { std::vector<work_fn> work; };
 
 namespace {
 
-std::deque<work_fn> queue;
+std::vector<cudaStream_t> streams; /* all that there are; the first is the default one */
+CUstream_st default_stream;
 cudaError_t last_error, sticky;
 thread_local int current_device;
 std::map<void *, size_t> device_memory, pinned_memory;
@@ -56,30 +61,59 @@ cudaError_t ready() {
   return sticky;
 }
 
+bool empty(cudaStream_t s) { return s->queue.empty(); }
+bool runnable(cudaStream_t s) {
+  if (s->queue.empty()) return false;
+  const item &i = s->queue.front();
+  return i.work || i.event->done >= i.ticket;
+}
+
+/* One item of some stream; false: none can run. */
+bool run_one() {
+  static uint64_t turn = 1;
+  cudaStream_t ready_ones[64];
+  size_t count = 0;
+  for (cudaStream_t s : streams)
+    if (runnable(s) && count < 64) ready_ones[count++] = s;
+  if (!count) return false;
+  turn = turn * 6364136223846793005u + 2 * bk_emu_seed() + 1;
+  cudaStream_t s = ready_ones[(turn >> 33) % count];
+  item next = std::move(s->queue.front());
+  s->queue.pop_front();
+  if (next.work && sticky == cudaSuccess) next.work();
+  return true;
+}
 void run_all() {
-  while (!queue.empty()) {
-    work_fn work = std::move(queue.front());
-    queue.pop_front();
-    if (sticky == cudaSuccess) work();
-  }
+  while (run_one()) {}
+}
+
+cudaStream_t stream_of(cudaStream_t stream) {
+  if (streams.empty()) streams.push_back(&default_stream);
+  return stream ? stream : &default_stream;
 }
 
 cudaError_t submit(cudaStream_t stream, work_fn work) {
   cudaError_t error = ready();
   if (error != cudaSuccess) return error;
-  if (stream && stream->capturing) stream->captured.push_back(std::move(work));
-  else queue.push_back(std::move(work));
+  cudaStream_t s = stream_of(stream);
+  if (s->origin) s->origin->captured.push_back(std::move(work));
+  else s->queue.push_back({std::move(work), nullptr, 0});
   return cudaSuccess;
 }
 
 /* Waiting is not allowed while a stream of the thread is captured. */
-std::vector<cudaStream_t> capturing;
+cudaStream_t capturing;
+std::vector<cudaStream_t> joined, apart; /* streams that take part; of them those whose end the captured one does not wait for yet */
+cudaError_t may_wait() { return capturing ? cudaErrorStreamCaptureUnsupported : ready(); }
 cudaError_t wait_all() {
-  if (!capturing.empty()) return cudaErrorStreamCaptureUnsupported;
-  cudaError_t error = ready();
+  cudaError_t error = may_wait();
   if (error != cudaSuccess) return error;
   run_all();
   return sticky;
+}
+void forget(std::vector<cudaStream_t> &list, cudaStream_t s) {
+  for (size_t i = list.size(); i-- > 0;)
+    if (list[i] == s) list.erase(list.begin() + (long)i);
 }
 
 }  // namespace
@@ -128,6 +162,7 @@ const char *cudaGetErrorName(cudaError_t error) {
     case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
     case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
     case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+    case cudaErrorStreamCaptureUnjoined: return "cudaErrorStreamCaptureUnjoined";
   }
   return "an unknown error";
 }
@@ -273,7 +308,7 @@ static bool is_pinned(const void *p) {
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
   bool pageable = (kind == cudaMemcpyHostToDevice && !is_pinned(src)) || (kind == cudaMemcpyDeviceToHost && !is_pinned(dst));
   if (!pageable) return give(submit(stream, [=] { memcpy(dst, src, bytes); }));
-  if (stream && stream->capturing) return give(cudaErrorStreamCaptureUnsupported);
+  if (stream && stream->origin) return give(cudaErrorStreamCaptureUnsupported);
   if (kind == cudaMemcpyDeviceToHost) {
     cudaError_t error = wait_all();
     if (error == cudaSuccess) memcpy(dst, src, bytes);
@@ -290,43 +325,69 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
   if (priority > 0 || priority < -5) return give(cudaErrorInvalidValue);
   cudaError_t error = ready();
   if (error != cudaSuccess) return give(error);
-  *stream = new CUstream_st{current_device, false, {}};
+  stream_of(nullptr);
+  *stream = new CUstream_st{current_device, nullptr, {}, {}};
+  streams.push_back(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   run_all();
+  forget(streams, stream);
   delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  (void)stream;
-  return give(wait_all());
+  cudaError_t error = may_wait();
+  if (error != cudaSuccess) return give(error);
+  while (!empty(stream_of(stream)) && run_one()) {}
+  return give(sticky);
 }
 /* The first question about work that is under way is answered no, so that both answers are met. */
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
-  (void)stream;
-  if (queue.empty()) return give(ready());
-  run_all();
+  cudaStream_t s = stream_of(stream);
+  if (empty(s)) return give(ready());
+  while (!empty(s) && run_one()) {}
   return sticky != cudaSuccess ? give(sticky) : give(cudaErrorNotReady);
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
-  (void)event, (void)flags; /* the order of issue has it already */
-  return give(submit(stream, [] {}));
+  (void)flags;
+  cudaStream_t s = stream_of(stream);
+  cudaError_t error = ready();
+  if (error != cudaSuccess) return give(error);
+  if (!event->captured_in) {
+    if (s->origin) return give(cudaErrorStreamCaptureUnsupported); /* an event from outside the capture */
+    s->queue.push_back({nullptr, event, event->issued});
+  } else if (s == event->captured_in->origin) {
+    forget(apart, event->captured_in);
+  } else if (!s->origin) {
+    s->origin = event->captured_in->origin;
+    joined.push_back(s);
+    apart.push_back(s);
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
+  *status = stream->origin ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
   (void)mode;
   cudaError_t error = ready();
   if (error != cudaSuccess) return give(error);
-  stream->capturing = true;
+  stream->origin = stream;
   stream->captured.clear();
-  capturing.push_back(stream);
+  capturing = stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
-  if (!stream->capturing) return give(cudaErrorInvalidValue);
-  stream->capturing = false;
-  capturing.clear();
+  if (stream->origin != stream) return give(cudaErrorInvalidValue);
+  const bool whole = apart.empty();
+  for (cudaStream_t s : joined) s->origin = nullptr;
+  joined.clear();
+  apart.clear();
+  stream->origin = capturing = nullptr;
   if (strcmp(setting("BK_CUDA_CAPTURE", ""), "fail") == 0) return give(cudaErrorStreamCaptureInvalidated);
+  if (!whole) return give(cudaErrorStreamCaptureUnjoined);
   *graph = new CUgraph_st{std::move(stream->captured)};
   return cudaSuccess;
 }
@@ -357,7 +418,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
   cudaError_t error = ready();
   if (error != cudaSuccess) return give(error);
-  *event = new CUevent_st{0, false, false};
+  *event = new CUevent_st{0, false, 0, 0, nullptr};
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -366,20 +427,25 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  event->pending = !(stream && stream->capturing);
+  cudaStream_t s = stream_of(stream);
+  event->captured_in = s->origin ? s : nullptr;
   event->ever = true;
-  return give(submit(stream, [event] {
+  if (s->origin) return give(ready());
+  const uint64_t ticket = ++event->issued;
+  return give(submit(stream, [event, ticket] {
     event->seconds = now();
-    event->pending = false;
+    event->done = ticket;
   }));
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  (void)event;
-  return give(wait_all());
+  cudaError_t error = may_wait();
+  if (error != cudaSuccess) return give(error);
+  while (event->done < event->issued && run_one()) {}
+  return give(sticky);
 }
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEvent_t end) {
   if (!begin->ever || !end->ever) return give(cudaErrorInvalidValue);
-  if (begin->pending || end->pending) return give(cudaErrorNotReady);
+  if (begin->done < begin->issued || end->done < end->issued) return give(cudaErrorNotReady);
   *milliseconds = (float)((end->seconds - begin->seconds) * 1e3);
   return cudaSuccess;
 }

@@ -32,7 +32,7 @@ for kind in plain hc mhc mhc_lite ihc; do
   ok "$kind: eager" "$BIRKHOFF" $small residual=$kind cuda_graph=false --device cuda:0 --out eager-$kind
   for f in model optimizer; do same "$kind: graphs on and off, $f" cuda-$kind/$last/$f.safetensors eager-$kind/$last/$f.safetensors; done
 done
-ok "mhc again, threads in another order" env BK_CUDA_SEED=5 "$BIRKHOFF" $small residual=mhc --device cuda:0 --out again
+ok "mhc again, threads in another order, merges on another stream" env BK_CUDA_SEED=5 "$BIRKHOFF" $small residual=mhc merge_stream=true --device cuda:0 --out again
 for f in model optimizer; do same "two runs, $f" cuda-mhc/$last/$f.safetensors again/$last/$f.safetensors; done
 ok "bf16" "$BIRKHOFF" $small residual=mhc --device cuda:0 --dtype bf16 --out bf16
 holds "bf16 is near fp32" "$(worst bf16 cpu-mhc) < 0.01"

@@ -150,6 +150,36 @@ START_TEST(test_head_pieces) {
 }
 END_TEST
 
+/* ---- merges on a stream of their own: the same bits, call by call and captured ---- */
+static double *grads_of_third_step(bool merge_stream, const bk_model_config *c, int64_t *count, double *loss) {
+  int32_t ids[B * T], targets[B * T];
+  bk_runner_options options = training_options(B, 1, BK_RECOMPUTE_AUTO);
+  options.merge_stream = merge_stream;
+  rig r = rig_open(fast_device(), 1, c, BK_F32, &options);
+  int64_t kept = make_tokens(c->vocab_size, B * T, 35, ids, targets);
+  for (int i = 0; i < 3; i++) {
+    OK(bk_model_zero_grads(r.model));
+    *loss = run_step(&r, ids, targets, kept);
+  }
+  double *grads = read_grads(r.model, count);
+  rig_close(&r);
+  return grads;
+}
+
+START_TEST(test_merge_stream) {
+  static const int kinds[] = {BK_HC_PLAIN, BK_HC_MHC};
+  for (size_t i = 0; i < BK_COUNT(kinds); i++) {
+    bk_model_config c = small_config(kinds[i]);
+    int64_t count;
+    double one, two, *want = grads_of_third_step(false, &c, &count, &one), *got = grads_of_third_step(true, &c, &count, &two);
+    ck_assert(one == two);
+    ck_assert_mem_eq(want, got, (size_t)count * sizeof *want);
+    bk_free(ctx, want);
+    bk_free(ctx, got);
+  }
+}
+END_TEST
+
 /* ---- decoding: prefill of 3, then one by one, against the whole forward ---- */
 static void decode_all(bk_runner *prefill, bk_runner *one, const bk_model *m, const int32_t *ids, double *logits) {
   int64_t V = m->config.vocab_size;
@@ -431,5 +461,5 @@ START_TEST(test_scarce_memory) {
 }
 END_TEST
 
-UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_head_pieces, test_decode,
+UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_head_pieces, test_merge_stream, test_decode,
           test_stages, test_no_allocation, test_not_finite, test_refusals, test_scarce_memory)

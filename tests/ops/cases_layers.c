@@ -207,10 +207,10 @@ static void cross_entropy_case(harness *h, const int *level) {
   int64_t vocabulary = (const int64_t[]){1, 31, 257, 8192, 50257, 129280}[level[1]];
   int64_t n = harness_clip_tokens(h, harness_tokens[level[0]], vocabulary);
   int pad = level[2] * HARNESS_PAD, variant = level[3];
-  bk_dtype type = level[4] ? h->ct : h->st;
+  bk_dtype type = level[4] ? h->ct : h->st, gradient = variant == 3 ? h->st : type;
   double spread = level[5] ? 100 : 2;
   bk_cross_entropy_args a = {h2(type, pad, n, vocabulary), h1(BK_I32, n), h1(h->ct, BK_STEP_SLOTS), h1(h->ct, n), {0}};
-  if (variant) a.dlogits = h2(type, pad, n, vocabulary);
+  if (variant) a.dlogits = h2(gradient, pad, n, vocabulary);
   fill fills[5] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL},
                    {"targets", FILL_INDEX, vocabulary > 1 ? -vocabulary / 4 - 1 : 0, (double)vocabulary, NULL, NULL},
                    {"step", FILL_CALL, 1.0 / 77, 0, NULL, fill_loss_scale}};
@@ -247,7 +247,7 @@ void cases_layers(harness *h) {
   cases_attention(h);
   harness_pairwise(h, (const int[]){5, 3, 2, 3}, 4, swiglu_case);
   harness_pairwise(h, (const int[]){5, 3, 3, 2}, 4, embed_case);
-  harness_pairwise(h, (const int[]){5, 4, 2, 3, 2, 2}, 6, cross_entropy_case);
+  harness_pairwise(h, (const int[]){5, 4, 2, 4, 2, 2}, 6, cross_entropy_case);
   if (h->quick) return;
   cases_rmsnorm_wide(h);
   cases_embed_large(h);

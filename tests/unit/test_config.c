@@ -347,7 +347,7 @@ static void fill_state(bk_trainer_state *s) {
   s->recipe.seed = 77;
   s->recipe.data_dtype = 2;
   s->recipe.cuda_graph = false;
-  s->recipe.allow_tf32 = true;
+  s->recipe.allow_tf32 = s->recipe.merge_stream = true;
 }
 
 START_TEST(state_round_trip) {
@@ -370,7 +370,7 @@ END_TEST
 
 /* Keys that a state may lack: their defaults. */
 START_TEST(state_without_later_keys) {
-  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph"};
+  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph", "merge_stream"};
   bk_trainer_state s, back;
   bk_train_config usual;
   char x[160], y[160], kept[8192] = "", *text, *line;
@@ -378,7 +378,7 @@ START_TEST(state_without_later_keys) {
   fill_state(&s);
   s.recipe.spike_factor = s.recipe.gain_limit = 77;
   bk_train_config_default(&usual);
-  ck_assert(usual.cuda_graph && !usual.allow_tf32);
+  ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream);
   ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof kept, &text, &bytes), BK_OK);
   for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {

@@ -1,6 +1,7 @@
 /* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of exponentials together, four packs of 16 bytes in
- * flight a thread; second pass: the gradient, which mostly finds the row in the second cache. Rows of any alignment: single elements up
- * to the first 16-byte boundary and at the end. Floor: logits once, dlogits once. */
+ * flight a thread; second pass: the gradient, which mostly finds the row in the second cache. Logits in fp32 may have a gradient in
+ * bf16: the form in which the head's products take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the
+ * end. Floor: logits once, dlogits once. */
 #include <float.h>
 
 #include "backends/cuda/kernels/device.cuh"
@@ -61,12 +62,23 @@ template <class T> BK_DEVICE running row_pass(const T *x, int columns) {
   return r;
 }
 
+/* v as n neighbouring elements of d: 16 bytes of fp32, or 16 or 8 of bf16. */
+BK_DEVICE void store_gradient(float *d, const float (&v)[4]) { bk_store_pack_global(d, v); }
+BK_DEVICE void store_gradient(bk_bf16 *d, const float (&v)[8]) { bk_store_pack_global(d, v); }
+BK_DEVICE void store_gradient(bk_bf16 *d, const float (&v)[4]) {
+  __stwb(reinterpret_cast<uint2 *>(d), make_uint2(bk_bf16x2(v[0], v[1]), bk_bf16x2(v[2], v[3])));
+}
+BK_DEVICE void store_gradient(float *d, const float (&v)[8]) {
+  bk_store_pack_global(d, {v[0], v[1], v[2], v[3]});
+  bk_store_pack_global(d + 4, {v[4], v[5], v[6], v[7]});
+}
+
 /* d = exp(x - max) factor; d may be x. */
-template <class T> BK_DEVICE void gradient_pass(const T *x, T *d, int columns, float max, float factor) {
-  constexpr int n = bk_pack<T>::count;
-  const int tid = (int)threadIdx.x, threads = (int)blockDim.x;
-  const bool together = (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(d)) % 16 == 0;
-  const int head = together ? head_of(x, columns) : columns, packs = (columns - head) / n;
+template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int columns, float max, float factor) {
+  constexpr int n = bk_pack<T>::count, bytes = n * (int)sizeof(D) < 16 ? 8 : 16;
+  const int tid = (int)threadIdx.x, threads = (int)blockDim.x, lead = head_of(x, columns);
+  const bool together = reinterpret_cast<uintptr_t>(d + lead) % bytes == 0; /* d's boundary comes with x's */
+  const int head = together ? lead : columns, packs = (columns - head) / n;
   for (int i = tid; i < packs; i += threads * batch) {
     uint4 raw[batch];
 #pragma unroll
@@ -79,23 +91,23 @@ template <class T> BK_DEVICE void gradient_pass(const T *x, T *d, int columns, f
       bk_unpack(raw[k], v);
 #pragma unroll
       for (int j = 0; j < n; j++) v[j] = __expf(v[j] - max) * factor;
-      bk_store_pack_global(d + head + (i + k * threads) * n, v);
+      store_gradient(d + head + (i + k * threads) * n, v);
     }
   }
-  for (int i = tid; i < head; i += threads) d[i] = bk_from_float<T>(__expf(bk_to_float(x[i]) - max) * factor);
-  for (int i = head + packs * n + tid; i < columns; i += threads) d[i] = bk_from_float<T>(__expf(bk_to_float(x[i]) - max) * factor);
+  for (int i = tid; i < head; i += threads) d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
+  for (int i = head + packs * n + tid; i < columns; i += threads) d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
 }
 
-template <class T> __global__ void __launch_bounds__(threads_most)
-cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets, const float *step, float *loss, T *dlogits,
+template <class T, class D> __global__ void __launch_bounds__(threads_most)
+cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets, const float *step, float *loss, D *dlogits,
                      int64_t dlogits_stride, int columns) {
   __shared__ float shared[BK_WARP];
   const int64_t row = blockIdx.x;
   const T *x = logits + row * logits_stride;
-  T *d = dlogits ? dlogits + row * dlogits_stride : nullptr;
+  D *d = dlogits ? dlogits + row * dlogits_stride : nullptr;
   const int target = targets[row];
   if (target < 0) {
-    for (int i = (int)threadIdx.x; d && i < columns; i += (int)blockDim.x) d[i] = bk_from_float<T>(0);
+    for (int i = (int)threadIdx.x; d && i < columns; i += (int)blockDim.x) d[i] = bk_from_float<D>(0);
     if (threadIdx.x == 0) loss[row] = 0;
     return;
   }
@@ -107,7 +119,7 @@ cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targ
   const float scale = step[BK_STEP_LOSS_SCALE];
   gradient_pass(x, d, columns, max, scale / sum);
   __syncthreads();
-  if (threadIdx.x == 0) d[target] = bk_from_float<T>((expf(at_target - max) - sum) * (scale / sum));
+  if (threadIdx.x == 0) d[target] = bk_from_float<D>((expf(at_target - max) - sum) * (scale / sum));
 }
 
 /* About four packs a thread, from one warp up. */
@@ -116,16 +128,27 @@ unsigned threads_for(int64_t columns, int pack) {
   return (unsigned)(wanted < threads_most ? wanted : threads_most);
 }
 
-template <class T> void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
+template <class T, class D> void start(bk_stream *stream, const bk_cross_entropy_args *a) {
   const int64_t columns = a->logits.shape[1], rows = a->logits.shape[0];
-  T *dlogits = bk_tensor_present(&a->dlogits) ? (T *)bk_cuda_data(&a->dlogits) : nullptr;
+  D *dlogits = bk_tensor_present(&a->dlogits) ? (D *)bk_cuda_data(&a->dlogits) : nullptr;
   if (rows == 0) return;
-  BK_LAUNCH((cross_entropy_kernel<T>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), 0, bk_cuda_raw(stream),
+  BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), 0, bk_cuda_raw(stream),
             (const T *)bk_cuda_data(&a->logits), a->logits.stride[0], (const int32_t *)bk_cuda_data(&a->targets),
             (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns);
 }
 
+template <class T> void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
+  if (a->dlogits.dtype == BK_BF16) start<T, bk_bf16>(stream, a);
+  else start<T, float>(stream, a);
+}
+
 } // namespace
+
+extern "C" BK_CUDA_ACCEPTS(cross_entropy) {
+  const bk_tensor *dlogits = &((const bk_cross_entropy_args *)args)->dlogits;
+  (void)device;
+  return !bk_tensor_present(dlogits) || bk_stored(dlogits);
+}
 
 extern "C" BK_CUDA_LAUNCH(cross_entropy) {
   const bk_cross_entropy_args *a = (const bk_cross_entropy_args *)args;

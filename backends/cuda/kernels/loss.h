@@ -8,6 +8,7 @@
 extern "C" {
 #endif
 
+BK_CUDA_ACCEPTS(cross_entropy);
 BK_CUDA_LAUNCH(cross_entropy);
 
 #ifdef __cplusplus
@@ -16,6 +17,6 @@ BK_CUDA_LAUNCH(cross_entropy);
 
 /* Best first within an op. */
 #define BK_CUDA_ROWS_LOSS \
-  BK_CUDA_ROW(CROSS_ENTROPY, cross_entropy, BK_CUDA_FLOATS)
+  BK_CUDA_ROW_IF(CROSS_ENTROPY, cross_entropy, BK_CUDA_FLOATS)
 
 #endif
