@@ -227,7 +227,7 @@ static void fill_masked(const fill *f, const bk_tensor *t, uint64_t seed, uint64
 
 static void cases_cross_entropy_large(harness *h) {
   cross_entropy_case(h, (const int[]){2, 4, 0, 2, 0, 0});
-  cross_entropy_case(h, (const int[]){2, 5, 0, 2, 1, 1});
+  cross_entropy_case(h, (const int[]){2, 5, 0, 3, 1, 1});
   bk_cross_entropy_args a = {h2(h->st, 0, 13, 1000), h1(BK_I32, 13), h1(h->ct, BK_STEP_SLOTS), h1(h->ct, 13), h2(h->st, 0, 13, 1000)};
   const fill fills[] = {{"logits", FILL_CALL, 900, 0, NULL, fill_masked}, {"targets", FILL_INDEX, 900, 1000, NULL, NULL},
                         {"step", FILL_CALL, 1.0 / 77, 0, NULL, fill_loss_scale}, FILL_END};

@@ -1,5 +1,7 @@
 /* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of exponentials together, four packs of 16 bytes in
- * flight a thread; second pass: the gradient, which mostly finds the row in the second cache. Logits in fp32 may have a gradient in
+ * flight a thread; second pass: the gradient. A long row is more than what the second cache keeps of it while all multiprocessors are at
+ * theirs (132 x 517 KB at 129,280 logits in fp32, 50 MB): its beginning is kept in shared memory (`stash`), and the second pass goes from
+ * the end, where the cache is freshest, to the beginning. Logits in fp32 may have a gradient in
  * bf16: the form in which the head's products take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the
  * end. Floor: logits once, dlogits once. */
 #include <float.h>
@@ -9,7 +11,7 @@
 
 namespace {
 
-constexpr int threads_most = 1024, batch = 4;
+constexpr int threads_most = 1024, batch = 4, long_row = 128 << 10; /* bytes */
 
 /* The sum of exp(x - max). The start is finite, so that a thread or a row of -inf alone makes no NaN that is not one. */
 struct running {
@@ -35,7 +37,13 @@ template <class T> BK_DEVICE int head_of(const T *x, int columns) {
   return head < columns ? head : columns;
 }
 
-template <class T> BK_DEVICE running row_pass(const T *x, int columns) {
+/* The row's first packs, each thread's own; size: how many there is room for. */
+struct stash {
+  uint4 *at;
+  int size;
+};
+
+template <class T> BK_DEVICE running row_pass(const T *x, int columns, stash kept) {
   constexpr int n = bk_pack<T>::count;
   const int tid = (int)threadIdx.x, threads = (int)blockDim.x, head = head_of(x, columns), packs = (columns - head) / n;
   const uint4 *p = reinterpret_cast<const uint4 *>(x + head);
@@ -48,13 +56,16 @@ template <class T> BK_DEVICE running row_pass(const T *x, int columns) {
 #pragma unroll
     for (int j = 0; j < batch; j++) {
       float v[n];
+      if (i + j * threads < kept.size) kept.at[i + j * threads] = raw[j];
       bk_unpack(raw[j], v);
       add(r, v);
     }
   }
   for (; i < packs; i += threads) {
+    const uint4 raw = p[i];
     float v[n];
-    bk_unpack(p[i], v);
+    if (i < kept.size) kept.at[i] = raw;
+    bk_unpack(raw, v);
     add(r, v);
   }
   for (i = tid; i < head; i += threads) add(r, {bk_to_float(x[i])});
@@ -74,16 +85,17 @@ BK_DEVICE void store_gradient(float *d, const float (&v)[8]) {
 }
 
 /* d = exp(x - max) factor; d may be x. */
-template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int columns, float max, float factor) {
+template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int columns, stash kept, float max, float factor) {
   constexpr int n = bk_pack<T>::count, bytes = n * (int)sizeof(D) < 16 ? 8 : 16;
   const int tid = (int)threadIdx.x, threads = (int)blockDim.x, lead = head_of(x, columns);
   const bool together = reinterpret_cast<uintptr_t>(d + lead) % bytes == 0; /* d's boundary comes with x's */
-  const int head = together ? lead : columns, packs = (columns - head) / n;
-  for (int i = tid; i < packs; i += threads * batch) {
+  const int head = together ? lead : columns, packs = (columns - head) / n, round = threads * batch;
+  for (int i = tid + (packs - 1) / round * round; i >= 0; i -= round) {
     uint4 raw[batch];
 #pragma unroll
     for (int k = 0; k < batch; k++)
-      if (i + k * threads < packs) raw[k] = reinterpret_cast<const uint4 *>(x + head)[i + k * threads];
+      if (i + k * threads < packs)
+        raw[k] = i + k * threads < kept.size ? kept.at[i + k * threads] : reinterpret_cast<const uint4 *>(x + head)[i + k * threads];
 #pragma unroll
     for (int k = 0; k < batch; k++) {
       if (i + k * threads >= packs) break;
@@ -100,8 +112,10 @@ template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int c
 
 template <class T, class D> __global__ void __launch_bounds__(threads_most)
 cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets, const float *step, float *loss, D *dlogits,
-                     int64_t dlogits_stride, int columns) {
+                     int64_t dlogits_stride, int columns, int stash_size) {
   __shared__ float shared[BK_WARP];
+  BK_SHARED_DYNAMIC(uint4, room);
+  const stash kept = {room, stash_size};
   const int64_t row = blockIdx.x;
   const T *x = logits + row * logits_stride;
   D *d = dlogits ? dlogits + row * dlogits_stride : nullptr;
@@ -112,12 +126,12 @@ cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targ
     return;
   }
   const float at_target = bk_to_float(x[target]);
-  running r = row_pass(x, columns);
+  running r = row_pass(x, columns, kept);
   const float max = bk_block_max(r.max, shared), sum = bk_block_sum(r.sum * __expf(r.max - max), shared);
   if (threadIdx.x == 0) loss[row] = logf(sum) + (max - at_target);
   if (!d) return;
   const float scale = step[BK_STEP_LOSS_SCALE];
-  gradient_pass(x, d, columns, max, scale / sum);
+  gradient_pass(x, d, columns, kept, max, scale / sum);
   __syncthreads();
   if (threadIdx.x == 0) d[target] = bk_from_float<D>((expf(at_target - max) - sum) * (scale / sum));
 }
@@ -128,13 +142,21 @@ unsigned threads_for(int64_t columns, int pack) {
   return (unsigned)(wanted < threads_most ? wanted : threads_most);
 }
 
+/* Shared memory for the beginning of a long row: all that a block can have, beside what the sums need. */
+int stash_bytes(const bk_stream *stream, int64_t row_bytes) {
+  const int most = bk_cuda_of(stream->device)->smem_optin - 1024;
+  return row_bytes < long_row ? 0 : (int)(row_bytes < most ? row_bytes : most) / 16 * 16;
+}
+
 template <class T, class D> void start(bk_stream *stream, const bk_cross_entropy_args *a) {
   const int64_t columns = a->logits.shape[1], rows = a->logits.shape[0];
   D *dlogits = bk_tensor_present(&a->dlogits) ? (D *)bk_cuda_data(&a->dlogits) : nullptr;
+  const int room = dlogits ? stash_bytes(stream, columns * (int64_t)sizeof(T)) : 0;
   if (rows == 0) return;
-  BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), 0, bk_cuda_raw(stream),
+  bk_allow_shared(&cross_entropy_kernel<T, D>, room);
+  BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), room, bk_cuda_raw(stream),
             (const T *)bk_cuda_data(&a->logits), a->logits.stride[0], (const int32_t *)bk_cuda_data(&a->targets),
-            (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns);
+            (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns, room / 16);
 }
 
 template <class T> void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
