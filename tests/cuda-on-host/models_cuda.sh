@@ -4,7 +4,9 @@
 needs tests/models/test_model_cpu
 BK_TEST_DEVICE=cuda
 export BK_TEST_DEVICE
-for one in test_model_cpu test_model_fixtures test_model_runner test_generator test_gain; do
+programs="test_model_cpu test_model_runner test_model_fixtures test_generator test_gain"
+[ -z "${BK_TEST_QUICK:-}" ] || programs="test_model_cpu test_model_runner"
+for one in $programs; do
   echo "== $one"
   "$TOP_BUILDDIR/tests/models/$one" >"$W/log" 2>&1
   rc=$?
