@@ -5,15 +5,14 @@
  * has three terms, exact to 2^-24; three products. dx, rounded to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An
  * operand that is not finite, or rounds to infinity in bf16, makes not-a-number where ref may have an infinity.
  *
- * A warp owns 32 channels, a block 256 and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory that the warp
- * has to itself, two steps ahead, 16 bytes a lane. Lane (g, t), g = lane / 4 and t = lane % 4, brings, and later stores, channels 8t .. 8t + 7
- * of tokens g and g + 8: four lanes cover 64 bytes of a row. In the products of dx, column n of column tile j stands for channel
- * 8 (n / 2) + 2j + n % 2; so the sums of a lane are of the very elements that it has, words j of both packs. For dfn, x comes from the ring
- * transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
+ * A block has 256 channels and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory, two steps ahead, a warp
+ * copies whole rows of the block; one barrier a step. A warp multiplies 32 channels. Lane (g, t), g = lane / 4 and t = lane % 4, has channels
+ * 8t .. 8t + 7 of tokens g and g + 8, 16 bytes each, to read from the ring and to store. In the products of dx, column n of column tile j
+ * stands for channel 8 (n / 2) + 2j + n % 2; so the sums of a lane are of the very elements that it has, words j of both packs. For dfn, x
+ * comes from the ring transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
  *
- * The block splits dproj 64 tokens at a time, row by row into shared memory, [token][term][8-row block of fn], two tiles: one barrier a
- * tile. The same places serve both products, transposed for dfn. fn's terms and the sums of dfn are registers. A warp whose channels are
- * all past the end only helps to split. */
+ * The block splits dproj 64 tokens at a time, row by row into shared memory, [token][term][8-row block of fn], one tile ahead. The same places
+ * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers. */
 #include "backends/cuda/kernels/hc_project_bwd.cuh"
 #include "backends/cuda/kernels/ptx.cuh"
 #include "backends/cuda/kernels/streams.h"
@@ -22,7 +21,8 @@ namespace {
 
 constexpr int threads = 256, warps = threads / BK_WARP, warp_channels = 32, block_channels = warps * warp_channels;
 constexpr int step_tokens = 16, tile_tokens = 64, least_chunk = 2 * tile_tokens, wanted_blocks = 264, most_rows = 32;
-constexpr int stages = 3, stage_packs = step_tokens * warp_channels / 8; /* of x, and as many of old dx */
+constexpr int stages = 3, block_packs = block_channels / 8, stage_packs = step_tokens * block_packs; /* of x, and as many of old dx */
+static_assert(threads == 4 * tile_tokens && block_packs == BK_WARP && step_tokens == 2 * warps, "how threads split and bring");
 
 struct operands {
   bk_rows<bk_bf16> x, dx; /* dx.at NULL: not wanted */
@@ -40,7 +40,7 @@ template <int B> struct tile {
   float factors[tile_tokens];
 };
 template <int B> struct block_memory {
-  uint4 ring[warps][stages][2][stage_packs];
+  uint4 ring[stages][2][stage_packs];
   tile<B> tiles[2];
 };
 
@@ -55,19 +55,22 @@ BK_DEVICE uint32_t take_term(float &low, float &high) {
   return pair;
 }
 
-/* Tokens past `end` and rows of fn past the last are zeros. */
-template <int B> BK_DEVICE void split_tile(const operands &o, int64_t token, int64_t end, tile<B> &to) {
-  const int count = end - token < tile_tokens ? (int)(end - token) : tile_tokens;
-  for (int i = (int)threadIdx.x; i < tile_tokens * B * 4; i += threads) {
-    const int t = i / (B * 4), j = i % (B * 4) * 2;
-    const float *p = o.dproj.row(token + t) + j;
-    float a = t < count && j < o.rows ? p[0] : 0.f, b = t < count && j + 1 < o.rows ? p[1] : 0.f;
-    bk_bf16 *place = to.dproj + t * tile<B>::pitch + j;
+/* Of the tokens from `token` on, `count` of which are there: the others and the rows of fn past the last are zeros. */
+template <int B> BK_DEVICE void split_tile(const operands &o, int64_t token, int count, tile<B> &to) {
+  const int t = (int)threadIdx.x / 4, first = (int)threadIdx.x % 4 * 2;
+  const int64_t there = token + (t < count ? t : 0);
+  const int rows = t < count ? o.rows - first : 0;
+  const float *p = o.dproj.row(there) + first;
+  const float factor = bk_project_factor(o.rinv[there], o.drinv[there], o.width);
+  float pairs[B][2];
+  bk_bf16 *place = to.dproj + t * tile<B>::pitch + first;
 #pragma unroll
-    for (int term = 0; term < 3; term++, place += B * 8) *reinterpret_cast<uint32_t *>(place) = take_term(a, b);
-  }
-  for (int t = (int)threadIdx.x; t < tile_tokens; t += threads)
-    to.factors[t] = t < count ? bk_project_factor(o.rinv[token + t], o.drinv[token + t], o.width) : 0.f;
+  for (int b = 0; b < B; b++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) pairs[b][i] = 8 * b + i < rows ? p[8 * b + i] : 0.f;
+#pragma unroll
+  for (int q = 0; q < 3 * B; q++) *reinterpret_cast<uint32_t *>(place + 8 * q) = take_term(pairs[q % B][0], pairs[q % B][1]);
+  if (first == 0) to.factors[t] = t < count ? factor : 0.f;
 }
 
 /* fn as the right side of dx: of block b and column tile j, rows 8b + 2t and 8b + 2t + 1 at this lane's channel, hi and mid. Blocks go in
@@ -93,33 +96,35 @@ template <int B> BK_DEVICE void load_columns(const operands &o, int64_t c, int g
 
 /* ---- a step: 16 tokens of 32 channels ---- */
 
-/* Place of a pack in a stage: packs of the same channels lie together for ldmatrix, exchanged so that the lanes of a row meet no bank twice. */
-BK_DEVICE int place_of(int token, int pack) { return pack * step_tokens + (token ^ 2 * pack); }
+/* Place of a pack in a stage: neither the lanes of ldmatrix, which have tokens 0 .. 7 of one pack, nor those that read their own, two tokens of
+ * four packs at a time, meet a bank twice. */
+BK_DEVICE int place_of(int token, int pack) { return token * block_packs + (pack ^ (token % 2 * 4 + token / 2 % 4)); }
 
-/* What a lane brings, from the warp's first token of the next step on. */
+/* What a thread brings: a pack of the row `warp` and of the row `warp` + 8 of each step. */
 struct feed {
-  const bk_bf16 *x, *old; /* of token g; old NULL: nothing to add to */
-  int left;               /* tokens from token g to the end of the chunk */
+  const bk_bf16 *x, *old; /* of the next step; old NULL: nothing to add to */
+  int left;               /* tokens from that row to the end of the chunk */
   bool in;                /* its channels are there */
 };
 BK_DEVICE void bring(const operands &o, feed &from, uint4 (*stage)[stage_packs], int own) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const bool there = from.in && from.left > 8 * half;
-    bk_cp_async_16_zfill(stage[0] + own + 8 * half, there ? from.x + half * 8 * o.x.stride : o.x.at, there ? 16 : 0);
-    if (from.old) bk_cp_async_16_zfill(stage[1] + own + 8 * half, there ? from.old + half * 8 * o.dx.stride : o.dx.at, there ? 16 : 0);
+    const int place = own + half * 8 * block_packs, bytes = there ? 16 : 0;
+    bk_cp_async_16_zfill(stage[0] + place, there ? from.x + half * 8 * o.x.stride : o.x.at, bytes);
+    if (from.old) bk_cp_async_16_zfill(stage[1] + place, there ? from.old + half * 8 * o.dx.stride : o.dx.at, bytes);
   }
   from.x += step_tokens * o.x.stride, from.left -= step_tokens;
   if (from.old) from.old += step_tokens * o.dx.stride;
 }
 
-/* Adds to dfn; x is a stage, dproj the step's first token in the tile. */
-template <int B> BK_DEVICE void step_dfn(const uint4 *x, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
-  const int token = lane % 8 + lane / 16 * 8, pack = lane / 8 % 2;
+/* Adds to dfn; x is a stage, `pack` the warp's first, dproj the step's first token in the tile. */
+template <int B> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
+  const int token = lane % 8 + lane / 16 * 8;
   const bk_bf16 *right = dproj + lane % 16 * tile<B>::pitch + lane / 16 * 8;
   uint32_t left[2][4];
 #pragma unroll
-  for (int m = 0; m < 2; m++) bk_ldmatrix_x4_trans(left[m], x + place_of(token, 2 * m + pack));
+  for (int m = 0; m < 2; m++) bk_ldmatrix_x4_trans(left[m], x + place_of(token, pack + 2 * m + lane / 8 % 2));
 #pragma unroll
   for (int q = 0; q < 3 * B; q += 2) {
     uint32_t two[4];
@@ -164,13 +169,13 @@ BK_DEVICE void start_dx(const uint4 (*stage)[stage_packs], int own, bool add, co
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float x[8], old[8] = {};
-    bk_unpack(stage[0][own + 8 * half], x);
-    if (add) bk_unpack(stage[1][own + 8 * half], old);
+    bk_unpack(stage[0][own + half * 8 * block_packs], x);
+    if (add) bk_unpack(stage[1][own + half * 8 * block_packs], old);
 #pragma unroll
     for (int i = 0; i < 8; i++) sums[i / 2][2 * half + i % 2] = factors[half] * x[i] + old[i];
   }
 }
-/* `left` as of a feed. */
+/* `left` tokens are there from token g on. */
 BK_DEVICE void store_dx(bk_bf16 *dx, int64_t stride, int left, const float (&sums)[4][4]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -198,44 +203,39 @@ template <int B> BK_DEVICE void store_partials(const operands &o, int64_t c, int
 
 template <int B> __global__ void __launch_bounds__(threads, 2) project_bwd_mma_kernel(operands o) {
   BK_SHARED_DYNAMIC(block_memory<B>, memory);
-  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, g = lane / 4, t = lane % 4, own = place_of(g, t);
-  const int64_t begin = blockIdx.y * o.chunk, c = (int64_t)blockIdx.x * block_channels + warp * warp_channels, mine = c + 8 * t;
-  const int count = (int)(begin + o.chunk < o.tokens ? o.chunk : o.tokens - begin);
-  const bool works = c < o.width;
-  uint4(*ring)[2][stage_packs] = memory->ring[warp];
-  bk_bf16 *dx = o.dx.row(begin + g) + mine;
-  feed from = {o.x.row(begin + g) + mine, o.add ? dx : NULL, works ? count - g : 0, mine < o.width};
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, g = lane / 4, t = lane % 4;
+  const int64_t begin = blockIdx.y * o.chunk, block_c = (int64_t)blockIdx.x * block_channels, c = block_c + warp * warp_channels, mine = c + 8 * t;
+  const int count = (int)(begin + o.chunk < o.tokens ? o.chunk : o.tokens - begin), brought = place_of(warp, lane), own = place_of(g, warp * 4 + t);
+  feed from = {o.x.row(begin + warp) + block_c + 8 * lane, o.add ? o.dx.row(begin + warp) + block_c + 8 * lane : NULL, count - warp,
+               block_c + 8 * lane < o.width};
+  bk_bf16 *dx = o.dx.at ? o.dx.row(begin + g) + mine : NULL;
   columns<B> w;
   float dfn[2][B][4] = {};
-  load_columns<B>(o, c, g, t, w);
 #pragma unroll
   for (int s = 0; s < stages - 1; s++) {
-    if (works && s * step_tokens < count) bring(o, from, ring[s], own);
+    if (s * step_tokens < count) bring(o, from, memory->ring[s], brought);
     bk_cp_async_commit();
   }
-  int stage = 0;
-  for (int first = 0, turn = 0; first < count; first += tile_tokens, turn ^= 1) {
-    tile<B> &now = memory->tiles[turn];
-    split_tile<B>(o, begin + first, begin + count, now);
-    __syncthreads(); /* all have read the other tile when they come here the next time */
-    for (int step = 0; works && step < tile_tokens && first + step < count; step += step_tokens) {
-      const bk_bf16 *dproj = now.dproj + step * tile<B>::pitch;
-      const int ahead = stage == 0 ? stages - 1 : stage - 1;
-      bk_cp_async_wait<stages - 2>();
-      __syncwarp(); /* the stage is there for all lanes, and all have read the one before */
-      if (first + step + (stages - 1) * step_tokens < count) bring(o, from, ring[ahead], own);
-      bk_cp_async_commit();
-      if (o.partials) step_dfn<B>(ring[stage][0], dproj, lane, dfn);
-      if (o.dx.at) {
-        const float factors[2] = {now.factors[step + g], now.factors[step + g + 8]};
-        float sums[4][4];
-        start_dx(ring[stage], own, o.add, factors, sums);
-        step_dx<B>(dproj, lane, w, sums);
-        store_dx(dx, o.dx.stride, mine < o.width ? count - first - step - g : 0, sums);
-        dx += step_tokens * o.dx.stride;
-      }
-      stage = stage == stages - 1 ? 0 : stage + 1;
-    }
+  split_tile<B>(o, begin, count, memory->tiles[0]);
+  load_columns<B>(o, c, g, t, w);
+  for (int first = 0, stage = 0; first < count; first += step_tokens, stage = stage == stages - 1 ? 0 : stage + 1) {
+    const int turn = first / tile_tokens % 2, step = first % tile_tokens;
+    const bk_bf16 *dproj = memory->tiles[turn].dproj + step * tile<B>::pitch;
+    bk_cp_async_wait<stages - 2>();
+    __syncthreads(); /* the stage and the tile are there for all, and all have read the stage and the tile before */
+    if (first + (stages - 1) * step_tokens < count) bring(o, from, memory->ring[stage == 0 ? stages - 1 : stage - 1], brought);
+    bk_cp_async_commit();
+    if (step == 0 && first + tile_tokens < count)
+      split_tile<B>(o, begin + first + tile_tokens, count - first - tile_tokens, memory->tiles[turn ^ 1]);
+    if (c >= o.width) continue;
+    if (o.partials) step_dfn<B>(memory->ring[stage][0], warp * 4, dproj, lane, dfn);
+    if (!o.dx.at) continue;
+    const float factors[2] = {memory->tiles[turn].factors[step + g], memory->tiles[turn].factors[step + g + 8]};
+    float sums[4][4];
+    start_dx(memory->ring[stage], own, o.add, factors, sums);
+    step_dx<B>(dproj, lane, w, sums);
+    store_dx(dx, o.dx.stride, mine < o.width ? count - first - g : 0, sums);
+    dx += step_tokens * o.dx.stride;
   }
   if (o.partials) store_partials<B>(o, c, g, t, dfn);
 }
