@@ -34,6 +34,12 @@ static inline void bk_mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], c
   bk_emu_sync_warp(0xffffffffu);
 }
 
+/* The first half of the depth; the second is zero times zero, which adds nothing. */
+static inline void bk_mma_m16n8k8_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  const uint32_t left[4] = {a[0], a[1], 0, 0}, right[2] = {b, 0};
+  bk_mma_m16n8k16_bf16(d, left, right);
+}
+
 static inline void bk_mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   const int lane = bk_emu_lane(), g = lane / 4, t = lane % 4;
   bk_emu_fragments mine;

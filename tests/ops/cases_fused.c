@@ -23,9 +23,8 @@ static fill grows(const char *field, bool accumulate) {
 
 /* ---- projection ---- */
 
-static void project_case(harness *h, const int *level) {
-  shape s = shape_of(h, level);
-  int64_t k = s.n * s.width, rows = s.n * (s.n + 2);
+static void project_shape(harness *h, shape s, int64_t rows) {
+  int64_t k = s.n * s.width;
   bk_tensor x = h2(h->st, s.pad, s.tokens, k), fn = h2(h->ct, s.pad, rows, k), proj = h2(h->ct, s.pad, s.tokens, rows);
   bk_tensor rinv = h1(h->ct, s.tokens);
   bk_hc_project_args a = {x, fn, proj, rinv, s.variant ? 1e-20 : 1e-6};
@@ -37,6 +36,15 @@ static void project_case(harness *h, const int *level) {
   fill with_dx[] = {fills[0], fills[1], grows("dx", b.accumulate), FILL_END};
   harness_case(h, BK_OP_HC_PROJECT_BWD, &b, s.variant == 3 ? fills : with_dx, NULL, "variant=%d,R=%lld," SHAPE_FORMAT,
                s.variant, (long long)rows, SHAPE_ARGS(s));
+}
+static void project_case(harness *h, const int *level) {
+  shape s = shape_of(h, level);
+  project_shape(h, s, s.n * (s.n + 2));
+}
+/* Rows aligned to 16 bytes, some with gaps, more tokens and channels than a block has, and parts of one left over. */
+static void project_aligned(harness *h) {
+  project_shape(h, (shape){.tokens = 257, .n = 4, .width = 74, .pad = 8, .variant = 1}, 24);
+  project_shape(h, (shape){.tokens = 127, .n = 4, .width = 74, .variant = 0}, 32);
 }
 
 /* ---- pre + norm ---- */
@@ -169,4 +177,5 @@ void cases_fused(harness *h) {
     if (h->roof) all[i](h, all[i] == post_res_case ? working_res : working);
     else harness_pairwise(h, levels, 5, all[i]);
   }
+  if (!h->roof) project_aligned(h);
 }

@@ -1,4 +1,5 @@
-/* The fused slot HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in one pass over x, in fp32 multiply-adds.
+/* The fused slot HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in one pass over x, in fp32 multiply-adds. For
+ * fp32, and for what hc_project_bwd_mma.cu does not take.
  *
  * A thread owns two neighbouring channels: their columns of fn and of dfn are registers, and a token costs it 2 ROWS multiply-adds for each
  * of dx and dfn with the token's dproj from shared memory, the same for the whole block. A block has 512 channels and a chunk of tokens,
@@ -6,7 +7,7 @@
  * More than 32 rows leave registers for one channel; more than 80 (mhc_lite with n = 5) take a pass for dx and one for dfn. Floor: x read, dx
  * written (and read to accumulate); the multiply-adds take about as long (reckoned). */
 #include "backends/cuda/kernels/streams.h"
-#include "backends/cuda/kernels/hc.cuh"
+#include "backends/cuda/kernels/hc_project_bwd.cuh"
 
 namespace {
 
@@ -16,7 +17,7 @@ enum { BOTH, DX_ALONE, DFN_ALONE }; /* what a pass makes */
 
 template <class T> struct operands {
   bk_rows<T> x, dx; /* dx.at NULL: not wanted */
-  bk_rows<float> fn, dproj, dfn;
+  bk_rows<float> fn, dproj;
   const float *rinv, *drinv;
   float *partials; /* [chunks][rows][width], NULL: dfn is not wanted */
   int64_t tokens, width, chunk;
@@ -38,10 +39,8 @@ template <class T, int ROWS> BK_DEVICE void load_tile(const operands<T> &o, int6
     const int t = i / ROWS, j = i % ROWS;
     dproj[t][j] = token + t < end && j < o.rows ? o.dproj.row(token + t)[j] : 0.f;
   }
-  for (int t = (int)threadIdx.x; t < tile_tokens; t += threads) {
-    const float r = token + t < end ? o.rinv[token + t] : 0.f;
-    factors[t] = token + t < end ? -o.drinv[token + t] * r * r * r / (float)o.width : 0.f;
-  }
+  for (int t = (int)threadIdx.x; t < tile_tokens; t += threads)
+    factors[t] = token + t < end ? bk_project_factor(o.rinv[token + t], o.drinv[token + t], o.width) : 0.f;
 }
 
 /* One token: x at this thread's channels -> dx there; adds to dfn. */
@@ -107,16 +106,6 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
   }
 }
 
-/* dfn += the sum of the chunks. A row of fn is the grid's y. */
-template <class T> __global__ void __launch_bounds__(threads, 1) dfn_kernel(operands<T> o, int chunks) {
-  const int64_t c = (int64_t)blockIdx.x * threads + threadIdx.x, row = blockIdx.y;
-  float sum = 0;
-  if (c >= o.width) return;
-#pragma unroll 4
-  for (int i = 0; i < chunks; i++) sum += o.partials[((int64_t)i * o.rows + row) * o.width + c];
-  o.dfn.row(row)[c] += sum;
-}
-
 /* ---- launches ---- */
 
 /* Tokens of a chunk, a multiple of tile_tokens: as many chunks as make `wanted_blocks` blocks of all. */
@@ -148,14 +137,12 @@ template <class T> void launch(bk_stream *stream, const bk_hc_project_bwd_args *
   o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
   o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.add = a->accumulate;
   if (wants_dx) o.dx = bk_rows_of<T>(&a->dx);
-  if (wants_dfn) o.dfn = bk_rows_of<float>(&a->dfn), o.partials = (float *)bk_cuda_place(workspace);
+  if (wants_dfn) o.partials = (float *)bk_cuda_place(workspace);
   if (o.tokens == 0 || (!wants_dx && !wants_dfn)) return;
   o.chunk = chunk_of(a);
   if (bk_packs_fit(&a->x) && (!wants_dx || bk_packs_fit(&a->dx))) by_rows<T, 2>(stream, o);
   else by_rows<T, 1>(stream, o);
-  if (wants_dfn)
-    BK_LAUNCH((dfn_kernel<T>), dim3((unsigned)bk_ceil_div(o.width, threads), (unsigned)o.rows), threads, 0, bk_cuda_raw(stream), o,
-              (int)bk_ceil_div(o.tokens, o.chunk));
+  if (wants_dfn) bk_project_dfn(stream, o.partials, bk_ceil_div(o.tokens, o.chunk), &a->dfn);
 }
 
 } // namespace
@@ -168,9 +155,7 @@ extern "C" BK_CUDA_ACCEPTS(hc_project_bwd) {
 extern "C" BK_CUDA_PREPARE(hc_project_bwd) {
   const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
   (void)device, (void)state;
-  *workspace_bytes = bk_tensor_present(&a->dfn) && a->x.shape[0] > 0
-                         ? (size_t)(bk_ceil_div(a->x.shape[0], chunk_of(a)) * a->fn.shape[0] * a->x.shape[1]) * sizeof(float)
-                         : 0;
+  *workspace_bytes = bk_project_dfn_bytes(a, chunk_of(a));
   return BK_OK;
 }
 

@@ -18,6 +18,12 @@ BK_DEVICE void bk_mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+/* d += a b: a 16x8 bf16 by rows, b 8x8 bf16 by columns, d as above; a and b are what the first halves of a (a[0], a[1]) and b are there. */
+BK_DEVICE void bk_mma_m16n8k8_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b));
+}
 
 /* d += a b: a 16x8 tf32 by rows, b 8x8 tf32 by columns, d as above. a[0] (g, t), a[1] (g+8, t), a[2] (g, t+4), a[3] (g+8, t+4);
  * b[0] (t, g), b[1] (t+4, g). Operands through bk_cvt_tf32. */

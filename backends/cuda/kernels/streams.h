@@ -34,6 +34,10 @@ BK_CUDA_PREPARE(hc_project);
 BK_CUDA_ACCEPTS(hc_project_bwd);
 BK_CUDA_LAUNCH(hc_project_bwd);
 BK_CUDA_PREPARE(hc_project_bwd);
+/* hc_project_bwd_mma.cu */
+BK_CUDA_ACCEPTS(hc_project_bwd_mma);
+BK_CUDA_LAUNCH(hc_project_bwd_mma);
+BK_CUDA_PREPARE(hc_project_bwd_mma);
 
 #ifdef __cplusplus
 }
@@ -52,6 +56,7 @@ BK_CUDA_PREPARE(hc_project_bwd);
   BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_WORK(HC_PROJECT, hc_project, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd_mma, BK_CUDA_BF16) \
   BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS) \

@@ -1,0 +1,290 @@
+/* The fused slot HC_PROJECT_BWD for bf16 streams on tensor cores: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in one pass over
+ * x, at most 32 rows of fn. Floor: x read, dx written (and read to accumulate), 6 bytes an element.
+ *
+ * fp32 operands are split into bf16 terms: hi, what is left of it rounded (mid), what is left then (lo). dfn: x is bf16 as it is, dproj
+ * has three terms, exact to 2^-24; three products. dx, rounded to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An
+ * operand that is not finite, or rounds to infinity in bf16, makes not-a-number where ref may have an infinity.
+ *
+ * A block has 256 channels and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory, two steps ahead, a warp
+ * copies whole rows of the block; one barrier a step. A warp multiplies 32 channels. Lane (g, t), g = lane / 4 and t = lane % 4, has channels
+ * 8t .. 8t + 7 of tokens g and g + 8, 16 bytes each, to read from the ring and to store. In the products of dx, column n of column tile j
+ * stands for channel 8 (n / 2) + 2j + n % 2; so the sums of a lane are of the very elements that it has, words j of both packs. For dfn, x
+ * comes from the ring transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
+ *
+ * The block splits dproj 64 tokens at a time, row by row into shared memory, [token][term][8-row block of fn], one tile ahead. The same places
+ * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers. */
+#include "backends/cuda/kernels/hc_project_bwd.cuh"
+#include "backends/cuda/kernels/ptx.cuh"
+#include "backends/cuda/kernels/streams.h"
+
+namespace {
+
+constexpr int threads = 256, warps = threads / BK_WARP, warp_channels = 32, block_channels = warps * warp_channels;
+constexpr int step_tokens = 16, tile_tokens = 64, least_chunk = 2 * tile_tokens, wanted_blocks = 264, most_rows = 32;
+constexpr int stages = 3, block_packs = block_channels / 8, stage_packs = step_tokens * block_packs; /* of x, and as many of old dx */
+static_assert(threads == 4 * tile_tokens && block_packs == BK_WARP && step_tokens == 2 * warps, "how threads split and bring");
+
+struct operands {
+  bk_rows<bk_bf16> x, dx; /* dx.at NULL: not wanted */
+  bk_rows<float> fn, dproj;
+  const float *rinv, *drinv;
+  float *partials; /* [chunks][rows][width], NULL: dfn is not wanted */
+  int64_t tokens, width, chunk;
+  int rows, add;
+};
+
+/* Shared memory: a tile of dproj for B blocks of 8 rows of fn. An odd number of packs from token to token: ldmatrix meets no bank twice. */
+template <int B> struct tile {
+  static constexpr int pitch = (3 * B | 1) * 8;
+  bk_bf16 dproj[tile_tokens * pitch + 8]; /* reads go in pairs of blocks, the last one may pass the end by one */
+  float factors[tile_tokens];
+};
+template <int B> struct block_memory {
+  uint4 ring[stages][2][stage_packs];
+  tile<B> tiles[2];
+};
+
+/* ---- splitting ---- */
+
+BK_DEVICE float low_of(uint32_t pair) { return __uint_as_float(pair << 16); }
+BK_DEVICE float high_of(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+/* Two numbers, rounded to bf16; they keep what is left. */
+BK_DEVICE uint32_t take_term(float &low, float &high) {
+  const uint32_t pair = bk_bf16x2(low, high);
+  low -= low_of(pair), high -= high_of(pair);
+  return pair;
+}
+
+/* Of the tokens from `token` on, `count` of which are there: the others and the rows of fn past the last are zeros. */
+template <int B> BK_DEVICE void split_tile(const operands &o, int64_t token, int count, tile<B> &to) {
+  const int t = (int)threadIdx.x / 4, first = (int)threadIdx.x % 4 * 2;
+  const int64_t there = token + (t < count ? t : 0);
+  const int rows = t < count ? o.rows - first : 0;
+  const float *p = o.dproj.row(there) + first;
+  const float factor = bk_project_factor(o.rinv[there], o.drinv[there], o.width);
+  float pairs[B][2];
+  bk_bf16 *place = to.dproj + t * tile<B>::pitch + first;
+#pragma unroll
+  for (int b = 0; b < B; b++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) pairs[b][i] = 8 * b + i < rows ? p[8 * b + i] : 0.f;
+#pragma unroll
+  for (int q = 0; q < 3 * B; q++) *reinterpret_cast<uint32_t *>(place + 8 * q) = take_term(pairs[q % B][0], pairs[q % B][1]);
+  if (first == 0) to.factors[t] = t < count ? factor : 0.f;
+}
+
+/* fn as the right side of dx: of block b and column tile j, rows 8b + 2t and 8b + 2t + 1 at this lane's channel, hi and mid. Blocks go in
+ * pairs to depth 16; an odd last one meets its own two terms there, (hi, mid) (mid, hi), and is left with hi hi, depth 8. */
+template <int B> struct columns {
+  uint32_t hi[4][B / 2 + 1][2], mid[4][B / 2 + 1][2]; /* of the odd last block: hi[..][0] = mid, hi[..][1] = hi */
+};
+template <int B> BK_DEVICE void load_columns(const operands &o, int64_t c, int g, int t, columns<B> &w) {
+  const int rows = o.dx.at ? o.rows : 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+#pragma unroll
+    for (int b = 0; b < B; b++) {
+      const int64_t channel = c + 8 * (g / 2) + 2 * j + g % 2;
+      const int row = 8 * b + 2 * t;
+      const float *p = o.fn.row(row) + channel;
+      float low = channel < o.width && row < rows ? p[0] : 0.f, high = channel < o.width && row + 1 < rows ? p[o.fn.stride] : 0.f;
+      const uint32_t hi = take_term(low, high), mid = bk_bf16x2(low, high);
+      if (b == B - 1 && B % 2) w.hi[j][b / 2][0] = mid, w.hi[j][b / 2][1] = hi;
+      else w.hi[j][b / 2][b % 2] = hi, w.mid[j][b / 2][b % 2] = mid;
+    }
+}
+
+/* ---- a step: 16 tokens of 32 channels ---- */
+
+/* Place of a pack in a stage: neither the lanes of ldmatrix, which have tokens 0 .. 7 of one pack, nor those that read their own, two tokens of
+ * four packs at a time, meet a bank twice. */
+BK_DEVICE int place_of(int token, int pack) { return token * block_packs + (pack ^ (token % 2 * 4 + token / 2 % 4)); }
+
+/* What a thread brings: a pack of the row `warp` and of the row `warp` + 8 of each step. */
+struct feed {
+  const bk_bf16 *x, *old; /* of the next step; old NULL: nothing to add to */
+  int left;               /* tokens from that row to the end of the chunk */
+  bool in;                /* its channels are there */
+};
+BK_DEVICE void bring(const operands &o, feed &from, uint4 (*stage)[stage_packs], int own) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const bool there = from.in && from.left > 8 * half;
+    const int place = own + half * 8 * block_packs, bytes = there ? 16 : 0;
+    bk_cp_async_16_zfill(stage[0] + place, there ? from.x + half * 8 * o.x.stride : o.x.at, bytes);
+    if (from.old) bk_cp_async_16_zfill(stage[1] + place, there ? from.old + half * 8 * o.dx.stride : o.dx.at, bytes);
+  }
+  from.x += step_tokens * o.x.stride, from.left -= step_tokens;
+  if (from.old) from.old += step_tokens * o.dx.stride;
+}
+
+/* Adds to dfn; x is a stage, `pack` the warp's first, dproj the step's first token in the tile. */
+template <int B> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
+  const int token = lane % 8 + lane / 16 * 8;
+  const bk_bf16 *right = dproj + lane % 16 * tile<B>::pitch + lane / 16 * 8;
+  uint32_t left[2][4];
+#pragma unroll
+  for (int m = 0; m < 2; m++) bk_ldmatrix_x4_trans(left[m], x + place_of(token, pack + 2 * m + lane / 8 % 2));
+#pragma unroll
+  for (int q = 0; q < 3 * B; q += 2) {
+    uint32_t two[4];
+    bk_ldmatrix_x4_trans(two, right + q * 8);
+#pragma unroll
+    for (int i = 0; i < 2 && q + i < 3 * B; i++) {
+      const uint32_t one[2] = {two[2 * i], two[2 * i + 1]};
+#pragma unroll
+      for (int m = 0; m < 2; m++) bk_mma_m16n8k16_bf16(dfn[m][(q + i) % B], left[m], one);
+    }
+  }
+}
+
+/* sums[j] += dproj fn of column tile j. */
+template <int B> BK_DEVICE void step_dx(const bk_bf16 *dproj, int lane, const columns<B> &w, float (&sums)[4][4]) {
+  const bk_bf16 *row = dproj + lane % 16 * tile<B>::pitch;
+#pragma unroll
+  for (int p = 0; p < B / 2; p++) {
+    uint32_t hi[4], mid[4];
+    bk_ldmatrix_x4(hi, row + lane / 16 * 8 + p * 16);
+    bk_ldmatrix_x4(mid, row + lane / 16 * 8 + p * 16 + B * 8);
+#pragma unroll
+    for (int j = 0; j < 4; j++) bk_mma_m16n8k16_bf16(sums[j], mid, w.hi[j][p]);
+#pragma unroll
+    for (int j = 0; j < 4; j++) bk_mma_m16n8k16_bf16(sums[j], hi, w.mid[j][p]);
+#pragma unroll
+    for (int j = 0; j < 4; j++) bk_mma_m16n8k16_bf16(sums[j], hi, w.hi[j][p]);
+  }
+  if constexpr (B % 2) {
+    uint32_t both[4];
+    bk_ldmatrix_x4(both, row + (B - 1) * 8 + lane / 16 * (B * 8));
+    const uint32_t hi[2] = {both[0], both[1]};
+#pragma unroll
+    for (int j = 0; j < 4; j++) bk_mma_m16n8k16_bf16(sums[j], both, w.hi[j][B / 2]);
+#pragma unroll
+    for (int j = 0; j < 4; j++) bk_mma_m16n8k8_bf16(sums[j], hi, w.hi[j][B / 2][1]);
+  }
+}
+
+/* What the sums of dx start from: factor x + old, of token g and token g + 8. */
+BK_DEVICE void start_dx(const uint4 (*stage)[stage_packs], int own, bool add, const float (&factors)[2], float (&sums)[4][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float x[8], old[8] = {};
+    bk_unpack(stage[0][own + half * 8 * block_packs], x);
+    if (add) bk_unpack(stage[1][own + half * 8 * block_packs], old);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sums[i / 2][2 * half + i % 2] = factors[half] * x[i] + old[i];
+  }
+}
+/* `left` tokens are there from token g on. */
+BK_DEVICE void store_dx(bk_bf16 *dx, int64_t stride, int left, const float (&sums)[4][4]) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float run[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) run[i] = sums[i / 2][2 * half + i % 2];
+    if (left > 8 * half) bk_store_pack_global(dx + half * 8 * stride, run);
+  }
+}
+
+/* ---- the kernel ---- */
+
+template <int B> BK_DEVICE void store_partials(const operands &o, int64_t c, int g, int t, const float (&dfn)[2][B][4]) {
+#pragma unroll
+  for (int m = 0; m < 2; m++)
+#pragma unroll
+    for (int b = 0; b < B; b++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int row = 8 * b + 2 * t + i % 2;
+        const int64_t channel = c + 16 * m + 8 * (i / 2) + g;
+        if (row < o.rows && channel < o.width) o.partials[((int64_t)blockIdx.y * o.rows + row) * o.width + channel] = dfn[m][b][i];
+      }
+}
+
+template <int B> __global__ void __launch_bounds__(threads, 2) project_bwd_mma_kernel(operands o) {
+  BK_SHARED_DYNAMIC(block_memory<B>, memory);
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, g = lane / 4, t = lane % 4;
+  const int64_t begin = blockIdx.y * o.chunk, block_c = (int64_t)blockIdx.x * block_channels, c = block_c + warp * warp_channels, mine = c + 8 * t;
+  const int count = (int)(begin + o.chunk < o.tokens ? o.chunk : o.tokens - begin), brought = place_of(warp, lane), own = place_of(g, warp * 4 + t);
+  feed from = {o.x.row(begin + warp) + block_c + 8 * lane, o.add ? o.dx.row(begin + warp) + block_c + 8 * lane : NULL, count - warp,
+               block_c + 8 * lane < o.width};
+  bk_bf16 *dx = o.dx.at ? o.dx.row(begin + g) + mine : NULL;
+  columns<B> w;
+  float dfn[2][B][4] = {};
+#pragma unroll
+  for (int s = 0; s < stages - 1; s++) {
+    if (s * step_tokens < count) bring(o, from, memory->ring[s], brought);
+    bk_cp_async_commit();
+  }
+  split_tile<B>(o, begin, count, memory->tiles[0]);
+  load_columns<B>(o, c, g, t, w);
+  for (int first = 0, stage = 0; first < count; first += step_tokens, stage = stage == stages - 1 ? 0 : stage + 1) {
+    const int turn = first / tile_tokens % 2, step = first % tile_tokens;
+    const bk_bf16 *dproj = memory->tiles[turn].dproj + step * tile<B>::pitch;
+    bk_cp_async_wait<stages - 2>();
+    __syncthreads(); /* the stage and the tile are there for all, and all have read the stage and the tile before */
+    if (first + (stages - 1) * step_tokens < count) bring(o, from, memory->ring[stage == 0 ? stages - 1 : stage - 1], brought);
+    bk_cp_async_commit();
+    if (step == 0 && first + tile_tokens < count)
+      split_tile<B>(o, begin + first + tile_tokens, count - first - tile_tokens, memory->tiles[turn ^ 1]);
+    if (c >= o.width) continue;
+    if (o.partials) step_dfn<B>(memory->ring[stage][0], warp * 4, dproj, lane, dfn);
+    if (!o.dx.at) continue;
+    const float factors[2] = {memory->tiles[turn].factors[step + g], memory->tiles[turn].factors[step + g + 8]};
+    float sums[4][4];
+    start_dx(memory->ring[stage], own, o.add, factors, sums);
+    step_dx<B>(dproj, lane, w, sums);
+    store_dx(dx, o.dx.stride, mine < o.width ? count - first - g : 0, sums);
+    dx += step_tokens * o.dx.stride;
+  }
+  if (o.partials) store_partials<B>(o, c, g, t, dfn);
+}
+
+/* ---- launches ---- */
+
+/* Tokens of a chunk: as many chunks as fill `wanted_blocks` blocks, two on each of 132 multiprocessors, and no more, so that they run at
+ * once; not so short that fn and the partials cost more than x. */
+int64_t chunk_of(const bk_hc_project_bwd_args *a) {
+  const int64_t columns = bk_ceil_div(a->x.shape[1], block_channels), chunks = wanted_blocks / (columns < 1 ? 1 : columns);
+  const int64_t chunk = bk_hc_chunk(a->x.shape[0], step_tokens, chunks < 1 ? 1 : chunks);
+  return chunk < least_chunk ? least_chunk : chunk;
+}
+
+template <int B> void start(bk_stream *stream, const operands &o) {
+  const dim3 grid((unsigned)bk_ceil_div(o.width, block_channels), (unsigned)bk_ceil_div(o.tokens, o.chunk));
+  bk_allow_shared(project_bwd_mma_kernel<B>, (int)sizeof(block_memory<B>));
+  BK_LAUNCH((project_bwd_mma_kernel<B>), grid, threads, sizeof(block_memory<B>), bk_cuda_raw(stream), o);
+}
+
+} // namespace
+
+extern "C" BK_CUDA_ACCEPTS(hc_project_bwd_mma) {
+  const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
+  (void)device;
+  return a->fn.shape[0] <= most_rows && a->x.shape[0] < INT32_MAX && bk_packs_fit(&a->x) && (!bk_tensor_present(&a->dx) || bk_packs_fit(&a->dx));
+}
+
+extern "C" BK_CUDA_PREPARE(hc_project_bwd_mma) {
+  const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
+  (void)device, (void)state;
+  *workspace_bytes = bk_project_dfn_bytes(a, chunk_of(a));
+  return BK_OK;
+}
+
+extern "C" BK_CUDA_LAUNCH(hc_project_bwd_mma) {
+  const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
+  const bool wants_dx = bk_tensor_present(&a->dx), wants_dfn = bk_tensor_present(&a->dfn);
+  operands o = {};
+  BK_TRY(bk_cuda_begin(stream, plan));
+  o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.dproj = bk_rows_of<float>(&a->dproj);
+  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
+  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.chunk = chunk_of(a);
+  if (wants_dx) o.dx = bk_rows_of<bk_bf16>(&a->dx), o.add = a->accumulate;
+  if (wants_dfn) o.partials = (float *)bk_cuda_place(workspace);
+  if (o.tokens == 0 || (!wants_dx && !wants_dfn)) return bk_cuda_end(stream);
+  if (o.rows <= 8) start<1>(stream, o);
+  else if (o.rows <= 24) start<3>(stream, o);
+  else start<4>(stream, o);
+  if (wants_dfn) bk_project_dfn(stream, o.partials, bk_ceil_div(o.tokens, o.chunk), &a->dfn);
+  return bk_cuda_end(stream);
+}
