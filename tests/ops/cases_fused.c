@@ -39,6 +39,13 @@ static void project_case(harness *h, const int *level) {
                s.variant, (long long)rows, SHAPE_ARGS(s));
 }
 
+/* Long rows: several slices of K, each of several steps, and ends that fill nothing. */
+static void long_project_case(harness *h) {
+  const int64_t tokens = 129, k = 4 * 1034, rows = 24;
+  bk_hc_project_args a = {h2(h->st, 0, tokens, k), h2(h->ct, 0, rows, k), h2(h->ct, 0, tokens, rows), h1(h->ct, tokens), 1e-6};
+  harness_case(h, BK_OP_HC_PROJECT, &a, NULL, NULL, "R=%lld,N=%lld,K=%lld", (long long)rows, (long long)tokens, (long long)k);
+}
+
 /* ---- pre + norm ---- */
 
 static bk_status derive_pre_norm(harness *h, void *args) {
@@ -169,4 +176,5 @@ void cases_fused(harness *h) {
     if (h->roof) all[i](h, all[i] == post_res_case ? working_res : working);
     else harness_pairwise(h, levels, 5, all[i]);
   }
+  if (!h->roof) long_project_case(h);
 }

@@ -30,6 +30,10 @@ BK_CUDA_PREPARE(hc_pre_norm_bwd);
 /* hc_project.cu */
 BK_CUDA_LAUNCH(hc_project);
 BK_CUDA_PREPARE(hc_project);
+/* hc_project_mma.cu */
+BK_CUDA_ACCEPTS(hc_project_mma);
+BK_CUDA_LAUNCH(hc_project_mma);
+BK_CUDA_PREPARE(hc_project_mma);
 /* hc_project_bwd.cu */
 BK_CUDA_ACCEPTS(hc_project_bwd);
 BK_CUDA_LAUNCH(hc_project_bwd);
@@ -51,6 +55,7 @@ BK_CUDA_PREPARE(hc_project_bwd);
   BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT, hc_project_mma, BK_CUDA_BF16) \
   BK_CUDA_ROW_WORK(HC_PROJECT, hc_project, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
