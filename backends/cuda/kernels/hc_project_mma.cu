@@ -15,7 +15,8 @@ constexpr int step = 2 * BK_PROJECT_COLUMNS;
 
 struct operands {
   bk_rows<bk_bf16> x;
-  bk_rows<float> fn;
+  const float *fn;
+  int fn_stride;
   int slice; /* channels */
   bk_project_end end;
 };
@@ -48,9 +49,10 @@ BK_DEVICE int column_of(const bk_project_share &mine, int k, int width) {
 
 template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel(operands o) {
   __shared__ bk_project_pair<ROWS> pairs[2];
-  const int lane = (int)threadIdx.x % BK_WARP, first_row = (int)blockIdx.z * ROWS, width = (int)o.end.width;
+  const int lane = (int)threadIdx.x % BK_WARP, width = (int)o.end.width;
   const int64_t first = (int64_t)blockIdx.x * tile_tokens + (int)threadIdx.x / BK_WARP * warp_tokens;
   const int begin = (int)blockIdx.y * o.slice, end = begin + o.slice < width ? begin + o.slice : width;
+  const bk_project_rows fn = {o.fn, o.fn_stride, (int)blockIdx.z * ROWS, o.end.rows};
   const bk_project_share mine = bk_project_share_of((int)threadIdx.x);
   const bk_bf16 *rows[n_tiles];
   sums_of<ROWS> total = {};
@@ -63,7 +65,7 @@ template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel
   }
   load_x(rows, begin, end, x[0]);
   load_x(rows, begin + BK_PROJECT_COLUMNS, end, x[1]);
-  bk_project_load<ROWS>(o.fn, first_row, o.end.rows, mine, column_of(mine, begin, width), w);
+  bk_project_load<ROWS>(fn, mine, column_of(mine, begin, width), w);
   bk_project_store<ROWS>(w, mine, pairs);
   __syncthreads();
   for (int k = begin, which = 0; k < end; k += step, which ^= 1) {
@@ -71,7 +73,7 @@ template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel
     multiply<ROWS>(x[0], pairs + which, 0, total);
     if (more) {
       load_x(rows, k + step, end, x[0]);
-      bk_project_load<ROWS>(o.fn, first_row, o.end.rows, mine, column_of(mine, k + step, width), w);
+      bk_project_load<ROWS>(fn, mine, column_of(mine, k + step, width), w);
     }
     multiply<ROWS>(x[1], pairs + which, 1, total);
     if (more) {
@@ -80,7 +82,7 @@ template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel
     }
     __syncthreads();
   }
-  bk_project_keep<ROWS, n_tiles>(o.end, blockIdx.y, first, first_row, total.sums, total.squares);
+  bk_project_keep<ROWS, n_tiles>(o.end, blockIdx.y, first, fn.first, total.sums, total.squares);
 }
 
 /* ---- launches ---- */
@@ -96,7 +98,7 @@ template <int ROWS> void start(bk_stream *stream, const operands &o) {
 
 void launch(bk_stream *stream, const bk_hc_project_args *a, bk_place workspace) {
   operands o = {};
-  o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.slice = (int)slice_of(a);
+  o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = (const float *)bk_cuda_data(&a->fn), o.fn_stride = (int)a->fn.stride[0], o.slice = (int)slice_of(a);
   o.end = bk_project_end_of(a, bk_ceil_div(a->x.shape[1], o.slice), workspace);
   if (o.end.tokens == 0) return;
   if (o.end.rows <= 8) start<8>(stream, o);
@@ -110,7 +112,7 @@ void launch(bk_stream *stream, const bk_hc_project_args *a, bk_place workspace) 
 extern "C" BK_CUDA_ACCEPTS(hc_project_mma) {
   const bk_hc_project_args *a = (const bk_hc_project_args *)args;
   (void)device;
-  return a->x.shape[1] > 0 && a->x.shape[1] < 1 << 30 && bk_packs_fit(&a->x) && bk_packs_fit(&a->fn);
+  return a->x.shape[1] > 0 && a->fn.shape[0] * a->fn.stride[0] < (int64_t)1 << 31 && bk_packs_fit(&a->x) && bk_packs_fit(&a->fn);
 }
 
 extern "C" BK_CUDA_PREPARE(hc_project_mma) {

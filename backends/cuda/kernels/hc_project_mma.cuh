@@ -35,13 +35,18 @@ BK_DEVICE bk_project_share bk_project_share_of(int thread) {
   return {g, thread / 16 % 2, step, 8 * t + 4 * step, 4 * g + t};
 }
 
-/* Rows first .. of fn at the thread's four columns. Rows past the last are the last: what comes of them is not stored. */
-template <int ROWS>
-BK_DEVICE void bk_project_load(bk_rows<float> fn, int first, int rows, const bk_project_share &mine, int64_t column, float4 (&w)[ROWS / 8]) {
+/* Rows first .. of fn, which has fewer than 2^31 elements. */
+struct bk_project_rows {
+  const float *at;
+  int stride, first, rows;
+};
+
+/* The thread's four columns. Rows past the last are the last: what comes of them is not stored. */
+template <int ROWS> BK_DEVICE void bk_project_load(const bk_project_rows &fn, const bk_project_share &mine, int column, float4 (&w)[ROWS / 8]) {
 #pragma unroll
   for (int j = 0; j < ROWS / 8; j++) {
-    const int row = first + 8 * j + mine.g;
-    w[j] = __ldg(reinterpret_cast<const float4 *>(fn.row(row < rows ? row : rows - 1) + column));
+    const int row = fn.first + 8 * j + mine.g;
+    w[j] = __ldg(reinterpret_cast<const float4 *>(fn.at + ((row < fn.rows ? row : fn.rows - 1) * fn.stride + column)));
   }
 }
 
