@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int threads = BK_PROJECT_THREADS, n_tiles = 4, warp_tokens = 8 * n_tiles, tile_tokens = threads / BK_WARP * warp_tokens;
-constexpr int step = 2 * BK_PROJECT_COLUMNS;
+constexpr int step = 2 * BK_PROJECT_COLUMNS, wanted_blocks = 512; /* four a multiprocessor */
 
 struct operands {
   bk_rows<bk_bf16> x;
@@ -88,7 +88,7 @@ template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel
 /* ---- launches ---- */
 
 int64_t slice_of(const bk_hc_project_args *a) {
-  return bk_project_slice(bk_ceil_div(a->x.shape[0], tile_tokens), bk_ceil_div(a->x.shape[1], step)) * step;
+  return bk_project_slice(bk_ceil_div(a->x.shape[0], tile_tokens), bk_ceil_div(a->x.shape[1], step), wanted_blocks) * step;
 }
 
 template <int ROWS> void start(bk_stream *stream, const operands &o) {

@@ -133,12 +133,11 @@ BK_DEVICE void bk_project_keep(const bk_project_end &end, int64_t slice, int64_t
 
 /* ---- host ---- */
 
-/* Steps of a slice, where `steps` are shared by slices such that `tiles` blocks each make about BK_PROJECT_BLOCKS: one round of four
- * blocks a multiprocessor on the devices we know (reckoned). From shapes alone; few slices, for their sums are written and read. */
-#define BK_PROJECT_BLOCKS 512
+/* Steps of a slice, where `steps` are shared by slices such that `tiles` blocks each make about `blocks`: one round on the devices we know
+ * (reckoned). From shapes alone; few slices, for their sums are written and read. */
 #define BK_PROJECT_MAX_SLICES 32
-static inline int64_t bk_project_slice(int64_t tiles, int64_t steps) {
-  const int64_t wanted = tiles < 1 ? 1 : BK_PROJECT_BLOCKS / tiles, most = wanted < BK_PROJECT_MAX_SLICES ? wanted : BK_PROJECT_MAX_SLICES;
+static inline int64_t bk_project_slice(int64_t tiles, int64_t steps, int64_t blocks) {
+  const int64_t wanted = tiles < 1 ? 1 : blocks / tiles, most = wanted < BK_PROJECT_MAX_SLICES ? wanted : BK_PROJECT_MAX_SLICES;
   return bk_ceil_div(steps, most < 1 ? 1 : most);
 }
 
