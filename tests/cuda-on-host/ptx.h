@@ -96,6 +96,8 @@ static inline void bk_cp_async_16_zfill(void *shared, const void *global, int va
 static inline void bk_cp_async_commit() { bk_emu_async_commit(); }
 template <int N> static inline void bk_cp_async_wait() { bk_emu_async_wait(N); }
 
+static inline uint4 bk_load_line(const void *p) { return *reinterpret_cast<const uint4 *>(p); }
+
 /* An address in dynamic shared memory as instructions and descriptors know it. */
 uint32_t bk_emu_shared_address(const void *p);
 static inline uint32_t bk_ptx_shared(const void *p) { return bk_emu_shared_address(p); }

@@ -47,6 +47,13 @@ static void project_aligned(harness *h) {
   project_shape(h, (shape){.tokens = 127, .n = 4, .width = 74, .variant = 0}, 32);
 }
 
+/* Long rows: several slices of K, each of several steps, and ends that fill nothing. */
+static void long_project_case(harness *h) {
+  const int64_t tokens = 129, k = 4 * 1034, rows = 24;
+  bk_hc_project_args a = {h2(h->st, 0, tokens, k), h2(h->ct, 0, rows, k), h2(h->ct, 0, tokens, rows), h1(h->ct, tokens), 1e-6};
+  harness_case(h, BK_OP_HC_PROJECT, &a, NULL, NULL, "R=%lld,N=%lld,K=%lld", (long long)rows, (long long)tokens, (long long)k);
+}
+
 /* ---- pre + norm ---- */
 
 static bk_status derive_pre_norm(harness *h, void *args) {
@@ -104,8 +111,8 @@ typedef struct mix {
 } mix;
 
 /* Streams that can also be seen as rows of the projection: [N, nC], for hc [N n, C]. */
-static mix mix_of(harness *h, const int *level) {
-  mix m = {.kind = kinds[level[4]], .s = shape_of(h, (const int[]){level[0], level[1], level[2], level[3], 0})};
+static mix mix_for(const harness *h, bk_hc_kind kind, shape s) {
+  mix m = {.kind = kind, .s = s};
   int64_t tokens, width = m.s.width;
   m.n = m.kind == BK_HC_MHC_LITE && m.s.n > 5 ? 5 : (int)m.s.n;
   m.s.n = m.n;
@@ -128,11 +135,14 @@ static mix mix_of(harness *h, const int *level) {
   return m;
 }
 
+static mix mix_of(const harness *h, const int *level) {
+  return mix_for(h, kinds[level[4]], shape_of(h, (const int[]){level[0], level[1], level[2], level[3], 0}));
+}
+
 /* fn small enough for logits of order 1, as the model has them. */
 #define SMALL_FN {"project.fn", FILL_NORMAL, 0, 0.02, NULL, NULL}
 
-static void merge_mix_case(harness *h, const int *level) {
-  mix m = mix_of(h, level);
+static void merge_mix_run(harness *h, mix m) {
   bk_hc_merge_mix_args a = {
       .merge = {m.wide, m.narrow, m.gates, m.comb, m.wide},
       .project = {m.flat, m.fn, m.proj, m.rinv, 1e-6},
@@ -145,6 +155,15 @@ static void merge_mix_case(harness *h, const int *level) {
                         {"maps.rinv", FILL_ALIAS, 0, 0, "project.rinv", NULL},
                         {"pre_norm.pre", FILL_ALIAS, 0, 0, "maps.pre", NULL}, FILL_END};
   harness_case(h, BK_OP_HC_MERGE_MIX, &a, fills, NULL, "%s," SHAPE_FORMAT, kind_names[m.kind], SHAPE_ARGS(m.s));
+}
+
+static void merge_mix_case(harness *h, const int *level) { merge_mix_run(h, mix_of(h, level)); }
+
+/* Several slices of the channels, each of several steps, and ends that fill nothing. */
+static void long_merge_mix_cases(harness *h) {
+  const shape s = {.tokens = 67, .n = 4, .width = 1064};
+  merge_mix_run(h, mix_for(h, BK_HC_MHC, s));
+  merge_mix_run(h, mix_for(h, BK_HC_IHC, s));
 }
 
 static void merge_mix_bwd_case(harness *h, const int *level) {
@@ -177,5 +196,8 @@ void cases_fused(harness *h) {
     if (h->roof) all[i](h, all[i] == post_res_case ? working_res : working);
     else harness_pairwise(h, levels, 5, all[i]);
   }
-  if (!h->roof) project_aligned(h);
+  if (h->roof) return;
+  project_aligned(h);
+  long_project_case(h);
+  long_merge_mix_cases(h);
 }

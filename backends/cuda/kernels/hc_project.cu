@@ -5,7 +5,7 @@
  * time are in registers as sums; more rows are further blocks (z). The eight warps' sums are added up in order, the slices of K by a second
  * launch. Slices follow from shapes alone. Floor: x read once; at R = 24 the multiply-adds take about as long as the memory does (reckoned). */
 #include "backends/cuda/kernels/streams.h"
-#include "backends/cuda/kernels/hc.cuh"
+#include "backends/cuda/kernels/hc_project.cuh"
 
 namespace {
 
@@ -14,11 +14,9 @@ constexpr int warp_k = 16, tile_k = warps * warp_k, wanted_blocks = 512;
 
 template <class T> struct operands {
   bk_rows<T> x;
-  bk_rows<float> fn, proj;
-  float *rinv, *partials; /* partials [slices][tokens][rows + 1]: the sums, then that of the squares */
-  int64_t tokens, width, slice;
-  int rows, slices;
-  float eps;
+  bk_rows<float> fn;
+  int64_t slice;
+  bk_project_end end;
 };
 
 /* 16 channels of a token from k on, as stored; past the end 0. */
@@ -91,37 +89,25 @@ template <class T, int V, int ROWS> __global__ void __launch_bounds__(threads, 1
   __shared__ float total[tile_tokens * (ROWS + 1)];
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, first_row = (int)blockIdx.z * ROWS;
   const int64_t first = (int64_t)blockIdx.x * tile_tokens, begin = blockIdx.y * o.slice;
-  const int64_t end = begin + o.slice < o.width ? begin + o.slice : o.width;
+  const int64_t end = begin + o.slice < o.end.width ? begin + o.slice : o.end.width, tokens = o.end.tokens;
   float sums[tokens_each][ROWS] = {}, squares[tokens_each] = {};
   channels<T, V> x[tokens_each];
   for (int64_t k = begin; k < end; k += tile_k) {
 #pragma unroll
     for (int t = 0; t < tokens_each; t++) {
       const int64_t token = first + t * BK_WARP + lane;
-      load_channels<T, V>(o.x.row(token < o.tokens ? token : 0), k + warp * warp_k, end, token < o.tokens, x[t]);
+      load_channels<T, V>(o.x.row(token < tokens ? token : 0), k + warp * warp_k, end, token < tokens, x[t]);
     }
     __syncthreads();
-    load_fn<ROWS>(o.fn, first_row, o.rows, k, end, tile);
+    load_fn<ROWS>(o.fn, first_row, o.end.rows, k, end, tile);
     __syncthreads();
     multiply<T, V, ROWS>(x, tile + warp * warp_k, sums, squares);
   }
   add_warps<ROWS>(sums, squares, total);
   for (int i = (int)threadIdx.x; i < tile_tokens * (ROWS + 1); i += threads) {
-    const int token = i / (ROWS + 1), j = i % (ROWS + 1), row = j == ROWS ? o.rows : first_row + j;
-    if (first + token >= o.tokens || (j == ROWS ? first_row > 0 : row >= o.rows)) continue;
-    o.partials[((int64_t)blockIdx.y * o.tokens + first + token) * (o.rows + 1) + row] = total[i];
-  }
-}
-
-/* A warp a token: adds the slices up. */
-template <class T> __global__ void __launch_bounds__(threads, 1) finish_kernel(operands<T> o) {
-  const int64_t token = (int64_t)blockIdx.x * warps + (int)threadIdx.x / BK_WARP;
-  if (token >= o.tokens) return;
-  for (int j = (int)threadIdx.x % BK_WARP; j <= o.rows; j += BK_WARP) {
-    float sum = 0;
-    for (int s = 0; s < o.slices; s++) sum += o.partials[((int64_t)s * o.tokens + token) * (o.rows + 1) + j];
-    if (j < o.rows) o.proj.row(token)[j] = sum;
-    else o.rinv[token] = 1.f / sqrtf(sum / (float)o.width + o.eps);
+    const int token = i / (ROWS + 1), j = i % (ROWS + 1), row = j == ROWS ? o.end.rows : first_row + j;
+    if (first + token >= tokens || (j == ROWS ? first_row > 0 : row >= o.end.rows)) continue;
+    o.end.sums(blockIdx.y, first + token)[row] = total[i];
   }
 }
 
@@ -135,26 +121,24 @@ int64_t slice_of(const bk_hc_project_args *a) {
 }
 
 template <class T, int V, int ROWS> void start(bk_stream *stream, const operands<T> &o) {
-  const dim3 grid((unsigned)bk_ceil_div(o.tokens, tile_tokens), (unsigned)o.slices, (unsigned)bk_ceil_div(o.rows, ROWS));
+  const dim3 grid((unsigned)bk_ceil_div(o.end.tokens, tile_tokens), (unsigned)o.end.slices, (unsigned)bk_ceil_div(o.end.rows, ROWS));
   BK_LAUNCH((project_kernel<T, V, ROWS>), grid, threads, 0, bk_cuda_raw(stream), o);
 }
 
 template <class T, int V> void by_rows(bk_stream *stream, const operands<T> &o) {
-  if (o.rows <= 8) start<T, V, 8>(stream, o);
-  else if (o.rows <= 24) start<T, V, 24>(stream, o);
+  if (o.end.rows <= 8) start<T, V, 8>(stream, o);
+  else if (o.end.rows <= 24) start<T, V, 24>(stream, o);
   else start<T, V, 32>(stream, o);
 }
 
 template <class T> void launch(bk_stream *stream, const bk_hc_project_args *a, bk_place workspace) {
   operands<T> o = {};
-  o.x = bk_rows_of<T>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.proj = bk_rows_of<float>(&a->proj);
-  o.rinv = (float *)bk_cuda_data(&a->rinv), o.partials = (float *)bk_cuda_place(workspace);
-  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.eps = (float)a->eps;
-  o.slice = slice_of(a), o.slices = (int)bk_ceil_div(o.width, o.slice);
-  if (o.tokens == 0) return;
+  o.x = bk_rows_of<T>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.slice = slice_of(a);
+  o.end = bk_project_end_of(a, bk_ceil_div(a->x.shape[1], o.slice), workspace);
+  if (o.end.tokens == 0) return;
   if (bk_packs_fit(&a->x)) by_rows<T, bk_pack<T>::count>(stream, o);
   else by_rows<T, 1>(stream, o);
-  BK_LAUNCH((finish_kernel<T>), (unsigned)bk_ceil_div(o.tokens, warps), threads, 0, bk_cuda_raw(stream), o);
+  bk_project_end_start(stream, o.end);
 }
 
 } // namespace
@@ -162,7 +146,7 @@ template <class T> void launch(bk_stream *stream, const bk_hc_project_args *a, b
 extern "C" BK_CUDA_PREPARE(hc_project) {
   const bk_hc_project_args *a = (const bk_hc_project_args *)args;
   (void)device, (void)state;
-  *workspace_bytes = (size_t)(bk_ceil_div(a->x.shape[1], slice_of(a)) * a->x.shape[0] * (a->fn.shape[0] + 1)) * sizeof(float);
+  *workspace_bytes = bk_project_partials_bytes(a, bk_ceil_div(a->x.shape[1], slice_of(a)));
   return BK_OK;
 }
 

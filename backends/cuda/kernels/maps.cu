@@ -125,6 +125,8 @@ bk_rows<float> rows_or_none(const bk_tensor *t) { return bk_tensor_present(t) ? 
 
 } // namespace
 
+extern "C" void bk_cuda_maps_start(bk_stream *stream, const bk_hc_maps_args *a) { launch_maps(stream, a); }
+
 extern "C" BK_CUDA_LAUNCH(hc_maps) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));

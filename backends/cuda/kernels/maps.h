@@ -20,6 +20,7 @@ BK_CUDA_LAUNCH(hc_gates);
 BK_CUDA_LAUNCH(hc_gates_bwd);
 BK_CUDA_LAUNCH(hc_tanh);
 BK_CUDA_LAUNCH(hc_maps);
+void bk_cuda_maps_start(bk_stream *stream, const bk_hc_maps_args *a); /* between begin and end of a launch */
 /* maps_bwd.cu */
 BK_CUDA_LAUNCH(hc_logits_bwd);
 BK_CUDA_PREPARE(hc_logits_bwd);

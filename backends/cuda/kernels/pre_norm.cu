@@ -266,11 +266,14 @@ template <class T> void launch_bwd(bk_stream *stream, const bk_hc_pre_norm_bwd_a
 
 } // namespace
 
+extern "C" void bk_cuda_pre_norm_start(bk_stream *stream, const bk_hc_pre_norm_args *a) {
+  BK_BY_STORAGE(a->x.dtype, launch, (stream, a));
+}
+
 extern "C" BK_CUDA_LAUNCH(hc_pre_norm) {
-  const bk_hc_pre_norm_args *a = (const bk_hc_pre_norm_args *)args;
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
-  BK_BY_STORAGE(a->x.dtype, launch, (stream, a));
+  bk_cuda_pre_norm_start(stream, (const bk_hc_pre_norm_args *)args);
   return bk_cuda_end(stream);
 }
 

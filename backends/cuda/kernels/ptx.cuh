@@ -74,6 +74,14 @@ BK_DEVICE void bk_cp_async_16_zfill(void *shared, const void *global, int valid)
 BK_DEVICE void bk_cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int N> BK_DEVICE void bk_cp_async_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory"); }
 
+/* 16 bytes of memory that no one writes meanwhile, read once: past the first cache, and the second gets the whole line of 128 bytes, whose
+ * rest is wanted soon. Stays where it is between other volatile wrappers. */
+BK_DEVICE uint4 bk_load_line(const void *p) {
+  uint4 r;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];\n" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+
 #endif
 
 #endif
