@@ -27,6 +27,8 @@ BK_CUDA_LAUNCH(hc_rms_bwd);
 BK_CUDA_LAUNCH(hc_pre_norm);
 BK_CUDA_LAUNCH(hc_pre_norm_bwd);
 BK_CUDA_PREPARE(hc_pre_norm_bwd);
+/* hc_rebuild.cu */
+BK_CUDA_LAUNCH(hc_rebuild);
 /* hc_project.cu */
 BK_CUDA_LAUNCH(hc_project);
 BK_CUDA_PREPARE(hc_project);
@@ -55,6 +57,7 @@ BK_CUDA_PREPARE(hc_project_bwd);
   BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_REBUILD, hc_rebuild, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)
 
