@@ -344,7 +344,7 @@ static void free_calls(bk_runner *r) {
   bk_context *ctx = r->model->ctx;
   for (int s = 0; r->calls && s < r->n; s++) {
     bk_sublayer_calls *c = &r->calls[s];
-    bk_calls *all[] = {&c->mix, &c->forward, &c->merge, &c->dgrad, &c->wgrad, &c->mix_bwd, &c->merge_bwd, &c->remix};
+    bk_calls *all[] = {&c->mix, &c->forward, &c->merge, &c->dgrad, &c->wgrad, &c->mix_bwd, &c->merge_bwd, &c->rebuild};
     for (size_t i = 0; i < BK_COUNT(all); i++) bk_calls_fini(ctx, all[i]);
   }
   bk_calls *ends[] = {&r->embed, &r->embed_bwd, &r->head_norm, &r->head_bwd, &r->loss_sum, &r->piece_logits[0],

@@ -42,9 +42,9 @@ typedef struct bk_slot {
   bk_graph graphs[BK_WALKS];
 } bk_slot;
 
-/* Phases of one sublayer, each with its prepared calls. */
+/* Phases of one sublayer, each with its prepared calls; rebuild: of the sublayers that are rebuilt together from this one on. */
 typedef struct bk_sublayer_calls {
-  bk_calls mix, forward, merge, dgrad, wgrad, mix_bwd, merge_bwd, remix;
+  bk_calls mix, forward, merge, dgrad, wgrad, mix_bwd, merge_bwd, rebuild;
 } bk_sublayer_calls;
 
 /* What a pass has just done: what there is to see then is in diagnose.c. The sublayer is -1 at the ends; MIX of sublayer n is the

@@ -129,15 +129,19 @@ static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
   return seen(r, slot, BK_STAGE_EMBED_BWD, -1);
 }
 
-/* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the maps. */
+static bk_status walk_rebuild_some(bk_runner *r, bk_slot *slot, int first, int count) {
+  const bk_connection *c[BK_HC_REBUILD_MAX];
+  for (int i = 0; i < count; i++) c[i] = &sublayer(r, first + i)->connection;
+  bk_exec_begin(&r->exec, &r->calls[first].rebuild, BK_PHASE_REBUILD, first);
+  return bk_connection_rebuild(&r->exec, c, &slot->mix[first], count);
+}
+
+/* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the maps. A block of more sublayers than one
+ * call takes: the next call begins with the last of the call before, whose x is there by then. */
 static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
-  for (int i = s - s % (int)r->block; i <= s; i++) {
-    const bk_connection *c = &sublayer(r, i)->connection;
-    bk_exec_begin(&r->exec, &r->calls[i].remix, BK_PHASE_REBUILD, i);
-    BK_TRY(bk_connection_remix(&r->exec, c, &slot->mix[i]));
-    if (i < s) BK_TRY(bk_connection_merge(&r->exec, c, &slot->mix[i], slot->mix[i + 1].x));
-  }
-  return BK_OK;
+  int first = s - s % (int)r->block;
+  for (; s - first >= BK_HC_REBUILD_MAX; first += BK_HC_REBUILD_MAX - 1) BK_TRY(walk_rebuild_some(r, slot, first, BK_HC_REBUILD_MAX));
+  return walk_rebuild_some(r, slot, first, s - first + 1);
 }
 
 static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->block == 0; }

@@ -22,11 +22,12 @@ typedef struct sizes {
   int64_t N, C, n, B, T, H, V, R; /* R: rows of fn */
 } sizes;
 
-/* The largest arguments are those of the merge_mix slots. */
+/* Room and alignment for the arguments of any op: a member of each. */
+#define MEMBER(id, name, args) args id;
 typedef union any_args {
-  bk_hc_merge_mix_args forward;
-  bk_hc_merge_mix_bwd_args backward;
+  BK_OP_LIST(MEMBER)
 } any_args;
+#undef MEMBER
 
 #define S1(a) bk_tensor_1d(z->st, a)
 #define S2(a, b) bk_tensor_2d(z->st, a, b)
@@ -129,6 +130,10 @@ CASE(HC_POST_RES, bk_hc_post_res_args, POST_RES)
 CASE(HC_POST_RES_BWD, bk_hc_post_res_bwd_args, POST_RES_BWD)
 CASE(HC_MERGE_MIX, bk_hc_merge_mix_args, .merge = {POST_RES}, .project = {PROJECT}, .maps = {MAPS}, .pre_norm = {PRE_NORM})
 CASE(HC_MERGE_MIX_BWD, bk_hc_merge_mix_bwd_args, .pre_norm = {PRE_NORM_BWD}, .maps = {MAPS_BWD}, .project = {PROJECT_BWD}, .merge = {POST_RES_BWD})
+/* A block of four sublayers. */
+#define REBUILD_MIX .x = STREAMS, .pre = GATES, .w = K1(C), .y = ROWS, .h = ROWS, .rstd = K1(N)
+#define REBUILD {REBUILD_MIX, .f = ROWS, .post = GATES, .comb = COMB}
+CASE(HC_REBUILD, bk_hc_rebuild_args, .layer = {REBUILD, REBUILD, REBUILD, {REBUILD_MIX}}, .layers = 4, .eps = 1e-6)
 
 typedef void (*make_fn)(const sizes *z, void *out);
 #define ENTRY(id, name, args) [BK_OP_##id] = make_##id,

@@ -2,6 +2,8 @@
  * comb-shaped operand is dense. */
 #include "ops/ops.h"
 
+#include <stdio.h>
+
 /* n within its range (mhc_lite: n! weights, so at most 5). */
 static bk_status check_n(const bk_dims *dims, bk_hc_kind kind, int64_t n) {
   return bk_dims_range(dims, "n", n, 1, kind == BK_HC_MHC_LITE ? 5 : BK_HC_MAX_N);
@@ -286,4 +288,50 @@ bk_status bk_check_HC_MERGE_MIX_BWD(bk_context *ctx, const void *args) {
   BK_TRY(bk_dims_present(&dims, "project.dx", true));
   BK_TRY(bk_dims_same_place(&dims, "project.dx", "pre_norm.dx"));
   return bk_dims_same_place(&dims, "merge.dout", "pre_norm.dx");
+}
+
+static const char *rebuild_field(int layer, const char *name, char (*field)[32]) {
+  snprintf(*field, sizeof *field, "layer%d.%s", layer, name);
+  return *field;
+}
+
+/* Which operands a layer has: all up to the last, which makes no streams; none from then on. */
+static bk_status check_rebuild_fields(const bk_dims *dims, int layer, int layers, bool comb) {
+  static const char *const mix[] = {"x", "pre", "w", "y", "h", "rstd"}, *const merge[] = {"f", "post", "comb"};
+  char field[32];
+  for (size_t i = 0; i < BK_COUNT(mix); i++) {
+    BK_TRY(bk_dims_present(dims, rebuild_field(layer, mix[i], &field), layer < layers));
+  }
+  for (size_t i = 0; i < BK_COUNT(merge) && layer + 1 < BK_HC_REBUILD_MAX; i++) {
+    bool there = layer + 1 < layers && (i < 2 || comb);
+    BK_TRY(bk_dims_present(dims, rebuild_field(layer, merge[i], &field), there));
+  }
+  return BK_OK;
+}
+
+static bk_status check_rebuild_layer(bk_dims *dims, int i) {
+  char rules[256];
+  snprintf(rules, sizeof rules,
+           "layer%d.x:s[N,n,C] layer%d.pre:c[N,n] layer%d.w:c[C] layer%d.y:s[N,C] layer%d.h:s[N,C] layer%d.rstd:c[N]", i, i, i, i, i, i);
+  BK_TRY(bk_dims_check(dims, rules));
+  if (i + 1 < BK_HC_REBUILD_MAX) {
+    snprintf(rules, sizeof rules, "layer%d.f:s[N,C] layer%d.post:c[N,n] layer%d.comb:c[N,n,n]=", i, i, i);
+    BK_TRY(bk_dims_check(dims, rules));
+  }
+  char from[32], to[32];
+  if (i == 0) return check_n(dims, BK_HC_MHC, dims->value['n']);
+  return bk_dims_distinct(dims, rebuild_field(i - 1, "x", &from), rebuild_field(i, "x", &to));
+}
+
+bk_status bk_check_HC_REBUILD(bk_context *ctx, const void *args) {
+  const bk_hc_rebuild_args *a = args;
+  bk_dims dims;
+  bk_dims_init(&dims, ctx, BK_OP_HC_REBUILD, args);
+  BK_TRY(bk_dims_range(&dims, "layers", a->layers, 1, BK_HC_REBUILD_MAX));
+  BK_TRY(bk_dims_positive(&dims, "eps", a->eps));
+  for (int i = 0; i < BK_HC_REBUILD_MAX; i++) {
+    BK_TRY(check_rebuild_fields(&dims, i, a->layers, bk_tensor_present(&a->layer[0].comb)));
+    if (i < a->layers) BK_TRY(check_rebuild_layer(&dims, i));
+  }
+  return BK_OK;
 }

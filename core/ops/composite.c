@@ -2,64 +2,43 @@
  *
  * A slot's compose function writes down its steps: ops with their args, operands taken from the slot's args or from
  * scratch memory in the workspace. The same function serves the lookup (are all parts there?), prepare (a plan for each
- * step) and launch (the plans in order), so that the three cannot drift. It may look at dtypes, shapes and strides
- * only: the same steps must come out whatever the buffers. Workspace: the scratch tensors, then the largest workspace
- * of the steps. */
+ * step) and launch (the plans in order), so that the three cannot drift: each step goes to a visitor as soon as it is
+ * made, and lives no longer. It may look at dtypes, shapes and strides only: the same steps must come out whatever the
+ * buffers. Workspace: the scratch tensors, then the largest workspace of the steps. */
 #include "ops/ops.h"
 
-#include <string.h>
+/* State of a composed plan: one plan for each step. */
+typedef struct composite_state {
+  size_t scratch;
+  int n_plans;
+  bk_plan plans[];
+} composite_state;
 
-typedef struct step {
-  bk_op op;
-  bool skip; /* known at launch: nothing to do */
-  union {
-    bk_copy_args copy;
-    bk_gemm_args gemm;
-    bk_rmsnorm_args rmsnorm;
-    bk_rmsnorm_bwd_args rmsnorm_bwd;
-    bk_hc_rms_args hc_rms;
-    bk_hc_rms_bwd_args hc_rms_bwd;
-    bk_hc_logits_args hc_logits;
-    bk_hc_logits_bwd_args hc_logits_bwd;
-    bk_hc_gates_args hc_gates;
-    bk_hc_gates_bwd_args hc_gates_bwd;
-    bk_sinkhorn_args sinkhorn;
-    bk_sinkhorn_bwd_args sinkhorn_bwd;
-    bk_hc_perm_args hc_perm;
-    bk_hc_perm_bwd_args hc_perm_bwd;
-    bk_hc_tanh_args hc_tanh;
-    bk_hc_tanh_bwd_args hc_tanh_bwd;
-    bk_hc_pre_args hc_pre;
-    bk_hc_pre_bwd_args hc_pre_bwd;
-    bk_hc_res_args hc_res;
-    bk_hc_res_bwd_args hc_res_bwd;
-    bk_hc_post_args hc_post;
-    bk_hc_post_bwd_args hc_post_bwd;
-    bk_hc_project_args hc_project;
-    bk_hc_project_bwd_args hc_project_bwd;
-    bk_hc_maps_args hc_maps;
-    bk_hc_maps_bwd_args hc_maps_bwd;
-    bk_hc_pre_norm_args hc_pre_norm;
-    bk_hc_pre_norm_bwd_args hc_pre_norm_bwd;
-    bk_hc_post_res_args hc_post_res;
-    bk_hc_post_res_bwd_args hc_post_res_bwd;
-  } args;
-} step;
-
-typedef struct composition {
+typedef struct composition composition;
+typedef bk_status (*step_visitor)(composition *c, bk_op op, const void *args);
+struct composition {
+  step_visitor visit; /* NULL: steps are only counted */
+  bk_status status;   /* the first that is not BK_OK ends the visits */
+  int n_steps;        /* so far */
   bk_place workspace;
-  size_t scratch; /* bytes of scratch so far */
-  int n_steps;
-  step steps[5];
-} composition;
+  size_t scratch;     /* bytes of scratch so far */
+  /* what the visitors work with */
+  const bk_device *asked;
+  bk_device *device;
+  bk_stream *stream;
+  composite_state *state;
+  size_t largest; /* workspace of a step */
+};
 
-#define ADD_STEP(c, id, member, ...)                         \
-  do {                                                       \
-    step *s_ = &(c)->steps[(c)->n_steps++];                  \
-    s_->op = BK_OP_##id;                                     \
-    s_->skip = false;                                        \
-    memset(&s_->args, 0, sizeof s_->args);                   \
-    s_->args.member = (bk_##member##_args){__VA_ARGS__};     \
+static void add_step(composition *c, bk_op op, const void *args) {
+  if (c->visit && c->status == BK_OK) c->status = c->visit(c, op, args);
+  c->n_steps++;
+}
+
+#define ADD_STEP(c, id, member, ...)                                          \
+  do {                                                                        \
+    const bk_##member##_args step_ = {__VA_ARGS__}; /* ends with the block */ \
+    add_step(c, BK_OP_##id, &step_);                                          \
   } while (0)
 
 /* A contiguous tensor in the workspace, of the shape of `like`. */
@@ -69,10 +48,6 @@ static bk_tensor scratch(composition *c, const bk_tensor *like) {
   t.offset = c->workspace.offset + c->scratch;
   c->scratch += BK_ALIGN_UP(bk_tensor_bytes(&t), (size_t)BK_ARENA_ALIGN);
   return t;
-}
-
-static bool same_place(const bk_tensor *a, const bk_tensor *b) {
-  return a->buffer && a->buffer == b->buffer && a->offset == b->offset;
 }
 
 static bk_tensor transposed(bk_tensor t) { return bk_tensor_transpose(t, 0, 1); }
@@ -181,7 +156,6 @@ static void compose_HC_POST_RES_BWD(const void *args, composition *c) {
     ADD_STEP(c, COPY, copy, .x = dx, .y = a->dx);
   } else {
     ADD_STEP(c, COPY, copy, .x = a->dout, .y = a->dx);
-    c->steps[c->n_steps - 1].skip = same_place(&a->dout, &a->dx);
   }
 }
 
@@ -189,30 +163,38 @@ static void compose_HC_POST_RES_BWD(const void *args, composition *c) {
 
 static void compose_HC_MERGE_MIX(const void *args, composition *c) {
   const bk_hc_merge_mix_args *a = args;
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_POST_RES, .args.hc_post_res = a->merge};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_PROJECT, .args.hc_project = a->project};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_MAPS, .args.hc_maps = a->maps};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_PRE_NORM, .args.hc_pre_norm = a->pre_norm};
+  add_step(c, BK_OP_HC_POST_RES, &a->merge);
+  add_step(c, BK_OP_HC_PROJECT, &a->project);
+  add_step(c, BK_OP_HC_MAPS, &a->maps);
+  add_step(c, BK_OP_HC_PRE_NORM, &a->pre_norm);
 }
 
 static void compose_HC_MERGE_MIX_BWD(const void *args, composition *c) {
   const bk_hc_merge_mix_bwd_args *a = args;
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_PRE_NORM_BWD, .args.hc_pre_norm_bwd = a->pre_norm};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_MAPS_BWD, .args.hc_maps_bwd = a->maps};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_PROJECT_BWD, .args.hc_project_bwd = a->project};
-  c->steps[c->n_steps++] = (step){.op = BK_OP_HC_POST_RES_BWD, .args.hc_post_res_bwd = a->merge};
+  add_step(c, BK_OP_HC_PRE_NORM_BWD, &a->pre_norm);
+  add_step(c, BK_OP_HC_MAPS_BWD, &a->maps);
+  add_step(c, BK_OP_HC_PROJECT_BWD, &a->project);
+  add_step(c, BK_OP_HC_POST_RES_BWD, &a->merge);
+}
+
+/* ---- rebuild ---- */
+
+static void compose_HC_REBUILD(const void *args, composition *c) {
+  const bk_hc_rebuild_args *a = args;
+  for (int i = 0; i < a->layers; i++) {
+    const bk_hc_rebuild_layer *l = &a->layer[i];
+    ADD_STEP(c, HC_PRE_NORM, hc_pre_norm, .x = l->x, .pre = l->pre, .w = l->w, .y = l->y, .h = l->h, .rstd = l->rstd, .eps = a->eps);
+    if (i + 1 < a->layers) ADD_STEP(c, HC_POST_RES, hc_post_res, .x = l->x, .f = l->f, .post = l->post, .comb = l->comb, .out = l[1].x);
+  }
 }
 
 /* ---- from compositions to kernels ---- */
 
 #define FUSED_SLOTS(X)                                                                                        \
   X(HC_PROJECT) X(HC_PROJECT_BWD) X(HC_MAPS) X(HC_MAPS_BWD) X(HC_PRE_NORM) X(HC_PRE_NORM_BWD) X(HC_POST_RES) \
-  X(HC_POST_RES_BWD) X(HC_MERGE_MIX) X(HC_MERGE_MIX_BWD)
+  X(HC_POST_RES_BWD) X(HC_MERGE_MIX) X(HC_MERGE_MIX_BWD) X(HC_REBUILD)
 
-static void compose(bk_op op, const void *args, bk_place workspace, composition *c) {
-  c->workspace = workspace;
-  c->scratch = 0;
-  c->n_steps = 0;
+static void compose(bk_op op, const void *args, composition *c) {
   switch (op) {
 #define SLOT(id) case BK_OP_##id: compose_##id(args, c); break;
     FUSED_SLOTS(SLOT)
@@ -221,20 +203,14 @@ static void compose(bk_op op, const void *args, bk_place workspace, composition 
   }
 }
 
-/* State of a composed plan: one plan for each step. */
-typedef struct composite_state {
-  int n_plans;
-  size_t scratch;
-  bk_plan plans[BK_COUNT(((composition *)0)->steps)];
-} composite_state;
+static bk_status find_step(composition *c, bk_op op, const void *args) {
+  return bk_kernel_find(c->asked, op, args) ? BK_OK : BK_ERR_UNSUPPORTED;
+}
 
 static bool composite_accepts(const bk_device *device, bk_op op, const void *args) {
-  composition c;
-  compose(op, args, (bk_place){0}, &c);
-  for (int i = 0; i < c.n_steps; i++) {
-    if (!bk_kernel_find(device, c.steps[i].op, &c.steps[i].args)) return false;
-  }
-  return true;
+  composition c = {.visit = find_step, .asked = device};
+  compose(op, args, &c);
+  return c.status == BK_OK;
 }
 
 static void composite_release(bk_device *device, void *state) {
@@ -244,41 +220,45 @@ static void composite_release(bk_device *device, void *state) {
   bk_free(device->ctx, s);
 }
 
-static bk_status prepare_steps(bk_device *device, const composition *c, composite_state *s, size_t *largest) {
-  for (int i = 0; i < c->n_steps; i++) {
-    BK_TRY(bk_plan_prepare(device, c->steps[i].op, &c->steps[i].args, &s->plans[i]));
-    s->n_plans = i + 1;
-    if (s->plans[i].workspace_bytes > *largest) *largest = s->plans[i].workspace_bytes;
-  }
+static bk_status prepare_step(composition *c, bk_op op, const void *args) {
+  bk_plan *plan = &c->state->plans[c->n_steps];
+  BK_TRY(bk_plan_prepare(c->device, op, args, plan));
+  c->state->n_plans++;
+  if (plan->workspace_bytes > c->largest) c->largest = plan->workspace_bytes;
   return BK_OK;
 }
 
 static bk_status composite_prepare(bk_device *device, bk_op op, const void *args, void **state, size_t *workspace_bytes) {
-  composition c;
-  size_t largest = 0;
-  compose(op, args, (bk_place){0}, &c);
-  composite_state *s = bk_alloc(device->ctx, sizeof *s);
-  if (!s) return BK_ERR_MEMORY;
-  s->scratch = c.scratch;
-  bk_status status = prepare_steps(device, &c, s, &largest);
-  if (status != BK_OK) {
-    composite_release(device, s);
-    return status;
+  composition count = {0}, c = {.visit = prepare_step, .device = device};
+  compose(op, args, &count);
+  c.state = bk_alloc(device->ctx, sizeof *c.state + (size_t)count.n_steps * sizeof(bk_plan));
+  if (!c.state) return BK_ERR_MEMORY;
+  compose(op, args, &c);
+  if (c.status != BK_OK) {
+    composite_release(device, c.state);
+    return c.status;
   }
-  *state = s;
-  *workspace_bytes = c.scratch + largest;
+  c.state->scratch = c.scratch;
+  *state = c.state;
+  *workspace_bytes = c.scratch + c.largest;
   return BK_OK;
 }
 
+/* Known at launch alone: nothing to do. */
+static bool copies_onto_itself(bk_op op, const void *args) {
+  const bk_copy_args *a = args;
+  return op == BK_OP_COPY && a->x.buffer && a->x.buffer == a->y.buffer && a->x.offset == a->y.offset;
+}
+
+static bk_status launch_step(composition *c, bk_op op, const void *args) {
+  bk_place rest = {c->workspace.buffer, c->workspace.offset + c->state->scratch};
+  return copies_onto_itself(op, args) ? BK_OK : bk_plan_launch(c->stream, &c->state->plans[c->n_steps], args, rest);
+}
+
 static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  const composite_state *s = plan->state;
-  composition c;
-  compose(plan->kernel->op, args, workspace, &c);
-  bk_place rest = {workspace.buffer, workspace.offset + s->scratch};
-  for (int i = 0; i < c.n_steps; i++) {
-    if (!c.steps[i].skip) BK_TRY(bk_plan_launch(stream, &s->plans[i], &c.steps[i].args, rest));
-  }
-  return BK_OK;
+  composition c = {.visit = launch_step, .workspace = workspace, .stream = stream, .state = plan->state};
+  compose(plan->kernel->op, args, &c);
+  return c.status;
 }
 
 /* prepare and accepts are not told the op, so each slot has its own. */

@@ -131,3 +131,10 @@ COST(HC_MERGE_MIX_BWD, bk_hc_merge_mix_bwd_args,
                  (const void *const[]){&a->pre_norm, &a->maps, &a->project, &a->merge}),
      2 * BYTES(project.dx) + BYTES(pre_norm.dx) + BYTES(merge.dout) + BYTES(project.x) + BYTES(maps.dpre) +
          BYTES(project.dproj) + BYTES(project.drinv))
+
+/* The streams are still at hand at every layer. */
+static double rebuild_flops(const bk_hc_rebuild_args *a) {
+  double x = N(layer[0].x), mixed = DIM(layer[0].x, 1) * HAS(layer[0].comb), layers = (double)a->layers;
+  return layers * (2 * x + 4 * N(layer[0].y)) + (layers - 1) * 2 * x * (1 + mixed);
+}
+COST(HC_REBUILD, bk_hc_rebuild_args, rebuild_flops(a), 0)

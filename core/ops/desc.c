@@ -222,6 +222,20 @@ FIELDS(HC_MERGE_MIX_BWD) = {
     OUT(A, merge.dx),      OUT(A, merge.df),          OUT(A, merge.dpost),      OUT_OPT(A, merge.dcomb)};
 #undef A
 
+/* "layer0.x". x is made by the layer before; the last layer there can be makes none, so it has no f, post and comb. */
+#define A bk_hc_rebuild_args
+#define LAYER(i, f, role, optional) {"layer" #i "." #f, offsetof(A, layer[i].f), role, optional}
+#define LAYER_MIX(i, x_role, optional)                                                                          \
+  LAYER(i, x, x_role, optional), LAYER(i, pre, BK_IN, optional), LAYER(i, w, BK_IN, optional),                  \
+      LAYER(i, y, BK_OUT, optional), LAYER(i, h, BK_OUT, optional), LAYER(i, rstd, BK_OUT, optional)
+#define LAYER_MERGE(i) LAYER(i, f, BK_IN, true), LAYER(i, post, BK_IN, true), LAYER(i, comb, BK_IN, true)
+FIELDS(HC_REBUILD) = {
+    LAYER_MIX(0, BK_IN, false), LAYER_MERGE(0), LAYER_MIX(1, BK_OUT, true), LAYER_MERGE(1), LAYER_MIX(2, BK_OUT, true),
+    LAYER_MERGE(2), LAYER_MIX(3, BK_OUT, true), LAYER_MERGE(3), LAYER_MIX(4, BK_OUT, true), LAYER_MERGE(4),
+    LAYER_MIX(5, BK_OUT, true), LAYER_MERGE(5), LAYER_MIX(6, BK_OUT, true), LAYER_MERGE(6), LAYER_MIX(7, BK_OUT, true)};
+_Static_assert(BK_HC_REBUILD_MAX == 8, "fields_HC_REBUILD lists the layers");
+#undef A
+
 #define DESC(id, name, args) \
   [BK_OP_##id] = {BK_OP_##id, name, sizeof(args), fields_##id, (int)BK_COUNT(fields_##id), bk_check_##id, bk_cost_##id},
 static const bk_op_desc descriptors[BK_OP_COUNT] = {BK_OP_LIST(DESC)};

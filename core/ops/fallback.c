@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-#define MAX_FIELDS 48 /* more than any descriptor has */
+#define MAX_FIELDS 69 /* no descriptor has more */
 #define MAX_ARGS 8192 /* more bytes than any args struct has */
 
 typedef struct fallback_state {

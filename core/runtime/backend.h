@@ -12,7 +12,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 3u /* raise on any change of this header or of op.h */
+#define BK_BACKEND_ABI 4u /* raise on any change of this header or of op.h */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;

@@ -76,7 +76,8 @@
   X(HC_POST_RES, "hc_post_res", bk_hc_post_res_args)                    \
   X(HC_POST_RES_BWD, "hc_post_res_bwd", bk_hc_post_res_bwd_args)        \
   X(HC_MERGE_MIX, "hc_merge_mix", bk_hc_merge_mix_args)                 \
-  X(HC_MERGE_MIX_BWD, "hc_merge_mix_bwd", bk_hc_merge_mix_bwd_args)
+  X(HC_MERGE_MIX_BWD, "hc_merge_mix_bwd", bk_hc_merge_mix_bwd_args)     \
+  X(HC_REBUILD, "hc_rebuild", bk_hc_rebuild_args)
 
 typedef enum bk_op {
   BK_OP_NONE = 0,
@@ -300,6 +301,17 @@ typedef struct {
   bk_hc_project_bwd_args project;
   bk_hc_post_res_bwd_args merge;
 } bk_hc_merge_mix_bwd_args;
+/* Recompute of a block of sublayers from its first x, the kept f and the kept maps. For i = 0 .. layers-1:
+ * y_i, h_i, rstd_i = HC_PRE_NORM(x_i, pre_i, w_i), and for all but the last x_{i+1} = HC_POST_RES(x_i, f_i, post_i, comb_i).
+ * Shapes as there. Only the first x is an input. Absent: f, post and comb of the last layer, the layers from `layers` on;
+ * comb is there in all layers or in none. The streams act as stored (rounded to st) at every layer. */
+#define BK_HC_REBUILD_MAX 8
+typedef struct { bk_tensor x, f, post, comb, pre, w, y, h, rstd; } bk_hc_rebuild_layer;
+typedef struct {
+  bk_hc_rebuild_layer layer[BK_HC_REBUILD_MAX];
+  int layers;
+  double eps;
+} bk_hc_rebuild_args;
 
 /* ---- descriptors (ops/desc.c): what generic code (dispatch, harness, fallback) needs to know of an args struct ---- */
 typedef enum bk_role { BK_IN, BK_OUT, BK_INOUT } bk_role; /* an OUT that may also accumulate is INOUT */

@@ -38,11 +38,6 @@ bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_ac
   bk_hc_maps_args maps = maps_args(c, a);
   BK_TRY(bk_exec_call(ex, BK_OP_HC_PROJECT, &project));
   BK_TRY(bk_exec_call(ex, BK_OP_HC_MAPS, &maps));
-  return bk_connection_remix(ex, c, a);
-}
-
-bk_status bk_connection_remix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a) {
-  if (c->kind == BK_HC_PLAIN) return plain_norm(ex, c, a);
   bk_hc_pre_norm_args pre_norm = pre_norm_args(c, a);
   return bk_exec_call(ex, BK_OP_HC_PRE_NORM, &pre_norm);
 }
@@ -62,6 +57,25 @@ bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_
   bk_hc_merge_mix_args args = {post_res_args(a, next->x), project_args(c_next, next), maps_args(c_next, next),
                                pre_norm_args(c_next, next)};
   return bk_exec_call(ex, BK_OP_HC_MERGE_MIX, &args);
+}
+
+static bk_status plain_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count) {
+  for (int i = 0; i < count; i++) {
+    BK_TRY(plain_norm(ex, c[i], &a[i]));
+    if (i + 1 < count) BK_TRY(bk_connection_merge(ex, c[i], &a[i], a[i + 1].x));
+  }
+  return BK_OK;
+}
+
+bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count) {
+  if (c[0]->kind == BK_HC_PLAIN) return plain_rebuild(ex, c, a, count);
+  bk_hc_rebuild_args args = {.layers = count, .eps = c[0]->norm_eps};
+  for (int i = 0; i < count; i++) {
+    bool last = i + 1 == count;
+    args.layer[i] = (bk_hc_rebuild_layer){a[i].x, last ? absent : a[i].f, last ? absent : a[i].post, last ? absent : a[i].comb,
+                                          a[i].pre, c[i]->norm->weight, a[i].y, a[i].h, a[i].rstd};
+  }
+  return bk_exec_call(ex, BK_OP_HC_REBUILD, &args);
 }
 
 static bk_hc_pre_norm_bwd_args pre_norm_bwd_args(const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor dh,

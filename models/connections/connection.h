@@ -40,8 +40,9 @@ bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_
 /* Merge of c into next->x, then the mix of the next. */
 bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_connection *c_next,
                                   const bk_mix_acts *next);
-/* Recompute: y, h and rstd from x and the kept maps. */
-bk_status bk_connection_remix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a);
+/* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x of all but the first, from the first
+ * x, the kept f and maps. */
+bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count);
 
 /* D is the gradient of the output; becomes the part of the input's gradient that bypasses F; df (plain: D itself, untouched). */
 bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor D,

@@ -23,14 +23,14 @@ static double *grads_with(const char *device, bk_dtype dtype, const bk_model_con
   return grads;
 }
 
-static void check_recompute(const char *device, bk_dtype dtype, int kind) {
-  static const int64_t blocks[] = {1, 2, 3, 5, BK_RECOMPUTE_AUTO};
+static void check_blocks(const char *device, bk_dtype dtype, int kind, int64_t layers, const int64_t *blocks, size_t n_blocks) {
   bk_model_config c = small_config(kind);
   int64_t count, n;
   double loss, again;
   size_t all, less;
+  c.num_hidden_layers = layers;
   double *want = grads_with(device, dtype, &c, 0, &count, &loss, &all);
-  for (size_t i = 0; i < BK_COUNT(blocks); i++) {
+  for (size_t i = 0; i < n_blocks; i++) {
     double *got = grads_with(device, dtype, &c, blocks[i], &n, &again, &less);
     ck_assert_int_eq(n, count);
     ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g", kind, (int)blocks[i],
@@ -42,6 +42,13 @@ static void check_recompute(const char *device, bk_dtype dtype, int kind) {
     bk_free(ctx, got);
   }
   bk_free(ctx, want);
+}
+
+/* Blocks that one op rebuilds, and that take several. */
+static void check_recompute(const char *device, bk_dtype dtype, int kind) {
+  static const int64_t blocks[] = {1, 2, 3, 5, BK_RECOMPUTE_AUTO}, long_blocks[] = {8, 9, 16};
+  check_blocks(device, dtype, kind, 3, blocks, BK_COUNT(blocks));
+  check_blocks(device, dtype, kind, 8, long_blocks, BK_COUNT(long_blocks));
 }
 
 START_TEST(test_recompute) {

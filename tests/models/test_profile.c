@@ -71,8 +71,8 @@ static int expect_list(const bk_profile_step *step, int at, const bk_calls *call
 }
 
 static int expect_rebuild(const bk_runner *r, const bk_profile_step *step, int at, int s) {
-  for (int i = s - s % (int)r->block; i <= s; i++) at = expect_list(step, at, &r->calls[i].remix, BK_PHASE_REBUILD, i);
-  return at;
+  int first = s - s % (int)r->block;
+  return expect_list(step, at, &r->calls[first].rebuild, BK_PHASE_REBUILD, first);
 }
 
 static int expect_forward(const bk_runner *r, const bk_profile_step *step, int at) {

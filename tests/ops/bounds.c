@@ -56,17 +56,25 @@ static bool runs_composed(const harness *h, bk_op op, const void *args) {
 /* Slots that by their definition go on from what they stored. */
 static bool goes_on_from_stored(bk_op op) {
   return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX ||
-         op == BK_OP_HC_MERGE_MIX_BWD;
+         op == BK_OP_HC_MERGE_MIX_BWD || op == BK_OP_HC_REBUILD;
 }
 
 bool harness_rounds_between(const harness *h, bk_op op, const void *args) {
   return bk_op_leading_dtype(op, args) == BK_BF16 && (goes_on_from_stored(op) || runs_composed(h, op, args));
 }
 
+/* The streams once a layer (twice, where the merge in it runs composed), then y and h. */
+static double rebuild_stores(const harness *h, const bk_hc_rebuild_args *a) {
+  bk_hc_post_res_args merge = {a->layer[0].x, a->layer[0].f, a->layer[0].post, a->layer[0].comb, a->layer[1].x};
+  bool twice = a->layers > 1 && runs_composed(h, BK_OP_HC_REBUILD, a) && runs_composed(h, BK_OP_HC_POST_RES, &merge);
+  return (a->layers - 1) * (twice ? 2 : 1) + 2;
+}
+
 /* Times that a slot stores in bf16 on the way to an output: by its definition, or because it runs composed. */
 static double stores(const harness *h, bk_op op, const void *args) {
   if (op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD) return 4;
   if (op == BK_OP_HC_PRE_NORM) return 2;
+  if (op == BK_OP_HC_REBUILD) return rebuild_stores(h, args);
   return runs_composed(h, op, args) ? 2 : 1;
 }
 

@@ -1,6 +1,9 @@
-/* Cases of the fused slots on streams: projection + norm, pre + norm, post + res, and merge + mix. On `ref` they run
+/* Cases of the fused slots on streams: projection + norm, pre + norm, post + res, merge + mix, and the rebuild of a
+ * block. On `ref` they run
  * composed, so these cases also hold a backend's fused kernels to the composed definition. */
 #include "tests/ops/harness.h"
+
+#include <stdio.h>
 
 typedef struct shape {
   int64_t tokens, n, width;
@@ -187,6 +190,53 @@ static void merge_mix_bwd_case(harness *h, const int *level) {
   harness_case(h, BK_OP_HC_MERGE_MIX_BWD, &a, fills, NULL, "%s," SHAPE_FORMAT, kind_names[m.kind], SHAPE_ARGS(m.s));
 }
 
+/* ---- rebuild ---- */
+
+typedef struct rebuild {
+  int layers;
+  bool comb, strided;
+  int64_t tokens, n, width;
+} rebuild;
+
+/* Maps as the model has them: sums of positive terms, so that no row is what a cancellation left of it. */
+static void rebuild_fills(const rebuild *c, char (*names)[3][24], fill *fills) {
+  static const char *const maps[] = {"pre", "post", "comb"};
+  const double most[] = {1, 2, 2 / (double)c->n};
+  for (int i = 0; i < c->layers; i++) {
+    for (int m = 0; m < (i + 1 == c->layers ? 1 : c->comb ? 3 : 2); m++) {
+      snprintf(names[i][m], sizeof names[i][m], "layer%d.%s", i, maps[m]);
+      *fills++ = (fill){names[i][m], FILL_UNIFORM, 0, most[m], NULL, NULL};
+    }
+  }
+  *fills = (fill)FILL_END;
+}
+
+static void rebuild_case(harness *h, const rebuild *c) {
+  int pad = c->strided ? HARNESS_PAD : 0;
+  char names[BK_HC_REBUILD_MAX][3][24];
+  fill fills[3 * BK_HC_REBUILD_MAX + 1];
+  bk_tensor wide = h3(h->st, pad, c->tokens, c->n, c->width), narrow = h2(h->st, pad, c->tokens, c->width);
+  bk_tensor gates = h2(h->ct, pad, c->tokens, c->n), comb = h_blocks(h->ct, pad, c->tokens, c->n), none = {0};
+  bk_hc_rebuild_args a = {.layers = c->layers, .eps = 1e-6};
+  for (int i = 0; i < c->layers; i++) {
+    bool last = i + 1 == c->layers;
+    a.layer[i] = (bk_hc_rebuild_layer){wide, last ? none : narrow, last ? none : gates, last || !c->comb ? none : comb, gates,
+                                       h1(h->ct, c->width), narrow, narrow, h1(h->ct, c->tokens)};
+  }
+  rebuild_fills(c, names, fills);
+  harness_case(h, BK_OP_HC_REBUILD, &a, fills, NULL, "layers=%d,comb=%d," SHAPE_FORMAT, c->layers, c->comb, (long long)c->tokens, (long long)c->n,
+               (long long)c->width, c->strided ? "strided" : "dense");
+}
+
+static void rebuild_cases(harness *h) {
+  static const rebuild cases[] = {
+      {1, false, false, 3, 4, 31},   {2, true, true, 5, 4, 31},     {5, true, false, 3, 4, 128},   {8, true, false, 3, 8, 64},
+      {8, false, false, 3, 1, 31},   {5, false, false, 3, 4, 128},  {4, true, true, 13, 4, 136},   {3, true, false, 2, 3, 264},
+      {2, true, false, 2, 4, 2560},  {3, true, false, 2, 8, 1304},  {2, true, false, 1, 2, 2051},  {2, false, true, 2, 6, 2052}};
+  for (size_t i = 0; i < BK_COUNT(cases) && !h->roof; i++) rebuild_case(h, &cases[i]);
+  if (h->roof) rebuild_case(h, &(rebuild){4, true, false, harness_tokens[HARNESS_WORKING], 4, 2560});
+}
+
 void cases_fused(harness *h) {
   const int levels[] = {5, 3, 8, 2, 4}, working[] = {HARNESS_WORKING, 2, 3, 0, 0},
             working_res[] = {HARNESS_WORKING, 2, 3, 0, 1};
@@ -196,6 +246,7 @@ void cases_fused(harness *h) {
     if (h->roof) all[i](h, all[i] == post_res_case ? working_res : working);
     else harness_pairwise(h, levels, 5, all[i]);
   }
+  rebuild_cases(h);
   if (h->roof) return;
   project_aligned(h);
   long_project_case(h);

@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_SLOTS 48
 #define MAX_ARGS 8192
 #define GUARD_BYTE 0xa5
 
@@ -31,7 +30,7 @@ typedef struct run {
   bk_op op;
   const bk_op_desc *desc;
   char name[256];
-  slot slots[MAX_SLOTS];
+  slot slots[HARNESS_FIELDS];
   int n_slots;
   size_t bytes, ref_bytes;
   uint8_t *image, *mask; /* what the device gets; 1 where an output element lies */
@@ -482,7 +481,7 @@ static void note_coverage(harness *h, bk_op op, const void *args) {
   const bk_op_desc *desc = bk_op_describe(op);
   h->seen[op] = true;
   for (int i = 0; i < desc->n_fields; i++) {
-    if (bk_tensor_present(bk_op_field_get(args, &desc->fields[i]))) h->fields[op] |= UINT64_C(1) << i;
+    if (bk_tensor_present(bk_op_field_get(args, &desc->fields[i]))) h->fields[op][i] = true;
   }
 }
 

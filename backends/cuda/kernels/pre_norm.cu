@@ -7,11 +7,11 @@
  * the streams give dpre, and dx is written. Floor: n + 2 read and n written (2n + 2 read to accumulate). dw: partial sums of chunks in the
  * workspace, added up in order by a second launch; chunks follow from the number of tokens alone. */
 #include "backends/cuda/kernels/streams.h"
-#include "backends/cuda/kernels/hc.cuh"
+#include "backends/cuda/kernels/hc_token.cuh"
 
 namespace {
 
-constexpr int most_threads = 512, most_threads_bwd = 256, kept = 4, most_chunks = 512;
+constexpr int most_threads = bk_hc_norm_threads, most_threads_bwd = 256, kept = bk_hc_kept, most_chunks = 512;
 
 template <class T> struct operands {
   bk_wide<T> x;
@@ -27,57 +27,20 @@ template <class T> struct operands {
   float eps;
 };
 
-/* V floats, 16-byte aligned where V is a pack. */
-template <int V> BK_DEVICE void load_floats(const float *p, float (&v)[V]) {
-  if constexpr (V % 4) {
-#pragma unroll
-    for (int i = 0; i < V; i++) v[i] = p[i];
-  } else {
-#pragma unroll
-    for (int i = 0; i < V; i += 4) {
-      float part[4];
-      bk_load_pack_own(p + i, part);
-#pragma unroll
-      for (int j = 0; j < 4; j++) v[i + j] = part[j];
-    }
-  }
-}
-
 /* ---- forward ---- */
 
 /* y at channel c, stored and returned as it is stored. */
-template <class T, int V, int N> BK_DEVICE bk_raw<T, V> collapse(const operands<T> &o, int n, int64_t token, int64_t c, const float *pre) {
-  constexpr int M = BK_HC_STREAMS(N);
-  bk_raw<T, V> in[M];
-  float out[V];
-#pragma unroll
-  for (int m = 0; m < M; m++)
-    if (m < n) in[m] = bk_raw_load<T, V>(o.x.row(token, m) + c);
-#pragma unroll
-  for (int v = 0; v < V; v++) {
-    out[v] = pre[0] * bk_raw_get(in[0], v);
-#pragma unroll
-    for (int m = 1; m < M; m++)
-      if (m < n) out[v] += pre[m] * bk_raw_get(in[m], v);
-  }
-  const bk_raw<T, V> y = bk_raw_of<T, V>(out);
+template <class T, int V, int N>
+BK_DEVICE bk_raw<T, V> collapse(const operands<T> &o, int n, int64_t token, int64_t c, const float (&pre)[BK_HC_STREAMS(N)]) {
+  bk_raw<T, V> in[BK_HC_STREAMS(N)];
+  bk_hc_load_streams(o.x, n, token, c, in);
+  const bk_raw<T, V> y = bk_hc_collapse(in, n, pre);
   bk_raw_store<T, V>(o.y.row(token) + c, y);
   return y;
 }
 
-template <class T, int V> BK_DEVICE float squares(const bk_raw<T, V> &y) {
-  float sum = 0;
-#pragma unroll
-  for (int v = 0; v < V; v++) sum += bk_raw_get(y, v) * bk_raw_get(y, v);
-  return sum;
-}
-
 template <class T, int V> BK_DEVICE void store_normed(const operands<T> &o, int64_t token, int64_t c, const bk_raw<T, V> &y, float rstd) {
-  float w[V];
-  load_floats<V>(o.w + c, w);
-#pragma unroll
-  for (int v = 0; v < V; v++) w[v] *= bk_raw_get(y, v) * rstd;
-  bk_raw_store<T, V>(o.h.row(token) + c, bk_raw_of<T, V>(w));
+  bk_raw_store<T, V>(o.h.row(token) + c, bk_hc_normed(y, rstd, o.w + c));
 }
 
 template <class T, int V, int N> __global__ void __launch_bounds__(most_threads, 1) pre_norm_kernel(operands<T> o) {
@@ -93,10 +56,10 @@ template <class T, int V, int N> __global__ void __launch_bounds__(most_threads,
   for (int i = 0; i < kept; i++) {
     if (first + i * step >= o.width) continue;
     y[i] = collapse<T, V, N>(o, n, token, first + i * step, pre);
-    sum += squares(y[i]);
+    sum += bk_hc_squares(y[i]);
   }
-  for (int64_t c = first + kept * step; c < o.width; c += step) sum += squares(collapse<T, V, N>(o, n, token, c, pre));
-  const float rstd = 1.f / sqrtf(bk_block_sum(sum, shared) / (float)o.width + o.eps);
+  for (int64_t c = first + kept * step; c < o.width; c += step) sum += bk_hc_squares(collapse<T, V, N>(o, n, token, c, pre));
+  const float rstd = bk_hc_rstd(sum, o.width, o.eps, shared);
   if (threadIdx.x == 0) o.rstd[token] = rstd;
 #pragma unroll
   for (int i = 0; i < kept; i++)
@@ -110,7 +73,7 @@ template <class T, int V, int N> __global__ void __launch_bounds__(most_threads,
 template <class T, int V>
 BK_DEVICE float norm_sums(const operands<T> &o, int64_t c, const bk_raw<T, V> &y, const bk_raw<T, V> &dh, float rstd, float (&dw)[V]) {
   float w[V], sum = 0;
-  load_floats<V>(o.w + c, w);
+  bk_hc_load_floats<V>(o.w + c, w);
 #pragma unroll
   for (int v = 0; v < V; v++) {
     const float g = bk_raw_get(dh, v), value = bk_raw_get(y, v);
@@ -132,7 +95,7 @@ BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t 
     if (m < n) x[m] = bk_raw_load<T, V>(o.x.row(token, m) + c);
     if (ADD && m < n) old[m] = bk_raw_load<T, V>(o.dx.row(token, m) + c);
   }
-  load_floats<V>(o.w + c, dy);
+  bk_hc_load_floats<V>(o.w + c, dy);
 #pragma unroll
   for (int v = 0; v < V; v++) dy[v] = rstd * (bk_raw_get(dh, v) * dy[v] - bk_raw_get(y, v) * mean);
 #pragma unroll
@@ -221,15 +184,9 @@ __global__ void __launch_bounds__(256) dw_kernel(const float *partials, int64_t 
 
 /* ---- launches ---- */
 
-/* Few threads, so that each has `kept` accesses where the row has them. */
-unsigned threads_for(int64_t accesses, int most) {
-  const int64_t each = bk_ceil_div(accesses, kept);
-  return bk_hc_threads(each < most ? each : accesses, most);
-}
-
 template <class T, int N, int PACKED> void start(bk_stream *stream, const operands<T> &o) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
-  BK_LAUNCH((pre_norm_kernel<T, V, N>), (unsigned)o.tokens, threads_for(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
+  BK_LAUNCH((pre_norm_kernel<T, V, N>), (unsigned)o.tokens, bk_hc_token_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
 template <class T> void launch(bk_stream *stream, const bk_hc_pre_norm_args *a) {
@@ -244,7 +201,7 @@ template <class T> void launch(bk_stream *stream, const bk_hc_pre_norm_args *a) 
 
 template <class T, int N, int PACKED> void start_bwd(bk_stream *stream, const operands<T> &o, bool accumulate) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
-  const unsigned threads = threads_for(o.width / V, most_threads_bwd), chunks = (unsigned)bk_ceil_div(o.tokens, o.chunk);
+  const unsigned threads = bk_hc_token_threads(o.width / V, most_threads_bwd), chunks = (unsigned)bk_ceil_div(o.tokens, o.chunk);
   if (accumulate) BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, true>), chunks, threads, 0, bk_cuda_raw(stream), o);
   else BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, false>), chunks, threads, 0, bk_cuda_raw(stream), o);
 }

@@ -6,7 +6,7 @@
  *
  * Sources are read by plain loads: HC_POST is out = x + post f in place. */
 #include "backends/cuda/kernels/streams.h"
-#include "backends/cuda/kernels/hc.cuh"
+#include "backends/cuda/kernels/hc_token.cuh"
 
 namespace {
 
@@ -75,9 +75,7 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
   }
   for (int64_t c = (int64_t)threadIdx.x * V; c < o.width; c += (int64_t)blockDim.x * V) {
     bk_raw<T, V> in[M], feed;
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (m < n) in[m] = bk_raw_load<T, V>(o.x.row(token, m) + c);
+    bk_hc_load_streams(o.x, n, token, c, in);
     if (FEED) feed = bk_raw_load<T, V>(o.f.row(token) + c);
 #pragma unroll
     for (int k = 0; k < M; k++) {
@@ -85,11 +83,10 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
       float out[V];
 #pragma unroll
       for (int v = 0; v < V; v++) {
-        out[v] = MIX ? 0.f : bk_raw_get(in[k], v);
+        float at[M];
 #pragma unroll
-        for (int m = 0; m < M; m++)
-          if (MIX && m < n) out[v] += comb[MIX ? m * M + k : 0] * bk_raw_get(in[m], v);
-        if (FEED) out[v] += post[k] * bk_raw_get(feed, v);
+        for (int m = 0; m < M; m++) at[m] = m < n ? bk_raw_get(in[m], v) : 0.f;
+        out[v] = bk_hc_merge<MIX, FEED>(at, FEED ? bk_raw_get(feed, v) : 0.f, n, k, comb, post);
       }
       bk_raw_store<T, V>(o.out.row(token, k) + c, bk_raw_of<T, V>(out));
     }

@@ -28,6 +28,8 @@ BK_CUDA_LAUNCH(hc_pre_norm);
 BK_CUDA_LAUNCH(hc_pre_norm_bwd);
 BK_CUDA_PREPARE(hc_pre_norm_bwd);
 void bk_cuda_pre_norm_start(bk_stream *stream, const bk_hc_pre_norm_args *a); /* between begin and end of a launch */
+/* hc_rebuild.cu */
+BK_CUDA_LAUNCH(hc_rebuild);
 /* hc_project.cu */
 BK_CUDA_LAUNCH(hc_project);
 BK_CUDA_PREPARE(hc_project);
@@ -70,6 +72,7 @@ BK_CUDA_PREPARE(hc_project_bwd_mma);
   BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(HC_REBUILD, hc_rebuild, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS) \
   BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF_WORK(HC_MERGE_MIX, hc_merge_mix, BK_CUDA_BF16)
