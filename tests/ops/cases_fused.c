@@ -169,8 +169,8 @@ static void long_merge_mix_cases(harness *h) {
   merge_mix_run(h, mix_for(h, BK_HC_IHC, s));
 }
 
-static void merge_mix_bwd_case(harness *h, const int *level) {
-  mix m = mix_of(h, level);
+/* old: scale of the gradient that the mix adds to. */
+static void merge_mix_bwd_run(harness *h, mix m, double old) {
   bk_hc_merge_mix_bwd_args a = {
       .pre_norm = {m.wide, m.gates, m.w, m.narrow, m.rstd, m.narrow, m.wide, m.gates, m.w, true},
       .maps = {m.proj, m.rinv, m.scale, m.base, m.gates, m.gates, m.comb, m.proj, m.rinv, m.scale, m.base, m.kind, m.n,
@@ -178,6 +178,7 @@ static void merge_mix_bwd_case(harness *h, const int *level) {
       .project = {m.flat, m.fn, m.rinv, m.proj, m.rinv, m.flat, m.fn, true},
       .merge = {m.wide, m.narrow, m.gates, m.comb, m.wide, m.wide, m.narrow, m.gates, m.comb}};
   const fill fills[] = {SMALL_FN,
+                        {"pre_norm.dx", FILL_NORMAL, 0, old, NULL, NULL},
                         RINV("maps.rinv"),
                         RINV("pre_norm.rstd"),
                         {"project.x", FILL_ALIAS, 0, 0, "pre_norm.x", NULL},
@@ -187,7 +188,15 @@ static void merge_mix_bwd_case(harness *h, const int *level) {
                         {"project.drinv", FILL_ALIAS, 0, 0, "maps.drinv", NULL},
                         {"project.dx", FILL_ALIAS, 0, 0, "pre_norm.dx", NULL},
                         {"merge.dout", FILL_ALIAS, 0, 0, "pre_norm.dx", NULL}, FILL_END};
-  harness_case(h, BK_OP_HC_MERGE_MIX_BWD, &a, fills, NULL, "%s," SHAPE_FORMAT, kind_names[m.kind], SHAPE_ARGS(m.s));
+  harness_case(h, BK_OP_HC_MERGE_MIX_BWD, &a, fills, NULL, "%s%s," SHAPE_FORMAT, kind_names[m.kind], old < 1 ? ",long" : "", SHAPE_ARGS(m.s));
+}
+
+static void merge_mix_bwd_case(harness *h, const int *level) { merge_mix_bwd_run(h, mix_of(h, level), 1); }
+
+/* Several chunks of tokens, pieces of channels across two streams, ends that fill nothing; what is added outweighs what was there. */
+static void long_merge_mix_bwd_cases(harness *h) {
+  merge_mix_bwd_run(h, mix_for(h, BK_HC_MHC, (shape){.tokens = 147, .n = 4, .width = 136}), 0.01);
+  merge_mix_bwd_run(h, mix_for(h, BK_HC_MHC_LITE, (shape){.tokens = 147, .n = 3, .width = 136}), 0.01);
 }
 
 /* ---- rebuild ---- */
@@ -251,4 +260,5 @@ void cases_fused(harness *h) {
   project_aligned(h);
   long_project_case(h);
   long_merge_mix_cases(h);
+  long_merge_mix_bwd_cases(h);
 }

@@ -12,7 +12,11 @@
  * comes from the ring transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
  *
  * The block splits dproj 64 tokens at a time, row by row into shared memory, [token][term][8-row block of fn], one tile ahead. The same places
- * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers. */
+ * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers.
+ *
+ * With PRE what HC_PRE_NORM_BWD left of dx is added in the same pass, pre[m] rstd (dh w - y mean) (hc_merge_mix_bwd.cu): y and dh come
+ * through the ring too, which then is one step ahead, so that two blocks fit a multiprocessor. They serve n streams: read once from memory,
+ * the other times from the second cache, since the blocks of all streams go through the tokens side by side. */
 #include "backends/cuda/kernels/hc_project_bwd.cuh"
 #include "backends/cuda/kernels/ptx.cuh"
 #include "backends/cuda/kernels/streams.h"
@@ -21,7 +25,11 @@ namespace {
 
 constexpr int threads = 256, warps = threads / BK_WARP, warp_channels = 32, block_channels = warps * warp_channels;
 constexpr int step_tokens = 16, tile_tokens = 64, least_chunk = 2 * tile_tokens, wanted_blocks = 264, most_rows = 32;
-constexpr int stages = 3, block_packs = block_channels / 8, stage_packs = step_tokens * block_packs; /* of x, and as many of old dx */
+constexpr int block_packs = block_channels / 8, stage_packs = step_tokens * block_packs; /* of each operand of a stage */
+constexpr int most_streams = 4; /* with PRE */
+template <bool PRE> constexpr int stages = PRE ? 2 : 3;
+enum { X, OLD, Y, DH };         /* operands of a stage; the last two with PRE */
+template <bool PRE> constexpr int brought_operands = PRE ? 4 : 2;
 static_assert(threads == 4 * tile_tokens && block_packs == BK_WARP && step_tokens == 2 * warps, "how threads split and bring");
 
 struct operands {
@@ -31,17 +39,24 @@ struct operands {
   float *partials; /* [chunks][rows][width], NULL: dfn is not wanted */
   int64_t tokens, width, chunk;
   int rows, add;
+  bk_rows<bk_bf16> y, dh; /* with PRE */
+  bk_rows<float> pre;
+  const float *w, *rstd, *mean;
+  int streams, stream_width;
 };
 
 /* Shared memory: a tile of dproj for B blocks of 8 rows of fn. An odd number of packs from token to token: ldmatrix meets no bank twice. */
-template <int B> struct tile {
+template <int B, bool PRE> struct tile {
   static constexpr int pitch = (3 * B | 1) * 8;
   bk_bf16 dproj[tile_tokens * pitch + 8]; /* reads go in pairs of blocks, the last one may pass the end by one */
   float factors[tile_tokens];
+  float mean[PRE ? tile_tokens : 4], pre[PRE ? tile_tokens : 1][most_streams]; /* of the norm; pre rstd; whole packs, for the next tile */
 };
-template <int B> struct block_memory {
-  uint4 ring[stages][2][stage_packs];
-  tile<B> tiles[2];
+template <bool PRE> using stage_of = uint4[brought_operands<PRE>][stage_packs];
+template <int B, bool PRE> struct block_memory {
+  stage_of<PRE> ring[stages<PRE>];
+  float w[PRE ? block_channels : 4]; /* of the norm; 16-byte aligned, as the ring is */
+  tile<B, PRE> tiles[2];
 };
 
 /* ---- splitting ---- */
@@ -56,14 +71,14 @@ BK_DEVICE uint32_t take_term(float &low, float &high) {
 }
 
 /* Of the tokens from `token` on, `count` of which are there: the others and the rows of fn past the last are zeros. */
-template <int B> BK_DEVICE void split_tile(const operands &o, int64_t token, int count, tile<B> &to) {
+template <int B, bool PRE> BK_DEVICE void split_tile(const operands &o, int64_t token, int count, tile<B, PRE> &to) {
   const int t = (int)threadIdx.x / 4, first = (int)threadIdx.x % 4 * 2;
   const int64_t there = token + (t < count ? t : 0);
   const int rows = t < count ? o.rows - first : 0;
   const float *p = o.dproj.row(there) + first;
   const float factor = bk_project_factor(o.rinv[there], o.drinv[there], o.width);
   float pairs[B][2];
-  bk_bf16 *place = to.dproj + t * tile<B>::pitch + first;
+  bk_bf16 *place = to.dproj + t * tile<B, PRE>::pitch + first;
 #pragma unroll
   for (int b = 0; b < B; b++)
 #pragma unroll
@@ -71,6 +86,11 @@ template <int B> BK_DEVICE void split_tile(const operands &o, int64_t token, int
 #pragma unroll
   for (int q = 0; q < 3 * B; q++) *reinterpret_cast<uint32_t *>(place + 8 * q) = take_term(pairs[q % B][0], pairs[q % B][1]);
   if (first == 0) to.factors[t] = t < count ? factor : 0.f;
+  if constexpr (PRE) {
+    const int m = first / 2;
+    if (m == 0) to.mean[t] = o.mean[there];
+    to.pre[t][m] = m < o.streams ? o.pre.row(there)[m] * o.rstd[there] : 0.f;
+  }
 }
 
 /* fn as the right side of dx: of block b and column tile j, rows 8b + 2t and 8b + 2t + 1 at this lane's channel, hi and mid. Blocks go in
@@ -103,25 +123,41 @@ BK_DEVICE int place_of(int token, int pack) { return token * block_packs + (pack
 /* What a thread brings: a pack of the row `warp` and of the row `warp` + 8 of each step. */
 struct feed {
   const bk_bf16 *x, *old; /* of the next step; old NULL: nothing to add to */
+  const bk_bf16 *y, *dh;
   int left;               /* tokens from that row to the end of the chunk */
   bool in;                /* its channels are there */
 };
-BK_DEVICE void bring(const operands &o, feed &from, uint4 (*stage)[stage_packs], int own) {
+template <bool PRE> BK_DEVICE void bring(const operands &o, feed &from, stage_of<PRE> &stage, int own) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const bool there = from.in && from.left > 8 * half;
     const int place = own + half * 8 * block_packs, bytes = there ? 16 : 0;
-    bk_cp_async_16_zfill(stage[0] + place, there ? from.x + half * 8 * o.x.stride : o.x.at, bytes);
-    if (from.old) bk_cp_async_16_zfill(stage[1] + place, there ? from.old + half * 8 * o.dx.stride : o.dx.at, bytes);
+    bk_cp_async_16_zfill(stage[X] + place, there ? from.x + half * 8 * o.x.stride : o.x.at, bytes);
+    if (from.old) bk_cp_async_16_zfill(stage[OLD] + place, there ? from.old + half * 8 * o.dx.stride : o.dx.at, bytes);
+    if constexpr (PRE) {
+      bk_cp_async_16_zfill(stage[Y] + place, there ? from.y + half * 8 * o.y.stride : o.y.at, bytes);
+      bk_cp_async_16_zfill(stage[DH] + place, there ? from.dh + half * 8 * o.dh.stride : o.dh.at, bytes);
+    }
   }
   from.x += step_tokens * o.x.stride, from.left -= step_tokens;
   if (from.old) from.old += step_tokens * o.dx.stride;
+  if constexpr (PRE) from.y += step_tokens * o.y.stride, from.dh += step_tokens * o.dh.stride;
+}
+/* Stream and channel of the flat channel c. */
+BK_DEVICE int stream_of(const operands &o, int64_t c) { return (int)((int)c / o.stream_width); }
+template <bool PRE> BK_DEVICE feed feed_of(const operands &o, int64_t token, int64_t c, int left) {
+  feed from = {o.x.row(token) + c, o.add ? o.dx.row(token) + c : NULL, NULL, NULL, left, c < o.width};
+  if constexpr (PRE) {
+    const int channel = (int)c - stream_of(o, c) * o.stream_width;
+    from.y = o.y.row(token) + channel, from.dh = o.dh.row(token) + channel;
+  }
+  return from;
 }
 
 /* Adds to dfn; x is a stage, `pack` the warp's first, dproj the step's first token in the tile. */
-template <int B> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
+template <int B, bool PRE> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
   const int token = lane % 8 + lane / 16 * 8;
-  const bk_bf16 *right = dproj + lane % 16 * tile<B>::pitch + lane / 16 * 8;
+  const bk_bf16 *right = dproj + lane % 16 * tile<B, PRE>::pitch + lane / 16 * 8;
   uint32_t left[2][4];
 #pragma unroll
   for (int m = 0; m < 2; m++) bk_ldmatrix_x4_trans(left[m], x + place_of(token, pack + 2 * m + lane / 8 % 2));
@@ -139,8 +175,8 @@ template <int B> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16
 }
 
 /* sums[j] += dproj fn of column tile j. */
-template <int B> BK_DEVICE void step_dx(const bk_bf16 *dproj, int lane, const columns<B> &w, float (&sums)[4][4]) {
-  const bk_bf16 *row = dproj + lane % 16 * tile<B>::pitch;
+template <int B, bool PRE> BK_DEVICE void step_dx(const bk_bf16 *dproj, int lane, const columns<B> &w, float (&sums)[4][4]) {
+  const bk_bf16 *row = dproj + lane % 16 * tile<B, PRE>::pitch;
 #pragma unroll
   for (int p = 0; p < B / 2; p++) {
     uint32_t hi[4], mid[4];
@@ -165,14 +201,29 @@ template <int B> BK_DEVICE void step_dx(const bk_bf16 *dproj, int lane, const co
 }
 
 /* What the sums of dx start from: factor x + old, of token g and token g + 8. */
-BK_DEVICE void start_dx(const uint4 (*stage)[stage_packs], int own, bool add, const float (&factors)[2], float (&sums)[4][4]) {
+template <bool PRE> BK_DEVICE void start_dx(const stage_of<PRE> &stage, int own, bool add, const float (&factors)[2], float (&sums)[4][4]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float x[8], old[8] = {};
-    bk_unpack(stage[0][own + half * 8 * block_packs], x);
-    if (add) bk_unpack(stage[1][own + half * 8 * block_packs], old);
+    bk_unpack(stage[X][own + half * 8 * block_packs], x);
+    if (add) bk_unpack(stage[OLD][own + half * 8 * block_packs], old);
 #pragma unroll
     for (int i = 0; i < 8; i++) sums[i / 2][2 * half + i % 2] = factors[half] * x[i] + old[i];
+  }
+}
+/* Adds pre rstd (dh w - y mean) of the lane's stream; `t` is token g in the tile. */
+template <int B>
+BK_DEVICE void add_pre(const stage_of<true> &stage, int own, const tile<B, true> &of, int t, int stream, const float *weights, float (&sums)[4][4]) {
+  const float4 low = *reinterpret_cast<const float4 *>(weights), high = *reinterpret_cast<const float4 *>(weights + 4);
+  const float w[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float pre = of.pre[t + 8 * half][stream], mean = of.mean[t + 8 * half];
+    float y[8], dh[8];
+    bk_unpack(stage[Y][own + half * 8 * block_packs], y);
+    bk_unpack(stage[DH][own + half * 8 * block_packs], dh);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sums[i / 2][2 * half + i % 2] += pre * (dh[i] * w[i] - y[i] * mean);
   }
 }
 /* `left` tokens are there from token g on. */
@@ -184,6 +235,12 @@ BK_DEVICE void store_dx(bk_bf16 *dx, int64_t stride, int left, const float (&sum
     for (int i = 0; i < 8; i++) run[i] = sums[i / 2][2 * half + i % 2];
     if (left > 8 * half) bk_store_pack_global(dx + half * 8 * stride, run);
   }
+}
+
+/* The norm's weights at the block's channels. */
+BK_DEVICE void keep_weights(const operands &o, int64_t c, float *w) {
+  const int64_t channel = c + threadIdx.x;
+  w[threadIdx.x] = channel < o.width ? o.w[(int)channel - stream_of(o, channel) * o.stream_width] : 0.f;
 }
 
 /* ---- the kernel ---- */
@@ -201,39 +258,44 @@ template <int B> BK_DEVICE void store_partials(const operands &o, int64_t c, int
       }
 }
 
-template <int B> __global__ void __launch_bounds__(threads, 2) project_bwd_mma_kernel(operands o) {
-  BK_SHARED_DYNAMIC(block_memory<B>, memory);
+/* Two blocks a multiprocessor; 32 rows with PRE want more registers than that leaves. */
+template <int B, bool PRE> __global__ void __launch_bounds__(threads, PRE && B == 4 ? 1 : 2) project_bwd_mma_kernel(operands o) {
+  typedef block_memory<B, PRE> memory_type;
+  constexpr int ring = stages<PRE>;
+  BK_SHARED_DYNAMIC(memory_type, memory);
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, g = lane / 4, t = lane % 4;
   const int64_t begin = blockIdx.y * o.chunk, block_c = (int64_t)blockIdx.x * block_channels, c = block_c + warp * warp_channels, mine = c + 8 * t;
   const int count = (int)(begin + o.chunk < o.tokens ? o.chunk : o.tokens - begin), brought = place_of(warp, lane), own = place_of(g, warp * 4 + t);
-  feed from = {o.x.row(begin + warp) + block_c + 8 * lane, o.add ? o.dx.row(begin + warp) + block_c + 8 * lane : NULL, count - warp,
-               block_c + 8 * lane < o.width};
+  feed from = feed_of<PRE>(o, begin + warp, block_c + 8 * lane, count - warp);
+  const int stream = PRE && mine < o.width ? stream_of(o, mine) : 0;
   bk_bf16 *dx = o.dx.at ? o.dx.row(begin + g) + mine : NULL;
   columns<B> w;
   float dfn[2][B][4] = {};
 #pragma unroll
-  for (int s = 0; s < stages - 1; s++) {
-    if (s * step_tokens < count) bring(o, from, memory->ring[s], brought);
+  for (int s = 0; s < ring - 1; s++) {
+    if (s * step_tokens < count) bring<PRE>(o, from, memory->ring[s], brought);
     bk_cp_async_commit();
   }
-  split_tile<B>(o, begin, count, memory->tiles[0]);
+  split_tile<B, PRE>(o, begin, count, memory->tiles[0]);
+  if constexpr (PRE) keep_weights(o, block_c, memory->w);
   load_columns<B>(o, c, g, t, w);
-  for (int first = 0, stage = 0; first < count; first += step_tokens, stage = stage == stages - 1 ? 0 : stage + 1) {
+  for (int first = 0, stage = 0; first < count; first += step_tokens, stage = stage == ring - 1 ? 0 : stage + 1) {
     const int turn = first / tile_tokens % 2, step = first % tile_tokens;
-    const bk_bf16 *dproj = memory->tiles[turn].dproj + step * tile<B>::pitch;
-    bk_cp_async_wait<stages - 2>();
+    const bk_bf16 *dproj = memory->tiles[turn].dproj + step * tile<B, PRE>::pitch;
+    bk_cp_async_wait<ring - 2>();
     __syncthreads(); /* the stage and the tile are there for all, and all have read the stage and the tile before */
-    if (first + (stages - 1) * step_tokens < count) bring(o, from, memory->ring[stage == 0 ? stages - 1 : stage - 1], brought);
+    if (first + (ring - 1) * step_tokens < count) bring<PRE>(o, from, memory->ring[stage == 0 ? ring - 1 : stage - 1], brought);
     bk_cp_async_commit();
     if (step == 0 && first + tile_tokens < count)
-      split_tile<B>(o, begin + first + tile_tokens, count - first - tile_tokens, memory->tiles[turn ^ 1]);
+      split_tile<B, PRE>(o, begin + first + tile_tokens, count - first - tile_tokens, memory->tiles[turn ^ 1]);
     if (c >= o.width) continue;
-    if (o.partials) step_dfn<B>(memory->ring[stage][0], warp * 4, dproj, lane, dfn);
+    if (o.partials) step_dfn<B, PRE>(memory->ring[stage][X], warp * 4, dproj, lane, dfn);
     if (!o.dx.at) continue;
     const float factors[2] = {memory->tiles[turn].factors[step + g], memory->tiles[turn].factors[step + g + 8]};
     float sums[4][4];
-    start_dx(memory->ring[stage], own, o.add, factors, sums);
-    step_dx<B>(dproj, lane, w, sums);
+    start_dx<PRE>(memory->ring[stage], own, o.add, factors, sums);
+    if constexpr (PRE) add_pre<B>(memory->ring[stage], own, memory->tiles[turn], step + g, stream, memory->w + warp * warp_channels + 8 * t, sums);
+    step_dx<B, PRE>(dproj, lane, w, sums);
     store_dx(dx, o.dx.stride, mine < o.width ? count - first - g : 0, sums);
     dx += step_tokens * o.dx.stride;
   }
@@ -250,13 +312,43 @@ int64_t chunk_of(const bk_hc_project_bwd_args *a) {
   return chunk < least_chunk ? least_chunk : chunk;
 }
 
-template <int B> void start(bk_stream *stream, const operands &o) {
+template <int B, bool PRE> void start(bk_stream *stream, const operands &o) {
   const dim3 grid((unsigned)bk_ceil_div(o.width, block_channels), (unsigned)bk_ceil_div(o.tokens, o.chunk));
-  bk_allow_shared(project_bwd_mma_kernel<B>, (int)sizeof(block_memory<B>));
-  BK_LAUNCH((project_bwd_mma_kernel<B>), grid, threads, sizeof(block_memory<B>), bk_cuda_raw(stream), o);
+  bk_allow_shared(project_bwd_mma_kernel<B, PRE>, (int)sizeof(block_memory<B, PRE>));
+  BK_LAUNCH((project_bwd_mma_kernel<B, PRE>), grid, threads, sizeof(block_memory<B, PRE>), bk_cuda_raw(stream), o);
+}
+template <bool PRE> void by_rows(bk_stream *stream, const operands &o) {
+  if (o.rows <= 8) start<1, PRE>(stream, o);
+  else if (o.rows <= 24) start<3, PRE>(stream, o);
+  else start<4, PRE>(stream, o);
+}
+
+operands operands_of(const bk_hc_project_bwd_args *a, bk_place workspace) {
+  operands o = {};
+  o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.dproj = bk_rows_of<float>(&a->dproj);
+  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
+  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.chunk = chunk_of(a);
+  if (bk_tensor_present(&a->dx)) o.dx = bk_rows_of<bk_bf16>(&a->dx), o.add = a->accumulate;
+  if (bk_tensor_present(&a->dfn)) o.partials = (float *)bk_cuda_place(workspace);
+  return o;
 }
 
 } // namespace
+
+extern "C" void bk_cuda_project_bwd_mma_start(bk_stream *stream, const bk_hc_project_bwd_args *a, const bk_hc_pre_norm_bwd_args *pre,
+                                              const float *mean, bk_place workspace) {
+  operands o = operands_of(a, workspace);
+  if (o.tokens == 0 || (!o.dx.at && !o.partials)) return;
+  if (pre) {
+    o.y = bk_rows_of<bk_bf16>(&pre->y), o.dh = bk_rows_of<bk_bf16>(&pre->dh), o.pre = bk_rows_of<float>(&pre->pre), o.add = pre->accumulate;
+    o.w = (const float *)bk_cuda_data(&pre->w), o.rstd = (const float *)bk_cuda_data(&pre->rstd), o.mean = mean;
+    o.streams = (int)pre->x.shape[1], o.stream_width = (int)pre->x.shape[2];
+    by_rows<true>(stream, o);
+  } else {
+    by_rows<false>(stream, o);
+  }
+  if (o.partials) bk_project_dfn(stream, o.partials, bk_ceil_div(o.tokens, o.chunk), &a->dfn);
+}
 
 extern "C" BK_CUDA_ACCEPTS(hc_project_bwd_mma) {
   const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
@@ -272,19 +364,7 @@ extern "C" BK_CUDA_PREPARE(hc_project_bwd_mma) {
 }
 
 extern "C" BK_CUDA_LAUNCH(hc_project_bwd_mma) {
-  const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
-  const bool wants_dx = bk_tensor_present(&a->dx), wants_dfn = bk_tensor_present(&a->dfn);
-  operands o = {};
   BK_TRY(bk_cuda_begin(stream, plan));
-  o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.dproj = bk_rows_of<float>(&a->dproj);
-  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
-  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.chunk = chunk_of(a);
-  if (wants_dx) o.dx = bk_rows_of<bk_bf16>(&a->dx), o.add = a->accumulate;
-  if (wants_dfn) o.partials = (float *)bk_cuda_place(workspace);
-  if (o.tokens == 0 || (!wants_dx && !wants_dfn)) return bk_cuda_end(stream);
-  if (o.rows <= 8) start<1>(stream, o);
-  else if (o.rows <= 24) start<3>(stream, o);
-  else start<4>(stream, o);
-  if (wants_dfn) bk_project_dfn(stream, o.partials, bk_ceil_div(o.tokens, o.chunk), &a->dfn);
+  bk_cuda_project_bwd_mma_start(stream, (const bk_hc_project_bwd_args *)args, nullptr, nullptr, workspace);
   return bk_cuda_end(stream);
 }

@@ -28,6 +28,7 @@ BK_CUDA_LAUNCH(hc_tanh_bwd);
 BK_CUDA_PREPARE(hc_tanh_bwd);
 BK_CUDA_LAUNCH(hc_maps_bwd);
 BK_CUDA_PREPARE(hc_maps_bwd);
+void bk_cuda_maps_bwd_start(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place workspace); /* between begin and end of a launch */
 
 #ifdef __cplusplus
 }

@@ -222,6 +222,8 @@ extern "C" BK_CUDA_PREPARE(hc_maps_bwd) {
   return BK_OK;
 }
 
+extern "C" void bk_cuda_maps_bwd_start(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place workspace) { launch_maps(stream, a, workspace); }
+
 extern "C" BK_CUDA_LAUNCH(hc_maps_bwd) {
   BK_TRY(bk_cuda_begin(stream, plan));
   launch_maps(stream, (const bk_hc_maps_bwd_args *)args, workspace);

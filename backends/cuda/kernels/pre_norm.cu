@@ -22,6 +22,7 @@ template <class T> struct operands {
   bk_wide<T> dx;
   bk_rows<float> dpre;
   float *partials; /* of dw [chunks][width] */
+  float *mean;     /* SUMS: [tokens] */
   int64_t width, tokens, chunk;
   int n;
   float eps;
@@ -69,6 +70,8 @@ template <class T, int V, int N> __global__ void __launch_bounds__(most_threads,
 
 /* ---- backward ---- */
 
+enum { WRITE, ADD, SUMS }; /* what becomes of dx; SUMS: whoever makes it later gets the mean (hc_merge_mix_bwd.cu) */
+
 /* The sum of dh w y at channel c; adds dh y rstd to dw. */
 template <class T, int V>
 BK_DEVICE float norm_sums(const operands<T> &o, int64_t c, const bk_raw<T, V> &y, const bk_raw<T, V> &dh, float rstd, float (&dw)[V]) {
@@ -84,7 +87,7 @@ BK_DEVICE float norm_sums(const operands<T> &o, int64_t c, const bk_raw<T, V> &y
 }
 
 /* dx[m] (+)= pre[m] dy and the sums of dpre, at channel c; dy = rstd (dh w - y mean). */
-template <class T, int V, int N, bool ADD>
+template <class T, int V, int N, int DX>
 BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t c, const bk_raw<T, V> &y, const bk_raw<T, V> &dh, float rstd,
                             float mean, const float *pre, float (&sums)[BK_HC_STREAMS(N)]) {
   constexpr int M = BK_HC_STREAMS(N);
@@ -93,7 +96,7 @@ BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t 
 #pragma unroll
   for (int m = 0; m < M; m++) {
     if (m < n) x[m] = bk_raw_load<T, V>(o.x.row(token, m) + c);
-    if (ADD && m < n) old[m] = bk_raw_load<T, V>(o.dx.row(token, m) + c);
+    if (DX == ADD && m < n) old[m] = bk_raw_load<T, V>(o.dx.row(token, m) + c);
   }
   bk_hc_load_floats<V>(o.w + c, dy);
 #pragma unroll
@@ -106,14 +109,14 @@ BK_DEVICE void streams_back(const operands<T> &o, int n, int64_t token, int64_t 
     for (int v = 0; v < V; v++) {
       sums[m] += dy[v] * bk_raw_get(x[m], v);
       out[v] = pre[m] * dy[v];
-      if (ADD) out[v] += bk_raw_get(old[m], v);
+      if (DX == ADD) out[v] += bk_raw_get(old[m], v);
     }
-    bk_raw_store<T, V>(o.dx.row(token, m) + c, bk_raw_of<T, V>(out));
+    if (DX != SUMS) bk_raw_store<T, V>(o.dx.row(token, m) + c, bk_raw_of<T, V>(out));
   }
 }
 
 /* A token; dw: the thread's sums at its first `kept` accesses; what lies beyond is summed in the workspace. */
-template <class T, int V, int N, bool ADD>
+template <class T, int V, int N, int DX>
 BK_DEVICE void token_back(const operands<T> &o, int n, int64_t token, bool is_first, float *more_dw, float (&dw)[kept][V], float *shared,
                           bk_sums_room<BK_HC_STREAMS(N)> *room) {
   constexpr int M = BK_HC_STREAMS(N);
@@ -140,24 +143,25 @@ BK_DEVICE void token_back(const operands<T> &o, int n, int64_t token, bool is_fi
     for (int v = 0; v < V; v++) more_dw[c + v] = part[v];
   }
   const float mean = bk_block_sum(sum, shared) * rstd * rstd / (float)o.width;
+  if (DX == SUMS && threadIdx.x == 0) o.mean[token] = mean;
 #pragma unroll
   for (int i = 0; i < kept; i++)
-    if (first + i * step < o.width) streams_back<T, V, N, ADD>(o, n, token, first + i * step, y[i], dh[i], rstd, mean, pre, sums);
+    if (first + i * step < o.width) streams_back<T, V, N, DX>(o, n, token, first + i * step, y[i], dh[i], rstd, mean, pre, sums);
   for (int64_t c = first + kept * step; c < o.width; c += step)
-    streams_back<T, V, N, ADD>(o, n, token, c, bk_raw_load<T, V>(o.y.row(token) + c), bk_raw_load<T, V>(o.h.row(token) + c), rstd, mean, pre, sums);
+    streams_back<T, V, N, DX>(o, n, token, c, bk_raw_load<T, V>(o.y.row(token) + c), bk_raw_load<T, V>(o.h.row(token) + c), rstd, mean, pre, sums);
   bk_block_sums(sums, room);
   for (int m = (int)threadIdx.x; m < n; m += (int)blockDim.x) o.dpre.row(token)[m] = room->at[0][m];
   __syncthreads();
 }
 
-template <class T, int V, int N, bool ADD> __global__ void __launch_bounds__(most_threads_bwd, N > 0 ? 2 : 1) pre_norm_bwd_kernel(operands<T> o) {
+template <class T, int V, int N, int DX> __global__ void __launch_bounds__(most_threads_bwd, N > 0 ? 2 : 1) pre_norm_bwd_kernel(operands<T> o) {
   __shared__ float shared[BK_WARP];
   __shared__ bk_sums_room<BK_HC_STREAMS(N)> room;
   const int n = N > 0 ? N : o.n;
   const int64_t begin = blockIdx.x * o.chunk, end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
   float *partial = o.partials + blockIdx.x * o.width;
   float dw[kept][V] = {};
-  for (int64_t token = begin; token < end; token++) token_back<T, V, N, ADD>(o, n, token, token == begin, partial, dw, shared, &room);
+  for (int64_t token = begin; token < end; token++) token_back<T, V, N, DX>(o, n, token, token == begin, partial, dw, shared, &room);
 #pragma unroll
   for (int i = 0; i < kept; i++) {
     const int64_t c = ((int64_t)i * blockDim.x + threadIdx.x) * V;
@@ -199,32 +203,51 @@ template <class T> void launch(bk_stream *stream, const bk_hc_pre_norm_args *a) 
   bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) { start<T, decltype(n)::value, decltype(by_packs)::value>(stream, o); });
 }
 
-template <class T, int N, int PACKED> void start_bwd(bk_stream *stream, const operands<T> &o, bool accumulate) {
+template <class T, int N, int PACKED, int DX> void start_bwd(bk_stream *stream, const operands<T> &o) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
   const unsigned threads = bk_hc_token_threads(o.width / V, most_threads_bwd), chunks = (unsigned)bk_ceil_div(o.tokens, o.chunk);
-  if (accumulate) BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, true>), chunks, threads, 0, bk_cuda_raw(stream), o);
-  else BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, false>), chunks, threads, 0, bk_cuda_raw(stream), o);
+  BK_LAUNCH((pre_norm_bwd_kernel<T, V, N, DX>), chunks, threads, 0, bk_cuda_raw(stream), o);
 }
 
-template <class T> void launch_bwd(bk_stream *stream, const bk_hc_pre_norm_bwd_args *a, bk_place workspace) {
-  const bool packed = bk_packs_fit(&a->x) && bk_packs_fit(&a->y) && bk_packs_fit(&a->dh) && bk_packs_fit(&a->dx) && a->w.offset % 16 == 0;
+template <class T> operands<T> operands_bwd(const bk_hc_pre_norm_bwd_args *a, bk_place workspace) {
   operands<T> o = {};
   o.x = bk_wide_of<T>(&a->x), o.pre = bk_rows_of<float>(&a->pre), o.w = (const float *)bk_cuda_data(&a->w);
   o.y = bk_rows_of<T>(&a->y), o.h = bk_rows_of<T>(&a->dh), o.rstd = (float *)bk_cuda_data(&a->rstd);
   o.dx = bk_wide_of<T>(&a->dx), o.dpre = bk_rows_of<float>(&a->dpre), o.partials = (float *)bk_cuda_place(workspace);
   o.tokens = a->x.shape[0], o.width = a->x.shape[2], o.n = (int)a->x.shape[1], o.chunk = bk_hc_chunk(o.tokens, 1, most_chunks);
+  return o;
+}
+
+template <class T> void add_dw(bk_stream *stream, const operands<T> &o, const bk_tensor *dw) {
+  BK_LAUNCH((dw_kernel), (unsigned)bk_ceil_div(o.width, BK_WARP), 256, 0, bk_cuda_raw(stream), o.partials, bk_ceil_div(o.tokens, o.chunk), o.width,
+            (float *)bk_cuda_data(dw));
+}
+
+template <class T> void launch_bwd(bk_stream *stream, const bk_hc_pre_norm_bwd_args *a, bk_place workspace) {
+  const bool packed = bk_packs_fit(&a->x) && bk_packs_fit(&a->y) && bk_packs_fit(&a->dh) && bk_packs_fit(&a->dx) && a->w.offset % 16 == 0;
+  const operands<T> o = operands_bwd<T>(a, workspace);
   if (o.tokens == 0) return;
   bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
-    start_bwd<T, decltype(n)::value, decltype(by_packs)::value>(stream, o, a->accumulate);
+    constexpr int N = decltype(n)::value, P = decltype(by_packs)::value;
+    if (a->accumulate) start_bwd<T, N, P, ADD>(stream, o);
+    else start_bwd<T, N, P, WRITE>(stream, o);
   });
-  BK_LAUNCH((dw_kernel), (unsigned)bk_ceil_div(o.width, BK_WARP), 256, 0, bk_cuda_raw(stream), o.partials, bk_ceil_div(o.tokens, o.chunk), o.width,
-            (float *)bk_cuda_data(&a->dw));
+  add_dw(stream, o, &a->dw);
 }
 
 } // namespace
 
 extern "C" void bk_cuda_pre_norm_start(bk_stream *stream, const bk_hc_pre_norm_args *a) {
   BK_BY_STORAGE(a->x.dtype, launch, (stream, a));
+}
+
+extern "C" void bk_cuda_pre_norm_sums_start(bk_stream *stream, const bk_hc_pre_norm_bwd_args *a, float *mean, bk_place workspace) {
+  operands<bk_bf16> o = operands_bwd<bk_bf16>(a, workspace);
+  o.mean = mean;
+  if (o.tokens == 0) return;
+  if (o.n == 4) start_bwd<bk_bf16, 4, 1, SUMS>(stream, o);
+  else start_bwd<bk_bf16, -4, 1, SUMS>(stream, o);
+  add_dw(stream, o, &a->dw);
 }
 
 extern "C" BK_CUDA_LAUNCH(hc_pre_norm) {

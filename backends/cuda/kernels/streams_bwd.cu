@@ -239,10 +239,13 @@ extern "C" BK_CUDA_LAUNCH(hc_post_bwd) {
   return bk_cuda_end(stream);
 }
 
+extern "C" void bk_cuda_post_res_bwd_start(bk_stream *stream, const bk_hc_post_res_bwd_args *a) {
+  BK_BY_STORAGE(a->dout.dtype, launch_merge, (stream, a));
+}
+
 extern "C" BK_CUDA_LAUNCH(hc_post_res_bwd) {
-  const bk_hc_post_res_bwd_args *a = (const bk_hc_post_res_bwd_args *)args;
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
-  BK_BY_STORAGE(a->dout.dtype, launch_merge, (stream, a));
+  bk_cuda_post_res_bwd_start(stream, (const bk_hc_post_res_bwd_args *)args);
   return bk_cuda_end(stream);
 }
