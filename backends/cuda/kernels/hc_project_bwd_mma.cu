@@ -6,13 +6,14 @@
  * operand that is not finite, or rounds to infinity in bf16, makes not-a-number where ref may have an infinity.
  *
  * A block has 256 channels and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory, two steps ahead, a warp
- * copies whole rows of the block; one barrier a step. A warp multiplies 32 channels. Lane (g, t), g = lane / 4 and t = lane % 4, has channels
- * 8t .. 8t + 7 of tokens g and g + 8, 16 bytes each, to read from the ring and to store. In the products of dx, column n of column tile j
- * stands for channel 8 (n / 2) + 2j + n % 2; so the sums of a lane are of the very elements that it has, words j of both packs. For dfn, x
- * comes from the ring transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
+ * copies whole rows of the block, 512 bytes at once; one barrier a step. Each warp multiplies 32 channels. Lane (g, t), g = lane / 4 and t
+ * = lane % 4, has channels 8t .. 8t + 7 of tokens g and g + 8, 16 bytes each, to read from the ring and to store. In the products of dx,
+ * column n of column tile j stands for channel 8 (n / 2) + 2j + n % 2; so the sums of a lane are of the very elements that it has, words j
+ * of both packs. For dfn, x comes from the ring transposed by ldmatrix: rows are channels, columns are rows of fn, depth is tokens.
  *
  * The block splits dproj 64 tokens at a time, row by row into shared memory, [token][term][8-row block of fn], one tile ahead. The same places
- * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers.
+ * serve both products, transposed for dfn. fn's terms and the sums of dfn are registers. With 24 rows of fn, instructions and products take
+ * less than half of the time that the bytes take (reckoned); two blocks a multiprocessor have 64 KB on the way.
  *
  * With PRE what HC_PRE_NORM_BWD left of dx is added in the same pass, pre[m] rstd (dh w - y mean) (hc_merge_mix_bwd.cu): y and dh come
  * through the ring too, which then is one step ahead, so that two blocks fit a multiprocessor. They serve n streams: read once from memory,
@@ -37,8 +38,8 @@ struct operands {
   bk_rows<float> fn, dproj;
   const float *rinv, *drinv;
   float *partials; /* [chunks][rows][width], NULL: dfn is not wanted */
-  int64_t tokens, width, chunk;
-  int rows, add;
+  int64_t tokens, chunk;
+  int width, rows, add;
   bk_rows<bk_bf16> y, dh; /* with PRE */
   bk_rows<float> pre;
   const float *w, *rstd, *mean;
@@ -46,17 +47,20 @@ struct operands {
 };
 
 /* Shared memory: a tile of dproj for B blocks of 8 rows of fn. An odd number of packs from token to token: ldmatrix meets no bank twice. */
-template <int B, bool PRE> struct tile {
+template <bool PRE> struct norm_tile {};
+template <> struct norm_tile<true> {
+  float mean[tile_tokens], pre[tile_tokens][most_streams]; /* of the norm; pre rstd */
+};
+template <int B, bool PRE> struct tile : norm_tile<PRE> {
   static constexpr int pitch = (3 * B | 1) * 8;
-  bk_bf16 dproj[tile_tokens * pitch + 8]; /* reads go in pairs of blocks, the last one may pass the end by one */
+  __align__(16) bk_bf16 dproj[tile_tokens * pitch + 8]; /* reads go in pairs of blocks, the last one may pass the end by one */
   float factors[tile_tokens];
-  float mean[PRE ? tile_tokens : 4], pre[PRE ? tile_tokens : 1][most_streams]; /* of the norm; pre rstd; whole packs, for the next tile */
 };
 template <bool PRE> using stage_of = uint4[brought_operands<PRE>][stage_packs];
 template <int B, bool PRE> struct block_memory {
   stage_of<PRE> ring[stages<PRE>];
-  float w[PRE ? block_channels : 4]; /* of the norm; 16-byte aligned, as the ring is */
   tile<B, PRE> tiles[2];
+  __align__(16) float w[PRE ? block_channels : 1]; /* of the norm */
 };
 
 /* ---- splitting ---- */
@@ -98,13 +102,13 @@ template <int B, bool PRE> BK_DEVICE void split_tile(const operands &o, int64_t 
 template <int B> struct columns {
   uint32_t hi[4][B / 2 + 1][2], mid[4][B / 2 + 1][2]; /* of the odd last block: hi[..][0] = mid, hi[..][1] = hi */
 };
-template <int B> BK_DEVICE void load_columns(const operands &o, int64_t c, int g, int t, columns<B> &w) {
+template <int B> BK_DEVICE void load_columns(const operands &o, int c, int g, int t, columns<B> &w) {
   const int rows = o.dx.at ? o.rows : 0;
 #pragma unroll
   for (int j = 0; j < 4; j++)
 #pragma unroll
     for (int b = 0; b < B; b++) {
-      const int64_t channel = c + 8 * (g / 2) + 2 * j + g % 2;
+      const int channel = c + 8 * (g / 2) + 2 * j + g % 2;
       const int row = 8 * b + 2 * t;
       const float *p = o.fn.row(row) + channel;
       float low = channel < o.width && row < rows ? p[0] : 0.f, high = channel < o.width && row + 1 < rows ? p[o.fn.stride] : 0.f;
@@ -120,39 +124,30 @@ template <int B> BK_DEVICE void load_columns(const operands &o, int64_t c, int g
  * four packs at a time, meet a bank twice. */
 BK_DEVICE int place_of(int token, int pack) { return token * block_packs + (pack ^ (token % 2 * 4 + token / 2 % 4)); }
 
-/* What a thread brings: a pack of the row `warp` and of the row `warp` + 8 of each step. */
+/* What a thread brings: a pack of the row `warp` and of the row `warp` + 8 of each step. Addresses are made anew each time: pointers for all
+ * operands would cost the registers that the products want. */
 struct feed {
-  const bk_bf16 *x, *old; /* of the next step; old NULL: nothing to add to */
-  const bk_bf16 *y, *dh;
-  int left;               /* tokens from that row to the end of the chunk */
-  bool in;                /* its channels are there */
+  int token, left; /* the next step's row `warp`, tokens from there to the end of the chunk */
+  int c, channel;  /* flat, and of its stream */
+  bool in;         /* its channels are there */
 };
 template <bool PRE> BK_DEVICE void bring(const operands &o, feed &from, stage_of<PRE> &stage, int own) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const bool there = from.in && from.left > 8 * half;
-    const int place = own + half * 8 * block_packs, bytes = there ? 16 : 0;
-    bk_cp_async_16_zfill(stage[X] + place, there ? from.x + half * 8 * o.x.stride : o.x.at, bytes);
-    if (from.old) bk_cp_async_16_zfill(stage[OLD] + place, there ? from.old + half * 8 * o.dx.stride : o.dx.at, bytes);
+    const int place = own + half * 8 * block_packs, bytes = there ? 16 : 0, token = there ? from.token + 8 * half : 0, c = there ? from.c : 0;
+    bk_cp_async_16_zfill(stage[X] + place, o.x.row(token) + c, bytes);
+    if (o.add) bk_cp_async_16_zfill(stage[OLD] + place, o.dx.row(token) + c, bytes);
     if constexpr (PRE) {
-      bk_cp_async_16_zfill(stage[Y] + place, there ? from.y + half * 8 * o.y.stride : o.y.at, bytes);
-      bk_cp_async_16_zfill(stage[DH] + place, there ? from.dh + half * 8 * o.dh.stride : o.dh.at, bytes);
+      const int channel = there ? from.channel : 0;
+      bk_cp_async_16_zfill(stage[Y] + place, o.y.row(token) + channel, bytes);
+      bk_cp_async_16_zfill(stage[DH] + place, o.dh.row(token) + channel, bytes);
     }
   }
-  from.x += step_tokens * o.x.stride, from.left -= step_tokens;
-  if (from.old) from.old += step_tokens * o.dx.stride;
-  if constexpr (PRE) from.y += step_tokens * o.y.stride, from.dh += step_tokens * o.dh.stride;
+  from.token += step_tokens, from.left -= step_tokens;
 }
-/* Stream and channel of the flat channel c. */
-BK_DEVICE int stream_of(const operands &o, int64_t c) { return (int)((int)c / o.stream_width); }
-template <bool PRE> BK_DEVICE feed feed_of(const operands &o, int64_t token, int64_t c, int left) {
-  feed from = {o.x.row(token) + c, o.add ? o.dx.row(token) + c : NULL, NULL, NULL, left, c < o.width};
-  if constexpr (PRE) {
-    const int channel = (int)c - stream_of(o, c) * o.stream_width;
-    from.y = o.y.row(token) + channel, from.dh = o.dh.row(token) + channel;
-  }
-  return from;
-}
+/* The stream of the flat channel c. */
+BK_DEVICE int stream_of(const operands &o, int c) { return c / o.stream_width; }
 
 /* Adds to dfn; x is a stage, `pack` the warp's first, dproj the step's first token in the tile. */
 template <int B, bool PRE> BK_DEVICE void step_dfn(const uint4 *x, int pack, const bk_bf16 *dproj, int lane, float (&dfn)[2][B][4]) {
@@ -238,14 +233,14 @@ BK_DEVICE void store_dx(bk_bf16 *dx, int64_t stride, int left, const float (&sum
 }
 
 /* The norm's weights at the block's channels. */
-BK_DEVICE void keep_weights(const operands &o, int64_t c, float *w) {
-  const int64_t channel = c + threadIdx.x;
-  w[threadIdx.x] = channel < o.width ? o.w[(int)channel - stream_of(o, channel) * o.stream_width] : 0.f;
+BK_DEVICE void keep_weights(const operands &o, int c, float *w) {
+  const int channel = c + (int)threadIdx.x;
+  w[threadIdx.x] = channel < o.width ? o.w[channel - stream_of(o, channel) * o.stream_width] : 0.f;
 }
 
 /* ---- the kernel ---- */
 
-template <int B> BK_DEVICE void store_partials(const operands &o, int64_t c, int g, int t, const float (&dfn)[2][B][4]) {
+template <int B> BK_DEVICE void store_partials(const operands &o, int c, int g, int t, const float (&dfn)[2][B][4]) {
 #pragma unroll
   for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -253,7 +248,7 @@ template <int B> BK_DEVICE void store_partials(const operands &o, int64_t c, int
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int row = 8 * b + 2 * t + i % 2;
-        const int64_t channel = c + 16 * m + 8 * (i / 2) + g;
+        const int channel = c + 16 * m + 8 * (i / 2) + g;
         if (row < o.rows && channel < o.width) o.partials[((int64_t)blockIdx.y * o.rows + row) * o.width + channel] = dfn[m][b][i];
       }
 }
@@ -264,11 +259,11 @@ template <int B, bool PRE> __global__ void __launch_bounds__(threads, PRE && B =
   constexpr int ring = stages<PRE>;
   BK_SHARED_DYNAMIC(memory_type, memory);
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, g = lane / 4, t = lane % 4;
-  const int64_t begin = blockIdx.y * o.chunk, block_c = (int64_t)blockIdx.x * block_channels, c = block_c + warp * warp_channels, mine = c + 8 * t;
+  const int begin = (int)blockIdx.y * (int)o.chunk, block_c = (int)blockIdx.x * block_channels, c = block_c + warp * warp_channels, mine = c + 8 * t;
   const int count = (int)(begin + o.chunk < o.tokens ? o.chunk : o.tokens - begin), brought = place_of(warp, lane), own = place_of(g, warp * 4 + t);
-  feed from = feed_of<PRE>(o, begin + warp, block_c + 8 * lane, count - warp);
+  feed from = {begin + warp, count - warp, block_c + 8 * lane, 0, block_c + 8 * lane < o.width};
+  if constexpr (PRE) from.channel = from.c - stream_of(o, from.c) * o.stream_width;
   const int stream = PRE && mine < o.width ? stream_of(o, mine) : 0;
-  bk_bf16 *dx = o.dx.at ? o.dx.row(begin + g) + mine : NULL;
   columns<B> w;
   float dfn[2][B][4] = {};
 #pragma unroll
@@ -296,8 +291,7 @@ template <int B, bool PRE> __global__ void __launch_bounds__(threads, PRE && B =
     start_dx<PRE>(memory->ring[stage], own, o.add, factors, sums);
     if constexpr (PRE) add_pre<B>(memory->ring[stage], own, memory->tiles[turn], step + g, stream, memory->w + warp * warp_channels + 8 * t, sums);
     step_dx<B, PRE>(dproj, lane, w, sums);
-    store_dx(dx, o.dx.stride, mine < o.width ? count - first - g : 0, sums);
-    dx += step_tokens * o.dx.stride;
+    store_dx(o.dx.row(begin + first + g) + mine, o.dx.stride, mine < o.width ? count - first - g : 0, sums);
   }
   if (o.partials) store_partials<B>(o, c, g, t, dfn);
 }
@@ -327,7 +321,7 @@ operands operands_of(const bk_hc_project_bwd_args *a, bk_place workspace) {
   operands o = {};
   o.x = bk_rows_of<bk_bf16>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.dproj = bk_rows_of<float>(&a->dproj);
   o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
-  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.chunk = chunk_of(a);
+  o.tokens = a->x.shape[0], o.width = (int)a->x.shape[1], o.rows = (int)a->fn.shape[0], o.chunk = chunk_of(a);
   if (bk_tensor_present(&a->dx)) o.dx = bk_rows_of<bk_bf16>(&a->dx), o.add = a->accumulate;
   if (bk_tensor_present(&a->dfn)) o.partials = (float *)bk_cuda_place(workspace);
   return o;
@@ -353,7 +347,7 @@ extern "C" void bk_cuda_project_bwd_mma_start(bk_stream *stream, const bk_hc_pro
 extern "C" BK_CUDA_ACCEPTS(hc_project_bwd_mma) {
   const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
   (void)device;
-  return a->fn.shape[0] <= most_rows && a->x.shape[0] < INT32_MAX && bk_packs_fit(&a->x) && (!bk_tensor_present(&a->dx) || bk_packs_fit(&a->dx));
+  return a->fn.shape[0] <= most_rows && a->x.shape[0] < INT32_MAX && a->x.shape[1] < INT32_MAX - block_channels && bk_packs_fit(&a->x) && (!bk_tensor_present(&a->dx) || bk_packs_fit(&a->dx));
 }
 
 extern "C" BK_CUDA_PREPARE(hc_project_bwd_mma) {
