@@ -44,11 +44,15 @@ static void check_blocks(const char *device, bk_dtype dtype, int kind, int64_t l
   bk_free(ctx, want);
 }
 
-/* Blocks that one op rebuilds, and that take several. */
 static void check_recompute(const char *device, bk_dtype dtype, int kind) {
-  static const int64_t blocks[] = {1, 2, 3, 5, BK_RECOMPUTE_AUTO}, long_blocks[] = {8, 9, 16};
+  static const int64_t blocks[] = {1, 2, 3, 5, BK_RECOMPUTE_AUTO};
   check_blocks(device, dtype, kind, 3, blocks, BK_COUNT(blocks));
-  check_blocks(device, dtype, kind, 8, long_blocks, BK_COUNT(long_blocks));
+}
+
+/* The most that one op rebuilds, and a block that takes two. */
+static void check_long_blocks(const char *device, bk_dtype dtype, int kind) {
+  static const int64_t blocks[] = {8, 10};
+  check_blocks(device, dtype, kind, 5, blocks, BK_COUNT(blocks));
 }
 
 START_TEST(test_recompute) {
@@ -56,7 +60,101 @@ START_TEST(test_recompute) {
     check_recompute("ref", BK_F64, kinds[i]);
     check_recompute(fast_device(), BK_F32, kinds[i]);
     check_recompute(fast_device(), BK_BF16, kinds[i]);
+    check_long_blocks("ref", BK_F64, kinds[i]);
+    if (kinds[i] != BK_HC_PLAIN) check_long_blocks(fast_device(), i % 2 ? BK_F32 : BK_BF16, kinds[i]);
   }
+}
+END_TEST
+
+/* ---- the op of recompute: the bits of its parts, rows of aligned and of odd widths ---- */
+typedef struct rebuild_shape {
+  int n, layers;
+  int64_t width;
+  bool comb;
+} rebuild_shape;
+
+static bk_hc_rebuild_args rebuild_args(const rebuild_shape *s, bk_dtype st) {
+  const int64_t N = 3;
+  bk_tensor wide = bk_tensor_3d(st, N, s->n, s->width), row = bk_tensor_2d(st, N, s->width), gates = bk_tensor_2d(BK_F32, N, s->n);
+  bk_tensor comb = s->comb ? bk_tensor_3d(BK_F32, N, s->n, s->n) : (bk_tensor){0};
+  bk_hc_rebuild_args a = {.layers = s->layers, .eps = 1e-6};
+  for (int i = 0; i < s->layers; i++) {
+    a.layer[i] = (bk_hc_rebuild_layer){.x = wide, .pre = gates, .w = bk_tensor_1d(BK_F32, s->width), .y = row, .h = row, .rstd = bk_tensor_1d(BK_F32, N)};
+    if (i + 1 < s->layers) a.layer[i].f = row, a.layer[i].post = gates, a.layer[i].comb = comb;
+  }
+  return a;
+}
+
+/* Memory for all operands of a; b has outputs of its own. */
+static void rebuild_place(bk_memory *memory, bk_hc_rebuild_args *a, bk_hc_rebuild_args *b) {
+  const bk_op_desc *d = bk_op_describe(BK_OP_HC_REBUILD);
+  for (int i = 0; i < 2 * d->n_fields; i++) {
+    const bk_op_field *f = &d->fields[i / 2];
+    bk_tensor *t = (bk_tensor *)(void *)((char *)(i % 2 ? b : a) + f->offset);
+    if (!bk_tensor_present(t)) continue;
+    if (i % 2 && f->role == BK_IN) memcpy(t, (char *)a + f->offset, sizeof *t);
+    else OK(bk_memory_tensor(memory, BK_MEM_ACTIVATIONS, t->dtype, t->ndim, t->shape, t));
+  }
+  OK(bk_memory_commit(memory));
+}
+
+static void rebuild_fill(bk_stream *stream, const bk_hc_rebuild_args *a) {
+  const bk_op_desc *d = bk_op_describe(BK_OP_HC_REBUILD);
+  for (int i = 0; i < d->n_fields; i++) {
+    const bk_tensor *t = (const bk_tensor *)(const void *)((const char *)a + d->fields[i].offset);
+    int64_t count = bk_tensor_count(t);
+    if (!bk_tensor_present(t) || d->fields[i].role != BK_IN) continue;
+    double *values = bk_alloc_array(ctx, (size_t)count, sizeof *values);
+    for (int64_t j = 0; j < count; j++) values[j] = bk_uniform(7, (uint64_t)i, (uint64_t)j) - 0.25;
+    OK(bk_tensor_write_f64(stream, t, values));
+    bk_free(ctx, values);
+  }
+}
+
+static void rebuild_parts(bk_stream *stream, const bk_hc_rebuild_args *a) {
+  for (int i = 0; i < a->layers; i++) {
+    const bk_hc_rebuild_layer *l = &a->layer[i];
+    OK(bk_op_run(stream, BK_OP_HC_PRE_NORM, &(bk_hc_pre_norm_args){l->x, l->pre, l->w, l->y, l->h, l->rstd, a->eps}));
+    if (i + 1 < a->layers) OK(bk_op_run(stream, BK_OP_HC_POST_RES, &(bk_hc_post_res_args){l->x, l->f, l->post, l->comb, l[1].x}));
+  }
+}
+
+static void rebuild_compare(bk_stream *stream, const bk_hc_rebuild_args *a, const bk_hc_rebuild_args *b, const char *what) {
+  const bk_op_desc *d = bk_op_describe(BK_OP_HC_REBUILD);
+  for (int i = 0; i < d->n_fields; i++) {
+    const bk_tensor *t = (const bk_tensor *)(const void *)((const char *)a + d->fields[i].offset);
+    size_t bytes = bk_tensor_bytes(t);
+    if (!bk_tensor_present(t) || d->fields[i].role == BK_IN) continue;
+    char *have = bk_alloc(ctx, bytes), *want = bk_alloc(ctx, bytes);
+    OK(bk_tensor_download(stream, t, have));
+    OK(bk_tensor_download(stream, (const bk_tensor *)(const void *)((const char *)b + d->fields[i].offset), want));
+    ck_assert_msg(memcmp(have, want, bytes) == 0, "%s: %s is not that of the parts", what, d->fields[i].name);
+    bk_free(ctx, have);
+    bk_free(ctx, want);
+  }
+}
+
+START_TEST(test_rebuild_bits) {
+  static const rebuild_shape shapes[] = {{4, 8, 1032, true}, {4, 3, 136, false}, {4, 4, 31, true}, {3, 4, 264, true}, {8, 2, 136, true}, {1, 3, 24, false}};
+  bk_device *device = open_device(fast_device(), 2);
+  bk_stream *stream;
+  OK(bk_stream_create(device, 0, &stream));
+  for (size_t i = 0; i < 2 * BK_COUNT(shapes); i++) {
+    const rebuild_shape *s = &shapes[i / 2];
+    bk_hc_rebuild_args a = rebuild_args(s, i % 2 ? BK_F32 : BK_BF16), b = a;
+    bk_memory *memory;
+    char what[96];
+    snprintf(what, sizeof what, "n = %d, C = %d, %d layers, %s", s->n, (int)s->width, s->layers, i % 2 ? "fp32" : "bf16");
+    OK(bk_memory_create(device, &memory));
+    rebuild_place(memory, &a, &b);
+    rebuild_fill(stream, &a);
+    OK(bk_op_run(stream, BK_OP_HC_REBUILD, &a));
+    rebuild_parts(stream, &b);
+    rebuild_compare(stream, &a, &b, what);
+    bk_memory_destroy(memory);
+  }
+  bk_stream_destroy(stream);
+  bk_device_close(device);
 }
 END_TEST
 
@@ -468,5 +566,6 @@ START_TEST(test_scarce_memory) {
 }
 END_TEST
 
-UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_slots, test_micro_batches, test_head_pieces, test_merge_stream, test_decode,
+UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_rebuild_bits, test_slots, test_micro_batches, test_head_pieces,
+          test_merge_stream, test_decode,
           test_stages, test_no_allocation, test_not_finite, test_refusals, test_scarce_memory)

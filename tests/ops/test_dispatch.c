@@ -194,6 +194,44 @@ START_TEST(rules_of_maps) {
 }
 END_TEST
 
+static bk_hc_rebuild_args rebuild_args(int layers) {
+  bk_hc_rebuild_args a = {.layers = layers, .eps = 1e-6};
+  for (int i = 0; i < layers; i++) {
+    bk_hc_rebuild_layer *l = &a.layer[i];
+    l->x = bk_tensor_3d(BK_BF16, 3, 4, 8), l->y = l->h = bk_tensor_2d(BK_BF16, 3, 8);
+    l->pre = bk_tensor_2d(BK_F32, 3, 4), l->w = bk_tensor_1d(BK_F32, 8), l->rstd = bk_tensor_1d(BK_F32, 3);
+    if (i + 1 < layers) l->f = l->y, l->post = l->pre, l->comb = bk_tensor_3d(BK_F32, 3, 4, 4);
+  }
+  return a;
+}
+
+START_TEST(rules_of_rebuild) {
+  bk_hc_rebuild_args a = rebuild_args(8);
+  bk_buffer buffer = {0};
+  ck_assert_int_eq(bk_op_describe(BK_OP_HC_REBUILD)->check(ctx, &a), BK_OK);
+  a.layers = 9;
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layers is 9, it should be 1 to 8");
+  a.layers = 7;
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer6.f is given, it has no meaning here");
+  a = rebuild_args(3);
+  a.layers = 4;
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer2.f is absent, it is needed here");
+  a = rebuild_args(3);
+  a.layer[1].comb = (bk_tensor){0};
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer1.comb is absent, it is needed here");
+  a = rebuild_args(3);
+  a.layer[2].h = bk_tensor_2d(BK_BF16, 3, 9);
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer2.h is [3,9] bf16: wrong shape, it should be [N,C] = [3,8]");
+  a = rebuild_args(3);
+  a.layer[1].x.buffer = a.layer[2].x.buffer = &buffer;
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer1.x and layer2.x are the same memory");
+  a = rebuild_args(1);
+  ck_assert_int_eq(bk_op_describe(BK_OP_HC_REBUILD)->check(ctx, &a), BK_OK);
+  a.eps = -1;
+  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: eps is -1, it should be finite and not negative");
+}
+END_TEST
+
 START_TEST(rules_of_router) {
   bk_router_args a = {bk_tensor_2d(BK_F32, 3, 8),
                       bk_tensor_1d(BK_F32, 8),
@@ -400,6 +438,7 @@ int main(void) {
                                 debug_builds_check_launches,
                                 rules_of_products,
                                 rules_of_maps,
+                                rules_of_rebuild,
                                 rules_of_router,
                                 costs,
                                 slots_are_composed,

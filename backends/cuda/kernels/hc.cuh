@@ -40,8 +40,9 @@ template <class T, int V> BK_DEVICE bk_raw<T, V> bk_raw_load(const T *p) {
   }
   return r;
 }
+/* To global memory: always one store, as bk_store_pack_global. */
 template <class T, int V> BK_DEVICE void bk_raw_store(T *p, const bk_raw<T, V> &r) {
-  if constexpr (sizeof(T) * V == 16) *reinterpret_cast<uint4 *>(p) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+  if constexpr (sizeof(T) * V == 16) __stwb(reinterpret_cast<uint4 *>(p), make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]));
   else if constexpr (sizeof(T) * V == 8) *reinterpret_cast<uint2 *>(p) = make_uint2(r.w[0], r.w[1]);
   else if constexpr (sizeof(T) * V == 4) *reinterpret_cast<uint32_t *>(p) = r.w[0];
   else p->bits = (uint16_t)r.w[0];

@@ -1,15 +1,16 @@
 /* The fused slot HC_REBUILD: the streams and the sublayer inputs of a block of sublayers, from its first x, the kept f and maps.
  *
  * A block a token, through all layers. A thread has the channels that it has in HC_PRE_NORM, of all n streams, in registers as they are
- * stored (bk_hc_kept accesses; what a row has beyond that is read back, each thread what it wrote itself), so the streams are read once.
- * The token's maps of all layers are read at the start, into shared memory; f of a layer is asked for before the layer's norm, whose
- * barrier it crosses, and is there for the merge behind it. The arithmetic is hc_token.cuh's: every bit is that of HC_PRE_NORM and
- * HC_POST_RES, as long as all operands are aligned or none is.
+ * stored, so the streams are read once. The token's maps of all layers are read at the start, into shared memory. f of a layer is fetched
+ * into shared memory while the layer is collapsed and normed, and is there for the merge behind that; y waits there for its norm, which
+ * leaves the registers to the streams (64 of the 128 with which two blocks of a row of 7168 in bf16 are on a multiprocessor at a time).
+ * The arithmetic is hc_token.cuh's: every bit is that of HC_PRE_NORM and HC_POST_RES, as long as all operands are aligned or none is.
  *
  * Floor, in rows of C elements a token: n read, then a layer 2 written (y, h), and between two layers 1 read (f) and n written. With n = 4
- * and 4 layers 27, where the ops one by one move 51. */
+ * and 4 layers 27, where the ops one by one move 51. Rows that the registers do not hold go one by one. */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc_token.cuh"
+#include "backends/cuda/kernels/ptx.cuh"
 
 namespace {
 
@@ -24,14 +25,13 @@ template <class T> struct layer_operands {
 };
 template <class T> struct operands {
   layer_operands<T> layer[most_layers];
-  int64_t width;
-  int layers, n;
+  int width, layers, n;
   float eps;
 };
 
-/* A layer's maps; rows of comb are M long. */
+/* A layer's maps; comb by columns. */
 template <int M> struct layer_maps {
-  float pre[M], post[M], comb[M * M];
+  float comb[M][M], pre[M], post[M];
 };
 
 template <class T, int M, bool MIX> BK_DEVICE void load_maps(const operands<T> &o, int n, int64_t token, layer_maps<M> *maps) {
@@ -41,105 +41,105 @@ template <class T, int M, bool MIX> BK_DEVICE void load_maps(const operands<T> &
     if (i < n) maps[l].pre[i] = at.pre.row(token)[i];
     if (l + 1 == o.layers) break;
     if (i < n) maps[l].post[i] = at.post.row(token)[i];
-    for (int j = i; MIX && j < n * n; j += (int)blockDim.x) maps[l].comb[j / n * M + j % n] = at.comb.row(token)[j];
+    for (int j = i; MIX && j < n * n; j += (int)blockDim.x) maps[l].comb[j % n][j / n] = at.comb.row(token)[j];
   }
 }
 
-/* y of the streams x at channel c, stored and returned as it is stored. */
-template <class T, int V, int M>
-BK_DEVICE bk_raw<T, V> collapse(const layer_operands<T> &at, const bk_raw<T, V> (&x)[M], int n, int64_t token, int64_t c, const float (&pre)[M]) {
-  const bk_raw<T, V> y = bk_hc_collapse(x, n, pre);
-  bk_raw_store<T, V>(at.y.row(token) + c, y);
-  return y;
-}
+/* Nothing is known of x any more: what the compiler took apart before, it takes apart again instead of keeping it. */
+BK_DEVICE void unknown(uint32_t &x) { x = (uint32_t)bk_fresh((int)x); }
 
-template <class T, int V>
-BK_DEVICE void store_normed(const layer_operands<T> &at, int64_t token, int64_t c, const bk_raw<T, V> &y, float rstd) {
-  bk_raw_store<T, V>(at.h.row(token) + c, bk_hc_normed(y, rstd, at.w + c));
-}
-
-/* The streams x at channel c become those of the layer to come, and are stored. Channel by channel: in place with few registers. */
-template <class T, int V, int M, bool MIX>
-BK_DEVICE void merge(const layer_operands<T> &to, bk_raw<T, V> (&x)[M], const bk_raw<T, V> &f, int n, int64_t token, int64_t c, const float *comb,
-                     const float *post) {
+/* The streams at some channels become those of the next layer, word by word: in place with few registers. */
+template <class T, int V, int M, bool MIX> BK_DEVICE void merge(bk_raw<T, V> (&x)[M], const bk_raw<T, V> &f, int n, const layer_maps<M> &maps) {
   constexpr int words = sizeof(x[0].w) / sizeof(x[0].w[0]), per_word = V / words;
 #pragma unroll
   for (int j = 0; j < words; j++) {
-    float out[M][per_word];
+    float at[per_word][M], out[per_word];
 #pragma unroll
-    for (int p = 0; p < per_word; p++) {
-      float at[M];
+    for (int m = 0; m < M; m++) {
+      if (m < n) unknown(x[m].w[j]);
 #pragma unroll
-      for (int m = 0; m < M; m++) at[m] = m < n ? bk_raw_get(x[m], j * per_word + p) : 0.f;
-#pragma unroll
-      for (int k = 0; k < M; k++)
-        if (k < n) out[k][p] = bk_hc_merge<MIX, true>(at, bk_raw_get(f, j * per_word + p), n, k, comb, post);
+      for (int p = 0; p < per_word; p++) at[p][m] = m < n ? bk_raw_get(x[m], j * per_word + p) : 0.f;
     }
 #pragma unroll
-    for (int k = 0; k < M; k++)
-      if (k < n) x[k].w[j] = bk_raw_of<T, per_word>(out[k]).w[0];
-  }
+    for (int k = 0; k < M; k++) {
+      if (k >= n) continue;
 #pragma unroll
-  for (int k = 0; k < M; k++)
-    if (k < n) bk_raw_store<T, V>(to.x.row(token, k) + c, x[k]);
+      for (int p = 0; p < per_word; p++) out[p] = bk_hc_merge<MIX, true>(at[p], bk_raw_get(f, j * per_word + p), n, k, maps.comb[k], maps.post[k]);
+      x[k].w[j] = bk_raw_of<T, per_word>(out).w[0];
+    }
+  }
 }
 
-/* Norm and merge of what a row has beyond the registers. */
-template <class T, int V, int M, bool MIX>
-BK_DEVICE void finish_beyond(const operands<T> &o, int l, int n, int64_t token, int64_t begin, float rstd, const layer_maps<M> &maps) {
-  for (int64_t c = begin; c < o.width; c += (int64_t)blockDim.x * V) {
-    bk_raw<T, V> x[M];
-    store_normed(o.layer[l], token, c, bk_raw_load<T, V>(o.layer[l].y.row(token) + c), rstd);
-    if (l + 1 == o.layers) continue;
-    bk_hc_load_streams(o.layer[l].x, n, token, c, x);
-    merge<T, V, M, MIX>(o.layer[l + 1], x, bk_raw_load<T, V>(o.layer[l].f.row(token) + c), n, token, c, maps.comb, maps.post);
-  }
+/* Into shared memory. */
+template <class T, int V> BK_DEVICE void put(T *slot, const bk_raw<T, V> &r) {
+  if constexpr (sizeof(T) * V == 16) *reinterpret_cast<uint4 *>(slot) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+  else bk_raw_store<T, V>(slot, r);
+}
+/* f on its way there. */
+template <class T, int V> BK_DEVICE void fetch(T *slot, const T *from) {
+  if constexpr (sizeof(T) * V == 16) bk_cp_async_16(slot, from);
+  else put<T, V>(slot, bk_raw_load<T, V>(from));
 }
 
 /* ---- the kernel ---- */
 
 template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(most_threads, 1) rebuild_kernel(operands<T> o) {
   constexpr int M = BK_HC_STREAMS(N);
+  BK_SHARED_DYNAMIC(T, fs); /* f of the layer and its y, [kept][threads][V] each: a thread reads what it wrote itself */
   __shared__ float shared[BK_WARP];
-  __shared__ layer_maps<M> maps[most_layers];
-  const int n = N > 0 ? N : o.n;
-  const int64_t token = blockIdx.x, step = (int64_t)blockDim.x * V, first = (int64_t)threadIdx.x * V;
+  __shared__ __align__(16) layer_maps<M> maps[most_layers];
+  const int n = N > 0 ? N : o.n, step = (int)blockDim.x * V, start = (int)threadIdx.x * V;
+  const int64_t token = blockIdx.x;
+  T *ys = fs + kept * step;
   bk_raw<T, V> x[kept][M];
 #pragma unroll
   for (int i = 0; i < kept; i++)
-    if (first + i * step < o.width) bk_hc_load_streams(o.layer[0].x, n, token, first + i * step, x[i]);
+    if (start + i * step < o.width) bk_hc_load_streams(o.layer[0].x, n, token, start + i * step, x[i]);
   load_maps<T, M, MIX>(o, n, token, maps);
   __syncthreads();
   for (int l = 0; l < o.layers; l++) {
     const layer_operands<T> &at = o.layer[l];
-    bk_raw<T, V> y[kept], f[kept];
+    const bool last = l + 1 == o.layers;
     float pre[M], sum = 0;
+    int first = bk_fresh(start);
 #pragma unroll
     for (int i = 0; i < kept; i++)
-      if (l + 1 < o.layers && first + i * step < o.width) f[i] = bk_raw_load<T, V>(at.f.row(token) + first + i * step);
+      if (!last && first + i * step < o.width) fetch<T, V>(fs + first + i * step, at.f.row(token) + first + i * step);
+    bk_cp_async_commit();
 #pragma unroll
     for (int m = 0; m < M; m++) pre[m] = m < n ? maps[l].pre[m] : 0.f;
 #pragma unroll
     for (int i = 0; i < kept; i++) {
       if (first + i * step >= o.width) continue;
-      y[i] = collapse(at, x[i], n, token, first + i * step, pre);
-      sum += bk_hc_squares(y[i]);
-    }
-    for (int64_t c = first + kept * step; c < o.width; c += step) {
-      bk_raw<T, V> in[M];
-      bk_hc_load_streams(at.x, n, token, c, in);
-      sum += bk_hc_squares(collapse(at, in, n, token, c, pre));
+      const bk_raw<T, V> y = bk_hc_collapse(x[i], n, pre);
+      put<T, V>(ys + first + i * step, y);
+      bk_raw_store<T, V>(at.y.row(token) + first + i * step, y);
+      sum += bk_hc_squares(y);
     }
     const float rstd = bk_hc_rstd(sum, o.width, o.eps, shared);
     if (threadIdx.x == 0) at.rstd[token] = rstd;
+    first = bk_fresh(start);
 #pragma unroll
-    for (int i = 0; i < kept; i++)
-      if (first + i * step < o.width) store_normed(at, token, first + i * step, y[i], rstd);
+    for (int i = 0; i < kept; i++) {
+      if (first + i * step >= o.width) continue;
+      bk_raw_store<T, V>(at.h.row(token) + first + i * step, bk_hc_normed(bk_raw_load<T, V>(ys + first + i * step), rstd, at.w + first + i * step));
+    }
+    if (last) break;
+    bk_cp_async_wait<0>();
+    first = bk_fresh(start);
 #pragma unroll
-    for (int i = 0; i < kept; i++)
-      if (l + 1 < o.layers && first + i * step < o.width)
-        merge<T, V, M, MIX>(o.layer[l + 1], x[i], f[i], n, token, first + i * step, maps[l].comb, maps[l].post);
-    finish_beyond<T, V, M, MIX>(o, l, n, token, first + kept * step, rstd, maps[l]);
+    for (int i = 0; i < kept; i++) {
+      if (first + i * step >= o.width) continue;
+      if constexpr (M <= 4) {
+        const layer_maps<M> own = maps[l];
+        merge<T, V, M, MIX>(x[i], bk_raw_load<T, V>(fs + first + i * step), n, own);
+      } else {
+        merge<T, V, M, MIX>(x[i], bk_raw_load<T, V>(fs + first + i * step), n, maps[l]);
+      }
+#pragma unroll
+      for (int k = 0; k < M; k++)
+        if (k < n) bk_raw_store<T, V>(o.layer[l + 1].x.row(token, k) + first + i * step, x[i][k]);
+    }
   }
 }
 
@@ -147,27 +147,25 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
 
 template <class T, int N, int PACKED, bool MIX> void start(bk_stream *stream, const operands<T> &o, int64_t tokens) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
-  BK_LAUNCH((rebuild_kernel<T, V, N, MIX>), (unsigned)tokens, bk_hc_token_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
+  const unsigned threads = bk_hc_token_threads(o.width / V, most_threads), bytes = 2 * kept * threads * V * (unsigned)sizeof(T);
+  bk_allow_shared(rebuild_kernel<T, V, N, MIX>, (int)bytes);
+  BK_LAUNCH((rebuild_kernel<T, V, N, MIX>), (unsigned)tokens, threads, bytes, bk_cuda_raw(stream), o);
 }
 
-/* Whether all rows can be read by packs; fills in the layer. */
-template <class T> bool set_layer(const bk_hc_rebuild_layer *l, bool last, layer_operands<T> *at) {
+template <class T> void set_layer(const bk_hc_rebuild_layer *l, bool last, layer_operands<T> *at) {
   at->x = bk_wide_of<T>(&l->x), at->y = bk_rows_of<T>(&l->y), at->h = bk_rows_of<T>(&l->h), at->pre = bk_rows_of<float>(&l->pre);
   at->w = (const float *)bk_cuda_data(&l->w), at->rstd = (float *)bk_cuda_data(&l->rstd);
-  const bool packed = bk_packs_fit(&l->x) && bk_packs_fit(&l->y) && bk_packs_fit(&l->h) && l->w.offset % 16 == 0;
-  if (last) return packed;
+  if (last) return;
   at->f = bk_rows_of<T>(&l->f), at->post = bk_rows_of<float>(&l->post);
   if (bk_tensor_present(&l->comb)) at->comb = bk_rows_of<float>(&l->comb);
-  return packed && bk_packs_fit(&l->f);
 }
 
-template <class T> void launch(bk_stream *stream, const bk_hc_rebuild_args *a) {
+template <class T> void launch(bk_stream *stream, const bk_hc_rebuild_args *a, bool packed) {
   const bk_tensor *x = &a->layer[0].x;
   const bool mix = bk_tensor_present(&a->layer[0].comb);
   operands<T> o = {};
-  bool packed = true;
-  for (int i = 0; i < a->layers; i++) packed = set_layer(&a->layer[i], i + 1 == a->layers, &o.layer[i]) && packed;
-  o.width = x->shape[2], o.layers = a->layers, o.n = (int)x->shape[1], o.eps = (float)a->eps;
+  for (int i = 0; i < a->layers; i++) set_layer(&a->layer[i], i + 1 == a->layers, &o.layer[i]);
+  o.width = (int)x->shape[2], o.layers = a->layers, o.n = (int)x->shape[1], o.eps = (float)a->eps;
   if (x->shape[0] == 0) return;
   bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
     if (mix) start<T, decltype(n)::value, decltype(by_packs)::value, true>(stream, o, x->shape[0]);
@@ -175,12 +173,41 @@ template <class T> void launch(bk_stream *stream, const bk_hc_rebuild_args *a) {
   });
 }
 
+bool all_packs_fit(const bk_hc_rebuild_args *a) {
+  bool fit = true;
+  for (int i = 0; i < a->layers; i++) {
+    const bk_hc_rebuild_layer *l = &a->layer[i];
+    fit = fit && bk_packs_fit(&l->x) && bk_packs_fit(&l->y) && bk_packs_fit(&l->h) && l->w.offset % 16 == 0;
+    fit = fit && (i + 1 == a->layers || bk_packs_fit(&l->f));
+  }
+  return fit;
+}
+
+/* Whether a block's registers hold rows of this many channels. */
+bool rows_fit(const bk_tensor *x, bool packed) {
+  const int64_t bytes = !packed ? (int64_t)bk_dtype_size(x->dtype) : x->shape[1] <= 4 ? 16 : 8;
+  return x->shape[2] * (int64_t)bk_dtype_size(x->dtype) <= bytes * kept * most_threads;
+}
+
+bk_status one_by_one(bk_stream *stream, const bk_plan *plan, const bk_hc_rebuild_args *a, bk_place workspace) {
+  for (int i = 0; i < a->layers; i++) {
+    const bk_hc_rebuild_layer *l = &a->layer[i];
+    const bk_hc_pre_norm_args mix = {l->x, l->pre, l->w, l->y, l->h, l->rstd, a->eps};
+    BK_TRY(bk_cuda_hc_pre_norm(stream, plan, &mix, workspace));
+    if (i + 1 == a->layers) break;
+    const bk_hc_post_res_args merge = {l->x, l->f, l->post, l->comb, l[1].x};
+    BK_TRY(bk_cuda_hc_post_res(stream, plan, &merge, workspace));
+  }
+  return BK_OK;
+}
+
 } // namespace
 
 extern "C" BK_CUDA_LAUNCH(hc_rebuild) {
   const bk_hc_rebuild_args *a = (const bk_hc_rebuild_args *)args;
-  (void)workspace;
+  const bool packed = all_packs_fit(a);
+  if (!rows_fit(&a->layer[0].x, packed)) return one_by_one(stream, plan, a, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
-  BK_BY_STORAGE(a->layer[0].x.dtype, launch, (stream, a));
+  BK_BY_STORAGE(a->layer[0].x.dtype, launch, (stream, a, packed));
   return bk_cuda_end(stream);
 }

@@ -70,13 +70,13 @@ template <class T, int V> BK_DEVICE bk_raw<T, V> bk_hc_normed(const bk_raw<T, V>
   return bk_raw_of<T, V>(w);
 }
 
-/* Stream k at one channel: sum of comb[m][k] x[m], or x[k] unless MIX; plus post[k] f if FEED. comb: rows of M. */
-template <bool MIX, bool FEED, int M> BK_DEVICE float bk_hc_merge(const float (&x)[M], float f, int n, int k, const float *comb, const float *post) {
+/* Stream k at one channel: sum of weights[m] x[m], weights the column k of comb, or x[k] unless MIX; plus post f if FEED. */
+template <bool MIX, bool FEED, int M> BK_DEVICE float bk_hc_merge(const float (&x)[M], float f, int n, int k, const float *weights, float post) {
   float out = MIX ? 0.f : x[k];
 #pragma unroll
   for (int m = 0; m < M; m++)
-    if (MIX && m < n) out += comb[m * M + k] * x[m];
-  if (FEED) out += post[k] * f;
+    if (MIX && m < n) out += weights[m] * x[m];
+  if (FEED) out += post * f;
   return out;
 }
 

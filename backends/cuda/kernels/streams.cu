@@ -65,13 +65,13 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
   constexpr int M = BK_HC_STREAMS(N);
   const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x;
-  float comb[MIX ? M * M : 1], post[M];
+  float comb[MIX ? M : 1][MIX ? M : 1], post[M]; /* comb by columns */
 #pragma unroll
   for (int m = 0; m < M; m++) {
     if (FEED && m < n) post[m] = o.post.row(token)[m];
 #pragma unroll
     for (int k = 0; k < M; k++)
-      if (MIX && m < n && k < n) comb[MIX ? m * M + k : 0] = o.comb.row(token)[m * n + k];
+      if (MIX && m < n && k < n) comb[MIX ? k : 0][MIX ? m : 0] = o.comb.row(token)[m * n + k];
   }
   for (int64_t c = (int64_t)threadIdx.x * V; c < o.width; c += (int64_t)blockDim.x * V) {
     bk_raw<T, V> in[M], feed;
@@ -86,7 +86,7 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
         float at[M];
 #pragma unroll
         for (int m = 0; m < M; m++) at[m] = m < n ? bk_raw_get(in[m], v) : 0.f;
-        out[v] = bk_hc_merge<MIX, FEED>(at, FEED ? bk_raw_get(feed, v) : 0.f, n, k, comb, post);
+        out[v] = bk_hc_merge<MIX, FEED>(at, FEED ? bk_raw_get(feed, v) : 0.f, n, k, comb[MIX ? k : 0], FEED ? post[k] : 0.f);
       }
       bk_raw_store<T, V>(o.out.row(token, k) + c, bk_raw_of<T, V>(out));
     }
