@@ -98,7 +98,7 @@ static bk_status make_side(step_bench *b, contender *c) {
   for (int p = 0; p < PHASES; p++)
     if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p]))) return BK_ERR_MEMORY;
   BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
-  BK_TRY(bk_model_init(c->model, t->seed));
+  BK_TRY(bk_model_init_rough(c->model, t->seed));
   BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
   return bk_optimizer_create(c->model, &adam, &c->optimizer);
 }
