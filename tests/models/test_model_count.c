@@ -173,7 +173,9 @@ END_TEST
 /* Drawn up to 2^20 values, repeated from there on; masters too. */
 static void check_repeated(const bk_model *m, const bk_model *rough, bk_tensor t, bk_tensor u) {
   double *drawn = read_tensor(m, t), *got = read_tensor(rough, u);
-  for (int64_t k = 0; k < bk_tensor_count(&t); k++) ck_assert(got[k] == drawn[k % (1 << 20)]);
+  int64_t wrong = 0;
+  for (int64_t k = 0; k < bk_tensor_count(&t); k++) wrong += got[k] != drawn[k % (1 << 20)];
+  ck_assert_int_eq(wrong, 0);
   bk_free(ctx, got);
   bk_free(ctx, drawn);
 }
@@ -181,7 +183,7 @@ static void check_repeated(const bk_model *m, const bk_model *rough, bk_tensor t
 START_TEST(test_rough_values) {
   bk_device *device = open_device("cpu", 1);
   bk_model_config c = small_config(BK_HC_MHC);
-  c.vocab_size = (2 << 20) / c.hidden_size + 3;
+  c.vocab_size = (1 << 20) / c.hidden_size + 1000;
   bk_model *m = fresh(device, c, BK_BF16), *rough = fresh(device, c, BK_BF16);
   OK(bk_model_init_rough(rough, 3));
   for (int i = 0; i < m->n_params; i++) {
