@@ -15,7 +15,7 @@
 # copies; LDS: with LDSM and STS; MUFU: exp2, log2, 1/x and the like. Counts are of the code, not of what runs.
 # Exit status: 0; 1 where nothing matches, or a kernel in the table uses the stack; 2 usage; 77 without cuobjdump.
 set -u -o pipefail
-kernels='^(hc_|maps|perm|sinkhorn|streams|pre_norm|merge|recompute)' without='<float' archs=() threads=() dynamic=()
+kernels='^(hc_|maps|perm|sinkhorn|streams|pre_norm|merge|rebuild)' without='<float' archs=() threads=() dynamic=()
 usage() { sed -n '4,5p' "$0" | sed 's/^# //' >&2; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in --*) [ $# -ge 2 ] || usage ;; *) break ;; esac
