@@ -328,7 +328,8 @@ card_bytes() { echo $(($(nvidia-smi --query-gpu=memory.total --format=csv,nohead
 plan_bytes() {
   local residual=$1 batch=$2 model=$3
   shift 3
-  "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" --set residual="$residual" micro_batch_size="$batch" "$@" >"$OUT/plan.json" 2>&1
+  "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
+    --set residual="$residual" micro_batch_size="$batch" "$@" >"$OUT/plan.json" 2>&1
   figure "$OUT/plan.json" bytes_total
 }
 
@@ -355,16 +356,18 @@ bench_model() {
   done
   plain=$(plan_bytes plain "$batch" "$model" "$@")
   below "$(calc "$mhc + $plain" 0)" "$room" || apart=(--apart)
-  check "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --json --model "$model" \
-    --batch-size "$batch" --seq-len "$sequence" --compare plain "${apart[@]}" --seconds "$step_seconds" --set residual=mhc micro_batch_size="$batch" "$@" || return
+  local step=("$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --model "$model" --batch-size "$batch" --seq-len "$sequence")
+  check "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
+    --compare plain "${apart[@]}" --seconds "$step_seconds" --set residual=mhc micro_batch_size="$batch" "$@" || return
   side_line "$log"
   side_line "$log" compare
   goal "$model: a step with mhc over one with plain" "$(calc "$(figure "$log" ratio)" 3)" times at-most 1.067
-  goal "$model: plain, of the rate of matrix products ($(calc "$(figure "$log" roof_gflop_per_s) / 1e3" 0) TFLOP/s; 45 is hoped for)" "$(calc "100 * $(figure "$log" share compare)")" % at-least 35
+  goal "$model: plain, of the rate of matrix products ($(calc "$(figure "$log" roof_gflop_per_s) / 1e3" 0) TFLOP/s; 45 is hoped for)" \
+    "$(calc "100 * $(figure "$log" share compare)")" % at-least 35
   goal "$model: memory with mhc over plan" "$(calc "$(figure "$log" bytes_used) / $mhc" 3)" times at-most 1.05
   goal "$model: memory with plain over plan" "$(calc "$(figure "$log" bytes_used compare) / $plain" 3)" times at-most 1.05
-  check "bench step --profile, $model" "$OUT/profile.log" "$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --model "$model" --batch-size "$batch" --seq-len "$sequence" --seconds 0 \
-    --profile "$OUT/trace-$model.json" --set residual=mhc micro_batch_size="$batch" "$@" && show <"$OUT/profile.log"
+  check "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$OUT/trace-$model.json" \
+    --set residual=mhc micro_batch_size="$batch" "$@" && show <"$OUT/profile.log"
 }
 
 stage_step() {
@@ -417,13 +420,15 @@ ncu_table() {
       print "| kernel | us | GB/s | dram % | L2 % | L1 % | issue % | tensor % | warps % | registers | stalls: memory, barrier, queue | limited by |"
       print "|---|---|---|---|---|---|---|---|---|---|---|---|"
       for (i = 1; i <= n; i++) { k = order[i]
-        share["dram"] = mean(k, "dram__throughput"); share["L2"] = mean(k, "lts__"); share["L1"] = mean(k, "l1tex__"); share["issue"] = mean(k, "sm__inst_executed.avg"); share["tensor"] = mean(k, "sm__inst_executed_pipe_tensor")
+        share["dram"] = mean(k, "dram__throughput"); share["L2"] = mean(k, "lts__"); share["L1"] = mean(k, "l1tex__")
+        share["issue"] = mean(k, "sm__inst_executed.avg"); share["tensor"] = mean(k, "sm__inst_executed_pipe_tensor")
         best = "dram"
         for (s in share) if (share[s] > share[best]) best = s
         long = mean(k, "smsp__average_warps_issue_stalled_long"); bar = mean(k, "smsp__average_warps_issue_stalled_bar"); queue = mean(k, "smsp__average_warps_issue_stalled_lg")
         if (share[best] < 60) best = long >= bar && long >= queue ? "latency of memory" : bar >= queue ? "barriers" : "the queue of loads and stores"
-        printf "| `%s` | %.1f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.1f, %.1f, %.1f | %s |\n", k, mean(k, "gpu__time"), mean(k, "dram__bytes"), share["dram"], share["L2"], share["L1"], share["issue"], share["tensor"],
-          mean(k, "sm__warps"), mean(k, "launch__registers"), long, bar, queue, best
+        printf "| `%s` | %.1f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.1f, %.1f, %.1f | %s |\n", k, mean(k, "gpu__time"),
+          mean(k, "dram__bytes"), share["dram"], share["L2"], share["L1"], share["issue"], share["tensor"], mean(k, "sm__warps"),
+          mean(k, "launch__registers"), long, bar, queue, best
       }
     }'
 }
@@ -441,13 +446,15 @@ ncu_metrics() {
 }
 
 stage_ncu() {
-  local tool root kernels metrics size=(--tokens 8192 --width 7168)
+  local tool root kernels metrics size=(--tokens 8192 --width 7168) ops=(hc_merge_mix hc_merge_mix_bwd) op
+  for op in pre pre_norm post_res project maps; do ops+=("hc_$op" "hc_${op}_bwd"); done
+  ! grep -q '"hc_rebuild"' core/runtime/op.h || ops+=(hc_rebuild)
   tool=$(command -v ncu) || { root=$(cuda_root 2>/dev/null) && tool=$root/bin/ncu; }
   [ -x "$tool" ] || { skip "ncu: Nsight Compute is not here"; return; }
   [ -z "$ON_HOST" ] || size=(--tokens 64 --width 64)
   kernels=$(connection_kernels) metrics=$(ncu_metrics "$tool")
-  timeout 120 "$tool" --csv --print-kernel-base demangled --kernel-name-base function --kernel-name "regex:^($kernels)$" --metrics "$metrics" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 "${size[@]}" --seconds 0 \
-    --op hc_pre hc_pre_bwd hc_pre_norm hc_pre_norm_bwd hc_post_res hc_post_res_bwd hc_project hc_project_bwd hc_maps hc_maps_bwd hc_merge_mix hc_merge_mix_bwd >"$OUT/ncu.csv" 2>"$OUT/ncu.log"
+  timeout 120 "$tool" --csv --print-kernel-base demangled --kernel-name-base function --kernel-name "regex:^($kernels)$" --metrics "$metrics" \
+    "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 "${size[@]}" --seconds 0 --op "${ops[@]}" >"$OUT/ncu.csv" 2>"$OUT/ncu.log"
   local rc=$?
   if grep -q 'ERR_NVGPUCTRPERM' "$OUT/ncu.csv" "$OUT/ncu.log"; then skip "ncu: the counters are not open to this user"; return; fi
   ncu_table <"$OUT/ncu.csv" >"$OUT/ncu.md"

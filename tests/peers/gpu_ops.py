@@ -278,7 +278,8 @@ def bytes_of(z):
         "adamw": N * C * (4 + (2 + 8 if s == 2 else 8) + 16) + 128, "cross_entropy": z.rows * (2 * z.vocabulary * s + 8) + 128,
     }
     b["hc_merge_mix"] = b["hc_post_res"] + b["hc_project"] + b["hc_maps"] + b["hc_pre_norm"] - (2 * x + proj + rinv + gate)
-    b["hc_merge_mix_bwd"] = b["hc_post_res_bwd"] + b["hc_project_bwd"] + b["hc_maps_bwd"] + b["hc_pre_norm_bwd"] - (5 * x + gate + proj + rinv)
+    parts = b["hc_post_res_bwd"] + b["hc_project_bwd"] + b["hc_maps_bwd"] + b["hc_pre_norm_bwd"]
+    b["hc_merge_mix_bwd"] = parts - (5 * x + gate + proj + rinv)
     return b
 
 
@@ -326,8 +327,8 @@ PER_TOKEN = ("x", "f", "pre", "post", "comb", "proj", "rinv")
 
 
 def errors(op, z, t, outs, grads, piece=1024):
-    """Relative errors of outputs and gradients, root of the mean square over that of what is right; the plain formulation runs over pieces of the tokens, summing what
-    belongs to all of them (the parameters' gradients)."""
+    """Relative errors of outputs and gradients, root of the mean square over that of what is right. The plain formulation runs
+    over pieces of the tokens; what belongs to all of them, the parameters' gradients, is summed."""
     outs = outs if isinstance(outs, tuple) else (outs,)
     wrong, right, sums = {}, {}, {}
 
