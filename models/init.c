@@ -16,10 +16,24 @@ static bk_tensor piece(bk_tensor t, int64_t first, int64_t count) {
   return bk_tensor_slice(flat, 0, first, count);
 }
 
-static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, double *values) {
+/* Elements from `done` on are copies of those before, made on the device. */
+static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
+  int64_t count = bk_tensor_count(t);
+  while (done < count) {
+    int64_t more = count - done < done ? count - done : done;
+    bk_tensor from = piece(*t, 0, more), to = piece(*t, done, more);
+    BK_TRY(m->stream->ops->copy(m->stream, (bk_place){to.buffer, to.offset}, (bk_place){from.buffer, from.offset}, bk_tensor_bytes(&to)));
+    done += more;
+  }
+  return BK_OK;
+}
+
+/* distinct: elements of a tensor that are drawn, a whole number of pieces; the rest repeats them. */
+static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct, double *values) {
   bk_tensor weight = bk_param_weight(m, p), master = bk_param_master(m, p);
   uint64_t stream = bk_hash64(p->name, strlen(p->name));
   int64_t count = bk_tensor_count(&weight);
+  if (count > distinct) count = distinct;
   for (int64_t first = 0; first < count; first += PIECE) {
     int64_t n = count - first < PIECE ? count - first : PIECE;
     for (int64_t i = 0; i < n; i++) {
@@ -32,7 +46,8 @@ static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, doubl
     w = piece(master, first, n);
     BK_TRY(bk_tensor_write_f64(m->stream, &w, values));
   }
-  return BK_OK;
+  BK_TRY(repeat(m, &weight, count));
+  return bk_tensor_present(&master) ? repeat(m, &master, count) : BK_OK;
 }
 
 static bk_status zero_moments(bk_model *m) {
@@ -45,12 +60,15 @@ static bk_status zero_moments(bk_model *m) {
   return bk_model_zero_grads(m);
 }
 
-bk_status bk_model_init(bk_model *m, uint64_t seed) {
+static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {
   if (m->options.plan_only) return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned has no values");
   double *values = bk_alloc_array(m->ctx, PIECE, sizeof *values);
   if (!values) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
-  for (int i = 0; i < m->n_params && status == BK_OK; i++) status = init_param(m, &m->params[i], seed, values);
+  for (int i = 0; i < m->n_params && status == BK_OK; i++) status = init_param(m, &m->params[i], seed, distinct, values);
   bk_free(m->ctx, values);
   return status != BK_OK ? status : zero_moments(m);
 }
+
+bk_status bk_model_init(bk_model *m, uint64_t seed) { return init_params(m, seed, INT64_MAX); }
+bk_status bk_model_init_rough(bk_model *m, uint64_t seed) { return init_params(m, seed, 64 * PIECE); }

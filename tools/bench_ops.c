@@ -1,5 +1,5 @@
 /* birkhoff bench ops: one case of every op at working sizes. Shapes: N tokens of width C in n streams; heads of 64 + 32 (query, key)
- * and 64 (value); 16 experts, 2 a token, of width C; a vocabulary of 8 C. Operands are dense and hold small numbers; index
+ * and 64 (value); 16 experts, 2 a token, of width C; a vocabulary of 8 C unless told. Operands are dense and hold small numbers; index
  * operands hold what a router would write. Costs are those of the op descriptors: each operand moved once. The roof of an op is a
  * copy of as many bytes, or a large GEMM. */
 #include <jansson.h>
@@ -16,6 +16,7 @@
 #define CHOICES 2
 #define ITERS 20
 #define PATTERN 65536 /* random values, repeated */
+#define FIRST (16 * PATTERN) /* what the host writes of an operand */
 
 typedef struct sizes {
   bk_dtype st, ct;
@@ -214,15 +215,36 @@ static void step_values(double *v) {
   v[BK_STEP_SUMSQ] = 1, v[BK_STEP_NORM] = 1, v[BK_STEP_CLIP] = 1, v[BK_STEP_FINITE] = 1;
 }
 
-static bk_status fill_floats(bench *b, const bk_tensor *t, const char *name) {
+/* `count` elements of a dense tensor, from its first on. */
+static bk_tensor head_of(const bk_tensor *t, int64_t count) {
+  bk_tensor head = bk_tensor_1d(t->dtype, count);
+  head.buffer = t->buffer, head.offset = t->offset;
+  return head;
+}
+
+/* The values repeat, so that all but the first block are copies on the device: a stream of 32,768 tokens holds a thousand million. */
+static bk_status spread(bench *b, const bk_tensor *t, int64_t done) {
   int64_t count = bk_tensor_count(t);
-  double *values = bk_alloc_array(b->s->ctx, (size_t)count, sizeof *values);
+  size_t size = bk_dtype_size(t->dtype);
+  while (done < count) {
+    int64_t more = count - done < done ? count - done : done;
+    bk_place to = {t->buffer, t->offset + (size_t)done * size}, from = {t->buffer, t->offset};
+    BK_TRY(b->stream->ops->copy(b->stream, to, from, (size_t)more * size));
+    done += more;
+  }
+  return BK_OK;
+}
+
+static bk_status fill_floats(bench *b, const bk_tensor *t, const char *name) {
+  int64_t count = bk_tensor_count(t), first = count < FIRST ? count : FIRST;
+  double *values = bk_alloc_array(b->s->ctx, (size_t)first, sizeof *values);
+  bk_tensor head = head_of(t, first);
   if (!values) return BK_ERR_MEMORY;
-  for (int64_t i = 0; i < count; i++) values[i] = is_positive(name) ? 0.5 + fabs(b->pattern[i % PATTERN]) : b->pattern[i % PATTERN];
+  for (int64_t i = 0; i < first; i++) values[i] = is_positive(name) ? 0.5 + fabs(b->pattern[i % PATTERN]) : b->pattern[i % PATTERN];
   if (strcmp(name, "step") == 0) step_values(values);
-  bk_status status = bk_tensor_write_f64(b->stream, t, values);
+  bk_status status = bk_tensor_write_f64(b->stream, &head, values);
   bk_free(b->s->ctx, values);
-  return status;
+  return status == BK_OK ? spread(b, t, first) : status;
 }
 
 static bk_status place_fields(bench *b, bk_op op, any_args *args) {
@@ -352,7 +374,7 @@ static bk_status read_options(bench *b) {
   z->T = z->N < 512 ? z->N : 512;
   while (z->N % z->T) z->T--;
   z->B = z->N / z->T, z->H = z->C / 64, z->V = 8 * z->C, z->R = z->n * (z->n + 2);
-  return BK_OK;
+  return cli_int(s, "vocabulary", 2, 1 << 24, &z->V);
 }
 
 static bool skipped(const bench *b, bk_op op) { /* n! rows past what the model allows */
@@ -380,12 +402,12 @@ static bk_status bench_one(bench *b, bk_op op, json_t *list) {
   return BK_OK;
 }
 
-static bk_status find_op(cli_session *s, const char *name, int *op) {
+static bk_status find_op(cli_session *s, const char *name, bool *wanted) {
   const char *names[BK_OP_COUNT];
   for (int i = 1; i < BK_OP_COUNT; i++) {
     names[i - 1] = bk_op_name((bk_op)i);
     if (strcmp(name, names[i - 1]) == 0) {
-      *op = i;
+      wanted[i] = true;
       return BK_OK;
     }
   }
@@ -394,7 +416,17 @@ static bk_status find_op(cli_session *s, const char *name, int *op) {
   return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--op %s: no such op", name);
 }
 
-static bk_status bench_table(bench *b, int only, json_t *list) {
+/* wanted[op]: those of --op, or all. */
+static bk_status find_ops(cli_session *s, bool *wanted) {
+  const char *names[BK_OP_COUNT];
+  int n = cli_values(&s->args, "op", names, BK_OP_COUNT);
+  if (n > BK_OP_COUNT) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--op: %d names, there are %d ops", n, BK_OP_COUNT - 1);
+  for (int op = 1; op < BK_OP_COUNT; op++) wanted[op] = n == 0;
+  for (int i = 0; i < n; i++) BK_TRY(find_op(s, names[i], wanted));
+  return BK_OK;
+}
+
+static bk_status bench_table(bench *b, const bool *wanted, json_t *list) {
   const sizes *z = &b->sizes;
   BK_TRY(measure_gemm(b, &b->roof.flops));
   BK_TRY(measure_copies(b, b->roof.bandwidth));
@@ -409,20 +441,19 @@ static bk_status bench_table(bench *b, int only, json_t *list) {
     printf("%-16s %-20s %12s %9s %9s %9s\n", "op", "kernel", "time", "GB/s", "GFLOP/s", "of roof");
   }
   for (int op = 1; op < BK_OP_COUNT; op++)
-    if (!skipped(b, (bk_op)op) && (!only || op == only)) BK_TRY(bench_one(b, (bk_op)op, list));
+    if (wanted[op] && !skipped(b, (bk_op)op)) BK_TRY(bench_one(b, (bk_op)op, list));
   return BK_OK;
 }
 
 bk_status bench_ops(cli_session *s) {
   bench b = {.s = s};
-  const char *name = cli_value(&s->args, "op");
-  int only = 0;
-  if (name) BK_TRY(find_op(s, name, &only));
+  bool wanted[BK_OP_COUNT];
+  BK_TRY(find_ops(s, wanted));
   BK_TRY(cli_open_device(s));
   BK_TRY(read_options(&b));
   json_t *list = s->json ? json_array() : NULL;
   bk_status status = open_bench(&b);
-  if (status == BK_OK) status = bench_table(&b, only, list);
+  if (status == BK_OK) status = bench_table(&b, wanted, list);
   close_bench(&b);
   if (status != BK_OK) {
     json_decref(list);

@@ -1,6 +1,6 @@
 /* birkhoff bench step: tokens per second of a training step (forward, backward, optimiser) on made-up tokens, as a share of the measured
- * GEMM rate; with --compare the same model with another residual connection, one step of each in turn, so that both see the
- * same machine. */
+ * GEMM rate, and its memory; with --compare the same model with another residual connection, one step of each in turn, so that both
+ * see the same machine, or with --apart one after the other, where two do not fit. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -23,6 +23,8 @@ typedef struct contender {
   bk_model_counts counts;
   double *times[PHASES]; /* [MAX_STEPS] */
   double median[PHASES];
+  int steps;
+  double bytes_planned, bytes_used; /* by its arenas; by the device, or on a host by the context, from before to after the first steps */
 } contender;
 
 typedef struct step_bench {
@@ -31,9 +33,10 @@ typedef struct step_bench {
   bk_dtype dtype;
   int64_t batch, seq_len;
   double seconds;
+  bool apart;
   int32_t *ids, *targets;
   contender sides[2];
-  int n_sides, steps;
+  int n_sides;
   bench_roof roof;
   bk_profile *profile; /* NULL: none asked for */
 } step_bench;
@@ -53,6 +56,8 @@ static bk_status read_options(step_bench *b) {
   cli_session *s = b->s;
   const char *name = cli_value(&s->args, "model"), *compare = cli_value(&s->args, "compare");
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE.json is needed");
+  b->apart = cli_given(&s->args, "apart");
+  if (b->apart && !compare) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --apart goes with --compare");
   if (compare && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --profile slows a step down and does not go with --compare");
   BK_TRY(cli_dtype(s, &b->dtype));
   BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
@@ -93,7 +98,7 @@ static bk_status make_side(step_bench *b, contender *c) {
   for (int p = 0; p < PHASES; p++)
     if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p]))) return BK_ERR_MEMORY;
   BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
-  BK_TRY(bk_model_init(c->model, t->seed));
+  BK_TRY(bk_model_init_rough(c->model, t->seed));
   BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
   return bk_optimizer_create(c->model, &adam, &c->optimizer);
 }
@@ -102,7 +107,31 @@ static void free_side(step_bench *b, contender *c) {
   bk_optimizer_destroy(c->optimizer);
   bk_runner_destroy(c->runner);
   bk_model_destroy(c->model);
-  for (int p = 0; p < PHASES; p++) bk_free(b->s->ctx, c->times[p]);
+  c->optimizer = NULL, c->runner = NULL, c->model = NULL;
+  for (int p = 0; p < PHASES; p++) {
+    bk_free(b->s->ctx, c->times[p]);
+    c->times[p] = NULL;
+  }
+}
+
+static double planned_bytes(const contender *c) {
+  double sum = 0;
+  for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
+    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k) + (double)bk_optimizer_bytes(c->optimizer, k);
+  return sum;
+}
+
+static bk_status bytes_in_use(cli_session *s, double *bytes) {
+  if (s->device->props.host_memory) {
+    bk_memory_stats stats;
+    bk_context_memory_stats(s->ctx, &stats);
+    *bytes = (double)stats.current_bytes;
+    return BK_OK;
+  }
+  size_t free_bytes = 0, total = 0;
+  BK_TRY(s->device->ops->memory_info(s->device, &free_bytes, &total));
+  *bytes = (double)total - (double)free_bytes;
+  return BK_OK;
 }
 
 /* ---- timing ---- */
@@ -141,21 +170,54 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static bk_status time_steps(step_bench *b) {
+/* Made, warmed up and measured. What other programs on the device take or give meanwhile is in its memory too. */
+static bk_status ready_side(step_bench *b, contender *c) {
   int warm = b->s->device->props.captures ? 2 : 1; /* the second step is captured */
-  for (int i = 0; i < b->n_sides * warm; i++) BK_TRY(one_step(b, &b->sides[i % b->n_sides], -1));
-  double end = bk_seconds() + b->seconds;
-  while (b->steps < MAX_STEPS && (b->steps < 3 || bk_seconds() < end) && !cli_signal) {
-    for (int i = 0; i < b->n_sides; i++) BK_TRY(one_step(b, &b->sides[i], b->steps));
-    b->steps++;
-  }
-  if (b->steps == 0) return BK_INTERRUPTED;
-  for (int i = 0; i < b->n_sides; i++)
-    for (int p = 0; p < PHASES; p++) {
-      qsort(b->sides[i].times[p], (size_t)b->steps, sizeof(double), ascending);
-      b->sides[i].median[p] = b->sides[i].times[p][b->steps / 2];
-    }
+  double before = 0, after = 0;
+  BK_TRY(bytes_in_use(b->s, &before));
+  BK_TRY(make_side(b, c));
+  if (c == b->sides) BK_TRY(cli_profile_begin(b->s, c->model, &b->profile)); /* nothing where it was not asked for */
+  for (int i = 0; i < warm; i++) BK_TRY(one_step(b, c, -1));
+  BK_TRY(bytes_in_use(b->s, &after));
+  c->bytes_planned = planned_bytes(c);
+  c->bytes_used = after - before;
   return BK_OK;
+}
+
+static bk_status take_medians(contender *c) {
+  if (c->steps == 0) return BK_INTERRUPTED;
+  for (int p = 0; p < PHASES; p++) {
+    qsort(c->times[p], (size_t)c->steps, sizeof(double), ascending);
+    c->median[p] = c->times[p][c->steps / 2];
+  }
+  return BK_OK;
+}
+
+/* `count` sides in turn, for as long as --seconds says. */
+static bk_status time_steps(step_bench *b, contender *sides, int count, double seconds) {
+  double end = bk_seconds() + seconds;
+  while (sides->steps < MAX_STEPS && (sides->steps < 3 || bk_seconds() < end) && !cli_signal)
+    for (int i = 0; i < count; i++) {
+      BK_TRY(one_step(b, &sides[i], sides[i].steps));
+      sides[i].steps++;
+    }
+  for (int i = 0; i < count; i++) BK_TRY(take_medians(&sides[i]));
+  return BK_OK;
+}
+
+static bk_status time_apart(step_bench *b) {
+  for (int i = 0; i < b->n_sides; i++) {
+    BK_TRY(ready_side(b, &b->sides[i]));
+    BK_TRY(time_steps(b, &b->sides[i], 1, b->seconds / b->n_sides));
+    free_side(b, &b->sides[i]);
+  }
+  return BK_OK;
+}
+
+static bk_status time_together(step_bench *b) {
+  for (int i = 0; i < b->n_sides; i++) BK_TRY(ready_side(b, &b->sides[i]));
+  BK_TRY(time_steps(b, b->sides, b->n_sides, b->seconds));
+  return b->profile ? bk_profile_write_trace(b->profile, cli_value(&b->s->args, "profile")) : BK_OK;
 }
 
 /* ---- results ---- */
@@ -164,9 +226,10 @@ static double tokens_per_s(const step_bench *b, const contender *c) { return (do
 static double flops_per_s(const step_bench *b, const contender *c) { return tokens_per_s(b, c) * c->counts.flops_per_token; }
 
 static json_t *side_json(const step_bench *b, const contender *c) {
-  return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "residual", cli_residual_name(c->config.residual), "tokens_per_s", tokens_per_s(b, c), "seconds",
+  return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "residual", cli_residual_name(c->config.residual), "tokens_per_s", tokens_per_s(b, c), "seconds",
                    c->median[STEP], "forward_seconds", c->median[FORWARD], "backward_seconds", c->median[BACKWARD], "optimizer_seconds", c->median[OPTIMIZER],
-                   "gflop_per_s", flops_per_s(b, c) * 1e-9, "share", flops_per_s(b, c) / b->roof.flops);
+                   "gflop_per_s", flops_per_s(b, c) * 1e-9, "share", flops_per_s(b, c) / b->roof.flops, "flops_per_token", c->counts.flops_per_token,
+                   "bytes_planned", (json_int_t)c->bytes_planned, "bytes_used", (json_int_t)c->bytes_used);
 }
 
 static bk_status print_json(step_bench *b) {
@@ -176,7 +239,7 @@ static bk_status print_json(step_bench *b) {
   json_object_set_new(result, "dtype", json_string(bk_dtype_name(b->dtype)));
   json_object_set_new(result, "batch_size", json_integer((json_int_t)b->batch));
   json_object_set_new(result, "seq_len", json_integer((json_int_t)b->seq_len));
-  json_object_set_new(result, "steps", json_integer(b->steps));
+  json_object_set_new(result, "steps", json_integer(b->sides[0].steps));
   json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof.flops * 1e-9));
   if (b->n_sides == 2) {
     json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
@@ -188,12 +251,15 @@ static bk_status print_json(step_bench *b) {
 
 static bk_status print_text(step_bench *b) {
   printf("%s, %s: %lld sequences of %lld tokens, median of %d steps; roof: %.2f GFLOP/s (gemm)\n", b->s->device->backend->name, bk_dtype_name(b->dtype),
-         (long long)b->batch, (long long)b->seq_len, b->steps, b->roof.flops * 1e-9);
-  printf("%-9s %10s %10s %10s %10s %10s %9s %9s\n", "residual", "tokens/s", "step ms", "forward", "backward", "optimizer", "GFLOP/s", "of roof");
+         (long long)b->batch, (long long)b->seq_len, b->sides[0].steps, b->roof.flops * 1e-9);
+  printf("%-9s %10s %10s %10s %10s %10s %9s %9s %11s %11s\n", "residual", "tokens/s", "step ms", "forward", "backward", "optimizer", "GFLOP/s", "of roof",
+         "memory", "planned");
   for (int i = 0; i < b->n_sides; i++) {
     const contender *c = &b->sides[i];
-    printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%%\n", cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
-           c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3, flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops);
+    char used[32], planned[32];
+    printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%% %11s %11s\n", cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
+           c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3, flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops,
+           cli_bytes_text(c->bytes_used, used, sizeof used), cli_bytes_text(c->bytes_planned, planned, sizeof planned));
   }
   if (b->n_sides == 2)
     printf("a step with %s takes %.3f times one with %s\n", cli_residual_name(b->sides[0].config.residual), b->sides[0].median[STEP] / b->sides[1].median[STEP],
@@ -208,11 +274,8 @@ bk_status bench_step(cli_session *s) {
   BK_TRY(read_options(&b));
   cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
-  for (int i = 0; i < b.n_sides && status == BK_OK; i++) status = make_side(&b, &b.sides[i]);
-  if (status == BK_OK) status = cli_profile_begin(s, b.sides[0].model, &b.profile);
   if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);
-  if (status == BK_OK) status = time_steps(&b);
-  if (status == BK_OK && b.profile) status = bk_profile_write_trace(b.profile, cli_value(&s->args, "profile"));
+  if (status == BK_OK) status = b.apart ? time_apart(&b) : time_together(&b);
   if (status == BK_OK) status = s->json ? print_json(&b) : print_text(&b);
   bk_profile_destroy(b.profile);
   for (int i = 0; i < b.n_sides; i++) free_side(&b, &b.sides[i]);

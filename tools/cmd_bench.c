@@ -115,14 +115,16 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"op", CLI_ONE, "NAME", "ops: this op only"},
+    {"op", CLI_MANY, "NAME...", "ops: these ops only"},
     {"tokens", CLI_ONE, "N", "ops: rows (default: 1024)"},
     {"width", CLI_ONE, "N", "ops: model width, a multiple of 64 (default: 512)"},
     {"streams", CLI_ONE, "N", "ops: residual streams (default: 4)"},
+    {"vocabulary", CLI_ONE, "N", "ops: entries of the vocabulary (default: 8 times the width)"},
     {"model", CLI_ONE, "PRESET|FILE.json", "step: what to train"},
     {"batch-size", CLI_ONE, "N", "step: sequences at once (default: the recipe's micro-batch)"},
     {"seq-len", CLI_ONE, "N", "step: tokens per sequence (default: the recipe's)"},
     {"compare", CLI_ONE, "plain", "step: the same model with another residual connection, in the same run"},
+    {"apart", CLI_FLAG, NULL, "step: with --compare, one after the other instead of in turn: models that do not fit together"},
     {"seconds", CLI_ONE, "X", "time spent per op (default: 0.1) or on steps (default: 5)"},
     {"profile", CLI_ONE, "FILE", "step: time of every op and phase as tables, a Chrome trace in FILE"},
     {NULL, CLI_FLAG, NULL, NULL},

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (made to take less than 10 minutes; not yet tried there), and writes a report after each stage.
+# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 10 minutes on an H100; not yet tried there), and writes a report after each stage.
 # usage: tools/gpu-check.sh [--out DIR] [--stage NAME]... [--text FILE] [--jobs N]
 #        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
 # Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
@@ -11,13 +11,18 @@
 #   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes
 #   train      100 steps of demo, fp32 and bf16, against cpu; verify tiny for each residual connection
 #   bits       the same run twice, and without step graphs: the same bits
-#   ops        bench ops    step  bench step
-# What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one.
+#   ops        bench ops in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are wanted
+#   step       bench step, mhc against plain, at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
+#              share of the measured rate of matrix products, memory against plan; then the time of every op
+#   peers      the same ops in PyTorch and in the kernel packages that are installed (tests/peers/gpu_run.sh; PEER_PYTHON)
+#   ncu        Nsight Compute on the kernels of the residual connections: what limits each
+# What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one. Goals of speed are reported
+# as met or missed and are no checks.
 # GPU_CHECK_ON_HOST=1 compiles the kernels for the host instead (tests/cuda-on-host), so that this script itself can be tried without a
 # GPU; its figures then mean nothing.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
-STAGES=() ALL=(build devices harness sanitizer train bits ops step)
+STAGES=() ALL=(build devices harness sanitizer train bits ops step peers ncu)
 OUT=build-gpu TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
 usage() { sed -n '2,5p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
@@ -197,8 +202,14 @@ stage_sanitizer() {
   local tool name
   tool=$(command -v compute-sanitizer) || tool=$(cuda_root 2>/dev/null)/bin/compute-sanitizer
   if [ ! -x "$tool" ]; then skip "compute-sanitizer is not here"; return; fi
-  for name in memcheck racecheck synccheck initcheck; do
-    BK_TEST_QUICK=1 timeout 90 "$tool" --tool $name --error-exitcode 9 "$OPS" --device cuda --case 127 >"$OUT/sanitizer-$name.log" 2>&1
+  local names=(memcheck racecheck synccheck initcheck) pids=() i
+  for name in "${names[@]}"; do # side by side: they wait for the host more than for the device
+    BK_TEST_QUICK=1 timeout 90 "$tool" --tool "$name" --error-exitcode 9 "$OPS" --device cuda --case 127 >"$OUT/sanitizer-$name.log" 2>&1 &
+    pids+=($!)
+  done
+  for i in 0 1 2 3; do
+    name=${names[i]}
+    wait "${pids[i]}"
     case $? in
       0) pass "compute-sanitizer $name" ;;
       124) if grep -q '^========= *\(Invalid\|Error\|Race\|Barrier\|Uninit\)' "$OUT/sanitizer-$name.log"; then fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log"; else skip "compute-sanitizer $name: not done within 90 s"; fi ;;
@@ -264,24 +275,195 @@ stage_bits() {
   done
 }
 
-stage_ops() {
-  local sizes=("--tokens 4096 --width 2560" "--tokens 32768 --width 7168") s
-  [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01")
-  for s in "${sizes[@]}"; do
-    # shellcheck disable=SC2086
-    check "bench ops, bf16, $s" "$OUT/bench.log" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 $s
-    show <"$OUT/bench.log"
+# goal WHAT VALUE UNIT at-least|at-most BOUND: reported, not counted
+goal() {
+  local verdict=missed
+  if [ -n "$ON_HOST" ]; then verdict='not judged on the host'
+  elif [ -z "$2" ]; then verdict='not measured'
+  elif [ "$4" = at-least ] && ! below "$2" "$5"; then verdict=met
+  elif [ "$4" = at-most ] && ! below "$5" "$2"; then verdict=met
+  fi
+  say "- goal $verdict: $1: $2 $3 ($4 $5)"
+}
+
+# op_figure LOG OP share|us: of a table of bench ops
+op_figure() {
+  awk -v op="$2" -v what="$3" '$1 == op { if (what == "share") { sub(/%/, "", $NF); print $NF } else print $4 == "ms" ? $3 * 1000 : $3; exit }' "$1"
+}
+
+# Shares of the roof that are wanted at working sizes, and the times of the maps of 32,768 tokens.
+op_goals() { # LOG TOKENS
+  local pair op us
+  for pair in hc_pre:85 hc_pre_bwd:85 hc_pre_norm:85 hc_pre_norm_bwd:85 hc_post_res:85 hc_post_res_bwd:80 hc_project:80 hc_project_bwd:65 hc_rebuild:80 adamw:85; do
+    op=${pair%:*}
+    grep -q "^$op " "$1" && goal "$op" "$(op_figure "$1" "$op" share)" '% of the roof' at-least "${pair#*:}"
+  done
+  [ "$2" = 32768 ] || [ -n "$ON_HOST" ] || return 0
+  for pair in hc_maps:25 hc_maps_bwd:60; do
+    us=$(op_figure "$1" "${pair%:*}" us)
+    goal "${pair%:*}" "$us" us at-most "${pair#*:}"
   done
 }
 
-stage_step() {
-  local what=("--model demo" "--model mhc-3b --set num_hidden_layers=4 --batch-size 1 --seq-len 4096") w
-  [ -z "$ON_HOST" ] || what=("--model tiny --seconds 0.1 --batch-size 1 --seq-len 32")
-  for w in "${what[@]}"; do
+stage_ops() {
+  local sizes=("--tokens 32768 --width 7168" "--tokens 4096 --width 2560" "") s tokens
+  [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01")
+  for s in "${sizes[@]}"; do
     # shellcheck disable=SC2086
-    check "bench step, bf16, $w" "$OUT/bench.log" "$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --compare plain $w
+    check "bench ops, bf16, ${s:-its default sizes}" "$OUT/bench.log" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 $s || continue
     show <"$OUT/bench.log"
+    tokens=${s#--tokens } tokens=${tokens%% *}
+    [ -z "$s" ] || op_goals "$OUT/bench.log" "$tokens"
   done
+}
+
+# figure FILE KEY [compare]: a number of the program's JSON, at its top or in the object `compare`
+figure() {
+  awk -v key="\"$2\":" -v part="${3:-}" '/^  "compare": \{/ { inside = 1 } $1 == key && (part != "") == (inside + 0) { sub(/,$/, "", $2); print $2; exit } /^  \}/ { inside = 0 }' "$1"
+}
+calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
+card_bytes() { echo $(($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1) * 1048576)); }
+
+# What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
+plan_bytes() {
+  local residual=$1 batch=$2 model=$3
+  shift 3
+  "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
+    --set residual="$residual" micro_batch_size="$batch" "$@" >"$OUT/plan.json" 2>&1
+  figure "$OUT/plan.json" bytes_total
+}
+
+# One side of a bench step in a line. side_line LOG [compare]
+side_line() {
+  local log=$1 part=${2:-} name
+  name=$([ -z "$part" ] && echo mhc || echo plain)
+  of() { figure "$log" "$1" "$part"; }
+  say "- $name: $(calc "$(of seconds) * 1e3") ms a step (forward $(calc "$(of forward_seconds) * 1e3"), backward $(calc "$(of backward_seconds) * 1e3"), optimiser" \
+    "$(calc "$(of optimizer_seconds) * 1e3")), $(calc "$(of tokens_per_s)" 0) tokens/s, $(calc "$(of gflop_per_s) / 1e3") TFLOP/s," \
+    "$(calc "$(of share) * 100") % of the rate of matrix products; memory $(calc "$(of bytes_used) / 1073741824" 2) GiB"
+}
+
+# bench_model MODEL [KEY=VALUE]...: the largest batch that fits by `plan`; side by side where both fit
+bench_model() {
+  local model=$1 batch batches=(8 4 2 1) mhc plain apart=() log="$OUT/step-$1.json" room
+  shift
+  room=1000000000
+  if [ -n "$ON_HOST" ]; then batches=(1); else room=$(calc "$(card_bytes) * 0.9" 0); fi
+  for batch in "${batches[@]}"; do
+    mhc=$(plan_bytes mhc "$batch" "$model" "$@")
+    [ -n "$mhc" ] || { fail "plan $model" "$OUT/plan.json"; return; }
+    ! below "$mhc" "$room" || break
+  done
+  plain=$(plan_bytes plain "$batch" "$model" "$@")
+  below "$(calc "$mhc + $plain" 0)" "$room" || apart=(--apart)
+  local step=("$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --model "$model" --batch-size "$batch" --seq-len "$sequence")
+  check "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
+    --compare plain "${apart[@]}" --seconds "$step_seconds" --set residual=mhc micro_batch_size="$batch" "$@" || return
+  side_line "$log"
+  side_line "$log" compare
+  goal "$model: a step with mhc over one with plain" "$(calc "$(figure "$log" ratio)" 3)" times at-most 1.067
+  goal "$model: plain, of the rate of matrix products ($(calc "$(figure "$log" roof_gflop_per_s) / 1e3" 0) TFLOP/s; 45 is hoped for)" \
+    "$(calc "100 * $(figure "$log" share compare)")" % at-least 35
+  goal "$model: memory with mhc over plan" "$(calc "$(figure "$log" bytes_used) / $mhc" 3)" times at-most 1.05
+  goal "$model: memory with plain over plan" "$(calc "$(figure "$log" bytes_used compare) / $plain" 3)" times at-most 1.05
+  check "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$OUT/trace-$model.json" \
+    --set residual=mhc micro_batch_size="$batch" "$@" && show <"$OUT/profile.log"
+}
+
+stage_step() {
+  local sequence=4096 step_seconds=10
+  if [ -n "$ON_HOST" ]; then
+    sequence=32 step_seconds=0
+    bench_model tiny num_hidden_layers=2
+    return
+  fi
+  bench_model mhc-27b num_hidden_layers=4
+  bench_model mhc-3b num_hidden_layers=4
+}
+
+stage_peers() {
+  local options=(--rounds 3 --json "$OUT/peers.json") rc
+  [ -z "$ON_HOST" ] || options+=(--device cpu --shape 64x64 --rounds 1 --seconds 0 --vocabulary 1000 --copy-bytes 1048576 --sides eager)
+  timeout 300 tests/peers/gpu_run.sh --birkhoff "$BIRKHOFF" "${options[@]}" >"$OUT/peers.txt" 2>"$OUT/peers.log"
+  rc=$?
+  [ ! -s "$OUT/peers.txt" ] || show <"$OUT/peers.txt"
+  case $rc in
+    0) pass "peers: the same ops in PyTorch" ;;
+    77) skip "peers: $(tail -n 1 "$OUT/peers.log")" ;;
+    124) skip "peers: not done within 300 s" ;;
+    *) fail "peers: exit status $rc" "$OUT/peers.log" ;;
+  esac
+}
+
+# Kernels of the residual connections' sources, by the names of their functions.
+connection_kernels() {
+  grep -hoE '[a-z0-9_]+_kernel\(' backends/cuda/kernels/{hc_,maps,perm,sinkhorn,streams,pre_norm,merge,rebuild}*.cu 2>/dev/null | tr -d '(' | sort -u | paste -sd '|'
+}
+NCU_METRICS=(gpu__time_duration.sum dram__bytes.sum.per_second dram__throughput.avg.pct_of_peak_sustained_elapsed lts__t_sectors.avg.pct_of_peak_sustained_elapsed
+  l1tex__throughput.avg.pct_of_peak_sustained_active sm__inst_executed.avg.pct_of_peak_sustained_active sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_active
+  sm__warps_active.avg.pct_of_peak_sustained_active smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio
+  smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio smsp__average_warps_issue_stalled_lg_throttle_per_issue_active.ratio launch__registers_per_thread)
+
+# ncu's CSV (one metric a line) as a table: means over the launches of a kernel; what limits it is what is busiest, or waiting.
+ncu_table() {
+  awk -F '","' '
+    /^"ID"/ { for (i = 1; i <= NF; i++) { name = $i; gsub(/"/, "", name); column[name] = i } next }
+    !column["Metric Value"] || NF < column["Metric Value"] { next }
+    { k = $column["Kernel Name"]; m = $column["Metric Name"]; v = $column["Metric Value"]; unit = $column["Metric Unit"]; gsub(/[",]/, "", v)
+      if (m ~ /^gpu__time/) v *= unit ~ /^(ns|nsecond)/ ? 1e-3 : unit ~ /^(ms|msecond)/ ? 1e3 : unit ~ /^(s|second)$/ ? 1e6 : 1
+      if (m ~ /^dram__bytes/) v *= unit ~ /^T/ ? 1e3 : unit ~ /^M/ ? 1e-3 : unit ~ /^K/ ? 1e-6 : unit ~ /^byte/ ? 1e-9 : 1
+      sub(/^void /, "", k); gsub(/\(anonymous namespace\)::|<unnamed>::/, "", k); sub(/>\(.*/, ">", k)
+      if (!(k in seen)) { seen[k] = 1; order[++n] = k }
+      sum[k, m] += v; count[k, m]++ }
+    function mean(k, m, key) { for (key in count) { split(key, p, SUBSEP); if (p[1] == k && index(p[2], m) == 1) return sum[key] / count[key] } return 0 }
+    END {
+      print "| kernel | us | GB/s | dram % | L2 % | L1 % | issue % | tensor % | warps % | registers | stalls: memory, barrier, queue | limited by |"
+      print "|---|---|---|---|---|---|---|---|---|---|---|---|"
+      for (i = 1; i <= n; i++) { k = order[i]
+        share["dram"] = mean(k, "dram__throughput"); share["L2"] = mean(k, "lts__"); share["L1"] = mean(k, "l1tex__")
+        share["issue"] = mean(k, "sm__inst_executed.avg"); share["tensor"] = mean(k, "sm__inst_executed_pipe_tensor")
+        best = "dram"
+        for (s in share) if (share[s] > share[best]) best = s
+        long = mean(k, "smsp__average_warps_issue_stalled_long"); bar = mean(k, "smsp__average_warps_issue_stalled_bar"); queue = mean(k, "smsp__average_warps_issue_stalled_lg")
+        if (share[best] < 60) best = long >= bar && long >= queue ? "latency of memory" : bar >= queue ? "barriers" : "the queue of loads and stores"
+        printf "| `%s` | %.1f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.1f, %.1f, %.1f | %s |\n", k, mean(k, "gpu__time"),
+          mean(k, "dram__bytes"), share["dram"], share["L2"], share["L1"], share["issue"], share["tensor"], mean(k, "sm__warps"),
+          mean(k, "launch__registers"), long, bar, queue, best
+      }
+    }'
+}
+
+# Those that this card has; names differ from one generation to the next.
+ncu_metrics() {
+  local m known=()
+  "$1" --query-metrics >"$OUT/ncu-metrics.txt" 2>/dev/null
+  for m in "${NCU_METRICS[@]}"; do
+    case $m in launch__*) known+=("$m"); continue ;; esac
+    grep -q "^ *${m%%.*}\\b" "$OUT/ncu-metrics.txt" && known+=("$m")
+  done
+  [ ${#known[@]} -gt 1 ] || known=("${NCU_METRICS[@]}")
+  (IFS=,; echo "${known[*]}")
+}
+
+stage_ncu() {
+  local tool root kernels metrics size=(--tokens 8192 --width 7168) ops=(hc_merge_mix hc_merge_mix_bwd) op
+  for op in pre pre_norm post_res project maps; do ops+=("hc_$op" "hc_${op}_bwd"); done
+  ! grep -q '"hc_rebuild"' core/runtime/op.h || ops+=(hc_rebuild)
+  tool=$(command -v ncu) || { root=$(cuda_root 2>/dev/null) && tool=$root/bin/ncu; }
+  [ -x "$tool" ] || { skip "ncu: Nsight Compute is not here"; return; }
+  [ -z "$ON_HOST" ] || size=(--tokens 64 --width 64)
+  kernels=$(connection_kernels) metrics=$(ncu_metrics "$tool")
+  timeout 120 "$tool" --csv --print-kernel-base demangled --kernel-name-base function --kernel-name "regex:^($kernels)$" --metrics "$metrics" \
+    "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 "${size[@]}" --seconds 0 --op "${ops[@]}" >"$OUT/ncu.csv" 2>"$OUT/ncu.log"
+  local rc=$?
+  if grep -q 'ERR_NVGPUCTRPERM' "$OUT/ncu.csv" "$OUT/ncu.log"; then skip "ncu: the counters are not open to this user"; return; fi
+  ncu_table <"$OUT/ncu.csv" >"$OUT/ncu.md"
+  if [ "$(wc -l <"$OUT/ncu.md")" -gt 2 ]; then
+    tee -a "$REPORT" <"$OUT/ncu.md"
+    if [ $rc -eq 124 ]; then skip "ncu: not done within 120 s, what there is stands above"; else pass "ncu: $(($(wc -l <"$OUT/ncu.md") - 2)) kernels, ${size[*]}"; fi
+  elif [ $rc -eq 124 ]; then skip "ncu: not done within 120 s"
+  else fail "ncu: no figures, exit status $rc" "$OUT/ncu.log"
+  fi
 }
 
 # ---- all of it ----

@@ -132,11 +132,19 @@ equal "every op" "$(json ops/#)" "$(grep -c '^  X(' "$TOP_SRCDIR/core/runtime/op
 for key in seconds gb_per_s share; do holds "gemm: $key" "$(json ops/op=gemm/$key) > 0"; done
 ok "one op, on ref" "$BIRKHOFF" bench ops --op sinkhorn --seconds 0 --tokens 8 --device ref
 has "a line" '^sinkhorn ' out
+ok "some ops" "$BIRKHOFF" bench ops --op hc_pre cross_entropy --vocabulary 1000 --seconds 0 --tokens 8 --width 64 --json
+equal "as many" "$(json ops/#)" 2
+holds "a vocabulary of its own" "$(json ops/op=cross_entropy/seconds) * $(json ops/op=cross_entropy/gb_per_s) * 1e9 > 8 * 1000 * 8"
 refused 2 'did you mean sinkhorn?' "an unknown op" "$BIRKHOFF" bench ops --op sinkhor
 ok "bench step" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0 --compare plain --json
 holds "tokens per second" "$(json tokens_per_s) > 0 && $(json compare/tokens_per_s) > 0"
 holds "ratio" "$(json ratio) / ($(json seconds) / $(json compare/seconds)) < 1.000001"
 holds "the parts make the whole" "$(json forward_seconds) + $(json backward_seconds) < 3 * $(json seconds)"
+holds "memory as planned, within 15 %" "$(json bytes_used) >= $(json bytes_planned) && $(json bytes_used) < 1.15 * $(json bytes_planned)"
+ok "one after the other" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0 --compare plain --apart --json
+holds "ratio, apart" "$(json ratio) / ($(json seconds) / $(json compare/seconds)) < 1.000001 && $(json compare/bytes_used) > 0"
+holds "plain is smaller" "$(json compare/bytes_planned) < $(json bytes_planned)"
+refused 2 'goes with --compare' "nothing to be apart from" "$BIRKHOFF" bench step --model tiny --apart
 ok "as a table" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0
 refused 2 'ops or step' "bench what" "$BIRKHOFF" bench all
 

@@ -170,6 +170,34 @@ START_TEST(test_initial_values) {
 }
 END_TEST
 
+/* Drawn up to 2^20 values, repeated from there on; masters too. */
+static void check_repeated(const bk_model *m, const bk_model *rough, bk_tensor t, bk_tensor u) {
+  double *drawn = read_tensor(m, t), *got = read_tensor(rough, u);
+  int64_t wrong = 0;
+  for (int64_t k = 0; k < bk_tensor_count(&t); k++) wrong += got[k] != drawn[k % (1 << 20)];
+  ck_assert_int_eq(wrong, 0);
+  bk_free(ctx, got);
+  bk_free(ctx, drawn);
+}
+
+START_TEST(test_rough_values) {
+  bk_device *device = open_device("cpu", 1);
+  bk_model_config c = small_config(BK_HC_MHC);
+  c.vocab_size = (1 << 20) / c.hidden_size + 1000;
+  bk_model *m = fresh(device, c, BK_BF16), *rough = fresh(device, c, BK_BF16);
+  OK(bk_model_init_rough(rough, 3));
+  for (int i = 0; i < m->n_params; i++) {
+    const bk_param *p = &m->params[i], *q = &rough->params[i];
+    bk_tensor master = bk_param_master(m, p);
+    check_repeated(m, rough, bk_param_weight(m, p), bk_param_weight(rough, q));
+    if (bk_tensor_present(&master)) check_repeated(m, rough, master, bk_param_master(rough, q));
+  }
+  bk_model_destroy(rough);
+  bk_model_destroy(m);
+  bk_device_close(device);
+}
+END_TEST
+
 START_TEST(test_same_initial_values_everywhere) {
   bk_device *cpu = open_device("cpu", 2), *ref = open_device("ref", 1);
   bk_model_config c = small_config(BK_HC_MHC);
@@ -203,4 +231,4 @@ START_TEST(test_same_initial_values_everywhere) {
 END_TEST
 
 UNIT_MAIN("model_count", unit_open, unit_close, test_paper_counts, test_counts_are_the_parameters, test_flops, test_plan_only,
-          test_presets, test_initial_values, test_same_initial_values_everywhere)
+          test_presets, test_initial_values, test_rough_values, test_same_initial_values_everywhere)
