@@ -4,7 +4,8 @@
  *   hc, mhc, mhc_lite, ihc:   maps from x; y = sum_m pre[m] x[m]; h = rmsnorm(y);    x'[k] = post[k] f + sum_m comb[m][k] x[m]
  *                                                                                                          x [N,n,C]
  * The learned head is a connection of kind BK_HC_HEAD that only mixes. Backwards: D, the gradient of the streams, is one buffer
- * that is rewritten in place from sublayer to sublayer. Fused neighbours (merge_mix) give the same bits as merge, then mix. */
+ * that is rewritten in place from sublayer to sublayer. Fused neighbours (merge_mix) give the same bits as merge, then mix, on ref and cpu;
+ * a backend may add up a projection in another order there, so a model cut into stages may differ from the whole in the last bits. */
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
