@@ -25,8 +25,12 @@ if [ -z "${BK_TEST_QUICK:-}" ]; then
     harness BK_CUDA_SEED=5 BK_CUDA_BLASLT=no
   done
 fi
-options=
 BK_TEST_QUICK=1
+for op in hc_post_res hc_pre_norm; do
+  options="--like-composed --op $op"
+  harness BK_CUDA_SEED=0
+done
+options=
 export BK_TEST_QUICK
 harness BK_CUDA_SEED=7 BK_CUDA_BLASLT=no BK_CUDA_CAPABILITY=80
 harness BK_CUDA_SEED=11 BK_CUDA_BLASLT=no BK_CUDA_CAPABILITY=90

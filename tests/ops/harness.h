@@ -53,11 +53,11 @@ struct fill {
 struct perf_roof;
 typedef struct harness {
   bk_context *ctx;
-  bk_device *device, *second, *ref; /* second: the other thread count of --bits */
+  bk_device *device, *second, *ref; /* second: the other thread count of --bits, or the composed slots of --like-composed */
   bk_stream *stream, *second_stream, *ref_stream;
   const char *op_filter, *case_filter;
   uint64_t seed;
-  bool list, verbose;
+  bool list, verbose, like_composed;
   bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
   const struct perf_roof *roof; /* --perf: time the cases' working sizes instead of judging them */
   bk_dtype st, ct;   /* of the cases being made */

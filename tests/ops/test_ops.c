@@ -2,6 +2,7 @@
  *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels stripped
  *   --threads N     default 2          --composed      fused slots as their composed default
  *   --bits          also with 1 thread: the bits must be the same
+ *   --like-composed also with fused slots composed: in fp32 the streams of hc_post_res and y of hc_pre_norm must have the same bits
  *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose
@@ -19,7 +20,7 @@
 typedef struct options {
   const char *device;
   bk_device_options open;
-  bool bits, perf;
+  bool bits, like_composed, perf;
 } options;
 
 static void count_line(void *user, bk_log_level level, const char *message) {
@@ -32,6 +33,7 @@ static bool parse_flag(harness *h, options *o, const char *arg) {
   if (strcmp(arg, "--list") == 0) return h->list = true;
   if (strcmp(arg, "--verbose") == 0) return h->verbose = true;
   if (strcmp(arg, "--bits") == 0) return o->bits = true;
+  if (strcmp(arg, "--like-composed") == 0) return o->like_composed = true;
   if (strcmp(arg, "--perf") == 0) return o->perf = true;
   if (strcmp(arg, "--tf32") == 0) return o->open.allow_tf32 = true;
   if (strcmp(arg, "--composed") == 0) return o->open.composed_only = true;
@@ -63,8 +65,9 @@ static bool parse(harness *h, options *o, int argc, char **argv) {
 }
 
 static bk_status open_devices(harness *h, const options *o) {
-  bk_device_options one = o->open;
-  one.threads = 1;
+  bk_device_options second = o->open;
+  if (o->like_composed) second.composed_only = h->like_composed = true;
+  else second.threads = 1;
   BK_TRY(bk_device_open(h->ctx, "ref", NULL, &h->ref));
   BK_TRY(bk_stream_create(h->ref, 0, &h->ref_stream));
   BK_TRY(bk_device_open(h->ctx, o->device, &o->open, &h->device));
@@ -73,8 +76,8 @@ static bk_status open_devices(harness *h, const options *o) {
     return BK_ERR_ABSENT;
   }
   BK_TRY(bk_stream_create(h->device, 0, &h->stream));
-  if (!o->bits) return BK_OK;
-  BK_TRY(bk_device_open(h->ctx, o->device, &one, &h->second));
+  if (!o->bits && !o->like_composed) return BK_OK;
+  BK_TRY(bk_device_open(h->ctx, o->device, &second, &h->second));
   return bk_stream_create(h->second, 0, &h->second_stream);
 }
 
