@@ -45,6 +45,9 @@ wide() { # FILE LOADS STORES: at least so many of each in its PTX
 }
 wide copy 4 4
 wide moe 32 20
+wide streams 64 64
+wide pre_norm 200 200
+wide hc_rebuild 128 192
 
 # ---- what a user installs ----
 echo "module: $(stat -c %s "$module") bytes"
