@@ -5,6 +5,8 @@
 #include <string.h>
 
 enum { PIECE = 1 << 14 }; /* elements made at a time */
+/* What is drawn of a tensor for a benchmark: all of one of up to 2^21 elements (a router whose rows repeat would have experts that tie). */
+enum { ROUGH_WHOLE = 1 << 21, ROUGH_DRAWN = 64 * PIECE };
 
 static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, int64_t i) {
   if (p->init == BK_INIT_NORMAL) return p->init_std * bk_normal(seed, stream, (uint64_t)i);
@@ -28,12 +30,12 @@ static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   return BK_OK;
 }
 
-/* distinct: elements of a tensor that are drawn, a whole number of pieces; the rest repeats them. */
+/* distinct: elements of a larger tensor that are drawn, a whole number of pieces; the rest repeats them. */
 static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct, double *values) {
   bk_tensor weight = bk_param_weight(m, p), master = bk_param_master(m, p);
   uint64_t stream = bk_hash64(p->name, strlen(p->name));
   int64_t count = bk_tensor_count(&weight);
-  if (count > distinct) count = distinct;
+  if (count > distinct && count > ROUGH_WHOLE) count = distinct;
   for (int64_t first = 0; first < count; first += PIECE) {
     int64_t n = count - first < PIECE ? count - first : PIECE;
     for (int64_t i = 0; i < n; i++) {
@@ -71,4 +73,4 @@ static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {
 }
 
 bk_status bk_model_init(bk_model *m, uint64_t seed) { return init_params(m, seed, INT64_MAX); }
-bk_status bk_model_init_rough(bk_model *m, uint64_t seed) { return init_params(m, seed, 64 * PIECE); }
+bk_status bk_model_init_rough(bk_model *m, uint64_t seed) { return init_params(m, seed, ROUGH_DRAWN); }

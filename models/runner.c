@@ -127,7 +127,7 @@ static void plan_head_acts(bk_runner *r, bk_planner *p, bk_slot *slot) {
 }
 
 static int64_t head_piece_rows(const bk_runner *r) {
-  bool host = r->model->device->props.host_memory;
+  bool host = r->model->device->props.host_memory || !r->options.backward; /* without gradients fewer rows do */
   int64_t rows = (host ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / r->model->config.vocab_size;
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
@@ -296,12 +296,13 @@ bk_status bk_runner_fork(bk_runner *r) {
   return BK_OK;
 }
 
-bk_status bk_runner_join(bk_runner *r) {
+bk_status bk_runner_join(bk_runner *r, bk_status status) {
   bk_stream *to = r->model->stream;
-  if (!forks(r)) return BK_OK;
+  if (!forks(r)) return status;
   r->exec.stream = to;
-  BK_TRY(r->merge_stream->ops->event_record(r->merge_stream, r->joined));
-  return to->ops->event_wait(to, r->joined);
+  bk_status joined = r->merge_stream->ops->event_record(r->merge_stream, r->joined);
+  if (joined == BK_OK) joined = to->ops->event_wait(to, r->joined);
+  return status != BK_OK ? status : joined;
 }
 
 static bk_status runner_fill(bk_runner *r) {

@@ -13,7 +13,7 @@ typedef struct bk_runner_options {
   int slots;              /* micro-batch slots of kept activations, at least 1 */
   bool backward;          /* gradients wanted: head computes dlogits in the forward pass, activations are kept */
   bool keep_logits;       /* logits [B*T, V] in fp32 (ct) stay readable after forward; otherwise made in chunks */
-  int64_t head_rows;      /* rows of logits made at a time; 0: see BK_HEAD_PIECE_HOST in runner_priv.h */
+  int64_t head_rows;      /* rows of logits made at a time; 0: as many as fit 2^25 elements, with gradients on a GPU 2^28 */
   int64_t hc_recompute;   /* BK_RECOMPUTE_AUTO, 0 off, N; only with backward */
   bool merge_stream;      /* merges of feed-forward sublayers and their backward on a stream of higher priority (mHC paper, section 4.3.3) */
   int64_t cache_len;      /* > 0: decoding with a KV cache of that many positions; no backward */

@@ -10,12 +10,6 @@ static bk_status seen(const bk_runner *r, const bk_slot *slot, bk_stage stage, i
   return r->look && !r->exec.preparing ? r->look(r->look_arg, r, slot, stage, s) : BK_OK;
 }
 
-/* A walk that failed may have left the other stream. */
-static void begin(bk_runner *r) {
-  r->exec.profile = bk_profile_of(r->model);
-  r->exec.stream = r->model->stream;
-}
-
 /* ---- ends, forward ---- */
 static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
@@ -83,9 +77,9 @@ static bk_status walk_merge(bk_runner *r, bk_slot *slot, int s) {
   bool apart = is_feed_forward(r, s);
   bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
   if (apart) BK_TRY(bk_runner_fork(r));
-  if (s + 1 == r->n) BK_TRY(bk_connection_merge(ex, c, a, slot->last));
-  else BK_TRY(bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]));
-  return apart ? bk_runner_join(r) : BK_OK;
+  bk_status status = s + 1 == r->n ? bk_connection_merge(ex, c, a, slot->last)
+                                   : bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
+  return apart ? bk_runner_join(r, status) : status;
 }
 
 static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
@@ -100,7 +94,7 @@ static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
 }
 
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss) {
-  begin(r);
+  r->exec.profile = bk_profile_of(r->model);
   if (bk_runner_has_embed(r)) BK_TRY(walk_embed(r, slot));
   bk_exec_begin(&r->exec, &r->calls[0].mix, BK_PHASE_MIX, 0);
   BK_TRY(bk_connection_mix(&r->exec, &sublayer(r, 0)->connection, &slot->mix[0]));
@@ -150,8 +144,8 @@ static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
   bool apart = is_feed_forward(r, s);
   bk_exec_begin(&r->exec, &r->calls[s].merge_bwd, BK_PHASE_MERGE_BWD, s);
   if (apart) BK_TRY(bk_runner_fork(r));
-  BK_TRY(bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df));
-  return apart ? bk_runner_join(r) : BK_OK;
+  bk_status status = bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
+  return apart ? bk_runner_join(r, status) : status;
 }
 
 /* Through the mix of sublayer s and the merge of the one before it. */
@@ -162,9 +156,9 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
   bool apart = is_feed_forward(r, s - 1);
   if (apart) BK_TRY(bk_runner_fork(r));
-  BK_TRY(bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1], r->dh,
-                                     r->D, r->df));
-  return apart ? bk_runner_join(r) : BK_OK;
+  bk_status status = bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1],
+                                                 r->dh, r->D, r->df);
+  return apart ? bk_runner_join(r, status) : status;
 }
 
 static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
@@ -181,7 +175,7 @@ static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {
 }
 
 bk_status bk_walk_backward(bk_runner *r, bk_slot *slot) {
-  begin(r);
+  r->exec.profile = bk_profile_of(r->model);
   if (bk_runner_has_head(r)) BK_TRY(walk_head_bwd(r, slot));
   if (r->block) BK_TRY(walk_rebuild(r, slot, r->n - 1));
   BK_TRY(walk_merge_bwd(r, slot, r->n - 1));

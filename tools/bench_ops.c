@@ -71,7 +71,8 @@ CASE(SWIGLU, bk_swiglu_args, .gate = ROWS, .up = ROWS, .y = ROWS)
 CASE(SWIGLU_BWD, bk_swiglu_bwd_args, .gate = ROWS, .up = ROWS, .dy = ROWS, .dgate = ROWS, .dup = ROWS)
 CASE(EMBED, bk_embed_args, .ids = I1(N), .table = S2(V, C), .y = ROWS)
 CASE(EMBED_BWD, bk_embed_bwd_args, .ids = I1(N), .dy = ROWS, .dtable = K2(V, C))
-CASE(CROSS_ENTROPY, bk_cross_entropy_args, .logits = S2(N, V), .targets = I1(N), .step = STEP, .loss = K1(N), .dlogits = S2(N, V))
+/* As the head runs it: logits in ct, their gradient in st. */
+CASE(CROSS_ENTROPY, bk_cross_entropy_args, .logits = K2(N, V), .targets = I1(N), .step = STEP, .loss = K1(N), .dlogits = S2(N, V))
 CASE(ROUTER, bk_router_args, .logits = K2(N, EXPERTS), .bias = K1(EXPERTS), .scores = K2(N, EXPERTS), .index = I2(N, CHOICES), .weights = K2(N, CHOICES),
      .n_group = 4, .topk_group = 2, .norm_topk_prob = true, .routed_scaling_factor = 1)
 CASE(ROUTER_BWD, bk_router_bwd_args, .scores = K2(N, EXPERTS), .index = I2(N, CHOICES), .dweights = K2(N, CHOICES), .dlogits = K2(N, EXPERTS),

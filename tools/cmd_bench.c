@@ -106,9 +106,22 @@ bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void 
   return status;
 }
 
+/* Options of the other kind of bench would be ignored. */
+static bk_status check_options(cli_session *s, const char *what) {
+  static const char *const of_ops[] = {"op", "tokens", "width", "streams", "vocabulary"};
+  static const char *const of_step[] = {"model", "batch-size", "seq-len", "compare", "apart", "profile"};
+  bool ops = strcmp(what, "ops") == 0;
+  const char *const *others = ops ? of_step : of_ops;
+  size_t count = ops ? BK_COUNT(of_step) : BK_COUNT(of_ops);
+  for (size_t i = 0; i < count; i++)
+    if (cli_given(&s->args, others[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: --%s is for bench %s", what, others[i], ops ? "step" : "ops");
+  return BK_OK;
+}
+
 static bk_status run(cli_session *s) {
   const char *what = s->args.words[0];
-  if (strcmp(what, "ops") == 0 && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench ops: --profile is for bench step");
+  if (strcmp(what, "ops") == 0 || strcmp(what, "step") == 0) BK_TRY(check_options(s, what));
   if (strcmp(what, "ops") == 0) return bench_ops(s);
   if (strcmp(what, "step") == 0) return bench_step(s);
   return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: expected ops or step", what);

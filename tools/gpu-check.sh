@@ -1,5 +1,5 @@
 #!/bin/bash
-# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 10 minutes on an H100; not yet tried there), and writes a report after each stage.
+# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 11 minutes on an H100; not yet tried there), and writes a report after each stage.
 # usage: tools/gpu-check.sh [--out DIR] [--stage NAME]... [--text FILE] [--jobs N]
 #        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
 # Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
@@ -10,7 +10,7 @@
 #   harness    every op against ref, with cuBLASLt and cuDNN and without
 #   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes
 #   train      100 steps of demo, fp32 and bf16, against cpu; verify tiny for each residual connection
-#   bits       the same run twice, and without step graphs: the same bits
+#   bits       the same run twice, without step graphs, with merges on a stream of their own: the same bits
 #   ops        bench ops in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are wanted
 #   step       bench step, mhc against plain, at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
 #              share of the measured rate of matrix products, memory against plan; then the time of every op
@@ -24,7 +24,7 @@ set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
 STAGES=() ALL=(build devices harness sanitizer train bits ops step peers ncu)
 OUT=build-gpu TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
-usage() { sed -n '2,5p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
+usage() { sed -n '2,4p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
@@ -265,12 +265,15 @@ stage_bits() {
     "${common[@]}" --out "$OUT/bits-a" >"$OUT/bits.log" 2>&1
     "${common[@]}" --out "$OUT/bits-b" >>"$OUT/bits.log" 2>&1
     "${common[@]}" --out "$OUT/bits-c" --set cuda_graph=false >>"$OUT/bits.log" 2>&1
-    local last
+    "${common[@]}" --out "$OUT/bits-d" --set merge_stream=true >>"$OUT/bits.log" 2>&1
+    "${common[@]}" --out "$OUT/bits-e" --set merge_stream=true cuda_graph=false >>"$OUT/bits.log" 2>&1
+    local last other
+    local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs')
     last=$(printf 'step-%06d' $steps)
-    for other in b c; do
+    for other in b c d e; do
       if cmp "$OUT/bits-a/$last/model.safetensors" "$OUT/bits-$other/$last/model.safetensors" >>"$OUT/bits.log" 2>&1 &&
         cmp "$OUT/bits-a/$last/optimizer.safetensors" "$OUT/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits.log" 2>&1; then
-        pass "$dtype: $steps steps, $([ $other = b ] && echo 'two runs' || echo 'step graphs on and off'): the same bits"
+        pass "$dtype: $steps steps, ${what[$other]}: the same bits"
       else
         fail "$dtype: runs a and $other differ" "$OUT/bits.log"
       fi
@@ -325,7 +328,8 @@ figure() {
   awk -v key="\"$2\":" -v part="${3:-}" '/^  "compare": \{/ { inside = 1 } $1 == key && (part != "") == (inside + 0) { sub(/,$/, "", $2); print $2; exit } /^  \}/ { inside = 0 }' "$1"
 }
 calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
-card_bytes() { echo $(($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1) * 1048576)); }
+# Memory of the card; 0 where nobody can say.
+card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null); }
 
 # What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
 plan_bytes() {
@@ -451,7 +455,7 @@ ncu_metrics() {
 stage_ncu() {
   local tool root kernels metrics size=(--tokens 8192 --width 7168) ops=(hc_merge_mix hc_merge_mix_bwd) op
   for op in pre pre_norm post_res project maps; do ops+=("hc_$op" "hc_${op}_bwd"); done
-  ! grep -q '"hc_rebuild"' core/runtime/op.h || ops+=(hc_rebuild)
+  ops+=(hc_rebuild)
   tool=$(command -v ncu) || { root=$(cuda_root 2>/dev/null) && tool=$root/bin/ncu; }
   [ -x "$tool" ] || { skip "ncu: Nsight Compute is not here"; return; }
   [ -z "$ON_HOST" ] || size=(--tokens 64 --width 64)

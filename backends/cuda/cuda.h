@@ -40,7 +40,7 @@ typedef struct bk_cuda_stream {
   bk_status poison;                 /* an asynchronous error: every later call returns it */
   const char *current;              /* the op that is being launched */
   const char *trace[BK_CUDA_TRACE]; /* ring of what was launched since the last sync, captured launches aside */
-  int launches;                     /* since the last sync */
+  int64_t launches;                 /* since the last sync */
   bool capturing;
   bool captured; /* takes part in the capture of another stream */
 } bk_cuda_stream;

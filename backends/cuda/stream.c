@@ -29,10 +29,10 @@ bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what) {
 
 /* "cuda_rope, cuda_attention": what was launched since the last sync, oldest first. */
 static void name_launches(const bk_cuda_stream *s, char *text, size_t size) {
-  int kept = s->launches < BK_CUDA_TRACE ? s->launches : BK_CUDA_TRACE;
+  int64_t kept = s->launches < BK_CUDA_TRACE ? s->launches : BK_CUDA_TRACE;
   size_t used = 0;
   text[0] = '\0';
-  for (int i = s->launches - kept; i < s->launches && used < size; i++) {
+  for (int64_t i = s->launches - kept; i < s->launches && used < size; i++) {
     int n = snprintf(text + used, size - used, "%s%s", used ? ", " : "", s->trace[i % BK_CUDA_TRACE]);
     used += n > 0 ? (size_t)n : 0;
   }
@@ -48,9 +48,9 @@ static bk_status poison(bk_stream *stream, cudaError_t error, const char *what) 
   if (s->launches == 0) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s: %s (%s); the stream cannot go on", what, text, code);
   if (s->launches == 1) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s failed on the device: %s (%s); the stream cannot go on", names, text, code);
   return bk_fail(ctx, BK_ERR_DEVICE,
-                 "cuda: one of %d ops failed on the device: %s (%s); under way were %s%s; the stream cannot go on; with BIRKHOFF_CUDA_SYNC=1 "
+                 "cuda: one of %lld ops failed on the device: %s (%s); under way were %s%s; the stream cannot go on; with BIRKHOFF_CUDA_SYNC=1 "
                  "the error names the op",
-                 s->launches, text, code, s->launches > BK_CUDA_TRACE ? "..., " : "", names);
+                 (long long)s->launches, text, code, s->launches > BK_CUDA_TRACE ? "..., " : "", names);
 }
 
 /* Errors of the call itself, after which the stream is what it was; all others are of work that was launched before. */

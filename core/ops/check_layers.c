@@ -67,7 +67,11 @@ bk_status bk_check_EMBED_BWD(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_CROSS_ENTROPY(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args, "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:f[N,V]");
+  const bk_cross_entropy_args *a = args;
+  BK_TRY(bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args, "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:f[N,V]"));
+  if (!bk_tensor_present(&a->dlogits) || a->dlogits.dtype == a->logits.dtype) return BK_OK;
+  if (!a->logits.buffer || a->logits.buffer != a->dlogits.buffer || a->logits.offset != a->dlogits.offset) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
 }
 
 /* ---- experts ---- */

@@ -236,6 +236,9 @@ FIELDS(HC_REBUILD) = {
 _Static_assert(BK_HC_REBUILD_MAX == 8, "fields_HC_REBUILD lists the layers");
 #undef A
 
+#define FIELDS_FIT(id, name, args) _Static_assert(BK_COUNT(fields_##id) <= BK_OP_MAX_FIELDS, name);
+BK_OP_LIST(FIELDS_FIT)
+#undef FIELDS_FIT
 #define DESC(id, name, args) \
   [BK_OP_##id] = {BK_OP_##id, name, sizeof(args), fields_##id, (int)BK_COUNT(fields_##id), bk_check_##id, bk_cost_##id},
 static const bk_op_desc descriptors[BK_OP_COUNT] = {BK_OP_LIST(DESC)};

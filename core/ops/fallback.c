@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-#define MAX_FIELDS 69 /* no descriptor has more */
+#define MAX_FIELDS BK_OP_MAX_FIELDS
 #define MAX_ARGS 8192 /* more bytes than any args struct has */
 
 typedef struct fallback_state {

@@ -321,6 +321,7 @@ typedef struct bk_op_field {
   bk_role role;
   bool optional;
 } bk_op_field;
+#define BK_OP_MAX_FIELDS 69 /* of a descriptor */
 typedef struct bk_op_desc {
   bk_op op;
   const char *name;

@@ -30,6 +30,10 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 [ $# -gt 0 ] || usage
+for file; do [ -r "$file" ] && [ -f "$file" ] || { echo "kernel-report.sh: cannot read $file" >&2; exit 2; }; done
+for pair in "${threads[@]}" "${dynamic[@]}"; do
+  [[ $pair =~ =[0-9]+$ ]] || { echo "kernel-report.sh: $pair: expected REGEX=NUMBER" >&2; exit 2; }
+done
 dump=${CUOBJDUMP:-$(command -v cuobjdump || echo /usr/local/cuda/bin/cuobjdump)}
 [ -x "$dump" ] || { echo "kernel-report.sh: no cuobjdump (CUOBJDUMP names one)" >&2; exit 77; }
 PATH=$(dirname "$dump"):$PATH # for nvdisasm
@@ -44,7 +48,6 @@ named() { # FILE: its kernels
   paste -d ' ' "$W/mangled" <(paste -d : "$W/source" "$W/plain" | tr -d ' ')
 }
 for file; do
-  [ -r "$file" ] || { echo "kernel-report.sh: cannot read $file" >&2; exit 2; }
   named "$file" | awk -v want="$kernels" -v without="$without" '$2 ~ want && (without == "" || $2 !~ without)' >"$W/names"
   [ -s "$W/names" ] || continue
   cat "$W/names" >>"$W/all"

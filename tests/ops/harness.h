@@ -21,8 +21,7 @@
 /* Distance of the guards, and the gap behind each row of a strided case, in elements (odd: it breaks alignment). */
 #define HARNESS_GUARD 256
 #define HARNESS_PAD 3
-/* No op has more operands. */
-#define HARNESS_FIELDS 69
+#define HARNESS_FIELDS BK_OP_MAX_FIELDS
 
 typedef enum fill_kind {
   FILL_NORMAL,   /* mean a, standard deviation b */

@@ -252,10 +252,13 @@ def table():
     }
 
 
+SUBLAYER_PARTS = ("pre", "post_res", "project", "maps")
+
+
 def sublayer_forms(ops, best, compiler):
     """Of the forms that were fastest by themselves; each side of F is compiled whole."""
     kind = "compiled" if compiler else "eager"
-    form = {name: (getattr(ops[name], kind) or ops[name].eager)[best[name]] for name in ("pre", "post_res", "project", "maps")}
+    form = {name: (getattr(ops[name], kind) or ops[name].eager)[best[name]] for name in SUBLAYER_PARTS}
     compiler = compiler or (lambda f: f)
     name = ", ".join(f"{op} {best[op]}" for op in form)
     return {name: sublayer_of(compiler(mix_of(form["project"], form["maps"], form["pre"])), compiler(form["post_res"]))}
@@ -275,7 +278,7 @@ def bytes_of(z):
         "hc_post_res": 2 * x + y + gate + comb, "hc_post_res_bwd": 3 * x + 2 * (y + gate + comb),
         "hc_project": x + fn + proj + rinv, "hc_project_bwd": 3 * x + 3 * fn + proj + 2 * rinv,
         "hc_maps": proj + rinv + maps_in + 2 * gate + comb, "hc_maps_bwd": 2 * (proj + rinv) + 3 * maps_in + 2 * gate + comb,
-        "adamw": N * C * (4 + (2 + 8 if s == 2 else 8) + 16) + 128, "cross_entropy": z.rows * (2 * z.vocabulary * s + 8) + 128,
+        "adamw": N * C * (4 + (2 + 8 if s == 2 else 8) + 16) + 128, "cross_entropy": z.rows * (z.vocabulary * (4 + s) + 8) + 128,
     }
     b["hc_merge_mix"] = b["hc_post_res"] + b["hc_project"] + b["hc_maps"] + b["hc_pre_norm"] - (2 * x + proj + rinv + gate)
     parts = b["hc_post_res_bwd"] + b["hc_project_bwd"] + b["hc_maps_bwd"] + b["hc_pre_norm_bwd"]
