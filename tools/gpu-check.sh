@@ -10,7 +10,7 @@
 #   harness    every op against ref, with cuBLASLt and cuDNN and without
 #   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes
 #   train      100 steps of demo, fp32 and bf16, against cpu; verify tiny for each residual connection
-#   bits       the same run twice, without step graphs, with merges on a stream of their own: the same bits
+#   bits       the same run twice, without step graphs, with merges on a stream of their own, without recompute: the same bits
 #   ops        bench ops in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are wanted
 #   step       bench step, mhc against plain, at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
 #              share of the measured rate of matrix products, memory against plan; then the time of every op
@@ -267,10 +267,11 @@ stage_bits() {
     "${common[@]}" --out "$OUT/bits-c" --set cuda_graph=false >>"$OUT/bits.log" 2>&1
     "${common[@]}" --out "$OUT/bits-d" --set merge_stream=true >>"$OUT/bits.log" 2>&1
     "${common[@]}" --out "$OUT/bits-e" --set merge_stream=true cuda_graph=false >>"$OUT/bits.log" 2>&1
+    "${common[@]}" --out "$OUT/bits-f" --set hc_recompute=off >>"$OUT/bits.log" 2>&1
     local last other
-    local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs')
+    local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs' [f]='recompute or not')
     last=$(printf 'step-%06d' $steps)
-    for other in b c d e; do
+    for other in b c d e f; do
       if cmp "$OUT/bits-a/$last/model.safetensors" "$OUT/bits-$other/$last/model.safetensors" >>"$OUT/bits.log" 2>&1 &&
         cmp "$OUT/bits-a/$last/optimizer.safetensors" "$OUT/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits.log" 2>&1; then
         pass "$dtype: $steps steps, ${what[$other]}: the same bits"

@@ -51,8 +51,8 @@ static void project_aligned(harness *h) {
 }
 
 /* Long rows: several slices of K, each of several steps, and ends that fill nothing. */
-static void long_project_case(harness *h) {
-  const int64_t tokens = 129, k = 4 * 1034, rows = 24;
+static void long_project_case(harness *h, int64_t tokens, int64_t k) {
+  const int64_t rows = 24;
   bk_hc_project_args a = {h2(h->st, 0, tokens, k), h2(h->ct, 0, rows, k), h2(h->ct, 0, tokens, rows), h1(h->ct, tokens), 1e-6};
   harness_case(h, BK_OP_HC_PROJECT, &a, NULL, NULL, "R=%lld,N=%lld,K=%lld", (long long)rows, (long long)tokens, (long long)k);
 }
@@ -167,6 +167,7 @@ static void long_merge_mix_cases(harness *h) {
   const shape s = {.tokens = 67, .n = 4, .width = 1064};
   merge_mix_run(h, mix_for(h, BK_HC_MHC, s));
   merge_mix_run(h, mix_for(h, BK_HC_IHC, s));
+  merge_mix_run(h, mix_for(h, BK_HC_MHC, (shape){.tokens = 5, .n = 4, .width = 4104}));
 }
 
 /* old: scale of the gradient that the mix adds to. */
@@ -258,7 +259,8 @@ void cases_fused(harness *h) {
   rebuild_cases(h);
   if (h->roof) return;
   project_aligned(h);
-  long_project_case(h);
+  long_project_case(h, 129, 4 * 1034);
+  long_project_case(h, 9, 4 * 5122);
   long_merge_mix_cases(h);
   long_merge_mix_bwd_cases(h);
 }

@@ -52,6 +52,16 @@ template <class T> BK_DEVICE T bk_from_float(float x) {
   return y;
 }
 
+/* For sums whose bits must be those of another kernel: a b + c e may be fused in more than one way, and the compiler's choice differs from
+ * kernel to kernel. On the host every operation is rounded by itself. */
+#ifdef BK_CUDA_ON_HOST
+BK_DEVICE float bk_mul(float a, float b) { return a * b; }
+BK_DEVICE float bk_fma(float a, float b, float c) { return a * b + c; }
+#else
+BK_DEVICE float bk_mul(float a, float b) { return __fmul_rn(a, b); }
+BK_DEVICE float bk_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+#endif
+
 /* ---- 16-byte accesses ---- */
 template <class T> struct bk_pack;
 template <> struct bk_pack<float> { static constexpr int count = 4; };

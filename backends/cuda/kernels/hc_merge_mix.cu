@@ -10,11 +10,12 @@
 #include "backends/cuda/kernels/maps.h"
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc_project_mma.cuh"
+#include "backends/cuda/kernels/hc_token.cuh"
 
 namespace {
 
 constexpr int threads = BK_PROJECT_THREADS, n_tiles = 2, warp_tokens = 8 * n_tiles, tile_tokens = threads / BK_WARP * warp_tokens;
-constexpr int step = BK_PROJECT_COLUMNS, wanted_blocks = 384; /* three a multiprocessor */
+constexpr int step = BK_PROJECT_COLUMNS, slots = 3 * BK_PROJECT_MULTIPROCESSORS;
 
 struct operands {
   bk_wide<bk_bf16> x, out;
@@ -69,22 +70,21 @@ BK_DEVICE uint32_t &word_of(uint4 &x, int w) { return w == 0 ? x.x : w == 1 ? x.
 /* Two channels of a token: streams -> merged streams, in the order of HC_POST_RES, rounded as they are stored. */
 template <int N, bool MIX> BK_DEVICE void merge_word(inputs<N> &x, int i, int w, const float (&coef)[coefficients<N, MIX>]) {
   constexpr int mix = MIX ? N * N : 0;
-  float in[N + 1][2], out[2];
+  const uint32_t f = word_of(x.at[N][i], w);
+  const float feed[2] = {__uint_as_float(f << 16), __uint_as_float(f & 0xffff0000u)};
+  float in[2][N], out[2];
 #pragma unroll
-  for (int m = 0; m <= N; m++) {
+  for (int m = 0; m < N; m++) {
     const uint32_t both = word_of(x.at[m][i], w);
-    in[m][0] = __uint_as_float(both << 16), in[m][1] = __uint_as_float(both & 0xffff0000u);
+    in[0][m] = __uint_as_float(both << 16), in[1][m] = __uint_as_float(both & 0xffff0000u);
   }
 #pragma unroll
   for (int k = 0; k < N; k++) {
+    float column[N];
 #pragma unroll
-    for (int v = 0; v < 2; v++) {
-      out[v] = MIX ? 0.f : in[k][v];
+    for (int m = 0; m < N; m++) column[m] = MIX ? coef[m * N + k] : 0.f;
 #pragma unroll
-      for (int m = 0; m < N; m++)
-        if (MIX) out[v] += coef[m * N + k] * in[m][v];
-      out[v] += coef[mix + k] * in[N][v];
-    }
+    for (int v = 0; v < 2; v++) out[v] = bk_hc_merge<MIX, true>(in[v], feed[v], N, k, column, coef[mix + k]);
     word_of(x.at[k][i], w) = bk_bf16x2(out[0], out[1]);
   }
 }
@@ -143,6 +143,8 @@ BK_DEVICE place place_of(const operands &o, int64_t first, int end) {
 template <int N, bool MIX, int ROWS> __global__ void __launch_bounds__(threads, 3) merge_project_kernel(operands o) {
   __shared__ bk_project_pair<ROWS> pairs[2];
   __shared__ block_coefficients<N, MIX> coef;
+  __shared__ bk_project_totals<ROWS, n_tiles> totals;
+  constexpr int run = BK_PROJECT_RUN / N;
   const int warp = (int)threadIdx.x / BK_WARP, lane = (int)threadIdx.x % BK_WARP;
   const int64_t block_first = (int64_t)blockIdx.x * tile_tokens, first = block_first + warp * warp_tokens;
   const int begin = (int)blockIdx.y * o.slice, end = begin + o.slice < o.width ? begin + o.slice : o.width;
@@ -170,14 +172,17 @@ template <int N, bool MIX, int ROWS> __global__ void __launch_bounds__(threads, 
       if (more) bk_project_store<ROWS>(w, mine, pairs + (which ^ 1));
       __syncthreads();
     }
+    const int done = c + step - begin;
+    if (done % run == 0 && c + step < end) bk_project_bank<ROWS, n_tiles>(total.sums, totals, done == run);
   }
+  if (end - begin > run) bk_project_fetch<ROWS, n_tiles>(total.sums, totals);
   bk_project_keep<ROWS, n_tiles>(o.end, blockIdx.y, first, 0, total.sums, total.squares);
 }
 
 /* ---- launches ---- */
 
 int64_t slice_of(const bk_hc_merge_mix_args *a) {
-  return bk_project_slice(bk_ceil_div(a->merge.x.shape[0], tile_tokens), bk_ceil_div(a->merge.x.shape[2], step), wanted_blocks) * step;
+  return bk_project_slice(bk_ceil_div(a->merge.x.shape[0], tile_tokens), bk_ceil_div(a->merge.x.shape[2], step), slots) * step;
 }
 
 template <int N, bool MIX, int ROWS> void start(bk_stream *stream, const operands &o) {
@@ -216,6 +221,7 @@ extern "C" BK_CUDA_ACCEPTS(hc_merge_mix) {
   const int64_t n = x->shape[1], width = x->shape[2];
   (void)device;
   if ((n != 4 && n != 2) || width == 0 || a->project.x.shape[0] != x->shape[0] || a->project.x.shape[1] != n * width) return false;
+  if (x->shape[0] > 1 && a->project.x.stride[0] != out->stride[0]) return false;
   if (out->stride[1] != width || fn->shape[0] > (bk_tensor_present(&a->merge.comb) ? 32 : 8)) return false;
   if (fn->shape[0] * fn->stride[0] >= (int64_t)1 << 31) return false;
   return bk_packs_fit(x) && bk_packs_fit(out) && bk_packs_fit(&a->merge.f) && bk_packs_fit(fn);

@@ -14,8 +14,11 @@ namespace {
 /* The means come first in the workspace, then what the launches need, one after the other. */
 size_t means_bytes(const bk_hc_merge_mix_bwd_args *a) { return BK_ALIGN_UP((size_t)a->pre_norm.x.shape[0] * sizeof(float), (size_t)256); }
 
+/* One pass writes what both parts add, at the strides of one of them. */
 bool widths_fit(const bk_hc_merge_mix_bwd_args *a) {
-  const bk_tensor *x = &a->pre_norm.x;
+  const bk_tensor *x = &a->pre_norm.x, *dx = &a->pre_norm.dx;
+  if (x->shape[1] > 1 && dx->stride[1] != x->shape[2]) return false;
+  if (x->shape[0] > 1 && dx->stride[0] != a->project.dx.stride[0]) return false;
   return x->shape[1] <= 4 && a->project.x.shape[0] == x->shape[0] && a->project.x.shape[1] == x->shape[1] * x->shape[2] &&
          a->project.x.shape[1] < INT32_MAX;
 }

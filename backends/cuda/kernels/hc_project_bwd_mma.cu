@@ -2,7 +2,8 @@
  * x, at most 32 rows of fn. Floor: x read, dx written (and read to accumulate), 6 bytes an element.
  *
  * fp32 operands are split into bf16 terms: hi, what is left of it rounded (mid), what is left then (lo). dfn: x is bf16 as it is, dproj
- * has three terms, exact to 2^-24; three products. dx, rounded to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An
+ * has three terms, exact to 2^-24; three products,
+ * whose sums over a chunk tensor cores cut off as in any gradient of weights. dx, rounded to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An
  * operand that is not finite, or rounds to infinity in bf16, makes not-a-number where ref may have an infinity.
  *
  * A block has 256 channels and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory, two steps ahead, a warp
@@ -298,8 +299,8 @@ template <int B, bool PRE> __global__ void __launch_bounds__(threads, PRE && B =
 
 /* ---- launches ---- */
 
-/* Tokens of a chunk: as many chunks as fill `wanted_blocks` blocks, two on each of 132 multiprocessors, and no more, so that they run at
- * once; not so short that fn and the partials cost more than x. */
+/* Tokens of a chunk: as many chunks as fill `wanted_blocks` blocks, two on each of 132 multiprocessors (PRE with 32 rows: two rounds), and no
+ * more, so that they run at once; not so short that fn and the partials cost more than x. */
 int64_t chunk_of(const bk_hc_project_bwd_args *a) {
   const int64_t columns = bk_ceil_div(a->x.shape[1], block_channels), chunks = wanted_blocks / (columns < 1 ? 1 : columns);
   const int64_t chunk = bk_hc_chunk(a->x.shape[0], step_tokens, chunks < 1 ? 1 : chunks);
@@ -347,7 +348,8 @@ extern "C" void bk_cuda_project_bwd_mma_start(bk_stream *stream, const bk_hc_pro
 extern "C" BK_CUDA_ACCEPTS(hc_project_bwd_mma) {
   const bk_hc_project_bwd_args *a = (const bk_hc_project_bwd_args *)args;
   (void)device;
-  return a->fn.shape[0] <= most_rows && a->x.shape[0] < INT32_MAX && a->x.shape[1] < INT32_MAX - block_channels && bk_packs_fit(&a->x) && (!bk_tensor_present(&a->dx) || bk_packs_fit(&a->dx));
+  if (a->fn.shape[0] > most_rows || a->x.shape[0] >= INT32_MAX || a->x.shape[1] >= INT32_MAX - block_channels) return false;
+  return bk_packs_fit(&a->x) && (!bk_tensor_present(&a->dx) || bk_packs_fit(&a->dx));
 }
 
 extern "C" BK_CUDA_PREPARE(hc_project_bwd_mma) {

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr int threads = BK_PROJECT_THREADS, n_tiles = 4, warp_tokens = 8 * n_tiles, tile_tokens = threads / BK_WARP * warp_tokens;
-constexpr int step = 2 * BK_PROJECT_COLUMNS, wanted_blocks = 512; /* four a multiprocessor */
+constexpr int step = 2 * BK_PROJECT_COLUMNS, slots = 4 * BK_PROJECT_MULTIPROCESSORS;
 
 struct operands {
   bk_rows<bk_bf16> x;
@@ -47,8 +47,10 @@ BK_DEVICE int column_of(const bk_project_share &mine, int k, int width) {
   return column < width - 4 ? column : width - 4;
 }
 
-template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel(operands o) {
+/* Four blocks a multiprocessor; 32 rows want a few registers more than that leaves. */
+template <int ROWS> __global__ void __launch_bounds__(threads, ROWS == 32 ? 3 : 4) project_kernel(operands o) {
   __shared__ bk_project_pair<ROWS> pairs[2];
+  __shared__ bk_project_totals<ROWS, n_tiles> totals;
   const int lane = (int)threadIdx.x % BK_WARP, width = (int)o.end.width;
   const int64_t first = (int64_t)blockIdx.x * tile_tokens + (int)threadIdx.x / BK_WARP * warp_tokens;
   const int begin = (int)blockIdx.y * o.slice, end = begin + o.slice < width ? begin + o.slice : width;
@@ -81,14 +83,17 @@ template <int ROWS> __global__ void __launch_bounds__(threads, 4) project_kernel
       bk_project_store<ROWS>(w, mine, pairs + (which ^ 1));
     }
     __syncthreads();
+    const int done = k + step - begin;
+    if (done % BK_PROJECT_RUN == 0 && more) bk_project_bank<ROWS, n_tiles>(total.sums, totals, done == BK_PROJECT_RUN);
   }
+  if (end - begin > BK_PROJECT_RUN) bk_project_fetch<ROWS, n_tiles>(total.sums, totals);
   bk_project_keep<ROWS, n_tiles>(o.end, blockIdx.y, first, fn.first, total.sums, total.squares);
 }
 
 /* ---- launches ---- */
 
 int64_t slice_of(const bk_hc_project_args *a) {
-  return bk_project_slice(bk_ceil_div(a->x.shape[0], tile_tokens), bk_ceil_div(a->x.shape[1], step), wanted_blocks) * step;
+  return bk_project_slice(bk_ceil_div(a->x.shape[0], tile_tokens), bk_ceil_div(a->x.shape[1], step), slots) * step;
 }
 
 template <int ROWS> void start(bk_stream *stream, const operands &o) {

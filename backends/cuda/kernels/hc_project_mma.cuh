@@ -1,6 +1,6 @@
-/* The products of projections on tensor cores: rows of fn in fp32 times bf16 rows of x, sums in fp32.
+/* The products of projections on tensor cores: rows of fn in fp32 times bf16 rows of x, sums in fp32 (BK_PROJECT_RUN).
  *
- * A value of fn is the exact sum of three bf16 numbers (8 of its 24 bits each, cut off, so that nothing is rounded): products are made three
+ * A value of fn is the exact sum of three bf16 numbers (8 of its 24 bits each, cut off, so that no operand is rounded): products are made three
  * times. Where x or fn is not finite the result is not a number (fp32 may have an infinity there).
  *
  * mma.m16n8k16 with 16 rows of fn and 8 tokens. Its k may stand for any channel, if both sides agree: in a block of 32 channels lane (g, t)
@@ -97,6 +97,36 @@ BK_DEVICE void bk_project_multiply(const uint4 (&x)[N], const bk_project_pair<RO
       }
 }
 
+/* Tensor cores cut off what they add to a sum instead of rounding it, and over thousands of additions that shows. So after every
+ * BK_PROJECT_RUN columns the sums are added, rounded to nearest, to the thread's own places in shared memory, and begin anew. (The host's
+ * products round: it cannot show the difference.) */
+#define BK_PROJECT_RUN 256
+template <int ROWS, int N> struct bk_project_totals {
+  float at[bk_project_results<ROWS>][N][4][BK_PROJECT_THREADS];
+};
+template <int ROWS, int N>
+BK_DEVICE void bk_project_bank(float (&sums)[bk_project_results<ROWS>][N][4], bk_project_totals<ROWS, N> &totals, bool first) {
+#pragma unroll
+  for (int i = 0; i < bk_project_results<ROWS>; i++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        float &total = totals.at[i][n][j][threadIdx.x];
+        total = first ? sums[i][n][j] : total + sums[i][n][j];
+        sums[i][n][j] = 0;
+      }
+}
+/* The sums with all that was banked. */
+template <int ROWS, int N> BK_DEVICE void bk_project_fetch(float (&sums)[bk_project_results<ROWS>][N][4], const bk_project_totals<ROWS, N> &totals) {
+#pragma unroll
+  for (int i = 0; i < bk_project_results<ROWS>; i++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) sums[i][n][j] += totals.at[i][n][j][threadIdx.x];
+}
+
 BK_DEVICE float bk_project_squares(uint4 x, float sum) {
   float v[8];
   bk_unpack(x, v);
@@ -133,12 +163,17 @@ BK_DEVICE void bk_project_keep(const bk_project_end &end, int64_t slice, int64_t
 
 /* ---- host ---- */
 
-/* Steps of a slice, where `steps` are shared by slices such that `tiles` blocks each make about `blocks`: one round on the devices we know
- * (reckoned). From shapes alone; few slices, for their sums are written and read. */
+#define BK_PROJECT_MULTIPROCESSORS 132 /* of an H100 and an H200: what slices are cut for, wherever they run */
 #define BK_PROJECT_MAX_SLICES 32
-static inline int64_t bk_project_slice(int64_t tiles, int64_t steps, int64_t blocks) {
-  const int64_t wanted = tiles < 1 ? 1 : blocks / tiles, most = wanted < BK_PROJECT_MAX_SLICES ? wanted : BK_PROJECT_MAX_SLICES;
-  return bk_ceil_div(steps, most < 1 ? 1 : most);
+/* Steps of a slice. `steps` are shared by slices of `tiles` blocks each: the fewest slices whose blocks fill nine tenths of the rounds that
+ * `slots` blocks at a time take, else those that fill most. From shapes alone; few, for their sums are written and read. */
+static inline int64_t bk_project_slice(int64_t tiles, int64_t steps, int64_t slots) {
+  int64_t best = 1, best_fill = 0; /* per mille */
+  for (int64_t s = 1; s <= BK_PROJECT_MAX_SLICES && s <= steps && best_fill < 900; s++) {
+    const int64_t blocks = (tiles < 1 ? 1 : tiles) * s, fill = 1000 * blocks / (bk_ceil_div(blocks, slots) * slots);
+    if (fill > best_fill) best = s, best_fill = fill;
+  }
+  return bk_ceil_div(steps, best);
 }
 
 #endif

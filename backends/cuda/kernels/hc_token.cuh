@@ -43,10 +43,10 @@ template <class T, int V, int M> BK_DEVICE bk_raw<T, V> bk_hc_collapse(const bk_
   float out[V];
 #pragma unroll
   for (int v = 0; v < V; v++) {
-    out[v] = pre[0] * bk_raw_get(in[0], v);
+    out[v] = bk_mul(pre[0], bk_raw_get(in[0], v));
 #pragma unroll
     for (int m = 1; m < M; m++)
-      if (m < n) out[v] += pre[m] * bk_raw_get(in[m], v);
+      if (m < n) out[v] = bk_fma(pre[m], bk_raw_get(in[m], v), out[v]);
   }
   return bk_raw_of<T, V>(out);
 }
@@ -75,8 +75,8 @@ template <bool MIX, bool FEED, int M> BK_DEVICE float bk_hc_merge(const float (&
   float out = MIX ? 0.f : x[k];
 #pragma unroll
   for (int m = 0; m < M; m++)
-    if (MIX && m < n) out += weights[m] * x[m];
-  if (FEED) out += post * f;
+    if (MIX && m < n) out = bk_fma(weights[m], x[m], out);
+  if (FEED) out = bk_fma(post, f, out);
   return out;
 }
 

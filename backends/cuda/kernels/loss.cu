@@ -142,9 +142,12 @@ unsigned threads_for(int64_t columns, int pack) {
   return (unsigned)(wanted < threads_most ? wanted : threads_most);
 }
 
-/* Shared memory for the beginning of a long row: all that a block can have, beside what the sums need. */
+/* All that a block can have, beside what the sums need. */
+int most_room(const bk_stream *stream) { return bk_cuda_of(stream->device)->smem_optin - 1024; }
+
+/* Shared memory for the beginning of a long row. */
 int stash_bytes(const bk_stream *stream, int64_t row_bytes) {
-  const int most = bk_cuda_of(stream->device)->smem_optin - 1024;
+  const int most = most_room(stream);
   return row_bytes < long_row ? 0 : (int)(row_bytes < most ? row_bytes : most) / 16 * 16;
 }
 
@@ -153,7 +156,7 @@ template <class T, class D> void start(bk_stream *stream, const bk_cross_entropy
   D *dlogits = bk_tensor_present(&a->dlogits) ? (D *)bk_cuda_data(&a->dlogits) : nullptr;
   const int room = dlogits ? stash_bytes(stream, columns * (int64_t)sizeof(T)) : 0;
   if (rows == 0) return;
-  bk_allow_shared(&cross_entropy_kernel<T, D>, room);
+  if (room) bk_allow_shared(&cross_entropy_kernel<T, D>, most_room(stream)); /* one limit, whatever else is captured */
   BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), room, bk_cuda_raw(stream),
             (const T *)bk_cuda_data(&a->logits), a->logits.stride[0], (const int32_t *)bk_cuda_data(&a->targets),
             (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns, room / 16);

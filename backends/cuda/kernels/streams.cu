@@ -34,18 +34,8 @@ gather_kernel(bk_wide<T> x, bk_rows<float> pre, bk_rows<T> y, int n_given, int64
   for (int m = 0; m < M; m++) weight[m] = WEIGHTED && m < n ? pre.row(token)[m] : 1.f;
   for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += (int64_t)blockDim.x * V) {
     bk_raw<T, V> in[M];
-    float out[V];
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (m < n) in[m] = bk_raw_load<T, V>(x.row(token, m) + c);
-#pragma unroll
-    for (int v = 0; v < V; v++) {
-      out[v] = weight[0] * bk_raw_get(in[0], v);
-#pragma unroll
-      for (int m = 1; m < M; m++)
-        if (m < n) out[v] += weight[m] * bk_raw_get(in[m], v);
-    }
-    bk_raw_store<T, V>(y.row(token) + c, bk_raw_of<T, V>(out));
+    bk_hc_load_streams(x, n, token, c, in);
+    bk_raw_store<T, V>(y.row(token) + c, bk_hc_collapse(in, n, weight));
   }
 }
 
