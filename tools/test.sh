@@ -159,7 +159,7 @@ stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
   # No run of the unit tests here (the other stages do that): the tarball builds, installs, uninstalls; what is installed can be used.
-  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CXX=no CFLAGS='-O1 -g' && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CXX=no CFLAGS=-O1' \
+  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CXX=no CFLAGS=-O0 && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CXX=no CFLAGS=-O0' \
     MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
