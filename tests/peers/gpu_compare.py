@@ -19,7 +19,7 @@ import time
 import torch
 
 import gpu_packages
-from gpu_ops import ADAM, Call, Sizes, bytes_of, operands, sublayer_forms, table, tolerance
+from gpu_ops import ADAM, SUBLAYER_PARTS, Call, Sizes, bytes_of, cross_entropy, operands, sublayer_forms, table, tolerance
 
 SAMPLES = 5
 OPS = ("pre", "pre_norm", "post_res", "project", "maps", "coefficients", "sublayer")
@@ -152,7 +152,6 @@ class Torch:
     """Eager PyTorch, or compiled: of each op the fastest of its forms."""
 
     def __init__(self, name, z, t, clock, ops):
-        from gpu_ops import cross_entropy
         self.name, self.z, self.t, self.clock, self.best, self.calls, self.failed = name, z, t, clock, {}, {}, []
         make = compiler if name == "compile" else None
         for op in OPS:
