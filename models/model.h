@@ -68,9 +68,9 @@ bool bk_param_trainable(const bk_model *model, const bk_param *p);
 /* Gradients count as zero from here on; what bk_param_grad shows is valid again after a backward pass, an optimiser step or
  * bk_model_settle_grads, which writes the zeros that nothing has overwritten. */
 bk_status bk_model_zero_grads(bk_model *model);
+bk_status bk_model_settle_grads(bk_model *model);
 /* As bk_model_init, but a tensor of more than 2^21 repeats its first 2^20 values, by copies on the device: for benchmarks of large models. */
 bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
-bk_status bk_model_settle_grads(bk_model *model);
 /* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory: decaying in the storage type, decaying in
  * ct, not decaying, not trained. */
 enum { BK_UPDATE_GROUPS = 4 };

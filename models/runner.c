@@ -127,8 +127,8 @@ static void plan_head_acts(bk_runner *r, bk_planner *p, bk_slot *slot) {
 }
 
 static int64_t head_piece_rows(const bk_runner *r) {
-  bool host = r->model->device->props.host_memory || !r->options.backward; /* without gradients fewer rows do */
-  int64_t rows = (host ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / r->model->config.vocab_size;
+  bool small = r->model->device->props.host_memory || !r->options.backward; /* without gradients fewer rows do */
+  int64_t rows = (small ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / r->model->config.vocab_size;
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
 
@@ -285,20 +285,23 @@ static bk_status make_merge_stream(bk_runner *r) {
 }
 
 /* A profile times op by op on the model's stream, so then there is but one. */
-static bool forks(const bk_runner *r) { return r->merge_stream && !r->exec.preparing && !r->exec.profile; }
+static bool forks(const bk_runner *r, int s) {
+  bool feed_forward = r->model->sublayers[s].index % 2 == 1;
+  return feed_forward && r->merge_stream && !r->exec.preparing && !r->exec.profile;
+}
 
-bk_status bk_runner_fork(bk_runner *r) {
+bk_status bk_runner_fork(bk_runner *r, int s) {
   bk_stream *from = r->model->stream;
-  if (!forks(r)) return BK_OK;
+  if (!forks(r, s)) return BK_OK;
   BK_TRY(from->ops->event_record(from, r->forked));
   BK_TRY(r->merge_stream->ops->event_wait(r->merge_stream, r->forked));
   r->exec.stream = r->merge_stream;
   return BK_OK;
 }
 
-bk_status bk_runner_join(bk_runner *r, bk_status status) {
+bk_status bk_runner_join(bk_runner *r, int s, bk_status status) {
   bk_stream *to = r->model->stream;
-  if (!forks(r)) return status;
+  if (!forks(r, s)) return status;
   r->exec.stream = to;
   bk_status joined = r->merge_stream->ops->event_record(r->merge_stream, r->joined);
   if (joined == BK_OK) joined = to->ops->event_wait(to, r->joined);

@@ -104,10 +104,10 @@ static inline bool bk_runner_sums(const bk_runner *r) {
 /* Nothing looks on between the stages and the shapes are static: the walks may be captured. A decoding runner's are not. */
 static inline bool bk_runner_may_graph(const bk_runner *r) { return bk_model_may_graph(r->model) && !r->look && !r->options.cache_len; }
 
-/* Around what runs on the merge stream; without one they do nothing. join: also after a failure, so that the model's stream waits for what
+/* Around the merge of sublayer s or its backward: that of a feed-forward sublayer runs on the merge stream, where there is one. join: also after a failure, so that the model's stream waits for what
  * is under way; returns the status given unless that is BK_OK. */
-bk_status bk_runner_fork(bk_runner *r);
-bk_status bk_runner_join(bk_runner *r, bk_status status);
+bk_status bk_runner_fork(bk_runner *r, int s);
+bk_status bk_runner_join(bk_runner *r, int s, bk_status status);
 
 /* walk.c; in preparing mode they prepare all calls and touch no data. `with_head` false: no logits, no loss. */
 bk_status bk_walk_forward(bk_runner *r, bk_slot *slot, bool with_head, bool with_loss);

@@ -112,7 +112,7 @@ static bk_status make_buffers(bk_trainer *t) {
 static bk_status build(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
   bk_runner_options runner = {.batch = t->micro, .seq_len = r->seq_len, .slots = 1, .backward = true, .hc_recompute = r->hc_recompute,
-                                .merge_stream = r->merge_stream};
+                              .merge_stream = r->merge_stream};
   BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
   bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
   BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));

@@ -67,19 +67,16 @@ static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
 }
 
 /* ---- sublayers, forward ---- */
-static bool is_feed_forward(const bk_runner *r, int s) { return sublayer(r, s)->index % 2 == 1; }
-
 /* The merge of sublayer s and the mix of the next. */
 static bk_status walk_merge(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   const bk_connection *c = &sublayer(r, s)->connection;
   const bk_mix_acts *a = &slot->mix[s];
-  bool apart = is_feed_forward(r, s);
   bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
-  if (apart) BK_TRY(bk_runner_fork(r));
+  BK_TRY(bk_runner_fork(r, s));
   bk_status status = s + 1 == r->n ? bk_connection_merge(ex, c, a, slot->last)
                                    : bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
-  return apart ? bk_runner_join(r, status) : status;
+  return bk_runner_join(r, s, status);
 }
 
 static bk_status walk_sublayer(bk_runner *r, bk_slot *slot, int s) {
@@ -141,11 +138,10 @@ static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
 static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->block == 0; }
 
 static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
-  bool apart = is_feed_forward(r, s);
   bk_exec_begin(&r->exec, &r->calls[s].merge_bwd, BK_PHASE_MERGE_BWD, s);
-  if (apart) BK_TRY(bk_runner_fork(r));
+  BK_TRY(bk_runner_fork(r, s));
   bk_status status = bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
-  return apart ? bk_runner_join(r, status) : status;
+  return bk_runner_join(r, s, status);
 }
 
 /* Through the mix of sublayer s and the merge of the one before it. */
@@ -154,11 +150,10 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   const bk_connection *c = &sublayer(r, s)->connection;
   bk_exec_begin(ex, &r->calls[s].mix_bwd, BK_PHASE_MIX_BWD, s);
   if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
-  bool apart = is_feed_forward(r, s - 1);
-  if (apart) BK_TRY(bk_runner_fork(r));
+  BK_TRY(bk_runner_fork(r, s - 1));
   bk_status status = bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1],
                                                  r->dh, r->D, r->df);
-  return apart ? bk_runner_join(r, status) : status;
+  return bk_runner_join(r, s - 1, status);
 }
 
 static bk_status walk_sublayer_bwd(bk_runner *r, bk_slot *slot, int s) {

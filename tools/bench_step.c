@@ -92,7 +92,7 @@ static bk_status make_side(step_bench *b, contender *c) {
   const bk_train_config *t = &b->recipe;
   bk_model_options model = {.trainable = true};
   bk_runner_options runner = {.batch = b->batch, .seq_len = b->seq_len, .slots = 1, .backward = true, .hc_recompute = t->hc_recompute,
-                                .merge_stream = t->merge_stream};
+                              .merge_stream = t->merge_stream};
   bk_optimizer_options adam = {t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
   bk_model_count(&c->config, b->seq_len, &c->counts);
   for (int p = 0; p < PHASES; p++)

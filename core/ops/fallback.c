@@ -9,7 +9,6 @@
 
 #include <string.h>
 
-#define MAX_FIELDS BK_OP_MAX_FIELDS
 #define MAX_ARGS 8192 /* more bytes than any args struct has */
 
 typedef struct fallback_state {
@@ -99,7 +98,7 @@ static bk_status run_there(const fallback_state *s, bk_stream *other, const void
 }
 
 static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other, const void *args) {
-  range ranges[MAX_FIELDS];
+  range ranges[BK_OP_MAX_FIELDS];
   _Alignas(16) char copy[MAX_ARGS];
   int count = ranges_collect(s->op, args, ranges);
   char *host = s->staging->handle;

@@ -147,6 +147,8 @@ holds "plain is smaller" "$(json compare/bytes_planned) < $(json bytes_planned)"
 refused 2 'goes with --compare' "nothing to be apart from" "$BIRKHOFF" bench step --model tiny --apart
 ok "as a table" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0
 refused 2 'ops or step' "bench what" "$BIRKHOFF" bench all
+refused 2 '--op is for bench ops' "an option of the other bench" "$BIRKHOFF" bench step --model tiny --op hc_pre
+refused 2 '--apart is for bench step' "and the other way round" "$BIRKHOFF" bench ops --apart
 
 # ---- help, version, standard output ----
 ok version "$BIRKHOFF" --version

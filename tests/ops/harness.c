@@ -30,7 +30,7 @@ typedef struct run {
   bk_op op;
   const bk_op_desc *desc;
   char name[256];
-  slot slots[HARNESS_FIELDS];
+  slot slots[BK_OP_MAX_FIELDS];
   int n_slots;
   size_t bytes, ref_bytes;
   uint8_t *image, *mask; /* what the device gets; 1 where an output element lies */
@@ -407,12 +407,14 @@ static void judge(run *r, const uint8_t *result) {
   }
 }
 
-/* Whether the field must have the same bits on the second device. */
-static bool bits_matter(const run *r, const char *field) {
-  if (!r->h->like_composed) return true;
-  if (r->h->st != BK_F32) return false;
-  return r->op == BK_OP_HC_POST_RES ? strcmp(field, "out") == 0 : r->op == BK_OP_HC_PRE_NORM && strcmp(field, "y") == 0;
+/* What of an op must have the same bits where it is composed; NULL: nothing. */
+static const char *like_composed(const harness *h, bk_op op) {
+  if (h->st != BK_F32) return NULL;
+  return op == BK_OP_HC_POST_RES ? "out" : op == BK_OP_HC_PRE_NORM ? "y" : NULL;
 }
+
+/* Whether the field must have the same bits on the second device. */
+static bool bits_matter(const run *r, const char *field) { return !r->h->like_composed || strcmp(field, like_composed(r->h, r->op)) == 0; }
 
 static void judge_bits(run *r, const uint8_t *a, const uint8_t *b) {
   for (size_t i = 0; i < r->bytes; i++) {
@@ -505,7 +507,7 @@ void harness_case(harness *h, bk_op op, const void *args, const fill *fills, der
   vsnprintf(r->name + used, sizeof r->name - (size_t)used, name, list);
   va_end(list);
   bool wanted = (!h->op_filter || strcmp(h->op_filter, bk_op_name(op)) == 0) &&
-                (!h->case_filter || strstr(r->name, h->case_filter));
+                (!h->case_filter || strstr(r->name, h->case_filter)) && (!h->like_composed || like_composed(h, op));
   if (wanted && h->list) {
     printf("%s\n", r->name);
   } else if (wanted && too_much(h, op, args)) {

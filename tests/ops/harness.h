@@ -21,7 +21,6 @@
 /* Distance of the guards, and the gap behind each row of a strided case, in elements (odd: it breaks alignment). */
 #define HARNESS_GUARD 256
 #define HARNESS_PAD 3
-#define HARNESS_FIELDS BK_OP_MAX_FIELDS
 
 typedef enum fill_kind {
   FILL_NORMAL,   /* mean a, standard deviation b */
@@ -63,7 +62,7 @@ typedef struct harness {
   int ran, failed, left_out;
   int log_lines;     /* warnings and errors that came */
   bool seen[BK_OP_COUNT];
-  bool fields[BK_OP_COUNT][HARNESS_FIELDS]; /* present in a case */
+  bool fields[BK_OP_COUNT][BK_OP_MAX_FIELDS]; /* present in a case */
   double worst[BK_OP_COUNT][3]; /* worst error / bound by dtype: fp32, bf16 */
 } harness;
 

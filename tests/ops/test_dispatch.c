@@ -232,6 +232,18 @@ START_TEST(rules_of_rebuild) {
 }
 END_TEST
 
+START_TEST(rules_of_cross_entropy) {
+  bk_buffer buffer = {0};
+  bk_cross_entropy_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_I32, 3), bk_tensor_1d(BK_F32, BK_STEP_SLOTS), bk_tensor_1d(BK_F32, 3),
+                             bk_tensor_2d(BK_BF16, 3, 8)};
+  ck_assert_int_eq(bk_op_describe(BK_OP_CROSS_ENTROPY)->check(ctx, &a), BK_OK);
+  a.logits.buffer = a.dlogits.buffer = &buffer;
+  refuse(BK_OP_CROSS_ENTROPY, &a, "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
+  a.dlogits.dtype = BK_F32;
+  ck_assert_int_eq(bk_op_describe(BK_OP_CROSS_ENTROPY)->check(ctx, &a), BK_OK);
+}
+END_TEST
+
 START_TEST(rules_of_router) {
   bk_router_args a = {bk_tensor_2d(BK_F32, 3, 8),
                       bk_tensor_1d(BK_F32, 8),
@@ -439,6 +451,7 @@ int main(void) {
                                 rules_of_products,
                                 rules_of_maps,
                                 rules_of_rebuild,
+                                rules_of_cross_entropy,
                                 rules_of_router,
                                 costs,
                                 slots_are_composed,

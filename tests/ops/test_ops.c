@@ -2,7 +2,7 @@
  *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels stripped
  *   --threads N     default 2          --composed      fused slots as their composed default
  *   --bits          also with 1 thread: the bits must be the same
- *   --like-composed also with fused slots composed: in fp32 the streams of hc_post_res and y of hc_pre_norm must have the same bits
+ *   --like-composed hc_post_res and hc_pre_norm in fp32 alone, also composed: the streams and y must have the same bits
  *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose

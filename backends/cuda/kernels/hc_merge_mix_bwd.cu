@@ -3,7 +3,7 @@
  *   2. the maps' backward (maps_bwd.cu) needs dpre and gives dproj
  *   3. x, D, y and dh: D gets what comes through the projection and through pre and norm in one pass (hc_project_bwd_mma.cu, PRE)
  *   4. the merge before: D becomes the gradient of its streams (streams_bwd.cu)
- * Floor in rows of C elements a token: (n + 2) + (3n + 2) + (3n + 2), 34 for n = 4, where the parts one by one take (3n + 2) + 3n + (3n + 2),
+ * Moves, in rows of C elements a token: (n + 2) + (3n + 2) + (3n + 2), 34 for n = 4, where the parts one by one take (3n + 2) + 3n + (3n + 2),
  * 40. One pass for 3 and 4 would take 26, but with the sums of dfn for all streams it has not the registers (reckoned). */
 #include "backends/cuda/kernels/maps.h"
 #include "backends/cuda/kernels/streams.h"

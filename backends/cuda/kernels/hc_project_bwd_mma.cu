@@ -2,9 +2,9 @@
  * x, at most 32 rows of fn. Floor: x read, dx written (and read to accumulate), 6 bytes an element.
  *
  * fp32 operands are split into bf16 terms: hi, what is left of it rounded (mid), what is left then (lo). dfn: x is bf16 as it is, dproj
- * has three terms, exact to 2^-24; three products,
- * whose sums over a chunk tensor cores cut off as in any gradient of weights. dx, rounded to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An
- * operand that is not finite, or rounds to infinity in bf16, makes not-a-number where ref may have an infinity.
+ * has three terms, exact to 2^-24; three products, whose sums over a chunk tensor cores cut off as in any gradient of weights. dx, rounded
+ * to bf16 on its store: hi hi, hi mid and mid hi, exact to about 2^-16. An operand that is not finite, or rounds to infinity in bf16, makes
+ * not-a-number where ref may have an infinity.
  *
  * A block has 256 channels and a chunk of tokens, 16 a step. x and old dx come through a ring in shared memory, two steps ahead, a warp
  * copies whole rows of the block, 512 bytes at once; one barrier a step. Each warp multiplies 32 channels. Lane (g, t), g = lane / 4 and t
@@ -47,11 +47,12 @@ struct operands {
   int streams, stream_width;
 };
 
-/* Shared memory: a tile of dproj for B blocks of 8 rows of fn. An odd number of packs from token to token: ldmatrix meets no bank twice. */
+/* What a tile has with PRE. */
 template <bool PRE> struct norm_tile {};
 template <> struct norm_tile<true> {
   float mean[tile_tokens], pre[tile_tokens][most_streams]; /* of the norm; pre rstd */
 };
+/* Shared memory: a tile of dproj for B blocks of 8 rows of fn. An odd number of packs from token to token: ldmatrix meets no bank twice. */
 template <int B, bool PRE> struct tile : norm_tile<PRE> {
   static constexpr int pitch = (3 * B | 1) * 8;
   __align__(16) bk_bf16 dproj[tile_tokens * pitch + 8]; /* reads go in pairs of blocks, the last one may pass the end by one */

@@ -1,9 +1,8 @@
 /* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of exponentials together, four packs of 16 bytes in
  * flight a thread; second pass: the gradient. A long row is more than what the second cache keeps of it while all multiprocessors are at
  * theirs (132 x 517 KB at 129,280 logits in fp32, 50 MB): its beginning is kept in shared memory (`stash`), and the second pass goes from
- * the end, where the cache is freshest, to the beginning. Logits in fp32 may have a gradient in
- * bf16: the form in which the head's products take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the
- * end. Floor: logits once, dlogits once. */
+ * the end, where the cache is freshest, to the beginning. Logits in fp32 may have a gradient in bf16: the form in which the head's products
+ * take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the end. Floor: logits once, dlogits once. */
 #include <float.h>
 
 #include "backends/cuda/kernels/device.cuh"
