@@ -1,0 +1,112 @@
+/* gpu: what the portable GPU backends (opencl, vulkan) share. Kernels are written once, in a small dialect (the kernel files, grammar in
+ * README.md), and translated to OpenCL C 1.2 and to GLSL at build; what calls them (ops_*.c) is the same for both. A backend adds
+ * devices, memory, streams, and two functions: build a kernel, dispatch it.
+ *
+ * Data flow of an op: prepare builds the kernels that it needs, with constants (work-group size, dtypes, number of streams), into the
+ * plan's state; launch fills the kernel's call struct (operands and parameters by name) and dispatches it.
+ *
+ * Indices within an operand are 32-bit and count elements; where an operand begins is a 64-bit byte offset, added by the backend.
+ * So a buffer may have any size, a tensor 2^31 - 1 elements (bk_gpu_accepts). */
+#ifndef BK_GPU_H
+#define BK_GPU_H
+
+#include "runtime/backend.h"
+
+#include "gpu_kernels.h" /* made from the kernel files: BK_GPU_name, bk_gpu_name_consts, bk_gpu_name_call */
+
+#define BK_GPU_MAX_CONSTS 12
+#define BK_GPU_MAX_OPERANDS 12
+#define BK_GPU_MAX_PARAMS 24
+
+enum { BK_GPU_IN_OPENCL = 1, BK_GPU_IN_VULKAN = 2 };
+
+/* A kernel as its file declares it. consts[0] is GROUP, the work-group size. The call struct is `operands` bk_places, then `params` words. */
+typedef struct bk_gpu_kernel {
+  const char *name, *file;
+  int n_consts;
+  const char *consts[BK_GPU_MAX_CONSTS];
+  int operands, params;
+  int languages; /* BK_GPU_IN_* */
+} bk_gpu_kernel;
+extern const bk_gpu_kernel bk_gpu_kernel_table[];
+
+/* A kernel built with certain constants for a device. The device owns it: equal ones are shared, all go when the device closes. */
+typedef struct bk_gpu_pipeline bk_gpu_pipeline;
+struct bk_gpu_pipeline {
+  const bk_gpu_kernel *kernel;
+  int32_t consts[BK_GPU_MAX_CONSTS];
+  bk_gpu_pipeline *next;
+};
+
+/* What a backend supplies. */
+typedef struct bk_gpu_device_ops {
+  /* Makes a pipeline (the backend's own struct begins with bk_gpu_pipeline, which the caller fills in). May compile. */
+  bk_status (*build)(bk_device *device, const bk_gpu_kernel *kernel, const int32_t *consts, bk_gpu_pipeline **pipeline);
+  void (*pipeline_free)(bk_device *device, bk_gpu_pipeline *pipeline);
+  /* Posts `groups` (>= 1) work groups. Absent operands have buffer NULL. `name`: of the row of the kernel table, for messages. */
+  bk_status (*dispatch)(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
+                        int groups);
+} bk_gpu_device_ops;
+
+/* The beginning of a backend's device struct. */
+typedef struct bk_gpu_device {
+  bk_device base;
+  const bk_gpu_device_ops *gpu;
+  int max_group;        /* work items of a group: a power of two, >= 64 */
+  size_t local_bytes;   /* of local memory a group can have */
+  size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
+  bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
+  int units;            /* compute units */
+  bk_gpu_pipeline *pipelines;
+} bk_gpu_device;
+
+static inline bk_gpu_device *bk_gpu_of(bk_device *device) { return (bk_gpu_device *)device; }
+
+/* ---- for the launch code (gpu.c) ---- */
+#define BK_GPU_MAX_KERNELS 6 /* of one plan */
+/* The state of a plan: its kernels, in an order that the op's file knows, and numbers that prepare worked out. */
+typedef struct bk_gpu_state {
+  bk_gpu_pipeline *kernel[BK_GPU_MAX_KERNELS];
+  int32_t group, chunk; /* free for the op's use: work-group size, rows of a chunk */
+  int64_t chunks;
+} bk_gpu_state;
+/* Builds kernel `id` (BK_GPU_name) or finds it built. consts: its bk_gpu_name_consts. */
+bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline);
+/* call: its bk_gpu_name_call. Nothing is done for groups == 0. */
+bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline, const void *call, int64_t groups);
+static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return plan->state; }
+
+/* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
+int bk_gpu_group(const bk_device *device, int64_t width);
+/* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has
+ * two stages, from the shape and the constants of the kernel family alone (so that bits do not depend on the device's load). */
+static inline int64_t bk_gpu_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline bk_place bk_gpu_at(const bk_tensor *t) { return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset} : (bk_place){NULL, 0}; }
+static inline bk_place bk_gpu_work(bk_place workspace, size_t bytes) { return (bk_place){workspace.buffer, workspace.offset + bytes}; }
+static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF16; } /* the constants BF16, A_BF16, ... */
+
+/* ---- rows: a family's header lists X(OP_ID, name, dtypes of the leading tensor); it has bk_gpu_name_prepare and bk_gpu_name ---- */
+#define BK_GPU_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
+#define BK_GPU_F32 BK_DT(BK_F32)
+#define BK_GPU_I32 BK_DT(BK_I32)
+#define BK_GPU_DECLARE(ID, name, dtypes)                                                                             \
+  bk_status bk_gpu_##name##_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);  \
+  bk_status bk_gpu_##name(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
+/* Before a backend's table: what the row accepts (every operand within 2^31 - 1 elements and the device's binding range), and a state
+ * around what the op prepares. In the table: the row. */
+#define BK_GPU_DEFINE(ID, name, dtypes)                                                                                                  \
+  static bool accepts_##name(const bk_device *device, const void *args) { return bk_gpu_accepts(device, BK_OP_##ID, args); }             \
+  static bk_status prepare_##name(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {                          \
+    return bk_gpu_prepare(device, args, bk_gpu_##name##_prepare, state, workspace_bytes);                                                \
+  }
+#define BK_GPU_ROW(ID, name, dtypes) {BK_OP_##ID, dtypes, "gpu_" #name, accepts_##name, prepare_##name, bk_gpu_##name, bk_gpu_release},
+bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args);
+typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);
+bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state, size_t *workspace_bytes);
+void bk_gpu_release(bk_device *device, void *state);
+
+/* ---- for the backends ---- */
+/* Frees all pipelines; in a device's close. */
+void bk_gpu_device_fini(bk_device *device);
+
+#endif

@@ -1,0 +1,262 @@
+/* Platforms, devices, memory. opencl:N counts the devices of all platforms that are good enough; the others are not counted. */
+#include <stdio.h>
+#include <string.h>
+
+#include "backends/opencl/opencl.h"
+
+#define MAX_DEVICES 64
+#define REASON_BYTES 256
+
+extern const bk_backend bk_backend_opencl;
+
+/* ---- errors ---- */
+
+#define BK_CL_ERRORS(X)                                                                                                                  \
+  X(DEVICE_NOT_FOUND) X(DEVICE_NOT_AVAILABLE) X(COMPILER_NOT_AVAILABLE) X(MEM_OBJECT_ALLOCATION_FAILURE) X(OUT_OF_RESOURCES)             \
+  X(OUT_OF_HOST_MEMORY) X(BUILD_PROGRAM_FAILURE) X(INVALID_VALUE) X(INVALID_DEVICE) X(INVALID_CONTEXT) X(INVALID_COMMAND_QUEUE)          \
+  X(INVALID_MEM_OBJECT) X(INVALID_BINARY) X(INVALID_BUILD_OPTIONS) X(INVALID_PROGRAM) X(INVALID_PROGRAM_EXECUTABLE)                      \
+  X(INVALID_KERNEL_NAME) X(INVALID_KERNEL) X(INVALID_ARG_INDEX) X(INVALID_ARG_VALUE) X(INVALID_ARG_SIZE) X(INVALID_KERNEL_ARGS)          \
+  X(INVALID_WORK_GROUP_SIZE) X(INVALID_WORK_ITEM_SIZE) X(INVALID_EVENT) X(INVALID_OPERATION) X(INVALID_BUFFER_SIZE)                      \
+  X(EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
+
+const char *bk_cl_error_name(cl_int error) {
+  switch (error) {
+#define BK_CL_NAME(name) case CL_##name: return "CL_" #name;
+    BK_CL_ERRORS(BK_CL_NAME)
+#undef BK_CL_NAME
+    case -1001: return "CL_PLATFORM_NOT_FOUND_KHR";
+    default: return "an error without a name";
+  }
+}
+
+static bk_status status_of(cl_int error) {
+  switch (error) {
+    case CL_SUCCESS: return BK_OK;
+    case CL_MEM_OBJECT_ALLOCATION_FAILURE:
+    case CL_OUT_OF_HOST_MEMORY:
+    case CL_INVALID_BUFFER_SIZE: return BK_ERR_MEMORY;
+    case CL_DEVICE_NOT_FOUND: return BK_ERR_ABSENT;
+    default: return BK_ERR_DEVICE;
+  }
+}
+
+bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what) {
+  return bk_fail(ctx, status_of(error), "opencl: %s: %s (%d)", what, bk_cl_error_name(error), (int)error);
+}
+
+/* ---- probing ---- */
+
+typedef struct found {
+  cl_platform_id platform;
+  cl_device_id device;
+} found;
+
+/* What the driver says, cut to `size`. */
+static void device_text(const bk_cl_api *cl, cl_device_id id, cl_device_info what, char *text, size_t size) {
+  char whole[1024] = "";
+  if (cl->GetDeviceInfo(id, what, sizeof whole - 1, whole, NULL) != CL_SUCCESS) whole[0] = '\0';
+  snprintf(text, size, "%.*s", (int)size - 1, whole);
+}
+
+static cl_ulong device_number(const bk_cl_api *cl, cl_device_id id, cl_device_info what, size_t size) {
+  union { cl_ulong l; cl_uint i; size_t s; } v = {0};
+  if (cl->GetDeviceInfo(id, what, size, &v, NULL) != CL_SUCCESS) return 0;
+  return size == sizeof(cl_uint) ? v.i : v.l;
+}
+
+/* Why a device cannot be used, or NULL. */
+static const char *refuse(const bk_cl_api *cl, cl_device_id id) {
+  char version[64];
+  int major = 0, minor = 0;
+  device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
+  if (sscanf(version, "OpenCL %d.%d", &major, &minor) != 2 || 10 * major + minor < 12) return "it has less than OpenCL 1.2";
+  if (!device_number(cl, id, CL_DEVICE_AVAILABLE, sizeof(cl_bool))) return "the driver says that it is not available";
+  if (!device_number(cl, id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool))) return "its driver has no compiler";
+  if (!device_number(cl, id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
+  if (device_number(cl, id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t)) < 64) return "its work groups have fewer than 64 items";
+  return NULL;
+}
+
+static int find(const bk_cl_api *cl, found *list, char *reason, size_t size) {
+  cl_platform_id platforms[16];
+  cl_uint n_platforms = 0;
+  int count = 0;
+  if (cl->GetPlatformIDs(16, platforms, &n_platforms) != CL_SUCCESS) n_platforms = 0;
+  if (n_platforms > 16) n_platforms = 16;
+  snprintf(reason, size, n_platforms ? "no OpenCL platform has a device" : "no OpenCL platform is installed (Debian: pocl-opencl-icd, or your GPU's driver)");
+  for (cl_uint p = 0; p < n_platforms; p++) {
+    cl_device_id ids[MAX_DEVICES];
+    cl_uint n = 0;
+    if (cl->GetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, MAX_DEVICES, ids, &n) != CL_SUCCESS) continue;
+    for (cl_uint i = 0; i < n && i < MAX_DEVICES; i++) {
+      const char *why = refuse(cl, ids[i]);
+      char name[128];
+      device_text(cl, ids[i], CL_DEVICE_NAME, name, sizeof name);
+      if (why) snprintf(reason, size, "%s cannot be used: %s", name, why);
+      else if (count < MAX_DEVICES) list[count++] = (found){platforms[p], ids[i]};
+    }
+  }
+  return count;
+}
+
+static bk_status opencl_probe(bk_context *ctx, char *reason, size_t size) {
+  (void)ctx;
+  const bk_cl_api *cl;
+  found list[MAX_DEVICES];
+  BK_TRY(bk_cl_load(&cl, reason, size));
+  return find(cl, list, reason, size) ? BK_OK : BK_ERR_ABSENT;
+}
+
+static int opencl_device_count(bk_context *ctx) {
+  (void)ctx;
+  char reason[REASON_BYTES];
+  const bk_cl_api *cl;
+  found list[MAX_DEVICES];
+  return bk_cl_load(&cl, reason, sizeof reason) == BK_OK ? find(cl, list, reason, sizeof reason) : 0;
+}
+
+static void fill_props(const bk_cl_api *cl, cl_device_id id, bk_device_props *props) {
+  char version[64], driver[64];
+  *props = (bk_device_props){.storage_dtypes = BK_GPU_FLOATS, .offset_alignment = 256};
+  device_text(cl, id, CL_DEVICE_NAME, props->name, sizeof props->name);
+  device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
+  device_text(cl, id, CL_DRIVER_VERSION, driver, sizeof driver);
+  snprintf(props->driver, sizeof props->driver, "%.60s, driver %.40s", version, driver);
+  props->max_alloc = (size_t)device_number(cl, id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
+}
+
+static bk_status locate(bk_context *ctx, int index, const bk_cl_api **cl, found *out) {
+  char reason[REASON_BYTES];
+  found list[MAX_DEVICES];
+  bk_status status = bk_cl_load(cl, reason, sizeof reason);
+  int n = status == BK_OK ? find(*cl, list, reason, sizeof reason) : 0;
+  if (index >= n) return bk_fail(ctx, BK_ERR_ABSENT, "opencl:%d is not here: %s", index, n ? "there are fewer devices" : reason);
+  *out = list[index];
+  return BK_OK;
+}
+
+static bk_status opencl_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+  const bk_cl_api *cl;
+  found at;
+  BK_TRY(locate(ctx, index, &cl, &at));
+  fill_props(cl, at.device, props);
+  *memory_bytes = (size_t)device_number(cl, at.device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+  return BK_OK;
+}
+
+/* ---- the device ---- */
+
+static void device_close(bk_device *device) {
+  bk_cl_device *d = bk_cl_of(device);
+  bk_gpu_device_fini(device);
+  if (d->queue) (void)d->cl->ReleaseCommandQueue(d->queue);
+  if (d->context) (void)d->cl->ReleaseContext(d->context);
+  bk_free(device->ctx, d);
+}
+
+/* OpenCL does not tell what is free. */
+static bk_status device_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
+  bk_cl_device *d = bk_cl_of(device);
+  *total_bytes = (size_t)device_number(d->cl, d->id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+  *free_bytes = *total_bytes;
+  return BK_OK;
+}
+
+static bk_status device_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
+  bk_cl_device *d = bk_cl_of(device);
+  const cl_uchar zero = 0;
+  cl_int error;
+  cl_mem made = d->cl->CreateBuffer(d->context, CL_MEM_READ_WRITE, bytes, NULL, &error);
+  if (error == CL_SUCCESS) error = d->cl->EnqueueFillBuffer(d->queue, made, &zero, 1, 0, bytes, 0, NULL, NULL);
+  if (error == CL_SUCCESS) error = d->cl->Finish(d->queue);
+  if (error == CL_SUCCESS) {
+    *handle = made;
+    return BK_OK;
+  }
+  if (made) (void)d->cl->ReleaseMemObject(made);
+  return bk_fail(device->ctx, error == CL_OUT_OF_RESOURCES ? BK_ERR_MEMORY : status_of(error), "opencl:%d: cannot allocate %zu bytes of device memory: %s (%d)",
+                 device->index, bytes, bk_cl_error_name(error), (int)error);
+}
+
+static void device_buffer_free(bk_device *device, void *handle, size_t bytes) {
+  (void)bytes;
+  (void)bk_cl_of(device)->cl->ReleaseMemObject(handle);
+}
+
+static bk_status device_host_alloc(bk_device *device, size_t bytes, void **ptr) {
+  *ptr = bk_alloc(device->ctx, bytes);
+  return *ptr ? BK_OK : BK_ERR_MEMORY;
+}
+
+static void device_host_free(bk_device *device, void *ptr, size_t bytes) {
+  (void)bytes;
+  bk_free(device->ctx, ptr);
+}
+
+static const bk_device_ops opencl_device_ops = {
+  .close = device_close,
+  .memory_info = device_memory_info,
+  .buffer_alloc = device_buffer_alloc,
+  .buffer_free = device_buffer_free,
+  .host_alloc = device_host_alloc,
+  .host_free = device_host_free,
+  .stream_create = bk_cl_stream_create,
+  .event_create = bk_cl_event_create,
+};
+
+static const bk_gpu_device_ops opencl_gpu_ops = {bk_cl_build, bk_cl_pipeline_free, bk_cl_dispatch};
+
+static int power_of_two_below(cl_ulong n) {
+  int p = 64;
+  while (p < 1024 && (cl_ulong)p * 2 <= n) p *= 2;
+  return p;
+}
+
+static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const bk_device_options *options) {
+  found at;
+  cl_int error;
+  BK_TRY(locate(ctx, index, &d->cl, &at));
+  const bk_cl_api *cl = d->cl;
+  d->gpu.base = (bk_device){.ops = &opencl_device_ops, .backend = &bk_backend_opencl, .ctx = ctx, .index = index, .options = *options};
+  fill_props(cl, at.device, &d->gpu.base.props);
+  d->gpu.gpu = &opencl_gpu_ops;
+  d->gpu.max_group = power_of_two_below(device_number(cl, at.device, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t)));
+  d->gpu.local_bytes = (size_t)device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
+  d->gpu.on_cpu = (device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0;
+  d->gpu.units = (int)device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+  d->platform = at.platform;
+  d->id = at.device;
+  const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)at.platform, 0};
+  d->context = cl->CreateContext(properties, 1, &at.device, NULL, NULL, &error);
+  if (error != CL_SUCCESS) return bk_cl_fail(ctx, error, "opening a device");
+  d->queue = cl->CreateCommandQueue(d->context, d->id, 0, &error);
+  return error == CL_SUCCESS ? BK_OK : bk_cl_fail(ctx, error, "making a queue");
+}
+
+static bk_status opencl_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+  bk_cl_device *d = bk_alloc(ctx, sizeof *d);
+  if (!d) return BK_ERR_MEMORY;
+  bk_status status = device_fill(d, ctx, index, options);
+  if (status != BK_OK) {
+    d->gpu.base.ctx = ctx;
+    device_close(&d->gpu.base);
+    return status;
+  }
+  *device = &d->gpu.base;
+  return BK_OK;
+}
+
+const bk_backend bk_backend_opencl = {
+  .abi = BK_BACKEND_ABI,
+  .name = "opencl",
+  .priority = 5, /* below cpu where it is the same processor; asked for by name */
+  .probe = opencl_probe,
+  .device_count = opencl_device_count,
+  .describe = opencl_describe,
+  .open = opencl_open,
+  .kernels = bk_opencl_kernels,
+};
+
+/* What the loader of modules asks for. */
+const bk_backend *bk_backend_module(void);
+const bk_backend *bk_backend_module(void) { return &bk_backend_opencl; }

@@ -1,0 +1,73 @@
+/* The opencl backend: any OpenCL 1.2 device. opencl.c: platforms, devices, memory; program.c: kernels, built from source (backends/gpu)
+ * and kept on disk; stream.c: queues, events, dispatch; library.c: libOpenCL, found at run time; table.c: the kernel table.
+ * OpenCL C has no bfloat16: bf16 is stored as 16-bit integers. */
+#ifndef BK_OPENCL_H
+#define BK_OPENCL_H
+
+#define CL_TARGET_OPENCL_VERSION 120
+#define CL_USE_DEPRECATED_OPENCL_1_2_APIS
+#include <CL/cl.h>
+
+#include "backends/gpu/gpu.h"
+
+/* ---- library.c: the entry points that are used; NULL until bk_cl_load has found the loader ---- */
+#define BK_CL_FUNCTIONS(X)                                                                                                                \
+  X(GetPlatformIDs) X(GetPlatformInfo) X(GetDeviceIDs) X(GetDeviceInfo) X(CreateContext) X(ReleaseContext) X(CreateCommandQueue)          \
+  X(ReleaseCommandQueue) X(CreateBuffer) X(ReleaseMemObject) X(CreateProgramWithSource) X(CreateProgramWithBinary) X(BuildProgram)        \
+  X(GetProgramInfo) X(GetProgramBuildInfo) X(ReleaseProgram) X(CreateKernel) X(ReleaseKernel) X(SetKernelArg) X(EnqueueNDRangeKernel)     \
+  X(EnqueueReadBuffer) X(EnqueueWriteBuffer) X(EnqueueCopyBuffer) X(EnqueueFillBuffer) X(EnqueueMarkerWithWaitList)                       \
+  X(EnqueueBarrierWithWaitList) X(Finish) X(Flush) X(WaitForEvents) X(GetEventInfo) X(GetEventProfilingInfo) X(ReleaseEvent) X(RetainEvent) \
+  X(GetKernelWorkGroupInfo)
+typedef struct bk_cl_api {
+#define BK_CL_MEMBER(name) __typeof__(&cl##name) name;
+  BK_CL_FUNCTIONS(BK_CL_MEMBER)
+#undef BK_CL_MEMBER
+} bk_cl_api;
+extern const bk_cl_api *bk_cl_api_of(void); /* NULL: not loaded */
+/* Loads libOpenCL once; BK_ERR_ABSENT with the reason. */
+bk_status bk_cl_load(const bk_cl_api **api, char *reason, size_t size);
+
+typedef struct bk_cl_device {
+  bk_gpu_device gpu;
+  const bk_cl_api *cl;
+  cl_platform_id platform;
+  cl_device_id id;
+  cl_context context;
+  cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
+} bk_cl_device;
+
+typedef struct bk_cl_pipeline {
+  bk_gpu_pipeline base;
+  cl_program program;
+  cl_kernel kernel;
+} bk_cl_pipeline;
+
+typedef struct bk_cl_stream {
+  bk_stream base;
+  cl_command_queue queue;
+  bk_status poison; /* the device failed: every later call returns it */
+} bk_cl_stream;
+
+typedef struct bk_cl_event {
+  bk_event base;
+  cl_event event; /* NULL: never recorded */
+} bk_cl_event;
+
+static inline bk_cl_device *bk_cl_of(bk_device *device) { return (bk_cl_device *)device; }
+
+const char *bk_cl_error_name(cl_int error);
+/* Status for an OpenCL error, logged with what was being done. */
+bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what);
+
+/* program.c */
+bk_status bk_cl_build(bk_device *device, const bk_gpu_kernel *kernel, const int32_t *consts, bk_gpu_pipeline **pipeline);
+void bk_cl_pipeline_free(bk_device *device, bk_gpu_pipeline *pipeline);
+/* stream.c */
+bk_status bk_cl_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
+                         int groups);
+bk_status bk_cl_stream_create(bk_device *device, int priority, bk_stream **stream);
+bk_status bk_cl_event_create(bk_device *device, bk_event **event);
+
+extern const bk_kernel bk_opencl_kernels[];
+
+#endif
