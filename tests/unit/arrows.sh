@@ -43,8 +43,8 @@ check core/io base tensor/tensor.h runtime/op.h io
 for backend in backends/*/; do
   backend=${backend%/}
   case $backend in
+    backends/opencl | backends/vulkan) check "$backend" base tensor runtime backends/gpu "$backend" ;;
     backends/mpi | backends/nccl) check "$backend" base tensor runtime comm "$backend" ;;
-    backends/opencl | backends/vulkan) check "$backend" base tensor runtime backends/gpu "$backend" ;; # what the two share
     *) check "$backend" base tensor runtime "$backend" ;;
   esac
 done
