@@ -27,6 +27,7 @@ typedef struct bk_gpu_kernel {
   const char *consts[BK_GPU_MAX_CONSTS];
   int operands, params;
   int languages; /* BK_GPU_IN_* */
+  int half[BK_GPU_MAX_OPERANDS]; /* which constant says that an operand's elements have 16 bits (bf16); 0: they never have */
 } bk_gpu_kernel;
 extern const bk_gpu_kernel bk_gpu_kernel_table[];
 
