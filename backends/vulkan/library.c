@@ -1,4 +1,5 @@
-/* libvulkan, found at run time: the module loads on a machine without it, and `devices` says why there is none. */
+/* libvulkan, found at run time: the module loads on a machine without it, and `devices` says why there is none. BIRKHOFF_VULKAN_LIBRARY
+ * names another library: one that is not where the system looks, or the stand-in of the tests. */
 #include "backends/vulkan/vulkan.h"
 
 #include <dlfcn.h>
@@ -7,18 +8,25 @@
 
 static PFN_vkGetInstanceProcAddr get_instance_proc; /* the loaded library; never closed: drivers leave threads behind */
 
-static bk_status load(char *reason, size_t size) {
-  if (get_instance_proc) return BK_OK;
+static void *open_library(const char *named) {
+  if (named && named[0]) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
   void *library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (!library) library = dlopen("libvulkan.1.dylib", RTLD_NOW | RTLD_LOCAL);
+  return library ? library : dlopen("libvulkan.1.dylib", RTLD_NOW | RTLD_LOCAL);
+}
+
+static bk_status load(bk_context *ctx, char *reason, size_t size) {
+  if (get_instance_proc) return BK_OK;
+  const char *named = bk_context_environment(ctx, "BIRKHOFF_VULKAN_LIBRARY");
+  void *library = open_library(named);
   if (!library) {
-    snprintf(reason, size, "there is no Vulkan loader (libvulkan.so.1; Debian: libvulkan1)");
+    if (named && named[0]) snprintf(reason, size, "there is no %s (BIRKHOFF_VULKAN_LIBRARY)", named);
+    else snprintf(reason, size, "there is no Vulkan loader (libvulkan.so.1; Debian: libvulkan1)");
     return BK_ERR_ABSENT;
   }
   void *symbol = dlsym(library, "vkGetInstanceProcAddr");
   if (!symbol) {
     dlclose(library);
-    snprintf(reason, size, "libvulkan.so.1 has no vkGetInstanceProcAddr");
+    snprintf(reason, size, "the Vulkan loader has no vkGetInstanceProcAddr");
     return BK_ERR_ABSENT;
   }
   memcpy(&get_instance_proc, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
@@ -58,10 +66,10 @@ static bool take_functions(bk_vk_instance *in) {
   return true;
 }
 
-bk_status bk_vk_instance_open(bk_vk_instance *in, char *reason, size_t size) {
+bk_status bk_vk_instance_open(bk_vk_instance *in, bk_context *ctx, char *reason, size_t size) {
   uint32_t version = VK_API_VERSION_1_0;
   *in = (bk_vk_instance){0};
-  BK_TRY(load(reason, size));
+  BK_TRY(load(ctx, reason, size));
   PFN_vkCreateInstance create = GLOBAL(CreateInstance);
   PFN_vkEnumerateInstanceVersion ask = GLOBAL(EnumerateInstanceVersion);
   if (ask) (void)ask(&version);

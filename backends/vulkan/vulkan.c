@@ -6,7 +6,7 @@
 #include "backends/vulkan/vulkan.h"
 
 #define MAX_DEVICES 16
-#define REASON_BYTES 256
+#define REASON_BYTES 1024
 
 extern const bk_backend bk_backend_vulkan;
 
@@ -145,18 +145,19 @@ static void read_traits(const bk_vk_instance *in, bk_context *ctx, VkPhysicalDev
   if (fault) snprintf(t->refused, sizeof t->refused, "%s", fault);
 }
 
-/* Good devices; *out is the one of number `index`, if there is. reason: why the last one was refused, or that there is none. */
+/* Good devices; *out is the one of number `index`, if there is. reason: a line for each that was refused, or that there is none. */
 static int find(const bk_vk_instance *in, bk_context *ctx, int index, bk_vk_traits *out, char *reason, size_t size) {
   VkPhysicalDevice list[MAX_DEVICES];
   uint32_t n = MAX_DEVICES;
   int count = 0;
   VkResult result = in->EnumeratePhysicalDevices(in->handle, &n, list);
+  size_t used = 0;
   if (result != VK_SUCCESS && result != VK_INCOMPLETE) n = 0;
-  snprintf(reason, size, "the Vulkan drivers that are installed find no device (Debian: mesa-vulkan-drivers has one for every processor)");
+  snprintf(reason, size, "%s", n ? "" : "the Vulkan drivers that are installed find no device (Debian: mesa-vulkan-drivers has one for every processor)");
   for (uint32_t i = 0; i < n; i++) {
     bk_vk_traits t;
     read_traits(in, ctx, list[i], &t);
-    if (t.refused[0]) snprintf(reason, size, "%s cannot be used: %s", t.props.deviceName, t.refused);
+    if (t.refused[0]) used += used < size ? (size_t)snprintf(reason + used, size - used, "%s%s: %s", used ? "\n" : "", t.props.deviceName, t.refused) : 0;
     else if (count++ == index) *out = t;
   }
   return count;
@@ -165,7 +166,7 @@ static int find(const bk_vk_instance *in, bk_context *ctx, int index, bk_vk_trai
 static int count_devices(bk_context *ctx, char *reason, size_t size) {
   bk_vk_instance in;
   bk_vk_traits unused;
-  if (bk_vk_instance_open(&in, reason, size) != BK_OK) return 0;
+  if (bk_vk_instance_open(&in, ctx, reason, size) != BK_OK) return 0;
   int n = find(&in, ctx, -1, &unused, reason, size);
   bk_vk_instance_close(&in);
   return n;
@@ -181,7 +182,7 @@ static int vulkan_device_count(bk_context *ctx) {
 /* An instance, to be closed by the caller, and the device of that number. */
 static bk_status locate(bk_context *ctx, int index, bk_vk_instance *in, bk_vk_traits *t) {
   char reason[REASON_BYTES];
-  bk_status status = bk_vk_instance_open(in, reason, sizeof reason);
+  bk_status status = bk_vk_instance_open(in, ctx, reason, sizeof reason);
   int n = status == BK_OK ? find(in, ctx, index, t, reason, sizeof reason) : 0;
   if (index < n) return BK_OK;
   bk_vk_instance_close(in);
@@ -251,12 +252,12 @@ static bk_status vulkan_describe(bk_context *ctx, int index, bk_device_props *pr
 
 static void device_close(bk_device *device) {
   bk_vk_device *d = bk_vk_of(device);
-  if (d->handle && d->vk.DeviceWaitIdle) (void)d->vk.DeviceWaitIdle(d->handle);
-  if (d->handle) {
-    bk_gpu_device_fini(device);
-    bk_vk_pipelines_fini(d);
+  if (d->complete) {
+    (void)d->vk.DeviceWaitIdle(d->handle);
+    bk_vk_pipelines_fini(d); /* keeps the cache */
     bk_vk_memory_fini(d);
   }
+  bk_gpu_device_fini(device);
   while (d->timelines) {
     bk_vk_timeline *t = d->timelines;
     d->timelines = t->next;
@@ -306,7 +307,8 @@ static bk_status make_device(bk_vk_device *d) {
                              .enabledExtensionCount = t->portability ? 1 : 0, .ppEnabledExtensionNames = extensions};
   VkResult result = d->in.CreateDevice(t->handle, &info, NULL, &d->handle);
   if (result != VK_SUCCESS) return bk_vk_fail(d->gpu.base.ctx, result, "opening a device");
-  if (!bk_vk_device_functions(&d->in, d->handle, &d->vk)) return bk_fail(d->gpu.base.ctx, BK_ERR_DEVICE, "vulkan: the driver lacks functions of Vulkan 1.2");
+  d->complete = bk_vk_device_functions(&d->in, d->handle, &d->vk);
+  if (!d->complete) return bk_fail(d->gpu.base.ctx, BK_ERR_DEVICE, "vulkan: the driver lacks functions of Vulkan 1.2");
   d->vk.GetDeviceQueue(d->handle, t->family, 0, &d->queue[0]);
   d->vk.GetDeviceQueue(d->handle, t->family, queues.queueCount - 1, &d->queue[1]);
   return BK_OK;
@@ -326,6 +328,7 @@ static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index, const 
   d->gpu.units = 32; /* Vulkan does not tell */
   if (d->gpu.on_cpu) d->gpu.units = bk_context_cpu_count(ctx);
   BK_TRY(make_device(d));
+  bk_gpu_cache_init(&d->gpu.cache, ctx, "vulkan", index);
   BK_TRY(bk_vk_pipelines_init(d));
   return bk_vk_memory_init(d);
 }

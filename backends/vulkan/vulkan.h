@@ -40,7 +40,7 @@ typedef struct bk_vk_api {
 } bk_vk_api;
 
 /* BK_ERR_ABSENT with the reason in words. */
-bk_status bk_vk_instance_open(bk_vk_instance *in, char *reason, size_t size);
+bk_status bk_vk_instance_open(bk_vk_instance *in, bk_context *ctx, char *reason, size_t size);
 void bk_vk_instance_close(bk_vk_instance *in); /* safe on a zeroed one; zeroes it */
 /* False: the driver lacks one of them. */
 bool bk_vk_device_functions(const bk_vk_instance *in, VkDevice device, bk_vk_api *vk);
@@ -102,6 +102,7 @@ typedef struct bk_vk_device {
   bk_vk_api vk;
   VkDevice handle;
   VkQueue queue[2]; /* plain, urgent; the same one if there is one */
+  bool complete; /* all of vk is there */
   bool addresses, halves, lost;
   /* memory.c */
   bk_vk_block *blocks;
@@ -115,7 +116,7 @@ typedef struct bk_vk_device {
   VkDescriptorSetLayout set_layout;
   VkPipelineLayout layout;
   VkPipelineCache cache;
-  size_t cache_bytes; /* of the data when it was read */
+  size_t cache_bytes; /* of what was read from disk, as the driver gives it back */
   /* stream.c, graph.c */
   bk_vk_timeline *timelines;
   bk_vk_graph *capture; /* under way */
@@ -201,6 +202,7 @@ typedef struct bk_vk_spirv {
   struct { const uint32_t *words; size_t bytes; } code[BK_VK_VARIANTS];
 } bk_vk_spirv;
 const bk_vk_spirv *bk_vk_spirv_find(const char *kernel); /* NULL: there is none */
+uint64_t bk_vk_spirv_hash(void);                         /* of all of it */
 
 /* ---- pipeline.c ---- */
 bk_status bk_vk_pipelines_init(bk_vk_device *d);
