@@ -60,9 +60,9 @@ bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;
     size_t span = bk_tensor_span(t);
-    if (t->dtype == BK_BF16 && !(device->props.storage_dtypes & BK_DT(BK_BF16))) return false;
     if (t->dtype == BK_F64 || span / bk_dtype_size(t->dtype) > INT32_MAX) return false;
     if (d->binding_range && span > d->binding_range) return false;
+    if (t->dtype == BK_BF16 && !(device->props.storage_dtypes & BK_DT(BK_BF16))) return false;
   }
   return true;
 }
