@@ -73,4 +73,5 @@ void bk_gpu_device_fini(bk_device *device) {
     d->pipelines = p->next;
     d->gpu->pipeline_free(device, p);
   }
+  bk_gpu_cache_fini(&d->cache);
 }

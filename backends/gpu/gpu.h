@@ -12,6 +12,8 @@
 
 #include "runtime/backend.h"
 
+#include "backends/gpu/cache.h"
+
 #include "gpu_kernels.h" /* made from the kernel files: BK_GPU_name, bk_gpu_name_consts, bk_gpu_name_call */
 
 #define BK_GPU_MAX_CONSTS 12
@@ -58,6 +60,7 @@ typedef struct bk_gpu_device {
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
   int units;            /* compute units */
   bk_gpu_pipeline *pipelines;
+  bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;
 
 static inline bk_gpu_device *bk_gpu_of(bk_device *device) { return (bk_gpu_device *)device; }
@@ -106,7 +109,7 @@ bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn 
 void bk_gpu_release(bk_device *device, void *state);
 
 /* ---- for the backends ---- */
-/* Frees all pipelines; in a device's close. */
+/* Frees all pipelines and what the cache holds; in a device's close. */
 void bk_gpu_device_fini(bk_device *device);
 
 #endif
