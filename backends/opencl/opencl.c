@@ -15,7 +15,7 @@ extern const bk_backend bk_backend_opencl;
   X(INVALID_MEM_OBJECT) X(INVALID_BINARY) X(INVALID_BUILD_OPTIONS) X(INVALID_PROGRAM) X(INVALID_PROGRAM_EXECUTABLE)                      \
   X(INVALID_KERNEL_NAME) X(INVALID_KERNEL) X(INVALID_ARG_INDEX) X(INVALID_ARG_VALUE) X(INVALID_ARG_SIZE) X(INVALID_KERNEL_ARGS)          \
   X(INVALID_WORK_GROUP_SIZE) X(INVALID_WORK_ITEM_SIZE) X(INVALID_EVENT) X(INVALID_OPERATION) X(INVALID_BUFFER_SIZE)                      \
-  X(EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
+  X(PROFILING_INFO_NOT_AVAILABLE) X(EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
 
 const char *bk_cl_error_name(cl_int error) {
   switch (error) {
@@ -27,19 +27,19 @@ const char *bk_cl_error_name(cl_int error) {
   }
 }
 
-static bk_status status_of(cl_int error) {
+bk_status bk_cl_status_of(cl_int error) {
   switch (error) {
     case CL_SUCCESS: return BK_OK;
     case CL_MEM_OBJECT_ALLOCATION_FAILURE:
     case CL_OUT_OF_HOST_MEMORY:
     case CL_INVALID_BUFFER_SIZE: return BK_ERR_MEMORY;
-    case CL_DEVICE_NOT_FOUND: return BK_ERR_ABSENT;
+    case CL_PROFILING_INFO_NOT_AVAILABLE: return BK_ERR_BUSY;
     default: return BK_ERR_DEVICE;
   }
 }
 
 bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what) {
-  return bk_fail(ctx, status_of(error), "opencl: %s: %s (%d)", what, bk_cl_error_name(error), (int)error);
+  return bk_fail(ctx, bk_cl_status_of(error), "opencl: %s: %s (%d)", what, bk_cl_error_name(error), (int)error);
 }
 
 /* ---- probing ---- */
@@ -117,12 +117,14 @@ static bk_status device_buffer_alloc(bk_device *device, size_t bytes, void **han
     return BK_OK;
   }
   if (made) (void)d->cl->ReleaseMemObject(made);
-  return bk_fail(device->ctx, error == CL_OUT_OF_RESOURCES ? BK_ERR_MEMORY : status_of(error), "opencl:%d: cannot allocate %zu bytes of device memory: %s (%d)",
-                 device->index, bytes, bk_cl_error_name(error), (int)error);
+  bk_status status = error == CL_OUT_OF_RESOURCES ? BK_ERR_MEMORY : bk_cl_status_of(error); /* some drivers find out at the first use */
+  return bk_fail(device->ctx, status, "opencl:%d: cannot allocate %zu bytes of device memory: %s (%d)", device->index, bytes,
+                 bk_cl_error_name(error), (int)error);
 }
 
 static void device_buffer_free(bk_device *device, void *handle, size_t bytes) {
   (void)bytes;
+  bk_cl_of(device)->freed++;
   (void)bk_cl_of(device)->cl->ReleaseMemObject(handle);
 }
 
@@ -149,6 +151,16 @@ static const bk_device_ops opencl_device_ops = {
 
 static const bk_gpu_device_ops opencl_gpu_ops = {bk_cl_build, bk_cl_pipeline_free, bk_cl_dispatch};
 
+/* BIRKHOFF_OPENCL_MAX_GROUP: smaller groups than the device allows, for tests and for drivers that promise too much. */
+static bk_status limit_group(bk_context *ctx, int *max_group) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_OPENCL_MAX_GROUP");
+  int64_t value = 0;
+  if (!text || !*text) return BK_OK;
+  if (!bk_parse_int64(text, &value) || value < 64) return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_OPENCL_MAX_GROUP is a number, at least 64, not \"%s\"", text);
+  while (*max_group > value) *max_group /= 2;
+  return BK_OK;
+}
+
 static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const bk_device_options *options) {
   bk_cl_found at;
   cl_int error;
@@ -163,6 +175,8 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->gpu.units = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
   d->platform = at.platform;
   d->id = at.device;
+  BK_TRY(limit_group(ctx, &d->gpu.max_group));
+  bk_gpu_cache_init(&d->gpu.cache, ctx, "opencl", index);
   const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)at.platform, 0};
   d->context = cl->CreateContext(properties, 1, &at.device, NULL, NULL, &error);
   if (error != CL_SUCCESS) return bk_cl_fail(ctx, error, "opening a device");

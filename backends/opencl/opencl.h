@@ -33,18 +33,27 @@ typedef struct bk_cl_device {
   cl_device_id id;
   cl_context context;
   cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
+  uint64_t freed;         /* buffers so far: a handle may come again for another buffer */
 } bk_cl_device;
 
 typedef struct bk_cl_pipeline {
   bk_gpu_pipeline base;
   cl_program program;
   cl_kernel kernel;
+  /* The arguments as last set: those that are the same again are not set again. mem: as long as no buffer has been freed (`freed`) */
+  bool set;
+  uint64_t freed;
+  cl_mem mem[BK_GPU_MAX_OPERANDS];
+  cl_ulong offset[BK_GPU_MAX_OPERANDS];
+  int32_t param[BK_GPU_MAX_PARAMS];
+  cl_int groups;
 } bk_cl_pipeline;
 
 typedef struct bk_cl_stream {
   bk_stream base;
   cl_command_queue queue;
-  bk_status poison; /* the device failed: every later call returns it */
+  bk_status poison; /* a call failed: every later one returns the same */
+  const char *last; /* the latest launch since the last sync, for messages; NULL: none */
 } bk_cl_stream;
 
 typedef struct bk_cl_event {
@@ -68,7 +77,8 @@ int bk_cl_max_group(const bk_cl_api *cl, cl_device_id id); /* a power of two, 64
 
 /* opencl.c */
 const char *bk_cl_error_name(cl_int error);
-/* Status for an OpenCL error, logged with what was being done. */
+bk_status bk_cl_status_of(cl_int error);
+/* The same, logged with what was being done. */
 bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what);
 
 /* program.c */
