@@ -2,11 +2,13 @@
 #ifndef BK_GPU_TABLE_H
 #define BK_GPU_TABLE_H
 
+#include "backends/gpu/attention.h"
 #include "backends/gpu/basic.h"
 #include "backends/gpu/experts.h"
 #include "backends/gpu/layers.h"
 
 #define BK_GPU_ROWS(ROW)    \
+  BK_GPU_ROWS_ATTENTION(ROW) \
   BK_GPU_ROWS_BASIC(ROW)    \
   BK_GPU_ROWS_EXPERTS(ROW)  \
   BK_GPU_ROWS_LAYERS(ROW)
