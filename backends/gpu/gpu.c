@@ -98,5 +98,5 @@ void bk_gpu_device_fini(bk_device *device) {
     d->pipelines = p->next;
     d->gpu->pipeline_free(device, p);
   }
-  bk_gpu_cache_fini(&d->cache);
+  bk_gpu_kept_fini(&d->cache);
 }

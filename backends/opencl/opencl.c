@@ -176,7 +176,7 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->platform = at.platform;
   d->id = at.device;
   BK_TRY(limit_group(ctx, &d->gpu.max_group));
-  bk_gpu_cache_init(&d->gpu.cache, ctx, "opencl", index);
+  bk_gpu_kept_init(&d->gpu.cache, ctx, "opencl", index);
   const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)at.platform, 0};
   d->context = cl->CreateContext(properties, 1, &at.device, NULL, NULL, &error);
   if (error != CL_SUCCESS) return bk_cl_fail(ctx, error, "opening a device");

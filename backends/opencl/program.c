@@ -50,7 +50,7 @@ static cl_program read_program(bk_cl_device *d, const bk_gpu_kernel *kernel, con
   char *data;
   size_t bytes;
   cl_int error, state;
-  if (!key || !bk_gpu_cache_read(&d->gpu.cache, kernel->name, key, &data, &bytes)) return NULL;
+  if (!key || !bk_gpu_kept_read(&d->gpu.cache, kernel->name, key, &data, &bytes)) return NULL;
   const unsigned char *binary = (const unsigned char *)data;
   cl_program program = bytes ? d->cl->CreateProgramWithBinary(d->context, 1, &d->id, &bytes, &binary, &state, &error) : NULL;
   bk_free(d->gpu.base.ctx, data);
@@ -70,7 +70,7 @@ static void keep_program(bk_cl_device *d, const bk_gpu_kernel *kernel, const cha
   unsigned char *binary = bk_alloc(d->gpu.base.ctx, bytes);
   if (!binary) return;
   if (d->cl->GetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS)
-    bk_gpu_cache_write(&d->gpu.cache, kernel->name, key, binary, bytes);
+    bk_gpu_kept_write(&d->gpu.cache, kernel->name, key, binary, bytes);
   bk_free(d->gpu.base.ctx, binary);
 }
 

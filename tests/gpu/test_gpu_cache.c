@@ -14,18 +14,18 @@ static void cache_open(void) {
   set("BIRKHOFF_CACHE", NULL);
   set("XDG_CACHE_HOME", unit_path("xdg"));
   set("HOME", unit_path("home"));
-  bk_gpu_cache_init(&cache, ctx, "fake", 3);
+  bk_gpu_kept_init(&cache, ctx, "fake", 3);
 }
 
 static void cache_close(void) {
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   unit_folder_close();
 }
 
 static bool found(const char *name, const char *key) {
   char *got = NULL;
   size_t bytes = 0;
-  if (!bk_gpu_cache_read(&cache, name, key, &got, &bytes)) {
+  if (!bk_gpu_kept_read(&cache, name, key, &got, &bytes)) {
     ck_assert_ptr_null(got);
     return false;
   }
@@ -35,7 +35,7 @@ static bool found(const char *name, const char *key) {
   return true;
 }
 
-static void write_data(void) { bk_gpu_cache_write(&cache, "kernel", KEY, data, sizeof data); }
+static void write_data(void) { bk_gpu_kept_write(&cache, "kernel", KEY, data, sizeof data); }
 
 /* The only file of `folder`. */
 static const char *only_file(const char *folder) {
@@ -70,7 +70,7 @@ START_TEST(hit_and_miss) {
 END_TEST
 
 START_TEST(written_again) {
-  bk_gpu_cache_write(&cache, "kernel", KEY, "old", 3);
+  bk_gpu_kept_write(&cache, "kernel", KEY, "old", 3);
   write_data();
   ck_assert(found("kernel", KEY));
 }
@@ -78,10 +78,10 @@ END_TEST
 
 START_TEST(another_run) {
   write_data();
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   ck_assert(!found("kernel", KEY)); /* closed: off */
   write_data();
-  bk_gpu_cache_init(&cache, ctx, "fake", 0);
+  bk_gpu_kept_init(&cache, ctx, "fake", 0);
   ck_assert(found("kernel", KEY));
 }
 END_TEST
@@ -132,7 +132,7 @@ START_TEST(wrong_key) {
   write_data();
   snprintf(mine, sizeof mine, "%s", only_file("xdg/birkhoff"));
   ck_assert_int_eq(ctx->fs.remove(ctx->fs.user, mine), 0);
-  bk_gpu_cache_write(&cache, "kernel", "platform 1.2\ndevice\ndriver 8\n-DA=1\n0123456789abcdef", data, sizeof data);
+  bk_gpu_kept_write(&cache, "kernel", "platform 1.2\ndevice\ndriver 8\n-DA=1\n0123456789abcdef", data, sizeof data);
   snprintf(theirs, sizeof theirs, "%s", only_file("xdg/birkhoff"));
   ck_assert_str_ne(mine, theirs);
   ck_assert_int_eq(ctx->fs.rename(ctx->fs.user, theirs, mine), 0);
@@ -155,8 +155,8 @@ END_TEST
 START_TEST(empty_data) {
   char *got;
   size_t bytes = 1;
-  bk_gpu_cache_write(&cache, "kernel", KEY, data, 0);
-  ck_assert(bk_gpu_cache_read(&cache, "kernel", KEY, &got, &bytes));
+  bk_gpu_kept_write(&cache, "kernel", KEY, data, 0);
+  ck_assert(bk_gpu_kept_read(&cache, "kernel", KEY, &got, &bytes));
   ck_assert_uint_eq(bytes, 0);
   bk_free(ctx, got);
 }
@@ -164,10 +164,10 @@ END_TEST
 
 /* Below a file no folder can be made, whoever asks. */
 START_TEST(folder_cannot_be_made) {
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("file"), "x", 1), BK_OK);
   set("XDG_CACHE_HOME", unit_path("file/below"));
-  bk_gpu_cache_init(&cache, ctx, "fake", 3);
+  bk_gpu_kept_init(&cache, ctx, "fake", 3);
   ck_assert(!found("kernel", KEY));
   unit_expect(NULL); /* reading says nothing */
   write_data();
@@ -180,15 +180,15 @@ START_TEST(folder_cannot_be_made) {
 END_TEST
 
 START_TEST(where_it_is) {
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   set("XDG_CACHE_HOME", "relative"); /* invalid, says the specification */
-  bk_gpu_cache_init(&cache, ctx, "fake", 3);
+  bk_gpu_kept_init(&cache, ctx, "fake", 3);
   write_data();
   ck_assert(found("kernel", KEY));
   (void)only_file("home/.cache/birkhoff");
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   set("HOME", NULL);
-  bk_gpu_cache_init(&cache, ctx, "fake", 3);
+  bk_gpu_kept_init(&cache, ctx, "fake", 3);
   write_data();
   ck_assert(!found("kernel", KEY));
 }
@@ -196,17 +196,17 @@ END_TEST
 
 START_TEST(switched_off) {
   write_data();
-  bk_gpu_cache_fini(&cache);
+  bk_gpu_kept_fini(&cache);
   set("BIRKHOFF_CACHE", "off");
-  bk_gpu_cache_init(&cache, ctx, "fake", 3);
+  bk_gpu_kept_init(&cache, ctx, "fake", 3);
   ck_assert(!found("kernel", KEY));
-  bk_gpu_cache_write(&cache, "new", KEY, data, sizeof data);
+  bk_gpu_kept_write(&cache, "new", KEY, data, sizeof data);
   (void)only_file("xdg/birkhoff");
 }
 END_TEST
 
 START_TEST(too_large) {
-  bk_gpu_cache_write(&cache, "kernel", KEY, data, BK_GPU_CACHE_MAX_BYTES + 1); /* not looked at */
+  bk_gpu_kept_write(&cache, "kernel", KEY, data, BK_GPU_CACHE_MAX_BYTES + 1); /* not looked at */
   ck_assert(!bk_path_exists(ctx, unit_path("xdg")));
 }
 END_TEST
