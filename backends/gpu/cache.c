@@ -49,7 +49,7 @@ static char *find_folder(bk_context *ctx) {
   return NULL;
 }
 
-void bk_gpu_cache_init(bk_gpu_cache *cache, bk_context *ctx, const char *owner, int index) {
+void bk_gpu_kept_init(bk_gpu_cache *cache, bk_context *ctx, const char *owner, int index) {
   *cache = (bk_gpu_cache){.ctx = ctx, .owner = owner, .index = index, .folder = find_folder(ctx)};
 }
 
@@ -58,7 +58,7 @@ static void switch_off(bk_gpu_cache *cache) {
   cache->folder = NULL;
 }
 
-void bk_gpu_cache_fini(bk_gpu_cache *cache) {
+void bk_gpu_kept_fini(bk_gpu_cache *cache) {
   if (cache->folder) switch_off(cache);
 }
 
@@ -98,7 +98,7 @@ static size_t data_of(const char *file, size_t bytes, const char *key) {
   return sizeof h + key_bytes;
 }
 
-bool bk_gpu_cache_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes) {
+bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes) {
   char *file = NULL;
   size_t size = 0, at = 0;
   held h;
@@ -162,7 +162,7 @@ static bk_status write_entry(bk_gpu_cache *cache, const char *name, const char *
   return status;
 }
 
-void bk_gpu_cache_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes) {
+void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes) {
   held h;
   if (!cache->folder || bytes > BK_GPU_CACHE_MAX_BYTES || strlen(key) > KEY_MAX_BYTES) return;
   hold(cache->ctx, &h);

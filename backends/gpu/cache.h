@@ -21,11 +21,11 @@ typedef struct bk_gpu_cache {
 } bk_gpu_cache;
 
 /* A zeroed cache is off: reads find nothing, writes do nothing. Nothing is made on disk yet. */
-void bk_gpu_cache_init(bk_gpu_cache *cache, bk_context *ctx, const char *owner, int index);
-void bk_gpu_cache_fini(bk_gpu_cache *cache);
+void bk_gpu_kept_init(bk_gpu_cache *cache, bk_context *ctx, const char *owner, int index);
+void bk_gpu_kept_fini(bk_gpu_cache *cache);
 /* name: letters, digits, _ and -; part of the file's name, for people. key: text that names all that the data depends on. True: *data is
  * to be freed with bk_free. */
-bool bk_gpu_cache_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes);
-void bk_gpu_cache_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes);
+bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes);
+void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes);
 
 #endif

@@ -75,7 +75,7 @@ static VkResult cache_open(bk_vk_device *d) {
   char key[CACHE_KEY_BYTES], *data = NULL;
   size_t bytes = 0;
   cache_key(d, key, sizeof key);
-  if (bk_gpu_cache_read(&d->gpu.cache, "vulkan", key, &data, &bytes) && !header_fits(d, data, bytes)) bytes = 0;
+  if (bk_gpu_kept_read(&d->gpu.cache, "vulkan", key, &data, &bytes) && !header_fits(d, data, bytes)) bytes = 0;
   const VkPipelineCacheCreateInfo empty = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
   VkPipelineCacheCreateInfo info = empty;
   info.initialDataSize = bytes;
@@ -95,7 +95,7 @@ static void cache_keep(bk_vk_device *d) {
   char *data = bk_alloc(d->gpu.base.ctx, bytes);
   if (!data) return;
   cache_key(d, key, sizeof key);
-  if (d->vk.GetPipelineCacheData(d->handle, d->cache, &bytes, data) == VK_SUCCESS) bk_gpu_cache_write(&d->gpu.cache, "vulkan", key, data, bytes);
+  if (d->vk.GetPipelineCacheData(d->handle, d->cache, &bytes, data) == VK_SUCCESS) bk_gpu_kept_write(&d->gpu.cache, "vulkan", key, data, bytes);
   bk_free(d->gpu.base.ctx, data);
 }
 

@@ -328,7 +328,7 @@ static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index, const 
   d->gpu.units = 32; /* Vulkan does not tell */
   if (d->gpu.on_cpu) d->gpu.units = bk_context_cpu_count(ctx);
   BK_TRY(make_device(d));
-  bk_gpu_cache_init(&d->gpu.cache, ctx, "vulkan", index);
+  bk_gpu_kept_init(&d->gpu.cache, ctx, "vulkan", index);
   BK_TRY(bk_vk_pipelines_init(d));
   return bk_vk_memory_init(d);
 }
