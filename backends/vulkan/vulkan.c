@@ -1,6 +1,5 @@
 /* The backend and its devices. vulkan:N counts the physical devices that are good enough; the others are not counted. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "backends/vulkan/vulkan.h"
@@ -207,15 +206,18 @@ static bk_status choose_bindings(bk_context *ctx, const bk_vk_traits *t, bool *a
   return BK_OK;
 }
 
+static bool is_cpu(const bk_vk_traits *t) { return t->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU; }
+
+/* Lavapipe runs eight items in the lanes of a vector, and ends all loops of an item after 65535 turns in all (its guard against endless
+ * ones): many items with short loops, as on a GPU, are right for it, not one item with long loops. Barriers cost: groups are small. */
 static bk_status choose_group(bk_context *ctx, const bk_vk_traits *t, int *group) {
   const char *text = bk_context_environment(ctx, "BIRKHOFF_VULKAN_MAX_GROUP");
   const VkPhysicalDeviceLimits *l = &t->props.limits;
-  int64_t most = l->maxComputeWorkGroupInvocations, wanted;
+  int64_t most = l->maxComputeWorkGroupInvocations, wanted = is_cpu(t) ? 64 : most;
   if (l->maxComputeWorkGroupSize[0] < most) most = l->maxComputeWorkGroupSize[0];
-  if (text && text[0]) {
-    if (!bk_parse_int64(text, &wanted) || wanted < 64) return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_MAX_GROUP is \"%s\", not a number from 64 on", text);
-    if (wanted < most) most = wanted;
-  }
+  if (text && text[0] && (!bk_parse_int64(text, &wanted) || wanted < 64))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_MAX_GROUP is \"%s\", not a number from 64 on", text);
+  if (wanted < most) most = wanted;
   *group = 64;
   while (*group < 1024 && *group * 2 <= most) *group *= 2;
   return BK_OK;
@@ -324,9 +326,8 @@ static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index, const 
   d->gpu.gpu = &vulkan_gpu_ops;
   d->gpu.local_bytes = t->props.limits.maxComputeSharedMemorySize;
   d->gpu.binding_range = binding_range(t, d->addresses);
-  d->gpu.on_cpu = t->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
-  d->gpu.units = 32; /* Vulkan does not tell */
-  if (d->gpu.on_cpu) d->gpu.units = bk_context_cpu_count(ctx);
+  d->gpu.on_cpu = false; /* lavapipe takes the kernels for GPUs: see choose_group */
+  d->gpu.units = is_cpu(t) ? bk_context_cpu_count(ctx) : 32; /* Vulkan does not tell */
   BK_TRY(make_device(d));
   bk_gpu_kept_init(&d->gpu.cache, ctx, "vulkan", index);
   BK_TRY(bk_vk_pipelines_init(d));
