@@ -46,7 +46,7 @@ mkdir -p "$(dirname "$out")"
       if [ $variant = split_32 ] && cmp -s "$T/split/$k.comp.spv" "$T/split_32/$k.comp.spv"; then array=bk_vk_${k}_split
       else
         echo "static const uint32_t $array[] = {"
-        cat "$T/$variant/$k.comp.spv"
+        $AWK -f "$here/spirv.awk" "$T/$variant/$k.comp.spv"
         echo "};"
       fi
       row="$row{$array, sizeof $array}, "
