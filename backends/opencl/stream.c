@@ -187,7 +187,7 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
   cl_int error = cl->GetEventProfilingInfo(from->event, CL_PROFILING_COMMAND_END, sizeof a, &a, NULL);
   if (error == CL_SUCCESS) error = cl->GetEventProfilingInfo(to->event, CL_PROFILING_COMMAND_END, sizeof b, &b, NULL);
   if (error != CL_SUCCESS) return bk_cl_fail(begin->device->ctx, error, "reading events");
-  *seconds = (double)(b - a) * 1e-9;
+  *seconds = (double)(cl_long)(b - a) * 1e-9;
   return BK_OK;
 }
 
