@@ -224,6 +224,7 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->gpu.local_bytes = (size_t)device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
   d->gpu.on_cpu = (device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0;
   d->gpu.units = (int)device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+  if (d->gpu.on_cpu) d->gpu.vector = (int)device_number(cl, at.device, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
   d->platform = at.platform;
   d->id = at.device;
   const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)at.platform, 0};
