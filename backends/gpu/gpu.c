@@ -10,11 +10,25 @@ bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn 
   if (!made) return BK_ERR_MEMORY;
   bk_status status = fn(device, args, made, workspace_bytes);
   if (status == BK_OK) *state = made;
-  else bk_free(device->ctx, made);
+  else bk_gpu_release(device, made);
   return status;
 }
 
-void bk_gpu_release(bk_device *device, void *state) { bk_free(device->ctx, state); }
+void bk_gpu_release(bk_device *device, void *state) {
+  bk_gpu_state *s = state;
+  if (s) bk_buffer_free(s->table);
+  bk_free(device->ctx, s);
+}
+
+bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes) {
+  bk_stream *stream = NULL;
+  BK_TRY(bk_buffer_alloc(device, bytes, BK_MEM_STAGING, &s->table));
+  BK_TRY(bk_stream_create(device, 0, &stream));
+  bk_status status = stream->ops->upload(stream, (bk_place){s->table, 0}, data, bytes);
+  if (status == BK_OK) status = stream->ops->sync(stream);
+  bk_stream_destroy(stream);
+  return status;
+}
 
 bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline) {
   bk_gpu_device *d = bk_gpu_of(device);
@@ -53,6 +67,17 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
   return group < most ? group : most;
 }
 
+int bk_gpu_flat_group(const bk_device *device, int64_t width) {
+  const bk_gpu_device *d = (const bk_gpu_device *)device;
+  int most = d->on_cpu ? 1024 : 256, group = 32;
+  if (most > d->max_group) most = d->max_group;
+  while (group < most && group < width) group *= 2;
+  return group < most ? group : most;
+}
+
+/* A kernel may count past the end by the elements of a work group before it looks. */
+#define MAX_ELEMENTS (INT32_MAX - 65536)
+
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   const bk_op_desc *desc = bk_op_describe(op);
@@ -60,7 +85,7 @@ bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;
     size_t span = bk_tensor_span(t);
-    if (t->dtype == BK_F64 || span / bk_dtype_size(t->dtype) > INT32_MAX) return false;
+    if (t->dtype == BK_F64 || span / bk_dtype_size(t->dtype) > MAX_ELEMENTS) return false;
     if (d->binding_range && span > d->binding_range) return false;
   }
   return true;
@@ -73,4 +98,5 @@ void bk_gpu_device_fini(bk_device *device) {
     d->pipelines = p->next;
     d->gpu->pipeline_free(device, p);
   }
+  bk_gpu_kept_fini(&d->cache);
 }

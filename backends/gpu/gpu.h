@@ -12,6 +12,8 @@
 
 #include "runtime/backend.h"
 
+#include "backends/gpu/cache.h"
+
 #include "gpu_kernels.h" /* made from the kernel files: BK_GPU_name, bk_gpu_name_consts, bk_gpu_name_call */
 
 #define BK_GPU_MAX_CONSTS 12
@@ -59,17 +61,19 @@ typedef struct bk_gpu_device {
   int units;            /* compute units */
   int vector;           /* floats of a register where kernels `only opencl` with explicit vectors are wanted (CPU devices), else 0 */
   bk_gpu_pipeline *pipelines;
+  bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;
 
 static inline bk_gpu_device *bk_gpu_of(bk_device *device) { return (bk_gpu_device *)device; }
 
 /* ---- for the launch code (gpu.c) ---- */
-#define BK_GPU_MAX_KERNELS 6 /* of one plan */
+#define BK_GPU_MAX_KERNELS 8 /* of one plan */
 /* The state of a plan: its kernels, in an order that the op's file knows, and numbers that prepare worked out. */
 typedef struct bk_gpu_state {
   bk_gpu_pipeline *kernel[BK_GPU_MAX_KERNELS];
   int32_t group, chunk; /* free for the op's use: work-group size, rows of a chunk */
   int64_t chunks;
+  bk_buffer *table; /* what prepare made and put on the device (bk_gpu_table), or NULL; release frees it */
 } bk_gpu_state;
 /* Builds kernel `id` (BK_GPU_name) or finds it built. consts: its bk_gpu_name_consts. */
 bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline);
@@ -79,6 +83,12 @@ static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return 
 
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
+/* The same for kernels without barriers, element by element: large on a CPU too, where the work items become one loop. */
+int bk_gpu_flat_group(const bk_device *device, int64_t width);
+/* Elements that a work item of such a kernel has, GROUP apart. */
+static inline int bk_gpu_per_item(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu ? 1 : 4; }
+/* In prepare: a buffer of the state with `bytes` bytes of `data`. */
+bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes);
 /* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has
  * two stages, from the shape and the constants of the kernel family alone (so that bits do not depend on the device's load). */
 static inline int64_t bk_gpu_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -107,7 +117,7 @@ bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn 
 void bk_gpu_release(bk_device *device, void *state);
 
 /* ---- for the backends ---- */
-/* Frees all pipelines; in a device's close. */
+/* Frees all pipelines and what the cache holds; in a device's close. */
 void bk_gpu_device_fini(bk_device *device);
 
 #endif

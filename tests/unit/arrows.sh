@@ -42,6 +42,7 @@ check core/io base tensor/tensor.h runtime/op.h io
 for backend in backends/*/; do
   backend=${backend%/}
   case $backend in
+    backends/opencl | backends/vulkan) check "$backend" base tensor runtime backends/gpu "$backend" ;;
     backends/mpi | backends/nccl) check "$backend" base tensor runtime comm "$backend" ;;
     *) check "$backend" base tensor runtime "$backend" ;;
   esac

@@ -1,0 +1,50 @@
+/* Launches of optimizer.k */
+#include "backends/gpu/basic.h"
+
+_Static_assert(BK_STEP_BALANCE_RATE == 5 && BK_STEP_LOSS == 16 && BK_STEP_FINITE == 20, "optimizer.k has the numbers of the slots");
+
+bk_status bk_gpu_clip_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
+  bk_gpu_clip_consts consts = {1};
+  (void)args, (void)workspace_bytes;
+  return bk_gpu_build(device, BK_GPU_clip, &consts, &s->kernel[0]);
+}
+
+bk_status bk_gpu_clip(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_clip_args *a = args;
+  bk_gpu_clip_call call = {.step = bk_gpu_at(&a->step)};
+  (void)workspace;
+  return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, 1);
+}
+
+bk_status bk_gpu_adamw_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
+  const bk_adamw_args *a = args;
+  bk_gpu_adamw_consts consts = {bk_gpu_flat_group(device, a->grad.shape[0]), bk_gpu_half(&a->p), bk_tensor_present(&a->master), bk_gpu_per_item(device)};
+  (void)workspace_bytes;
+  return bk_gpu_build(device, BK_GPU_adamw, &consts, &s->kernel[0]);
+}
+
+bk_status bk_gpu_adamw(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_adamw_args *a = args;
+  const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
+  const int64_t count = a->grad.shape[0];
+  (void)workspace;
+  bk_gpu_adamw_call call = {
+    .grad = bk_gpu_at(&a->grad), .step = bk_gpu_at(&a->step), .p = bk_gpu_at(&a->p), .master = bk_gpu_at(&a->master),
+    .m = bk_gpu_at(&a->m), .v = bk_gpu_at(&a->v), .count = (int32_t)count, .beta1 = (float)a->beta1, .rest1 = (float)(1 - a->beta1),
+    .beta2 = (float)a->beta2, .rest2 = (float)(1 - a->beta2), .eps = (float)a->eps, .decay = (float)a->weight_decay};
+  return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, (int64_t)p->consts[0] * bk_gpu_per_item(stream->device)));
+}
+
+bk_status bk_gpu_balance_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
+  bk_gpu_balance_consts consts = {64};
+  (void)args, (void)workspace_bytes;
+  return bk_gpu_build(device, BK_GPU_balance, &consts, &s->kernel[0]);
+}
+
+bk_status bk_gpu_balance(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_balance_args *a = args;
+  const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
+  bk_gpu_balance_call call = {.load = bk_gpu_at(&a->load), .step = bk_gpu_at(&a->step), .bias = bk_gpu_at(&a->bias), .experts = (int32_t)a->load.shape[0]};
+  (void)workspace;
+  return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(a->load.shape[0], p->consts[0]));
+}
