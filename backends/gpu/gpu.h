@@ -60,6 +60,7 @@ typedef struct bk_gpu_device {
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
   int units;            /* compute units */
+  int vector;           /* floats of a register where kernels `only opencl` with explicit vectors are wanted (CPU devices), else 0 */
   bk_gpu_pipeline *pipelines;
   bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;
