@@ -67,12 +67,12 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
   return group < most ? group : most;
 }
 
-int bk_gpu_flat_group(const bk_device *device, int64_t width) {
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  int most = d->on_cpu ? 1024 : 256, group = 32;
-  if (most > d->max_group) most = d->max_group;
-  while (group < most && group < width) group *= 2;
-  return group < most ? group : most;
+  bk_gpu_shape shape = {32, 4, d->on_cpu ? 16 : 1};
+  if (d->serial) return (bk_gpu_shape){1, 16, 256};
+  while (shape.group < d->max_group && shape.group < (d->on_cpu ? 64 : 256) && shape.group * shape.items < width) shape.group *= 2;
+  return shape;
 }
 
 /* A kernel may count past the end by the elements of a work group before it looks. */

@@ -56,6 +56,7 @@ typedef struct bk_gpu_device {
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
+  bool serial;          /* on_cpu, and the compiler makes vectors of a work item's loops rather than of work items: groups of one */
   int units;            /* compute units */
   bk_gpu_pipeline *pipelines;
 } bk_gpu_device;
@@ -79,10 +80,15 @@ static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return 
 
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
-/* The same for kernels without barriers, element by element: large on a CPU too, where the work items become one loop. */
-int bk_gpu_flat_group(const bk_device *device, int64_t width);
-/* Elements that a work item of such a kernel has, GROUP apart. */
-static inline int bk_gpu_per_item(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu ? 1 : 4; }
+/* For kernels that use rows.kh, whose first constants are GROUP, ITEMS and, without barriers, BATCHES. */
+typedef struct bk_gpu_shape {
+  int32_t group, items, batches;
+} bk_gpu_shape;
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width);
+/* Work groups for a row of `width` elements of such a kernel. */
+static inline int64_t bk_gpu_blocks(const bk_gpu_pipeline *p, int64_t width) {
+  return (width + (int64_t)p->consts[0] * p->consts[1] * p->consts[2] - 1) / ((int64_t)p->consts[0] * p->consts[1] * p->consts[2]);
+}
 /* In prepare: a buffer of the state with `bytes` bytes of `data`. */
 bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes);
 /* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has

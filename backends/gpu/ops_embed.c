@@ -3,7 +3,8 @@
 
 bk_status bk_gpu_embed_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_embed_args *a = args;
-  bk_gpu_embed_consts consts = {bk_gpu_flat_group(device, a->y.shape[1]), bk_gpu_half(&a->y), bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->y.shape[1]);
+  bk_gpu_embed_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->y)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_embed, &consts, &s->kernel[0]);
 }
@@ -11,7 +12,7 @@ bk_status bk_gpu_embed_prepare(bk_device *device, const void *args, bk_gpu_state
 bk_status bk_gpu_embed(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_embed_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
-  const int64_t width = a->y.shape[1], blocks = bk_gpu_ceil_div(width, (int64_t)p->consts[0] * bk_gpu_per_item(stream->device));
+  const int64_t width = a->y.shape[1], blocks = bk_gpu_blocks(p, width);
   (void)workspace;
   bk_gpu_embed_call call = {
     .ids = bk_gpu_at(&a->ids), .table = bk_gpu_at(&a->table), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = (int32_t)blocks,

@@ -46,7 +46,7 @@ bk_status bk_gpu_rope(bk_stream *stream, const bk_plan *plan, const void *args, 
 
 bk_status bk_gpu_cache_write_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_cache_write_args *a = args;
-  bk_gpu_cache_write_consts consts = {bk_gpu_flat_group(device, a->x.shape[3]), bk_gpu_half(&a->x)};
+  bk_gpu_cache_write_consts consts = {bk_gpu_group(device, a->x.shape[3]), bk_gpu_half(&a->x)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_cache_write, &consts, &s->kernel[0]);
 }
