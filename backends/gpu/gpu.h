@@ -114,6 +114,15 @@ static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF
   }
 #define BK_GPU_ROW(ID, name, dtypes) {BK_OP_##ID, dtypes, "gpu_" #name, accepts_##name, prepare_##name, bk_gpu_##name, bk_gpu_release},
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args);
+/* COPY, ADD, SUM, SUMSQ and ADAMW on tensors without gaps are launched in pieces, so that they may be larger than a kernel can reach. A piece
+ * is a multiple of BK_GPU_PIECE elements. */
+#define BK_GPU_PIECE 16384
+bool bk_gpu_takes_pieces(bk_op op, const void *args);
+int64_t bk_gpu_piece(const bk_device *device); /* elements, of 4 bytes at most */
+/* The same place `elements` of t's dtype on; an absent tensor has none. */
+static inline bk_place bk_gpu_at_element(const bk_tensor *t, int64_t elements) {
+  return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset + (size_t)elements * bk_dtype_size(t->dtype)} : (bk_place){NULL, 0};
+}
 typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);
 bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state, size_t *workspace_bytes);
 void bk_gpu_release(bk_device *device, void *state);
