@@ -33,8 +33,8 @@ bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu
   const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
   const int32_t columns = bk_gpu_of(device)->serial ? 64 : 1, group = bk_gpu_of(device)->serial ? 1 : 64;
   bk_gpu_rmsnorm_bwd_consts dx = {shape.group, shape.items, bk_gpu_half(&a->x), a->accumulate};
-  bk_gpu_rmsnorm_bwd_dw_consts dw = {group, bk_gpu_half(&a->x), columns};
-  bk_gpu_add_parts_consts add = {64};
+  bk_gpu_rmsnorm_bwd_dw_consts dw = {group, columns, bk_gpu_half(&a->x)};
+  bk_gpu_add_parts_consts add = {group, bk_gpu_of(device)->serial ? 16 : 1, 1};
   if (bk_tensor_present(&a->dx)) BK_TRY(bk_gpu_build(device, BK_GPU_rmsnorm_bwd, &dx, &s->kernel[BWD_DX]));
   if (!bk_tensor_present(&a->dw)) return BK_OK;
   s->chunk = rows_of_chunk(rows);
@@ -53,7 +53,7 @@ static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm
     .width = (int32_t)width, .blocks = (int32_t)blocks, .xs = (int32_t)a->x.stride[0], .dys = (int32_t)a->dy.stride[0]};
   bk_gpu_add_parts_call add = {.parts = workspace, .y = bk_gpu_at(&a->dw), .width = (int32_t)width, .count = (int32_t)s->chunks};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[BWD_DW], &dw, s->chunks * blocks));
-  return bk_gpu_run(stream, plan, s->kernel[BWD_ADD], &add, bk_gpu_ceil_div(width, s->kernel[BWD_ADD]->consts[0]));
+  return bk_gpu_run(stream, plan, s->kernel[BWD_ADD], &add, bk_gpu_blocks(s->kernel[BWD_ADD], width));
 }
 
 bk_status bk_gpu_rmsnorm_bwd(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
