@@ -70,7 +70,7 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
 bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   bk_gpu_shape shape = {32, 4, d->on_cpu ? 16 : 1};
-  if (d->serial) return (bk_gpu_shape){1, 16, 256};
+  if (d->serial) return (bk_gpu_shape){1, 64, 64};
   while (shape.group < d->max_group && shape.group < (d->on_cpu ? 64 : 256) && shape.group * shape.items < width) shape.group *= 2;
   return shape;
 }
