@@ -1,8 +1,6 @@
 /* Launches of attention.k and attention_cpu.k */
 #include "backends/gpu/attention.h"
 
-#include <string.h>
-
 /* Members of a call: strides of a tensor [B,T,H,D] named as its letters. */
 #define STRIDES(x, tensor) .x##b = (int32_t)(tensor).stride[0], .x##t = (int32_t)(tensor).stride[1], .x##h = (int32_t)(tensor).stride[2]
 
@@ -10,9 +8,7 @@
 enum { TILES, VECTORS };
 enum { LANES = 16 }; /* rows of an item in attention_cpu.k */
 
-static int32_t kind_for(const bk_device *device) {
-  return ((const bk_gpu_device *)device)->on_cpu && strcmp(device->backend->name, "opencl") == 0 ? VECTORS : TILES;
-}
+static int32_t kind_for(const bk_device *device) { return bk_gpu_serial(device) ? VECTORS : TILES; }
 
 /* Groups of a launch whose groups have `block` rows of q each, or of k. */
 static int64_t blocks_of(const bk_tensor *q, int64_t block) { return q->shape[0] * q->shape[2] * bk_gpu_ceil_div(q->shape[1], block); }
