@@ -4,11 +4,13 @@
 
 #include "backends/gpu/basic.h"
 #include "backends/gpu/layers.h"
+#include "backends/gpu/maps.h"
 #include "backends/gpu/streams.h"
 
 #define BK_GPU_ROWS(ROW)    \
   BK_GPU_ROWS_BASIC(ROW)    \
   BK_GPU_ROWS_LAYERS(ROW)   \
+  BK_GPU_ROWS_MAPS(ROW)     \
   BK_GPU_ROWS_STREAMS(ROW)
 
 #endif
