@@ -9,7 +9,7 @@ typedef struct set_pool set_pool;
 struct set_pool {
   set_pool *next;
   VkDescriptorPool pool;
-  VkDescriptorSet sets[SETS];
+  bk_vk_set sets[SETS];
 };
 
 struct bk_vk_graph {
@@ -49,7 +49,7 @@ static void graph_free(bk_vk_device *d, bk_vk_graph *g) {
   bk_free(d->gpu.base.ctx, g);
 }
 
-static bk_status take_set(bk_vk_device *d, bk_vk_graph *g, VkDescriptorSet *set) {
+static bk_status take_set(bk_vk_device *d, bk_vk_graph *g, bk_vk_set **set) {
   if (!g->sets || g->used == SETS) {
     set_pool *made = bk_alloc(d->gpu.base.ctx, sizeof *made);
     if (!made) return BK_ERR_MEMORY;
@@ -58,11 +58,11 @@ static bk_status take_set(bk_vk_device *d, bk_vk_graph *g, VkDescriptorSet *set)
     g->used = 0;
     BK_TRY(bk_vk_sets_alloc(d, SETS, &made->pool, made->sets));
   }
-  *set = g->sets->sets[g->used++];
+  *set = &g->sets->sets[g->used++];
   return BK_OK;
 }
 
-bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, VkDescriptorSet *set) {
+bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, bk_vk_set **set) {
   if (graph->failed == BK_OK && set) graph->failed = take_set(device_of(stream), graph, set);
   *commands = graph->commands;
   return graph->failed;

@@ -13,6 +13,9 @@ bk_status bk_vk_build(bk_device *device, const bk_gpu_kernel *kernel, const int3
   const bk_vk_spirv *spirv = bk_vk_spirv_find(kernel->name);
   const bk_vk_variant variant = d->addresses ? BK_VK_ADDRESS : d->halves ? BK_VK_SPLIT : BK_VK_SPLIT_32;
   if (!spirv) return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "vulkan: there is no kernel %s (%s)", kernel->name, kernel->file);
+  if (consts[0] > d->most_group)
+    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "vulkan: kernel %s wants groups of %d work items, the device has %d", kernel->name, (int)consts[0],
+                   d->most_group);
   VkSpecializationMapEntry entries[BK_GPU_MAX_CONSTS];
   for (int i = 0; i < kernel->n_consts; i++)
     entries[i] = (VkSpecializationMapEntry){.constantID = (uint32_t)i, .offset = (uint32_t)i * 4, .size = 4};
@@ -130,7 +133,7 @@ void bk_vk_pipelines_fini(bk_vk_device *d) {
   if (d->set_layout) d->vk.DestroyDescriptorSetLayout(d->handle, d->set_layout, NULL);
 }
 
-bk_status bk_vk_sets_alloc(bk_vk_device *d, int count, VkDescriptorPool *pool, VkDescriptorSet *sets) {
+bk_status bk_vk_sets_alloc(bk_vk_device *d, int count, VkDescriptorPool *pool, bk_vk_set *sets) {
   const VkDescriptorPoolSize size = {.type = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, .descriptorCount = (uint32_t)count * BK_GPU_MAX_OPERANDS};
   const VkDescriptorPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO, .maxSets = (uint32_t)count, .poolSizeCount = 1,
                                            .pPoolSizes = &size};
@@ -138,7 +141,8 @@ bk_status bk_vk_sets_alloc(bk_vk_device *d, int count, VkDescriptorPool *pool, V
   for (int i = 0; i < count && result == VK_SUCCESS; i++) {
     const VkDescriptorSetAllocateInfo ask = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_ALLOCATE_INFO, .descriptorPool = *pool, .descriptorSetCount = 1,
                                              .pSetLayouts = &d->set_layout};
-    result = d->vk.AllocateDescriptorSets(d->handle, &ask, &sets[i]);
+    result = d->vk.AllocateDescriptorSets(d->handle, &ask, &sets[i].handle);
+    sets[i].written = 0;
   }
   return result == VK_SUCCESS ? BK_OK : bk_vk_fail(d->gpu.base.ctx, result, "making descriptor sets");
 }

@@ -125,7 +125,7 @@ bk_status bk_vk_flush(bk_stream *stream) {
 }
 
 /* Where the next command goes, behind a barrier. *set: descriptors for it, in split mode. */
-static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, VkDescriptorSet *set) {
+static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_vk_set **set) {
   bk_vk_stream *s = of(stream);
   bk_vk_graph *graph = bk_vk_capture_of(stream);
   BK_TRY(bk_vk_enter(stream));
@@ -135,7 +135,7 @@ static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, VkDe
     if (!s->open) BK_TRY(open_slot(stream));
     bk_vk_slot *slot = &s->slots[s->at];
     *commands = slot->commands;
-    if (set) *set = slot->sets[slot->n_commands];
+    if (set) *set = &slot->sets[slot->n_commands];
     slot->n_commands++;
   }
   barrier(stream, *commands);
@@ -167,16 +167,20 @@ static uint32_t bind_operand(const bk_vk_device *d, const bk_gpu_pipeline *p, in
   return (uint32_t)(at->offset - offset) / (half && p->consts[half] ? 2 : 4);
 }
 
-static void write_set(bk_stream *stream, VkDescriptorSet set, const bk_gpu_pipeline *p, const bk_place *operands, uint32_t *words) {
+/* What an earlier launch left behind the last operand is overwritten: nobody reads it, but lavapipe follows it to buffers that are gone. */
+static void write_set(bk_stream *stream, bk_vk_set *set, const bk_gpu_pipeline *p, const bk_place *operands, uint32_t *words) {
   const bk_vk_device *d = device_of(stream);
   VkDescriptorBufferInfo infos[BK_GPU_MAX_OPERANDS];
   VkWriteDescriptorSet writes[BK_GPU_MAX_OPERANDS];
-  for (int i = 0; i < p->kernel->operands; i++) {
-    words[i] = bind_operand(d, p, i, &operands[i], &infos[i]);
-    writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET, .dstSet = set, .dstBinding = (uint32_t)i, .descriptorCount = 1,
+  const int used = p->kernel->operands, n = set->written > used ? set->written : used;
+  for (int i = 0; i < n; i++) {
+    if (i < used) words[i] = bind_operand(d, p, i, &operands[i], &infos[i]);
+    else infos[i] = (VkDescriptorBufferInfo){d->bytes.buffer, 0, VK_WHOLE_SIZE};
+    writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET, .dstSet = set->handle, .dstBinding = (uint32_t)i, .descriptorCount = 1,
                                        .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, .pBufferInfo = &infos[i]};
   }
-  d->vk.UpdateDescriptorSets(d->handle, (uint32_t)p->kernel->operands, writes, 0, NULL);
+  d->vk.UpdateDescriptorSets(d->handle, (uint32_t)n, writes, 0, NULL);
+  set->written = used;
 }
 
 static void write_addresses(const bk_gpu_pipeline *p, const bk_place *operands, uint32_t *words) {
@@ -197,12 +201,12 @@ bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
   uint32_t words[2 * BK_GPU_MAX_OPERANDS + BK_GPU_MAX_PARAMS + 1];
   int n = pipeline->kernel->operands * (d->addresses ? 2 : 1);
   VkCommandBuffer commands;
-  VkDescriptorSet set = VK_NULL_HANDLE;
+  bk_vk_set *set = NULL;
   BK_TRY(next_command(stream, &commands, d->addresses ? NULL : &set));
   if (d->addresses) write_addresses(pipeline, operands, words);
   else {
     write_set(stream, set, pipeline, operands, words);
-    vk->CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->layout, 0, 1, &set, 0, NULL);
+    vk->CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->layout, 0, 1, &set->handle, 0, NULL);
   }
   if (pipeline->kernel->params) memcpy(words + n, params, (size_t)pipeline->kernel->params * 4);
   n += pipeline->kernel->params;
@@ -446,7 +450,7 @@ static bk_status make_slot(bk_vk_device *d, bk_vk_slot *slot) {
 }
 
 static bk_status stream_fill_in(bk_vk_device *d, bk_vk_stream *s) {
-  VkDescriptorSet sets[BK_VK_SLOTS * BK_VK_SLOT_COMMANDS];
+  bk_vk_set sets[BK_VK_SLOTS * BK_VK_SLOT_COMMANDS];
   BK_TRY(bk_vk_timeline_take(d, &s->timeline));
   s->timeline->stream = s;
   for (int i = 0; i < BK_VK_SLOTS; i++) BK_TRY(make_slot(d, &s->slots[i]));

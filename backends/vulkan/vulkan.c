@@ -210,16 +210,17 @@ static bool is_cpu(const bk_vk_traits *t) { return t->props.deviceType == VK_PHY
 
 /* Lavapipe runs eight items in the lanes of a vector, and ends all loops of an item after 65535 turns in all (its guard against endless
  * ones): many items with short loops, as on a GPU, are right for it, not one item with long loops. Barriers cost: groups are small. */
-static bk_status choose_group(bk_context *ctx, const bk_vk_traits *t, int *group) {
+static bk_status choose_group(bk_context *ctx, const bk_vk_traits *t, int *group, int *most_group) {
   const char *text = bk_context_environment(ctx, "BIRKHOFF_VULKAN_MAX_GROUP");
   const VkPhysicalDeviceLimits *l = &t->props.limits;
-  int64_t most = l->maxComputeWorkGroupInvocations, wanted = is_cpu(t) ? 64 : most;
+  int64_t most = l->maxComputeWorkGroupInvocations, wanted = 0;
   if (l->maxComputeWorkGroupSize[0] < most) most = l->maxComputeWorkGroupSize[0];
   if (text && text[0] && (!bk_parse_int64(text, &wanted) || wanted < 64))
     return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_MAX_GROUP is \"%s\", not a number from 64 on", text);
-  if (wanted < most) most = wanted;
-  *group = 64;
-  while (*group < 1024 && *group * 2 <= most) *group *= 2;
+  if (wanted && wanted < most) most = wanted;
+  *most_group = 64;
+  while (*most_group < 1024 && *most_group * 2 <= most) *most_group *= 2;
+  *group = is_cpu(t) && !wanted ? 64 : *most_group;
   return BK_OK;
 }
 
@@ -321,7 +322,7 @@ static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index, const 
   BK_TRY(locate(ctx, index, &d->in, &d->traits));
   const bk_vk_traits *t = &d->traits;
   BK_TRY(choose_bindings(ctx, t, &d->addresses, &d->halves));
-  BK_TRY(choose_group(ctx, t, &d->gpu.max_group));
+  BK_TRY(choose_group(ctx, t, &d->gpu.max_group, &d->most_group));
   fill_props(t, d->addresses, d->halves, &d->gpu.base.props);
   d->gpu.gpu = &vulkan_gpu_ops;
   d->gpu.local_bytes = t->props.limits.maxComputeSharedMemorySize;

@@ -103,6 +103,7 @@ typedef struct bk_vk_device {
   VkDevice handle;
   VkQueue queue[2]; /* plain, urgent; the same one if there is one */
   bool complete; /* all of vk is there */
+  int most_group; /* work items that a group can have; gpu.max_group is what it should have */
   bool addresses, halves, lost;
   /* memory.c */
   bk_vk_block *blocks;
@@ -137,10 +138,15 @@ typedef struct bk_vk_download {
   void *dst;
   size_t offset, bytes; /* in the slot's part of the staging buffer */
 } bk_vk_download;
+/* Descriptors, and how many of them point to a buffer. */
+typedef struct bk_vk_set {
+  VkDescriptorSet handle;
+  int written;
+} bk_vk_set;
 typedef struct bk_vk_slot {
   VkCommandPool pool;
   VkCommandBuffer commands;
-  VkDescriptorSet sets[BK_VK_SLOT_COMMANDS]; /* split mode */
+  bk_vk_set sets[BK_VK_SLOT_COMMANDS]; /* split mode */
   uint64_t value;                            /* of its submission */
   int n_commands, n_downloads;
   size_t staged;
@@ -233,14 +239,14 @@ uint64_t bk_vk_capture_id(const bk_vk_graph *graph);
 /* What cannot be captured: the capture fails with the reason. OK outside of captures. */
 bk_status bk_vk_refuse_capture(bk_stream *stream, const char *what);
 /* Where the next command of a capture goes; set NULL: it needs no descriptors. */
-bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, VkDescriptorSet *set);
+bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, bk_vk_set **set);
 bk_status bk_vk_capture_begin(bk_stream *stream);
 bk_status bk_vk_capture_end(bk_stream *stream, void **graph);
 bk_status bk_vk_graph_launch(bk_stream *stream, void *graph);
 void bk_vk_graph_destroy(bk_stream *stream, void *graph);
 
 /* A pool of `count` sets of the device's layout, and the sets. */
-bk_status bk_vk_sets_alloc(bk_vk_device *d, int count, VkDescriptorPool *pool, VkDescriptorSet *sets);
+bk_status bk_vk_sets_alloc(bk_vk_device *d, int count, VkDescriptorPool *pool, bk_vk_set *sets);
 
 extern const bk_kernel bk_vulkan_kernels[];
 
