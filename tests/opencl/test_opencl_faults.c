@@ -22,6 +22,7 @@ static void find_fake(void) {
 
 static void faults_open(void) {
   fault("");
+  set("BIRKHOFF_CACHE", NULL);
   set("BIRKHOFF_OPENCL_LIBRARY", library);
   gpu_open("opencl");
 }
@@ -362,14 +363,15 @@ int main(void) {
   const TTest *const tests[] = {out_of_memory, out_of_memory_at_first_use, lost_at_a_launch, lost_while_waiting, lost_met_by_a_download,
                                 lost_met_by_a_query, lost_met_by_an_event, does_not_compile, groups_too_large_for_a_kernel, kept_and_found,
                                 kept_by_another_driver, kept_and_refused, kept_and_spoilt, cannot_be_kept, arguments_are_remembered};
-  Suite *suite = suite_create("opencl_faults");
   find_fake();
   if (!builds || !sets) {
     printf("SKIP: there is no %s\n", library);
     return SKIPPED;
   }
+  const bool here = gpu_is_here("opencl");
+  Suite *suite = suite_create("opencl_faults");
   unit_case(suite, "absent", registry_open, gpu_close, first, BK_COUNT(first));
-  if (gpu_is_here("opencl")) {
+  if (here) {
     unit_case(suite, "refused", registry_open, gpu_close, refused, BK_COUNT(refused));
     unit_case(suite, "faults", faults_open, gpu_close, tests, BK_COUNT(tests));
   }

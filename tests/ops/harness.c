@@ -480,11 +480,11 @@ static void run_case(run *r, const void *args, const fill *fills, derive_fn deri
   free(r->mask);
 }
 
-/* What a quick run leaves out: all that moves or computes much. */
+/* What a quick run leaves out: all that moves or computes much; a tiny one: more. */
 static bool too_much(const harness *h, bk_op op, const void *args) {
   double flops, bytes;
   bk_op_describe(op)->cost(args, &flops, &bytes);
-  return h->quick && (flops > 2e5 || bytes > 4e4);
+  return (h->quick && (flops > 2e5 || bytes > 4e4)) || (h->tiny && (flops > 2e4 || bytes > 1e4));
 }
 
 static void note_coverage(harness *h, bk_op op, const void *args) {

@@ -56,6 +56,7 @@ typedef struct harness {
   const char *op_filter, *case_filter;
   uint64_t seed;
   bool list, verbose, like_composed;
+  bool tiny;                    /* BK_TEST_TINY: smaller ones still, for an interpreter of kernels */
   bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
   const struct perf_roof *roof; /* --perf: time the cases' working sizes instead of judging them */
   bk_dtype st, ct;   /* of the cases being made */

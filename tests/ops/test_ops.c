@@ -7,7 +7,7 @@
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose
  *   --perf          time the ops at working sizes instead (perf.h)
- * With BK_TEST_QUICK in the environment, small shapes only.
+ * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones.
  * Without a filter it also checks that every op has a case and that every operand is present in one.
  * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device or the instruction set is not here. */
 #include "tests/ops/harness.h"
@@ -134,7 +134,7 @@ static int report(const harness *h, const options *o, int holes) {
 }
 
 int main(int argc, char **argv) {
-  harness h = {.seed = 1, .quick = getenv("BK_TEST_QUICK") != NULL};
+  harness h = {.seed = 1, .tiny = getenv("BK_TEST_TINY") != NULL, .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
   options o = {.device = "cpu", .open = {.threads = 2}};
   bk_context_options context = {.log = count_line, .log_user = &h, .log_level = BK_LOG_WARN};
   if (!parse(&h, &o, argc, argv)) return 2;
