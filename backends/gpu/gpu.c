@@ -67,26 +67,43 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
   return group < most ? group : most;
 }
 
-int bk_gpu_flat_group(const bk_device *device, int64_t width) {
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  int most = d->on_cpu ? 1024 : 256, group = 32;
-  if (most > d->max_group) most = d->max_group;
-  while (group < most && group < width) group *= 2;
-  return group < most ? group : most;
+  bk_gpu_shape shape = {32, 4, d->on_cpu ? 16 : 1};
+  if (d->serial) return (bk_gpu_shape){1, 64, 64};
+  while (shape.group < d->max_group && shape.group < (d->on_cpu ? 64 : 256) && shape.group * shape.items < width) shape.group *= 2;
+  return shape;
 }
 
 /* A kernel may count past the end by the elements of a work group before it looks. */
 #define MAX_ELEMENTS (INT32_MAX - 65536)
 
+bool bk_gpu_takes_pieces(bk_op op, const void *args) {
+  if (op == BK_OP_SUM || op == BK_OP_SUMSQ || op == BK_OP_ADAMW) return true;
+  if (op != BK_OP_COPY && op != BK_OP_ADD) return false;
+  const bk_op_desc *desc = bk_op_describe(op);
+  for (int i = 0; i < desc->n_fields; i++)
+    if (!bk_tensor_contiguous((const bk_tensor *)((const char *)args + desc->fields[i].offset))) return false;
+  return true;
+}
+
+int64_t bk_gpu_piece(const bk_device *device) {
+  const bk_gpu_device *d = (const bk_gpu_device *)device;
+  const int64_t most = 1 << 30, reach = d->binding_range ? (int64_t)(d->binding_range / 4) - 64 : most; /* a binding begins up to 256 bytes before */
+  return (reach < most ? reach : most) / BK_GPU_PIECE * BK_GPU_PIECE;
+}
+
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   const bk_op_desc *desc = bk_op_describe(op);
+  const bool any_size = bk_gpu_takes_pieces(op, args) && bk_gpu_piece(device) > 0;
   for (int i = 0; i < desc->n_fields; i++) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;
+    if (t->dtype == BK_F64) return false;
+    if (any_size) continue;
     size_t span = bk_tensor_span(t);
-    if (t->dtype == BK_F64 || span / bk_dtype_size(t->dtype) > MAX_ELEMENTS) return false;
-    if (d->binding_range && span > d->binding_range) return false;
+    if (span / bk_dtype_size(t->dtype) > MAX_ELEMENTS || (d->binding_range && span > d->binding_range)) return false;
   }
   return true;
 }

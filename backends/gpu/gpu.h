@@ -58,6 +58,7 @@ typedef struct bk_gpu_device {
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
+  bool serial;          /* on_cpu, and the compiler makes vectors of a work item's loops rather than of work items: groups of one */
   int units;            /* compute units */
   bk_gpu_pipeline *pipelines;
   bk_gpu_cache cache;   /* zeroed: off */
@@ -82,10 +83,15 @@ static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return 
 
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
-/* The same for kernels without barriers, element by element: large on a CPU too, where the work items become one loop. */
-int bk_gpu_flat_group(const bk_device *device, int64_t width);
-/* Elements that a work item of such a kernel has, GROUP apart. */
-static inline int bk_gpu_per_item(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu ? 1 : 4; }
+/* For kernels that use rows.kh, whose first constants are GROUP, ITEMS and, without barriers, BATCHES. */
+typedef struct bk_gpu_shape {
+  int32_t group, items, batches;
+} bk_gpu_shape;
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width);
+/* Work groups for a row of `width` elements of such a kernel. */
+static inline int64_t bk_gpu_blocks(const bk_gpu_pipeline *p, int64_t width) {
+  return (width + (int64_t)p->consts[0] * p->consts[1] * p->consts[2] - 1) / ((int64_t)p->consts[0] * p->consts[1] * p->consts[2]);
+}
 /* In prepare: a buffer of the state with `bytes` bytes of `data`. */
 bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes);
 /* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has
@@ -111,6 +117,15 @@ static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF
   }
 #define BK_GPU_ROW(ID, name, dtypes) {BK_OP_##ID, dtypes, "gpu_" #name, accepts_##name, prepare_##name, bk_gpu_##name, bk_gpu_release},
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args);
+/* COPY, ADD, SUM, SUMSQ and ADAMW on tensors without gaps are launched in pieces, so that they may be larger than a kernel can reach. A piece
+ * is a multiple of BK_GPU_PIECE elements. */
+#define BK_GPU_PIECE 16384
+bool bk_gpu_takes_pieces(bk_op op, const void *args);
+int64_t bk_gpu_piece(const bk_device *device); /* elements, of 4 bytes at most */
+/* The same place `elements` of t's dtype on; an absent tensor has none. */
+static inline bk_place bk_gpu_at_element(const bk_tensor *t, int64_t elements) {
+  return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset + (size_t)elements * bk_dtype_size(t->dtype)} : (bk_place){NULL, 0};
+}
 typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);
 bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state, size_t *workspace_bytes);
 void bk_gpu_release(bk_device *device, void *state);

@@ -50,8 +50,11 @@ static view view_of(const bk_tensor *const *t, int tensors) {
   return v;
 }
 
-/* Work groups for a row of `width` elements. */
-static int32_t blocks_of(const bk_gpu_pipeline *p, int64_t width, int per) { return (int32_t)bk_gpu_ceil_div(width, (int64_t)p->consts[0] * per); }
+/* All of `count` elements, if a kernel can reach them, else a piece. */
+static int64_t piece_of(const bk_device *device, int64_t count) {
+  const int64_t piece = bk_gpu_piece(device);
+  return piece > 0 && piece < count ? piece : count;
+}
 
 /* ---- copy ---- */
 
@@ -65,19 +68,20 @@ static bool copies_pairs(const bk_copy_args *a, const view *v) {
 bk_status bk_gpu_copy_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_copy_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->x, &a->y}, 2);
-  const int32_t group = bk_gpu_flat_group(device, v.size[3]), per = bk_gpu_per_item(device);
-  bk_gpu_copy_consts consts = {group, bk_gpu_half(&a->x), bk_gpu_half(&a->y), v.dense, per};
-  bk_gpu_copy_words_consts words = {group, v.dense, per};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, v.size[3]);
+  bk_gpu_copy_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->x), bk_gpu_half(&a->y), v.dense};
+  bk_gpu_copy_words_consts words = {shape.group, shape.items, shape.batches, v.dense};
   (void)workspace_bytes;
   if (copies_words(a) || copies_pairs(a, &v)) BK_TRY(bk_gpu_build(device, BK_GPU_copy_words, &words, &s->kernel[1]));
   return copies_words(a) ? BK_OK : bk_gpu_build(device, BK_GPU_copy, &consts, &s->kernel[0]);
 }
 
-static bk_status run_copy(bk_stream *stream, const bk_plan *plan, const bk_copy_args *a, const view *v, bool words, int64_t width) {
+/* Elements (or words) from `first` on, `width` in a row. */
+static bk_status run_copy(bk_stream *stream, const bk_plan *plan, const bk_copy_args *a, const view *v, bool words, int64_t first, int64_t width) {
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[words];
   const int64_t *x = v->stride[0], *y = v->stride[1];
   bk_gpu_copy_call call = {
-    .x = bk_gpu_at(&a->x), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = blocks_of(p, width, bk_gpu_per_item(stream->device)),
+    .x = bk_gpu_at_element(&a->x, first), .y = bk_gpu_at_element(&a->y, first), .width = (int32_t)width, .blocks = (int32_t)bk_gpu_blocks(p, width),
     .d1 = (int32_t)v->size[1], .d2 = (int32_t)v->size[2],
     .x0 = (int32_t)x[0], .x1 = (int32_t)x[1], .x2 = (int32_t)x[2], .x3 = (int32_t)x[3],
     .y0 = (int32_t)y[0], .y1 = (int32_t)y[1], .y2 = (int32_t)y[2], .y3 = (int32_t)y[3]};
@@ -89,9 +93,14 @@ bk_status bk_gpu_copy(bk_stream *stream, const bk_plan *plan, const void *args, 
   const bk_copy_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->x, &a->y}, 2);
   (void)workspace;
+  const bool pairs = copies_pairs(a, &v) && a->x.offset % 4 == 0 && a->y.offset % 4 == 0;
   if (bk_tensor_count(&a->y) == 0) return BK_OK;
-  if (copies_pairs(a, &v) && a->x.offset % 4 == 0 && a->y.offset % 4 == 0) return run_copy(stream, plan, a, &v, true, v.size[3] / 2);
-  return run_copy(stream, plan, a, &v, copies_words(a), v.size[3]);
+  if (v.rows > 1 || !v.dense) return run_copy(stream, plan, a, &v, copies_words(a), 0, v.size[3]);
+  for (int64_t first = 0, piece = piece_of(stream->device, v.size[3]); first < v.size[3]; first += piece) {
+    int64_t width = v.size[3] - first < piece ? v.size[3] - first : piece;
+    BK_TRY(run_copy(stream, plan, a, &v, pairs || copies_words(a), first, pairs ? width / 2 : width));
+  }
+  return BK_OK;
 }
 
 /* ---- add ---- */
@@ -99,37 +108,44 @@ bk_status bk_gpu_copy(bk_stream *stream, const bk_plan *plan, const void *args, 
 bk_status bk_gpu_add_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_add_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->a, &a->b, &a->y}, 3);
-  bk_gpu_add_consts consts = {bk_gpu_flat_group(device, v.size[3]), bk_gpu_half(&a->a), v.dense, bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, v.size[3]);
+  bk_gpu_add_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->a), v.dense};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_add, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_add(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  const bk_add_args *t = args;
+static bk_status run_add(bk_stream *stream, const bk_plan *plan, const bk_add_args *t, const view *v, int64_t first, int64_t width) {
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
-  const view v = view_of((const bk_tensor *const[]){&t->a, &t->b, &t->y}, 3);
-  const int64_t *a = v.stride[0], *b = v.stride[1], *y = v.stride[2];
-  (void)workspace;
-  if (bk_tensor_count(&t->y) == 0) return BK_OK;
+  const int64_t *a = v->stride[0], *b = v->stride[1], *y = v->stride[2];
   bk_gpu_add_call call = {
-    .a = bk_gpu_at(&t->a), .b = bk_gpu_at(&t->b), .y = bk_gpu_at(&t->y), .width = (int32_t)v.size[3],
-    .blocks = blocks_of(p, v.size[3], bk_gpu_per_item(stream->device)), .d1 = (int32_t)v.size[1], .d2 = (int32_t)v.size[2],
+    .a = bk_gpu_at_element(&t->a, first), .b = bk_gpu_at_element(&t->b, first), .y = bk_gpu_at_element(&t->y, first), .width = (int32_t)width,
+    .blocks = (int32_t)bk_gpu_blocks(p, width), .d1 = (int32_t)v->size[1], .d2 = (int32_t)v->size[2],
     .a0 = (int32_t)a[0], .a1 = (int32_t)a[1], .a2 = (int32_t)a[2], .a3 = (int32_t)a[3],
     .b0 = (int32_t)b[0], .b1 = (int32_t)b[1], .b2 = (int32_t)b[2], .b3 = (int32_t)b[3],
     .y0 = (int32_t)y[0], .y1 = (int32_t)y[1], .y2 = (int32_t)y[2], .y3 = (int32_t)y[3]};
-  return bk_gpu_run(stream, plan, p, &call, v.rows * call.blocks);
+  return bk_gpu_run(stream, plan, p, &call, v->rows * call.blocks);
+}
+
+bk_status bk_gpu_add(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_add_args *a = args;
+  const view v = view_of((const bk_tensor *const[]){&a->a, &a->b, &a->y}, 3);
+  (void)workspace;
+  if (bk_tensor_count(&a->y) == 0) return BK_OK;
+  if (v.rows > 1 || !v.dense) return run_add(stream, plan, a, &v, 0, v.size[3]);
+  for (int64_t first = 0, piece = piece_of(stream->device, v.size[3]); first < v.size[3]; first += piece)
+    BK_TRY(run_add(stream, plan, a, &v, first, v.size[3] - first < piece ? v.size[3] - first : piece));
+  return BK_OK;
 }
 
 /* ---- sum, sumsq ---- */
 
-#define SUM_CHUNK 16384 /* elements of a part */
+#define SUM_CHUNK BK_GPU_PIECE /* elements of a part */
 
 /* SUM and SUMSQ have args of one layout. */
 static bk_status prepare_sum(bk_device *device, const bk_sum_args *a, bool square, bk_gpu_state *s, size_t *workspace_bytes) {
-  const bk_gpu_device *d = bk_gpu_of(device);
-  const int32_t group = d->on_cpu ? 1 : bk_gpu_flat_group(device, SUM_CHUNK);
-  bk_gpu_sum_part_consts part = {group, square, d->on_cpu ? 32 : 4};
-  bk_gpu_sum_finish_consts finish = {group};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, SUM_CHUNK);
+  bk_gpu_sum_part_consts part = {shape.group, shape.items, square};
+  bk_gpu_sum_finish_consts finish = {shape.group, shape.items};
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], SUM_CHUNK);
   *workspace_bytes = (size_t)s->chunks * sizeof(float);
   BK_TRY(bk_gpu_build(device, BK_GPU_sum_part, &part, &s->kernel[0]));
@@ -138,9 +154,14 @@ static bk_status prepare_sum(bk_device *device, const bk_sum_args *a, bool squar
 
 static bk_status run_sum(bk_stream *stream, const bk_plan *plan, const bk_sum_args *a, bk_place workspace) {
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  bk_gpu_sum_part_call part = {.x = bk_gpu_at(&a->x), .parts = workspace, .count = (int32_t)a->x.shape[0], .chunk = SUM_CHUNK};
+  const int64_t count = a->x.shape[0], piece = piece_of(stream->device, count);
+  for (int64_t first = 0; first < count; first += piece) {
+    int64_t length = count - first < piece ? count - first : piece;
+    bk_gpu_sum_part_call part = {.x = bk_gpu_at_element(&a->x, first), .parts = bk_gpu_work(workspace, (size_t)(first / SUM_CHUNK) * sizeof(float)),
+                                 .count = (int32_t)length, .chunk = SUM_CHUNK};
+    BK_TRY(bk_gpu_run(stream, plan, s->kernel[0], &part, bk_gpu_ceil_div(length, SUM_CHUNK)));
+  }
   bk_gpu_sum_finish_call finish = {.parts = workspace, .y = bk_gpu_at(&a->y), .count = (int32_t)s->chunks, .accumulate = a->accumulate};
-  BK_TRY(bk_gpu_run(stream, plan, s->kernel[0], &part, s->chunks));
   return bk_gpu_run(stream, plan, s->kernel[1], &finish, 1);
 }
 
@@ -166,7 +187,8 @@ bk_status bk_gpu_sumsq(bk_stream *stream, const bk_plan *plan, const void *args,
 
 bk_status bk_gpu_hc_expand_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_hc_expand_args *a = args;
-  bk_gpu_hc_expand_consts consts = {bk_gpu_flat_group(device, a->x.shape[1]), bk_gpu_half(&a->x), bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->x.shape[1]);
+  bk_gpu_hc_expand_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->x)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_hc_expand, &consts, &s->kernel[0]);
 }
@@ -177,14 +199,15 @@ bk_status bk_gpu_hc_expand(bk_stream *stream, const bk_plan *plan, const void *a
   const int64_t width = a->x.shape[1];
   (void)workspace;
   bk_gpu_hc_expand_call call = {
-    .x = bk_gpu_at(&a->x), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = blocks_of(p, width, bk_gpu_per_item(stream->device)),
+    .x = bk_gpu_at(&a->x), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = (int32_t)bk_gpu_blocks(p, width),
     .n = (int32_t)a->y.shape[1], .x0 = (int32_t)a->x.stride[0], .y0 = (int32_t)a->y.stride[0], .y1 = (int32_t)a->y.stride[1]};
   return bk_gpu_run(stream, plan, p, &call, a->x.shape[0] * call.blocks);
 }
 
 bk_status bk_gpu_hc_collapse_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_hc_collapse_args *a = args;
-  bk_gpu_hc_collapse_consts consts = {bk_gpu_flat_group(device, a->y.shape[1]), bk_gpu_half(&a->x), bk_gpu_per_item(device), (int32_t)a->x.shape[1]};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->y.shape[1]);
+  bk_gpu_hc_collapse_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->x)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_hc_collapse, &consts, &s->kernel[0]);
 }
@@ -195,7 +218,7 @@ bk_status bk_gpu_hc_collapse(bk_stream *stream, const bk_plan *plan, const void 
   const int64_t width = a->y.shape[1];
   (void)workspace;
   bk_gpu_hc_collapse_call call = {
-    .x = bk_gpu_at(&a->x), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = blocks_of(p, width, bk_gpu_per_item(stream->device)),
-    .x0 = (int32_t)a->x.stride[0], .x1 = (int32_t)a->x.stride[1], .y0 = (int32_t)a->y.stride[0]};
+    .x = bk_gpu_at(&a->x), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = (int32_t)bk_gpu_blocks(p, width),
+    .n = (int32_t)a->x.shape[1], .x0 = (int32_t)a->x.stride[0], .x1 = (int32_t)a->x.stride[1], .y0 = (int32_t)a->y.stride[0]};
   return bk_gpu_run(stream, plan, p, &call, a->y.shape[0] * call.blocks);
 }

@@ -3,7 +3,8 @@
 
 bk_status bk_gpu_embed_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_embed_args *a = args;
-  bk_gpu_embed_consts consts = {bk_gpu_flat_group(device, a->y.shape[1]), bk_gpu_half(&a->y), bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->y.shape[1]);
+  bk_gpu_embed_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->y)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_embed, &consts, &s->kernel[0]);
 }
@@ -11,7 +12,7 @@ bk_status bk_gpu_embed_prepare(bk_device *device, const void *args, bk_gpu_state
 bk_status bk_gpu_embed(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_embed_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
-  const int64_t width = a->y.shape[1], blocks = bk_gpu_ceil_div(width, (int64_t)p->consts[0] * bk_gpu_per_item(stream->device));
+  const int64_t width = a->y.shape[1], blocks = bk_gpu_blocks(p, width);
   (void)workspace;
   bk_gpu_embed_call call = {
     .ids = bk_gpu_at(&a->ids), .table = bk_gpu_at(&a->table), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = (int32_t)blocks,
@@ -27,7 +28,7 @@ _Static_assert(CROSSING < BK_GPU_MAX_KERNELS, "a plan has room for the kernels")
 #define CHUNK 32       /* sorted positions of a work item */
 #define MAX_BITS 8     /* of a pass */
 #define MIN_STRETCH 32 /* positions that a work item sorts */
-#define STRETCHES 512  /* at most */
+#define STRETCHES 1024 /* at most */
 
 typedef struct sorting {
   int count, stretch, stretches, passes, bits;
@@ -56,12 +57,13 @@ static sorting sorting_of(const bk_embed_bwd_args *a) {
 bk_status bk_gpu_embed_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_embed_bwd_args *a = args;
   const bool on_cpu = bk_gpu_of(device)->on_cpu;
-  const int32_t group = bk_gpu_group(device, a->dy.shape[1]), items = on_cpu ? 16 : 64;
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->dy.shape[1]);
+  const int32_t items = on_cpu ? 16 : 64, columns = bk_gpu_of(device)->serial ? 64 : shape.items;
   bk_gpu_embed_count_consts count = {items, 0};
   bk_gpu_embed_scan_consts scan = {on_cpu ? 1 : 256};
   bk_gpu_embed_place_consts place = {items, 0};
-  bk_gpu_embed_runs_consts runs = {group, bk_gpu_half(&a->dy), CHUNK};
-  bk_gpu_embed_crossing_consts crossing = {group, CHUNK};
+  bk_gpu_embed_runs_consts runs = {shape.group, columns, bk_gpu_half(&a->dy), CHUNK};
+  bk_gpu_embed_crossing_consts crossing = {shape.group, columns, CHUNK};
   const sorting sort = sorting_of(a);
   *workspace_bytes = sort.bytes;
   BK_TRY(bk_gpu_build(device, BK_GPU_embed_scan, &scan, &s->kernel[SCAN]));
@@ -96,7 +98,8 @@ bk_status bk_gpu_embed_bwd(bk_stream *stream, const bk_plan *plan, const void *a
   const bk_embed_bwd_args *a = args;
   bk_gpu_pipeline *const *kernel = bk_gpu_state_of(plan)->kernel;
   const sorting sort = sorting_of(a);
-  const int64_t width = a->dy.shape[1], blocks = bk_gpu_ceil_div(width, kernel[RUNS]->consts[0]), groups = bk_gpu_ceil_div(sort.count, CHUNK) * blocks;
+  const int64_t width = a->dy.shape[1], blocks = bk_gpu_ceil_div(width, (int64_t)kernel[RUNS]->consts[0] * kernel[RUNS]->consts[1]);
+  const int64_t groups = bk_gpu_ceil_div(sort.count, CHUNK) * blocks;
   if (groups == 0) return BK_OK;
   for (int pass = 0; pass < sort.passes; pass++) BK_TRY(sort_pass(stream, plan, &a->ids, workspace, &sort, pass));
   bk_gpu_embed_runs_call runs = {

@@ -6,7 +6,8 @@
 bk_status bk_gpu_rmsnorm_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_rmsnorm_args *a = args;
   (void)workspace_bytes;
-  bk_gpu_rmsnorm_consts consts = {.GROUP = bk_gpu_group(device, a->x.shape[1]), .BF16 = bk_gpu_half(&a->x)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->x.shape[1]);
+  bk_gpu_rmsnorm_consts consts = {shape.group, shape.items, bk_gpu_half(&a->x)};
   return bk_gpu_build(device, BK_GPU_rmsnorm, &consts, &s->kernel[0]);
 }
 
@@ -29,11 +30,11 @@ enum { BWD_DX, BWD_DW, BWD_ADD };
 bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_rmsnorm_bwd_args *a = args;
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
-  const bool on_cpu = bk_gpu_of(device)->on_cpu;
-  const int32_t columns = on_cpu ? 16 : 1, group = on_cpu ? 4 : 64;
-  bk_gpu_rmsnorm_bwd_consts dx = {bk_gpu_group(device, width), bk_gpu_half(&a->x), a->accumulate};
-  bk_gpu_rmsnorm_bwd_dw_consts dw = {group, bk_gpu_half(&a->x), columns};
-  bk_gpu_add_parts_consts add = {bk_gpu_flat_group(device, width)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
+  const int32_t columns = bk_gpu_of(device)->serial ? 64 : 1, group = bk_gpu_of(device)->serial ? 1 : 64;
+  bk_gpu_rmsnorm_bwd_consts dx = {shape.group, shape.items, bk_gpu_half(&a->x), a->accumulate};
+  bk_gpu_rmsnorm_bwd_dw_consts dw = {group, columns, bk_gpu_half(&a->x)};
+  bk_gpu_add_parts_consts add = {group, bk_gpu_of(device)->serial ? 16 : 1, 1};
   if (bk_tensor_present(&a->dx)) BK_TRY(bk_gpu_build(device, BK_GPU_rmsnorm_bwd, &dx, &s->kernel[BWD_DX]));
   if (!bk_tensor_present(&a->dw)) return BK_OK;
   s->chunk = rows_of_chunk(rows);
@@ -48,11 +49,12 @@ static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int64_t width = a->x.shape[1], blocks = bk_gpu_ceil_div(width, s->group);
   bk_gpu_rmsnorm_bwd_dw_call dw = {
-    .x = bk_gpu_at(&a->x), .rstd = bk_gpu_at(&a->rstd), .dy = bk_gpu_at(&a->dy), .parts = workspace, .rows = (int32_t)a->x.shape[0], .chunk = s->chunk,
+    .x = bk_gpu_at(&a->x), .rstd = bk_gpu_at(&a->rstd), .dy = bk_gpu_at(&a->dy), .parts = workspace,
+    .rows = (int32_t)a->x.shape[0], .chunk = s->chunk,
     .width = (int32_t)width, .blocks = (int32_t)blocks, .xs = (int32_t)a->x.stride[0], .dys = (int32_t)a->dy.stride[0]};
   bk_gpu_add_parts_call add = {.parts = workspace, .y = bk_gpu_at(&a->dw), .width = (int32_t)width, .count = (int32_t)s->chunks};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[BWD_DW], &dw, s->chunks * blocks));
-  return bk_gpu_run(stream, plan, s->kernel[BWD_ADD], &add, bk_gpu_ceil_div(width, s->kernel[BWD_ADD]->consts[0]));
+  return bk_gpu_run(stream, plan, s->kernel[BWD_ADD], &add, bk_gpu_blocks(s->kernel[BWD_ADD], width));
 }
 
 bk_status bk_gpu_rmsnorm_bwd(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
@@ -83,7 +85,8 @@ bk_status bk_gpu_swiglu_prepare(bk_device *device, const void *args, bk_gpu_stat
   const bk_swiglu_args *a = args;
   int64_t rows, width;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->y}, 3, &rows, &width);
-  bk_gpu_swiglu_consts consts = {bk_gpu_flat_group(device, width), bk_gpu_half(&a->gate), bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
+  bk_gpu_swiglu_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->gate)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_swiglu, &consts, &s->kernel[0]);
 }
@@ -94,7 +97,7 @@ bk_status bk_gpu_swiglu(bk_stream *stream, const bk_plan *plan, const void *args
   int64_t rows, width;
   (void)workspace;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->y}, 3, &rows, &width);
-  const int64_t blocks = bk_gpu_ceil_div(width, (int64_t)p->consts[0] * bk_gpu_per_item(stream->device));
+  const int64_t blocks = bk_gpu_blocks(p, width);
   bk_gpu_swiglu_call call = {
     .gate = bk_gpu_at(&a->gate), .up = bk_gpu_at(&a->up), .y = bk_gpu_at(&a->y), .width = (int32_t)width, .blocks = (int32_t)blocks,
     .gs = (int32_t)a->gate.stride[0], .us = (int32_t)a->up.stride[0], .ys = (int32_t)a->y.stride[0]};
@@ -105,7 +108,8 @@ bk_status bk_gpu_swiglu_bwd_prepare(bk_device *device, const void *args, bk_gpu_
   const bk_swiglu_bwd_args *a = args;
   int64_t rows, width;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->dy, &a->dgate, &a->dup}, 5, &rows, &width);
-  bk_gpu_swiglu_bwd_consts consts = {bk_gpu_flat_group(device, width), bk_gpu_half(&a->gate), bk_gpu_per_item(device)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
+  bk_gpu_swiglu_bwd_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->gate)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_swiglu_bwd, &consts, &s->kernel[0]);
 }
@@ -116,7 +120,7 @@ bk_status bk_gpu_swiglu_bwd(bk_stream *stream, const bk_plan *plan, const void *
   int64_t rows, width;
   (void)workspace;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->dy, &a->dgate, &a->dup}, 5, &rows, &width);
-  const int64_t blocks = bk_gpu_ceil_div(width, (int64_t)p->consts[0] * bk_gpu_per_item(stream->device));
+  const int64_t blocks = bk_gpu_blocks(p, width);
   bk_gpu_swiglu_bwd_call call = {
     .gate = bk_gpu_at(&a->gate), .up = bk_gpu_at(&a->up), .dy = bk_gpu_at(&a->dy), .dgate = bk_gpu_at(&a->dgate), .dup = bk_gpu_at(&a->dup),
     .width = (int32_t)width, .blocks = (int32_t)blocks, .gs = (int32_t)a->gate.stride[0], .us = (int32_t)a->up.stride[0],

@@ -5,8 +5,8 @@ _Static_assert(BK_STEP_LOSS_SCALE == 4, "loss.k has the number of the slot");
 
 bk_status bk_gpu_cross_entropy_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_cross_entropy_args *a = args;
-  bk_gpu_cross_entropy_consts consts = {bk_gpu_group(device, a->logits.shape[1]), bk_gpu_half(&a->logits), bk_gpu_half(&a->dlogits),
-                                        bk_tensor_present(&a->dlogits)};
+  const bk_gpu_shape shape = bk_gpu_shape_of(device, a->logits.shape[1]);
+  bk_gpu_cross_entropy_consts consts = {shape.group, shape.items, bk_gpu_half(&a->logits), bk_gpu_half(&a->dlogits), bk_tensor_present(&a->dlogits)};
   (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_cross_entropy, &consts, &s->kernel[0]);
 }
