@@ -60,6 +60,7 @@ typedef struct bk_gpu_device {
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
   bool serial;          /* on_cpu, and the compiler makes vectors of a work item's loops rather than of work items: groups of one */
   int units;            /* compute units */
+  int vector;           /* floats of a register where kernels `only opencl` with explicit vectors are wanted (CPU devices), else 0 */
   bk_gpu_pipeline *pipelines;
   bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;

@@ -161,6 +161,12 @@ static bk_status limit_group(bk_context *ctx, int *max_group) {
   return BK_OK;
 }
 
+/* BIRKHOFF_OPENCL_AS_GPU=1: what is chosen for GPUs, on a processor too; for tests. */
+static bool as_gpu(const bk_context *ctx) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_OPENCL_AS_GPU");
+  return text && text[0] == '1';
+}
+
 static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const bk_device_options *options) {
   bk_cl_found at;
   cl_int error;
@@ -171,9 +177,10 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->gpu.gpu = &opencl_gpu_ops;
   d->gpu.max_group = bk_cl_max_group(cl, at.device);
   d->gpu.local_bytes = (size_t)bk_cl_device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
-  d->gpu.on_cpu = (bk_cl_device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0;
+  d->gpu.on_cpu = (bk_cl_device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0 && !as_gpu(ctx);
   d->gpu.serial = d->gpu.on_cpu;
   d->gpu.units = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+  if (d->gpu.on_cpu) d->gpu.vector = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
   d->platform = at.platform;
   d->id = at.device;
   BK_TRY(limit_group(ctx, &d->gpu.max_group));

@@ -55,7 +55,6 @@ typedef struct harness {
   bk_stream *stream, *second_stream, *ref_stream;
   const char *op_filter, *case_filter;
   uint64_t seed;
-  bool list, verbose, like_composed;
   bool tiny;                    /* BK_TEST_TINY: smaller ones still, for an interpreter of kernels */
   bool list, verbose, like_composed, report;
   bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
