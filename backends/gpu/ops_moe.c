@@ -144,6 +144,8 @@ bk_status bk_gpu_unpermute_bwd_prepare(bk_device *device, const void *args, bk_g
   const int32_t cols = cols_for(device);
   (void)workspace_bytes;
   bk_gpu_unpermute_bwd_consts consts = {.GROUP = group_for(device, a->dy.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
+  bk_gpu_unpermute_bwd_serial_consts serial = {.GROUP = 1, .BF16 = bk_gpu_half(&a->x)};
+  if (bk_gpu_serial(device)) return bk_gpu_build(device, BK_GPU_unpermute_bwd_serial, &serial, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_unpermute_bwd, &consts, &s->kernel[0]);
 }
 
