@@ -59,6 +59,8 @@ bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeli
   return bk_gpu_of(stream->device)->gpu->dispatch(stream, plan->kernel->name, pipeline, operands, params, (int)groups);
 }
 
+bool bk_gpu_serial(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu && strcmp(device->backend->name, "opencl") == 0; }
+
 int bk_gpu_group(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   int most = d->on_cpu ? 64 : 256, group = d->on_cpu ? 16 : 64;

@@ -82,6 +82,9 @@ bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pip
 bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline, const void *call, int64_t groups);
 static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return plan->state; }
 
+/* OpenCL on a CPU: best is one item a work group, without barriers, its inner loops over neighbouring elements: the compiler makes vectors
+ * of them. (Vulkan on a CPU makes vectors of work items.) */
+bool bk_gpu_serial(const bk_device *device);
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
 /* For kernels that use rows.kh, whose first constants are GROUP, ITEMS and, without barriers, BATCHES. */
