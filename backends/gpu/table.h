@@ -7,6 +7,7 @@
 #include "backends/gpu/experts.h"
 #include "backends/gpu/gemm.h"
 #include "backends/gpu/layers.h"
+#include "backends/gpu/maps.h"
 #include "backends/gpu/streams.h"
 
 #define BK_GPU_ROWS(ROW) \
@@ -15,6 +16,7 @@
   BK_GPU_ROWS_LAYERS(ROW) \
   BK_GPU_ROWS_ATTENTION(ROW) \
   BK_GPU_ROWS_EXPERTS(ROW) \
-  BK_GPU_ROWS_STREAMS(ROW)
+  BK_GPU_ROWS_STREAMS(ROW) \
+  BK_GPU_ROWS_MAPS(ROW)
 
 #endif
