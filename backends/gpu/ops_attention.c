@@ -35,10 +35,19 @@ static bk_status build_vectors(bk_device *device, const bk_attention_args *a, bk
   return bk_gpu_build(device, BK_GPU_attention_cpu, &consts, &s->kernel[0]);
 }
 
+enum { FEW = 8 }; /* queries that attention_few serves */
+static bk_status build_few(bk_device *device, const bk_attention_args *a, bk_gpu_state *s) {
+  bk_gpu_attention_few_consts consts = {.GROUP = bk_gpu_group(device, 64), .BF16 = bk_gpu_half(&a->q), .DK = (int32_t)a->q.shape[3],
+    .DV = (int32_t)a->v.shape[3], .HAS_PAST = bk_tensor_present(&a->past), .HAS_LSE = bk_tensor_present(&a->lse)};
+  s->group = 1;
+  return bk_gpu_build(device, BK_GPU_attention_few, &consts, &s->kernel[0]);
+}
+
 bk_status bk_gpu_attention_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_attention_args *a = args;
   (void)workspace_bytes;
   if (kind_for(device) == VECTORS) return build_vectors(device, a, s);
+  if (a->q.shape[1] <= FEW) return build_few(device, a, s);
   s->group = tile_for(device, a->q.shape[1]);
   bk_gpu_attention_consts consts = {.GROUP = tile_lanes(s->group), .BF16 = bk_gpu_half(&a->q), .TILE = s->group,
     .AREA = tile_area(s->group, a->v.shape[3]), .DK = (int32_t)a->q.shape[3], .DV = (int32_t)a->v.shape[3],
@@ -46,7 +55,7 @@ bk_status bk_gpu_attention_prepare(bk_device *device, const void *args, bk_gpu_s
   return bk_gpu_build(device, BK_GPU_attention, &consts, &s->kernel[0]);
 }
 
-/* The kernels of both kinds have the same operands and parameters. */
+/* The kernels of all kinds have the same operands and parameters. */
 bk_status bk_gpu_attention(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_attention_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);

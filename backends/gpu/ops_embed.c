@@ -28,7 +28,7 @@ _Static_assert(CROSSING < BK_GPU_MAX_KERNELS, "a plan has room for the kernels")
 #define CHUNK 32       /* sorted positions of a work item */
 #define MAX_BITS 8     /* of a pass */
 #define MIN_STRETCH 32 /* positions that a work item sorts */
-#define STRETCHES 512  /* at most */
+#define STRETCHES 1024 /* at most */
 
 typedef struct sorting {
   int count, stretch, stretches, passes, bits;

@@ -49,7 +49,8 @@ static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int64_t width = a->x.shape[1], blocks = bk_gpu_ceil_div(width, s->group);
   bk_gpu_rmsnorm_bwd_dw_call dw = {
-    .x = bk_gpu_at(&a->x), .rstd = bk_gpu_at(&a->rstd), .dy = bk_gpu_at(&a->dy), .parts = workspace, .rows = (int32_t)a->x.shape[0], .chunk = s->chunk,
+    .x = bk_gpu_at(&a->x), .rstd = bk_gpu_at(&a->rstd), .dy = bk_gpu_at(&a->dy), .parts = workspace,
+    .rows = (int32_t)a->x.shape[0], .chunk = s->chunk,
     .width = (int32_t)width, .blocks = (int32_t)blocks, .xs = (int32_t)a->x.stride[0], .dys = (int32_t)a->dy.stride[0]};
   bk_gpu_add_parts_call add = {.parts = workspace, .y = bk_gpu_at(&a->dw), .width = (int32_t)width, .count = (int32_t)s->chunks};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[BWD_DW], &dw, s->chunks * blocks));

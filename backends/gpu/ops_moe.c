@@ -7,8 +7,8 @@ static int32_t group_for(const bk_device *device, int64_t width) { return bk_gpu
 static bk_status fit_local(bk_device *device, const char *op, int64_t experts, int64_t bytes) {
   const size_t local = ((const bk_gpu_device *)device)->local_bytes;
   if ((size_t)bytes <= local) return BK_OK;
-  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s: %s: %lld experts take %lld bytes of local memory, the device has %zu", device->backend->name, op,
-                 (long long)experts, (long long)bytes, local);
+  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s: %s: %lld experts take %lld bytes of local memory, the device has %zu",
+                 device->backend->name, op, (long long)experts, (long long)bytes, local);
 }
 
 /* ---- router ---- */
@@ -70,8 +70,8 @@ bk_status bk_gpu_moe_index_prepare(bk_device *device, const void *args, bk_gpu_s
   s->chunk = (int32_t)chunk;
   s->chunks = bk_gpu_ceil_div(total, chunk);
   *workspace_bytes = (size_t)((s->chunks + 1) * experts) * sizeof(int32_t); /* totals, counts */
-  BK_TRY(fit_local(device, "moe_index", experts, 4 * (experts + chunk)));
   const bool serial = bk_gpu_serial(device);
+  BK_TRY(fit_local(device, "moe_index", experts, 4 * (serial ? experts : chunk)));
   bk_gpu_moe_count_consts count = {.GROUP = group, .EXPERTS = (int32_t)experts, .CHUNK = (int32_t)chunk};
   bk_gpu_moe_total_consts each = {.GROUP = bk_gpu_group(device, 1)};
   BK_TRY(bk_gpu_build(device, serial ? BK_GPU_moe_count_serial : BK_GPU_moe_count, &count, &s->kernel[0]));
@@ -144,6 +144,8 @@ bk_status bk_gpu_unpermute_bwd_prepare(bk_device *device, const void *args, bk_g
   const int32_t cols = cols_for(device);
   (void)workspace_bytes;
   bk_gpu_unpermute_bwd_consts consts = {.GROUP = group_for(device, a->dy.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
+  bk_gpu_unpermute_bwd_serial_consts serial = {.GROUP = 1, .BF16 = bk_gpu_half(&a->x)};
+  if (bk_gpu_serial(device)) return bk_gpu_build(device, BK_GPU_unpermute_bwd_serial, &serial, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_unpermute_bwd, &consts, &s->kernel[0]);
 }
 

@@ -28,8 +28,9 @@ static bk_status run_adamw(bk_stream *stream, const bk_plan *plan, const bk_adam
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   bk_gpu_adamw_call call = {
     .grad = bk_gpu_at_element(&a->grad, first), .step = bk_gpu_at(&a->step), .p = bk_gpu_at_element(&a->p, first),
-    .master = bk_gpu_at_element(&a->master, first), .m = bk_gpu_at_element(&a->m, first), .v = bk_gpu_at_element(&a->v, first), .count = (int32_t)count,
-    .beta1 = (float)a->beta1, .rest1 = (float)(1 - a->beta1), .beta2 = (float)a->beta2, .rest2 = (float)(1 - a->beta2), .eps = (float)a->eps,
+    .master = bk_gpu_at_element(&a->master, first), .m = bk_gpu_at_element(&a->m, first), .v = bk_gpu_at_element(&a->v, first),
+    .count = (int32_t)count, .beta1 = (float)a->beta1, .rest1 = (float)(1 - a->beta1), .beta2 = (float)a->beta2,
+    .rest2 = (float)(1 - a->beta2), .eps = (float)a->eps,
     .decay = (float)a->weight_decay};
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_blocks(p, count));
 }
@@ -51,7 +52,8 @@ bk_status bk_gpu_balance_prepare(bk_device *device, const void *args, bk_gpu_sta
 bk_status bk_gpu_balance(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_balance_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
-  bk_gpu_balance_call call = {.load = bk_gpu_at(&a->load), .step = bk_gpu_at(&a->step), .bias = bk_gpu_at(&a->bias), .experts = (int32_t)a->load.shape[0]};
+  bk_gpu_balance_call call = {
+    .load = bk_gpu_at(&a->load), .step = bk_gpu_at(&a->step), .bias = bk_gpu_at(&a->bias), .experts = (int32_t)a->load.shape[0]};
   (void)workspace;
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(a->load.shape[0], p->consts[0]));
 }

@@ -178,9 +178,9 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->gpu.max_group = bk_cl_max_group(cl, at.device);
   d->gpu.local_bytes = (size_t)bk_cl_device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
   d->gpu.on_cpu = (bk_cl_device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0 && !as_gpu(ctx);
+  d->gpu.serial = d->gpu.on_cpu;
   d->gpu.units = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
   if (d->gpu.on_cpu) d->gpu.vector = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
-  d->gpu.serial = d->gpu.on_cpu;
   d->platform = at.platform;
   d->id = at.device;
   BK_TRY(limit_group(ctx, &d->gpu.max_group));

@@ -42,7 +42,6 @@ static BK_UNUSED bool gpu_is_here(const char *name) {
 static BK_UNUSED void gpu_registry(void) {
   unit_folder_open();
   set("XDG_CACHE_HOME", unit_folder);
-  set("BIRKHOFF_CACHE", NULL);
   ck_assert_int_eq(bk_registry_init(ctx), BK_OK);
 }
 
