@@ -60,7 +60,8 @@ bk_status bk_gpu_embed_bwd_prepare(bk_device *device, const void *args, bk_gpu_s
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->dy.shape[1]);
   const int32_t items = on_cpu ? 16 : 64, columns = bk_gpu_of(device)->serial ? 64 : shape.items;
   bk_gpu_embed_count_consts count = {items, 0};
-  bk_gpu_embed_scan_consts scan = {on_cpu ? 1 : 256};
+  const int most = bk_gpu_of(device)->max_group;
+  bk_gpu_embed_scan_consts scan = {on_cpu ? 1 : most < 256 ? most : 256};
   bk_gpu_embed_place_consts place = {items, 0};
   bk_gpu_embed_runs_consts runs = {shape.group, columns, bk_gpu_half(&a->dy), CHUNK};
   bk_gpu_embed_crossing_consts crossing = {shape.group, columns, CHUNK};
