@@ -7,9 +7,10 @@ AC_ARG_VAR([GLSLC],[compiler of GLSL to SPIR-V])
 bk_happy_vulkan=no
 AS_IF([test "x$with_vulkan" != xno && test "x$bk_happy_dl" = xyes && test "x$enable_shared" = xyes],[
   AC_PATH_PROG([GLSLC],[glslc],[no])
-  AC_CHECK_HEADER([vulkan/vulkan.h],[AS_IF([test "x$GLSLC" != xno || test -f "$srcdir/vulkan_spirv.h"],[bk_happy_vulkan=yes])])])
+  AC_CHECK_HEADER([vulkan/vulkan.h],[AS_IF([test "x$GLSLC" != xno || test -f "$srcdir/backends/vulkan/spirv/basic.h"],[bk_happy_vulkan=yes])])])
 AS_IF([test "x$with_vulkan" = xyes && test "x$bk_happy_vulkan" = xno],
   [AC_MSG_ERROR([--with-vulkan: vulkan/vulkan.h (Debian: libvulkan-dev) or glslc (Debian: glslc) is not here, or modules or shared libraries are disabled])])
+AM_CONDITIONAL([HAVE_GLSLC],[test "x$bk_happy_vulkan" = xyes && test "x$GLSLC" != xno])
 AM_CONDITIONAL([HAVE_VULKAN],[test x$bk_happy_vulkan = xyes])
 AM_CONDITIONAL([HAVE_GPU],[test x$bk_happy_opencl = xyes || test x$bk_happy_vulkan = xyes])
 ])

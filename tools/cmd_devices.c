@@ -64,14 +64,25 @@ static bk_status emit(cli_session *s, json_t *list, const device_row *r) {
   return BK_OK;
 }
 
-/* One row per device of a backend that probes, else one row that says why not. */
+/* A row for each line of what a probe said: devices that cannot be used, or why there is none. */
+static bk_status list_reasons(cli_session *s, json_t *list, const char *name, const char *status, const char *lines) {
+  for (const char *end; *lines; lines = *end ? end + 1 : end) {
+    device_row r = {.status = status};
+    end = lines + strcspn(lines, "\n");
+    snprintf(r.name, sizeof r.name, "%s", name);
+    snprintf(r.reason, sizeof r.reason, "%.*s", (int)(end - lines), lines);
+    BK_TRY(emit(s, list, &r));
+  }
+  return BK_OK;
+}
+
+/* One row per device of a backend that probes and per device that it refuses, else one row that says why there is none. */
 static bk_status list_backend(cli_session *s, json_t *list, const bk_backend *b, bool best) {
-  device_row r = {.status = "absent"};
-  snprintf(r.name, sizeof r.name, "%s", b->name);
-  bool found = b->probe(s->ctx, r.reason, sizeof r.reason) == BK_OK;
+  char reason[1024] = "";
+  bool found = b->probe(s->ctx, reason, sizeof reason) == BK_OK;
   int n = found ? b->device_count(s->ctx) : 0;
-  if (found && n <= 0) snprintf(r.reason, sizeof r.reason, "%s finds no device", b->name);
-  if (n <= 0) return emit(s, list, &r);
+  if (found && n <= 0 && !reason[0]) snprintf(reason, sizeof reason, "%s finds no device", b->name);
+  if (n <= 0) return list_reasons(s, list, b->name, "absent", reason[0] ? reason : "no reason given");
   for (int i = 0; i < n; i++) {
     device_row d = {.status = "ok", .best = best && i == 0};
     if (strcmp(b->name, "ref") == 0 || strcmp(b->name, "cpu") == 0) snprintf(d.name, sizeof d.name, "%s", b->name);
@@ -82,7 +93,7 @@ static bk_status list_backend(cli_session *s, json_t *list, const bk_backend *b,
     }
     BK_TRY(emit(s, list, &d));
   }
-  return BK_OK;
+  return list_reasons(s, list, b->name, "refused", reason);
 }
 
 /* As bk_device_open chooses: highest priority that probes. */

@@ -10,11 +10,25 @@ bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn 
   if (!made) return BK_ERR_MEMORY;
   bk_status status = fn(device, args, made, workspace_bytes);
   if (status == BK_OK) *state = made;
-  else bk_free(device->ctx, made);
+  else bk_gpu_release(device, made);
   return status;
 }
 
-void bk_gpu_release(bk_device *device, void *state) { bk_free(device->ctx, state); }
+void bk_gpu_release(bk_device *device, void *state) {
+  bk_gpu_state *s = state;
+  if (s) bk_buffer_free(s->table);
+  bk_free(device->ctx, s);
+}
+
+bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes) {
+  bk_stream *stream = NULL;
+  BK_TRY(bk_buffer_alloc(device, bytes, BK_MEM_STAGING, &s->table));
+  BK_TRY(bk_stream_create(device, 0, &stream));
+  bk_status status = stream->ops->upload(stream, (bk_place){s->table, 0}, data, bytes);
+  if (status == BK_OK) status = stream->ops->sync(stream);
+  bk_stream_destroy(stream);
+  return status;
+}
 
 bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline) {
   bk_gpu_device *d = bk_gpu_of(device);
@@ -45,6 +59,8 @@ bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeli
   return bk_gpu_of(stream->device)->gpu->dispatch(stream, plan->kernel->name, pipeline, operands, params, (int)groups);
 }
 
+bool bk_gpu_serial(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu && strcmp(device->backend->name, "opencl") == 0; }
+
 int bk_gpu_group(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   int most = d->on_cpu ? 64 : 256, group = d->on_cpu ? 16 : 64;
@@ -53,15 +69,43 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
   return group < most ? group : most;
 }
 
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
+  const bk_gpu_device *d = (const bk_gpu_device *)device;
+  bk_gpu_shape shape = {32, 4, d->on_cpu ? 16 : 1};
+  if (d->serial) return (bk_gpu_shape){1, 64, 64};
+  while (shape.group < d->max_group && shape.group < (d->on_cpu ? 64 : 256) && shape.group * shape.items < width) shape.group *= 2;
+  return shape;
+}
+
+/* A kernel may count past the end by the elements of a work group before it looks. */
+#define MAX_ELEMENTS (INT32_MAX - 65536)
+
+bool bk_gpu_takes_pieces(bk_op op, const void *args) {
+  if (op == BK_OP_SUM || op == BK_OP_SUMSQ || op == BK_OP_ADAMW) return true;
+  if (op != BK_OP_COPY && op != BK_OP_ADD) return false;
+  const bk_op_desc *desc = bk_op_describe(op);
+  for (int i = 0; i < desc->n_fields; i++)
+    if (!bk_tensor_contiguous((const bk_tensor *)((const char *)args + desc->fields[i].offset))) return false;
+  return true;
+}
+
+int64_t bk_gpu_piece(const bk_device *device) {
+  const bk_gpu_device *d = (const bk_gpu_device *)device;
+  const int64_t most = 1 << 30, reach = d->binding_range ? (int64_t)(d->binding_range / 4) - 64 : most; /* a binding begins up to 256 bytes before */
+  return (reach < most ? reach : most) / BK_GPU_PIECE * BK_GPU_PIECE;
+}
+
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   const bk_op_desc *desc = bk_op_describe(op);
+  const bool any_size = bk_gpu_takes_pieces(op, args) && bk_gpu_piece(device) > 0;
   for (int i = 0; i < desc->n_fields; i++) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;
+    if (t->dtype == BK_F64 || (t->dtype == BK_BF16 && !(device->props.storage_dtypes & BK_DT(BK_BF16)))) return false;
+    if (any_size) continue;
     size_t span = bk_tensor_span(t);
-    if (t->dtype == BK_F64 || span / bk_dtype_size(t->dtype) > INT32_MAX) return false;
-    if (d->binding_range && span > d->binding_range) return false;
+    if (span / bk_dtype_size(t->dtype) > MAX_ELEMENTS || (d->binding_range && span > d->binding_range)) return false;
   }
   return true;
 }
@@ -73,4 +117,5 @@ void bk_gpu_device_fini(bk_device *device) {
     d->pipelines = p->next;
     d->gpu->pipeline_free(device, p);
   }
+  bk_gpu_kept_fini(&d->cache);
 }

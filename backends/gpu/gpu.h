@@ -12,6 +12,8 @@
 
 #include "runtime/backend.h"
 
+#include "backends/gpu/cache.h"
+
 #include "gpu_kernels.h" /* made from the kernel files: BK_GPU_name, bk_gpu_name_consts, bk_gpu_name_call */
 
 #define BK_GPU_MAX_CONSTS 12
@@ -27,6 +29,7 @@ typedef struct bk_gpu_kernel {
   const char *consts[BK_GPU_MAX_CONSTS];
   int operands, params;
   int languages; /* BK_GPU_IN_* */
+  int half[BK_GPU_MAX_OPERANDS]; /* which constant says that an operand's elements have 16 bits (bf16); 0: they never have */
 } bk_gpu_kernel;
 extern const bk_gpu_kernel bk_gpu_kernel_table[];
 
@@ -56,19 +59,23 @@ typedef struct bk_gpu_device {
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
   bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
+  bool serial;          /* on_cpu, and the compiler makes vectors of a work item's loops rather than of work items: groups of one */
   int units;            /* compute units */
+  int vector;           /* floats of a register where kernels `only opencl` with explicit vectors are wanted (CPU devices), else 0 */
   bk_gpu_pipeline *pipelines;
+  bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;
 
 static inline bk_gpu_device *bk_gpu_of(bk_device *device) { return (bk_gpu_device *)device; }
 
 /* ---- for the launch code (gpu.c) ---- */
-#define BK_GPU_MAX_KERNELS 6 /* of one plan */
+#define BK_GPU_MAX_KERNELS 8 /* of one plan */
 /* The state of a plan: its kernels, in an order that the op's file knows, and numbers that prepare worked out. */
 typedef struct bk_gpu_state {
   bk_gpu_pipeline *kernel[BK_GPU_MAX_KERNELS];
   int32_t group, chunk; /* free for the op's use: work-group size, rows of a chunk */
   int64_t chunks;
+  bk_buffer *table; /* what prepare made and put on the device (bk_gpu_table), or NULL; release frees it */
 } bk_gpu_state;
 /* Builds kernel `id` (BK_GPU_name) or finds it built. consts: its bk_gpu_name_consts. */
 bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline);
@@ -76,8 +83,22 @@ bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pip
 bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline, const void *call, int64_t groups);
 static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return plan->state; }
 
+/* OpenCL on a CPU: best is one item a work group, without barriers, its inner loops over neighbouring elements: the compiler makes vectors
+ * of them. (Vulkan on a CPU makes vectors of work items.) */
+bool bk_gpu_serial(const bk_device *device);
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
+/* For kernels that use rows.kh, whose first constants are GROUP, ITEMS and, without barriers, BATCHES. */
+typedef struct bk_gpu_shape {
+  int32_t group, items, batches;
+} bk_gpu_shape;
+bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width);
+/* Work groups for a row of `width` elements of such a kernel. */
+static inline int64_t bk_gpu_blocks(const bk_gpu_pipeline *p, int64_t width) {
+  return (width + (int64_t)p->consts[0] * p->consts[1] * p->consts[2] - 1) / ((int64_t)p->consts[0] * p->consts[1] * p->consts[2]);
+}
+/* In prepare: a buffer of the state with `bytes` bytes of `data`. */
+bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes);
 /* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has
  * two stages, from the shape and the constants of the kernel family alone (so that bits do not depend on the device's load). */
 static inline int64_t bk_gpu_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -101,12 +122,21 @@ static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF
   }
 #define BK_GPU_ROW(ID, name, dtypes) {BK_OP_##ID, dtypes, "gpu_" #name, accepts_##name, prepare_##name, bk_gpu_##name, bk_gpu_release},
 bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args);
+/* COPY, ADD, SUM, SUMSQ and ADAMW on tensors without gaps are launched in pieces, so that they may be larger than a kernel can reach. A piece
+ * is a multiple of BK_GPU_PIECE elements. */
+#define BK_GPU_PIECE 16384
+bool bk_gpu_takes_pieces(bk_op op, const void *args);
+int64_t bk_gpu_piece(const bk_device *device); /* elements, of 4 bytes at most */
+/* The same place `elements` of t's dtype on; an absent tensor has none. */
+static inline bk_place bk_gpu_at_element(const bk_tensor *t, int64_t elements) {
+  return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset + (size_t)elements * bk_dtype_size(t->dtype)} : (bk_place){NULL, 0};
+}
 typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);
 bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state, size_t *workspace_bytes);
 void bk_gpu_release(bk_device *device, void *state);
 
 /* ---- for the backends ---- */
-/* Frees all pipelines; in a device's close. */
+/* Frees all pipelines and what the cache holds; in a device's close. */
 void bk_gpu_device_fini(bk_device *device);
 
 #endif

@@ -11,7 +11,7 @@ function fail(text) { printf "%s:%d: %s\n", FILENAME, FNR, text > "/dev/stderr";
 function base(path) { sub(/.*\//, "", path); return path }
 
 # ---- output: mode cl collects lines, the others print ----
-function quote(line) { gsub(/\\/, "\\\\", line); gsub(/"/, "\\\"", line); return "\"" line "\\n\"" }
+function quote(line) { gsub(/\\/, "&&", line); gsub(/"/, "\\\"", line); return "\"" line "\\n\"" }
 function put(line) { if (mode == "cl") print quote(line); else print line }
 
 function put_functions(path,    line, number, inside) {
@@ -51,6 +51,13 @@ function head_line(    i, word) {
 # bf16 of an operand: the constant that says so
 function is_half(i,    parts) { if (otype[i] !~ /^st/) return "0"; return split(otype[i], parts, ":") == 2 ? parts[2] : "BF16" }
 
+# its number; 0 (GROUP) for "0"
+function const_index(name,    i) {
+  if (name == "0") return 0
+  for (i = 1; i < nc; i++) if (consts[i] == name) return i
+  fail("kernel " kname " has no constant " name)
+}
+
 # ---- C ----
 function c_kernel(    i, line) {
   printf "\n/* %s */\ntypedef struct bk_gpu_%s_consts {\n  int32_t ", base(FILENAME), kname
@@ -62,7 +69,9 @@ function c_kernel(    i, line) {
   names[kernels] = kname
   line = "  {\"" kname "\", \"" base(FILENAME) "\", " nc ", {"
   for (i = 0; i < nc; i++) line = line "\"" consts[i] "\"" (i + 1 < nc ? ", " : "}, ")
-  line = line no ", " np ", " (only == "" ? 3 : only == "opencl" ? 1 : 2) "},"
+  line = line no ", " np ", " (only == "" ? 3 : only == "opencl" ? 1 : 2) ", {"
+  for (i = 0; i < no; i++) line = line const_index(is_half(i)) (i + 1 < no ? ", " : "")
+  line = line (no ? "}}," : "0}},")
   rows[kernels++] = line
 }
 function c_end(    i) {

@@ -1,4 +1,6 @@
-/* libOpenCL, found at run time: the module loads on a machine without it, and `devices` says why there is none. */
+/* libOpenCL, found at run time: the module loads on a machine without it, and `devices` says why there is none. A process that has OpenCL
+ * already (linked, or preloaded as Oclgrind's is) goes on with that. BIRKHOFF_OPENCL_LIBRARY names another library: one that is not
+ * where the system looks, a tool's, or the stand-in of the tests. */
 #include "backends/opencl/opencl.h"
 
 #include <dlfcn.h>
@@ -8,22 +10,29 @@
 static bk_cl_api api;
 static bool loaded;
 
-const bk_cl_api *bk_cl_api_of(void) { return loaded ? &api : NULL; }
-
 static bool take(void *library, const char *name, void *slot) {
   void *symbol = dlsym(library, name);
   memcpy(slot, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
   return symbol != NULL;
 }
 
-bk_status bk_cl_load(const bk_cl_api **out, char *reason, size_t size) {
+/* Never closed: drivers leave threads behind. */
+static void *open_library(const char *named) {
+  if (named && *named) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
+  void *process = dlopen(NULL, RTLD_NOW);
+  if (process && dlsym(process, "clGetPlatformIDs")) return process;
+  return dlopen("libOpenCL.so.1", RTLD_NOW | RTLD_LOCAL);
+}
+
+bk_status bk_cl_load(bk_context *ctx, const bk_cl_api **out, char *reason, size_t size) {
   if (!loaded) {
-    void *library = dlopen("libOpenCL.so.1", RTLD_NOW | RTLD_LOCAL); /* never closed: drivers leave threads behind */
+    const char *named = bk_context_environment(ctx, "BIRKHOFF_OPENCL_LIBRARY"), *missing = NULL;
+    void *library = open_library(named);
     if (!library) {
-      snprintf(reason, size, "there is no OpenCL loader (libOpenCL.so.1; Debian: ocl-icd-libopencl1)");
+      if (named && *named) snprintf(reason, size, "there is no %s (BIRKHOFF_OPENCL_LIBRARY)", named);
+      else snprintf(reason, size, "there is no OpenCL loader (libOpenCL.so.1; Debian: ocl-icd-libopencl1)");
       return BK_ERR_ABSENT;
     }
-    const char *missing = NULL;
 #define BK_CL_TAKE(name) if (!take(library, "cl" #name, &api.name)) missing = "cl" #name;
     BK_CL_FUNCTIONS(BK_CL_TAKE)
 #undef BK_CL_TAKE

@@ -1,11 +1,9 @@
-/* Platforms, devices, memory. opencl:N counts the devices of all platforms that are good enough; the others are not counted. */
+/* Errors, devices, memory. */
 #include <stdio.h>
-#include <string.h>
 
 #include "backends/opencl/opencl.h"
 
-#define MAX_DEVICES 64
-#define REASON_BYTES 256
+#define REASON_BYTES 1024
 
 extern const bk_backend bk_backend_opencl;
 
@@ -17,7 +15,7 @@ extern const bk_backend bk_backend_opencl;
   X(INVALID_MEM_OBJECT) X(INVALID_BINARY) X(INVALID_BUILD_OPTIONS) X(INVALID_PROGRAM) X(INVALID_PROGRAM_EXECUTABLE)                      \
   X(INVALID_KERNEL_NAME) X(INVALID_KERNEL) X(INVALID_ARG_INDEX) X(INVALID_ARG_VALUE) X(INVALID_ARG_SIZE) X(INVALID_KERNEL_ARGS)          \
   X(INVALID_WORK_GROUP_SIZE) X(INVALID_WORK_ITEM_SIZE) X(INVALID_EVENT) X(INVALID_OPERATION) X(INVALID_BUFFER_SIZE)                      \
-  X(EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
+  X(PROFILING_INFO_NOT_AVAILABLE) X(EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
 
 const char *bk_cl_error_name(cl_int error) {
   switch (error) {
@@ -29,107 +27,52 @@ const char *bk_cl_error_name(cl_int error) {
   }
 }
 
-static bk_status status_of(cl_int error) {
+bk_status bk_cl_status_of(cl_int error) {
   switch (error) {
     case CL_SUCCESS: return BK_OK;
     case CL_MEM_OBJECT_ALLOCATION_FAILURE:
     case CL_OUT_OF_HOST_MEMORY:
     case CL_INVALID_BUFFER_SIZE: return BK_ERR_MEMORY;
-    case CL_DEVICE_NOT_FOUND: return BK_ERR_ABSENT;
+    case CL_PROFILING_INFO_NOT_AVAILABLE: return BK_ERR_BUSY;
     default: return BK_ERR_DEVICE;
   }
 }
 
 bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what) {
-  return bk_fail(ctx, status_of(error), "opencl: %s: %s (%d)", what, bk_cl_error_name(error), (int)error);
+  return bk_fail(ctx, bk_cl_status_of(error), "opencl: %s: %s (%d)", what, bk_cl_error_name(error), (int)error);
 }
 
 /* ---- probing ---- */
 
-typedef struct found {
-  cl_platform_id platform;
-  cl_device_id device;
-} found;
-
-/* What the driver says, cut to `size`. */
-static void device_text(const bk_cl_api *cl, cl_device_id id, cl_device_info what, char *text, size_t size) {
-  char whole[1024] = "";
-  if (cl->GetDeviceInfo(id, what, sizeof whole - 1, whole, NULL) != CL_SUCCESS) whole[0] = '\0';
-  snprintf(text, size, "%.*s", (int)size - 1, whole);
-}
-
-static cl_ulong device_number(const bk_cl_api *cl, cl_device_id id, cl_device_info what, size_t size) {
-  union { cl_ulong l; cl_uint i; size_t s; } v = {0};
-  if (cl->GetDeviceInfo(id, what, size, &v, NULL) != CL_SUCCESS) return 0;
-  return size == sizeof(cl_uint) ? v.i : v.l;
-}
-
-/* Why a device cannot be used, or NULL. */
-static const char *refuse(const bk_cl_api *cl, cl_device_id id) {
-  char version[64];
-  int major = 0, minor = 0;
-  device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
-  if (sscanf(version, "OpenCL %d.%d", &major, &minor) != 2 || 10 * major + minor < 12) return "it has less than OpenCL 1.2";
-  if (!device_number(cl, id, CL_DEVICE_AVAILABLE, sizeof(cl_bool))) return "the driver says that it is not available";
-  if (!device_number(cl, id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool))) return "its driver has no compiler";
-  if (!device_number(cl, id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
-  if (device_number(cl, id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t)) < 64) return "its work groups have fewer than 64 items";
-  return NULL;
-}
-
-static int find(const bk_cl_api *cl, found *list, char *reason, size_t size) {
-  cl_platform_id platforms[16];
-  cl_uint n_platforms = 0;
-  int count = 0;
-  if (cl->GetPlatformIDs(16, platforms, &n_platforms) != CL_SUCCESS) n_platforms = 0;
-  if (n_platforms > 16) n_platforms = 16;
-  snprintf(reason, size, n_platforms ? "no OpenCL platform has a device" : "no OpenCL platform is installed (Debian: pocl-opencl-icd, or your GPU's driver)");
-  for (cl_uint p = 0; p < n_platforms; p++) {
-    cl_device_id ids[MAX_DEVICES];
-    cl_uint n = 0;
-    if (cl->GetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, MAX_DEVICES, ids, &n) != CL_SUCCESS) continue;
-    for (cl_uint i = 0; i < n && i < MAX_DEVICES; i++) {
-      const char *why = refuse(cl, ids[i]);
-      char name[128];
-      device_text(cl, ids[i], CL_DEVICE_NAME, name, sizeof name);
-      if (why) snprintf(reason, size, "%s cannot be used: %s", name, why);
-      else if (count < MAX_DEVICES) list[count++] = (found){platforms[p], ids[i]};
-    }
-  }
-  return count;
-}
-
 static bk_status opencl_probe(bk_context *ctx, char *reason, size_t size) {
-  (void)ctx;
   const bk_cl_api *cl;
-  found list[MAX_DEVICES];
-  BK_TRY(bk_cl_load(&cl, reason, size));
-  return find(cl, list, reason, size) ? BK_OK : BK_ERR_ABSENT;
+  bk_cl_found list[BK_CL_MAX_DEVICES];
+  BK_TRY(bk_cl_load(ctx, &cl, reason, size));
+  return bk_cl_find(cl, list, reason, size) ? BK_OK : BK_ERR_ABSENT;
 }
 
 static int opencl_device_count(bk_context *ctx) {
-  (void)ctx;
   char reason[REASON_BYTES];
   const bk_cl_api *cl;
-  found list[MAX_DEVICES];
-  return bk_cl_load(&cl, reason, sizeof reason) == BK_OK ? find(cl, list, reason, sizeof reason) : 0;
+  bk_cl_found list[BK_CL_MAX_DEVICES];
+  return bk_cl_load(ctx, &cl, reason, sizeof reason) == BK_OK ? bk_cl_find(cl, list, reason, sizeof reason) : 0;
 }
 
 static void fill_props(const bk_cl_api *cl, cl_device_id id, bk_device_props *props) {
   char version[64], driver[64];
   *props = (bk_device_props){.storage_dtypes = BK_GPU_FLOATS, .offset_alignment = 256};
-  device_text(cl, id, CL_DEVICE_NAME, props->name, sizeof props->name);
-  device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
-  device_text(cl, id, CL_DRIVER_VERSION, driver, sizeof driver);
+  bk_cl_device_text(cl, id, CL_DEVICE_NAME, props->name, sizeof props->name);
+  bk_cl_device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
+  bk_cl_device_text(cl, id, CL_DRIVER_VERSION, driver, sizeof driver);
   snprintf(props->driver, sizeof props->driver, "%.60s, driver %.40s", version, driver);
-  props->max_alloc = (size_t)device_number(cl, id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
+  props->max_alloc = (size_t)bk_cl_device_number(cl, id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
 }
 
-static bk_status locate(bk_context *ctx, int index, const bk_cl_api **cl, found *out) {
+static bk_status locate(bk_context *ctx, int index, const bk_cl_api **cl, bk_cl_found *out) {
   char reason[REASON_BYTES];
-  found list[MAX_DEVICES];
-  bk_status status = bk_cl_load(cl, reason, sizeof reason);
-  int n = status == BK_OK ? find(*cl, list, reason, sizeof reason) : 0;
+  bk_cl_found list[BK_CL_MAX_DEVICES];
+  bk_status status = bk_cl_load(ctx, cl, reason, sizeof reason);
+  int n = status == BK_OK ? bk_cl_find(*cl, list, reason, sizeof reason) : 0;
   if (index >= n) return bk_fail(ctx, BK_ERR_ABSENT, "opencl:%d is not here: %s", index, n ? "there are fewer devices" : reason);
   *out = list[index];
   return BK_OK;
@@ -137,10 +80,10 @@ static bk_status locate(bk_context *ctx, int index, const bk_cl_api **cl, found 
 
 static bk_status opencl_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
   const bk_cl_api *cl;
-  found at;
+  bk_cl_found at;
   BK_TRY(locate(ctx, index, &cl, &at));
   fill_props(cl, at.device, props);
-  *memory_bytes = (size_t)device_number(cl, at.device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+  *memory_bytes = (size_t)bk_cl_device_number(cl, at.device, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
   return BK_OK;
 }
 
@@ -157,7 +100,7 @@ static void device_close(bk_device *device) {
 /* OpenCL does not tell what is free. */
 static bk_status device_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   bk_cl_device *d = bk_cl_of(device);
-  *total_bytes = (size_t)device_number(d->cl, d->id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
+  *total_bytes = (size_t)bk_cl_device_number(d->cl, d->id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
   *free_bytes = *total_bytes;
   return BK_OK;
 }
@@ -174,12 +117,14 @@ static bk_status device_buffer_alloc(bk_device *device, size_t bytes, void **han
     return BK_OK;
   }
   if (made) (void)d->cl->ReleaseMemObject(made);
-  return bk_fail(device->ctx, error == CL_OUT_OF_RESOURCES ? BK_ERR_MEMORY : status_of(error), "opencl:%d: cannot allocate %zu bytes of device memory: %s (%d)",
-                 device->index, bytes, bk_cl_error_name(error), (int)error);
+  bk_status status = error == CL_OUT_OF_RESOURCES ? BK_ERR_MEMORY : bk_cl_status_of(error); /* some drivers find out at the first use */
+  return bk_fail(device->ctx, status, "opencl:%d: cannot allocate %zu bytes of device memory: %s (%d)", device->index, bytes,
+                 bk_cl_error_name(error), (int)error);
 }
 
 static void device_buffer_free(bk_device *device, void *handle, size_t bytes) {
   (void)bytes;
+  bk_cl_of(device)->freed++;
   (void)bk_cl_of(device)->cl->ReleaseMemObject(handle);
 }
 
@@ -206,26 +151,40 @@ static const bk_device_ops opencl_device_ops = {
 
 static const bk_gpu_device_ops opencl_gpu_ops = {bk_cl_build, bk_cl_pipeline_free, bk_cl_dispatch};
 
-static int power_of_two_below(cl_ulong n) {
-  int p = 64;
-  while (p < 1024 && (cl_ulong)p * 2 <= n) p *= 2;
-  return p;
+/* BIRKHOFF_OPENCL_MAX_GROUP: smaller groups than the device allows, for tests and for drivers that promise too much. */
+static bk_status limit_group(bk_context *ctx, int *max_group) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_OPENCL_MAX_GROUP");
+  int64_t value = 0;
+  if (!text || !*text) return BK_OK;
+  if (!bk_parse_int64(text, &value) || value < 64) return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_OPENCL_MAX_GROUP is a number, at least 64, not \"%s\"", text);
+  while (*max_group > value) *max_group /= 2;
+  return BK_OK;
+}
+
+/* BIRKHOFF_OPENCL_AS_GPU=1: what is chosen for GPUs, on a processor too; for tests. */
+static bool as_gpu(const bk_context *ctx) {
+  const char *text = bk_context_environment(ctx, "BIRKHOFF_OPENCL_AS_GPU");
+  return text && text[0] == '1';
 }
 
 static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const bk_device_options *options) {
-  found at;
+  bk_cl_found at;
   cl_int error;
   BK_TRY(locate(ctx, index, &d->cl, &at));
   const bk_cl_api *cl = d->cl;
   d->gpu.base = (bk_device){.ops = &opencl_device_ops, .backend = &bk_backend_opencl, .ctx = ctx, .index = index, .options = *options};
   fill_props(cl, at.device, &d->gpu.base.props);
   d->gpu.gpu = &opencl_gpu_ops;
-  d->gpu.max_group = power_of_two_below(device_number(cl, at.device, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t)));
-  d->gpu.local_bytes = (size_t)device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
-  d->gpu.on_cpu = (device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0;
-  d->gpu.units = (int)device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+  d->gpu.max_group = bk_cl_max_group(cl, at.device);
+  d->gpu.local_bytes = (size_t)bk_cl_device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
+  d->gpu.on_cpu = (bk_cl_device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0 && !as_gpu(ctx);
+  d->gpu.serial = d->gpu.on_cpu;
+  d->gpu.units = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
+  if (d->gpu.on_cpu) d->gpu.vector = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
   d->platform = at.platform;
   d->id = at.device;
+  BK_TRY(limit_group(ctx, &d->gpu.max_group));
+  bk_gpu_kept_init(&d->gpu.cache, ctx, "opencl", index);
   const cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, (cl_context_properties)at.platform, 0};
   d->context = cl->CreateContext(properties, 1, &at.device, NULL, NULL, &error);
   if (error != CL_SUCCESS) return bk_cl_fail(ctx, error, "opening a device");

@@ -1,4 +1,4 @@
-/* The opencl backend: any OpenCL 1.2 device. opencl.c: platforms, devices, memory; program.c: kernels, built from source (backends/gpu)
+/* The opencl backend: any OpenCL 1.2 device. platform.c: which devices there are; opencl.c: devices, memory; program.c: kernels, built from source (backends/gpu)
  * and kept on disk; stream.c: queues, events, dispatch; library.c: libOpenCL, found at run time; table.c: the kernel table.
  * OpenCL C has no bfloat16: bf16 is stored as 16-bit integers. */
 #ifndef BK_OPENCL_H
@@ -10,7 +10,7 @@
 
 #include "backends/gpu/gpu.h"
 
-/* ---- library.c: the entry points that are used; NULL until bk_cl_load has found the loader ---- */
+/* ---- library.c: the entry points that are used ---- */
 #define BK_CL_FUNCTIONS(X)                                                                                                                \
   X(GetPlatformIDs) X(GetPlatformInfo) X(GetDeviceIDs) X(GetDeviceInfo) X(CreateContext) X(ReleaseContext) X(CreateCommandQueue)          \
   X(ReleaseCommandQueue) X(CreateBuffer) X(ReleaseMemObject) X(CreateProgramWithSource) X(CreateProgramWithBinary) X(BuildProgram)        \
@@ -23,9 +23,8 @@ typedef struct bk_cl_api {
   BK_CL_FUNCTIONS(BK_CL_MEMBER)
 #undef BK_CL_MEMBER
 } bk_cl_api;
-extern const bk_cl_api *bk_cl_api_of(void); /* NULL: not loaded */
 /* Loads libOpenCL once; BK_ERR_ABSENT with the reason. */
-bk_status bk_cl_load(const bk_cl_api **api, char *reason, size_t size);
+bk_status bk_cl_load(bk_context *ctx, const bk_cl_api **api, char *reason, size_t size);
 
 typedef struct bk_cl_device {
   bk_gpu_device gpu;
@@ -34,18 +33,27 @@ typedef struct bk_cl_device {
   cl_device_id id;
   cl_context context;
   cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
+  uint64_t freed;         /* buffers so far: a handle may come again for another buffer */
 } bk_cl_device;
 
 typedef struct bk_cl_pipeline {
   bk_gpu_pipeline base;
   cl_program program;
   cl_kernel kernel;
+  /* The arguments as last set: those that are the same again are not set again. mem: as long as no buffer has been freed (`freed`) */
+  bool set;
+  uint64_t freed;
+  cl_mem mem[BK_GPU_MAX_OPERANDS];
+  cl_ulong offset[BK_GPU_MAX_OPERANDS];
+  int32_t param[BK_GPU_MAX_PARAMS];
+  cl_int groups;
 } bk_cl_pipeline;
 
 typedef struct bk_cl_stream {
   bk_stream base;
   cl_command_queue queue;
-  bk_status poison; /* the device failed: every later call returns it */
+  bk_status poison; /* a call failed: every later one returns the same */
+  const char *last; /* the latest launch since the last sync, for messages; NULL: none */
 } bk_cl_stream;
 
 typedef struct bk_cl_event {
@@ -55,8 +63,22 @@ typedef struct bk_cl_event {
 
 static inline bk_cl_device *bk_cl_of(bk_device *device) { return (bk_cl_device *)device; }
 
+/* platform.c */
+#define BK_CL_MAX_DEVICES 64
+typedef struct bk_cl_found {
+  cl_platform_id platform;
+  cl_device_id device;
+} bk_cl_found;
+/* The devices that can be used, up to BK_CL_MAX_DEVICES; their number. reason: a line for each that cannot; if there is neither, why. */
+int bk_cl_find(const bk_cl_api *cl, bk_cl_found *list, char *reason, size_t size);
+void bk_cl_device_text(const bk_cl_api *cl, cl_device_id id, cl_device_info what, char *text, size_t size); /* cut to `size` */
+cl_ulong bk_cl_device_number(const bk_cl_api *cl, cl_device_id id, cl_device_info what, size_t size);       /* 0: the driver does not say */
+int bk_cl_max_group(const bk_cl_api *cl, cl_device_id id); /* a power of two, 64 to 1024 */
+
+/* opencl.c */
 const char *bk_cl_error_name(cl_int error);
-/* Status for an OpenCL error, logged with what was being done. */
+bk_status bk_cl_status_of(cl_int error);
+/* The same, logged with what was being done. */
 bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what);
 
 /* program.c */

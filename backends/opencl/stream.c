@@ -1,14 +1,17 @@
-/* Streams are in-order queues. */
+/* Streams are in-order queues: copies, events, launches. */
 #include "backends/opencl/opencl.h"
 
 static bk_cl_stream *of(bk_stream *stream) { return (bk_cl_stream *)stream; }
 static const bk_cl_api *cl_of(bk_stream *stream) { return bk_cl_of(stream->device)->cl; }
 
+/* What a call on the stream returned. What fails on the device may come to light at any later call. */
 static bk_status check(bk_stream *stream, cl_int error, const char *what) {
+  bk_cl_stream *s = of(stream);
+  const bool other = s->last && s->last != what;
   if (error == CL_SUCCESS) return BK_OK;
-  bk_status status = bk_cl_fail(stream->device->ctx, error, what);
-  if (status == BK_ERR_DEVICE) of(stream)->poison = status;
-  return status;
+  s->poison = bk_cl_status_of(error);
+  return bk_fail(stream->device->ctx, s->poison, "opencl:%d: %s: %s (%d)%s%s; the stream cannot go on", stream->device->index, what,
+                 bk_cl_error_name(error), (int)error, other ? "; the latest launch was " : "", other ? s->last : "");
 }
 
 static bk_status enter(bk_stream *stream) { return of(stream)->poison; }
@@ -17,28 +20,45 @@ static bk_status enter(bk_stream *stream) { return of(stream)->poison; }
 
 #define MAX_GROUPS_X 32768
 
-static cl_int set_args(const bk_cl_api *cl, cl_kernel kernel, const bk_gpu_kernel *k, const bk_place *operands, const int32_t *params, cl_int groups) {
+/* An operand is a buffer and a byte offset. */
+static cl_int set_operand(const bk_cl_api *cl, bk_cl_pipeline *p, int i, bk_place place) {
+  cl_mem mem = place.buffer ? place.buffer->handle : NULL;
+  cl_ulong offset = place.buffer ? place.offset : 0;
   cl_int error = CL_SUCCESS;
-  cl_uint at = 0;
-  for (int i = 0; i < k->operands && error == CL_SUCCESS; i++) {
-    cl_mem mem = operands[i].buffer ? operands[i].buffer->handle : NULL;
-    cl_ulong offset = operands[i].buffer ? operands[i].offset : 0;
-    error = cl->SetKernelArg(kernel, at++, sizeof mem, &mem);
-    if (error == CL_SUCCESS) error = cl->SetKernelArg(kernel, at++, sizeof offset, &offset);
-  }
-  for (int i = 0; i < k->params && error == CL_SUCCESS; i++) error = cl->SetKernelArg(kernel, at++, sizeof params[i], &params[i]);
-  return error == CL_SUCCESS ? cl->SetKernelArg(kernel, at, sizeof groups, &groups) : error;
+  if (!p->set || mem != p->mem[i]) error = cl->SetKernelArg(p->kernel, (cl_uint)(2 * i), sizeof mem, &mem);
+  if (error == CL_SUCCESS && (!p->set || offset != p->offset[i])) error = cl->SetKernelArg(p->kernel, (cl_uint)(2 * i + 1), sizeof offset, &offset);
+  p->mem[i] = mem;
+  p->offset[i] = offset;
+  return error;
+}
+
+static cl_int set_int(const bk_cl_api *cl, bk_cl_pipeline *p, int at, int32_t value, int32_t *last) {
+  if (p->set && value == *last) return CL_SUCCESS;
+  *last = value;
+  return cl->SetKernelArg(p->kernel, (cl_uint)at, sizeof value, &value);
+}
+
+static cl_int set_args(const bk_cl_device *d, bk_cl_pipeline *p, const bk_gpu_kernel *k, const bk_place *operands, const int32_t *params, cl_int groups) {
+  cl_int error = CL_SUCCESS;
+  if (p->freed != d->freed) p->set = false;
+  for (int i = 0; i < k->operands && error == CL_SUCCESS; i++) error = set_operand(d->cl, p, i, operands[i]);
+  for (int i = 0; i < k->params && error == CL_SUCCESS; i++) error = set_int(d->cl, p, 2 * k->operands + i, params[i], &p->param[i]);
+  if (error == CL_SUCCESS) error = set_int(d->cl, p, 2 * k->operands + k->params, groups, &p->groups);
+  p->set = error == CL_SUCCESS;
+  p->freed = d->freed;
+  return error;
 }
 
 bk_status bk_cl_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
                          int groups) {
-  const bk_cl_api *cl = cl_of(stream);
-  cl_kernel kernel = ((const bk_cl_pipeline *)pipeline)->kernel;
+  const bk_cl_device *d = bk_cl_of(stream->device);
+  bk_cl_pipeline *p = (bk_cl_pipeline *)(uintptr_t)pipeline; /* what changes is its memory of the arguments */
   const size_t local = (size_t)pipeline->consts[0], nx = groups < MAX_GROUPS_X ? (size_t)groups : MAX_GROUPS_X;
   const size_t sizes[2] = {nx * local, ((size_t)groups + nx - 1) / nx}, locals[2] = {local, 1};
   BK_TRY(enter(stream));
-  cl_int error = set_args(cl, kernel, pipeline->kernel, operands, params, groups);
-  if (error == CL_SUCCESS) error = cl->EnqueueNDRangeKernel(of(stream)->queue, kernel, 2, NULL, sizes, locals, 0, NULL, NULL);
+  of(stream)->last = name;
+  cl_int error = set_args(d, p, pipeline->kernel, operands, params, groups);
+  if (error == CL_SUCCESS) error = d->cl->EnqueueNDRangeKernel(of(stream)->queue, p->kernel, 2, NULL, sizes, locals, 0, NULL, NULL);
   return check(stream, error, name);
 }
 
@@ -93,7 +113,9 @@ static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
 
 static bk_status stream_sync(bk_stream *stream) {
   BK_TRY(enter(stream));
-  return check(stream, cl_of(stream)->Finish(of(stream)->queue), "waiting for the stream");
+  BK_TRY(check(stream, cl_of(stream)->Finish(of(stream)->queue), "waiting for the stream"));
+  of(stream)->last = NULL;
+  return BK_OK;
 }
 
 static bk_status stream_query(bk_stream *stream, bool *done) {
@@ -165,7 +187,7 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
   cl_int error = cl->GetEventProfilingInfo(from->event, CL_PROFILING_COMMAND_END, sizeof a, &a, NULL);
   if (error == CL_SUCCESS) error = cl->GetEventProfilingInfo(to->event, CL_PROFILING_COMMAND_END, sizeof b, &b, NULL);
   if (error != CL_SUCCESS) return bk_cl_fail(begin->device->ctx, error, "reading events");
-  *seconds = (double)(b - a) * 1e-9;
+  *seconds = (double)(cl_long)(b - a) * 1e-9;
   return BK_OK;
 }
 

@@ -150,7 +150,8 @@ struct bk_backend {
   uint32_t abi;     /* BK_BACKEND_ABI */
   const char *name; /* "ref", "cpu", "cuda", ... */
   int priority;     /* the default device is the first device of the highest priority that probes */
-  /* BK_OK, or BK_ERR_ABSENT with the reason in words. */
+  /* BK_OK, with a line in `reason` for each device that cannot be used ("NAME: why"; empty: none); or BK_ERR_ABSENT with the reason in
+   * words, such lines where devices are there and none can be used. */
   bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size);
   int (*device_count)(bk_context *ctx);
   /* Fills props of device `index` without opening it. */

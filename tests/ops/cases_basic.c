@@ -309,7 +309,40 @@ static void cases_adamw(harness *h) {
   }
 }
 
+/* ---- sizes for --perf ---- */
+
+/* A layer's forward (x W^T), gradient of x (dy W) and of W (dy^T x, into ct) where x is [rows, in], y [rows, out]. */
+static void perf_linear(harness *h, int64_t rows, int64_t in, int64_t out) {
+  const bk_tensor x = h2(h->st, 0, rows, in), w = h2(h->st, 0, out, in), y = h2(h->st, 0, rows, out);
+  const bk_gemm_args all[] = {{x, bk_tensor_transpose(w, 0, 1), y, 1, false}, {y, w, x, 1, false},
+                              {bk_tensor_transpose(y, 0, 1), x, h2(h->ct, 0, out, in), 1, true}};
+  for (int i = 0; i < 3; i++)
+    harness_case(h, BK_OP_GEMM, &all[i], NULL, NULL, "%s,rows=%lld,in=%lld,out=%lld", (const char *[]){"forward", "dgrad", "wgrad"}[i],
+                 (long long)rows, (long long)in, (long long)out);
+}
+
+static void perf_experts(harness *h, int64_t experts, int64_t rows, int64_t in, int64_t out) {
+  const bk_tensor x = h2(h->st, 0, rows, in), y = h2(h->st, 0, rows, out), offsets = h1(BK_I32, experts + 1);
+  const bk_tensor w = h3(h->st, 0, experts, out, in);
+  const bk_grouped_gemm_args forward = {x, bk_tensor_transpose(w, 1, 2), offsets, y}, dgrad = {y, w, offsets, x};
+  const bk_grouped_wgrad_args wgrad = {y, x, offsets, h3(h->ct, 0, experts, out, in), false};
+  const fill fills[] = {{"offsets", FILL_OFFSETS, (double)rows, 0, NULL, NULL}, FILL_END};
+  const long long e = experts, r = rows;
+  harness_case(h, BK_OP_GROUPED_GEMM, &forward, fills, NULL, "forward,E=%lld,rows=%lld,in=%lld,out=%lld", e, r, (long long)in, (long long)out);
+  harness_case(h, BK_OP_GROUPED_GEMM, &dgrad, fills, NULL, "dgrad,E=%lld,rows=%lld,in=%lld,out=%lld", e, r, (long long)in, (long long)out);
+  harness_case(h, BK_OP_GROUPED_WGRAD, &wgrad, fills, NULL, "wgrad,E=%lld,rows=%lld,in=%lld,out=%lld", e, r, (long long)in, (long long)out);
+}
+
+/* Squares, then what the model `demo` has. */
+static void perf_products(harness *h) {
+  const int64_t widths[][2] = {{160, 480}, {480, 160}, {160, 160}, {160, 192}, {160, 80}, {64, 256}, {128, 160}, {160, 257}, {640, 24}, {160, 8}};
+  for (int64_t n = 512; n <= 2048; n *= 2) perf_linear(h, n, n, n);
+  for (size_t i = 0; i < BK_COUNT(widths); i++) perf_linear(h, 2048, widths[i][0], widths[i][1]);
+  perf_experts(h, 8, 4096, 160, 160);
+}
+
 void cases_basic(harness *h) {
+  if (h->roof) perf_products(h);
   if (h->roof) return;
   cases_copy(h);
   cases_add(h);

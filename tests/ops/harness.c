@@ -382,8 +382,9 @@ static bool judge_slot(run *r, const slot *s, const uint8_t *result, bool final)
   double nmse = nmse_of(m.error, m.norm), bound = bound_of(r, s, &m), cap = 8 * sqrt(bound) * m.largest;
   bool within = nmse <= bound && m.largest_error <= cap;
   if (!within && !final) return false;
-  double *record = &r->h->worst[r->op][r->h->st == BK_BF16];
-  if (nmse / bound > *record) *record = nmse / bound;
+  const bool half = r->h->st == BK_BF16;
+  r->h->worst[r->op][half] = fmax(r->h->worst[r->op][half], nmse / bound);
+  r->h->nmse[r->op][half] = fmax(r->h->nmse[r->op][half], nmse);
   if (r->h->verbose) {
     printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, nmse, bound, m.largest_error, m.largest);
   }
@@ -480,11 +481,11 @@ static void run_case(run *r, const void *args, const fill *fills, derive_fn deri
   free(r->mask);
 }
 
-/* What a quick run leaves out: all that moves or computes much. */
+/* What a quick run leaves out: all that moves or computes much; a tiny one: more. */
 static bool too_much(const harness *h, bk_op op, const void *args) {
   double flops, bytes;
   bk_op_describe(op)->cost(args, &flops, &bytes);
-  return h->quick && (flops > 2e5 || bytes > 4e4);
+  return (h->quick && (flops > 2e5 || bytes > 4e4)) || (h->tiny && (flops > 2e4 || bytes > 1e4));
 }
 
 static void note_coverage(harness *h, bk_op op, const void *args) {

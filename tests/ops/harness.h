@@ -55,7 +55,8 @@ typedef struct harness {
   bk_stream *stream, *second_stream, *ref_stream;
   const char *op_filter, *case_filter;
   uint64_t seed;
-  bool list, verbose, like_composed;
+  bool tiny;                    /* BK_TEST_TINY: smaller ones still, for an interpreter of kernels */
+  bool list, verbose, like_composed, report;
   bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
   const struct perf_roof *roof; /* --perf: time the cases' working sizes instead of judging them */
   bk_dtype st, ct;   /* of the cases being made */
@@ -63,7 +64,8 @@ typedef struct harness {
   int log_lines;     /* warnings and errors that came */
   bool seen[BK_OP_COUNT];
   bool fields[BK_OP_COUNT][BK_OP_MAX_FIELDS]; /* present in a case */
-  double worst[BK_OP_COUNT][3]; /* worst error / bound by dtype: fp32, bf16 */
+  double worst[BK_OP_COUNT][2]; /* worst error / bound by storage dtype: fp32, bf16 */
+  double nmse[BK_OP_COUNT][2];  /* worst normalised mean squared error */
 } harness;
 
 /* Runs once `ref` holds the values (all in fp64): completes inputs with the results of other ops. args: ref's tensors. */

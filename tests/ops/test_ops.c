@@ -6,13 +6,15 @@
  *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose
+ *   --report        lines "report OP FP32 BF16 SHARE": worst normalised mean squared error by storage type, worst share of a bound
  *   --perf          time the ops at working sizes instead (perf.h)
- * With BK_TEST_QUICK in the environment, small shapes only.
+ * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones.
  * Without a filter it also checks that every op has a case and that every operand is present in one.
  * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device or the instruction set is not here. */
 #include "tests/ops/harness.h"
 #include "tests/ops/perf.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +34,7 @@ static void count_line(void *user, bk_log_level level, const char *message) {
 static bool parse_flag(harness *h, options *o, const char *arg) {
   if (strcmp(arg, "--list") == 0) return h->list = true;
   if (strcmp(arg, "--verbose") == 0) return h->verbose = true;
+  if (strcmp(arg, "--report") == 0) return h->report = true;
   if (strcmp(arg, "--bits") == 0) return o->bits = true;
   if (strcmp(arg, "--like-composed") == 0) return o->like_composed = true;
   if (strcmp(arg, "--perf") == 0) return o->perf = true;
@@ -119,6 +122,13 @@ static int check_coverage(const harness *h) {
   return holes;
 }
 
+/* Outputs that are exact by definition count as 0. */
+static void report_ops(const harness *h) {
+  for (int op = 1; op < BK_OP_COUNT; op++) {
+    printf("report %s %.1e %.1e %.2f\n", bk_op_name((bk_op)op), h->nmse[op][0], h->nmse[op][1], fmax(h->worst[op][0], h->worst[op][1]));
+  }
+}
+
 static int report(const harness *h, const options *o, int holes) {
   if (h->verbose) {
     for (int op = 1; op < BK_OP_COUNT; op++) {
@@ -126,6 +136,7 @@ static int report(const harness *h, const options *o, int holes) {
              h->worst[op][1]);
     }
   }
+  if (h->report) report_ops(h);
   if (h->list) return 0;
   printf("%s (%s): %d holes in the coverage, %d cases left out\n", o->device, h->device->props.isa, holes, h->left_out);
   printf("%d passed, %d failed\n", h->ran - h->failed, h->failed + holes);
@@ -134,7 +145,7 @@ static int report(const harness *h, const options *o, int holes) {
 }
 
 int main(int argc, char **argv) {
-  harness h = {.seed = 1, .quick = getenv("BK_TEST_QUICK") != NULL};
+  harness h = {.seed = 1, .tiny = getenv("BK_TEST_TINY") != NULL, .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
   options o = {.device = "cpu", .open = {.threads = 2}};
   bk_context_options context = {.log = count_line, .log_user = &h, .log_level = BK_LOG_WARN};
   if (!parse(&h, &o, argc, argv)) return 2;

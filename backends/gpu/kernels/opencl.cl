@@ -8,8 +8,14 @@
 #define bits_of(x) as_uint(x)
 #define float_of(x) as_float(x)
 #define mul_hi_u(a, b) mul_hi((uint)(a), (uint)(b))
-#define LANE ((int)get_local_id(0))
 #define BLOCK ((int)get_group_id(0) + (int)get_group_id(1) * (int)get_num_groups(0))
+#if GROUP == 1
+#define LANE 0
+#define SYNC()
+#define SYNC_ALL()
+#else
+#define LANE ((int)get_local_id(0))
 #define SYNC() barrier(CLK_LOCAL_MEM_FENCE)
 #define SYNC_ALL() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#endif
 #define abs_f(x) fabs(x)

@@ -1,0 +1,12 @@
+# test_ops on `device`: all shapes (small ones in a quick run); small shapes again with work groups of at most 128 and 64 items, with the
+# fused slots composed, twice with the same bits, and, but in a quick run, with the variables of `also` (NAME=VALUE...).
+. "$(dirname "$0")/../gpu/lib.sh"
+needs tests/ops/test_ops
+limit=BIRKHOFF_$(echo "$device" | tr a-z A-Z)_MAX_GROUP
+quick=${BK_TEST_QUICK:+1}
+harness
+harness BK_TEST_QUICK=1 "$limit=128"
+harness BK_TEST_QUICK=1 "$limit=64" -- --bits
+harness BK_TEST_QUICK=1 -- --composed
+[ -z "${also:-}" ] || [ "$quick" = 1 ] || harness BK_TEST_QUICK=1 $also
+finish

@@ -1,0 +1,3 @@
+#!/bin/sh
+device=opencl
+. "$(dirname "$0")/../gpu/train.sh"

@@ -1,0 +1,3 @@
+#!/bin/sh
+device=vulkan
+. "$(dirname "$0")/../gpu/train.sh"
