@@ -11,7 +11,7 @@ function fail(text) { printf "%s:%d: %s\n", FILENAME, FNR, text > "/dev/stderr";
 function base(path) { sub(/.*\//, "", path); return path }
 
 # ---- output: mode cl collects lines, the others print ----
-function quote(line) { gsub(/\\/, "\\\\", line); gsub(/"/, "\\\"", line); return "\"" line "\\n\"" }
+function quote(line) { gsub(/\\/, "&&", line); gsub(/"/, "\\\"", line); return "\"" line "\\n\"" }
 function put(line) { if (mode == "cl") print quote(line); else print line }
 
 function put_functions(path,    line, number, inside) {

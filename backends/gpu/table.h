@@ -3,10 +3,12 @@
 #define BK_GPU_TABLE_H
 
 #include "backends/gpu/basic.h"
+#include "backends/gpu/fused.h"
 #include "backends/gpu/layers.h"
 
 #define BK_GPU_ROWS(ROW)    \
   BK_GPU_ROWS_BASIC(ROW)    \
+  BK_GPU_ROWS_FUSED(ROW)    \
   BK_GPU_ROWS_LAYERS(ROW)
 
 #endif
