@@ -9,7 +9,8 @@
   ROW(HC_PRE_NORM, hc_pre_norm, BK_GPU_FLOATS)          \
   ROW(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_GPU_FLOATS)  \
   ROW(HC_POST_RES, hc_post_res, BK_GPU_FLOATS)          \
-  ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_GPU_FLOATS)
+  ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_GPU_FLOATS)  \
+  ROW(HC_PROJECT, hc_project, BK_GPU_FLOATS)
 
 BK_GPU_ROWS_FUSED(BK_GPU_DECLARE)
 
