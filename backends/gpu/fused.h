@@ -10,8 +10,17 @@
   ROW(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_GPU_FLOATS)  \
   ROW(HC_POST_RES, hc_post_res, BK_GPU_FLOATS)          \
   ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_GPU_FLOATS)  \
-  ROW(HC_PROJECT, hc_project, BK_GPU_FLOATS)
+  ROW(HC_PROJECT, hc_project, BK_GPU_FLOATS)            \
+  ROW(HC_PROJECT_BWD, hc_project_bwd, BK_GPU_FLOATS)
 
 BK_GPU_ROWS_FUSED(BK_GPU_DECLARE)
+
+/* ---- sums over tokens in two stages: each chunk of tokens makes its own, then the chunks are added up in order ---- */
+/* Rows of a chunk, a multiple of `unit`, so that there are at most `most` chunks of `rows`. */
+int32_t bk_gpu_chunk(int64_t rows, int64_t unit, int64_t most);
+bk_status bk_gpu_add_chunks_build(bk_device *device, bk_gpu_pipeline **pipeline);
+/* y += the chunks' sums, each laid out as y without gaps. y [C] or [R,C] fp32 */
+bk_status bk_gpu_add_chunks_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, bk_place partial, int64_t chunks,
+                                const bk_tensor *y);
 
 #endif

@@ -45,39 +45,16 @@ bk_status bk_gpu_hc_pre_norm(bk_stream *stream, const bk_plan *plan, const void 
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, tokens);
 }
 
-/* ---- sums over tokens in two stages ---- */
-
-/* Rows of a chunk, a multiple of `unit`, so that there are at most `most` chunks of `rows`. */
-static int32_t chunk_of(int64_t rows, int64_t unit, int64_t most) {
-  int64_t units = bk_gpu_ceil_div(rows, unit), each = bk_gpu_ceil_div(units, most);
-  return (int32_t)((each < 1 ? 1 : each) * unit);
-}
-
-static bk_status build_add_chunks(bk_device *device, bk_gpu_pipeline **pipeline) {
-  bk_gpu_add_chunks_consts consts = {.GROUP = bk_gpu_of(device)->max_group < 256 ? 64 : 256};
-  if (on_cpu(device)) consts.GROUP = 32;
-  return bk_gpu_build(device, BK_GPU_add_chunks, &consts, pipeline);
-}
-
-/* y += the chunks' sums, each laid out as y without gaps. */
-static bk_status add_chunks(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, bk_place partial, int64_t chunks, const bk_tensor *y) {
-  const int64_t count = bk_tensor_count(y);
-  bk_gpu_add_chunks_call call = {
-    .partial = partial, .y = bk_gpu_at(y), .count = (int32_t)count, .width = (int32_t)y->shape[y->ndim - 1],
-    .ys = y->ndim > 1 ? (int32_t)y->stride[0] : 0, .chunks = (int32_t)chunks};
-  return chunks ? bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, 32)) : BK_OK;
-}
-
 bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_hc_pre_norm_bwd_args *a = args;
   const int64_t width = a->x.shape[2];
   const int group = keeping_group(device, width);
   bk_gpu_hc_pre_norm_bwd_consts consts = {
     .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = kept_of(device, width, group), .ADD = a->accumulate};
-  s->chunk = chunk_of(a->x.shape[0], 1, on_cpu(device) ? 32 : MOST_CHUNKS);
+  s->chunk = bk_gpu_chunk(a->x.shape[0], 1, on_cpu(device) ? 32 : MOST_CHUNKS);
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);
-  BK_TRY(build_add_chunks(device, &s->kernel[1]));
+  BK_TRY(bk_gpu_add_chunks_build(device, &s->kernel[1]));
   return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd, &consts, &s->kernel[0]);
 }
 
@@ -92,7 +69,7 @@ bk_status bk_gpu_hc_pre_norm_bwd(bk_stream *stream, const bk_plan *plan, const v
     .ps = (int32_t)a->pre.stride[0], .ys = (int32_t)a->y.stride[0], .hs = (int32_t)a->dh.stride[0], .d0 = (int32_t)a->dx.stride[0],
     .d1 = (int32_t)a->dx.stride[1], .dps = (int32_t)a->dpre.stride[0], .inv_width = 1.0f / (float)width};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[0], &call, s->chunks));
-  return add_chunks(stream, plan, s->kernel[1], workspace, s->chunks, &a->dw);
+  return bk_gpu_add_chunks_run(stream, plan, s->kernel[1], workspace, s->chunks, &a->dw);
 }
 
 /* ---- post + res ---- */

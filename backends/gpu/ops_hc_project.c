@@ -1,4 +1,4 @@
-/* Launches of hc_project.k */
+/* Launches of hc_project.k and hc_project_bwd.k */
 #include "backends/gpu/fused.h"
 
 #define TOKENS 32       /* of a work group */
@@ -68,4 +68,68 @@ bk_status bk_gpu_hc_project(bk_stream *stream, const bk_plan *plan, const void *
     .slices = (int32_t)s->chunks, .p0 = (int32_t)a->proj.stride[0], .inv_width = 1.0f / (float)width, .eps = (float)a->eps};
   BK_TRY(on_cpu(stream->device) ? run_project_plain(stream, plan, a, workspace) : run_project(stream, plan, a, workspace));
   return bk_gpu_run(stream, plan, s->kernel[1], &end, bk_gpu_ceil_div(tokens * (rows + 1), s->kernel[1]->consts[0]));
+}
+
+/* ---- backward ---- */
+
+enum { BWD, DX_ALONE, ADD_CHUNKS }; /* kernels of the plan */
+
+/* Whether dx and dfn are made in one pass. */
+static bool in_one_pass(const bk_hc_project_bwd_args *a) { return a->fn.shape[0] <= row_block(a->fn.shape[0]); }
+static bool dx_alone(const bk_hc_project_bwd_args *a) {
+  return bk_tensor_present(&a->dx) && (!in_one_pass(a) || !bk_tensor_present(&a->dfn));
+}
+
+static bk_status build_bwd(bk_device *device, const bk_hc_project_bwd_args *a, bk_gpu_state *s) {
+  const int64_t rows = a->fn.shape[0], width = a->x.shape[1];
+  bk_gpu_hc_project_bwd_consts consts = {
+    .GROUP = bk_gpu_group(device, width / 2), .BF16 = bk_gpu_half(&a->x), .RB = row_block(rows), .COLS = on_cpu(device) ? 1 : 2,
+    .DX = bk_tensor_present(&a->dx) && in_one_pass(a), .DFN = 1, .ADD = a->accumulate};
+  const int64_t parts = bk_gpu_ceil_div(width, consts.GROUP * consts.COLS) * bk_gpu_ceil_div(rows, consts.RB);
+  s->group = (int32_t)parts;
+  s->chunk = bk_gpu_chunk(a->x.shape[0], TOKENS, bk_gpu_ceil_div(on_cpu(device) ? 32 : WANTED_GROUPS, parts ? parts : 1));
+  s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
+  BK_TRY(bk_gpu_add_chunks_build(device, &s->kernel[ADD_CHUNKS]));
+  return bk_gpu_build(device, BK_GPU_hc_project_bwd, &consts, &s->kernel[BWD]);
+}
+
+bk_status bk_gpu_hc_project_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
+  const bk_hc_project_bwd_args *a = args;
+  bk_gpu_hc_project_dx_consts dx = {.GROUP = bk_gpu_group(device, a->x.shape[1]), .BF16 = bk_gpu_half(&a->x), .ADD = a->accumulate};
+  if (dx_alone(a)) BK_TRY(bk_gpu_build(device, BK_GPU_hc_project_dx, &dx, &s->kernel[DX_ALONE]));
+  if (!bk_tensor_present(&a->dfn)) return BK_OK;
+  BK_TRY(build_bwd(device, a, s));
+  *workspace_bytes = (size_t)(s->chunks * a->fn.shape[0] * a->x.shape[1]) * sizeof(float);
+  return BK_OK;
+}
+
+static bk_status run_dx(bk_stream *stream, const bk_plan *plan, const bk_hc_project_bwd_args *a) {
+  const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[DX_ALONE];
+  const int64_t tokens = a->x.shape[0], width = a->x.shape[1];
+  bk_gpu_hc_project_dx_call call = {
+    .x = bk_gpu_at(&a->x), .fn = bk_gpu_at(&a->fn), .rinv = bk_gpu_at(&a->rinv), .dproj = bk_gpu_at(&a->dproj),
+    .drinv = bk_gpu_at(&a->drinv), .dx = bk_gpu_at(&a->dx), .tokens = (int32_t)tokens, .rows = (int32_t)a->fn.shape[0],
+    .width = (int32_t)width, .x0 = (int32_t)a->x.stride[0], .f0 = (int32_t)a->fn.stride[0], .p0 = (int32_t)a->dproj.stride[0],
+    .d0 = (int32_t)a->dx.stride[0], .inv_width = 1.0f / (float)width};
+  return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(tokens, 8) * bk_gpu_ceil_div(width, p->consts[0]));
+}
+
+static bk_status run_bwd(bk_stream *stream, const bk_plan *plan, const bk_hc_project_bwd_args *a, bk_place partial) {
+  const bk_gpu_state *s = bk_gpu_state_of(plan);
+  const int64_t tokens = a->x.shape[0], width = a->x.shape[1], rows = a->fn.shape[0];
+  bk_gpu_hc_project_bwd_call call = {
+    .x = bk_gpu_at(&a->x), .fn = bk_gpu_at(&a->fn), .rinv = bk_gpu_at(&a->rinv), .dproj = bk_gpu_at(&a->dproj),
+    .drinv = bk_gpu_at(&a->drinv), .dx = bk_gpu_at(&a->dx), .partial = partial, .tokens = (int32_t)tokens, .rows = (int32_t)rows,
+    .width = (int32_t)width, .blocks = (int32_t)bk_gpu_ceil_div(rows, row_block(rows)), .chunk = s->chunk, .x0 = (int32_t)a->x.stride[0],
+    .f0 = (int32_t)a->fn.stride[0], .p0 = (int32_t)a->dproj.stride[0], .d0 = (int32_t)a->dx.stride[0], .inv_width = 1.0f / (float)width};
+  return bk_gpu_run(stream, plan, s->kernel[BWD], &call, s->group * s->chunks);
+}
+
+bk_status bk_gpu_hc_project_bwd(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  const bk_hc_project_bwd_args *a = args;
+  const bk_gpu_state *s = bk_gpu_state_of(plan);
+  if (bk_tensor_present(&a->dfn)) BK_TRY(run_bwd(stream, plan, a, workspace));
+  if (dx_alone(a)) BK_TRY(run_dx(stream, plan, a));
+  if (!bk_tensor_present(&a->dfn)) return BK_OK;
+  return bk_gpu_add_chunks_run(stream, plan, s->kernel[ADD_CHUNKS], workspace, s->chunks, &a->dfn);
 }
