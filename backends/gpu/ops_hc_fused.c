@@ -8,8 +8,7 @@ static bool on_cpu(const bk_device *device) { return ((const bk_gpu_device *)dev
 
 /* ---- pre + norm ---- */
 
-/* Work-group size for rows of which each lane keeps its channels: as small as MOST_KEPT allows. */
-static int keeping_group(const bk_device *device, int64_t width) {
+int bk_gpu_keeping_group(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   int group = 64;
   if (d->on_cpu) return bk_gpu_group(device, width);
@@ -17,40 +16,43 @@ static int keeping_group(const bk_device *device, int64_t width) {
   return group;
 }
 
-static int32_t kept_of(const bk_device *device, int64_t width, int group) {
+int32_t bk_gpu_kept(const bk_device *device, int64_t width, int group) {
   int64_t each = bk_gpu_ceil_div(width, group);
   if (on_cpu(device) || each < 1) return 1;
   return (int32_t)(each < MOST_KEPT ? each : MOST_KEPT);
 }
 
+bk_status bk_gpu_pre_norm_build(bk_device *device, const bk_tensor *x, bk_gpu_pipeline **pipeline) {
+  const int64_t width = x->shape[2];
+  const int group = bk_gpu_keeping_group(device, width);
+  bk_gpu_hc_pre_norm_consts consts = {.GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .KEPT = bk_gpu_kept(device, width, group)};
+  return bk_gpu_build(device, BK_GPU_hc_pre_norm, &consts, pipeline);
+}
+
+bk_status bk_gpu_pre_norm_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, const bk_hc_pre_norm_args *a) {
+  bk_gpu_hc_pre_norm_call call = {
+    .x = bk_gpu_at(&a->x), .pre = bk_gpu_at(&a->pre), .w = bk_gpu_at(&a->w), .y = bk_gpu_at(&a->y), .h = bk_gpu_at(&a->h),
+    .rstd = bk_gpu_at(&a->rstd), .width = (int32_t)a->x.shape[2], .x0 = (int32_t)a->x.stride[0], .x1 = (int32_t)a->x.stride[1],
+    .ps = (int32_t)a->pre.stride[0], .ys = (int32_t)a->y.stride[0], .hs = (int32_t)a->h.stride[0], .eps = (float)a->eps};
+  return bk_gpu_run(stream, plan, p, &call, a->x.shape[0]);
+}
+
 bk_status bk_gpu_hc_pre_norm_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
-  const bk_hc_pre_norm_args *a = args;
-  const int64_t width = a->x.shape[2];
-  const int group = keeping_group(device, width);
   (void)workspace_bytes;
-  bk_gpu_hc_pre_norm_consts consts = {
-    .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = kept_of(device, width, group)};
-  return bk_gpu_build(device, BK_GPU_hc_pre_norm, &consts, &s->kernel[0]);
+  return bk_gpu_pre_norm_build(device, &((const bk_hc_pre_norm_args *)args)->x, &s->kernel[0]);
 }
 
 bk_status bk_gpu_hc_pre_norm(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  const bk_hc_pre_norm_args *a = args;
-  const int64_t tokens = a->x.shape[0], width = a->x.shape[2];
   (void)workspace;
-  bk_gpu_hc_pre_norm_call call = {
-    .x = bk_gpu_at(&a->x), .pre = bk_gpu_at(&a->pre), .w = bk_gpu_at(&a->w), .y = bk_gpu_at(&a->y), .h = bk_gpu_at(&a->h),
-    .rstd = bk_gpu_at(&a->rstd), .width = (int32_t)width, .x0 = (int32_t)a->x.stride[0], .x1 = (int32_t)a->x.stride[1],
-    .ps = (int32_t)a->pre.stride[0], .ys = (int32_t)a->y.stride[0], .hs = (int32_t)a->h.stride[0],
-    .inv_width = 1.0f / (float)width, .eps = (float)a->eps};
-  return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, tokens);
+  return bk_gpu_pre_norm_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], args);
 }
 
 bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_hc_pre_norm_bwd_args *a = args;
   const int64_t width = a->x.shape[2];
-  const int group = keeping_group(device, width);
+  const int group = bk_gpu_keeping_group(device, width);
   bk_gpu_hc_pre_norm_bwd_consts consts = {
-    .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = kept_of(device, width, group), .ADD = a->accumulate};
+    .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = bk_gpu_kept(device, width, group), .ADD = a->accumulate};
   s->chunk = bk_gpu_chunk(a->x.shape[0], 1, on_cpu(device) ? 32 : MOST_CHUNKS);
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);
@@ -74,30 +76,36 @@ bk_status bk_gpu_hc_pre_norm_bwd(bk_stream *stream, const bk_plan *plan, const v
 
 /* ---- post + res ---- */
 
-bk_status bk_gpu_hc_post_res_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
-  const bk_hc_post_res_args *a = args;
+bk_status bk_gpu_post_res_build(bk_device *device, const bk_hc_post_res_args *a, bk_gpu_state *s, bk_gpu_pipeline **pipeline) {
   const int64_t tokens = a->x.shape[0], width = a->x.shape[2];
-  (void)workspace_bytes;
   bk_gpu_hc_post_res_consts consts = {
     .GROUP = bk_gpu_group(device, width), .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .COMB = bk_tensor_present(&a->comb)};
   /* few tokens: several groups a token */
   const int64_t most = bk_gpu_ceil_div(width, consts.GROUP), wanted = tokens ? bk_gpu_ceil_div(on_cpu(device) ? 8 : 1024, tokens) : 1;
-  s->chunks = wanted < most ? wanted : most;
-  s->chunk = (int32_t)(s->chunks ? bk_gpu_ceil_div(most, s->chunks) * consts.GROUP : 1);
+  const int64_t parts = wanted < most ? wanted : most;
+  s->chunk = (int32_t)(parts ? bk_gpu_ceil_div(most, parts) * consts.GROUP : 1);
   s->chunks = bk_gpu_ceil_div(width, s->chunk);
-  return bk_gpu_build(device, BK_GPU_hc_post_res, &consts, &s->kernel[0]);
+  return bk_gpu_build(device, BK_GPU_hc_post_res, &consts, pipeline);
 }
 
-bk_status bk_gpu_hc_post_res(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  const bk_hc_post_res_args *a = args;
+bk_status bk_gpu_post_res_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, const bk_hc_post_res_args *a) {
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  (void)workspace;
   bk_gpu_hc_post_res_call call = {
     .x = bk_gpu_at(&a->x), .f = bk_gpu_at(&a->f), .post = bk_gpu_at(&a->post), .comb = bk_gpu_at(&a->comb), .merged = bk_gpu_at(&a->out),
     .width = (int32_t)a->x.shape[2], .parts = (int32_t)s->chunks, .span = s->chunk, .x0 = (int32_t)a->x.stride[0],
     .x1 = (int32_t)a->x.stride[1], .fs = (int32_t)a->f.stride[0], .ps = (int32_t)a->post.stride[0], .cs = (int32_t)a->comb.stride[0],
     .o0 = (int32_t)a->out.stride[0], .o1 = (int32_t)a->out.stride[1]};
-  return bk_gpu_run(stream, plan, s->kernel[0], &call, a->x.shape[0] * s->chunks);
+  return bk_gpu_run(stream, plan, p, &call, a->x.shape[0] * s->chunks);
+}
+
+bk_status bk_gpu_hc_post_res_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
+  (void)workspace_bytes;
+  return bk_gpu_post_res_build(device, args, s, &s->kernel[0]);
+}
+
+bk_status bk_gpu_hc_post_res(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+  (void)workspace;
+  return bk_gpu_post_res_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], args);
 }
 
 bk_status bk_gpu_hc_post_res_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
