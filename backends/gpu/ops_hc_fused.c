@@ -1,10 +1,21 @@
-/* Launches of pre_norm.k and post_res.k */
+/* Launches of pre_norm.k and post_res.k, or of their counterparts in cpu_streams.k */
 #include "backends/gpu/fused.h"
+
+#include <string.h>
 
 #define MOST_KEPT 16    /* channels that a lane keeps in registers */
 #define MOST_CHUNKS 512 /* of a sum over tokens */
 
 static bool on_cpu(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu; }
+
+#define BK_SAME_CALL(a, b) _Static_assert(sizeof(bk_gpu_##a##_call) == sizeof(bk_gpu_##b##_call), #a " and " #b " are launched alike")
+BK_SAME_CALL(hc_pre_norm, hc_pre_norm_cpu);
+BK_SAME_CALL(hc_pre_norm_bwd, hc_pre_norm_bwd_cpu);
+BK_SAME_CALL(hc_post_res, hc_post_res_cpu);
+BK_SAME_CALL(hc_post_res_bwd, hc_post_res_bwd_cpu);
+BK_SAME_CALL(hc_post_res_pre_norm, hc_post_res_pre_norm_cpu);
+
+bool bk_gpu_in_vectors(const bk_device *device) { return on_cpu(device) && strcmp(device->backend->name, "opencl") == 0; }
 
 /* ---- pre + norm ---- */
 
@@ -25,6 +36,8 @@ int32_t bk_gpu_kept(const bk_device *device, int64_t width, int group) {
 bk_status bk_gpu_pre_norm_build(bk_device *device, const bk_tensor *x, bk_gpu_pipeline **pipeline) {
   const int64_t width = x->shape[2];
   const int group = bk_gpu_keeping_group(device, width);
+  bk_gpu_hc_pre_norm_cpu_consts cpu = {.GROUP = 1, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1]};
+  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_cpu, &cpu, pipeline);
   bk_gpu_hc_pre_norm_consts consts = {.GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .KEPT = bk_gpu_kept(device, width, group)};
   return bk_gpu_build(device, BK_GPU_hc_pre_norm, &consts, pipeline);
 }
@@ -57,6 +70,8 @@ bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);
   BK_TRY(bk_gpu_add_chunks_build(device, &s->kernel[1]));
+  bk_gpu_hc_pre_norm_bwd_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .ADD = consts.ADD};
+  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd_cpu, &cpu, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd, &consts, &s->kernel[0]);
 }
 
@@ -85,6 +100,8 @@ bk_status bk_gpu_post_res_build(bk_device *device, const bk_hc_post_res_args *a,
   const int64_t parts = wanted < most ? wanted : most;
   s->chunk = (int32_t)(parts ? bk_gpu_ceil_div(most, parts) * consts.GROUP : 1);
   s->chunks = bk_gpu_ceil_div(width, s->chunk);
+  bk_gpu_hc_post_res_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .COMB = consts.COMB};
+  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_cpu, &cpu, pipeline);
   return bk_gpu_build(device, BK_GPU_hc_post_res, &consts, pipeline);
 }
 
@@ -115,6 +132,8 @@ bk_status bk_gpu_hc_post_res_bwd_prepare(bk_device *device, const void *args, bk
   if (group > 128) group = 128; /* the sums take many registers: small groups fill a multiprocessor better */
   bk_gpu_hc_post_res_bwd_consts consts = {
     .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .COMB = bk_tensor_present(&a->comb)};
+  bk_gpu_hc_post_res_bwd_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .COMB = consts.COMB};
+  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_bwd_cpu, &cpu, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_hc_post_res_bwd, &consts, &s->kernel[0]);
 }
 
