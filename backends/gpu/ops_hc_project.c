@@ -1,9 +1,10 @@
-/* Launches of hc_project.k and hc_project_bwd.k */
+/* Launches of hc_project.k and hc_project_bwd.k, or of their counterparts in cpu_project.k */
 #include "backends/gpu/fused.h"
 
 #define TOKENS 32       /* of a work group */
 #define COLUMNS 64      /* of a step */
 #define WANTED_GROUPS 512
+#define CPU_TOKENS 16   /* of a work item of cpu_project.k */
 
 static bool on_cpu(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu; }
 
@@ -26,7 +27,9 @@ static bk_status build_project(bk_device *device, const bk_hc_project_args *a, b
 
 static bk_status build_project_plain(bk_device *device, const bk_hc_project_args *a, bk_gpu_state *s) {
   bk_gpu_hc_project_plain_consts consts = {.GROUP = 16, .BF16 = bk_gpu_half(&a->x)};
+  bk_gpu_hc_project_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16};
   s->chunks = 1;
+  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_project_cpu, &cpu, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_hc_project_plain, &consts, &s->kernel[0]);
 }
 
@@ -50,12 +53,15 @@ static bk_status run_project(bk_stream *stream, const bk_plan *plan, const bk_hc
   return bk_gpu_run(stream, plan, s->kernel[0], &call, tiles * blocks * s->chunks);
 }
 
+_Static_assert(sizeof(bk_gpu_hc_project_plain_call) == sizeof(bk_gpu_hc_project_cpu_call), "both are launched alike");
+
 static bk_status run_project_plain(bk_stream *stream, const bk_plan *plan, const bk_hc_project_args *a, bk_place partial) {
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   const int64_t tokens = a->x.shape[0], rows = a->fn.shape[0];
   bk_gpu_hc_project_plain_call call = {
     .x = bk_gpu_at(&a->x), .fn = bk_gpu_at(&a->fn), .partial = partial, .tokens = (int32_t)tokens, .rows = (int32_t)rows,
     .width = (int32_t)a->x.shape[1], .x0 = (int32_t)a->x.stride[0], .f0 = (int32_t)a->fn.stride[0]};
+  if (bk_gpu_in_vectors(stream->device)) return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(tokens, CPU_TOKENS));
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(tokens * bk_gpu_ceil_div(rows, 8), p->consts[0]));
 }
 
