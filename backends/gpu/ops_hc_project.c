@@ -80,33 +80,47 @@ bk_status bk_gpu_hc_project(bk_stream *stream, const bk_plan *plan, const void *
 
 enum { BWD, DX_ALONE, ADD_CHUNKS }; /* kernels of the plan */
 
-/* Whether dx and dfn are made in one pass. */
-static bool in_one_pass(const bk_hc_project_bwd_args *a) { return a->fn.shape[0] <= row_block(a->fn.shape[0]); }
-static bool dx_alone(const bk_hc_project_bwd_args *a) {
-  return bk_tensor_present(&a->dx) && (!in_one_pass(a) || !bk_tensor_present(&a->dfn));
+/* Whether one kernel can make dx and dfn in one pass. */
+static bool in_one_pass(const bk_device *device, const bk_hc_project_bwd_args *a) {
+  return bk_gpu_in_vectors(device) || (a->fn.shape[0] <= row_block(a->fn.shape[0]) && bk_tensor_present(&a->dfn));
+}
+static bool dx_alone(const bk_device *device, const bk_hc_project_bwd_args *a) { return bk_tensor_present(&a->dx) && !in_one_pass(device, a); }
+
+/* s: group = work groups of a chunk. */
+static void set_chunks(const bk_device *device, const bk_hc_project_bwd_args *a, int64_t groups, bk_gpu_state *s) {
+  s->group = (int32_t)groups;
+  s->chunk = bk_gpu_chunk(a->x.shape[0], TOKENS, bk_gpu_ceil_div(on_cpu(device) ? 32 : WANTED_GROUPS, groups ? groups : 1));
+  s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
+}
+
+static bk_status build_bwd_cpu(bk_device *device, const bk_hc_project_bwd_args *a, bk_gpu_state *s) {
+  const int64_t rows = a->fn.shape[0];
+  bk_gpu_hc_project_bwd_cpu_consts consts = {
+    .GROUP = 1, .BF16 = bk_gpu_half(&a->x), .ROWS = (int32_t)bk_gpu_ceil_div(rows, 4) * 4, .PANEL = rows <= 32 ? 256 : 64,
+    .DX = bk_tensor_present(&a->dx), .DFN = bk_tensor_present(&a->dfn), .ADD = a->accumulate};
+  set_chunks(device, a, bk_gpu_ceil_div(a->x.shape[1], consts.PANEL), s);
+  return bk_gpu_build(device, BK_GPU_hc_project_bwd_cpu, &consts, &s->kernel[BWD]);
 }
 
 static bk_status build_bwd(bk_device *device, const bk_hc_project_bwd_args *a, bk_gpu_state *s) {
   const int64_t rows = a->fn.shape[0], width = a->x.shape[1];
   bk_gpu_hc_project_bwd_consts consts = {
     .GROUP = bk_gpu_group(device, width / 2), .BF16 = bk_gpu_half(&a->x), .RB = row_block(rows), .COLS = on_cpu(device) ? 1 : 2,
-    .DX = bk_tensor_present(&a->dx) && in_one_pass(a), .DFN = 1, .ADD = a->accumulate};
-  const int64_t parts = bk_gpu_ceil_div(width, consts.GROUP * consts.COLS) * bk_gpu_ceil_div(rows, consts.RB);
-  s->group = (int32_t)parts;
-  s->chunk = bk_gpu_chunk(a->x.shape[0], TOKENS, bk_gpu_ceil_div(on_cpu(device) ? 32 : WANTED_GROUPS, parts ? parts : 1));
-  s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
-  BK_TRY(bk_gpu_add_chunks_build(device, &s->kernel[ADD_CHUNKS]));
+    .DX = bk_tensor_present(&a->dx) && in_one_pass(device, a), .DFN = 1, .ADD = a->accumulate};
+  set_chunks(device, a, bk_gpu_ceil_div(width, consts.GROUP * consts.COLS) * bk_gpu_ceil_div(rows, consts.RB), s);
   return bk_gpu_build(device, BK_GPU_hc_project_bwd, &consts, &s->kernel[BWD]);
 }
 
 bk_status bk_gpu_hc_project_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_hc_project_bwd_args *a = args;
+  const bool wants_dfn = bk_tensor_present(&a->dfn);
   bk_gpu_hc_project_dx_consts dx = {.GROUP = bk_gpu_group(device, a->x.shape[1]), .BF16 = bk_gpu_half(&a->x), .ADD = a->accumulate};
-  if (dx_alone(a)) BK_TRY(bk_gpu_build(device, BK_GPU_hc_project_dx, &dx, &s->kernel[DX_ALONE]));
-  if (!bk_tensor_present(&a->dfn)) return BK_OK;
-  BK_TRY(build_bwd(device, a, s));
+  if (dx_alone(device, a)) BK_TRY(bk_gpu_build(device, BK_GPU_hc_project_dx, &dx, &s->kernel[DX_ALONE]));
+  if (bk_gpu_in_vectors(device)) BK_TRY(build_bwd_cpu(device, a, s));
+  else if (wants_dfn) BK_TRY(build_bwd(device, a, s));
+  if (!wants_dfn) return BK_OK;
   *workspace_bytes = (size_t)(s->chunks * a->fn.shape[0] * a->x.shape[1]) * sizeof(float);
-  return BK_OK;
+  return bk_gpu_add_chunks_build(device, &s->kernel[ADD_CHUNKS]);
 }
 
 static bk_status run_dx(bk_stream *stream, const bk_plan *plan, const bk_hc_project_bwd_args *a) {
@@ -119,6 +133,8 @@ static bk_status run_dx(bk_stream *stream, const bk_plan *plan, const bk_hc_proj
     .d0 = (int32_t)a->dx.stride[0], .inv_width = 1.0f / (float)width};
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(tokens, 8) * bk_gpu_ceil_div(width, p->consts[0]));
 }
+
+_Static_assert(sizeof(bk_gpu_hc_project_bwd_call) == sizeof(bk_gpu_hc_project_bwd_cpu_call), "both are launched alike");
 
 static bk_status run_bwd(bk_stream *stream, const bk_plan *plan, const bk_hc_project_bwd_args *a, bk_place partial) {
   const bk_gpu_state *s = bk_gpu_state_of(plan);
@@ -134,8 +150,7 @@ static bk_status run_bwd(bk_stream *stream, const bk_plan *plan, const bk_hc_pro
 bk_status bk_gpu_hc_project_bwd(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_hc_project_bwd_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  if (bk_tensor_present(&a->dfn)) BK_TRY(run_bwd(stream, plan, a, workspace));
-  if (dx_alone(a)) BK_TRY(run_dx(stream, plan, a));
-  if (!bk_tensor_present(&a->dfn)) return BK_OK;
-  return bk_gpu_add_chunks_run(stream, plan, s->kernel[ADD_CHUNKS], workspace, s->chunks, &a->dfn);
+  if (s->kernel[BWD]) BK_TRY(run_bwd(stream, plan, a, workspace));
+  if (s->kernel[DX_ALONE]) BK_TRY(run_dx(stream, plan, a));
+  return s->kernel[ADD_CHUNKS] ? bk_gpu_add_chunks_run(stream, plan, s->kernel[ADD_CHUNKS], workspace, s->chunks, &a->dfn) : BK_OK;
 }
