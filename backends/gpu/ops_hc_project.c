@@ -8,10 +8,8 @@
 
 static bool on_cpu(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu; }
 
-/* Rows of fn that a group has sums of: the fewest reads of x, then the fewest sums of rows that are not there. */
-static int32_t row_block(int64_t rows) {
-  return rows <= 8 ? 8 : rows <= 16 ? 16 : 24;
-}
+/* Rows of fn that a group has sums of: what a tile of local memory (16 KiB) and the registers of a lane hold. */
+static int32_t row_block(int64_t rows) { return rows <= 8 ? 8 : rows <= 16 ? 16 : 24; }
 
 /* ---- forward ---- */
 
@@ -96,7 +94,7 @@ static void set_chunks(const bk_device *device, const bk_hc_project_bwd_args *a,
 static bk_status build_bwd_cpu(bk_device *device, const bk_hc_project_bwd_args *a, bk_gpu_state *s) {
   const int64_t rows = a->fn.shape[0];
   bk_gpu_hc_project_bwd_cpu_consts consts = {
-    .GROUP = 1, .BF16 = bk_gpu_half(&a->x), .ROWS = (int32_t)bk_gpu_ceil_div(rows, 4) * 4, .PANEL = rows <= 32 ? 256 : 64,
+    .GROUP = 1, .BF16 = bk_gpu_half(&a->x), .ROWS = (int32_t)bk_gpu_ceil_div(rows, 4) * 4, .PANEL = 128,
     .DX = bk_tensor_present(&a->dx), .DFN = bk_tensor_present(&a->dfn), .ADD = a->accumulate};
   set_chunks(device, a, bk_gpu_ceil_div(a->x.shape[1], consts.PANEL), s);
   return bk_gpu_build(device, BK_GPU_hc_project_bwd_cpu, &consts, &s->kernel[BWD]);
