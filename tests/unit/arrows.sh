@@ -1,7 +1,8 @@
 #!/bin/sh
 # Dependencies point one way: a folder's files include only headers of the folders that it may know.
 #   base <- tensor <- runtime <- ops <- models <- tools;  base <- comm <- schedule <- models;  base <- io <- models.
-# comm posts its operations on streams, so it also knows tensor and runtime. A backend knows base, tensor, runtime and itself.
+# comm posts its operations on streams, so it also knows tensor and runtime. A backend knows base, tensor, runtime and itself; those of
+# the GPU family also what they share, backends/gpu.
 # io also knows what is plain data: tensor.h (dtypes and shapes in files) and op.h (the kinds of residual connection).
 set -u
 top=${TOP_SRCDIR:-$(dirname "$0")/../..}
@@ -47,6 +48,7 @@ for backend in backends/*/; do
     *) check "$backend" base tensor runtime "$backend" ;;
   esac
 done
+check tests/ops/backend-minimal base tensor runtime
 check models $core models
 check tools $core models tools
 
