@@ -5,6 +5,7 @@
 #include "backends/gpu/attention.h"
 #include "backends/gpu/basic.h"
 #include "backends/gpu/experts.h"
+#include "backends/gpu/fused.h"
 #include "backends/gpu/gemm.h"
 #include "backends/gpu/layers.h"
 #include "backends/gpu/maps.h"
@@ -17,6 +18,7 @@
   BK_GPU_ROWS_ATTENTION(ROW) \
   BK_GPU_ROWS_EXPERTS(ROW) \
   BK_GPU_ROWS_STREAMS(ROW) \
-  BK_GPU_ROWS_MAPS(ROW)
+  BK_GPU_ROWS_MAPS(ROW) \
+  BK_GPU_ROWS_FUSED(ROW)
 
 #endif

@@ -1,5 +1,6 @@
 /* The opencl backend: any OpenCL 1.2 device. platform.c: which devices there are; opencl.c: devices, memory; program.c: kernels, built from source (backends/gpu)
- * and kept on disk; stream.c: queues, events, dispatch; library.c: libOpenCL, found at run time; table.c: the kernel table.
+ * and kept on disk; stream.c: queues, events, dispatch; library.c: libOpenCL, found at run time; table.c: the kernel table;
+ * clblast.c: products by CLBlast.
  * OpenCL C has no bfloat16: bf16 is stored as 16-bit integers. */
 #ifndef BK_OPENCL_H
 #define BK_OPENCL_H
@@ -17,7 +18,7 @@
   X(GetProgramInfo) X(GetProgramBuildInfo) X(ReleaseProgram) X(CreateKernel) X(ReleaseKernel) X(SetKernelArg) X(EnqueueNDRangeKernel)     \
   X(EnqueueReadBuffer) X(EnqueueWriteBuffer) X(EnqueueCopyBuffer) X(EnqueueFillBuffer) X(EnqueueMarkerWithWaitList)                       \
   X(EnqueueBarrierWithWaitList) X(Finish) X(Flush) X(WaitForEvents) X(GetEventInfo) X(GetEventProfilingInfo) X(ReleaseEvent) X(RetainEvent) \
-  X(GetKernelWorkGroupInfo)
+  X(GetKernelWorkGroupInfo) X(CreateSubBuffer)
 typedef struct bk_cl_api {
 #define BK_CL_MEMBER(name) __typeof__(&cl##name) name;
   BK_CL_FUNCTIONS(BK_CL_MEMBER)
@@ -34,6 +35,7 @@ typedef struct bk_cl_device {
   cl_context context;
   cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
   uint64_t freed;         /* buffers so far: a handle may come again for another buffer */
+  bool clblast_tried, clblast_fails; /* clblast.c */
 } bk_cl_device;
 
 typedef struct bk_cl_pipeline {
@@ -91,5 +93,11 @@ bk_status bk_cl_stream_create(bk_device *device, int priority, bk_stream **strea
 bk_status bk_cl_event_create(bk_device *device, bk_event **event);
 
 extern const bk_kernel bk_opencl_kernels[];
+
+/* clblast.c: GEMM by CLBlast */
+bool bk_cl_clblast_accepts(const bk_device *device, const void *args);
+bk_status bk_cl_clblast_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes);
+bk_status bk_cl_clblast(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
+void bk_cl_clblast_release(bk_device *device, void *state);
 
 #endif

@@ -6,6 +6,7 @@
 BK_GPU_ROWS(BK_GPU_DEFINE)
 
 const bk_kernel bk_opencl_kernels[] = {
+  {BK_OP_GEMM, BK_GPU_F32, "clblast", bk_cl_clblast_accepts, bk_cl_clblast_prepare, bk_cl_clblast, bk_cl_clblast_release},
   BK_GPU_ROWS(BK_GPU_ROW)
   BK_KERNEL_END
 };

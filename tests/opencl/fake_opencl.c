@@ -123,6 +123,12 @@ CL_API_ENTRY cl_mem CL_API_CALL clCreateBuffer(cl_context c, cl_mem_flags flags,
   return made;
 }
 
+CL_API_ENTRY cl_mem CL_API_CALL clCreateSubBuffer(cl_mem m, cl_mem_flags flags, cl_buffer_create_type type, const void *region, cl_int *error) {
+  cl_mem made = REAL(clCreateSubBuffer)(m, flags, type, region, error);
+  size_t bytes = 0;
+  if (made && REAL(clGetMemObjectInfo)(made, CL_MEM_SIZE, sizeof bytes, &bytes, NULL) == CL_SUCCESS) held += bytes; /* as its release takes off */
+  return made;
+}
 CL_API_ENTRY cl_int CL_API_CALL clReleaseMemObject(cl_mem m) {
   size_t bytes = 0;
   if (REAL(clGetMemObjectInfo)(m, CL_MEM_SIZE, sizeof bytes, &bytes, NULL) == CL_SUCCESS) held -= bytes;
