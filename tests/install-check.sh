@@ -4,9 +4,11 @@
 set -eu -o pipefail
 BUILD=$(cd "$1" && pwd)
 SOURCE=$(cd "$(dirname "$0")/.." && pwd)
-PREFIX=$(mktemp -d "${TMPDIR:-/tmp}/birkhoff-install.XXXXXX")
-trap 'rm -rf "$PREFIX"' EXIT
-make -C "$BUILD" -s install prefix="$PREFIX" >/dev/null
+FOLDER=$(mktemp -d "${TMPDIR:-/tmp}/birkhoff-install.XXXXXX")
+trap 'rm -rf "$FOLDER"' EXIT
+# DESTDIR and no other prefix: libtool installs modules only where they were configured to go.
+make -C "$BUILD" -s install DESTDIR="$FOLDER" >/dev/null
+PREFIX=$FOLDER$(sed -n 's/^prefix = //p' "$BUILD/Makefile")
 export PKG_CONFIG_PATH=$PREFIX/lib/pkgconfig
 sed -i "s|^prefix=.*|prefix=$PREFIX|" "$PREFIX/lib/pkgconfig/birkhoff.pc"
 # shellcheck disable=SC2046

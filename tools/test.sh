@@ -2,7 +2,8 @@
 # Sets up a fresh Debian machine (root, apt), builds in several ways and passes every test.
 # usage: tools/test.sh [--long] [STAGE...]
 # Stages: gcc clang minimal sanitizers valgrind distcheck (all of them by default). --long adds the long level:
-#   full      clang and minimal with the large shapes that the stages of those names leave to gcc
+#   full      clang with all that the stage of that name leaves out, it and minimal with the large shapes that are otherwise left to gcc;
+#             the cuda backend for every target
 #   arm64     cross-built: the operator harness, unit tests and training of `tiny` under qemu
 #   tsan      thread sanitizer
 #   fuzz      60 s of every fuzz target
@@ -24,8 +25,9 @@ for word in "$@"; do
 done
 [ ${#STAGES[@]} -gt 0 ] || STAGES=("${ORDINARY[@]}")
 passed=0 failed=0 skipped=0
+export BK_TEST_CACHE=$ROOT/cache # what GPU drivers compile, for all stages together
 
-install_packages "${BUILD_PACKAGES[@]}" g++ check clang libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+install_packages "${BUILD_PACKAGES[@]}" "${GPU_BUILD_PACKAGES[@]}" "${GPU_TEST_PACKAGES[@]}" g++ check clang libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
 # One log: check's "Checks:" line, a line "N passed, N failed[, N skipped]", or the test as a whole.
 count_log() {
@@ -53,11 +55,19 @@ note_failure() {
   failed=$((failed + 1))
 }
 
+# copy_spirv STAGE: what glslc has made for the stage gcc, if that is here, is what it would make again.
+copy_spirv() {
+  local from=$ROOT/gcc/backends/vulkan to=$ROOT/$1/backends/vulkan
+  [ "$1" != gcc ] && [ -d "$from/spirv" ] && [ ! -e "$to/spirv" ] || return 0
+  mkdir -p "$to" && cp -r "$from/spirv" "$to/"
+}
+
 # build STAGE CONFIGURE_ARGS...: configures and builds into $ROOT/STAGE, warnings are errors.
 build() {
   local stage=$1 dir=$ROOT/$1
   shift
   mkdir -p "$dir"
+  copy_spirv "$stage"
   (cd "$dir" && { [ -f Makefile ] || "$SOURCE/configure" --quiet --enable-werror "$@"; } && make -j"$(jobs_here)" all) >"$dir/build.log" 2>&1 && return 0
   note_failure "$stage: build" "$dir/build.log"
   return 1
@@ -92,9 +102,11 @@ script() {
   elif [ $rc -ne 0 ] && [ "$f" -eq 0 ]; then note_failure "$name: status $rc"; fi
 }
 
-build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static CUDA_ARCHS='80 90a'; } # tools/demo.sh builds for all
-build_clang() { build clang CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no; }
-# The cuda backend is built by nvcc in the stage gcc, where a toolkit is here; its kernels run on the host in every stage but this one.
+# The large shapes run in gcc, and everywhere at the long level. What is slow to compile or to run is compiled and run as few times as
+# serves: the cuda backend by nvcc for one target here (for all of them in full, and by tools/gpu-check.sh for the card that is there),
+# its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind.
+NO_GPU="--with-opencl=no --with-vulkan=no"
+build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static --with-opencl=yes --with-vulkan=yes CUDA_ARCHS=90a; }
 # No optional part: the built-in products, no modules, one fast instruction set beside portable C; small, and linked statically where
 # firmware would be.
 build_minimal() {
@@ -103,28 +115,36 @@ build_minimal() {
   build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --disable-modules --with-cpu-isa=$fast
 }
 
-# The large shapes run in the first of the three, and in all of them at the long level.
 stage_gcc() { build_gcc && check gcc; }
-stage_clang() { build_clang && BK_TEST_QUICK=1 check clang; }
+# Another compiler's code for the library: no modules, not the scripts that are about words and tables.
+stage_clang() {
+  build clang CC=clang CXX=no CFLAGS='-O2 -g' --disable-static --with-cuda=no $NO_GPU &&
+    BK_TEST_QUICK=1 check clang TESTS="$(cd "$ROOT/clang" && make -s print-short-tests)"
+}
 stage_minimal() {
   build_minimal || return
-  BK_TEST_QUICK=1 check minimal
+  BK_TEST_QUICK=1 check minimal TESTS="$(cd "$ROOT/minimal" && make -s print-short-tests)"
   script size tests/size.sh "$ROOT/minimal"
 }
 stage_full() {
-  build_clang && check clang
+  build full CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=yes && check full
   build_minimal && check minimal
+  build targets CC=gcc CXX=no CFLAGS='-O2 -g' --disable-static --with-check=no $NO_GPU CUDA_ARCHS='80 90a 100' && check targets TESTS=tests/cuda/facts.sh
 }
 stage_sanitizers() {
-  # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is.
-  export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
+  # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is. Of the kernels on the host, which take most of the time to
+  # compile, what the address sanitizer finds is left to it; without -g they compile a third faster.
+  export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$SOURCE/tests/lsan.supp:print_suppressions=0
   local flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
-  build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="${flags/-g /}" --disable-static --with-cuda=no && # without -g kernels compile a third faster
-    BK_TEST_QUICK=1 BK_TEST_STEPS=20 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
-  unset ASAN_OPTIONS UBSAN_OPTIONS
+  build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="${flags/-g /} -fno-sanitize=null,object-size,pointer-overflow" --disable-static \
+    --with-cuda=no --with-opencl=yes --with-vulkan=yes || return
+  # Without a Vulkan driver first: what lavapipe leaks in every probe cannot be told from leaks of our own. Then on it, without that check.
+  VK_ICD_FILENAMES=/none BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
+  ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-vulkan-tests)"
+  unset ASAN_OPTIONS UBSAN_OPTIONS LSAN_OPTIONS
 }
-# Without a C++ compiler: the cuda backend on the host is for the sanitizers.
-build_valgrind() { build valgrind CC=gcc CXX=no CFLAGS='-O1 -g' --disable-static --with-cuda=no; }
+# Without a C++ compiler: the cuda backend on the host is for the sanitizers. Without vulkan: its driver is one compiler in another.
+build_valgrind() { build valgrind CC=gcc CXX=no CFLAGS='-O1 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=no; }
 MEMCHECK="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp"
 stage_valgrind() {
   build_valgrind || return
@@ -158,8 +178,11 @@ stage_kill() { build_gcc && TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kil
 stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"
-  # No run of the unit tests here (the other stages do that): the tarball builds, installs, uninstalls; what is installed can be used.
-  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no CXX=no CFLAGS=-O0 && make distcheck AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --disable-static CXX=no CFLAGS=-O0' \
+  # No run of the unit tests here (the other stages do that), nor of the slow scripts: the tarball builds, without glslc too, installs,
+  # uninstalls; what is installed can be used.
+  copy_spirv distcheck
+  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no --with-opencl=no --with-vulkan=yes CXX=no CFLAGS=-O0 &&
+    make distcheck TESTS="$(make -s print-dist-tests)" AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --with-opencl=no --with-vulkan=yes GLSLC=/no/glslc --disable-static CXX=no CFLAGS=-O0' \
     MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else

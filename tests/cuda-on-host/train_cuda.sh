@@ -3,7 +3,7 @@
 # with step graphs on and off, bf16 near fp32, verify, what devices says.
 . "$(dirname "$0")/on_host.sh"
 # A quick run takes fewer steps (BK_TEST_STEPS says how many) of fewer tokens and compares step graphs with single launches for mhc alone.
-STEPS=${BK_TEST_STEPS:-20} also="plain mhc" sizes="--batch-size 2 --seq-len 24" bytes=4000
+STEPS=${BK_TEST_STEPS:-20} also="plain mhc" sizes="--batch-size 2 --seq-len 16" bytes=4000
 [ -z "${BK_TEST_QUICK:-}" ] || STEPS=${BK_TEST_STEPS:-4} also=mhc sizes="--batch-size 1 --seq-len 16" bytes=1000
 text data.txt $bytes
 small="train --model tiny $sizes --steps $STEPS --data data.txt --set adam_eps=1e-8"
