@@ -182,8 +182,8 @@ stage_distcheck() {
   # uninstalls; what is installed can be used.
   copy_spirv distcheck
   if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no --with-opencl=no --with-vulkan=yes CXX=no CFLAGS=-O0 &&
-    make distcheck TESTS="$(make -s print-dist-tests)" AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --with-opencl=no --with-vulkan=yes GLSLC=/no/glslc --disable-static CXX=no CFLAGS=-O0' \
-    MAKEFLAGS=-j"$(jobs_here)" && make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
+    make -j"$(jobs_here)" distcheck TESTS="$(make -s print-dist-tests)" AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --with-opencl=no --with-vulkan=yes GLSLC=/no/glslc --disable-static CXX=no CFLAGS=-O0' &&
+    make -j"$(jobs_here)" all) >"$dir/distcheck.log" 2>&1 && "$SOURCE/tests/install-check.sh" "$dir" >>"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
     note_failure distcheck "$dir/distcheck.log"
