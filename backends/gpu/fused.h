@@ -16,9 +16,8 @@
 
 BK_GPU_ROWS_FUSED(BK_GPU_DECLARE)
 
-/* ---- CPUs under OpenCL: kernels with explicit vectors, one work item a group (kernels/cpu_*.k) ----
- * They have the call structs of the kernels that they stand for; the launch code cares for neither. */
-bool bk_gpu_in_vectors(const bk_device *device);
+/* On CPUs: kernels with explicit vectors, one work item a group (kernels/cpu_... .k). They have the call structs of the kernels that they
+ * stand for; the launch code cares for neither. */
 
 /* ---- HC_PRE_NORM and HC_POST_RES, also for HC_REBUILD (ops_hc_fused.c) ---- */
 /* Work-group size for rows of which each lane keeps channels in registers, and how many it keeps. */

@@ -59,8 +59,6 @@ bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeli
   return bk_gpu_of(stream->device)->gpu->dispatch(stream, plan->kernel->name, pipeline, operands, params, (int)groups);
 }
 
-bool bk_gpu_serial(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu && strcmp(device->backend->name, "opencl") == 0; }
-
 int bk_gpu_group(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   int most = d->on_cpu ? 64 : 256, group = d->on_cpu ? 16 : 64;
@@ -71,9 +69,9 @@ int bk_gpu_group(const bk_device *device, int64_t width) {
 
 bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  bk_gpu_shape shape = {32, 4, d->on_cpu ? 16 : 1};
-  if (d->serial) return (bk_gpu_shape){1, 64, 64};
-  while (shape.group < d->max_group && shape.group < (d->on_cpu ? 64 : 256) && shape.group * shape.items < width) shape.group *= 2;
+  bk_gpu_shape shape = {32, 4, 1};
+  if (d->on_cpu) return (bk_gpu_shape){1, 64, 64};
+  while (shape.group < d->max_group && shape.group < 256 && shape.group * shape.items < width) shape.group *= 2;
   return shape;
 }
 

@@ -58,10 +58,9 @@ typedef struct bk_gpu_device {
   int max_group;        /* work items of a group: a power of two, >= 64 */
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
-  bool on_cpu;          /* work items of a group run one after the other (or in vector lanes): small groups, barriers cost */
-  bool serial;          /* on_cpu, and the compiler makes vectors of a work item's loops rather than of work items: groups of one */
+  bool on_cpu;          /* OpenCL on a processor: groups of one work item without barriers, whose loops the compiler turns into vectors */
   int units;            /* compute units */
-  int vector;           /* floats of a register where kernels `only opencl` with explicit vectors are wanted (CPU devices), else 0 */
+  int vector;           /* on_cpu: floats of a register, for kernels `only opencl` with explicit vectors */
   bk_gpu_pipeline *pipelines;
   bk_gpu_cache cache;   /* zeroed: off */
 } bk_gpu_device;
@@ -83,9 +82,8 @@ bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pip
 bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline, const void *call, int64_t groups);
 static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return plan->state; }
 
-/* OpenCL on a CPU: best is one item a work group, without barriers, its inner loops over neighbouring elements: the compiler makes vectors
- * of them. (Vulkan on a CPU makes vectors of work items.) */
-bool bk_gpu_serial(const bk_device *device);
+/* Whether the device takes the kernels for processors. (Vulkan on a processor does not: its compiler makes vectors of work items.) */
+static inline bool bk_gpu_on_cpu(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu; }
 /* Work-group size for rows of `width` elements: a power of two, at most what the device has; on a CPU small. */
 int bk_gpu_group(const bk_device *device, int64_t width);
 /* For kernels that use rows.kh, whose first constants are GROUP, ITEMS and, without barriers, BATCHES. */

@@ -8,7 +8,7 @@
 enum { TILES, VECTORS };
 enum { LANES = 16 }; /* rows of an item in attention_cpu.k */
 
-static int32_t kind_for(const bk_device *device) { return bk_gpu_serial(device) ? VECTORS : TILES; }
+static int32_t kind_for(const bk_device *device) { return bk_gpu_on_cpu(device) ? VECTORS : TILES; }
 
 /* Groups of a launch whose groups have `block` rows of q each, or of k. */
 static int64_t blocks_of(const bk_tensor *q, int64_t block) { return q->shape[0] * q->shape[2] * bk_gpu_ceil_div(q->shape[1], block); }

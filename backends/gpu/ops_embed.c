@@ -58,7 +58,7 @@ bk_status bk_gpu_embed_bwd_prepare(bk_device *device, const void *args, bk_gpu_s
   const bk_embed_bwd_args *a = args;
   const bool on_cpu = bk_gpu_of(device)->on_cpu;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->dy.shape[1]);
-  const int32_t items = on_cpu ? 16 : 64, columns = bk_gpu_of(device)->serial ? 64 : shape.items;
+  const int32_t items = on_cpu ? 16 : 64, columns = on_cpu ? 64 : shape.items;
   bk_gpu_embed_count_consts count = {items, 0};
   const int most = bk_gpu_of(device)->max_group;
   bk_gpu_embed_scan_consts scan = {on_cpu ? 1 : most < 256 ? most : 256};

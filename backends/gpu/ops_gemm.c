@@ -3,8 +3,6 @@
 
 enum { MULTIPLY, ADD_PARTS }; /* kernels of a plan */
 enum {
-  PLAIN_GROUP = 16,
-  PLAIN_TILE = 4,
   TILES_WANTED = 128,    /* fewer leave a GPU idle: then k is cut into parts */
   PARTS_LEAST = 256,     /* of k in a part */
   PARTS_MOST = 32,
@@ -16,9 +14,6 @@ bk_gpu_matrix bk_gpu_matrix_of(const bk_tensor *t) {
   return (bk_gpu_matrix){.batches = outer ? t->shape[0] : 1, .rows = t->shape[outer], .columns = t->shape[outer + 1],
                          .batch = outer ? (int32_t)t->stride[0] : 0, .row = (int32_t)t->stride[outer], .column = (int32_t)t->stride[outer + 1]};
 }
-
-static bool has_vectors(const bk_device *device) { return bk_gpu_of((bk_device *)device)->vector > 0; }
-static bool is_plain(const bk_device *device) { return bk_gpu_of((bk_device *)device)->on_cpu; }
 
 /* ---- tiles: 64 x 64, 128 x 128 where there are many of them; halved while a half would do ---- */
 
@@ -42,14 +37,10 @@ static tile tile_of(const bk_device *device, int64_t parts, int64_t m, int64_t n
   return t;
 }
 
-/* The constants of the kernels *_tile and of *_plain have the same names, of each their own. */
+/* The constants of the kernels *_tile have the same names. */
 #define TILE_CONSTS(g, t, a_inner, b_inner)                                                                                            \
   {.GROUP = (t).group, .IX = (t).ix, .TM = (t).tm, .TN = (t).tn, .KS = (t).ks, .A_BF16 = bk_gpu_half(&(g)->a), .B_BF16 = bk_gpu_half(&(g)->b), \
    .C_BF16 = bk_gpu_half(&(g)->c), .A_INNER = (a_inner), .B_INNER = (b_inner)}
-#define PLAIN_TYPES(g) .GROUP = PLAIN_GROUP, .A_BF16 = bk_gpu_half(&(g)->a), .B_BF16 = bk_gpu_half(&(g)->b), .C_BF16 = bk_gpu_half(&(g)->c)
-
-/* Elements of c that a lane of a plain kernel has, down or across. */
-static int32_t plain_tile(int64_t size) { return size < PLAIN_TILE ? 1 : PLAIN_TILE; }
 
 /* ---- GEMM ---- */
 
@@ -64,16 +55,10 @@ static void cut_k(const tile *t, const bk_gpu_matrix *c, int64_t k, bk_gpu_state
   s->chunks = s->chunk ? bk_gpu_ceil_div(k, s->chunk) : 1;
 }
 
-static bk_status gemm_plain_prepare(bk_device *device, const bk_gemm_args *g, const bk_gpu_matrix *c, bk_gpu_state *s) {
-  bk_gpu_gemm_plain_consts consts = {PLAIN_TYPES(g), .TM = plain_tile(c->rows), .TN = plain_tile(c->columns)};
-  return bk_gpu_build(device, BK_GPU_gemm_plain, &consts, &s->kernel[MULTIPLY]);
-}
-
 bk_status bk_gpu_gemm_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_gemm_args *g = args;
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b), c = bk_gpu_matrix_of(&g->c);
-  if (has_vectors(device)) return bk_gpu_gemm_cpu_prepare(device, g, s, workspace_bytes);
-  if (is_plain(device)) return gemm_plain_prepare(device, g, &c, s);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_gemm_cpu_prepare(device, g, s, workspace_bytes);
   const tile t = tile_of(device, c.batches, c.rows, c.columns);
   cut_k(&t, &c, a.columns, s);
   bk_gpu_gemm_tile_consts consts = TILE_CONSTS(g, t, a.column == 1, b.row == 1 && b.column != 1);
@@ -84,17 +69,6 @@ bk_status bk_gpu_gemm_prepare(bk_device *device, const void *args, bk_gpu_state 
     consts.C_BF16 = 0;
   }
   return bk_gpu_build(device, BK_GPU_gemm_tile, &consts, &s->kernel[MULTIPLY]);
-}
-
-static bk_status gemm_plain(bk_stream *stream, const bk_plan *plan, const bk_gemm_args *g, const bk_gpu_matrix *a, const bk_gpu_matrix *b,
-                            const bk_gpu_matrix *c) {
-  const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[MULTIPLY];
-  const int64_t count = c->batches * bk_gpu_ceil_div(c->rows, plain_tile(c->rows)) * bk_gpu_ceil_div(c->columns, plain_tile(c->columns));
-  bk_gpu_gemm_plain_call call = {
-    .a = bk_gpu_at(&g->a), .b = bk_gpu_at(&g->b), .c = bk_gpu_at(&g->c), .m = (int32_t)c->rows, .n = (int32_t)c->columns, .k = (int32_t)a->columns,
-    .a_batch = a->batch, .a_row = a->row, .a_column = a->column, .b_batch = b->batch, .b_row = b->row, .b_column = b->column,
-    .c_batch = c->batch, .c_row = c->row, .c_column = c->column, .count = (int32_t)count, .accumulate = g->accumulate, .alpha = (float)g->alpha};
-  return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, PLAIN_GROUP));
 }
 
 static bk_status add_parts(bk_stream *stream, const bk_plan *plan, const bk_gemm_args *g, const bk_gpu_matrix *c, bk_place partial) {
@@ -111,8 +85,7 @@ bk_status bk_gpu_gemm(bk_stream *stream, const bk_plan *plan, const void *args, 
   const bk_gemm_args *g = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b), c = bk_gpu_matrix_of(&g->c);
-  if (has_vectors(stream->device)) return bk_gpu_gemm_cpu(stream, plan, g, workspace);
-  if (is_plain(stream->device)) return gemm_plain(stream, plan, g, &a, &b, &c);
+  if (bk_gpu_on_cpu(stream->device)) return bk_gpu_gemm_cpu(stream, plan, g, workspace);
   const tile t = tile_of(stream->device, c.batches, c.rows, c.columns);
   bk_gpu_gemm_tile_call call = {
     .a = bk_gpu_at(&g->a), .b = bk_gpu_at(&g->b), .c = bk_gpu_at(&g->c), .m = (int32_t)c.rows, .n = (int32_t)c.columns, .k = (int32_t)a.columns,
@@ -132,11 +105,7 @@ bk_status bk_gpu_gemm(bk_stream *stream, const bk_plan *plan, const void *args, 
 bk_status bk_gpu_grouped_gemm_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_grouped_gemm_args *g = args;
   const bk_gpu_matrix b = bk_gpu_matrix_of(&g->b);
-  if (has_vectors(device)) return bk_gpu_grouped_gemm_cpu_prepare(device, g, s, workspace_bytes);
-  if (is_plain(device)) {
-    bk_gpu_grouped_gemm_plain_consts consts = {PLAIN_TYPES(g), .TN = plain_tile(b.columns)};
-    return bk_gpu_build(device, BK_GPU_grouped_gemm_plain, &consts, &s->kernel[MULTIPLY]);
-  }
+  if (bk_gpu_on_cpu(device)) return bk_gpu_grouped_gemm_cpu_prepare(device, g, s, workspace_bytes);
   const tile t = tile_of(device, 1, g->a.shape[0], b.columns);
   bk_gpu_grouped_gemm_tile_consts consts = TILE_CONSTS(g, t, 1, b.row == 1 && b.column != 1);
   return bk_gpu_build(device, BK_GPU_grouped_gemm_tile, &consts, &s->kernel[MULTIPLY]);
@@ -146,15 +115,7 @@ bk_status bk_gpu_grouped_gemm(bk_stream *stream, const bk_plan *plan, const void
   const bk_grouped_gemm_args *g = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[MULTIPLY];
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b);
-  if (has_vectors(stream->device)) return bk_gpu_grouped_gemm_cpu(stream, plan, g, workspace);
-  if (is_plain(stream->device)) {
-    const int64_t count = a.rows * bk_gpu_ceil_div(b.columns, plain_tile(b.columns));
-    bk_gpu_grouped_gemm_plain_call call = {
-      .a = bk_gpu_at(&g->a), .b = bk_gpu_at(&g->b), .offsets = bk_gpu_at(&g->offsets), .c = bk_gpu_at(&g->c), .experts = (int32_t)b.batches,
-      .n = (int32_t)b.columns, .k = (int32_t)a.columns, .a_row = a.row, .a_column = 1, .b_batch = b.batch, .b_row = b.row, .b_column = b.column,
-      .c_row = (int32_t)g->c.stride[0], .count = (int32_t)count};
-    return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, PLAIN_GROUP));
-  }
+  if (bk_gpu_on_cpu(stream->device)) return bk_gpu_grouped_gemm_cpu(stream, plan, g, workspace);
   const tile t = tile_of(stream->device, 1, a.rows, b.columns);
   /* each expert with rows can have one tile that is not full */
   const int64_t down = a.rows / tile_rows(&t) + (b.batches < a.rows ? b.batches : a.rows);
@@ -170,11 +131,7 @@ bk_status bk_gpu_grouped_gemm(bk_stream *stream, const bk_plan *plan, const void
 bk_status bk_gpu_grouped_wgrad_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_grouped_wgrad_args *g = args;
   const bk_gpu_matrix c = bk_gpu_matrix_of(&g->c);
-  if (has_vectors(device)) return bk_gpu_grouped_wgrad_cpu_prepare(device, g, s, workspace_bytes);
-  if (is_plain(device)) {
-    bk_gpu_grouped_wgrad_plain_consts consts = {PLAIN_TYPES(g), .TM = plain_tile(c.rows), .TN = plain_tile(c.columns)};
-    return bk_gpu_build(device, BK_GPU_grouped_wgrad_plain, &consts, &s->kernel[MULTIPLY]);
-  }
+  if (bk_gpu_on_cpu(device)) return bk_gpu_grouped_wgrad_cpu_prepare(device, g, s, workspace_bytes);
   const tile t = tile_of(device, c.batches, c.rows, c.columns);
   bk_gpu_grouped_wgrad_tile_consts consts = TILE_CONSTS(g, t, 0, 0);
   return bk_gpu_build(device, BK_GPU_grouped_wgrad_tile, &consts, &s->kernel[MULTIPLY]);
@@ -184,15 +141,7 @@ bk_status bk_gpu_grouped_wgrad(bk_stream *stream, const bk_plan *plan, const voi
   const bk_grouped_wgrad_args *g = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[MULTIPLY];
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b), c = bk_gpu_matrix_of(&g->c);
-  if (has_vectors(stream->device)) return bk_gpu_grouped_wgrad_cpu(stream, plan, g, workspace);
-  if (is_plain(stream->device)) {
-    const int64_t count = c.batches * bk_gpu_ceil_div(c.rows, plain_tile(c.rows)) * bk_gpu_ceil_div(c.columns, plain_tile(c.columns));
-    bk_gpu_grouped_wgrad_plain_call call = {
-      .a = bk_gpu_at(&g->a), .b = bk_gpu_at(&g->b), .offsets = bk_gpu_at(&g->offsets), .c = bk_gpu_at(&g->c), .m = (int32_t)c.rows,
-      .n = (int32_t)c.columns, .a_row = 1, .a_column = a.row, .b_row = b.row, .b_column = 1, .c_batch = c.batch, .c_row = c.row,
-      .count = (int32_t)count, .overwrite = g->overwrite};
-    return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, PLAIN_GROUP));
-  }
+  if (bk_gpu_on_cpu(stream->device)) return bk_gpu_grouped_wgrad_cpu(stream, plan, g, workspace);
   const tile t = tile_of(stream->device, c.batches, c.rows, c.columns);
   bk_gpu_grouped_wgrad_tile_call call = {
     .a = bk_gpu_at(&g->a), .b = bk_gpu_at(&g->b), .offsets = bk_gpu_at(&g->offsets), .c = bk_gpu_at(&g->c), .m = (int32_t)c.rows,

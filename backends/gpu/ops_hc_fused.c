@@ -6,16 +6,12 @@
 #define MOST_KEPT 16    /* channels that a lane keeps in registers */
 #define MOST_CHUNKS 512 /* of a sum over tokens */
 
-static bool on_cpu(const bk_device *device) { return ((const bk_gpu_device *)device)->on_cpu; }
-
 #define BK_SAME_CALL(a, b) _Static_assert(sizeof(bk_gpu_##a##_call) == sizeof(bk_gpu_##b##_call), #a " and " #b " are launched alike")
 BK_SAME_CALL(hc_pre_norm, hc_pre_norm_cpu);
 BK_SAME_CALL(hc_pre_norm_bwd, hc_pre_norm_bwd_cpu);
 BK_SAME_CALL(hc_post_res, hc_post_res_cpu);
 BK_SAME_CALL(hc_post_res_bwd, hc_post_res_bwd_cpu);
 BK_SAME_CALL(hc_post_res_pre_norm, hc_post_res_pre_norm_cpu);
-
-bool bk_gpu_in_vectors(const bk_device *device) { return on_cpu(device) && strcmp(device->backend->name, "opencl") == 0; }
 
 /* ---- pre + norm ---- */
 
@@ -29,7 +25,7 @@ int bk_gpu_keeping_group(const bk_device *device, int64_t width) {
 
 int32_t bk_gpu_kept(const bk_device *device, int64_t width, int group) {
   int64_t each = bk_gpu_ceil_div(width, group);
-  if (on_cpu(device) || each < 1) return 1;
+  if (bk_gpu_on_cpu(device) || each < 1) return 1;
   return (int32_t)(each < MOST_KEPT ? each : MOST_KEPT);
 }
 
@@ -37,7 +33,7 @@ bk_status bk_gpu_pre_norm_build(bk_device *device, const bk_tensor *x, bk_gpu_pi
   const int64_t width = x->shape[2];
   const int group = bk_gpu_keeping_group(device, width);
   bk_gpu_hc_pre_norm_cpu_consts cpu = {.GROUP = 1, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1]};
-  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_cpu, &cpu, pipeline);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_cpu, &cpu, pipeline);
   bk_gpu_hc_pre_norm_consts consts = {.GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .KEPT = bk_gpu_kept(device, width, group)};
   return bk_gpu_build(device, BK_GPU_hc_pre_norm, &consts, pipeline);
 }
@@ -66,12 +62,12 @@ bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk
   const int group = bk_gpu_keeping_group(device, width);
   bk_gpu_hc_pre_norm_bwd_consts consts = {
     .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = bk_gpu_kept(device, width, group), .ADD = a->accumulate};
-  s->chunk = bk_gpu_chunk(a->x.shape[0], 1, on_cpu(device) ? 32 : MOST_CHUNKS);
+  s->chunk = bk_gpu_chunk(a->x.shape[0], 1, bk_gpu_on_cpu(device) ? 32 : MOST_CHUNKS);
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);
   BK_TRY(bk_gpu_add_chunks_build(device, &s->kernel[1]));
   bk_gpu_hc_pre_norm_bwd_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .ADD = consts.ADD};
-  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd_cpu, &cpu, &s->kernel[0]);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd_cpu, &cpu, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd, &consts, &s->kernel[0]);
 }
 
@@ -96,12 +92,12 @@ bk_status bk_gpu_post_res_build(bk_device *device, const bk_hc_post_res_args *a,
   bk_gpu_hc_post_res_consts consts = {
     .GROUP = bk_gpu_group(device, width), .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .COMB = bk_tensor_present(&a->comb)};
   /* few tokens: several groups a token */
-  const int64_t most = bk_gpu_ceil_div(width, consts.GROUP), wanted = tokens ? bk_gpu_ceil_div(on_cpu(device) ? 8 : 1024, tokens) : 1;
+  const int64_t most = bk_gpu_ceil_div(width, consts.GROUP), wanted = tokens ? bk_gpu_ceil_div(bk_gpu_on_cpu(device) ? 8 : 1024, tokens) : 1;
   const int64_t parts = wanted < most ? wanted : most;
   s->chunk = (int32_t)(parts ? bk_gpu_ceil_div(most, parts) * consts.GROUP : 1);
   s->chunks = bk_gpu_ceil_div(width, s->chunk);
   bk_gpu_hc_post_res_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .COMB = consts.COMB};
-  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_cpu, &cpu, pipeline);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_cpu, &cpu, pipeline);
   return bk_gpu_build(device, BK_GPU_hc_post_res, &consts, pipeline);
 }
 
@@ -133,7 +129,7 @@ bk_status bk_gpu_hc_post_res_bwd_prepare(bk_device *device, const void *args, bk
   bk_gpu_hc_post_res_bwd_consts consts = {
     .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .COMB = bk_tensor_present(&a->comb)};
   bk_gpu_hc_post_res_bwd_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .COMB = consts.COMB};
-  if (bk_gpu_in_vectors(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_bwd_cpu, &cpu, &s->kernel[0]);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_bwd_cpu, &cpu, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_hc_post_res_bwd, &consts, &s->kernel[0]);
 }
 

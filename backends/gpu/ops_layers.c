@@ -31,10 +31,10 @@ bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu
   const bk_rmsnorm_bwd_args *a = args;
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
   const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
-  const int32_t columns = bk_gpu_of(device)->serial ? 64 : 1, group = bk_gpu_of(device)->serial ? 1 : 64;
+  const int32_t columns = bk_gpu_of(device)->on_cpu ? 64 : 1, group = bk_gpu_of(device)->on_cpu ? 1 : 64;
   bk_gpu_rmsnorm_bwd_consts dx = {shape.group, shape.items, bk_gpu_half(&a->x), a->accumulate};
   bk_gpu_rmsnorm_bwd_dw_consts dw = {group, columns, bk_gpu_half(&a->x)};
-  bk_gpu_add_parts_consts add = {group, bk_gpu_of(device)->serial ? 16 : 1, 1};
+  bk_gpu_add_parts_consts add = {group, bk_gpu_of(device)->on_cpu ? 16 : 1, 1};
   if (bk_tensor_present(&a->dx)) BK_TRY(bk_gpu_build(device, BK_GPU_rmsnorm_bwd, &dx, &s->kernel[BWD_DX]));
   if (!bk_tensor_present(&a->dw)) return BK_OK;
   s->chunk = rows_of_chunk(rows);

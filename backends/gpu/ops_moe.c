@@ -2,7 +2,7 @@
 #include "backends/gpu/experts.h"
 
 /* Work-group size for a token's experts or a row; with OpenCL on a CPU an item does it all, in vectors. */
-static int32_t group_for(const bk_device *device, int64_t width) { return bk_gpu_serial(device) ? 1 : bk_gpu_group(device, width); }
+static int32_t group_for(const bk_device *device, int64_t width) { return bk_gpu_on_cpu(device) ? 1 : bk_gpu_group(device, width); }
 /* The arrays over experts must fit the local memory. */
 static bk_status fit_local(bk_device *device, const char *op, int64_t experts, int64_t bytes) {
   const size_t local = ((const bk_gpu_device *)device)->local_bytes;
@@ -58,7 +58,7 @@ enum { SORT_CHUNKS = 128, SORT_CHUNK_LEAST = 256, SORT_CHUNK_MOST = 2048 };
 /* Choices of a chunk, a power of two, so that few pipelines serve all shapes. One item sorts 4096 as fast as it starts. */
 static int64_t chunk_for(const bk_device *device, int64_t total) {
   int64_t chunk = SORT_CHUNK_LEAST;
-  if (bk_gpu_serial(device)) return 4096;
+  if (bk_gpu_on_cpu(device)) return 4096;
   while (chunk < SORT_CHUNK_MOST && chunk * SORT_CHUNKS < total) chunk *= 2;
   return chunk;
 }
@@ -70,7 +70,7 @@ bk_status bk_gpu_moe_index_prepare(bk_device *device, const void *args, bk_gpu_s
   s->chunk = (int32_t)chunk;
   s->chunks = bk_gpu_ceil_div(total, chunk);
   *workspace_bytes = (size_t)((s->chunks + 1) * experts) * sizeof(int32_t); /* totals, counts */
-  const bool serial = bk_gpu_serial(device);
+  const bool serial = bk_gpu_on_cpu(device);
   BK_TRY(fit_local(device, "moe_index", experts, 4 * (serial ? experts : chunk)));
   bk_gpu_moe_count_consts count = {.GROUP = group, .EXPERTS = (int32_t)experts, .CHUNK = (int32_t)chunk};
   bk_gpu_moe_total_consts each = {.GROUP = bk_gpu_group(device, 1)};
@@ -102,7 +102,7 @@ bk_status bk_gpu_moe_index(bk_stream *stream, const bk_plan *plan, const void *a
 
 /* ---- rows ---- */
 
-static int32_t cols_for(const bk_device *device) { return bk_gpu_serial(device) ? 32 : 4; }
+static int32_t cols_for(const bk_device *device) { return bk_gpu_on_cpu(device) ? 32 : 4; }
 
 bk_status bk_gpu_permute_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_permute_args *a = args;
@@ -145,7 +145,7 @@ bk_status bk_gpu_unpermute_bwd_prepare(bk_device *device, const void *args, bk_g
   (void)workspace_bytes;
   bk_gpu_unpermute_bwd_consts consts = {.GROUP = group_for(device, a->dy.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
   bk_gpu_unpermute_bwd_serial_consts serial = {.GROUP = 1, .BF16 = bk_gpu_half(&a->x)};
-  if (bk_gpu_serial(device)) return bk_gpu_build(device, BK_GPU_unpermute_bwd_serial, &serial, &s->kernel[0]);
+  if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_unpermute_bwd_serial, &serial, &s->kernel[0]);
   return bk_gpu_build(device, BK_GPU_unpermute_bwd, &consts, &s->kernel[0]);
 }
 

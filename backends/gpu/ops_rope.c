@@ -20,14 +20,14 @@ static bk_status make_table(bk_device *device, double theta, int64_t width, bk_g
 }
 
 /* Pairs and heads of a work item. */
-static int32_t pairs_of_item(const bk_gpu_device *d) { return d->serial ? 16 : 1; }
-static int64_t heads_of_item(const bk_gpu_device *d, int64_t heads) { return d->serial || heads < 8 ? heads : 8; }
+static int32_t pairs_of_item(const bk_gpu_device *d) { return d->on_cpu ? 16 : 1; }
+static int64_t heads_of_item(const bk_gpu_device *d, int64_t heads) { return d->on_cpu || heads < 8 ? heads : 8; }
 
 bk_status bk_gpu_rope_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
   const bk_rope_args *a = args;
   const bk_gpu_device *d = bk_gpu_of(device);
   const int64_t heads_x = a->x.shape[2], heads_y = a->y.shape[2];
-  bk_gpu_rope_consts consts = {d->serial ? 1 : 64, pairs_of_item(d), bk_gpu_half(&a->x), heads_y == 1 && heads_x != 1};
+  bk_gpu_rope_consts consts = {d->on_cpu ? 1 : 64, pairs_of_item(d), bk_gpu_half(&a->x), heads_y == 1 && heads_x != 1};
   (void)workspace_bytes;
   BK_TRY(make_table(device, a->theta, a->x.shape[3], s));
   return bk_gpu_build(device, BK_GPU_rope, &consts, &s->kernel[0]);

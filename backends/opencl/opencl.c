@@ -97,11 +97,11 @@ static void device_close(bk_device *device) {
   bk_free(device->ctx, d);
 }
 
-/* OpenCL does not tell what is free. */
+/* OpenCL does not tell what is free: what this device object has is counted. */
 static bk_status device_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   bk_cl_device *d = bk_cl_of(device);
   *total_bytes = (size_t)bk_cl_device_number(d->cl, d->id, CL_DEVICE_GLOBAL_MEM_SIZE, sizeof(cl_ulong));
-  *free_bytes = *total_bytes;
+  *free_bytes = *total_bytes - (d->allocated < *total_bytes ? d->allocated : *total_bytes);
   return BK_OK;
 }
 
@@ -113,6 +113,7 @@ static bk_status device_buffer_alloc(bk_device *device, size_t bytes, void **han
   if (error == CL_SUCCESS) error = d->cl->EnqueueFillBuffer(d->queue, made, &zero, 1, 0, bytes, 0, NULL, NULL);
   if (error == CL_SUCCESS) error = d->cl->Finish(d->queue);
   if (error == CL_SUCCESS) {
+    d->allocated += bytes;
     *handle = made;
     return BK_OK;
   }
@@ -123,7 +124,7 @@ static bk_status device_buffer_alloc(bk_device *device, size_t bytes, void **han
 }
 
 static void device_buffer_free(bk_device *device, void *handle, size_t bytes) {
-  (void)bytes;
+  bk_cl_of(device)->allocated -= bytes;
   bk_cl_of(device)->freed++;
   (void)bk_cl_of(device)->cl->ReleaseMemObject(handle);
 }
@@ -178,7 +179,6 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index, const 
   d->gpu.max_group = bk_cl_max_group(cl, at.device);
   d->gpu.local_bytes = (size_t)bk_cl_device_number(cl, at.device, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
   d->gpu.on_cpu = (bk_cl_device_number(cl, at.device, CL_DEVICE_TYPE, sizeof(cl_ulong)) & CL_DEVICE_TYPE_CPU) != 0 && !as_gpu(ctx);
-  d->gpu.serial = d->gpu.on_cpu;
   d->gpu.units = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint));
   if (d->gpu.on_cpu) d->gpu.vector = (int)bk_cl_device_number(cl, at.device, CL_DEVICE_NATIVE_VECTOR_WIDTH_FLOAT, sizeof(cl_uint));
   d->platform = at.platform;

@@ -34,6 +34,7 @@ typedef struct bk_cl_device {
   cl_device_id id;
   cl_context context;
   cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
+  size_t allocated;       /* bytes of device memory */
   uint64_t freed;         /* buffers so far: a handle may come again for another buffer */
   bool clblast_tried, clblast_fails; /* clblast.c */
 } bk_cl_device;

@@ -298,9 +298,9 @@ static bk_status device_run(run *r, bk_stream *stream, const void *args, uint8_t
   if (status == BK_OK && !result) status = perf_case(r->h, r->name, r->op, r->device_args);
   if (status == BK_OK && result) status = bk_op_run(stream, r->op, r->device_args);
   if (status == BK_OK && result) status = stream->ops->download(stream, result, place, r->bytes);
-  if (status == BK_OK) status = stream->ops->sync(stream);
+  bk_status synced = stream->ops->sync(stream); /* also where the op was refused: the upload may be under way */
   bk_buffer_free(buffer);
-  return status;
+  return status == BK_OK ? synced : status;
 }
 
 /* ---- judging ---- */
