@@ -127,7 +127,7 @@ stage_minimal() {
   script size tests/size.sh "$ROOT/minimal"
 }
 stage_full() {
-  build full CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=yes && check full
+  build full CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=yes && BK_TEST_LONG=1 check full
   build_minimal && check minimal
   build targets CC=gcc CXX=no CFLAGS='-O2 -g' --disable-static --with-check=no $NO_GPU CUDA_ARCHS='80 90a 100' && check targets TESTS=tests/cuda/facts.sh
 }

@@ -1,9 +1,8 @@
 # test_ops on `device`: all shapes (small ones in a quick run); small shapes again with work groups of at most 128 and 64 items, with the
-# fused slots composed, twice with the same bits, and, but in a quick run, with the variables of `also` (NAME=VALUE...).
+# fused slots composed, twice with the same bits, and at the long level (BK_TEST_LONG) with the variables of `also` (NAME=VALUE...).
 . "$(dirname "$0")/../gpu/lib.sh"
 needs tests/ops/test_ops
 limit=BIRKHOFF_$(echo "$device" | tr a-z A-Z)_MAX_GROUP
-quick=${BK_TEST_QUICK:+1}
 # Not kept in our own cache: taking a program out of PoCL compiles it once more, and PoCL keeps what it has compiled itself.
 BIRKHOFF_CACHE=off
 export BIRKHOFF_CACHE
@@ -11,5 +10,5 @@ harness
 harness BK_TEST_QUICK=1 "$limit=128"
 harness BK_TEST_QUICK=1 "$limit=64" -- --bits
 harness BK_TEST_QUICK=1 -- --composed
-[ -z "${also:-}" ] || [ "$quick" = 1 ] || harness BK_TEST_QUICK=1 $also
+[ -z "${also:-}" ] || [ -z "${BK_TEST_LONG:-}" ] || harness BK_TEST_QUICK=1 $also
 finish
