@@ -481,7 +481,7 @@ bk_status bk_vk_stream_create(bk_device *device, int priority, bk_stream **strea
 static void event_destroy(bk_event *event) {
   bk_vk_event *e = (bk_vk_event *)event;
   bk_vk_device *d = bk_vk_of(event->device);
-  if (!is_done(d, e)) (void)event_sync(event);
+  if (!d->lost && !is_done(d, e)) (void)event_sync(event);
   if (e->query) d->vk.DestroyQueryPool(d->handle, e->query, NULL);
   bk_free(event->device->ctx, e);
 }
@@ -490,10 +490,12 @@ static bk_status event_sync(bk_event *event) {
   bk_vk_event *e = (bk_vk_event *)event;
   bk_vk_device *d = bk_vk_of(event->device);
   if (!e->timeline) return BK_OK;
+  bk_vk_stream *s = e->timeline->stream;
+  if (d->lost && s) return bk_vk_enter(&s->base); /* each stream says it once */
   const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &e->timeline->semaphore, .pValues = &e->value};
   VkResult result = d->vk.WaitSemaphores(d->handle, &info, UINT64_MAX);
-  bk_vk_stream *s = e->timeline->stream;
   if (result == VK_ERROR_DEVICE_LOST && s) return lose(&s->base, "waiting for an event");
+  if (result == VK_ERROR_DEVICE_LOST) d->lost = true;
   if (result != VK_SUCCESS) return bk_vk_fail(event->device->ctx, result, "waiting for an event");
   if (s) deliver(s, e->value);
   return BK_OK;
