@@ -59,7 +59,7 @@ note_failure() {
 copy_spirv() {
   local from=$ROOT/gcc/backends/vulkan to=$ROOT/$1/backends/vulkan
   [ "$1" != gcc ] && [ -d "$from/spirv" ] && [ ! -e "$to/spirv" ] || return 0
-  mkdir -p "$to" && cp -r "$from/spirv" "$to/"
+  mkdir -p "$to" && cp -rp "$from/spirv" "$to/"
 }
 
 # build STAGE CONFIGURE_ARGS...: configures and builds into $ROOT/STAGE, warnings are errors.

@@ -205,17 +205,26 @@ static int call(bk_stream *stream, state *s, const bk_gemm_args *g, bk_place wor
   return error;
 }
 
+/* Not an objection of CLBlast's to what it was asked. */
+static bool is_of_device(int error) {
+  return error == CL_DEVICE_NOT_AVAILABLE || error == CL_MEM_OBJECT_ALLOCATION_FAILURE || error == CL_OUT_OF_RESOURCES || error == CL_OUT_OF_HOST_MEMORY ||
+         error == CL_INVALID_COMMAND_QUEUE || error == CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST;
+}
+
 /* A call that fails has changed nothing of the first matrix: CLBlast checks all before it begins. Of a batch that accumulates, matrices
  * may be done already: then there is no way back. */
 bk_status bk_cl_clblast(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_gemm_args *g = args;
   state *s = plan->state;
+  const bool half_done = g->accumulate && g->c.ndim == 3 && g->c.shape[0] > 1;
+  BK_TRY(bk_cl_enter(stream));
+  ((bk_cl_stream *)stream)->last = plan->kernel->name;
   if (!s->fails) {
     const int error = call(stream, s, g, workspace);
     if (!error) return BK_OK;
+    if (half_done || is_of_device(error)) return bk_cl_check(stream, error, plan->kernel->name);
     give_up(stream->device, error);
     s->fails = true;
-    if (g->accumulate && g->c.ndim == 3 && g->c.shape[0] > 1) return bk_cl_fail(stream->device->ctx, CL_OUT_OF_RESOURCES, "CLBlast, in a batch");
   }
   return bk_gpu_gemm(stream, plan, args, workspace);
 }

@@ -87,7 +87,9 @@ bk_status bk_cl_fail(bk_context *ctx, cl_int error, const char *what);
 /* program.c */
 bk_status bk_cl_build(bk_device *device, const bk_gpu_kernel *kernel, const int32_t *consts, bk_gpu_pipeline **pipeline);
 void bk_cl_pipeline_free(bk_device *device, bk_gpu_pipeline *pipeline);
-/* stream.c */
+/* stream.c. Every call on a stream begins with enter (BK_OK, or the status that it is poisoned with) and ends with check. */
+bk_status bk_cl_enter(bk_stream *stream);
+bk_status bk_cl_check(bk_stream *stream, cl_int error, const char *what);
 bk_status bk_cl_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
                          int groups);
 bk_status bk_cl_stream_create(bk_device *device, int priority, bk_stream **stream);

@@ -4,17 +4,19 @@
 static bk_cl_stream *of(bk_stream *stream) { return (bk_cl_stream *)stream; }
 static const bk_cl_api *cl_of(bk_stream *stream) { return bk_cl_of(stream->device)->cl; }
 
-/* What a call on the stream returned. What fails on the device may come to light at any later call. */
-static bk_status check(bk_stream *stream, cl_int error, const char *what) {
+/* What a call on the stream returned. What fails on the device may come to light at any later call. Transfers under way use the host's
+ * memory: they are waited for, since whoever is told of an error, by this call or by a later sync, frees it. */
+bk_status bk_cl_check(bk_stream *stream, cl_int error, const char *what) {
   bk_cl_stream *s = of(stream);
   const bool other = s->last && s->last != what;
   if (error == CL_SUCCESS) return BK_OK;
+  (void)cl_of(stream)->Finish(s->queue);
   s->poison = bk_cl_status_of(error);
   return bk_fail(stream->device->ctx, s->poison, "opencl:%d: %s: %s (%d)%s%s; the stream cannot go on", stream->device->index, what,
                  bk_cl_error_name(error), (int)error, other ? "; the latest launch was " : "", other ? s->last : "");
 }
 
-static bk_status enter(bk_stream *stream) { return of(stream)->poison; }
+bk_status bk_cl_enter(bk_stream *stream) { return of(stream)->poison; }
 
 /* ---- dispatch ---- */
 
@@ -55,11 +57,11 @@ bk_status bk_cl_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
   bk_cl_pipeline *p = (bk_cl_pipeline *)(uintptr_t)pipeline; /* what changes is its memory of the arguments */
   const size_t local = (size_t)pipeline->consts[0], nx = groups < MAX_GROUPS_X ? (size_t)groups : MAX_GROUPS_X;
   const size_t sizes[2] = {nx * local, ((size_t)groups + nx - 1) / nx}, locals[2] = {local, 1};
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   of(stream)->last = name;
   cl_int error = set_args(d, p, pipeline->kernel, operands, params, groups);
   if (error == CL_SUCCESS) error = d->cl->EnqueueNDRangeKernel(of(stream)->queue, p->kernel, 2, NULL, sizes, locals, 0, NULL, NULL);
-  return check(stream, error, name);
+  return bk_cl_check(stream, error, name);
 }
 
 /* ---- streams ---- */
@@ -71,49 +73,49 @@ static void stream_destroy(bk_stream *stream) {
 }
 
 static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (!bytes) return BK_OK;
-  return check(stream, cl_of(stream)->EnqueueWriteBuffer(of(stream)->queue, dst.buffer->handle, CL_FALSE, dst.offset, bytes, src, 0, NULL, NULL), "uploading");
+  return bk_cl_check(stream, cl_of(stream)->EnqueueWriteBuffer(of(stream)->queue, dst.buffer->handle, CL_FALSE, dst.offset, bytes, src, 0, NULL, NULL), "uploading");
 }
 
 static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, size_t bytes) {
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (!bytes) return BK_OK;
-  return check(stream, cl_of(stream)->EnqueueReadBuffer(of(stream)->queue, src.buffer->handle, CL_FALSE, src.offset, bytes, dst, 0, NULL, NULL), "downloading");
+  return bk_cl_check(stream, cl_of(stream)->EnqueueReadBuffer(of(stream)->queue, src.buffer->handle, CL_FALSE, src.offset, bytes, dst, 0, NULL, NULL), "downloading");
 }
 
 static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size_t bytes) {
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (!bytes) return BK_OK;
-  return check(stream, cl_of(stream)->EnqueueCopyBuffer(of(stream)->queue, src.buffer->handle, dst.buffer->handle, src.offset, dst.offset, bytes, 0, NULL, NULL),
+  return bk_cl_check(stream, cl_of(stream)->EnqueueCopyBuffer(of(stream)->queue, src.buffer->handle, dst.buffer->handle, src.offset, dst.offset, bytes, 0, NULL, NULL),
                "copying");
 }
 
 static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (!bytes) return BK_OK;
-  return check(stream, cl_of(stream)->EnqueueFillBuffer(of(stream)->queue, dst.buffer->handle, &value, 1, dst.offset, bytes, 0, NULL, NULL), "filling");
+  return bk_cl_check(stream, cl_of(stream)->EnqueueFillBuffer(of(stream)->queue, dst.buffer->handle, &value, 1, dst.offset, bytes, 0, NULL, NULL), "filling");
 }
 
 static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   bk_cl_event *e = (bk_cl_event *)event;
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (e->event) (void)cl_of(stream)->ReleaseEvent(e->event);
   e->event = NULL;
-  BK_TRY(check(stream, cl_of(stream)->EnqueueMarkerWithWaitList(of(stream)->queue, 0, NULL, &e->event), "recording an event"));
-  return check(stream, cl_of(stream)->Flush(of(stream)->queue), "recording an event"); /* another stream may wait for it */
+  BK_TRY(bk_cl_check(stream, cl_of(stream)->EnqueueMarkerWithWaitList(of(stream)->queue, 0, NULL, &e->event), "recording an event"));
+  return bk_cl_check(stream, cl_of(stream)->Flush(of(stream)->queue), "recording an event"); /* another stream may wait for it */
 }
 
 static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   bk_cl_event *e = (bk_cl_event *)event;
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   if (!e->event) return BK_OK;
-  return check(stream, cl_of(stream)->EnqueueBarrierWithWaitList(of(stream)->queue, 1, &e->event, NULL), "waiting for an event");
+  return bk_cl_check(stream, cl_of(stream)->EnqueueBarrierWithWaitList(of(stream)->queue, 1, &e->event, NULL), "waiting for an event");
 }
 
 static bk_status stream_sync(bk_stream *stream) {
-  BK_TRY(enter(stream));
-  BK_TRY(check(stream, cl_of(stream)->Finish(of(stream)->queue), "waiting for the stream"));
+  BK_TRY(bk_cl_enter(stream));
+  BK_TRY(bk_cl_check(stream, cl_of(stream)->Finish(of(stream)->queue), "waiting for the stream"));
   of(stream)->last = NULL;
   return BK_OK;
 }
@@ -122,12 +124,12 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
   const bk_cl_api *cl = cl_of(stream);
   cl_event marker = NULL;
   cl_int state = CL_COMPLETE;
-  BK_TRY(enter(stream));
+  BK_TRY(bk_cl_enter(stream));
   cl_int error = cl->EnqueueMarkerWithWaitList(of(stream)->queue, 0, NULL, &marker);
   if (error == CL_SUCCESS) error = cl->Flush(of(stream)->queue);
   if (error == CL_SUCCESS) error = cl->GetEventInfo(marker, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof state, &state, NULL);
   if (marker) (void)cl->ReleaseEvent(marker);
-  BK_TRY(check(stream, error != CL_SUCCESS ? error : state < 0 ? state : CL_SUCCESS, "querying the stream"));
+  BK_TRY(bk_cl_check(stream, error != CL_SUCCESS ? error : state < 0 ? state : CL_SUCCESS, "querying the stream"));
   *done = state == CL_COMPLETE;
   return BK_OK;
 }

@@ -1,5 +1,5 @@
 /* libvulkan, found at run time: the module loads on a machine without it, and `devices` says why there is none. BIRKHOFF_VULKAN_LIBRARY
- * names another library: one that is not where the system looks, or the stand-in of the tests. */
+ * names another library: one that is not where the system looks, or the stand-in of the tests (tests/vulkan/fake_vulkan.c). */
 #include "backends/vulkan/vulkan.h"
 
 #include <dlfcn.h>

@@ -144,8 +144,12 @@ static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_v
 
 void bk_vk_settle(bk_vk_device *d) {
   for (bk_vk_timeline *t = d->timelines; t && !d->lost; t = t->next) {
-    if (!t->stream || t->stream->poison != BK_OK) continue;
     uint64_t done = 0;
+    if (!t->stream || t->stream->poison != BK_OK) { /* nothing more is submitted; what was runs on */
+      const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &t->semaphore, .pValues = &t->value};
+      (void)d->vk.WaitSemaphores(d->handle, &info, UINT64_MAX);
+      continue;
+    }
     if (d->vk.GetSemaphoreCounterValue(d->handle, t->semaphore, &done) == VK_SUCCESS && done >= t->value && !t->stream->open) continue;
     if (bk_vk_flush(&t->stream->base) == BK_OK) (void)wait_value(&t->stream->base, t->value, "waiting for a stream");
   }
@@ -156,7 +160,7 @@ void bk_vk_settle(bk_vk_device *d) {
 /* In split mode a parameter tells how many elements behind its binding's beginning an operand begins. */
 static uint32_t bind_operand(const bk_vk_device *d, const bk_gpu_pipeline *p, int i, const bk_place *at, VkDescriptorBufferInfo *info) {
   const VkPhysicalDeviceLimits *l = &d->traits.props.limits;
-  if (!at->buffer) {
+  if (!at->buffer || at->offset >= ((const bk_vk_buffer *)at->buffer->handle)->size) { /* absent, or empty at the end of its buffer */
     *info = (VkDescriptorBufferInfo){d->bytes.buffer, 0, VK_WHOLE_SIZE};
     return 0;
   }

@@ -123,8 +123,8 @@ static const char *fault_of(const bk_vk_traits *t, bool queue) {
   if (!queue) return "it has no compute queue";
   if (!t->timeline) return "it has no timeline semaphores";
   if (l->maxComputeWorkGroupInvocations < 64 || l->maxComputeWorkGroupSize[0] < 64) return "its work groups have fewer than 64 items";
-  if (!t->addresses && l->maxPerStageDescriptorStorageBuffers < BK_GPU_MAX_OPERANDS)
-    return "its kernels can have too few buffers, and it has no buffer addresses";
+  if (!(t->addresses && t->halves) && l->maxPerStageDescriptorStorageBuffers < BK_GPU_MAX_OPERANDS)
+    return "its kernels can have too few buffers, and it has no buffer addresses (or no 16-bit storage with them)";
   return NULL;
 }
 
@@ -194,14 +194,16 @@ static bk_status choose_bindings(bk_context *ctx, const bk_vk_traits *t, bool *a
   const char *bindings = bk_context_environment(ctx, "BIRKHOFF_VULKAN_BINDINGS"), *bits = bk_context_environment(ctx, "BIRKHOFF_VULKAN_16BIT");
   *halves = t->halves && !(bits && strcmp(bits, "no") == 0);
   *addresses = t->addresses && *halves; /* there are no kernels with addresses for devices without 16-bit storage */
-  if (!bindings || !bindings[0]) return BK_OK;
+  if (bits && bits[0] && strcmp(bits, "no") != 0 && strcmp(bits, "yes") != 0)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_16BIT is \"%s\", not yes or no", bits);
+  if (!bindings || !bindings[0]) bindings = *addresses ? "address" : "split";
   if (strcmp(bindings, "split") != 0 && strcmp(bindings, "address") != 0)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_BINDINGS is \"%s\", not split or address", bindings);
   if (strcmp(bindings, "address") == 0 && !*addresses)
     return bk_fail(ctx, BK_ERR_UNSUPPORTED, "BIRKHOFF_VULKAN_BINDINGS=address: %s lacks buffer addresses or 16-bit storage", t->props.deviceName);
   *addresses = strcmp(bindings, "address") == 0;
   if (!*addresses && t->props.limits.maxPerStageDescriptorStorageBuffers < BK_GPU_MAX_OPERANDS)
-    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "BIRKHOFF_VULKAN_BINDINGS=split: %s allows %u buffers to a kernel, %d are needed", t->props.deviceName,
+    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "vulkan: operands by bindings: %s allows %u buffers to a kernel, %d are needed", t->props.deviceName,
                    t->props.limits.maxPerStageDescriptorStorageBuffers, BK_GPU_MAX_OPERANDS);
   return BK_OK;
 }

@@ -1,5 +1,5 @@
 /* Streams, events, captures and memory of the vulkan backend, through the tables that everybody uses. Every test runs in each way of
- * binding; the ops are the harness's concern (tests/ops/vulkan.sh). */
+ * binding; the ops are the harness's concern (tests/vulkan/ops_vulkan.sh). */
 #include "tests/unit/unit.h"
 
 #include "runtime/backend.h"
