@@ -66,7 +66,8 @@ static bool cannot_create(void) {
 
 #define MAKES(type)                                                                                                                              \
   static PFN_vkCreate##type real_Create##type;                                                                                                   \
-  static VKAPI_ATTR VkResult VKAPI_CALL fake_Create##type(VkDevice d, const Vk##type##CreateInfo *i, const VkAllocationCallbacks *a, Vk##type *made) { \
+  static VKAPI_ATTR VkResult VKAPI_CALL fake_Create##type(VkDevice d, const Vk##type##CreateInfo *i, const VkAllocationCallbacks *a,             \
+                                                          Vk##type *made) {                                                                      \
     if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;                                                                                     \
     VkResult result = real_Create##type(d, i, a, made);                                                                                          \
     bk_fake_vulkan_alive += result == VK_SUCCESS;                                                                                                \
@@ -131,7 +132,8 @@ static VKAPI_ATTR void VKAPI_CALL fake_GetPhysicalDeviceFeatures2(VkPhysicalDevi
 }
 
 REAL(CreateDevice);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateDevice(VkPhysicalDevice p, const VkDeviceCreateInfo *i, const VkAllocationCallbacks *a, VkDevice *made) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateDevice(VkPhysicalDevice p, const VkDeviceCreateInfo *i, const VkAllocationCallbacks *a,
+                                                        VkDevice *made) {
   if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;
   VkResult result = real_CreateDevice(p, i, a, made);
   bk_fake_vulkan_alive += result == VK_SUCCESS;
@@ -147,7 +149,8 @@ static VKAPI_ATTR void VKAPI_CALL fake_DestroyDevice(VkDevice gone, const VkAllo
 /* ---- memory, commands, descriptors ---- */
 
 REAL(AllocateMemory);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateMemory(VkDevice d, const VkMemoryAllocateInfo *i, const VkAllocationCallbacks *a, VkDeviceMemory *made) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateMemory(VkDevice d, const VkMemoryAllocateInfo *i, const VkAllocationCallbacks *a,
+                                                          VkDeviceMemory *made) {
   static counter c;
   if (spoilt("oom", &c)) return VK_ERROR_OUT_OF_DEVICE_MEMORY;
   if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;
