@@ -228,7 +228,9 @@ bk_status bk_vk_staging_alloc(bk_vk_device *d, size_t bytes, VkBuffer *buffer, V
   if (result == VK_SUCCESS) result = d->vk.BindBufferMemory(d->handle, *buffer, *memory, 0);
   if (result == VK_SUCCESS) result = d->vk.MapMemory(d->handle, *memory, 0, VK_WHOLE_SIZE, 0, &mapped);
   if (result == VK_SUCCESS) *data = mapped;
-  return result == VK_SUCCESS ? BK_OK : bk_vk_fail(d->gpu.base.ctx, result, "allocating memory for transfers");
+  if (result == VK_SUCCESS) return BK_OK;
+  return bk_fail(d->gpu.base.ctx, bk_vk_status(result), "vulkan:%d: cannot allocate %zu bytes of memory for transfers: %s (%d)",
+                 d->gpu.base.index, bytes, bk_vk_result_name(result), (int)result);
 }
 
 void bk_vk_staging_free(bk_vk_device *d, VkBuffer buffer, VkDeviceMemory memory) {

@@ -40,8 +40,8 @@ bk_status bk_vk_build(bk_device *device, const bk_gpu_kernel *kernel, const int3
     return BK_OK;
   }
   bk_free(device->ctx, made);
-  return bk_fail(device->ctx, BK_ERR_DEVICE, "vulkan: kernel %s (%s) does not compile: %s (%d)", kernel->name, kernel->file, bk_vk_result_name(result),
-                 (int)result);
+  return bk_fail(device->ctx, bk_vk_status(result), "vulkan:%d: kernel %s (%s) does not compile: %s (%d)", device->index, kernel->name, kernel->file,
+                 bk_vk_result_name(result), (int)result);
 }
 
 void bk_vk_pipeline_free(bk_device *device, bk_gpu_pipeline *pipeline) {

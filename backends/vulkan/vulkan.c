@@ -24,7 +24,7 @@ const char *bk_vk_result_name(VkResult result) {
   }
 }
 
-static bk_status status_of(VkResult result) {
+bk_status bk_vk_status(VkResult result) {
   switch (result) {
     case VK_SUCCESS: return BK_OK;
     case VK_ERROR_OUT_OF_HOST_MEMORY:
@@ -38,7 +38,7 @@ static bk_status status_of(VkResult result) {
 }
 
 bk_status bk_vk_fail(bk_context *ctx, VkResult result, const char *what) {
-  return bk_fail(ctx, status_of(result), "vulkan: %s: %s (%d)", what, bk_vk_result_name(result), (int)result);
+  return bk_fail(ctx, bk_vk_status(result), "vulkan: %s: %s (%d)", what, bk_vk_result_name(result), (int)result);
 }
 
 /* ---- physical devices ---- */

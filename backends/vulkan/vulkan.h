@@ -188,6 +188,7 @@ static inline bk_vk_device *bk_vk_of(bk_device *device) { return (bk_vk_device *
 
 /* ---- vulkan.c ---- */
 const char *bk_vk_result_name(VkResult result);
+bk_status bk_vk_status(VkResult result); /* BK_ERR_MEMORY or BK_ERR_DEVICE for an error */
 /* Status for a Vulkan error, logged with what was being done: a phrase, "making a queue". */
 bk_status bk_vk_fail(bk_context *ctx, VkResult result, const char *what);
 

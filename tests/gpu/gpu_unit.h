@@ -61,6 +61,51 @@ static BK_UNUSED void gpu_close(void) {
   unit_folder_close();
 }
 
+/* ---- what the tests of faults share ---- */
+
+/* The backend has no device, for this reason. */
+static BK_UNUSED void gpu_expect_absent(const char *name, const char *why) {
+  const bk_backend *backend = bk_backend_find(name);
+  char reason[1024] = "";
+  bk_device *d = NULL;
+  ck_assert_int_eq(backend->probe(ctx, reason, sizeof reason), BK_ERR_ABSENT);
+  ck_assert_msg(strstr(reason, why) != NULL, "expected \"%s\" in: %s", why, reason);
+  ck_assert_int_eq(backend->device_count(ctx), 0);
+  unit_expect(NULL); /* a probe says nothing of its own */
+  ck_assert_int_eq(bk_device_open(ctx, name, NULL, &d), BK_ERR_ABSENT);
+  unit_expect(reason);
+  ck_assert_int_eq(backend->open(ctx, 0, &(bk_device_options){0}, &d), BK_ERR_ABSENT);
+  unit_expect(reason);
+  ck_assert_int_eq(bk_device_open(ctx, NULL, NULL, &d), BK_OK); /* the default is another */
+  ck_assert_str_ne(d->backend->name, name);
+  bk_device_close(d);
+}
+
+static BK_UNUSED bk_status gpu_commit_weights(int64_t bytes, bk_memory **memory) {
+  bk_tensor t;
+  ck_assert_int_eq(bk_memory_create(device, memory), BK_OK);
+  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t), BK_OK);
+  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_WEIGHTS, BK_U8, 1, &bytes, &t), BK_OK);
+  return bk_memory_commit(*memory);
+}
+
+/* The one file that is kept gets a wrong bit, or loses its second half. */
+static BK_UNUSED void gpu_spoil_kept(bool halve) {
+  char **names, *file;
+  size_t n, bytes;
+  ck_assert_int_eq(bk_folder_names(ctx, unit_path("birkhoff"), &names, &n), BK_OK);
+  ck_assert_uint_eq(n, 1);
+  char *path = bk_path_join(ctx, unit_path("birkhoff"), names[0]);
+  ck_assert_int_eq(bk_file_read_all(ctx, path, 1 << 26, &file, &bytes), BK_OK);
+  file[bytes / 2] ^= !halve;
+  ck_assert_int_eq(bk_file_write_atomic(ctx, path, file, halve ? bytes / 2 : bytes), BK_OK);
+  bk_free(ctx, file);
+  bk_free(ctx, path);
+  bk_names_free(ctx, names, n);
+}
+
+/* ---- tensors ---- */
+
 /* Gives a dense tensor memory of its own. */
 static BK_UNUSED bk_tensor gpu_tensor(bk_tensor t) {
   ck_assert_int_eq(bk_buffer_alloc(device, bk_tensor_bytes(&t), BK_MEM_STAGING, &t.buffer), BK_OK);

@@ -36,27 +36,10 @@ static void registry_open(void) {
 
 /* ---- no device ---- */
 
-static void expect_absent(const char *why) {
-  const bk_backend *opencl = bk_backend_find("opencl");
-  char reason[256] = "";
-  bk_device *d = NULL;
-  ck_assert_int_eq(opencl->probe(ctx, reason, sizeof reason), BK_ERR_ABSENT);
-  ck_assert_msg(strstr(reason, why) != NULL, "expected \"%s\" in: %s", why, reason);
-  ck_assert_int_eq(opencl->device_count(ctx), 0);
-  unit_expect(NULL); /* a probe says nothing of its own */
-  ck_assert_int_eq(bk_device_open(ctx, "opencl:0", NULL, &d), BK_ERR_ABSENT);
-  unit_expect(reason);
-  ck_assert_int_eq(opencl->open(ctx, 0, &(bk_device_options){0}, &d), BK_ERR_ABSENT);
-  unit_expect(reason);
-  ck_assert_int_eq(bk_device_open(ctx, NULL, NULL, &d), BK_OK); /* the default is another */
-  ck_assert_str_ne(d->backend->name, "opencl");
-  bk_device_close(d);
-}
-
 /* First: what is loaded stays. */
 START_TEST(no_library) {
   set("BIRKHOFF_OPENCL_LIBRARY", "/nowhere/libOpenCL.so.1");
-  expect_absent("there is no /nowhere/libOpenCL.so.1 (BIRKHOFF_OPENCL_LIBRARY)");
+  gpu_expect_absent("opencl", "there is no /nowhere/libOpenCL.so.1 (BIRKHOFF_OPENCL_LIBRARY)");
 }
 END_TEST
 
@@ -64,25 +47,25 @@ START_TEST(library_is_another) {
   char other[600];
   snprintf(other, sizeof other, "%s/birkhoff_opencl.so", getenv("BIRKHOFF_BACKEND_DIR"));
   set("BIRKHOFF_OPENCL_LIBRARY", other);
-  expect_absent("the OpenCL loader is older than 1.2: it has no cl");
+  gpu_expect_absent("opencl", "the OpenCL loader is older than 1.2: it has no cl");
 }
 END_TEST
 
 START_TEST(no_platform) {
   fault("no_platform");
-  expect_absent("no OpenCL platform is installed");
+  gpu_expect_absent("opencl", "no OpenCL platform is installed");
 }
 END_TEST
 
 START_TEST(no_device) {
   fault("no_device");
-  expect_absent("no OpenCL platform has a device");
+  gpu_expect_absent("opencl", "no OpenCL platform has a device");
 }
 END_TEST
 
 START_TEST(only_an_old_device) {
   fault("no_device,beside");
-  expect_absent("an old device: it has less than OpenCL 1.2");
+  gpu_expect_absent("opencl", "an old device: it has less than OpenCL 1.2");
 }
 END_TEST
 
@@ -95,7 +78,7 @@ START_TEST(refused_devices) {
                                           {"small_group", "its work groups have fewer than 64 items"}};
   for (size_t i = 0; i < BK_COUNT(faults); i++) {
     fault(faults[i][0]);
-    expect_absent(faults[i][1]);
+    gpu_expect_absent("opencl", faults[i][1]);
   }
 }
 END_TEST
@@ -116,24 +99,16 @@ END_TEST
 
 /* ---- memory ---- */
 
-static bk_status commit_weights(int64_t bytes, bk_memory **memory) {
-  bk_tensor t;
-  ck_assert_int_eq(bk_memory_create(device, memory), BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t), BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_WEIGHTS, BK_U8, 1, &bytes, &t), BK_OK);
-  return bk_memory_commit(*memory);
-}
-
 static void run_short_of_memory(const char *how, const char *message) {
   bk_memory *memory = NULL;
   work w;
   fault(how);
-  ck_assert_int_eq(commit_weights(3000000, &memory), BK_ERR_MEMORY);
+  ck_assert_int_eq(gpu_commit_weights(3000000, &memory), BK_ERR_MEMORY);
   ck_assert_int_eq(unit_errors(), 1);
   ck_assert_msg(strstr(unit_messages, message) != NULL, "%s", unit_messages);
   unit_expect("memory: weights needs 3000000 bytes");
   bk_memory_destroy(memory);
-  ck_assert_int_eq(commit_weights(300000, &memory), BK_OK); /* less of it goes on in the same process */
+  ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK); /* less of it goes on in the same process */
   work_open(&w);
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   expect_result(&w, stream, 0);
@@ -312,26 +287,15 @@ START_TEST(kept_and_refused) {
 END_TEST
 
 START_TEST(kept_and_spoilt) {
-  char **names, *file;
-  size_t n, bytes;
   ck_assert_int_eq(builds_of_add(), 1);
-  ck_assert_int_eq(bk_folder_names(ctx, unit_path("birkhoff"), &names, &n), BK_OK);
-  ck_assert_uint_eq(n, 1);
-  char *path = bk_path_join(ctx, unit_path("birkhoff"), names[0]);
-  ck_assert_int_eq(bk_file_read_all(ctx, path, 1 << 26, &file, &bytes), BK_OK);
-  file[bytes / 2] ^= 1;
-  ck_assert_int_eq(bk_file_write_atomic(ctx, path, file, bytes), BK_OK);
-  reopen();
-  ck_assert_int_eq(builds_of_add(), 1);
-  reopen();
-  ck_assert_int_eq(builds_of_add(), 0);
-  ck_assert_int_eq(bk_file_write_atomic(ctx, path, file, bytes / 2), BK_OK);
-  reopen();
-  ck_assert_int_eq(builds_of_add(), 1);
+  for (int halve = 0; halve < 2; halve++) {
+    gpu_spoil_kept(halve);
+    reopen();
+    ck_assert_int_eq(builds_of_add(), 1);
+    reopen();
+    ck_assert_int_eq(builds_of_add(), 0);
+  }
   works();
-  bk_free(ctx, file);
-  bk_free(ctx, path);
-  bk_names_free(ctx, names, n);
 }
 END_TEST
 
