@@ -16,9 +16,6 @@
 
 BK_GPU_ROWS_FUSED(BK_GPU_DECLARE)
 
-/* On CPUs: kernels with explicit vectors, one work item a group (kernels/cpu_... .k). They have the call structs of the kernels that they
- * stand for; the launch code cares for neither. */
-
 /* ---- HC_PRE_NORM and HC_POST_RES, also for HC_REBUILD (ops_hc_fused.c) ---- */
 /* Work-group size for rows of which each lane keeps channels in registers, and how many it keeps. */
 int bk_gpu_keeping_group(const bk_device *device, int64_t width);

@@ -80,6 +80,14 @@ static size_t converted_bytes(const bk_tensor *t) {
   return bk_gpu_half(t) ? BK_ALIGN_UP((size_t)bk_tensor_count(t) * sizeof(float), 256) : 0;
 }
 
+/* Kernels count what is packed and converted in 32 bits. */
+static bk_status fit(bk_device *device, const bk_gpu_matrix *b, const bk_tensor *a) {
+  const size_t most = (size_t)INT32_MAX * sizeof(float), packed = packed_bytes(device, b), converted = converted_bytes(a);
+  if (packed <= most && converted <= most) return BK_OK;
+  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s: a product's operands take %zu and %zu bytes where they are packed, at most %zu each are possible",
+                 device->backend->name, packed, converted, most);
+}
+
 static bk_status convert_prepare(bk_device *device, const bk_tensor *t, bk_gpu_state *s) {
   if (!bk_gpu_half(t)) return BK_OK;
   bk_gpu_gemm_cpu_convert_consts consts = {.GROUP = 1, .V = vector_of(device), .A_BF16 = 1};
@@ -110,6 +118,7 @@ bk_status bk_gpu_gemm_cpu_prepare(bk_device *device, const bk_gemm_args *g, bk_g
   bk_gpu_gemm_cpu_consts consts = {.GROUP = 1, .V = vector_of(device), .MR = rows_of(device, c.rows), .KC = KC, .BLOCK_TILES = BLOCK_TILES,
                                    .C_BF16 = bk_gpu_half(&g->c)};
   *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
+  BK_TRY(fit(device, &b, &g->a));
   BK_TRY(pack_prepare(device, &g->b, s));
   BK_TRY(convert_prepare(device, &g->a, s));
   return bk_gpu_build(device, BK_GPU_gemm_cpu, &consts, &s->kernel[MULTIPLY]);
@@ -137,6 +146,7 @@ bk_status bk_gpu_grouped_gemm_cpu_prepare(bk_device *device, const bk_grouped_ge
   bk_gpu_grouped_gemm_cpu_consts consts = {.GROUP = 1, .V = vector_of(device), .MR = rows_of(device, g->a.shape[0]), .KC = KC,
                                            .BLOCK_TILES = BLOCK_TILES, .C_BF16 = bk_gpu_half(&g->c)};
   *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
+  BK_TRY(fit(device, &b, &g->a));
   BK_TRY(pack_prepare(device, &g->b, s));
   BK_TRY(convert_prepare(device, &g->a, s));
   return bk_gpu_build(device, BK_GPU_grouped_gemm_cpu, &consts, &s->kernel[MULTIPLY]);
@@ -168,6 +178,7 @@ bk_status bk_gpu_grouped_wgrad_cpu_prepare(bk_device *device, const bk_grouped_w
   bk_gpu_grouped_wgrad_cpu_consts consts = {.GROUP = 1, .V = vector_of(device), .MR = rows_of(device, g->c.shape[1]), .KC = KC,
                                             .BLOCK_TILES = BLOCK_TILES, .C_BF16 = bk_gpu_half(&g->c)};
   *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
+  BK_TRY(fit(device, &b, &g->a));
   BK_TRY(pack_prepare(device, &g->b, s));
   BK_TRY(convert_prepare(device, &g->a, s));
   return bk_gpu_build(device, BK_GPU_grouped_wgrad_cpu, &consts, &s->kernel[MULTIPLY]);

@@ -6,7 +6,7 @@
  * plan's state; launch fills the kernel's call struct (operands and parameters by name) and dispatches it.
  *
  * Indices within an operand are 32-bit and count elements; where an operand begins is a 64-bit byte offset, added by the backend.
- * So a buffer may have any size, a tensor 2^31 - 1 elements (bk_gpu_accepts). */
+ * So a buffer may have any size, a tensor nearly 2^31 elements (bk_gpu_accepts). */
 #ifndef BK_GPU_H
 #define BK_GPU_H
 
@@ -58,7 +58,7 @@ typedef struct bk_gpu_device {
   int max_group;        /* work items of a group: a power of two, >= 64 */
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
-  bool on_cpu;          /* OpenCL on a processor: groups of one work item without barriers, whose loops the compiler turns into vectors */
+  bool on_cpu;          /* OpenCL on a processor: small groups, mostly of one work item, whose loops become vectors */
   int units;            /* compute units */
   int vector;           /* on_cpu: floats of a register, for kernels `only opencl` with explicit vectors */
   bk_gpu_pipeline *pipelines;
@@ -97,8 +97,6 @@ static inline int64_t bk_gpu_blocks(const bk_gpu_pipeline *p, int64_t width) {
 }
 /* In prepare: a buffer of the state with `bytes` bytes of `data`. */
 bk_status bk_gpu_table(bk_device *device, bk_gpu_state *s, const void *data, size_t bytes);
-/* At least 2^20 elements or so should be under way on a GPU: into how many chunks `rows` rows are cut for a sum over rows that has
- * two stages, from the shape and the constants of the kernel family alone (so that bits do not depend on the device's load). */
 static inline int64_t bk_gpu_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline bk_place bk_gpu_at(const bk_tensor *t) { return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset} : (bk_place){NULL, 0}; }
 static inline bk_place bk_gpu_work(bk_place workspace, size_t bytes) { return (bk_place){workspace.buffer, workspace.offset + bytes}; }
@@ -111,7 +109,7 @@ static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF
 #define BK_GPU_DECLARE(ID, name, dtypes)                                                                             \
   bk_status bk_gpu_##name##_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes);  \
   bk_status bk_gpu_##name(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
-/* Before a backend's table: what the row accepts (every operand within 2^31 - 1 elements and the device's binding range), and a state
+/* Before a backend's table: what the row accepts (every operand within nearly 2^31 elements and the device's binding range), and a state
  * around what the op prepares. In the table: the row. */
 #define BK_GPU_DEFINE(ID, name, dtypes)                                                                                                  \
   static bool accepts_##name(const bk_device *device, const void *args) { return bk_gpu_accepts(device, BK_OP_##ID, args); }             \

@@ -60,6 +60,7 @@ function const_index(name,    i) {
 
 # ---- C ----
 function c_kernel(    i, line) {
+  if (nc > 12 || no > 12 || np > 24) fail("kernel " kname ": " nc " constants, " no " operands, " np " parameters; 12, 12 and 24 are the most")
   printf "\n/* %s */\ntypedef struct bk_gpu_%s_consts {\n  int32_t ", base(FILENAME), kname
   for (i = 0; i < nc; i++) printf "%s%s", consts[i], i + 1 < nc ? ", " : ";\n"
   printf "} bk_gpu_%s_consts;\ntypedef struct bk_gpu_%s_call {\n", kname, kname
@@ -115,9 +116,6 @@ function cl_begin(    i, line) {
 function cl_end() { put("}"); put("#endif") }
 
 # ---- GLSL ----
-function gl_operand_line(i) {
-  return "uvec2 " oname[i] "_at_;"
-}
 function gl_split_blocks(i,    b, n) {
   n = oname[i]; b = "layout(set = 0, binding = " i ", std430) buffer "
   if (otype[i] == "i32") put(b n "_I_ { int v[]; } " n "_i_;")

@@ -17,7 +17,7 @@ static int32_t pairs_of(const bk_tensor *q) { return (int32_t)(q->shape[0] * q->
 /* Rows of a tile: 64 where the device has the local memory and the lanes for it, and the queries are many enough. */
 static int32_t tile_for(const bk_device *device, int64_t queries) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  return d->max_group >= 256 && d->local_bytes >= (size_t)32 << 10 && !d->on_cpu && queries > 32 ? 64 : 32;
+  return d->max_group >= 256 && d->local_bytes >= (size_t)32 << 10 && queries > 32 ? 64 : 32;
 }
 static int32_t tile_lanes(int32_t tile) { return tile / 4 * (tile / 4); }
 /* Floats of the local memory that operands come through: two pieces of 16 columns of a tile, at least a row. */

@@ -10,6 +10,11 @@ static bk_status make_table(bk_device *device, double theta, int64_t width, bk_g
   if (!words) return BK_ERR_MEMORY;
   for (int64_t i = 0; i < pairs; i++) {
     double turns = pow(theta, -2.0 * (double)i / (double)width) * 0.15915494309189533577;
+    if (!isfinite(turns)) {
+      bk_free(device->ctx, words);
+      return bk_fail(device->ctx, BK_ERR_ARGUMENT, "%s: rope: theta is %g: pair %lld of %lld turns by no finite angle", device->backend->name, theta,
+                     (long long)i, (long long)pairs);
+    }
     double high = floor((turns - floor(turns)) * 0x1p32), low = floor(((turns - floor(turns)) * 0x1p32 - high) * 0x1p32);
     words[2 * i] = (uint32_t)high;
     words[2 * i + 1] = (uint32_t)low;

@@ -1,7 +1,5 @@
 /* The dialect in OpenCL C 1.2. GROUP and the constants of a kernel come as -D options. */
 #define FN static
-#define ARRAY(type, name, size) type *name
-#define OUT(type, name) type *name
 #define to_f(x) ((float)(x))
 #define to_i(x) ((int)(x))
 #define to_u(x) ((uint)(x))

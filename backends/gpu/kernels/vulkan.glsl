@@ -13,7 +13,6 @@ layout(buffer_reference, std430, buffer_reference_align = 2) buffer BkHalves { u
 #endif
 #endif
 #define FN
-#define ARRAY(type, name, size) inout type name[size]
 #define to_f(x) float(x)
 #define to_i(x) int(x)
 #define to_u(x) uint(x)
