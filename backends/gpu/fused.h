@@ -19,19 +19,11 @@ BK_GPU_ROWS_FUSED(BK_GPU_DECLARE)
 /* ---- HC_PRE_NORM and HC_POST_RES, also for HC_REBUILD (ops_hc_fused.c) ---- */
 /* Work-group size for rows of which each lane keeps channels in registers, and how many it keeps. */
 int bk_gpu_keeping_group(const bk_device *device, int64_t width);
-int32_t bk_gpu_kept(const bk_device *device, int64_t width, int group);
+int32_t bk_gpu_kept(int64_t width, int group);
 bk_status bk_gpu_pre_norm_build(bk_device *device, const bk_tensor *x, bk_gpu_pipeline **pipeline);
 bk_status bk_gpu_pre_norm_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, const bk_hc_pre_norm_args *a);
 /* s: chunk and chunks are set, and read from the plan's state again. */
 bk_status bk_gpu_post_res_build(bk_device *device, const bk_hc_post_res_args *a, bk_gpu_state *s, bk_gpu_pipeline **pipeline);
 bk_status bk_gpu_post_res_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, const bk_hc_post_res_args *a);
-
-/* ---- sums over tokens in two stages: each chunk of tokens makes its own, then the chunks are added up in order ---- */
-/* Rows of a chunk, a multiple of `unit`, so that there are at most `most` chunks of `rows`. */
-int32_t bk_gpu_chunk(int64_t rows, int64_t unit, int64_t most);
-bk_status bk_gpu_add_chunks_build(bk_device *device, bk_gpu_pipeline **pipeline);
-/* y += the chunks' sums, each laid out as y without gaps. y [C] or [R,C] fp32 */
-bk_status bk_gpu_add_chunks_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, bk_place partial, int64_t chunks,
-                                const bk_tensor *y);
 
 #endif

@@ -59,7 +59,7 @@ typedef struct bk_gpu_device {
   size_t local_bytes;   /* of local memory a group can have */
   size_t binding_range; /* bytes of an operand that a kernel can reach; 0 = no limit */
   bool on_cpu;          /* OpenCL on a processor: small groups, mostly of one work item, whose loops become vectors */
-  int units;            /* compute units */
+  int units;            /* on_cpu: compute units */
   int vector;           /* on_cpu: floats of a register, for kernels `only opencl` with explicit vectors */
   bk_gpu_pipeline *pipelines;
   bk_gpu_cache cache;   /* zeroed: off */
@@ -101,6 +101,14 @@ static inline int64_t bk_gpu_ceil_div(int64_t a, int64_t b) { return (a + b - 1)
 static inline bk_place bk_gpu_at(const bk_tensor *t) { return bk_tensor_present(t) ? (bk_place){t->buffer, t->offset} : (bk_place){NULL, 0}; }
 static inline bk_place bk_gpu_work(bk_place workspace, size_t bytes) { return (bk_place){workspace.buffer, workspace.offset + bytes}; }
 static inline int32_t bk_gpu_half(const bk_tensor *t) { return t->dtype == BK_BF16; } /* the constants BF16, A_BF16, ... */
+
+/* ---- sums over rows in two stages (ops_chunks.c): each chunk of rows makes its own, then the chunks are added up in order ---- */
+/* Rows of a chunk, a multiple of `unit`, so that there are at most `most` chunks of `rows`. */
+int32_t bk_gpu_chunk(int64_t rows, int64_t unit, int64_t most);
+bk_status bk_gpu_add_chunks_build(bk_device *device, bk_gpu_pipeline **pipeline);
+/* y += the chunks' sums, each laid out as y without gaps. y [C] or [R,C] fp32 */
+bk_status bk_gpu_add_chunks_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p, bk_place partial, int64_t chunks,
+                                const bk_tensor *y);
 
 /* ---- rows: a family's header lists X(OP_ID, name, dtypes of the leading tensor); it has bk_gpu_name_prepare and bk_gpu_name ---- */
 #define BK_GPU_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))

@@ -1,5 +1,5 @@
-/* Launches of chunks.k */
-#include "backends/gpu/fused.h"
+/* Launches of chunks.k: the second stage of sums over rows */
+#include "backends/gpu/gpu.h"
 
 int32_t bk_gpu_chunk(int64_t rows, int64_t unit, int64_t most) {
   int64_t units = bk_gpu_ceil_div(rows, unit), each = bk_gpu_ceil_div(units, most);

@@ -4,7 +4,7 @@
 
 #include "backends/gpu/gpu.h"
 
-/* The constant SUMS of kernels that use sums.kh: a power of two, as many of `count` values as a group sums at once in 8 KiB. */
+/* The constant SUMS of kernels that use sums.kh: a power of two, as many of `count` values as a group sums at once in about 8 KiB. */
 static inline int bk_gpu_sums(int group, int count) {
   int sums = 1;
   while (sums < count && sums < group && sums * 2 * group <= 2048) sums *= 2;

@@ -18,14 +18,13 @@ BK_SAME_CALL(hc_post_res_pre_norm, hc_post_res_pre_norm_cpu);
 int bk_gpu_keeping_group(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   int group = 64;
-  if (d->on_cpu) return bk_gpu_group(device, width);
   while (group < 512 && group * 2 <= d->max_group && width > group * MOST_KEPT) group *= 2;
   return group;
 }
 
-int32_t bk_gpu_kept(const bk_device *device, int64_t width, int group) {
+int32_t bk_gpu_kept(int64_t width, int group) {
   int64_t each = bk_gpu_ceil_div(width, group);
-  if (bk_gpu_on_cpu(device) || each < 1) return 1;
+  if (each < 1) return 1;
   return (int32_t)(each < MOST_KEPT ? each : MOST_KEPT);
 }
 
@@ -34,7 +33,7 @@ bk_status bk_gpu_pre_norm_build(bk_device *device, const bk_tensor *x, bk_gpu_pi
   const int group = bk_gpu_keeping_group(device, width);
   bk_gpu_hc_pre_norm_cpu_consts cpu = {.GROUP = 1, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1]};
   if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_pre_norm_cpu, &cpu, pipeline);
-  bk_gpu_hc_pre_norm_consts consts = {.GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .KEPT = bk_gpu_kept(device, width, group)};
+  bk_gpu_hc_pre_norm_consts consts = {.GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .KEPT = bk_gpu_kept(width, group)};
   return bk_gpu_build(device, BK_GPU_hc_pre_norm, &consts, pipeline);
 }
 
@@ -61,7 +60,7 @@ bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk
   const int64_t width = a->x.shape[2];
   const int group = bk_gpu_keeping_group(device, width);
   bk_gpu_hc_pre_norm_bwd_consts consts = {
-    .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = bk_gpu_kept(device, width, group), .ADD = a->accumulate};
+    .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = (int32_t)a->x.shape[1], .KEPT = bk_gpu_kept(width, group), .ADD = a->accumulate};
   s->chunk = bk_gpu_chunk(a->x.shape[0], 1, bk_gpu_on_cpu(device) ? 32 : MOST_CHUNKS);
   s->chunks = bk_gpu_ceil_div(a->x.shape[0], s->chunk);
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);

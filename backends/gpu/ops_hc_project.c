@@ -96,7 +96,7 @@ static bk_status build_bwd_cpu(bk_device *device, const bk_hc_project_bwd_args *
 static bk_status build_bwd(bk_device *device, const bk_hc_project_bwd_args *a, bk_gpu_state *s) {
   const int64_t rows = a->fn.shape[0], width = a->x.shape[1];
   bk_gpu_hc_project_bwd_consts consts = {
-    .GROUP = bk_gpu_group(device, width / 2), .BF16 = bk_gpu_half(&a->x), .RB = row_block(rows), .COLS = bk_gpu_on_cpu(device) ? 1 : 2,
+    .GROUP = bk_gpu_group(device, width / 2), .BF16 = bk_gpu_half(&a->x), .RB = row_block(rows), .COLS = 2,
     .DX = bk_tensor_present(&a->dx) && in_one_pass(device, a), .DFN = 1, .ADD = a->accumulate};
   set_chunks(device, a, bk_gpu_ceil_div(width, consts.GROUP * consts.COLS) * bk_gpu_ceil_div(rows, consts.RB), s);
   return bk_gpu_build(device, BK_GPU_hc_project_bwd, &consts, &s->kernel[BWD]);

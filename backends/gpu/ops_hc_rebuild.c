@@ -21,7 +21,7 @@ static bk_status build_next(bk_device *device, const bk_hc_rebuild_args *a, bk_g
   const int group = bk_gpu_keeping_group(device, x->shape[2]);
   bk_gpu_hc_post_res_pre_norm_consts consts = {
     .GROUP = group, .BF16 = bk_gpu_half(x), .N = (int32_t)x->shape[1], .COMB = bk_tensor_present(&a->layer[0].comb),
-    .KEPT = bk_gpu_kept(device, x->shape[2], group)};
+    .KEPT = bk_gpu_kept(x->shape[2], group)};
   bk_gpu_hc_post_res_pre_norm_cpu_consts cpu = {.GROUP = 1, .BF16 = consts.BF16, .N = consts.N, .COMB = consts.COMB};
   if (bk_gpu_on_cpu(device)) return bk_gpu_build(device, BK_GPU_hc_post_res_pre_norm_cpu, &cpu, pipeline);
   return bk_gpu_build(device, BK_GPU_hc_post_res_pre_norm, &consts, pipeline);

@@ -22,9 +22,6 @@ bk_status bk_gpu_rmsnorm(bk_stream *stream, const bk_plan *plan, const void *arg
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, rows);
 }
 
-/* dw is added up over at most 128 chunks of at least 16 rows. */
-static int32_t rows_of_chunk(int64_t rows) { return (int32_t)(bk_gpu_ceil_div(rows, 128) > 16 ? bk_gpu_ceil_div(rows, 128) : 16); }
-
 enum { BWD_DX, BWD_DW, BWD_ADD };
 
 bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s, size_t *workspace_bytes) {
@@ -34,15 +31,14 @@ bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu
   const int32_t columns = bk_gpu_of(device)->on_cpu ? 64 : 1, group = bk_gpu_of(device)->on_cpu ? 1 : 64;
   bk_gpu_rmsnorm_bwd_consts dx = {shape.group, shape.items, bk_gpu_half(&a->x), a->accumulate};
   bk_gpu_rmsnorm_bwd_dw_consts dw = {group, columns, bk_gpu_half(&a->x)};
-  bk_gpu_add_parts_consts add = {group, bk_gpu_of(device)->on_cpu ? 16 : 1, 1};
   if (bk_tensor_present(&a->dx)) BK_TRY(bk_gpu_build(device, BK_GPU_rmsnorm_bwd, &dx, &s->kernel[BWD_DX]));
   if (!bk_tensor_present(&a->dw)) return BK_OK;
-  s->chunk = rows_of_chunk(rows);
+  s->chunk = bk_gpu_chunk(rows, 16, 128);
   s->chunks = bk_gpu_ceil_div(rows, s->chunk);
   s->group = group * columns;
   *workspace_bytes = (size_t)(s->chunks * width) * sizeof(float);
   BK_TRY(bk_gpu_build(device, BK_GPU_rmsnorm_bwd_dw, &dw, &s->kernel[BWD_DW]));
-  return bk_gpu_build(device, BK_GPU_add_parts, &add, &s->kernel[BWD_ADD]);
+  return bk_gpu_add_chunks_build(device, &s->kernel[BWD_ADD]);
 }
 
 static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm_bwd_args *a, bk_place workspace) {
@@ -52,9 +48,8 @@ static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm
     .x = bk_gpu_at(&a->x), .rstd = bk_gpu_at(&a->rstd), .dy = bk_gpu_at(&a->dy), .parts = workspace,
     .rows = (int32_t)a->x.shape[0], .chunk = s->chunk,
     .width = (int32_t)width, .blocks = (int32_t)blocks, .xs = (int32_t)a->x.stride[0], .dys = (int32_t)a->dy.stride[0]};
-  bk_gpu_add_parts_call add = {.parts = workspace, .y = bk_gpu_at(&a->dw), .width = (int32_t)width, .count = (int32_t)s->chunks};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[BWD_DW], &dw, s->chunks * blocks));
-  return bk_gpu_run(stream, plan, s->kernel[BWD_ADD], &add, bk_gpu_blocks(s->kernel[BWD_ADD], width));
+  return bk_gpu_add_chunks_run(stream, plan, s->kernel[BWD_ADD], workspace, s->chunks, &a->dw);
 }
 
 bk_status bk_gpu_rmsnorm_bwd(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {

@@ -330,7 +330,6 @@ static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index, const 
   d->gpu.local_bytes = t->props.limits.maxComputeSharedMemorySize;
   d->gpu.binding_range = binding_range(t, d->addresses);
   d->gpu.on_cpu = false; /* lavapipe takes the kernels for GPUs: see choose_group */
-  d->gpu.units = is_cpu(t) ? bk_context_cpu_count(ctx) : 32; /* Vulkan does not tell */
   BK_TRY(make_device(d));
   bk_gpu_kept_init(&d->gpu.cache, ctx, "vulkan", index);
   BK_TRY(bk_vk_pipelines_init(d));
