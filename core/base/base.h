@@ -116,6 +116,9 @@ int bk_cpu_count(void);  /* processors this process may run on, 1 to BK_MAX_THRE
 bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine; false if it does not say */
 
 /* ---- files.c: helpers over ctx->fs; all log. ---- */
+/* Opens a regular file for reading; ctx->fs closes it. A folder: BK_ERR_IO. A pipe, a terminal or a device, which has no size and cannot be
+ * read from any place: BK_ERR_DATA. */
+bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file);
 bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes); /* NUL appended; bk_free */
 /* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);

@@ -8,6 +8,18 @@ static bk_status io_fail(bk_context *ctx, const char *what, const char *path, in
   return bk_fail(ctx, BK_ERR_IO, "cannot %s %s: %s", what, path, strerror(-error));
 }
 
+bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
+  bk_file *made;
+  int kind = ctx->fs.kind(ctx->fs.user, path);
+  if (kind == 1) return io_fail(ctx, "read", path, -EISDIR);
+  if (kind > 1)
+    return bk_fail(ctx, BK_ERR_DATA, "%s is not a regular file but a pipe, a terminal or a device, which cannot be read here; write what comes out of it into a file first", path);
+  int rc = ctx->fs.open_read(ctx->fs.user, path, &made);
+  if (rc < 0) return io_fail(ctx, "open", path, rc);
+  *file = made;
+  return BK_OK;
+}
+
 static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes, char **data, size_t *bytes) {
   uint64_t size;
   int rc = ctx->fs.size(ctx->fs.user, file, &size);
@@ -30,8 +42,7 @@ static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, si
 
 bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes) {
   bk_file *file;
-  int rc = ctx->fs.open_read(ctx->fs.user, path, &file);
-  if (rc < 0) return io_fail(ctx, "open", path, rc);
+  BK_TRY(bk_file_open(ctx, path, &file));
   bk_status status = read_whole(ctx, file, path, max_bytes, data, bytes);
   ctx->fs.close(ctx->fs.user, file);
   return status;

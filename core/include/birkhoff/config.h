@@ -27,6 +27,7 @@ typedef struct bk_option {
 
 typedef enum bk_hc_head { BK_HEAD_SUM, BK_HEAD_LEARNED } bk_hc_head;
 
+#define BK_END_TOKENS 8
 /* Keys are Hugging Face's for DeepSeek-V3, plus residual and hc_*. Sizes are counts. */
 typedef struct bk_model_config {
   int64_t vocab_size, hidden_size, intermediate_size, moe_intermediate_size, num_hidden_layers, num_attention_heads;
@@ -39,6 +40,10 @@ typedef struct bk_model_config {
   int64_t hc_mult, hc_sinkhorn_iters;
   double hc_eps;
   int hc_head; /* bk_hc_head: sum, learned */
+  /* Beside bk_model_keys, of config.json alone: what the model was made with, not what it computes. */
+  int64_t eos_token_id[BK_END_TOKENS]; /* tokens that end a text, one or a list there; written again */
+  int n_eos_token_ids;                 /* 0: none is known */
+  int64_t num_nextn_predict_layers; /* layers past num_hidden_layers that predict further tokens; their tensors are not loaded, and 0 is written */
 } bk_model_config;
 extern const bk_option bk_model_keys[]; /* ends with name NULL */
 
