@@ -6,11 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "io/metrics.h"
 #include "tools/compare.h"
 
-#define MAX_BYTES ((size_t)1 << 31)
-
 typedef struct run_file {
+  bk_context *ctx;
   const char *path;
   json_t **rows; /* objects with an integer "step" */
   size_t count, capacity;
@@ -33,35 +33,18 @@ typedef struct comparison {
 
 /* ---- reading ---- */
 
-static bk_status add_line(cli_session *s, run_file *f, const char *line, size_t length, int64_t number) {
-  json_error_t error;
-  if (!length) return BK_OK;
-  json_t *row = json_loadb(line, length, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
-  if (!json_is_object(row) || !json_is_integer(json_object_get(row, "step"))) {
-    json_decref(row);
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: line %lld is no JSON object with a step%s%s", f->path, (long long)number, row ? "" : ": ", row ? "" : error.text);
-  }
-  bk_status status = bk_grow(s->ctx, (void **)&f->rows, &f->capacity, f->count + 1, sizeof *f->rows);
-  if (status == BK_OK) f->rows[f->count++] = row;
-  else json_decref(row);
-  return status;
+static bk_status add_row(void *arg, json_t *row, int64_t step) {
+  run_file *f = arg;
+  (void)step;
+  BK_TRY(bk_grow(f->ctx, (void **)&f->rows, &f->capacity, f->count + 1, sizeof *f->rows));
+  f->rows[f->count++] = json_incref(row);
+  return BK_OK;
 }
 
 static bk_status read_rows(cli_session *s, run_file *f) {
-  char *text = NULL;
-  size_t bytes = 0;
-  int64_t number = 1;
-  BK_TRY(bk_file_read_all(s->ctx, f->path, MAX_BYTES, &text, &bytes));
-  bk_status status = BK_OK;
-  for (size_t at = 0; at < bytes && status == BK_OK; number++) {
-    const char *end = memchr(text + at, '\n', bytes - at);
-    size_t length = end ? (size_t)(end - text) - at : bytes - at;
-    if (end) status = add_line(s, f, text + at, length, number); /* a last line without its end is torn */
-    at += length + 1;
-  }
-  bk_free(s->ctx, text);
-  if (status == BK_OK && !f->count) status = bk_fail(s->ctx, BK_ERR_DATA, "%s: no metrics in it", f->path);
-  return status;
+  f->ctx = s->ctx;
+  BK_TRY(bk_metrics_rows(s->ctx, f->path, add_row, f));
+  return f->count ? BK_OK : bk_fail(s->ctx, BK_ERR_DATA, "%s: no metrics in it", f->path);
 }
 
 /* ---- comparing ---- */

@@ -14,7 +14,7 @@ bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   if (kind == 1) return io_fail(ctx, "read", path, -EISDIR);
   if (kind > 1)
     return bk_fail(ctx, BK_ERR_DATA, "%s is not a regular file but a pipe, a terminal or a device, which cannot be read here; write what comes out of it into a file first", path);
-  int rc = ctx->fs.open_read(ctx->fs.user, path, &made);
+  int rc = kind < 0 ? kind : ctx->fs.open_read(ctx->fs.user, path, &made);
   if (rc < 0) return io_fail(ctx, "open", path, rc);
   *file = made;
   return BK_OK;

@@ -35,7 +35,7 @@ static const char *kind_name(const json_t *value) {
 }
 
 static bk_status load(document *doc, const char *json, size_t bytes) {
-  BK_TRY(bk_json_load(doc->ctx, doc->origin, 0, json, bytes, &doc->root));
+  BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
   bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, kind_name(doc->root));
   json_decref(doc->root);

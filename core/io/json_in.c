@@ -4,23 +4,27 @@
 static bk_status no_memory(bk_context *ctx, const char *origin) { return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin); }
 
 /* An empty message is jansson's way to say that an allocation failed. */
-static bk_status fail(bk_context *ctx, const char *origin, int64_t line, const json_error_t *error) {
-  if (error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory) return no_memory(ctx, origin);
-  if (line) return bk_fail(ctx, BK_ERR_DATA, "%s: line %lld: %s", origin, (long long)line, error->text);
-  return bk_fail(ctx, BK_ERR_DATA, "%s: line %d, column %d: %s", origin, error->line, error->column, error->text);
-}
+static bool memory_failed(const json_error_t *error) { return error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory; }
 
-bk_status bk_json_load(bk_context *ctx, const char *origin, int64_t line, const char *text, size_t bytes, json_t **root) {
-  json_error_t error;
-  json_t *first = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!first) return fail(ctx, origin, line, &error);
-  json_t *second = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-  bool same = second && json_equal(first, second);
+/* Both times the same document, or both times none; else memory made the difference. */
+bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error) {
+  json_error_t again;
+  json_t *first = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, error);
+  if (!first && memory_failed(error)) return no_memory(ctx, origin);
+  json_t *second = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &again);
+  bool same = first && second && json_equal(first, second), none = !first && !second;
   json_decref(second);
   if (same) {
     *root = first;
     return BK_OK;
   }
   json_decref(first);
-  return no_memory(ctx, origin);
+  return none ? BK_ERR_DATA : no_memory(ctx, origin);
+}
+
+bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root) {
+  json_error_t error;
+  bk_status status = bk_json_parse(ctx, origin, text, bytes, root, &error);
+  if (status != BK_ERR_DATA) return status;
+  return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);
 }

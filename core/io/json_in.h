@@ -7,8 +7,10 @@
 
 #include "base/base.h"
 
-/* The document (json_decref), duplicate keys refused; a failure is logged: "ORIGIN: PLACE: cause". line 0: PLACE is jansson's line
- * and column, else "line N". BK_ERR_DATA, or BK_ERR_MEMORY where jansson shows that memory was the cause. */
-bk_status bk_json_load(bk_context *ctx, const char *origin, int64_t line, const char *text, size_t bytes, json_t **root);
+/* The document (json_decref), duplicate keys refused; a failure is logged with its line and column. BK_ERR_DATA, or BK_ERR_MEMORY where
+ * jansson shows that memory was the cause. */
+bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root);
+/* The same; BK_ERR_DATA is not logged, *error says why. */
+bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error);
 
 #endif

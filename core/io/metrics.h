@@ -6,7 +6,6 @@
 
 #include "base/base.h"
 
-
 typedef struct bk_metrics bk_metrics;
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics); /* appends */
 /* BK_ERR_IO (logged): the row, and those before it that wait, could not be written now (a full disk, ...). They are kept in memory, up to
@@ -18,8 +17,18 @@ bk_status bk_metrics_flush(bk_metrics *metrics); /* tries once more to write wha
 int64_t bk_metrics_pending(const bk_metrics *metrics, int64_t *first_step, int64_t *last_step);
 /* Rows that still wait are gone. NULL is allowed. */
 void bk_metrics_close(bk_metrics *metrics);
-/* Keeps the rows with "step" <= last_step (for resume); a torn last line is dropped. Missing file: BK_OK. */
+
+/* ---- metrics_rows.c: reading. A row is an object with an integer "step" above that of the row before it. Lines that are none are damaged
+ * (another program wrote there, a disk lost a block): they cost themselves and one warning, never the rest. A last line without its
+ * newline was torn by a crash and is not looked at. ---- */
+
+/* For a resume: keeps the rows with "step" <= last_step and drops those after. Damaged lines among them, and a torn last line where the row of
+ * last_step is missing, are moved to PATH.damaged. Missing file: BK_OK. */
 bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step);
+/* Gives each row in turn until one call does not return BK_OK, which is returned. The row is the reader's. */
+struct json_t;
+typedef bk_status (*bk_metrics_each)(void *arg, struct json_t *row, int64_t step);
+bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_each each, void *arg);
 /* Reads column values: rows of (step, value of `key` or NaN); arrays to bk_free. */
 bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps, double **values, int64_t *count);
 

@@ -287,7 +287,7 @@ static json_t *read_trace(const bk_profile *p, const char *path) {
   json_t *root = NULL;
   OK(bk_profile_write_trace(p, path));
   OK(bk_file_read_all(ctx, path, (size_t)1 << 26, &text, &bytes));
-  OK(bk_json_load(ctx, path, 0, text, bytes, &root));
+  OK(bk_json_load(ctx, path, text, bytes, &root));
   bk_free(ctx, text);
   return root;
 }

@@ -80,13 +80,14 @@ START_TEST(cut) {
   ck_assert_int_eq(bk_metrics_cut(ctx, path, 2), BK_OK);
   holds("{\"step\": 1, \"loss\": 3.0}\n{\"step\": 2, \"loss\": null}\n");
   put("{\"step\": 1, \"loss\": 3.0}\n{\"step\": 2, \"lo");
-  ck_assert_int_eq(bk_metrics_cut(ctx, path, 2), BK_OK);
+  ck_assert_int_eq(bk_metrics_cut(ctx, path, 1), BK_OK);
   holds("{\"step\": 1, \"loss\": 3.0}\n");
   bk_metrics_row row = {.step = 2};
   append(&row); /* begins on a line of its own */
   put("{\"step\": 1, \"lo");
-  ck_assert_int_eq(bk_metrics_cut(ctx, path, 2), BK_OK);
+  ck_assert_int_eq(bk_metrics_cut(ctx, path, 0), BK_OK);
   holds("");
+  ck_assert_int_eq(bk_remove_tree(ctx, unit_path("metrics.jsonl.damaged")), BK_OK);
   put(three);
   ck_assert_int_eq(bk_metrics_cut(ctx, path, 0), BK_OK);
   holds("");
@@ -101,7 +102,8 @@ START_TEST(torn_anywhere) {
   for (size_t cut = 0; cut < sizeof good; cut++) {
     snprintf(part, sizeof part, "%.*s", (int)cut, good);
     put(part);
-    ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), 100), BK_OK);
+    int64_t whole_rows = (good + cut >= second) + (cut == sizeof good - 1);
+    ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), whole_rows), BK_OK); /* a run whose rows up to its step are there */
     snprintf(part, sizeof part, "%.*s", cut == sizeof good - 1 ? (int)cut : good + cut >= second ? (int)(second - good) : 0, good);
     holds(part);
   }
@@ -151,24 +153,103 @@ START_TEST(long_rows) {
 }
 END_TEST
 
-START_TEST(bad_rows) {
+/* What is no row, anywhere: moved aside byte for byte, with one warning, and the rest stays. */
+START_TEST(damaged_lines) {
+  static const struct { const char *text, *kept, *aside, *message; } cases[] = {
+      {"{\"step\": 1}\nnot json\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n", "not json\n", "1 damaged line is (the first is line 2: "},
+      {"step 1/5  loss 5.5\n{\"step\": 1}\n", "{\"step\": 1}\n", "step 1/5  loss 5.5\n", "line 1: "},
+      {"{\"step\": 1}\n{\"loss\": 2}\n", "{\"step\": 1}\n", "{\"loss\": 2}\n", "line 2: it has no integer \"step\""},
+      {"[1]\n{\"step\": 1.0}\n{\"step\": 2}\n", "{\"step\": 2}\n", "[1]\n{\"step\": 1.0}\n", "2 damaged lines are (the first is line 1: it has no integer"},
+      {"{\"step\": 1}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n",
+       "2 damaged lines are (the first is line 2: step 1 comes after step 1)"},
+      {"{\"step\": 1}\nstep 2/5 loss{\"step\": 2}\n{\"step\": 3}\n{\"step\": 9}\nx\n", "{\"step\": 1}\n{\"step\": 3}\n", "step 2/5 loss{\"step\": 2}\nx\n", "line 2: "},
+      {"{\"step\": 1, \"step\": 2}\n\xff\xfe\n{\"step\": 3}\n", "{\"step\": 3}\n", "{\"step\": 1, \"step\": 2}\n\xff\xfe\n", "duplicate"},
+      {"{\"step\": 9}\n{\"step\": 1}\n", "{\"step\": 1}\n", NULL, NULL}, /* a row past the step is dropped, wherever it stands */
+      {"{\"step\": 1}\n\n{\"step\": 2}\n", "{\"step\": 1}\n\n{\"step\": 2}\n", NULL, NULL},
+  };
+  char path[512], aside[512];
+  snprintf(path, sizeof path, "%s/metrics.jsonl", unit_folder);
+  snprintf(aside, sizeof aside, "%s/metrics.jsonl.damaged", unit_folder);
+  for (size_t i = 0; i < BK_COUNT(cases); i++) {
+    char *text = NULL;
+    size_t bytes;
+    put(cases[i].text);
+    ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_OK);
+    unit_expect(cases[i].message);
+    holds(cases[i].kept);
+    ck_assert(bk_path_exists(ctx, aside) == (cases[i].aside != NULL));
+    if (!cases[i].aside) continue;
+    ck_assert_int_eq(bk_file_read_all(ctx, aside, 1000, &text, &bytes), BK_OK);
+    ck_assert_str_eq(text, cases[i].aside);
+    bk_free(ctx, text);
+    ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_OK); /* the second time there is nothing to say */
+    ck_assert_int_eq(bk_remove_tree(ctx, aside), BK_OK);
+  }
+}
+END_TEST
+
+/* What was set aside before stays; zeros, as a disk leaves them, and a line without an end. */
+START_TEST(damaged_blocks) {
+  static const char row[] = "{\"step\": 1}\n";
+  char path[512], aside[512];
+  snprintf(path, sizeof path, "%s/metrics.jsonl", unit_folder);
+  snprintf(aside, sizeof aside, "%s/metrics.jsonl.damaged", unit_folder);
+  enum { ZEROS = 200000 };
+  char *text = bk_alloc(ctx, ZEROS + sizeof row), *back = NULL;
+  size_t bytes = 0;
+  memcpy(text + ZEROS, row, sizeof row - 1);
+  text[ZEROS - 1] = '\n';
+  for (int turn = 1; turn <= 2; turn++) {
+    ck_assert_int_eq(bk_file_write_atomic(ctx, path, text, ZEROS + sizeof row - 1), BK_OK);
+    ck_assert_int_eq(bk_metrics_cut(ctx, path, 1), BK_OK);
+    unit_expect("1 damaged line is (the first is line 1: ");
+    holds(row);
+    ck_assert_int_eq(bk_file_read_all(ctx, aside, 1 << 20, &back, &bytes), BK_OK);
+    ck_assert_uint_eq(bytes, (size_t)turn * ZEROS);
+    bk_free(ctx, back);
+  }
+  bk_free(ctx, text);
+  put("{\"step\": 1}\n{\"step\": 2, \"lo");
+  ck_assert_int_eq(bk_metrics_cut(ctx, path, 2), BK_OK); /* row 2 should be there */
+  unit_expect("line 2: it has no end");
+  put("{\"step\": 1}\n{\"step\": 2, \"lo");
+  ck_assert_int_eq(bk_metrics_cut(ctx, path, 1), BK_OK);
+  unit_expect(NULL);
+  holds(row);
+}
+END_TEST
+
+START_TEST(readers_pass_over_damage) {
   int64_t *steps, count;
   double *values;
-  const char *path = unit_path("metrics.jsonl");
-  put("{\"step\": 1}\nnot json\n{\"step\": 2}\n");
-  ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_ERR_DATA);
-  unit_expect("metrics.jsonl: line 2:");
-  put("{\"step\": 1}\n{\"loss\": 2}\n");
-  ck_assert_int_eq(bk_metrics_read(ctx, path, "loss", &steps, &values, &count), BK_ERR_DATA);
-  unit_expect("metrics.jsonl: line 2: it has no integer \"step\"");
-  put("[1]\n");
-  ck_assert_int_eq(bk_metrics_read(ctx, path, "loss", &steps, &values, &count), BK_ERR_DATA);
-  unit_expect("line 1");
+  put("{\"step\": 1, \"loss\": 3}\nstep 2/9 loss\n{\"step\": 2, \"loss\": 2}\n{\"step\": 2, \"loss\": 9}\n");
+  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
+  unit_expect("2 damaged lines are passed over (the first is line 2: ");
+  ck_assert(count == 2 && values[0] == 3 && values[1] == 2);
+  bk_free(ctx, steps);
+  bk_free(ctx, values);
+  ck_assert(!bk_path_exists(ctx, unit_path("metrics.jsonl.damaged")));
   ck_assert_int_eq(bk_metrics_read(ctx, unit_path("absent.jsonl"), "loss", &steps, &values, &count), BK_ERR_IO);
   unit_expect("absent.jsonl");
   bk_metrics *m;
   ck_assert_int_eq(bk_metrics_open(ctx, unit_path("no/metrics.jsonl"), &m), BK_ERR_IO);
   unit_expect("no/metrics.jsonl");
+}
+END_TEST
+
+/* Where what is damaged cannot be kept, the file stays as it was. */
+static int no_new_file(void *user, const char *path, bool append, bk_file **file) {
+  return strstr(path, ".damaged") ? -ENOSPC : bk_fs_posix.open_write(user, path, append, file);
+}
+
+START_TEST(nothing_is_lost) {
+  static const char text[] = "{\"step\": 1}\nx\n{\"step\": 2}\n";
+  put(text);
+  ctx->fs.open_write = no_new_file;
+  ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), 2), BK_ERR_IO);
+  unit_expect("metrics.jsonl.damaged: No space left on device");
+  ctx->fs = bk_fs_posix;
+  holds(text);
 }
 END_TEST
 
@@ -258,5 +339,6 @@ START_TEST(rows_wait_for_room) {
 }
 END_TEST
 
-UNIT_MAIN("metrics", unit_folder_open, unit_folder_close, rows, no_allocation_per_row, cut, torn_anywhere, column, long_rows, bad_rows,
+UNIT_MAIN("metrics", unit_folder_open, unit_folder_close, rows, no_allocation_per_row, cut, torn_anywhere, column, long_rows, damaged_lines, damaged_blocks,
+          readers_pass_over_damage, nothing_is_lost,
           numbers_as_text, strings_are_escaped, rows_wait_for_room)
