@@ -53,7 +53,8 @@ static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, c
   BK_TRY(scan(s, stream, t, &index, &value, &squares));
   if (index < 0) return BK_OK;
   s->suspect->found = true;
-  snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what, value, (long long)index, (long long)bk_tensor_count(t));
+  snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what, bk_unsigned_nan(value), (long long)index,
+           (long long)bk_tensor_count(t));
   return BK_ERR_NOT_FINITE;
 }
 

@@ -83,12 +83,15 @@ static map map_product(const map *a, const map *b, int n) {
   return c;
 }
 
+/* The larger one; what is not a number stays, so that it is seen. */
+static double larger(double a, double b) { return a >= b || isnan(a) ? a : b; }
+
 static double gain_forward(const map *a, int n) {
   double best = 0.0;
   for (int k = 0; k < n; k++) {
     double sum = 0.0;
     for (int m = 0; m < n; m++) sum += a->h[k][m];
-    best = fmax(best, fabs(sum));
+    best = larger(best, fabs(sum));
   }
   return best;
 }
@@ -98,7 +101,7 @@ static double gain_backward(const map *a, int n) {
   for (int m = 0; m < n; m++) {
     double sum = 0.0;
     for (int k = 0; k < n; k++) sum += a->h[k][m];
-    best = fmax(best, fabs(sum));
+    best = larger(best, fabs(sum));
   }
   return best;
 }
@@ -108,7 +111,7 @@ static double gain_absolute(const map *a, int n) {
   for (int k = 0; k < n; k++) {
     double sum = 0.0;
     for (int m = 0; m < n; m++) sum += fabs(a->h[k][m]);
-    best = fmax(best, sum);
+    best = larger(best, sum);
   }
   return best;
 }
@@ -116,14 +119,14 @@ static double gain_absolute(const map *a, int n) {
 static void add_forward(bk_gain_row *row, const map *a, int n) {
   double f = gain_forward(a, n);
   row->forward += f;
-  row->forward_max = fmax(row->forward_max, f);
+  row->forward_max = larger(row->forward_max, f);
   row->abs_forward += gain_absolute(a, n);
 }
 
 static void add_backward(bk_gain_row *row, const map *a, int n) {
   double b = gain_backward(a, n);
   row->backward += b;
-  row->backward_max = fmax(row->backward_max, b);
+  row->backward_max = larger(row->backward_max, b);
 }
 
 /* ---- one token: comb of sublayer s at comb + s * stride ---- */

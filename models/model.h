@@ -57,6 +57,10 @@ struct bk_model {
 };
 
 /* bk_model_create, _destroy, _init, _count and bk_model_options: birkhoff/model.h */
+/* Streams that the model carries: 1 for plain. */
+static inline int64_t bk_model_streams(const bk_model *m) {
+  return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
+}
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
 /* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
 bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);

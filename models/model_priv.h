@@ -24,10 +24,6 @@ struct bk_model_parts {
 };
 
 static inline int bk_model_n_sublayers(const bk_model *m) { return (int)(m->options.end - m->options.begin); }
-/* Streams that the model carries: 1 for plain. */
-static inline int64_t bk_model_streams(const bk_model *m) {
-  return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
-}
 static inline bk_tensor bk_step_slot(const bk_model *m, int slot) { return bk_tensor_slice(m->step, 0, slot, 1); }
 
 /* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */

@@ -117,7 +117,7 @@ static bk_status build(bk_trainer *t) {
   bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
   BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
   if (r->gain_every > 0) {
-    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner), (int)t->model->config.hc_mult, &t->gain));
+    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner), (int)bk_model_streams(t->model), &t->gain));
     if (map_bytes(t) && !t->model->options.plan_only) BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
   }
   return make_buffers(t);
@@ -269,7 +269,7 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
   snprintf(t->refusal.first, sizeof t->refusal.first, "%s", suspect.what);
   return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE,
                  "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights are as they were before the step",
-                 (long long)row->step, row->loss, row->grad_norm, suspect.what);
+                 (long long)row->step, bk_unsigned_nan(row->loss), bk_unsigned_nan(row->grad_norm), suspect.what);
 }
 
 bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {

@@ -126,6 +126,22 @@ bk_status cli_double(cli_session *s, const char *option, double min, double max,
   return BK_OK;
 }
 
+bk_status cli_recipe_option(cli_session *s, const char *option, const char *key, bk_train_config *t) {
+  const bk_option *o = bk_train_keys;
+  while (strcmp(o->name, key) != 0) o++;
+  void *value = (char *)t + o->offset;
+  return o->type == BK_OPT_DOUBLE ? cli_double(s, option, o->min, o->max, value) : cli_int(s, option, (int64_t)o->min, (int64_t)o->max, value);
+}
+
+bool cli_sets_key(const cli_session *s, const char *key) {
+  size_t n = strlen(key);
+  for (int i = 0; i < s->args.n_given; i++) {
+    const char *value = s->args.given[i].value;
+    if (strcmp(s->args.given[i].option->name, "set") == 0 && strncmp(value, key, n) == 0 && value[n] == '=') return true;
+  }
+  return false;
+}
+
 static void print_options(const cli_option *options) {
   for (; options->name; options++) {
     char left[64];

@@ -55,7 +55,7 @@ static bk_status parse_residual(cli_session *s, const char *text, int *kind) {
 static bk_status read_options(step_bench *b) {
   cli_session *s = b->s;
   const char *name = cli_value(&s->args, "model"), *compare = cli_value(&s->args, "compare");
-  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE.json is needed");
+  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE|DIR is needed");
   b->apart = cli_given(&s->args, "apart");
   if (b->apart && !compare) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --apart goes with --compare");
   if (compare && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --profile slows a step down and does not go with --compare");

@@ -51,6 +51,10 @@ int cli_values(const cli_args *args, const char *option, const char **values, in
 /* Numbers with ranges; unset leaves *value. */
 bk_status cli_int(cli_session *s, const char *option, int64_t min, int64_t max, int64_t *value);
 bk_status cli_double(cli_session *s, const char *option, double min, double max, double *value);
+/* The same for a number that is a key of the recipe: the key's own range. */
+bk_status cli_recipe_option(cli_session *s, const char *option, const char *key, bk_train_config *t);
+/* Whether --set gives the key. */
+bool cli_sets_key(const cli_session *s, const char *key);
 void cli_print_help(const cli_command *command);
 /* The command line as it would be typed into a shell, with more words (as they are) at its end; bk_free. */
 char *cli_command_text(const cli_session *s, const char *more);
@@ -63,7 +67,7 @@ bk_status cli_open_named(cli_session *s, const char *name, bk_device **device);
 bk_status cli_dtype(cli_session *s, bk_dtype *dtype);          /* --dtype; unset leaves it */
 /* --set on the structs (either may be NULL). */
 bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t);
-/* PRESET or FILE.json, then --set; the recipe that goes with it. Validated. */
+/* PRESET, FILE.json, or DIR (a checkpoint, or a run's newest: its config.json), then --set; the recipe that goes with it. Validated. */
 bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t);
 /* CKPT (resolved), its config with --set, its weights, on s->device in --dtype or its own. path_out (bk_free) may be NULL. */
 bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options, bk_model **model, char **path_out);

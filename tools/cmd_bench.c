@@ -133,7 +133,7 @@ static const cli_option options[] = {
     {"width", CLI_ONE, "N", "ops: model width, a multiple of 64 (default: 512)"},
     {"streams", CLI_ONE, "N", "ops: residual streams (default: 4)"},
     {"vocabulary", CLI_ONE, "N", "ops: entries of the vocabulary (default: 8 times the width)"},
-    {"model", CLI_ONE, "PRESET|FILE.json", "step: what to train"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR", "step: what to train"},
     {"batch-size", CLI_ONE, "N", "step: sequences at once (default: the recipe's micro-batch)"},
     {"seq-len", CLI_ONE, "N", "step: tokens per sequence (default: the recipe's)"},
     {"compare", CLI_ONE, "plain", "step: the same model with another residual connection, in the same run"},

@@ -103,7 +103,7 @@ static bk_status print_json(gain_run *r) {
                                         (json_int_t)g->tokens, "seq_len", (json_int_t)r->seq_len, "residual", cli_residual_name(r->model->config.residual)));
 }
 
-static void print_gain(double v) { printf(v < 1000 ? " %9.5f" : " %9.3e", v); }
+static void print_gain(double v) { printf(v < 1000 ? " %9.5f" : " %9.3e", bk_unsigned_nan(v)); }
 
 static void print_gains(const bk_gain_row *row) {
   printf(" ");
@@ -116,8 +116,8 @@ static void print_gains(const bk_gain_row *row) {
 static bk_status print_text(gain_run *r) {
   const bk_gain *g = r->gain;
   bool hc = r->model->config.residual == BK_HC_HC;
-  printf("Amax gain magnitude, %lld tokens in sequences of %lld, residual %s, %d streams\n", (long long)g->tokens, (long long)r->seq_len,
-         cli_residual_name(r->model->config.residual), g->n);
+  printf("Amax gain magnitude, %lld tokens in sequences of %lld, residual %s, %d stream%s\n", (long long)g->tokens, (long long)r->seq_len,
+         cli_residual_name(r->model->config.residual), g->n, g->n == 1 ? "" : "s");
   printf("                   single sublayer                           composite\n");
   printf("sublayer       forward       max  backward       max    forward       max  backward       max%s\n", hc ? "   sum |H|" : "");
   for (int i = 0; i < g->n_sublayers; i++) {
@@ -127,10 +127,10 @@ static bk_status print_text(gain_run *r) {
     if (hc) print_gain(g->sublayers[i].abs_forward);
     printf("\n");
   }
-  printf("H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: destination, columns: source)\n", g->total_forward,
-         g->total_backward);
+  printf("H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: destination, columns: source)\n",
+         bk_unsigned_nan(g->total_forward), bk_unsigned_nan(g->total_backward));
   for (int k = 0; k < g->n; k++) {
-    for (int m = 0; m < g->n; m++) printf(" %9.4f", g->mean_composite[k * g->n + m]);
+    for (int m = 0; m < g->n; m++) printf(" %9.4f", bk_unsigned_nan(g->mean_composite[k * g->n + m]));
     printf("\n");
   }
   return cli_flush_stdout(r->s);
@@ -149,7 +149,7 @@ static bk_status gain(gain_run *r) {
   BK_TRY(open_data(r));
   bk_runner_options options = {.batch = 1, .seq_len = r->seq_len, .slots = 1};
   BK_TRY(bk_runner_create(r->model, &options, &r->runner));
-  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner), (int)r->model->config.hc_mult, &r->gain));
+  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner), (int)bk_model_streams(r->model), &r->gain));
   BK_TRY(measure(r));
   if (path) BK_TRY(draw(r, path));
   return r->s->json ? print_json(r) : print_text(r);

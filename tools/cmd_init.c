@@ -6,15 +6,6 @@
 #include "models/checkpoint.h"
 #include "tools/cli.h"
 
-static bool sets_key(const cli_session *s, const char *key) {
-  size_t n = strlen(key);
-  for (int i = 0; i < s->args.n_given; i++) {
-    const char *value = s->args.given[i].value;
-    if (strcmp(s->args.given[i].option->name, "set") == 0 && strncmp(value, key, n) == 0 && value[n] == '=') return true;
-  }
-  return false;
-}
-
 /* Only the connection may change; everything else belongs to the weights. */
 static bk_status check_convertible(cli_session *s, const bk_model_config *was, const bk_model_config *now) {
   char a[64], b[64];
@@ -40,7 +31,7 @@ static bk_status convert(cli_session *s, const char *from, bk_dtype *dtype, bk_m
   bk_free(s->ctx, file);
   now = was;
   /* The sum of n equal streams is n x: the final norm undoes it only up to its eps. The learned head is exact. */
-  if (!sets_key(s, "hc_head")) now.hc_head = BK_HEAD_LEARNED;
+  if (!cli_sets_key(s, "hc_head")) now.hc_head = BK_HEAD_LEARNED;
   if (status == BK_OK) status = cli_apply_sets(s, &now, &ignored);
   if (status == BK_OK) status = check_convertible(s, &was, &now);
   if (status == BK_OK) status = bk_model_config_validate(s->ctx, &now);
@@ -56,11 +47,10 @@ static bk_status fresh(cli_session *s, const char *name, bk_dtype *dtype, bk_mod
   bk_model_config config;
   bk_train_config recipe;
   BK_TRY(cli_model_config(s, name, &config, &recipe));
-  int64_t seed = (int64_t)recipe.seed;
-  BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &seed));
+  BK_TRY(cli_recipe_option(s, "seed", "seed", &recipe));
   BK_TRY(cli_dtype(s, dtype));
   BK_TRY(bk_model_create(s->device, &config, *dtype, &(bk_model_options){0}, model));
-  return bk_model_init(*model, (uint64_t)seed);
+  return bk_model_init(*model, recipe.seed);
 }
 
 static bk_status run(cli_session *s) {
@@ -81,10 +71,10 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"model", CLI_ONE, "PRESET|FILE.json", "what to make"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR", "what to make: a preset, a config.json or a checkpoint's"},
     {"from", CLI_ONE, "CKPT", "a plain checkpoint; with --set residual=mhc the result has the same logits"},
     {"out", CLI_ONE, "CKPT", "the new folder"},
     {"seed", CLI_ONE, "N", "of the initial weights"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_init = {"init", "--model PRESET|FILE.json | --from CKPT --out CKPT [OPTIONS]", "Writes a checkpoint of initial values.", options, 0, 0, run};
+const cli_command cli_init = {"init", "--model PRESET|FILE|DIR | --from CKPT --out CKPT [OPTIONS]", "Writes a checkpoint of initial values.", options, 0, 0, run};

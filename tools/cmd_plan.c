@@ -89,12 +89,12 @@ static bk_status print_text(cli_session *s, const plan *p) {
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
-  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE.json is needed");
+  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
   BK_TRY(cli_open_device(s));
   BK_TRY(cli_dtype(s, &p.dtype));
   BK_TRY(cli_model_config(s, name, &p.config, &p.recipe));
-  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &p.recipe.batch_size));
-  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &p.recipe.seq_len));
+  BK_TRY(cli_recipe_option(s, "batch-size", "batch_size", &p.recipe));
+  BK_TRY(cli_recipe_option(s, "seq-len", "seq_len", &p.recipe));
   BK_TRY(bk_train_config_validate(s->ctx, &p.recipe));
   if (p.recipe.seq_len > p.config.max_position_embeddings)
     return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld", (long long)p.recipe.seq_len,
@@ -107,12 +107,12 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"model", CLI_ONE, "PRESET|FILE.json", "tiny, demo, mhc-3b, mhc-9b, mhc-27b or a config.json"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR", "tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"batch-size", CLI_ONE, "N", "sequences per step (default: the recipe's)"},
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
     {"data", CLI_MANY, "FILE", "counts the data too, which a run holds in memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_plan = {"plan", "--model PRESET|FILE.json [OPTIONS]",
+const cli_command cli_plan = {"plan", "--model PRESET|FILE|DIR [OPTIONS]",
                               "Shows parameters, memory by class, flops and bytes per token of a training run; allocates nothing.", options, 0, 0, run};

@@ -10,27 +10,6 @@
 
 /* ---- what to train ---- */
 
-static bk_status recipe_options(cli_session *s, bk_train_config *t) {
-  int64_t seed = (int64_t)t->seed;
-  BK_TRY(cli_int(s, "steps", 1, INT64_MAX, &t->steps));
-  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &t->batch_size));
-  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &t->seq_len));
-  BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &seed));
-  BK_TRY(cli_double(s, "lr", 0, 1e6, &t->lr));
-  t->seed = (uint64_t)seed;
-  return BK_OK;
-}
-
-/* Reports every recipe key that differs from the checkpoint's. */
-static void log_changed_keys(bk_context *ctx, const bk_train_config *was, const bk_train_config *now) {
-  char a[64], b[64];
-  for (const bk_option *o = bk_train_keys; o->name; o++) {
-    bk_option_value_text(o, was, a, sizeof a);
-    bk_option_value_text(o, now, b, sizeof b);
-    if (strcmp(a, b) != 0) bk_warn(ctx, "resuming with %s = %s, it was %s", o->name, b, a);
-  }
-}
-
 /* The configurations must agree in every key. */
 static bk_status check_same_model(bk_context *ctx, const bk_model_config *was, const bk_model_config *now) {
   char a[64], b[64];
@@ -68,8 +47,8 @@ static bk_status choose_resumed(train_run *r, int64_t step) {
   else BK_TRY(cli_apply_sets(s, &asked, &ignored));
   BK_TRY(check_same_model(s->ctx, &r->config, &asked));
   BK_TRY(cli_apply_sets(s, &asked, &r->recipe));
-  BK_TRY(recipe_options(s, &r->recipe));
-  log_changed_keys(s->ctx, &r->saved.recipe, &r->recipe);
+  BK_TRY(train_recipe_options(s, &r->recipe));
+  train_log_changed_keys(s->ctx, &r->saved.recipe, &r->recipe);
   r->dtype = r->saved.dtype;
   BK_TRY(cli_dtype(s, &r->dtype));
   if (r->dtype != r->saved.dtype)
@@ -92,7 +71,7 @@ static bk_status choose_fresh(train_run *r) {
   } else {
     BK_TRY(cli_model_config(s, name, &r->config, &r->recipe));
   }
-  BK_TRY(recipe_options(s, &r->recipe));
+  BK_TRY(train_recipe_options(s, &r->recipe));
   return cli_dtype(s, &r->dtype);
 }
 
@@ -254,6 +233,7 @@ static bk_status run(cli_session *s) {
   if (status == BK_OK) status = cli_open_device_for(s, &r.recipe); /* a resumed run's recipe is its checkpoint's */
   if (status == BK_OK) status = cli_dtype(s, &r.dtype); /* again, now that it is known what the device stores */
   if (status == BK_OK) status = open_data(&r);
+  if (status == BK_OK) train_warn_recipe(&r);
   if (status == BK_OK) status = build(&r, dry);
   if (status == BK_OK && !dry) status = run_training(&r);
   if (status == BK_OK) status = dry ? report_plan(&r) : report(&r);
@@ -267,7 +247,7 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"model", CLI_ONE, "PRESET|FILE.json", "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b or a config.json"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR", "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
     {"val-data", CLI_MANY, "FILE", "validation data; default: the last tenth of each text file"},
@@ -284,5 +264,5 @@ static const cli_option options[] = {
     {NULL, CLI_FLAG, NULL, NULL},
 };
 
-const cli_command cli_train = {"train", "--model PRESET|FILE.json | --init CKPT --data FILE... --out DIR [OPTIONS]", "Trains a model and writes checkpoints and metrics.",
+const cli_command cli_train = {"train", "--model PRESET|FILE|DIR | --init CKPT --data FILE... --out DIR [OPTIONS]", "Trains a model and writes checkpoints and metrics.",
                                options, 0, 0, run};

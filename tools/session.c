@@ -64,18 +64,40 @@ bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t)
   return BK_OK;
 }
 
+static bool is_preset(const char *name) {
+  for (const char *const *p = bk_model_preset_names(); *p; p++)
+    if (strcmp(*p, name) == 0) return true;
+  return false;
+}
+
 static bool is_json_file(const char *name) {
   size_t n = strlen(name);
   return strchr(name, '/') || (n > 5 && strcmp(name + n - 5, ".json") == 0);
 }
 
-bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t) {
-  if (is_json_file(name)) {
-    BK_TRY(bk_model_config_read(s->ctx, name, m));
-    bk_train_config_default(t);
-  } else {
-    BK_TRY(bk_model_preset(s->ctx, name, m, t));
+/* The config.json of a folder: of a checkpoint, with or without its weights, or of a run's newest checkpoint. */
+static bk_status read_folder_config(cli_session *s, const char *folder, bk_model_config *m) {
+  bk_context *ctx = s->ctx;
+  char *file = bk_path_join(ctx, folder, "config.json"), *path = NULL;
+  bk_status status = file ? BK_OK : BK_ERR_MEMORY;
+  if (file && !bk_path_exists(ctx, file)) {
+    bk_free(ctx, file);
+    file = NULL;
+    status = bk_checkpoint_resolve(ctx, folder, &path);
+    if (status == BK_OK && !(file = bk_path_join(ctx, path, "config.json"))) status = BK_ERR_MEMORY;
   }
+  if (status == BK_OK) status = bk_model_config_read(ctx, file, m);
+  bk_free(ctx, path);
+  bk_free(ctx, file);
+  return status;
+}
+
+bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t) {
+  bool folder = !is_preset(name) && bk_path_is_dir(s->ctx, name);
+  if (folder) BK_TRY(read_folder_config(s, name, m));
+  else if (is_json_file(name)) BK_TRY(bk_model_config_read(s->ctx, name, m));
+  else BK_TRY(bk_model_preset(s->ctx, name, m, t));
+  if (folder || is_json_file(name)) bk_train_config_default(t);
   BK_TRY(cli_apply_sets(s, m, t));
   return bk_model_config_validate(s->ctx, m);
 }

@@ -114,7 +114,7 @@ bk_status verify_side_step(verify_side *side, const verify_batch *batch, double 
   BK_TRY(bk_step_end(side->model, &results));
   side->loss = results.loss_sum / (double)batch->kept;
   if (!results.finite)
-    return bk_fail(side->model->ctx, BK_ERR_NOT_FINITE, "verify: loss %g, gradient norm %g on %s: not finite", side->loss, results.grad_norm,
+    return bk_fail(side->model->ctx, BK_ERR_NOT_FINITE, "verify: loss %g, gradient norm %g on %s: not finite", bk_unsigned_nan(side->loss), bk_unsigned_nan(results.grad_norm),
                    side->model->device->backend->name);
   return read_weights(side, side->after);
 }

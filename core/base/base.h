@@ -101,6 +101,8 @@ int bk_edit_distance(const char *a, const char *b);
 const char *bk_nearest(const char *text, const char *const *names, size_t count);
 bool bk_parse_int64(const char *text, int64_t *value);   /* whole string, decimal */
 bool bk_parse_double(const char *text, double *value);   /* whole string, finite; locale independent: always '.' */
+/* For printf: a NaN without its sign, which says nothing and would be printed as "-nan". */
+double bk_unsigned_nan(double x);
 bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
 
 /* ---- context.c: the operating system as the context sees it. In an embedded one: no clock (NAN), one processor, memory

@@ -116,3 +116,5 @@ bool bk_parse_bool(const char *text, bool *value) {
   *value = yes;
   return true;
 }
+
+double bk_unsigned_nan(double x) { return isnan(x) ? (double)NAN : x; }

@@ -32,14 +32,14 @@ for residual in mhc hc mhc_lite ihc; do
   ok compare "$BIRKHOFF" compare --json plain.safetensors $residual.safetensors
   holds "$residual: the same logits" "$(json tensors/tensor=logits/nmse) < 1e-12"
 done
-ok "and it trains" "$BIRKHOFF" train --init to_mhc --data data.txt --out trained --steps 3 --batch-size 2 --seq-len 32
+ok "and it trains" "$BIRKHOFF" train --init to_mhc --data data.txt --out trained --steps 3 --batch-size 2 --seq-len 32 --set warmup_steps=0
 refused 2 'not a plain one' "from mhc" "$BIRKHOFF" init --from a --set residual=ihc --out g
 refused 2 'cannot change' "another size" "$BIRKHOFF" init --from plain --set residual=mhc hidden_size=32 --out g
 refused 2 'residual=mhc' "no new connection" "$BIRKHOFF" init --from plain --out g
 absent "nothing was written" g
 
 # ---- eval ----
-ok train "$BIRKHOFF" train --model tiny --data data.txt --out run --steps 8 --batch-size 2 --seq-len 32 --set eval_every=8
+ok train "$BIRKHOFF" train --model tiny --data data.txt --out run --steps 8 --batch-size 2 --seq-len 32 --set eval_every=8 warmup_steps=1
 ok eval "$BIRKHOFF" eval run --data data.txt --split val --seq-len 32 --json
 equal "tokens of the last tenth, the end token with them, but the first" "$(json tokens)" 600
 holds "perplexity" "$(json perplexity) / exp($(json loss)) - 1 < 1e-9 && $(json perplexity) / exp($(json loss)) - 1 > -1e-9"
@@ -101,4 +101,38 @@ text near_end.txt 1000
 ok "as many tokens as fit" "$BIRKHOFF" generate run --prompt "$(cat near_end.txt)"
 holds "as many tokens as fit" "$(wc -c <out) <= 24"
 refused 2 '--prompt' "no prompt" "$BIRKHOFF" generate run
+refused 2 'exactly one of' "two prompts" "$BIRKHOFF" generate run --prompt a --prompt-tokens 97
+
+# ---- token ids: a model whose vocabulary is not the bytes ----
+ok "ids of a byte model" "$BIRKHOFF" generate run --prompt-tokens 116,104,101,32,108,111,114,100,32 --max-tokens 40 --seed 3
+mv out ids_out
+ok "are the bytes of its text" "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3
+equal "are the bytes of its text" "$(tr ',' '\n' <ids_out)" "$(od -An -v -tu1 out | tr -s ' ' '\n' | sed '/^$/d')"
+ok init "$BIRKHOFF" init --model tiny --set vocab_size=5000 --out own
+refused 2 'no byte\|vocabulary of its own' "text from a model that makes no text" "$BIRKHOFF" generate own --prompt "the lord" --max-tokens 40
+has "says what would be right" '--prompt-tokens' err
+refused 2 '--prompt-tokens' "the same as JSON" "$BIRKHOFF" generate own --prompt "the lord" --max-tokens 40 --json
+ok "ids in, ids out" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+equal "as many as asked for" "$(tr ',' '\n' <out | wc -l | tr -d ' ')" 12
+equal "token 256 is one like any other" "$(tr ',' '\n' <out | awk '$1 < 0 || $1 >= 5000 || $1 != int($1)' | wc -l | tr -d ' ')" 0
+printf '4711, 1\n299\n' | "$BIRKHOFF" generate own --prompt-tokens - --max-tokens 12 >piped
+same "from standard input, any white space" out piped
+ok "as JSON" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12 --json
+equal "the same ids" "$(json ids | tr -d '[] ')" "$(cat piped)"
+equal "their number" "$(json tokens)" 12
+equal "and why it ended" "$(json finish_reason)" length
+for bad in "" "," "1,x" "1,-2" "5000" "1.5" "99999999999999999999"; do refused 2 'prompt-tokens' "ids that are none: $bad" "$BIRKHOFF" generate own "--prompt-tokens=$bad"; done
+first=$(cut -d, -f1 piped) third=$(cut -d, -f3 piped)
+end_tokens() { sed "s/\"vocab_size\"/\"eos_token_id\": $1, \"vocab_size\"/" config.own >own/config.json; }
+cp own/config.json config.own
+end_tokens "$third"
+ok "the end token of config.json" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+equal "ends it" "$(cat out)" "$(cut -d, -f1-2 piped)"
+refused 2 'vocabulary of its own.*eos_token_id' "with an end token of its own text is refused at once" "$BIRKHOFF" generate own --prompt "the lord"
+end_tokens "[$third, $first]"
+ok "several end tokens" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12 --json
+equal "the first of them ends it" "$(json ids/#) $(json finish_reason)" "0 stop"
+end_tokens null
+ok "none" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+same "goes on" out piped
 finish

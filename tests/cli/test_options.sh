@@ -3,7 +3,7 @@
 # module_options, which opens nothing and says what it was asked for.
 . "$(dirname "$0")/lib.sh"
 text data.txt 3000
-small='--model tiny --batch-size 1 --seq-len 16'
+small='--model tiny --batch-size 1 --seq-len 16 --set warmup_steps=0'
 state=run/step-000001/trainer_state.json
 
 # ---- the recipe's part, on any device ----

@@ -3,7 +3,7 @@
 # with and without, and a file that cannot be written is said before the work begins.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
-small="--model tiny --batch-size 2 --seq-len 32 --threads 1 --set micro_batch_size=1 eval_every=2"
+small="--model tiny --batch-size 2 --seq-len 32 --threads 1 --set micro_batch_size=1 eval_every=2 warmup_steps=0"
 
 # table FILE: both tables and the line between them are there
 table() {

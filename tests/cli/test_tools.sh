@@ -2,7 +2,7 @@
 # birkhoff gain, verify, compare, plan, devices, bench; help and version.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
-small="--model tiny --batch-size 2 --seq-len 32 --data data.txt"
+small="--model tiny --batch-size 2 --seq-len 32 --data data.txt --set warmup_steps=0"
 
 # ---- plan: the paper's table ----
 plan() {
@@ -79,6 +79,10 @@ for residual in plain ihc; do
   ok "gain of $residual" "$BIRKHOFF" gain $residual --data data.txt --json --seq-len 64
   equal "$residual is exactly 1" "$(json sublayers/3/forward) $(json sublayers/3/backward_max) $(json composite/5/forward_max) $(json composite/0/backward)" "1.0 1.0 1.0 1.0"
 done
+ok "as many streams as there are" "$BIRKHOFF" gain plain --data data.txt --seq-len 64
+has "plain has one" 'residual plain, 1 stream$' out
+ok "the map of one stream" "$BIRKHOFF" gain plain --data data.txt --seq-len 64 --json
+equal "is a number" "$(json mean_composite)" "[[1.0]]"
 ok "train hc" "$BIRKHOFF" train $small --out hc --steps 6 --lr 0.01 --set residual=hc
 ok "gain of hc" "$BIRKHOFF" gain hc --data data.txt --json --seq-len 64 --svg hc.svg
 holds "hc is not bounded" "$(json composite/5/forward) > 1.001 || $(json composite/5/forward) < 0.999"

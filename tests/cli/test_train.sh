@@ -2,7 +2,7 @@
 # birkhoff train: files, metrics, resume bit for bit, interrupts, what is refused.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
-small="--model tiny --batch-size 2 --seq-len 32 --threads 1"
+small="--model tiny --batch-size 2 --seq-len 32 --threads 1 --set warmup_steps=0"
 steady="$small --set lr_schedule=constant warmup_steps=0"
 
 # ---- files and metrics ----
@@ -27,7 +27,7 @@ equal "one value" "$("$HELPER" json out && echo yes)" yes
 equal "its checkpoint" "$(json checkpoint)" run_json/step-000002
 
 # ---- the same run again is the same, bit for bit, also with another number of threads ----
-ok again "$BIRKHOFF" train --model tiny --batch-size 2 --seq-len 32 --threads 2 --data data.txt --out again --steps 6 --set save_every=2 keep=2 eval_every=3 gain_every=3
+ok again "$BIRKHOFF" train --model tiny --batch-size 2 --seq-len 32 --threads 2 --data data.txt --out again --steps 6 --set warmup_steps=0 save_every=2 keep=2 eval_every=3 gain_every=3
 for f in model optimizer; do same "same bits" run/step-000006/$f.safetensors again/step-000006/$f.safetensors; done
 ok "another seed" "$BIRKHOFF" train $small --data data.txt --out seed --steps 1 --seed 7
 ok "compare seeds" "$BIRKHOFF" compare --json seed/step-000001 run_json/step-000002
@@ -74,6 +74,52 @@ ok "uninterrupted" "$BIRKHOFF" train $steady --data data.txt --out whole --steps
 last=$(printf 'step-%06d' $total)
 for f in model.safetensors optimizer.safetensors config.json trainer_state.json; do same "interrupted and resumed" whole/$last/$f stop_INT/$last/$f; done
 
+# ---- what will not come in so few steps is said once, at the start ----
+warned 'warmup_steps 9 is longer than the run (steps 4): .*lr_schedule step never comes' "a warm-up longer than the run" "$BIRKHOFF" train --model tiny --batch-size 2 --seq-len 32 \
+  --data data.txt --out long_1 --steps 4 --set warmup_steps=9
+warned 'warmup_steps 100 is longer' "the recipe's own, with fewer steps" "$BIRKHOFF" train --init run --batch-size 2 --seq-len 32 --data data.txt --out long_2 --steps 3
+warned 'warmup_steps 7 is longer than the run (steps 6): .* to 0.00257 of 0.003$' "without a decay" "$BIRKHOFF" train $steady --data data.txt --out long_3 --steps 6 --set warmup_steps=7
+warned 'decay of lr_schedule cosine never comes: warmup_steps 5 takes' "a decay that never comes" "$BIRKHOFF" train $small --data data.txt --out long_4 --steps 5 --set lr_schedule=cosine warmup_steps=5
+warned 'decay of lr_schedule cosine never comes: min_lr_ratio' "or goes nowhere" "$BIRKHOFF" train $small --data data.txt --out long_5 --steps 5 --set lr_schedule=cosine min_lr_ratio=1
+warned 'eval_every 50 is beyond the last step, 5: ' "validation beyond the end" "$BIRKHOFF" train $small --data data.txt --out long_6 --steps 5 --set eval_every=50
+equal "one warning" "$(grep -c 'birkhoff: warning' err)" 1
+warned 'gain_every 6 is beyond the last step, 5: ' "the gain beyond the end" "$BIRKHOFF" train $small --data data.txt --out long_7 --steps 5 --set gain_every=6
+ok "both at the end" "$BIRKHOFF" train $small --data data.txt --out long_8 --steps 5 --set gain_every=5 eval_every=5 lr_schedule=cosine warmup_steps=4
+warned 'warmup_steps 9' "said by a dry run" "$BIRKHOFF" train $small --data data.txt --out long_9 --steps 5 --dry-run --set warmup_steps=9
+
+# ---- ranges as they are stated ----
+for range in 'lr 1000.5 0 1000' 'lr -1 0 1000' 'seed 9007199254740993 0 9007199254740992' 'seed -1 0 9007199254740992' 'seq-len 67108865 1 67108864' 'batch-size 16777217 1 16777216' \
+  'steps 1000000000000001 1 1000000000000000'; do
+  set -- $range
+  refused 2 "--$1 $2: expected a .*number from $3 to $4\$" "--$1 $2" "$BIRKHOFF" train --model tiny --data data.txt --out no --$1=$2
+done
+ok "the largest seed" "$BIRKHOFF" train $small --data data.txt --out largest --steps 1 --seed 9007199254740992
+ok "the largest rate" "$BIRKHOFF" train $small --data data.txt --out rate --steps 1 --lr 1000 --dry-run
+refused 2 'number from 0 to 9007199254740992$' "init takes the same seeds" "$BIRKHOFF" init --model tiny --out no --seed 9007199254740993
+
+# ---- a model like that of a checkpoint ----
+ok "the model of a run" "$BIRKHOFF" train --model run --data data.txt --out like_run --steps 1 --batch-size 2 --seq-len 32 --set warmup_steps=0
+same "has its configuration" run/step-000006/config.json like_run/step-000001/config.json
+mkdir bare && cp run/step-000006/config.json bare
+ok "of a folder with a config.json alone" "$BIRKHOFF" plan --model bare --json
+ok "of a checkpoint" "$BIRKHOFF" init --model run/step-000006 --out like_it
+mkdir tiny
+ok "a preset's name is the preset" "$BIRKHOFF" plan --model tiny
+refused 2 'neither a checkpoint' "a folder that is none" "$BIRKHOFF" plan --model ./tiny
+rm -rf tiny
+
+# ---- a damaged line in metrics.jsonl costs itself and one warning ----
+cp -r half damaged
+rm -rf damaged/step-000006
+sed '2s/^/step 2\/6  loss 5.5  /' half/metrics.jsonl >damaged/metrics.jsonl
+warned 'damaged/metrics.jsonl: 1 damaged line is (the first is line 2: .*metrics.jsonl.damaged' "resume with a damaged row" "$BIRKHOFF" train $small --data data.txt --out damaged --resume --set save_every=3
+for f in model.safetensors optimizer.safetensors; do same "resumed" run/step-000006/$f damaged/step-000006/$f; done
+equal "the other rows stay" "$(sed 's/^{"step": \([0-9]*\).*/\1/' damaged/metrics.jsonl | tr '\n' ' ')" "1 3 4 5 6 "
+has "and the damaged line" '^step 2/6  loss 5.5  {"step": 2' damaged/metrics.jsonl.damaged
+mkdir read && { head -n 3 half/metrics.jsonl; echo "{"; tail -n 3 half/metrics.jsonl; } >read/metrics.jsonl
+warned 'read/metrics.jsonl: 1 damaged line is passed over (the first is line 4: ' "compare passes over it" "$BIRKHOFF" compare --json half read
+equal "and compares the rest" "$(json steps_common) $(json equal)" "6 true"
+
 # ---- other inputs ----
 ok "validation data" "$BIRKHOFF" train $small --data data.txt --val-data other.txt --out val --steps 1
 ok "bf16" "$BIRKHOFF" train $small --data data.txt --out bf16 --steps 2 --dtype bf16
@@ -82,7 +128,7 @@ equal "maps stay fp32" "$("$HELPER" tensor bf16/step-000002/model.safetensors mo
 equal "masters are kept" "$("$HELPER" tensor bf16/step-000002/optimizer.safetensors master.lm_head.weight | cut -d' ' -f1)" fp32
 rm -rf bf16/metrics.jsonl
 refused 2 'bf16' "resume in another dtype" "$BIRKHOFF" train $small --data data.txt --out bf16 --resume --dtype fp32
-ok "from a checkpoint" "$BIRKHOFF" train --init run --data data.txt --out more --steps 1 --batch-size 2 --seq-len 32
+ok "from a checkpoint" "$BIRKHOFF" train --init run --data data.txt --out more --steps 1 --batch-size 2 --seq-len 32 --set warmup_steps=0
 "$HELPER" bin stream.bin 2 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i * 7 % 256 }')
 ok "a token stream" "$BIRKHOFF" train $small --data stream.bin --out bin --steps 1
 equal "has no validation" "$(grep -c val_loss bin/metrics.jsonl)" 0
@@ -90,7 +136,7 @@ ok "micro-batches" "$BIRKHOFF" train $small --data data.txt --out micro --steps 
 ok "no recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_off --steps 2 --set hc_recompute=off
 ok "recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_3 --steps 2 --set hc_recompute=3
 same "the same bits" recompute_off/step-000002/model.safetensors recompute_3/step-000002/model.safetensors
-ok "on ref" "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out ref --steps 2 --device ref
+ok "on ref" "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out ref --steps 2 --device ref --set warmup_steps=0
 rm -rf dry
 ok "dry run" "$BIRKHOFF" train $small --data data.txt --out dry --steps 2 --dry-run
 absent "a dry run writes nothing" dry

@@ -33,7 +33,7 @@ refused 2 'devices that are there: .*cuda' "an unknown name lists the device" "$
 
 # ---- runs ----
 text data.txt 20000
-small="--model tiny --data data.txt --seq-len 32 --batch-size 2 --steps 2 --device cuda:0"
+small="--model tiny --data data.txt --seq-len 32 --batch-size 2 --steps 2 --device cuda:0 --set warmup_steps=0"
 env BK_CUDA_MEMORY=100000 "$BIRKHOFF" train $small --out short >out 2>err </dev/null
 equal "too little memory: exit status" $? 1
 has "too little memory: how much" 'error: cuda:0: cannot allocate [0-9]* bytes of device memory; [0-9]* of 100000 bytes are free' err

@@ -292,7 +292,19 @@ START_TEST(system_facts) {
 }
 END_TEST
 
+START_TEST(nan_has_no_sign) {
+  char text[64];
+  const double odd[] = {NAN, -NAN, copysign(NAN, -1.0), INFINITY - INFINITY};
+  for (size_t i = 0; i < BK_COUNT(odd); i++) {
+    snprintf(text, sizeof text, "%g %.3f", bk_unsigned_nan(odd[i]), bk_unsigned_nan(odd[i]));
+    ck_assert_str_eq(text, "nan nan");
+  }
+  snprintf(text, sizeof text, "%g %g %g", bk_unsigned_nan(-1.5), bk_unsigned_nan(-INFINITY), bk_unsigned_nan(-0.0));
+  ck_assert_str_eq(text, "-1.5 -inf -0");
+}
+END_TEST
+
 UNIT_MAIN("base", unit_open, unit_close, status_names, log_levels_and_status, log_cuts_long_messages,
           alloc_counts_zeroes_and_aligns, alloc_overflow, grow_keeps_and_doubles, strings, callers_allocator, context_options,
           context_reports_leaks, arena_chunks, arena_rewind_keeps_high_water, edit_distance, parse_integers, parse_doubles,
-          parse_bools, system_facts)
+          parse_bools, nan_has_no_sign, system_facts)
