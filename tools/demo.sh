@@ -43,7 +43,7 @@ read -r steps tokens < <("$BIRKHOFF" train --model demo --data "$TEXT" --out "$D
   sed -n 's/.*"steps": *\([0-9]*\).*/\1/p; s/.*"step_tokens": *\([0-9]*\).*/\1/p' | paste -sd ' ')
 fit=$(awk -v v="$speed" -v t="$tokens" -v s="$SECONDS_TO_TRAIN" -v most="$steps" 'BEGIN { n = int(v * s * 0.93 / t); print (n < most ? (n > 20 ? n : 20) : most) }')
 rm -rf "$DIR/run"
-"$BIRKHOFF" train --model demo --data "$TEXT" --out "$DIR/run" --steps "$fit"
+"$BIRKHOFF" train --model demo --data "$TEXT" --out "$DIR/run" --steps "$fit" --set warmup_steps=$((fit / 20)) # the preset's share
 
 echo "== the loss of the validation part (the last tenth of the text)"
 "$BIRKHOFF" eval "$DIR/run" --data "$TEXT" --split val --seq-len 256
