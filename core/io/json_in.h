@@ -7,8 +7,13 @@
 
 #include "base/base.h"
 
-/* The document (json_decref), duplicate keys refused; a failure is logged: "ORIGIN: PLACE: cause". line 0: PLACE is jansson's line
- * and column, else "line N". BK_ERR_DATA, or BK_ERR_MEMORY where jansson shows that memory was the cause. */
+/* The document (json_decref); a byte order mark in front is skipped, duplicate keys are refused; a failure is logged: "ORIGIN: PLACE: cause".
+ * line 0: PLACE is jansson's line and column, else "line N". BK_ERR_DATA, or BK_ERR_MEMORY where jansson shows that memory was the cause. */
 bk_status bk_json_load(bk_context *ctx, const char *origin, int64_t line, const char *text, size_t bytes, json_t **root);
+
+const char *bk_json_kind(const json_t *value); /* "an object" */
+/* A value as a message shows it: a number, a string (the beginning of a long one, without control characters), else its kind. */
+#define BK_JSON_SHOWN 72
+const char *bk_json_shown(const json_t *value, char text[BK_JSON_SHOWN]);
 
 #endif
