@@ -54,6 +54,7 @@ const bk_option bk_model_keys[] = {
     {.name = NULL},
 };
 #undef CONFIG
+_Static_assert(BK_COUNT(bk_model_keys) <= 64, "bk_option_set has a bit for each");
 
 #define CONFIG bk_train_config
 const bk_option bk_train_keys[] = {
@@ -88,6 +89,7 @@ const bk_option bk_train_keys[] = {
     {.name = NULL},
 };
 #undef CONFIG
+_Static_assert(BK_COUNT(bk_train_keys) <= 64, "bk_option_set has a bit for each");
 
 const bk_model_config bk_model_config_absent = {
     .vocab_size = 129280,
@@ -184,22 +186,40 @@ bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
 
 /* ---- validation ---- */
 
-static bk_status check_experts(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group, k = m->num_experts_per_tok;
+static bk_status check_rotation(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (m->qk_rope_head_dim % 2 == 0) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: qk_rope_head_dim (%lld) must be even: it is rotated in pairs",
+                 origin, (long long)m->qk_rope_head_dim);
+}
+
+static bool groups_fit(const bk_model_config *m) {
+  return m->n_routed_experts % m->n_group == 0 && m->n_routed_experts / m->n_group >= 2;
+}
+
+static bk_status check_groups(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  long long experts = m->n_routed_experts, groups = m->n_group;
+  if (groups_fit(m)) return BK_OK;
   if (experts % groups != 0)
     return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) cannot be divided by n_group (%lld)",
                    origin, experts, groups);
-  if (experts / groups < 2)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) / n_group (%lld) gives fewer than 2 experts a "
-                   "group; the two best score a group",
-                   origin, experts, groups);
-  if (kept > groups)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin, kept, groups);
-  if (k > kept * (experts / groups))
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_experts_per_tok (%lld) is above the %lld experts that are left "
-                   "(topk_group %lld of n_group %lld, n_routed_experts %lld)",
-                   origin, k, kept * (experts / groups), kept, groups, experts);
-  return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) / n_group (%lld) gives fewer than 2 experts a "
+                 "group; the two best score a group",
+                 origin, experts, groups);
+}
+
+static bk_status check_kept_groups(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (m->topk_group <= m->n_group) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin, (long long)m->topk_group,
+                 (long long)m->n_group);
+}
+
+/* Nothing is said where the groups themselves do not fit, which has been. */
+static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group, k = m->num_experts_per_tok;
+  if (!groups_fit(m) || kept > groups || k <= kept * (experts / groups)) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_experts_per_tok (%lld) is above the %lld experts that are left "
+                 "(topk_group %lld of n_group %lld, n_routed_experts %lld)",
+                 origin, k, kept * (experts / groups), kept, groups, experts);
 }
 
 static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
@@ -210,26 +230,38 @@ static bk_status check_streams(bk_context *ctx, const char *origin, const bk_mod
   return BK_OK;
 }
 
-typedef struct width {
-  const char *what;
-  double value;
-} width;
-
 /* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past it: no overflow is missed. */
-static bk_status check_widths(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  double heads = (double)m->num_attention_heads;
-  double query = (double)(m->qk_nope_head_dim + m->qk_rope_head_dim);
-  const width widths[] = {
-      {"num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", heads * query},
-      {"num_attention_heads x (qk_nope_head_dim + v_head_dim)", heads * (double)(m->qk_nope_head_dim + m->v_head_dim)},
-      {"n_shared_experts x moe_intermediate_size", (double)m->n_shared_experts * (double)m->moe_intermediate_size},
-      {"hc_mult x hidden_size", (double)m->hc_mult * (double)m->hidden_size},
-  };
-  for (size_t i = 0; i < BK_COUNT(widths); i++)
-    if (widths[i].value > INT32_TOP)
-      return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be",
-                     origin, widths[i].what, widths[i].value);
-  return BK_OK;
+static bk_status check_width(bk_context *ctx, const char *origin, const char *what, double value) {
+  if (value <= INT32_TOP) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be", origin, what, value);
+}
+
+static double query_width(const bk_model_config *m) {
+  return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->qk_rope_head_dim);
+}
+
+static bk_status check_query_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", query_width(m));
+}
+
+static double value_width(const bk_model_config *m) {
+  return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->v_head_dim);
+}
+
+/* Heads that are too many or too wide are said to be once. */
+static bk_status check_value_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (query_width(m) > INT32_TOP) return BK_OK;
+  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + v_head_dim)", value_width(m));
+}
+
+static double shared_width(const bk_model_config *m) { return (double)m->n_shared_experts * (double)m->moe_intermediate_size; }
+
+static bk_status check_shared_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  return check_width(ctx, origin, "n_shared_experts x moe_intermediate_size", shared_width(m));
+}
+
+static bk_status check_stream_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  return check_width(ctx, origin, "hc_mult x hidden_size", (double)m->hc_mult * (double)m->hidden_size);
 }
 
 static double attention_parameters(const bk_model_config *m) {
@@ -240,35 +272,71 @@ static double attention_parameters(const bk_model_config *m) {
   return (q > 0 ? q * (c + query) : c * query) + c * (kv + rope) + kv * heads * (nope + v) + heads * v * c;
 }
 
-/* Within a few percent: norms and connections are left out. */
+/* Within a few percent: norms and connections are left out. A width that is too large has been said to be. */
 static bk_status check_total(bk_context *ctx, const char *origin, const bk_model_config *m) {
   double c = (double)m->hidden_size, layers = (double)m->num_hidden_layers;
   double dense = fmin(layers, (double)m->first_k_dense_replace), expert = 3 * c * (double)m->moe_intermediate_size;
   double total = 2 * (double)m->vocab_size * c + layers * attention_parameters(m);
   total += dense * 3 * c * (double)m->intermediate_size;
   total += (layers - dense) * expert * (double)(m->n_routed_experts + m->n_shared_experts);
-  if (total <= PARAMETERS_MAX) return BK_OK;
+  double widest = fmax(shared_width(m), fmax(query_width(m), value_width(m)));
+  if (total <= PARAMETERS_MAX || widest > INT32_TOP) return BK_OK;
   return bk_fail(ctx, BK_ERR_CONFIG, "%s: these sizes make about %.3g parameters; at most %.3g can be addressed",
                  origin, total, PARAMETERS_MAX);
 }
 
-bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  BK_TRY(bk_options_check(ctx, origin, bk_model_keys, m));
-  if (m->qk_rope_head_dim % 2 != 0)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: qk_rope_head_dim (%lld) must be even: it is rotated in pairs",
-                   origin, (long long)m->qk_rope_head_dim);
-  BK_TRY(check_experts(ctx, origin, m));
-  BK_TRY(check_streams(ctx, origin, m));
-  BK_TRY(check_widths(ctx, origin, m));
-  return check_total(ctx, origin, m);
+static bk_status check_end_tokens(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (m->n_eos_token_ids < 0 || m->n_eos_token_ids > BK_END_TOKENS)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: there can be 0 to %d end tokens, not %d", origin, BK_END_TOKENS, m->n_eos_token_ids);
+  for (int i = 0; i < m->n_eos_token_ids; i++)
+    if (m->eos_token_id[i] < 0)
+      return bk_fail(ctx, BK_ERR_CONFIG, "%s: eos_token_id (%lld) must be at least 0", origin, (long long)m->eos_token_id[i]);
+  return BK_OK;
+}
+
+static bk_status check_further_layers(bk_context *ctx, const char *origin, const bk_model_config *m) {
+  if (m->num_nextn_predict_layers >= 0 && m->num_nextn_predict_layers <= BK_NEXTN_MAX) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_nextn_predict_layers must be an integer from 0 to %d, not %lld", origin, BK_NEXTN_MAX,
+                 (long long)m->num_nextn_predict_layers);
+}
+
+typedef struct rule {
+  bk_status (*check)(bk_context *ctx, const char *origin, const bk_model_config *m);
+  const char *keys; /* that it looks at */
+} rule;
+
+static const rule rules[] = {
+    {check_rotation, "qk_rope_head_dim"},
+    {check_groups, "n_routed_experts n_group"},
+    {check_kept_groups, "topk_group n_group"},
+    {check_top_k, "num_experts_per_tok topk_group n_group n_routed_experts"},
+    {check_streams, "residual hc_mult"},
+    {check_query_width, "num_attention_heads qk_nope_head_dim qk_rope_head_dim"},
+    {check_value_width, "num_attention_heads qk_nope_head_dim qk_rope_head_dim v_head_dim"},
+    {check_shared_width, "n_shared_experts moe_intermediate_size"},
+    {check_stream_width, "hc_mult hidden_size"},
+    {check_total, "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads n_shared_experts "
+                  "n_routed_experts first_k_dense_replace kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim"},
+    {check_end_tokens, ""},
+    {check_further_layers, ""},
+};
+
+bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m, bk_option_set known) {
+  bk_status status = bk_options_check(ctx, origin, bk_model_keys, m, &known);
+  for (size_t i = 0; i < BK_COUNT(rules); i++) {
+    bk_option_set keys = bk_option_bits(bk_model_keys, rules[i].keys);
+    if ((known & keys) == keys && rules[i].check(ctx, origin, m) != BK_OK) status = BK_ERR_CONFIG;
+  }
+  return status;
 }
 
 bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m) {
-  return bk_model_config_check(ctx, "model configuration", m);
+  return bk_model_config_check(ctx, "model configuration", m, BK_OPTION_ALL);
 }
 
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t) {
-  BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t));
+  bk_option_set all = BK_OPTION_ALL;
+  BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t, &all));
   long long micro = t->micro_batch_size ? t->micro_batch_size : t->batch_size;
   if (t->batch_size % micro != 0)
     return bk_fail(ctx, BK_ERR_CONFIG, "%s: batch_size (%lld) cannot be divided by micro_batch_size (%lld)", origin,

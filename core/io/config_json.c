@@ -1,14 +1,15 @@
 /* config.json and trainer_state.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing makes the
  * text here, because transformers checks types: a float key always has a point or an exponent, an integer key never.
  *
- * Of config.json a key is one of: an architecture key (bk_model_keys); a key with one value that the runtime honours (fixed[]);
- * a key that must agree with others (num_key_value_heads, head_dim, ...); a key that says nothing about the model (silent[]);
- * anything else, which is a warning. */
+ * Of config.json a key is one of: the model's name (config_family.h); an architecture key (bk_model_keys); a key with one value that the
+ * runtime honours (fixed[]); a key that must agree with others (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for
+ * nothing (config_family.h); what the model was made with (eos_token_id, num_nextn_predict_layers); a key that says nothing about the
+ * model (silent[]); anything else, which is a warning. */
 #include <stdio.h>
 #include <string.h>
 
+#include "io/config_family.h"
 #include "io/config_priv.h"
-#include "io/json_in.h"
 #include "io/json_out.h"
 
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
@@ -21,23 +22,10 @@ typedef struct document {
   json_t *root;
 } document;
 
-static const char *kind_name(const json_t *value) {
-  switch (json_typeof(value)) {
-    case JSON_OBJECT: return "an object";
-    case JSON_ARRAY: return "an array";
-    case JSON_STRING: return "a string";
-    case JSON_INTEGER: return "an integer";
-    case JSON_REAL: return "a number with a fraction or exponent";
-    case JSON_TRUE: return "true";
-    case JSON_FALSE: return "false";
-    default: return "null";
-  }
-}
-
 static bk_status load(document *doc, const char *json, size_t bytes) {
   BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
-  bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, kind_name(doc->root));
+  bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, bk_json_kind(doc->root));
   json_decref(doc->root);
   doc->root = NULL;
   return status;
@@ -46,7 +34,7 @@ static bk_status load(document *doc, const char *json, size_t bytes) {
 static bk_status wrong_kind(const document *doc, const bk_option *o, const json_t *value) {
   char range[BK_OPTION_TEXT];
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", doc->origin, o->name,
-                 bk_option_range_text(o, range, sizeof range), kind_name(value));
+                 bk_option_range_text(o, range, sizeof range), bk_json_kind(value));
 }
 
 /* Integers are taken for float keys (files on the hub have "rope_theta": 10000), floats never for integer keys. */
@@ -62,6 +50,25 @@ static bk_status read_option(const document *doc, const bk_option *o, const json
   if (json_is_integer(value) && integral)
     return bk_option_set_int(doc->ctx, doc->origin, o, (int64_t)json_integer_value(value), config);
   return wrong_kind(doc, o, value);
+}
+
+/* ---- config.json: the architecture's keys ---- */
+
+/* What has been read of a config.json so far. */
+typedef struct reading {
+  bk_model_config m;
+  bk_option_set known; /* keys of m whose value stands: what was read well, and defaults */
+  bool defaults;       /* an absent key means Hugging Face's default: not where the document is another family's */
+  bk_status status;    /* the first failure's */
+} reading;
+
+static void note(reading *r, bk_status status) {
+  if (r->status == BK_OK) r->status = status;
+}
+
+static bool is_known(const reading *r, const char *names) {
+  bk_option_set keys = bk_option_bits(bk_model_keys, names);
+  return (r->known & keys) == keys;
 }
 
 /* ---- config.json: keys with one honoured value ---- */
@@ -96,83 +103,132 @@ static bool fixed_holds(const fixed_key *key, const json_t *value) {
   return false;
 }
 
-static bk_status check_fixed(const document *doc) {
+static void check_fixed(const document *doc, reading *r) {
+  char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(fixed); i++) {
     const fixed_key *key = &fixed[i];
     json_t *value = json_object_get(doc->root, key->name);
-    if (!value || fixed_holds(key, value)) continue;
-    char number[BK_DOUBLE_TEXT];
-    const char *given = json_is_string(value) ? json_string_value(value) : kind_name(value);
-    if (json_is_real(value)) given = bk_double_text(json_real_value(value), number);
-    if (json_is_integer(value)) {
-      snprintf(number, sizeof number, "%lld", (long long)json_integer_value(value));
-      given = number;
-    }
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s: %s",
-                   doc->origin, key->name, key->text, given, key->why);
+    if (value && !fixed_holds(key, value))
+      note(r, bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s: %s", doc->origin, key->name, key->text,
+                      bk_json_shown(value, given), key->why));
   }
-  return BK_OK;
 }
 
 /* ---- config.json: rotary position ---- */
 
-/* rope_scaling (older files) and rope_parameters (newer ones): only the default kind, with its theta. */
-static bk_status check_rope_member(const document *doc, const char *name, const char *key, json_t *value) {
-  if (strcmp(key, "rope_theta") == 0) return BK_OK;
-  bool kind = strcmp(key, "rope_type") == 0 || strcmp(key, "type") == 0;
-  if (kind && json_is_string(value) && strcmp(json_string_value(value), "default") == 0) return BK_OK;
-  const char *given = json_is_string(value) ? json_string_value(value) : kind_name(value);
-  if (kind) return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s must be default, not %s: no scaling of positions "
-                           "is built", doc->origin, name, key, given);
-  return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s is not honoured: no scaling of positions is built",
-                 doc->origin, name, key);
+static const char *const rope_objects[] = {"rope_scaling", "rope_parameters"}; /* in older and in newer files */
+
+/* Only the default kind, with its theta. What is wrong with the kind says it of all other members. */
+static bk_status check_rope_kind(const document *doc, const char *name, json_t *rope) {
+  static const char *const kinds[] = {"rope_type", "type"};
+  char given[BK_JSON_SHOWN];
+  for (size_t i = 0; i < BK_COUNT(kinds); i++) {
+    json_t *kind = json_object_get(rope, kinds[i]);
+    if (!kind || (json_is_string(kind) && strcmp(json_string_value(kind), "default") == 0)) continue;
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s must be default, not %s: no scaling of positions is built",
+                   doc->origin, name, kinds[i], bk_json_shown(kind, given));
+  }
+  return BK_OK;
 }
 
-static bk_status read_rope(const document *doc, const char *name, bk_model_config *m) {
-  json_t *rope = json_object_get(doc->root, name), *value;
+static bk_status check_rope_members(const document *doc, const char *name, json_t *rope) {
   const char *key;
+  json_t *value;
+  BK_TRY(check_rope_kind(doc, name, rope));
+  json_object_foreach(rope, key, value)
+    if (strcmp(key, "rope_theta") != 0 && strcmp(key, "rope_type") != 0 && strcmp(key, "type") != 0)
+      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %.64s is not honoured, only rope_type \"default\" and rope_theta are: no scaling of positions "
+                     "is built", doc->origin, name, key);
+  return BK_OK;
+}
+
+static bk_status read_rope(const document *doc, const char *name, reading *r) {
+  json_t *rope = json_object_get(doc->root, name), *outside = json_object_get(doc->root, "rope_theta");
   if (!rope || json_is_null(rope)) return BK_OK;
   if (!json_is_object(rope))
     return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be null or an object, not %s",
-                   doc->origin, name, kind_name(rope));
-  json_object_foreach(rope, key, value) BK_TRY(check_rope_member(doc, name, key, value));
+                   doc->origin, name, bk_json_kind(rope));
+  BK_TRY(check_rope_members(doc, name, rope));
   json_t *theta = json_object_get(rope, "rope_theta");
   if (!theta) return BK_OK;
-  double before = m->rope_theta;
-  BK_TRY(read_option(doc, bk_option_find(bk_model_keys, "rope_theta", 10), theta, m));
-  if (json_object_get(doc->root, "rope_theta") && before != m->rope_theta)
+  double before = r->m.rope_theta;
+  BK_TRY(read_option(doc, bk_option_find(bk_model_keys, "rope_theta", 10), theta, &r->m));
+  if (json_is_number(outside) && is_known(r, "rope_theta") && before != r->m.rope_theta)
     return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: rope_theta is given twice, as %g and in %s as %g",
-                   doc->origin, before, name, m->rope_theta);
+                   doc->origin, before, name, r->m.rope_theta);
   return BK_OK;
 }
 
 /* ---- config.json: keys that must agree ---- */
 
-/* `absent` < 0: an absent key agrees. null always does. */
-static bk_status check_agrees(const document *doc, const char *name, int64_t absent, int64_t wanted, const char *with) {
+/* `with` holds the keys that make up `wanted`: where one is not known, nothing can be said. `absent` < 0: an absent key agrees.
+ * null always does. */
+static bk_status check_agrees(const document *doc, const reading *r, const char *name, int64_t absent, int64_t wanted, const char *with) {
   json_t *value = json_object_get(doc->root, name);
   if (value && json_is_null(value)) return BK_OK;
-  if (!value && (absent < 0 || absent == wanted)) return BK_OK;
+  if (value && !json_is_integer(value))
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer, not %s", doc->origin, name, bk_json_kind(value));
+  if (!is_known(r, with) || (!value && (!r->defaults || absent < 0 || absent == wanted))) return BK_OK;
   if (!value)
     return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s is absent, which means %lld; it must equal %s (%lld)",
-                   doc->origin, name,
-                   (long long)absent, with, (long long)wanted);
-  if (!json_is_integer(value))
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer, not %s", doc->origin, name, kind_name(value));
+                   doc->origin, name, (long long)absent, with, (long long)wanted);
   if (json_integer_value(value) == wanted) return BK_OK;
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin, name,
                  (long long)json_integer_value(value), with, (long long)wanted);
 }
 
-static bk_status check_agreements(const document *doc, const bk_model_config *m) {
-  BK_TRY(check_agrees(doc, "num_key_value_heads", 128, m->num_attention_heads, "num_attention_heads"));
-  BK_TRY(check_agrees(doc, "head_dim", -1, m->qk_rope_head_dim, "qk_rope_head_dim"));
-  BK_TRY(check_agrees(doc, "qk_head_dim", -1, m->qk_nope_head_dim + m->qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"));
-  BK_TRY(check_agrees(doc, "num_local_experts", -1, m->n_routed_experts, "n_routed_experts"));
+static void check_agreements(const document *doc, reading *r) {
+  const bk_model_config *m = &r->m;
+  note(r, check_agrees(doc, r, "num_key_value_heads", 128, m->num_attention_heads, "num_attention_heads"));
+  note(r, check_agrees(doc, r, "head_dim", -1, m->qk_rope_head_dim, "qk_rope_head_dim"));
+  note(r, check_agrees(doc, r, "qk_head_dim", -1, m->qk_nope_head_dim + m->qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"));
+  note(r, check_agrees(doc, r, "num_local_experts", -1, m->n_routed_experts, "n_routed_experts"));
   json_t *quantised = json_object_get(doc->root, "quantization_config");
   if (quantised && !json_is_null(quantised))
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: quantization_config: quantised weights are not read; convert them "
-                   "to bf16 first", doc->origin);
+    note(r, bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: quantization_config: quantised weights are not read; convert them "
+                    "to bf16 first", doc->origin));
+}
+
+/* ---- config.json: what the model was made with ---- */
+
+static bool is_end_token(const json_t *value) { return json_is_integer(value) && json_integer_value(value) >= 0; }
+
+/* One token that ends a text, or a list of them. */
+static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
+  json_t *value = json_object_get(doc->root, "eos_token_id");
+  char given[BK_JSON_SHOWN];
+  if (!value || json_is_null(value)) return BK_OK;
+  size_t count = json_is_array(value) ? json_array_size(value) : 1;
+  if (count > BK_END_TOKENS)
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id lists %zu tokens, at most %d can be", doc->origin, count, BK_END_TOKENS);
+  for (size_t i = 0; i < count; i++) {
+    json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
+    if (!is_end_token(id))
+      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id must be an integer that is not negative, a list of at most %d of them, or null; "
+                     "it %s %s", doc->origin, BK_END_TOKENS, id == value ? "is" : "holds", bk_json_shown(id, given));
+    m->eos_token_id[i] = json_integer_value(id);
+  }
+  m->n_eos_token_ids = (int)count;
+  return BK_OK;
+}
+
+static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"}; /* two names of one thing */
+
+static bk_status read_further_layers(const document *doc, bk_model_config *m) {
+  const char *said_by = NULL;
+  char given[BK_JSON_SHOWN];
+  for (size_t i = 0; i < BK_COUNT(further_layers); i++) {
+    json_t *value = json_object_get(doc->root, further_layers[i]);
+    if (!value || json_is_null(value)) continue;
+    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > BK_NEXTN_MAX)
+      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer from 0 to %d, or null, not %s", doc->origin, further_layers[i],
+                     BK_NEXTN_MAX, bk_json_shown(value, given));
+    if (said_by && json_integer_value(value) != m->num_nextn_predict_layers)
+      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin, further_layers[i],
+                     (long long)json_integer_value(value), said_by, (long long)m->num_nextn_predict_layers);
+    said_by = further_layers[i];
+    m->num_nextn_predict_layers = json_integer_value(value);
+  }
   return BK_OK;
 }
 
@@ -192,7 +248,7 @@ static const char *const silent[] = {
 static bool is_expected(const char *key) {
   const char suffix[] = "_token_id";
   size_t length = strlen(key), tail = sizeof suffix - 1;
-  if (bk_option_find(bk_model_keys, key, length)) return true;
+  if (bk_option_find(bk_model_keys, key, length) || bk_config_is_sibling_key(key)) return true;
   if (length > tail && strcmp(key + length - tail, suffix) == 0) return true;
   for (size_t i = 0; i < BK_COUNT(fixed); i++)
     if (strcmp(key, fixed[i].name) == 0) return true;
@@ -217,19 +273,77 @@ static void warn_unknown(const document *doc) {
     bk_warn(doc->ctx, "%s: hc_mult has no effect: the key residual is absent, so the model is plain", doc->origin);
 }
 
-static bk_status read_model(const document *doc, bk_model_config *m) {
-  bk_model_config read = bk_model_config_absent;
+/* What passes, and yet the user should know of. */
+static void warn(const document *doc, const bk_model_config *m) {
+  warn_unknown(doc);
+  for (int i = 0; i < m->n_eos_token_ids; i++)
+    if (m->eos_token_id[i] >= m->vocab_size)
+      bk_warn(doc->ctx, "%s: eos_token_id %lld is not below vocab_size (%lld): no text ends with it", doc->origin,
+              (long long)m->eos_token_id[i], (long long)m->vocab_size);
+  const char *name = further_layers[json_is_integer(json_object_get(doc->root, further_layers[0])) ? 0 : 1];
+  if (m->num_nextn_predict_layers > 0)
+    bk_warn(doc->ctx, "%s: %s is %lld: the model is read without its multi-token prediction layer%s, whose tensors are not read", doc->origin,
+            name, (long long)m->num_nextn_predict_layers, m->num_nextn_predict_layers == 1 ? "" : "s");
+}
+
+/* ---- config.json: all of it ---- */
+
+static bool is_null(const document *doc, const char *name) { return json_is_null(json_object_get(doc->root, name)); }
+
+/* The keys whose null says one thing only; topk_group's is n_group, see read_groups. rope_theta's is what a rope object says. */
+static bool take_null(const document *doc, const char *name, bk_model_config *m) {
+  if (!is_null(doc, name)) return false;
+  if (strcmp(name, "n_shared_experts") == 0) {
+    m->n_shared_experts = 0;
+    return true;
+  }
+  if (strcmp(name, "n_group") == 0) {
+    m->n_group = 1;
+    return true;
+  }
+  bool inside = false;
+  for (size_t i = 0; i < BK_COUNT(rope_objects); i++) inside |= json_object_get(json_object_get(doc->root, rope_objects[i]), "rope_theta") != NULL;
+  return strcmp(name, "topk_group") == 0 || (strcmp(name, "rope_theta") == 0 && inside);
+}
+
+static void read_keys(const document *doc, reading *r) {
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     json_t *value = json_object_get(doc->root, o->name);
-    if (value) BK_TRY(read_option(doc, o, value, &read));
+    bk_status status = BK_OK;
+    if (value && !take_null(doc, o->name, &r->m)) status = read_option(doc, o, value, &r->m);
+    note(r, status);
+    if (status == BK_OK && (value || r->defaults)) r->known |= bk_option_bits(bk_model_keys, o->name);
   }
-  BK_TRY(check_fixed(doc));
-  BK_TRY(read_rope(doc, "rope_scaling", &read));
-  BK_TRY(read_rope(doc, "rope_parameters", &read));
-  BK_TRY(check_agreements(doc, &read));
-  BK_TRY(bk_model_config_check(doc->ctx, doc->origin, &read));
-  warn_unknown(doc);
-  *m = read;
+}
+
+/* Without groups every expert may be chosen: no number of groups kept, or no groups at all, means that all are kept. */
+static void read_groups(const document *doc, reading *r) {
+  bool absent = !json_object_get(doc->root, "topk_group");
+  if (!is_null(doc, "topk_group") && !(absent && is_null(doc, "n_group"))) return;
+  r->m.topk_group = r->m.n_group;
+  r->known &= ~bk_option_bits(bk_model_keys, "topk_group");
+  if (is_known(r, "n_group")) r->known |= bk_option_bits(bk_model_keys, "topk_group");
+}
+
+/* Goes on past a fault, so that all of them are said; a key that could not be read takes no part in what follows from others. */
+static bk_status read_model(const document *doc, bk_model_config *m) {
+  reading r = {.m = bk_model_config_absent};
+  bool alone = false;
+  r.status = bk_config_check_family(doc->ctx, doc->origin, doc->root, &alone);
+  if (r.status != BK_OK && alone) return r.status;
+  r.defaults = r.status == BK_OK;
+  read_keys(doc, &r);
+  read_groups(doc, &r);
+  check_fixed(doc, &r);
+  for (size_t i = 0; i < BK_COUNT(rope_objects); i++) note(&r, read_rope(doc, rope_objects[i], &r));
+  note(&r, bk_config_check_siblings(doc->ctx, doc->origin, doc->root));
+  check_agreements(doc, &r);
+  note(&r, read_end_tokens(doc, &r.m));
+  note(&r, read_further_layers(doc, &r.m));
+  note(&r, bk_model_config_check(doc->ctx, doc->origin, &r.m, r.known));
+  if (r.status != BK_OK) return r.status;
+  warn(doc, &r.m);
+  *m = r.m;
   return BK_OK;
 }
 
@@ -274,6 +388,18 @@ static void write_text_member(bk_json_out *out, const char *key, const char *jso
   bk_json_out_text(out, json);
 }
 
+/* As they came: one as an integer, several as a list, none not at all. */
+static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
+  if (m->n_eos_token_ids == 0) return;
+  begin_member(out, "  ", "eos_token_id");
+  if (m->n_eos_token_ids > 1) bk_json_out_text(out, "[");
+  for (int i = 0; i < m->n_eos_token_ids; i++) {
+    if (i > 0) bk_json_out_text(out, ", ");
+    bk_json_out_int(out, m->eos_token_id[i]);
+  }
+  if (m->n_eos_token_ids > 1) bk_json_out_text(out, "]");
+}
+
 static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
   const char *torch = dtype == BK_BF16 ? "\"bfloat16\"" : dtype == BK_F64 ? "\"float64\"" : "\"float32\"";
   bk_json_out_text(out, "{");
@@ -291,7 +417,8 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
     else bk_json_out_text(out, fixed[i].text);
   }
   write_text_member(out, "rope_scaling", "null");
-  write_text_member(out, "num_nextn_predict_layers", "0");
+  write_text_member(out, "num_nextn_predict_layers", "0"); /* such layers are not loaded, so none are saved */
+  write_end_tokens(out, m);
   bk_json_out_text(out, "\n}\n");
 }
 
@@ -305,7 +432,7 @@ static bk_status save(bk_json_out *out, const char *path) {
 bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m, bk_dtype dtype) {
   if (!bk_dtype_is_float(dtype))
     return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: weights cannot be %s", path, bk_dtype_name(dtype));
-  BK_TRY(bk_model_config_check(ctx, path, m));
+  BK_TRY(bk_model_config_check(ctx, path, m, BK_OPTION_ALL));
   bk_json_out out;
   bk_json_out_init(&out, ctx);
   write_model(&out, m, dtype);

@@ -7,15 +7,20 @@
 
 #define BK_OPTION_TEXT 160
 
+/* Some options of a table: bit i is its i-th. */
+typedef uint64_t bk_option_set;
+#define BK_OPTION_ALL (~(bk_option_set)0)
+
 const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length); /* NULL if absent */
+bk_option_set bk_option_bits(const bk_option *table, const char *names); /* of the options among the words of `names` */
 /* "an integer from 1 to 8, or null" into text; returns text. */
 char *bk_option_range_text(const bk_option *o, char *text, size_t size);
 /* Stores a value given as text, or as a number of the right kind. */
 bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config);
 bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value, void *config);
 bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o, double value, void *config);
-/* Looks whether the stored values of a whole table are in range. */
-bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config);
+/* Looks whether the stored values of the options in `set` are in range; logs every one that is not, and takes it out of the set. */
+bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config, bk_option_set *set);
 
 static inline int64_t bk_option_int(const bk_option *o, const void *config) {
   return *(const int64_t *)(const void *)((const char *)config + o->offset);
@@ -30,8 +35,11 @@ static inline int bk_option_enum(const bk_option *o, const void *config) {
   return *(const int *)(const void *)((const char *)config + o->offset);
 }
 
-/* As the public functions, with an origin in front of the message. */
-bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m);
+#define BK_NEXTN_MAX 64 /* bk_model_config.num_nextn_predict_layers */
+
+/* As the public functions, with an origin in front of each message: one for every reason. Of the model's keys only those in `known` are
+ * looked at, and only rules all of whose keys are there. */
+bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m, bk_option_set known);
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t);
 /* Hugging Face's DeepseekV3Config defaults (transformers 5.23), residual plain, and design.md section 3's for hc_*. */
 extern const bk_model_config bk_model_config_absent;

@@ -1,6 +1,11 @@
 /* See json_in.h. The text is read twice: a character that was lost for want of memory is not lost in the same place again. */
 #include "io/json_in.h"
 
+#include <stdio.h>
+#include <string.h>
+
+#include "io/json_out.h"
+
 static bk_status no_memory(bk_context *ctx, const char *origin) { return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin); }
 
 /* An empty message is jansson's way to say that an allocation failed. */
@@ -23,8 +28,41 @@ bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, s
 }
 
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root) {
+  static const char mark[] = "\xef\xbb\xbf"; /* some editors put it in front of UTF-8 */
+  size_t skip = bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
   json_error_t error;
-  bk_status status = bk_json_parse(ctx, origin, text, bytes, root, &error);
+  bk_status status = bk_json_parse(ctx, origin, text + skip, bytes - skip, root, &error);
   if (status != BK_ERR_DATA) return status;
   return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);
+}
+
+const char *bk_json_kind(const json_t *value) {
+  switch (json_typeof(value)) {
+    case JSON_OBJECT: return "an object";
+    case JSON_ARRAY: return "an array";
+    case JSON_STRING: return "a string";
+    case JSON_INTEGER: return "an integer";
+    case JSON_REAL: return "a number with a fraction or exponent";
+    case JSON_TRUE: return "true";
+    case JSON_FALSE: return "false";
+    default: return "null";
+  }
+}
+
+/* Cut between two characters of UTF-8. */
+static void show_string(const char *string, char text[BK_JSON_SHOWN]) {
+  size_t length = strlen(string), most = BK_JSON_SHOWN - sizeof "...";
+  bool cut = length > most;
+  if (cut) length = most;
+  while (cut && length > 0 && ((unsigned char)string[length] & 0xc0) == 0x80) length--;
+  for (size_t i = 0; i < length; i++) text[i] = (unsigned char)string[i] < 0x20 || string[i] == 0x7f ? '?' : string[i];
+  memcpy(text + length, cut ? "..." : "", cut ? sizeof "..." : 1);
+}
+
+const char *bk_json_shown(const json_t *value, char text[BK_JSON_SHOWN]) {
+  if (json_is_real(value)) return bk_double_text(json_real_value(value), text);
+  if (json_is_string(value)) show_string(json_string_value(value), text);
+  else if (json_is_integer(value)) snprintf(text, BK_JSON_SHOWN, "%lld", (long long)json_integer_value(value));
+  else return bk_json_kind(value);
+  return text;
 }

@@ -7,10 +7,15 @@
 
 #include "base/base.h"
 
-/* The document (json_decref), duplicate keys refused; a failure is logged with its line and column. BK_ERR_DATA, or BK_ERR_MEMORY where
- * jansson shows that memory was the cause. */
+/* The document (json_decref); a byte order mark in front is skipped, duplicate keys are refused; a failure is logged with its line and
+ * column. BK_ERR_DATA, or BK_ERR_MEMORY where jansson shows that memory was the cause. */
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root);
-/* The same; BK_ERR_DATA is not logged, *error says why. */
+/* The text as it is; BK_ERR_DATA is not logged, *error says why. */
 bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error);
+
+const char *bk_json_kind(const json_t *value); /* "an object" */
+/* A value as a message shows it: a number, a string (the beginning of a long one, without control characters), else its kind. */
+#define BK_JSON_SHOWN 72
+const char *bk_json_shown(const json_t *value, char text[BK_JSON_SHOWN]);
 
 #endif

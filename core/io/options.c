@@ -13,6 +13,17 @@ const bk_option *bk_option_find(const bk_option *table, const char *name, size_t
   return NULL;
 }
 
+bk_option_set bk_option_bits(const bk_option *table, const char *names) {
+  bk_option_set bits = 0;
+  for (const char *word = names; *word; word += strspn(word, " ")) {
+    size_t length = strcspn(word, " ");
+    const bk_option *o = bk_option_find(table, word, length);
+    if (o) bits |= (bk_option_set)1 << (o - table);
+    word += length;
+  }
+  return bits;
+}
+
 static char *choices_text(const bk_option *o, char *text, size_t size) {
   int used = snprintf(text, size, "one of");
   for (const char *const *c = o->choices; *c && used > 0 && (size_t)used < size; c++)
@@ -114,11 +125,16 @@ static bool value_in_range(const bk_option *o, const void *config) {
   return (i == BK_RECOMPUTE_AUTO && o->type == BK_OPT_INT_OR_AUTO) || int_in_range(o, i);
 }
 
-bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config) {
+bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config, bk_option_set *set) {
+  bk_status status = BK_OK;
   char given[BK_OPTION_TEXT];
-  for (const bk_option *o = table; o->name; o++)
-    if (!value_in_range(o, config)) return refuse(ctx, origin, o, bk_option_value_text(o, config, given, sizeof given));
-  return BK_OK;
+  for (const bk_option *o = table; o->name; o++) {
+    bk_option_set bit = (bk_option_set)1 << (o - table);
+    if (!(*set & bit) || value_in_range(o, config)) continue;
+    *set &= ~bit;
+    status = refuse(ctx, origin, o, bk_option_value_text(o, config, given, sizeof given));
+  }
+  return status;
 }
 
 static const char *choice_name(const bk_option *o, int value) {

@@ -76,6 +76,33 @@ config 'hidden_size' "a size that is a string" 's/"hidden_size": \([0-9]*\)/"hid
 config 'hidden_size' "a size that is a fraction" 's/"hidden_size": \([0-9]*\)/"hidden_size": \1.5/'
 config 'config.json' "no JSON" 's/{/[/'
 config 'duplicate\|vocab_size' "a key twice" 's/"vocab_size"/"vocab_size": 300, "vocab_size"/'
+config 'model_type "llama": another architecture.*must be deepseek_v3 or birkhoff' "another model_type" 's/"model_type": "[a-z0-9_]*"/"model_type": "llama"/'
+config 'architectures with "LlamaForCausalLM"' "other architectures" 's/"architectures": \[[^]]*\]/"architectures": ["LlamaForCausalLM"]/'
+config 'missing: kv_lora_rank; add' "no name, and a key too few" '/"model_type"\|"architectures"\|"kv_lora_rank"/d'
+config 'num_nextn_predict_layers must be' "a number of further layers that is none" 's/"num_nextn_predict_layers": 0/"num_nextn_predict_layers": -1/'
+config 'eos_token_id must be' "an end token that is a text" 's/"vocab_size"/"eos_token_id": "end", "vocab_size"/'
+cat >llama.json <<'END'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32000}
+END
+refused 2 'llama.json: model_type "llama" and architectures with "LlamaForCausalLM"' "a Llama" "$BIRKHOFF" plan --model llama.json
+sed '/"model_type"\|"architectures"/d' tiny/config.json >nameless.json
+ok "no name, but all that the family has" "$BIRKHOFF" plan --model ./nameless.json
+printf '\357\273\277' | cat - tiny/config.json >mark.json
+ok "a byte order mark" "$BIRKHOFF" plan --model ./mark.json
+sed 's/"num_nextn_predict_layers": 0/"num_nextn_predict_layers": 1, "eos_token_id": [1, 2]/' tiny/config.json >further.json
+warned 'multi-token prediction layer, whose tensors' "further layers" "$BIRKHOFF" plan --model ./further.json
+"$BIRKHOFF" init --model ./further.json --out further 2>/dev/null
+equal "end tokens are kept" "$(sed -n 's/.*"eos_token_id": \(.*[^,]\),*$/\1/p' further/config.json)" "[1, 2]"
+equal "further layers are not" "$(json num_nextn_predict_layers further/config.json)" 0
+# every reason at once, a line for each
+sed 's/"vocab_size"/"quantization_config": {"quant_method": "fp8"}, "rope_scaling_": 1, "vocab_size"/; s/"rope_scaling": null/"rope_scaling": {"type": "yarn", "factor": 40}/; s/"hidden_size": [0-9]*/"hidden_size": 0/' \
+  tiny/config.json >three.json
+"$BIRKHOFF" plan --model ./three.json >out 2>err </dev/null
+equal "every reason: the exit status" $? 2
+equal "every reason: no result" "$(cat out)" ""
+equal "every reason: their number" "$(grep -c 'birkhoff: error: ./three.json: ' err)" 3
+equal "every reason: nothing else" "$(wc -l <err | tr -d ' ')" 3
+for reason in quantization_config 'rope_scaling: type must be default, not yarn' 'hidden_size must be'; do has "every reason" "$reason" err; done
 
 # ---- checkpoints ----
 cp -r tiny other

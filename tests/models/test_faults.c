@@ -300,7 +300,7 @@ static bk_status open_data(void) {
 }
 
 static bk_status parse_config(void) {
-  static const char json[] = "{\"hidden_size\": 64, \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"residual\": \"mhc\", \"architectures\": [\"A\", \"B\"],"
+  static const char json[] = "{\"hidden_size\": 64, \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"residual\": \"mhc\", \"architectures\": [\"DeepseekV3ForCausalLM\"],"
                              " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000.0}, \"q_lora_rank\": null}";
   bk_model_config c = {.vocab_size = -1};
   bk_status status = bk_model_config_parse(ctx, json, sizeof json - 1, "config.json", &c);

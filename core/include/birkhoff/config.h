@@ -1,6 +1,6 @@
 /* The model's configuration (config.json) and the training recipe: plain structs, described by option tables, so that the
  * JSON reader and writer, --set, --help-config and the range checks are generic.
- * config.h and config.c (defaults, tables, validation) need no JSON library; config_json.c does. */
+ * config.h and config.c (defaults, tables, validation) need no JSON library; config_json.c and config_family.c do. */
 #ifndef BIRKHOFF_CONFIG_H
 #define BIRKHOFF_CONFIG_H
 
@@ -28,7 +28,13 @@ typedef struct bk_option {
 typedef enum bk_hc_head { BK_HEAD_SUM, BK_HEAD_LEARNED } bk_hc_head;
 
 #define BK_END_TOKENS 8
-/* Keys are Hugging Face's for DeepSeek-V3, plus residual and hc_*. Sizes are counts. */
+/* Keys are Hugging Face's for DeepSeek-V3, plus residual and hc_*. Sizes are counts.
+ * A config.json is taken whose model_type is "deepseek_v3" or "birkhoff" and whose architectures are "DeepseekV3ForCausalLM", "DeepseekV3Model"
+ * or "BirkhoffForCausalLM". Either may be absent; where both are, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim and
+ * n_routed_experts must be there. An absent key takes DeepSeek-V3's value. null means: q_lora_rank, no compression; n_shared_experts, 0;
+ * n_group, 1; topk_group, all groups (so does its absence beside n_group null); num_key_value_heads, as many as num_attention_heads;
+ * rope_theta, what rope_parameters says; eos_token_id, num_nextn_predict_layers, rope_scaling, quantization_config, none. No other key that
+ * describes the model may be null. */
 typedef struct bk_model_config {
   int64_t vocab_size, hidden_size, intermediate_size, moe_intermediate_size, num_hidden_layers, num_attention_heads;
   int64_t n_shared_experts, n_routed_experts, num_experts_per_tok, n_group, topk_group, first_k_dense_replace;
@@ -42,8 +48,8 @@ typedef struct bk_model_config {
   int hc_head; /* bk_hc_head: sum, learned */
   /* Beside bk_model_keys, of config.json alone: what the model was made with, not what it computes. */
   int64_t eos_token_id[BK_END_TOKENS]; /* tokens that end a text, one or a list there; written again */
-  int n_eos_token_ids;                 /* 0: none is known */
-  int64_t num_nextn_predict_layers; /* layers past num_hidden_layers that predict further tokens; their tensors are not loaded, and 0 is written */
+  int n_eos_token_ids;                 /* 0: none is known; an id may be past vocab_size, which is warned about */
+  int64_t num_nextn_predict_layers; /* 0 to 64: layers past num_hidden_layers that predict further tokens; their tensors are not loaded, and 0 is written */
 } bk_model_config;
 extern const bk_option bk_model_keys[]; /* ends with name NULL */
 
@@ -70,7 +76,7 @@ void bk_train_config_default(bk_train_config *t);
 /* Applies "KEY=VALUE" to the struct that has KEY. Unknown key: BK_ERR_NOT_FOUND naming the nearest of both tables; a bad or
  * out-of-range value: BK_ERR_CONFIG with the range. Either pointer may be NULL (then its keys are refused with the reason). */
 bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *assignment);
-/* Everything that design.md section 4 refuses, sizes that do not divide, ranges. */
+/* Ranges, sizes that do not divide, products that are too large. Logs a message for every reason, not only for the first. */
 bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m);
 bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t);
 /* L_r in force: number of sublayers per recompute block, 0 = off. */
@@ -82,7 +88,10 @@ double bk_learning_rate(const bk_train_config *t, int64_t step);
 char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size);
 
 /* ---- config_json.c (jansson) ---- */
-bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m);  /* reads, checks, validates */
+/* Reads, checks, validates. BK_ERR_DATA: no JSON object; BK_ERR_CONFIG: a model that is not built here, with a message for every reason, which
+ * begins with the path (or `origin`). Another family's name is the only reason given where the keys above are not all there: by which rules
+ * would the rest be judged? */
+bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m);
 bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin, bk_model_config *m);
 bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m, bk_dtype dtype);
 /* The recipe and the trainer's state as one JSON document (trainer_state.json). */

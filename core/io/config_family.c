@@ -1,0 +1,139 @@
+/* Which models a config.json may be of. See config_family.h. */
+#include "io/config_family.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define LIST_TEXT 256
+
+/* Adds to "a, b"; what does not fit is left out. */
+static void add_name(char list[LIST_TEXT], const char *name) {
+  size_t used = strlen(list), more = strlen(name) + (used ? 2 : 0);
+  if (used + more >= LIST_TEXT) return;
+  snprintf(list + used, LIST_TEXT - used, "%s%s", used ? ", " : "", name);
+}
+
+/* ---- names ---- */
+
+static const char *const our_types[] = {"deepseek_v3", "birkhoff", NULL};
+static const char *const our_architectures[] = {"DeepseekV3ForCausalLM", "DeepseekV3Model", "BirkhoffForCausalLM", NULL};
+
+/* What no other family brings all of. */
+static const char *const own_keys[] = {"kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "n_routed_experts"};
+
+typedef struct names {
+  bool given, ours;        /* one of the two is there at all; one of them names this family */
+  const json_t *type;      /* another family's, else NULL */
+  const json_t *architecture;
+  bk_status status;        /* of their kinds */
+} names;
+
+static bool is_one_of(const json_t *value, const char *const *list) {
+  for (; *list; list++)
+    if (strcmp(json_string_value(value), *list) == 0) return true;
+  return false;
+}
+
+static void read_type(bk_context *ctx, const char *origin, const json_t *root, names *n) {
+  const json_t *type = json_object_get(root, "model_type");
+  if (!type || json_is_null(type)) return;
+  n->given = true;
+  if (!json_is_string(type))
+    n->status = bk_fail(ctx, BK_ERR_CONFIG, "%s: model_type must be a string, \"deepseek_v3\" or \"birkhoff\", not %s", origin, bk_json_kind(type));
+  else if (is_one_of(type, our_types)) n->ours = true;
+  else n->type = type;
+}
+
+static void read_architectures(bk_context *ctx, const char *origin, const json_t *root, names *n) {
+  const json_t *list = json_object_get(root, "architectures"), *entry;
+  size_t i;
+  if (!list || json_is_null(list) || (json_is_array(list) && json_array_size(list) == 0)) return;
+  n->given = true;
+  const json_t *odd = json_is_array(list) ? NULL : list;
+  json_array_foreach(list, i, entry) {
+    if (!json_is_string(entry)) odd = odd ? odd : entry;
+    else if (is_one_of(entry, our_architectures)) n->ours = true;
+    else if (!n->architecture) n->architecture = entry;
+  }
+  if (odd)
+    n->status = bk_fail(ctx, BK_ERR_CONFIG, "%s: architectures must be a list of names, such as [\"DeepseekV3ForCausalLM\"]; it %s %s", origin,
+                        odd == list ? "is" : "holds", bk_json_kind(odd));
+}
+
+static bk_status refuse_names(bk_context *ctx, const char *origin, const names *n) {
+  char type[BK_JSON_SHOWN + 32] = "", architecture[BK_JSON_SHOWN + 32] = "", text[BK_JSON_SHOWN];
+  if (n->type) snprintf(type, sizeof type, "model_type \"%s\"", bk_json_shown(n->type, text));
+  if (n->architecture) snprintf(architecture, sizeof architecture, "architectures with \"%s\"", bk_json_shown(n->architecture, text));
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s%s%s: another architecture, which is not built; model_type must be deepseek_v3 or birkhoff, and "
+                 "architectures may hold DeepseekV3ForCausalLM, DeepseekV3Model and BirkhoffForCausalLM",
+                 origin, type, n->type && n->architecture ? " and " : "", architecture);
+}
+
+bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root, bool *alone) {
+  char missing[LIST_TEXT] = "";
+  size_t brought = 0;
+  names n = {.status = BK_OK};
+  read_type(ctx, origin, root, &n);
+  read_architectures(ctx, origin, root, &n);
+  for (size_t i = 0; i < BK_COUNT(own_keys); i++) {
+    if (json_object_get(root, own_keys[i])) brought++;
+    else add_name(missing, own_keys[i]);
+  }
+  bool foreign = n.type || n.architecture;
+  *alone = foreign ? brought < BK_COUNT(own_keys) : !n.ours && brought == 0;
+  if (foreign) return refuse_names(ctx, origin, &n);
+  if (n.given || brought == BK_COUNT(own_keys)) return n.status;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: neither model_type nor architectures says which model this is, and keys that it needs are missing: "
+                 "%s; add them, or \"model_type\": \"deepseek_v3\" if absent keys are to be as in that model", origin, missing);
+}
+
+/* ---- keys of siblings ---- */
+
+typedef struct sibling {
+  const char *keys[4];
+  const char *harmless; /* beside null, as written in JSON */
+  const char *why;
+} sibling;
+
+static const sibling siblings[] = {
+    {{"index_topk", "index_n_heads", "index_head_dim"}, "null", "no sparse attention is built"},
+    {{"sliding_window", "attention_chunk_size"}, "null", "attention looks at all earlier tokens"},
+    {{"use_sliding_window"}, "false", "attention looks at all earlier tokens"},
+    {{"linear_attn_config"}, "null", "no linear attention is built"},
+    {{"partial_rotary_factor"}, "1.0", "all of the qk_rope_head_dim part is rotated"},
+    {{"mlp_bias", "use_bias", "use_qkv_bias"}, "false", "projections have no bias"},
+    {{"use_qk_norm", "qk_norm"}, "false", "queries and keys of a head are not normalised"},
+    {{"mla_scale_q_lora", "mla_scale_kv_lora"}, "false", "the compressed queries, keys and values are not scaled"},
+    {{"zero_expert_num"}, "0", "there are no experts without weights"},
+    {{"embedding_multiplier", "residual_multiplier", "logits_scaling"}, "1.0", "there are no such factors"},
+    {{"attention_multiplier", "scale_emb", "scale_depth"}, "null", "there are no such factors"},
+    {{"attn_logit_softcapping", "final_logit_softcapping"}, "null", "scores and logits are not capped"},
+    {{"clip_qkv", "swiglu_limit"}, "null", "activations are not clipped"},
+};
+
+static bool is_harmless(const sibling *s, const json_t *value) {
+  double wanted;
+  if (!value || json_is_null(value)) return true;
+  if (strcmp(s->harmless, "false") == 0) return json_is_false(value);
+  return json_is_number(value) && bk_parse_double(s->harmless, &wanted) && json_number_value(value) == wanted;
+}
+
+bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const json_t *root) {
+  bk_status status = BK_OK;
+  for (size_t i = 0; i < BK_COUNT(siblings); i++) {
+    const sibling *s = &siblings[i];
+    char found[LIST_TEXT] = "";
+    for (size_t k = 0; k < BK_COUNT(s->keys) && s->keys[k]; k++)
+      if (!is_harmless(s, json_object_get(root, s->keys[k]))) add_name(found, s->keys[k]);
+    if (found[0])
+      status = bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be absent or %s: %s", origin, found, s->harmless, s->why);
+  }
+  return status;
+}
+
+bool bk_config_is_sibling_key(const char *key) {
+  for (size_t i = 0; i < BK_COUNT(siblings); i++)
+    for (size_t k = 0; k < BK_COUNT(siblings[i].keys) && siblings[i].keys[k]; k++)
+      if (strcmp(siblings[i].keys[k], key) == 0) return true;
+  return false;
+}
