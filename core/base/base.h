@@ -86,6 +86,8 @@ size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks'
 
 /* ---- pool.c: a pool owned by whoever creates it; with more than one thread it is threads.c's. ---- */
 #define BK_MAX_THREADS 1024
+/* Bytes of stack of a worker, whatever the system's limit; the cpu backend's kernels, unoptimised, need a third of it. */
+#define BK_WORKER_STACK ((size_t)2 << 20)
 typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
 /* n_threads includes the caller; 1 makes no thread; more in an embedded context: BK_ERR_UNSUPPORTED. */
 bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool);
