@@ -42,7 +42,7 @@ static void add(cli_args *args, const cli_option *option, const char *value) {
 }
 
 /* One --option with what belongs to it; *i is left on the last word used. */
-static bk_status parse_option(bk_context *ctx, cli_args *args, int argc, char **argv, int *i) {
+static bk_status parse_option(bk_context *ctx, cli_args *args, int argc, char *const *argv, int *i) {
   char name[64];
   const char *word = argv[*i] + 2, *equals = strchr(word, '=');
   size_t length = equals ? (size_t)(equals - word) : strlen(word);
@@ -66,7 +66,7 @@ static bk_status parse_option(bk_context *ctx, cli_args *args, int argc, char **
   return BK_OK;
 }
 
-bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char **argv, cli_args *args) {
+bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char *const *argv, cli_args *args) {
   *args = (cli_args){.command = command};
   args->words = bk_alloc_array(ctx, (size_t)argc + 1, sizeof *args->words);
   args->given = bk_alloc_array(ctx, (size_t)argc + 1, sizeof *args->given);

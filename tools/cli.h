@@ -31,6 +31,8 @@ typedef struct cli_session {
   bk_device *device; /* NULL until cli_open_device */
   cli_args args;
   bool json;
+  const char *on_disk; /* the folder with the results, where they are not what is printed; else NULL */
+  bool stdout_failed;  /* that was said */
   int argc;           /* the whole command line */
   char *const *argv;
 } cli_session;
@@ -43,7 +45,7 @@ struct cli_command {
 };
 extern const cli_option cli_common_options[];
 
-bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char **argv, cli_args *args);
+bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char *const *argv, cli_args *args);
 void cli_args_free(bk_context *ctx, cli_args *args);
 const char *cli_value(const cli_args *args, const char *option); /* the last given; NULL */
 bool cli_given(const cli_args *args, const char *option);
@@ -75,10 +77,20 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
 bk_status cli_open_data(cli_session *s, const char *option, bk_split split, int64_t vocab_size, int data_dtype, bk_dataset **data);
 int cli_exit_code(bk_status status);
 
-/* Interrupts: set by SIGINT and SIGTERM once cli_catch_signals was called; a second one ends the program. The note, NULL or a text that
- * stays, goes to standard error when the first one comes. */
+/* ---- process.c ---- */
+/* First of all: descriptors 0 to 2 are open, SIGPIPE and SIGXFSZ are errors of a write. False, said: it cannot be had. */
+bool cli_process_begin(void);
+/* run(argc, argv), whose value it returns, with enough stack for it and for threads of drivers, whatever the limit. */
+int cli_process_run(int (*run)(int argc, char **argv), int argc, char **argv);
+
+/* ---- signals.c ---- */
+/* Interrupts: the first of SIGINT, SIGTERM and SIGHUP since cli_catch_signals was called, else 0. A second SIGINT or SIGTERM ends the program;
+ * SIGHUP stays ignored where it was. The note, NULL or a text that stays, goes to standard error when the first one comes. */
 extern volatile sig_atomic_t cli_signal;
 void cli_catch_signals(const char *note);
+/* SIGUSR1 asks for a checkpoint: whether it came since the last call, or since cli_catch_save was called. */
+void cli_catch_save(void);
+bool cli_take_save(void);
 
 /* ---- output.c ---- */
 struct json_t;
@@ -89,7 +101,8 @@ char *cli_count_text(double x, char *text, size_t size);   /* 2.97B 27.0B 612M 1
 char *cli_bytes_text(double x, char *text, size_t size);   /* 1.2 GiB */
 char *cli_time_text(double seconds, char *text, size_t size); /* 1:02:03, 4:05 */
 const char *cli_residual_name(int kind); /* "mhc" of bk_hc_kind */
-bk_status cli_flush_stdout(cli_session *s); /* BK_ERR_IO if results could not be written */
+/* BK_ERR_IO if results could not be written; where they are on disk it is a warning, given once. */
+bk_status cli_flush_stdout(cli_session *s);
 
 /* ---- profile.c: --profile FILE on a model's steps. begin: *profile stays NULL without the option; BK_ERR_IO where FILE will not be
  * writable. end: writes the trace, prints the tables to standard error and frees; returns `status`, or what went wrong with the trace. ---- */

@@ -3,9 +3,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "models/checkpoint.h"
 #include "models/profile.h"
+#include "tools/run_lock.h"
 #include "tools/train.h"
 
 /* ---- what to train ---- */
@@ -75,14 +77,36 @@ static bk_status choose_fresh(train_run *r) {
   return cli_dtype(s, &r->dtype);
 }
 
+/* Before anything in DIR is looked at, so that what is found stays as it is. What a DIR that is yet to be made will be on is looked at too. */
+static bk_status lock_out(train_run *r) {
+  int kind;
+  if (cli_given(&r->s->args, "dry-run")) return BK_OK;
+  BK_TRY(bk_path_kind(r->s->ctx, r->out, &kind));
+  return kind == 1 ? run_lock_take(r->s->ctx, r->out, &r->lock) : run_lock_check(r->s->ctx, r->out);
+}
+
+static bk_status fail_taken(const train_run *r, int64_t newest) {
+  return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out", r->out, (long long)newest);
+}
+
+/* DIR, which was not there before, and its lock. Another run may have come and gone meanwhile. */
+static bk_status make_out(train_run *r) {
+  int64_t newest;
+  BK_TRY(bk_mkdirs(r->s->ctx, r->out));
+  if (r->lock >= 0) return BK_OK;
+  BK_TRY(run_lock_take(r->s->ctx, r->out, &r->lock));
+  BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, &newest));
+  return newest >= 0 ? fail_taken(r, newest) : BK_OK;
+}
+
 static bk_status choose(train_run *r) {
   cli_session *s = r->s;
   int64_t newest;
   if (!(r->out = cli_value(&s->args, "out"))) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
+  BK_TRY(lock_out(r));
   BK_TRY(bk_checkpoint_newest(s->ctx, r->out, &newest));
   bool resume = cli_given(&s->args, "resume");
-  if (newest >= 0 && !resume)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out", r->out, (long long)newest);
+  if (newest >= 0 && !resume) return fail_taken(r, newest);
   if (newest >= 0) BK_TRY(choose_resumed(r, newest));
   else BK_TRY(choose_fresh(r));
   BK_TRY(bk_train_config_validate(s->ctx, &r->recipe));
@@ -154,14 +178,14 @@ static bk_status open_metrics(train_run *r) {
 
 static bk_status run_training(train_run *r) {
   bk_profile *profile;
-  BK_TRY(bk_mkdirs(r->s->ctx, r->out)); /* the profile may go there */
+  BK_TRY(make_out(r)); /* the profile may go there */
   BK_TRY(cli_profile_begin(r->s, r->model, &profile));
   bk_status status = open_metrics(r);
   if (status != BK_OK) {
     bk_profile_destroy(profile);
     return status;
   }
-  cli_catch_signals("\nbirkhoff: finishing the step and saving; a second signal ends the program at once\n");
+  cli_catch_signals("\nbirkhoff: finishing the step and saving; a second SIGINT or SIGTERM ends the program at once\n");
   return cli_profile_end(r->s, profile, train_loop(r));
 }
 
@@ -203,6 +227,7 @@ static bk_status report(train_run *r) {
   char *path = bk_checkpoint_step_path(r->s->ctx, r->out, step);
   if (!path) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
+  r->s->on_disk = r->out;
   if (r->s->json)
     status = cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens", (json_int_t)bk_trainer_tokens_done(r->trainer),
                                             "loss", cli_number(r->last.step ? r->last.loss : NAN), "val_loss", cli_number(r->last_val), "checkpoint", path));
@@ -227,7 +252,8 @@ static bk_status run(cli_session *s) {
     print_config_help();
     return cli_flush_stdout(s);
   }
-  train_run r = {.s = s, .last_val = NAN};
+  cli_catch_save();
+  train_run r = {.s = s, .lock = -1, .last_val = NAN};
   bool dry = cli_given(&s->args, "dry-run");
   bk_status status = cli_given(&s->args, "data") ? choose(&r) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
   if (status == BK_OK) status = cli_open_device_for(s, &r.recipe); /* a resumed run's recipe is its checkpoint's */
@@ -243,6 +269,7 @@ static bk_status run(cli_session *s) {
   bk_dataset_close(r.val);
   bk_dataset_close(r.train);
   bk_free(s->ctx, r.from);
+  if (r.lock >= 0) close(r.lock);
   return status;
 }
 

@@ -25,12 +25,12 @@ static void print_usage(FILE *to) {
   fprintf(to, "\n  birkhoff --version\n");
 }
 
-static int print_version(bk_context *ctx) {
-  if (bk_registry_init(ctx) != BK_OK) return 1;
+static bk_status print_version(bk_context *ctx) {
+  BK_TRY(bk_registry_init(ctx));
   printf("birkhoff %s (%s)\nbackends:", BK_VERSION, BK_COMMIT);
   for (int i = 0; i < bk_backend_count(); i++) printf(" %s", bk_backend_get(i)->name);
   printf("\n");
-  return fflush(stdout) == 0 ? 0 : 1;
+  return BK_OK;
 }
 
 static const cli_command *find_command(bk_context *ctx, const char *name) {
@@ -45,44 +45,47 @@ static const cli_command *find_command(bk_context *ctx, const char *name) {
   return NULL;
 }
 
-static int run_command(bk_context *ctx, const cli_command *command, int argc, char **argv) {
-  cli_session s = {.ctx = ctx, .argc = argc, .argv = argv};
-  bk_status status = cli_args_parse(ctx, command, argc - 2, argv + 2, &s.args);
-  if (status == BK_OK && cli_given(&s.args, "help")) {
+static bk_status run_command(cli_session *s, const cli_command *command) {
+  bk_status status = cli_args_parse(s->ctx, command, s->argc - 2, s->argv + 2, &s->args);
+  if (status == BK_OK && cli_given(&s->args, "help")) {
     cli_print_help(command);
   } else if (status == BK_OK) {
-    s.json = cli_given(&s.args, "json");
-    status = command->run(&s);
-    bk_device_close(s.device);
+    s->json = cli_given(&s->args, "json");
+    status = command->run(s);
+    bk_device_close(s->device);
   }
-  cli_args_free(ctx, &s.args);
-  if (fflush(stdout) != 0 && status == BK_OK) status = bk_fail(ctx, BK_ERR_IO, "cannot write to standard output");
-  return cli_exit_code(status);
+  cli_args_free(s->ctx, &s->args);
+  return status;
 }
 
-int main(int argc, char **argv) {
+static bk_status run_words(cli_session *s) {
+  const char *first = s->argv[1];
+  if (strcmp(first, "--version") == 0) return print_version(s->ctx);
+  if (strcmp(first, "--help") != 0 && strcmp(first, "-h") != 0 && strcmp(first, "help") != 0) {
+    const cli_command *command = find_command(s->ctx, first);
+    return command ? run_command(s, command) : BK_ERR_ARGUMENT;
+  }
+  print_usage(stdout);
+  return BK_OK;
+}
+
+static int run(int argc, char **argv) {
   bk_context_options options = {.log = log_to_stderr, .log_level = BK_LOG_WARN};
   const char *level = getenv("BIRKHOFF_LOG");
   bool bad_level = level && *level && bk_log_level_parse(level, &options.log_level) != BK_OK;
   bk_context *ctx = NULL;
-  signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of the write, not the end of the program */
   if (bk_context_create(&options, &ctx) != BK_OK) {
     fprintf(stderr, "birkhoff: error: out of memory\n");
     return 1;
   }
   if (bad_level) bk_warn(ctx, "BIRKHOFF_LOG=%s: expected error, warn, info, debug or trace", level);
-  int code = 2;
-  if (argc < 2) {
-    print_usage(stderr);
-  } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
-    print_usage(stdout);
-    code = fflush(stdout) == 0 ? 0 : 1;
-  } else if (strcmp(argv[1], "--version") == 0) {
-    code = print_version(ctx);
-  } else {
-    const cli_command *command = find_command(ctx, argv[1]);
-    if (command) code = run_command(ctx, command, argc, argv);
-  }
+  cli_session s = {.ctx = ctx, .argc = argc, .argv = argv};
+  bk_status status = BK_ERR_ARGUMENT;
+  if (argc < 2) print_usage(stderr);
+  else status = run_words(&s);
+  if (status == BK_OK) status = cli_flush_stdout(&s);
   bk_context_destroy(ctx);
-  return code;
+  return cli_exit_code(status);
 }
+
+int main(int argc, char **argv) { return cli_process_begin() ? cli_process_run(run, argc, argv) : 1; }

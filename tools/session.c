@@ -2,28 +2,8 @@
 #include "tools/cli.h"
 
 #include <string.h>
-#include <unistd.h>
 
 #include "models/checkpoint.h"
-
-volatile sig_atomic_t cli_signal;
-
-static const char *volatile signal_note;
-
-static void on_signal(int number) {
-  const char *note = signal_note;
-  cli_signal = number;
-  signal_note = NULL;
-  if (note && write(STDERR_FILENO, note, strlen(note)) < 0) return; /* nothing can be done about it here */
-}
-
-void cli_catch_signals(const char *note) {
-  signal_note = note;
-  struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESETHAND}; /* a second one ends the program */
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, NULL);
-  sigaction(SIGTERM, &action, NULL);
-}
 
 static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe, bk_device **device) {
   int64_t threads = 0;

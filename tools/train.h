@@ -8,6 +8,7 @@
 typedef struct train_run {
   cli_session *s;
   const char *out;
+  int lock; /* of DIR, see run_lock.h; -1: none */
   bk_model_config config;
   bk_train_config recipe;
   bk_dtype dtype;

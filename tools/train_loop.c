@@ -173,10 +173,18 @@ static bk_status end_unsaved(train_run *r, bk_status status) {
   return status;
 }
 
+/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned about. */
+static void say_saved(const train_run *r, bool live) {
+  int64_t step = bk_trainer_step_done(r->trainer);
+  if (r->saved_step == step) fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n", live ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
+}
+
 /* The last step, or the one at which a signal came, is saved whatever save_every says. */
-static bk_status end_run(train_run *r) {
+static bk_status end_run(train_run *r, bool live) {
+  bool asked = cli_take_save();
   bk_status status = save(r);
   if (status == BK_OK) prune(r);
+  if (status == BK_OK && asked) say_saved(r, live);
   bk_status rows = flush_rows(r);
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
   else if (status != BK_OK) return end_unsaved(r, status);
@@ -195,7 +203,10 @@ static bk_status run_steps(train_run *r, progress *p) {
     write_row(r, &row);
     if (!r->s->json) show(r, p, &row);
     r->last = row;
-    if (row.step == due && row.step < r->recipe.steps) BK_TRY(save_or_retry(r, row.step));
+    if (row.step == r->recipe.steps || cli_signal) break; /* saved by end_run */
+    bool asked = cli_take_save();
+    if (row.step == due || asked) BK_TRY(save_or_retry(r, row.step));
+    if (asked) say_saved(r, p->live);
   }
   return BK_OK;
 }
@@ -204,7 +215,7 @@ bk_status train_loop(train_run *r) {
   progress p = {.live = isatty(2) != 0};
   r->begin = bk_seconds();
   bk_status status = run_steps(r, &p);
-  if (status == BK_OK) return end_run(r);
+  if (status == BK_OK) return end_run(r, p.live);
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
   else flush_rows(r);
   return status;

@@ -2,7 +2,7 @@
  * is rounded once. The sum over l runs in ascending order whatever the blocks. */
 #include "backends/ref/ref.h"
 
-enum { BLOCK = 32 };
+enum { BLOCK = 24 }; /* three blocks lie on the stack */
 typedef double block[BLOCK][BLOCK];
 
 static int64_t block_size(int64_t total, int64_t begin) { return total - begin < BLOCK ? total - begin : BLOCK; }

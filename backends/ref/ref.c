@@ -4,10 +4,12 @@
 
 #define FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
 #define INTS BK_DT(BK_I32)
-/* Plain row; row with a workspace; row with a limit on shapes. `dtypes` is about the first tensor of the op's arguments. */
+/* Plain row; row with a workspace; row with a limit on shapes; row with both. `dtypes` is about the first tensor of the op's arguments. */
 #define ROW(ID, name, dtypes) BK_KERNEL(BK_OP_##ID, dtypes, "ref_" #name, bk_ref_##name)
 #define ROW_WORK(ID, name, dtypes)                                                                               \
   {BK_OP_##ID, dtypes, "ref_" #name, bk_kernel_accepts_all, bk_ref_##name##_prepare, bk_ref_##name, bk_kernel_release_none}
+#define ROW_IF_WORK(ID, name, dtypes)                                                                               \
+  {BK_OP_##ID, dtypes, "ref_" #name, bk_ref_##name##_accepts, bk_ref_##name##_prepare, bk_ref_##name, bk_kernel_release_none}
 #define ROW_IF(ID, name, dtypes) BK_KERNEL_IF(BK_OP_##ID, dtypes, "ref_" #name, bk_ref_##name##_accepts, bk_ref_##name)
 
 static const bk_kernel ref_kernels[] = {
@@ -47,7 +49,7 @@ static const bk_kernel ref_kernels[] = {
   ROW(HC_GATES, hc_gates, FLOATS),
   ROW(HC_GATES_BWD, hc_gates_bwd, FLOATS),
   ROW_IF(SINKHORN, sinkhorn, FLOATS),
-  ROW_IF(SINKHORN_BWD, sinkhorn_bwd, FLOATS),
+  ROW_IF_WORK(SINKHORN_BWD, sinkhorn_bwd, FLOATS),
   ROW_IF(HC_PERM, hc_perm, FLOATS),
   ROW_IF(HC_PERM_BWD, hc_perm_bwd, FLOATS),
   ROW(HC_TANH, hc_tanh, FLOATS),

@@ -147,6 +147,7 @@ BK_REF_LAUNCH(sinkhorn);
 BK_REF_ACCEPTS(sinkhorn);
 BK_REF_LAUNCH(sinkhorn_bwd);
 BK_REF_ACCEPTS(sinkhorn_bwd);
+BK_REF_PREPARE(sinkhorn_bwd);
 BK_REF_LAUNCH(hc_perm);
 BK_REF_ACCEPTS(hc_perm);
 BK_REF_LAUNCH(hc_perm_bwd);

@@ -6,7 +6,7 @@
  *   Backward of a step: dx = dy - exp(y) sum(dy).
  * hc_eps > 0 (DeepSeek-V4): step 0 is a softmax, plus eps; the others y = x / (sum(x) + eps).
  *   Backward: dx = (dy - sum(dy y)) / (sum(x) + eps); of the softmax p: dx = p (dy - sum(dy p)).
- * The backward recomputes all iterates, keeps them on the stack, and walks them back. */
+ * The backward recomputes all iterates, keeps them in the workspace, and walks them back. */
 #include "backends/ref/ref.h"
 #include <float.h>
 
@@ -111,22 +111,34 @@ BK_REF_LAUNCH(sinkhorn) {
   return BK_OK;
 }
 
+/* What a step gave. */
+typedef struct iterate {
+  matrix out;
+  double divisors[MAX_N];
+} iterate;
+
+BK_REF_PREPARE(sinkhorn_bwd) {
+  const bk_sinkhorn_bwd_args *a = args;
+  *workspace_bytes = 2 * (size_t)a->iters * sizeof(iterate);
+  return BK_OK;
+}
+
 BK_REF_LAUNCH(sinkhorn_bwd) {
   const bk_sinkhorn_bwd_args *a = args;
   int n = (int)a->logits.shape[1], steps = 2 * a->iters;
-  matrix out[MAX_STEPS], x, grad; /* out: what each step gave */
-  double divisors[MAX_STEPS][MAX_N];
+  iterate *kept = bk_place_data(workspace);
+  matrix x, grad;
   for (int64_t i = 0; i < a->logits.shape[0]; i++) {
     load_matrix(&a->logits, i, n, x);
     for (int step = 0; step < steps; step++) {
-      forward_step(x, n, step, a->hc_eps, divisors[step]);
-      for (int m = 0; m < n; m++) memcpy(out[step][m], x[m], (size_t)n * sizeof(double));
+      forward_step(x, n, step, a->hc_eps, kept[step].divisors);
+      for (int m = 0; m < n; m++) memcpy(kept[step].out[m], x[m], (size_t)n * sizeof(double));
     }
     load_matrix(&a->dcomb, i, n, grad);
     if (a->hc_eps == 0)
       for (int m = 0; m < n; m++)
         for (int k = 0; k < n; k++) grad[m][k] *= exp(x[m][k]);
-    for (int step = steps - 1; step >= 0; step--) backward_step(grad, out[step], n, step, a->hc_eps, divisors[step]);
+    for (int step = steps - 1; step >= 0; step--) backward_step(grad, kept[step].out, n, step, a->hc_eps, kept[step].divisors);
     for (int m = 0; m < n; m++)
       for (int k = 0; k < n; k++) set3(&a->dlogits, i, m, k, grad[m][k]);
   }

@@ -86,6 +86,8 @@ size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks'
 
 /* ---- pool.c: a pool owned by whoever creates it; with more than one thread it is threads.c's. ---- */
 #define BK_MAX_THREADS 1024
+/* Bytes of stack of a worker, whatever the system's limit; the cpu backend's kernels, unoptimised, need a third of it. */
+#define BK_WORKER_STACK ((size_t)2 << 20)
 typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
 /* n_threads includes the caller; 1 makes no thread; more in an embedded context: BK_ERR_UNSUPPORTED. */
 bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool);
@@ -114,8 +116,13 @@ const char *bk_context_environment(const bk_context *ctx, const char *name);
 
 /* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own code asks the context ---- */
 double bk_seconds(void); /* monotonic */
-int bk_cpu_count(void);  /* processors this process may run on, 1 to BK_MAX_THREADS */
-bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine; false if it does not say */
+int bk_cpu_count(void);  /* processors this process may run on and has time on (quotas of control groups), 1 to BK_MAX_THREADS */
+bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine or of the control group; false if it does not say */
+
+/* ---- cgroup.c: limits of the process's control groups, as files under `root` say ("": the system's own; tests have trees of theirs).
+ * What is handed in is lowered to the smallest limit; where there is none it stays. ---- */
+int bk_cgroup_cpus(const char *root, int cpus); /* quotas of time, rounded up to whole processors */
+void bk_cgroup_memory(const char *root, size_t *free_bytes, size_t *total_bytes);
 
 /* ---- files.c: helpers over ctx->fs; all log. ---- */
 /* Opens a regular file for reading; ctx->fs closes it. A folder: BK_ERR_IO. A pipe, a terminal or a device, which has no size and cannot be

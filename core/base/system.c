@@ -1,4 +1,4 @@
-/* What the machine has: processors and memory. */
+/* What the process has of the machine: processors and memory. */
 #include "base/base.h"
 
 #ifdef __linux__
@@ -17,7 +17,7 @@ static long processors(void) {
 
 int bk_cpu_count(void) {
   long n = processors();
-  return n < 1 ? 1 : n > BK_MAX_THREADS ? BK_MAX_THREADS : (int)n;
+  return bk_cgroup_cpus("", n < 1 ? 1 : n > BK_MAX_THREADS ? BK_MAX_THREADS : (int)n);
 }
 
 /* MemAvailable counts what the kernel would give up (caches); the plain number of free pages does not. */
@@ -31,7 +31,7 @@ static bool available_kib(unsigned long long *kib) {
   return found;
 }
 
-bool bk_system_memory(size_t *free_bytes, size_t *total_bytes) {
+static bool machine_memory(size_t *free_bytes, size_t *total_bytes) {
   long page = sysconf(_SC_PAGESIZE), pages = sysconf(_SC_PHYS_PAGES);
   if (page <= 0 || pages <= 0) return false;
   unsigned long long kib;
@@ -46,5 +46,11 @@ bool bk_system_memory(size_t *free_bytes, size_t *total_bytes) {
 #else
   *free_bytes = 0;
 #endif
+  return true;
+}
+
+bool bk_system_memory(size_t *free_bytes, size_t *total_bytes) {
+  if (!machine_memory(free_bytes, total_bytes)) return false;
+  bk_cgroup_memory("", free_bytes, total_bytes);
   return true;
 }

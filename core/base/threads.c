@@ -126,17 +126,27 @@ static void threads_run(bk_pool *base, int64_t count, int64_t grain, bk_pool_fn 
   await_workers(pool);
 }
 
+/* Returns an errno value. */
+static int create_workers(threads *pool) {
+  pthread_attr_t attributes;
+  int error = pthread_attr_init(&attributes);
+  if (error) return error;
+  error = pthread_attr_setstacksize(&attributes, BK_WORKER_STACK);
+  while (pool->n_started < pool->base.n_threads - 1 && !error) {
+    worker *w = &pool->workers[pool->n_started];
+    *w = (worker){.pool = pool, .index = pool->n_started + 1};
+    error = pthread_create(&w->thread, &attributes, worker_main, w);
+    if (!error) pool->n_started++;
+  }
+  pthread_attr_destroy(&attributes);
+  return error;
+}
+
 static bk_status start_workers(threads *pool) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  int error = 0;
-  while (pool->n_started < pool->base.n_threads - 1 && !error) {
-    worker *w = &pool->workers[pool->n_started];
-    *w = (worker){.pool = pool, .index = pool->n_started + 1};
-    error = pthread_create(&w->thread, NULL, worker_main, w);
-    if (!error) pool->n_started++;
-  }
+  int error = create_workers(pool);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (!error) return BK_OK;
   return bk_fail(pool->base.ctx, BK_ERR_MEMORY, "cannot start thread %d of %d: %s", pool->n_started + 2, pool->base.n_threads,

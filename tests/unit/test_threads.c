@@ -1,6 +1,7 @@
 /* The pool: every piece once, the same pieces for any number of threads, no allocation, many short runs in a row. */
 #include "tests/unit/unit.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -105,6 +106,36 @@ START_TEST(pieces_run_at_once) {
 }
 END_TEST
 
+/* As deep as the kernels may go, in a worker for certain: both pieces are under way at once. */
+static void meet_deep(void *arg, int64_t begin, int64_t end, int worker) {
+  volatile char space[BK_WORKER_STACK / 3];
+  for (size_t i = 0; i < sizeof space; i += 1024) space[i] = (char)i;
+  meet(arg, begin, end, worker);
+}
+
+/* Stacks of workers are as large where the system's limit is small. */
+START_TEST(workers_have_stack) {
+#ifdef HAVE_PTHREAD_SETATTR_DEFAULT_NP
+  pthread_attr_t before, small;
+  ck_assert_int_eq(pthread_getattr_default_np(&before), 0);
+  ck_assert_int_eq(pthread_attr_init(&small), 0);
+  ck_assert_int_eq(pthread_attr_setstacksize(&small, (size_t)128 << 10), 0);
+  ck_assert_int_eq(pthread_setattr_default_np(&small), 0);
+#endif
+  meeting m = {0};
+  bk_pool *pool = NULL;
+  ck_assert_int_eq(bk_pool_create(ctx, 2, &pool), BK_OK);
+  bk_pool_run(pool, 2, 1, meet_deep, &m);
+  ck_assert_int_eq(atomic_load(&m.met), 2);
+  bk_pool_destroy(pool);
+#ifdef HAVE_PTHREAD_SETATTR_DEFAULT_NP
+  ck_assert_int_eq(pthread_setattr_default_np(&before), 0);
+  pthread_attr_destroy(&small);
+  pthread_attr_destroy(&before);
+#endif
+}
+END_TEST
+
 START_TEST(no_allocation_and_no_thread_for_one) {
   static int64_t data[100];
   bk_memory_stats before, after;
@@ -129,5 +160,5 @@ START_TEST(bad_sizes) {
 }
 END_TEST
 
-UNIT_MAIN("threads", unit_open, unit_close, every_piece_once, runs_are_ordered, sleepers_wake, pieces_run_at_once,
+UNIT_MAIN("threads", unit_open, unit_close, every_piece_once, runs_are_ordered, sleepers_wake, pieces_run_at_once, workers_have_stack,
           no_allocation_and_no_thread_for_one, bad_sizes)
