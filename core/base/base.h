@@ -102,6 +102,7 @@ const char *bk_nearest(const char *text, const char *const *names, size_t count)
 bool bk_parse_int64(const char *text, int64_t *value);   /* whole string, decimal */
 bool bk_parse_double(const char *text, double *value);   /* whole string, finite; locale independent: always '.' */
 bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
+size_t bk_utf8_length(const unsigned char *s, size_t left); /* of the well-formed character at s, 0 if there is none */
 
 /* ---- context.c: the operating system as the context sees it. In an embedded one: no clock (NAN), one processor, memory
  * unknown (false), no variable set (NULL). ---- */
