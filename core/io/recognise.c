@@ -390,8 +390,8 @@ bool bk_recognise_width(const void *stream, size_t bytes, int width, int64_t voc
     if (bytes == 0 || bytes % (size_t)r->width != 0 || count_above(stream, bytes, r, vocab_size) > 0) continue;
     if (r->width < 8 && !r->big) snprintf(words, room, "read as %s every token is: set data_dtype=%s (--set data_dtype=%s)", r->name, r->name, r->name);
     else
-      snprintf(words, room, "read as %s every token is: convert the file, in Python with numpy.fromfile(FILE, \"%s\").astype(\"<u%d\").tofile(\"NAME.bin\")", r->name,
-               r->numpy, width);
+      snprintf(words, room, "read as %s every token is: convert the file, in Python with numpy.fromfile(FILE, \"%s\").astype(\"<u%d\").tofile(\"NAME.bin\")",
+               r->name, r->numpy, width);
     return true;
   }
   return false;

@@ -120,6 +120,7 @@ rm -rf before/step-000004
 sed -i.bak '/"bin_validation"/d' before/step-000002/trainer_state.json
 rm before/step-000002/trainer_state.json.bak
 equal "the key is gone" "$(grep -c bin_validation before/step-000002/trainer_state.json)" 0
+refused 2 'with bin_validation=false a .bin file has none' "which means false to eval too" "$BIRKHOFF" eval before --data stream.bin --split val
 ok "an older run goes on" "$BIRKHOFF" train $small --data stream.bin --out before --resume --set save_every=2
 for f in model.safetensors optimizer.safetensors trainer_state.json; do same "bit for bit" bin_whole/step-000004/$f before/step-000004/$f; done
 equal "without validation" "$(grep -c val_loss before/metrics.jsonl)" 0
