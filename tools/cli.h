@@ -73,8 +73,18 @@ bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t)
 bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t);
 /* CKPT (resolved), its config with --set, its weights, on s->device in --dtype or its own. path_out (bk_free) may be NULL. */
 bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options, bk_model **model, char **path_out);
-/* --data files of a split. */
-bk_status cli_open_data(cli_session *s, const char *option, bk_split split, int64_t vocab_size, int data_dtype, bk_dataset **data);
+bk_status cli_split(cli_session *s, bk_split *split); /* --split; unset leaves it */
+bool cli_any_bin(const cli_session *s);                /* a .bin among the --data files */
+/* The files of an option (--data). */
+bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options, bk_dataset **data);
+/* How a command that measures reads its --data: as the run that the checkpoint is of did (trainer_state.json in its folder), else by default;
+ * --seq-len and --set stand in either case. With --seq-len and texts alone that file is not needed and not read. */
+typedef struct cli_reading {
+  int64_t seq_len; /* cli_reading_of is given --seq-len in it, or 0 */
+  const char *why; /* seq_len is what it is: "as in training" */
+  bk_dataset_options data; /* the split is still to be chosen */
+} cli_reading;
+bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_config *m, cli_reading *reading);
 int cli_exit_code(bk_status status);
 
 /* ---- process.c ---- */

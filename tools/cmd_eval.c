@@ -2,81 +2,64 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "models/profile.h"
 #include "models/trainer.h"
 #include "tools/cli.h"
 
-static bk_status parse_split(cli_session *s, bk_split *split) {
-  static const char *const names[] = {"train", "val", "all"};
-  const char *text = cli_value(&s->args, "split");
-  *split = BK_SPLIT_ALL;
-  if (!text) return BK_OK;
-  for (int i = 0; i < 3; i++)
-    if (strcmp(text, names[i]) == 0) {
-      *split = (bk_split)i;
-      return BK_OK;
-    }
-  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--split %s: expected train, val or all", text);
-}
-
-static bk_status print_result(cli_session *s, const bk_dataset *data, const bk_eval_result *r) {
+static bk_status print_result(cli_session *s, const cli_reading *reading, const bk_dataset *data, const bk_eval_result *r) {
   double loss = r->loss_sum / (double)r->tokens;
   int64_t bytes = bk_dataset_bytes(data);
   double bits = bytes > 0 ? r->loss_sum / (log(2) * (double)bytes) : NAN;
   if (s->json)
-    return cli_print_json(s, json_pack("{s:o,s:o,s:o,s:I}", "loss", cli_number(loss), "perplexity", cli_number(exp(loss)), "bits_per_byte", cli_number(bits),
-                                       "tokens", (json_int_t)r->tokens));
+    return cli_print_json(s, json_pack("{s:o,s:o,s:o,s:I,s:I}", "loss", cli_number(loss), "perplexity", cli_number(exp(loss)), "bits_per_byte", cli_number(bits),
+                                       "tokens", (json_int_t)r->tokens, "seq_len", (json_int_t)reading->seq_len));
   printf("loss           %.6f nats/token\nperplexity     %.4f\n", loss, exp(loss));
   if (bytes > 0) printf("bits_per_byte  %.6f\n", bits);
-  printf("tokens         %lld\n", (long long)r->tokens);
+  printf("tokens         %lld\nwindow         %lld tokens, %s\n", (long long)r->tokens, (long long)reading->seq_len, reading->why);
   return cli_flush_stdout(s);
 }
 
-static bk_status evaluate(cli_session *s, bk_model *model, int64_t seq_len, bk_split split) {
-  bk_train_config recipe;
-  bk_model_config ignored = model->config;
-  bk_train_config_default(&recipe);
-  BK_TRY(cli_apply_sets(s, &ignored, &recipe));
+static bk_status evaluate(cli_session *s, bk_model *model, const cli_reading *reading) {
   bk_dataset *data = NULL;
   bk_evaluator *evaluator = NULL;
   bk_profile *profile = NULL;
   bk_eval_result result;
-  bk_status status = cli_open_data(s, "data", split, model->config.vocab_size, recipe.data_dtype, &data);
-  int64_t windows = status == BK_OK ? bk_dataset_eval_windows(data, seq_len) : 0, batch = windows < 8 ? windows : 8;
+  bk_status status = cli_open_data(s, "data", &reading->data, &data);
+  int64_t windows = status == BK_OK ? bk_dataset_eval_windows(data, reading->seq_len) : 0, batch = windows < 8 ? windows : 8;
   if (status == BK_OK && windows < 1) status = bk_fail(s->ctx, BK_ERR_DATA, "eval: the data has %lld tokens, at least 2 are needed", (long long)bk_dataset_tokens(data));
-  if (status == BK_OK) status = bk_evaluator_create(model, batch, seq_len, &evaluator);
+  if (status == BK_OK) status = bk_evaluator_create(model, batch, reading->seq_len, &evaluator);
   if (status == BK_OK) status = cli_profile_begin(s, model, &profile);
   if (status == BK_OK) status = cli_profile_end(s, profile, bk_evaluator_run(evaluator, data, 0, &result));
   if (status == BK_OK && !isfinite(result.loss_sum)) status = bk_fail(s->ctx, BK_ERR_NOT_FINITE, "eval: the loss is not finite");
-  if (status == BK_OK) status = print_result(s, data, &result);
+  if (status == BK_OK) status = print_result(s, reading, data, &result);
   bk_evaluator_destroy(evaluator);
   bk_dataset_close(data);
   return status;
 }
 
 static bk_status run(cli_session *s) {
-  bk_split split;
-  int64_t seq_len = 0;
-  BK_TRY(parse_split(s, &split));
-  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &seq_len));
+  bk_split split = BK_SPLIT_ALL;
+  cli_reading reading = {0};
+  BK_TRY(cli_split(s, &split));
+  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &reading.seq_len));
   if (!cli_given(&s->args, "data")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "eval: --data FILE... is needed");
   BK_TRY(cli_open_device(s));
   bk_model *model = NULL;
-  BK_TRY(cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &model, NULL));
-  int64_t longest = model->config.max_position_embeddings;
-  if (!seq_len) seq_len = longest < 1024 ? longest : 1024;
-  bk_status status = seq_len > longest ? bk_fail(s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)seq_len, (long long)longest)
-                                       : evaluate(s, model, seq_len, split);
+  char *folder = NULL;
+  BK_TRY(cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &model, &folder));
+  bk_status status = cli_reading_of(s, folder, &model->config, &reading);
+  reading.data.split = split;
+  if (status == BK_OK) status = evaluate(s, model, &reading);
+  bk_free(s->ctx, folder);
   bk_model_destroy(model);
   return status;
 }
 
 static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
-    {"seq-len", CLI_ONE, "N", "inputs per window (default: max_position_embeddings, at most 1024)"},
-    {"split", CLI_ONE, "train|val|all", "part of each text file (default: all)"},
+    {"seq-len", CLI_ONE, "N", "inputs per window (default: as in training, else max_position_embeddings, at most 1024)"},
+    {"split", CLI_ONE, "train|val|all", "part of each file (default: all)"},
     {"profile", CLI_ONE, "FILE", "time of every op and phase of a pass: tables at the end, a Chrome trace in FILE"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

@@ -14,43 +14,18 @@ typedef struct gain_run {
   bk_dataset *data;
   bk_runner *runner;
   bk_gain *gain;
-  bk_split split;
-  int64_t seq_len, max_tokens;
+  cli_reading reading;
+  int64_t seq_len, max_tokens; /* seq_len: that of the reading, or what the data and max_tokens leave of it */
 } gain_run;
 
-static bool is_bin(const char *path) {
-  size_t n = strlen(path);
-  return n > 4 && strcmp(path + n - 4, ".bin") == 0;
-}
-
-/* The validation part, unless a stream without one is among the files. */
-static bk_status choose_split(gain_run *r) {
-  static const char *const names[] = {"train", "val", "all"};
-  cli_session *s = r->s;
-  const char *text = cli_value(&s->args, "split");
-  r->split = BK_SPLIT_VAL;
-  for (int i = 0; i < s->args.n_given && !text; i++)
-    if (strcmp(s->args.given[i].option->name, "data") == 0 && is_bin(s->args.given[i].value)) r->split = BK_SPLIT_ALL;
-  if (!text) return BK_OK;
-  for (size_t i = 0; i < BK_COUNT(names); i++)
-    if (strcmp(text, names[i]) == 0) {
-      r->split = (bk_split)i;
-      return BK_OK;
-    }
-  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--split %s: expected train, val or all", text);
-}
-
+/* The validation part, unless a stream is among the files: all of it then. */
 static bk_status open_data(gain_run *r) {
-  bk_train_config recipe;
-  bk_model_config ignored = r->model->config;
-  bk_train_config_default(&recipe);
-  BK_TRY(cli_apply_sets(r->s, &ignored, &recipe));
-  BK_TRY(cli_open_data(r->s, "data", r->split, r->model->config.vocab_size, recipe.data_dtype, &r->data));
-  int64_t longest = r->model->config.max_position_embeddings, tokens = bk_dataset_tokens(r->data);
+  r->reading.data.split = cli_any_bin(r->s) ? BK_SPLIT_ALL : BK_SPLIT_VAL;
+  BK_TRY(cli_split(r->s, &r->reading.data.split));
+  BK_TRY(cli_open_data(r->s, "data", &r->reading.data, &r->data));
+  int64_t tokens = bk_dataset_tokens(r->data);
   if (tokens < 2) return bk_fail(r->s->ctx, BK_ERR_DATA, "gain: the data has %lld token, at least 2 are needed", (long long)tokens);
-  if (r->seq_len > longest)
-    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)r->seq_len, (long long)longest);
-  if (!r->seq_len) r->seq_len = longest < 1024 ? longest : 1024;
+  r->seq_len = r->reading.seq_len;
   if (r->seq_len > tokens - 1) r->seq_len = tokens - 1;
   if (r->seq_len > r->max_tokens) r->seq_len = r->max_tokens;
   return BK_OK;
@@ -116,8 +91,9 @@ static void print_gains(const bk_gain_row *row) {
 static bk_status print_text(gain_run *r) {
   const bk_gain *g = r->gain;
   bool hc = r->model->config.residual == BK_HC_HC;
-  printf("Amax gain magnitude, %lld tokens in sequences of %lld, residual %s, %d stream%s\n", (long long)g->tokens, (long long)r->seq_len,
-         cli_residual_name(r->model->config.residual), g->n, g->n == 1 ? "" : "s");
+  printf("Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n", (long long)g->tokens, (long long)r->seq_len,
+         r->seq_len == r->reading.seq_len ? r->reading.why : "as many as the data and --tokens have", cli_residual_name(r->model->config.residual), g->n,
+         g->n == 1 ? "" : "s");
   printf("                   single sublayer                           composite\n");
   printf("sublayer       forward       max  backward       max    forward       max  backward       max%s\n", hc ? "   sum |H|" : "");
   for (int i = 0; i < g->n_sublayers; i++) {
@@ -157,25 +133,28 @@ static bk_status gain(gain_run *r) {
 
 static bk_status run(cli_session *s) {
   gain_run r = {.s = s, .max_tokens = DEFAULT_TOKENS};
+  char *folder = NULL;
   if (!cli_given(&s->args, "data")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: --data FILE... is needed");
-  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &r.seq_len));
+  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &r.reading.seq_len));
   BK_TRY(cli_int(s, "tokens", 1, INT64_MAX, &r.max_tokens));
-  BK_TRY(choose_split(&r));
+  BK_TRY(cli_split(s, &r.reading.data.split)); /* a wrong word is told before the model is read */
   BK_TRY(cli_open_device(s));
-  bk_status status = cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &r.model, NULL);
+  bk_status status = cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &r.model, &folder);
+  if (status == BK_OK) status = cli_reading_of(s, folder, &r.model->config, &r.reading);
   if (status == BK_OK) status = gain(&r);
   bk_gain_destroy(r.gain);
   bk_runner_destroy(r.runner);
   bk_dataset_close(r.data);
   bk_model_destroy(r.model);
+  bk_free(s->ctx, folder);
   return status;
 }
 
 static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
-    {"split", CLI_ONE, "train|val|all", "part of each text file (default: val; all if a .bin is given)"},
+    {"split", CLI_ONE, "train|val|all", "part of each file (default: val; all if a .bin is given)"},
     {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
-    {"seq-len", CLI_ONE, "N", "tokens per sequence (default: max_position_embeddings, at most 1024)"},
+    {"seq-len", CLI_ONE, "N", "tokens per sequence (default: as in training, else max_position_embeddings, at most 1024)"},
     {"svg", CLI_ONE, "FILE", "draw gain against depth and the composite map"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

@@ -50,6 +50,10 @@ static bk_status choose_resumed(train_run *r, int64_t step) {
   BK_TRY(check_same_model(s->ctx, &r->config, &asked));
   BK_TRY(cli_apply_sets(s, &asked, &r->recipe));
   BK_TRY(train_recipe_options(s, &r->recipe));
+  if (r->recipe.bin_validation != r->saved.recipe.bin_validation) {
+    bk_warn(s->ctx, "bin_validation stays %s: a resumed run keeps the split of its data", r->saved.recipe.bin_validation ? "true" : "false");
+    r->recipe.bin_validation = r->saved.recipe.bin_validation;
+  }
   train_log_changed_keys(s->ctx, &r->saved.recipe, &r->recipe);
   r->dtype = r->saved.dtype;
   BK_TRY(cli_dtype(s, &r->dtype));
@@ -119,33 +123,44 @@ static bk_status choose(train_run *r) {
 
 /* ---- data ---- */
 
-static bool is_bin(const char *path) {
-  size_t n = strlen(path);
-  return n > 4 && strcmp(path + n - 4, ".bin") == 0;
+/* Validation: --val-data whole, else the last tenth of each file. None is left where all are streams that keep nothing back. */
+static bk_status open_validation(train_run *r, bk_dataset_options options) {
+  cli_session *s = r->s;
+  bool given = cli_given(&s->args, "val-data"), text = false;
+  options.split = given ? BK_SPLIT_ALL : BK_SPLIT_VAL;
+  for (int i = 0; i < s->args.n_given; i++) text |= strcmp(s->args.given[i].option->name, "data") == 0 && !bk_path_is_bin(s->args.given[i].value);
+  if (!given && !text && bk_dataset_kept_back(r->train) == 0) return BK_OK;
+  return cli_open_data(s, given ? "val-data" : "data", &options, &r->val);
 }
 
-/* Validation: --val-data whole, else the last tenth of each text file; none for .bin streams alone. */
-static bk_status open_validation(train_run *r) {
-  cli_session *s = r->s;
-  if (cli_given(&s->args, "val-data")) return cli_open_data(s, "val-data", BK_SPLIT_ALL, r->config.vocab_size, r->recipe.data_dtype, &r->val);
-  int n = cli_values(&s->args, "data", NULL, 0), text = 0;
-  const char **paths = bk_alloc_array(s->ctx, (size_t)n, sizeof *paths);
-  if (!paths) return BK_ERR_MEMORY;
-  cli_values(&s->args, "data", paths, n);
-  for (int i = 0; i < n; i++)
-    if (!is_bin(paths[i])) paths[text++] = paths[i];
-  bk_dataset_options options = {.vocab_size = r->config.vocab_size, .data_dtype = r->recipe.data_dtype, .split = BK_SPLIT_VAL};
-  bk_status status = text ? bk_dataset_open(s->ctx, paths, text, &options, &r->val) : BK_OK;
-  bk_free(s->ctx, paths);
-  return status;
+static bk_status open_training(train_run *r, bk_dataset_options *options) {
+  options->whole_bin = !r->recipe.bin_validation;
+  return cli_open_data(r->s, "data", options, &r->train);
+}
+
+/* A new run whose .bin files are so short that, without their last tenth, nothing would be left to train on, or that have no tenth to validate on,
+ * trains on all of them; its recipe says so, and a resumed run does the same. */
+static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
+  bool split = options->split == BK_SPLIT_TRAIN && r->recipe.bin_validation && !r->resumed_step && cli_any_bin(r->s);
+  int64_t kept_back = bk_dataset_kept_back(r->train);
+  if (!split || (kept_back > 0 && bk_dataset_tokens(r->train) > r->recipe.seq_len)) return BK_OK;
+  r->recipe.bin_validation = false;
+  r->unsplit = true;
+  bk_info(r->s->ctx, "the .bin files are too short to spare a tenth for validation: bin_validation=false");
+  if (kept_back == 0) return BK_OK;
+  bk_dataset_close(r->train);
+  r->train = NULL;
+  return open_training(r, options);
 }
 
 static bk_status open_data(train_run *r) {
   cli_session *s = r->s;
-  bk_split split = cli_given(&s->args, "val-data") ? BK_SPLIT_ALL : BK_SPLIT_TRAIN;
-  BK_TRY(cli_open_data(s, "data", split, r->config.vocab_size, r->recipe.data_dtype, &r->train));
+  bk_dataset_options options = {.vocab_size = r->config.vocab_size, .data_dtype = r->recipe.data_dtype};
+  options.split = cli_given(&s->args, "val-data") ? BK_SPLIT_ALL : BK_SPLIT_TRAIN;
+  BK_TRY(open_training(r, &options));
+  BK_TRY(spare_tenth(r, &options));
   BK_TRY(bk_dataset_check_seq_len(s->ctx, r->train, r->recipe.seq_len));
-  BK_TRY(open_validation(r));
+  BK_TRY(open_validation(r, options));
   if (r->resumed_step && bk_dataset_hash(r->train) != r->saved.data_hash)
     return bk_fail(s->ctx, BK_ERR_DATA, "--resume: the training data is not the data that the run in %s began with", r->out);
   return BK_OK;
@@ -200,6 +215,7 @@ static bk_status report_plan(train_run *r) {
   if (!r->s->json) {
     printf("parameters  %s, %s active\n", cli_count_text((double)counts.parameters_total, a, sizeof a), cli_count_text((double)counts.parameters_active, b, sizeof b));
     printf("data        %lld tokens for training, %lld for validation\n", (long long)bk_dataset_tokens(r->train), r->val ? (long long)bk_dataset_tokens(r->val) : 0LL);
+    if (r->unsplit) printf("            (the .bin files are too short to spare a tenth for validation: bin_validation=false)\n");
     printf("steps       %lld of %s tokens: %.2f epochs\n", (long long)r->recipe.steps, cli_count_text(step_tokens, a, sizeof a),
            (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
   }
@@ -277,7 +293,7 @@ static const cli_option options[] = {
     {"model", CLI_ONE, "PRESET|FILE|DIR", "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
-    {"val-data", CLI_MANY, "FILE", "validation data; default: the last tenth of each text file"},
+    {"val-data", CLI_MANY, "FILE", "validation data; default: the last tenth of each file of --data"},
     {"out", CLI_ONE, "DIR", "folder for checkpoints and metrics.jsonl"},
     {"steps", CLI_ONE, "N", "optimiser steps in all"},
     {"batch-size", CLI_ONE, "N", "sequences per step"},

@@ -110,16 +110,69 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
   return status;
 }
 
-bk_status cli_open_data(cli_session *s, const char *option, bk_split split, int64_t vocab_size, int data_dtype, bk_dataset **data) {
+bk_status cli_split(cli_session *s, bk_split *split) {
+  static const char *const names[] = {"train", "val", "all"}; /* as bk_split */
+  const char *text = cli_value(&s->args, "split");
+  if (!text) return BK_OK;
+  for (size_t i = 0; i < BK_COUNT(names); i++)
+    if (strcmp(text, names[i]) == 0) {
+      *split = (bk_split)i;
+      return BK_OK;
+    }
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--split %s: expected train, val or all", text);
+}
+
+bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options, bk_dataset **data) {
   int n = cli_values(&s->args, option, NULL, 0);
   if (!n) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s: --%s FILE... is needed", s->args.command->name, option);
   const char **paths = bk_alloc_array(s->ctx, (size_t)n, sizeof *paths);
   if (!paths) return BK_ERR_MEMORY;
   cli_values(&s->args, option, paths, n);
-  bk_dataset_options options = {.vocab_size = vocab_size, .data_dtype = data_dtype, .split = split};
-  bk_status status = bk_dataset_open(s->ctx, paths, n, &options, data);
+  bk_status status = bk_dataset_open(s->ctx, paths, n, options, data);
   bk_free(s->ctx, paths);
   return status;
+}
+
+/* ---- reading data as a run did ---- */
+
+/* *known: there is a trainer_state.json; its recipe is then the run's. */
+static bk_status read_run_recipe(cli_session *s, const char *folder, bk_train_config *recipe, bool *known) {
+  bk_trainer_state state;
+  int kind = -1;
+  char *file = bk_path_join(s->ctx, folder, "trainer_state.json");
+  if (!file) return BK_ERR_MEMORY;
+  bk_status status = bk_path_kind(s->ctx, file, &kind);
+  if (status == BK_OK && kind >= 0) status = bk_trainer_state_read(s->ctx, file, &state);
+  bk_free(s->ctx, file);
+  BK_TRY(status);
+  *known = kind >= 0;
+  if (*known) *recipe = state.recipe;
+  return BK_OK;
+}
+
+bool cli_any_bin(const cli_session *s) {
+  for (int i = 0; i < s->args.n_given; i++)
+    if (strcmp(s->args.given[i].option->name, "data") == 0 && bk_path_is_bin(s->args.given[i].value)) return true;
+  return false;
+}
+
+bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_config *m, cli_reading *reading) {
+  int64_t longest = m->max_position_embeddings, asked = reading->seq_len, trained;
+  bk_train_config recipe;
+  bk_model_config ignored = *m;
+  bool known = false;
+  bk_train_config_default(&recipe);
+  recipe.seq_len = longest < 1024 ? longest : 1024;
+  if (!asked || cli_any_bin(s)) BK_TRY(read_run_recipe(s, folder, &recipe, &known));
+  trained = recipe.seq_len;
+  BK_TRY(cli_apply_sets(s, &ignored, &recipe));
+  reading->seq_len = asked ? asked : recipe.seq_len;
+  reading->data = (bk_dataset_options){.vocab_size = m->vocab_size, .data_dtype = recipe.data_dtype, .whole_bin = !recipe.bin_validation};
+  reading->why = asked || recipe.seq_len != trained ? "as asked for" : known ? "as in training"
+                 : "the model's longest, at most 1024: no trainer_state.json tells what training took";
+  if (reading->seq_len <= longest) return BK_OK;
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s %lld: the model takes at most %lld (max_position_embeddings)", asked ? "--seq-len" : "seq_len",
+                 (long long)reading->seq_len, (long long)longest);
 }
 
 int cli_exit_code(bk_status status) {

@@ -16,6 +16,7 @@ typedef struct train_run {
   char *from;           /* checkpoint whose weights are read; NULL: initial values */
   bk_trainer_state saved;
   bk_dataset *train, *val;
+  bool unsplit;         /* bin_validation was turned off: the .bin files have no tenth to spare */
   bk_model *model;
   bk_trainer *trainer;
   bk_metrics *metrics;

@@ -106,6 +106,7 @@ bool bk_parse_double(const char *text, double *value);   /* whole string, finite
 /* For printf: a NaN without its sign, which says nothing and would be printed as "-nan". */
 double bk_unsigned_nan(double x);
 bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
+size_t bk_utf8_length(const unsigned char *s, size_t left); /* of the well-formed character at s, 0 if there is none */
 
 /* ---- context.c: the operating system as the context sees it. In an embedded one: no clock (NAN), one processor, memory
  * unknown (false), no variable set (NULL). ---- */

@@ -82,6 +82,7 @@ const bk_option bk_train_keys[] = {
     DOUBLE(gain_limit, 0, 1e30, "warns once of a composite gain above this (1: neither amplified nor damped); 0: off"),
     {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
      "sublayers per block whose connections are recomputed in the backward pass"},
+    BOOL(bin_validation, "the last tenth of each .bin file is validation data, as of a text; a run keeps what it began with"),
     ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
     BOOL(allow_tf32, "GPU backends: fp32 products may round their operands to TF32"),
     BOOL(cuda_graph, "GPU backends: passes are captured once as graphs, then replayed; the same bits"),
@@ -146,6 +147,7 @@ void bk_train_config_default(bk_train_config *t) {
       .spike_factor = 10,
       .gain_limit = 100,
       .hc_recompute = BK_RECOMPUTE_AUTO,
+      .bin_validation = true,
       .cuda_graph = true,
   };
 }

@@ -483,12 +483,17 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
   return BK_OK;
 }
 
-/* States may lack these: what stands for an absent one changes no bit of a run that knew nothing of it. */
-static bool may_lack(const char *name) {
-  static const char *const names[] = {"spike_factor", "gain_limit", "cuda_graph", "allow_tf32", "merge_stream"};
-  for (size_t i = 0; i < BK_COUNT(names); i++)
-    if (strcmp(name, names[i]) == 0) return true;
-  return false;
+/* Keys that states may lack, and what stands for an absent one: what changes no bit of a run that knew nothing of it. NULL: the default. */
+static const struct { const char *name, *value; } later_keys[] = {
+    {"spike_factor", NULL}, {"gain_limit", NULL}, {"cuda_graph", NULL}, {"allow_tf32", NULL}, {"merge_stream", NULL}, {"bin_validation", "false"},
+};
+
+static bk_status read_absent(const document *doc, const bk_option *o, bk_train_config *t) {
+  for (size_t i = 0; i < BK_COUNT(later_keys); i++) {
+    if (strcmp(o->name, later_keys[i].name) != 0) continue;
+    return later_keys[i].value ? bk_option_set_text(doc->ctx, doc->origin, o, later_keys[i].value, t) : BK_OK;
+  }
+  return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
 }
 
 /* Every other key must be there, and all must be known: a resumed run continues bit for bit or not at all. */
@@ -503,9 +508,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
       return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     value = json_object_get(recipe, o->name);
-    if (!value && may_lack(o->name)) continue;
-    if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
-    BK_TRY(read_option(doc, o, value, t));
+    BK_TRY(value ? read_option(doc, o, value, t) : read_absent(doc, o, t));
   }
   return bk_train_config_check(doc->ctx, doc->origin, t);
 }

@@ -6,6 +6,10 @@
 
 #include <string.h>
 
+#include "io/recognise.h"
+
+#define BIN_VAL_MIN 2 /* tokens: fewer predict nothing */
+
 typedef struct segment {
   int64_t first; /* number of its first token in the whole */
   int64_t count; /* tokens, the end token included */
@@ -20,6 +24,8 @@ struct bk_dataset {
   segment *segments; /* none is empty */
   size_t n_segments;
   int64_t tokens, bytes;
+  int64_t kept_back; /* tokens of .bin files behind BK_SPLIT_TRAIN */
+  bool parted;       /* of some file BK_SPLIT_TRAIN has left something */
   uint64_t hash;
 };
 
@@ -31,41 +37,65 @@ typedef struct source {
   const bk_dataset_options *options;
   int width;
   uint64_t begin, end; /* bytes of the file that the split takes */
+  uint64_t kept_back;  /* bytes behind them */
   bool ends;
 } source;
 
-static bool is_bin(const char *path) {
+bool bk_path_is_bin(const char *path) {
   size_t length = strlen(path);
-  return length >= 4 && strcmp(path + length - 4, ".bin") == 0;
+  if (length < 4) return false;
+  const char *end = path + length - 4;
+  return end[0] == '.' && (end[1] == 'b' || end[1] == 'B') && (end[2] == 'i' || end[2] == 'I') && (end[3] == 'n' || end[3] == 'N');
 }
 
 static int token_width(const char *path, const bk_dataset_options *o) {
-  if (!is_bin(path)) return 1;
+  if (!bk_path_is_bin(path)) return 1;
   if (o->data_dtype == 0) return o->vocab_size <= 65536 ? 2 : 4;
   return o->data_dtype == 1 ? 2 : 4;
 }
 
+/* Bytes at the end of a file of `size` bytes that are its validation part. */
+static uint64_t validation_bytes(const source *s, uint64_t size) {
+  if (s->width == 1) return size / 10;
+  uint64_t tokens = s->options->whole_bin ? 0 : size / (uint64_t)s->width / 10;
+  return tokens < BIN_VAL_MIN ? 0 : tokens * (uint64_t)s->width;
+}
+
 /* The part of a file of `size` bytes that the split takes. */
 static bk_status choose_part(source *s, uint64_t size) {
-  uint64_t val = s->width == 1 ? size / 10 : 0;
-  if (size == 0) return bk_fail(s->ctx, BK_ERR_DATA, "%s: the file is empty", s->path);
   if (size % (uint64_t)s->width != 0)
     return bk_fail(s->ctx, BK_ERR_DATA, "%s: %llu bytes are not a whole number of uint%d tokens (data_dtype)", s->path,
                    (unsigned long long)size, 8 * s->width);
+  uint64_t val = validation_bytes(s, size);
   bool takes_end = s->options->split != BK_SPLIT_VAL || val > 0;
   s->begin = s->options->split == BK_SPLIT_VAL ? size - val : 0;
   s->end = s->options->split == BK_SPLIT_TRAIN ? size - val : size;
+  s->kept_back = size - s->end;
   s->ends = s->width == 1 && s->end == size && takes_end;
   return BK_OK;
 }
 
-static bk_status read_part(const source *s, bk_file *file, void *dst) {
-  size_t bytes = (size_t)(s->end - s->begin);
-  int64_t got = s->ctx->fs.read_at(s->ctx->fs.user, file, s->begin, dst, bytes);
+static bk_status read_at(const source *s, bk_file *file, uint64_t begin, void *dst, size_t bytes) {
+  int64_t got = s->ctx->fs.read_at(s->ctx->fs.user, file, begin, dst, bytes);
   if (got < 0) return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: %s", s->path, strerror((int)-got));
   if ((uint64_t)got != bytes) return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: it became shorter while it was read",
                                              s->path);
   return BK_OK;
+}
+
+/* By a sample of the beginning: what the name promises is looked for in the contents. */
+static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
+  static const bk_wanted wanted[] = {[1] = BK_WANTED_TEXT, [2] = BK_WANTED_UINT16, [4] = BK_WANTED_UINT32};
+  char words[BK_RECOGNISE_TEXT];
+  size_t count = size < BK_RECOGNISE_SAMPLE ? (size_t)size : BK_RECOGNISE_SAMPLE;
+  if (size == 0) return bk_fail(s->ctx, BK_ERR_DATA, "%s: the file is empty", s->path);
+  unsigned char *sample = bk_alloc(s->ctx, count);
+  if (!sample) return BK_ERR_MEMORY;
+  bk_status status = read_at(s, file, 0, sample, count);
+  if (status == BK_OK && bk_recognise(sample, count, size, wanted[s->width], words, sizeof words))
+    status = bk_fail(s->ctx, BK_ERR_DATA, "%s is %s", s->path, words);
+  bk_free(s->ctx, sample);
+  return status;
 }
 
 static int64_t stored_token(const segment *g, int64_t i) {
@@ -76,16 +106,19 @@ static int64_t stored_token(const segment *g, int64_t i) {
   }
 }
 
+/* A file's stream may be of another width or byte order than was taken for granted. */
+static bk_status fail_token(const source *s, const segment *g, int64_t i) {
+  char words[BK_RECOGNISE_TEXT] = "";
+  int64_t vocab = s->options->vocab_size;
+  bool known = g->owned && g->width > 1 && s->begin == 0 && bk_recognise_width(g->data, (size_t)g->count * (size_t)g->width, g->width, vocab, words, sizeof words);
+  return bk_fail(s->ctx, BK_ERR_DATA, "%s: token %lld at %s %lld is not below vocab_size (%lld)%s%s", s->path, (long long)stored_token(g, i),
+                 g->width == 1 ? "byte" : "token", (long long)(s->begin / (uint64_t)g->width) + (long long)i, (long long)vocab, known ? "; " : "", words);
+}
+
 static bk_status check_tokens(const source *s, const segment *g) {
   int64_t vocab = s->options->vocab_size;
-  const char *unit = g->width == 1 ? "byte" : "token";
-  for (int64_t i = 0; i < g->count - g->ends; i++) {
-    int64_t token = stored_token(g, i);
-    if (token < vocab) continue;
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: token %lld at %s %lld is not below vocab_size (%lld)",
-                   s->path, (long long)token, unit,
-                   (long long)(s->begin / (uint64_t)g->width) + (long long)i, (long long)vocab);
-  }
+  for (int64_t i = 0; i < g->count - g->ends; i++)
+    if (stored_token(g, i) >= vocab) return fail_token(s, g, i);
   if (g->ends && vocab <= BK_TOKEN_END)
     return bk_fail(s->ctx, BK_ERR_DATA, "%s: the token that ends a text, %d, is not below vocab_size (%lld)",
                    s->path, BK_TOKEN_END, (long long)vocab);
@@ -111,28 +144,33 @@ static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   g.data = g.owned = bk_alloc(s->ctx, (size_t)bytes);
   if (!g.owned) return BK_ERR_MEMORY;
   ds->segments[ds->n_segments++] = g;
-  BK_TRY(read_part(s, file, g.owned));
+  BK_TRY(read_at(s, file, s->begin, g.owned, (size_t)bytes));
   BK_TRY(check_tokens(s, &g));
   ds->tokens += g.count;
   ds->bytes = s->width > 1 || ds->bytes < 0 ? -1 : ds->bytes + (int64_t)bytes;
   ds->hash = mix_hash(ds->hash, &g);
+  ds->parted |= s->kept_back > 0;
+  ds->kept_back += s->width > 1 ? (int64_t)(s->kept_back / (uint64_t)s->width) : 0;
   return BK_OK;
 }
 
 static bk_status load_file(bk_dataset *ds, const char *path, const bk_dataset_options *options) {
   source s = {.ctx = ds->ctx, .path = path, .options = options, .width = token_width(path, options)};
-  if (s.width > 1 && options->split == BK_SPLIT_VAL) return BK_OK; /* has no validation part */
   bk_file *file;
   uint64_t size = 0;
-  if (bk_path_is_dir(ds->ctx, path)) return bk_fail(ds->ctx, BK_ERR_IO, "cannot read %s: it is a folder", path);
-  int rc = ds->ctx->fs.open_read(ds->ctx->fs.user, path, &file);
-  if (rc < 0) return bk_fail(ds->ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc));
-  rc = ds->ctx->fs.size(ds->ctx->fs.user, file, &size);
-  bk_status status = rc < 0 ? bk_fail(ds->ctx, BK_ERR_IO, "cannot look at %s: %s",
-                                      path, strerror(-rc)) : choose_part(&s, size);
+  BK_TRY(bk_file_open(ds->ctx, path, &file));
+  int rc = ds->ctx->fs.size(ds->ctx->fs.user, file, &size);
+  bk_status status = rc < 0 ? bk_fail(ds->ctx, BK_ERR_IO, "cannot look at %s: %s", path, strerror(-rc)) : check_kind(&s, file, size);
+  if (status == BK_OK) status = choose_part(&s, size);
   if (status == BK_OK) status = load_part(ds, &s, file);
   ds->ctx->fs.close(ds->ctx->fs.user, file);
   return status;
+}
+
+/* Only the validation part can be empty where no file is. */
+static bk_status fail_empty(bk_dataset *ds, const char *const *paths, int n_paths, const bk_dataset_options *options) {
+  return bk_fail(ds->ctx, BK_ERR_DATA, "%s%s: no tokens in the validation part: a text needs at least 10 bytes to have one, and %s", paths[0],
+                 n_paths > 1 ? " and the other files" : "", options->whole_bin ? "with bin_validation=false a .bin file has none" : "a .bin file 20 tokens");
 }
 
 static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_paths, const bk_dataset_options *options) {
@@ -141,9 +179,7 @@ static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_path
   if (!ds->segments) return BK_ERR_MEMORY;
   for (int i = 0; i < n_paths; i++) BK_TRY(load_file(ds, paths[i], options));
   if (ds->tokens > 0) return BK_OK;
-  return bk_fail(ds->ctx, BK_ERR_DATA, "%s%s: no tokens in the %s part; a .bin file has none, a text needs at "
-                 "least 10 bytes",
-                 paths[0], n_paths > 1 ? " and the other files" : "", options->split == BK_SPLIT_VAL ? "validation" : "chosen");
+  return fail_empty(ds, paths, n_paths, options);
 }
 
 static bk_status check_vocab_size(bk_context *ctx, int64_t vocab_size) {
@@ -203,6 +239,7 @@ void bk_dataset_close(bk_dataset *ds) {
 int64_t bk_dataset_tokens(const bk_dataset *ds) { return ds->tokens; }
 int64_t bk_dataset_bytes(const bk_dataset *ds) { return ds->bytes; }
 uint64_t bk_dataset_hash(const bk_dataset *ds) { return ds->hash; }
+int64_t bk_dataset_kept_back(const bk_dataset *ds) { return ds->kept_back; }
 
 static size_t segment_of(const bk_dataset *ds, int64_t i) {
   size_t low = 0, high = ds->n_segments;
@@ -256,9 +293,8 @@ static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t
 bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len) {
   if (seq_len < 1) return bk_fail(ctx, BK_ERR_ARGUMENT, "seq_len must be at least 1, not %lld", (long long)seq_len);
   if (ds->tokens - 1 >= seq_len) return BK_OK;
-  return bk_fail(ctx, BK_ERR_DATA, "the data has %lld tokens, a sequence of seq_len %lld needs %lld",
-                 (long long)ds->tokens,
-                 (long long)seq_len, (long long)seq_len + 1);
+  return bk_fail(ctx, BK_ERR_DATA, "the data has %lld tokens%s, a sequence of seq_len %lld needs %lld", (long long)ds->tokens,
+                 ds->parted ? " beside its validation part" : "", (long long)seq_len, (long long)seq_len + 1);
 }
 
 /* Windows per epoch. From nine on one is left out, so that an epoch's offset has room for a whole window. */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "io/json_out.h"
+#include "io/recognise.h"
 
 static bk_status no_memory(bk_context *ctx, const char *origin) { return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin); }
 
@@ -32,7 +33,9 @@ bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, si
   size_t skip = bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
   json_error_t error;
   bk_status status = bk_json_parse(ctx, origin, text + skip, bytes - skip, root, &error);
+  char words[BK_RECOGNISE_TEXT];
   if (status != BK_ERR_DATA) return status;
+  if (bk_recognise(text, bytes, bytes, BK_WANTED_JSON, words, sizeof words)) return bk_fail(ctx, status, "%s: not JSON: it is %s", origin, words);
   return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);
 }
 

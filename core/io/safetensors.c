@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/recognise.h"
 #include "io/safetensors_priv.h"
 
 struct bk_st_reader {
@@ -25,12 +26,23 @@ static bk_status read_bytes(bk_st_reader *r, uint64_t offset, void *dst, size_t 
   return BK_OK;
 }
 
+/* Whatever the first bytes would mean as a header's length. */
+static bk_status check_kind(bk_st_reader *r, uint64_t file_bytes) {
+  unsigned char head[BK_RECOGNISE_HEAD];
+  char words[BK_RECOGNISE_TEXT];
+  size_t count = file_bytes < sizeof head ? (size_t)file_bytes : sizeof head;
+  BK_TRY(read_bytes(r, 0, head, count, "the beginning"));
+  if (!bk_recognise(head, count, file_bytes, BK_WANTED_TENSORS, words, sizeof words)) return BK_OK;
+  return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it is %s", r->path, words);
+}
+
 static bk_status read_header_length(bk_st_reader *r, uint64_t file_bytes, uint64_t *length) {
   unsigned char raw[8];
   if (file_bytes < sizeof raw)
     return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it has %llu bytes, fewer than the 8 of a "
                    "header length",
                    r->path, (unsigned long long)file_bytes);
+  BK_TRY(check_kind(r, file_bytes));
   BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
   uint64_t n = 0;
   for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];

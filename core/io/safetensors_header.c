@@ -132,21 +132,9 @@ static bk_status take_escape(parser *p, char **out) {
   return BK_OK;
 }
 
-/* Length of the well-formed UTF-8 sequence at `s` (RFC 3629: no overlong forms, no surrogates), 0 if it is none. */
-static size_t utf8_length(const unsigned char *s, size_t left) {
-  unsigned char c = s[0];
-  size_t length = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
-  if (length == 0 || length > left) return 0;
-  for (size_t i = 1; i < length; i++)
-    if ((s[i] & 0xc0) != 0x80) return 0;
-  bool overlong = (c == 0xe0 && s[1] < 0xa0) || (c == 0xf0 && s[1] < 0x90);
-  bool outside = (c == 0xed && s[1] >= 0xa0) || (c == 0xf4 && s[1] >= 0x90);
-  return overlong || outside ? 0 : length;
-}
-
 static bk_status take_characters(parser *p, char *out) {
   while (p->at < p->end && *p->at != '"') {
-    size_t length = utf8_length((const unsigned char *)p->at, (size_t)(p->end - p->at));
+    size_t length = bk_utf8_length((const unsigned char *)p->at, (size_t)(p->end - p->at));
     if (length == 0) return fail_at(p, "a string is not UTF-8");
     if ((unsigned char)*p->at < 0x20) return fail_at(p, "a string holds a control character");
     if (*p->at == '\\') {

@@ -4,7 +4,7 @@
  *   helper tokens OUT NAME DTYPE SHAPE VALUE... [, NAME ...]   a safetensors file; SHAPE is 2x3, DTYPE i32 or i64 or fp32
  *   helper tensor FILE NAME        dtype and shape of a tensor, "fp32 2x3"
  *   helper values FILE NAME        its values, one a line
- *   helper bin OUT 2|4 VALUE...    a token stream of that many bytes a token
+ *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
  *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a sanitizer, with memory of its own)
  * Exit status 0, or 1 with a message. */
 #include <jansson.h>

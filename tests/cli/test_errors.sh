@@ -49,6 +49,52 @@ printf '\001\000\002' >odd.bin
 refused 2 'odd.bin' "half a token" "$BIRKHOFF" eval tiny --data odd.bin
 refused 1 'none.txt' "no such file" "$BIRKHOFF" eval tiny --data none.txt
 refused 2 'vocab_size\|260\|token 256' "text needs the end token" "$BIRKHOFF" train --model tiny --data data.txt --out no --set vocab_size=200
+
+# ---- files of another kind, by their contents ----
+wrong() { # PATTERN NAME FILE: as data of train and eval
+  refused 2 "$1" "$2" "$BIRKHOFF" train --model tiny --data "$3" --out no --steps 1 --batch-size 1 --seq-len 16
+  refused 2 "$1" "$2" "$BIRKHOFF" eval tiny --data "$3"
+}
+gzip -c data.txt >data.txt.gz
+wrong 'data.txt.gz is a gzip archive; unpack it first (gunzip)' "a packed text" data.txt.gz
+cp data.txt.gz packed.bin
+wrong 'packed.bin is a gzip archive' "a packed stream" packed.bin
+tar -cf data.tar data.txt
+wrong 'data.tar is a tar archive' "an archive" data.tar
+printf '\223NUMPY\001\000\166\000{"descr": "<u2"}' >ids.npy
+wrong 'ids.npy is a NumPy array (.npy).*tofile("NAME.bin")' "an array" ids.npy
+wrong 'model.safetensors is a safetensors file; it holds a model.s weights' "weights" tiny/model.safetensors
+printf 'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n' >lfs.txt
+wrong 'lfs.txt is a pointer of Git LFS.*git lfs pull' "a pointer" lfs.txt
+"$HELPER" bin llmc.bin 4 20240520 1 200 $(awk 'BEGIN { for (i = 0; i < 253; i++) printf "0 "; for (i = 0; i < 100; i++) printf "%d ", (i * 7 % 256) * 65537 }')
+wrong 'llmc.bin is a token file of llm.c.*says 200 tokens of uint16; cut the header off: tail -c +1025' "a header of llm.c" llmc.bin
+tail -c +1025 llmc.bin >cut.bin
+ok "cut off as was said" "$BIRKHOFF" eval tiny --data cut.bin --json
+equal "its tokens" "$(json tokens)" 199
+cp data.txt named.bin
+wrong 'named.bin is text; under a name that does not end in .bin its bytes are the tokens' "a text named .bin" named.bin
+"$HELPER" bin wide.bin 4 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i % 250 + 1 }')
+wrong 'wide.bin is a stream of uint32 tokens, not of uint16.*--set data_dtype=uint32' "a stream of uint32" wide.bin
+refused 2 'wide.bin is a stream of uint32 tokens' "in spite of the setting" "$BIRKHOFF" eval tiny --data wide.bin --set data_dtype=uint16
+ok "as was said" "$BIRKHOFF" eval tiny --data wide.bin --set data_dtype=uint32
+"$HELPER" bin wider.bin 8 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i % 250 + 1 }')
+wrong 'wider.bin is a stream of 64-bit integers, not of uint16' "a stream of int64" wider.bin
+refused 2 'wider.bin is a stream of 64-bit integers, not of uint32' "as uint32" "$BIRKHOFF" eval tiny --data wider.bin --set data_dtype=uint32
+"$HELPER" bin tokens.dat 2 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i * 7 % 256 }')
+wrong 'tokens.dat is not text.*a name that ends in .bin' "a stream under another name" tokens.dat
+
+# ---- no regular files: none of these may wait, or be taken for an empty one ----
+mkfifo fifo
+wrong 'fifo is not a regular file but a pipe' "a pipe with a name" fifo
+wrong '/dev/null is not a regular file' "a device" /dev/null
+sh -c 'cat data.txt | "$1" eval tiny --data /dev/stdin' sh "$BIRKHOFF" >out 2>err
+equal "a pipe on standard input" $? 2
+has "a pipe on standard input" '/dev/stdin is not a regular file' err
+if command -v bash >/dev/null 2>&1; then
+  bash -c '"$1" eval tiny --data <(cat data.txt)' bash "$BIRKHOFF" >out 2>err
+  equal "the output of a command" $? 2
+  has "the output of a command" '/dev/fd/[0-9]* is not a regular file' err
+fi
 absent "nothing is written" no
 
 # ---- folders ----
@@ -75,6 +121,8 @@ config 'hidden_act' "another activation" 's/"hidden_act": "silu"/"hidden_act": "
 config 'hidden_size' "a size that is a string" 's/"hidden_size": \([0-9]*\)/"hidden_size": "\1"/'
 config 'hidden_size' "a size that is a fraction" 's/"hidden_size": \([0-9]*\)/"hidden_size": \1.5/'
 config 'config.json' "no JSON" 's/{/[/'
+cp lfs.txt cfg/config.json
+refused 2 'not JSON: it is a pointer of Git LFS.*git lfs pull' "a pointer" "$BIRKHOFF" plan --model cfg/config.json
 config 'duplicate\|vocab_size' "a key twice" 's/"vocab_size"/"vocab_size": 300, "vocab_size"/'
 config 'model_type "llama": another architecture.*must be deepseek_v3 or birkhoff' "another model_type" 's/"model_type": "[a-z0-9_]*"/"model_type": "llama"/'
 config 'architectures with "LlamaForCausalLM"' "other architectures" 's/"architectures": \[[^]]*\]/"architectures": ["LlamaForCausalLM"]/'
@@ -136,6 +184,7 @@ header '{"input_ids":{"dtype":"I32","shape":[1,3],"data_offsets":[0,12]},"input_
 header '{"input_ids":{"dtype":"I32","shape":[1,3],"data_offsets":[0,12]},"b":{"dtype":"I32","shape":[1,3],"data_offsets":[0,12]}}' 12; hostile 'overlap\|input_ids\|tensor b' "two in one place"
 header '{"input_ids":' 12; hostile 'h.safetensors' "no JSON"
 printf '\377\377\377\377\377\377\377\377{}' >h.safetensors; hostile 'h.safetensors' "a header longer than the file"
+cp lfs.txt h.safetensors; hostile 'not a safetensors file: it is a pointer of Git LFS' "a pointer"
 printf 'abc' >h.safetensors; hostile 'h.safetensors' "three bytes"
 : >h.safetensors; hostile 'h.safetensors' "no bytes"
 cp -r tiny cut

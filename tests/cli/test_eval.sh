@@ -77,6 +77,58 @@ equal "its tokens" "$(json tokens)" 7
 ok "a wide stream" "$BIRKHOFF" eval run --data wide.bin --json --set data_dtype=uint32
 equal "its tokens" "$(json tokens)" 7
 
+# ---- the run's own window, width and split ----
+ok "validated on all of its tenth" "$BIRKHOFF" train --model tiny --data data.txt --out own --steps 6 --batch-size 2 --seq-len 48 --set eval_every=3 eval_tokens=0
+val=$(tail -n 1 own/metrics.jsonl >last.json; json val_loss last.json)
+ok "eval reads windows as training did" "$BIRKHOFF" eval own --data data.txt --split val
+has "and says so" '^window  *48 tokens, as in training$' out
+equal "the run's own val_loss, to the printed digits" "$(sed -n 's/^loss  *\([0-9.]*\) .*/\1/p' out)" "$(printf '%.6f' "$val")"
+ok "as JSON" "$BIRKHOFF" eval own --data data.txt --split val --json
+equal "its window" "$(json seq_len)" 48
+holds "the run's own val_loss" "($(json loss) - $val) ^ 2 < 1e-13"
+ok "another window" "$BIRKHOFF" eval own --data data.txt --split val --seq-len 32
+has "which stands" '^window  *32 tokens, as asked for$' out
+ok "by the recipe's key" "$BIRKHOFF" eval own --data data.txt --split val --set seq_len=40
+has "which stands" '^window  *40 tokens, as asked for$' out
+ok "no run" "$BIRKHOFF" eval a --data data.txt --split val
+has "the model's longest" '^window  *1024 tokens, the model.s longest, at most 1024: no trainer_state.json tells what training took$' out
+refused 2 '--seq-len 2000: the model takes at most 1024' "a window past the model's" "$BIRKHOFF" eval own --data data.txt --seq-len 2000
+ok "gain takes it too" "$BIRKHOFF" gain own --data data.txt
+has "and says so" ' in sequences of 48 (as in training), ' out
+ok "gain of no run" "$BIRKHOFF" gain a --data data.txt --json
+equal "all that the validation part has" "$(json seq_len)" 600
+ok "gain, asked for" "$BIRKHOFF" gain own --data data.txt --seq-len 16
+has "and says so" ' in sequences of 16 (as asked for), ' out
+cp -r own torn
+head -c 200 own/step-000006/trainer_state.json >torn/step-000006/trainer_state.json
+refused 2 'trainer_state.json: line ' "a state that cannot be read" "$BIRKHOFF" eval torn --data data.txt
+refused 2 'trainer_state.json: line ' "a state that cannot be read" "$BIRKHOFF" gain torn --data data.txt
+ok "it is not needed for a window that is given" "$BIRKHOFF" eval torn --data data.txt --seq-len 48
+ok "it is not needed for a window that is given" "$BIRKHOFF" gain torn --data data.txt --seq-len 48
+"$HELPER" bin wide32.bin 4 $(awk 'BEGIN { for (i = 0; i < 400; i++) printf "%d ", i * 7 % 256 }')
+ok "a stream of uint32" "$BIRKHOFF" train --model tiny --data wide32.bin --out own32 --steps 2 --batch-size 2 --seq-len 16 --set data_dtype=uint32 eval_every=2 eval_tokens=0
+val=$(tail -n 1 own32/metrics.jsonl >last.json; json val_loss last.json)
+ok "its width and its tenth are the run's" "$BIRKHOFF" eval own32 --data wide32.bin --split val --json
+equal "its tenth" "$(json tokens)" 39
+holds "the run's own val_loss" "($(json loss) - $val) ^ 2 < 1e-13"
+ok "the other nine" "$BIRKHOFF" eval own32 --data wide32.bin --split train --json
+equal "the other nine" "$(json tokens)" 359
+ok "all" "$BIRKHOFF" eval own32 --data wide32.bin --json
+equal "all" "$(json tokens)" 399
+ok "gain of its tenth" "$BIRKHOFF" gain own32 --data wide32.bin --split val --json
+equal "windows of it" "$(json tokens)" 32
+refused 2 'wide32.bin is a stream of uint32 tokens, not of uint16.*--set data_dtype=uint32' "another width" "$BIRKHOFF" eval own32 --data wide32.bin --set data_dtype=uint16
+refused 2 'wide32.bin is a stream of uint32 tokens' "no run says it" "$BIRKHOFF" eval a --data wide32.bin
+ok "no run says it" "$BIRKHOFF" eval a --data wide32.bin --set data_dtype=uint32 --split val --json
+equal "the last tenth without a run" "$(json tokens)" 39
+ok "an unsplit run" "$BIRKHOFF" train --model tiny --data wide32.bin --out whole32 --steps 1 --batch-size 2 --seq-len 16 --set data_dtype=uint32 bin_validation=false
+refused 2 'no tokens in the validation part.*with bin_validation=false a .bin file has none' "it has no validation part" "$BIRKHOFF" eval whole32 --data wide32.bin --split val
+refused 2 'with bin_validation=false a .bin file has none' "it has no validation part" "$BIRKHOFF" gain whole32 --data wide32.bin --split val
+ok "all is its training part" "$BIRKHOFF" eval whole32 --data wide32.bin --split train --json
+equal "all is its training part" "$(json tokens)" 399
+ok "gain of all" "$BIRKHOFF" gain whole32 --data wide32.bin --json
+equal "gain of all" "$(json tokens)" 384
+
 # ---- generate ----
 ok generate "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3
 cp out one

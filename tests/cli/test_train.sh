@@ -131,7 +131,53 @@ refused 2 'bf16' "resume in another dtype" "$BIRKHOFF" train $small --data data.
 ok "from a checkpoint" "$BIRKHOFF" train --init run --data data.txt --out more --steps 1 --batch-size 2 --seq-len 32 --set warmup_steps=0
 "$HELPER" bin stream.bin 2 $(awk 'BEGIN { for (i = 0; i < 200; i++) printf "%d ", i * 7 % 256 }')
 ok "a token stream" "$BIRKHOFF" train $small --data stream.bin --out bin --steps 1
-equal "has no validation" "$(grep -c val_loss bin/metrics.jsonl)" 0
+equal "its last tenth is validation data" "$(grep -c val_loss bin/metrics.jsonl)" 1
+has "which the state says" '"bin_validation": true' bin/step-000001/trainer_state.json
+ok "how much of it" "$BIRKHOFF" train $small --data stream.bin --out dry --dry-run
+has "how much of it" '^data  *180 tokens for training, 20 for validation$' out
+ok "all of it for training" "$BIRKHOFF" train $small --data stream.bin --out bin_whole --steps 4 --set bin_validation=false save_every=2
+equal "no validation" "$(grep -c val_loss bin_whole/metrics.jsonl)" 0
+cp stream.bin UPPER.BIN
+ok "a name in capital letters" "$BIRKHOFF" train $small --data UPPER.BIN --out bin_upper --steps 1
+same "the same stream" bin/step-000001/model.safetensors bin_upper/step-000001/model.safetensors
+ok "with validation data" "$BIRKHOFF" train $small --data stream.bin --val-data UPPER.BIN --out dry --dry-run
+has "nothing is split" '^data  *200 tokens for training, 200 for validation$' out
+ok "a stream and a text" "$BIRKHOFF" train $small --data stream.bin data.txt --out dry --dry-run
+has "a tenth of each" '^data  *5580 tokens for training, 621 for validation$' out
+
+# ---- streams without a tenth to spare: all for training, and it is said ----
+"$HELPER" bin tight.bin 2 $(awk 'BEGIN { for (i = 0; i < 35; i++) printf "%d ", i * 7 % 256 }')
+ok "a stream of little more than a sequence" "$BIRKHOFF" train $small --data tight.bin --out tight --dry-run
+has "its tenth is not spared" '^data  *35 tokens for training, 0 for validation$' out
+has "which is said" 'too short to spare a tenth for validation: bin_validation=false' out
+ok "and trained on" env BIRKHOFF_LOG=info "$BIRKHOFF" train $small --data tight.bin --out tight --steps 2 --set save_every=1 bin_validation=true
+has "which is said" 'too short to spare a tenth for validation: bin_validation=false' err
+has "and kept" '"bin_validation": false' tight/step-000002/trainer_state.json
+rm -rf tight/step-000002
+ok "so that it is resumed" "$BIRKHOFF" train $small --data tight.bin --out tight --resume --set save_every=1
+"$HELPER" bin few.bin 2 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19
+ok "no two tokens to validate on" "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 4 --data few.bin --out dry --dry-run
+has "all for training" '^data  *19 tokens for training, 0 for validation$' out
+refused 2 'the data has 19 tokens, a sequence of seq_len 32 needs 33' "too short in any case" "$BIRKHOFF" train $small --data few.bin --out dry
+
+# ---- a run from before streams were split: its state lacks the key, and it goes on with all of the stream, bit for bit ----
+cp -r bin_whole before
+rm -rf before/step-000004
+sed -i.bak '/"bin_validation"/d' before/step-000002/trainer_state.json
+rm before/step-000002/trainer_state.json.bak
+equal "the key is gone" "$(grep -c bin_validation before/step-000002/trainer_state.json)" 0
+refused 2 'with bin_validation=false a .bin file has none' "which means false to eval too" "$BIRKHOFF" eval before --data stream.bin --split val
+ok "an older run goes on" "$BIRKHOFF" train $small --data stream.bin --out before --resume --set save_every=2
+for f in model.safetensors optimizer.safetensors trainer_state.json; do same "bit for bit" bin_whole/step-000004/$f before/step-000004/$f; done
+equal "without validation" "$(grep -c val_loss before/metrics.jsonl)" 0
+rm -rf before/step-000004
+warned 'bin_validation stays false: a resumed run keeps the split of its data' "the split cannot be changed" "$BIRKHOFF" train $small --data stream.bin --out before --resume --set save_every=2 bin_validation=true
+same "bit for bit" bin_whole/step-000004/model.safetensors before/step-000004/model.safetensors
+ok "first half" "$BIRKHOFF" train $small --data stream.bin --out bin_half --steps 4 --set save_every=2
+cp -r bin_half bin_again
+rm -rf bin_again/step-000004
+ok "a split run goes on" "$BIRKHOFF" train $small --data stream.bin --out bin_again --resume --set save_every=2
+for f in model.safetensors optimizer.safetensors trainer_state.json; do same "bit for bit" bin_half/step-000004/$f bin_again/step-000004/$f; done
 ok "micro-batches" "$BIRKHOFF" train $small --data data.txt --out micro --steps 2 --set micro_batch_size=1
 ok "no recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_off --steps 2 --set hc_recompute=off
 ok "recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_3 --steps 2 --set hc_recompute=3
@@ -142,5 +188,5 @@ ok "dry run" "$BIRKHOFF" train $small --data data.txt --out dry --steps 2 --dry-
 absent "a dry run writes nothing" dry
 ok "help for the keys" "$BIRKHOFF" train --help-config
 for key in lr_schedule warmup_steps min_lr_ratio weight_decay adam_beta1 adam_beta2 adam_eps grad_clip micro_batch_size router_bias_lr save_every keep eval_every \
-  gain_every hc_recompute residual hc_mult hc_eps; do has "--help-config" "$key" out; done
+  gain_every hc_recompute bin_validation residual hc_mult hc_eps; do has "--help-config" "$key" out; done
 finish

@@ -1,6 +1,7 @@
 /* libFuzzer target: any bytes as a text or a token stream. The first two say what is asked for: split, width and kind of file, and
- * the size of the vocabulary. What opens gives only tokens of the vocabulary, in every order in which it is read. */
+ * the size of the vocabulary. What opens gives only tokens of the vocabulary, in every order in which it is read; what is recognised has a name. */
 #include "io/dataset.h"
+#include "io/recognise.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
 
@@ -49,6 +50,18 @@ static void check_data(bk_context *ctx, const bk_dataset *ds, int64_t vocab) {
   }
 }
 
+static void check_kinds(const uint8_t *data, size_t size, int64_t vocab) {
+  for (int wanted = BK_WANTED_TEXT; wanted <= BK_WANTED_JSON; wanted++) {
+    char words[BK_RECOGNISE_TEXT] = "";
+    bool known = bk_recognise(data, size, size, (bk_wanted)wanted, words, sizeof words);
+    if (known != (words[0] != '\0') || strlen(words) + 1 >= sizeof words) abort();
+  }
+  for (int width = 2; width <= 4; width += 2) {
+    char words[BK_RECOGNISE_TEXT] = "";
+    if (bk_recognise_width(data, size, width, vocab, words, sizeof words) != (words[0] != '\0')) abort();
+  }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static const int64_t vocabularies[] = {257, 65537, 1, 200};
   if (size < 2) return 0;
@@ -60,7 +73,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t logged = 0;
   bk_dataset *ds = NULL;
   bk_context *ctx = memory_context(&fs, &logged);
-  bk_dataset_options options = {.vocab_size = vocab, .split = (bk_split)(how % 3), .data_dtype = (int)(how / 3 % 3)};
+  bk_dataset_options options = {.vocab_size = vocab, .split = (bk_split)(how % 3), .data_dtype = (int)(how / 3 % 3), .whole_bin = how / 18 % 2};
+  check_kinds(data + 2, size - 2, vocab);
   bk_status status = bk_dataset_open(ctx, &path, 1, &options, &ds);
   if (status == BK_OK) check_data(ctx, ds, vocab);
   else if (logged == 0 || ds) abort();

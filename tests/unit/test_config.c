@@ -341,6 +341,23 @@ START_TEST(files_that_cannot_be_read) {
 }
 END_TEST
 
+/* What lies there in place of config.json. */
+START_TEST(other_kinds) {
+  static const struct { const char *bytes; size_t count; const char *part; } cases[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67, "config.json: not JSON: it is a pointer of Git LFS in place of the file itself; fetch it: git lfs pull"},
+      {"\x1f\x8b\x08\0\0\0\0\0", 8, "config.json: not JSON: it is a gzip archive; unpack it first (gunzip)"},
+      {"\xff\xfe{\0\n\0}\0", 8, "config.json: not JSON: it is text in UTF-16; convert it"},
+      {"hidden_size: 64\n", 16, "config.json: line 1, column"},
+  };
+  for (size_t i = 0; i < BK_COUNT(cases); i++) {
+    bk_model_config m;
+    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("config.json"), cases[i].bytes, cases[i].count), BK_OK);
+    ck_assert_int_eq(bk_model_config_read(ctx, unit_path("config.json"), &m), BK_ERR_DATA);
+    expect_once(cases[i].part);
+  }
+}
+END_TEST
+
 static void fill_state(bk_trainer_state *s) {
   *s = (bk_trainer_state){.step = 123, .tokens = 1LL << 53, .data_hash = 0xfedcba9876543210u, .dtype = BK_BF16};
   bk_train_config_default(&s->recipe);
@@ -370,9 +387,9 @@ START_TEST(state_round_trip) {
 }
 END_TEST
 
-/* Keys that a state may lack: their defaults. */
+/* Keys that a state may lack: their defaults, but for the split of .bin files, which there was none of. */
 START_TEST(state_without_later_keys) {
-  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph", "merge_stream"};
+  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph", "merge_stream", "bin_validation"};
   bk_trainer_state s, back;
   bk_train_config usual;
   char x[160], y[160], kept[8192] = "", *text, *line;
@@ -380,7 +397,8 @@ START_TEST(state_without_later_keys) {
   fill_state(&s);
   s.recipe.spike_factor = s.recipe.gain_limit = 77;
   bk_train_config_default(&usual);
-  ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream);
+  ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream && usual.bin_validation);
+  usual.bin_validation = false; /* of runs that knew nothing of it */
   ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof kept, &text, &bytes), BK_OK);
   for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
@@ -521,5 +539,5 @@ END_TEST
 
 UNIT_MAIN("config", unit_folder_open, unit_folder_close, absent_keys_are_hugging_faces, as_transformers_saves_it, keys_are_taken, bad_json,
           wrong_types, ranges, sizes_that_do_not_fit, refused_by_design, unknown_keys_warn, set_values, set_refused, model_round_trip,
-          written_text, locale, files_that_cannot_be_read, state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate, recompute_block,
+          written_text, locale, files_that_cannot_be_read, other_kinds, state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate, recompute_block,
           tables_are_sound)

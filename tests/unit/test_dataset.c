@@ -1,6 +1,9 @@
 /* Token data: splits, windows, training order, and every file that is refused. */
 #include "tests/unit/unit.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include "io/dataset.h"
 
 static void put(const char *name, const void *data, size_t bytes) {
@@ -131,9 +134,127 @@ START_TEST(bin_files) {
   bk_dataset_close(ds);
   options.split = BK_SPLIT_VAL;
   ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2, &options, &ds), BK_OK);
-  ck_assert_int_eq(bk_dataset_bytes(ds), 1); /* the .bin has no validation part */
+  ck_assert_int_eq(bk_dataset_bytes(ds), 1); /* the .bin is too short to have a validation part */
   bk_dataset_close(ds);
-  refused("l.bin", BK_SPLIT_VAL, INT32_MAX, 0, BK_ERR_DATA, "l.bin: no tokens in the validation part; a .bin file has none");
+  refused("l.bin", BK_SPLIT_VAL, INT32_MAX, 0, BK_ERR_DATA, "l.bin: no tokens in the validation part: a text needs at least 10 bytes to have one, and a .bin file 20 tokens");
+}
+END_TEST
+
+/* The last tenth, whole tokens, if that are two. */
+static void bin_split_is(int64_t tokens, int64_t val, int width) {
+  int64_t bytes = tokens * width;
+  char *data = bk_alloc(ctx, (size_t)bytes);
+  for (int64_t i = 0; i < tokens; i++) data[i * width] = (char)(i % 100 + 1), data[i * width + 1] = (char)(i % 7 + 1);
+  put("v.bin", data, (size_t)bytes);
+  for (int whole = 0; whole < 2; whole++) {
+    const char *paths[] = {unit_path("v.bin")};
+    bk_dataset_options options = {.vocab_size = 65536, .data_dtype = width / 2, .split = BK_SPLIT_TRAIN, .whole_bin = whole};
+    int64_t kept_back = whole ? 0 : val;
+    bk_dataset *ds = NULL, *all = NULL;
+    ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_OK);
+    ck_assert_int_eq(bk_dataset_tokens(ds), tokens - kept_back);
+    ck_assert_int_eq(bk_dataset_kept_back(ds), kept_back);
+    options.split = BK_SPLIT_ALL;
+    ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &all), BK_OK);
+    ck_assert_int_eq(bk_dataset_tokens(all), tokens);
+    ck_assert((bk_dataset_hash(ds) == bk_dataset_hash(all)) == (kept_back == 0));
+    bk_dataset_close(ds);
+    options.split = BK_SPLIT_VAL;
+    ds = NULL;
+    if (kept_back) {
+      ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_OK);
+      ck_assert_int_eq(bk_dataset_tokens(ds), val);
+      for (int64_t i = 0; i < val; i++) ck_assert_int_eq(bk_dataset_at(ds, i), bk_dataset_at(all, tokens - val + i));
+    } else {
+      ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_ERR_DATA);
+      ck_assert_ptr_null(ds);
+      expect_once(whole ? "with bin_validation=false a .bin file has none" : "a .bin file 20 tokens");
+    }
+    bk_dataset_close(ds);
+    bk_dataset_close(all);
+  }
+  bk_free(ctx, data);
+}
+
+START_TEST(bin_splits) {
+  static const int64_t sizes[][2] = {{2, 0}, {10, 0}, {19, 0}, {20, 2}, {29, 2}, {30, 3}, {1000, 100}, {1009, 100}};
+  for (size_t i = 0; i < BK_COUNT(sizes); i++) {
+    bin_split_is(sizes[i][0], sizes[i][1], 2);
+    bin_split_is(sizes[i][0], sizes[i][1], 4);
+  }
+}
+END_TEST
+
+/* The hash that trainer states of runs from before the split hold: of this very stream, all of it. */
+START_TEST(bin_hash_stays) {
+  uint16_t ids[300];
+  for (size_t i = 0; i < BK_COUNT(ids); i++) ids[i] = (uint16_t)(i * 7 % 251);
+  put("h.bin", ids, sizeof ids);
+  bk_dataset *ds = NULL;
+  bk_dataset_options options = {.vocab_size = 257, .split = BK_SPLIT_TRAIN, .whole_bin = true};
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("h.bin")}, 1, &options, &ds), BK_OK);
+  const uint64_t parts[4] = {0, BK_COUNT(ids), 2, bk_hash64(ids, sizeof ids)};
+  ck_assert(bk_dataset_hash(ds) == bk_hash64(parts, sizeof parts));
+  ck_assert_int_eq(bk_dataset_tokens(ds), 300);
+  bk_dataset_close(ds);
+}
+END_TEST
+
+START_TEST(bin_by_name) {
+  static const char *const streams[] = {"a.bin", "a.BIN", "dir/x.Bin", ".bin", "a.b.bIN"}, *const texts[] = {"a.bin.txt", "bin", "abin", "a.bi", "a.bin ", "", "a.binx", "a.bÄ±n"};
+  for (size_t i = 0; i < BK_COUNT(streams); i++) ck_assert_msg(bk_path_is_bin(streams[i]), "%s", streams[i]);
+  for (size_t i = 0; i < BK_COUNT(texts); i++) ck_assert_msg(!bk_path_is_bin(texts[i]), "%s", texts[i]);
+  static const uint16_t ids[] = {5, 300, 7};
+  put("UP.BIN", ids, sizeof ids);
+  bk_dataset *ds = open_one("UP.BIN", BK_SPLIT_ALL, 400);
+  ck_assert_int_eq(bk_dataset_tokens(ds), 3);
+  ck_assert_int_eq(bk_dataset_at(ds, 1), 300);
+  bk_dataset_close(ds);
+}
+END_TEST
+
+/* What is looked for: recognise.h. Here: that it is looked for, whatever the name, the split and data_dtype. */
+START_TEST(wrong_kinds) {
+  static const char npy[] = "\x93NUMPY\1\0\x76\0{'descr': '<u2', }\n";
+  static const char prose[] = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals, when it was checked by a violent gust of wind.";
+  uint32_t wide[100];
+  uint64_t wider[100];
+  uint16_t narrow[100], swapped[20], late[400] = {0};
+  for (uint32_t i = 0; i < 100; i++) wide[i] = i * 37 % 1000 + 1, wider[i] = wide[i], narrow[i] = (uint16_t)wide[i];
+  for (int i = 0; i < 20; i++) swapped[i] = (uint16_t)((i + 3) << 8);
+  for (int i = 0; i < 400; i++) late[i] = (uint16_t)(i + 1);
+  put("a.txt", npy, sizeof npy - 1);
+  put("a.bin", npy, sizeof npy - 1);
+  put("prose.bin", prose, sizeof prose - 1);
+  put("wide.bin", wide, sizeof wide);
+  put("wide.dat", wide, sizeof wide);
+  put("wider.bin", wider, sizeof wider);
+  put("narrow.bin", narrow, sizeof narrow);
+  put("swapped.bin", swapped, sizeof swapped);
+  put("late.bin", late, sizeof late);
+  for (int split = 0; split < 3; split++) {
+    refused("a.txt", (bk_split)split, 257, 0, BK_ERR_DATA, "a.txt is a NumPy array (.npy)");
+    refused("a.bin", (bk_split)split, 257, 0, BK_ERR_DATA, "a.bin is a NumPy array (.npy)");
+    refused("prose.bin", (bk_split)split, 65536, 0, BK_ERR_DATA, "prose.bin is text; under a name that does not end in .bin");
+    refused("wide.dat", (bk_split)split, 257, 0, BK_ERR_DATA, "wide.dat is not text: of its first 400 bytes");
+    for (int dtype = 0; dtype < 2; dtype++) refused("wide.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA, "wide.bin is a stream of uint32 tokens, not of uint16");
+    for (int dtype = 0; dtype < 3; dtype++) refused("wider.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA, "wider.bin is a stream of 64-bit integers");
+  }
+  refused("narrow.bin", BK_SPLIT_TRAIN, 70000, 0, BK_ERR_DATA, "token 2490369 at token 0 is not below vocab_size (70000); read as uint16 every token is: set data_dtype=uint16");
+  refused("narrow.bin", BK_SPLIT_ALL, 1001, 2, BK_ERR_DATA, "read as uint16 every token is");
+  refused("swapped.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "token 768 at token 0 is not below vocab_size (257); read as big-endian uint16 every token is: convert");
+  refused("late.bin", BK_SPLIT_VAL, 380, 0, BK_ERR_DATA, "late.bin: token 380 at token 379 is not below vocab_size (380)");
+}
+END_TEST
+
+/* None of these may wait for somebody to write into it. */
+START_TEST(not_regular) {
+  ck_assert_int_eq(mkfifo(unit_path("fifo"), 0600), 0);
+  ck_assert_int_eq(mkfifo(unit_path("fifo.bin"), 0600), 0);
+  refused("fifo", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "fifo is not a regular file");
+  refused("fifo.bin", BK_SPLIT_VAL, 257, 0, BK_ERR_DATA, "fifo.bin is not a regular file");
+  ck_assert_int_eq(symlink("/dev/null", unit_path("null")), 0);
+  refused("null", BK_SPLIT_TRAIN, 257, 0, BK_ERR_DATA, "null is not a regular file but a pipe, a terminal or a device");
 }
 END_TEST
 
@@ -154,7 +275,7 @@ START_TEST(bad_files) {
   refused("text.txt", BK_SPLIT_ALL, 256, 0, BK_ERR_DATA, "text.txt: the token that ends a text, 256, is not below vocab_size (256)");
   refused("text.txt", BK_SPLIT_VAL, 119, 0, BK_ERR_DATA, "text.txt: token 119 at byte 22 is not below vocab_size (119)");
   refused("absent.txt", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "absent.txt");
-  refused("", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "it is a folder");
+  refused("", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "Is a directory");
   refused("ids.bin", BK_SPLIT_ALL, 0, 0, BK_ERR_ARGUMENT, "vocab_size");
   bk_dataset *ds;
   bk_dataset_options options = {.vocab_size = 257};
@@ -170,6 +291,11 @@ START_TEST(too_short) {
   ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 9), BK_OK);
   ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 10), BK_ERR_DATA);
   expect_once("the data has 10 tokens, a sequence of seq_len 10 needs 11");
+  put("twenty.txt", "01234567890123456789", 20);
+  bk_dataset *part = open_one("twenty.txt", BK_SPLIT_TRAIN, 257);
+  ck_assert_int_eq(bk_dataset_check_seq_len(ctx, part, 18), BK_ERR_DATA);
+  expect_once("the data has 18 tokens beside its validation part, a sequence of seq_len 18 needs 19");
+  bk_dataset_close(part);
   ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 0), BK_ERR_ARGUMENT);
   expect_once("seq_len");
   bk_dataset_close(ds);
@@ -230,7 +356,7 @@ static bk_dataset *counting(int64_t tokens) {
   for (int64_t i = 0; i < tokens; i++) data[i] = (uint16_t)i;
   put("order.bin", data, (size_t)tokens * sizeof *data);
   bk_free(ctx, data);
-  return open_one("order.bin", BK_SPLIT_TRAIN, 65536);
+  return open_one("order.bin", BK_SPLIT_ALL, 65536);
 }
 
 static int64_t window_start(const bk_dataset *ds, uint64_t seed, int64_t len, int64_t s) {
@@ -296,5 +422,6 @@ START_TEST(order) {
 }
 END_TEST
 
-UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files, bytes_are_bytes, bin_files, bad_files, too_short,
+UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files, bytes_are_bytes, bin_files, bin_splits, bin_hash_stays, bin_by_name,
+          wrong_kinds, not_regular, bad_files, too_short,
           hash_is_of_contents, eval_windows, every_window_once, order)

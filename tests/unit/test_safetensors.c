@@ -234,6 +234,25 @@ START_TEST(header_length) {
 }
 END_TEST
 
+/* What lies there in place of a safetensors file, by its name alone. */
+START_TEST(other_kinds) {
+  static const struct { const char *bytes; size_t count; const char *part; } cases[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67, "not a safetensors file: it is a pointer of Git LFS in place of the file itself; fetch it: git lfs pull"},
+      {"PK\3\4\0\0\x08\x08\0\0aaaabbbbccccdddd\x10\0\0\0archive/data.pkl", 46, "not a safetensors file: it is a PyTorch file (torch.save); convert it"},
+      {"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", 16, "not a safetensors file: it is a GGUF file (llama.cpp); convert it"},
+      {"\x1f\x8b\x08\0\0\0\0\0", 8, "not a safetensors file: it is a gzip archive; unpack it first (gunzip)"}, /* 559 kB of header, by its first bytes */
+      {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80", 16, "a PyTorch file of the old form"},
+  };
+  for (size_t i = 0; i < BK_COUNT(cases); i++) {
+    bk_st_reader *reader = NULL;
+    put_file(unit_path("other.safetensors"), cases[i].bytes, cases[i].count);
+    ck_assert_int_eq(bk_st_open(ctx, unit_path("other.safetensors"), &reader), BK_ERR_DATA);
+    ck_assert_ptr_null(reader);
+    expect_once(cases[i].part);
+  }
+}
+END_TEST
+
 #define T(body) "{\"w.x\":{" body "}}"
 
 START_TEST(bad_json) {
@@ -367,5 +386,5 @@ START_TEST(mutated) {
 }
 END_TEST
 
-UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor, written_bytes, writer_misuse, truncated,
+UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor, written_bytes, writer_misuse, truncated, other_kinds,
           header_length, bad_json, bad_fields, bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable, mutated)

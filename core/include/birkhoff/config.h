@@ -66,6 +66,7 @@ typedef struct bk_train_config {
   double spike_factor /* on the median gradient norm */, gain_limit; /* warned about beyond; 0 = off */
   int64_t hc_recompute; /* auto | off | N in text */
   int data_dtype; /* 0 auto, 1 uint16, 2 uint32 */
+  bool bin_validation; /* for whoever opens the data: bk_dataset_options whole_bin is its opposite */
   bool merge_stream; /* see the key */
   bool allow_tf32, cuda_graph; /* for whoever opens the device: bk_device_options allow_tf32 and no_graph; no effect on a CPU */
 } bk_train_config;

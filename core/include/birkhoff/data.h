@@ -1,5 +1,9 @@
-/* Token data: UTF-8 text as byte tokens 0..255 with 256 after each file, or .bin streams of uint16 or uint32.
- * Text: the last 10 % of each file's bytes (floor(bytes/10)) is its validation part; a .bin has none. */
+/* Token data: UTF-8 text as byte tokens 0..255 with 256 after each file, or .bin streams of uint16 or uint32 (little-endian, without a header).
+ * The last 10 % of each file, floor(bytes/10) of a text and floor(tokens/10) of a .bin, is its validation part; a .bin of fewer than 20 tokens
+ * has none.
+ * What a file is, is also looked for in a sample of its contents: archives, arrays, weights, pointers of Git LFS and the like, what is plainly not
+ * text, text named .bin, and streams of another width than they are read in are refused with what would be right (BK_ERR_DATA). Text that is not
+ * UTF-8 is taken as the bytes that it is. */
 #ifndef BIRKHOFF_DATA_H
 #define BIRKHOFF_DATA_H
 
@@ -18,10 +22,11 @@ typedef struct bk_dataset_options {
   int64_t vocab_size; /* every token is checked against it: BK_ERR_DATA names file and position */
   int data_dtype;     /* as in bk_train_config; 0: uint16 if vocab_size <= 65536 else uint32 */
   bk_split split;
+  bool whole_bin;     /* a .bin file has no validation part, whatever its size: all of it is training data (recipe key bin_validation = false) */
 } bk_dataset_options;
 
 /* The files' tokens of the split, one after the other. Text files: token 256 after the file's last byte (in the split that has the
- * file's end: val or all; with val data given separately the caller asks for ALL). Empty files or an empty result: BK_ERR_DATA. */
+ * file's end: val or all; with val data given separately the caller asks for ALL). Empty files, an empty result and what is no regular file: BK_ERR_DATA. */
 bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds);
 /* `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4) in this machine's byte order. They are read in
  * place: they stay the caller's, unchanged, until the dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
