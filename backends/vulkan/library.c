@@ -36,26 +36,28 @@ static bk_status load(bk_context *ctx, char *reason, size_t size) {
 /* Looked up by name; of every kind of function pointer. */
 #define GLOBAL(name) ((PFN_vk##name)get_instance_proc(NULL, "vk" #name))
 
-static bool offers(const char *extension) {
-  VkExtensionProperties list[64];
-  uint32_t n = BK_COUNT(list);
+static bool offers(bk_context *ctx, const char *extension) {
+  uint32_t n = 0;
   PFN_vkEnumerateInstanceExtensionProperties enumerate = GLOBAL(EnumerateInstanceExtensionProperties);
-  VkResult result = enumerate ? enumerate(NULL, &n, list) : VK_ERROR_INITIALIZATION_FAILED;
-  for (uint32_t i = 0; i < n && (result == VK_SUCCESS || result == VK_INCOMPLETE); i++)
-    if (strcmp(list[i].extensionName, extension) == 0) return true;
-  return false;
+  if (!enumerate || enumerate(NULL, &n, NULL) != VK_SUCCESS) return false;
+  VkExtensionProperties *list = bk_alloc_array(ctx, n, sizeof *list);
+  VkResult result = list ? enumerate(NULL, &n, list) : VK_ERROR_OUT_OF_HOST_MEMORY;
+  bool found = false;
+  for (uint32_t i = 0; i < n && (result == VK_SUCCESS || result == VK_INCOMPLETE); i++) found = found || strcmp(list[i].extensionName, extension) == 0;
+  bk_free(ctx, list);
+  return found;
 }
 
 /* Devices that are Vulkan on top of something else (MoltenVK) show up only when asked for. */
-static void ask_for_portability(VkInstanceCreateInfo *info) {
+static void ask_for_portability(bk_context *ctx, VkInstanceCreateInfo *info) {
 #ifdef VK_KHR_portability_enumeration
   static const char *const names[] = {VK_KHR_PORTABILITY_ENUMERATION_EXTENSION_NAME};
-  if (!offers(names[0])) return;
+  if (!offers(ctx, names[0])) return;
   info->flags |= VK_INSTANCE_CREATE_ENUMERATE_PORTABILITY_BIT_KHR;
   info->enabledExtensionCount = 1;
   info->ppEnabledExtensionNames = names;
 #else
-  (void)info, (void)offers;
+  (void)ctx, (void)info, (void)offers;
 #endif
 }
 
@@ -80,7 +82,7 @@ bk_status bk_vk_instance_open(bk_vk_instance *in, bk_context *ctx, char *reason,
   const VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .pApplicationName = "birkhoff", .pEngineName = "birkhoff",
                                          .apiVersion = VK_API_VERSION_1_2};
   VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO, .pApplicationInfo = &application};
-  ask_for_portability(&info);
+  ask_for_portability(ctx, &info);
   VkResult result = create(&info, NULL, &in->handle);
   if (result != VK_SUCCESS) {
     if (result == VK_ERROR_INCOMPATIBLE_DRIVER) snprintf(reason, size, "no Vulkan driver is installed (Debian: mesa-vulkan-drivers, or your GPU's driver)");
