@@ -2,6 +2,7 @@
 #include "tests/unit/unit.h"
 
 #include <math.h>
+#include <sys/stat.h>
 
 #include "io/safetensors.h"
 
@@ -231,6 +232,9 @@ START_TEST(header_length) {
   expect_once("absent.safetensors");
   ck_assert_int_eq(bk_st_open(ctx, unit_folder, &reader), BK_ERR_IO);
   expect_once(unit_folder);
+  ck_assert_int_eq(mkfifo(unit_path("pipe.safetensors"), 0600), 0); /* opening it would wait for ever */
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("pipe.safetensors"), &reader), BK_ERR_DATA);
+  expect_once("pipe.safetensors is not a regular file");
 }
 END_TEST
 
