@@ -44,6 +44,8 @@ struct cli_command {
   bk_status (*run)(cli_session *s);
 };
 extern const cli_option cli_common_options[];
+/* Of every command that loads a checkpoint. */
+#define CLI_ALLOW_NONFINITE {"allow-nonfinite", CLI_FLAG, NULL, "load weights and optimiser state that are not finite, with a warning"}
 
 bk_status cli_args_parse(bk_context *ctx, const cli_command *command, int argc, char *const *argv, cli_args *args);
 void cli_args_free(bk_context *ctx, cli_args *args);
@@ -71,7 +73,8 @@ bk_status cli_dtype(cli_session *s, bk_dtype *dtype);          /* --dtype; unset
 bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t);
 /* PRESET, FILE.json, or DIR (a checkpoint, or a run's newest: its config.json), then --set; the recipe that goes with it. Validated. */
 bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t);
-/* CKPT (resolved), its config with --set, its weights, on s->device in --dtype or its own. path_out (bk_free) may be NULL. */
+/* CKPT (resolved), its config with --set, its weights, on s->device in --dtype or its own; --allow-nonfinite is added to the options.
+ * path_out (bk_free) may be NULL. */
 bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options, bk_model **model, char **path_out);
 bk_status cli_split(cli_session *s, bk_split *split); /* --split; unset leaves it */
 bool cli_any_bin(const cli_session *s);                /* a .bin among the --data files */

@@ -61,6 +61,7 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "inputs per window (default: as in training, else max_position_embeddings, at most 1024)"},
     {"split", CLI_ONE, "train|val|all", "part of each file (default: all)"},
     {"profile", CLI_ONE, "FILE", "time of every op and phase of a pass: tables at the end, a Chrome trace in FILE"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_eval = {"eval", "CKPT --data FILE... [OPTIONS]", "Measures loss, perplexity and bits per byte.", options, 1, 1, run};

@@ -236,6 +236,7 @@ static const cli_option options[] = {
     {"out", CLI_ONE, "OUT.safetensors", "what to write: logits, loss, grad.NAME, maps.*"},
     {"backward", CLI_FLAG, NULL, "gradients of the mean loss too"},
     {"maps", CLI_FLAG, NULL, "the residual maps of every sublayer too"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_forward = {"forward", "CKPT --tokens IN.safetensors --out OUT.safetensors [OPTIONS]",

@@ -156,6 +156,7 @@ static const cli_option options[] = {
     {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: as in training, else max_position_embeddings, at most 1024)"},
     {"svg", CLI_ONE, "FILE", "draw gain against depth and the composite map"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_gain = {"gain", "CKPT --data FILE... [OPTIONS]", "Shows the gains of the residual maps, per sublayer and composite.", options, 1, 1, run};

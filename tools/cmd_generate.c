@@ -220,6 +220,7 @@ static const cli_option options[] = {
     {"temperature", CLI_ONE, "X", "0 takes the likeliest token (default: 0.8)"},
     {"top-p", CLI_ONE, "X", "keep the likeliest tokens up to this mass (default: 0.95)"},
     {"seed", CLI_ONE, "N", "of the draws (default: 1)"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_generate = {"generate", "CKPT --prompt TEXT|- | --prompt-tokens IDS|- [OPTIONS]", "Continues a text, or a list of token ids.", options, 1, 1, run};

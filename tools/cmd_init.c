@@ -23,6 +23,7 @@ static bk_status check_convertible(cli_session *s, const bk_model_config *was, c
 static bk_status convert(cli_session *s, const char *from, bk_dtype *dtype, bk_model **model) {
   char *path = NULL;
   bk_model_config was = {0}, now;
+  bk_model_options model_options = {.allow_nonfinite = cli_given(&s->args, "allow-nonfinite")};
   bk_train_config ignored;
   bk_train_config_default(&ignored);
   BK_TRY(bk_checkpoint_resolve(s->ctx, from, &path));
@@ -37,7 +38,7 @@ static bk_status convert(cli_session *s, const char *from, bk_dtype *dtype, bk_m
   if (status == BK_OK) status = bk_model_config_validate(s->ctx, &now);
   if (status == BK_OK) status = bk_checkpoint_dtype(s->ctx, path, dtype);
   if (status == BK_OK) status = cli_dtype(s, dtype);
-  if (status == BK_OK) status = bk_model_create(s->device, &now, *dtype, &(bk_model_options){0}, model);
+  if (status == BK_OK) status = bk_model_create(s->device, &now, *dtype, &model_options, model);
   if (status == BK_OK) status = bk_checkpoint_convert_plain(*model, path);
   bk_free(s->ctx, path);
   return status;
@@ -75,6 +76,7 @@ static const cli_option options[] = {
     {"from", CLI_ONE, "CKPT", "a plain checkpoint; with --set residual=mhc the result has the same logits"},
     {"out", CLI_ONE, "CKPT", "the new folder"},
     {"seed", CLI_ONE, "N", "of the initial weights"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_init = {"init", "--model PRESET|FILE|DIR | --from CKPT --out CKPT [OPTIONS]", "Writes a checkpoint of initial values.", options, 0, 0, run};

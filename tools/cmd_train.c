@@ -99,7 +99,7 @@ static bk_status make_out(train_run *r) {
   BK_TRY(bk_mkdirs(r->s->ctx, r->out));
   if (r->lock >= 0) return BK_OK;
   BK_TRY(run_lock_take(r->s->ctx, r->out, &r->lock));
-  BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, &newest));
+  BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, BK_CHECKPOINT_ANY, &newest));
   return newest >= 0 ? fail_taken(r, newest) : BK_OK;
 }
 
@@ -108,8 +108,8 @@ static bk_status choose(train_run *r) {
   int64_t newest;
   if (!(r->out = cli_value(&s->args, "out"))) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
   BK_TRY(lock_out(r));
-  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, &newest));
   bool resume = cli_given(&s->args, "resume");
+  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, resume ? BK_CHECKPOINT_RESUME : BK_CHECKPOINT_ANY, &newest));
   if (newest >= 0 && !resume) return fail_taken(r, newest);
   if (newest >= 0) BK_TRY(choose_resumed(r, newest));
   else BK_TRY(choose_fresh(r));
@@ -169,7 +169,7 @@ static bk_status open_data(train_run *r) {
 /* ---- model ---- */
 
 static bk_status build(train_run *r, bool plan_only) {
-  bk_model_options options = {.trainable = true, .plan_only = plan_only};
+  bk_model_options options = {.trainable = true, .plan_only = plan_only, .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite")};
   BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
   if (!plan_only) {
     if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
@@ -301,6 +301,7 @@ static const cli_option options[] = {
     {"lr", CLI_ONE, "X", "peak learning rate"},
     {"seed", CLI_ONE, "N", "of the initial weights and of the data order"},
     {"resume", CLI_FLAG, NULL, "go on from the newest checkpoint in DIR, bit for bit"},
+    CLI_ALLOW_NONFINITE,
     {"profile", CLI_ONE, "FILE", "time of every op and phase: tables at the end, a Chrome trace in FILE"},
     {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},

@@ -381,6 +381,7 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: 48)"},
     {"seed", CLI_ONE, "N", "of the tokens (default: 1)"},
     {"bounds", CLI_ONE, "X", "multiply the bounds by X (default: 1)"},
+    CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_verify = {"verify", "CKPT|PRESET --device NAME [--against NAME] [OPTIONS]",

@@ -23,9 +23,9 @@ typedef struct comparison {
   size_t n_rows, capacity, equal, missing;
 } comparison;
 
-static bk_status add_row(comparison *c, const char *prefix, const char *name, const char *status, double nmse, double max_abs) {
+static bk_status add_row(comparison *c, const char *name, const char *status, double nmse, double max_abs) {
   BK_TRY(bk_grow(c->s->ctx, (void **)&c->rows, &c->capacity, c->n_rows + 1, sizeof *c->rows));
-  char *whole = bk_format(c->s->ctx, "%s%s", prefix, name);
+  char *whole = bk_strdup(c->s->ctx, name);
   if (!whole) return BK_ERR_MEMORY;
   c->rows[c->n_rows++] = (tensor_row){whole, status, nmse, max_abs};
   c->equal += strcmp(status, "equal") == 0;
@@ -81,39 +81,48 @@ static bk_status measure(comparison *c, bk_st_reader *ra, bk_st_reader *rb, cons
   return status;
 }
 
-static bk_status compare_entry(comparison *c, const char *prefix, bk_st_reader *ra, bk_st_reader *rb, const bk_st_entry *a) {
+static bk_status compare_entry(comparison *c, bk_st_reader *ra, bk_st_reader *rb, const bk_st_entry *a) {
   const bk_st_entry *b = bk_st_find(rb, a->name);
   bool same;
   double nmse, max_abs;
-  if (!b) return add_row(c, prefix, a->name, "missing in b", NAN, NAN);
-  if (!same_shape(a, b)) return add_row(c, prefix, a->name, "shape", NAN, NAN);
+  if (!b) return add_row(c, a->name, "missing in b", NAN, NAN);
+  if (!same_shape(a, b)) return add_row(c, a->name, "shape", NAN, NAN);
   BK_TRY(same_bytes(c, ra, rb, a, b, &same));
-  if (same) return add_row(c, prefix, a->name, "equal", 0, 0);
-  if (a->dtype == BK_NONE || b->dtype == BK_NONE) return add_row(c, prefix, a->name, "not comparable", NAN, NAN);
+  if (same) return add_row(c, a->name, "equal", 0, 0);
+  if (!bk_st_element_size(a) || !bk_st_element_size(b)) return add_row(c, a->name, "not comparable", NAN, NAN);
   BK_TRY(measure(c, ra, rb, a, b, &nmse, &max_abs));
-  return add_row(c, prefix, a->name, "different", nmse, max_abs);
+  return add_row(c, a->name, "different", nmse, max_abs);
 }
 
-static bk_status compare_files(comparison *c, const char *prefix, const char *path_a, const char *path_b) {
-  bk_st_reader *a = NULL, *b = NULL;
-  bk_status status = bk_st_open(c->s->ctx, path_a, &a);
-  if (status == BK_OK) status = bk_st_open(c->s->ctx, path_b, &b);
-  for (int i = 0; status == BK_OK && i < bk_st_count(a); i++) status = compare_entry(c, prefix, a, b, bk_st_get(a, i));
+static bk_status compare_readers(comparison *c, bk_st_reader *a, bk_st_reader *b) {
+  bk_status status = BK_OK;
+  for (int i = 0; status == BK_OK && i < bk_st_count(a); i++) status = compare_entry(c, a, b, bk_st_get(a, i));
   for (int i = 0; status == BK_OK && i < bk_st_count(b); i++)
-    if (!bk_st_find(a, bk_st_get(b, i)->name)) status = add_row(c, prefix, bk_st_get(b, i)->name, "missing in a", NAN, NAN);
+    if (!bk_st_find(a, bk_st_get(b, i)->name)) status = add_row(c, bk_st_get(b, i)->name, "missing in a", NAN, NAN);
+  return status;
+}
+
+/* open: bk_st_open of two files, or bk_st_open_folder of the weights of two folders. */
+static bk_status compare_opened(comparison *c, const char *path_a, const char *path_b,
+                                bk_status (*open)(bk_context *ctx, const char *path, bk_st_reader **reader)) {
+  bk_st_reader *a = NULL, *b = NULL;
+  bk_status status = open(c->s->ctx, path_a, &a);
+  if (status == BK_OK) status = open(c->s->ctx, path_b, &b);
+  if (status == BK_OK) status = compare_readers(c, a, b);
   bk_st_close(b);
   bk_st_close(a);
   return status;
 }
 
-/* One file of two checkpoint folders; an optional one is passed over where neither has it. */
-static bk_status compare_member(comparison *c, const char *prefix, const char *folder_a, const char *folder_b, const char *name, bool optional) {
+/* The optimiser states of two checkpoint folders; passed over where neither has one. */
+static bk_status compare_optimizers(comparison *c, const char *folder_a, const char *folder_b) {
+  static const char name[] = "optimizer.safetensors";
   bk_context *ctx = c->s->ctx;
   char *a = bk_path_join(ctx, folder_a, name), *b = bk_path_join(ctx, folder_b, name);
   bk_status status = a && b ? BK_OK : BK_ERR_MEMORY;
   bool there = status == BK_OK && bk_path_exists(ctx, a), other = status == BK_OK && bk_path_exists(ctx, b);
-  if (status == BK_OK && optional && there != other) status = add_row(c, "", name, there ? "missing in b" : "missing in a", NAN, NAN);
-  else if (status == BK_OK && (!optional || there)) status = compare_files(c, prefix, a, b);
+  if (status == BK_OK && there != other) status = add_row(c, name, there ? "missing in b" : "missing in a", NAN, NAN);
+  else if (status == BK_OK && there) status = compare_opened(c, a, b, bk_st_open);
   bk_free(ctx, b);
   bk_free(ctx, a);
   return status;
@@ -123,8 +132,8 @@ static bk_status compare_folders(comparison *c, const char *path_a, const char *
   char *a = NULL, *b = NULL;
   bk_status status = bk_checkpoint_resolve(c->s->ctx, path_a, &a);
   if (status == BK_OK) status = bk_checkpoint_resolve(c->s->ctx, path_b, &b);
-  if (status == BK_OK) status = compare_member(c, "", a, b, "model.safetensors", false);
-  if (status == BK_OK) status = compare_member(c, "", a, b, "optimizer.safetensors", true);
+  if (status == BK_OK) status = compare_opened(c, a, b, bk_st_open_folder);
+  if (status == BK_OK) status = compare_optimizers(c, a, b);
   bk_free(c->s->ctx, b);
   bk_free(c->s->ctx, a);
   return status;
@@ -159,7 +168,7 @@ bk_status compare_checkpoints(cli_session *s, const char *path_a, const char *pa
   comparison c = {.s = s};
   bool folders = bk_path_is_dir(s->ctx, path_a) && bk_path_is_dir(s->ctx, path_b);
   bool files = !bk_path_is_dir(s->ctx, path_a) && !bk_path_is_dir(s->ctx, path_b) && bk_path_exists(s->ctx, path_a) && bk_path_exists(s->ctx, path_b);
-  bk_status status = folders || !files ? compare_folders(&c, path_a, path_b) : compare_files(&c, "", path_a, path_b);
+  bk_status status = folders || !files ? compare_folders(&c, path_a, path_b) : compare_opened(&c, path_a, path_b, bk_st_open);
   if (status == BK_OK) status = s->json ? print_json(&c) : print_text(&c);
   for (size_t i = 0; i < c.n_rows; i++) bk_free(s->ctx, c.rows[i].name);
   bk_free(s->ctx, c.rows);

@@ -23,8 +23,9 @@ static const local_kind local_kinds[] = {
     {"nfs", "nolock"}, {"nfs", "local_lock=flock"}, {"nfs", "local_lock=all"}, {"nfs4", "nolock"}, {"nfs4", "local_lock=flock"}, {"nfs4", "local_lock=all"},
     {"cifs", "nobrl"}, {"smb3", "nobrl"}, {"lustre", "localflock"},
     /* FUSE answers a lock on this host where the program behind it does not ask for them, which these never do */
-    {"fuse.sshfs", NULL}, {"fuse.s3fs", NULL}, {"fuse.gcsfuse", NULL}, {"fuse.rclone", NULL}, {"fuse.goofys", NULL}, {"fuse.geesefs", NULL}, {"fuse.blobfuse", NULL},
-    {"fuse.blobfuse2", NULL}, {"fuse.mountpoint-s3", NULL}, {"fuse.curlftpfs", NULL}, {"fuse.davfs", NULL}, {"fuse.gvfsd-fuse", NULL}, {"fuse.hdfs", NULL}};
+    {"fuse.sshfs", NULL}, {"fuse.s3fs", NULL}, {"fuse.gcsfuse", NULL}, {"fuse.rclone", NULL}, {"fuse.goofys", NULL}, {"fuse.geesefs", NULL},
+    {"fuse.blobfuse", NULL}, {"fuse.blobfuse2", NULL}, {"fuse.mountpoint-s3", NULL}, {"fuse.curlftpfs", NULL}, {"fuse.davfs", NULL},
+    {"fuse.gvfsd-fuse", NULL}, {"fuse.hdfs", NULL}};
 
 /* The fields of a line that are of use here; pointers into the text, which is not ended where they end. */
 typedef struct mount_fields {
@@ -75,7 +76,8 @@ static bool is_type(const mount_fields *m, const char *type) {
 static bool is_local(const mount_fields *m, char *why, size_t size) {
   for (size_t i = 0; i < BK_COUNT(local_kinds); i++) {
     const local_kind *k = &local_kinds[i];
-    if (!is_type(m, k->type) || (k->option && !has_option(m->options, k->option) && !has_option(m->super, k->option))) continue;
+    if (!is_type(m, k->type)) continue;
+    if (k->option && !has_option(m->options, k->option) && !has_option(m->super, k->option)) continue;
     snprintf(why, size, "%s%s%s", k->type, k->option ? " mounted with " : "", k->option ? k->option : "");
     return true;
   }
@@ -138,8 +140,8 @@ static bk_status check_mount(bk_context *ctx, const char *folder, int fd) {
   bool local = mountinfo && run_lock_is_local(mountinfo, &place, why, sizeof why);
   bk_free(ctx, mountinfo);
   if (!local) return BK_OK;
-  return bk_fail(ctx, BK_ERR_IO, "%s lies on %s, a file system whose locks are known to this host alone: a run on another host could write there at the same time; "
-                 "choose an --out on another file system", folder, why);
+  return bk_fail(ctx, BK_ERR_IO, "%s lies on %s, a file system whose locks are known to this host alone: a run on another host could write there at the "
+                 "same time; choose an --out on another file system", folder, why);
 }
 
 /* "a/b/c" -> "a/b" -> "a" -> "."; false past the last. */
@@ -202,8 +204,8 @@ static bk_status fail_busy(bk_context *ctx, const char *folder, int fd) {
 }
 
 static bk_status fail_unlockable(bk_context *ctx, const char *folder, const char *cause) {
-  return bk_fail(ctx, BK_ERR_IO, "%s lies on a file system whose locks do not hold (%s): two runs could write there at the same time; choose an --out on another file system",
-                 folder, cause);
+  return bk_fail(ctx, BK_ERR_IO, "%s lies on a file system whose locks do not hold (%s): two runs could write there at the same time; "
+                 "choose an --out on another file system", folder, cause);
 }
 
 /* While the lock is held nobody else may get it: asked for once more, through a descriptor of its own. */

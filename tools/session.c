@@ -90,6 +90,8 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
   bk_train_config_default(&ignored);
   bk_dtype dtype = BK_NONE;
   bk_model *made = NULL;
+  bk_model_options all = *options;
+  all.allow_nonfinite |= cli_given(&s->args, "allow-nonfinite");
   char *file = bk_path_join(s->ctx, path, "config.json");
   bk_status status = file ? bk_model_config_read(s->ctx, file, &config) : BK_ERR_MEMORY;
   bk_free(s->ctx, file);
@@ -98,7 +100,7 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
   if (status == BK_OK) status = bk_checkpoint_dtype(s->ctx, path, &dtype);
   if (status == BK_OK && dtype == BK_F64 && !(s->device->props.storage_dtypes & BK_DT(BK_F64))) dtype = BK_F32;
   if (status == BK_OK) status = cli_dtype(s, &dtype);
-  if (status == BK_OK) status = bk_model_create(s->device, &config, dtype, options, &made);
+  if (status == BK_OK) status = bk_model_create(s->device, &config, dtype, &all, &made);
   if (status == BK_OK) status = bk_checkpoint_load_weights(made, path);
   if (status == BK_OK) {
     *model = made;

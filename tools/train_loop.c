@@ -134,19 +134,41 @@ static bk_status flush_rows(train_run *r) {
 
 /* ---- endings ---- */
 
-/* A checkpoint whose own weights give what is not finite is no place to go on from: it makes way for the one before it. */
-static void set_aside(train_run *r) {
+/* A checkpoint that is no place to go on from makes way for the one before it. False: it could not be moved. */
+static bool set_aside(train_run *r, const char *why) {
   bk_context *ctx = r->s->ctx;
   char *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step), *aside = path ? bk_format(ctx, "%s.refused", path) : NULL;
-  int rc = aside && bk_remove_tree(ctx, aside) == BK_OK ? ctx->fs.rename(ctx->fs.user, path, aside) : -1;
-  if (rc == 0) {
-    fprintf(stderr, "birkhoff: %s gives what is not finite; it is now %s\n", path, aside);
-    if (bk_checkpoint_newest(ctx, r->out, &r->saved_step) != BK_OK || r->saved_step < 0) r->saved_step = 0;
+  bool moved = aside && bk_remove_tree(ctx, aside) == BK_OK && ctx->fs.rename(ctx->fs.user, path, aside) == 0;
+  if (moved) {
+    fprintf(stderr, "birkhoff: %s %s; it is now %s\n", path, why, aside);
+    if (bk_checkpoint_newest(ctx, r->out, BK_CHECKPOINT_RESUME, &r->saved_step) != BK_OK || r->saved_step < 0) r->saved_step = 0;
   } else {
-    bk_warn(ctx, "step %lld gives what is not finite and could not be moved aside in %s", (long long)r->saved_step, r->out);
+    bk_warn(ctx, "step %lld %s and could not be moved aside in %s", (long long)r->saved_step, why, r->out);
   }
   bk_free(ctx, aside);
   bk_free(ctx, path);
+  return moved;
+}
+
+/* Reads the files of the newest checkpoint and says what is not finite in them. */
+static bk_status check_saved(const train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  char *what = NULL, *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step);
+  bk_status status = path ? bk_checkpoint_check_finite(ctx, path, &what) : BK_ERR_MEMORY;
+  if (what) fprintf(stderr, "birkhoff: %s\n", what);
+  bk_free(ctx, what);
+  bk_free(ctx, path);
+  return status;
+}
+
+/* Leaves saved_step at a checkpoint that was looked at and is good, or at none. */
+static void find_good(train_run *r) {
+  while (r->saved_step) {
+    bk_status status = check_saved(r);
+    if (status == BK_OK) return;
+    bool bad = status == BK_ERR_NOT_FINITE || status == BK_ERR_DATA;
+    if (!bad || !set_aside(r, status == BK_ERR_DATA ? "cannot be read" : "is not finite")) r->saved_step = 0;
+  }
 }
 
 static void end_not_finite(train_run *r) {
@@ -154,7 +176,8 @@ static void end_not_finite(train_run *r) {
   char more[64] = "", kept[512];
   if (refusal) write_row(r, &refusal->row);
   flush_rows(r);
-  if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1) set_aside(r);
+  if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1) set_aside(r, "gives what is not finite");
+  find_good(r);
   if (!refusal || refusal->again) snprintf(more, sizeof more, " --lr %g", r->recipe.lr / 2);
   char *command = r->saved_step ? train_resume_command(r, more) : cli_command_text(r->s, more);
   if (r->saved_step) snprintf(kept, sizeof kept, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);

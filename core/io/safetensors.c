@@ -7,17 +7,9 @@
 #include "io/recognise.h"
 #include "io/safetensors_priv.h"
 
-struct bk_st_reader {
-  bk_context *ctx;
-  char *path;
-  bk_file *file;
-  uint64_t data_start;
-  bk_st_table table;
-};
-
 /* ---- opening ---- */
 
-static bk_status read_bytes(bk_st_reader *r, uint64_t offset, void *dst, size_t bytes, const char *what) {
+static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes, const char *what) {
   int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
   if (got < 0) return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: %s", r->path, what, strerror((int)-got));
   if ((uint64_t)got != bytes)
@@ -27,7 +19,7 @@ static bk_status read_bytes(bk_st_reader *r, uint64_t offset, void *dst, size_t 
 }
 
 /* Whatever the first bytes would mean as a header's length. */
-static bk_status check_kind(bk_st_reader *r, uint64_t file_bytes) {
+static bk_status check_kind(const bk_st_file *r, uint64_t file_bytes) {
   unsigned char head[BK_RECOGNISE_HEAD];
   char words[BK_RECOGNISE_TEXT];
   size_t count = file_bytes < sizeof head ? (size_t)file_bytes : sizeof head;
@@ -36,7 +28,7 @@ static bk_status check_kind(bk_st_reader *r, uint64_t file_bytes) {
   return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it is %s", r->path, words);
 }
 
-static bk_status read_header_length(bk_st_reader *r, uint64_t file_bytes, uint64_t *length) {
+static bk_status read_header_length(bk_st_file *r, uint64_t file_bytes, uint64_t *length) {
   unsigned char raw[8];
   if (file_bytes < sizeof raw)
     return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it has %llu bytes, fewer than the 8 of a "
@@ -57,35 +49,60 @@ static bk_status read_header_length(bk_st_reader *r, uint64_t file_bytes, uint64
   return BK_OK;
 }
 
-static bk_status read_header(bk_st_reader *r) {
+static bk_status file_size(const bk_st_file *r, uint64_t *bytes) {
+  int rc = r->ctx->fs.size(r->ctx->fs.user, r->file, bytes);
+  return rc < 0 ? bk_fail(r->ctx, BK_ERR_IO, "%s: its size cannot be had: %s", r->path, strerror(-rc)) : BK_OK;
+}
+
+static bk_status read_header(bk_st_file *r, bk_st_table *table) {
   uint64_t file_bytes = 0, length = 0;
-  int rc = r->ctx->fs.size(r->ctx->fs.user, r->file, &file_bytes);
-  if (rc < 0) return bk_fail(r->ctx, BK_ERR_IO, "%s: its size cannot be had: %s", r->path, strerror(-rc));
+  BK_TRY(file_size(r, &file_bytes));
   BK_TRY(read_header_length(r, file_bytes, &length));
   char *text = bk_alloc(r->ctx, (size_t)length + 1);
   if (!text) return BK_ERR_MEMORY;
   r->data_start = 8 + length;
   bk_status status = read_bytes(r, 8, text, (size_t)length, "the header");
-  if (status == BK_OK) status = bk_st_table_parse(&r->table, r->path, text, (size_t)length, file_bytes - r->data_start);
+  if (status == BK_OK) status = bk_st_table_parse(table, r->path, text, (size_t)length, file_bytes - r->data_start);
   bk_free(r->ctx, text);
   return status;
 }
 
-static bk_status open_file(bk_st_reader *r, const char *path) {
-  r->path = bk_strdup(r->ctx, path);
-  if (!r->path) return BK_ERR_MEMORY;
-  int rc = r->ctx->fs.open_read(r->ctx->fs.user, path, &r->file);
-  if (rc == 0) return BK_OK;
-  r->file = NULL;
-  return bk_fail(r->ctx, BK_ERR_IO, "cannot open %s: %s", path, strerror(-rc));
+static bk_status open_file(bk_st_file *r, bk_context *ctx, const char *path) {
+  r->ctx = ctx;
+  r->path = bk_strdup(ctx, path);
+  return r->path ? bk_file_open(ctx, path, &r->file) : BK_ERR_MEMORY;
 }
 
-bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
+static void close_file(bk_st_file *r) {
+  if (r->file) r->ctx->fs.close(r->ctx->fs.user, r->file);
+  bk_free(r->ctx, r->path);
+}
+
+bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader) {
   bk_st_reader *r = bk_alloc(ctx, sizeof *r);
   if (!r) return BK_ERR_MEMORY;
   r->ctx = r->table.ctx = ctx;
-  bk_status status = open_file(r, path);
-  if (status == BK_OK) status = read_header(r);
+  r->path = bk_strdup(ctx, path);
+  if (r->path) *reader = r;
+  else bk_st_close(r);
+  return r->path ? BK_OK : BK_ERR_MEMORY;
+}
+
+bk_status bk_st_reader_add(bk_st_reader *r, const char *path, bk_st_table *table) {
+  BK_TRY(bk_grow(r->ctx, (void **)&r->files, &r->file_capacity, r->n_files + 1, sizeof *r->files));
+  bk_st_file *file = &r->files[r->n_files];
+  *file = (bk_st_file){0};
+  int index = (int)r->n_files++;
+  BK_TRY(open_file(file, r->ctx, path));
+  BK_TRY(read_header(file, table));
+  for (size_t i = 0; i < table->count; i++) table->entries[i].file = index;
+  return BK_OK;
+}
+
+bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
+  bk_st_reader *r = NULL;
+  BK_TRY(bk_st_reader_create(ctx, path, &r));
+  bk_status status = bk_st_reader_add(r, path, &r->table);
   if (status == BK_OK) *reader = r;
   else bk_st_close(r);
   return status;
@@ -94,10 +111,39 @@ bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
 void bk_st_close(bk_st_reader *reader) {
   if (!reader) return;
   bk_context *ctx = reader->ctx;
-  if (reader->file) ctx->fs.close(ctx->fs.user, reader->file);
+  for (size_t i = 0; i < reader->n_files; i++) close_file(&reader->files[i]);
+  bk_free(ctx, reader->files);
   bk_st_table_fini(&reader->table);
   bk_free(ctx, reader->path);
   bk_free(ctx, reader);
+}
+
+/* A length that cannot be one is left to whoever reads the file. */
+static bk_status look_at_length(bk_st_file *r, bool *whole) {
+  unsigned char raw[8];
+  uint64_t file_bytes = 0, n = 0;
+  BK_TRY(file_size(r, &file_bytes));
+  *whole = file_bytes >= sizeof raw;
+  if (!*whole) return BK_OK;
+  BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
+  for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
+  if (n > BK_ST_HEADER_MAX) return BK_OK;
+  *whole = n <= file_bytes - sizeof raw;
+  if (!*whole) return BK_OK;
+  char *text = bk_alloc(r->ctx, (size_t)n + 1);
+  if (!text) return BK_ERR_MEMORY;
+  bk_status status = read_bytes(r, 8, text, (size_t)n, "the header");
+  *whole = bk_st_header_extent(text, (size_t)n) <= file_bytes - sizeof raw - n;
+  bk_free(r->ctx, text);
+  return status;
+}
+
+bk_status bk_st_file_whole(bk_context *ctx, const char *path, bool *whole) {
+  bk_st_file file = {0};
+  bk_status status = open_file(&file, ctx, path);
+  if (status == BK_OK) status = look_at_length(&file, whole);
+  close_file(&file);
+  return status;
 }
 
 /* ---- looking ---- */
@@ -127,46 +173,61 @@ const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
 
 const char *bk_st_path(const bk_st_reader *reader) { return reader->path; }
 
+static const bk_st_file *file_of(const bk_st_reader *reader, const bk_st_entry *entry) { return &reader->files[entry->file]; }
+
+const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entry) { return file_of(reader, entry)->path; }
+
+static bool is_f16(const bk_st_entry *entry) { return strcmp(entry->dtype_name, "F16") == 0; }
+
+size_t bk_st_element_size(const bk_st_entry *entry) { return is_f16(entry) ? 2 : bk_dtype_size(entry->dtype); }
+
+bool bk_st_is_float(const bk_st_entry *entry) { return is_f16(entry) || bk_dtype_is_float(entry->dtype); }
+
 /* ---- data ---- */
+
+static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset, void *dst, size_t bytes) {
+  const bk_st_file *file = file_of(reader, entry);
+  return bytes == 0 ? BK_OK : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
+}
 
 bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes) {
   uint64_t size = entry->end - entry->begin;
   if (bytes != size)
     return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %llu bytes, %zu were asked for",
-                   reader->path, entry->name,
+                   bk_st_entry_path(reader, entry), entry->name,
                    (unsigned long long)size, bytes);
-  return bytes == 0 ? BK_OK : read_bytes(reader, reader->data_start + entry->begin, dst, bytes, entry->name);
+  return read_data(reader, entry, 0, dst, bytes);
 }
 
 static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count) {
-  size_t width = bk_dtype_size(entry->dtype);
+  size_t width = bk_st_element_size(entry);
   if (width == 0)
     return bk_fail(reader->ctx, BK_ERR_DATA, "%s: tensor %s: dtype %s cannot be loaded",
-                   reader->path, entry->name, entry->dtype_name);
+                   bk_st_entry_path(reader, entry), entry->name, entry->dtype_name);
   int64_t elements = (int64_t)((entry->end - entry->begin) / width);
   if (first < 0 || count < 0 || first > elements || count > elements - first)
     return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %lld elements, %lld from %lld were asked for",
-                   reader->path,
+                   bk_st_entry_path(reader, entry),
                    entry->name, (long long)elements, (long long)count, (long long)first);
   return BK_OK;
 }
 
 bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, void *dst) {
-  size_t width = bk_dtype_size(entry->dtype);
+  size_t width = bk_st_element_size(entry);
   BK_TRY(check_range(reader, entry, first, count));
-  if (count == 0) return BK_OK;
-  return read_bytes(reader, reader->data_start + entry->begin + (uint64_t)first * width, dst, (size_t)count * width, entry->name);
+  return read_data(reader, entry, (uint64_t)first * width, dst, (size_t)count * width);
 }
 
-static double element_value(const char *p, bk_dtype dtype) {
+static double element_value(const char *p, bk_dtype dtype, size_t width) {
   union { float f; uint16_t h; double d; int32_t i; int64_t l; uint8_t u; } v = {.l = 0};
-  memcpy(&v, p, bk_dtype_size(dtype));
+  memcpy(&v, p, width);
   switch (dtype) {
     case BK_F32: return (double)v.f;
     case BK_BF16: return (double)bk_bf16_to_f32(v.h);
     case BK_F64: return v.d;
     case BK_I32: return (double)v.i;
     case BK_I64: return (double)v.l;
+    case BK_NONE: return (double)bk_f16_to_f32(v.h); /* the only one of these that is loaded */
     default: return (double)v.u;
   }
 }
@@ -174,12 +235,12 @@ static double element_value(const char *p, bk_dtype dtype) {
 /* The stored elements, no wider than a double, come to the end of dst and are widened in place from the front: element i is written
  * to bytes 8 i to 8 i + 8, and what is still to be read lies at or behind them. */
 bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst) {
-  size_t width = bk_dtype_size(entry->dtype);
+  size_t width = bk_st_element_size(entry);
   BK_TRY(check_range(reader, entry, first, count));
   const char *stored = (const char *)dst + (size_t)count * (sizeof *dst - width);
   BK_TRY(bk_st_read_range(reader, entry, first, count, (char *)dst + (size_t)count * (sizeof *dst - width)));
   for (int64_t i = 0; i < count; i++) {
-    double value = element_value(stored + (size_t)i * width, entry->dtype);
+    double value = element_value(stored + (size_t)i * width, entry->dtype, width);
     memcpy(dst + i, &value, sizeof value);
   }
   return BK_OK;

@@ -32,6 +32,8 @@ static const element_type *find_type(const char *name) {
   return NULL;
 }
 
+#define BK_ST_EXTENT_MAX ((uint64_t)1 << 60) /* ten times it is still a uint64_t */
+
 typedef struct parser {
   bk_context *ctx;
   const char *path;
@@ -317,11 +319,21 @@ static int compare_pairs(const void *a, const void *b) {
   return strcmp(((const bk_st_pair *)a)->key, ((const bk_st_pair *)b)->key);
 }
 
+static bool take_null(parser *p) {
+  skip_space(p);
+  if (p->end - p->at < 4 || memcmp(p->at, "null", 4) != 0) return false;
+  p->at += 4;
+  return true;
+}
+
+/* An object, or null, which says as much as no __metadata__. */
 static bk_status take_metadata(parser *p, bk_st_table *table) {
-  bool again = true;
   p->tensor = "__metadata__";
-  BK_TRY(expect(p, '{'));
-  if (take(p, '}')) again = false;
+  bool again = !take_null(p);
+  if (again) {
+    BK_TRY(expect(p, '{'));
+    again = !take(p, '}');
+  }
   while (again) {
     BK_TRY(take_pair(p, table));
     BK_TRY(more(p, '}', &again));
@@ -385,14 +397,24 @@ static int compare_places(const void *a, const void *b) {
   return strcmp(x->name, y->name);
 }
 
-static bk_status check_names(parser *p, bk_st_table *table) {
-  table->by_name = bk_alloc_array(p->ctx, table->count, sizeof *table->by_name);
+bk_status bk_st_table_sort(bk_st_table *table, const char *path) {
+  bk_free(table->ctx, (void *)table->by_name);
+  table->by_name = bk_alloc_array(table->ctx, table->count, sizeof *table->by_name);
   if (!table->by_name) return BK_ERR_MEMORY;
   for (size_t i = 0; i < table->count; i++) table->by_name[i] = &table->entries[i];
   if (table->count) qsort(table->by_name, table->count, sizeof *table->by_name, compare_names);
   for (size_t i = 1; i < table->count; i++)
     if (strcmp(table->by_name[i - 1]->name, table->by_name[i]->name) == 0)
-      return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: the name is there twice", p->path, table->by_name[i]->name);
+      return bk_fail(table->ctx, BK_ERR_DATA, "%s: tensor %s: the name is there twice", path, table->by_name[i]->name);
+  return BK_OK;
+}
+
+bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
+  if (from->count == 0) return BK_OK;
+  BK_TRY(bk_grow(table->ctx, (void **)&table->entries, &table->capacity, table->count + from->count, sizeof *table->entries));
+  memcpy(table->entries + table->count, from->entries, from->count * sizeof *from->entries);
+  table->count += from->count;
+  from->count = 0; /* the names are the table's now */
   return BK_OK;
 }
 
@@ -419,8 +441,37 @@ bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *te
   BK_TRY(take_header(&p, table, data_bytes));
   if (table->count > INT32_MAX) return fail_at(&p, "too many tensors");
   if (table->count) qsort(table->entries, table->count, sizeof *table->entries, compare_places);
-  BK_TRY(check_names(&p, table));
+  BK_TRY(bk_st_table_sort(table, path));
   return check_layout(&p, table, data_bytes);
+}
+
+/* ---- the end of the data, from a text that nobody has checked ---- */
+
+/* The string that begins at p->at, behind its quote, is `text`; p->at is left behind it. */
+static bool string_is(parser *p, const char *text) {
+  const char *begin = p->at;
+  size_t length = string_bound(p);
+  p->at = p->at + length < p->end ? p->at + length + 1 : p->end;
+  return length == strlen(text) && memcmp(begin, text, length) == 0;
+}
+
+static bool digits(parser *p, uint64_t *value) {
+  skip_space(p);
+  const char *first = p->at;
+  for (*value = 0; p->at < p->end && *p->at >= '0' && *p->at <= '9'; p->at++)
+    *value = *value < BK_ST_EXTENT_MAX ? 10 * *value + (uint64_t)(*p->at - '0') : *value;
+  return p->at > first;
+}
+
+uint64_t bk_st_header_extent(const char *text, size_t bytes) {
+  parser p = {.at = text, .start = text, .end = text + bytes};
+  uint64_t begin, end, extent = 0;
+  while ((p.at = memchr(p.at, '"', (size_t)(p.end - p.at)))) {
+    p.at++;
+    if (!string_is(&p, "data_offsets") || !take(&p, ':') || !take(&p, '[')) continue;
+    if (digits(&p, &begin) && take(&p, ',') && digits(&p, &end) && end > extent) extent = end;
+  }
+  return extent;
 }
 
 void bk_st_table_fini(bk_st_table *table) {

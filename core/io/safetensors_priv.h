@@ -13,6 +13,14 @@ typedef struct bk_st_pair {
   char *key, *value;
 } bk_st_pair;
 
+/* One open file. */
+typedef struct bk_st_file {
+  bk_context *ctx;
+  char *path;
+  bk_file *file;
+  uint64_t data_start;
+} bk_st_file;
+
 /* What a header says. Entries in file order of data; by_name sorts them for look-ups. */
 typedef struct bk_st_table {
   bk_context *ctx;
@@ -26,6 +34,29 @@ typedef struct bk_st_table {
 /* Parses and checks the header text of a file with `data_bytes` bytes of data. On failure the table is left to bk_st_table_fini. */
 bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes, uint64_t data_bytes);
 void bk_st_table_fini(bk_st_table *table);
+
+/* Takes the entries of `from`, which is left without any; before the next look by name, bk_st_table_sort. */
+bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from);
+/* Makes by_name; a name that is there twice: BK_ERR_DATA. */
+bk_status bk_st_table_sort(bk_st_table *table, const char *path);
+
+/* Where the data of the tensors in a header's text ends; 0 where it names none. For files whose end is missing: says nothing of what
+ * is wrong with a text, reading it does. */
+uint64_t bk_st_header_extent(const char *text, size_t bytes);
+
+struct bk_st_reader {
+  bk_context *ctx;
+  char *path;
+  bk_st_file *files;
+  size_t n_files, file_capacity;
+  bk_st_table table; /* of all files */
+};
+
+bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader); /* without a file */
+/* Opens one more file; its header goes to `table`. */
+bk_status bk_st_reader_add(bk_st_reader *reader, const char *path, bk_st_table *table);
+/* Whether a file is as long as it says itself: 8 bytes, its header, and the data of all tensors. */
+bk_status bk_st_file_whole(bk_context *ctx, const char *path, bool *whole);
 
 /* The name of a dtype in the format ("F32"), NULL if it has none. */
 const char *bk_st_dtype_name(bk_dtype dtype);

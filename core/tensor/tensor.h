@@ -13,6 +13,16 @@ static inline float bk_bf16_to_f32(uint16_t h) {
   union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
   return v.f;
 }
+/* Half precision (IEEE binary16, in files alone): exact; subnormals become normal, infinities and NaN stay what they are. */
+static inline float bk_f16_to_f32(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 0x1fu, mantissa = h & 0x3ffu;
+  union { uint32_t u; float f; } v = {.u = sign | (exponent + 112u) << 23 | mantissa << 13};
+  if (exponent == 0x1fu) v.u = sign | 0x7f800000u | mantissa << 13;
+  if (exponent != 0) return v.f;
+  v.f = (float)mantissa * 0x1p-24f;
+  v.u |= sign;
+  return v.f;
+}
 /* Round to nearest even; NaN stays NaN (quiet), infinities stay. */
 static inline uint16_t bk_f32_to_bf16(float f) {
   union { float f; uint32_t u; } v = {.f = f};

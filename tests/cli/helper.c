@@ -4,6 +4,7 @@
  *   helper tokens OUT NAME DTYPE SHAPE VALUE... [, NAME ...]   a safetensors file; SHAPE is 2x3, DTYPE i32 or i64 or fp32
  *   helper tensor FILE NAME        dtype and shape of a tensor, "fp32 2x3"
  *   helper values FILE NAME        its values, one a line
+ *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
  *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a sanitizer, with memory of its own)
  * Exit status 0, or 1 with a message. */
@@ -141,6 +142,50 @@ static bk_status run_tensor(bk_context *ctx, const char *path, const char *name,
   return status;
 }
 
+static bk_status copy_tensor(bk_context *ctx, bk_st_reader *r, bk_st_writer *w, const bk_st_entry *e) {
+  size_t bytes = (size_t)(e->end - e->begin);
+  void *data = bk_alloc(ctx, bytes);
+  bk_status status = data ? bk_st_read(r, e, data, bytes) : BK_ERR_MEMORY;
+  if (status == BK_OK) status = bk_st_write(w, data, bytes);
+  bk_free(ctx, data);
+  return status;
+}
+
+/* Every n-th tensor from the shard's on. */
+static bk_status write_shard(bk_context *ctx, bk_st_reader *r, const char *path, int shard, int n, FILE *index) {
+  bk_st_writer *w = NULL;
+  BK_TRY(bk_st_create(ctx, path, &w));
+  bk_status status = BK_OK;
+  for (int i = shard; i < bk_st_count(r) && status == BK_OK; i += n) {
+    const bk_st_entry *e = bk_st_get(r, i);
+    fprintf(index, "%s\"%s\": \"%s\"", i ? ", " : "", e->name, strrchr(path, '/') + 1);
+    status = bk_st_add(w, e->name, e->dtype, e->ndim, e->shape);
+  }
+  for (int i = shard; i < bk_st_count(r) && status == BK_OK; i += n) status = copy_tensor(ctx, r, w, bk_st_get(r, i));
+  if (status == BK_OK) status = bk_st_finish(w);
+  if (status != BK_OK) bk_st_abandon(w);
+  return status;
+}
+
+static bk_status run_shards(bk_context *ctx, const char *folder, int n) {
+  char path[512];
+  bk_st_reader *r = NULL;
+  BK_TRY(bk_st_open_folder(ctx, folder, &r));
+  snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+  FILE *index = fopen(path, "w");
+  bk_status status = index ? BK_OK : BK_ERR_IO;
+  if (index) fprintf(index, "{\"metadata\": {}, \"weight_map\": {");
+  for (int s = 0; s < n && status == BK_OK; s++) {
+    snprintf(path, sizeof path, "%s/model-%05d-of-%05d.safetensors", folder, s + 1, n);
+    status = write_shard(ctx, r, path, s, n, index);
+  }
+  bk_st_close(r);
+  if (index) fprintf(index, "}}\n"), fclose(index);
+  snprintf(path, sizeof path, "%s/model.safetensors", folder);
+  if (status == BK_OK && remove(path) != 0) status = BK_ERR_IO;
+  return status;
+}
+
 static int run_bin(const char *path, int width, int argc, char **argv) {
   FILE *f = fopen(path, "wb");
   if (!f) return perror(path), 1;
@@ -178,6 +223,7 @@ int main(int argc, char **argv) {
   if (bk_context_create(&options, &ctx) != BK_OK) return 1;
   bk_status status = BK_ERR_ARGUMENT;
   if (strcmp(argv[1], "tokens") == 0) status = run_tokens(ctx, argv[2], argc - 3, argv + 3);
+  if (strcmp(argv[1], "shards") == 0 && argc > 3) status = run_shards(ctx, argv[2], atoi(argv[3]));
   if (strcmp(argv[1], "tensor") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], false);
   if (strcmp(argv[1], "values") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], true);
   bk_context_destroy(ctx);

@@ -78,11 +78,11 @@ ok "a wide stream" "$BIRKHOFF" eval run --data wide.bin --json --set data_dtype=
 equal "its tokens" "$(json tokens)" 7
 
 # ---- the run's own window, width and split ----
-ok "validated on all of its tenth" "$BIRKHOFF" train --model tiny --data data.txt --out own --steps 6 --batch-size 2 --seq-len 48 --set eval_every=3 eval_tokens=0
+ok "validated on all of its tenth" "$BIRKHOFF" train --model tiny --data data.txt --out own --steps 6 --batch-size 2 --seq-len 48 --set warmup_steps=0 eval_every=3 eval_tokens=0
 val=$(tail -n 1 own/metrics.jsonl >last.json; json val_loss last.json)
 ok "eval reads windows as training did" "$BIRKHOFF" eval own --data data.txt --split val
 has "and says so" '^window  *48 tokens, as in training$' out
-equal "the run's own val_loss, to the printed digits" "$(sed -n 's/^loss  *\([0-9.]*\) .*/\1/p' out)" "$(printf '%.6f' "$val")"
+holds "the run's own val_loss, to the printed digits" "($(sed -n 's/^loss  *\([0-9.]*\) .*/\1/p' out) - $val) ^ 2 < 1e-12"
 ok "as JSON" "$BIRKHOFF" eval own --data data.txt --split val --json
 equal "its window" "$(json seq_len)" 48
 holds "the run's own val_loss" "($(json loss) - $val) ^ 2 < 1e-13"
@@ -106,7 +106,7 @@ refused 2 'trainer_state.json: line ' "a state that cannot be read" "$BIRKHOFF" 
 ok "it is not needed for a window that is given" "$BIRKHOFF" eval torn --data data.txt --seq-len 48
 ok "it is not needed for a window that is given" "$BIRKHOFF" gain torn --data data.txt --seq-len 48
 "$HELPER" bin wide32.bin 4 $(awk 'BEGIN { for (i = 0; i < 400; i++) printf "%d ", i * 7 % 256 }')
-ok "a stream of uint32" "$BIRKHOFF" train --model tiny --data wide32.bin --out own32 --steps 2 --batch-size 2 --seq-len 16 --set data_dtype=uint32 eval_every=2 eval_tokens=0
+ok "a stream of uint32" "$BIRKHOFF" train --model tiny --data wide32.bin --out own32 --steps 2 --batch-size 2 --seq-len 16 --set warmup_steps=0 data_dtype=uint32 eval_every=2 eval_tokens=0
 val=$(tail -n 1 own32/metrics.jsonl >last.json; json val_loss last.json)
 ok "its width and its tenth are the run's" "$BIRKHOFF" eval own32 --data wide32.bin --split val --json
 equal "its tenth" "$(json tokens)" 39
@@ -121,7 +121,7 @@ refused 2 'wide32.bin is a stream of uint32 tokens, not of uint16.*--set data_dt
 refused 2 'wide32.bin is a stream of uint32 tokens' "no run says it" "$BIRKHOFF" eval a --data wide32.bin
 ok "no run says it" "$BIRKHOFF" eval a --data wide32.bin --set data_dtype=uint32 --split val --json
 equal "the last tenth without a run" "$(json tokens)" 39
-ok "an unsplit run" "$BIRKHOFF" train --model tiny --data wide32.bin --out whole32 --steps 1 --batch-size 2 --seq-len 16 --set data_dtype=uint32 bin_validation=false
+ok "an unsplit run" "$BIRKHOFF" train --model tiny --data wide32.bin --out whole32 --steps 1 --batch-size 2 --seq-len 16 --set warmup_steps=0 data_dtype=uint32 bin_validation=false
 refused 2 'no tokens in the validation part.*with bin_validation=false a .bin file has none' "it has no validation part" "$BIRKHOFF" eval whole32 --data wide32.bin --split val
 refused 2 'with bin_validation=false a .bin file has none' "it has no validation part" "$BIRKHOFF" gain whole32 --data wide32.bin --split val
 ok "all is its training part" "$BIRKHOFF" eval whole32 --data wide32.bin --split train --json
@@ -160,31 +160,31 @@ ok "ids of a byte model" "$BIRKHOFF" generate run --prompt-tokens 116,104,101,32
 mv out ids_out
 ok "are the bytes of its text" "$BIRKHOFF" generate run --prompt "the lord " --max-tokens 40 --seed 3
 equal "are the bytes of its text" "$(tr ',' '\n' <ids_out)" "$(od -An -v -tu1 out | tr -s ' ' '\n' | sed '/^$/d')"
-ok init "$BIRKHOFF" init --model tiny --set vocab_size=5000 --out own
-refused 2 'no byte\|vocabulary of its own' "text from a model that makes no text" "$BIRKHOFF" generate own --prompt "the lord" --max-tokens 40
+ok init "$BIRKHOFF" init --model tiny --set vocab_size=5000 --out words
+refused 2 'no byte\|vocabulary of its own' "text from a model that makes no text" "$BIRKHOFF" generate words --prompt "the lord" --max-tokens 40
 has "says what would be right" '--prompt-tokens' err
-refused 2 '--prompt-tokens' "the same as JSON" "$BIRKHOFF" generate own --prompt "the lord" --max-tokens 40 --json
-ok "ids in, ids out" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+refused 2 '--prompt-tokens' "the same as JSON" "$BIRKHOFF" generate words --prompt "the lord" --max-tokens 40 --json
+ok "ids in, ids out" "$BIRKHOFF" generate words --prompt-tokens 4711,1,299 --max-tokens 12
 equal "as many as asked for" "$(tr ',' '\n' <out | wc -l | tr -d ' ')" 12
 equal "token 256 is one like any other" "$(tr ',' '\n' <out | awk '$1 < 0 || $1 >= 5000 || $1 != int($1)' | wc -l | tr -d ' ')" 0
-printf '4711, 1\n299\n' | "$BIRKHOFF" generate own --prompt-tokens - --max-tokens 12 >piped
+printf '4711, 1\n299\n' | "$BIRKHOFF" generate words --prompt-tokens - --max-tokens 12 >piped
 same "from standard input, any white space" out piped
-ok "as JSON" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12 --json
+ok "as JSON" "$BIRKHOFF" generate words --prompt-tokens 4711,1,299 --max-tokens 12 --json
 equal "the same ids" "$(json ids | tr -d '[] ')" "$(cat piped)"
 equal "their number" "$(json tokens)" 12
 equal "and why it ended" "$(json finish_reason)" length
-for bad in "" "," "1,x" "1,-2" "5000" "1.5" "99999999999999999999"; do refused 2 'prompt-tokens' "ids that are none: $bad" "$BIRKHOFF" generate own "--prompt-tokens=$bad"; done
+for bad in "" "," "1,x" "1,-2" "5000" "1.5" "99999999999999999999"; do refused 2 'prompt-tokens' "ids that are none: $bad" "$BIRKHOFF" generate words "--prompt-tokens=$bad"; done
 first=$(cut -d, -f1 piped) third=$(cut -d, -f3 piped)
-end_tokens() { sed "s/\"vocab_size\"/\"eos_token_id\": $1, \"vocab_size\"/" config.own >own/config.json; }
-cp own/config.json config.own
+end_tokens() { sed "s/\"vocab_size\"/\"eos_token_id\": $1, \"vocab_size\"/" config.words >words/config.json; }
+cp words/config.json config.words
 end_tokens "$third"
-ok "the end token of config.json" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+ok "the end token of config.json" "$BIRKHOFF" generate words --prompt-tokens 4711,1,299 --max-tokens 12
 equal "ends it" "$(cat out)" "$(cut -d, -f1-2 piped)"
-refused 2 'vocabulary of its own.*eos_token_id' "with an end token of its own text is refused at once" "$BIRKHOFF" generate own --prompt "the lord"
+refused 2 'vocabulary of its own.*eos_token_id' "with an end token of its own text is refused at once" "$BIRKHOFF" generate words --prompt "the lord"
 end_tokens "[$third, $first]"
-ok "several end tokens" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12 --json
+ok "several end tokens" "$BIRKHOFF" generate words --prompt-tokens 4711,1,299 --max-tokens 12 --json
 equal "the first of them ends it" "$(json ids/#) $(json finish_reason)" "0 stop"
 end_tokens null
-ok "none" "$BIRKHOFF" generate own --prompt-tokens 4711,1,299 --max-tokens 12
+ok "none" "$BIRKHOFF" generate words --prompt-tokens 4711,1,299 --max-tokens 12
 same "goes on" out piped
 finish

@@ -39,7 +39,7 @@ ok "generate reads" "$BIRKHOFF" generate run --prompt 'the ' --max-tokens 2
 ok "gain reads" "$BIRKHOFF" gain run --data data.txt
 ok "compare reads" "$BIRKHOFF" compare run run
 ok "a dry run reads" "$BIRKHOFF" train --data data.txt --out run --resume --steps 100000 --dry-run
-ok "train from it" "$BIRKHOFF" train --init run --data data.txt --out from --steps 1 --batch-size 1 --seq-len 16
+ok "train from it" "$BIRKHOFF" train --init run --data data.txt --out from --steps 1 --batch-size 1 --seq-len 16 --set warmup_steps=0
 kill -CONT $pid
 rows=$(wc -l <run/metrics.jsonl)
 wait_for run/metrics.jsonl $((rows + 3)) $pid
@@ -119,6 +119,11 @@ if [ -f "$fake" ] && LD_PRELOAD=$fake "$BIRKHOFF" --version >out 2>err && ! [ -s
   refused 1 'whose locks do not hold (the same lock was given twice).*choose an --out on another' "flock gives a lock twice" preload granted plain
   refused 1 'in use by another run' "flock says that it is taken" preload 11 plain
   refused 1 'whose locks do not hold' "in a folder that was not there" preload 38 plain/new
+  # DIR is made, and before it is locked another run has come and gone there
+  BK_FAKE_COMMAND="cp -R new/a/b/step-000001 late" && export BK_FAKE_COMMAND
+  refused 2 'late has checkpoints (newest: step 1)' "another run came first" preload meanwhile late
+  unset BK_FAKE_COMMAND
+  same "what it left stays" new/a/b/step-000001/model.safetensors late/step-000001/model.safetensors
   equal "no checkpoint, no metrics" "$(find plain -name 'step*' -o -name 'metrics*' | wc -l | tr -d ' ')" 0
 else
   echo "skipped: a stand-in for flock cannot be put before the program here"

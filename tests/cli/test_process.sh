@@ -2,7 +2,7 @@
 # The program as a process: closed descriptors, a reader that goes away, small stacks. Signals: test_signals.sh.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
-tiny="--model tiny --batch-size 1 --seq-len 16 --threads 1 --data data.txt"
+tiny="--model tiny --batch-size 1 --seq-len 16 --threads 1 --data data.txt --set warmup_steps=0"
 
 # clean NAME DIR STEPS: metrics of steps 1 to STEPS, each a JSON object, and nothing else
 clean() {
@@ -98,7 +98,7 @@ for kind in "" -S; do
     continue
   fi
   for threads in 1 4; do
-    ok "train on a small stack" small "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out small$kind$threads --steps 3 --threads $threads
+    ok "train on a small stack" small "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out small$kind$threads --steps 3 --threads $threads --set warmup_steps=0
     same "the same bits" whole/step-000003/model.safetensors small$kind$threads/step-000003/model.safetensors
     ok "verify on a small stack" small "$BIRKHOFF" verify tiny --device cpu --batch-size 1 --seq-len 8 --threads $threads
     ok "eval on a small stack" small "$BIRKHOFF" eval whole --data data.txt --threads $threads

@@ -2,7 +2,7 @@
 # Signals to a training run: SIGHUP, SIGINT and SIGTERM end it with a checkpoint, SIGUSR1 saves and goes on.
 . "$(dirname "$0")/lib.sh"
 text data.txt 6000
-tiny="--model tiny --batch-size 1 --seq-len 16 --threads 1 --data data.txt"
+tiny="--model tiny --batch-size 1 --seq-len 16 --threads 1 --data data.txt --set warmup_steps=0"
 steady="$tiny --set lr_schedule=constant warmup_steps=0 save_every=0 eval_every=0 gain_every=0"
 
 # ---- to end ----

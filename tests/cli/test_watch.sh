@@ -34,7 +34,9 @@ equal "null" "$(json grad_norm row.json)" null
 absent "a result" wild/step-000002
 ok "good steps" "$BIRKHOFF" train $steady --data data.txt --out sick --steps 3 --set save_every=1 keep=2
 poison sick/step-000003/model.safetensors
-run 1 "a checkpoint that is not finite" "$BIRKHOFF" train --data data.txt --out sick --resume --steps 6 --threads 1
+run 2 "a checkpoint that is not finite" "$BIRKHOFF" train --data data.txt --out sick --resume --steps 6 --threads 1
+has "is refused" 'sick/step-000003/model.safetensors: tensor lm_head.weight is not finite: element [0-9]* is nan' err
+run 1 "and goes wrong where it is loaded" "$BIRKHOFF" train --data data.txt --out sick --resume --steps 6 --threads 1 --allow-nonfinite
 has "names the weight" 'step 4: loss nan, .*first of all: weight lm_head.weight (nan at element' err
 there "it is moved aside" sick/step-000003.refused/model.safetensors
 absent "it is moved aside" sick/step-000003

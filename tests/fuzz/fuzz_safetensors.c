@@ -12,7 +12,7 @@ static void read_all(bk_context *ctx, bk_st_reader *reader) {
     char *copy = bk_alloc(ctx, bytes);
     double first;
     if (bk_st_find(reader, e->name) != e || !copy || bk_st_read(reader, e, copy, bytes) != BK_OK) abort();
-    if (e->dtype != BK_NONE && bytes && bk_st_read_f64(reader, e, 0, 1, &first) != BK_OK) abort();
+    if (bk_st_element_size(e) && bytes && bk_st_read_f64(reader, e, 0, 1, &first) != BK_OK) abort();
     bk_free(ctx, copy);
   }
 }

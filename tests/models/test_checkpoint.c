@@ -350,12 +350,17 @@ END_TEST
 
 static void touch(const char *path) { OK(bk_file_write_atomic(ctx, path, "x", 1)); }
 
+/* A folder that has all files of a checkpoint, as short as they can be. */
 static void make_step(const char *name) {
+  static const char *const files[] = {"config.json", "model.safetensors", "optimizer.safetensors", "trainer_state.json"};
   char path[600];
   snprintf(path, sizeof path, "%s/run/%s", unit_folder, name);
   OK(bk_mkdirs(ctx, path));
-  strncat(path, "/model.safetensors", sizeof path - strlen(path) - 1);
-  touch(path);
+  for (size_t i = 0; i < BK_COUNT(files); i++) {
+    char *file = bk_path_join(ctx, path, files[i]);
+    OK(bk_file_write_atomic(ctx, file, "\2\0\0\0\0\0\0\0{}", 10));
+    bk_free(ctx, file);
+  }
 }
 
 static void check_there(const char *name, bool there) {
@@ -371,13 +376,13 @@ START_TEST(test_names) {
   static const char *const partial[] = {"step-000020.tmp", "step-1000001.tmp", "step-000002.old.tmp"};
   int64_t newest = 7;
   char *path = NULL;
-  OK(bk_checkpoint_newest(ctx, unit_path("run"), &newest));
+  OK(bk_checkpoint_newest(ctx, unit_path("run"), BK_CHECKPOINT_RESUME, &newest));
   ck_assert_int_eq(newest, -1);
   ck_assert_int_eq(bk_checkpoint_resolve(ctx, unit_path("run"), &path), BK_ERR_IO);
   unit_expect("no such checkpoint folder");
   for (size_t i = 0; i < BK_COUNT(others); i++) make_step(others[i]);
   for (size_t i = 0; i < BK_COUNT(partial); i++) make_step(partial[i]);
-  OK(bk_checkpoint_newest(ctx, unit_path("run"), &newest));
+  OK(bk_checkpoint_newest(ctx, unit_path("run"), BK_CHECKPOINT_RESUME, &newest));
   ck_assert_int_eq(newest, -1);
   ck_assert_int_eq(bk_checkpoint_resolve(ctx, unit_path("run"), &path), BK_ERR_DATA);
   unit_expect("model.safetensors is missing");
@@ -386,7 +391,7 @@ START_TEST(test_names) {
   unit_expect("this is a file");
   ck_assert_ptr_null(path);
   for (size_t i = 0; i < BK_COUNT(steps); i++) make_step(steps[i]);
-  OK(bk_checkpoint_newest(ctx, unit_path("run"), &newest));
+  OK(bk_checkpoint_newest(ctx, unit_path("run"), BK_CHECKPOINT_RESUME, &newest));
   ck_assert_int_eq(newest, 1000000);
   OK(bk_checkpoint_resolve(ctx, unit_path("run"), &path));
   ck_assert_str_eq(path, unit_path("run/step-1000000"));

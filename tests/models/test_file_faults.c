@@ -4,6 +4,7 @@
 #include "tests/unit/fault_fs.h"
 
 #include "io/metrics.h"
+#include "io/safetensors.h"
 #include "models/checkpoint.h"
 #include "models/trainer.h"
 
@@ -272,37 +273,110 @@ END_TEST
 
 static const flavour load_flavours[] = {{"unreadable", FAULT_LOOKS, EIO, false}, {"short read", FAULT_READ, EIO, true}};
 
+/* The weights of `run` in two shards, and no longer in one file. */
+static void split(const char *folder) {
+  static const char index[] = "{\"weight_map\": {";
+  char path[64], map[8192];
+  bk_st_reader *r = NULL;
+  bk_st_writer *w[2];
+  size_t length = (size_t)snprintf(map, sizeof map, "%s", index);
+  OK(bk_st_open_folder(ctx, folder, &r));
+  for (int s = 0; s < 2; s++) {
+    snprintf(path, sizeof path, "%s/part-%d.safetensors", folder, s);
+    OK(bk_st_create(ctx, path, &w[s]));
+  }
+  for (int i = 0; i < bk_st_count(r); i++) {
+    const bk_st_entry *e = bk_st_get(r, i);
+    OK(bk_st_add(w[i % 2], e->name, e->dtype, e->ndim, e->shape));
+    length += (size_t)snprintf(map + length, sizeof map - length, "%s\"%s\": \"part-%d.safetensors\"", i ? ", " : "", e->name, i % 2);
+  }
+  for (int i = 0; i < bk_st_count(r); i++) {
+    const bk_st_entry *e = bk_st_get(r, i);
+    size_t bytes = (size_t)(e->end - e->begin);
+    void *data = bk_alloc(ctx, bytes);
+    OK(bk_st_read(r, e, data, bytes));
+    OK(bk_st_write(w[i % 2], data, bytes));
+    bk_free(ctx, data);
+  }
+  for (int s = 0; s < 2; s++) OK(bk_st_finish(w[s]));
+  bk_st_close(r);
+  length += (size_t)snprintf(map + length, sizeof map - length, "}}");
+  ck_assert_uint_lt(length, sizeof map);
+  snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
+  OK(bk_file_write_atomic(ctx, path, map, length));
+  snprintf(path, sizeof path, "%s/model.safetensors", folder);
+  ck_assert_int_eq(ctx->fs.remove(ctx->fs.user, path), 0);
+}
+
+static void check_loads(const flavour *f) {
+  for (int k = 1;; k += stride(k)) {
+    arm(f, k);
+    bk_status status = load_all("run");
+    fault_fs_disarm(&files);
+    if (!files.failed_kind) {
+      OK(status);
+      ck_assert_int_gt(k, 10);
+      break;
+    }
+    ck_assert_msg(status == BK_ERR_IO, "%s, call %d on %s: status %s\n%s", f->name, k, files.failed_path, bk_status_name(status), unit_messages);
+    check_message(f->name, k);
+  }
+}
+
 START_TEST(test_load) {
   OK(bk_checkpoint_save(older, &state, "run/step-000001"));
+  for (int shards = 0; shards < 2; shards++) {
+    if (shards) split("run/step-000001");
+    for (size_t i = 0; i < BK_COUNT(load_flavours); i++) check_loads(&load_flavours[i]);
+  }
+}
+END_TEST
+
+static bk_status check_finite(void) {
+  char *what = NULL;
+  bk_status status = bk_checkpoint_check_finite(ctx, "run/step-000001", &what);
+  ck_assert_ptr_null(what);
+  return status;
+}
+
+/* What cannot be read is not called finite. */
+START_TEST(test_check_finite) {
+  OK(bk_checkpoint_save(older, &state, "run/step-000001"));
   for (size_t i = 0; i < BK_COUNT(load_flavours); i++)
-    for (int k = 1;; k += stride(k)) {
+    for (int k = 1;; k++) {
       arm(&load_flavours[i], k);
-      bk_status status = load_all("run");
+      bk_status status = check_finite();
       fault_fs_disarm(&files);
       if (!files.failed_kind) {
         OK(status);
-        ck_assert_int_gt(k, 10);
         break;
       }
-      ck_assert_msg(status == BK_ERR_IO, "%s, call %d on %s: status %s\n%s", load_flavours[i].name, k, files.failed_path, bk_status_name(status), unit_messages);
+      ck_assert_int_eq(status, BK_ERR_IO);
       check_message(load_flavours[i].name, k);
     }
 }
 END_TEST
 
-/* Whatever looks for the newest checkpoint must not take an unreadable folder for an empty one: the run would begin anew. */
+/* Whatever looks for the newest checkpoint must not take an unreadable folder for an empty one: the run would begin anew. Nor a checkpoint
+ * that cannot be looked at for one that is not whole. */
 START_TEST(test_newest) {
-  int64_t step = 7;
   OK(bk_checkpoint_save(older, &state, "run/step-000001"));
-  for (int k = 1; k < 3; k++) {
-    fault_fs_arm(&files, FAULT_LOOKS, k, EACCES);
-    ck_assert_int_eq(bk_checkpoint_newest(ctx, "run", &step), BK_ERR_IO);
-    check_message("newest", k);
-    ck_assert_int_eq(step, 7);
-  }
-  fault_fs_disarm(&files);
-  OK(bk_checkpoint_newest(ctx, "run", &step));
-  ck_assert_int_eq(step, 1);
+  for (int use = BK_CHECKPOINT_ANY; use <= BK_CHECKPOINT_RESUME; use++)
+    for (int k = 1;; k++) {
+      int64_t step = 7;
+      fault_fs_arm(&files, FAULT_LOOKS, k, EACCES);
+      bk_status status = bk_checkpoint_newest(ctx, "run", (bk_checkpoint_use)use, &step);
+      fault_fs_disarm(&files);
+      if (!files.failed_kind) {
+        OK(status);
+        ck_assert_int_eq(step, 1);
+        ck_assert_int_gt(k, use == BK_CHECKPOINT_ANY ? 2 : 10);
+        break;
+      }
+      ck_assert_int_eq(status, BK_ERR_IO);
+      check_message("newest", k);
+      ck_assert_int_eq(step, 7);
+    }
 }
 END_TEST
 
@@ -326,10 +400,6 @@ START_TEST(test_data) {
       bk_status status = open_data();
       fault_fs_disarm(&files);
       if (!files.failed_kind) break;
-      if (files.failed_kind == FAULT_KIND) { /* only asked whether it is a folder */
-        OK(status);
-        continue;
-      }
       ck_assert_int_eq(status, BK_ERR_IO);
       check_message(load_flavours[i].name, k);
     }
@@ -390,4 +460,4 @@ START_TEST(test_small_file) {
 }
 END_TEST
 
-UNIT_MAIN("file faults", open_rig, close_rig, test_save, test_power_loss, test_load, test_newest, test_data, test_rows, test_small_file)
+UNIT_MAIN("file faults", open_rig, close_rig, test_save, test_power_loss, test_load, test_check_finite, test_newest, test_data, test_rows, test_small_file)

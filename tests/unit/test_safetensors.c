@@ -2,6 +2,7 @@
 #include "tests/unit/unit.h"
 
 #include <math.h>
+#include <sys/stat.h>
 
 #include "io/safetensors.h"
 
@@ -231,6 +232,9 @@ START_TEST(header_length) {
   expect_once("absent.safetensors");
   ck_assert_int_eq(bk_st_open(ctx, unit_folder, &reader), BK_ERR_IO);
   expect_once(unit_folder);
+  ck_assert_int_eq(mkfifo(unit_path("pipe.safetensors"), 0600), 0); /* opening it would wait for ever */
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("pipe.safetensors"), &reader), BK_ERR_DATA);
+  expect_once("pipe.safetensors is not a regular file");
 }
 END_TEST
 
@@ -352,14 +356,204 @@ END_TEST
 START_TEST(listed_but_not_loadable) {
   bk_st_reader *r;
   double v;
-  const char header[] = T("\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]");
-  put_header(unit_path("f16.safetensors"), header, sizeof header - 1, 2);
-  ck_assert_int_eq(bk_st_open(ctx, unit_path("f16.safetensors"), &r), BK_OK);
+  const char header[] = T("\"dtype\":\"I16\",\"shape\":[1],\"data_offsets\":[0,2]");
+  put_header(unit_path("i16.safetensors"), header, sizeof header - 1, 2);
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("i16.safetensors"), &r), BK_OK);
   ck_assert_int_eq(bk_st_get(r, 0)->dtype, BK_NONE);
-  ck_assert_str_eq(bk_st_get(r, 0)->dtype_name, "F16");
+  ck_assert_str_eq(bk_st_get(r, 0)->dtype_name, "I16");
+  ck_assert(bk_st_element_size(bk_st_get(r, 0)) == 0 && !bk_st_is_float(bk_st_get(r, 0)));
   ck_assert_int_eq(bk_st_read_f64(r, bk_st_get(r, 0), 0, 1, &v), BK_ERR_DATA);
-  expect_once("tensor w.x: dtype F16 cannot be loaded");
+  expect_once("tensor w.x: dtype I16 cannot be loaded");
   bk_st_close(r);
+}
+END_TEST
+
+/* Length, header and data. */
+static void put_whole(const char *path, const char *header, const void *data, size_t data_bytes) {
+  char file[4096] = {0};
+  size_t length = strlen(header);
+  ck_assert_uint_le(8 + length + data_bytes, sizeof file);
+  file[0] = (char)(length & 255), file[1] = (char)(length >> 8);
+  memcpy(file + 8, header, length);
+  memcpy(file + 8 + length, data, data_bytes);
+  put_file(path, file, 8 + length + data_bytes);
+}
+
+/* The value of a half by its definition: (-1)^s m 2^e. */
+static double half_value(unsigned h) {
+  unsigned e = h >> 10 & 31, m = h & 1023;
+  double v = e == 31 ? (m ? NAN : INFINITY) : e == 0 ? ldexp(m, -24) : ldexp(1024 + m, (int)e - 25);
+  return h & 0x8000 ? -v : v;
+}
+
+START_TEST(half_precision) {
+  static const uint16_t data[] = {0x3c00, 0xc000, 0x0001, 0x83ff, 0x0400, 0x7bff, 0x7c00, 0xfc00, 0x7e01, 0x8000};
+  double v[10];
+  uint16_t raw[2];
+  bk_st_reader *r;
+  for (unsigned h = 0; h < 65536; h++) {
+    double want = half_value(h), got = (double)bk_f16_to_f32((uint16_t)h);
+    ck_assert_msg(isnan(want) ? isnan(got) : want == got && !signbit(want) == !signbit(got), "half %04x: %g, expected %g", h, got, want);
+  }
+  put_whole(unit_path("f16.safetensors"), T("\"dtype\":\"F16\",\"shape\":[2,5],\"data_offsets\":[0,20]"), data, sizeof data);
+  ck_assert_int_eq(bk_st_open(ctx, unit_path("f16.safetensors"), &r), BK_OK);
+  const bk_st_entry *e = bk_st_get(r, 0);
+  ck_assert(bk_st_element_size(e) == 2 && bk_st_is_float(e));
+  ck_assert_int_eq(bk_st_read_f64(r, e, 0, 10, v), BK_OK);
+  for (int i = 0; i < 10; i++) ck_assert(isnan(v[i]) ? i == 8 : v[i] == half_value(data[i]));
+  ck_assert_int_eq(bk_st_read_range(r, e, 3, 2, raw), BK_OK);
+  ck_assert_mem_eq(raw, data + 3, sizeof raw);
+  ck_assert_int_eq(bk_st_read_f64(r, e, 9, 2, v), BK_ERR_ARGUMENT);
+  expect_once("tensor w.x has 10 elements, 2 from 9 were asked for");
+  bk_st_close(r);
+}
+END_TEST
+
+START_TEST(null_metadata) {
+  accepted("{\"__metadata__\":null}", 0, 0);
+  accepted("{\"__metadata__\": null ," U8("a", "1", "0", "1") "}", 1, 1);
+  accepted("{" U8("a", "1", "0", "1") ",\"__metadata__\":null}", 1, 1);
+  refused("{\"__metadata__\":nul}", 0, "__metadata__");
+  refused("{\"__metadata__\":nullx}", 0, "'}' is missing");
+  refused("{\"__metadata__\":null,\"__metadata__\":{}}", 0, "__metadata__ is given twice");
+  refused("{\"__metadata__\":\"null\"}", 0, "__metadata__");
+}
+END_TEST
+
+/* ---- shards ---- */
+
+#define INDEX "model.safetensors.index.json"
+#define MAP(text) "{\"metadata\": {\"total_size\": 3}, \"weight_map\": {" text "}}"
+#define GOOD MAP("\"a\": \"one.safetensors\", \"c\": \"two.safetensors\", \"b\": \"one.safetensors\"")
+
+/* Two shards: a [1] and b [2] of 1s in one, c [3] of 2s in the other. */
+static void put_shards(const char *index) {
+  static const char *const stale[] = {"model.safetensors", INDEX};
+  for (size_t i = 0; i < BK_COUNT(stale); i++) ctx->fs.remove(ctx->fs.user, unit_path(stale[i]));
+  put_whole(unit_path("one.safetensors"), "{" U8("a", "1", "0", "1") "," U8("b", "2", "1", "3") "}", "\1\1\1", 3);
+  put_whole(unit_path("two.safetensors"), "{\"__metadata__\":{\"format\":\"pt\"}," U8("c", "3", "0", "3") "}", "\2\2\2", 3);
+  put_file(unit_path(INDEX), index, strlen(index));
+}
+
+START_TEST(shards) {
+  bk_st_reader *r;
+  char data[3], *lack;
+  put_shards(GOOD);
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_OK);
+  ck_assert_int_eq(bk_st_count(r), 3);
+  ck_assert_str_eq(bk_st_path(r), unit_path(INDEX));
+  ck_assert_str_eq(bk_st_get(r, 0)->name, "a"); /* one shard after the other */
+  ck_assert_str_eq(bk_st_get(r, 1)->name, "b");
+  ck_assert_str_eq(bk_st_get(r, 2)->name, "c");
+  ck_assert_str_eq(bk_st_entry_path(r, bk_st_find(r, "b")), unit_path("one.safetensors"));
+  ck_assert_str_eq(bk_st_entry_path(r, bk_st_find(r, "c")), unit_path("two.safetensors"));
+  ck_assert_int_eq(bk_st_read(r, bk_st_find(r, "c"), data, 3), BK_OK);
+  ck_assert_mem_eq(data, "\2\2\2", 3);
+  ck_assert_int_eq(bk_st_read(r, bk_st_find(r, "b"), data, 2), BK_OK);
+  ck_assert_mem_eq(data, "\1\1", 2);
+  ck_assert_int_eq(bk_st_read(r, bk_st_find(r, "c"), data, 2), BK_ERR_ARGUMENT);
+  expect_once("two.safetensors: tensor c has 3 bytes");
+  bk_st_close(r);
+  ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+  ck_assert_ptr_null(lack);
+  put_whole(unit_path("model.safetensors"), "{" U8("z", "1", "0", "1") "}", "\7", 1); /* has precedence */
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_OK);
+  ck_assert_int_eq(bk_st_count(r), 1);
+  ck_assert_ptr_nonnull(bk_st_find(r, "z"));
+  bk_st_close(r);
+}
+END_TEST
+
+static void index_refused(const char *index, const char *part) {
+  bk_st_reader *r = NULL;
+  put_shards(index);
+  ck_assert_msg(bk_st_open_folder(ctx, unit_folder, &r) == BK_ERR_DATA, "was not refused: %s", index);
+  ck_assert_ptr_null(r);
+  ck_assert_msg(strstr(unit_messages, unit_folder) != NULL, "no file name in: %s", unit_messages);
+  expect_once(part);
+}
+
+START_TEST(hostile_index) {
+  index_refused("", INDEX);
+  index_refused("{", INDEX);
+  index_refused("[]", "a JSON object");
+  index_refused("{}", "weight_map is missing");
+  index_refused("{\"metadata\": {}}", "weight_map is missing");
+  index_refused("{\"weight_map\": []}", "weight_map must be an object");
+  index_refused("{\"weight_map\": null}", "weight_map must be an object");
+  index_refused(MAP(""), "names no tensor");
+  index_refused(MAP("\"a\": 1"), "for tensor a, and gives no string");
+  index_refused(MAP("\"a\": {\"one.safetensors\": 1}"), "for tensor a, and gives no string");
+  index_refused(MAP("\"a\": \"\""), "tensor a: \"\" is not the plain name");
+  index_refused(MAP("\"a\": \"..\""), "tensor a: \"..\" is not the plain name");
+  index_refused(MAP("\"a\": \".\""), "is not the plain name");
+  index_refused(MAP("\"a\": \"../one.safetensors\""), "tensor a: \"../one.safetensors\" is not the plain name");
+  index_refused(MAP("\"a\": \"/etc/passwd\""), "is not the plain name");
+  index_refused(MAP("\"a\": \"sub/one.safetensors\""), "is not the plain name");
+  index_refused(MAP("\"a\": \"one\\u001b[31m\""), "control character");
+  index_refused(MAP("\"a\\u0007\": \"one.safetensors\""), "control character");
+  index_refused(MAP("\"a\": \"one.safetensors\", \"a\": \"two.safetensors\""), "duplicate");
+  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"c\": \"three.safetensors\""), "three.safetensors is missing");
+  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"d\": \"one.safetensors\""), "tensor d is to be in one.safetensors");
+  index_refused(MAP("\"a\": \"one.safetensors\""), "one.safetensors: tensor b is not in the weight_map");
+  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"two.safetensors\", \"c\": \"two.safetensors\""), "one.safetensors: tensor b is here");
+  index_refused(MAP("\"a\": \"" INDEX "\""), INDEX ": not a safetensors file"); /* the index is no shard */
+}
+END_TEST
+
+START_TEST(index_and_files) {
+  bk_st_reader *r = NULL;
+  put_shards("{\"weight_map\": {\"a\": \"one.safetensors\", \"b\": \"one.safetensors\"}, \"version\": 2}");
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_OK);
+  expect_once("the key \"version\" is not known");
+  bk_st_close(r);
+  put_shards(GOOD);
+  put_whole(unit_path("two.safetensors"), "{" U8("c", "3", "0", "3") "}", "\2\2", 2); /* cut */
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_ERR_DATA);
+  expect_once("two.safetensors: tensor c: data_offsets");
+  ctx->fs.remove(ctx->fs.user, unit_path("two.safetensors"));
+  ck_assert_int_eq(ctx->fs.mkdir(ctx->fs.user, unit_path("two.safetensors")), 0);
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_ERR_IO);
+  expect_once("two.safetensors");
+  ctx->fs.remove(ctx->fs.user, unit_path("two.safetensors"));
+  ctx->fs.remove(ctx->fs.user, unit_path(INDEX));
+  ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_ERR_IO);
+  expect_once("model.safetensors");
+}
+END_TEST
+
+/* Whether a file is as long as it says: every cut of one shows, and nothing is said of what else may be wrong with it. */
+START_TEST(lengths) {
+  static const char tricky[] = "{\"__metadata__\":{\"data_offsets\":\"[0,99]\",\"x\":\"\\\"data_offsets\\\":[0,99]\"}," U8("e", "0", "3", "3") "," U8("a", "3", "0", "3") "}";
+  const char *path = unit_path("model.safetensors");
+  char *data, *lack;
+  size_t bytes;
+  put_whole(path, tricky, "\1\1\1", 3);
+  ck_assert_int_eq(bk_file_read_all(ctx, path, 4096, &data, &bytes), BK_OK);
+  for (size_t cut = 0; cut <= bytes; cut++) {
+    put_file(path, data, cut);
+    ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+    ck_assert_msg((lack == NULL) == (cut == bytes), "%zu of %zu bytes", cut, bytes);
+    if (lack) ck_assert_str_eq(lack, "model.safetensors ends before its data does");
+    bk_free(ctx, lack);
+  }
+  bk_free(ctx, data);
+  put_file(path, "version https://git-lfs", 23);
+  ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+  ck_assert_ptr_null(lack);
+  put_whole(path, "{\"a\":{\"data_offsets\":[0,99999999999999999999999999]", "", 0);
+  ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+  ck_assert_ptr_nonnull(lack);
+  bk_free(ctx, lack);
+  put_shards(GOOD);
+  put_file(unit_path("two.safetensors"), "\100\0\0\0\0\0\0\0{", 9);
+  ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+  ck_assert_str_eq(lack, "two.safetensors ends before its data does");
+  bk_free(ctx, lack);
+  ctx->fs.remove(ctx->fs.user, unit_path("one.safetensors"));
+  ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
+  ck_assert_str_eq(lack, "one.safetensors is missing");
+  bk_free(ctx, lack);
 }
 END_TEST
 
@@ -387,4 +581,4 @@ START_TEST(mutated) {
 END_TEST
 
 UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor, written_bytes, writer_misuse, truncated, other_kinds,
-          header_length, bad_json, bad_fields, bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable, mutated)
+          header_length, bad_json, bad_fields, bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable, half_precision, null_metadata, shards, hostile_index, index_and_files, lengths, mutated)

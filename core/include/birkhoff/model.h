@@ -16,6 +16,7 @@ typedef struct bk_model_options {
   int64_t begin, end;           /* sublayer range [begin, end) of 2 * num_hidden_layers; end 0 = all. The embedding belongs to
                                    begin == 0, final collapse, norm and head to end == 2 * num_hidden_layers */
   bool plan_only;               /* sizes only: no memory is committed (`birkhoff plan`) */
+  bool allow_nonfinite;         /* a checkpoint with NaN or infinities is loaded, with a warning; else it is refused */
 } bk_model_options;
 
 bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype, const bk_model_options *options, bk_model **model);
@@ -40,31 +41,53 @@ void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_cou
  *
  * model.safetensors: weights under Hugging Face's names in the run's dtype (hc_*, norm weights, router bias in fp32), metadata
  * format = pt. optimizer.safetensors: "m.NAME", "v.NAME" and, where the weights are not fp32 themselves, "master.NAME".
- * The reader also takes transformers' module names (attn_hc.fn, ffn_hc.fn, hc_head.hc_fn) and names without "model.". */
+ *
+ * Of weights the reader takes
+ *   files    model.safetensors; where it is not there, the shards that model.safetensors.index.json names
+ *   dtypes   F32, BF16, F64 and F16, into a model of any dtype
+ *   names    Hugging Face's for DeepSeek-V3; transformers' module names (attn_hc.fn, ffn_hc.fn, hc_head.hc_fn); names without "model.";
+ *            before any of them "module." (DataParallel, DistributedDataParallel) and "_orig_mod." (torch.compile) in any number and order
+ *   experts  one tensor per matrix, or model.layers.N.mlp.experts.gate_up_proj [E, 2 I, C] (for each expert the gate's rows, then up's)
+ *            and model.layers.N.mlp.experts.down_proj [E, C, I]
+ *   others   passed over: *rotary_emb.inv_freq, which is computed, and model.layers.L.* of the num_nextn_predict_layers layers
+ *            L >= num_hidden_layers, which are not part of this model
+ * It refuses, by name: a tensor that is missing, has another shape, does not belong to the configuration or is there in two forms; FP8
+ * (F8_E4M3 and the like, *_scale_inv): block scales are not applied, convert to bf16 first; PyTorch's own files (pytorch_model.bin):
+ * convert to safetensors first; NaN and infinities, and numbers that the model's dtype cannot hold, unless allow_nonfinite is set. What
+ * config.json may say is refused by its reader (tied embeddings, rope_interleave false, YaRN, quantization_config). */
 
-/* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest. *path is to be bk_free'd.
- * Neither: BK_ERR_DATA that says what is missing. Where a crash interrupted the replacement of a checkpoint, the older one that was
- * moved aside (PATH.old.tmp), with a warning. */
+/* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest that is whole (BK_CHECKPOINT_READ). *path is to
+ * be bk_free'd. Neither: BK_ERR_DATA that says what is missing. Where a crash interrupted the replacement of a checkpoint, the older one
+ * that was moved aside (PATH.old.tmp), with a warning. */
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
-/* Newest step-NNNNNN in folder; *step = -1 if there is none or no folder. */
-bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, int64_t *step);
+/* What a step folder has to have to count: its name alone; config.json and weights; optimizer.safetensors and trainer_state.json too. */
+typedef enum bk_checkpoint_use { BK_CHECKPOINT_ANY, BK_CHECKPOINT_READ, BK_CHECKPOINT_RESUME } bk_checkpoint_use;
+/* Newest step-NNNNNN in folder that is whole: no file is missing, no JSON file empty, no safetensors file shorter than its header says.
+ * Newer ones that are not are passed over with a warning that says what they lack. *step = -1 if there is no step folder or no folder;
+ * step folders of which none is whole: BK_ERR_DATA that names the newest and what it lacks. */
+bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use, int64_t *step);
 char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step); /* "DIR/step-000123"; bk_free */
-/* Removes all but the newest `keep` step folders, and left-over *.tmp folders. */
+/* Keeps the newest `keep` step folders from which training can go on (BK_CHECKPOINT_RESUME), removes what is older, and left-over *.tmp
+ * folders. A folder that is not whole does not count, and stays unless it is older. */
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
 
 /* state NULL: weights only (no optimiser, no trainer state). A checkpoint that is at `path` is replaced; anything else there is
  * left alone: BK_ERR_ARGUMENT. */
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *path);
 
-/* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices. Trainable models get masters from the
- * weights and zero moments. */
+/* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices (of F16: fp32). Trainable models get masters
+ * from the weights and zero moments. */
 bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model);
-/* Weights of PATH/model.safetensors into a model that exists. Every tensor must be there, none may be left over. */
+/* Weights of the folder PATH into a model that exists. Every tensor must be there, none may be left over. What is not finite is named
+ * (file, tensor, first element and its value, how many further tensors): BK_ERR_DATA once all is loaded, a warning with allow_nonfinite. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
-/* Moments and masters, for a bit-exact resume. */
+/* Moments and masters, for a bit-exact resume; the same holds for what is not finite. */
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path);
-/* The dtype of the matrices in PATH/model.safetensors. */
+/* The dtype of the matrices in the folder PATH; of half precision (F16) fp32, which holds it exactly. */
 bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype);
+/* Whether all weights, masters and moments in the folder's files are finite. BK_ERR_NOT_FINITE, not logged, with *what (bk_free) saying
+ * which is not; else *what is NULL. */
+bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what);
 
 /* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits are the same: the reads average the
  * streams (pre = 1/n), the writes sum to n, every mixing matrix is doubly stochastic and fn is zero, so that the mean of the

@@ -1,0 +1,377 @@
+/* Loading checkpoints: names, dtypes and shapes of everything are checked before anything is read; whether the numbers are finite is
+ * seen on their way to the device. See birkhoff/model.h. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/checkpoint_priv.h"
+
+/* ---- what is not finite ---- */
+
+typedef struct finding {
+  const bk_st_entry *first, *last; /* tensors that have such elements, in file order */
+  int64_t tensors, index;          /* how many; of the first one's first such element */
+  double value;
+  bk_dtype dtype; /* what cannot hold the value; BK_NONE: the file's own value is not finite */
+} finding;
+
+static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
+  if (f->last == e) return; /* again, for the master */
+  f->last = e;
+  if (f->tensors++) return;
+  f->first = e;
+  f->index = index;
+  f->value = isnan(value) ? (double)NAN : value; /* without its sign */
+  f->dtype = isfinite(value) ? dtype : BK_NONE;
+}
+
+/* "FILE: tensor T is not finite: element 3 is nan, and 2 further tensors are not finite"; bk_free. */
+static char *finding_text(bk_context *ctx, const bk_st_reader *reader, const finding *f) {
+  char more[96] = "", why[96] = "";
+  long long further = (long long)f->tensors - 1;
+  if (further > 0) snprintf(more, sizeof more, ", and %lld further tensor%s not finite", further, further == 1 ? " is" : "s are");
+  if (f->dtype != BK_NONE) snprintf(why, sizeof why, ", which is finite in the file and too large for %s", bk_dtype_name(f->dtype));
+  return bk_format(ctx, "%s: tensor %s is not finite%s: element %lld is %.9g%s%s", bk_st_entry_path(reader, f->first), f->first->name,
+                   f->dtype != BK_NONE ? " once it is loaded" : "", (long long)f->index, f->value, why, more);
+}
+
+/* Index of the first element whose exponent has all bits set, -1 if there is none; the first loop is one for vectors. */
+#define FIRST_NOT_FINITE(name, type, bits)                                        \
+  static int64_t name(const type *v, int64_t n) {                                 \
+    type any = 0;                                                                 \
+    for (int64_t i = 0; i < n; i++) any |= (type)((v[i] & (bits)) == (bits));     \
+    for (int64_t i = 0; any && i < n; i++)                                        \
+      if ((v[i] & (bits)) == (bits)) return i;                                    \
+    return -1;                                                                    \
+  }
+FIRST_NOT_FINITE(first_bad_f32, uint32_t, 0x7f800000u)
+FIRST_NOT_FINITE(first_bad_bf16, uint16_t, 0x7f80u)
+FIRST_NOT_FINITE(first_bad_f64, uint64_t, UINT64_C(0x7ff0000000000000))
+
+static int64_t first_bad(const void *stored, bk_dtype dtype, int64_t n) {
+  if (dtype == BK_F32) return first_bad_f32(stored, n);
+  return dtype == BK_BF16 ? first_bad_bf16(stored, n) : first_bad_f64(stored, n);
+}
+
+static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
+  if (dtype == BK_F32) return (double)((const float *)stored)[i];
+  return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i]) : ((const double *)stored)[i];
+}
+
+/* The least magnitude that rounds to infinity, half a unit above the largest number. */
+static double limit_of(bk_dtype dtype) {
+  if (dtype == BK_F32) return 0x1.ffffffp127;
+  return dtype == BK_BF16 ? 0x1.feffffp127 : (double)INFINITY; /* bf16 by way of fp32: the last fp32 below 0x1.ffp127 ends there */
+}
+
+/* Index of the first that a dtype cannot hold as a finite number. */
+static int64_t first_beyond(const double *v, bk_dtype dtype, int64_t n) {
+  double limit = limit_of(dtype);
+  int any = 0;
+  for (int64_t i = 0; i < n; i++) any |= !(fabs(v[i]) < limit);
+  for (int64_t i = 0; any && i < n; i++)
+    if (!(fabs(v[i]) < limit)) return i;
+  return -1;
+}
+
+/* ---- one tensor ---- */
+
+typedef struct load_job {
+  const bk_st_entry *entry;
+  int64_t first; /* element of the entry where the parameter begins */
+  bk_tensor a, b;
+} load_job;
+
+typedef struct loader {
+  bk_model *model;
+  bk_st_reader *reader;
+  bk_weights weights;
+  double *chunk;
+  load_job *jobs;
+  int n_jobs;
+  finding bad;
+} loader;
+
+/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of doubles. */
+static bk_status read_piece(loader *l, const bk_st_entry *e, int64_t at, const bk_tensor *piece) {
+  int64_t n = bk_tensor_count(piece), bad;
+  if (piece->dtype == e->dtype) {
+    BK_TRY(bk_st_read_range(l->reader, e, at, n, l->chunk));
+    if ((bad = first_bad(l->chunk, e->dtype, n)) >= 0) note(&l->bad, e, at + bad, stored_value(l->chunk, e->dtype, bad), BK_NONE);
+    return bk_tensor_upload(l->model->stream, piece, l->chunk);
+  }
+  BK_TRY(bk_st_read_f64(l->reader, e, at, n, l->chunk));
+  if ((bad = first_beyond(l->chunk, piece->dtype, n)) >= 0) note(&l->bad, e, at + bad, l->chunk[bad], piece->dtype);
+  return bk_tensor_write_f64(l->model->stream, piece, l->chunk);
+}
+
+/* One entry, or a part of it, into up to two tensors (weight and master). */
+static bk_status read_tensor(loader *l, const load_job *job) {
+  int64_t count = bk_tensor_count(&job->a);
+  for (int k = 0; k < 2; k++) {
+    const bk_tensor *t = k ? &job->b : &job->a;
+    if (!bk_tensor_present(t)) continue;
+    bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
+    for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
+      bk_tensor piece = bk_tensor_slice(flat, 0, at, bk_checkpoint_piece(count, at));
+      BK_TRY(read_piece(l, job->entry, job->first + at, &piece));
+    }
+  }
+  return BK_OK;
+}
+
+/* ---- which tensor ---- */
+
+static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e) {
+  if (bk_st_is_float(e)) return BK_OK;
+  if (strncmp(e->dtype_name, "F8_", 3) == 0)
+    return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s: FP8 weights with block scales are not read; convert them to bf16 first",
+                   bk_st_entry_path(reader, e), e->name, e->dtype_name);
+  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected F32, BF16, F64 or F16", bk_st_entry_path(reader, e), e->name, e->dtype_name);
+}
+
+static char *shape_text(int ndim, const int64_t *shape, char *text, size_t size) {
+  *text = '\0';
+  for (int d = 0; d < ndim; d++) snprintf(text + strlen(text), size - strlen(text), "%s%lld", d ? "," : "", (long long)shape[d]);
+  return text;
+}
+
+static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e, int ndim, const int64_t *shape) {
+  char found[192], wanted[128];
+  BK_TRY(check_dtype(ctx, reader, e));
+  bool same = e->ndim == ndim;
+  for (int d = 0; same && d < ndim; d++) same = e->shape[d] == shape[d];
+  if (same) return BK_OK;
+  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]", bk_st_entry_path(reader, e), e->name,
+                 shape_text(e->ndim, e->shape, found, sizeof found), shape_text(ndim, shape, wanted, sizeof wanted));
+}
+
+/* The parameter is one matrix of a tensor of all experts. */
+static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, const bk_param *p, load_job *job) {
+  int64_t shape[3] = {l->model->config.n_routed_experts, f->parts * p->shape[0], p->shape[1]};
+  w->used = true;
+  job->entry = w->entry;
+  job->first = (f->expert * f->parts + f->part) * p->shape[0] * p->shape[1];
+  return check_entry(l->model->ctx, l->reader, w->entry, 3, shape);
+}
+
+static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load_job *job) {
+  w->used = true;
+  job->entry = w->entry;
+  return check_entry(l->model->ctx, l->reader, w->entry, p->ndim, p->shape);
+}
+
+/* Under its own name, or as a part of a tensor of all experts. */
+static bk_status find_param(const loader *l, const char *name, const bk_param *p, load_job *job) {
+  bk_context *ctx = l->model->ctx;
+  bk_fused f;
+  bk_weight *own = bk_weights_find(&l->weights, name);
+  BK_TRY(bk_fused_name(ctx, name, &f));
+  bk_weight *fused = f.name ? bk_weights_find(&l->weights, f.name) : NULL;
+  bk_status status;
+  if (own && fused)
+    status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s does not belong beside tensor %s, which has the same expert: only one form of a weight can be right",
+                     bk_st_entry_path(l->reader, own->entry), own->entry->name, fused->entry->name);
+  else if (fused) status = take_fused(l, fused, &f, p, job);
+  else if (own) status = take_own(l, own, p, job);
+  else status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(l->reader), name);
+  bk_free(ctx, f.name);
+  return status;
+}
+
+static bool ends_in(const char *name, const char *end) {
+  size_t length = strlen(name), n = strlen(end);
+  return length >= n && strcmp(name + length - n, end) == 0;
+}
+
+/* Frequencies that are computed here, and layers that predict further tokens. */
+static bool harmless_extra(const bk_model_config *c, const char *name) {
+  int64_t layer = bk_layer_of_name(name) - c->num_hidden_layers;
+  return strstr(name, "rotary_emb.inv_freq") != NULL || (layer >= 0 && layer < c->num_nextn_predict_layers);
+}
+
+/* The first in the file that no parameter has taken. */
+static const bk_weight *find_extra(const loader *l) {
+  const bk_weight *extra = NULL;
+  for (size_t i = 0; i < l->weights.count; i++) {
+    const bk_weight *w = &l->weights.list[i];
+    if (!w->used && !harmless_extra(&l->model->config, w->name) && (!extra || w->entry < extra->entry)) extra = w;
+  }
+  return extra;
+}
+
+static bk_status check_no_extra(const loader *l) {
+  const bk_weight *w = find_extra(l);
+  if (!w) return BK_OK;
+  return bk_fail(l->model->ctx, BK_ERR_DATA, "%s: tensor %s does not belong to this configuration%s", bk_st_entry_path(l->reader, w->entry), w->entry->name,
+                 ends_in(w->name, "_scale_inv") ? ": FP8 weights with block scales are not read; convert them to bf16 first" : "");
+}
+
+/* ---- one file ---- */
+
+static int by_place(const void *a, const void *b) {
+  const load_job *x = a, *y = b;
+  if (x->entry != y->entry) return x->entry < y->entry ? -1 : 1;
+  return (x->first > y->first) - (x->first < y->first);
+}
+
+/* Every parameter of every column is found and checked; nothing is read. */
+static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns, bk_param_view second) {
+  bk_model *model = l->model;
+  for (int c = 0; c < n_columns; c++)
+    for (int i = 0; i < model->n_params; i++) {
+      const bk_param *p = &model->params[i];
+      load_job job = {.a = columns[c].view(model, p), .b = second ? second(model, p) : (bk_tensor){0}};
+      if (!bk_tensor_present(&job.a)) continue;
+      char *name = bk_format(model->ctx, "%s%s", columns[c].prefix, p->name);
+      if (!name) return BK_ERR_MEMORY;
+      bk_status status = find_param(l, name, p, &job);
+      bk_free(model->ctx, name);
+      BK_TRY(status);
+      l->jobs[l->n_jobs++] = job;
+    }
+  qsort(l->jobs, (size_t)l->n_jobs, sizeof *l->jobs, by_place);
+  return check_no_extra(l);
+}
+
+/* Refused, or a warning with the same words. */
+static bk_status report_finding(const loader *l) {
+  bk_context *ctx = l->model->ctx;
+  if (!l->bad.tensors) return BK_OK;
+  char *text = finding_text(ctx, l->reader, &l->bad);
+  if (!text) return BK_ERR_MEMORY;
+  bk_status status = BK_OK;
+  if (l->model->options.allow_nonfinite) bk_warn(ctx, "%s; it is loaded all the same, as --allow-nonfinite says", text);
+  else status = bk_fail(ctx, BK_ERR_DATA, "%s; --allow-nonfinite loads it all the same", text);
+  bk_free(ctx, text);
+  return status;
+}
+
+static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes, const bk_column *columns, int n_columns, bk_param_view second) {
+  bk_context *ctx = model->ctx;
+  loader l = {.model = model, .reader = reader};
+  BK_TRY(bk_weights_list(ctx, reader, prefixes, &l.weights));
+  l.chunk = bk_checkpoint_chunk(ctx);
+  l.jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *l.jobs);
+  bk_status status = l.chunk && l.jobs ? make_jobs(&l, columns, n_columns, second) : BK_ERR_MEMORY;
+  for (int i = 0; i < l.n_jobs && status == BK_OK; i++) status = read_tensor(&l, &l.jobs[i]);
+  if (status == BK_OK) status = report_finding(&l);
+  bk_free(ctx, l.jobs);
+  bk_free(ctx, l.chunk);
+  bk_weights_free(&l.weights);
+  return status;
+}
+
+static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reader **reader) {
+  char *path = bk_path_join(ctx, folder, "optimizer.safetensors");
+  if (!path) return BK_ERR_MEMORY;
+  bk_status status = bk_st_open(ctx, path, reader);
+  bk_free(ctx, path);
+  return status;
+}
+
+bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns, int n_columns, bk_param_view second) {
+  bk_st_reader *reader = NULL;
+  BK_TRY(bk_st_open_folder(model->ctx, folder, &reader));
+  bk_status status = load_file(model, reader, true, columns, n_columns, second);
+  bk_st_close(reader);
+  return status;
+}
+
+bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
+  static const bk_column weights[] = {{"", bk_param_weight}};
+  return bk_checkpoint_load_columns(model, path, weights, BK_COUNT(weights), bk_param_master);
+}
+
+bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
+  static const bk_column optimizer[] = {{"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
+  bk_st_reader *reader = NULL;
+  BK_TRY(open_optimizer(model->ctx, path, &reader));
+  bk_status status = load_file(model, reader, false, optimizer, BK_COUNT(optimizer), NULL);
+  bk_st_close(reader);
+  return status;
+}
+
+/* ---- the whole ---- */
+
+static bk_status dtype_of(bk_context *ctx, const bk_st_reader *reader, bk_dtype *dtype) {
+  static const char name[] = "model.embed_tokens.weight";
+  bk_weights weights;
+  BK_TRY(bk_weights_list(ctx, reader, true, &weights));
+  const bk_weight *w = bk_weights_find(&weights, name);
+  bk_status status = w ? check_dtype(ctx, reader, w->entry) : bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(reader), name);
+  if (status == BK_OK) *dtype = w->entry->dtype == BK_NONE ? BK_F32 : w->entry->dtype; /* half precision fits into fp32 */
+  bk_weights_free(&weights);
+  return status;
+}
+
+bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype) {
+  bk_st_reader *reader = NULL;
+  BK_TRY(bk_st_open_folder(ctx, path, &reader));
+  bk_status status = dtype_of(ctx, reader, dtype);
+  bk_st_close(reader);
+  return status;
+}
+
+bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model) {
+  bk_context *ctx = device->ctx;
+  bk_model_config config;
+  char *file = bk_path_join(ctx, path, "config.json");
+  if (!file) return BK_ERR_MEMORY;
+  bk_status status = bk_model_config_read(ctx, file, &config);
+  bk_free(ctx, file);
+  BK_TRY(status);
+  if (dtype == BK_NONE) BK_TRY(bk_checkpoint_dtype(ctx, path, &dtype));
+  bk_model *made = NULL;
+  BK_TRY(bk_model_create(device, &config, dtype, options, &made));
+  status = bk_checkpoint_load_weights(made, path);
+  if (status == BK_OK) *model = made;
+  else bk_model_destroy(made);
+  return status;
+}
+
+/* ---- finite or not, without a model ---- */
+
+static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk, finding *f) {
+  if (!bk_st_is_float(e)) return BK_OK;
+  int64_t count = (int64_t)((e->end - e->begin) / bk_st_element_size(e));
+  for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
+    int64_t n = bk_checkpoint_piece(count, at), bad;
+    BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
+    if ((bad = first_beyond(chunk, BK_F64, n)) < 0) continue;
+    note(f, e, at + bad, chunk[bad], BK_NONE);
+    return BK_OK;
+  }
+  return BK_OK;
+}
+
+/* Closes the reader. */
+static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what) {
+  finding f = {0};
+  double *chunk = bk_checkpoint_chunk(ctx);
+  bk_status status = chunk ? BK_OK : BK_ERR_MEMORY;
+  for (int i = 0; i < bk_st_count(reader) && status == BK_OK; i++) status = search_entry(reader, bk_st_get(reader, i), chunk, &f);
+  if (status == BK_OK && f.tensors) {
+    *what = finding_text(ctx, reader, &f);
+    status = *what ? BK_ERR_NOT_FINITE : BK_ERR_MEMORY;
+  }
+  bk_free(ctx, chunk);
+  bk_st_close(reader);
+  return status;
+}
+
+bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what) {
+  bk_st_reader *reader = NULL;
+  int kind = -1;
+  *what = NULL;
+  BK_TRY(bk_st_open_folder(ctx, path, &reader));
+  BK_TRY(search_file(ctx, reader, what));
+  char *optimizer = bk_path_join(ctx, path, "optimizer.safetensors");
+  bk_status status = optimizer ? bk_path_kind(ctx, optimizer, &kind) : BK_ERR_MEMORY;
+  bk_free(ctx, optimizer);
+  BK_TRY(status);
+  if (kind < 0) return BK_OK;
+  BK_TRY(open_optimizer(ctx, path, &reader));
+  return search_file(ctx, reader, what);
+}

@@ -1,0 +1,117 @@
+/* The names in files of weights, and ours. See checkpoint_priv.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "models/checkpoint_priv.h"
+
+/* transformers' module names for our leaf names. */
+static const struct { const char *leaf, *other; } other_names[] = {
+    {"hc_attn_fn", "attn_hc.fn"}, {"hc_attn_base", "attn_hc.base"}, {"hc_attn_scale", "attn_hc.scale"},
+    {"hc_ffn_fn", "ffn_hc.fn"},   {"hc_ffn_base", "ffn_hc.base"},   {"hc_ffn_scale", "ffn_hc.scale"},
+    {"hc_head_fn", "hc_head.hc_fn"}, {"hc_head_base", "hc_head.hc_base"}, {"hc_head_scale", "hc_head.hc_scale"},
+};
+
+static bool skip_text(const char **at, const char *text) {
+  size_t length = strlen(text);
+  if (strncmp(*at, text, length) != 0) return false;
+  *at += length;
+  return true;
+}
+
+/* What DataParallel, DistributedDataParallel and torch.compile put before a name. */
+static const char *without_wrappers(const char *name) {
+  while (skip_text(&name, "module.") || skip_text(&name, "_orig_mod.")) continue;
+  return name;
+}
+
+/* Where `name` ends in transformers' spelling of a leaf, ours, and the length before it; else NULL. */
+static const char *leaf_of(const char *name, size_t *before) {
+  size_t length = strlen(name);
+  for (size_t i = 0; i < BK_COUNT(other_names); i++) {
+    size_t other = strlen(other_names[i].other);
+    if (length < other || strcmp(name + length - other, other_names[i].other) != 0) continue;
+    *before = length - other;
+    return other_names[i].leaf;
+  }
+  return NULL;
+}
+
+static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
+  const char *model = "";
+  if (prefixes) {
+    name = without_wrappers(name);
+    if (strncmp(name, "model.", 6) != 0 && strcmp(name, "lm_head.weight") != 0) model = "model.";
+  }
+  size_t before = strlen(name);
+  const char *leaf = leaf_of(name, &before);
+  return bk_format(ctx, "%s%.*s%s", model, (int)before, name, leaf ? leaf : "");
+}
+
+static int compare_weights(const void *a, const void *b) { return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name); }
+
+static bk_status name_all(bk_weights *w, const bk_st_reader *reader, bool prefixes) {
+  int count = bk_st_count(reader);
+  if (!(w->list = bk_alloc_array(w->ctx, (size_t)count, sizeof *w->list))) return BK_ERR_MEMORY;
+  for (int i = 0; i < count; i++) {
+    const bk_st_entry *e = bk_st_get(reader, i);
+    char *name = our_name(w->ctx, e->name, prefixes);
+    if (!name) return BK_ERR_MEMORY;
+    w->list[w->count++] = (bk_weight){name, e, false};
+  }
+  if (count) qsort(w->list, w->count, sizeof *w->list, compare_weights);
+  for (size_t i = 1; i < w->count; i++)
+    if (strcmp(w->list[i - 1].name, w->list[i].name) == 0)
+      return bk_fail(w->ctx, BK_ERR_DATA, "%s: tensor %s does not belong beside tensor %s: both are %s, and there can be only one",
+                     bk_st_entry_path(reader, w->list[i].entry), w->list[i].entry->name, w->list[i - 1].entry->name, w->list[i].name);
+  return BK_OK;
+}
+
+bk_status bk_weights_list(bk_context *ctx, const bk_st_reader *reader, bool prefixes, bk_weights *weights) {
+  *weights = (bk_weights){.ctx = ctx};
+  bk_status status = name_all(weights, reader, prefixes);
+  if (status != BK_OK) bk_weights_free(weights);
+  return status;
+}
+
+void bk_weights_free(bk_weights *weights) {
+  for (size_t i = 0; i < weights->count; i++) bk_free(weights->ctx, weights->list[i].name);
+  bk_free(weights->ctx, weights->list);
+  *weights = (bk_weights){.ctx = weights->ctx};
+}
+
+static int compare_key(const void *key, const void *element) { return strcmp(key, ((const bk_weight *)element)->name); }
+
+bk_weight *bk_weights_find(const bk_weights *weights, const char *name) {
+  return weights->count ? bsearch(name, weights->list, weights->count, sizeof *weights->list, compare_key) : NULL;
+}
+
+/* ---- experts that lie in one tensor ---- */
+
+/* gate_up_proj has, for each expert, the rows of gate_proj and then those of up_proj. */
+static const struct { const char *leaf, *fused; int part, parts; } fused_names[] = {
+    {".gate_proj.weight", "gate_up_proj", 0, 2}, {".up_proj.weight", "gate_up_proj", 1, 2}, {".down_proj.weight", "down_proj", 0, 1}};
+
+bk_status bk_fused_name(bk_context *ctx, const char *name, bk_fused *fused) {
+  static const char experts[] = ".mlp.experts.";
+  const char *at = strstr(name, experts);
+  char *leaf;
+  *fused = (bk_fused){0};
+  if (!at) return BK_OK;
+  at += strlen(experts);
+  fused->expert = strtoll(at, &leaf, 10);
+  for (size_t i = 0; i < BK_COUNT(fused_names); i++) {
+    if (strcmp(leaf, fused_names[i].leaf) != 0) continue;
+    fused->part = fused_names[i].part;
+    fused->parts = fused_names[i].parts;
+    fused->name = bk_format(ctx, "%.*s%s", (int)(at - name), name, fused_names[i].fused);
+    return fused->name ? BK_OK : BK_ERR_MEMORY;
+  }
+  return BK_OK;
+}
+
+int64_t bk_layer_of_name(const char *name) {
+  char *end;
+  if (!skip_text(&name, "model.layers.") || *name < '0' || *name > '9') return -1;
+  long long layer = strtoll(name, &end, 10);
+  return *end == '.' ? layer : -1;
+}
