@@ -171,6 +171,16 @@ static void find_good(train_run *r) {
   }
 }
 
+/* Without a checkpoint a run begins again from --init: whether that is of no use, because those weights are at fault. */
+static bool start_is_bad(const train_run *r, const bk_refusal *refusal) {
+  if (r->saved_step || r->resumed_step || !r->from) return false;
+  if (refusal && refusal->in_forward && refusal->row.step == 1) return true;
+  char *what = NULL;
+  bk_status status = bk_checkpoint_check_finite(r->s->ctx, r->from, &what);
+  bk_free(r->s->ctx, what);
+  return status != BK_OK;
+}
+
 static void end_not_finite(train_run *r) {
   const bk_refusal *refusal = bk_trainer_refusal(r->trainer);
   char more[64] = "", kept[512];
@@ -178,6 +188,10 @@ static void end_not_finite(train_run *r) {
   flush_rows(r);
   if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1) set_aside(r, "gives what is not finite");
   find_good(r);
+  if (start_is_bad(r, refusal)) {
+    fprintf(stderr, "birkhoff: there is no good checkpoint, and the weights that this run began with, %s, give what is not finite: begin with others\n", r->from);
+    return;
+  }
   if (!refusal || refusal->again) snprintf(more, sizeof more, " --lr %g", r->recipe.lr / 2);
   char *command = r->saved_step ? train_resume_command(r, more) : cli_command_text(r->s, more);
   if (r->saved_step) snprintf(kept, sizeof kept, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);

@@ -67,6 +67,8 @@ has "says so" 'the loss is not finite' err
 equal "training from it fails later" $? 1
 has "names it" 'step 1: loss nan, .*weight lm_head.weight' err
 absent "and saves nothing" sick.run/step-000001
+has "and does not say to begin from it again" 'the weights that this run began with, sick, give what is not finite: begin with others$' err
+equal "not in any words" "$(grep -c 'begin again' err)" 0
 
 # ---- moments that are not finite; the checkpoint that is named as good is looked at ----
 ok train "$BIRKHOFF" train --model tiny $small --out moments --steps 3 --set save_every=1 keep=3
