@@ -7,8 +7,10 @@
  *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
  *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a sanitizer, with memory of its own)
+ *   helper hangup COMMAND...       becomes it, with SIGHUP as it is by default, whatever the caller does with it
  * Exit status 0, or 1 with a message. */
 #include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -213,12 +215,19 @@ static int run_peak(char **command) {
   return 0;
 }
 
+static int run_hangup(char **command) {
+  signal(SIGHUP, SIG_DFL);
+  execvp(command[0], command);
+  return perror(command[0]), 1;
+}
+
 int main(int argc, char **argv) {
   bk_context_options options = {.log = print_log, .log_level = BK_LOG_WARN};
   bk_context *ctx = NULL;
   if (argc < 3) return fprintf(stderr, "helper: see helper.c\n"), 1;
   if (strcmp(argv[1], "json") == 0) return run_json(argv[2], argc > 3 ? argv[3] : NULL);
   if (strcmp(argv[1], "peak") == 0) return run_peak(argv + 2);
+  if (strcmp(argv[1], "hangup") == 0) return run_hangup(argv + 2);
   if (strcmp(argv[1], "bin") == 0) return argc < 4 ? 1 : run_bin(argv[2], atoi(argv[3]), argc - 4, argv + 4);
   if (bk_context_create(&options, &ctx) != BK_OK) return 1;
   bk_status status = BK_ERR_ARGUMENT;

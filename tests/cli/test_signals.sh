@@ -6,11 +6,13 @@ tiny="--model tiny --batch-size 1 --seq-len 16 --threads 1 --data data.txt --set
 steady="$tiny --set lr_schedule=constant warmup_steps=0 save_every=0 eval_every=0 gain_every=0"
 
 # ---- to end ----
+# A shell that was started without hangups, as nohup does it, cannot have them back; the helper can.
+hangup="$HELPER hangup"
 # start DIR [OPTION...]: in the background; $pid; returns after some steps
 start() {
   dir=$1
   shift
-  "$BIRKHOFF" train $steady --out "$dir" --steps 1000000 "$@" >run.out 2>run.err </dev/null &
+  $hangup "$BIRKHOFF" train $steady --out "$dir" --steps 1000000 "$@" >run.out 2>run.err </dev/null &
   pid=$!
   wait_for "$dir/metrics.jsonl" 3 $pid || fail "$dir does not run" run.err
 }
@@ -57,7 +59,7 @@ rc=$?
 holds "a second one ends the program: status $rc" "$rc == 130 || $rc == 143"
 equal "at once" "$(checkpoints twice)" 0
 trap '' HUP # as nohup does; the child inherits it
-start nohup
+hangup= && start nohup
 trap 'exit 1' HUP
 kill -HUP $pid
 before=$(rows nohup)
