@@ -128,6 +128,8 @@ optimise=(-O2 -g)
 [ -z "$ON_HOST" ] || [ -z "${GPU_CHECK_CFLAGS:-}" ] || optimise=($GPU_CHECK_CFLAGS)
 cflags=(-std=c11 "${optimise[@]}" -ffp-contract=off -fopenmp-simd -pthread -Werror=implicit-function-declaration)
 
+# smi FIELDS [MORE FORMAT]: of the first card; a driver that hangs is not waited for
+smi() { within 30 nvidia-smi --query-gpu="$1" --format="csv,noheader${2:-}" 2>/dev/null | head -n 1; }
 cuda_root() {
   local nvcc
   nvcc=$(command -v nvcc) || nvcc=/usr/local/cuda/bin/nvcc
@@ -135,7 +137,7 @@ cuda_root() {
 }
 card_arch() {
   local cc
-  cc=${CUDA_ARCH:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)}
+  cc=${CUDA_ARCH:-$(smi compute_cap | tr -d .)}
   case $cc in 90) echo 90a ;; 100) echo 100a ;; '') echo 90a ;; *) echo "$cc" ;; esac
 }
 
@@ -192,7 +194,7 @@ cuda_list() { # ARCH ROOT
 # One command a line, run side by side; one that fails names itself and keeps none from running.
 compile_all() { # ARCH ROOT
   { cuda_list "$@"; c_list; } >"$WORK/compile.list"
-  within 400 xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 1; }' <"$WORK/compile.list"
+  within 1200 xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 1; }' <"$WORK/compile.list"
 }
 
 isa_flags() {
@@ -439,7 +441,7 @@ op_goals() { # LOG TOKENS
 
 # What the card's memory can do as NVIDIA states it, in GB/s; nothing where the name is not known.
 card_gb_per_s() {
-  case $(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1) in
+  case $(smi name) in
     *GH200*) ;; *B200*) echo 8000 ;; *H200*) echo 4800 ;; *H100*PCIe*) echo 2000 ;; *H100*NVL*) echo 3900 ;; *H100*) echo 3350 ;;
     *A100*80*SXM* | *A100-SXM*80*) echo 2039 ;; *A100*80*) echo 1935 ;; *A100*) echo 1555 ;;
   esac
@@ -470,7 +472,7 @@ figure() {
 }
 calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
 # Memory of the card; 0 where nobody can say.
-card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null); }
+card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits); }
 
 # What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
 plan_bytes() {
@@ -628,7 +630,7 @@ trap archive EXIT # also of a call that is ended
 trap 'say "ended by a signal after $SECONDS s"; exit 1' HUP INT TERM
 say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
 say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
-{ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+{ within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
 for stage in "${STAGES[@]}"; do
   say "## $stage"
   if [ "$(left)" -le 0 ]; then skip "$stage: no time is left of $LIMIT s"; continue; fi
