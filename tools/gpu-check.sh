@@ -58,6 +58,7 @@ ON_HOST=${GPU_CHECK_ON_HOST:-}
 
 # ---- the tarball ----
 if [ -n "$PACK" ]; then
+  [ -e .git ] || { echo "--pack makes a tarball of a git checkout; this is none" >&2; exit 1; }
   kit=$(mktemp -d) || exit 1
   trap 'rm -rf "$kit"' EXIT
   lib=$(pkg-config --variable=libdir jansson)/libjansson.a include=$(pkg-config --variable=includedir jansson)
@@ -96,14 +97,17 @@ what_failed() {
   else tail -n 30 "$1"
   fi
 }
-# Seconds that are left of the call, and a command with a time-out: within SECONDS COMMAND...
+# Seconds that are left of the call, and a command with a time-out: within SECONDS COMMAND... It is waited for in a way that a signal ends both.
 left() { echo $((LIMIT - SECONDS)); }
 within() {
   local limit=$1 rest
   shift
   rest=$(left)
   [ "$rest" -gt 0 ] || return 124
-  timeout -k 5 "$((limit < rest ? limit : rest))" "$@"
+  timeout -k 5 "$((limit < rest ? limit : rest))" "$@" <&0 &
+  # shellcheck disable=SC2064
+  trap "kill $! 2>/dev/null; exit 143" TERM
+  wait $!
 }
 # check SECONDS NAME LOG COMMAND...
 check() {
@@ -627,7 +631,8 @@ count() { grep -c "^$1\$" "$TALLY"; }
 : >"$TALLY"
 if [ ! -s "$REPORT" ] || [ "$PART" = 1 ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
 trap archive EXIT # also of a call that is ended
-trap 'say "ended by a signal after $SECONDS s"; exit 1' HUP INT TERM
+stage_pid=''
+trap 'say "ended by a signal after $SECONDS s"; [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null; exit 1' HUP INT TERM
 say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
 say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
 { within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
@@ -637,7 +642,10 @@ for stage in "${STAGES[@]}"; do
   if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
   case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
   began=$SECONDS
-  (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) || fail "$stage ended before its end"
+  (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) & # waited for, so that a signal is heard at once
+  stage_pid=$!
+  wait "$stage_pid" || fail "$stage ended before its end"
+  stage_pid=''
   say "($stage: $((SECONDS - began)) s)"
 done
 say ""

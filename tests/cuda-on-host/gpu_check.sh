@@ -55,7 +55,7 @@ archived() { # ARCHIVE FILE...
 }
 
 TREE=$TOP_SRCDIR
-if git -C "$TOP_SRCDIR" rev-parse >/dev/null 2>&1 && [ -f "$(pkg-config --variable=libdir jansson 2>/dev/null)/libjansson.a" ]; then
+if [ -e "$TOP_SRCDIR/.git" ] && command -v git >/dev/null && [ -f "$(pkg-config --variable=libdir jansson 2>/dev/null)/libjansson.a" ]; then
   "$TOP_SRCDIR/tools/gpu-check.sh" --pack "$W/pack.tar.gz" >said 2>&1
   equal "--pack" $? 0
   tar -xzf pack.tar.gz && TREE=$W/birkhoff
@@ -120,6 +120,9 @@ equal "no jansson: exit status" $rc 1
 says "no jansson" '^- \*\*failed\*\*: build: jansson is missing'
 equal "and nothing was compiled" "$(ls work/obj)" ""
 says "the stages behind it" '^- skipped: devices: nothing is built'
+timeout 3 "$TREE/tools/gpu-check.sh" --work "$W/work" --jobs 1 --stage build --out "$W/cut" >said 2>&1 </dev/null
+says "a call that is ended" '^ended by a signal after [1-4] s$'
+archived cut/gpu-check.tar.gz report.md build.log
 gpu_check --limit 0 --stage devices --out late
 says "no time" '^- skipped: devices: no time is left of 0 s'
 finish
