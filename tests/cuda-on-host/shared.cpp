@@ -3,7 +3,16 @@
  * their symbols and glibc; elsewhere, and where address sanitizer lengthens variables, it counts as none. */
 #include "tests/cuda-on-host/emu.h"
 
-#if defined(__linux__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define BK_EMU_LENGTHENED
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define BK_EMU_LENGTHENED
+#endif
+
+#if defined(__linux__) && defined(__GLIBC__) && !defined(BK_EMU_LENGTHENED)
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
@@ -78,10 +87,9 @@ size_t bk_emu_static_shared(const void *kernel) {
   const auto found = known.find(kernel);
   if (found != known.end()) return found->second;
   Dl_info info;
-  link_map *module = nullptr;
   void *extra = nullptr;
   if (!dladdr1(kernel, &info, &extra, RTLD_DL_LINKMAP) || !extra) return 0;
-  module = static_cast<link_map *>(extra);
+  const link_map *module = static_cast<link_map *>(extra);
   if (!ready) all = symbols_of(*module->l_name ? module->l_name : "/proc/self/exe"), ready = true; /* all kernels are in one module */
   return known[kernel] = bytes_of(all, reinterpret_cast<uintptr_t>(kernel) - module->l_addr);
 }
