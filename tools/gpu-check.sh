@@ -28,6 +28,7 @@
 # GPU_CHECK_ON_HOST=1 compiles the kernels for the host instead (tests/cuda-on-host), so that this script itself can be tried without a
 # GPU; its figures then mean nothing. tests/cuda-on-host/gpu_check.sh does so, with GPU_CHECK_CFLAGS instead of -O2 -g and
 # GPU_CHECK_OBJECTS=DIR: an object that lies there is taken and not compiled. Both count on the host only.
+# shellcheck disable=SC2317 # main ends in exit, which makes it think that nothing is called
 set -u -o pipefail
 FROM=$PWD
 cd "$(dirname "$0")/.." || exit 1
@@ -286,11 +287,17 @@ stage_devices() {
   local log=$OUT/devices.log name size=(--tokens 512 --width 512)
   [ -z "$ON_HOST" ] || size=(--tokens 256 --width 64)
   within 60 "$BIRKHOFF" devices 2>&1 | show
+  on_device || { fail "no CUDA device"; return; }
+  pass "a CUDA device is here"
   # Libraries are opened when they are first asked: a product, and an attention as long as those that cuDNN is given.
   BIRKHOFF_LOG=debug within 120 "$BIRKHOFF" bench ops --op gemm attention attention_bwd "${size[@]}" --dtype bf16 --seconds 0.01 --device cuda:0 >"$log" 2>&1 ||
     fail "a product and an attention: exit status $?" "$log"
-  for name in cuBLASLt cuDNN; do say "- $name: $(grep -i "^birkhoff: debug: .*$name" "$log" | sed 's/^birkhoff: debug: //' | awk '!seen[$0]++ { printf "%s%s", n++ ? "; " : "", $0 } END { if (!n) printf "not compiled in" }')"; done
-  if on_device; then pass "a CUDA device is here"; else fail "no CUDA device"; fi
+  for name in cuBLASLt cuDNN; do say "- $name: $(library_lines "$name" <"$log")"; done
+}
+# What the log says of a library, each line once. Without cudnn.h beside nvcc there is no word of cuDNN.
+library_lines() {
+  grep -i "^birkhoff: debug: .*$1" | sed 's/^birkhoff: debug: //' |
+    awk -v name="$1" '!seen[$0]++ { printf "%s%s", n++ ? "; " : "", $0 } END { if (!n) printf "%s", name == "cuDNN" ? "not compiled in" : "no word of it in the log" }'
 }
 
 # What needs a device says so once and is skipped without one.
@@ -628,27 +635,31 @@ archive() {
   (cd "$OUT" && find . -maxdepth 1 -type f ! -name '*.tar.gz' -print0 | sort -z | tar --null -T - -czf "$name") && echo "archive: $OUT/$name"
 }
 count() { grep -c "^$1\$" "$TALLY"; }
-: >"$TALLY"
-if [ ! -s "$REPORT" ] || [ "$PART" = 1 ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
-trap archive EXIT # also of a call that is ended
-stage_pid=''
-trap 'say "ended by a signal after $SECONDS s"; [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null; exit 1' HUP INT TERM
-say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
-say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
-{ within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
-for stage in "${STAGES[@]}"; do
-  say "## $stage"
-  if [ "$(left)" -le 0 ]; then skip "$stage: no time is left of $LIMIT s"; continue; fi
-  if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
-  case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
-  began=$SECONDS
-  (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) & # waited for, so that a signal is heard at once
-  stage_pid=$!
-  wait "$stage_pid" || fail "$stage ended before its end"
+main() {
+  local stage began
+  : >"$TALLY"
+  if [ ! -s "$REPORT" ] || [ "$PART" = 1 ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
+  trap archive EXIT # also of a call that is ended
   stage_pid=''
-  say "($stage: $((SECONDS - began)) s)"
-done
-say ""
-say "report: ${REPORT#"$PWD"/}, in $SECONDS s"
-say "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
-[ "$(count failed)" -eq 0 ] && [ "$(count passed)" -gt 0 ]
+  trap 'say "ended by a signal after $SECONDS s"; [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null; exit 1' HUP INT TERM
+  say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
+  say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
+  { within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+  for stage in "${STAGES[@]}"; do
+    say "## $stage"
+    if [ "$(left)" -le 0 ]; then skip "$stage: no time is left of $LIMIT s"; continue; fi
+    if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
+    case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
+    began=$SECONDS
+    (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) & # waited for, so that a signal is heard at once
+    stage_pid=$!
+    wait "$stage_pid" || fail "$stage ended before its end"
+    stage_pid=''
+    say "($stage: $((SECONDS - began)) s)"
+  done
+  say ""
+  say "report: ${REPORT#"$PWD"/}, in $SECONDS s"
+  say "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
+  if [ "$(count failed)" -eq 0 ] && [ "$(count passed)" -gt 0 ]; then exit 0; else exit 1; fi # not back to the file, which may have changed
+}
+main
