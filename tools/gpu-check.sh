@@ -122,7 +122,7 @@ check() {
     124 | 137) fail "$name: not done after $((SECONDS - begin)) s" "$log" ;;
     *) fail "$name: exit status $rc after $((SECONDS - begin)) s" "$log" ;;
   esac
-  return $rc
+  return "$rc"
 }
 
 # ---- build ----
@@ -622,8 +622,8 @@ stage_ncu() {
   ncu_table <"$OUT/ncu.csv" >"$OUT/ncu.md"
   if [ "$(wc -l <"$OUT/ncu.md")" -gt 2 ]; then
     tee -a "$REPORT" <"$OUT/ncu.md"
-    if [ $rc -eq 124 ]; then skip "ncu: not done within 120 s, what there is stands above"; else pass "ncu: $(($(wc -l <"$OUT/ncu.md") - 2)) kernels, ${size[*]}"; fi
-  elif [ $rc -eq 124 ]; then skip "ncu: not done within 120 s"
+    if [ "$rc" -eq 124 ]; then skip "ncu: not done within 120 s, what there is stands above"; else pass "ncu: $(($(wc -l <"$OUT/ncu.md") - 2)) kernels, ${size[*]}"; fi
+  elif [ "$rc" -eq 124 ]; then skip "ncu: not done within 120 s"
   else fail "ncu: no figures, exit status $rc" "$OUT/ncu.log"
   fi
 }
