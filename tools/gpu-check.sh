@@ -1,91 +1,140 @@
 #!/bin/bash
-# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 11 minutes on an H100; not yet tried there), and writes a report after each stage.
-# usage: tools/gpu-check.sh [--out DIR] [--stage NAME]... [--text FILE] [--jobs N]
+# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 11 minutes on an H100; not yet run on a GPU), and writes a report after each stage.
+# usage: tools/gpu-check.sh [--part 1|2] [--stage NAME]... [--out DIR] [--work DIR] [--limit SECONDS] [--text FILE] [--jobs N]
 #        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
 # Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
-# comes from the folder gpu-kit/ that --pack puts into the tarball, from JANSSON=DIR (jansson.h, libjansson.a), or is the system's.
-# Stages, in this order; without --stage all of them:
-#   build      for the card that is there (another: CUDA_ARCH=90a)
-#   devices    what is there, and which of cuBLASLt and cuDNN were found
-#   harness    every op against ref, with cuBLASLt and cuDNN and without
-#   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes
-#   train      100 steps of demo, fp32 and bf16, against cpu; verify tiny for each residual connection
+# comes from the folder gpu-kit/ that --pack puts into the tarball, from JANSSON=DIR (jansson.h, libjansson.a), or is the system's; where
+# there is none, that is said before anything is compiled.
+# Two calls of at most 8 minutes each, for machines that are lent for as long: --part 1 is build to bits, --part 2 is ops to ncu (and the
+# build, where the programs of part 1 are gone or are of other sources). What a call found lies in --out (build-gpu) and, when it ends, also in
+# one archive there: gpu-check-part1.tar.gz, gpu-check-part2.tar.gz, else gpu-check.tar.gz. Objects, programs and runs lie in --work
+# (build-gpu/work). After --limit seconds (475 with --part) nothing new is begun, and what runs is ended.
+# Stages, in this order; without --part and --stage all of them:
+#   build      for the card that is there (another: CUDA_ARCH=90a); a kernel file that does not compile leaves its ops failing, and all
+#              others are checked
+#   devices    what is there, and which versions of cuBLASLt and cuDNN serve a product and an attention
+#   harness    every op against ref, with cuBLASLt and cuDNN and without; after a failure op by op, each in a process of its own
+#   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes, on our own kernels
+#   train      100 steps of demo, fp32 and bf16, against cpu: fp32 over steps 1 to 30, bf16 by means of 20 steps (two right backends
+#              drift apart after that); verify tiny for each residual connection
 #   bits       the same run twice, without step graphs, with merges on a stream of their own, without recompute: the same bits
 #   ops        bench ops in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are wanted
 #   step       bench step, mhc against plain, at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
 #              share of the measured rate of matrix products, memory against plan; then the time of every op
 #   peers      the same ops in PyTorch and in the kernel packages that are installed (tests/peers/gpu_run.sh; PEER_PYTHON)
-#   ncu        Nsight Compute on the kernels of the residual connections: what limits each
-# What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one. Goals of speed are reported
-# as met or missed and are no checks.
+#   ncu        Nsight Compute on the kernels of the residual connections, at the clocks that all else runs at: what limits each
+# Every command has a time-out. What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one.
+# Goals of speed are reported as met or missed and are no checks.
 # GPU_CHECK_ON_HOST=1 compiles the kernels for the host instead (tests/cuda-on-host), so that this script itself can be tried without a
-# GPU; its figures then mean nothing.
+# GPU; its figures then mean nothing. tests/cuda-on-host/gpu_check.sh does so, with GPU_CHECK_CFLAGS instead of -O2 -g and
+# GPU_CHECK_OBJECTS=DIR: an object that lies there is taken and not compiled. Both count on the host only.
+# shellcheck disable=SC2317 # main ends in exit, which makes it think that nothing is called
 set -u -o pipefail
+FROM=$PWD
 cd "$(dirname "$0")/.." || exit 1
+at() { case $1 in /*) echo "$1" ;; *) echo "$FROM/$1" ;; esac; } # names are the caller's
 STAGES=() ALL=(build devices harness sanitizer train bits ops step peers ncu)
-OUT=build-gpu TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
-usage() { sed -n '2,4p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
+PART1=(build devices harness sanitizer train bits) PART2=(build ops step peers ncu)
+OUT=build-gpu WORK=build-gpu/work PART='' LIMIT='' TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
+usage() { sed -n '3,4p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
+whole() { case $1 in '' | *[!0-9]*) usage ;; esac }
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
-    --out) OUT=$2 ;;
+    --out) OUT=$(at "$2") ;;
+    --work) WORK=$(at "$2") ;;
+    --part) case $2 in 1) STAGES+=("${PART1[@]}") ;; 2) STAGES+=("${PART2[@]}") ;; *) usage ;; esac; PART=$2 ;;
     --stage) case " ${ALL[*]} " in *" $2 "*) STAGES+=("$2") ;; *) usage ;; esac ;;
-    --text) TEXT=$2 ;;
-    --jobs) JOBS=$2 ;;
-    --pack) PACK=$2 ;;
+    --limit) whole "$2"; LIMIT=$2 ;;
+    --text) TEXT=$(at "$2") ;;
+    --jobs) whole "$2"; JOBS=$2 ;;
+    --pack) PACK=$(at "$2") ;;
     *) usage ;;
   esac
   shift 2
 done
 [ ${#STAGES[@]} -gt 0 ] || STAGES=("${ALL[@]}")
+[ -n "$LIMIT" ] || if [ -n "$PART" ]; then LIMIT=475; else LIMIT=86400; fi
 ON_HOST=${GPU_CHECK_ON_HOST:-}
 
 # ---- the tarball ----
 if [ -n "$PACK" ]; then
+  [ -e .git ] || { echo "--pack makes a tarball of a git checkout; this is none" >&2; exit 1; }
   kit=$(mktemp -d) || exit 1
   trap 'rm -rf "$kit"' EXIT
   lib=$(pkg-config --variable=libdir jansson)/libjansson.a include=$(pkg-config --variable=includedir jansson)
   [ -f "$lib" ] || { echo "libjansson.a is not here (Debian: libjansson-dev)" >&2; exit 1; }
   mkdir -p "$kit/birkhoff/gpu-kit"
-  git ls-files -z | xargs -0 cp --parents -t "$kit/birkhoff" &&
+  # What is new and not ignored too, so that the tarball is the tree as it stands.
+  git ls-files -z --cached --others --exclude-standard --deduplicate | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
+    xargs -0 cp --parents -t "$kit/birkhoff" &&
     cp "$lib" "$include/jansson.h" "$include/jansson_config.h" "$kit/birkhoff/gpu-kit" &&
     git rev-parse --short=12 HEAD >"$kit/birkhoff/gpu-kit/commit" &&
     tar -C "$kit" -czf "$PACK" birkhoff && echo "$PACK: unpack it there and run birkhoff/tools/gpu-check.sh"
   exit
 fi
 
-mkdir -p "$OUT/obj" || exit 1
-OUT=$(cd "$OUT" && pwd)
-REPORT=$OUT/report.md
+mkdir -p "$OUT" "$WORK/obj" || exit 1
+OUT=$(cd "$OUT" && pwd) WORK=$(cd "$WORK" && pwd)
+REPORT=$OUT/report.md TALLY=$WORK/tally
 COMMIT=$(cat gpu-kit/commit 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-BIRKHOFF=$OUT/birkhoff OPS=$OUT/test_ops
-passed=0 failed=0 skipped=0
+BIRKHOFF=$WORK/birkhoff OPS=$WORK/test_ops
 
 say() { echo "$*" | tee -a "$REPORT"; }
 # Figures and lists keep their shape in the report.
 show() { { echo '```'; cat; echo '```'; } | tee -a "$REPORT"; }
-pass() { passed=$((passed + 1)); say "- passed: $1"; }
-skip() { skipped=$((skipped + 1)); say "- skipped: $1"; }
+# Stages are processes of their own, so that none takes the others with it: what they count goes through a file.
+pass() { echo passed >>"$TALLY"; say "- passed: $1"; }
+skip() { echo skipped >>"$TALLY"; say "- skipped: $1"; }
 fail() {
-  failed=$((failed + 1))
+  echo failed >>"$TALLY"
   say "- **failed**: $1"
-  [ ! -s "${2:-}" ] || tail -n 30 "$2" | show
+  [ ! -s "${2:-}" ] || what_failed "$2" | show
 }
-# check NAME LOG COMMAND...
+# What went wrong first, with what was said just before; after a fault on the device every later case fails as well, so the end says little.
+what_failed() {
+  if grep -q '^FAIL' "$1"; then grep -m 5 -B 3 -A 5 '^FAIL' "$1"; echo ...; tail -n 3 "$1"
+  elif grep -qi 'error' "$1"; then grep -i -m 5 -B 2 -A 5 'error' "$1"; echo ...; tail -n 8 "$1"
+  else tail -n 30 "$1"
+  fi
+}
+# Seconds that are left of the call, and a command with a time-out: within SECONDS COMMAND... It is waited for in a way that a signal ends both.
+left() { echo $((LIMIT - SECONDS)); }
+within() {
+  local limit=$1 rest
+  shift
+  rest=$(left)
+  [ "$rest" -gt 0 ] || return 124
+  timeout -k 5 "$((limit < rest ? limit : rest))" "$@" <&0 &
+  # shellcheck disable=SC2064
+  trap "kill $! 2>/dev/null; exit 143" TERM
+  wait $!
+}
+# check SECONDS NAME LOG COMMAND...
 check() {
-  local name=$1 log=$2 begin=$SECONDS rc
-  shift 2
-  "$@" >"$log" 2>&1
+  local limit=$1 name=$2 log=$3 begin=$SECONDS rc
+  shift 3
+  [ "$(left)" -gt 0 ] || { skip "$name: no time is left of $LIMIT s"; return 1; }
+  within "$limit" "$@" >"$log" 2>&1
   rc=$?
-  if [ $rc -eq 0 ]; then pass "$name ($((SECONDS - begin)) s)"; else fail "$name: exit status $rc after $((SECONDS - begin)) s" "$log"; fi
-  return $rc
+  case $rc in
+    0) pass "$name ($((SECONDS - begin)) s)" ;;
+    124 | 137) fail "$name: not done after $((SECONDS - begin)) s" "$log" ;;
+    *) fail "$name: exit status $rc after $((SECONDS - begin)) s" "$log" ;;
+  esac
+  return "$rc"
 }
 
 # ---- build ----
 defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 -DBK_STATIC_CUDA=1 -DBK_VERSION='"gpu-check"' -DBK_COMMIT="\"$COMMIT\""
   -DBK_BACKEND_DIR='"/nowhere"' -Icore -Icore/include -I.)
-cflags=(-std=c11 -O2 -g -ffp-contract=off -fopenmp-simd -pthread)
+optimise=(-O2 -g)
+# shellcheck disable=SC2206
+[ -z "$ON_HOST" ] || [ -z "${GPU_CHECK_CFLAGS:-}" ] || optimise=($GPU_CHECK_CFLAGS)
+cflags=(-std=c11 "${optimise[@]}" -ffp-contract=off -fopenmp-simd -pthread -Werror=implicit-function-declaration)
 
+# smi FIELDS [MORE FORMAT]: of the first card; a driver that hangs is not waited for
+smi() { within 30 nvidia-smi --query-gpu="$1" --format="csv,noheader${2:-}" 2>/dev/null | head -n 1; }
 cuda_root() {
   local nvcc
   nvcc=$(command -v nvcc) || nvcc=/usr/local/cuda/bin/nvcc
@@ -93,47 +142,64 @@ cuda_root() {
 }
 card_arch() {
   local cc
-  cc=${CUDA_ARCH:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)}
+  cc=${CUDA_ARCH:-$(smi compute_cap | tr -d .)}
   case $cc in 90) echo 90a ;; 100) echo 100a ;; '') echo 90a ;; *) echo "$cc" ;; esac
 }
 
-# One command a line, run side by side; a file that did not compile names itself.
-compile_all() {
-  local source name isa arch=$1 root=$2 lines=$OUT/compile.list
-  local jansson=() cuda=()
-  if [ -f gpu-kit/jansson.h ]; then jansson=(-Igpu-kit); elif [ -n "${JANSSON:-}" ]; then jansson=("-I$JANSSON"); fi
-  : >"$lines"
-  add() { printf '%q ' "$@" >>"$lines"; echo >>"$lines"; }
-  for source in $(find core models tools tests/ops backends/ref backends/cpu -name '*.c' ! -name '*_tmpl.c' ! -name 'test_[!o]*' | sort); do
-    add "${CC:-cc}" "${cflags[@]}" "${defines[@]}" "${isa_defines[@]}" "${jansson[@]}" -c "$source" -o "$OUT/obj/$(echo "$source" | tr / _).o"
-  done
+# Where jansson comes from.
+jansson_flags=() jansson_libs=(-ljansson)
+if [ -f gpu-kit/libjansson.a ]; then jansson_flags=(-Igpu-kit) jansson_libs=(gpu-kit/libjansson.a)
+elif [ -n "${JANSSON:-}" ]; then jansson_flags=("-I$JANSSON") jansson_libs=("$JANSSON/libjansson.a")
+fi
+jansson_is_here() {
+  echo '#include <jansson.h>
+int main(void) { json_decref(json_object()); return 0; }' >"$WORK/jansson.c"
+  "${CC:-cc}" "${jansson_flags[@]}" -o "$WORK/jansson" "$WORK/jansson.c" "${jansson_libs[@]}" >"$OUT/build.log" 2>&1
+}
+
+# compile NAME COMMAND...: a line of the list that makes the object NAME. In a trial on the host an object may be at hand.
+compile() {
+  local object=$WORK/obj/$1 given=${ON_HOST:+${GPU_CHECK_OBJECTS:-}}
+  shift
+  if [ -n "$given" ] && [ -f "$given/$(basename "$object")" ]; then printf '%q ' cp "$given/$(basename "$object")" "$object"
+  else printf '%q ' "$@" -o "$object"
+  fi
+  echo
+}
+c_list() {
+  local source isa
+  # backend-minimal is a module of its own; so is each of the other test programs.
+  find core models tools tests/ops backends/ref backends/cpu -path tests/ops/backend-minimal -prune -o -name '*.c' ! -name '*_tmpl.c' ! -name 'test_[!o]*' -print | sort |
+    while read -r source; do compile "$(echo "$source" | tr / _).o" "${CC:-cc}" "${cflags[@]}" "${defines[@]}" "${isa_defines[@]}" "${jansson_flags[@]}" -c "$source"; done
   for isa in portable "${isas[@]}"; do
     for source in backends/cpu/*_tmpl.c; do
       # shellcheck disable=SC2046
-      add "${CC:-cc}" "${cflags[@]}" "${defines[@]}" $(isa_flags $isa) -DBK_ISA=$isa -c "$source" -o "$OUT/obj/$(basename "$source" .c)_$isa.o"
+      compile "$(basename "$source" .c)_$isa.o" "${CC:-cc}" "${cflags[@]}" "${defines[@]}" "${isa_defines[@]}" $(isa_flags "$isa") "-DBK_ISA=$isa" -c "$source"
     done
   done
+}
+cuda_list() { # ARCH ROOT
+  local source name arch=$1 root=$2 cuda=()
   if [ -n "$ON_HOST" ]; then cuda=(-DBK_CUDA_ON_HOST -Itests/cuda-on-host/include); else cuda=("-I$root/include"); fi
   if [ -z "$ON_HOST" ] && [ -f "$root/include/cudnn.h" ]; then cuda+=(-DHAVE_CUDNN_H); fi
-  for source in backends/cuda/*.c; do
-    [ -z "$ON_HOST" ] || [ "$source" != backends/cuda/library.c ] || continue
-    add "${CC:-cc}" "${cflags[@]}" "${cuda[@]}" "${defines[@]}" -c "$source" -o "$OUT/obj/$(echo "$source" | tr / _).o"
-  done
-  for source in backends/cuda/kernels/*.cu; do
-    name=$(basename "$source" .cu)
-    if [ -n "$ON_HOST" ]; then
-      add "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -include tests/cuda-on-host/shim.h -c -x c++ "$source" -o "$OUT/obj/$name.cu.o"
+  for source in backends/cuda/kernels/*.cu; do # first: they take the longest
+    name=$(basename "$source").o
+    if [ -n "$ON_HOST" ]; then compile "$name" "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -include tests/cuda-on-host/shim.h -c -x c++ "$source"
     else
-      add "$root/bin/nvcc" -std=c++17 -O3 -lineinfo "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -Icore -Icore/include -I. \
-        -Xcompiler -fno-exceptions,-fno-threadsafe-statics,-fno-rtti -c "$source" -o "$OUT/obj/$name.cu.o"
+      compile "$name" "$root/bin/nvcc" -std=c++17 -O3 -lineinfo "-gencode=arch=compute_$arch,code=sm_$arch" -Xptxas -v -Icore -Icore/include -I. \
+        -Xcompiler -fno-exceptions,-fno-threadsafe-statics,-fno-rtti -c "$source"
     fi
   done
-  for source in ${ON_HOST:+tests/cuda-on-host/*.cpp}; do
-    add "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -c "$source" -o "$OUT/obj/$(basename "$source").o"
+  for source in backends/cuda/*.c; do
+    [ -z "$ON_HOST" ] || [ "$source" != backends/cuda/library.c ] || continue
+    compile "$(echo "$source" | tr / _).o" "${CC:-cc}" "${cflags[@]}" "${cuda[@]}" "${defines[@]}" -c "$source"
   done
-  # The slow ones first, so that none is left over at the end.
-  { grep '\.cu' "$lines"; grep -v '\.cu' "$lines"; } >"$lines.sorted"
-  xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 255; }' <"$lines.sorted"
+  for source in ${ON_HOST:+tests/cuda-on-host/*.cpp}; do compile "$(basename "$source").o" "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -c "$source"; done
+}
+# One command a line, run side by side; one that fails names itself and keeps none from running.
+compile_all() { # ARCH ROOT
+  { cuda_list "$@"; c_list; } >"$WORK/compile.list"
+  within 1200 xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 1; }' <"$WORK/compile.list"
 }
 
 isa_flags() {
@@ -144,59 +210,127 @@ isa_flags() {
   esac
 }
 
-link_all() {
-  local root=$1 jansson=(-ljansson) cuda=()
-  if [ -f gpu-kit/libjansson.a ]; then jansson=(gpu-kit/libjansson.a); elif [ -n "${JANSSON:-}" ]; then jansson=("$JANSSON/libjansson.a"); fi
-  if [ -n "$ON_HOST" ]; then cuda=(-lstdc++); else cuda=("-L$root/lib64" -lcudart_static -lrt); fi
-  local shared
-  mapfile -t shared < <(find "$OUT/obj" -name '*.o' ! -name 'tools_*' ! -name 'tests_ops_*')
-  "${CC:-cc}" -pthread -o "$BIRKHOFF" "$OUT"/obj/tools_*.o "${shared[@]}" "${jansson[@]}" "${cuda[@]}" -ldl -lm &&
-    "${CC:-cc}" -pthread -o "$OPS" "$OUT"/obj/tests_ops_*.o "${shared[@]}" "${jansson[@]}" "${cuda[@]}" -ldl -lm
+link_one() { # PROGRAM OBJECT...
+  local program=$1 cuda=(-lstdc++) shared
+  shift
+  [ -n "$ON_HOST" ] || cuda=("-L$root/lib64" -lcudart_static -lrt)
+  mapfile -t shared < <(find "$WORK/obj" -name '*.o' ! -name 'tools_*' ! -name 'tests_ops_*')
+  within 120 "${CC:-cc}" -pthread "${optimise[@]}" -o "$program" "$@" "${shared[@]}" "${jansson_libs[@]}" "${cuda[@]}" -ldl -lm
+}
+link_all() { link_one "$BIRKHOFF" "$WORK"/obj/tools_*.o && link_one "$OPS" "$WORK"/obj/tests_ops_*.o; }
+
+# write_stubs MESSAGES OF THE LINKER: in the place of kernel files that did not compile. Another kernel serves their ops, or they fail by
+# name, so that all else can be checked.
+write_stubs() {
+  local name names
+  echo '#include "birkhoff/status.h"' >"$WORK/stubs.c"
+  mapfile -t names < <(sed -n "s/.*undefined \(reference to [\`']\|symbol: \)\(bk_cuda_[a-z0-9_]*\).*/\2/p" "$1" | sort -u)
+  for name in "${names[@]}"; do
+    case $name in
+      *_accepts) echo "int $name(void); int $name(void) { return 0; }" ;;
+      *_release) echo "void $name(void); void $name(void) {}" ;;
+      *) echo "int $name(void); int $name(void) { return BK_ERR_DEVICE; }" ;;
+    esac
+  done >>"$WORK/stubs.c"
+  say "  What stands in these files is not there for what follows: ${names[*]}"
+  "${CC:-cc}" "${cflags[@]}" "${defines[@]}" -c "$WORK/stubs.c" -o "$WORK/obj/stubs.o"
 }
 
+# What the programs are made of; a second call takes those of the first where it is the same.
+sources_sum() { { echo "$1 ${optimise[*]}"; find core models tools tests/ops tests/cuda-on-host backends -type f | LC_ALL=C sort | xargs cat; } | cksum; }
+
 stage_build() {
-  rm -f "$OUT"/obj/* "$BIRKHOFF" "$OPS"
-  local root='' arch=host begin=$SECONDS
-  on_host=(-std=c++17 -O2 -g -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics)
+  local root='' arch=host begin=$SECONDS isas=() isa_defines=() files
+  local on_host=(-std=c++17 "${optimise[@]}" -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics)
   case $(uname -m) in
     x86_64) isas=(avx2 avx512) isa_defines=(-DBK_HAVE_AVX2=1 -DBK_HAVE_AVX512=1) ;;
     aarch64) isas=(neon) isa_defines=(-DBK_HAVE_NEON=1) ;;
-    *) isas=() isa_defines=() ;;
   esac
   if [ -z "$ON_HOST" ]; then
-    root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return 1; }
+    root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return; }
     arch=$(card_arch)
     "$root/bin/nvcc" --version | tail -n 2 | show
   fi
-  if compile_all "$arch" "$root" >"$OUT/build.log" 2>&1 && link_all "$root" >>"$OUT/build.log" 2>&1; then
+  if [ "$PART" = 2 ] && [ -x "$BIRKHOFF" ] && [ "$(cat "$WORK/built" 2>/dev/null)" = "$(sources_sum "$arch")" ]; then
+    pass "build: the programs of the part before serve"
+    return
+  fi
+  rm -f "$WORK"/obj/* "$BIRKHOFF" "$OPS" "$WORK/built"
+  jansson_is_here || {
+    fail "build: jansson is missing (jansson.h and its library; Debian: libjansson-dev): name a folder that has them, JANSSON=DIR, or take a tarball that --pack made" "$OUT/build.log"
+    return
+  }
+  if ! compile_all "$arch" "$root" >"$OUT/build.log" 2>&1; then
+    mapfile -t files < <(sed -n 's/^failed: .* -c \(-x c++ \)\?\([^ ]*\) -o .*/\2/p' "$OUT/build.log" | sort)
+    fail "build: ${#files[@]} files did not compile: ${files[*]:-none is named, time may have run out}" "$OUT/build.log"
+    case "${files[*]:-.c}" in *.c | *.c\ * | *.cpp*) return ;; esac
+    link_all >"$OUT/link.log" 2>&1
+    write_stubs "$OUT/link.log"
+    link_all >>"$OUT/build.log" 2>&1 || fail "build: does not link without them" "$OUT/build.log"
+  elif link_all >>"$OUT/build.log" 2>&1; then
+    sources_sum "$arch" >"$WORK/built"
     pass "build for $arch with $JOBS jobs ($((SECONDS - begin)) s)"
   else
-    fail "build" "$OUT/build.log"
-    return 1
+    fail "build: does not link" "$OUT/build.log"
+    return
   fi
+  [ -n "$ON_HOST" ] || spilled
+}
+spilled() {
   local spills reports
   reports=$(grep -c 'bytes spill stores' "$OUT/build.log") spills=$(grep -c '[1-9][0-9]* bytes spill stores' "$OUT/build.log")
-  [ -n "$ON_HOST" ] || if [ "$reports" -eq 0 ]; then fail "the compiler reports no kernel's registers"; elif [ "$spills" -eq 0 ]; then pass "no kernel spills registers"; else fail "$spills kernels spill registers"; fi
+  if [ "$reports" -eq 0 ]; then fail "the compiler reports no kernel's registers"; elif [ "$spills" -eq 0 ]; then pass "no kernel spills registers"; else fail "$spills kernels spill registers"; fi
 }
 
 # ---- the other stages ----
 stage_devices() {
-  "$BIRKHOFF" devices | show
-  BIRKHOFF_LOG=debug "$BIRKHOFF" bench ops --op copy --tokens 64 --width 64 --seconds 0.01 --device cuda:0 2>&1 | grep -i 'blas\|cudnn' | show
-  if "$BIRKHOFF" devices | grep -q '^cuda:0 *ok'; then pass "a CUDA device is here"; else fail "no CUDA device"; fi
+  local log=$OUT/devices.log name size=(--tokens 512 --width 512)
+  [ -z "$ON_HOST" ] || size=(--tokens 256 --width 64)
+  within 60 "$BIRKHOFF" devices 2>&1 | show
+  on_device || { fail "no CUDA device"; return; }
+  pass "a CUDA device is here"
+  # Libraries are opened when they are first asked: a product, and an attention as long as those that cuDNN is given.
+  BIRKHOFF_LOG=debug within 120 "$BIRKHOFF" bench ops --op gemm attention attention_bwd "${size[@]}" --dtype bf16 --seconds 0.01 --device cuda:0 >"$log" 2>&1 ||
+    fail "a product and an attention: exit status $?" "$log"
+  for name in cuBLASLt cuDNN; do say "- $name: $(library_lines "$name" <"$log")"; done
+}
+# What the log says of a library, each line once. Without cudnn.h beside nvcc there is no word of cuDNN.
+library_lines() {
+  grep -i "^birkhoff: debug: .*$1" | sed 's/^birkhoff: debug: //' |
+    awk -v name="$1" '!seen[$0]++ { printf "%s%s", n++ ? "; " : "", $0 } END { if (!n) printf "%s", name == "cuDNN" ? "not compiled in" : "no word of it in the log" }'
 }
 
 # What needs a device says so once and is skipped without one.
-on_device() { "$BIRKHOFF" devices 2>/dev/null | grep -q '^cuda:0 *ok'; }
+on_device() { within 60 "$BIRKHOFF" devices 2>/dev/null | grep -q '^cuda:0 *ok'; }
+
+# A line at a time, so that a process that is ended has said what it did.
+by_lines=()
+! command -v stdbuf >/dev/null || by_lines=(stdbuf -oL)
+# Each op in a process of its own: one that faults spoils no other. rerun_by_op NAME=VALUE...: the environment
+rerun_by_op() {
+  local op ops log=$OUT/harness-op.log good=0 rc
+  mapfile -t ops < <(within 60 "$OPS" --device ref --list | cut -d: -f1 | sort -u)
+  for op in "${ops[@]}"; do
+    within 120 "${by_lines[@]}" env BIRKHOFF_CUDA_SYNC=1 "$@" "$OPS" --device cuda --op "$op" >"$log" 2>&1
+    rc=$?
+    if [ $rc -eq 0 ]; then good=$((good + 1)); continue; fi
+    if [ "$(left)" -le 0 ]; then say "  - $op and what follows: no time is left"; break; fi
+    say "  - $op alone: exit status $rc$([ $rc -ne 124 ] || echo ' (not done within 120 s)'); $(tail -n 1 "$log")"
+    what_failed "$log" | head -n 40 | show
+  done
+  say "  - op by op, each in a process of its own: $good of ${#ops[@]} pass"
+}
 
 stage_harness() {
-  local ways=("with cuBLASLt and cuDNN where they are found" "own products and attention") i
+  local ways=("with cuBLASLt and cuDNN where they are found" "own products and attention") i quick=()
+  [ -z "$ON_HOST" ] || quick=(BK_TEST_QUICK=1)
   for i in 0 1; do
-    BIRKHOFF_CUDA_BLASLT=$((1 - i)) BIRKHOFF_CUDA_CUDNN=$((1 - i)) check "harness, ${ways[i]}" "$OUT/harness-$i.log" ${ON_HOST:+env BK_TEST_QUICK=1} "$OPS" --device cuda --verbose
+    local switches=("BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}")
+    check 120 "harness, ${ways[i]}" "$OUT/harness-$i.log" "${by_lines[@]}" env "${switches[@]}" "$OPS" --device cuda --verbose || rerun_by_op "${switches[@]}"
     tail -n 2 "$OUT/harness-$i.log" | show
   done
   grep 'worst share' "$OUT/harness-0.log" | show
-  check "post + res and pre have the bits of their parts" "$OUT/harness-bits.log" ${ON_HOST:+env BK_TEST_QUICK=1} "$OPS" --device cuda --like-composed
+  check 120 "post + res and pre have the bits of their parts" "$OUT/harness-bits.log" env "${quick[@]}" "$OPS" --device cuda --like-composed
 }
 
 stage_sanitizer() {
@@ -204,8 +338,8 @@ stage_sanitizer() {
   tool=$(command -v compute-sanitizer) || tool=$(cuda_root 2>/dev/null)/bin/compute-sanitizer
   if [ ! -x "$tool" ]; then skip "compute-sanitizer is not here"; return; fi
   local names=(memcheck racecheck synccheck initcheck) pids=() i
-  for name in "${names[@]}"; do # side by side: they wait for the host more than for the device
-    BK_TEST_QUICK=1 timeout 90 "$tool" --tool "$name" --error-exitcode 9 "$OPS" --device cuda --case 127 >"$OUT/sanitizer-$name.log" 2>&1 &
+  for name in "${names[@]}"; do # side by side: they wait for the host more than for the device. NVIDIA's kernels are not ours to check.
+    BIRKHOFF_CUDA_BLASLT=0 BIRKHOFF_CUDA_CUDNN=0 BK_TEST_QUICK=1 within 90 "$tool" --tool "$name" --error-exitcode 9 "$OPS" --device cuda --case 127 >"$OUT/sanitizer-$name.log" 2>&1 &
     pids+=($!)
   done
   for i in 0 1 2 3; do
@@ -213,7 +347,7 @@ stage_sanitizer() {
     wait "${pids[i]}"
     case $? in
       0) pass "compute-sanitizer $name" ;;
-      124) if grep -q '^========= *\(Invalid\|Error\|Race\|Barrier\|Uninit\)' "$OUT/sanitizer-$name.log"; then fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log"; else skip "compute-sanitizer $name: not done within 90 s"; fi ;;
+      124 | 137) if grep -q '^========= *\(Invalid\|Error\|Race\|Barrier\|Uninit\)' "$OUT/sanitizer-$name.log"; then fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log"; else skip "compute-sanitizer $name: not done within 90 s"; fi ;;
       9) fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log" ;;
       *) if grep -qi '^=========.*\(not supported\|unable to\)' "$OUT/sanitizer-$name.log"; then skip "compute-sanitizer $name: it refuses the device"; else fail "compute-sanitizer $name" "$OUT/sanitizer-$name.log"; fi ;;
     esac
@@ -222,59 +356,65 @@ stage_sanitizer() {
 
 # Text to train on: the caller's, or what is at hand, the sources themselves.
 text() {
-  [ -z "$TEXT" ] || { cp "$TEXT" "$OUT/text.txt"; return; }
-  find core models backends tools tests doc -type f \( -name '*.[ch]' -o -name '*.md' -o -name '*.cu' \) | sort | xargs cat >"$OUT/text.txt"
+  if [ -n "$TEXT" ]; then cp "$TEXT" "$WORK/text.txt"
+  else find core models backends tools tests doc -type f \( -name '*.[ch]' -o -name '*.md' -o -name '*.cu' \) | LC_ALL=C sort | xargs cat >"$WORK/text.txt"
+  fi
+  [ -z "$ON_HOST" ] || { head -c 4000 "$WORK/text.txt" >"$WORK/short.txt" && mv "$WORK/short.txt" "$WORK/text.txt"; }
 }
 losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl"; }
-# worst DIR DIR STEPS: the largest relative difference of two loss curves; 9 where they are not whole
+# worst DIR DIR STEPS UNTIL EVERY: of two loss curves of STEPS steps, the largest relative difference of means of EVERY steps among the first
+# UNTIL; 9 where they are not whole
 worst() {
-  paste <(losses "$1") <(losses "$2") | awk -v steps="$3" 'NF != 2 || $2 <= 0 { bad = 1; next }
-    { d = $1 - $2; if (d < 0) d = -d; if (d > w * $2) w = d / $2; n++ } END { if (bad || n != steps) w = 9; printf "%.3g", w + 0 }'
+  paste <(losses "$1") <(losses "$2") | awk -v steps="$3" -v until="$4" -v every="$5" 'NF != 2 || !($2 > 0) { bad = 1; next }
+    ++n <= until { a += $1; b += $2; if (n % every == 0) { d = a > b ? a - b : b - a; if (!(d <= w * b)) w = d / b; a = b = 0 } }
+    END { if (bad || n != steps) w = 9; printf "%.3g", w + 0 }'
 }
 below() { awk -v x="$1" -v y="$2" 'BEGIN { exit !(x < y) }'; }
 
+# Two right backends drift apart: rounding alone takes two fp32 runs of demo past 1e-3 some time after step 40, and bf16 past 1 % in single
+# steps. So fp32 is compared where they must still be together, and bf16 by means.
 stage_train() {
-  local model=demo steps=100 dtype kind bound
-  [ -z "$ON_HOST" ] || model=tiny steps=5
+  local model=demo steps=100 until=30 every=20 dtype kind sizes=()
+  [ -z "$ON_HOST" ] || model=tiny steps=6 until=5 every=3 sizes=(--seq-len 16 --batch-size 1)
   text
-  local common=(train --model "$model" --data "$OUT/text.txt" --steps "$steps" --set adam_eps=1e-8 gain_every=50)
-  rm -rf "$OUT"/run-*
-  check "$model on cpu" "$OUT/train-cpu.log" "$BIRKHOFF" "${common[@]}" --out "$OUT/run-cpu" --device cpu || return
+  local common=(train --model "$model" --data "$WORK/text.txt" --steps "$steps" "${sizes[@]}" --set adam_eps=1e-8 gain_every=50)
+  rm -rf "$WORK"/run-*
+  check 150 "$model on cpu" "$OUT/train-cpu.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-cpu" --device cpu
   for dtype in fp32 bf16; do
-    check "$model on cuda, $dtype" "$OUT/train-$dtype.log" "$BIRKHOFF" "${common[@]}" --out "$OUT/run-$dtype" --device cuda:0 --dtype $dtype || continue
+    check 120 "$model on cuda, $dtype" "$OUT/train-$dtype.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-$dtype" --device cuda:0 --dtype $dtype || continue
     tail -n 1 "$OUT/train-$dtype.log" | show
-    bound=1e-3
-    [ $dtype = fp32 ] || bound=1e-2
-    kind=$(worst "$OUT/run-$dtype" "$OUT/run-cpu" "$steps")
-    if below "$kind" $bound; then pass "losses of $steps steps, $dtype against fp32 on cpu: within $kind (bound $bound)"; else fail "losses differ by $kind (bound $bound), $dtype"; fi
+    paste <(losses "$WORK/run-$dtype") <(losses "$WORK/run-cpu") >"$OUT/losses-$dtype.txt"
   done
+  [ "$(left)" -gt 0 ] || return
+  kind=$(worst "$WORK/run-fp32" "$WORK/run-cpu" "$steps" "$until" 1)
+  if below "$kind" 1e-3; then pass "losses of steps 1 to $until, fp32 against fp32 on cpu: within $kind (bound 1e-3)"; else fail "losses of steps 1 to $until differ by $kind (bound 1e-3), fp32"; fi
+  kind=$(worst "$WORK/run-bf16" "$WORK/run-cpu" "$steps" "$steps" "$every")
+  if below "$kind" 1e-2; then pass "means of $every losses, bf16 against fp32 on cpu: within $kind (bound 1e-2)"; else fail "means of $every losses differ by $kind (bound 1e-2), bf16"; fi
   for kind in plain hc mhc mhc_lite ihc; do
-    check "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny --device cuda:0 --set residual=$kind
+    check 60 "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny --device cuda:0 --set residual=$kind
   done
 }
 
 stage_bits() {
-  local model=demo steps=20 dtype
-  [ -z "$ON_HOST" ] || model=tiny steps=3
-  [ -f "$OUT/text.txt" ] || text
+  local model=demo steps=20 dtype last other sizes=()
+  local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs' [f]='recompute or not')
+  local -A keys=([a]='' [b]='' [c]='cuda_graph=false' [d]='merge_stream=true' [e]='merge_stream=true cuda_graph=false' [f]='hc_recompute=off')
+  [ -z "$ON_HOST" ] || model=tiny steps=3 sizes=(--seq-len 16 --batch-size 1)
+  [ -f "$WORK/text.txt" ] || text
+  last=$(printf 'step-%06d' $steps)
   for dtype in fp32 bf16; do
-    local common=("$BIRKHOFF" train --model "$model" --data "$OUT/text.txt" --steps $steps --device cuda:0 --dtype $dtype)
-    rm -rf "$OUT"/bits-*
-    "${common[@]}" --out "$OUT/bits-a" >"$OUT/bits.log" 2>&1
-    "${common[@]}" --out "$OUT/bits-b" >>"$OUT/bits.log" 2>&1
-    "${common[@]}" --out "$OUT/bits-c" --set cuda_graph=false >>"$OUT/bits.log" 2>&1
-    "${common[@]}" --out "$OUT/bits-d" --set merge_stream=true >>"$OUT/bits.log" 2>&1
-    "${common[@]}" --out "$OUT/bits-e" --set merge_stream=true cuda_graph=false >>"$OUT/bits.log" 2>&1
-    "${common[@]}" --out "$OUT/bits-f" --set hc_recompute=off >>"$OUT/bits.log" 2>&1
-    local last other
-    local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs' [f]='recompute or not')
-    last=$(printf 'step-%06d' $steps)
-    for other in b c d e f; do
-      if cmp "$OUT/bits-a/$last/model.safetensors" "$OUT/bits-$other/$last/model.safetensors" >>"$OUT/bits.log" 2>&1 &&
-        cmp "$OUT/bits-a/$last/optimizer.safetensors" "$OUT/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits.log" 2>&1; then
+    rm -rf "$WORK"/bits-*
+    for other in a b c d e f; do
+      [ "$(left)" -gt 0 ] || { skip "$dtype: ${what[$other]:-$steps steps}: no time is left of $LIMIT s"; continue; }
+      # shellcheck disable=SC2086
+      within 60 "$BIRKHOFF" train --model "$model" --data "$WORK/text.txt" --steps $steps "${sizes[@]}" --device cuda:0 --dtype $dtype --out "$WORK/bits-$other" \
+        ${keys[$other]:+--set ${keys[$other]}} >"$OUT/bits-$dtype-$other.log" 2>&1 || { fail "$dtype: $steps steps (${what[$other]:-as they are}): exit status $?" "$OUT/bits-$dtype-$other.log"; continue; }
+      [ $other != a ] || continue
+      if cmp "$WORK/bits-a/$last/model.safetensors" "$WORK/bits-$other/$last/model.safetensors" >>"$OUT/bits-$dtype-$other.log" 2>&1 &&
+        cmp "$WORK/bits-a/$last/optimizer.safetensors" "$WORK/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits-$dtype-$other.log" 2>&1; then
         pass "$dtype: $steps steps, ${what[$other]}: the same bits"
       else
-        fail "$dtype: runs a and $other differ" "$OUT/bits.log"
+        fail "$dtype: runs a and $other differ (${what[$other]})" "$OUT/bits-$dtype-$other.log"
       fi
     done
   done
@@ -310,13 +450,28 @@ op_goals() { # LOG TOKENS
   done
 }
 
+# What the card's memory can do as NVIDIA states it, in GB/s; nothing where the name is not known.
+card_gb_per_s() {
+  case $(smi name) in
+    *GH200*) ;; *B200*) echo 8000 ;; *H200*) echo 4800 ;; *H100*PCIe*) echo 2000 ;; *H100*NVL*) echo 3900 ;; *H100*) echo 3350 ;;
+    *A100*80*SXM* | *A100-SXM*80*) echo 2039 ;; *A100*80*) echo 1935 ;; *A100*) echo 1555 ;;
+  esac
+}
+# The roof of what moves memory is a copy by a kernel of our own: a slow one would flatter every share.
+copy_rate() { # LOG OF BENCH OPS
+  local rate card
+  rate=$(sed -n 's/^roof: .*copy.* \([0-9.]*\) GB\/s at [^,]*$/\1/p' "$1") card=$(card_gb_per_s)
+  say "- copy (the roof of what moves memory, a kernel of our own): ${rate:-not measured} GB/s; the card's memory: ${card:-not known to this script}${card:+ GB/s as its maker states it, $(calc "100 * ${rate:-0} / ${card:-1}") %}"
+}
+
 stage_ops() {
   local sizes=("--tokens 32768 --width 7168" "--tokens 4096 --width 2560" "") s tokens
   [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01")
   for s in "${sizes[@]}"; do
     # shellcheck disable=SC2086
-    check "bench ops, bf16, ${s:-its default sizes}" "$OUT/bench.log" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 $s || continue
+    check 120 "bench ops, bf16, ${s:-its default sizes}" "$OUT/bench.log" "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 $s || continue
     show <"$OUT/bench.log"
+    copy_rate "$OUT/bench.log"
     tokens=${s#--tokens } tokens=${tokens%% *}
     [ -z "$s" ] || op_goals "$OUT/bench.log" "$tokens"
   done
@@ -328,13 +483,13 @@ figure() {
 }
 calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
 # Memory of the card; 0 where nobody can say.
-card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null); }
+card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits); }
 
 # What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
 plan_bytes() {
   local residual=$1 batch=$2 model=$3
   shift 3
-  "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
+  within 60 "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
     --set residual="$residual" micro_batch_size="$batch" "$@" >"$OUT/plan.json" 2>&1
   figure "$OUT/plan.json" bytes_total
 }
@@ -363,7 +518,7 @@ bench_model() {
   plain=$(plan_bytes plain "$batch" "$model" "$@")
   below "$(calc "$mhc + $plain" 0)" "$room" || apart=(--apart)
   local step=("$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --model "$model" --batch-size "$batch" --seq-len "$sequence")
-  check "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
+  check 120 "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
     --compare plain "${apart[@]}" --seconds "$step_seconds" --set residual=mhc micro_batch_size="$batch" "$@" || return
   side_line "$log"
   side_line "$log" compare
@@ -372,7 +527,7 @@ bench_model() {
     "$(calc "100 * $(figure "$log" share compare)")" % at-least 35
   goal "$model: memory with mhc over plan" "$(calc "$(figure "$log" bytes_used) / $mhc" 3)" times at-most 1.05
   goal "$model: memory with plain over plan" "$(calc "$(figure "$log" bytes_used compare) / $plain" 3)" times at-most 1.05
-  check "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$OUT/trace-$model.json" \
+  check 60 "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$WORK/trace-$model.json" \
     --set residual=mhc micro_batch_size="$batch" "$@" && show <"$OUT/profile.log"
 }
 
@@ -390,13 +545,13 @@ stage_step() {
 stage_peers() {
   local options=(--rounds 3 --json "$OUT/peers.json") rc
   [ -z "$ON_HOST" ] || options+=(--device cpu --shape 64x64 --rounds 1 --seconds 0 --vocabulary 1000 --copy-bytes 1048576 --sides eager)
-  timeout 300 tests/peers/gpu_run.sh --birkhoff "$BIRKHOFF" "${options[@]}" >"$OUT/peers.txt" 2>"$OUT/peers.log"
+  within 200 tests/peers/gpu_run.sh --birkhoff "$BIRKHOFF" "${options[@]}" >"$OUT/peers.txt" 2>"$OUT/peers.log"
   rc=$?
   [ ! -s "$OUT/peers.txt" ] || show <"$OUT/peers.txt"
   case $rc in
     0) pass "peers: the same ops in PyTorch" ;;
     77) skip "peers: $(tail -n 1 "$OUT/peers.log")" ;;
-    124) skip "peers: not done within 300 s" ;;
+    124 | 137) skip "peers: not done within 200 s" ;;
     *) fail "peers: exit status $rc" "$OUT/peers.log" ;;
   esac
 }
@@ -442,7 +597,7 @@ ncu_table() {
 # Those that this card has; names differ from one generation to the next.
 ncu_metrics() {
   local m known=()
-  "$1" --query-metrics >"$OUT/ncu-metrics.txt" 2>/dev/null
+  within 60 "$1" --query-metrics >"$OUT/ncu-metrics.txt" 2>/dev/null
   for m in "${NCU_METRICS[@]}"; do
     case $m in launch__*) known+=("$m"); continue ;; esac
     grep -q "^ *${m%%.*}\\b" "$OUT/ncu-metrics.txt" && known+=("$m")
@@ -459,32 +614,52 @@ stage_ncu() {
   [ -x "$tool" ] || { skip "ncu: Nsight Compute is not here"; return; }
   [ -z "$ON_HOST" ] || size=(--tokens 64 --width 64)
   kernels=$(connection_kernels) metrics=$(ncu_metrics "$tool")
-  timeout 120 "$tool" --csv --print-kernel-base demangled --kernel-name-base function --kernel-name "regex:^($kernels)$" --metrics "$metrics" \
+  # At the clocks that all else runs at: by default ncu lowers them, and its times are then not those of bench ops.
+  within 120 "$tool" --clock-control none --csv --print-kernel-base demangled --kernel-name-base function --kernel-name "regex:^($kernels)$" --metrics "$metrics" \
     "$BIRKHOFF" bench ops --device cuda:0 --dtype bf16 "${size[@]}" --seconds 0 --op "${ops[@]}" >"$OUT/ncu.csv" 2>"$OUT/ncu.log"
   local rc=$?
   if grep -q 'ERR_NVGPUCTRPERM' "$OUT/ncu.csv" "$OUT/ncu.log"; then skip "ncu: the counters are not open to this user"; return; fi
   ncu_table <"$OUT/ncu.csv" >"$OUT/ncu.md"
   if [ "$(wc -l <"$OUT/ncu.md")" -gt 2 ]; then
     tee -a "$REPORT" <"$OUT/ncu.md"
-    if [ $rc -eq 124 ]; then skip "ncu: not done within 120 s, what there is stands above"; else pass "ncu: $(($(wc -l <"$OUT/ncu.md") - 2)) kernels, ${size[*]}"; fi
-  elif [ $rc -eq 124 ]; then skip "ncu: not done within 120 s"
+    if [ "$rc" -eq 124 ]; then skip "ncu: not done within 120 s, what there is stands above"; else pass "ncu: $(($(wc -l <"$OUT/ncu.md") - 2)) kernels, ${size[*]}"; fi
+  elif [ "$rc" -eq 124 ]; then skip "ncu: not done within 120 s"
   else fail "ncu: no figures, exit status $rc" "$OUT/ncu.log"
   fi
 }
 
 # ---- all of it ----
-begin=$SECONDS
-if [ ! -s "$REPORT" ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
-say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
-say "Command: \`tools/gpu-check.sh --stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
-{ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
-for stage in "${STAGES[@]}"; do
-  say "## $stage"
-  if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
-  case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
-  "stage_$stage"
-done
-say ""
-say "report: ${REPORT#"$PWD"/}, in $((SECONDS - begin)) s"
-say "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+archive() {
+  local name=gpu-check${PART:+-part$PART}.tar.gz run
+  for run in "$WORK"/run-*/metrics.jsonl; do [ ! -f "$run" ] || cp "$run" "$OUT/metrics-$(basename "$(dirname "$run")").jsonl"; done
+  (cd "$OUT" && find . -maxdepth 1 -type f ! -name '*.tar.gz' -print0 | sort -z | tar --null -T - -czf "$name") && echo "archive: $OUT/$name"
+}
+count() { grep -c "^$1\$" "$TALLY"; }
+main() {
+  local stage began
+  : >"$TALLY"
+  if [ ! -s "$REPORT" ] || [ "$PART" = 1 ] || [ ${#STAGES[@]} -eq ${#ALL[@]} ]; then : >"$REPORT"; fi
+  trap archive EXIT # also of a call that is ended
+  stage_pid=''
+  trap 'say "ended by a signal after $SECONDS s"; [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null; exit 1' HUP INT TERM
+  say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
+  say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
+  { within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+  for stage in "${STAGES[@]}"; do
+    say "## $stage"
+    if [ "$(left)" -le 0 ]; then skip "$stage: no time is left of $LIMIT s"; continue; fi
+    if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
+    case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
+    began=$SECONDS
+    (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) & # waited for, so that a signal is heard at once
+    stage_pid=$!
+    wait "$stage_pid" || fail "$stage ended before its end"
+    stage_pid=''
+    say "($stage: $((SECONDS - began)) s)"
+  done
+  say ""
+  say "report: ${REPORT#"$PWD"/}, in $SECONDS s"
+  say "$(count passed) passed, $(count failed) failed, $(count skipped) skipped"
+  if [ "$(count failed)" -eq 0 ] && [ "$(count passed)" -gt 0 ]; then exit 0; else exit 1; fi # not back to the file, which may have changed
+}
+main

@@ -33,20 +33,39 @@ static const char *find_functions(void *library, bk_cublaslt *b) {
   return NULL;
 }
 
-/* Why it does not serve, or NULL. */
-static const char *start(bk_cublaslt *b, const char **opened) {
-  static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so", NULL};
+/* Why the library of that name does not serve, or NULL. */
+static const char *start(bk_cublaslt *b, const char *name, const char **opened) {
+  const char *const names[] = {name, NULL};
   void *library = bk_cuda_library_open(names, opened);
-  if (!library) return "libcublasLt is not found";
+  if (!library) return "it is not found";
   const char *missing = find_functions(library, b);
   if (missing) return missing;
   cublasStatus_t status = b->Create(&b->handle);
   return status == CUBLAS_STATUS_SUCCESS ? NULL : b->GetStatusString(status);
 }
 
+/* The first library that serves: one that opens may be of another CUDA than the driver, and the next may be right. The reason is that of
+ * the first one that is there. */
+static const char *start_any(bk_context *ctx, bk_cublaslt *b, const char **opened) {
+  static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
+  const char *reason = "it is not found", *first = NULL;
+  for (size_t i = 0; i < BK_COUNT(names); i++) {
+    const char *found = NULL, *why = start(b, names[i], &found);
+    if (!why) {
+      *opened = found;
+      return NULL;
+    }
+    if (!found) continue;
+    if (first) bk_debug(ctx, "cuda: %s does not serve either: %s", found, why);
+    else first = found, reason = why;
+  }
+  if (first) *opened = first;
+  return reason;
+}
+
 bk_status bk_cublaslt_open(bk_cuda_device *d) {
   bk_context *ctx = d->base.ctx;
-  const char *opened = "cuBLASLt";
+  const char *opened = "libcublasLt";
   d->blaslt = NULL;
   if (!bk_cuda_switch(ctx, "BIRKHOFF_CUDA_BLASLT", true)) {
     bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_BLASLT=0: our own kernels serve the dense products", d->ordinal);
@@ -54,7 +73,7 @@ bk_status bk_cublaslt_open(bk_cuda_device *d) {
   }
   bk_cublaslt *b = bk_alloc(ctx, sizeof *b);
   if (!b) return BK_ERR_MEMORY;
-  const char *reason = start(b, &opened);
+  const char *reason = start_any(ctx, b, &opened);
   if (reason) {
     bk_debug(ctx, "cuda:%d: our own kernels serve the dense products, %s does not: %s", d->ordinal, opened, reason);
     bk_free(ctx, b);

@@ -185,6 +185,13 @@ static bk_status stream_capture_begin(bk_stream *stream) {
   return BK_OK;
 }
 
+/* Nodes keep the priorities of the streams they were captured from only where that is asked for; drivers before CUDA 11.7 refuse it. */
+static cudaError_t instantiate(cudaGraphExec_t *exec, cudaGraph_t graph) {
+  if (cudaGraphInstantiate(exec, graph, cudaGraphInstantiateFlagUseNodePriority) == cudaSuccess) return cudaSuccess;
+  (void)cudaGetLastError();
+  return cudaGraphInstantiate(exec, graph, 0);
+}
+
 /* Whatever comes out, the capture has ended: while one is under way the thread may not wait or allocate. */
 static bk_status stream_capture_end(bk_stream *stream, void **graph) {
   bk_cuda_stream *s = of(stream);
@@ -198,7 +205,7 @@ static bk_status stream_capture_end(bk_stream *stream, void **graph) {
   s->capturing = false;
   BK_TRY(enter(stream));
   BK_TRY(check(stream, cudaStreamEndCapture(s->stream, &captured), "ending a capture"));
-  cudaError_t error = cudaGraphInstantiate(&exec, captured, 0);
+  cudaError_t error = instantiate(&exec, captured);
   (void)cudaGraphDestroy(captured);
   BK_TRY(check(stream, error, "making a graph of what was captured"));
   *graph = exec;

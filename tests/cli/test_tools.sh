@@ -132,7 +132,10 @@ refused 2 'line 1' "no step" "$BIRKHOFF" compare broken.jsonl broken.jsonl
 
 # ---- bench ----
 ok "bench ops" "$BIRKHOFF" bench ops --seconds 0 --tokens 16 --width 64 --json
-equal "every op" "$(json ops/#)" "$(grep -c '^  X(' "$TOP_SRCDIR/core/runtime/op.h")"
+equal "every op, attention in two shapes" "$(json ops/#)" "$(($(grep -c '^  X(' "$TOP_SRCDIR/core/runtime/op.h") + 2))"
+for op in attention attention_bwd; do
+  holds "$op: heads of 192 and 128" "$(json ops/op=${op}_192/gflop_per_s) > 0"
+done
 for key in seconds gb_per_s share; do holds "gemm: $key" "$(json ops/op=gemm/$key) > 0"; done
 ok "one op, on ref" "$BIRKHOFF" bench ops --op sinkhorn --seconds 0 --tokens 8 --device ref
 has "a line" '^sinkhorn ' out

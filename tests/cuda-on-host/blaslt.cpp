@@ -2,7 +2,7 @@
  * the library documents them, and what it has no algorithm for (bf16 whose addresses or columns are not multiples of 4 bytes) is
  * refused by the heuristic, so that the way around it is taken. Where k is long and the workspace allows it k is cut, as the
  * library does; the partial sums are kept as the allowed reduction scheme says, so that a scheme that rounds too often shows.
- *   BK_CUDA_BLASLT   no: the library is not here (library.cpp); broken: it cannot start; failing: products fail */
+ *   BK_CUDA_BLASLT   no: the library is not here (library.cpp); stale: one that cannot start is found before it (library.cpp); broken: it cannot start; failing: products fail */
 #include <cublasLt.h>
 
 #include "tensor/tensor.h"

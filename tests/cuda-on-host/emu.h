@@ -11,6 +11,8 @@ constexpr uint32_t bk_emu_shared_base = 128;
 bool bk_emu_is_shared(const void *p, int bytes); /* dynamic, of the running block */
 unsigned char *bk_emu_shared_at(uint32_t address, int bytes);
 void bk_emu_sync_warpgroup(); /* meets the 128 threads of the current one */
+/* Bytes of a kernel's __shared__ variables (shared.cpp). */
+size_t bk_emu_static_shared(const void *kernel);
 /* fibre.cpp to wgmma.cpp */
 void bk_emu_wgmma_start_block(size_t shared_bytes);
 void bk_emu_wgmma_end_thread();

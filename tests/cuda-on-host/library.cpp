@@ -18,9 +18,16 @@ const entry blaslt[] = {
   ENTRY(cublasLtMatmulPreferenceCreate), ENTRY(cublasLtMatmulPreferenceDestroy), ENTRY(cublasLtMatmulPreferenceSetAttribute),
   {nullptr, nullptr}};
 
-bool hidden(const char *variable) {
-  const char *text = getenv(variable);
-  return text && strcmp(text, "no") == 0;
+cublasStatus_t no_handle(cublasLtHandle_t *) { return CUBLAS_STATUS_NOT_INITIALIZED; }
+const entry stale[] = {{"cublasLtCreate", reinterpret_cast<void *>(no_handle)}}; /* what it has not, the other one has */
+
+bool blaslt_is(const char *kind) {
+  const char *text = getenv("BK_CUDA_BLASLT");
+  return text && strcmp(text, kind) == 0;
+}
+const void *blaslt_named(const char *name) {
+  if (strcmp(name, "libcublasLt.so.13") == 0 && blaslt_is("stale")) return stale;
+  return strcmp(name, "libcublasLt.so.12") == 0 && !blaslt_is("no") ? blaslt : nullptr;
 }
 
 } // namespace
@@ -28,14 +35,16 @@ bool hidden(const char *variable) {
 /* The library is its list of functions. */
 extern "C" void *bk_cuda_library_open(const char *const *names, const char **opened) {
   for (; *names; names++)
-    if (strcmp(*names, "libcublasLt.so.12") == 0 && !hidden("BK_CUDA_BLASLT")) {
+    if (const void *library = blaslt_named(*names)) {
       *opened = *names;
-      return const_cast<entry *>(blaslt);
+      return const_cast<void *>(library);
     }
   return nullptr;
 }
 
 extern "C" void *bk_cuda_library_symbol(void *library, const char *name) {
+  if (library == stale && strcmp(name, stale->name) == 0) return stale->function;
+  if (library == stale) library = const_cast<entry *>(blaslt);
   for (const entry *e = static_cast<const entry *>(library); e->name; e++)
     if (strcmp(e->name, name) == 0) return e->function;
   return nullptr;

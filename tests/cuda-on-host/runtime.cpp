@@ -7,7 +7,8 @@
  *   BK_CUDA_MEMORY   bytes of device memory (16 GiB)
  *   BK_CUDA_FAULT    TEXT: a kernel whose name contains TEXT faults on the device
  *   BK_CUDA_CAPTURE  fail: captures are invalidated at their end
- *   BK_CUDA_CAPABILITY  compute capability of the device, 80 or 90 (80)
+ *   BK_CUDA_CAPABILITY  compute capability of the device, 80, 90 or 100 (80): its limits of shared memory, and what it can do
+ *   BK_CUDA_GRAPH    plain: graphs are made without flags only, as before CUDA 11.7; priority: only with priorities of their nodes
  *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) and of streams */
 #include <sys/mman.h>
 #include <time.h>
@@ -36,6 +37,7 @@ cudaError_t last_error, sticky;
 thread_local int current_device;
 std::map<void *, size_t> device_memory, pinned_memory;
 size_t device_used;
+std::map<const void *, size_t> allowed; /* dynamic shared memory that a kernel was allowed by cudaFuncSetAttribute */
 
 const char *setting(const char *name, const char *otherwise) {
   const char *text = getenv(name);
@@ -43,6 +45,10 @@ const char *setting(const char *name, const char *otherwise) {
 }
 bool driver_is(const char *kind) { return strcmp(setting("BK_CUDA_DRIVER", "good"), kind) == 0; }
 size_t memory_total() { return strtoull(setting("BK_CUDA_MEMORY", "17179869184"), nullptr, 10); }
+int capability() { return driver_is("ancient") ? 70 : atoi(setting("BK_CUDA_CAPABILITY", "80")); }
+/* Shared memory that a block may have, static and dynamic together: without asking, and on this device when it asks. */
+constexpr size_t shared_plain = 48 << 10;
+size_t shared_most() { return capability() >= 90 ? 227 << 10 : 163 << 10; }
 double now() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -122,14 +128,17 @@ uint64_t bk_emu_seed() { return strtoull(setting("BK_CUDA_SEED", "0"), nullptr, 
 
 void bk_emu_enqueue(cudaStream_t stream, work_fn work) { give(submit(stream, std::move(work))); }
 
-void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, work_fn body) {
+void bk_emu_launch(const char *kernel, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, work_fn body) {
   size_t threads = (size_t)block.x * block.y * block.z;
   if (!threads || threads > 1024 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64) {
     fprintf(stderr, "cuda-on-host: kernel %s: grid %u,%u,%u of blocks %u,%u,%u\n", kernel, grid.x, grid.y, grid.z, block.x, block.y, block.z);
     give(cudaErrorInvalidConfiguration);
     return;
   }
-  if (shared > 232448) {
+  const size_t fixed = bk_emu_static_shared(function), asked = allowed.count(function) ? allowed[function] : 0;
+  if (asked ? shared > asked : shared + fixed > shared_plain) {
+    fprintf(stderr, "cuda-on-host: kernel %s: %zu bytes of dynamic shared memory and %zu of static; it was allowed %zu %s\n", kernel, shared, fixed,
+            asked ? asked : shared_plain, asked ? "of dynamic" : "of both");
     give(cudaErrorInvalidValue);
     return;
   }
@@ -225,11 +234,10 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *props, int device) {
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
   (void)device;
-  const int capability = driver_is("ancient") ? 70 : atoi(setting("BK_CUDA_CAPABILITY", "80"));
   switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor: *value = capability / 10; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = capability % 10; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = capability >= 90 ? 232448 : 166912; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = capability() / 10; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = capability() % 10; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = (int)shared_most(); break;
     default: return give(cudaErrorInvalidValue);
   }
   return cudaSuccess;
@@ -392,7 +400,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
-  (void)flags;
+  const char *kind = setting("BK_CUDA_GRAPH", "");
+  if (flags & ~(unsigned long long)cudaGraphInstantiateFlagUseNodePriority) return give(cudaErrorInvalidValue);
+  if (flags ? strcmp(kind, "plain") == 0 : strcmp(kind, "priority") == 0) return give(cudaErrorInvalidValue);
   *exec = new CUgraphExec_st{graph->work};
   return cudaSuccess;
 }
@@ -451,8 +461,9 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEve
 }
 
 cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute attribute, int value) {
-  (void)function;
-  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value > 232448) return give(cudaErrorInvalidValue);
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  if (value < 0 || (size_t)value + bk_emu_static_shared(function) > shared_most()) return give(cudaErrorInvalidValue);
+  allowed[function] = (size_t)value;
   return cudaSuccess;
 }
 

@@ -64,8 +64,9 @@ extern bk_emu_state bk_emu;
 #define BK_SHARED_DYNAMIC(type, name) type *name = reinterpret_cast<type *>(bk_emu.shared)
 /* Enqueues the kernel with copies of its arguments. */
 #define BK_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  bk_emu_launch(#kernel, grid, block, shared_bytes, stream, bk_emu_bind(kernel, __VA_ARGS__))
-void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, std::function<void()> body);
+  bk_emu_launch(#kernel, bk_emu_address(kernel), grid, block, shared_bytes, stream, bk_emu_bind(kernel, __VA_ARGS__))
+void bk_emu_launch(const char *kernel, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, std::function<void()> body);
+template <class... P> const void *bk_emu_address(void (*kernel)(P...)) { return reinterpret_cast<const void *>(kernel); }
 /* The arguments are converted to the kernel's parameter types now, as a launch does. */
 template <class... P, class... A> std::function<void()> bk_emu_bind(void (*kernel)(P...), A... arguments) {
   return std::bind(kernel, static_cast<P>(arguments)...);

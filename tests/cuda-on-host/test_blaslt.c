@@ -79,6 +79,15 @@ START_TEST(without) {
 }
 END_TEST
 
+/* A library that opens and cannot start is not the end of the search. */
+START_TEST(stale_library_first) {
+  setenv("BK_CUDA_BLASLT", "stale", 1);
+  open_device();
+  expect_row(product(BK_BF16, BK_BF16, BK_BF16), "cuda_gemm_cublaslt");
+  close_device();
+}
+END_TEST
+
 /* Planned for aligned operands; at launch one of them lies an element further. */
 START_TEST(misplaced) {
   const bk_dtype dtype = _i / 3 ? BK_F32 : BK_BF16;
@@ -123,6 +132,7 @@ int main(void) {
   tcase_add_checked_fixture(tests, unit_open, unit_close);
   tcase_add_test(tests, rows);
   tcase_add_loop_test(tests, without, 0, 3);
+  tcase_add_test(tests, stale_library_first);
   tcase_add_loop_test(tests, misplaced, 0, 6);
   tcase_add_test(tests, failing);
   suite_add_tcase(suite, tests);

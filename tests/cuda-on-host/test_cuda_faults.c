@@ -239,7 +239,7 @@ END_TEST
 
 /* ---- capture ---- */
 
-START_TEST(capture_replays) {
+static void expect_replays(void) {
   void *graph = NULL;
   work w;
   work_open(&w);
@@ -263,6 +263,17 @@ START_TEST(capture_replays) {
   stream->ops->graph_destroy(stream, graph);
   stream->ops->graph_destroy(stream, NULL);
   work_close(&w);
+}
+
+START_TEST(capture_replays) { expect_replays(); }
+END_TEST
+
+/* Graphs are asked to keep their nodes' priorities, and made without where that is refused. */
+START_TEST(graphs_keep_priorities) {
+  set("BK_CUDA_GRAPH", "priority");
+  expect_replays();
+  set("BK_CUDA_GRAPH", "plain");
+  expect_replays();
 }
 END_TEST
 
@@ -523,7 +534,8 @@ END_TEST
 int main(void) {
   const TTest *const absent_tests[] = {driver_absent, driver_too_old, driver_without_devices, device_too_old, device_numbers};
   const TTest *const device_tests[] = {out_of_memory, pinned_memory, buffers_start_as_zeros, events,          query_tells,     priorities_are_clamped,
-                                       two_streams,   capture_replays, capture_fails,        capture_misused, capture_abandoned};
+                                       two_streams,   capture_replays, capture_fails,        capture_misused, capture_abandoned,
+                                       graphs_keep_priorities};
   const TTest *const fault_tests[] = {fault_of_one_op,      fault_among_several,     fault_among_many,     fault_met_by_a_download,
                                       fault_met_by_a_query, fault_on_another_stream, fault_amid_a_capture, fault_in_a_graph};
   const TTest *const synchronous_tests[] = {capture_replays, synchronous_fault_names_the_op};

@@ -242,7 +242,8 @@ static void rebuild_cases(harness *h) {
   static const rebuild cases[] = {
       {1, false, false, 3, 4, 31},   {2, true, true, 5, 4, 31},     {5, true, false, 3, 4, 128},   {8, true, false, 3, 8, 64},
       {8, false, false, 3, 1, 31},   {5, false, false, 3, 4, 128},  {4, true, true, 13, 4, 136},   {3, true, false, 2, 3, 264},
-      {2, true, false, 2, 4, 2560},  {3, true, false, 2, 8, 1304},  {2, true, false, 1, 2, 2051},  {2, false, true, 2, 6, 2052}};
+      {2, true, false, 2, 4, 2560},  {3, true, false, 2, 8, 1304},  {2, true, false, 1, 2, 2051},  {2, false, true, 2, 6, 2052},
+      {2, true, false, 1, 4, 5760},  {2, true, false, 1, 4, 11520}}; /* fp32 and bf16: 48 KB of a block's shared memory in rows, and maps */
   for (size_t i = 0; i < BK_COUNT(cases) && !h->roof; i++) rebuild_case(h, &cases[i]);
   if (h->roof) rebuild_case(h, &(rebuild){4, true, false, harness_tokens[HARNESS_WORKING], 4, 2560});
 }

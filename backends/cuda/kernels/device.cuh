@@ -177,9 +177,10 @@ static inline dim3 bk_block_for(int64_t columns, unsigned threads) {
   while (x < columns && x < threads) x *= 2;
   return dim3(x, threads / x);
 }
-/* Allows a kernel so many bytes of dynamic shared memory; nothing to do for what every kernel has. */
+/* Allows a kernel so many bytes of dynamic shared memory, whatever a launch takes of them. Every kernel has 48 KB, its __shared__ variables
+ * among them: 16 KB are left to these. */
 template <class K> static inline void bk_allow_shared(K *kernel, int bytes) {
-  if (bytes > (48 << 10)) (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (bytes > (32 << 10)) (void)cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 /* Calls `call<float>` or `call<bk_bf16>` by the storage type: BK_BY_STORAGE(t->dtype, launch_it, (arguments)). */
 #define BK_BY_STORAGE(dtype, function, arguments) ((dtype) == BK_BF16 ? function<bk_bf16> arguments : function<float> arguments)

@@ -148,7 +148,7 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
 template <class T, int N, int PACKED, bool MIX> void start(bk_stream *stream, const operands<T> &o, int64_t tokens) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
   const unsigned threads = bk_hc_token_threads(o.width / V, most_threads), bytes = 2 * kept * threads * V * (unsigned)sizeof(T);
-  bk_allow_shared(rebuild_kernel<T, V, N, MIX>, bytes > (48u << 10) ? (int)(2 * kept * most_threads * V * sizeof(T)) : 0); /* one limit for all widths */
+  bk_allow_shared(rebuild_kernel<T, V, N, MIX>, (int)(2 * kept * most_threads * V * sizeof(T))); /* one limit for all widths */
   BK_LAUNCH((rebuild_kernel<T, V, N, MIX>), (unsigned)tokens, threads, bytes, bk_cuda_raw(stream), o);
 }
 

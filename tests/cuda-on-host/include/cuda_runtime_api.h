@@ -44,6 +44,7 @@ enum cudaDeviceAttr {
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+#define cudaGraphInstantiateFlagUseNodePriority 8
 #define cudaStreamNonBlocking 1
 #define cudaHostAllocDefault 0
 #define cudaEventDisableTiming 2
