@@ -3,9 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/config_priv.h"
 #include "models/checkpoint_priv.h"
 
 #define STEP_PREFIX "step-"
+#define JSON_BYTES_MAX ((size_t)16 << 20)
 
 size_t bk_checkpoint_staging(void) { return (size_t)BK_CHECKPOINT_CHUNK * sizeof(double); }
 
@@ -62,16 +64,36 @@ static bk_status add_lack(bk_context *ctx, char **lack, char *more) {
   return both ? BK_OK : BK_ERR_MEMORY;
 }
 
-static bk_status add_file_lack(bk_context *ctx, const char *path, const char *name, char **lack) {
+/* What is wrong with a small JSON file, NULL: nothing; only what a crash or an unfinished copy leaves is looked for. */
+static bk_status json_lack(bk_context *ctx, const char *file, const char **lack) {
   int kind = -1;
   uint64_t bytes = 0;
+  char *text = NULL;
+  size_t length;
+  bool whole = true;
+  BK_TRY(bk_path_kind(ctx, file, &kind));
+  *lack = kind < 0 ? "missing" : kind > 0 ? "not a regular file" : NULL;
+  if (*lack) return BK_OK;
+  BK_TRY(bk_file_size(ctx, file, &bytes));
+  if (bytes == 0 || bytes > JSON_BYTES_MAX) {
+    *lack = bytes == 0 ? "empty" : NULL; /* one that is too long is refused where it is read */
+    return BK_OK;
+  }
+  BK_TRY(bk_file_read_all(ctx, file, JSON_BYTES_MAX, &text, &length));
+  bk_status status = bk_json_whole(ctx, file, text, length, &whole);
+  bk_free(ctx, text);
+  if (!whole) *lack = "cut short or damaged";
+  return status;
+}
+
+static bk_status add_file_lack(bk_context *ctx, const char *path, const char *name, char **lack) {
+  const char *what = NULL;
   char *file = bk_path_join(ctx, path, name);
-  bk_status status = file ? bk_path_kind(ctx, file, &kind) : BK_ERR_MEMORY;
-  if (status == BK_OK && kind == 0) status = bk_file_size(ctx, file, &bytes);
+  bk_status status = file ? json_lack(ctx, file, &what) : BK_ERR_MEMORY;
   bk_free(ctx, file);
   BK_TRY(status);
-  if (bytes > 0 || kind > 0) return BK_OK;
-  char *more = bk_format(ctx, "%s is %s", name, kind < 0 ? "missing" : "empty");
+  if (!what) return BK_OK;
+  char *more = bk_format(ctx, "%s is %s", name, what);
   return more ? add_lack(ctx, lack, more) : BK_ERR_MEMORY;
 }
 

@@ -86,6 +86,8 @@ static bk_status bytes_to_tokens(run_state *r, const text *given) {
 static bk_status ids_to_tokens(run_state *r, text *given) {
   bk_context *ctx = r->s->ctx;
   static const char between[] = ", \t\r\n";
+  if (given->count && memchr(given->bytes, '\0', given->count))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "--prompt-tokens: there is a NUL in it; expected token ids with commas between");
   BK_TRY(append(r->s, given, "", 1)); /* ends it for strtok_r */
   r->prompt = bk_alloc_array(ctx, given->count / 2 + 1, sizeof *r->prompt);
   if (!r->prompt) return BK_ERR_MEMORY;

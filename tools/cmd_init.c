@@ -66,6 +66,7 @@ static bk_status run(cli_session *s) {
   if (status == BK_OK) status = bk_checkpoint_save(model, NULL, out);
   bk_model_destroy(model);
   BK_TRY(status);
+  s->on_disk = out;
   if (s->json) return cli_print_json(s, json_pack("{s:s}", "checkpoint", out));
   printf("%s\n", out);
   return cli_flush_stdout(s);

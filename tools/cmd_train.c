@@ -89,7 +89,10 @@ static bk_status lock_out(train_run *r) {
   return kind == 1 ? run_lock_take(r->s->ctx, r->out, &r->lock) : run_lock_check(r->s->ctx, r->out);
 }
 
+/* --resume is no advice where no checkpoint is whole: then that is said, by who looks for it. */
 static bk_status fail_taken(const train_run *r, int64_t newest) {
+  int64_t whole;
+  BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, BK_CHECKPOINT_RESUME, &whole));
   return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out", r->out, (long long)newest);
 }
 

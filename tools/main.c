@@ -14,9 +14,14 @@ static const cli_command *const commands[] = {&cli_train, &cli_eval,    &cli_gen
 
 static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
 
+/* Messages quote files and arguments, which are untrusted: no terminal codes. */
 static void log_to_stderr(void *user, bk_log_level level, const char *message) {
   (void)user;
-  fprintf(stderr, "birkhoff: %s: %s\n", level_names[level], message);
+  flockfile(stderr);
+  fprintf(stderr, "birkhoff: %s: ", level_names[level]);
+  for (const char *c = message; *c; c++) putc((unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c, stderr);
+  putc('\n', stderr);
+  funlockfile(stderr);
 }
 
 static void print_usage(FILE *to) {

@@ -15,7 +15,7 @@ const char *cli_residual_name(int kind) {
 bk_status cli_flush_stdout(cli_session *s) {
   if (fflush(stdout) == 0 && !ferror(stdout)) return BK_OK;
   if (!s->on_disk) return bk_fail(s->ctx, BK_ERR_IO, "cannot write to standard output");
-  if (!s->stdout_failed) bk_warn(s->ctx, "cannot write to standard output; the run itself is whole, in %s", s->on_disk);
+  if (!s->stdout_failed) bk_warn(s->ctx, "cannot write to standard output; what was made is whole, in %s", s->on_disk);
   s->stdout_failed = true;
   return BK_OK;
 }

@@ -67,10 +67,37 @@ static bk_status check_stored(train_run *r, int64_t step) {
   return bk_fail(r->s->ctx, status, "step %lld left %s: not finite, not saved", (long long)step, suspect.what);
 }
 
+/* A file or folder that lies where a step is to be saved (an unfinished checkpoint that was passed over, a half-copied one) is not deleted:
+ * it moves to the first of NAME.aside, NAME.aside.2, ... that is free. Links whose target is missing count as absent. */
+static bk_status make_way(train_run *r, const char *path) {
+  bk_context *ctx = r->s->ctx;
+  int kind;
+  BK_TRY(bk_path_kind(ctx, path, &kind));
+  bk_status status = BK_OK;
+  for (int i = 1; kind >= 0 && status == BK_OK; i++) {
+    char *aside = i == 1 ? bk_format(ctx, "%s.aside", path) : bk_format(ctx, "%s.aside.%d", path, i);
+    int taken = 0;
+    status = aside ? bk_path_kind(ctx, aside, &taken) : BK_ERR_MEMORY;
+    if (status == BK_OK && taken < 0) {
+      int rc = ctx->fs.rename(ctx->fs.user, path, aside);
+      if (rc < 0) status = bk_fail(ctx, BK_ERR_IO, "%s lies where a checkpoint is to be saved and cannot be moved aside: %s", path, strerror(-rc));
+      else bk_warn(ctx, "%s lay where a checkpoint is to be saved; it is now %s", path, aside);
+      kind = -1;
+    }
+    bk_free(ctx, aside);
+  }
+  return status;
+}
+
 static bk_status write_checkpoint(train_run *r, int64_t step) {
   bk_context *ctx = r->s->ctx;
   char *path = bk_checkpoint_step_path(ctx, r->out, step);
   if (!path) return BK_ERR_MEMORY;
+  bk_status made = make_way(r, path);
+  if (made != BK_OK) {
+    bk_free(ctx, path);
+    return made;
+  }
   bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = bk_trainer_tokens_done(r->trainer),
                             .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
   bk_status status = bk_checkpoint_save(r->model, &state, path);
@@ -190,6 +217,10 @@ static void end_not_finite(train_run *r) {
   find_good(r);
   if (start_is_bad(r, refusal)) {
     fprintf(stderr, "birkhoff: there is no good checkpoint, and the weights that this run began with, %s, give what is not finite: begin with others\n", r->from);
+    return;
+  }
+  if (!r->saved_step && r->resumed_step) {
+    fprintf(stderr, "birkhoff: there is no good checkpoint left, what this run went on from was at fault: begin again with --model or --init and another --out\n");
     return;
   }
   if (!refusal || refusal->again) snprintf(more, sizeof more, " --lr %g", r->recipe.lr / 2);

@@ -50,9 +50,8 @@ bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, 
 
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
   bk_file *file;
-  int rc = ctx->fs.open_read(ctx->fs.user, path, &file);
-  if (rc < 0) return io_fail(ctx, "open", path, rc);
-  rc = ctx->fs.size(ctx->fs.user, file, bytes);
+  BK_TRY(bk_file_open(ctx, path, &file));
+  int rc = ctx->fs.size(ctx->fs.user, file, bytes);
   ctx->fs.close(ctx->fs.user, file);
   return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
 }

@@ -49,6 +49,11 @@ static void read_architectures(bk_context *ctx, const char *origin, const json_t
   size_t i;
   if (!list || json_is_null(list) || (json_is_array(list) && json_array_size(list) == 0)) return;
   n->given = true;
+  if (json_is_string(list)) { /* one name without its list */
+    if (is_one_of(list, our_architectures)) n->ours = true;
+    else n->architecture = list;
+    return;
+  }
   const json_t *odd = json_is_array(list) ? NULL : list;
   json_array_foreach(list, i, entry) {
     if (!json_is_string(entry)) odd = odd ? odd : entry;
@@ -95,6 +100,8 @@ typedef struct sibling {
   const char *why;
 } sibling;
 
+static const char layer_types[] = "layer_types";
+
 static const sibling siblings[] = {
     {{"index_topk", "index_n_heads", "index_head_dim"}, "null", "no sparse attention is built"},
     {{"sliding_window", "attention_chunk_size"}, "null", "attention looks at all earlier tokens"},
@@ -109,22 +116,45 @@ static const sibling siblings[] = {
     {{"attention_multiplier", "scale_emb", "scale_depth"}, "null", "there are no such factors"},
     {{"attn_logit_softcapping", "final_logit_softcapping"}, "null", "scores and logits are not capped"},
     {{"clip_qkv", "swiglu_limit"}, "null", "activations are not clipped"},
+    {{"mlp_only_layers"}, "[]", "every layer past first_k_dense_replace has experts"},
+    {{"decoder_sparse_step", "interleave_moe_layer_step", "logit_scale"}, "1", "there are no such steps or factors"},
+    {{"alibi", "parallel_attn", "attn_output_gate", "use_parallel_residual"}, "false", "attention has no such form"},
+    {{"use_mla"}, "true", "attention compresses keys and values"},
 };
+
+/* A window that is switched off is none. */
+static bool is_off(const json_t *root, const char *key) {
+  return strcmp(key, "sliding_window") == 0 && json_is_false(json_object_get(root, "use_sliding_window"));
+}
 
 static bool is_harmless(const sibling *s, const json_t *value) {
   double wanted;
   if (!value || json_is_null(value)) return true;
+  if (strcmp(s->harmless, "[]") == 0) return json_is_array(value) && json_array_size(value) == 0;
+  if (strcmp(s->harmless, "true") == 0) return json_is_true(value);
   if (strcmp(s->harmless, "false") == 0) return json_is_false(value);
   return json_is_number(value) && bk_parse_double(s->harmless, &wanted) && json_number_value(value) == wanted;
 }
 
+/* Newer files name the kind of each layer's attention. */
+static bk_status check_layer_types(bk_context *ctx, const char *origin, const json_t *root) {
+  const json_t *list = json_object_get(root, layer_types), *kind;
+  size_t i;
+  char text[BK_JSON_SHOWN];
+  if (!list || json_is_null(list)) return BK_OK;
+  json_array_foreach(list, i, kind)
+    if (!json_is_string(kind) || strcmp(json_string_value(kind), "full_attention") != 0)
+      return bk_fail(ctx, BK_ERR_CONFIG, "%s: layer_types must hold full_attention alone, not %s: no other attention is built", origin, bk_json_shown(kind, text));
+  return json_is_array(list) ? BK_OK : bk_fail(ctx, BK_ERR_CONFIG, "%s: layer_types must be a list, not %s", origin, bk_json_kind(list));
+}
+
 bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const json_t *root) {
-  bk_status status = BK_OK;
+  bk_status status = check_layer_types(ctx, origin, root);
   for (size_t i = 0; i < BK_COUNT(siblings); i++) {
     const sibling *s = &siblings[i];
     char found[LIST_TEXT] = "";
     for (size_t k = 0; k < BK_COUNT(s->keys) && s->keys[k]; k++)
-      if (!is_harmless(s, json_object_get(root, s->keys[k]))) add_name(found, s->keys[k]);
+      if (!is_off(root, s->keys[k]) && !is_harmless(s, json_object_get(root, s->keys[k]))) add_name(found, s->keys[k]);
     if (found[0])
       status = bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be absent or %s: %s", origin, found, s->harmless, s->why);
   }
@@ -132,6 +162,7 @@ bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const js
 }
 
 bool bk_config_is_sibling_key(const char *key) {
+  if (strcmp(key, layer_types) == 0) return true;
   for (size_t i = 0; i < BK_COUNT(siblings); i++)
     for (size_t k = 0; k < BK_COUNT(siblings[i].keys) && siblings[i].keys[k]; k++)
       if (strcmp(siblings[i].keys[k], key) == 0) return true;

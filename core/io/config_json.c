@@ -22,6 +22,15 @@ typedef struct document {
   json_t *root;
 } document;
 
+bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes, bool *whole) {
+  json_t *root = NULL;
+  json_error_t unused;
+  bk_status status = bk_json_try(ctx, origin, text, bytes, &root, &unused);
+  json_decref(root);
+  *whole = status == BK_OK;
+  return status == BK_ERR_DATA ? BK_OK : status;
+}
+
 static bk_status load(document *doc, const char *json, size_t bytes) {
   BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
@@ -197,7 +206,7 @@ static bool is_end_token(const json_t *value) { return json_is_integer(value) &&
 static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
   json_t *value = json_object_get(doc->root, "eos_token_id");
   char given[BK_JSON_SHOWN];
-  if (!value || json_is_null(value)) return BK_OK;
+  if (!value || json_is_null(value) || (json_is_integer(value) && json_integer_value(value) == -1)) return BK_OK; /* -1: some write it for none */
   size_t count = json_is_array(value) ? json_array_size(value) : 1;
   if (count > BK_END_TOKENS)
     return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id lists %zu tokens, at most %d can be", doc->origin, count, BK_END_TOKENS);
@@ -205,7 +214,7 @@ static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
     json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
     if (!is_end_token(id))
       return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id must be an integer that is not negative, a list of at most %d of them, or null; "
-                     "it %s %s", doc->origin, BK_END_TOKENS, id == value ? "is" : "holds", bk_json_shown(id, given));
+                     "it %s %s%s", doc->origin, BK_END_TOKENS, id == value ? "is" : "holds", json_is_string(id) ? "the string " : "", bk_json_shown(id, given));
     m->eos_token_id[i] = json_integer_value(id);
   }
   m->n_eos_token_ids = (int)count;

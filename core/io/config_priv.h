@@ -41,6 +41,8 @@ static inline int bk_option_enum(const bk_option *o, const void *config) {
  * looked at, and only rules all of whose keys are there. */
 bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m, bk_option_set known);
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t);
+/* Whether a text is JSON at all; nothing is logged but want of memory. For who must know without reading: models/ sees no JSON library. */
+bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes, bool *whole);
 /* Hugging Face's DeepseekV3Config defaults (transformers 5.23), residual plain, and design.md section 3's for hc_*. */
 extern const bk_model_config bk_model_config_absent;
 

@@ -86,13 +86,15 @@ static bk_status read_at(const source *s, bk_file *file, uint64_t begin, void *d
 /* By a sample of the beginning: what the name promises is looked for in the contents. */
 static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
   static const bk_wanted wanted[] = {[1] = BK_WANTED_TEXT, [2] = BK_WANTED_UINT16, [4] = BK_WANTED_UINT32};
+  bk_wanted kind = wanted[s->width];
   char words[BK_RECOGNISE_TEXT];
+  if (kind == BK_WANTED_UINT16 && s->options->data_dtype != 0) kind = BK_WANTED_UINT16_SAID;
   size_t count = size < BK_RECOGNISE_SAMPLE ? (size_t)size : BK_RECOGNISE_SAMPLE;
   if (size == 0) return bk_fail(s->ctx, BK_ERR_DATA, "%s: the file is empty", s->path);
   unsigned char *sample = bk_alloc(s->ctx, count);
   if (!sample) return BK_ERR_MEMORY;
   bk_status status = read_at(s, file, 0, sample, count);
-  if (status == BK_OK && bk_recognise(sample, count, size, wanted[s->width], words, sizeof words))
+  if (status == BK_OK && bk_recognise(sample, count, size, kind, words, sizeof words))
     status = bk_fail(s->ctx, BK_ERR_DATA, "%s is %s", s->path, words);
   bk_free(s->ctx, sample);
   return status;

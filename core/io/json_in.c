@@ -28,12 +28,21 @@ bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, s
   return none ? BK_ERR_DATA : no_memory(ctx, origin);
 }
 
+/* Past the mark that some editors put in front of UTF-8. */
+static size_t mark_length(const char *text, size_t bytes) {
+  static const char mark[] = "\xef\xbb\xbf";
+  return bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
+}
+
+bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error) {
+  size_t skip = mark_length(text, bytes);
+  return bk_json_parse(ctx, origin, text + skip, bytes - skip, root, error);
+}
+
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root) {
-  static const char mark[] = "\xef\xbb\xbf"; /* some editors put it in front of UTF-8 */
-  size_t skip = bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
   json_error_t error;
-  bk_status status = bk_json_parse(ctx, origin, text + skip, bytes - skip, root, &error);
   char words[BK_RECOGNISE_TEXT];
+  bk_status status = bk_json_try(ctx, origin, text, bytes, root, &error);
   if (status != BK_ERR_DATA) return status;
   if (bk_recognise(text, bytes, bytes, BK_WANTED_JSON, words, sizeof words)) return bk_fail(ctx, status, "%s: not JSON: it is %s", origin, words);
   return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);

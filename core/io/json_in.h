@@ -10,7 +10,9 @@
 /* The document (json_decref); a byte order mark in front is skipped, duplicate keys are refused; a failure is logged with its line and
  * column. BK_ERR_DATA, or BK_ERR_MEMORY where jansson shows that memory was the cause. */
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root);
-/* The text as it is; BK_ERR_DATA is not logged, *error says why. */
+/* The same; BK_ERR_DATA is not logged, *error says why. */
+bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error);
+/* Of a text without such a mark. */
 bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error);
 
 const char *bk_json_kind(const json_t *value); /* "an object" */

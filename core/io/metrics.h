@@ -18,9 +18,9 @@ int64_t bk_metrics_pending(const bk_metrics *metrics, int64_t *first_step, int64
 /* Rows that still wait are gone. NULL is allowed. */
 void bk_metrics_close(bk_metrics *metrics);
 
-/* ---- metrics_rows.c: reading. A row is an object with an integer "step" above that of the row before it. Lines that are none are damaged
- * (another program wrote there, a disk lost a block): they cost themselves and one warning, never the rest. A last line without its
- * newline was torn by a crash and is not looked at. ---- */
+/* ---- metrics_rows.c: reading. A row is an object with an integer "step"; steps ascend. Lines that are no rows, and rows out of order (as many stay
+ * as can), are damaged: another program wrote there, a disk lost a block. They cost themselves and one warning, never the rest. A last line
+ * without its newline was torn by a crash and is not looked at. ---- */
 
 /* For a resume: keeps the rows with "step" <= last_step and drops those after. Damaged lines among them, and a torn last line where the row of
  * last_step is missing, are moved to PATH.damaged. Missing file: BK_OK. */

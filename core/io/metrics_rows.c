@@ -80,15 +80,7 @@ static void lines_close(lines *l) {
 
 /* ---- row by row ---- */
 
-typedef struct rows {
-  lines lines;
-  int64_t last;     /* step of the last row that counted; INT64_MIN before the first */
-  int64_t damaged;  /* lines so far */
-  int64_t first;    /* number of the first of them */
-  char cause[CAUSE_MAX]; /* what is wrong with it */
-} rows;
-
-typedef enum line_kind { ROW, EMPTY, DAMAGED, END } line_kind;
+typedef enum line_kind { ROW, PAST /* a row after the last step that is asked for */, EMPTY, DAMAGED, END } line_kind;
 typedef struct row_line {
   line_kind kind;
   const char *text;
@@ -97,6 +89,16 @@ typedef struct row_line {
   int64_t step;
 } row_line;
 
+typedef struct rows {
+  lines lines;
+  int64_t last_step; /* that is asked for */
+  const int64_t *keep; /* numbers of the lines that are rows, ascending, [n_keep]; NULL while they are looked for: every object with a step counts */
+  size_t n_keep, at;
+  int64_t damaged;  /* lines so far */
+  int64_t first;    /* number of the first of them */
+  char cause[CAUSE_MAX]; /* what is wrong with it */
+} rows;
+
 static void BK_PRINTF(2, 3) note_damage(rows *r, const char *format, ...) {
   if (r->damaged++) return;
   va_list args;
@@ -104,6 +106,12 @@ static void BK_PRINTF(2, 3) note_damage(rows *r, const char *format, ...) {
   vsnprintf(r->cause, sizeof r->cause, format, args);
   va_end(args);
   r->first = r->lines.number;
+}
+
+static bool stays(rows *r) {
+  if (!r->keep) return true;
+  while (r->at < r->n_keep && r->keep[r->at] < r->lines.number) r->at++;
+  return r->at < r->n_keep && r->keep[r->at] == r->lines.number;
 }
 
 /* One line's JSON: a row, or what is wrong with it. */
@@ -118,7 +126,8 @@ static bk_status read_line(rows *r, row_line *line) {
   BK_TRY(status);
   const json_t *step = json_object_get(line->row, "step");
   if (!json_is_integer(step)) note_damage(r, "it has no integer \"step\"");
-  else if ((int64_t)json_integer_value(step) <= r->last) note_damage(r, "step %" JSON_INTEGER_FORMAT " comes after step %" PRId64, json_integer_value(step), r->last);
+  else if ((int64_t)json_integer_value(step) > r->last_step) line->kind = PAST;
+  else if (!stays(r)) note_damage(r, "step %" JSON_INTEGER_FORMAT " is out of order", json_integer_value(step));
   else line->kind = ROW, line->step = (int64_t)json_integer_value(step);
   if (line->kind == ROW) return BK_OK;
   json_decref(line->row);
@@ -126,7 +135,6 @@ static bk_status read_line(rows *r, row_line *line) {
   return BK_OK;
 }
 
-/* `row->last` is the caller's to move: a row that is dropped does not count. */
 static bk_status rows_next(rows *r, row_line *line) {
   *line = (row_line){.kind = END};
   BK_TRY(lines_next(&r->lines, &line->text, &line->bytes));
@@ -135,15 +143,103 @@ static bk_status rows_next(rows *r, row_line *line) {
   return line->bytes ? read_line(r, line) : BK_OK;
 }
 
-static bk_status rows_open(rows *r, bk_context *ctx, const char *path) {
-  *r = (rows){.last = INT64_MIN};
+/* ---- which rows: steps ascend in what one run writes. Where they do not, as many rows stay as can (a longest ascending subsequence), so that a
+ * wrong one costs itself and not those behind it; of equal ones the first. ---- */
+
+typedef struct order {
+  bk_context *ctx;
+  int64_t *step, *line; /* of each object with a step, [count] */
+  size_t count, step_capacity, line_capacity;
+  bool ascends;
+} order;
+
+static bk_status order_add(order *o, int64_t step, int64_t line) {
+  BK_TRY(bk_grow(o->ctx, (void **)&o->step, &o->step_capacity, o->count + 1, sizeof *o->step));
+  BK_TRY(bk_grow(o->ctx, (void **)&o->line, &o->line_capacity, o->count + 1, sizeof *o->line));
+  o->ascends = o->ascends && (o->count == 0 || o->step[o->count - 1] < step);
+  o->step[o->count] = step;
+  o->line[o->count++] = line;
+  return BK_OK;
+}
+
+/* The place of the first of the `count` ends whose step is not below. */
+static size_t lower_bound(const order *o, const int64_t *ends, size_t count, int64_t step) {
+  size_t low = 0;
+  while (count > 0) {
+    size_t half = count / 2;
+    if (o->step[ends[low + half]] < step) low += half + 1, count -= half + 1;
+    else count = half;
+  }
+  return low;
+}
+
+/* ends[k]: the row with the least step that ends an ascending run of k + 1 rows; before[i]: the row before row i in its run. */
+static size_t find_runs(const order *o, int64_t *ends, int64_t *before) {
+  size_t longest = 0;
+  for (size_t i = 0; i < o->count; i++) {
+    size_t k = lower_bound(o, ends, longest, o->step[i]);
+    before[i] = k ? ends[k - 1] : -1;
+    if (k == longest) longest++;
+    else if (o->step[ends[k]] == o->step[i]) continue;
+    ends[k] = (int64_t)i;
+  }
+  return longest;
+}
+
+/* Leaves in o->line the lines of the rows that stay. */
+static bk_status keep_longest(order *o) {
+  if (o->ascends) return BK_OK;
+  int64_t *ends = bk_alloc_array(o->ctx, o->count, sizeof *ends), *before = bk_alloc_array(o->ctx, o->count, sizeof *before);
+  bk_status status = ends && before ? BK_OK : BK_ERR_MEMORY;
+  if (status == BK_OK) {
+    size_t longest = find_runs(o, ends, before);
+    int64_t at = ends[longest - 1];
+    for (size_t k = longest; k-- > 0; at = before[at]) ends[k] = o->line[at];
+    memcpy(o->line, ends, longest * sizeof *ends);
+    o->count = longest;
+  }
+  bk_free(o->ctx, before);
+  bk_free(o->ctx, ends);
+  return status;
+}
+
+static void order_fini(order *o) {
+  bk_free(o->ctx, o->step);
+  bk_free(o->ctx, o->line);
+}
+
+static bk_status collect(rows *r, order *o) {
+  row_line line;
+  for (;;) {
+    BK_TRY(rows_next(r, &line));
+    if (line.kind == END) return BK_OK;
+    json_decref(line.row);
+    if (line.kind == ROW) BK_TRY(order_add(o, line.step, r->lines.number));
+  }
+}
+
+/* The rows up to last_step that stay. */
+static bk_status order_read(order *o, bk_context *ctx, const char *path, int64_t last_step) {
+  rows r = {.last_step = last_step};
+  *o = (order){.ctx = ctx, .ascends = true};
+  BK_TRY(lines_open(&r.lines, ctx, path));
+  bk_status status = collect(&r, o);
+  lines_close(&r.lines);
+  if (status == BK_OK) status = keep_longest(o);
+  if (status != BK_OK) order_fini(o);
+  return status;
+}
+
+static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const order *o, int64_t last_step) {
+  static const int64_t none = 0;
+  *r = (rows){.last_step = last_step, .keep = o->count ? o->line : &none, .n_keep = o->count};
   return lines_open(&r->lines, ctx, path);
 }
 
 /* ---- cutting ---- */
 
 typedef struct cut {
-  int64_t last_step;
+  int64_t last_step, last; /* asked for; of the last row that stays, 0 before the first: steps count from 1 */
   uint64_t end;  /* of the rows that stay, where they are all of what comes before */
   bool prefix;   /* they are, so far */
   bool dropped;  /* something before here does not stay */
@@ -166,14 +262,14 @@ static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
 static void keep(rows *r, cut *c, const row_line *line) {
   if (c->dropped) c->prefix = false;
   else c->end = lines_offset(&r->lines);
-  if (line->kind == ROW) r->last = line->step;
+  if (line->kind == ROW) c->last = line->step;
   if (!c->kept) return;
   bk_json_out_bytes(c->kept, line->text, line->bytes);
   bk_json_out_text(c->kept, "\n");
 }
 
 static bk_status cut_line(rows *r, cut *c, const row_line *line) {
-  if (line->kind == EMPTY || (line->kind == ROW && line->step <= c->last_step)) keep(r, c, line);
+  if (line->kind == EMPTY || line->kind == ROW) keep(r, c, line);
   else c->dropped = true;
   return line->kind == DAMAGED && c->kept ? set_aside(r, c, line->text, line->bytes) : BK_OK;
 }
@@ -182,8 +278,7 @@ static bk_status cut_line(rows *r, cut *c, const row_line *line) {
 static bk_status cut_torn(rows *r, cut *c) {
   const lines *l = &r->lines;
   size_t bytes = l->fill - l->at;
-  int64_t last = r->last < 0 ? 0 : r->last; /* steps count from 1 */
-  if (!bytes || last >= c->last_step) return BK_OK;
+  if (!bytes || c->last >= c->last_step) return BK_OK;
   r->lines.number++;
   note_damage(r, "it has no end");
   return c->kept ? set_aside(r, c, l->data + l->at, bytes) : BK_OK;
@@ -201,11 +296,11 @@ static bk_status cut_lines(rows *r, cut *c) {
 }
 
 /* The file anew, without what is damaged: beside it first, so that a crash leaves one or the other. */
-static bk_status rewrite(bk_context *ctx, const char *path, int64_t last_step, const char *aside_path) {
+static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int64_t last_step, const char *aside_path) {
   rows r;
   bk_json_out kept;
   cut c = {.last_step = last_step, .kept = &kept, .aside_path = aside_path};
-  BK_TRY(rows_open(&r, ctx, path));
+  BK_TRY(rows_open(&r, ctx, path, o, last_step));
   bk_json_out_init(&kept, ctx);
   bk_status status = cut_lines(&r, &c);
   lines_close(&r.lines);
@@ -226,19 +321,27 @@ static bk_status truncate_at(bk_context *ctx, const char *path, uint64_t end) {
   return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s", path, (unsigned long long)end, strerror(-rc)) : BK_OK;
 }
 
-bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
+static bk_status cut_to(bk_context *ctx, const char *path, const order *o, int64_t last_step) {
   rows r;
   cut c = {.last_step = last_step, .prefix = true};
-  if (ctx->fs.kind(ctx->fs.user, path) == -ENOENT) return BK_OK;
-  BK_TRY(rows_open(&r, ctx, path));
+  BK_TRY(rows_open(&r, ctx, path, o, last_step));
   bk_status status = cut_lines(&r, &c);
   lines_close(&r.lines);
   BK_TRY(status);
   if (c.prefix && !r.damaged) return truncate_at(ctx, path, c.end);
   char *aside = bk_format(ctx, "%s.damaged", path);
   if (!aside) return BK_ERR_MEMORY;
-  status = rewrite(ctx, path, last_step, aside);
+  status = rewrite(ctx, path, o, last_step, aside);
   bk_free(ctx, aside);
+  return status;
+}
+
+bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
+  order o;
+  if (ctx->fs.kind(ctx->fs.user, path) == -ENOENT) return BK_OK;
+  BK_TRY(order_read(&o, ctx, path, last_step));
+  bk_status status = cut_to(ctx, path, &o, last_step);
+  order_fini(&o);
   return status;
 }
 
@@ -250,7 +353,6 @@ static bk_status give_rows(rows *r, bk_metrics_each each, void *arg) {
     BK_TRY(rows_next(r, &line));
     if (line.kind == END) return BK_OK;
     if (line.kind != ROW) continue;
-    r->last = line.step;
     bk_status status = each(arg, line.row, line.step);
     json_decref(line.row);
     BK_TRY(status);
@@ -259,12 +361,17 @@ static bk_status give_rows(rows *r, bk_metrics_each each, void *arg) {
 
 bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_each each, void *arg) {
   rows r;
-  BK_TRY(rows_open(&r, ctx, path));
-  bk_status status = give_rows(&r, each, arg);
-  lines_close(&r.lines);
-  if (status == BK_OK && r.damaged)
-    bk_warn(ctx, "%s: %lld damaged line%s passed over (the first is line %lld: %s)", path, (long long)r.damaged, r.damaged == 1 ? " is" : "s are",
-            (long long)r.first, r.cause);
+  order o;
+  BK_TRY(order_read(&o, ctx, path, INT64_MAX));
+  bk_status status = rows_open(&r, ctx, path, &o, INT64_MAX);
+  if (status == BK_OK) {
+    status = give_rows(&r, each, arg);
+    lines_close(&r.lines);
+    if (status == BK_OK && r.damaged)
+      bk_warn(ctx, "%s: %lld damaged line%s passed over (the first is line %lld: %s)", path, (long long)r.damaged, r.damaged == 1 ? " is" : "s are",
+              (long long)r.first, r.cause);
+  }
+  order_fini(&o);
   return status;
 }
 

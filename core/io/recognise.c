@@ -22,7 +22,8 @@ static uint64_t number_at(const view *v, size_t at, int bytes) {
 
 static bool has(const view *v, size_t at, const void *bytes, size_t count) { return v->n >= at + count && memcmp(v->p + at, bytes, count) == 0; }
 
-static bool wants_tokens(const view *v) { return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT32; }
+static bool wants_uint16(const view *v) { return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT16_SAID; }
+static bool wants_tokens(const view *v) { return wants_uint16(v) || v->wanted == BK_WANTED_UINT32; }
 static bool wants_data(const view *v) { return v->wanted == BK_WANTED_TEXT || wants_tokens(v); }
 
 /* ---- what would be right ---- */
@@ -66,6 +67,7 @@ static const mark marks[] = {
     {MARK("1AY&SY"), 4, "a bzip2 archive", PACKED, "unpack it first (bunzip2)"},
     {MARK("\x04\x22\x4d\x18"), 0, "an lz4 archive", PACKED, "unpack it first (unlz4)"},
     {MARK("\x02\x21\x4c\x18"), 0, "an lz4 archive of the old form", PACKED, "unpack it first (unlz4)"},
+    {MARK("\x5d\0\0\x80\0"), 0, "an lzma archive", PACKED, "unpack it first (unlzma)"},
     {MARK("7z\xbc\xaf\x27\x1c"), 0, "a 7z archive", PACKED, "unpack it first (7z x)"},
     {MARK("ustar\0"), 257, "a tar archive", PACKED, "unpack it first (tar -xf)"},
     {MARK("ustar  \0"), 257, "a tar archive", PACKED, "unpack it first (tar -xf)"},
@@ -77,6 +79,8 @@ static const mark marks[] = {
     {MARK("SQLite format 3\0"), 0, "an SQLite database", ARRAY, NULL},
     {MARK("MMIDIDX\0\0"), 0, "an index of Megatron-LM (.idx)", OTHER, "the tokens are in the .bin file beside it"},
     {MARK("TNTIDX\0\0"), 0, "an index of fairseq (.idx)", OTHER, "the tokens are in the .bin file beside it"},
+    {MARK("lmgg"), 0, "a model of llama.cpp of an old form", WEIGHTS, NULL},
+    {MARK("tjgg"), 0, "a model of llama.cpp of an old form", WEIGHTS, NULL},
     {MARK("%PDF-"), 0, "a PDF document", DOCUMENT, NULL},
     {MARK("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), 0, "an Office document of the old form", DOCUMENT, NULL},
     {MARK("\x89PNG\r\n\x1a\n"), 0, "a PNG picture", OTHER, NULL},
@@ -171,8 +175,8 @@ static bool is_llmc(const view *v) {
 
 /* The two stand for a file that is elsewhere; both formats limit a pointer's size. */
 static bool is_pointer(const view *v) {
-  static const char lfs[] = "version https://git-lfs.github.com/spec/v1", annex[] = "/annex/objects/";
-  if (v->size < 1024 && has(v, 0, lfs, sizeof lfs - 1))
+  static const char lfs[] = "version https://git-lfs.github.com/spec/v1", hawser[] = "version https://hawser.github.com/spec/v1", annex[] = "/annex/objects/";
+  if (v->size < 1024 && (has(v, 0, lfs, sizeof lfs - 1) || has(v, 0, hawser, sizeof hawser - 1)))
     return say(v, "a pointer of Git LFS in place of the file itself", OTHER, "fetch it: git lfs pull");
   if (v->size < 32768 && has(v, 0, annex, sizeof annex - 1))
     return say(v, "a pointer of git-annex in place of the file itself", OTHER, "fetch it: git annex get");
@@ -318,9 +322,9 @@ static bool has_tiny_halves(const places *s, size_t words_a_row) {
 }
 
 static bool say_width(const view *v, const char *what, const char *from) {
-  const char *to = v->wanted == BK_WANTED_UINT16 ? "u2" : "u4";
+  const char *to = wants_uint16(v) ? "u2" : "u4";
   snprintf(v->words, v->room, "a stream of %s, not of %s tokens; convert it, in Python with numpy.fromfile(FILE, \"%s\").astype(\"<%s\").tofile(\"NAME.bin\")", what,
-           v->wanted == BK_WANTED_UINT16 ? "uint16" : "uint32", from, to);
+           wants_uint16(v) ? "uint16" : "uint32", from, to);
   return true;
 }
 
@@ -328,19 +332,66 @@ static bool say_uint32(const view *v) {
   return say(v, "a stream of uint32 tokens, not of uint16: every second number would be 0 or nearly so", OTHER, "set data_dtype=uint32 (--set data_dtype=uint32)");
 }
 
+/* Whether the numbers of so many bytes are all whole ones of 0 and more, below 2^31, as floating-point numbers, and not all 0. */
+static bool are_floats(const view *v, size_t width) {
+  size_t nonzero = 0, count = v->n / width;
+  for (size_t i = 0; i < count; i++) {
+    double x;
+    float f;
+    if (width == 4) memcpy(&f, v->p + 4 * i, 4), x = (double)f;
+    else memcpy(&x, v->p + 8 * i, 8);
+    if (!(x >= 0 && x < 0x1p31) || x != (double)(int64_t)x) return false;
+    nonzero += x != 0;
+  }
+  return count >= 32 && v->size % width == 0 && 8 * nonzero >= count;
+}
+
+static bool say_floats(const view *v, const char *what) {
+  return say(v, what, OTHER, "its numbers are whole, but no token ids as they lie there: write them as uint16 or uint32 (in Python: ids.astype(\"uint16\").tofile(\"NAME.bin\"))");
+}
+
+/* Ids with negative numbers among them, as padding or as ignored targets: the upper halves are 0 or all ones. */
+static bool are_signed(const view *v, size_t width, size_t used) {
+  size_t rows = v->n / width, negative = 0, seen = 0;
+  for (size_t i = 0; i < rows; i++) {
+    const unsigned char *p = v->p + width * i;
+    bool zero = true, ones = true, low = false;
+    for (size_t b = 0; b < width; b++) {
+      if (b < used) low = low || p[b] != 0;
+      else zero = zero && p[b] == 0, ones = ones && p[b] == 0xff;
+    }
+    if (!zero && !ones) return false;
+    negative += ones;
+    seen += low;
+  }
+  return rows >= 32 && v->size % width == 0 && negative > 0 && 2 * negative <= rows && 8 * seen >= rows;
+}
+
+static bool say_signed(const view *v, const char *what) {
+  return say(v, what, OTHER, "ids are not negative: leave such numbers out and write the others as uint16 or uint32");
+}
+
+static bool is_signed(const view *v) {
+  if (are_signed(v, 8, 4)) return say_signed(v, "a stream of 64-bit integers, some of them negative");
+  return wants_uint16(v) && are_signed(v, 4, 2) && say_signed(v, "a stream of 32-bit integers, some of them negative");
+}
+
 static bool is_wider(const view *v) {
   places s;
   const size_t *n = s.nonzero;
-  bool narrow = v->wanted == BK_WANTED_UINT16;
+  bool narrow = wants_uint16(v), tiny = v->wanted != BK_WANTED_UINT16_SAID;
   look_at_places(v, &s);
   if (s.rows < (narrow ? 16u : 32u)) return false; /* 64 tokens */
   if (only(&s, n[0], 1, n[2] + n[3] + (narrow ? n[1] : 0))) return say_width(v, "64-bit integers", "<i8");
+  if (are_floats(v, 8)) return say_floats(v, "a stream of float64");
+  if (are_floats(v, 4)) return say_floats(v, "a stream of float32");
+  if (is_signed(v)) return true;
   if (only(&s, n[3], 1, n[0] + n[1] + (narrow ? n[2] : 0))) return say_width(v, "big-endian 64-bit integers", ">i8");
   if (!narrow) return false;
   if (only(&s, n[1] + n[3], 2, n[0] + n[2])) return say_width(v, "big-endian uint32", ">u4");
   if (only(&s, n[0] + n[2], 2, n[1] + n[3])) return say_uint32(v);
-  if (n[2] + n[3] == 0) return has_tiny_halves(&s, 1) && say_width(v, "64-bit integers", "<i8");
-  return has_tiny_halves(&s, 2) && say_uint32(v);
+  if (n[2] + n[3] == 0) return tiny && has_tiny_halves(&s, 1) && say_width(v, "64-bit integers", "<i8");
+  return tiny && has_tiny_halves(&s, 2) && say_uint32(v);
 }
 
 /* ---- all of it ---- */

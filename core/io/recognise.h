@@ -8,7 +8,13 @@
 #define BK_RECOGNISE_HEAD ((size_t)512)      /* bytes in which every known kind shows */
 #define BK_RECOGNISE_SAMPLE ((size_t)1 << 20) /* enough to judge texts and token streams */
 
-typedef enum bk_wanted { BK_WANTED_TEXT, BK_WANTED_UINT16, BK_WANTED_UINT32 /* token streams */, BK_WANTED_TENSORS /* safetensors */, BK_WANTED_JSON } bk_wanted;
+typedef enum bk_wanted {
+  BK_WANTED_TEXT,
+  BK_WANTED_UINT16, BK_WANTED_UINT32, /* token streams */
+  BK_WANTED_UINT16_SAID, /* the user said uint16: pairs of an id and a small number may be meant; only every second number 0 shows another width */
+  BK_WANTED_TENSORS,     /* safetensors */
+  BK_WANTED_JSON
+} bk_wanted;
 
 /* True where the file's first `count` bytes show that it is something else than what is wanted: the words say what, and what would be right, to
  * follow "PATH is ": "a gzip archive; unpack it first (gunzip)". file_bytes is the size of the whole file. A pure function.

@@ -128,12 +128,12 @@ static bk_status look_at_length(bk_st_file *r, bool *whole) {
   BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
   for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
   if (n > BK_ST_HEADER_MAX) return BK_OK;
-  *whole = n <= file_bytes - sizeof raw;
+  *whole = n > 0 && n <= file_bytes - sizeof raw; /* zeros are what a crash leaves of a file whose length was written and whose data was not */
   if (!*whole) return BK_OK;
   char *text = bk_alloc(r->ctx, (size_t)n + 1);
   if (!text) return BK_ERR_MEMORY;
   bk_status status = read_bytes(r, 8, text, (size_t)n, "the header");
-  *whole = bk_st_header_extent(text, (size_t)n) <= file_bytes - sizeof raw - n;
+  *whole = text[0] == '{' && bk_st_header_extent(text, (size_t)n) <= file_bytes - sizeof raw - n;
   bk_free(r->ctx, text);
   return status;
 }

@@ -197,17 +197,15 @@ bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **
 }
 
 bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name, char **lack) {
-  bool there, whole = false;
+  int kind = -1;
+  bool whole = false;
   *lack = NULL;
-  BK_TRY(is_there(ctx, folder, name, &there));
-  if (there) {
-    char *path = bk_path_join(ctx, folder, name);
-    bk_status status = path ? bk_st_file_whole(ctx, path, &whole) : BK_ERR_MEMORY;
-    bk_free(ctx, path);
-    BK_TRY(status);
-  }
-  if (whole) return BK_OK;
-  *lack = bk_format(ctx, "%s %s", name, there ? "ends before its data does" : "is missing");
+  char *path = bk_path_join(ctx, folder, name);
+  bk_status status = path ? bk_path_kind(ctx, path, &kind) : BK_ERR_MEMORY;
+  if (status == BK_OK && kind == 0) status = bk_st_file_whole(ctx, path, &whole);
+  bk_free(ctx, path);
+  if (status != BK_OK || whole) return status;
+  *lack = bk_format(ctx, "%s %s", name, kind < 0 ? "is missing" : kind > 0 ? "is not a regular file" : "ends before its data does");
   return *lack ? BK_OK : BK_ERR_MEMORY;
 }
 

@@ -87,7 +87,7 @@ ok "it is" "$BIRKHOFF" train $small --out moments --resume --steps 3
 ok train "$BIRKHOFF" train --model tiny $small --out one --steps 1
 poison one/step-000001/model.safetensors
 "$BIRKHOFF" train --model tiny $small --out one --resume --steps 2 --allow-nonfinite >out 2>err
-has "none is left" 'there is no good checkpoint; to begin again' err
+has "none is left" 'there is no good checkpoint left, what this run went on from was at fault: begin again with --model or --init' err
 
 # ---- step folders that are not whole ----
 ok train "$BIRKHOFF" train --model tiny $small --out run --steps 4 --set save_every=2 keep=2
@@ -103,7 +103,7 @@ rm run/step-000005/optimizer.safetensors
 warned 'step-000006 is not' "a reader takes half a one" "$BIRKHOFF" eval run --data data.txt
 has "that one" 'step-000006' err
 size=$(wc -c <run/step-000004/model.safetensors)
-warned 'step-00000[56] is not a whole checkpoint\|resuming with' "resume passes both over" "$BIRKHOFF" train $small --out run --resume --steps 6
+warned 'step-00000[56] is not a whole checkpoint\|resuming with\|step-00000[56] lay where' "resume passes both over" "$BIRKHOFF" train $small --out run --resume --steps 6
 has "names what is missing" 'step-000005 is not a whole checkpoint and is passed over: optimizer.safetensors is missing' err
 there "saved over the empty one" run/step-000006/trainer_state.json
 ok "whole again" "$BIRKHOFF" eval run --data data.txt
@@ -111,4 +111,31 @@ cp -r run cut
 for s in 4 5 6; do [ -d cut/step-00000$s ] && head -c $((size - 1)) run/step-000006/model.safetensors >cut/step-00000$s/model.safetensors; done
 refused 2 'no checkpoint there is whole; of the newest, step-000006: model.safetensors ends before its data does' "none is whole" "$BIRKHOFF" eval cut --data data.txt
 refused 2 'no checkpoint there is whole; of the newest, step-000006: model.safetensors ends' "nor for --resume" "$BIRKHOFF" train $small --out cut --resume --steps 9
+# ---- what an unfinished copy or a crash leaves in the newest step costs a warning, and nothing that is trained ----
+text bytes.txt 3000
+ok "two steps" "$BIRKHOFF" train --model tiny $small --out left --steps 2 --set save_every=1 keep=9
+for what in config trainer_state model_zeros optimizer_zeros model_folder state_folder; do
+  rm -rf broken && cp -r left broken && cp -r left/step-000002 broken/step-000003
+  newest=broken/step-000003
+  case $what in
+    config) head -c 200 left/step-000002/config.json >$newest/config.json ;;
+    trainer_state) head -c 200 left/step-000002/trainer_state.json >$newest/trainer_state.json ;;
+    model_zeros) size=$(wc -c <$newest/model.safetensors) && head -c "$size" /dev/zero >$newest/model.safetensors ;;
+    optimizer_zeros) size=$(wc -c <$newest/optimizer.safetensors) && head -c "$size" /dev/zero >$newest/optimizer.safetensors ;;
+    model_folder) rm $newest/model.safetensors && mkdir $newest/model.safetensors ;;
+    state_folder) rm $newest/trainer_state.json && mkdir $newest/trainer_state.json ;;
+  esac
+  warned 'step-000003 is not a whole checkpoint and is passed over\|resuming with\|step-000003 lay where' "resume past $what" "$BIRKHOFF" train $small --out broken --resume --steps 3
+  there "$what: what lay there is kept" broken/step-000003.aside
+  there "$what: and the step is saved" broken/step-000003/trainer_state.json
+done
+for what in partial file; do
+  rm -rf odd && cp -r left odd
+  if [ $what = file ]; then : >odd/step-000003; else mkdir odd/step-000003 && : >odd/step-000003/.model.safetensors.Ab12; fi
+  warned 'step-000003 is not a whole checkpoint and is passed over\|resuming with\|step-000003 lay where' "what is no checkpoint at all: $what" "$BIRKHOFF" train $small --out odd --resume --steps 3
+  there "$what: kept" odd/step-000003.aside
+  there "$what: saved" odd/step-000003/model.safetensors
+done
+mkdir -p circle/step-000002
+refused 2 'no checkpoint there is whole' "no advice that leads in a circle" "$BIRKHOFF" train --model tiny $small --out circle --steps 3
 finish

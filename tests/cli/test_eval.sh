@@ -174,6 +174,9 @@ equal "the same ids" "$(json ids | tr -d '[] ')" "$(cat piped)"
 equal "their number" "$(json tokens)" 12
 equal "and why it ended" "$(json finish_reason)" length
 for bad in "" "," "1,x" "1,-2" "5000" "1.5" "99999999999999999999"; do refused 2 'prompt-tokens' "ids that are none: $bad" "$BIRKHOFF" generate words "--prompt-tokens=$bad"; done
+printf '1,2\0,300' | "$BIRKHOFF" generate words --prompt-tokens - --max-tokens 2 >out 2>err
+equal "a NUL among ids: status" $? 2
+has "a NUL among ids" 'there is a NUL in it' err
 first=$(cut -d, -f1 piped) third=$(cut -d, -f3 piped)
 end_tokens() { sed "s/\"vocab_size\"/\"eos_token_id\": $1, \"vocab_size\"/" config.words >words/config.json; }
 cp words/config.json config.words

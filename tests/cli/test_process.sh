@@ -57,7 +57,7 @@ into() { ("$@" 2>err </dev/null; echo $? >rc) | :; }
 into "$BIRKHOFF" train $tiny --out gone --steps 2
 equal "train without a reader: status" "$(cat rc)" 0
 equal "one warning" "$(grep -c 'birkhoff: warning' err)" 1
-has "it says where" 'warning: cannot write to standard output; the run itself is whole, in gone' err
+has "it says where" 'warning: cannot write to standard output; what was made is whole, in gone' err
 clean "train without a reader" gone 2
 into "$BIRKHOFF" train $tiny --out gone_json --steps 2 --json
 equal "train --json without a reader: status" "$(cat rc)" 0

@@ -77,7 +77,8 @@ END_TEST
 START_TEST(bad_names) {
   REFUSED("{\"model_type\":3," SMALL "}", "model_type must be a string, \"deepseek_v3\" or \"birkhoff\", not an integer");
   REFUSED("{\"model_type\":[\"deepseek_v3\"]," SMALL "}", "model_type must be a string, \"deepseek_v3\" or \"birkhoff\", not an array");
-  REFUSED("{\"architectures\":\"DeepseekV3ForCausalLM\"," SMALL "}", "architectures must be a list of names, such as [\"DeepseekV3ForCausalLM\"]; it is a string");
+  REFUSED("{\"architectures\":\"LlamaForCausalLM\"," SMALL "}", "architectures with \"LlamaForCausalLM\": another architecture");
+  REFUSED("{\"architectures\":7," SMALL "}", "architectures must be a list of names, such as [\"DeepseekV3ForCausalLM\"]; it is an integer");
   REFUSED("{\"architectures\":[\"DeepseekV3ForCausalLM\",null]," SMALL "}", "it holds null");
   REFUSED("{\"model_type\":\"DeepSeek_V3\"," SMALL "}", "model_type \"DeepSeek_V3\": another architecture");
   REFUSED("{\"model_type\":\"\"," SMALL "}", "model_type \"\": another architecture");
@@ -177,7 +178,7 @@ END_TEST
 START_TEST(every_reason) {
   REFUSED("{" OURS "," SIZES "," EXPERTS ",\"kv_lora_rank\":\"16\",\"qk_rope_head_dim\":7,\"n_routed_experts\":10,\"n_group\":4,\"topk_group\":5,"
           "\"rms_norm_eps\":2,\"norm_topk_prob\":1,\"hidden_act\":\"gelu\",\"attention_bias\":true,\"rope_scaling\":7,\"quantization_config\":{},"
-          "\"eos_token_id\":-1,\"num_nextn_predict_layers\":65,\"mlp_bias\":true,\"num_local_experts\":11,\"residual\":\"mhc_lite\",\"hc_mult\":6}",
+          "\"eos_token_id\":-2,\"num_nextn_predict_layers\":65,\"mlp_bias\":true,\"num_local_experts\":11,\"residual\":\"mhc_lite\",\"hc_mult\":6}",
           "kv_lora_rank must be", "qk_rope_head_dim (7) must be even", "n_routed_experts (10) cannot be divided", "topk_group (5) is above n_group (4)",
           "rms_norm_eps must be", "norm_topk_prob must be", "hidden_act must be", "attention_bias must be", "rope_scaling must be null or an object",
           "quantization_config", "eos_token_id must be", "num_nextn_predict_layers must be", "mlp_bias must be", "num_local_experts (11) must equal", "hc_mult (6)");
@@ -305,25 +306,28 @@ START_TEST(end_tokens) {
   ck_assert_int_eq(m.n_eos_token_ids, 0);
   taken("{" OURS ",\"eos_token_id\":[]}", NULL, &m);
   ck_assert_int_eq(m.n_eos_token_ids, 0);
+  taken("{" OURS ",\"eos_token_id\":-1}", NULL, &m);
+  ck_assert_int_eq(m.n_eos_token_ids, 0);
   taken("{" OURS ",\"eos_token_id\":0}", NULL, &m);
   ck_assert(m.n_eos_token_ids == 1 && m.eos_token_id[0] == 0);
   taken("{" OURS ",\"eos_token_id\":[8,7,6,5,4,3,2,1]}", NULL, &m);
   ck_assert(m.n_eos_token_ids == 8 && m.eos_token_id[0] == 8 && m.eos_token_id[7] == 1);
   taken("{" OURS ",\"eos_token_id\":[1,129280]}", "eos_token_id 129280 is not below vocab_size (129280)", &m);
   ck_assert(m.n_eos_token_ids == 2 && m.eos_token_id[1] == 129280);
-  REFUSED("{" OURS ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9]}", "eos_token_id lists 9 tokens, at most 8 can be");
-  REFUSED("{" OURS ",\"eos_token_id\":-1}", "eos_token_id must be an integer that is not negative, a list of at most 8 of them, or null; it is -1");
+  REFUSED("{" OURS ",\"eos_token_id\":[1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6,7,8,9,1,2,3,4,5,6]}", "eos_token_id lists 33 tokens, at most 32 can be");
+  REFUSED("{" OURS ",\"eos_token_id\":-2}", "eos_token_id must be an integer that is not negative, a list of at most 32 of them, or null; it is -2");
+  REFUSED("{" OURS ",\"eos_token_id\":\"2\"}", "it is the string 2");
   REFUSED("{" OURS ",\"eos_token_id\":[1,-1]}", "it holds -1");
   REFUSED("{" OURS ",\"eos_token_id\":1.0}", "it is 1.0");
-  REFUSED("{" OURS ",\"eos_token_id\":\"</s>\"}", "it is </s>");
+  REFUSED("{" OURS ",\"eos_token_id\":\"</s>\"}", "it is the string </s>");
   REFUSED("{" OURS ",\"eos_token_id\":[null]}", "it holds null");
   REFUSED("{" OURS ",\"eos_token_id\":{}}", "it is an object");
   m.eos_token_id[1] = -1;
   ck_assert_int_eq(bk_model_config_validate(ctx, &m), BK_ERR_CONFIG);
   unit_expect("eos_token_id (-1) must be at least 0");
-  m.n_eos_token_ids = 9;
+  m.n_eos_token_ids = 33;
   ck_assert_int_eq(bk_model_config_validate(ctx, &m), BK_ERR_CONFIG);
-  unit_expect("there can be 0 to 8 end tokens, not 9");
+  unit_expect("there can be 0 to 32 end tokens, not 33");
 }
 END_TEST
 

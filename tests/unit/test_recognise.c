@@ -375,5 +375,48 @@ START_TEST(tensors_and_json) {
 }
 END_TEST
 
+/* Numbers that are whole and no ids as they lie there. */
+START_TEST(other_numbers) {
+  static unsigned char file[16384];
+  static const bk_wanted streams[] = {BK_WANTED_UINT16, BK_WANTED_UINT16_SAID, BK_WANTED_UINT32};
+  for (size_t w = 0; w < BK_COUNT(streams); w++) {
+    for (size_t i = 0; i < 1024; i++) {
+      float f = (float)(i * 7919 % 50257);
+      memcpy(file + 4 * i, &f, 4);
+    }
+    is(file, 4096, streams[w], "a stream of float32; its numbers are whole");
+    for (size_t i = 0; i < 1024; i++) {
+      double d = (double)(i * 7919 % 50257);
+      memcpy(file + 8 * i, &d, 8);
+    }
+    is(file, 8192, streams[w], "a stream of float64; its numbers are whole");
+    for (size_t i = 0; i < 1024; i++) {
+      int64_t l = i % 7 == 3 ? -100 : (int64_t)(i * 7919 % 50257);
+      memcpy(file + 8 * i, &l, 8);
+    }
+    is(file, 8192, streams[w], "64-bit integers, some of them negative");
+    for (size_t i = 0; i < 1024; i++) {
+      int32_t l = i % 7 == 3 ? -100 : (int32_t)(i * 7919 % 50257);
+      memcpy(file + 4 * i, &l, 4);
+    }
+    if (streams[w] != BK_WANTED_UINT32) is(file, 4096, streams[w], "32-bit integers, some of them negative");
+  }
+}
+END_TEST
+
+/* A note and its small type, say: uint16 where the user says so, and what looks like large ids where nobody does. */
+START_TEST(pairs_that_are_meant) {
+  static unsigned char file[16384];
+  for (size_t i = 0; i < 4096; i++) {
+    uint16_t x = i % 2 ? (uint16_t)(i / 2 % 4) : (uint16_t)(300 + i * 31 % 30000);
+    memcpy(file + 2 * i, &x, 2);
+  }
+  is(file, 8192, BK_WANTED_UINT16, "data_dtype=uint32");
+  is_fine(file, 8192, BK_WANTED_UINT16_SAID, "pairs, as was said");
+  for (size_t i = 1; i < 4096; i += 2) memset(file + 2 * i, 0, 2);
+  is(file, 8192, BK_WANTED_UINT16_SAID, "every second number would be 0");
+}
+END_TEST
+
 UNIT_MAIN("recognise", unit_open, unit_close, kinds, not_kinds, tar, llmc, wide_text, binary, texts, sample_of_text, text_named_bin, streams_that_are_right,
-          streams_of_another_width, other_widths, tensors_and_json)
+          streams_of_another_width, other_widths, tensors_and_json, other_numbers, pairs_that_are_meant)

@@ -27,7 +27,7 @@ typedef struct bk_option {
 
 typedef enum bk_hc_head { BK_HEAD_SUM, BK_HEAD_LEARNED } bk_hc_head;
 
-#define BK_END_TOKENS 8
+#define BK_END_TOKENS 32
 /* Keys are Hugging Face's for DeepSeek-V3, plus residual and hc_*. Sizes are counts.
  * A config.json is taken whose model_type is "deepseek_v3" or "birkhoff" and whose architectures are "DeepseekV3ForCausalLM", "DeepseekV3Model"
  * or "BirkhoffForCausalLM". Either may be absent; where both are, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim and
