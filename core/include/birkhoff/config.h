@@ -33,8 +33,8 @@ typedef enum bk_hc_head { BK_HEAD_SUM, BK_HEAD_LEARNED } bk_hc_head;
  * or "BirkhoffForCausalLM". Either may be absent; where both are, kv_lora_rank, qk_rope_head_dim, qk_nope_head_dim, v_head_dim and
  * n_routed_experts must be there. An absent key takes DeepSeek-V3's value. null means: q_lora_rank, no compression; n_shared_experts, 0;
  * n_group, 1; topk_group, all groups (so does its absence beside n_group null); num_key_value_heads, as many as num_attention_heads;
- * rope_theta, what rope_parameters says; eos_token_id, num_nextn_predict_layers, rope_scaling, quantization_config, none. No other key that
- * describes the model may be null. */
+ * rope_theta, what rope_parameters says; eos_token_id (where -1 says the same), num_nextn_predict_layers, rope_scaling, quantization_config,
+ * none. No other key that describes the model may be null. */
 typedef struct bk_model_config {
   int64_t vocab_size, hidden_size, intermediate_size, moe_intermediate_size, num_hidden_layers, num_attention_heads;
   int64_t n_shared_experts, n_routed_experts, num_experts_per_tok, n_group, topk_group, first_k_dense_replace;

@@ -2,8 +2,8 @@
  * The last 10 % of each file, floor(bytes/10) of a text and floor(tokens/10) of a .bin, is its validation part; a .bin of fewer than 20 tokens
  * has none.
  * What a file is, is also looked for in a sample of its contents: archives, arrays, weights, pointers of Git LFS and the like, what is plainly not
- * text, text named .bin, and streams of another width than they are read in are refused with what would be right (BK_ERR_DATA). Text that is not
- * UTF-8 is taken as the bytes that it is. */
+ * text, text named .bin, and streams of another width than they are read in are refused with what would be right (BK_ERR_DATA). Where the caller
+ * says data_dtype uint16, a stream counts as uint32 only if every second number is 0. Text that is not UTF-8 is taken as the bytes that it is. */
 #ifndef BIRKHOFF_DATA_H
 #define BIRKHOFF_DATA_H
 

@@ -62,9 +62,10 @@ void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_cou
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
 /* What a step folder has to have to count: its name alone; config.json and weights; optimizer.safetensors and trainer_state.json too. */
 typedef enum bk_checkpoint_use { BK_CHECKPOINT_ANY, BK_CHECKPOINT_READ, BK_CHECKPOINT_RESUME } bk_checkpoint_use;
-/* Newest step-NNNNNN in folder that is whole: no file is missing, no JSON file empty, no safetensors file shorter than its header says.
- * Newer ones that are not are passed over with a warning that says what they lack. *step = -1 if there is no step folder or no folder;
- * step folders of which none is whole: BK_ERR_DATA that names the newest and what it lacks. */
+/* Newest step-NNNNNN in folder that is whole: no file is missing, no JSON file empty, cut short or damaged, and no safetensors file begins
+ * with zeros or is shorter than its header says. Newer ones that are not whole are passed over with a warning that says what they lack.
+ * *step = -1 if there is no step folder or no folder; step folders of which none is whole: BK_ERR_DATA that names the newest and what it
+ * lacks. */
 bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use, int64_t *step);
 char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step); /* "DIR/step-000123"; bk_free */
 /* Keeps the newest `keep` step folders from which training can go on (BK_CHECKPOINT_RESUME), removes what is older, and left-over *.tmp
