@@ -11,8 +11,14 @@ constexpr uint32_t bk_emu_shared_base = 128;
 bool bk_emu_is_shared(const void *p, int bytes); /* dynamic, of the running block */
 unsigned char *bk_emu_shared_at(uint32_t address, int bytes);
 void bk_emu_sync_warpgroup(); /* meets the 128 threads of the current one */
-/* Bytes of a kernel's __shared__ variables (shared.cpp). */
+/* Bytes of a kernel's __shared__ variables, and the name of its function as the linker has it, or NULL (shared.cpp). */
 size_t bk_emu_static_shared(const void *kernel);
+const char *bk_emu_symbol(const void *kernel);
+/* Device memory (runtime.cpp). */
+struct bk_emu_memory { unsigned char *at; size_t bytes; };
+bk_emu_memory bk_emu_allocation(const void *address);
+/* Runs a launch and writes down what it was (record.cpp). */
+void bk_emu_record(const char *kernel, dim3 grid, dim3 block, size_t shared, const bk_emu_call &call);
 /* fibre.cpp to wgmma.cpp */
 void bk_emu_wgmma_start_block(size_t shared_bytes);
 void bk_emu_wgmma_end_thread();

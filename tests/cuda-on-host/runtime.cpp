@@ -9,6 +9,8 @@
  *   BK_CUDA_CAPTURE  fail: captures are invalidated at their end
  *   BK_CUDA_CAPABILITY  compute capability of the device, 80, 90 or 100 (80): its limits of shared memory, and what it can do
  *   BK_CUDA_GRAPH    plain: graphs are made without flags only, as before CUDA 11.7; priority: only with priorities of their nodes
+ *   BK_CUDA_RECORD   FILE: every launch is written there (record.cpp)
+ *   BK_CUDA_SMS      multiprocessors of the device (4)
  *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) and of streams */
 #include <sys/mman.h>
 #include <time.h>
@@ -128,7 +130,17 @@ uint64_t bk_emu_seed() { return strtoull(setting("BK_CUDA_SEED", "0"), nullptr, 
 
 void bk_emu_enqueue(cudaStream_t stream, work_fn work) { give(submit(stream, std::move(work))); }
 
-void bk_emu_launch(const char *kernel, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, work_fn body) {
+/* The allocation that the address lies in, or an empty one. */
+bk_emu_memory bk_emu_allocation(const void *address) {
+  auto it = device_memory.upper_bound(const_cast<void *>(address));
+  if (it == device_memory.begin()) return {};
+  --it;
+  unsigned char *at = static_cast<unsigned char *>(it->first);
+  return static_cast<const unsigned char *>(address) < at + it->second ? bk_emu_memory{at, it->second} : bk_emu_memory{};
+}
+
+void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const bk_emu_call &call) {
+  const void *function = call.function;
   size_t threads = (size_t)block.x * block.y * block.z;
   if (!threads || threads > 1024 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64) {
     fprintf(stderr, "cuda-on-host: kernel %s: grid %u,%u,%u of blocks %u,%u,%u\n", kernel, grid.x, grid.y, grid.z, block.x, block.y, block.z);
@@ -145,7 +157,8 @@ void bk_emu_launch(const char *kernel, const void *function, dim3 grid, dim3 blo
   give(submit(stream, [=] {
     const char *fault = getenv("BK_CUDA_FAULT");
     if (fault && *fault && strstr(kernel, fault)) sticky = cudaErrorIllegalAddress;
-    else bk_emu_run_grid(kernel, grid, block, shared, body);
+    else if (getenv("BK_CUDA_RECORD")) bk_emu_record(kernel, grid, block, shared, call);
+    else bk_emu_run_grid(kernel, grid, block, shared, call.run);
   }));
 }
 
@@ -229,7 +242,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *props, int device) {
   *props = cudaDeviceProp{};
   snprintf(props->name, sizeof props->name, "CUDA kernels on the host (test equipment)");
   props->totalGlobalMem = memory_total();
-  props->multiProcessorCount = 4;
+  props->multiProcessorCount = atoi(setting("BK_CUDA_SMS", "4"));
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {

@@ -78,24 +78,40 @@ size_t bytes_of(const symbols &s, uintptr_t address) {
   return most;
 }
 
+/* The symbols of the module that has all kernels; *address gets the kernel's in them. NULL where they cannot be had. */
+const symbols *symbols_for(const void *kernel, uintptr_t *address) {
+  static symbols all;
+  static bool ready;
+  Dl_info info;
+  void *extra = nullptr;
+  if (!dladdr1(kernel, &info, &extra, RTLD_DL_LINKMAP) || !extra) return nullptr;
+  const link_map *module = static_cast<link_map *>(extra);
+  if (!ready) all = symbols_of(*module->l_name ? module->l_name : "/proc/self/exe"), ready = true;
+  *address = reinterpret_cast<uintptr_t>(kernel) - module->l_addr;
+  return &all;
+}
+
 }  // namespace
 
 size_t bk_emu_static_shared(const void *kernel) {
   static std::map<const void *, size_t> known;
-  static symbols all;
-  static bool ready;
   const auto found = known.find(kernel);
   if (found != known.end()) return found->second;
-  Dl_info info;
-  void *extra = nullptr;
-  if (!dladdr1(kernel, &info, &extra, RTLD_DL_LINKMAP) || !extra) return 0;
-  const link_map *module = static_cast<link_map *>(extra);
-  if (!ready) all = symbols_of(*module->l_name ? module->l_name : "/proc/self/exe"), ready = true; /* all kernels are in one module */
-  return known[kernel] = bytes_of(all, reinterpret_cast<uintptr_t>(kernel) - module->l_addr);
+  uintptr_t address = 0;
+  const symbols *all = symbols_for(kernel, &address);
+  return known[kernel] = all ? bytes_of(*all, address) : 0;
+}
+
+const char *bk_emu_symbol(const void *kernel) {
+  uintptr_t address = 0;
+  const symbols *all = symbols_for(kernel, &address);
+  const auto found = all ? all->functions.find(address) : std::multimap<uintptr_t, std::string>::const_iterator();
+  return all && found != all->functions.end() ? found->second.c_str() : nullptr;
 }
 
 #else
 
 size_t bk_emu_static_shared(const void *) { return 0; }
+const char *bk_emu_symbol(const void *) { return nullptr; }
 
 #endif

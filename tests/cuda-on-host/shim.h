@@ -14,6 +14,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
+#include <tuple>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -64,12 +67,21 @@ extern bk_emu_state bk_emu;
 #define BK_SHARED_DYNAMIC(type, name) type *name = reinterpret_cast<type *>(bk_emu.shared)
 /* Enqueues the kernel with copies of its arguments. */
 #define BK_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  bk_emu_launch(#kernel, bk_emu_address(kernel), grid, block, shared_bytes, stream, bk_emu_bind(kernel, __VA_ARGS__))
-void bk_emu_launch(const char *kernel, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, std::function<void()> body);
-template <class... P> const void *bk_emu_address(void (*kernel)(P...)) { return reinterpret_cast<const void *>(kernel); }
+  bk_emu_launch(#kernel, grid, block, shared_bytes, stream, bk_emu_bind(kernel, __VA_ARGS__))
+/* A kernel with its arguments: `parameters` are their bytes, in a place of their own, which `run` reads. */
+struct bk_emu_parameter { unsigned char *bytes; size_t size; };
+struct bk_emu_call {
+  const void *function;
+  std::vector<bk_emu_parameter> parameters;
+  std::function<void()> run;
+};
+void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const bk_emu_call &call);
 /* The arguments are converted to the kernel's parameter types now, as a launch does. */
-template <class... P, class... A> std::function<void()> bk_emu_bind(void (*kernel)(P...), A... arguments) {
-  return std::bind(kernel, static_cast<P>(arguments)...);
+template <class... P, class... A> bk_emu_call bk_emu_bind(void (*kernel)(P...), A... arguments) {
+  auto values = std::make_shared<std::tuple<P...>>(static_cast<P>(arguments)...);
+  bk_emu_call call{reinterpret_cast<const void *>(kernel), {}, [kernel, values] { std::apply(kernel, *values); }};
+  std::apply([&call](P &...value) { (call.parameters.push_back({reinterpret_cast<unsigned char *>(&value), sizeof value}), ...); }, *values);
+  return call;
 }
 
 /* ---- meeting points ---- */

@@ -288,12 +288,31 @@ static void args_place(run *r, const void *args, bk_buffer *buffer) {
   }
 }
 
+/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file). */
+static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer, bool first) {
+  static const char *const roles[] = {[BK_IN] = "in", [BK_OUT] = "out", [BK_INOUT] = "inout"};
+  const uintptr_t base = (uintptr_t)buffer->handle;
+  fprintf(file, "%s[\"%s\",\"%s\",%llu,%llu]", first ? "" : ",", s->field->name, roles[s->field->role], (unsigned long long)(base + s->tensor.offset),
+          (unsigned long long)bk_tensor_span(&s->tensor));
+}
+
+static void record_case(const run *r, const bk_buffer *buffer) {
+  const char *path = getenv("BK_CUDA_RECORD");
+  FILE *file = path ? fopen(path, "a") : NULL;
+  if (!file) return;
+  fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name, (unsigned long long)(uintptr_t)buffer->handle);
+  for (int i = 0; i < r->n_slots; i++) record_operand(file, &r->slots[i], buffer, i == 0);
+  fprintf(file, "]}\n");
+  fclose(file);
+}
+
 /* Runs the op on the image; `result` is what the memory then holds. NULL: times it instead. */
 static bk_status device_run(run *r, bk_stream *stream, const void *args, uint8_t *result) {
   bk_buffer *buffer = NULL;
   BK_TRY(bk_buffer_alloc(stream->device, r->bytes, BK_MEM_WORKSPACE, &buffer));
   bk_place place = {buffer, 0};
   args_place(r, args, buffer);
+  record_case(r, buffer);
   bk_status status = stream->ops->upload(stream, place, r->image, r->bytes);
   if (status == BK_OK && !result) status = perf_case(r->h, r->name, r->op, r->device_args);
   if (status == BK_OK && result) status = bk_op_run(stream, r->op, r->device_args);

@@ -202,8 +202,11 @@ BK_DEVICE void bk_sinkhorn(const float (&logits)[L], float (&comb)[L], bool live
   wide |= sinkhorn_steps<L>(s, iters, (float)eps, n, nullptr);
 #pragma unroll
   for (int k = 0; k < L; k++) comb[k] = s.row[k] * s.r * __shfl_sync(BK_FULL_MASK, s.c, k, L);
-  for (unsigned groups = sinkhorn_wide_groups<L>(wide && live); groups; groups &= groups - 1) {
-    const int first = __ffs((int)groups) - 1;
+  const unsigned groups = sinkhorn_wide_groups<L>(wide && live);
+  if (groups == 0) return;
+#pragma unroll 1
+  for (int first = 0; first < BK_WARP; first += L) { /* counted, so that the proofs of tests/cuda/prove can follow it */
+    if (!(groups >> first & 1)) continue;
     const bool mine = live && lane - m == first;
 #pragma unroll
     for (int k = 0; k < L; k++)
@@ -284,8 +287,11 @@ template <int L, int N> BK_DEVICE void bk_sinkhorn_bwd(const float (&logits)[L],
   }
   sinkhorn_undo<L>(s.row, dlogits, 0.f, n);
   __syncwarp();
-  for (unsigned groups = sinkhorn_wide_groups<L>(wide && live); groups; groups &= groups - 1) {
-    const int first = __ffs((int)groups) - 1;
+  const unsigned groups = sinkhorn_wide_groups<L>(wide && live);
+  if (groups == 0) return;
+#pragma unroll 1
+  for (int first = 0; first < BK_WARP; first += L) { /* counted, so that the proofs of tests/cuda/prove can follow it */
+    if (!(groups >> first & 1)) continue;
     const bool mine = live && lane - m == first;
 #pragma unroll
     for (int k = 0; k < L; k++)
