@@ -1,7 +1,7 @@
 /* The cuda backend: what its files share. Read by the C host files and by the kernels' files (*.cu), so it is C and C++.
  *
  * Host side. cuda.c: the backend (probe, devices) and its devices; stream.c: streams, events, capture; blaslt.c: dense products
- * through cuBLASLt, cudnn.c and cudnn_graph.c: attention through cuDNN, both found at run time; table.c: the kernel table. kernels/: one .cu file per op family; each holds the kernels, and
+ * through cuBLASLt, cudnn.c, cudnn_graph.c and cudnn_pieces.c: attention through cuDNN, both found at run time; table.c: the kernel table. kernels/: one .cu file per op family; each holds the kernels, and
  * beside them the launch functions of the kernel table, so that a kernel and what it is called with are read together.
  *
  * The CUDA runtime is linked statically and finds the driver (libcuda) by itself at run time: the module loads on a machine

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "backends/cuda/cudnn_graph.h"
+#include "backends/cuda/cudnn_pieces.h"
 
 /* ---- what a device keeps ---- */
 
@@ -21,8 +22,10 @@ typedef struct signature {
 typedef struct entry {
   struct entry *next;
   signature key;
-  bk_cudnn_plan plan;
-  cudnnStatus_t status; /* of making the plan */
+  bk_cudnn_cut cut;       /* of a backward */
+  bk_cudnn_plan plans[2]; /* the second for the last piece of a backward, where it is of another shape than the first */
+  int n_plans;
+  cudnnStatus_t status; /* of making the plans */
   bool given_up;        /* it failed when it ran */
 } entry;
 
@@ -44,12 +47,16 @@ bk_status bk_cudnn_open(bk_cuda_device *d) {
   return d->cudnn ? BK_OK : BK_ERR_MEMORY;
 }
 
+static void release_plans(entry *e) {
+  while (e->n_plans > 0) bk_cudnn_plan_release(&e->plans[--e->n_plans]);
+}
+
 void bk_cudnn_close(bk_cuda_device *d) {
   bk_cudnn *c = d->cudnn;
   if (!c) return;
   for (entry *e = c->entries, *next; e; e = next) {
     next = e->next;
-    if (e->status == CUDNN_STATUS_SUCCESS) bk_cudnn_plan_release(&e->plan);
+    release_plans(e);
     bk_free(d->base.ctx, e);
   }
   if (c->ready) (void)c->api.Destroy(c->handle);
@@ -82,15 +89,18 @@ typedef struct operands {
   const bk_tensor *at[BK_CUDNN_BACKWARD_COUNT]; /* in the order of cudnn_graph.h */
   int count;
   double scale;
+  const void *args; /* that they are from */
 } operands;
 
+static bool is_backward(const operands *x) { return x->count == BK_CUDNN_BACKWARD_COUNT; }
+
 static operands operands_of_forward(const bk_attention_args *a) {
-  return (operands){.at = {&a->q, &a->k, &a->v, &a->o, &a->lse}, .count = BK_CUDNN_FORWARD_COUNT, .scale = a->scale};
+  return (operands){.at = {&a->q, &a->k, &a->v, &a->o, &a->lse}, .count = BK_CUDNN_FORWARD_COUNT, .scale = a->scale, .args = a};
 }
 
 static operands operands_of_backward(const bk_attention_bwd_args *a) {
   return (operands){.at = {&a->q, &a->k, &a->v, &a->o, &a->lse, &a->dout, &a->dq, &a->dk, &a->dv},
-                    .count = BK_CUDNN_BACKWARD_COUNT, .scale = a->scale};
+                    .count = BK_CUDNN_BACKWARD_COUNT, .scale = a->scale, .args = a};
 }
 
 static signature signature_of(const operands *x) {
@@ -128,32 +138,49 @@ static bool operands_fit(const operands *x) {
   return places_fit(x);
 }
 
-/* ---- plans ---- */
-
-/* The bytes of ds, without asking the library. */
-static bool within_limit(const operands *x) {
-  const bk_tensor *q = x->at[BK_CUDNN_Q];
-  return x->count == BK_CUDNN_FORWARD_COUNT ||
-         (double)q->shape[0] * (double)q->shape[2] * (double)q->shape[1] * (double)q->shape[1] * 2 <= (double)BK_CUDNN_MATRIX;
+/* The cut of a backward, each of whose pieces must lie as well as the whole; with a T that is no multiple of 4 the lse of some heads does not. */
+static bool cut_of(const operands *x, bk_cudnn_cut *cut) {
+  *cut = bk_cudnn_cut_of(x->args, BK_CUDNN_MATRIX);
+  for (int64_t i = 0; i < bk_cudnn_count(*cut); i++) {
+    const bk_attention_bwd_args piece = bk_cudnn_piece(x->args, *cut, i);
+    const operands y = operands_of_backward(&piece);
+    if (!places_fit(&y)) return false;
+  }
+  return bk_cudnn_count(*cut) > 0;
 }
 
-static void make_plan(const bk_cuda_device *d, const operands *x, const void *args, entry *e) {
+/* ---- plans ---- */
+
+static void add_plan(const bk_cuda_device *d, const operands *x, entry *e) {
   bk_cudnn *c = d->cudnn;
   const bk_cudnn_target target = {.handle = c->handle};
-  const bool backward = x->count == BK_CUDNN_BACKWARD_COUNT;
   const bk_tensor *q = x->at[BK_CUDNN_Q];
+  bk_cudnn_plan *plan = &e->plans[e->n_plans];
   if (cudaSetDevice(d->ordinal) != cudaSuccess) e->status = CUDNN_STATUS_NOT_INITIALIZED;
-  else if (backward) e->status = bk_cudnn_plan_backward(&c->api, target, args, BK_CUDNN_WORKSPACE, &e->plan);
-  else e->status = bk_cudnn_plan_forward(&c->api, target, args, BK_CUDNN_WORKSPACE, &e->plan);
-  bk_debug(d->base.ctx, "cuda:%d: cuDNN: attention%s of %lld x %lld tokens, %lld heads, %lld/%lld: %s %s", d->ordinal, backward ? " backward" : "",
+  else if (is_backward(x)) e->status = bk_cudnn_plan_backward(&c->api, target, x->args, BK_CUDNN_WORKSPACE, plan);
+  else e->status = bk_cudnn_plan_forward(&c->api, target, x->args, BK_CUDNN_WORKSPACE, plan);
+  if (e->status == CUDNN_STATUS_SUCCESS) e->n_plans++;
+  bk_debug(d->base.ctx, "cuda:%d: cuDNN: attention%s of %lld x %lld tokens, %lld heads, %lld/%lld: %s %s", d->ordinal, is_backward(x) ? " backward" : "",
            (long long)q->shape[0], (long long)q->shape[1], (long long)q->shape[2], (long long)q->shape[3],
-           (long long)x->at[BK_CUDNN_V]->shape[3], e->status == CUDNN_STATUS_SUCCESS ? e->plan.name : "our own kernel serves:",
+           (long long)x->at[BK_CUDNN_V]->shape[3], e->status == CUDNN_STATUS_SUCCESS ? plan->name : "our own kernel serves:",
            e->status == CUDNN_STATUS_SUCCESS ? "" : c->api.GetErrorString(e->status));
 }
 
+static void add_plans_of_pieces(const bk_cuda_device *d, const operands *x, entry *e) {
+  const bk_attention_bwd_args first = bk_cudnn_piece(x->args, e->cut, 0), last = bk_cudnn_piece(x->args, e->cut, bk_cudnn_count(e->cut) - 1);
+  const operands of_first = operands_of_backward(&first), of_last = operands_of_backward(&last);
+  add_plan(d, &of_first, e);
+  if (e->status == CUDNN_STATUS_SUCCESS && !bk_tensor_same_shape(&first.q, &last.q)) add_plan(d, &of_last, e);
+  if (e->status != CUDNN_STATUS_SUCCESS) release_plans(e);
+  else if (bk_cudnn_count(e->cut) > 1)
+    bk_debug(d->base.ctx, "cuda:%d: cuDNN: attention backward of %lld sequences with %lld heads goes in %lld pieces", d->ordinal,
+             (long long)x->at[BK_CUDNN_Q]->shape[0], (long long)x->at[BK_CUDNN_Q]->shape[2], (long long)bk_cudnn_count(e->cut));
+}
+
 /* What the device keeps for this signature, made if need be; NULL where cuDNN does not serve it. */
-static entry *entry_for(const bk_cuda_device *d, const operands *x, const void *args) {
-  if (!operands_fit(x) || !within_limit(x) || !is_ready(d)) return NULL;
+static entry *entry_for(const bk_cuda_device *d, const operands *x) {
+  bk_cudnn_cut cut = {0, 0};
+  if (!operands_fit(x) || (is_backward(x) && !cut_of(x, &cut)) || !is_ready(d)) return NULL;
   const signature key = signature_of(x);
   entry *e = d->cudnn->entries;
   while (e && memcmp(&e->key, &key, sizeof key) != 0) e = e->next;
@@ -161,36 +188,55 @@ static entry *entry_for(const bk_cuda_device *d, const operands *x, const void *
     e = bk_alloc(d->base.ctx, sizeof *e);
     if (!e) return NULL;
     e->key = key;
-    make_plan(d, x, args, e);
+    e->cut = cut;
+    if (is_backward(x)) add_plans_of_pieces(d, x, e);
+    else add_plan(d, x, e);
     e->next = d->cudnn->entries;
     d->cudnn->entries = e;
   }
   return e->status == CUDNN_STATUS_SUCCESS && !e->given_up ? e : NULL;
 }
 
-static bk_status prepare(bk_device *device, const operands *x, const void *args, void **state, size_t *workspace_bytes) {
-  entry *e = entry_for(bk_cuda_of(device), x, args);
+static bk_status prepare(bk_device *device, const operands *x, void **state, size_t *workspace_bytes) {
+  entry *e = entry_for(bk_cuda_of(device), x);
   if (!e) return bk_fail(device->ctx, BK_ERR_DEVICE, "cuda: cuDNN: no plan for an attention that it had accepted");
-  if (*workspace_bytes < e->plan.bytes) *workspace_bytes = e->plan.bytes;
+  for (int i = 0; i < e->n_plans; i++)
+    if (*workspace_bytes < e->plans[i].bytes) *workspace_bytes = e->plans[i].bytes;
   *state = e;
   return BK_OK;
 }
 
 /* ---- launches ---- */
 
+static cudnnStatus_t run_plan(const bk_cudnn *c, bk_cudnn_plan *plan, const operands *x, bk_place workspace) {
+  char *data[BK_CUDNN_BACKWARD_COUNT] = {0};
+  for (int i = 0; i < x->count; i++) data[i] = bk_cuda_data(x->at[i]);
+  return bk_cudnn_plan_run(plan, c->handle, data, x->count, bk_cuda_place(workspace));
+}
+
+/* One after the other, in one workspace. */
+static cudnnStatus_t run_pieces(const bk_cudnn *c, entry *e, const operands *x, bk_place workspace) {
+  const bk_attention_bwd_args first = bk_cudnn_piece(x->args, e->cut, 0);
+  cudnnStatus_t status = CUDNN_STATUS_SUCCESS;
+  for (int64_t i = 0; i < bk_cudnn_count(e->cut) && status == CUDNN_STATUS_SUCCESS; i++) {
+    const bk_attention_bwd_args piece = bk_cudnn_piece(x->args, e->cut, i);
+    const operands y = operands_of_backward(&piece);
+    status = run_plan(c, &e->plans[bk_tensor_same_shape(&piece.q, &first.q) ? 0 : 1], &y, workspace);
+  }
+  return status;
+}
+
 static cudnnStatus_t run(bk_stream *stream, entry *e, const operands *x, bk_place workspace) {
   const bk_cudnn *c = bk_cuda_of(stream->device)->cudnn;
   enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed; /* cuDNN may load code at a plan's first run, also within a capture */
-  char *data[BK_CUDNN_BACKWARD_COUNT] = {0};
-  for (int i = 0; i < x->count; i++) data[i] = bk_cuda_data(x->at[i]);
   if (cudaThreadExchangeStreamCaptureMode(&mode) != cudaSuccess) return CUDNN_STATUS_EXECUTION_FAILED_CUDART;
   cudnnStatus_t status = c->api.SetStream(c->handle, bk_cuda_raw(stream));
-  if (status == CUDNN_STATUS_SUCCESS) status = bk_cudnn_plan_run(&e->plan, c->handle, data, x->count, bk_cuda_place(workspace));
+  if (status == CUDNN_STATUS_SUCCESS) status = is_backward(x) ? run_pieces(c, e, x, workspace) : run_plan(c, &e->plans[0], x, workspace);
   (void)cudaThreadExchangeStreamCaptureMode(&mode);
   return status;
 }
 
-/* True where cuDNN has done it. */
+/* True where cuDNN has done it. What it wrote before a piece failed is overwritten by whoever does it then. */
 static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_place workspace) {
   bk_context *ctx = stream->device->ctx;
   entry *e = plan->state;
@@ -199,8 +245,8 @@ static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_
   if (status == CUDNN_STATUS_SUCCESS) return true;
   e->given_up = true;
   (void)cudaGetLastError();
-  bk_warn(ctx, "cuda: cuDNN: attention (%s) failed: %s (%d); our own kernel serves from now on, as it does with BIRKHOFF_CUDA_CUDNN=0", e->plan.name,
-          bk_cuda_of(stream->device)->cudnn->api.GetErrorString(status), (int)status);
+  bk_warn(ctx, "cuda: cuDNN: attention%s (%s) failed: %s (%d); our own kernel serves from now on, as it does with BIRKHOFF_CUDA_CUDNN=0",
+          is_backward(x) ? " backward" : "", e->plans[0].name, bk_cuda_of(stream->device)->cudnn->api.GetErrorString(status), (int)status);
   return false;
 }
 
@@ -209,13 +255,13 @@ static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_
 BK_CUDA_ACCEPTS(attention_cudnn) {
   const bk_attention_args *a = args;
   const operands x = operands_of_forward(a);
-  return !bk_tensor_present(&a->past) && bk_cuda_attention_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
+  return !bk_tensor_present(&a->past) && bk_cuda_attention_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x) != NULL;
 }
 
 BK_CUDA_PREPARE(attention_cudnn) {
   const operands x = operands_of_forward(args);
   *workspace_bytes = 0;
-  return prepare(device, &x, args, state, workspace_bytes);
+  return prepare(device, &x, state, workspace_bytes);
 }
 
 BK_CUDA_LAUNCH(attention_cudnn) {
@@ -227,14 +273,14 @@ BK_CUDA_LAUNCH(attention_cudnn) {
 
 BK_CUDA_ACCEPTS(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
-  return bk_cuda_of(device)->capability < 100 && bk_cuda_attention_bwd_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x, args) != NULL;
+  return bk_cuda_of(device)->capability < 100 && bk_cuda_attention_bwd_simt_accepts(device, args) && entry_for(bk_cuda_of(device), &x) != NULL;
 }
 
 /* The workspace is large enough for our own kernels too: both ask for the same. */
 BK_CUDA_PREPARE(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
   BK_TRY(bk_cuda_attention_bwd_simt_prepare(device, args, state, workspace_bytes));
-  return prepare(device, &x, args, state, workspace_bytes);
+  return prepare(device, &x, state, workspace_bytes);
 }
 
 BK_CUDA_LAUNCH(attention_bwd_cudnn) {

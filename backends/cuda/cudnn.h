@@ -7,7 +7,9 @@
  * up with a warning: our own kernel does that launch and all later ones.
  *
  * Memory: cuDNN's deterministic backward keeps ds, [B,H,T,T] in bf16, in the workspace. Where ds takes more than BK_CUDNN_MATRIX
- * bytes our own backward, which has no such matrix, serves.
+ * bytes the backward goes in pieces (cudnn_pieces.h), one after another on the stream in one workspace: at T = 4096 8 heads at a time. Our own
+ * backward, which has no such matrix, serves where one head takes more (T > 11520), and where the lse of a piece would not begin at a multiple of 16
+ * bytes. A piece that fails gives the whole backward to our own kernel, which overwrites what the pieces before it wrote.
  *
  * Finding a plan takes up to a second or two, so a device keeps what it found (and that it found none) by shapes, strides and scale: the layers
  * of a model share one. The library itself is opened when the first attention asks for it. */
@@ -18,11 +20,15 @@
 
 #define BK_CUDNN_VERSION 91800 /* at run time: NVIDIA's frontend works around wrong backwards (T no multiple of 128) up to 9.15; plans were made with 9.19 and 9.26 */
 #define BK_CUDNN_MIN_TOKENS 256
-#define BK_CUDNN_MATRIX ((size_t)64 << 20)
+#ifdef BK_CUDA_ON_HOST
+#define BK_CUDNN_MATRIX ((size_t)600 << 10) /* small shapes go in pieces too: T = 256 four heads at a time */
+#else
+#define BK_CUDNN_MATRIX ((size_t)256 << 20)
+#endif
 #define BK_CUDNN_WORKSPACE (BK_CUDNN_MATRIX + ((size_t)1 << 20)) /* an engine keeps some little things beside it */
 
-/* Compiled in: HAVE_CUDNN_H is configure's; on the host there is no stand-in for cuDNN. */
-#if defined(HAVE_CUDNN_H) && !defined(BK_CUDA_ON_HOST)
+/* Compiled in: HAVE_CUDNN_H is configure's; on the host a stand-in is in the place of cudnn_graph.c. */
+#if defined(HAVE_CUDNN_H) || defined(BK_CUDA_ON_HOST)
 #define BK_CUDNN_HERE 1
 #endif
 

@@ -1,7 +1,7 @@
 /* See cudnn_graph.h. The operations that cuDNN's attention engines recognise are those of NVIDIA's documentation of the graph API. */
 #include "backends/cuda/cudnn.h"
 
-#ifdef BK_CUDNN_HERE
+#if defined(BK_CUDNN_HERE) && !defined(BK_CUDA_ON_HOST)
 
 #include <math.h>
 #include <stdio.h>
@@ -263,10 +263,20 @@ static bool engine_is_deterministic(graph *g, descriptor config) {
   return deterministic && g->status == CUDNN_STATUS_SUCCESS;
 }
 
+/* Whether a configuration may serve: what it says of its engine and of the workspace before its code is compiled. */
+static bool config_serves(graph *g, descriptor config, size_t limit) {
+  int64_t n, bytes = 0;
+  if (!engine_is_deterministic(g, config)) return false;
+  if (g->plan->api->BackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &n, &bytes) == CUDNN_STATUS_SUCCESS)
+    g->plan->workspace = (size_t)bytes;
+  return g->plan->workspace <= limit;
+}
+
 /* A plan from a configuration; the graph's status says how that went. */
 static void plan_from(graph *g, bk_cudnn_target target, descriptor config, size_t limit) {
   int64_t bytes = 0;
-  if (!engine_is_deterministic(g, config)) {
+  g->plan->workspace = 0;
+  if (!config_serves(g, config, limit)) {
     if (g->status == CUDNN_STATUS_SUCCESS) g->status = CUDNN_STATUS_NOT_SUPPORTED;
     return;
   }
@@ -278,7 +288,7 @@ static void plan_from(graph *g, bk_cudnn_target target, descriptor config, size_
   numbers_of(g, plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &bytes);
   if (g->status == CUDNN_STATUS_SUCCESS && (uint64_t)bytes > limit) g->status = CUDNN_STATUS_NOT_SUPPORTED;
   g->plan->plan = plan;
-  g->plan->workspace = (size_t)bytes;
+  if (g->status == CUDNN_STATUS_SUCCESS) g->plan->workspace = (size_t)bytes;
 }
 
 static descriptor operation_graph(graph *g, bk_cudnn_target target) {

@@ -49,7 +49,7 @@ typedef struct bk_cudnn_plan {
   cudnnBackendDescriptor_t made[BK_CUDNN_DESCRIPTORS]; /* all that must be destroyed, oldest first */
   int n_made;
   cudnnBackendDescriptor_t plan;
-  size_t workspace; /* cuDNN's own; what follows it is at `sums` */
+  size_t workspace; /* cuDNN's own, also of a plan that failed at its end; what follows it is at `sums` */
   size_t sums;      /* backward: offset of r, fp32 [B,H,T] */
   size_t bytes;     /* the whole workspace */
   float scale, masked;

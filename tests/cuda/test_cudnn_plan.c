@@ -20,6 +20,7 @@ int main(void) {
 #else
 
 #include "backends/cuda/cudnn_graph.h"
+#include "backends/cuda/cudnn_pieces.h"
 
 /* What cuDNN reads of a device. %d: processors, bytes of shared memory that a block can have, 100 times the capability. */
 static const char device_text[] =
@@ -68,7 +69,7 @@ static cudnnStatus_t plan_of(cudnnBackendDescriptor_t device, const bk_attention
   const bk_attention_args f = {.q = b->q, .k = b->k, .v = b->v, .o = b->o, .lse = b->lse, .scale = b->scale};
   bk_cudnn_plan plan;
   cudnnStatus_t status = backward ? bk_cudnn_plan_backward(&api, target, b, limit, &plan) : bk_cudnn_plan_forward(&api, target, &f, limit, &plan);
-  *bytes = plan.bytes;
+  *bytes = plan.workspace;
   if (status == CUDNN_STATUS_SUCCESS) bk_cudnn_plan_release(&plan);
   return status;
 }
@@ -81,7 +82,36 @@ static void expect(cudnnBackendDescriptor_t device, const char *name, sizes s, b
   snprintf(what, sizeof what, "%s, %s of %lld x %lld tokens, %lld heads of %lld/%lld: %s was expected", name, backward ? "backward" : "forward",
            (long long)s.b, (long long)s.t, (long long)s.h, (long long)s.dk, (long long)s.dv, wanted ? "a plan" : "a refusal");
   report(taken(status) == wanted, what, api.GetErrorString(status));
-  if (status == CUDNN_STATUS_SUCCESS) printf("%s, %s: %zu bytes of workspace\n", name, backward ? "backward" : "forward", bytes);
+  if (taken(status)) printf("%s, %s: %zu bytes of workspace\n", name, backward ? "backward" : "forward", bytes);
+}
+
+/* The workspace that cuDNN names for a backward of n heads: ds, and not more than the cut into pieces counts with. */
+static void expect_workspace(const char *what, const bk_attention_bwd_args *piece, size_t bytes) {
+  const bk_tensor *q = &piece->q;
+  const size_t side = (size_t)(q->shape[1] + BK_CUDNN_TILE - 1) / BK_CUDNN_TILE * BK_CUDNN_TILE, heads = (size_t)(q->shape[0] * q->shape[2]);
+  const size_t least = heads * (size_t)(q->shape[1] * q->shape[1]) * 2, most = heads * side * side * 2 + BK_CUDNN_WORKSPACE - BK_CUDNN_MATRIX;
+  char said[100];
+  snprintf(said, sizeof said, "%zu bytes of workspace, not %zu to %zu", bytes, least, most);
+  report(bytes >= least && bytes <= most, what, said);
+}
+
+/* As many pieces as wanted; plans for the first and the last, whose shapes are those of all. */
+static void expect_pieces(cudnnBackendDescriptor_t device, const char *name, sizes s, int64_t wanted) {
+  const bk_attention_bwd_args whole = args_of(s);
+  const bk_cudnn_cut cut = bk_cudnn_cut_of(&whole, BK_CUDNN_MATRIX);
+  const int64_t count = bk_cudnn_count(cut);
+  char what[160], said[60];
+  snprintf(what, sizeof what, "%s, backward in pieces, %lld x %lld tokens, %lld heads of %lld/%lld", name, (long long)s.b, (long long)s.t,
+           (long long)s.h, (long long)s.dk, (long long)s.dv);
+  snprintf(said, sizeof said, "%lld pieces, not %lld", (long long)count, (long long)wanted);
+  report(count == wanted, what, said);
+  for (int64_t i = 0; i < count; i += count > 1 ? count - 1 : 1) {
+    const bk_attention_bwd_args piece = bk_cudnn_piece(&whole, cut, i);
+    size_t bytes;
+    cudnnStatus_t status = plan_of(device, &piece, true, BK_CUDNN_WORKSPACE, &bytes);
+    report(taken(status), what, api.GetErrorString(status));
+    if (taken(status)) expect_workspace(what, &piece, bytes);
+  }
 }
 
 static void refuse_what_does_not_fit(cudnnBackendDescriptor_t device) {
@@ -91,9 +121,7 @@ static void refuse_what_does_not_fit(cudnnBackendDescriptor_t device) {
   report(!taken(plan_of(device, &b, false, BK_CUDNN_WORKSPACE, &bytes)), "forward with too few values", "it was taken");
   report(!taken(plan_of(device, &b, true, BK_CUDNN_WORKSPACE, &bytes)), "backward with too few values", "it was taken");
   b = args_of((sizes){1, 512, 2, 64, 64});
-  /* The workspace is known of a plan that is whole, which takes a driver. */
-  if (plan_of(device, &b, true, BK_CUDNN_WORKSPACE, &bytes) == CUDNN_STATUS_SUCCESS)
-    report(plan_of(device, &b, true, 1000, &bytes) != CUDNN_STATUS_SUCCESS, "backward within 1000 bytes", "it was taken");
+  report(!taken(plan_of(device, &b, true, 1000, &bytes)), "backward within 1000 bytes", "it was taken");
 }
 
 static void test_device(const char *name, int processors, int shared, int version, bool wide) {
@@ -106,6 +134,13 @@ static void test_device(const char *name, int processors, int shared, int versio
     expect(device, name, (sizes){1, 512, 4, 192, 128}, backward, wide || !backward);
   }
   expect(device, name, (sizes){1, 512, 2, 2048, 2048}, true, false);
+  expect_pieces(device, name, (sizes){1, 4096, 32, 128, 128}, 4); /* 8 heads each */
+  if (wide) {
+    expect_pieces(device, name, (sizes){2, 4096, 32, 192, 128}, 8);
+    expect_pieces(device, name, (sizes){5, 1800, 12, 64, 64}, 2); /* 2 and 3 sequences */
+    expect_pieces(device, name, (sizes){1, 4000, 20, 96, 64}, 3); /* 6 and 7 heads; whole tiles of 4096 */
+    expect_pieces(device, name, (sizes){1, 11520, 2, 64, 64}, 2); /* the longest sequence */
+  }
   refuse_what_does_not_fit(device);
   (void)api.BackendDestroyDescriptor(device);
 }
