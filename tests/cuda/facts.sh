@@ -30,20 +30,26 @@ fi
 echo "kernels and targets: $n; most registers: $(sort -k4,4n "$W/kernels" | tail -n 1 | awk '{ print $4, $1, $2 }')"
 
 # ---- 16-byte accesses, in the PTX that the module carries for newer cards ----
-wide() { # FILE LOADS STORES: at least so many of each in its PTX
+wide() { # FILE LOADS STORES [KERNEL]: at least so many of each in its PTX, or in that of the kernels whose mangled name has KERNEL in it
   [ -n "$BK_NVCC" ] || { skipped=$((skipped + 1)); return; } # run by itself, without make
   if ! sh -c "$BK_NVCC -ptx -arch=compute_90 -o '$W/$1.ptx' '$TOP_SRCDIR/backends/cuda/kernels/$1.cu'" >"$W/log" 2>&1; then
     echo "FAIL: $1: no PTX"; cat "$W/log"
     failed=$((failed + 1))
     return
   fi
-  loads=$(grep -c 'ld\.global[a-z.]*\.v4\.[bfus]32' "$W/$1.ptx") stores=$(grep -c 'st\.global[a-z.]*\.v4\.[bfus]32' "$W/$1.ptx")
+  awk -v kernel="${4:-}" '/\.entry/ { wanted = index($0, kernel) || kernel == "" } wanted' "$W/$1.ptx" >"$W/ptx"
+  loads=$(grep -c 'ld\.global[a-z.]*\.v4\.[bfus]32' "$W/ptx") stores=$(grep -c 'st\.global[a-z.]*\.v4\.[bfus]32' "$W/ptx")
   if [ "$loads" -ge "$2" ] && [ "$stores" -ge "$3" ]; then passed=$((passed + 1)); else
-    echo "FAIL: $1: $loads loads and $stores stores of 16 bytes, expected $2 and $3"
+    echo "FAIL: $1${4:+, $4}: $loads loads and $stores stores of 16 bytes, expected $2 and $3"
     failed=$((failed + 1))
   fi
 }
-wide copy 4 4
+wide copy 18 14
+# Eight elements from fp32 to bf16 and back: dense, and in rows that lie at multiples of 16 bytes.
+wide copy 2 1 flat_kernelIf7bk_bf16Lb0E
+wide copy 1 2 flat_kernelI7bk_bf16fLb0E
+wide copy 2 1 rows_kernelIf7bk_bf16Lb0ELb1E
+wide copy 1 2 rows_kernelI7bk_bf16fLb0ELb1E
 wide moe 32 20
 wide streams 64 64
 wide pre_norm 200 200

@@ -13,6 +13,12 @@ static void copy_case(harness *h, bk_dtype to, const fill *fills, int pad, int64
                (long long)rows);
 }
 
+/* Rows at multiples of 16 bytes in both types, one of them or neither; longer than 32 packs of 8 elements. */
+static void aligned_copy(harness *h, bk_dtype to, int pad, int pad_to) {
+  bk_copy_args a = {h3(h->st, pad, 3, 5, 296), h3(to, pad_to, 3, 5, 296)};
+  harness_case(h, BK_OP_COPY, &a, NULL, NULL, "to=%s,aligned,pad=%d,pad_to=%d,strided", bk_dtype_name(to), pad, pad_to);
+}
+
 static void cases_copy(harness *h) {
   const bk_dtype types[] = {BK_F32, BK_BF16};
   const fill ties[] = {{"x", FILL_TIES, 0, 0, NULL, NULL}, FILL_END};
@@ -22,6 +28,8 @@ static void cases_copy(harness *h) {
     copy_case(h, types[t], ties, 0, 127, "ties");
     copy_case(h, types[t], special, HARNESS_PAD, 127, "special");
   }
+  static const int pads[][2] = {{0, 8}, {8, 0}, {8, 16}, {4, 8}, {8, 4}};
+  for (int i = 0; i < 10; i++) aligned_copy(h, types[i % 2], pads[i / 2][0], pads[i / 2][1]);
   bk_copy_args turned = {bk_tensor_transpose(h2(h->st, 1, 31, 13), 0, 1), h2(h->st, 0, 13, 31)};
   harness_case(h, BK_OP_COPY, &turned, NULL, NULL, "transposed,strided");
   bk_copy_args into = {h2(h->st, 0, 13, 31), bk_tensor_transpose(h2(h->st, 1, 31, 13), 0, 1)};
@@ -48,6 +56,9 @@ static void cases_add(harness *h) {
     harness_case(h, BK_OP_ADD, &a, inplace, NULL, "inplace,N=%lld,C=%lld,%s", (long long)n, (long long)c,
                  strided_name(pad));
   }
+  bk_add_args aligned = {h3(h->st, 8, 3, 5, 296), h3(h->st, 0, 3, 5, 296), h3(h->st, 8, 3, 5, 296)};
+  harness_case(h, BK_OP_ADD, &aligned, NULL, NULL, "aligned,strided");
+  harness_case(h, BK_OP_ADD, &aligned, inplace, NULL, "aligned,inplace,strided");
   bk_add_args a = {h3(h->st, 1, 13, 4, 31), h3(h->st, 0, 13, 4, 31), h3(h->st, 0, 13, 4, 31)};
   harness_case(h, BK_OP_ADD, &a, special, NULL, "special,strided");
   harness_case(h, BK_OP_ADD, &a, inplace_b, NULL, "inplace_b,strided");
