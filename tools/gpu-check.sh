@@ -4,7 +4,8 @@
 #        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
 # Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
 # comes from the folder gpu-kit/ that --pack puts into the tarball, from JANSSON=DIR (jansson.h, libjansson.a), or is the system's; where
-# there is none, that is said before anything is compiled.
+# there is none, that is said before anything is compiled. cuDNN's header is looked for beside nvcc, in the system's folders and in Python's
+# packages, or is in CUDNN=DIR.
 # Two calls of at most 8 minutes each, for machines that are lent for as long: --part 1 is build to bits, --part 2 is ops to ncu (and the
 # build, where the programs of part 1 are gone or are of other sources). What a call found lies in --out (build-gpu) and, when it ends, also in
 # one archive there: gpu-check-part1.tar.gz, gpu-check-part2.tar.gz, else gpu-check.tar.gz. Objects, programs and runs lie in --work
@@ -178,10 +179,13 @@ c_list() {
     done
   done
 }
+# The folder of cuDNN's header and that of the library: of CUDNN=DIR, beside nvcc, of the system, of a package of Python's.
+find_cudnn() {
+  if [ -n "${CUDNN:-}" ]; then tools/find-cudnn.sh "$CUDNN"; else tools/find-cudnn.sh "$1" /usr/local /usr || tools/find-cudnn.sh; fi
+}
 cuda_list() { # ARCH ROOT
   local source name arch=$1 root=$2 cuda=()
-  if [ -n "$ON_HOST" ]; then cuda=(-DBK_CUDA_ON_HOST -Itests/cuda-on-host/include); else cuda=("-I$root/include"); fi
-  if [ -z "$ON_HOST" ] && [ -f "$root/include/cudnn.h" ]; then cuda+=(-DHAVE_CUDNN_H); fi
+  if [ -n "$ON_HOST" ]; then cuda=(-DBK_CUDA_ON_HOST -Itests/cuda-on-host/include); else cuda=(${cudnn[0]:+"-I${cudnn[0]}" -DHAVE_CUDNN_H} "-I$root/include"); fi
   for source in backends/cuda/kernels/*.cu; do # first: they take the longest
     name=$(basename "$source").o
     if [ -n "$ON_HOST" ]; then compile "$name" "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -include tests/cuda-on-host/shim.h -c -x c++ "$source"
@@ -213,7 +217,7 @@ isa_flags() {
 link_one() { # PROGRAM OBJECT...
   local program=$1 cuda=(-lstdc++) shared
   shift
-  [ -n "$ON_HOST" ] || cuda=("-L$root/lib64" -lcudart_static -lrt)
+  [ -n "$ON_HOST" ] || cuda=("-L$root/lib64" -lcudart_static -lrt ${cudnn[1]:+"-Wl,-rpath,${cudnn[1]}"})
   mapfile -t shared < <(find "$WORK/obj" -name '*.o' ! -name 'tools_*' ! -name 'tests_ops_*')
   within 120 "${CC:-cc}" -pthread "${optimise[@]}" -o "$program" "$@" "${shared[@]}" "${jansson_libs[@]}" "${cuda[@]}" -ldl -lm
 }
@@ -240,7 +244,7 @@ write_stubs() {
 sources_sum() { { echo "$1 ${optimise[*]}"; find core models tools tests/ops tests/cuda-on-host backends -type f | LC_ALL=C sort | xargs cat; } | cksum; }
 
 stage_build() {
-  local root='' arch=host begin=$SECONDS isas=() isa_defines=() files
+  local root='' arch=host begin=$SECONDS isas=() isa_defines=() files cudnn=()
   local on_host=(-std=c++17 "${optimise[@]}" -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics)
   case $(uname -m) in
     x86_64) isas=(avx2 avx512) isa_defines=(-DBK_HAVE_AVX2=1 -DBK_HAVE_AVX512=1) ;;
@@ -250,6 +254,8 @@ stage_build() {
     root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return; }
     arch=$(card_arch)
     "$root/bin/nvcc" --version | tail -n 2 | show
+    mapfile -t cudnn < <(find_cudnn "$root")
+    say "- header of cuDNN: ${cudnn[0]:-none, so our own kernels serve attention}"
   fi
   if [ "$PART" = 2 ] && [ -x "$BIRKHOFF" ] && [ "$(cat "$WORK/built" 2>/dev/null)" = "$(sources_sum "$arch")" ]; then
     pass "build: the programs of the part before serve"
@@ -294,7 +300,7 @@ stage_devices() {
     fail "a product and an attention: exit status $?" "$log"
   for name in cuBLASLt cuDNN; do say "- $name: $(library_lines "$name" <"$log")"; done
 }
-# What the log says of a library, each line once. Without cudnn.h beside nvcc there is no word of cuDNN.
+# What the log says of a library, each line once. Compiled without cuDNN's header there is no word of cuDNN.
 library_lines() {
   grep -i "^birkhoff: debug: .*$1" | sed 's/^birkhoff: debug: //' |
     awk -v name="$1" '!seen[$0]++ { printf "%s%s", n++ ? "; " : "", $0 } END { if (!n) printf "%s", name == "cuDNN" ? "not compiled in" : "no word of it in the log" }'
