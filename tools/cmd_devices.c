@@ -37,6 +37,9 @@ static json_t *row_json(const device_row *r) {
   json_object_set_new(row, "max_alloc", size_json(r->props.max_alloc));
   json_object_set_new(row, "max_binding_range", size_json(r->props.max_binding_range));
   json_object_set_new(row, "offset_alignment", json_integer((json_int_t)r->props.offset_alignment));
+  json_object_set_new(row, "max_group", r->props.max_group ? json_integer(r->props.max_group) : json_null());
+  json_object_set_new(row, "local_memory", size_json(r->props.local_bytes));
+  json_object_set_new(row, "features", json_string(r->props.features));
   json_object_set_new(row, "default", json_boolean(r->best));
   return row;
 }
@@ -55,6 +58,9 @@ static void print_row(const device_row *r) {
     if (bk_dtype_is_float((bk_dtype)d) && (r->props.storage_dtypes & BK_DT(d))) printf(", %s", bk_dtype_name((bk_dtype)d));
   if (is_limit(r->props.max_alloc)) printf(", buffers up to %s", cli_bytes_text((double)r->props.max_alloc, limit, sizeof limit));
   if (is_limit(r->props.max_binding_range)) printf(", bindings up to %s", cli_bytes_text((double)r->props.max_binding_range, limit, sizeof limit));
+  if (r->props.max_group) printf(", groups of up to %d", r->props.max_group);
+  if (is_limit(r->props.local_bytes)) printf(" with %s", cli_bytes_text((double)r->props.local_bytes, limit, sizeof limit));
+  if (r->props.features[0]) printf(", %s", r->props.features);
   printf("%s\n", r->best ? " (default)" : "");
 }
 

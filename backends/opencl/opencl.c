@@ -65,6 +65,9 @@ static void fill_props(const bk_cl_api *cl, cl_device_id id, bk_device_props *pr
   bk_cl_device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
   bk_cl_device_text(cl, id, CL_DRIVER_VERSION, driver, sizeof driver);
   snprintf(props->driver, sizeof props->driver, "%.60s, driver %.40s", version, driver);
+  props->max_group = (int)bk_cl_group_limit(cl, id);
+  props->local_bytes = (size_t)bk_cl_device_number(cl, id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
+  bk_cl_features(cl, id, props->features, sizeof props->features);
   props->max_alloc = (size_t)bk_cl_device_number(cl, id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));
 }
 

@@ -77,6 +77,8 @@ int bk_cl_find(const bk_cl_api *cl, bk_cl_found *list, char *reason, size_t size
 void bk_cl_device_text(const bk_cl_api *cl, cl_device_id id, cl_device_info what, char *text, size_t size); /* cut to `size` */
 cl_ulong bk_cl_device_number(const bk_cl_api *cl, cl_device_id id, cl_device_info what, size_t size);       /* 0: the driver does not say */
 int bk_cl_max_group(const bk_cl_api *cl, cl_device_id id); /* a power of two, 64 to 1024 */
+cl_ulong bk_cl_group_limit(const bk_cl_api *cl, cl_device_id id); /* as the driver says it */
+void bk_cl_features(const bk_cl_api *cl, cl_device_id id, char *text, size_t size); /* in words, for reports */
 
 /* opencl.c */
 const char *bk_cl_error_name(cl_int error);

@@ -20,7 +20,7 @@ cl_ulong bk_cl_device_number(const bk_cl_api *cl, cl_device_id id, cl_device_inf
   return size == sizeof(cl_uint) ? v.i : v.l;
 }
 
-static cl_ulong group_limit(const bk_cl_api *cl, cl_device_id id) {
+cl_ulong bk_cl_group_limit(const bk_cl_api *cl, cl_device_id id) {
   size_t sizes[8] = {0};
   cl_ulong limit = bk_cl_device_number(cl, id, CL_DEVICE_MAX_WORK_GROUP_SIZE, sizeof(size_t));
   if (cl->GetDeviceInfo(id, CL_DEVICE_MAX_WORK_ITEM_SIZES, sizeof sizes, sizes, NULL) == CL_SUCCESS && sizes[0] && sizes[0] < limit) limit = sizes[0];
@@ -28,10 +28,46 @@ static cl_ulong group_limit(const bk_cl_api *cl, cl_device_id id) {
 }
 
 int bk_cl_max_group(const bk_cl_api *cl, cl_device_id id) {
-  cl_ulong limit = group_limit(cl, id);
+  cl_ulong limit = bk_cl_group_limit(cl, id);
   int p = 64;
   while (p < 1024 && (cl_ulong)p * 2 <= limit) p *= 2;
   return p;
+}
+
+/* ---- what is told of a device and not asked for ---- */
+
+static void note(char *text, size_t size, const char *format, unsigned long long value) {
+  size_t used = strlen(text);
+  if (used && used + 1 < size) used += (size_t)snprintf(text + used, size - used, ", ");
+  if (used + 1 < size) snprintf(text + used, size - used, format, value);
+}
+
+static const char *kind_of(cl_ulong type) {
+  return type & CL_DEVICE_TYPE_CPU ? "cpu" : type & CL_DEVICE_TYPE_GPU ? "gpu" : type & CL_DEVICE_TYPE_ACCELERATOR ? "accelerator" : "of another kind";
+}
+
+/* OpenCL 1.2 has no question for it; vendors have their own, in extensions that others answer with an error. */
+static cl_ulong subgroup_size(const bk_cl_api *cl, cl_device_id id) {
+  static const cl_device_info of_vendors[] = {0x4003 /* CL_DEVICE_WARP_SIZE_NV */, 0x4043 /* CL_DEVICE_WAVEFRONT_WIDTH_AMD */};
+  size_t intel[8] = {0};
+  for (size_t i = 0; i < BK_COUNT(of_vendors); i++) {
+    cl_ulong found = bk_cl_device_number(cl, id, of_vendors[i], sizeof(cl_uint));
+    if (found) return found;
+  }
+  return cl->GetDeviceInfo(id, 0x4108 /* CL_DEVICE_SUB_GROUP_SIZES_INTEL */, sizeof intel, intel, NULL) == CL_SUCCESS ? intel[0] : 0;
+}
+
+void bk_cl_features(const bk_cl_api *cl, cl_device_id id, char *text, size_t size) {
+  char extensions[8192] = "";
+  cl_ulong subgroups = subgroup_size(cl, id);
+  if (cl->GetDeviceInfo(id, CL_DEVICE_EXTENSIONS, sizeof extensions - 1, extensions, NULL) != CL_SUCCESS) extensions[0] = '\0';
+  snprintf(text, size, "%s", kind_of(bk_cl_device_number(cl, id, CL_DEVICE_TYPE, sizeof(cl_ulong))));
+  note(text, size, "%llu units", bk_cl_device_number(cl, id, CL_DEVICE_MAX_COMPUTE_UNITS, sizeof(cl_uint)));
+  note(text, size, "%llu MHz", bk_cl_device_number(cl, id, CL_DEVICE_MAX_CLOCK_FREQUENCY, sizeof(cl_uint)));
+  if (subgroups) note(text, size, "subgroups of %llu", subgroups);
+  if (strstr(extensions, "cl_khr_fp16")) note(text, size, "fp16", 0);
+  if (strstr(extensions, "cl_khr_fp64")) note(text, size, "fp64", 0);
+  if (bk_cl_device_number(cl, id, CL_DEVICE_HOST_UNIFIED_MEMORY, sizeof(cl_bool))) note(text, size, "memory of the host", 0);
 }
 
 /* Why a device cannot be used, or NULL. */
@@ -43,7 +79,7 @@ static const char *refuse(const bk_cl_api *cl, cl_device_id id) {
   if (!bk_cl_device_number(cl, id, CL_DEVICE_AVAILABLE, sizeof(cl_bool))) return "its driver says that it is not available";
   if (!bk_cl_device_number(cl, id, CL_DEVICE_COMPILER_AVAILABLE, sizeof(cl_bool))) return "its driver has no compiler";
   if (!bk_cl_device_number(cl, id, CL_DEVICE_ENDIAN_LITTLE, sizeof(cl_bool))) return "it is big-endian";
-  if (group_limit(cl, id) < 64) return "its work groups have fewer than 64 items";
+  if (bk_cl_group_limit(cl, id) < 64) return "its work groups have fewer than 64 items";
   if (bk_cl_device_number(cl, id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong)) < MIN_LOCAL_BYTES) return "it has less than 16 KiB of local memory";
   return NULL;
 }

@@ -60,7 +60,8 @@ static size_t to_size(VkDeviceSize bytes) { return bytes > SIZE_MAX / 2 ? SIZE_M
 static void read_properties(const bk_vk_instance *in, bk_vk_traits *t) {
   VkPhysicalDeviceDriverProperties driver = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
   VkPhysicalDeviceIDProperties id = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_ID_PROPERTIES, .pNext = &driver};
-  VkPhysicalDeviceMaintenance3Properties limits = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES, .pNext = &id};
+  VkPhysicalDeviceSubgroupProperties subgroup = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES, .pNext = &id};
+  VkPhysicalDeviceMaintenance3Properties limits = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES, .pNext = &subgroup};
   VkPhysicalDeviceProperties2 all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &limits};
 #ifdef VK_API_VERSION_1_3
   VkPhysicalDeviceMaintenance4Properties sizes = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_4_PROPERTIES};
@@ -72,6 +73,7 @@ static void read_properties(const bk_vk_instance *in, bk_vk_traits *t) {
   if (sizes.maxBufferSize && to_size(sizes.maxBufferSize) < t->max_alloc) t->max_alloc = to_size(sizes.maxBufferSize);
 #endif
   t->max_alloc -= t->max_alloc % 256;
+  t->subgroup = subgroup.subgroupSize;
   memcpy(t->driver_name, driver.driverName, sizeof t->driver_name);
   memcpy(t->driver_info, driver.driverInfo, sizeof t->driver_info);
   memcpy(t->device_uuid, id.deviceUUID, VK_UUID_SIZE);
@@ -86,6 +88,9 @@ static void read_features(const bk_vk_instance *in, bk_vk_traits *t) {
   t->addresses = v12.bufferDeviceAddress;
   t->halves = v11.storageBuffer16BitAccess;
   t->timeline = v12.timelineSemaphore;
+  t->fp16 = v12.shaderFloat16;
+  t->fp64 = all.features.shaderFloat64;
+  t->int64 = all.features.shaderInt64;
 }
 
 /* Queues of a family without graphics, if there is one: they wait for no window. */
@@ -210,13 +215,16 @@ static bk_status choose_bindings(bk_context *ctx, const bk_vk_traits *t, bool *a
 
 static bool is_cpu(const bk_vk_traits *t) { return t->props.deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU; }
 
+static uint32_t group_limit(const bk_vk_traits *t) {
+  const VkPhysicalDeviceLimits *l = &t->props.limits;
+  return l->maxComputeWorkGroupSize[0] < l->maxComputeWorkGroupInvocations ? l->maxComputeWorkGroupSize[0] : l->maxComputeWorkGroupInvocations;
+}
+
 /* Lavapipe runs eight items in the lanes of a vector, and ends all loops of an item after 65535 turns in all (its guard against endless
  * ones): many items with short loops, as on a GPU, are right for it, not one item with long loops. Barriers cost: groups are small. */
 static bk_status choose_group(bk_context *ctx, const bk_vk_traits *t, int *group, int *most_group) {
   const char *text = bk_context_environment(ctx, "BIRKHOFF_VULKAN_MAX_GROUP");
-  const VkPhysicalDeviceLimits *l = &t->props.limits;
-  int64_t most = l->maxComputeWorkGroupInvocations, wanted = 0;
-  if (l->maxComputeWorkGroupSize[0] < most) most = l->maxComputeWorkGroupSize[0];
+  int64_t most = group_limit(t), wanted = 0;
   if (text && text[0] && (!bk_parse_int64(text, &wanted) || wanted < 64))
     return bk_fail(ctx, BK_ERR_ARGUMENT, "BIRKHOFF_VULKAN_MAX_GROUP is \"%s\", not a number from 64 on", text);
   if (wanted && wanted < most) most = wanted;
@@ -232,6 +240,21 @@ static size_t binding_range(const bk_vk_traits *t, bool addresses) {
   return addresses ? 0 : l->maxStorageBufferRange - (size_t)l->minStorageBufferOffsetAlignment;
 }
 
+static const char *kind_of(VkPhysicalDeviceType type) {
+  switch (type) {
+    case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: return "gpu of its own";
+    case VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: return "gpu beside the processor";
+    case VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: return "virtual gpu";
+    case VK_PHYSICAL_DEVICE_TYPE_CPU: return "cpu";
+    default: return "of another kind";
+  }
+}
+
+static void fill_features(const bk_vk_traits *t, bool addresses, char *text, size_t size) {
+  snprintf(text, size, "%s, subgroups of %u%s%s%s%s, operands by %s", kind_of(t->props.deviceType), t->subgroup, t->fp16 ? ", fp16" : "",
+           t->fp64 ? ", fp64" : "", t->int64 ? ", int64" : "", t->halves ? ", 16-bit storage" : "", addresses ? "address" : "bindings");
+}
+
 static void fill_props(const bk_vk_traits *t, bool addresses, bool halves, bk_device_props *props) {
   *props = (bk_device_props){.storage_dtypes = halves ? BK_GPU_FLOATS : BK_GPU_F32, .offset_alignment = 256, .captures = true};
   snprintf(props->name, sizeof props->name, "%.*s", (int)sizeof props->name - 1, t->props.deviceName);
@@ -239,6 +262,9 @@ static void fill_props(const bk_vk_traits *t, bool addresses, bool halves, bk_de
            VK_API_VERSION_MINOR(t->props.apiVersion), t->driver_name, t->driver_info);
   props->max_alloc = t->max_alloc;
   props->max_binding_range = binding_range(t, addresses);
+  props->max_group = (int)group_limit(t);
+  props->local_bytes = t->props.limits.maxComputeSharedMemorySize;
+  fill_features(t, addresses, props->features, sizeof props->features);
 }
 
 static bk_status vulkan_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {

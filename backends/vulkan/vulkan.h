@@ -60,6 +60,8 @@ typedef struct bk_vk_traits {
   size_t max_alloc;
   bool addresses, halves, timeline; /* features: buffer addresses, 16-bit storage, timeline semaphores */
   bool budget, portability;         /* extensions */
+  bool fp16, fp64, int64;           /* what shaders can compute with; told, not used */
+  uint32_t subgroup;                /* work items that run side by side */
   char refused[128];                /* why it cannot be used, or "" */
 } bk_vk_traits;
 

@@ -46,5 +46,10 @@ ok "generate" "$BIRKHOFF" generate gpu-mhc --prompt "the of" --max-tokens 8 --te
 cp out gpu.txt
 ok "generate on cpu" "$BIRKHOFF" generate gpu-mhc --prompt "the of" --max-tokens 8 --temperature 0 --device cpu
 same "the same words" gpu.txt out
+ok "limits" "$BIRKHOFF" devices --json
+holds "work groups" "$(json name=$device:0/max_group) >= 64"
+holds "local memory" "$(json name=$device:0/local_memory) >= 16384"
+equal "its kind comes first" "$(json name=$device:0/features | cut -d, -f1 | grep -c '^cpu$\|gpu\|accelerator\|kind')" 1
+equal "ref has no work groups" "$(json name=ref/max_group)" null
 refused 1 "device $device:9 is not here: $device has" "a device that is not there" "$BIRKHOFF" $small --device $device:9 --out none
 finish
