@@ -1,51 +1,72 @@
 #!/bin/bash
-# Checks the cuda backend on a machine with an NVIDIA GPU, in one go (reckoned at about 11 minutes on an H100; not yet run on a GPU), and writes a report after each stage.
-# usage: tools/gpu-check.sh [--part 1|2] [--stage NAME]... [--out DIR] [--work DIR] [--limit SECONDS] [--text FILE] [--jobs N]
-#        tools/gpu-check.sh --pack FILE.tar.gz        makes the tarball to take to that machine
-# Needs nvcc and a C compiler there: no root, no network, no autotools, no packages. The one library that the command links, jansson,
-# comes from the folder gpu-kit/ that --pack puts into the tarball, from JANSSON=DIR (jansson.h, libjansson.a), or is the system's; where
-# there is none, that is said before anything is compiled. cuDNN's header is looked for beside nvcc, in the system's folders and in Python's
-# packages, or is in CUDNN=DIR.
-# Two calls of at most 8 minutes each, for machines that are lent for as long: --part 1 is build to bits, --part 2 is ops to ncu (and the
-# build, where the programs of part 1 are gone or are of other sources). What a call found lies in --out (build-gpu) and, when it ends, also in
-# one archive there: gpu-check-part1.tar.gz, gpu-check-part2.tar.gz, else gpu-check.tar.gz. Objects, programs and runs lie in --work
-# (build-gpu/work). After --limit seconds (475 with --part) nothing new is begun, and what runs is ended.
-# Stages, in this order; without --part and --stage all of them:
-#   build      for the card that is there (another: CUDA_ARCH=90a); a kernel file that does not compile leaves its ops failing, and all
-#              others are checked
-#   devices    what is there, and which versions of cuBLASLt and cuDNN serve a product and an attention
-#   harness    every op against ref, with cuBLASLt and cuDNN and without; after a failure op by op, each in a process of its own
+# Checks a GPU backend on a machine with such a GPU, in one go, and writes a report after each stage: cuda (reckoned at about 11 minutes on an
+# H100; not yet run on a GPU), or opencl or vulkan on any device that they find.
+# usage: tools/gpu-check.sh [--device cuda:0|opencl:N|vulkan:N] [--part 1|2] [--stage NAME]... [--out DIR] [--work DIR] [--limit SECONDS] [--text FILE] [--jobs N]
+#        tools/gpu-check.sh --pack FILE.tar.gz [--device ...]        makes the tarball to take to that machine
+# Without --device, cuda:0; CUDA_VISIBLE_DEVICES chooses another card. opencl:N and vulkan:N are numbered as `birkhoff devices` numbers them.
+# Needs a C compiler there, and for cuda nvcc: no root, no network, no autotools, no packages. The one library that the command links, jansson,
+# comes from JANSSON=DIR (jansson.h, libjansson.a), from the folder gpu-kit/ that --pack puts into the tarball, or is the system's. OpenCL and
+# Vulkan take headers and, from a checkout, Vulkan's kernels take glslc: gpu-kit/ has the headers and the compiled kernels, where --pack was
+# told such a device. What is missing is said, with its Debian package, before anything is compiled. cuDNN's header is looked for beside nvcc,
+# in the system's folders and in Python's packages, or is in CUDNN=DIR.
+# Two calls of at most 8 minutes each, for machines that are lent for as long: --part 1 is build to bits, --part 2 is ops to the end (and the
+# build, where the programs of part 1 are gone or are of other sources). What a call found lies in --out (build-gpu; build-gpu-opencl-N,
+# build-gpu-vulkan-N) and, when it ends, also in one archive there: gpu-check.tar.gz, gpu-check-part1.tar.gz, gpu-check-opencl-0.tar.gz and so
+# on. Objects, programs and runs lie in --work (build-gpu/work and so on). After --limit seconds (475 with --part) nothing new is begun,
+# and what runs is ended.
+# Stages, in this order; without --part and --stage all of them; sanitizer, peers and ncu are cuda's alone:
+#   build      cuda: for the card that is there (another: CUDA_ARCH=90a); a kernel file that does not compile leaves its ops failing, and all
+#              others are checked. opencl, vulkan: gpu-check-portable.sh
+#   devices    what is there: name, driver, limits; cuda: which versions of cuBLASLt and cuDNN serve a product and an attention; opencl,
+#              vulkan: what clinfo and vulkaninfo say, where they are
+#   harness    every op against ref; cuda: with cuBLASLt and cuDNN and without; opencl: small shapes, without CLBlast if it is there, all
+#              shapes; vulkan: small shapes, in its other way of binding, all shapes; after a failure op by op, each in a process of its own
 #   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes, on our own kernels
-#   train      100 steps of demo, fp32 and bf16, against cpu: fp32 over steps 1 to 30, bf16 by means of 20 steps (two right backends
-#              drift apart after that); verify tiny for each residual connection
+#   train      100 steps of demo, fp32 and bf16, against cpu (opencl, vulkan: 40 small steps against ref): fp32 over steps 1 to 30, bf16 by
+#              means of 20 steps (two right backends drift apart after that); verify tiny for each residual connection
 #   bits       the same run twice, without step graphs, with merges on a stream of their own, without recompute: the same bits
-#   ops        bench ops in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are wanted
-#   step       bench step, mhc against plain, at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
-#              share of the measured rate of matrix products, memory against plan; then the time of every op
+#   ops        bench ops; cuda: in bf16 at 32,768 tokens of width 7,168, at 4,096 of 2,560 and at its default, against the shares that are
+#              wanted; opencl, vulkan: fp32 and bf16, at its default and at 4,096 of 2,560, with the roofs
+#   step       bench step, mhc against plain; cuda: at the dimensions of mhc-27b and mhc-3b with 4 layers, sequences of 4096: what mhc costs, the
+#              share of the measured rate of matrix products, memory against plan; opencl, vulkan: demo; then the time of every op
 #   peers      the same ops in PyTorch and in the kernel packages that are installed (tests/peers/gpu_run.sh; PEER_PYTHON)
 #   ncu        Nsight Compute on the kernels of the residual connections, at the clocks that all else runs at: what limits each
 # Every command has a time-out. What is not there is skipped by name. The last line is "N passed, N failed, N skipped"; each check is one.
-# Goals of speed are reported as met or missed and are no checks.
-# GPU_CHECK_ON_HOST=1 compiles the kernels for the host instead (tests/cuda-on-host), so that this script itself can be tried without a
-# GPU; its figures then mean nothing. tests/cuda-on-host/gpu_check.sh does so, with GPU_CHECK_CFLAGS instead of -O2 -g and
-# GPU_CHECK_OBJECTS=DIR: an object that lies there is taken and not compiled. Both count on the host only.
+# Goals of speed are reported as met or missed and are no checks; there are some for cuda alone.
+# GPU_CHECK_ON_HOST=1 tries this script itself, on a machine without a GPU: cuda's kernels are compiled for the host (tests/cuda-on-host), opencl
+# and vulkan take devices that are processors, and shapes are short; figures then mean nothing. tests/cuda-on-host/gpu_check.sh and
+# tests/gpu-check do so, with GPU_CHECK_CFLAGS instead of -O2 -g, GPU_CHECK_OBJECTS=DIR (an object that lies there is taken and not
+# compiled) and GPU_CHECK_CASE=TEXT (the harness has the cases whose names contain it). These count then only.
 # shellcheck disable=SC2317 # main ends in exit, which makes it think that nothing is called
 set -u -o pipefail
 FROM=$PWD
 cd "$(dirname "$0")/.." || exit 1
 at() { case $1 in /*) echo "$1" ;; *) echo "$FROM/$1" ;; esac; } # names are the caller's
-STAGES=() ALL=(build devices harness sanitizer train bits ops step peers ncu)
-PART1=(build devices harness sanitizer train bits) PART2=(build ops step peers ncu)
-OUT=build-gpu WORK=build-gpu/work PART='' LIMIT='' TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK=''
-usage() { sed -n '3,4p' "$0" | sed 's/^# //' >&2; echo "stages: ${ALL[*]}" >&2; exit 2; }
-whole() { case $1 in '' | *[!0-9]*) usage ;; esac }
+STAGES=() OUT='' WORK='' PART='' LIMIT='' TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK='' DEVICE=cuda:0
+usage() { sed -n '4,5p' "$0" | sed 's/^# //' >&2; echo "${1:-stages: ${ALL[*]}}" >&2; exit 2; }
+whole() { case $1 in '' | *[!0-9]*) usage "a whole number is expected, not \"$1\"" ;; esac }
+# take_device NAME: DEVICE, BACKEND, and the stages that there are for it
+take_device() {
+  ALL=(build devices harness train bits ops step) PART1=(build devices harness train bits) PART2=(build ops step)
+  case $1 in
+    cuda | cuda:0) DEVICE=cuda:0 ALL=(build devices harness sanitizer train bits ops step peers ncu) PART1=(build devices harness sanitizer train bits) PART2=(build ops step peers ncu) ;;
+    cuda:*) usage "--device $1: the card that is checked is cuda:0; CUDA_VISIBLE_DEVICES=${1#cuda:} makes another card cuda:0" ;;
+    opencl | vulkan) DEVICE=$1:0 ;;
+    opencl:*[!0-9]* | vulkan:*[!0-9]* | opencl: | vulkan:) usage "--device $1: a number is expected behind ${1%%:*}:" ;;
+    opencl:* | vulkan:*) DEVICE=$1 ;;
+    *) usage "--device $1: there is no such backend; cuda:0, opencl:N and vulkan:N are checked" ;;
+  esac
+  BACKEND=${DEVICE%%:*} LABEL=${DEVICE/:/-}
+}
+take_device "$DEVICE"
 while [ $# -gt 0 ]; do
   [ $# -ge 2 ] || usage
   case $1 in
+    --device) take_device "$2" ;;
     --out) OUT=$(at "$2") ;;
     --work) WORK=$(at "$2") ;;
-    --part) case $2 in 1) STAGES+=("${PART1[@]}") ;; 2) STAGES+=("${PART2[@]}") ;; *) usage ;; esac; PART=$2 ;;
-    --stage) case " ${ALL[*]} " in *" $2 "*) STAGES+=("$2") ;; *) usage ;; esac ;;
+    --part) case $2 in 1 | 2) PART=$2 ;; *) usage "--part $2: 1 or 2" ;; esac ;;
+    --stage) STAGES+=("$2") ;;
     --limit) whole "$2"; LIMIT=$2 ;;
     --text) TEXT=$(at "$2") ;;
     --jobs) whole "$2"; JOBS=$2 ;;
@@ -54,9 +75,19 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+for stage in "${STAGES[@]}"; do
+  case " ${ALL[*]} " in *" $stage "*) ;; *) usage "--stage $stage: the stages for $BACKEND are ${ALL[*]}" ;; esac
+done
+case $PART in 1) STAGES=("${PART1[@]}" "${STAGES[@]}") ;; 2) STAGES=("${PART2[@]}" "${STAGES[@]}") ;; esac
 [ ${#STAGES[@]} -gt 0 ] || STAGES=("${ALL[@]}")
 [ -n "$LIMIT" ] || if [ -n "$PART" ]; then LIMIT=475; else LIMIT=86400; fi
 ON_HOST=${GPU_CHECK_ON_HOST:-}
+SUFFIX=-$LABEL PATIENCE=4 # devices may be small, and ref is slow: time-outs are so many times as long
+[ "$BACKEND" != cuda ] || SUFFIX='' PATIENCE=1
+OUT=${OUT:-$PWD/build-gpu$SUFFIX} WORK=${WORK:-$PWD/build-gpu$SUFFIX/work}
+# One command a line, run side by side; one that fails names itself and keeps none from running.
+RUN_LIST=(xargs -P "$JOBS" -d '\n' '-I{}' sh -c '{} || { echo "failed: {}" >&2; exit 1; }')
+. tools/gpu-check-portable.sh
 
 # ---- the tarball ----
 if [ -n "$PACK" ]; then
@@ -69,9 +100,9 @@ if [ -n "$PACK" ]; then
   # What is new and not ignored too, so that the tarball is the tree as it stands.
   git ls-files -z --cached --others --exclude-standard --deduplicate | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
     xargs -0 cp --parents -t "$kit/birkhoff" &&
-    cp "$lib" "$include/jansson.h" "$include/jansson_config.h" "$kit/birkhoff/gpu-kit" &&
+    cp "$lib" "$include/jansson.h" "$include/jansson_config.h" "$kit/birkhoff/gpu-kit" && pack_portable "$kit/birkhoff/gpu-kit" &&
     git rev-parse --short=12 HEAD >"$kit/birkhoff/gpu-kit/commit" &&
-    tar -C "$kit" -czf "$PACK" birkhoff && echo "$PACK: unpack it there and run birkhoff/tools/gpu-check.sh"
+    tar -C "$kit" -czf "$PACK" birkhoff && echo "$PACK: unpack it there and run birkhoff/tools/gpu-check.sh$([ "$BACKEND" = cuda ] || echo " --device $DEVICE")"
   exit
 fi
 
@@ -79,7 +110,8 @@ mkdir -p "$OUT" "$WORK/obj" || exit 1
 OUT=$(cd "$OUT" && pwd) WORK=$(cd "$WORK" && pwd)
 REPORT=$OUT/report.md TALLY=$WORK/tally
 COMMIT=$(cat gpu-kit/commit 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-BIRKHOFF=$WORK/birkhoff OPS=$WORK/test_ops
+BIRKHOFF=$WORK/birkhoff OPS=$WORK/test_ops DTYPES=(fp32 bf16) CASES=()
+[ -z "$ON_HOST" ] || [ -z "${GPU_CHECK_CASE:-}" ] || CASES=(--case "$GPU_CHECK_CASE")
 
 say() { echo "$*" | tee -a "$REPORT"; }
 # Figures and lists keep their shape in the report.
@@ -127,7 +159,7 @@ check() {
 }
 
 # ---- build ----
-defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 -DBK_STATIC_CUDA=1 -DBK_VERSION='"gpu-check"' -DBK_COMMIT="\"$COMMIT\""
+defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 "-DBK_STATIC_BACKEND=bk_backend_$BACKEND" -DBK_VERSION='"gpu-check"' -DBK_COMMIT="\"$COMMIT\""
   -DBK_BACKEND_DIR='"/nowhere"' -Icore -Icore/include -I.)
 optimise=(-O2 -g)
 # shellcheck disable=SC2206
@@ -147,15 +179,19 @@ card_arch() {
   case $cc in 90) echo 90a ;; 100) echo 100a ;; '') echo 90a ;; *) echo "$cc" ;; esac
 }
 
-# Where jansson comes from.
-jansson_flags=() jansson_libs=(-ljansson)
-if [ -f gpu-kit/libjansson.a ]; then jansson_flags=(-Igpu-kit) jansson_libs=(gpu-kit/libjansson.a)
-elif [ -n "${JANSSON:-}" ]; then jansson_flags=("-I$JANSSON") jansson_libs=("$JANSSON/libjansson.a")
-fi
+# Where jansson comes from: JANSSON, or of the tarball's and the system's the first that links (the tarball's may be for another processor).
+jansson_flags=() jansson_libs=()
 jansson_is_here() {
+  local place places=(gpu-kit '')
+  [ -z "${JANSSON:-}" ] || places=("$JANSSON")
   echo '#include <jansson.h>
 int main(void) { json_decref(json_object()); return 0; }' >"$WORK/jansson.c"
-  "${CC:-cc}" "${jansson_flags[@]}" -o "$WORK/jansson" "$WORK/jansson.c" "${jansson_libs[@]}" >"$OUT/build.log" 2>&1
+  for place in "${places[@]}"; do
+    jansson_flags=() jansson_libs=(-ljansson)
+    [ -z "$place" ] || jansson_flags=("-I$place") jansson_libs=("$place/libjansson.a")
+    "${CC:-cc}" "${jansson_flags[@]}" -o "$WORK/jansson" "$WORK/jansson.c" "${jansson_libs[@]}" >"$OUT/build.log" 2>&1 && return
+  done
+  return 1
 }
 
 # compile NAME COMMAND...: a line of the list that makes the object NAME. In a trial on the host an object may be at hand.
@@ -200,10 +236,9 @@ cuda_list() { # ARCH ROOT
   done
   for source in ${ON_HOST:+tests/cuda-on-host/*.cpp}; do compile "$(basename "$source").o" "${CXX:-c++}" "${on_host[@]}" "${cuda[@]}" "${defines[@]}" -c "$source"; done
 }
-# One command a line, run side by side; one that fails names itself and keeps none from running.
 compile_all() { # ARCH ROOT
-  { cuda_list "$@"; c_list; } >"$WORK/compile.list"
-  within 1200 xargs -P "$JOBS" -d '\n' -I{} sh -c '{} || { echo "failed: {}" >&2; exit 1; }' <"$WORK/compile.list"
+  { if [ "$BACKEND" = cuda ]; then cuda_list "$@"; else portable_list; fi; c_list; } >"$WORK/compile.list"
+  within 1200 "${RUN_LIST[@]}" <"$WORK/compile.list"
 }
 
 isa_flags() {
@@ -215,9 +250,12 @@ isa_flags() {
 }
 
 link_one() { # PROGRAM OBJECT...
-  local program=$1 cuda=(-lstdc++) shared
+  local program=$1 cuda=() shared
   shift
-  [ -n "$ON_HOST" ] || cuda=("-L$root/lib64" -lcudart_static -lrt ${cudnn[1]:+"-Wl,-rpath,${cudnn[1]}"})
+  case $BACKEND$ON_HOST in
+    cuda) cuda=("-L$root/lib64" -lcudart_static -lrt ${cudnn[1]:+"-Wl,-rpath,${cudnn[1]}"}) ;;
+    cuda?*) cuda=(-lstdc++) ;;
+  esac
   mapfile -t shared < <(find "$WORK/obj" -name '*.o' ! -name 'tools_*' ! -name 'tests_ops_*')
   within 120 "${CC:-cc}" -pthread "${optimise[@]}" -o "$program" "$@" "${shared[@]}" "${jansson_libs[@]}" "${cuda[@]}" -ldl -lm
 }
@@ -250,7 +288,8 @@ stage_build() {
     x86_64) isas=(avx2 avx512) isa_defines=(-DBK_HAVE_AVX2=1 -DBK_HAVE_AVX512=1) ;;
     aarch64) isas=(neon) isa_defines=(-DBK_HAVE_NEON=1) ;;
   esac
-  if [ -z "$ON_HOST" ]; then
+  if [ "$BACKEND" != cuda ]; then arch=$BACKEND
+  elif [ -z "$ON_HOST" ]; then
     root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return; }
     arch=$(card_arch)
     "$root/bin/nvcc" --version | tail -n 2 | show
@@ -266,6 +305,7 @@ stage_build() {
     fail "build: jansson is missing (jansson.h and its library; Debian: libjansson-dev): name a folder that has them, JANSSON=DIR, or take a tarball that --pack made" "$OUT/build.log"
     return
   }
+  if [ "$BACKEND" != cuda ]; then prepare_portable || return; fi
   if ! compile_all "$arch" "$root" >"$OUT/build.log" 2>&1; then
     mapfile -t files < <(sed -n 's/^failed: .* -c \(-x c++ \)\?\([^ ]*\) -o .*/\2/p' "$OUT/build.log" | sort)
     fail "build: ${#files[@]} files did not compile: ${files[*]:-none is named, time may have run out}" "$OUT/build.log"
@@ -280,7 +320,7 @@ stage_build() {
     fail "build: does not link" "$OUT/build.log"
     return
   fi
-  [ -n "$ON_HOST" ] || spilled
+  [ "$BACKEND$ON_HOST" != cuda ] || spilled
 }
 spilled() {
   local spills reports
@@ -291,6 +331,7 @@ spilled() {
 # ---- the other stages ----
 stage_devices() {
   local log=$OUT/devices.log name size=(--tokens 512 --width 512)
+  if [ "$BACKEND" != cuda ]; then portable_devices; return; fi
   [ -z "$ON_HOST" ] || size=(--tokens 256 --width 64)
   within 60 "$BIRKHOFF" devices 2>&1 | show
   on_device || { fail "no CUDA device"; return; }
@@ -307,7 +348,7 @@ library_lines() {
 }
 
 # What needs a device says so once and is skipped without one.
-on_device() { within 60 "$BIRKHOFF" devices 2>/dev/null | grep -q '^cuda:0 *ok'; }
+on_device() { within 60 "$BIRKHOFF" devices 2>/dev/null | grep -q "^$DEVICE *ok"; }
 
 # A line at a time, so that a process that is ended has said what it did.
 by_lines=()
@@ -315,28 +356,33 @@ by_lines=()
 # Each op in a process of its own: one that faults spoils no other. rerun_by_op NAME=VALUE...: the environment
 rerun_by_op() {
   local op ops log=$OUT/harness-op.log good=0 rc
-  mapfile -t ops < <(within 60 "$OPS" --device ref --list | cut -d: -f1 | sort -u)
+  mapfile -t ops < <(within 60 "$OPS" --device ref --list "${CASES[@]}" | cut -d: -f1 | sort -u)
   for op in "${ops[@]}"; do
-    within 120 "${by_lines[@]}" env BIRKHOFF_CUDA_SYNC=1 "$@" "$OPS" --device cuda --op "$op" >"$log" 2>&1
+    within $((120 * PATIENCE)) "${by_lines[@]}" env BIRKHOFF_CUDA_SYNC=1 "$@" "$OPS" --device "$DEVICE" --op "$op" "${CASES[@]}" >"$log" 2>&1
     rc=$?
-    if [ $rc -eq 0 ]; then good=$((good + 1)); continue; fi
+    if [ "$rc" -eq 0 ]; then good=$((good + 1)); continue; fi
     if [ "$(left)" -le 0 ]; then say "  - $op and what follows: no time is left"; break; fi
-    say "  - $op alone: exit status $rc$([ $rc -ne 124 ] || echo ' (not done within 120 s)'); $(tail -n 1 "$log")"
+    say "  - $op alone: exit status $rc$([ "$rc" -ne 124 ] || echo ' (its time is over)'); $(tail -n 1 "$log")"
     what_failed "$log" | head -n 40 | show
   done
   say "  - op by op, each in a process of its own: $good of ${#ops[@]} pass"
 }
 
+# harness NUMBER WAY NAME=VALUE...: one way through every op, its log harness-NUMBER.log
+harness() {
+  local log=$OUT/harness-$1.log way=$2
+  shift 2
+  check $((120 * PATIENCE)) "harness, $way" "$log" "${by_lines[@]}" env "$@" "$OPS" --device "$DEVICE" "${CASES[@]}" --verbose || rerun_by_op "$@"
+  tail -n 2 "$log" | show
+}
 stage_harness() {
-  local ways=("with cuBLASLt and cuDNN where they are found" "own products and attention") i quick=()
+  local i quick=() ways=("with cuBLASLt and cuDNN where they are found" "own products and attention")
   [ -z "$ON_HOST" ] || quick=(BK_TEST_QUICK=1)
-  for i in 0 1; do
-    local switches=("BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}")
-    check 120 "harness, ${ways[i]}" "$OUT/harness-$i.log" "${by_lines[@]}" env "${switches[@]}" "$OPS" --device cuda --verbose || rerun_by_op "${switches[@]}"
-    tail -n 2 "$OUT/harness-$i.log" | show
-  done
+  if [ "$BACKEND" != cuda ]; then quick=(BK_TEST_QUICK=1) portable_harness
+  else for i in 0 1; do harness "$i" "${ways[i]}" "BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}"; done
+  fi
   grep 'worst share' "$OUT/harness-0.log" | show
-  check 120 "post + res and pre have the bits of their parts" "$OUT/harness-bits.log" env "${quick[@]}" "$OPS" --device cuda --like-composed
+  check $((120 * PATIENCE)) "post + res and pre have the bits of their parts" "$OUT/harness-bits.log" env "${quick[@]}" "$OPS" --device "$DEVICE" "${CASES[@]}" --like-composed
 }
 
 stage_sanitizer() {
@@ -380,42 +426,48 @@ below() { awk -v x="$1" -v y="$2" 'BEGIN { exit !(x < y) }'; }
 # Two right backends drift apart: rounding alone takes two fp32 runs of demo past 1e-3 some time after step 40, and bf16 past 1 % in single
 # steps. So fp32 is compared where they must still be together, and bf16 by means.
 stage_train() {
-  local model=demo steps=100 until=30 every=20 dtype kind sizes=()
+  local model=demo steps=100 until=30 every=20 oracle=cpu dtype kind sizes=() verify_sizes=()
+  [ "$BACKEND" = cuda ] || oracle=ref steps=40 sizes=(--seq-len 64 --batch-size 4)
   [ -z "$ON_HOST" ] || model=tiny steps=6 until=5 every=3 sizes=(--seq-len 16 --batch-size 1)
+  case $BACKEND$ON_HOST in cuda* | opencl | vulkan) ;; *) verify_sizes=(--seq-len 16) ;; esac
   text
   local common=(train --model "$model" --data "$WORK/text.txt" --steps "$steps" "${sizes[@]}" --set adam_eps=1e-8 gain_every=50)
   rm -rf "$WORK"/run-*
-  check 150 "$model on cpu" "$OUT/train-cpu.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-cpu" --device cpu
-  for dtype in fp32 bf16; do
-    check 120 "$model on cuda, $dtype" "$OUT/train-$dtype.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-$dtype" --device cuda:0 --dtype $dtype || continue
+  check $((150 * PATIENCE)) "$model on $oracle" "$OUT/train-$oracle.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-$oracle" --device "$oracle"
+  for dtype in "${DTYPES[@]}"; do
+    check $((120 * PATIENCE)) "$model on $BACKEND, $dtype" "$OUT/train-$dtype.log" "$BIRKHOFF" "${common[@]}" --out "$WORK/run-$dtype" --device "$DEVICE" --dtype "$dtype" || continue
     tail -n 1 "$OUT/train-$dtype.log" | show
-    paste <(losses "$WORK/run-$dtype") <(losses "$WORK/run-cpu") >"$OUT/losses-$dtype.txt"
+    paste <(losses "$WORK/run-$dtype") <(losses "$WORK/run-$oracle") >"$OUT/losses-$dtype.txt"
   done
   [ "$(left)" -gt 0 ] || return
-  kind=$(worst "$WORK/run-fp32" "$WORK/run-cpu" "$steps" "$until" 1)
-  if below "$kind" 1e-3; then pass "losses of steps 1 to $until, fp32 against fp32 on cpu: within $kind (bound 1e-3)"; else fail "losses of steps 1 to $until differ by $kind (bound 1e-3), fp32"; fi
-  kind=$(worst "$WORK/run-bf16" "$WORK/run-cpu" "$steps" "$steps" "$every")
-  if below "$kind" 1e-2; then pass "means of $every losses, bf16 against fp32 on cpu: within $kind (bound 1e-2)"; else fail "means of $every losses differ by $kind (bound 1e-2), bf16"; fi
+  kind=$(worst "$WORK/run-fp32" "$WORK/run-$oracle" "$steps" "$until" 1)
+  if below "$kind" 1e-3; then pass "losses of steps 1 to $until, fp32 against $oracle: within $kind (bound 1e-3)"; else fail "losses of steps 1 to $until differ by $kind (bound 1e-3), fp32"; fi
+  if [ ${#DTYPES[@]} -lt 2 ]; then skip "bf16: $DEVICE does not store it"
+  else
+    kind=$(worst "$WORK/run-bf16" "$WORK/run-$oracle" "$steps" "$steps" "$every")
+    if below "$kind" 1e-2; then pass "means of $every losses, bf16 against $oracle in fp32: within $kind (bound 1e-2)"; else fail "means of $every losses differ by $kind (bound 1e-2), bf16"; fi
+  fi
   for kind in plain hc mhc mhc_lite ihc; do
-    check 60 "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny --device cuda:0 --set residual=$kind
+    check $((60 * PATIENCE)) "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny "${verify_sizes[@]}" --device "$DEVICE" --set residual="$kind"
   done
 }
 
 stage_bits() {
-  local model=demo steps=20 dtype last other sizes=()
+  local model=demo steps=20 dtype last other sizes=() runs=(a b c d e f)
   local -A what=([b]='two runs' [c]='step graphs on and off' [d]='merges on a stream of their own' [e]='the same without step graphs' [f]='recompute or not')
   local -A keys=([a]='' [b]='' [c]='cuda_graph=false' [d]='merge_stream=true' [e]='merge_stream=true cuda_graph=false' [f]='hc_recompute=off')
+  [ "$BACKEND" != opencl ] || runs=(a b d f) # it has no step graphs
   [ -z "$ON_HOST" ] || model=tiny steps=3 sizes=(--seq-len 16 --batch-size 1)
   [ -f "$WORK/text.txt" ] || text
-  last=$(printf 'step-%06d' $steps)
-  for dtype in fp32 bf16; do
+  last=$(printf 'step-%06d' "$steps")
+  for dtype in "${DTYPES[@]}"; do
     rm -rf "$WORK"/bits-*
-    for other in a b c d e f; do
+    for other in "${runs[@]}"; do
       [ "$(left)" -gt 0 ] || { skip "$dtype: ${what[$other]:-$steps steps}: no time is left of $LIMIT s"; continue; }
       # shellcheck disable=SC2086
-      within 60 "$BIRKHOFF" train --model "$model" --data "$WORK/text.txt" --steps $steps "${sizes[@]}" --device cuda:0 --dtype $dtype --out "$WORK/bits-$other" \
+      within $((60 * PATIENCE)) "$BIRKHOFF" train --model "$model" --data "$WORK/text.txt" --steps $steps "${sizes[@]}" --device "$DEVICE" --dtype "$dtype" --out "$WORK/bits-$other" \
         ${keys[$other]:+--set ${keys[$other]}} >"$OUT/bits-$dtype-$other.log" 2>&1 || { fail "$dtype: $steps steps (${what[$other]:-as they are}): exit status $?" "$OUT/bits-$dtype-$other.log"; continue; }
-      [ $other != a ] || continue
+      [ "$other" != a ] || continue
       if cmp "$WORK/bits-a/$last/model.safetensors" "$WORK/bits-$other/$last/model.safetensors" >>"$OUT/bits-$dtype-$other.log" 2>&1 &&
         cmp "$WORK/bits-a/$last/optimizer.safetensors" "$WORK/bits-$other/$last/optimizer.safetensors" >>"$OUT/bits-$dtype-$other.log" 2>&1; then
         pass "$dtype: $steps steps, ${what[$other]}: the same bits"
@@ -429,6 +481,7 @@ stage_bits() {
 # goal WHAT VALUE UNIT at-least|at-most BOUND: reported, not counted
 goal() {
   local verdict=missed
+  if [ "$BACKEND" != cuda ]; then say "- $1: $2 $3"; return; fi
   if [ -n "$ON_HOST" ]; then verdict='not judged on the host'
   elif [ -z "$2" ]; then verdict='not measured'
   elif [ "$4" = at-least ] && ! below "$2" "$5"; then verdict=met
@@ -472,6 +525,7 @@ copy_rate() { # LOG OF BENCH OPS
 
 stage_ops() {
   local sizes=("--tokens 32768 --width 7168" "--tokens 4096 --width 2560" "") s tokens
+  if [ "$BACKEND" != cuda ]; then portable_ops; return; fi
   [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01")
   for s in "${sizes[@]}"; do
     # shellcheck disable=SC2086
@@ -489,24 +543,26 @@ figure() {
 }
 calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
 # Memory of the card; 0 where nobody can say.
-card_bytes() { awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits); }
+card_bytes() { if [ "$BACKEND" != cuda ]; then device_figure memory; return; fi; awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits); }
 
 # What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
 plan_bytes() {
   local residual=$1 batch=$2 model=$3
   shift 3
-  within 60 "$BIRKHOFF" plan --device cuda:0 --dtype bf16 --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
+  within 60 "$BIRKHOFF" plan --device "$DEVICE" --dtype "$step_dtype" --json --model "$model" --batch-size "$batch" --seq-len "$sequence" \
     --set residual="$residual" micro_batch_size="$batch" "$@" >"$OUT/plan.json" 2>&1
   figure "$OUT/plan.json" bytes_total
 }
 
+# rate GFLOP/S [DIGITS]
+rate() { if [ "$BACKEND" = cuda ]; then echo "$(calc "$1 / 1e3" "${2:-1}") TFLOP/s"; else echo "$(calc "$1") GFLOP/s"; fi; }
 # One side of a bench step in a line. side_line LOG [compare]
 side_line() {
   local log=$1 part=${2:-} name
   name=$([ -z "$part" ] && echo mhc || echo plain)
   of() { figure "$log" "$1" "$part"; }
   say "- $name: $(calc "$(of seconds) * 1e3") ms a step (forward $(calc "$(of forward_seconds) * 1e3"), backward $(calc "$(of backward_seconds) * 1e3"), optimiser" \
-    "$(calc "$(of optimizer_seconds) * 1e3")), $(calc "$(of tokens_per_s)" 0) tokens/s, $(calc "$(of gflop_per_s) / 1e3") TFLOP/s," \
+    "$(calc "$(of optimizer_seconds) * 1e3")), $(calc "$(of tokens_per_s)" 0) tokens/s, $(rate "$(of gflop_per_s)")," \
     "$(calc "$(of share) * 100") % of the rate of matrix products; memory $(calc "$(of bytes_used) / 1073741824" 2) GiB"
 }
 
@@ -523,27 +579,29 @@ bench_model() {
   done
   plain=$(plan_bytes plain "$batch" "$model" "$@")
   below "$(calc "$mhc + $plain" 0)" "$room" || apart=(--apart)
-  local step=("$BIRKHOFF" bench step --device cuda:0 --dtype bf16 --model "$model" --batch-size "$batch" --seq-len "$sequence")
-  check 120 "bench step, bf16, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
+  local step=("$BIRKHOFF" bench step --device "$DEVICE" --dtype "$step_dtype" --model "$model" --batch-size "$batch" --seq-len "$sequence")
+  check $((120 * PATIENCE)) "bench step, $step_dtype, $model $*, $batch sequences of $sequence${apart:+, one after the other}" "$log" "${step[@]}" --json \
     --compare plain "${apart[@]}" --seconds "$step_seconds" --set residual=mhc micro_batch_size="$batch" "$@" || return
   side_line "$log"
   side_line "$log" compare
   goal "$model: a step with mhc over one with plain" "$(calc "$(figure "$log" ratio)" 3)" times at-most 1.067
-  goal "$model: plain, of the rate of matrix products ($(calc "$(figure "$log" roof_gflop_per_s) / 1e3" 0) TFLOP/s; 45 is hoped for)" \
+  goal "$model: plain, of the rate of matrix products ($(rate "$(figure "$log" roof_gflop_per_s)" 0)$([ "$BACKEND" != cuda ] || echo '; 45 is hoped for'))" \
     "$(calc "100 * $(figure "$log" share compare)")" % at-least 35
   goal "$model: memory with mhc over plan" "$(calc "$(figure "$log" bytes_used) / $mhc" 3)" times at-most 1.05
   goal "$model: memory with plain over plan" "$(calc "$(figure "$log" bytes_used compare) / $plain" 3)" times at-most 1.05
-  check 60 "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$WORK/trace-$model.json" \
+  check $((60 * PATIENCE)) "bench step --profile, $model" "$OUT/profile.log" "${step[@]}" --seconds 0 --profile "$WORK/trace-$model.json" \
     --set residual=mhc micro_batch_size="$batch" "$@" && show <"$OUT/profile.log"
 }
 
 stage_step() {
-  local sequence=4096 step_seconds=10
+  local sequence=4096 step_seconds=10 step_dtype=bf16
+  [ "$BACKEND" = cuda ] || sequence=256 step_dtype=fp32
   if [ -n "$ON_HOST" ]; then
     sequence=32 step_seconds=0
     bench_model tiny num_hidden_layers=2
     return
   fi
+  if [ "$BACKEND" != cuda ]; then bench_model demo; return; fi
   bench_model mhc-27b num_hidden_layers=4
   bench_model mhc-3b num_hidden_layers=4
 }
@@ -636,7 +694,7 @@ stage_ncu() {
 
 # ---- all of it ----
 archive() {
-  local name=gpu-check${PART:+-part$PART}.tar.gz run
+  local name=gpu-check$SUFFIX${PART:+-part$PART}.tar.gz run
   for run in "$WORK"/run-*/metrics.jsonl; do [ ! -f "$run" ] || cp "$run" "$OUT/metrics-$(basename "$(dirname "$run")").jsonl"; done
   (cd "$OUT" && find . -maxdepth 1 -type f ! -name '*.tar.gz' -print0 | sort -z | tar --null -T - -czf "$name") && echo "archive: $OUT/$name"
 }
@@ -649,13 +707,18 @@ main() {
   stage_pid=''
   trap 'say "ended by a signal after $SECONDS s"; [ -z "$stage_pid" ] || kill "$stage_pid" 2>/dev/null; exit 1' HUP INT TERM
   say "# GPU check, commit $COMMIT, $(date -u +%Y-%m-%d)"
-  say "Command: \`tools/gpu-check.sh ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
-  { within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+  say "Command: \`tools/gpu-check.sh --device $DEVICE ${PART:+--part $PART }--stage ${STAGES[*]}\`${ON_HOST:+ (on the host: figures mean nothing)}"
+  if [ "$BACKEND" != cuda ]; then machine | show
+  else { within 30 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv 2>/dev/null || echo "nvidia-smi is not here"; } | show
+  fi
   for stage in "${STAGES[@]}"; do
     say "## $stage"
     if [ "$(left)" -le 0 ]; then skip "$stage: no time is left of $LIMIT s"; continue; fi
     if [ "$stage" != build ] && [ ! -x "$BIRKHOFF" ]; then skip "$stage: nothing is built"; continue; fi
-    case $stage in build | devices) ;; *) on_device || { skip "$stage: no CUDA device"; continue; } ;; esac
+    case $stage in build | devices) ;; *) on_device || { skip "$stage: no device $DEVICE"; continue; } ;; esac
+    DTYPES=(fp32 bf16)
+    if [ "$BACKEND" != cuda ] && [ "$stage" != build ] && on_device && ! stored_as bf16; then DTYPES=(fp32); fi
+    case $BACKEND$ON_HOST:$stage in opencl?*:bits | opencl?*:ops | vulkan?*:bits | vulkan?*:ops) DTYPES=(fp32) ;; esac # a trial need not be long
     began=$SECONDS
     (trap - EXIT HUP INT TERM; "stage_$stage"; exit 0) & # waited for, so that a signal is heard at once
     stage_pid=$!

@@ -10,14 +10,14 @@
 #define REFUSED_MAX 16
 
 /* Compiled-in backends. A new one adds its line here. */
-#ifdef BK_STATIC_CUDA /* linked in rather than loaded: tools/gpu-check.sh */
-extern const bk_backend bk_backend_cuda;
+#ifdef BK_STATIC_BACKEND /* bk_backend_NAME, linked in rather than loaded: tools/gpu-check.sh */
+extern const bk_backend BK_STATIC_BACKEND;
 #endif
 static const bk_backend *const compiled_in[] = {
     &bk_backend_ref,
     &bk_backend_cpu,
-#ifdef BK_STATIC_CUDA
-    &bk_backend_cuda,
+#ifdef BK_STATIC_BACKEND
+    &BK_STATIC_BACKEND,
 #endif
 };
 
