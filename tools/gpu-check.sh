@@ -411,7 +411,7 @@ text() {
   if [ -n "$TEXT" ]; then cp "$TEXT" "$WORK/text.txt"
   else find core models backends tools tests doc -type f \( -name '*.[ch]' -o -name '*.md' -o -name '*.cu' \) | LC_ALL=C sort | xargs cat >"$WORK/text.txt"
   fi
-  [ -z "$ON_HOST" ] || { head -c 4000 "$WORK/text.txt" >"$WORK/short.txt" && mv "$WORK/short.txt" "$WORK/text.txt"; }
+  [ -z "$ON_HOST" ] || { head -c "$([ "$BACKEND" = cuda ] && echo 4000 || echo 1000)" "$WORK/text.txt" >"$WORK/short.txt" && mv "$WORK/short.txt" "$WORK/text.txt"; }
 }
 losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl"; }
 # worst DIR DIR STEPS UNTIL EVERY: of two loss curves of STEPS steps, the largest relative difference of means of EVERY steps among the first

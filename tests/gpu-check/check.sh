@@ -5,7 +5,7 @@
 . "$(dirname "$0")/../gpu/lib.sh"
 unset BIRKHOFF_BACKEND_DIR
 [ -n "$(command -v bash)" ] || skip "there is no bash"
-GPU_CHECK_ON_HOST=1 GPU_CHECK_CFLAGS=-O0 GPU_CHECK_OBJECTS=$W/objects GPU_CHECK_CASE=pre_norm BK_TEST_TINY=1
+GPU_CHECK_ON_HOST=1 GPU_CHECK_CFLAGS=-O0 GPU_CHECK_OBJECTS=$W/objects GPU_CHECK_CASE=norm:fp32 BK_TEST_TINY=1
 for flag in ${CFLAGS:-}; do
   case $flag in -O* | -g* | -W*) ;; *) GPU_CHECK_CFLAGS="$GPU_CHECK_CFLAGS $flag" ;; esac # coverage
 done

@@ -1,6 +1,4 @@
 #!/bin/sh
-GALLIVM_PERF=nopt # lavapipe: most of the time is its compiler's
-export GALLIVM_PERF
 device=vulkan
 . "$(dirname "$0")/check.sh"
 
