@@ -288,12 +288,21 @@ static void args_place(run *r, const void *args, bk_buffer *buffer) {
   }
 }
 
-/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file). */
-static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer, bool first) {
+/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file): name, role, address, bytes,
+ * type, shape, strides in elements. */
+static void record_numbers(FILE *file, const int64_t *numbers, int count) {
+  for (int i = 0; i < count; i++) fprintf(file, "%s%lld", i ? "," : ",[", (long long)numbers[i]);
+  fprintf(file, "]");
+}
+
+static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
   static const char *const roles[] = {[BK_IN] = "in", [BK_OUT] = "out", [BK_INOUT] = "inout"};
-  const uintptr_t base = (uintptr_t)buffer->handle;
-  fprintf(file, "%s[\"%s\",\"%s\",%llu,%llu]", first ? "" : ",", s->field->name, roles[s->field->role], (unsigned long long)(base + s->tensor.offset),
-          (unsigned long long)bk_tensor_span(&s->tensor));
+  const bk_tensor *t = &s->tensor;
+  fprintf(file, "[\"%s\",\"%s\",%llu,%llu,\"%s\"", s->field->name, roles[s->field->role],
+          (unsigned long long)((uintptr_t)buffer->handle + t->offset), (unsigned long long)bk_tensor_span(t), bk_dtype_name(t->dtype));
+  record_numbers(file, t->shape, t->ndim);
+  record_numbers(file, t->stride, t->ndim);
+  fprintf(file, "]");
 }
 
 static void record_case(const run *r, const bk_buffer *buffer) {
@@ -301,7 +310,10 @@ static void record_case(const run *r, const bk_buffer *buffer) {
   FILE *file = path ? fopen(path, "a") : NULL;
   if (!file) return;
   fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name, (unsigned long long)(uintptr_t)buffer->handle);
-  for (int i = 0; i < r->n_slots; i++) record_operand(file, &r->slots[i], buffer, i == 0);
+  for (int i = 0; i < r->n_slots; i++) {
+    if (i) fprintf(file, ",");
+    record_operand(file, &r->slots[i], buffer);
+  }
   fprintf(file, "]}\n");
   fclose(file);
 }
