@@ -1,5 +1,6 @@
 # Shared by the shell tests of the cuda backend on the host: points the module loader there, skips where it was not built.
-. "$(dirname "$0")/../cli/lib.sh"
+TOP_SRCDIR=${TOP_SRCDIR:-$(cd "$(dirname "$0")/../.." && pwd)}
+. "$TOP_SRCDIR/tests/cli/lib.sh"
 BIRKHOFF_BACKEND_DIR=$TOP_BUILDDIR/tests/cuda-on-host/.libs
 export BIRKHOFF_BACKEND_DIR
 if [ ! -e "$BIRKHOFF_BACKEND_DIR/birkhoff_cuda.so" ]; then

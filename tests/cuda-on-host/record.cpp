@@ -4,10 +4,11 @@
  *   {"at":[[parameter,offset],...], "address":N, "allocation":[address,bytes], "written":[first,end], "bytes":"HEX"}
  *
  * A proof takes memory behind different pointers for different memory. Whether that is so is tried here: before the launch runs as it is, it
- * runs with a copy of the whole allocation for each address among its arguments. "apart" says that no byte was written through two of
- * them and that all that was written, put together, is what the launch itself leaves in memory: so nothing is read through
- * one address that is written through another. "written" is what changed through that address, in bytes of the allocation; null where
- * nothing did. "bytes" are the first of what is there before the launch: tables of integers that decide what a kernel does. */
+ * runs with a copy of the whole allocation for each address among its arguments; then again, with other bytes wherever another of its pointers has written.
+ * "apart" says that no byte was changed through two of them, that both runs wrote the same, and that this, put together, is what the launch itself leaves
+ * in memory: for these data nothing that is read through one address is written through another, before or after. "written" is what changed
+ * through that address, in bytes of the allocation; null where nothing did. A byte that is written with the value that it has counts as not written. "bytes" are
+ * the first of what is there before the launch: tables of integers that decide what a kernel does. */
 #include "tests/cuda-on-host/emu.h"
 
 #include <fcntl.h>
@@ -52,6 +53,7 @@ pointers find_pointers(const bk_emu_call &call) {
       pointer &p = all[address];
       p.at.push_back({i, offset});
       p.address = address, p.allocation = memory;
+      p.before.assign(memory.at, memory.at + memory.bytes);
     }
   return all;
 }
@@ -60,56 +62,78 @@ void point_to(const bk_emu_call &call, const pointer &p, unsigned char *address)
   for (const place &at : p.at) memcpy(call.parameters[at.parameter].bytes + at.offset, &address, sizeof address);
 }
 
-void separate(const bk_emu_call &call, pointer &p) {
-  const size_t room = (p.allocation.bytes + 255) / 256 * 256;
-  p.before.assign(p.allocation.at, p.allocation.at + p.allocation.bytes);
-  p.copy = static_cast<unsigned char *>(aligned_alloc(256, room));
+void separate(const bk_emu_call &call, pointer &p, const std::vector<unsigned char> &bytes) {
+  p.copy = static_cast<unsigned char *>(aligned_alloc(256, (p.allocation.bytes + 255) / 256 * 256));
   if (!p.copy) bk_emu_die("record", "no memory for a copy of an allocation");
-  memcpy(p.copy, p.allocation.at, p.allocation.bytes);
+  memcpy(p.copy, bytes.data(), bytes.size());
   point_to(call, p, p.copy + (p.address - p.allocation.at));
 }
 
-/* What changed in the copy goes into `merged`, the allocation as it would be; false where another copy has changed a byte of it too. */
-bool merge(pointer &p, std::vector<unsigned char> &merged, std::vector<bool> &taken) {
+void join(const bk_emu_call &call, pointer &p) {
+  point_to(call, p, p.address);
+  free(p.copy);
+  p.copy = nullptr;
+}
+
+/* An allocation as the launch should leave it, and through which pointer each byte of it changed. */
+struct outcome { std::vector<unsigned char> bytes; std::vector<const pointer *> owner; };
+typedef std::map<unsigned char *, outcome> outcomes;
+
+/* Takes what changed through the pointer over; false where a byte has changed through another one too. */
+bool merge(pointer &p, outcome &o) {
   bool apart = true;
   p.first = p.end = 0;
+  if (o.bytes.empty()) o.bytes = p.before, o.owner.assign(p.before.size(), nullptr);
   for (size_t i = 0; i < p.allocation.bytes; i++) {
     if (p.copy[i] == p.before[i]) continue;
     if (p.first == p.end) p.first = i;
     p.end = i + 1;
-    apart = apart && !taken[i];
-    taken[i] = true;
-    merged[i] = p.copy[i];
+    apart = apart && !o.owner[i];
+    o.owner[i] = &p;
+    o.bytes[i] = p.copy[i];
   }
   return apart;
 }
 
-struct outcome { std::vector<unsigned char> merged; std::vector<bool> taken; };
-typedef std::map<unsigned char *, outcome> outcomes;
-
-/* Runs the launch with every address in memory of its own. */
-bool run_apart(const char *kernel, dim3 grid, dim3 block, size_t shared, const bk_emu_call &call, pointers &all, outcomes &expected) {
+/* The launch with every address in memory of its own. */
+bool run_apart(const std::function<void()> &run, const bk_emu_call &call, pointers &all, outcomes &expected) {
   bool apart = true;
-  for (auto &p : all) separate(call, p.second);
-  bk_emu_run_grid(kernel, grid, block, shared, call.run);
-  for (auto &entry : all) {
-    pointer &p = entry.second;
-    outcome &o = expected[p.allocation.at];
-    if (o.merged.empty()) o.merged = p.before, o.taken.assign(p.allocation.bytes, false);
-    apart = merge(p, o.merged, o.taken) && apart;
-    point_to(call, p, p.address);
-    free(p.copy);
-  }
+  for (auto &p : all) separate(call, p.second, p.second.before);
+  run();
+  for (auto &p : all) apart = merge(p.second, expected[p.second.allocation.at]) && apart;
+  for (auto &p : all) join(call, p.second);
   return apart;
 }
 
-bool as_expected(const pointers &all, const outcomes &expected) {
+/* What was there, with other bytes where another pointer has written. */
+std::vector<unsigned char> disturbed(const pointer &p, const outcome &o) {
+  std::vector<unsigned char> bytes = p.before;
+  for (size_t i = 0; i < bytes.size(); i++)
+    if (o.owner[i] && o.owner[i] != &p) bytes[i] ^= 0xff;
+  return bytes;
+}
+
+bool same_again(const pointer &p, const outcome &o) {
+  const std::vector<unsigned char> untouched = disturbed(p, o);
+  for (size_t i = 0; i < untouched.size(); i++)
+    if (p.copy[i] != (o.owner[i] == &p ? o.bytes[i] : untouched[i])) return false;
+  return true;
+}
+
+/* The same with disturbed memory: what is written must not depend on it. */
+bool run_disturbed(const std::function<void()> &run, const bk_emu_call &call, pointers &all, const outcomes &expected) {
   bool same = true;
-  for (const auto &entry : all) {
-    const bk_emu_memory &m = entry.second.allocation;
-    same = same && memcmp(m.at, expected.at(m.at).merged.data(), m.bytes) == 0;
-  }
+  for (auto &p : all) separate(call, p.second, disturbed(p.second, expected.at(p.second.allocation.at)));
+  run();
+  for (auto &p : all) same = same_again(p.second, expected.at(p.second.allocation.at)) && same;
+  for (auto &p : all) join(call, p.second);
   return same;
+}
+
+bool as_expected(const outcomes &expected) {
+  for (const auto &o : expected)
+    if (memcmp(o.first, o.second.bytes.data(), o.second.bytes.size())) return false;
+  return true;
 }
 
 std::string number(uintmax_t n) { return std::to_string(n); }
@@ -154,8 +178,9 @@ void write_line(const std::string &line) {
 void bk_emu_record(const char *kernel, dim3 grid, dim3 block, size_t shared, const bk_emu_call &call) {
   pointers all = find_pointers(call);
   outcomes expected;
-  bool apart = run_apart(kernel, grid, block, shared, call, all, expected);
-  bk_emu_run_grid(kernel, grid, block, shared, call.run);
-  apart = as_expected(all, expected) && apart;
+  const auto run = [&] { bk_emu_run_grid(kernel, grid, block, shared, call.run); };
+  bool apart = run_apart(run, call, all, expected) && run_disturbed(run, call, all, expected);
+  run();
+  apart = as_expected(expected) && apart;
   write_line(describe(kernel, grid, block, shared, call, all, apart));
 }

@@ -291,7 +291,8 @@ static void args_place(run *r, const void *args, bk_buffer *buffer) {
 /* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file): name, role, address, bytes,
  * type, shape, strides in elements. */
 static void record_numbers(FILE *file, const int64_t *numbers, int count) {
-  for (int i = 0; i < count; i++) fprintf(file, "%s%lld", i ? "," : ",[", (long long)numbers[i]);
+  fprintf(file, ",[");
+  for (int i = 0; i < count; i++) fprintf(file, "%s%lld", i ? "," : "", (long long)numbers[i]);
   fprintf(file, "]");
 }
 
@@ -305,9 +306,10 @@ static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
   fprintf(file, "]");
 }
 
-static void record_case(const run *r, const bk_buffer *buffer) {
+static void record_case(run *r, const bk_buffer *buffer) {
   const char *path = getenv("BK_CUDA_RECORD");
   FILE *file = path ? fopen(path, "a") : NULL;
+  if (path && !file) complain(r, "BK_CUDA_RECORD cannot be written");
   if (!file) return;
   fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name, (unsigned long long)(uintptr_t)buffer->handle);
   for (int i = 0; i < r->n_slots; i++) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Proves, without a GPU, that kernels of the cuda backend have no races: in their PTX, at recorded launches.
 
-usage: prove.py --build DIR --work DIR [--nvcc NVCC] [--verifier PROGRAM] [--long] [--row TEXT] [--loops] [--mutants ROW]
+usage: prove.py --build DIR --work DIR [--nvcc NVCC] [--verifier PROGRAM] [--long] [--row TEXT] [--loops] [--mutants]
 
 For each row of verdicts.txt
   - the harness runs the row's case with the cuda backend on the host (tests/cuda-on-host), which records its launches;
@@ -19,12 +19,15 @@ The last line is "N passed, N failed, N skipped".
 """
 import argparse
 import concurrent.futures
+import itertools
 import json
 import os
 import re
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -32,7 +35,7 @@ SOURCE = os.path.abspath(os.path.join(HERE, "..", "..", ".."))
 KERNELS = os.path.join(SOURCE, "backends", "cuda", "kernels")
 ORDER = ["undecided", "path", "block", "proved", "equal"]  # from worst to best
 SECONDS = {"quick": 60, "long": 600}  # limits of one proof; quick ones take up to 10 s on an idle machine
-MEBIBYTES = 9000
+MEBIBYTES = {"quick": 4000, "long": 9000}
 
 # ---- the tables ----
 
@@ -89,7 +92,9 @@ def short_name(signature):
 
 def make_ptx(nvcc, source, target):
     command = [nvcc, "-std=c++17", "-O3", "-lineinfo", "-arch=compute_100", "-ptx", "-Icore", "-Icore/include", "-I.", "-o", target, source]
-    subprocess.run(command, cwd=SOURCE, check=True)
+    told = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, timeout=600, check=False)
+    if told.returncode:
+        raise ValueError(f"nvcc says: {(told.stderr or told.stdout).strip().splitlines()[:1]}")
 
 
 def entries(path):
@@ -159,10 +164,15 @@ def table_of(launch, place):
     pointer = next((p for p in launch["pointers"] if at in p["at"]), None)
     if not pointer:
         raise ValueError(f"no address lies at {place}")
+    if pointer["written"]:
+        raise ValueError(f"the launch writes the table at {place}")
     base, size = pointer["allocation"]
     ends = [base + size, *(p["address"] for p in launch["pointers"] if p["allocation"][0] == base and p["address"] > pointer["address"])]
     ends += [o[2] + o[3] for o in operand_at(launch["case"], pointer["address"])]
-    raw = bytes.fromhex(pointer["bytes"])[: min(ends) - pointer["address"]]
+    raw, length = bytes.fromhex(pointer["bytes"]), min(ends) - pointer["address"]
+    if len(raw) < length:
+        raise ValueError(f"the table at {place} has {length} bytes, of which {len(raw)} are recorded")
+    raw = raw[:length]
     values = [n for (n,) in struct.iter_unpack("<I", raw[: len(raw) // 4 * 4])]
     return {"parameter": at[0], "offset": at[1], "element_type": "u32", "shapes": [values]}
 
@@ -183,7 +193,9 @@ def make_input(name, body, launch, settings):
         raw = data[parameter][at : at + size_of(kind)]
         if (parameter, at) in pointers and size_of(kind) == 8:
             declarations.append({**field, "type": "pointer", "space": "global", "object": pointers[parameter, at]})
-        elif (parameter, at) in addresses and not any(raw):
+        elif (parameter, at) in addresses and any(raw):
+            raise ValueError(f"the address at {parameter}:{at} is of no memory that the device has")
+        elif (parameter, at) in addresses:
             arguments.append({**field, "type": "pointer", "value": None})
         else:
             arguments.append({**field, "type": SCALARS.get(kind, kind), "value": value_of(raw, kind)})
@@ -194,52 +206,51 @@ def make_input(name, body, launch, settings):
         "launch": {"grid_dim": grid, "block_dim": launch["block"], "dynamic_shared_bytes": launch["shared"]},
         "declarations": declarations,
         "arguments": arguments,
+        "assumptions": {"duplicate_tma_store_benign": False, "representative_election": False, "clc_always_fails": False},
     }
     if "tables" in settings:
         made["shape_arrays"] = [table_of(launch, place) for place in settings["tables"].split(",")]
     if "branches" in settings:  # the path on which every test of data falls through, and loops that depend on data run so often
-        made["assumptions"] = {"representative_branches": True, "bounded_computation_loops": True}
+        made["assumptions"].update(representative_branches=True, bounded_computation_loops=True)
         made["data_branch_loop_iterations"] = int(settings["branches"])
     return made
 
 
 # ---- launches ----
 
+RECORDED = {"sms": "BK_CUDA_SMS", "blaslt": "BK_CUDA_BLASLT", "capability": "BK_CUDA_CAPABILITY"}
+
+
 
 def record(build, work, row):
     """The launches of the row's case on the host, of any kernel."""
-    settings = row["settings"]
-    path = os.path.join(work, f"launches-{os.getpid()}-{row['line']}")
-    environment = dict(os.environ, BK_CUDA_RECORD=path, BIRKHOFF_BACKEND_DIR=os.path.join(build, "tests/cuda-on-host/.libs"))
-    environment.pop("BK_TEST_QUICK", None)
-    for key, name in (("sms", "BK_CUDA_SMS"), ("blaslt", "BK_CUDA_BLASLT"), ("capability", "BK_CUDA_CAPABILITY")):
-        if key in settings:
-            environment[name] = settings[key]
+    handle, path = tempfile.mkstemp(dir=work, prefix="launches-")
+    os.close(handle)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BK_CUDA_") and name != "BK_TEST_QUICK"}
+    environment.update(BK_CUDA_RECORD=path, BIRKHOFF_BACKEND_DIR=os.path.join(build, "tests/cuda-on-host/.libs"))
+    environment.update({name: row["settings"][key] for key, name in RECORDED.items() if key in row["settings"]})
     command = [os.path.join(build, "tests/ops/test_ops"), "--device", "cuda", "--case", row["case"]]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    launches, case = [], None
-    if not os.path.exists(path):
-        raise ValueError(f"the harness has no such case: {told.stdout.splitlines()[-1:]} {told.stderr.splitlines()[-1:]}")
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            entry = json.loads(line)
-            if "case" in entry:
-                case = entry
-            elif case and case["case"] == row["case"]:
-                launches.append(dict(entry, case=case))
+        lines = [json.loads(line) for line in file]
     os.remove(path)
     if told.returncode:
-        raise ValueError(f"the harness says: {told.stdout.splitlines()[-1:]}")
+        raise ValueError(f"the harness says: {told.stdout.splitlines()[-1:]} {told.stderr.splitlines()[-1:]}")
+    launches, case = [], None
+    for line in lines:
+        if "case" in line:
+            case = line
+        elif case and case["case"] == row["case"]:
+            launches.append(dict(line, case=case))
     return launches
 
 
-def launch_of(build, work, row):
-    launches = record(build, work, row)
+def launch_of(launches, row):
     names = demangled(entry["launch"] for entry in launches)
     fitting = [entry for entry in launches if short_name(names[entry["launch"]]) == (row["function"], row["instance"])]
     nth = int(row["settings"].get("nth", 0))
     if nth >= len(fitting):
-        raise ValueError(f"{row['case']} launches {row['function']}<{row['instance']}> {len(fitting)} times")
+        raise ValueError(f"the case launches it {len(fitting)} times")
     return fitting[nth]
 
 
@@ -247,26 +258,80 @@ def operand_at(case, address):
     return [o for o in case["operands"] if o[2] <= address < o[2] + max(o[3], 1)]
 
 
+def wrong_about_operands(case, size):
+    """Operands lie in the buffer, and apart, but for those that the harness gives the same memory."""
+    ranges = sorted((o[2], o[2] + o[3], o[0]) for o in case["operands"])
+    for at, end, name in ranges:
+        if at < case["buffer"] or end > case["buffer"] + size:
+            return f"{name} does not lie in the buffer"
+    for (at, end, name), (next_at, _, next_name) in zip(ranges, ranges[1:]):
+        if at != next_at and next_at < end:
+            return f"{name} and {next_name} overlap"
+    return None
+
+
+def may_be_written(launch, pointer):
+    """Ranges that a write through the pointer may reach: outputs at it, or its piece of the workspace."""
+    base, size = pointer["allocation"]
+    if base == launch["case"]["buffer"]:
+        return [(o[2], o[2] + o[3]) for o in operand_at(launch["case"], pointer["address"]) if o[1] != "in"]
+    later = [p["address"] for p in launch["pointers"] if p["allocation"][0] == base and p["address"] > pointer["address"]]
+    return [(pointer["address"], min(later + [base + size]))]
+
+
+def wrong_about_pointer(launch, pointer):
+    case, base = launch["case"], pointer["allocation"][0]
+    operands = operand_at(case, pointer["address"])
+    if base == case["buffer"] and not operands:
+        return f"a pointer lies {pointer['address'] - base} bytes into the buffer, where no operand is"
+    if not pointer["written"]:
+        return None
+    first, end = [base + n for n in pointer["written"]]
+    if any(at <= first and end <= to for at, to in may_be_written(launch, pointer)):
+        return None
+    where = ", ".join(o[0] for o in operands) if base == case["buffer"] else "the workspace"
+    return f"bytes {first - pointer['address']} to {end - pointer['address']} are written through a pointer into {where}"
+
+
 def wrong_about_memory(launch):
     """Why the verifier's view of memory would be wrong, or None."""
-    case, pointers = launch["case"], launch["pointers"]
+    buffer = launch["case"]["buffer"]
+    sizes = dict(p["allocation"] for p in launch["pointers"])
     if not launch["apart"]:
-        return "with memory of its own for each pointer the kernel writes something else"
-    for p in pointers:
-        base, size = p["allocation"]
-        first, end = [base + n for n in p["written"] or (0, 0)]
-        operands = operand_at(case, p["address"])
-        if base == case["buffer"]:
-            if not operands:
-                return f"a pointer lies {p['address'] - base} bytes into the buffer, where no operand is"
-            good = any(o[1] != "in" and o[2] <= first and end <= o[2] + o[3] for o in operands)
-        else:
-            later = [q["address"] for q in pointers if q["allocation"][0] == base and q["address"] > p["address"]]
-            good = p["address"] <= first and end <= min(later + [base + size])
-        if p["written"] and not good:
-            where = ", ".join(o[0] for o in operands) or "the workspace"
-            return f"bytes {first - p['address']} to {end - p['address']} are written through a pointer into {where}"
-    return None
+        return "with memory of its own for each pointer the kernel does something else"
+    if len(set(sizes) - {buffer}) > 1:
+        return "it has more memory than the operands and one workspace"
+    wrong = [wrong_about_pointer(launch, p) for p in launch["pointers"]] + ([wrong_about_operands(launch["case"], sizes[buffer])] if buffer in sizes else [])
+    return next((what for what in wrong if what), None)
+
+
+def faked_launch(**changes):
+    """Operands x and y in one buffer, two pieces of a workspace; KIND_INDEX_FIELD=VALUE spoils it."""
+    operands = [["x", "in", 1000, 100, "fp32", [25], [1]], ["y", "out", 1200, 100, "fp32", [25], [1]]]
+    buffer, workspace = [900, 1000], [5000, 64]
+    pointers = [{"at": [[i, 0]], "address": address, "allocation": memory, "written": written}
+                for i, (address, memory, written) in enumerate([(1000, buffer, None), (1200, buffer, [300, 400]), (5000, workspace, [0, 32]), (5032, workspace, [32, 64])])]
+    for place, value in changes.items():
+        kind, index, field = place.split("_")
+        {"operand": operands, "pointer": pointers}[kind][int(index)][int(field) if field.isdigit() else field] = value
+    return {"case": {"case": "faked", "buffer": 900, "operands": operands}, "pointers": pointers, "apart": True}
+
+
+def missed_about_memory():
+    """A test of wrong_about_memory itself: launches that are wrong and pass."""
+    faked = {
+        "shared memory": dict(faked_launch(), apart=False),
+        "behind the operand": faked_launch(pointer_1_written=[300, 401]),
+        "into an input": faked_launch(pointer_0_written=[100, 104]),
+        "between operands": faked_launch(pointer_0_address=1150),
+        "into the next piece": faked_launch(pointer_2_written=[0, 33]),
+        "behind the workspace": faked_launch(pointer_3_written=[32, 65]),
+        "overlapping operands": faked_launch(operand_0_3=201),
+        "behind the buffer": faked_launch(operand_1_3=701),
+        "a third allocation": faked_launch(pointer_3_allocation=[4900, 200]),
+    }
+    missed = [what for what, fake in faked.items() if not wrong_about_memory(fake)]
+    return missed + ([] if wrong_about_memory(faked_launch()) is None else ["nothing wrong, and it is refused"])
 
 
 # ---- equality with PyTorch ----
@@ -327,7 +392,7 @@ def write_reference(work, row, launch):
     body = re.search(rf"^def {row['settings']['equal']}\(([^)]*)\):\n(?:    .*\n|\n)*", text, re.M)
     if not body:
         raise ValueError(f"references.py has no {row['settings']['equal']}")
-    folder = os.path.join(work, f"reference-{row['line']}")
+    folder = os.path.join(work, f"reference-{row['line']}-{row['settings']['equal']}")
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "reference.py"), "w", encoding="utf-8") as file:
         file.write("import torch\n\n" + body.group(0).replace(f"def {row['settings']['equal']}(", "def reference(", 1))
@@ -339,107 +404,155 @@ def write_reference(work, row, launch):
 # ---- proofs ----
 
 
-def verify(verifier, ptx, given, work, name, seconds, reference=()):
-    path = os.path.join(work, f"{name}.json")
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(given, file)
-    command = [verifier, ptx, "--input", path, "--timeout", str(seconds), "--memory-limit-mib", str(MEBIBYTES), *reference]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    try:
-        return json.loads(told.stdout)
-    except ValueError:
-        return {"result": "tool_failure", "diagnostics": [{"code": told.stderr.strip().splitlines()[-1:]}]}
+class Verifier:
+    """Calls of the verifier for one row, within the limits of a level."""
+
+    def __init__(self, options, level, name, reference=()):
+        self.program, self.work, self.name, self.reference = options.verifier, options.work, name, list(reference)
+        self.mebibytes, self.end = MEBIBYTES[level], time.monotonic() + SECONDS[level]
+
+    def once(self, ptx, given):
+        left = max(1, int(self.end - time.monotonic()))
+        path = os.path.join(self.work, f"{self.name}.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(given, file)
+        command = [self.program, ptx, "--input", path, "--timeout", str(left), "--memory-limit-mib", str(self.mebibytes), *self.reference]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=left + 60, check=False)
+        try:
+            return json.loads(told.stdout)
+        except ValueError:
+            return {"result": "tool_failure", "diagnostics": [{"code": " ".join(told.stderr.strip().splitlines()[-1:])}]}
+
+    def taken(self, ptx, given):
+        """The path on which every branch that depends on data is taken: the verifier names the next such branch until it is through."""
+        given, lines = dict(given), []
+        while True:
+            given["branch_decisions"] = [{"line": line, "taken": True} for line in lines]
+            answer = self.once(ptx, given)
+            first = (answer.get("diagnostics") or [{}])[0]
+            line = (first.get("details") or {}).get("location", {}).get("line")
+            if first.get("code") != "control_predicate_not_static" or line in lines or len(lines) == 20:
+                return answer
+            lines.append(line)
+
+    def answer(self, ptx, given, settings):
+        return self.taken(ptx, given) if "taken" in settings else self.once(ptx, given)
 
 
-def verify_taken(verifier, ptx, given, work, name, seconds, reference=()):
-    """The path on which every branch that depends on data is taken: the verifier names the next such branch until it is through."""
-    given, lines = dict(given), []
-    while True:
-        given["branch_decisions"] = [{"line": line, "taken": True} for line in lines]
-        answer = verify(verifier, ptx, given, work, name, seconds, reference)
-        first = (answer.get("diagnostics") or [{}])[0]
-        line = (first.get("details") or {}).get("location", {}).get("line")
-        if first.get("code") != "control_predicate_not_static" or line in lines or len(lines) == 20:
-            return answer
-        lines.append(line)
+def without_torch(answer):
+    return answer["result"] == "missing_input" and any("reference_dependency" in str(d.get("code")) for d in answer.get("diagnostics") or [])
+
+
+def is_race_free(answer):
+    checks = answer.get("checks") or {}
+    return answer["result"] in ("race_free", "equivalence_not_proven", "verified") and checks.get("synchronization") == checks.get("memory") == "passed"
 
 
 def verdict_of(answer, settings):
     """What of ORDER the answer means, and why it is not better."""
-    if answer["result"] == "verified":
-        return "equal", ""
-    if answer["result"] != "race_free" and not (answer["result"] == "equivalence_not_proven" and answer["checks"]["memory"] == "passed"):
+    if not is_race_free(answer):
         first = (answer.get("diagnostics") or [{}])[0]
         return "undecided", f"{answer['result']}: {first.get('code', '')} {first.get('message') or ''}".strip()
+    if answer["result"] == "verified":
+        return "equal", ""
     return ("path" if {"branches", "taken", "tables"} & set(settings) else "block" if "grid" in settings else "proved"), ""
+
+
+def is_worse(answer, got, verdict):
+    """Of what it could not decide before, the verifier must still say that it cannot; to find a race or to break is worse."""
+    return ORDER.index(got) < ORDER.index(verdict) or (got == "undecided" and answer["result"] != "unsupported")
+
+
+def title(row):
+    return f"{row['kernel']}<{row['instance']}>, {row['case']}"
 
 
 class Prover:
     def __init__(self, options):
         self.options = options
         self.files = {}
+        self.lock, self.recorded = threading.Lock(), {}
+        self.recorders = concurrent.futures.ThreadPoolExecutor(options.jobs)
 
     def compile(self, names):
-        """The PTX of these files of kernels."""
+        """The PTX of these files of kernels; where there is none, why."""
         os.makedirs(self.options.work, exist_ok=True)
-        jobs = {name: os.path.join(self.options.work, f"{name}.ptx") for name in sorted(names)}
+
+        def one(name):
+            path = os.path.join(self.options.work, f"{name}.ptx")
+            try:
+                make_ptx(self.options.nvcc, os.path.join(KERNELS, f"{name}.cu"), path)
+                return name, (path, entries(path))
+            except (ValueError, OSError, subprocess.SubprocessError) as error:
+                return name, ValueError(str(error))
+
         with concurrent.futures.ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(lambda name: make_ptx(self.options.nvcc, os.path.join(KERNELS, f"{name}.cu"), jobs[name]), jobs))
-        self.files = {name: (path, entries(path)) for name, path in jobs.items()}
+            self.files = dict(pool.map(one, sorted(names)))
 
     def entry(self, row):
-        path, found = self.files[row["file"]]
-        if (row["function"], row["instance"]) not in found:
+        made = self.files[row["file"]]
+        if isinstance(made, ValueError):
+            raise made
+        if (row["function"], row["instance"]) not in made[1]:
             raise ValueError(f"{row['file']}.cu has no {row['function']}<{row['instance']}>")
-        return (path, *found[row["function"], row["instance"]])
+        return (made[0], *made[1][row["function"], row["instance"]])
+
+    def launches(self, row):
+        """A case is recorded once for all that want it."""
+        key = (row["case"], *[row["settings"].get(name) for name in RECORDED])
+        with self.lock:
+            if key not in self.recorded:
+                self.recorded[key] = self.recorders.submit(record, self.options.build, self.options.work, row)
+        return self.recorded[key].result()
 
     def given(self, row):
-        """Everything that a proof takes: the PTX file, the kernel's name and text, the input."""
+        """Everything that a proof takes: the PTX file, the kernel's text, the verifier's input, the launch."""
         path, name, body = self.entry(row)
-        launch = launch_of(self.options.build, self.options.work, row)
+        launch = launch_of(self.launches(row), row)
         wrong = wrong_about_memory(launch)
         if wrong:
             raise ValueError(wrong)
-        return path, name, body, make_input(name, body, launch, row["settings"]), launch
+        return path, body, make_input(name, body, launch, row["settings"]), launch
+
+    def answer(self, row, path, given, reference=()):
+        return Verifier(self.options, row["level"], f"row-{row['line']}", reference).answer(path, given, row["settings"])
 
     def row(self, row):
-        """(good, line to print)"""
+        """(good, line to print, comparisons left out)"""
         begin = time.monotonic()
-        what = f"{row['kernel']}<{row['instance']}>, {row['case']}"
-        try:
-            path, _, _, given, launch = self.given(row)
-            reference = write_reference(self.options.work, row, launch) if "equal" in row["settings"] else []
-        except ValueError as error:
-            return False, f"FAIL: {what}: {error}"
-        way = verify_taken if "taken" in row["settings"] else verify
-        answer = way(self.options.verifier, path, given, self.options.work, f"row-{row['line']}", SECONDS[row["level"]], reference)
+        path, _, given, launch = self.given(row)
+        answer = self.answer(row, path, given, write_reference(self.options.work, row, launch) if "equal" in row["settings"] else [])
+        left_out = without_torch(answer)
+        wanted = "proved" if left_out else row["verdict"]
+        if left_out:
+            answer = self.answer(row, path, given)
         got, why = verdict_of(answer, row["settings"])
         took = f"{time.monotonic() - begin:.1f} s"
-        if answer["result"] in ("potential_race", "not_wellsynced", "invalid_lifecycle", "invalid_input") or ORDER.index(got) < ORDER.index(row["verdict"]):
-            return False, f"FAIL: {what}: {got}, it was {row['verdict']}: {why} ({took})"
-        better = f"; better than {row['verdict']}, which verdicts.txt has" if got != row["verdict"] else ""
-        return True, f"{got}: {what} ({took}){better}{': ' + why if why else ''}"
+        if is_worse(answer, got, wanted):
+            return False, f"FAIL: {title(row)}: {got}, it was {wanted}: {why} ({took})", 0
+        notes = f"; better than {wanted}, which verdicts.txt has" if got != wanted else ""
+        notes += "; for want of PyTorch not compared with its formula" if left_out else ""
+        return True, f"{got}: {title(row)} ({took}){notes}{': ' + why if why else ''}", int(left_out)
 
-    def wrong_reference(self, row, name, seconds):
-        """The answer to the row's kernel beside a reference that computes something else."""
-        path, _, _, given, launch = self.given(row)
+    def wrong_reference(self, row, name, level):
+        """The answer to the row's kernel beside a formula that is not its own."""
+        path, _, given, launch = self.given(row)
         reference = write_reference(self.options.work, dict(row, settings={"equal": name}), launch)
-        return verify(self.options.verifier, path, given, self.options.work, f"wrong-{row['line']}", seconds, reference), name
+        return Verifier(self.options, level, f"wrong-{row['line']}", reference).once(path, given), name
 
-    def mutant(self, row, which, seconds):
+    def mutant(self, row, which, level):
         """The answer to the row's kernel without the `which`-th of its barriers and waits."""
-        path, _, body, given, _ = self.given(row)
+        path, body, given, _ = self.given(row)
         lines = waits_in(body)
         if which >= len(lines):
-            raise ValueError(f"{row['kernel']} has {len(lines)} barriers and waits")
+            raise ValueError(f"it has {len(lines)} barriers and waits")
         start, end = lines[which]
         mutated = os.path.join(self.options.work, f"mutant-{row['line']}-{which}.ptx")
         with open(path, encoding="utf-8") as file:
             text = file.read()
         with open(mutated, "w", encoding="utf-8") as file:
             file.write(text.replace(body, body[:start] + body[end:]))
-        way = verify_taken if "taken" in row["settings"] else verify
-        return way(self.options.verifier, mutated, given, self.options.work, f"mutant-{row['line']}-{which}", seconds), body[start:end].strip()
+        return Verifier(self.options, level, f"mutant-{row['line']}-{which}").answer(mutated, given, row["settings"]), body[start:end].strip()
 
 
 # ---- mutants ----
@@ -480,7 +593,7 @@ def mark(body, label, before, inside):
 
 def count_rounds(prover, row):
     """Mean rounds of each loop of the kernel each time that it is entered."""
-    path, _, body, given, _ = prover.given(row)
+    path, body, given, _ = prover.given(row)
     with open(path, encoding="utf-8") as file:
         text = file.read()
     free = [m for m in MARKERS if m.split()[0] + " " not in body and m.split()[0] + "\t" not in body]
@@ -494,8 +607,7 @@ def count_rounds(prover, row):
         ptx = os.path.join(prover.options.work, f"marked-{row['line']}.ptx")
         with open(ptx, "w", encoding="utf-8") as file:
             file.write(text.replace(body, marked))
-        way = verify_taken if "taken" in row["settings"] else verify
-        answer = way(prover.options.verifier, ptx, given, prover.options.work, f"marked-{row['line']}", SECONDS["long"])
+        answer = Verifier(prover.options, "long", f"marked-{row['line']}").answer(ptx, given, row["settings"])
         reached = answer.get("frontend", {}).get("reached_opcodes", {})
         for _, (before, inside) in zip(part, pairs):
             entered = reached.get(before.split()[0], 0)
@@ -512,7 +624,7 @@ def arguments():
     parser.add_argument("--work", required=True, help="folder for what is made on the way")
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--verifier", default="sentryward")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, help="side by side; by default one for each processor that has the memory")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--row", help="rows whose kernel contains this text only")
     parser.add_argument("--loops", action="store_true")
@@ -520,7 +632,14 @@ def arguments():
     options = parser.parse_args()
     options.build = os.path.abspath(options.build)
     options.work = os.path.abspath(options.work)
+    options.jobs = options.jobs or jobs_here("long" if options.long else "quick")
     return options
+
+
+def jobs_here(level):
+    with open("/proc/meminfo", encoding="utf-8") as file:
+        free = int(re.search(r"MemAvailable:\s+(\d+)", file.read()).group(1)) // 1024
+    return max(1, min(len(os.sched_getaffinity(0)), free // MEBIBYTES[level]))
 
 
 def chosen_rows(options):
@@ -528,27 +647,11 @@ def chosen_rows(options):
     return [row for row in rows if options.long or options.row or row["level"] == "quick"]
 
 
-def run_mutant(prover, rows, mutant):
-    key = ("kernel", "instance", "case", "given")
-    matching = [row for row in rows if [row[k] for k in key] == [mutant["settings" if k == "given" else k] for k in key]]
-    wait = mutant["which"].isdigit()
-    what = f"{mutant['kernel']}<{mutant['instance']}> " + (f"without its wait {mutant['which']}" if wait else "beside a wrong reference")
-    if not matching:
-        return False, f"FAIL: {what}: verdicts.txt has no such row"
-    try:
-        try_it = prover.mutant if wait else prover.wrong_reference
-        answer, removed = try_it(matching[0], int(mutant["which"]) if wait else mutant["which"], SECONDS[mutant["level"]])
-    except ValueError as error:
-        return False, f"FAIL: {what}: {error}"
-    if found(answer):
-        return True, f"found: {what} ({removed})"
-    return False, f"FAIL: {what} ({removed}) is not found: {answer['result']}"
-
-
-def without_row(prover):
-    """Kernels that verdicts.txt does not name."""
+def unlike_the_sources(prover):
+    """Kernels that verdicts.txt does not name, and those that it names and are not there."""
     named = {row["kernel"] for row in read_rows()}
-    return sorted({f"{file}/{function}" for file, (_, found) in prover.files.items() for function, _ in found} - named)
+    there = {f"{file}/{function}" for file, made in prover.files.items() if not isinstance(made, ValueError) for function, _ in made[1]}
+    return [f"{kernel} has no row in verdicts.txt" for kernel in sorted(there - named)] + [f"{kernel} of verdicts.txt is not there" for kernel in sorted(named - there)]
 
 
 def report(rows):
@@ -564,26 +667,62 @@ def all_kernels():
     return {name[:-3] for name in os.listdir(KERNELS) if name.endswith(".cu")}
 
 
-def prove(prover, options):
+def chosen_mutants(options):
+    mutants = read_table("mutants.txt", ["kernel", "instance", "case", "settings", "which", "level"])
+    mutants = [m for m in mutants if not options.row or options.row in m["kernel"]]
+    return [m for m in mutants if options.long or options.row or m["level"] == "quick"]
+
+
+def run_mutant(prover, rows, mutant):
+    """(good, line to print, comparisons left out)"""
+    wait = mutant["which"].isdigit()
+    what = title(mutant) + (f", without its wait {mutant['which']}" if wait else ", beside a wrong formula")
+    key = ("kernel", "instance", "case", "given")
+    matching = [row for row in rows if [row[k] for k in key] == [mutant["settings" if k == "given" else k] for k in key]]
+    if not matching:
+        raise ValueError("verdicts.txt has no such row")
+    try_it = prover.mutant if wait else prover.wrong_reference
+    answer, changed = try_it(matching[0], int(mutant["which"]) if wait else mutant["which"], mutant["level"])
+    if without_torch(answer):
+        return True, f"SKIP: {what}: there is no PyTorch", 1
+    if found(answer) if wait else answer["result"] == "equivalence_not_proven":
+        return True, f"{'found' if wait else 'not proved equal'}: {what} ({changed})", 0
+    return False, f"FAIL: {what} ({changed}): {answer['result']}", 0
+
+
+def safely(what, function, *given):
+    """A job that breaks says so in a line of its own, and keeps none from running."""
+    try:
+        return function(*given)
+    except Exception as error:  # pylint: disable=broad-except
+        kind = "" if isinstance(error, ValueError) else type(error).__name__ + ": "
+        return False, f"FAIL: {what}: {kind}{error}", 0
+
+
+def run_all(prover, rows, mutants):
+    """What each row and mutant says, in the order of the tables."""
     every = read_rows()
-    report(every)
-    rows = chosen_rows(options)
-    mutants = [m for m in read_table("mutants.txt", ["kernel", "instance", "case", "settings", "which", "level"])
-               if (options.long or options.row or m["level"] == "quick") and (not options.row or options.row in m["kernel"])]
+    with concurrent.futures.ThreadPoolExecutor(prover.options.jobs) as pool:
+        jobs = [pool.submit(safely, title(row), prover.row, row) for row in rows]
+        jobs += [pool.submit(safely, f"mutant of {title(m)}", run_mutant, prover, every, m) for m in mutants]
+        for job in jobs:
+            yield job.result()
+
+
+def prove(prover, options):
+    report(read_rows())
+    rows, mutants = chosen_rows(options), chosen_mutants(options)
     whole = options.long and not options.row
-    prover.compile(all_kernels() if whole else {row["file"] for row in rows} | {m["kernel"].split("/")[0] for m in mutants})
-    passed = failed = 0
-    for kernel in without_row(prover) if whole else []:
-        print(f"FAIL: {kernel} has no row in verdicts.txt")
-        failed += 1
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = [pool.submit(prover.row, row) for row in rows] + [pool.submit(run_mutant, prover, every, m) for m in mutants]
-        for result in results:
-            good, line = result.result()
-            passed, failed = passed + good, failed + (not good)
-            print(line, flush=True)
-    print(f"{passed} passed, {failed} failed, 0 skipped")
-    return 0 if passed and not failed else 1
+    prover.compile(all_kernels() if whole else {row["kernel"].split("/")[0] for row in rows + mutants})
+    missed = missed_about_memory()
+    before = [(not missed, "FAIL: wrong about memory, and passes: " + ", ".join(missed) if missed else "launches that are wrong about memory are refused", 0)]
+    before += [(False, f"FAIL: {what}", 0) for what in (unlike_the_sources(prover) if whole else [])]
+    passed = failed = skipped = 0
+    for good, line, left_out in itertools.chain(before, run_all(prover, rows, mutants)):
+        passed, failed, skipped = passed + good, failed + (not good), skipped + left_out
+        print(line, flush=True)
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
 
 
 def explore(prover, options):
@@ -595,7 +734,7 @@ def explore(prover, options):
         if options.loops:
             print("  rounds of its loops each time: " + (", ".join(f"{n:.1f}" for n in count_rounds(prover, row)) or "it has none"), flush=True)
         for which in range(len(waits_in(prover.entry(row)[2])) if options.mutants else 0):
-            answer, removed = prover.mutant(row, which, SECONDS["quick"])
+            answer, removed = prover.mutant(row, which, "long")
             print(f"  without {which} ({removed}): {answer['result']}", flush=True)
     return 0
 
