@@ -9,11 +9,11 @@ AS_IF([test "x$bk_happy_cuda" = xyes && test "x$with_cudnn" != xno],[
   bk_cudnn_folder= bk_cudnn_path=
   AS_CASE([$with_cudnn],[guess|yes],[],[bk_cudnn_path=$with_cudnn])
   AS_IF([test -z "$bk_cudnn_path"],[BK_CUDNN_TRY([])])
-  AS_IF([test "x$bk_happy_cudnn" = xno && bk_found=`sh "$srcdir/tools/find-cudnn.sh" $bk_cudnn_path`],[
+  AS_IF([test "x$bk_happy_cudnn" = xno && bk_found=`sh "$srcdir/tools/find-cudnn.sh" ${bk_cudnn_path:+"$bk_cudnn_path"}`],[
     bk_cudnn_folder=`AS_ECHO(["$bk_found"]) | sed -n 1p`
     bk_cudnn_library=`AS_ECHO(["$bk_found"]) | sed -n 2p`
     BK_CUDNN_TRY([-I$bk_cudnn_folder ])
-    AS_IF([test -n "$bk_cudnn_library"],[CUDNN_LDFLAGS="-R $bk_cudnn_library"])])
+    AS_IF([test "x$bk_happy_cudnn" = xyes && test -n "$bk_cudnn_library"],[CUDNN_LDFLAGS="-R $bk_cudnn_library"])])
   AC_MSG_RESULT([$bk_happy_cudnn${bk_cudnn_folder:+, $bk_cudnn_folder}])
   AS_IF([test "x$bk_happy_cudnn" = xyes],[CUDA_CPPFLAGS="${bk_cudnn_folder:+-I$bk_cudnn_folder }$CUDA_CPPFLAGS -DHAVE_CUDNN_H"])])
 AS_IF([test "x$with_cudnn" != xguess && test "x$with_cudnn" != xno && test "x$bk_happy_cudnn" = xno],

@@ -5,6 +5,7 @@
 # packages of the python3 that is there are looked at (nvidia-cudnn-cu13 and the like lie in nvidia/cudnn); without a python3 there are none.
 # For configure and tools/gpu-check.sh. Folders with white space in their names are passed over, since flags are words.
 set -u
+unset CDPATH
 # number NAME FOLDER: what its headers define by that name
 number() { cat "$2/cudnn_version.h" "$2/cudnn.h" 2>/dev/null | sed -n "s/^ *# *define  *$1  *\([0-9][0-9]*\).*/\1/p" | head -n 1; }
 serves() { # FOLDER

@@ -19,7 +19,10 @@ loads() {
   within 30 "$WORK/loads" "$1" 2>/dev/null
 }
 # Compiled kernels that are kept: the tarball's, where the sources are still those that they were made of, or a release's.
-spirv_sum() { cat backends/gpu/kernels/* backends/gpu/kernels.awk backends/vulkan/spirv.* | cksum; }
+spirv_sum() { # in the order of LC_ALL=C, which gpu-check.sh sets
+  local folder=backends/gpu/kernels
+  cat $folder/*.k $folder/*.kh $folder/vulkan.glsl backends/gpu/kernels.awk backends/vulkan/spirv.sh backends/vulkan/spirv.awk | cksum
+}
 kept_spirv() {
   if [ "$(cat gpu-kit/spirv/sum 2>/dev/null)" = "$(spirv_sum)" ]; then echo gpu-kit/spirv
   elif [ ! -e .git ] && [ -f backends/vulkan/spirv/basic.h ]; then echo backends/vulkan/spirv
@@ -27,7 +30,7 @@ kept_spirv() {
 }
 # What is not here, each with what helps: said before anything is compiled, all at once.
 what_is_missing() {
-  "${CC:-cc}" --version >/dev/null 2>&1 || { echo "a C compiler (${CC:-cc}; Debian: gcc)"; return; } # it finds the rest
+  [ ${#jansson_libs[@]} -gt 0 ] || echo "jansson (jansson.h and its library; Debian: libjansson-dev, or JANSSON=DIR, a folder that has them)"
   if [ "$BACKEND" = opencl ]; then
     [ -n "$(header_folder CL/cl.h)" ] || echo "CL/cl.h (Debian: opencl-headers, or a tarball that --pack made for --device opencl:0)"
     loads "${BIRKHOFF_OPENCL_LIBRARY:-libOpenCL.so.1}" || echo "${BIRKHOFF_OPENCL_LIBRARY:-libOpenCL.so.1} (Debian: ocl-icd-libopencl1)"
@@ -46,8 +49,8 @@ of_kernels() { awk -f backends/gpu/kernels.awk -v mode="$1" "${@:2}"; }
 opencl_sources() {
   local k folder=backends/gpu/kernels
   echo 'static const char bk_cl_prelude[] ='
-  of_kernels text $folder/opencl.cl
-  of_kernels cl $folder/math.kh
+  of_kernels text $folder/opencl.cl || return
+  of_kernels cl $folder/math.kh || return
   echo ';'
   for k in $(kernel_files); do
     echo "static const char bk_cl_text_${k}[] ="
@@ -58,7 +61,7 @@ opencl_sources() {
   for k in $(kernel_files); do echo "  {\"$k.k\", bk_cl_text_$k},"; done
   echo '};'
 }
-# spirv FOLDER [within SECONDS]: every kernel file, side by side
+# spirv FOLDER [within SECONDS]: every kernel file, side by side. FOLDER.list has the commands: behind a pipe no signal would end them.
 spirv() {
   local k given=${ON_HOST:+${GPU_CHECK_OBJECTS:-}}
   mkdir -p "$1"
@@ -66,7 +69,8 @@ spirv() {
     if [ -n "$given" ] && [ -f "$given/$k.h" ]; then printf 'cp %q %q\n' "$given/$k.h" "$1/$k.h"
     else printf 'sh backends/vulkan/spirv.sh %q %q\n' "backends/gpu/kernels/$k.k" "$1/$k.h"
     fi
-  done | "${@:2}" "${RUN_LIST[@]}"
+  done >"$1.list"
+  "${@:2}" "${RUN_LIST[@]}" <"$1.list"
 }
 vulkan_sources() {
   local k
@@ -112,7 +116,7 @@ pack_portable() {
   done
   [ "$BACKEND" = vulkan ] || return 0
   "${GLSLC:-glslc}" --version >/dev/null 2>&1 || { echo "${GLSLC:-glslc} is not here (Debian: glslc)" >&2; return 1; }
-  spirv "$kit/spirv" && spirv_sum >"$kit/spirv/sum"
+  spirv "$kit/spirv" && rm "$kit/spirv.list" && spirv_sum >"$kit/spirv/sum"
 }
 
 # ---- the device ----
@@ -120,7 +124,6 @@ machine() {
   uname -srm
   sed -n 's/^model name[^:]*: /processor: /p' /proc/cpuinfo 2>/dev/null | head -n 1
 }
-device_line() { within 60 "$BIRKHOFF" devices 2>/dev/null | grep "^$DEVICE "; }
 # Its row of `devices --json`, and one number of that.
 device_row() { within 60 "$BIRKHOFF" devices --json 2>/dev/null | awk -v name="\"$DEVICE\"," '$1 == "\"name\":" { inside = $2 == name } inside && /^    / { print }'; }
 device_figure() { device_row | sed -n "s/^ *\"$1\": \\([0-9]*\\),\\{0,1\\}$/\\1/p"; }
@@ -164,13 +167,24 @@ portable_harness() {
 roofs() { # LOG DTYPE
   say "- roofs, $2: a copy moves $(sed -n 's/^roof: .* \([0-9.]*\) GB\/s at [^,]*$/\1/p' "$1") GB/s, a product makes $(sed -n 's/^roof: \([0-9.]*\) GFLOP.*/\1/p' "$1") GFLOP/s"
 }
+# Why the larger shapes are not for the device; nothing where they are.
+why_small_alone() {
+  local bytes
+  bytes=$(card_bytes)
+  if [ "$bytes" = 0 ]; then echo "the device's memory is not known"; elif below "$bytes" 4e9; then echo "the device has less than 4 GB"; fi
+}
 portable_ops() {
-  local sizes=("" "--tokens 4096 --width 2560") s dtype log
+  local sizes=("" "--tokens 4096 --width 2560") s dtype log why
   [ -z "$ON_HOST" ] || sizes=("--tokens 64 --width 64 --seconds 0.01 --op copy gemm rmsnorm hc_pre hc_post_res_bwd")
   for dtype in "${DTYPES[@]}"; do
     for s in "${sizes[@]}"; do
       log=$OUT/bench-$dtype.log
-      case $s in *2560) log=$OUT/bench-$dtype-large.log; if below "$(device_figure memory)" 4e9; then skip "bench ops, $dtype, $s: the device has less than 4 GB"; continue; fi ;; esac
+      case $s in
+        *2560)
+          log=$OUT/bench-$dtype-large.log why=$(why_small_alone)
+          [ -z "$why" ] || { skip "bench ops, $dtype, $s: $why"; continue; }
+          ;;
+      esac
       # shellcheck disable=SC2086
       check $((120 * PATIENCE)) "bench ops, $dtype, ${s:-its default sizes}" "$log" "$BIRKHOFF" bench ops --device "$DEVICE" --dtype "$dtype" $s || continue
       show <"$log"

@@ -39,9 +39,13 @@
 # compiled) and GPU_CHECK_CASE=TEXT (the harness has the cases whose names contain it). These count then only.
 # shellcheck disable=SC2317 # main ends in exit, which makes it think that nothing is called
 set -u -o pipefail
+export LC_ALL=C # messages of the linker are read, and lists of files have one order
+unset CDPATH
 FROM=$PWD
 cd "$(dirname "$0")/.." || exit 1
 at() { case $1 in /*) echo "$1" ;; *) echo "$FROM/$1" ;; esac; } # names are the caller's
+[ -z "${CUDNN:-}" ] || CUDNN=$(at "$CUDNN")
+[ -z "${JANSSON:-}" ] || JANSSON=$(at "$JANSSON")
 STAGES=() OUT='' WORK='' PART='' LIMIT='' TEXT='' JOBS=$(nproc 2>/dev/null || echo 4) PACK='' DEVICE=cuda:0
 usage() { sed -n '4,5p' "$0" | sed 's/^# //' >&2; echo "${1:-stages: ${ALL[*]}}" >&2; exit 2; }
 whole() { case $1 in '' | *[!0-9]*) usage "a whole number is expected, not \"$1\"" ;; esac }
@@ -106,6 +110,9 @@ if [ -n "$PACK" ]; then
   exit
 fi
 
+# All files of the folder go into the archive: somebody else's must not.
+is_ours() { head -n 1 "$OUT/report.md" 2>/dev/null | grep -q '^# GPU check, commit '; }
+[ -z "$(ls -A "$OUT" 2>/dev/null)" ] || is_ours || { echo "--out $OUT: it is not empty and has no report of an earlier check; name a folder that is new, empty or has one" >&2; exit 2; }
 mkdir -p "$OUT" "$WORK/obj" || exit 1
 OUT=$(cd "$OUT" && pwd) WORK=$(cd "$WORK" && pwd)
 REPORT=$OUT/report.md TALLY=$WORK/tally
@@ -180,8 +187,9 @@ card_arch() {
 }
 
 # Where jansson comes from: JANSSON, or of the tarball's and the system's the first that links (the tarball's may be for another processor).
+# jansson_libs is empty where there is none.
 jansson_flags=() jansson_libs=()
-jansson_is_here() {
+find_jansson() {
   local place places=(gpu-kit '')
   [ -z "${JANSSON:-}" ] || places=("$JANSSON")
   echo '#include <jansson.h>
@@ -189,9 +197,9 @@ int main(void) { json_decref(json_object()); return 0; }' >"$WORK/jansson.c"
   for place in "${places[@]}"; do
     jansson_flags=() jansson_libs=(-ljansson)
     [ -z "$place" ] || jansson_flags=("-I$place") jansson_libs=("$place/libjansson.a")
-    "${CC:-cc}" "${jansson_flags[@]}" -o "$WORK/jansson" "$WORK/jansson.c" "${jansson_libs[@]}" >"$OUT/build.log" 2>&1 && return
+    "${CC:-cc}" "${jansson_flags[@]}" -o "$WORK/jansson" "$WORK/jansson.c" "${jansson_libs[@]}" >"$OUT/jansson.log" 2>&1 && return
   done
-  return 1
+  jansson_libs=()
 }
 
 # compile NAME COMMAND...: a line of the list that makes the object NAME. In a trial on the host an object may be at hand.
@@ -278,9 +286,22 @@ write_stubs() {
   "${CC:-cc}" "${cflags[@]}" "${defines[@]}" -c "$WORK/stubs.c" -o "$WORK/obj/stubs.o"
 }
 
-# What the programs are made of; a second call takes those of the first where it is the same.
-sources_sum() { { echo "$1 ${optimise[*]}"; find core models tools tests/ops tests/cuda-on-host backends -type f | LC_ALL=C sort | xargs cat; } | cksum; }
+# What the programs are made of and with; a second call takes those of the first where it is the same.
+sources_sum() { { echo "$1 ${optimise[*]} ${CC:-cc} $root ${cudnn[*]} ${jansson_flags[*]} ${jansson_libs[*]}"; find core models tools tests/ops tests/cuda-on-host backends -type f | LC_ALL=C sort | xargs cat; } | cksum; }
 
+# Those of an earlier call must not be taken for what could not be built.
+forget_programs() { rm -f "$WORK"/obj/* "$BIRKHOFF" "$OPS" "$WORK/built"; }
+prepare_cuda() {
+  root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return 1; }
+  arch=$(card_arch)
+  "$root/bin/nvcc" --version | tail -n 2 | show
+  mapfile -t cudnn < <(find_cudnn "$root")
+  if [ -n "${CUDNN:-}" ] && [ ${#cudnn[@]} -eq 0 ]; then
+    fail "build: CUDNN=$CUDNN does not serve: there is no cudnn.h or include/cudnn.h of cuDNN 9.8 or a later 9, or its name has white space"
+    return 1
+  fi
+  say "- header of cuDNN: ${cudnn[0]:-none, so our own kernels serve attention}"
+}
 stage_build() {
   local root='' arch=host begin=$SECONDS isas=() isa_defines=() files cudnn=()
   local on_host=(-std=c++17 "${optimise[@]}" -Wno-unknown-pragmas -ffp-contract=off -fno-strict-aliasing -fno-exceptions -fno-rtti -fno-threadsafe-statics)
@@ -288,24 +309,22 @@ stage_build() {
     x86_64) isas=(avx2 avx512) isa_defines=(-DBK_HAVE_AVX2=1 -DBK_HAVE_AVX512=1) ;;
     aarch64) isas=(neon) isa_defines=(-DBK_HAVE_NEON=1) ;;
   esac
+  # The compiler first: it finds the rest.
+  "${CC:-cc}" --version >/dev/null 2>&1 || { forget_programs; fail "build: missing here: a C compiler (${CC:-cc}; Debian: gcc)"; return; }
   if [ "$BACKEND" != cuda ]; then arch=$BACKEND
-  elif [ -z "$ON_HOST" ]; then
-    root=$(cuda_root) || { fail "build: nvcc is not found (PATH, /usr/local/cuda/bin)"; return; }
-    arch=$(card_arch)
-    "$root/bin/nvcc" --version | tail -n 2 | show
-    mapfile -t cudnn < <(find_cudnn "$root")
-    say "- header of cuDNN: ${cudnn[0]:-none, so our own kernels serve attention}"
+  elif [ -z "$ON_HOST" ]; then prepare_cuda || { forget_programs; return; }
   fi
+  find_jansson
   if [ "$PART" = 2 ] && [ -x "$BIRKHOFF" ] && [ "$(cat "$WORK/built" 2>/dev/null)" = "$(sources_sum "$arch")" ]; then
     pass "build: the programs of the part before serve"
     return
   fi
-  rm -f "$WORK"/obj/* "$BIRKHOFF" "$OPS" "$WORK/built"
-  jansson_is_here || {
-    fail "build: jansson is missing (jansson.h and its library; Debian: libjansson-dev): name a folder that has them, JANSSON=DIR, or take a tarball that --pack made" "$OUT/build.log"
+  forget_programs
+  if [ "$BACKEND" != cuda ]; then prepare_portable || return
+  elif [ ${#jansson_libs[@]} -eq 0 ]; then
+    fail "build: jansson is missing (jansson.h and its library; Debian: libjansson-dev): name a folder that has them, JANSSON=DIR, or take a tarball that --pack made" "$OUT/jansson.log"
     return
-  }
-  if [ "$BACKEND" != cuda ]; then prepare_portable || return; fi
+  fi
   if ! compile_all "$arch" "$root" >"$OUT/build.log" 2>&1; then
     mapfile -t files < <(sed -n 's/^failed: .* -c \(-x c++ \)\?\([^ ]*\) -o .*/\2/p' "$OUT/build.log" | sort)
     fail "build: ${#files[@]} files did not compile: ${files[*]:-none is named, time may have run out}" "$OUT/build.log"
@@ -413,13 +432,23 @@ text() {
   fi
   [ -z "$ON_HOST" ] || { head -c "$([ "$BACKEND" = cuda ] && echo 4000 || echo 1000)" "$WORK/text.txt" >"$WORK/short.txt" && mv "$WORK/short.txt" "$WORK/text.txt"; }
 }
-losses() { sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl"; }
+losses() { [ ! -f "$1/metrics.jsonl" ] || sed -n 's/.*"loss": *\([0-9.eE+-]*\).*/\1/p' "$1/metrics.jsonl"; }
 # worst DIR DIR STEPS UNTIL EVERY: of two loss curves of STEPS steps, the largest relative difference of means of EVERY steps among the first
 # UNTIL; 9 where they are not whole
 worst() {
   paste <(losses "$1") <(losses "$2") | awk -v steps="$3" -v until="$4" -v every="$5" 'NF != 2 || !($2 > 0) { bad = 1; next }
     ++n <= until { a += $1; b += $2; if (n % every == 0) { d = a > b ? a - b : b - a; if (!(d <= w * b)) w = d / b; a = b = 0 } }
     END { if (bad || n != steps) w = 9; printf "%.3g", w + 0 }'
+}
+# is_whole DIR: whether a run has a number for the loss of each of its $steps steps
+is_whole() { [ "$(losses "$1" | grep -c '[0-9]')" -eq "$steps" ]; }
+# compare_losses DTYPE UNTIL EVERY BOUND WHAT MEASURE: with the oracle's
+compare_losses() {
+  local apart
+  if ! is_whole "$WORK/run-$oracle"; then skip "$5, $1: no losses of $oracle to compare with"; return; fi
+  if ! is_whole "$WORK/run-$1"; then fail "$5, $1: the run on $BACKEND failed or lacks the loss of some of its $steps steps"; return; fi
+  apart=$(worst "$WORK/run-$1" "$WORK/run-$oracle" "$steps" "$2" "$3")
+  if below "$apart" "$4"; then pass "$5, $1 against $6: within $apart (bound $4)"; else fail "$5 differ by $apart (bound $4), $1"; fi
 }
 below() { awk -v x="$1" -v y="$2" 'BEGIN { exit !(x < y) }'; }
 
@@ -440,12 +469,9 @@ stage_train() {
     paste <(losses "$WORK/run-$dtype") <(losses "$WORK/run-$oracle") >"$OUT/losses-$dtype.txt"
   done
   [ "$(left)" -gt 0 ] || return
-  kind=$(worst "$WORK/run-fp32" "$WORK/run-$oracle" "$steps" "$until" 1)
-  if below "$kind" 1e-3; then pass "losses of steps 1 to $until, fp32 against $oracle: within $kind (bound 1e-3)"; else fail "losses of steps 1 to $until differ by $kind (bound 1e-3), fp32"; fi
+  compare_losses fp32 "$until" 1 1e-3 "losses of steps 1 to $until" "$oracle"
   if [ ${#DTYPES[@]} -lt 2 ]; then skip "bf16: $DEVICE does not store it"
-  else
-    kind=$(worst "$WORK/run-bf16" "$WORK/run-$oracle" "$steps" "$steps" "$every")
-    if below "$kind" 1e-2; then pass "means of $every losses, bf16 against $oracle in fp32: within $kind (bound 1e-2)"; else fail "means of $every losses differ by $kind (bound 1e-2), bf16"; fi
+  else compare_losses bf16 "$steps" "$every" 1e-2 "means of $every losses" "$oracle in fp32"
   fi
   for kind in plain hc mhc mhc_lite ihc; do
     check $((60 * PATIENCE)) "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny "${verify_sizes[@]}" --device "$DEVICE" --set residual="$kind"
@@ -543,7 +569,11 @@ figure() {
 }
 calc() { awk "BEGIN { printf \"%.${2:-1}f\", $1 }"; }
 # Memory of the card; 0 where nobody can say.
-card_bytes() { if [ "$BACKEND" != cuda ]; then device_figure memory; return; fi; awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits); }
+card_bytes() {
+  local bytes
+  if [ "$BACKEND" != cuda ]; then bytes=$(device_figure memory); echo "${bytes:-0}"; return; fi
+  awk 'NR == 1 { m = $1 + 0 } END { printf "%.0f", m * 1048576 }' < <(smi memory.total ,nounits)
+}
 
 # What `plan` says of training: bytes. plan_bytes RESIDUAL BATCH MODEL [KEY=VALUE]...
 plan_bytes() {

@@ -1,4 +1,5 @@
 /* Errors, devices, memory. */
+#include <limits.h>
 #include <stdio.h>
 
 #include "backends/opencl/opencl.h"
@@ -60,12 +61,13 @@ static int opencl_device_count(bk_context *ctx) {
 
 static void fill_props(const bk_cl_api *cl, cl_device_id id, bk_device_props *props) {
   char version[64], driver[64];
+  const cl_ulong group = bk_cl_group_limit(cl, id);
   *props = (bk_device_props){.storage_dtypes = BK_GPU_FLOATS, .offset_alignment = 256};
   bk_cl_device_text(cl, id, CL_DEVICE_NAME, props->name, sizeof props->name);
   bk_cl_device_text(cl, id, CL_DEVICE_VERSION, version, sizeof version);
   bk_cl_device_text(cl, id, CL_DRIVER_VERSION, driver, sizeof driver);
   snprintf(props->driver, sizeof props->driver, "%.60s, driver %.40s", version, driver);
-  props->max_group = (int)bk_cl_group_limit(cl, id);
+  props->max_group = group < INT_MAX ? (int)group : INT_MAX;
   props->local_bytes = (size_t)bk_cl_device_number(cl, id, CL_DEVICE_LOCAL_MEM_SIZE, sizeof(cl_ulong));
   bk_cl_features(cl, id, props->features, sizeof props->features);
   props->max_alloc = (size_t)bk_cl_device_number(cl, id, CL_DEVICE_MAX_MEM_ALLOC_SIZE, sizeof(cl_ulong));

@@ -1,4 +1,5 @@
 /* The backend and its devices. vulkan:N counts the physical devices that are good enough; the others are not counted. */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -256,13 +257,14 @@ static void fill_features(const bk_vk_traits *t, bool addresses, char *text, siz
 }
 
 static void fill_props(const bk_vk_traits *t, bool addresses, bool halves, bk_device_props *props) {
+  const uint32_t group = group_limit(t);
   *props = (bk_device_props){.storage_dtypes = halves ? BK_GPU_FLOATS : BK_GPU_F32, .offset_alignment = 256, .captures = true};
   snprintf(props->name, sizeof props->name, "%.*s", (int)sizeof props->name - 1, t->props.deviceName);
   snprintf(props->driver, sizeof props->driver, "Vulkan %u.%u, %.50s %.50s", VK_API_VERSION_MAJOR(t->props.apiVersion),
            VK_API_VERSION_MINOR(t->props.apiVersion), t->driver_name, t->driver_info);
   props->max_alloc = t->max_alloc;
   props->max_binding_range = binding_range(t, addresses);
-  props->max_group = (int)group_limit(t);
+  props->max_group = group < INT_MAX ? (int)group : INT_MAX;
   props->local_bytes = t->props.limits.maxComputeSharedMemorySize;
   fill_features(t, addresses, props->features, sizeof props->features);
 }

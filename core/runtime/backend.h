@@ -46,8 +46,8 @@ typedef struct bk_device_props {
   bool captures;              /* what a stream is given can be captured as a graph and given again */
   uint32_t storage_dtypes;    /* set of 1u << bk_dtype that models may be stored in */
   char isa[32];               /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
-  int max_group;              /* work items of a group that the device allows; 0 = it has no groups */
-  size_t local_bytes;         /* memory that a group shares; 0 = none */
+  int max_group;              /* work items of a group that the device allows; 0: none, or not told */
+  size_t local_bytes;         /* memory that a group shares; 0: none, or not told */
   char features[128];         /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
 } bk_device_props;
 

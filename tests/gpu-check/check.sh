@@ -44,6 +44,10 @@ archived() { # ARCHIVE FILE...
   for file; do if grep -qx "./$file" list; then pass; else fail "$archive has no $file" list; fi; done
 }
 
+# left_out WHAT: it is counted as skipped
+left_out() { skipped=$((skipped + 1)); echo "skipped: $1"; }
+NO_PACK="--pack needs a git checkout, git and libjansson.a, which are not all here"
+
 TREE=$TOP_SRCDIR
 if [ -e "$TOP_SRCDIR/.git" ] && [ -n "$(command -v git)" ] && [ -f "$(pkg-config --variable=libdir jansson 2>/dev/null)/libjansson.a" ]; then
   "$TOP_SRCDIR/tools/gpu-check.sh" --pack "$W/pack.tar.gz" --device "$device:0" >said 2>&1
@@ -59,6 +63,7 @@ if [ -e "$TOP_SRCDIR/.git" ] && [ -n "$(command -v git)" ] && [ -f "$(pkg-config
   esac
   GLSLC=/no/glslc # what the tarball has must do
   export GLSLC
+else left_out "the tarball: $NO_PACK"
 fi
 
 gpu_check --out all
@@ -100,6 +105,11 @@ gpu_check --out none
 equal "no number: exit status" $rc 2
 says "a number" "^--device $device:x: a number is expected behind $device:\$"
 number=
+mkdir other && echo "not ours" >other/notes
+gpu_check --stage devices --out other
+equal "a folder with something else: exit status" $rc 2
+says "which folder" "^--out $W/other: it is not empty and has no report of an earlier check"
+equal "and it is as it was" "$(ls other)" notes
 gpu_check --stage ncu --out none
 equal "a stage of cuda: exit status" $rc 2
 says "which there are" "^--stage ncu: the stages for $device are build devices harness train bits ops step\$"
