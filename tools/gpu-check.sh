@@ -400,6 +400,12 @@ stage_harness() {
   if [ "$BACKEND" != cuda ]; then quick=(BK_TEST_QUICK=1) portable_harness
   else for i in 0 1; do harness "$i" "${ways[i]}" "BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}"; done
   fi
+  if [ "$BACKEND" = cuda ]; then
+    for i in 0 1; do
+      check 240 "harness, shapes of real models, ${ways[i]}" "$OUT/harness-large-$i.log" "${by_lines[@]}" env BK_TEST_LARGE=1 "BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}" \
+        "$OPS" --device cuda --verbose
+    done
+  fi
   grep 'worst share' "$OUT/harness-0.log" | show
   check $((120 * PATIENCE)) "post + res and pre have the bits of their parts" "$OUT/harness-bits.log" env "${quick[@]}" "$OPS" --device "$DEVICE" "${CASES[@]}" --like-composed
 }

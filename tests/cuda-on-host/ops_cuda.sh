@@ -29,6 +29,15 @@ if [ -z "${BK_TEST_QUICK:-}" ]; then
     harness BK_CUDA_SEED=5 BK_CUDA_BLASLT=no
   done
 fi
+# What many blocks come to on a card: attention by tiles of 128 rows, wide tiles of products; the shapes of real models in small.
+if [ -z "${BK_TEST_QUICK:-}" ]; then
+  for op in attention attention_bwd; do
+    options="--op $op --case $op:bf16"
+    harness BK_CUDA_SEED=3 BK_CUDA_LARGE_TILES=1
+  done
+fi
+options=
+harness BK_CUDA_SEED=3 BK_CUDA_LARGE_TILES=1 BK_CUDA_BLASLT=no BK_CUDA_CAPABILITY=90 BK_TEST_LARGE=1 BK_TEST_QUICK=1
 BK_TEST_QUICK=1
 options=--like-composed
 harness BK_CUDA_SEED=0

@@ -11,6 +11,7 @@
  *   BK_CUDA_GRAPH    plain: graphs are made without flags only, as before CUDA 11.7; priority: only with priorities of their nodes
  *   BK_CUDA_RECORD   FILE: every launch is written there (record.cpp)
  *   BK_CUDA_SMS      multiprocessors of the device (4)
+ *   BK_CUDA_LARGE_TILES  attention goes by tiles of 128 rows however few there are (attention.cuh)
  *   BK_CUDA_SEED     order of the threads of a block (fibre.cpp) and of streams */
 #include <sys/mman.h>
 #include <time.h>

@@ -57,6 +57,7 @@ typedef struct harness {
   uint64_t seed;
   bool tiny;                    /* BK_TEST_TINY: smaller ones still, for an interpreter of kernels */
   bool list, verbose, like_composed, report;
+  bool large;                   /* BK_TEST_LARGE: cases_large alone */
   bool quick;                   /* BK_TEST_QUICK: small shapes only, for runs under valgrind and the like */
   const struct perf_roof *roof; /* --perf: time the cases' working sizes instead of judging them */
   bk_dtype st, ct;   /* of the cases being made */
@@ -101,6 +102,7 @@ void cases_experts(harness *h);
 void cases_streams(harness *h);
 void cases_maps(harness *h);
 void cases_fused(harness *h);
+void cases_large(harness *h);
 
 /* Makes the values of a field. */
 void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values);

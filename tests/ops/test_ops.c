@@ -8,7 +8,7 @@
  *   --seed N        default 1          --list          names only        --verbose
  *   --report        lines "report OP FP32 BF16 SHARE": worst normalised mean squared error by storage type, worst share of a bound
  *   --perf          time the ops at working sizes instead (perf.h)
- * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones.
+ * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones; with BK_TEST_LARGE those of real models alone.
  * Without a filter it also checks that every op has a case and that every operand is present in one.
  * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device or the instruction set is not here. */
 #include "tests/ops/harness.h"
@@ -98,6 +98,10 @@ static void all_cases(harness *h) {
   for (int i = 0; i < 2; i++) {
     h->st = storage[i];
     h->ct = bk_coef_dtype(h->st);
+    if (h->large) {
+      cases_large(h);
+      continue;
+    }
     cases_basic(h);
     cases_layers(h);
     cases_experts(h);
@@ -145,7 +149,7 @@ static int report(const harness *h, const options *o, int holes) {
 }
 
 int main(int argc, char **argv) {
-  harness h = {.seed = 1, .tiny = getenv("BK_TEST_TINY") != NULL, .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
+  harness h = {.seed = 1, .large = getenv("BK_TEST_LARGE") != NULL, .tiny = getenv("BK_TEST_TINY") != NULL, .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
   options o = {.device = "cpu", .open = {.threads = 2}};
   bk_context_options context = {.log = count_line, .log_user = &h, .log_level = BK_LOG_WARN};
   if (!parse(&h, &o, argc, argv)) return 2;
@@ -159,7 +163,7 @@ int main(int argc, char **argv) {
   }
   if (status == BK_OK) {
     all_cases(&h);
-    result = report(&h, &o, o.perf ? 0 : check_coverage(&h));
+    result = report(&h, &o, o.perf || h.large ? 0 : check_coverage(&h));
   }
   close_devices(&h);
   bk_context_destroy(h.ctx);

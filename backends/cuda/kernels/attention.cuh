@@ -15,6 +15,10 @@
 #ifndef BK_ATT_LARGE_FROM
 #define BK_ATT_LARGE_FROM 256 /* blocks of 128 rows that make tiles of 128 worth it; else 64 */
 #endif
+#ifdef BK_CUDA_ON_HOST /* where so many blocks would take minutes */
+#undef BK_ATT_LARGE_FROM
+#define BK_ATT_LARGE_FROM (getenv("BK_CUDA_LARGE_TILES") ? 1 : 256)
+#endif
 #ifndef BK_ATT_FEW
 #define BK_ATT_FEW 8 /* queries that attention_decode.cu takes */
 #endif
