@@ -26,7 +26,7 @@ static void large_attention(harness *h) {
 
 /* 150 tiles of 128 x 256. */
 static void large_gemm(harness *h) {
-  const int64_t m = sized(h, 1280, 130), n = sized(h, 3840, 264), k = 64;
+  const int64_t m = sized(h, 1280, 130), n = sized(h, 3840, 512), k = 64;
   bk_gemm_args a = {h2(h->st, 0, m, k), bk_tensor_transpose(h2(h->st, 0, n, k), 0, 1), h2(h->st, 0, m, n), 1.0, false};
   const fill fills[] = {{"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
   harness_case(h, BK_OP_GEMM, &a, fills, NULL, "large,M=%lld,K=%lld,N=%lld", (long long)m, (long long)k, (long long)n);
@@ -34,7 +34,7 @@ static void large_gemm(harness *h) {
 
 /* Over 132 tiles of 128 x 256: by the rows of all experts; by the experts' matrices. */
 static void large_grouped(harness *h) {
-  const int64_t experts = 8, rows = sized(h, 1280, 140), k = 64, n = sized(h, 3840, 264), p = sized(h, 512, 136), q = sized(h, 1280, 264);
+  const int64_t experts = 8, rows = sized(h, 1280, 140), k = 64, n = sized(h, 3840, 512), p = sized(h, 512, 136), q = sized(h, 1280, 512);
   bk_grouped_gemm_args a = {h2(h->st, 0, rows, k), h3(h->st, 0, experts, k, n), h1(BK_I32, experts + 1), h2(h->st, 0, rows, n)};
   bk_grouped_wgrad_args w = {h2(h->st, 0, rows, p), h2(h->st, 0, rows, q), h1(BK_I32, experts + 1), h3(h->ct, 0, experts, p, q), true};
   const fill fills[] = {{"offsets", FILL_OFFSETS, (double)rows, 0, NULL, NULL}, {"c", FILL_POISON, 0, 0, NULL, NULL}, FILL_END};
