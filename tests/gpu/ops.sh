@@ -1,6 +1,6 @@
-# test_ops on `device`: small shapes (at the long level, BK_TEST_LONG, all of them: each shape of its own is a kernel to compile); then again
-# with work groups of at most 64 items, twice with the same bits; with groups of at most 128 and with the fused slots composed, in very small shapes (at the long
-# level in small ones), and at the long level with the variables of `also` (NAME=VALUE...).
+# test_ops on `device`: small shapes, twice with the same bits (at the long level, BK_TEST_LONG, all shapes: each is a kernel to compile); then again with work groups
+# of at most 128 items, of at most 64, twice with the same bits, and with the fused slots composed, in very small shapes (at the long level in small ones); at the long
+# level also with the variables of `also` (NAME=VALUE...).
 . "$(dirname "$0")/../gpu/lib.sh"
 needs tests/ops/test_ops
 limit=BIRKHOFF_$(echo "$device" | tr a-z A-Z)_MAX_GROUP
@@ -9,9 +9,9 @@ BIRKHOFF_CACHE=off
 export BIRKHOFF_CACHE
 small=BK_TEST_QUICK=1
 [ -n "${BK_TEST_LONG:-}" ] || { export BK_TEST_QUICK=1; small=BK_TEST_TINY=1; }
-harness
+harness -- --bits
 harness $small "$limit=128"
-harness BK_TEST_QUICK=1 "$limit=64" -- --bits
+harness $small "$limit=64" -- --bits
 harness $small -- --composed
 [ -z "${also:-}" ] || [ -z "${BK_TEST_LONG:-}" ] || harness BK_TEST_QUICK=1 $also
 finish

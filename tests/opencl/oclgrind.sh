@@ -24,13 +24,13 @@ BK_TEST_TINY=1
 export BK_TEST_TINY
 oclgrind "$BIRKHOFF" devices >out 2>err </dev/null
 has "Oclgrind's device is the one that is used" '^opencl:0 *ok *Oclgrind Simulator' out
-# Kernels and groups as on a GPU, then (it says that it is a processor too) those for processors, which have few barriers.
+# Kernels and groups as on a GPU, then at the long level (it says that it is a processor too) those for processors, which have few barriers.
 BIRKHOFF_OPENCL_AS_GPU=1
 export BIRKHOFF_OPENCL_AS_GPU
 check --max-wgsize 256
 if [ -z "${BK_TEST_QUICK:-}" ]; then
   unset BIRKHOFF_OPENCL_AS_GPU
-  check --max-wgsize 64
+  [ -z "${BK_TEST_LONG:-}" ] || check --max-wgsize 64
   # Tensors beyond 2 GiB of one buffer, where memory is there: PoCL gives no such buffer.
   if [ -x "$TOP_BUILDDIR/tests/opencl/test_opencl" ] && awk '/MemAvailable/ { exit !($2 > 6000000) }' /proc/meminfo 2>/dev/null; then
     ok "beyond 2 GiB" oclgrind --global-mem-size 3000000000 "$TOP_BUILDDIR/tests/opencl/test_opencl"
