@@ -11,6 +11,7 @@
 #define BENCH_COPY_SIZES 15
 typedef struct bench_roof {
   double bandwidth[BENCH_COPY_SIZES], flops;
+  int copies; /* sizes that were measured; the larger ones have the rate of the last */
 } bench_roof;
 bk_status bench_measure_roof(cli_session *s, bk_dtype dtype, double seconds, bench_roof *roof); /* flops alone */
 /* Of the measured size nearest to `bytes`. */

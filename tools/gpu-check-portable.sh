@@ -165,7 +165,7 @@ portable_harness() {
 
 # What a copy and a product reach: the roofs that the shares of the table are of.
 roofs() { # LOG DTYPE
-  say "- roofs, $2: a copy moves $(sed -n 's/^roof: .* \([0-9.]*\) GB\/s at [^,]*$/\1/p' "$1") GB/s, a product makes $(sed -n 's/^roof: \([0-9.]*\) GFLOP.*/\1/p' "$1") GFLOP/s"
+  say "- roofs, $2: a copy moves $(sed -n 's/^roof: .* \([0-9.]* GB\/s at [^,]*\)$/\1/p' "$1"), a product makes $(sed -n 's/^roof: \([0-9.]*\) GFLOP.*/\1/p' "$1") GFLOP/s"
 }
 # Why the larger shapes are not for the device; nothing where they are.
 why_small_alone() {

@@ -19,7 +19,7 @@
 #              others are checked. opencl, vulkan: gpu-check-portable.sh
 #   devices    what is there: name, driver, limits; cuda: which versions of cuBLASLt and cuDNN serve a product and an attention; opencl,
 #              vulkan: what clinfo and vulkaninfo say, where they are
-#   harness    every op against ref; cuda: with cuBLASLt and cuDNN and without; opencl: small shapes, without CLBlast if it is there, all
+#   harness    every op against ref; cuda: with cuBLASLt and cuDNN and without, and some at shapes of real models; opencl: small shapes, without CLBlast if it is there, all
 #              shapes; vulkan: small shapes, in its other way of binding, all shapes; after a failure op by op, each in a process of its own
 #   sanitizer  compute-sanitizer: memcheck, racecheck, synccheck, initcheck on small shapes, on our own kernels
 #   train      100 steps of demo, fp32 and bf16, against cpu (opencl, vulkan: 40 small steps against ref): fp32 over steps 1 to 30, bf16 by
@@ -375,7 +375,7 @@ by_lines=()
 # Each op in a process of its own: one that faults spoils no other. rerun_by_op NAME=VALUE...: the environment
 rerun_by_op() {
   local op ops log=$OUT/harness-op.log good=0 rc
-  mapfile -t ops < <(within 60 "$OPS" --device ref --list "${CASES[@]}" | cut -d: -f1 | sort -u)
+  mapfile -t ops < <(within 60 env "$@" "$OPS" --device ref --list "${CASES[@]}" | cut -d: -f1 | sort -u)
   for op in "${ops[@]}"; do
     within $((120 * PATIENCE)) "${by_lines[@]}" env BIRKHOFF_CUDA_SYNC=1 "$@" "$OPS" --device "$DEVICE" --op "$op" "${CASES[@]}" >"$log" 2>&1
     rc=$?
@@ -387,7 +387,7 @@ rerun_by_op() {
   say "  - op by op, each in a process of its own: $good of ${#ops[@]} pass"
 }
 
-# harness NUMBER WAY NAME=VALUE...: one way through every op, its log harness-NUMBER.log
+# harness NAME WAY NAME=VALUE...: one way through every op, its log harness-NAME.log
 harness() {
   local log=$OUT/harness-$1.log way=$2
   shift 2
@@ -398,12 +398,11 @@ stage_harness() {
   local i quick=() ways=("with cuBLASLt and cuDNN where they are found" "own products and attention")
   [ -z "$ON_HOST" ] || quick=(BK_TEST_QUICK=1)
   if [ "$BACKEND" != cuda ]; then quick=(BK_TEST_QUICK=1) portable_harness
-  else for i in 0 1; do harness "$i" "${ways[i]}" "BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}"; done
-  fi
-  if [ "$BACKEND" = cuda ]; then
+  else
     for i in 0 1; do
-      check 240 "harness, shapes of real models, ${ways[i]}" "$OUT/harness-large-$i.log" "${by_lines[@]}" env BK_TEST_LARGE=1 "BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}" \
-        "$OPS" --device cuda --verbose
+      local switches=("BIRKHOFF_CUDA_BLASLT=$((1 - i))" "BIRKHOFF_CUDA_CUDNN=$((1 - i))" "${quick[@]}")
+      harness "$i" "${ways[i]}" "${switches[@]}"
+      harness "large-$i" "shapes of real models, ${ways[i]}" BK_TEST_LARGE=1 "${switches[@]}"
     done
   fi
   grep 'worst share' "$OUT/harness-0.log" | show

@@ -30,9 +30,10 @@ mkdir bin
 for tool in clinfo vulkaninfo; do printf '#!/bin/sh\necho "%s was here $*"\n' $tool >bin/$tool && chmod +x bin/$tool; done
 PATH=$W/bin:$PATH
 
+with= # NAME=VALUE..., for the calls that follow
 # gpu_check OPTION...: exit status in rc, what it says in said
 gpu_check() {
-  "$TREE/tools/gpu-check.sh" --device "${number:-$device:0}" --work "$W/work" --jobs 2 "$@" >said 2>&1 </dev/null
+  env $with "$TREE/tools/gpu-check.sh" --device "${number:-$device:0}" --work "$W/work" --jobs 2 "$@" >said 2>&1 </dev/null
   rc=$?
 }
 # says NAME PATTERN: of said
@@ -84,7 +85,7 @@ says "train: bf16 by means" '^- passed: means of 3 losses, bf16 against ref in f
 for kind in plain hc mhc mhc_lite ihc; do says "verify" "^- passed: verify tiny, $kind ("; done
 for what in 'two runs' 'merges on a stream of their own' 'recompute or not'; do says "bits" "^- passed: fp32: 3 steps, $what: the same bits\$"; done
 says "ops" '^hc_pre  '
-says "roofs" '^- roofs, fp32: a copy moves [0-9.]* GB/s, a product makes [0-9.]* GFLOP/s$'
+says "roofs" '^- roofs, fp32: a copy moves [0-9.]* GB/s at .*, a product makes [0-9.]* GFLOP/s$'
 says "step" '^- tiny: a step with mhc over one with plain: [0-9.]* times$'
 says "profile" '^- passed: bench step --profile, tiny'
 archived "all/gpu-check-$device-0.tar.gz" report.md devices.txt "$tool.txt" harness-0.log train-ref.log train-fp32.log losses-fp32.txt metrics-run-ref.jsonl bench-fp32.log step-tiny.json profile.log
@@ -117,3 +118,15 @@ gpu_check --part 2 --limit 0 --out part
 equal "no time: exit status" $rc 1
 for stage in build ops step; do says "part 2" "^- skipped: $stage: no time is left of 0 s\$"; done
 archived "part/gpu-check-$device-0-part2.tar.gz" report.md
+
+# broken NAME OUT FAULT: the harness, then another stage, on a stand-in of the driver that fails so. It is 1 where that stand-in was not built.
+broken() {
+  fake=$TOP_BUILDDIR/tests/$device/.libs/fake_$device.so upper=$(echo "$device" | tr a-z A-Z)
+  [ -e "$fake" ] || { left_out "$1: fake_$device.so was not built"; return 1; }
+  with="BIRKHOFF_${upper}_LIBRARY=$fake BK_FAKE_$upper=$3"
+  gpu_check --stage harness --stage devices --out "$2"
+  with=
+  equal "$1: exit status" $rc 1
+  says "$1" '^- \*\*failed\*\*: harness, small shapes: exit status 1'
+  archived "$2/gpu-check-$device-0.tar.gz" report.md harness-0.log harness-op.log
+}

@@ -99,7 +99,7 @@ static void attention_case(harness *h, int i, int pad, double spread) {
                (long long)s.t, (long long)s.heads, (long long)s.dk, (long long)s.dv, spread, strided_name(pad));
 }
 
-static bk_status derive_attention(harness *h, void *args) {
+bk_status derive_attention(harness *h, void *args) {
   bk_attention_bwd_args *a = args;
   bk_attention_args forward = {.q = a->q, .k = a->k, .v = a->v, .o = a->o, .lse = a->lse, .scale = a->scale};
   return bk_op_run(h->ref_stream, BK_OP_ATTENTION, &forward);

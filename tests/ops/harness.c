@@ -288,14 +288,13 @@ static void args_place(run *r, const void *args, bk_buffer *buffer) {
   }
 }
 
-/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file): name, role, address, bytes,
- * type, shape, strides in elements. */
 static void record_numbers(FILE *file, const int64_t *numbers, int count) {
   fprintf(file, ",[");
   for (int i = 0; i < count; i++) fprintf(file, "%s%lld", i ? "," : "", (long long)numbers[i]);
   fprintf(file, "]");
 }
 
+/* name, role, address, bytes, type, shape, strides in elements */
 static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
   static const char *const roles[] = {[BK_IN] = "in", [BK_OUT] = "out", [BK_INOUT] = "inout"};
   const bk_tensor *t = &s->tensor;
@@ -306,6 +305,7 @@ static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
   fprintf(file, "]");
 }
 
+/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file). */
 static void record_case(run *r, const bk_buffer *buffer) {
   const char *path = getenv("BK_CUDA_RECORD");
   FILE *file = path ? fopen(path, "a") : NULL;

@@ -95,6 +95,9 @@ extern const int64_t harness_widths[3]; /* 31 128 2560 */
 /* The largest of the token counts up to `tokens` for which tokens * per_token stays within the element budget. */
 int64_t harness_clip_tokens(const harness *h, int64_t tokens, int64_t per_token);
 
+/* The output and the log sums that a backward of attention is given: what the forward makes of q, k and v. */
+bk_status derive_attention(harness *h, void *args);
+
 /* The families of cases, each for the current h->st. */
 void cases_basic(harness *h);
 void cases_layers(harness *h);

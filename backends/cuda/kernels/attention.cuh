@@ -11,13 +11,11 @@
 #define BK_ATT_LOG2E 1.4426950408889634
 #define BK_ATT_PAD 64 /* rows of the backward's workspace are padded to a multiple of it */
 
-/* Choices by shapes alone (reckoned, not measured), which a test build may move so that the harness' small cases come to all kernels. */
-#ifndef BK_ATT_LARGE_FROM
-#define BK_ATT_LARGE_FROM 256 /* blocks of 128 rows that make tiles of 128 worth it; else 64 */
-#endif
+/* Choices by shapes alone (reckoned, not measured), which the tests move so that the harness' small cases come to all kernels. */
 #ifdef BK_CUDA_ON_HOST /* where so many blocks would take minutes */
-#undef BK_ATT_LARGE_FROM
 #define BK_ATT_LARGE_FROM (getenv("BK_CUDA_LARGE_TILES") ? 1 : 256)
+#else
+#define BK_ATT_LARGE_FROM 256 /* blocks of 128 rows that make tiles of 128 worth it; else 64 */
 #endif
 #ifndef BK_ATT_FEW
 #define BK_ATT_FEW 8 /* queries that attention_decode.cu takes */

@@ -7,11 +7,12 @@ For each row of verdicts.txt
   - the harness runs the row's case with the cuda backend on the host (tests/cuda-on-host), which records its launches;
   - nvcc makes the PTX of the kernel's file;
   - what the launch says of memory is checked here, because the verifier takes distinct pointers for distinct, boundless memory: the
-    kernel leaves the same bytes when each of its pointers has memory of its own, every pointer lies in an operand of the case or in the workspace, and
+    kernel leaves the same bytes when each of its pointers has memory of its own, operands do not overlap, every pointer lies in an operand of the case or in the workspace, and
     what is written through it stays inside of that operand, or short of the next piece of the workspace;
   - the verifier (sentryward, from PyPI) gets the PTX with the launch's sizes and arguments;
   - its answer must be the row's verdict. One that is worse fails; one that is better is said.
-Then the mutants: the PTX of a row without one of its barriers or waits (mutants.txt), which the verifier must find.
+Then the mutants (mutants.txt): the PTX of a row without one of its barriers or waits, which the verifier must find, and a formula that is not the kernel's, which it must not
+prove equal.
 
 Without --long only the rows and mutants marked `quick` are proved. --loops says how often each loop of a row's kernel runs each time it is entered
 (a race between two rounds of a loop shows only where there are some); --mutants tries every barrier and wait of a row, to choose from.
@@ -219,7 +220,6 @@ def make_input(name, body, launch, settings):
 # ---- launches ----
 
 RECORDED = {"sms": "BK_CUDA_SMS", "blaslt": "BK_CUDA_BLASLT", "capability": "BK_CUDA_CAPABILITY"}
-
 
 
 def record(build, work, row):
@@ -565,12 +565,12 @@ def waits_in(body):
 
 
 def found(answer):
-    return answer["result"] in ("potential_race", "not_wellsynced", "equivalence_not_proven")
+    return answer["result"] in ("potential_race", "not_wellsynced")
 
 
 # ---- loops ----
 
-# Instructions that no kernel here has: markers, because the verifier counts what it has executed by kind of instruction.
+# Instructions that few kernels have: those that a kernel has not serve as markers in it, because the verifier counts what it has executed by kind of instruction.
 MARKERS = ["brev.b32 %bkr, 7", "brev.b64 %bkrd, 7", "clz.b32 %bkr, 7", "clz.b64 %bkr, 7", "popc.b32 %bkr, 7", "popc.b64 %bkr, 7", "bfind.u32 %bkr, 7",
            "bfind.s32 %bkr, 7", "bfind.u64 %bkr, 7", "bfind.s64 %bkr, 7", "cnot.b32 %bkr, 7", "cnot.b64 %bkrd, 7", "abs.s64 %bkrd, 7", "sad.u32 %bkr, 7, 7, 7"]
 
@@ -674,7 +674,7 @@ def chosen_mutants(options):
 
 
 def run_mutant(prover, rows, mutant):
-    """(good, line to print, comparisons left out)"""
+    """(good, or None for one that is left out, line to print, comparisons left out)"""
     wait = mutant["which"].isdigit()
     what = title(mutant) + (f", without its wait {mutant['which']}" if wait else ", beside a wrong formula")
     key = ("kernel", "instance", "case", "given")
@@ -684,7 +684,7 @@ def run_mutant(prover, rows, mutant):
     try_it = prover.mutant if wait else prover.wrong_reference
     answer, changed = try_it(matching[0], int(mutant["which"]) if wait else mutant["which"], mutant["level"])
     if without_torch(answer):
-        return True, f"SKIP: {what}: there is no PyTorch", 1
+        return None, f"SKIP: {what}: there is no PyTorch", 1
     if found(answer) if wait else answer["result"] == "equivalence_not_proven":
         return True, f"{'found' if wait else 'not proved equal'}: {what} ({changed})", 0
     return False, f"FAIL: {what} ({changed}): {answer['result']}", 0
@@ -719,7 +719,7 @@ def prove(prover, options):
     before += [(False, f"FAIL: {what}", 0) for what in (unlike_the_sources(prover) if whole else [])]
     passed = failed = skipped = 0
     for good, line, left_out in itertools.chain(before, run_all(prover, rows, mutants)):
-        passed, failed, skipped = passed + good, failed + (not good), skipped + left_out
+        passed, failed, skipped = passed + (good is True), failed + (good is False), skipped + left_out
         print(line, flush=True)
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
@@ -730,7 +730,7 @@ def explore(prover, options):
     rows = chosen_rows(options)
     prover.compile({row["file"] for row in rows})
     for row in rows:
-        print(f"{row['kernel']}<{row['instance']}>, {row['case']}:")
+        print(f"{title(row)}:")
         if options.loops:
             print("  rounds of its loops each time: " + (", ".join(f"{n:.1f}" for n in count_rounds(prover, row)) or "it has none"), flush=True)
         for which in range(len(waits_in(prover.entry(row)[2])) if options.mutants else 0):
