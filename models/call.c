@@ -4,7 +4,11 @@
 #include "models/profile.h"
 
 bk_status bk_exec_init(bk_exec *ex, bk_device *device, bk_stream *stream, bool plan_only) {
-  *ex = (bk_exec){.ctx = device->ctx, .device = device, .stream = stream, .preparing = true, .plan_only = plan_only};
+  *ex = (bk_exec){.ctx = device->ctx,
+                  .device = device,
+                  .stream = stream,
+                  .preparing = true,
+                  .plan_only = plan_only};
   return bk_memory_create(device, &ex->memory);
 }
 
@@ -24,7 +28,9 @@ bk_status bk_exec_commit(bk_exec *ex) {
   return BK_OK;
 }
 
-size_t bk_exec_bytes(const bk_exec *ex, bk_memory_class c) { return bk_memory_bytes(ex->memory, c); }
+size_t bk_exec_bytes(const bk_exec *ex, bk_memory_class c) {
+  return bk_memory_bytes(ex->memory, c);
+}
 
 const char *bk_phase_name(bk_phase phase) {
 #define BK_PHASE_NAME(id, name) name,
@@ -49,7 +55,8 @@ static bk_status call_prepare(bk_exec *ex, bk_op op, const void *args) {
     bk_plan_release(&plan);
     return BK_OK;
   }
-  bk_status status = bk_grow(ex->ctx, (void **)&c->call, &c->capacity, (size_t)c->count + 1, sizeof *c->call);
+  bk_status status =
+      bk_grow(ex->ctx, (void **)&c->call, &c->capacity, (size_t)c->count + 1, sizeof *c->call);
   if (status != BK_OK) {
     bk_plan_release(&plan);
     return status;
@@ -62,7 +69,8 @@ bk_status bk_exec_call(bk_exec *ex, bk_op op, const void *args) {
   if (ex->preparing) return call_prepare(ex, op, args);
   bk_calls *c = ex->calls;
   if (c->next >= c->count || c->call[c->next].op != op) {
-    return bk_fail(ex->ctx, BK_ERR_ARGUMENT, "op %s was not prepared at call %d of its phase", bk_op_name(op), c->next);
+    return bk_fail(ex->ctx, BK_ERR_ARGUMENT, "op %s was not prepared at call %d of its phase",
+                   bk_op_name(op), c->next);
   }
   const bk_call *call = &c->call[c->next++];
   if (ex->profile) return bk_profile_launch(ex->profile, ex, call, args);

@@ -1,4 +1,5 @@
-/* Checkpoint folders: which there are, which of them are whole, which of them go. See birkhoff/model.h. */
+/* Checkpoint folders: which there are, which of them are whole, which of them go. See
+ * birkhoff/model.h. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@
 
 size_t bk_checkpoint_staging(void) { return (size_t)BK_CHECKPOINT_CHUNK * sizeof(double); }
 
-/* "step-000123" -> 123; -1 for any other name, other spellings of a number ("step-123") included: no path is made for them. */
+/* "step-000123" -> 123; -1 for any other name, other spellings of a number ("step-123")
+ * included: no path is made for them. */
 static int64_t step_of_name(const char *name) {
   int64_t step;
   char spelling[32];
@@ -31,7 +33,8 @@ static int descending(const void *a, const void *b) {
 }
 
 /* The steps among the names of a folder, the newest first; bk_free. */
-static bk_status steps_of_names(bk_context *ctx, char *const *names, size_t count, int64_t **steps, size_t *n_steps) {
+static bk_status steps_of_names(bk_context *ctx, char *const *names, size_t count, int64_t **steps,
+                                size_t *n_steps) {
   *n_steps = 0;
   if (!(*steps = bk_alloc_array(ctx, count, sizeof **steps))) return BK_ERR_MEMORY;
   for (size_t i = 0; i < count; i++)
@@ -64,7 +67,8 @@ static bk_status add_lack(bk_context *ctx, char **lack, char *more) {
   return both ? BK_OK : BK_ERR_MEMORY;
 }
 
-/* What is wrong with a small JSON file, NULL: nothing; only what a crash or an unfinished copy leaves is looked for. */
+/* What is wrong with a small JSON file, NULL: nothing; only what a crash or an unfinished copy
+ * leaves is looked for. */
 static bk_status json_lack(bk_context *ctx, const char *file, const char **lack) {
   int kind = -1;
   uint64_t bytes = 0;
@@ -97,7 +101,8 @@ static bk_status add_file_lack(bk_context *ctx, const char *path, const char *na
   return more ? add_lack(ctx, lack, more) : BK_ERR_MEMORY;
 }
 
-static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_use use, char **lack) {
+static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_use use,
+                               char **lack) {
   char *more;
   if (use == BK_CHECKPOINT_ANY) return BK_OK;
   BK_TRY(add_file_lack(ctx, path, "config.json", lack));
@@ -109,8 +114,10 @@ static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_
   return add_file_lack(ctx, path, "trainer_state.json", lack);
 }
 
-/* "model.safetensors is missing, trainer_state.json is empty"; NULL where the checkpoint of the step is whole; bk_free. */
-static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step, bk_checkpoint_use use, char **lack) {
+/* "model.safetensors is missing, trainer_state.json is empty"; NULL where the checkpoint of the
+ * step is whole; bk_free. */
+static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step,
+                            bk_checkpoint_use use, char **lack) {
   *lack = NULL;
   char *path = bk_checkpoint_step_path(ctx, folder, step);
   bk_status status = path ? collect_lacks(ctx, path, use, lack) : BK_ERR_MEMORY;
@@ -121,7 +128,8 @@ static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step, b
   return status;
 }
 
-static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step, bk_checkpoint_use use, bool *whole) {
+static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step,
+                            bk_checkpoint_use use, bool *whole) {
   char *lack;
   BK_TRY(step_lacks(ctx, folder, step, use, &lack));
   *whole = !lack;
@@ -129,24 +137,30 @@ static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step, b
   return BK_OK;
 }
 
-static bk_status warn_passed_over(bk_context *ctx, const char *folder, int64_t step, bk_checkpoint_use use) {
+static bk_status warn_passed_over(bk_context *ctx, const char *folder, int64_t step,
+                                  bk_checkpoint_use use) {
   char *lack;
   BK_TRY(step_lacks(ctx, folder, step, use, &lack));
-  bk_warn(ctx, "%s/" STEP_PREFIX "%06lld is not a whole checkpoint and is passed over: %s", folder, (long long)step, lack ? lack : "it has just changed");
+  bk_warn(ctx, "%s/" STEP_PREFIX "%06lld is not a whole checkpoint and is passed over: %s", folder,
+          (long long)step, lack ? lack : "it has just changed");
   bk_free(ctx, lack);
   return BK_OK;
 }
 
-static bk_status none_whole(bk_context *ctx, const char *folder, int64_t newest, bk_checkpoint_use use) {
+static bk_status none_whole(bk_context *ctx, const char *folder, int64_t newest,
+                            bk_checkpoint_use use) {
   char *lack;
   BK_TRY(step_lacks(ctx, folder, newest, use, &lack));
-  bk_status status = bk_fail(ctx, BK_ERR_DATA, "%s: no checkpoint there is whole; of the newest, " STEP_PREFIX "%06lld: %s", folder, (long long)newest,
-                             lack ? lack : "it has just changed");
+  bk_status status =
+      bk_fail(ctx, BK_ERR_DATA,
+              "%s: no checkpoint there is whole; of the newest, " STEP_PREFIX "%06lld: %s", folder,
+              (long long)newest, lack ? lack : "it has just changed");
   bk_free(ctx, lack);
   return status;
 }
 
-static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint_use use, const int64_t *steps, size_t n_steps, int64_t *step) {
+static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint_use use,
+                              const int64_t *steps, size_t n_steps, int64_t *step) {
   bool whole = false;
   size_t at = 0;
   for (; at < n_steps; at++) {
@@ -159,7 +173,8 @@ static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint
   return BK_OK;
 }
 
-bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use, int64_t *step) {
+bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
+                               int64_t *step) {
   int64_t *steps = NULL;
   size_t n_steps = 0;
   int kind;
@@ -184,7 +199,8 @@ static bk_status resolve_moved_aside(bk_context *ctx, const char *given, char **
   bool there = false;
   bk_status status = old ? bk_st_folder_has(ctx, old, &there) : BK_ERR_MEMORY;
   if (there) {
-    bk_warn(ctx, "%s is not there: its replacement was interrupted; taking the older one, %s", given, old);
+    bk_warn(ctx, "%s is not there: its replacement was interrupted; taking the older one, %s",
+            given, old);
     *path = old;
     return BK_OK;
   }
@@ -192,7 +208,8 @@ static bk_status resolve_moved_aside(bk_context *ctx, const char *given, char **
   return status == BK_OK ? bk_fail(ctx, BK_ERR_IO, "%s: no such checkpoint folder", given) : status;
 }
 
-/* What PyTorch writes without safetensors is named: its user has weights, only not in a form that is read. */
+/* What PyTorch writes without safetensors is named: its user has weights, only not in a form
+ * that is read. */
 static bk_status fail_no_weights(bk_context *ctx, const char *folder) {
   static const char *const pickled[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
   for (size_t i = 0; i < BK_COUNT(pickled); i++) {
@@ -202,11 +219,17 @@ static bk_status fail_no_weights(bk_context *ctx, const char *folder) {
     bk_free(ctx, path);
     BK_TRY(status);
     if (kind >= 0)
-      return bk_fail(ctx, BK_ERR_DATA, "%s: model.safetensors is missing; %s is PyTorch's own format, which is not read: the weights have to be "
-                     "converted to safetensors first", folder, pickled[i]);
+      return bk_fail(ctx, BK_ERR_DATA,
+                     "%s: model.safetensors is missing; %s is PyTorch's own format, which is not "
+                     "read: the weights have to be "
+                     "converted to safetensors first",
+                     folder, pickled[i]);
   }
-  return bk_fail(ctx, BK_ERR_DATA, "%s: neither a checkpoint (model.safetensors is missing, and there is no model.safetensors.index.json) nor a folder "
-                 "of step-NNNNNN checkpoints", folder);
+  return bk_fail(ctx, BK_ERR_DATA,
+                 "%s: neither a checkpoint (model.safetensors is missing, and there is no "
+                 "model.safetensors.index.json) nor a folder "
+                 "of step-NNNNNN checkpoints",
+                 folder);
 }
 
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path) {
@@ -215,7 +238,8 @@ bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path)
   bool there;
   BK_TRY(bk_path_kind(ctx, given, &kind));
   if (kind < 0) return resolve_moved_aside(ctx, given, path);
-  if (kind != 1) return bk_fail(ctx, BK_ERR_DATA, "%s: a checkpoint is a folder, this is a file", given);
+  if (kind != 1)
+    return bk_fail(ctx, BK_ERR_DATA, "%s: a checkpoint is a folder, this is a file", given);
   BK_TRY(bk_st_folder_has(ctx, given, &there));
   if (!there) BK_TRY(bk_checkpoint_newest(ctx, given, BK_CHECKPOINT_READ, &step));
   if (!there && step < 0) return fail_no_weights(ctx, given);
@@ -230,11 +254,13 @@ bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path)
 /* What an interrupted save left: "step-000123.tmp", "step-000123.old.tmp". */
 static bool is_partial(const char *name) {
   size_t length = strlen(name);
-  return strncmp(name, STEP_PREFIX, strlen(STEP_PREFIX)) == 0 && length > 4 && strcmp(name + length - 4, ".tmp") == 0;
+  return strncmp(name, STEP_PREFIX, strlen(STEP_PREFIX)) == 0 && length > 4 &&
+         strcmp(name + length - 4, ".tmp") == 0;
 }
 
 /* The oldest step that stays: the keep-th newest of those that are whole. */
-static bk_status find_keep_from(bk_context *ctx, const char *folder, const int64_t *steps, size_t n_steps, int64_t keep, int64_t *keep_from) {
+static bk_status find_keep_from(bk_context *ctx, const char *folder, const int64_t *steps,
+                                size_t n_steps, int64_t keep, int64_t *keep_from) {
   *keep_from = INT64_MIN;
   for (size_t i = 0; i < n_steps && keep > 0; i++) {
     bool whole;
@@ -244,20 +270,24 @@ static bk_status find_keep_from(bk_context *ctx, const char *folder, const int64
   return BK_OK;
 }
 
-/* Renamed before it is emptied: a crash in between leaves nothing that looks like a checkpoint and is none. */
+/* Renamed before it is emptied: a crash in between leaves nothing that looks like a checkpoint
+ * and is none. */
 static bk_status remove_step(bk_context *ctx, const char *folder, const char *name) {
-  char *path = bk_path_join(ctx, folder, name), *partial = path ? bk_format(ctx, "%s.tmp", path) : NULL;
+  char *path = bk_path_join(ctx, folder, name),
+       *partial = path ? bk_format(ctx, "%s.tmp", path) : NULL;
   bk_status status = partial ? bk_remove_tree(ctx, partial) : BK_ERR_MEMORY;
   if (status == BK_OK) {
     int rc = ctx->fs.rename(ctx->fs.user, path, partial);
-    status = rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot remove %s: %s", path, strerror(-rc)) : bk_remove_tree(ctx, partial);
+    status = rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot remove %s: %s", path, strerror(-rc))
+                    : bk_remove_tree(ctx, partial);
   }
   bk_free(ctx, partial);
   bk_free(ctx, path);
   return status;
 }
 
-static bk_status remove_older(bk_context *ctx, const char *folder, char *const *names, size_t count, int64_t keep_from) {
+static bk_status remove_older(bk_context *ctx, const char *folder, char *const *names, size_t count,
+                              int64_t keep_from) {
   for (size_t i = 0; i < count; i++) {
     int64_t step = step_of_name(names[i]);
     if (is_partial(names[i])) BK_TRY(bk_remove_member(ctx, folder, names[i]));

@@ -1,5 +1,5 @@
-/* Loading checkpoints: names, dtypes and shapes of everything are checked before anything is read; whether the numbers are finite is
- * seen on their way to the device. See birkhoff/model.h. */
+/* Loading checkpoints: names, dtypes and shapes of everything are checked before anything is
+ * read; whether the numbers are finite is seen on their way to the device. See birkhoff/model.h. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,24 +26,32 @@ static void note(finding *f, const bk_st_entry *e, int64_t index, double value, 
   f->dtype = isfinite(value) ? dtype : BK_NONE;
 }
 
-/* "FILE: tensor T is not finite: element 3 is nan, and 2 further tensors are not finite"; bk_free. */
+/* "FILE: tensor T is not finite: element 3 is nan, and 2 further tensors are not finite";
+ * bk_free. */
 static char *finding_text(bk_context *ctx, const bk_st_reader *reader, const finding *f) {
   char more[96] = "", why[96] = "";
   long long further = (long long)f->tensors - 1;
-  if (further > 0) snprintf(more, sizeof more, ", and %lld further tensor%s not finite", further, further == 1 ? " is" : "s are");
-  if (f->dtype != BK_NONE) snprintf(why, sizeof why, ", which is finite in the file and too large for %s", bk_dtype_name(f->dtype));
-  return bk_format(ctx, "%s: tensor %s is not finite%s: element %lld is %.9g%s%s", bk_st_entry_path(reader, f->first), f->first->name,
-                   f->dtype != BK_NONE ? " once it is loaded" : "", (long long)f->index, f->value, why, more);
+  if (further > 0)
+    snprintf(more, sizeof more, ", and %lld further tensor%s not finite", further,
+             further == 1 ? " is" : "s are");
+  if (f->dtype != BK_NONE)
+    snprintf(why, sizeof why, ", which is finite in the file and too large for %s",
+             bk_dtype_name(f->dtype));
+  return bk_format(ctx, "%s: tensor %s is not finite%s: element %lld is %.9g%s%s",
+                   bk_st_entry_path(reader, f->first), f->first->name,
+                   f->dtype != BK_NONE ? " once it is loaded" : "", (long long)f->index, f->value,
+                   why, more);
 }
 
-/* Index of the first element whose exponent has all bits set, -1 if there is none; the first loop is one for vectors. */
-#define FIRST_NOT_FINITE(name, type, bits)                                        \
-  static int64_t name(const type *v, int64_t n) {                                 \
-    type any = 0;                                                                 \
-    for (int64_t i = 0; i < n; i++) any |= (type)((v[i] & (bits)) == (bits));     \
-    for (int64_t i = 0; any && i < n; i++)                                        \
-      if ((v[i] & (bits)) == (bits)) return i;                                    \
-    return -1;                                                                    \
+/* Index of the first element whose exponent has all bits set, -1 if there is none; the first
+ * loop is one for vectors. */
+#define FIRST_NOT_FINITE(name, type, bits)                                    \
+  static int64_t name(const type *v, int64_t n) {                             \
+    type any = 0;                                                             \
+    for (int64_t i = 0; i < n; i++) any |= (type)((v[i] & (bits)) == (bits)); \
+    for (int64_t i = 0; any && i < n; i++)                                    \
+      if ((v[i] & (bits)) == (bits)) return i;                                \
+    return -1;                                                                \
   }
 FIRST_NOT_FINITE(first_bad_f32, uint32_t, 0x7f800000u)
 FIRST_NOT_FINITE(first_bad_bf16, uint16_t, 0x7f80u)
@@ -56,13 +64,15 @@ static int64_t first_bad(const void *stored, bk_dtype dtype, int64_t n) {
 
 static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
   if (dtype == BK_F32) return (double)((const float *)stored)[i];
-  return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i]) : ((const double *)stored)[i];
+  return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i])
+                          : ((const double *)stored)[i];
 }
 
 /* The least magnitude that rounds to infinity, half a unit above the largest number. */
 static double limit_of(bk_dtype dtype) {
   if (dtype == BK_F32) return 0x1.ffffffp127;
-  return dtype == BK_BF16 ? 0x1.feffffp127 : (double)INFINITY; /* bf16 by way of fp32: the last fp32 below 0x1.ffp127 ends there */
+  /* bf16 by way of fp32: the last fp32 below 0x1.ffp127 ends there */
+  return dtype == BK_BF16 ? 0x1.feffffp127 : (double)INFINITY;
 }
 
 /* Index of the first that a dtype cannot hold as a finite number. */
@@ -93,16 +103,19 @@ typedef struct loader {
   finding bad;
 } loader;
 
-/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of doubles. */
+/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of
+ * doubles. */
 static bk_status read_piece(loader *l, const bk_st_entry *e, int64_t at, const bk_tensor *piece) {
   int64_t n = bk_tensor_count(piece), bad;
   if (piece->dtype == e->dtype) {
     BK_TRY(bk_st_read_range(l->reader, e, at, n, l->chunk));
-    if ((bad = first_bad(l->chunk, e->dtype, n)) >= 0) note(&l->bad, e, at + bad, stored_value(l->chunk, e->dtype, bad), BK_NONE);
+    if ((bad = first_bad(l->chunk, e->dtype, n)) >= 0)
+      note(&l->bad, e, at + bad, stored_value(l->chunk, e->dtype, bad), BK_NONE);
     return bk_tensor_upload(l->model->stream, piece, l->chunk);
   }
   BK_TRY(bk_st_read_f64(l->reader, e, at, n, l->chunk));
-  if ((bad = first_beyond(l->chunk, piece->dtype, n)) >= 0) note(&l->bad, e, at + bad, l->chunk[bad], piece->dtype);
+  if ((bad = first_beyond(l->chunk, piece->dtype, n)) >= 0)
+    note(&l->bad, e, at + bad, l->chunk[bad], piece->dtype);
   return bk_tensor_write_f64(l->model->stream, piece, l->chunk);
 }
 
@@ -126,29 +139,37 @@ static bk_status read_tensor(loader *l, const load_job *job) {
 static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e) {
   if (bk_st_is_float(e)) return BK_OK;
   if (strncmp(e->dtype_name, "F8_", 3) == 0)
-    return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s: FP8 weights with block scales are not read; convert them to bf16 first",
+    return bk_fail(ctx, BK_ERR_DATA,
+                   "%s: tensor %s has dtype %s: FP8 weights with block scales are not read; "
+                   "convert them to bf16 first",
                    bk_st_entry_path(reader, e), e->name, e->dtype_name);
-  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected F32, BF16, F64 or F16", bk_st_entry_path(reader, e), e->name, e->dtype_name);
+  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected F32, BF16, F64 or F16",
+                 bk_st_entry_path(reader, e), e->name, e->dtype_name);
 }
 
 static char *shape_text(int ndim, const int64_t *shape, char *text, size_t size) {
   *text = '\0';
-  for (int d = 0; d < ndim; d++) snprintf(text + strlen(text), size - strlen(text), "%s%lld", d ? "," : "", (long long)shape[d]);
+  for (int d = 0; d < ndim; d++)
+    snprintf(text + strlen(text), size - strlen(text), "%s%lld", d ? "," : "", (long long)shape[d]);
   return text;
 }
 
-static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e, int ndim, const int64_t *shape) {
+static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e,
+                             int ndim, const int64_t *shape) {
   char found[192], wanted[128];
   BK_TRY(check_dtype(ctx, reader, e));
   bool same = e->ndim == ndim;
   for (int d = 0; same && d < ndim; d++) same = e->shape[d] == shape[d];
   if (same) return BK_OK;
-  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]", bk_st_entry_path(reader, e), e->name,
-                 shape_text(e->ndim, e->shape, found, sizeof found), shape_text(ndim, shape, wanted, sizeof wanted));
+  return bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]",
+                 bk_st_entry_path(reader, e), e->name,
+                 shape_text(e->ndim, e->shape, found, sizeof found),
+                 shape_text(ndim, shape, wanted, sizeof wanted));
 }
 
 /* The parameter is one matrix of a tensor of all experts. */
-static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, const bk_param *p, load_job *job) {
+static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, const bk_param *p,
+                            load_job *job) {
   int64_t shape[3] = {l->model->config.n_routed_experts, f->parts * p->shape[0], p->shape[1]};
   w->used = true;
   job->entry = w->entry;
@@ -171,7 +192,9 @@ static bk_status find_param(const loader *l, const char *name, const bk_param *p
   bk_weight *fused = f.name ? bk_weights_find(&l->weights, f.name) : NULL;
   bk_status status;
   if (own && fused)
-    status = bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s does not belong beside tensor %s, which has the same expert: only one form of a weight can be right",
+    status = bk_fail(ctx, BK_ERR_DATA,
+                     "%s: tensor %s does not belong beside tensor %s, which has the same expert: "
+                     "only one form of a weight can be right",
                      bk_st_entry_path(l->reader, own->entry), own->entry->name, fused->entry->name);
   else if (fused) status = take_fused(l, fused, &f, p, job);
   else if (own) status = take_own(l, own, p, job);
@@ -188,7 +211,8 @@ static bool ends_in(const char *name, const char *end) {
 /* Frequencies that are computed here, and layers that predict further tokens. */
 static bool harmless_extra(const bk_model_config *c, const char *name) {
   int64_t layer = bk_layer_of_name(name) - c->num_hidden_layers;
-  return strstr(name, "rotary_emb.inv_freq") != NULL || (layer >= 0 && layer < c->num_nextn_predict_layers);
+  return strstr(name, "rotary_emb.inv_freq") != NULL ||
+         (layer >= 0 && layer < c->num_nextn_predict_layers);
 }
 
 /* The first in the file that no parameter has taken. */
@@ -196,7 +220,9 @@ static const bk_weight *find_extra(const loader *l) {
   const bk_weight *extra = NULL;
   for (size_t i = 0; i < l->weights.count; i++) {
     const bk_weight *w = &l->weights.list[i];
-    if (!w->used && !harmless_extra(&l->model->config, w->name) && (!extra || w->entry < extra->entry)) extra = w;
+    if (!w->used && !harmless_extra(&l->model->config, w->name) &&
+        (!extra || w->entry < extra->entry))
+      extra = w;
   }
   return extra;
 }
@@ -204,8 +230,12 @@ static const bk_weight *find_extra(const loader *l) {
 static bk_status check_no_extra(const loader *l) {
   const bk_weight *w = find_extra(l);
   if (!w) return BK_OK;
-  return bk_fail(l->model->ctx, BK_ERR_DATA, "%s: tensor %s does not belong to this configuration%s", bk_st_entry_path(l->reader, w->entry), w->entry->name,
-                 ends_in(w->name, "_scale_inv") ? ": FP8 weights with block scales are not read; convert them to bf16 first" : "");
+  return bk_fail(l->model->ctx, BK_ERR_DATA,
+                 "%s: tensor %s does not belong to this configuration%s",
+                 bk_st_entry_path(l->reader, w->entry), w->entry->name,
+                 ends_in(w->name, "_scale_inv")
+                     ? ": FP8 weights with block scales are not read; convert them to bf16 first"
+                     : "");
 }
 
 /* ---- one file ---- */
@@ -217,12 +247,14 @@ static int by_place(const void *a, const void *b) {
 }
 
 /* Every parameter of every column is found and checked; nothing is read. */
-static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns, bk_param_view second) {
+static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
+                           bk_param_view second) {
   bk_model *model = l->model;
   for (int c = 0; c < n_columns; c++)
     for (int i = 0; i < model->n_params; i++) {
       const bk_param *p = &model->params[i];
-      load_job job = {.a = columns[c].view(model, p), .b = second ? second(model, p) : (bk_tensor){0}};
+      load_job job = {.a = columns[c].view(model, p),
+                      .b = second ? second(model, p) : (bk_tensor){0}};
       if (!bk_tensor_present(&job.a)) continue;
       char *name = bk_format(model->ctx, "%s%s", columns[c].prefix, p->name);
       if (!name) return BK_ERR_MEMORY;
@@ -242,13 +274,15 @@ static bk_status report_finding(const loader *l) {
   char *text = finding_text(ctx, l->reader, &l->bad);
   if (!text) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
-  if (l->model->options.allow_nonfinite) bk_warn(ctx, "%s; it is loaded all the same, as --allow-nonfinite says", text);
+  if (l->model->options.allow_nonfinite)
+    bk_warn(ctx, "%s; it is loaded all the same, as --allow-nonfinite says", text);
   else status = bk_fail(ctx, BK_ERR_DATA, "%s; --allow-nonfinite loads it all the same", text);
   bk_free(ctx, text);
   return status;
 }
 
-static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes, const bk_column *columns, int n_columns, bk_param_view second) {
+static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
+                           const bk_column *columns, int n_columns, bk_param_view second) {
   bk_context *ctx = model->ctx;
   loader l = {.model = model, .reader = reader};
   BK_TRY(bk_weights_list(ctx, reader, prefixes, &l.weights));
@@ -271,7 +305,8 @@ static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reade
   return status;
 }
 
-bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns, int n_columns, bk_param_view second) {
+bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
+                                     int n_columns, bk_param_view second) {
   bk_st_reader *reader = NULL;
   BK_TRY(bk_st_open_folder(model->ctx, folder, &reader));
   bk_status status = load_file(model, reader, true, columns, n_columns, second);
@@ -285,7 +320,8 @@ bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
 }
 
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
-  static const bk_column optimizer[] = {{"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
+  static const bk_column optimizer[] = {
+      {"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
   bk_st_reader *reader = NULL;
   BK_TRY(open_optimizer(model->ctx, path, &reader));
   bk_status status = load_file(model, reader, false, optimizer, BK_COUNT(optimizer), NULL);
@@ -300,8 +336,11 @@ static bk_status dtype_of(bk_context *ctx, const bk_st_reader *reader, bk_dtype 
   bk_weights weights;
   BK_TRY(bk_weights_list(ctx, reader, true, &weights));
   const bk_weight *w = bk_weights_find(&weights, name);
-  bk_status status = w ? check_dtype(ctx, reader, w->entry) : bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(reader), name);
-  if (status == BK_OK) *dtype = w->entry->dtype == BK_NONE ? BK_F32 : w->entry->dtype; /* half precision fits into fp32 */
+  bk_status status =
+      w ? check_dtype(ctx, reader, w->entry)
+        : bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(reader), name);
+  /* half precision fits into fp32 */
+  if (status == BK_OK) *dtype = w->entry->dtype == BK_NONE ? BK_F32 : w->entry->dtype;
   bk_weights_free(&weights);
   return status;
 }
@@ -314,7 +353,8 @@ bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype
   return status;
 }
 
-bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model) {
+bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
+                             const bk_model_options *options, bk_model **model) {
   bk_context *ctx = device->ctx;
   bk_model_config config;
   char *file = bk_path_join(ctx, path, "config.json");
@@ -333,7 +373,8 @@ bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype
 
 /* ---- finite or not, without a model ---- */
 
-static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk, finding *f) {
+static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk,
+                              finding *f) {
   if (!bk_st_is_float(e)) return BK_OK;
   int64_t count = (int64_t)((e->end - e->begin) / bk_st_element_size(e));
   for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
@@ -351,7 +392,8 @@ static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what)
   finding f = {0};
   double *chunk = bk_checkpoint_chunk(ctx);
   bk_status status = chunk ? BK_OK : BK_ERR_MEMORY;
-  for (int i = 0; i < bk_st_count(reader) && status == BK_OK; i++) status = search_entry(reader, bk_st_get(reader, i), chunk, &f);
+  for (int i = 0; i < bk_st_count(reader) && status == BK_OK; i++)
+    status = search_entry(reader, bk_st_get(reader, i), chunk, &f);
   if (status == BK_OK && f.tensors) {
     *what = finding_text(ctx, reader, &f);
     status = *what ? BK_ERR_NOT_FINITE : BK_ERR_MEMORY;

@@ -5,10 +5,14 @@
 #include "models/checkpoint_priv.h"
 
 /* transformers' module names for our leaf names. */
-static const struct { const char *leaf, *other; } other_names[] = {
-    {"hc_attn_fn", "attn_hc.fn"}, {"hc_attn_base", "attn_hc.base"}, {"hc_attn_scale", "attn_hc.scale"},
-    {"hc_ffn_fn", "ffn_hc.fn"},   {"hc_ffn_base", "ffn_hc.base"},   {"hc_ffn_scale", "ffn_hc.scale"},
-    {"hc_head_fn", "hc_head.hc_fn"}, {"hc_head_base", "hc_head.hc_base"}, {"hc_head_scale", "hc_head.hc_scale"},
+static const struct {
+  const char *leaf, *other;
+} other_names[] = {
+    {"hc_attn_fn", "attn_hc.fn"},          {"hc_attn_base", "attn_hc.base"},
+    {"hc_attn_scale", "attn_hc.scale"},    {"hc_ffn_fn", "ffn_hc.fn"},
+    {"hc_ffn_base", "ffn_hc.base"},        {"hc_ffn_scale", "ffn_hc.scale"},
+    {"hc_head_fn", "hc_head.hc_fn"},       {"hc_head_base", "hc_head.hc_base"},
+    {"hc_head_scale", "hc_head.hc_scale"},
 };
 
 static bool skip_text(const char **at, const char *text) {
@@ -24,7 +28,8 @@ static const char *without_wrappers(const char *name) {
   return name;
 }
 
-/* Where `name` ends in transformers' spelling of a leaf, ours, and the length before it; else NULL. */
+/* Where `name` ends in transformers' spelling of a leaf, ours, and the length before it; else
+ * NULL. */
 static const char *leaf_of(const char *name, size_t *before) {
   size_t length = strlen(name);
   for (size_t i = 0; i < BK_COUNT(other_names); i++) {
@@ -47,7 +52,9 @@ static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
   return bk_format(ctx, "%s%.*s%s", model, (int)before, name, leaf ? leaf : "");
 }
 
-static int compare_weights(const void *a, const void *b) { return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name); }
+static int compare_weights(const void *a, const void *b) {
+  return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name);
+}
 
 static bk_status name_all(bk_weights *w, const bk_st_reader *reader, bool prefixes) {
   int count = bk_st_count(reader);
@@ -61,12 +68,16 @@ static bk_status name_all(bk_weights *w, const bk_st_reader *reader, bool prefix
   if (count) qsort(w->list, w->count, sizeof *w->list, compare_weights);
   for (size_t i = 1; i < w->count; i++)
     if (strcmp(w->list[i - 1].name, w->list[i].name) == 0)
-      return bk_fail(w->ctx, BK_ERR_DATA, "%s: tensor %s does not belong beside tensor %s: both are %s, and there can be only one",
-                     bk_st_entry_path(reader, w->list[i].entry), w->list[i].entry->name, w->list[i - 1].entry->name, w->list[i].name);
+      return bk_fail(
+          w->ctx, BK_ERR_DATA,
+          "%s: tensor %s does not belong beside tensor %s: both are %s, and there can be only one",
+          bk_st_entry_path(reader, w->list[i].entry), w->list[i].entry->name,
+          w->list[i - 1].entry->name, w->list[i].name);
   return BK_OK;
 }
 
-bk_status bk_weights_list(bk_context *ctx, const bk_st_reader *reader, bool prefixes, bk_weights *weights) {
+bk_status bk_weights_list(bk_context *ctx, const bk_st_reader *reader, bool prefixes,
+                          bk_weights *weights) {
   *weights = (bk_weights){.ctx = ctx};
   bk_status status = name_all(weights, reader, prefixes);
   if (status != BK_OK) bk_weights_free(weights);
@@ -79,17 +90,25 @@ void bk_weights_free(bk_weights *weights) {
   *weights = (bk_weights){.ctx = weights->ctx};
 }
 
-static int compare_key(const void *key, const void *element) { return strcmp(key, ((const bk_weight *)element)->name); }
+static int compare_key(const void *key, const void *element) {
+  return strcmp(key, ((const bk_weight *)element)->name);
+}
 
 bk_weight *bk_weights_find(const bk_weights *weights, const char *name) {
-  return weights->count ? bsearch(name, weights->list, weights->count, sizeof *weights->list, compare_key) : NULL;
+  return weights->count
+             ? bsearch(name, weights->list, weights->count, sizeof *weights->list, compare_key)
+             : NULL;
 }
 
 /* ---- experts that lie in one tensor ---- */
 
 /* gate_up_proj has, for each expert, the rows of gate_proj and then those of up_proj. */
-static const struct { const char *leaf, *fused; int part, parts; } fused_names[] = {
-    {".gate_proj.weight", "gate_up_proj", 0, 2}, {".up_proj.weight", "gate_up_proj", 1, 2}, {".down_proj.weight", "down_proj", 0, 1}};
+static const struct {
+  const char *leaf, *fused;
+  int part, parts;
+} fused_names[] = {{".gate_proj.weight", "gate_up_proj", 0, 2},
+                   {".up_proj.weight", "gate_up_proj", 1, 2},
+                   {".down_proj.weight", "down_proj", 0, 1}};
 
 bk_status bk_fused_name(bk_context *ctx, const char *name, bk_fused *fused) {
   static const char experts[] = ".mlp.experts.";

@@ -4,7 +4,8 @@
 
 #include "models/checkpoint_priv.h"
 
-static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t, void *chunk) {
+static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t,
+                              void *chunk) {
   int64_t count = bk_tensor_count(t);
   bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
   for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
@@ -15,7 +16,8 @@ static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_te
   return BK_OK;
 }
 
-static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_column *columns, int n_columns) {
+static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_column *columns,
+                               int n_columns) {
   bk_context *ctx = model->ctx;
   for (int c = 0; c < n_columns; c++)
     for (int i = 0; i < model->n_params; i++) {
@@ -40,7 +42,8 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_c
   return status;
 }
 
-static bk_status save_file(bk_model *model, const char *folder, const char *name, const bk_column *columns, int n_columns) {
+static bk_status save_file(bk_model *model, const char *folder, const char *name,
+                           const bk_column *columns, int n_columns) {
   char *path = bk_path_join(model->ctx, folder, name);
   if (!path) return BK_ERR_MEMORY;
   bk_st_writer *writer = NULL;
@@ -54,11 +57,14 @@ static bk_status save_file(bk_model *model, const char *folder, const char *name
   return status;
 }
 
-static bk_tensor separate_master(const bk_model *model, const bk_param *p) { return bk_param_master(model, p); }
+static bk_tensor separate_master(const bk_model *model, const bk_param *p) {
+  return bk_param_master(model, p);
+}
 
 static bk_status save_into(bk_model *model, const bk_trainer_state *state, const char *folder) {
   static const bk_column weights[] = {{"", bk_param_weight}};
-  static const bk_column optimizer[] = {{"master.", separate_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
+  static const bk_column optimizer[] = {
+      {"master.", separate_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
   bk_context *ctx = model->ctx;
   BK_TRY(save_file(model, folder, "model.safetensors", weights, BK_COUNT(weights)));
   char *path = bk_path_join(ctx, folder, "config.json");
@@ -81,7 +87,8 @@ static char *parent_of(bk_context *ctx, const char *path) {
 }
 
 static void foreign_each(void *arg, const char *name) {
-  static const char *const ours[] = {"model.safetensors", "config.json", "optimizer.safetensors", "trainer_state.json"};
+  static const char *const ours[] = {"model.safetensors", "config.json", "optimizer.safetensors",
+                                     "trainer_state.json"};
   for (size_t i = 0; i < BK_COUNT(ours); i++)
     if (strcmp(name, ours[i]) == 0) return;
   *(bool *)arg = true;
@@ -95,25 +102,35 @@ static bk_status check_replaceable(bk_context *ctx, const char *path) {
   bool foreign = kind != 1;
   int rc = foreign ? 0 : ctx->fs.list(ctx->fs.user, path, foreign_each, &foreign);
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "%s: cannot list the folder: %s", path, strerror(-rc));
-  return foreign ? bk_fail(ctx, BK_ERR_ARGUMENT, "%s is there and holds other things than a checkpoint; it is not replaced", path) : BK_OK;
+  return foreign
+             ? bk_fail(ctx, BK_ERR_ARGUMENT,
+                       "%s is there and holds other things than a checkpoint; it is not replaced",
+                       path)
+             : BK_OK;
 }
 
 static bk_status move_aside(bk_context *ctx, const char *path, const char *old) {
   BK_TRY(bk_remove_tree(ctx, old));
   int rc = ctx->fs.rename(ctx->fs.user, path, old);
-  return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "%s: cannot move the older checkpoint aside: %s", path, strerror(-rc)) : BK_OK;
+  return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "%s: cannot move the older checkpoint aside: %s", path,
+                          strerror(-rc))
+                : BK_OK;
 }
 
-/* Makes `partial` the folder `path`; an older folder of that name moves aside to `old` first and goes last. */
-static bk_status put_in_place(bk_context *ctx, const char *partial, const char *path, const char *old, const char *parent) {
+/* Makes `partial` the folder `path`; an older folder of that name moves aside to `old` first and
+ * goes last. */
+static bk_status put_in_place(bk_context *ctx, const char *partial, const char *path,
+                              const char *old, const char *parent) {
   int kind;
   BK_TRY(bk_path_kind(ctx, path, &kind));
   bool moved = kind >= 0;
   if (moved) BK_TRY(move_aside(ctx, path, old));
   int rc = ctx->fs.rename(ctx->fs.user, partial, path);
   if (rc < 0) {
-    bk_status status = bk_fail(ctx, BK_ERR_IO, "%s: cannot rename to %s: %s", partial, path, strerror(-rc));
-    if (moved && ctx->fs.rename(ctx->fs.user, old, path) < 0) bk_warn(ctx, "%s: the older checkpoint is now %s", path, old);
+    bk_status status =
+        bk_fail(ctx, BK_ERR_IO, "%s: cannot rename to %s: %s", partial, path, strerror(-rc));
+    if (moved && ctx->fs.rename(ctx->fs.user, old, path) < 0)
+      bk_warn(ctx, "%s: the older checkpoint is now %s", path, old);
     return status;
   }
   if ((rc = ctx->fs.sync_dir(ctx->fs.user, parent)) < 0)
@@ -121,7 +138,8 @@ static bk_status put_in_place(bk_context *ctx, const char *partial, const char *
   return bk_remove_tree(ctx, old); /* also one that an interrupted save left */
 }
 
-static bk_status save_beside(bk_model *model, const bk_trainer_state *state, const char *path, const char *partial, const char *old, const char *parent) {
+static bk_status save_beside(bk_model *model, const bk_trainer_state *state, const char *path,
+                             const char *partial, const char *old, const char *parent) {
   bk_context *ctx = model->ctx;
   BK_TRY(bk_mkdirs(ctx, parent));
   BK_TRY(bk_remove_tree(ctx, partial));
@@ -129,7 +147,8 @@ static bk_status save_beside(bk_model *model, const bk_trainer_state *state, con
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "cannot make folder %s: %s", partial, strerror(-rc));
   bk_status status = save_into(model, state, partial);
   rc = status == BK_OK ? ctx->fs.sync_dir(ctx->fs.user, partial) : 0;
-  if (rc < 0) status = bk_fail(ctx, BK_ERR_IO, "%s: cannot sync the folder: %s", partial, strerror(-rc));
+  if (rc < 0)
+    status = bk_fail(ctx, BK_ERR_IO, "%s: cannot sync the folder: %s", partial, strerror(-rc));
   if (status == BK_OK) status = put_in_place(ctx, partial, path, old, parent);
   if (status != BK_OK) bk_remove_tree(ctx, partial);
   return status;
@@ -138,7 +157,9 @@ static bk_status save_beside(bk_model *model, const bk_trainer_state *state, con
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *given) {
   bk_context *ctx = model->ctx;
   if (state && !model->options.trainable)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: a trainer's state goes with a trainable model, this one has no moments", given);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "%s: a trainer's state goes with a trainable model, this one has no moments",
+                   given);
   char *path = bk_strdup(ctx, given);
   for (size_t n = path ? strlen(path) : 0; n > 1 && path[n - 1] == '/'; n--) path[n - 1] = '\0';
   char *partial = path ? bk_format(ctx, "%s.tmp", path) : NULL;

@@ -1,4 +1,5 @@
-/* The first tensor that is not finite. Tensors come to the host in pieces; nothing here is part of a normal step. See watch.h. */
+/* The first tensor that is not finite. Tensors come to the host in pieces; nothing here is part
+ * of a normal step. See watch.h. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -24,8 +25,10 @@ static double element(const void *piece, bk_dtype dtype, int64_t i) {
   }
 }
 
-/* Index of the first element that is not finite, or -1; the sum of squares of those before it. Integers are always finite. */
-static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, int64_t *index, double *value, double *squares) {
+/* Index of the first element that is not finite, or -1; the sum of squares of those before it.
+ * Integers are always finite. */
+static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, int64_t *index,
+                      double *value, double *squares) {
   *index = -1;
   *squares = 0;
   if (!bk_tensor_present(t) || !bk_dtype_is_float(t->dtype)) return BK_OK;
@@ -53,8 +56,8 @@ static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, c
   BK_TRY(scan(s, stream, t, &index, &value, &squares));
   if (index < 0) return BK_OK;
   s->suspect->found = true;
-  snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what, bk_unsigned_nan(value), (long long)index,
-           (long long)bk_tensor_count(t));
+  snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what,
+           bk_unsigned_nan(value), (long long)index, (long long)bk_tensor_count(t));
   return BK_ERR_NOT_FINITE;
 }
 
@@ -62,7 +65,8 @@ static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, c
 
 typedef bk_tensor (*param_view)(const bk_model *model, const bk_param *p);
 
-static bk_status check_param(const search *s, const bk_model *m, const bk_param *p, param_view view, const char *kind) {
+static bk_status check_param(const search *s, const bk_model *m, const bk_param *p, param_view view,
+                             const char *kind) {
   char what[128];
   bk_tensor t = view(m, p);
   snprintf(what, sizeof what, "%s%s", kind, p->name);
@@ -70,19 +74,24 @@ static bk_status check_param(const search *s, const bk_model *m, const bk_param 
 }
 
 /* All named views of a block; NULL is allowed. */
-static bk_status check_block(const search *s, const bk_model *m, const bk_param_block *b, param_view view, const char *kind) {
+static bk_status check_block(const search *s, const bk_model *m, const bk_param_block *b,
+                             param_view view, const char *kind) {
   for (int i = 0; b && i < m->n_params; i++)
     if (&m->blocks[m->params[i].block] == b) BK_TRY(check_param(s, m, &m->params[i], view, kind));
   return BK_OK;
 }
 
-static bk_status check_weights(const search *s, const bk_model *m, bk_param_block *const *blocks, size_t count) {
-  for (size_t i = 0; i < count; i++) BK_TRY(check_block(s, m, blocks[i], bk_param_weight, "weight "));
+static bk_status check_weights(const search *s, const bk_model *m, bk_param_block *const *blocks,
+                               size_t count) {
+  for (size_t i = 0; i < count; i++)
+    BK_TRY(check_block(s, m, blocks[i], bk_param_weight, "weight "));
   return BK_OK;
 }
 
-static bk_status check_gradients(const search *s, const bk_model *m, bk_param_block *const *blocks, size_t count) {
-  for (size_t i = 0; i < count; i++) BK_TRY(check_block(s, m, blocks[i], bk_param_grad, "the gradient of "));
+static bk_status check_gradients(const search *s, const bk_model *m, bk_param_block *const *blocks,
+                                 size_t count) {
+  for (size_t i = 0; i < count; i++)
+    BK_TRY(check_block(s, m, blocks[i], bk_param_grad, "the gradient of "));
   return BK_OK;
 }
 
@@ -93,7 +102,8 @@ static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
   const bk_mla_params *a = &l->mla;
   size_t n = 0;
   if (l->ops == &bk_mla_ops) {
-    bk_param_block *const all[] = {a->q_a, a->q_norm, a->q_b, a->q, a->kv_a, a->kv_norm, a->kv_b, a->o};
+    bk_param_block *const all[] = {a->q_a,  a->q_norm,  a->q_b,  a->q,
+                                   a->kv_a, a->kv_norm, a->kv_b, a->o};
     for (size_t i = 0; i < BK_COUNT(all); i++) out[n++] = all[i];
     return n;
   }
@@ -102,7 +112,8 @@ static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
     out[n++] = l->mlp.down;
     return n;
   }
-  bk_param_block *const all[] = {l->moe.gate, l->moe.bias, l->moe.shared.gate_up, l->moe.shared.down, l->moe.gate_up, l->moe.down};
+  bk_param_block *const all[] = {l->moe.gate,        l->moe.bias,    l->moe.shared.gate_up,
+                                 l->moe.shared.down, l->moe.gate_up, l->moe.down};
   for (size_t i = 0; i < BK_COUNT(all); i++) out[n++] = all[i];
   return n;
 }
@@ -118,11 +129,15 @@ static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNEC
 
 /* "model.layers.3's attention" */
 static const char *sublayer_text(const bk_sublayer *l, char *text, size_t size) {
-  snprintf(text, size, "model.layers.%d's %s", l->index / 2, l->index % 2 == 0 ? "attention" : l->moe_layer >= 0 ? "experts" : "feed-forward layer");
+  snprintf(text, size, "model.layers.%d's %s", l->index / 2,
+           l->index % 2 == 0   ? "attention"
+           : l->moe_layer >= 0 ? "experts"
+                               : "feed-forward layer");
   return text;
 }
 
-static bk_status check_named(const search *s, const bk_model *m, const bk_tensor *t, const char *what, const char *where) {
+static bk_status check_named(const search *s, const bk_model *m, const bk_tensor *t,
+                             const char *what, const char *where) {
   char text[128];
   snprintf(text, sizeof text, "%s %s", what, where);
   return check(s, m->stream, t, text);
@@ -151,7 +166,8 @@ static bk_status look_f(const search *s, const bk_runner *r, const bk_slot *slot
   bk_param_block *blocks[F_BLOCKS];
   char text[64];
   BK_TRY(check_weights(s, r->model, blocks, f_blocks(l, blocks)));
-  return check_named(s, r->model, &slot->mix[n].f, "the output of", sublayer_text(l, text, sizeof text));
+  return check_named(s, r->model, &slot->mix[n].f, "the output of",
+                     sublayer_text(l, text, sizeof text));
 }
 
 static bk_status look_head(const search *s, const bk_runner *r, const bk_slot *slot) {
@@ -167,7 +183,8 @@ static bk_status look_head_bwd(const search *s, const bk_runner *r, const bk_slo
   bk_param_block *blocks[CONNECTION_BLOCKS];
   connection_blocks(&r->model->parts->head, blocks);
   BK_TRY(check_block(s, r->model, r->model->parts->lm_head, bk_param_grad, "the gradient of "));
-  BK_TRY(check_named(s, r->model, &slot->head.dh, "the gradient of the normed input of", "lm_head"));
+  BK_TRY(
+      check_named(s, r->model, &slot->head.dh, "the gradient of the normed input of", "lm_head"));
   BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
   return check_named(s, r->model, &r->D, "the gradient of the streams after", "the last sublayer");
 }
@@ -189,7 +206,8 @@ static bk_status look_mix_bwd(const search *s, const bk_runner *r, int n) {
   char text[64];
   connection_blocks(&r->model->sublayers[n].connection, blocks);
   BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
-  return check_named(s, r->model, &r->D, "the gradient of the streams in front of", sublayer_text(&r->model->sublayers[n], text, sizeof text));
+  return check_named(s, r->model, &r->D, "the gradient of the streams in front of",
+                     sublayer_text(&r->model->sublayers[n], text, sizeof text));
 }
 
 static bk_status look(void *arg, const bk_runner *r, const bk_slot *slot, bk_stage stage, int n) {
@@ -206,7 +224,8 @@ static bk_status look(void *arg, const bk_runner *r, const bk_slot *slot, bk_sta
     case BK_STAGE_HEAD_BWD: return look_head_bwd(s, r, slot);
     case BK_STAGE_F_BWD: return look_f_bwd(s, r, n);
     case BK_STAGE_MIX_BWD: return look_mix_bwd(s, r, n);
-    case BK_STAGE_EMBED_BWD: return check_block(s, m, m->parts->embed, bk_param_grad, "the gradient of ");
+    case BK_STAGE_EMBED_BWD:
+      return check_block(s, m, m->parts->embed, bk_param_grad, "the gradient of ");
   }
   return BK_OK;
 }
@@ -217,7 +236,8 @@ static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
   return s->piece ? BK_OK : BK_ERR_MEMORY;
 }
 
-bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets, bk_suspect *suspect) {
+bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets,
+                        bk_suspect *suspect) {
   search s;
   BK_TRY(search_begin(r->model->ctx, suspect, &s));
   r->look = look;
@@ -243,20 +263,28 @@ bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
     if (status != BK_OK || squares <= largest) continue;
     largest = squares;
     suspect->found = true;
-    snprintf(suspect->what, sizeof suspect->what, "the sum of the squares of all gradients, the largest (norm %.4g) that of %s", sqrt(squares), m->params[i].name);
+    snprintf(suspect->what, sizeof suspect->what,
+             "the sum of the squares of all gradients, the largest (norm %.4g) that of %s",
+             sqrt(squares), m->params[i].name);
   }
   bk_free(m->ctx, s.piece);
   return status;
 }
 
 bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
-  static const struct { param_view view; const char *kind; } views[] = {
-      {bk_param_weight, "weight "}, {bk_param_master, "the master of "}, {bk_param_m, "the first moment of "}, {bk_param_v, "the second moment of "}};
+  static const struct {
+    param_view view;
+    const char *kind;
+  } views[] = {{bk_param_weight, "weight "},
+               {bk_param_master, "the master of "},
+               {bk_param_m, "the first moment of "},
+               {bk_param_v, "the second moment of "}};
   search s;
   BK_TRY(search_begin(m->ctx, suspect, &s));
   bk_status status = BK_OK;
   for (int i = 0; i < m->n_params; i++)
-    for (size_t k = 0; k < BK_COUNT(views) && status == BK_OK; k++) status = check_param(&s, m, &m->params[i], views[k].view, views[k].kind);
+    for (size_t k = 0; k < BK_COUNT(views) && status == BK_OK; k++)
+      status = check_param(&s, m, &m->params[i], views[k].view, views[k].kind);
   suspect->in_forward = suspect->found;
   bk_free(m->ctx, s.piece);
   return status;

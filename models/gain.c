@@ -1,4 +1,5 @@
-/* Amax gain magnitudes of residual maps: see gain.h. Maps are turned from comb (source, destination) to H (destination, source). */
+/* Amax gain magnitudes of residual maps: see gain.h. Maps are turned from comb (source,
+ * destination) to H (destination, source). */
 #include "models/gain.h"
 
 #include <math.h>
@@ -11,11 +12,14 @@ typedef struct gain_state {
   size_t capacity;
 } gain_state;
 
-typedef struct map { double h[BK_HC_MAX_N][BK_HC_MAX_N]; } map;
+typedef struct map {
+  double h[BK_HC_MAX_N][BK_HC_MAX_N];
+} map;
 
 bk_status bk_gain_create(bk_context *ctx, int n_sublayers, int n, bk_gain **gain) {
   if (n_sublayers < 1 || n < 1 || n > BK_HC_MAX_N) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "gain: %d sublayers of %d streams; streams are 1 to %d", n_sublayers, n, BK_HC_MAX_N);
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "gain: %d sublayers of %d streams; streams are 1 to %d",
+                   n_sublayers, n, BK_HC_MAX_N);
   }
   gain_state *g = bk_alloc(ctx, sizeof *g);
   if (!g) return BK_ERR_MEMORY;
@@ -152,11 +156,13 @@ static void add_token(bk_gain *g, const double *comb, size_t stride) {
 
 void bk_gain_add_maps(bk_gain *gain, const double *comb, int64_t tokens) {
   size_t block = (size_t)(gain->n * gain->n), stride = block * (size_t)tokens;
-  for (int64_t t = 0; t < tokens; t++) add_token(gain, comb ? comb + (size_t)t * block : NULL, stride);
+  for (int64_t t = 0; t < tokens; t++)
+    add_token(gain, comb ? comb + (size_t)t * block : NULL, stride);
   gain->tokens += tokens;
 }
 
-static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, bool *identity, int64_t *tokens) {
+static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, bool *identity,
+                           int64_t *tokens) {
   bk_tensor pre, post, comb;
   size_t at = 0;
   *identity = false;
@@ -168,7 +174,8 @@ static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, boo
     }
     size_t count = (size_t)bk_tensor_count(&comb);
     *tokens = comb.shape[0];
-    BK_TRY(bk_grow(g->ctx, (void **)&g->maps, &g->capacity, count * (size_t)g->gain.n_sublayers, sizeof *g->maps));
+    BK_TRY(bk_grow(g->ctx, (void **)&g->maps, &g->capacity, count * (size_t)g->gain.n_sublayers,
+                   sizeof *g->maps));
     BK_TRY(bk_tensor_read_f64(bk_runner_stream(runner), &comb, g->maps + at));
     at += count;
   }
@@ -180,8 +187,8 @@ bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
   bool identity;
   int64_t tokens = bk_runner_tokens(runner);
   if (gain->n_sublayers != bk_runner_n_sublayers(runner)) {
-    return bk_fail(g->ctx, BK_ERR_ARGUMENT, "gain: made for %d sublayers, the model has %d", gain->n_sublayers,
-                   bk_runner_n_sublayers(runner));
+    return bk_fail(g->ctx, BK_ERR_ARGUMENT, "gain: made for %d sublayers, the model has %d",
+                   gain->n_sublayers, bk_runner_n_sublayers(runner));
   }
   BK_TRY(read_maps(g, runner, slot, &identity, &tokens));
   bk_gain_add_maps(gain, identity ? NULL : g->maps, tokens);

@@ -1,4 +1,5 @@
-/* Generation with a KV cache: whole pieces of the prompt through a runner of PREFILL positions, the rest one by one. See generator.h. */
+/* Generation with a KV cache: whole pieces of the prompt through a runner of PREFILL positions,
+ * the rest one by one. See generator.h. */
 #include "models/generator.h"
 
 #include <math.h>
@@ -13,7 +14,8 @@ typedef struct candidate {
 
 struct bk_generator {
   bk_model *model;
-  bk_runner *one, *many; /* `many` shares one's cache; NULL where the room is shorter than a piece */
+  /* `many` shares one's cache; NULL where the room is shorter than a piece */
+  bk_runner *one, *many;
   int64_t length, max_tokens;
   double *logits; /* [V] of the last token */
   candidate *sorted;
@@ -21,15 +23,19 @@ struct bk_generator {
 
 bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator **generator) {
   bk_context *ctx = model->ctx;
-  if (max_tokens < 1) return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: room for %lld tokens, at least 1 is needed", (long long)max_tokens);
+  if (max_tokens < 1)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: room for %lld tokens, at least 1 is needed",
+                   (long long)max_tokens);
   bk_generator *g = bk_alloc(ctx, sizeof *g);
   if (!g) return BK_ERR_MEMORY;
   *g = (bk_generator){.model = model, .max_tokens = max_tokens};
   size_t vocab = (size_t)model->config.vocab_size;
   g->logits = bk_alloc_array(ctx, vocab, sizeof *g->logits);
   g->sorted = bk_alloc_array(ctx, vocab, sizeof *g->sorted);
-  bk_runner_options options = {.batch = 1, .seq_len = 1, .slots = 1, .keep_logits = true, .cache_len = max_tokens};
-  bk_status status = g->logits && g->sorted ? bk_runner_create(model, &options, &g->one) : BK_ERR_MEMORY;
+  bk_runner_options options = {
+      .batch = 1, .seq_len = 1, .slots = 1, .keep_logits = true, .cache_len = max_tokens};
+  bk_status status =
+      g->logits && g->sorted ? bk_runner_create(model, &options, &g->one) : BK_ERR_MEMORY;
   if (status == BK_OK && max_tokens >= PREFILL) {
     options.seq_len = PREFILL;
     options.cache_of = g->one;
@@ -56,7 +62,8 @@ size_t bk_generator_bytes(const bk_generator *g, bk_memory_class c) {
 
 int64_t bk_generator_length(const bk_generator *g) { return g->length; }
 
-/* As doubles, widened where they land, from the last to the first: bk_tensor_read_f64 would allocate on a device with its own memory. */
+/* As doubles, widened where they land, from the last to the first: bk_tensor_read_f64 would
+ * allocate on a device with its own memory. */
 static bk_status read_logits(bk_generator *g, const bk_tensor *row) {
   BK_TRY(bk_tensor_download(g->model->stream, row, g->logits));
   for (int64_t i = row->dtype == BK_F32 ? g->model->config.vocab_size : 0; i-- > 0;) {
@@ -70,7 +77,8 @@ static bk_status read_logits(bk_generator *g, const bk_tensor *row) {
 bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
   bk_context *ctx = g->model->ctx;
   if (count < 1 || count > g->max_tokens - g->length)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: %lld tokens after %lld, room for %lld in all", (long long)count, (long long)g->length, (long long)g->max_tokens);
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: %lld tokens after %lld, room for %lld in all",
+                   (long long)count, (long long)g->length, (long long)g->max_tokens);
   bk_tensor last = {0};
   while (count > 0) {
     int64_t piece = g->many && count >= PREFILL ? PREFILL : 1;
@@ -85,7 +93,9 @@ bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) 
   return read_logits(g, &last);
 }
 
-static bool comes_before(const candidate *x, const candidate *y) { return x->p != y->p ? x->p > y->p : x->token < y->token; }
+static bool comes_before(const candidate *x, const candidate *y) {
+  return x->p != y->p ? x->p > y->p : x->token < y->token;
+}
 
 static void sift_down(candidate *heap, int64_t at, int64_t count) {
   candidate moved = heap[at];
@@ -97,7 +107,8 @@ static void sift_down(candidate *heap, int64_t at, int64_t count) {
   heap[at] = moved;
 }
 
-/* By falling probability, ties by token. A heap sort, because the C library's qsort may allocate. */
+/* By falling probability, ties by token. A heap sort, because the C library's qsort may
+ * allocate. */
 static void sort_candidates(candidate *c, int64_t count) {
   for (int64_t i = count / 2 - 1; i >= 0; i--) sift_down(c, i, count);
   for (int64_t i = count - 1; i > 0; i--) {
@@ -117,15 +128,22 @@ static int32_t arg_max(const double *x, int64_t count) {
 
 static bk_status check_sample(const bk_generator *g, double temperature, double top_p) {
   bk_context *ctx = g->model->ctx;
-  if (g->length == 0) return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: nothing was fed yet, there is no token to go on from");
+  if (g->length == 0)
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "generator: nothing was fed yet, there is no token to go on from");
   if (!(temperature >= 0) || !(top_p >= 0))
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "generator: temperature %g and top_p %g must be at least 0", temperature, top_p);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "generator: temperature %g and top_p %g must be at least 0", temperature, top_p);
   for (int64_t i = 0; i < g->model->config.vocab_size; i++)
-    if (!isfinite(g->logits[i])) return bk_fail(ctx, BK_ERR_NOT_FINITE, "generator: the logits after %lld tokens are not finite", (long long)g->length);
+    if (!isfinite(g->logits[i]))
+      return bk_fail(ctx, BK_ERR_NOT_FINITE,
+                     "generator: the logits after %lld tokens are not finite",
+                     (long long)g->length);
   return BK_OK;
 }
 
-bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p, uint64_t seed, int32_t *token) {
+bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p, uint64_t seed,
+                              int32_t *token) {
   int64_t vocab = g->model->config.vocab_size;
   BK_TRY(check_sample(g, temperature, top_p));
   int32_t best = arg_max(g->logits, vocab);

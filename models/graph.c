@@ -14,7 +14,9 @@ bool bk_model_may_graph(const bk_model *m) {
 
 /* ---- flags ---- */
 
-static uint8_t flags_of(const bk_param_block *b) { return (uint8_t)(b->fresh | b->by_product << 1); }
+static uint8_t flags_of(const bk_param_block *b) {
+  return (uint8_t)(b->fresh | b->by_product << 1);
+}
 
 static bool flags_equal(const bk_graph *g, const uint8_t *flags) {
   for (int i = 0; i < g->n_blocks; i++)
@@ -33,7 +35,8 @@ static void flags_restore(bk_graph *g, const uint8_t *flags) {
 
 /* ---- states ---- */
 
-bk_status bk_graph_reserve(bk_graph *g, bk_model *m, const char *name, bk_param_block *blocks, int n_blocks) {
+bk_status bk_graph_reserve(bk_graph *g, bk_model *m, const char *name, bk_param_block *blocks,
+                           int n_blocks) {
   if (!bk_model_may_graph(m)) return BK_OK;
   *g = (bk_graph){.model = m, .name = name, .blocks = blocks, .n_blocks = n_blocks};
   for (int i = 0; n_blocks && i < BK_GRAPH_STATES; i++) {
@@ -89,7 +92,8 @@ static bk_status capture(bk_graph *g, bk_graph_state *s, bk_graph_walk walk, voi
   return status;
 }
 
-static bk_status capture_quietly(bk_graph *g, bk_graph_state *s, bk_graph_walk walk, void *arg, char *reason) {
+static bk_status capture_quietly(bk_graph *g, bk_graph_state *s, bk_graph_walk walk, void *arg,
+                                 char *reason) {
   bk_context *ctx = g->model->ctx;
   bk_log_fn log = ctx->log;
   void *log_user = ctx->log_user;
@@ -105,7 +109,8 @@ static void warn_once(bk_graph *g, bk_status status, const char *reason) {
   bk_model *m = g->model;
   if (m->parts->graph_warned) return;
   m->parts->graph_warned = true;
-  bk_warn(m->ctx, "%s cannot be captured as a graph and runs call by call: %s", g->name, reason[0] ? reason : bk_status_name(status));
+  bk_warn(m->ctx, "%s cannot be captured as a graph and runs call by call: %s", g->name,
+          reason[0] ? reason : bk_status_name(status));
 }
 
 static bk_status launch(const bk_graph *g, const bk_graph_state *s) {

@@ -1,13 +1,16 @@
-/* Walks of a step as captured graphs: the first run of a walk is given to the stream call by call, so that whatever is made at
- * first use is made; the second is captured; from then on the graph is launched. Only where the device's streams can be captured.
+/* Walks of a step as captured graphs: the first run of a walk is given to the stream call by
+ * call, so that whatever is made at first use is made; the second is captured; from then on the
+ * graph is launched. Only where the device's streams can be captured.
  *
- * A walk only enqueues: launches, fills, copies on the device; no uploads, downloads, events or syncs. Its one lasting effect on the
- * host is on the flags of parameter blocks (bk_param_block), which also decide what is launched: whether a product adds to a
- * gradient or overwrites it. So a graph belongs to the flags that the walk began with, and its launch leaves the flags as the walk
- * left them. In other states than the first BK_GRAPH_STATES met, the walk runs call by call.
+ * A walk only enqueues: launches, fills, copies on the device; no uploads, downloads, events or
+ * syncs. Its one lasting effect on the host is on the flags of parameter blocks
+ * (bk_param_block), which also decide what is launched: whether a product adds to a gradient or
+ * overwrites it. So a graph belongs to the flags that the walk began with, and its launch leaves
+ * the flags as the walk left them. In other states than the first BK_GRAPH_STATES met, the walk
+ * runs call by call.
  *
- * A capture that fails is warned about once per model, with the reason; the walk runs call by call from then on. Graphs hold
- * addresses: they end before the memory of their owner does. */
+ * A capture that fails is warned about once per model, with the reason; the walk runs call by
+ * call from then on. Graphs hold addresses: they end before the memory of their owner does. */
 #ifndef BK_GRAPH_H
 #define BK_GRAPH_H
 
@@ -34,12 +37,14 @@ typedef bk_status (*bk_graph_walk)(void *arg);
 
 /* Whether steps of this model may be captured at all. */
 bool bk_model_may_graph(const bk_model *model);
-/* Makes room, so that nothing is allocated later; on a zeroed graph. Nothing to do where bk_model_may_graph says no.
- * name: "the backward pass". */
-bk_status bk_graph_reserve(bk_graph *graph, bk_model *model, const char *name, bk_param_block *blocks, int n_blocks);
+/* Makes room, so that nothing is allocated later; on a zeroed graph. Nothing to do where
+ * bk_model_may_graph says no. name: "the backward pass". */
+bk_status bk_graph_reserve(bk_graph *graph, bk_model *model, const char *name,
+                           bk_param_block *blocks, int n_blocks);
 /* Waits for the stream if there are graphs. Safe on a zeroed one; zeroes it. */
 void bk_graph_fini(bk_graph *graph);
-/* Runs the walk or launches what was captured of it; `may` false, or a profile of the model, which times op by op: runs it. The arg must mean the same at each call. */
+/* Runs the walk or launches what was captured of it; `may` false, or a profile of the model,
+ * which times op by op: runs it. The arg must mean the same at each call. */
 bk_status bk_graph_run(bk_graph *graph, bool may, bk_graph_walk walk, void *arg);
 
 #endif

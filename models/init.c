@@ -1,11 +1,13 @@
-/* Initial values, made on the host from (seed, hash of the tensor's name, element): the same bits on every machine and backend
- * (design.md section 3). Stored weights are the rounded fp32 master values. */
+/* Initial values, made on the host from (seed, hash of the tensor's name, element): the same
+ * bits on every machine and backend (design.md section 3). Stored weights are the rounded fp32
+ * master values. */
 #include "models/model_priv.h"
 
 #include <string.h>
 
 enum { PIECE = 1 << 14 }; /* elements made at a time */
-/* What is drawn of a tensor for a benchmark: all of one of up to 2^21 elements (a router whose rows repeat would have experts that tie). */
+/* What is drawn of a tensor for a benchmark: all of one of up to 2^21 elements (a router whose
+ * rows repeat would have experts that tie). */
 enum { ROUGH_WHOLE = 1 << 21, ROUGH_DRAWN = 64 * PIECE };
 
 static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, int64_t i) {
@@ -24,14 +26,17 @@ static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   while (done < count) {
     int64_t more = count - done < done ? count - done : done;
     bk_tensor from = piece(*t, 0, more), to = piece(*t, done, more);
-    BK_TRY(m->stream->ops->copy(m->stream, (bk_place){to.buffer, to.offset}, (bk_place){from.buffer, from.offset}, bk_tensor_bytes(&to)));
+    BK_TRY(m->stream->ops->copy(m->stream, (bk_place){to.buffer, to.offset},
+                                (bk_place){from.buffer, from.offset}, bk_tensor_bytes(&to)));
     done += more;
   }
   return BK_OK;
 }
 
-/* distinct: elements of a larger tensor that are drawn, a whole number of pieces; the rest repeats them. */
-static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct, double *values) {
+/* distinct: elements of a larger tensor that are drawn, a whole number of pieces; the rest
+ * repeats them. */
+static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct,
+                            double *values) {
   bk_tensor weight = bk_param_weight(m, p), master = bk_param_master(m, p);
   uint64_t stream = bk_hash64(p->name, strlen(p->name));
   int64_t count = bk_tensor_count(&weight);
@@ -63,14 +68,18 @@ static bk_status zero_moments(bk_model *m) {
 }
 
 static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {
-  if (m->options.plan_only) return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned has no values");
+  if (m->options.plan_only)
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned has no values");
   double *values = bk_alloc_array(m->ctx, PIECE, sizeof *values);
   if (!values) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
-  for (int i = 0; i < m->n_params && status == BK_OK; i++) status = init_param(m, &m->params[i], seed, distinct, values);
+  for (int i = 0; i < m->n_params && status == BK_OK; i++)
+    status = init_param(m, &m->params[i], seed, distinct, values);
   bk_free(m->ctx, values);
   return status != BK_OK ? status : zero_moments(m);
 }
 
 bk_status bk_model_init(bk_model *m, uint64_t seed) { return init_params(m, seed, INT64_MAX); }
-bk_status bk_model_init_rough(bk_model *m, uint64_t seed) { return init_params(m, seed, ROUGH_DRAWN); }
+bk_status bk_model_init_rough(bk_model *m, uint64_t seed) {
+  return init_params(m, seed, ROUGH_DRAWN);
+}

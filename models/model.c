@@ -3,15 +3,17 @@
 
 #include <string.h>
 
-static bk_status check_options(bk_device *device, const bk_model_config *config, bk_dtype dtype, bk_model_options *o) {
+static bk_status check_options(bk_device *device, const bk_model_config *config, bk_dtype dtype,
+                               bk_model_options *o) {
   int64_t n = 2 * config->num_hidden_layers;
   if (!bk_dtype_is_float(dtype) || !(device->props.storage_dtypes & BK_DT(dtype))) {
-    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "device %s does not store models in %s", device->backend->name,
-                   bk_dtype_name(dtype));
+    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "device %s does not store models in %s",
+                   device->backend->name, bk_dtype_name(dtype));
   }
   if (o->end == 0) o->end = n;
   if (o->begin < 0 || o->begin >= o->end || o->end > n) {
-    return bk_fail(device->ctx, BK_ERR_ARGUMENT, "sublayer range [%lld, %lld) is not within [0, %lld)", (long long)o->begin,
+    return bk_fail(device->ctx, BK_ERR_ARGUMENT,
+                   "sublayer range [%lld, %lld) is not within [0, %lld)", (long long)o->begin,
                    (long long)o->end, (long long)n);
   }
   return BK_OK;
@@ -23,12 +25,13 @@ static bk_status model_fill(bk_model *m) {
   BK_TRY(bk_memory_create(m->device, &m->memory));
   BK_TRY(bk_model_build(m));
   BK_TRY(bk_stream_create(m->device, 0, &m->stream));
-  BK_TRY(bk_graph_reserve(&m->parts->zero_graph, m, "zeroing the gradients", m->blocks, m->options.trainable ? m->n_blocks : 0));
+  BK_TRY(bk_graph_reserve(&m->parts->zero_graph, m, "zeroing the gradients", m->blocks,
+                          m->options.trainable ? m->n_blocks : 0));
   return m->options.plan_only ? BK_OK : bk_memory_commit(m->memory);
 }
 
-bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype, const bk_model_options *options,
-                          bk_model **model) {
+bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
+                          const bk_model_options *options, bk_model **model) {
   bk_model_options o = options ? *options : (bk_model_options){0};
   BK_TRY(bk_model_config_validate(device->ctx, config));
   BK_TRY(check_options(device, config, dtype, &o));
@@ -64,7 +67,9 @@ void bk_model_destroy(bk_model *m) {
   bk_free(m->ctx, m);
 }
 
-size_t bk_model_bytes(const bk_model *model, bk_memory_class c) { return bk_memory_bytes(model->memory, c); }
+size_t bk_model_bytes(const bk_model *model, bk_memory_class c) {
+  return bk_memory_bytes(model->memory, c);
+}
 
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {
@@ -80,12 +85,24 @@ static bk_tensor view(const bk_param *p, bk_tensor block) {
   t.offset = block.offset + p->element_offset * bk_dtype_size(block.dtype);
   return t;
 }
-bk_tensor bk_param_weight(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].weight); }
-bk_tensor bk_param_grad(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].grad); }
-bk_tensor bk_param_master(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].master); }
-bk_tensor bk_param_m(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].m); }
-bk_tensor bk_param_v(const bk_model *m, const bk_param *p) { return view(p, m->blocks[p->block].v); }
-bool bk_param_trainable(const bk_model *m, const bk_param *p) { return m->blocks[p->block].trainable; }
+bk_tensor bk_param_weight(const bk_model *m, const bk_param *p) {
+  return view(p, m->blocks[p->block].weight);
+}
+bk_tensor bk_param_grad(const bk_model *m, const bk_param *p) {
+  return view(p, m->blocks[p->block].grad);
+}
+bk_tensor bk_param_master(const bk_model *m, const bk_param *p) {
+  return view(p, m->blocks[p->block].master);
+}
+bk_tensor bk_param_m(const bk_model *m, const bk_param *p) {
+  return view(p, m->blocks[p->block].m);
+}
+bk_tensor bk_param_v(const bk_model *m, const bk_param *p) {
+  return view(p, m->blocks[p->block].v);
+}
+bool bk_param_trainable(const bk_model *m, const bk_param *p) {
+  return m->blocks[p->block].trainable;
+}
 
 static bk_status zero_grads(void *arg) {
   bk_model *model = arg;

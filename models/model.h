@@ -1,6 +1,7 @@
-/* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, design.md section 4): parameters on a device.
- * A bk_model holds weights (and, if trainable, gradients, masters, moments); a bk_runner (runner.h) holds what one shape of batch needs
- * to run it. Several runners may share a model. */
+/* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, design.md section 4): parameters on
+ * a device. A bk_model holds weights (and, if trainable, gradients, masters, moments); a
+ * bk_runner (runner.h) holds what one shape of batch needs to run it. Several runners may share
+ * a model. */
 #ifndef BK_MODEL_H
 #define BK_MODEL_H
 
@@ -11,15 +12,18 @@
 
 typedef enum bk_init_kind { BK_INIT_NORMAL, BK_INIT_CONST, BK_INIT_VALUES } bk_init_kind;
 
-/* One contiguous piece of storage that the optimiser and the products see: a matrix, or the stacked matrices of all experts of
- * a layer ([E, 2I, C] gate rows then up rows; [E, C, I] down), or gate and up of a dense MLP ([2I, C]). */
+/* One contiguous piece of storage that the optimiser and the products see: a matrix, or the
+ * stacked matrices of all experts of a layer ([E, 2I, C] gate rows then up rows; [E, C, I]
+ * down), or gate and up of a dense MLP ([2I, C]). */
 typedef struct bk_param_block {
   bk_tensor weight; /* st, or ct for hc_*, router gate, correction bias and norm weights */
   bk_tensor grad;   /* ct; absent unless trainable */
   bk_tensor master; /* ct; only where weight is not ct */
   bk_tensor m, v;   /* ct */
-  bool decay, trainable; /* e_score_correction_bias is not trainable: the balancing rule writes it */
-  /* Gradients that come out of products alone need no zeros to add to: the first product after bk_model_zero_grads overwrites. */
+  /* e_score_correction_bias is not trainable: the balancing rule writes it */
+  bool decay, trainable;
+  /* Gradients that come out of products alone need no zeros to add to: the first product after
+   * bk_model_zero_grads overwrites. */
   bool by_product; /* grad is such a one (a runner with backward says so when it is made) */
   bool fresh;      /* grad counts as zero, whatever it holds */
 } bk_param_block;
@@ -50,10 +54,11 @@ struct bk_model {
   int n_blocks;
   bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
   int n_params;
-  bk_tensor step; /* the step block, ct [BK_STEP_SLOTS], in class workspace */
+  bk_tensor step;                /* the step block, ct [BK_STEP_SLOTS], in class workspace */
   struct bk_sublayer *sublayers; /* layers/sublayer.h: [end - begin] */
   struct bk_model_parts *parts;  /* embedding, head and friends; private to models/ */
-  struct bk_profile *profile; /* profile.h; NULL as a rule. While there is one, a step has to launch its ops one by one */
+  /* profile.h; NULL as a rule. While there is one, a step has to launch its ops one by one */
+  struct bk_profile *profile;
 };
 
 /* bk_model_create, _destroy, _init, _count and bk_model_options: birkhoff/model.h */
@@ -69,17 +74,20 @@ bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
 bool bk_param_trainable(const bk_model *model, const bk_param *p);
-/* Gradients count as zero from here on; what bk_param_grad shows is valid again after a backward pass, an optimiser step or
- * bk_model_settle_grads, which writes the zeros that nothing has overwritten. */
+/* Gradients count as zero from here on; what bk_param_grad shows is valid again after a backward
+ * pass, an optimiser step or bk_model_settle_grads, which writes the zeros that nothing has
+ * overwritten. */
 bk_status bk_model_zero_grads(bk_model *model);
 bk_status bk_model_settle_grads(bk_model *model);
-/* As bk_model_init, but a tensor of more than 2^21 repeats its first 2^20 values, by copies on the device: for benchmarks of large models. */
+/* As bk_model_init, but a tensor of more than 2^21 repeats its first 2^20 values, by copies on
+ * the device: for benchmarks of large models. */
 bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
-/* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory: decaying in the storage type, decaying in
- * ct, not decaying, not trained. */
+/* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory:
+ * decaying in the storage type, decaying in ct, not decaying, not trained. */
 enum { BK_UPDATE_GROUPS = 4 };
 int bk_param_block_group(const bk_model *model, const bk_param_block *block);
-/* For a product that is about to write a block's gradient: whether it adds; it overwrites where the gradient counts as zero. */
+/* For a product that is about to write a block's gradient: whether it adds; it overwrites where
+ * the gradient counts as zero. */
 bool bk_param_block_adds(bk_param_block *block, bool preparing);
 
 #endif

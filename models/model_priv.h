@@ -9,22 +9,27 @@
 struct bk_model_parts {
   bk_param_block *embed;   /* [V,C]; NULL outside of the range */
   bk_param_block *lm_head; /* [V,C]; NULL outside of the range */
-  bk_connection head;      /* final norm: kind HEAD where learned, else PLAIN (on the summed streams, or on x itself) */
+  /* final norm: kind HEAD where learned, else PLAIN (on the summed streams, or on x itself) */
+  bk_connection head;
   int n_moe;
-  bk_tensor load;          /* [n_moe, E] i32, choices counted since bk_step_begin */
-  double **values;         /* initial values of the base tensors, owned */
+  bk_tensor load;  /* [n_moe, E] i32, choices counted since bk_step_begin */
+  double **values; /* initial values of the base tensors, owned */
   size_t n_values, values_capacity;
   size_t params_capacity;
   union {
     float f32[BK_STEP_SLOTS];
     double f64[BK_STEP_SLOTS];
-  } step_host;             /* staging of the step block, in ct */
-  bk_graph zero_graph;     /* bk_model_zero_grads */
-  bool graph_warned;       /* of a capture that failed */
+  } step_host;         /* staging of the step block, in ct */
+  bk_graph zero_graph; /* bk_model_zero_grads */
+  bool graph_warned;   /* of a capture that failed */
 };
 
-static inline int bk_model_n_sublayers(const bk_model *m) { return (int)(m->options.end - m->options.begin); }
-static inline bk_tensor bk_step_slot(const bk_model *m, int slot) { return bk_tensor_slice(m->step, 0, slot, 1); }
+static inline int bk_model_n_sublayers(const bk_model *m) {
+  return (int)(m->options.end - m->options.begin);
+}
+static inline bk_tensor bk_step_slot(const bk_model *m, int slot) {
+  return bk_tensor_slice(m->step, 0, slot, 1);
+}
 
 /* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */
 bk_status bk_model_build(bk_model *model);

@@ -1,4 +1,5 @@
-/* Parameters of the model: blocks of storage, their named views, and the flat list of sublayers that uses them (model.h). */
+/* Parameters of the model: blocks of storage, their named views, and the flat list of sublayers
+ * that uses them (model.h). */
 #include "models/model_priv.h"
 
 #include <stdarg.h>
@@ -17,14 +18,15 @@ typedef struct builder {
 
 typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
 
-static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape) {
+static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim,
+                         const int64_t *shape) {
   bk_tensor t = {0};
   if (b->status == BK_OK) b->status = bk_memory_tensor(b->m->memory, c, dtype, ndim, shape, &t);
   return t;
 }
 
-/* MATRIX: storage dtype, decays. MATRIX_CT: ct, decays. VECTOR_CT: ct, no decay. BIAS: ct, not trained by gradients. The memory comes
- * last, in reserve_blocks. */
+/* MATRIX: storage dtype, decays. MATRIX_CT: ct, decays. VECTOR_CT: ct, no decay. BIAS: ct, not
+ * trained by gradients. The memory comes last, in reserve_blocks. */
 static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_t *shape) {
   bk_model *m = b->m;
   bk_param_block *p = &m->blocks[m->n_blocks++];
@@ -34,12 +36,14 @@ static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_
   return p;
 }
 
-/* What the optimiser treats alike lies side by side, in the same order in every class, so that it can treat it at one go: step.c.
- * Each class in turn: of a class shared by two (both moments) one comes after the other. */
+/* What the optimiser treats alike lies side by side, in the same order in every class, so that
+ * it can treat it at one go: step.c. Each class in turn: of a class shared by two (both moments)
+ * one comes after the other. */
 typedef enum block_part { WEIGHT, GRAD, MASTER, M, V, PARTS } block_part;
 
 static void reserve_part(builder *b, bk_param_block *p, block_part part) {
-  static const bk_memory_class classes[PARTS] = {BK_MEM_WEIGHTS, BK_MEM_GRADIENTS, BK_MEM_MASTERS, BK_MEM_OPTIMIZER, BK_MEM_OPTIMIZER};
+  static const bk_memory_class classes[PARTS] = {BK_MEM_WEIGHTS, BK_MEM_GRADIENTS, BK_MEM_MASTERS,
+                                                 BK_MEM_OPTIMIZER, BK_MEM_OPTIMIZER};
   bk_tensor *tensors[PARTS] = {&p->weight, &p->grad, &p->master, &p->m, &p->v};
   bk_dtype dtype = part == WEIGHT ? p->weight.dtype : b->m->ct;
   if (part != WEIGHT && !(b->m->options.trainable && p->trainable)) return;
@@ -52,21 +56,25 @@ static void reserve_blocks(builder *b) {
   for (int part = 0; part < PARTS; part++)
     for (int group = 0; group < BK_UPDATE_GROUPS; group++)
       for (int i = 0; i < m->n_blocks; i++)
-        if (bk_param_block_group(m, &m->blocks[i]) == group) reserve_part(b, &m->blocks[i], (block_part)part);
+        if (bk_param_block_group(m, &m->blocks[i]) == group)
+          reserve_part(b, &m->blocks[i], (block_part)part);
 }
 static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {
   return block(b, kind, 2, (int64_t[]){rows, columns});
 }
-static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) { return block(b, kind, 1, (int64_t[]){n}); }
+static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) {
+  return block(b, kind, 1, (int64_t[]){n});
+}
 
 /* ---- named views ---- */
-static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape, const char *format, ...)
-    BK_PRINTF(6, 7);
-static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim, const int64_t *shape,
-                       const char *format, ...) {
+static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
+                       const int64_t *shape, const char *format, ...) BK_PRINTF(6, 7);
+static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
+                       const int64_t *shape, const char *format, ...) {
   bk_model *m = b->m;
   if (b->status == BK_OK) {
-    b->status = bk_grow(m->ctx, (void **)&m->params, &m->parts->params_capacity, (size_t)m->n_params + 1, sizeof *m->params);
+    b->status = bk_grow(m->ctx, (void **)&m->params, &m->parts->params_capacity,
+                        (size_t)m->n_params + 1, sizeof *m->params);
   }
   if (b->status != BK_OK) return &b->sink;
   char leaf[96];
@@ -75,7 +83,10 @@ static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int n
   vsnprintf(leaf, sizeof leaf, format, args);
   va_end(args);
   bk_param *q = &m->params[m->n_params];
-  *q = (bk_param){.block = (int)(p - m->blocks), .element_offset = offset, .ndim = ndim, .init = BK_INIT_NORMAL,
+  *q = (bk_param){.block = (int)(p - m->blocks),
+                  .element_offset = offset,
+                  .ndim = ndim,
+                  .init = BK_INIT_NORMAL,
                   .init_std = b->c->initializer_range};
   for (int i = 0; i < BK_MAX_DIMS; i++) q->shape[i] = i < ndim ? shape[i] : 1;
   q->name = bk_format(m->ctx, "%s%s", b->prefix, leaf);
@@ -84,17 +95,20 @@ static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int n
   return q;
 }
 
-static void matrix_view(builder *b, const bk_param_block *p, int64_t offset, int64_t rows, int64_t columns, const char *name) {
+static void matrix_view(builder *b, const bk_param_block *p, int64_t offset, int64_t rows,
+                        int64_t columns, const char *name) {
   param(b, p, (size_t)offset, 2, (int64_t[]){rows, columns}, "%s", name);
 }
 
-static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t columns, const char *name) {
+static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t columns,
+                              const char *name) {
   bk_param_block *p = block_2d(b, kind, rows, columns);
   matrix_view(b, p, 0, rows, columns, name);
   return p;
 }
 
-static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double value, const char *name) {
+static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double value,
+                                const char *name) {
   bk_param_block *p = block_1d(b, kind, n);
   bk_param *q = param(b, p, 0, 1, (int64_t[]){n}, "%s", name);
   q->init = BK_INIT_CONST;
@@ -102,13 +116,16 @@ static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double v
   return p;
 }
 
-static bk_param_block *norm(builder *b, int64_t n, const char *name) { return constant(b, VECTOR_CT, n, 1.0, name); }
+static bk_param_block *norm(builder *b, int64_t n, const char *name) {
+  return constant(b, VECTOR_CT, n, 1.0, name);
+}
 
 /* ---- residual connections ---- */
 static double *new_values(builder *b, int64_t n) {
   struct bk_model_parts *parts = b->m->parts;
   if (b->status == BK_OK) {
-    b->status = bk_grow(b->m->ctx, (void **)&parts->values, &parts->values_capacity, parts->n_values + 1, sizeof *parts->values);
+    b->status = bk_grow(b->m->ctx, (void **)&parts->values, &parts->values_capacity,
+                        parts->n_values + 1, sizeof *parts->values);
   }
   if (b->status != BK_OK) return NULL;
   double *values = bk_alloc_array(b->m->ctx, (size_t)n, sizeof *values);
@@ -127,7 +144,8 @@ static void connection(builder *b, bk_connection *r, int sublayer, const char *n
   r->hc_eps = r->kind == BK_HC_HC ? 0.0 : c->hc_eps;
   r->norm_eps = c->rms_norm_eps;
   if (r->kind == BK_HC_PLAIN) return;
-  int64_t columns = r->kind == BK_HC_HC ? r->width : r->n * r->width, n_base = bk_hc_base_count(r->kind, r->n);
+  int64_t columns = r->kind == BK_HC_HC ? r->width : r->n * r->width,
+          n_base = bk_hc_base_count(r->kind, r->n);
   snprintf(text, sizeof text, "hc_%s_fn", name);
   r->fn = matrix(b, MATRIX_CT, bk_hc_rows(r->kind, r->n), columns, text);
   r->base = block_1d(b, VECTOR_CT, n_base);
@@ -144,7 +162,8 @@ static void connection(builder *b, bk_connection *r, int sublayer, const char *n
 static void attention(builder *b, bk_sublayer *s) {
   const bk_model_config *c = b->c;
   bk_mla_params *a = &s->mla;
-  int64_t C = c->hidden_size, H = c->num_attention_heads, D = c->qk_nope_head_dim + c->qk_rope_head_dim;
+  int64_t C = c->hidden_size, H = c->num_attention_heads,
+          D = c->qk_nope_head_dim + c->qk_rope_head_dim;
   s->ops = &bk_mla_ops;
   s->connection.norm = norm(b, C, "input_layernorm.weight");
   if (c->q_lora_rank) {
@@ -154,9 +173,11 @@ static void attention(builder *b, bk_sublayer *s) {
   } else {
     a->q = matrix(b, MATRIX, H * D, C, "self_attn.q_proj.weight");
   }
-  a->kv_a = matrix(b, MATRIX, c->kv_lora_rank + c->qk_rope_head_dim, C, "self_attn.kv_a_proj_with_mqa.weight");
+  a->kv_a = matrix(b, MATRIX, c->kv_lora_rank + c->qk_rope_head_dim, C,
+                   "self_attn.kv_a_proj_with_mqa.weight");
   a->kv_norm = norm(b, c->kv_lora_rank, "self_attn.kv_a_layernorm.weight");
-  a->kv_b = matrix(b, MATRIX, H * (c->qk_nope_head_dim + c->v_head_dim), c->kv_lora_rank, "self_attn.kv_b_proj.weight");
+  a->kv_b = matrix(b, MATRIX, H * (c->qk_nope_head_dim + c->v_head_dim), c->kv_lora_rank,
+                   "self_attn.kv_b_proj.weight");
   a->o = matrix(b, MATRIX, C, H * c->v_head_dim, "self_attn.o_proj.weight");
   connection(b, &s->connection, s->index, "attn");
 }
@@ -178,8 +199,10 @@ static void experts(builder *b, bk_moe_params *m) {
   for (int64_t e = 0; e < E; e++) {
     size_t gate = (size_t)(e * 2 * I * C);
     param(b, m->gate_up, gate, 2, (int64_t[]){I, C}, "mlp.experts.%d.gate_proj.weight", (int)e);
-    param(b, m->gate_up, gate + (size_t)(I * C), 2, (int64_t[]){I, C}, "mlp.experts.%d.up_proj.weight", (int)e);
-    param(b, m->down, (size_t)(e * C * I), 2, (int64_t[]){C, I}, "mlp.experts.%d.down_proj.weight", (int)e);
+    param(b, m->gate_up, gate + (size_t)(I * C), 2, (int64_t[]){I, C},
+          "mlp.experts.%d.up_proj.weight", (int)e);
+    param(b, m->down, (size_t)(e * C * I), 2, (int64_t[]){C, I}, "mlp.experts.%d.down_proj.weight",
+          (int)e);
   }
 }
 
@@ -190,7 +213,8 @@ static void moe(builder *b, bk_sublayer *s) {
   s->moe.gate = matrix(b, MATRIX_CT, c->n_routed_experts, c->hidden_size, "mlp.gate.weight");
   s->moe.bias = constant(b, BIAS, c->n_routed_experts, 0.0, "mlp.gate.e_score_correction_bias");
   experts(b, &s->moe);
-  if (c->n_shared_experts) mlp(b, &s->moe.shared, c->n_shared_experts * c->moe_intermediate_size, "mlp.shared_experts");
+  if (c->n_shared_experts)
+    mlp(b, &s->moe.shared, c->n_shared_experts * c->moe_intermediate_size, "mlp.shared_experts");
 }
 
 static void feed_forward(builder *b, bk_sublayer *s) {
@@ -219,8 +243,12 @@ static void head(builder *b) {
   struct bk_model_parts *parts = b->m->parts;
   bool learned = c->residual != BK_HC_PLAIN && c->hc_head == BK_HEAD_LEARNED;
   int n = (int)bk_model_streams(b->m);
-  parts->head = (bk_connection){.kind = learned ? BK_HC_HEAD : BK_HC_PLAIN, .n = learned ? n : 1, .iters = 1,
-                                .width = c->hidden_size, .hc_eps = c->hc_eps, .norm_eps = c->rms_norm_eps};
+  parts->head = (bk_connection){.kind = learned ? BK_HC_HEAD : BK_HC_PLAIN,
+                                .n = learned ? n : 1,
+                                .iters = 1,
+                                .width = c->hidden_size,
+                                .hc_eps = c->hc_eps,
+                                .norm_eps = c->rms_norm_eps};
   snprintf(b->prefix, sizeof b->prefix, "model.");
   parts->head.norm = norm(b, c->hidden_size, "norm.weight");
   if (learned) {
@@ -235,7 +263,8 @@ static void head(builder *b) {
 static void expert_loads(builder *b) {
   struct bk_model_parts *parts = b->m->parts;
   if (!parts->n_moe) return;
-  parts->load = reserve(b, BK_MEM_WORKSPACE, BK_I32, 2, (int64_t[]){parts->n_moe, b->c->n_routed_experts});
+  parts->load =
+      reserve(b, BK_MEM_WORKSPACE, BK_I32, 2, (int64_t[]){parts->n_moe, b->c->n_routed_experts});
   for (int i = 0; i < bk_model_n_sublayers(b->m); i++) {
     bk_sublayer *s = &b->m->sublayers[i];
     if (s->moe_layer < 0) continue;
@@ -247,12 +276,14 @@ static void expert_loads(builder *b) {
 bk_status bk_model_build(bk_model *m) {
   builder b = {.m = m, .c = &m->config};
   int n = bk_model_n_sublayers(m);
-  m->blocks = bk_alloc_array(m->ctx, (size_t)n * BLOCKS_PER_SUBLAYER + BLOCKS_OF_ENDS, sizeof *m->blocks);
+  m->blocks =
+      bk_alloc_array(m->ctx, (size_t)n * BLOCKS_PER_SUBLAYER + BLOCKS_OF_ENDS, sizeof *m->blocks);
   m->sublayers = bk_alloc_array(m->ctx, (size_t)n, sizeof *m->sublayers);
   if (!m->blocks || !m->sublayers) return BK_ERR_MEMORY;
   if (m->options.begin == 0) {
     snprintf(b.prefix, sizeof b.prefix, "model.");
-    m->parts->embed = matrix(&b, MATRIX, m->config.vocab_size, m->config.hidden_size, "embed_tokens.weight");
+    m->parts->embed =
+        matrix(&b, MATRIX, m->config.vocab_size, m->config.hidden_size, "embed_tokens.weight");
   }
   for (int i = 0; i < n; i++) sublayer(&b, &m->sublayers[i], (int)m->options.begin + i);
   if (m->options.end == 2 * m->config.num_hidden_layers) head(&b);

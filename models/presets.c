@@ -1,8 +1,9 @@
-/* Named models with the recipe that goes with each.
- * mhc-3b, mhc-9b, mhc-27b: arXiv 2512.24880 appendix A.1. What its table leaves open was derived so that all six parameter counts
- * come out (2.97B/612M, 9.18B/1.66B, 27.0B/4.14B): query/key 128 + 64, value 128, no query compression, dense FFN width =
- * (active + shared) x expert width. Not stated there and chosen here: no expert groups, weights normalised over the chosen
- * experts and scaled by 2.5, as DeepSeek-V3. rms_norm_eps and adam_eps: design.md section 4 and arXiv 2512.24880. */
+/* Named models with the recipe that goes with each. mhc-3b, mhc-9b, mhc-27b: arXiv 2512.24880
+ * appendix A.1. What its table leaves open was derived so that all six parameter counts come out
+ * (2.97B/612M, 9.18B/1.66B, 27.0B/4.14B): query/key 128 + 64, value 128, no query compression,
+ * dense FFN width = (active + shared) x expert width. Not stated there and chosen here: no
+ * expert groups, weights normalised over the chosen experts and scaled by 2.5, as DeepSeek-V3.
+ * rms_norm_eps and adam_eps: design.md section 4 and arXiv 2512.24880. */
 #include "models/model.h"
 
 #include <string.h>
@@ -11,23 +12,61 @@ static const char *const names[] = {"tiny", "demo", "mhc-3b", "mhc-9b", "mhc-27b
 
 const char *const *bk_model_preset_names(void) { return names; }
 
-static const bk_model_config tiny = {
-    .vocab_size = 257, .hidden_size = 64, .intermediate_size = 96, .moe_intermediate_size = 32,
-    .num_hidden_layers = 3, .num_attention_heads = 4, .n_shared_experts = 1, .n_routed_experts = 8,
-    .num_experts_per_tok = 2, .n_group = 2, .topk_group = 1, .first_k_dense_replace = 1, .kv_lora_rank = 32,
-    .q_lora_rank = 24, .qk_rope_head_dim = 8, .qk_nope_head_dim = 16, .v_head_dim = 16,
-    .max_position_embeddings = 1024, .norm_topk_prob = true, .routed_scaling_factor = 1.0, .rms_norm_eps = 1e-6,
-    .rope_theta = 10000.0, .initializer_range = 0.02, .residual = BK_HC_MHC, .hc_mult = 4, .hc_sinkhorn_iters = 20,
-    .hc_head = BK_HEAD_SUM};
+static const bk_model_config tiny = {.vocab_size = 257,
+                                     .hidden_size = 64,
+                                     .intermediate_size = 96,
+                                     .moe_intermediate_size = 32,
+                                     .num_hidden_layers = 3,
+                                     .num_attention_heads = 4,
+                                     .n_shared_experts = 1,
+                                     .n_routed_experts = 8,
+                                     .num_experts_per_tok = 2,
+                                     .n_group = 2,
+                                     .topk_group = 1,
+                                     .first_k_dense_replace = 1,
+                                     .kv_lora_rank = 32,
+                                     .q_lora_rank = 24,
+                                     .qk_rope_head_dim = 8,
+                                     .qk_nope_head_dim = 16,
+                                     .v_head_dim = 16,
+                                     .max_position_embeddings = 1024,
+                                     .norm_topk_prob = true,
+                                     .routed_scaling_factor = 1.0,
+                                     .rms_norm_eps = 1e-6,
+                                     .rope_theta = 10000.0,
+                                     .initializer_range = 0.02,
+                                     .residual = BK_HC_MHC,
+                                     .hc_mult = 4,
+                                     .hc_sinkhorn_iters = 20,
+                                     .hc_head = BK_HEAD_SUM};
 
-static const bk_model_config demo = {
-    .vocab_size = 257, .hidden_size = 160, .intermediate_size = 480, .moe_intermediate_size = 160,
-    .num_hidden_layers = 4, .num_attention_heads = 4, .n_shared_experts = 1, .n_routed_experts = 8,
-    .num_experts_per_tok = 2, .n_group = 1, .topk_group = 1, .first_k_dense_replace = 1, .kv_lora_rank = 64,
-    .q_lora_rank = 0, .qk_rope_head_dim = 16, .qk_nope_head_dim = 32, .v_head_dim = 32,
-    .max_position_embeddings = 1024, .norm_topk_prob = true, .routed_scaling_factor = 1.0, .rms_norm_eps = 1e-6,
-    .rope_theta = 10000.0, .initializer_range = 0.02, .residual = BK_HC_MHC, .hc_mult = 4, .hc_sinkhorn_iters = 20,
-    .hc_head = BK_HEAD_SUM};
+static const bk_model_config demo = {.vocab_size = 257,
+                                     .hidden_size = 160,
+                                     .intermediate_size = 480,
+                                     .moe_intermediate_size = 160,
+                                     .num_hidden_layers = 4,
+                                     .num_attention_heads = 4,
+                                     .n_shared_experts = 1,
+                                     .n_routed_experts = 8,
+                                     .num_experts_per_tok = 2,
+                                     .n_group = 1,
+                                     .topk_group = 1,
+                                     .first_k_dense_replace = 1,
+                                     .kv_lora_rank = 64,
+                                     .q_lora_rank = 0,
+                                     .qk_rope_head_dim = 16,
+                                     .qk_nope_head_dim = 32,
+                                     .v_head_dim = 32,
+                                     .max_position_embeddings = 1024,
+                                     .norm_topk_prob = true,
+                                     .routed_scaling_factor = 1.0,
+                                     .rms_norm_eps = 1e-6,
+                                     .rope_theta = 10000.0,
+                                     .initializer_range = 0.02,
+                                     .residual = BK_HC_MHC,
+                                     .hc_mult = 4,
+                                     .hc_sinkhorn_iters = 20,
+                                     .hc_head = BK_HEAD_SUM};
 
 typedef struct paper_row {
   const char *name;
@@ -43,14 +82,33 @@ static const paper_row paper[] = {
 
 static bk_model_config paper_model(const paper_row *p) {
   int64_t active = 6, shared = 2;
-  return (bk_model_config){
-      .vocab_size = 129280, .hidden_size = p->width, .intermediate_size = (active + shared) * p->expert_width,
-      .moe_intermediate_size = p->expert_width, .num_hidden_layers = p->layers, .num_attention_heads = p->heads,
-      .n_shared_experts = shared, .n_routed_experts = p->experts, .num_experts_per_tok = active, .n_group = 1,
-      .topk_group = 1, .first_k_dense_replace = 1, .kv_lora_rank = 512, .q_lora_rank = 0, .qk_rope_head_dim = 64,
-      .qk_nope_head_dim = 128, .v_head_dim = 128, .max_position_embeddings = 4096, .norm_topk_prob = true,
-      .routed_scaling_factor = 2.5, .rms_norm_eps = 1e-6, .rope_theta = 10000.0, .initializer_range = 0.02,
-      .residual = BK_HC_MHC, .hc_mult = 4, .hc_sinkhorn_iters = 20, .hc_head = BK_HEAD_SUM};
+  return (bk_model_config){.vocab_size = 129280,
+                           .hidden_size = p->width,
+                           .intermediate_size = (active + shared) * p->expert_width,
+                           .moe_intermediate_size = p->expert_width,
+                           .num_hidden_layers = p->layers,
+                           .num_attention_heads = p->heads,
+                           .n_shared_experts = shared,
+                           .n_routed_experts = p->experts,
+                           .num_experts_per_tok = active,
+                           .n_group = 1,
+                           .topk_group = 1,
+                           .first_k_dense_replace = 1,
+                           .kv_lora_rank = 512,
+                           .q_lora_rank = 0,
+                           .qk_rope_head_dim = 64,
+                           .qk_nope_head_dim = 128,
+                           .v_head_dim = 128,
+                           .max_position_embeddings = 4096,
+                           .norm_topk_prob = true,
+                           .routed_scaling_factor = 2.5,
+                           .rms_norm_eps = 1e-6,
+                           .rope_theta = 10000.0,
+                           .initializer_range = 0.02,
+                           .residual = BK_HC_MHC,
+                           .hc_mult = 4,
+                           .hc_sinkhorn_iters = 20,
+                           .hc_head = BK_HEAD_SUM};
 }
 
 static void paper_recipe(const paper_row *p, bk_train_config *t) {
@@ -69,7 +127,8 @@ static void paper_recipe(const paper_row *p, bk_train_config *t) {
   t->router_bias_lr = 1e-3;
 }
 
-static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double lr, bk_train_config *t) {
+static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double lr,
+                         bk_train_config *t) {
   t->steps = steps;
   t->batch_size = batch;
   t->micro_batch_size = 0;
@@ -85,11 +144,13 @@ static const paper_row *find_paper(const char *name) {
   return NULL;
 }
 
-bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m, bk_train_config *t) {
+bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,
+                          bk_train_config *t) {
   const paper_row *p = find_paper(name);
   bool is_tiny = strcmp(name, "tiny") == 0;
   if (!p && !is_tiny && strcmp(name, "demo") != 0) {
-    return bk_fail(ctx, BK_ERR_NOT_FOUND, "no preset '%s'; there are tiny, demo, mhc-3b, mhc-9b, mhc-27b", name);
+    return bk_fail(ctx, BK_ERR_NOT_FOUND,
+                   "no preset '%s'; there are tiny, demo, mhc-3b, mhc-9b, mhc-27b", name);
   }
   *m = p ? paper_model(p) : is_tiny ? tiny : demo;
   if (!t) return BK_OK;

@@ -18,7 +18,8 @@ static bk_status reserve(bk_profile *p) {
   if (!p->events || !p->pool) return BK_ERR_MEMORY;
   for (int i = 0; i < N_EVENTS; i++) BK_TRY(device->ops->event_create(device, &p->events[i]));
   for (int i = 0; i < BK_PROFILE_STEPS; i++)
-    if (!(p->steps[i].records = bk_alloc_array(ctx, BK_PROFILE_KEPT, sizeof *p->steps[i].records))) return BK_ERR_MEMORY;
+    if (!(p->steps[i].records = bk_alloc_array(ctx, BK_PROFILE_KEPT, sizeof *p->steps[i].records)))
+      return BK_ERR_MEMORY;
   return bk_grow(ctx, (void **)&p->ops, &p->ops_capacity, OPS_RESERVED, sizeof *p->ops);
 }
 
@@ -27,7 +28,10 @@ bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
   if (model->profile) return bk_fail(ctx, BK_ERR_ARGUMENT, "the model is being profiled already");
   bk_profile *p = bk_alloc(ctx, sizeof *p);
   if (!p) return BK_ERR_MEMORY;
-  *p = (bk_profile){.model = model, .shares = !model->device->props.host_memory, .chain = -1, .origin = bk_context_seconds(ctx)};
+  *p = (bk_profile){.model = model,
+                    .shares = !model->device->props.host_memory,
+                    .chain = -1,
+                    .origin = bk_context_seconds(ctx)};
   for (int i = 0; i < BK_PHASE_COUNT; i++) p->phases[i].id = i;
   model->profile = p;
   bk_status status = reserve(p);
@@ -42,7 +46,8 @@ void bk_profile_destroy(bk_profile *p) {
   if (p->model->stream) p->model->stream->ops->sync(p->model->stream);
   p->model->profile = NULL;
   for (int i = 0; i < BK_PROFILE_STEPS; i++) bk_free(ctx, p->steps[i].records);
-  for (int i = 0; p->events && i < N_EVENTS && p->events[i]; i++) p->events[i]->ops->destroy(p->events[i]);
+  for (int i = 0; p->events && i < N_EVENTS && p->events[i]; i++)
+    p->events[i]->ops->destroy(p->events[i]);
   bk_free(ctx, p->ops);
   bk_free(ctx, p->pool);
   bk_free(ctx, p->events);
@@ -67,7 +72,8 @@ static void add(bk_profile_figures *to, const bk_profile_figures *more) {
 static bk_status find_row(bk_profile *p, int op, const char *kernel, bk_profile_row **row) {
   for (size_t i = 0; i < p->n_ops; i++) {
     *row = &p->ops[i];
-    if ((*row)->id == op && ((*row)->kernel == kernel || strcmp((*row)->kernel, kernel) == 0)) return BK_OK;
+    if ((*row)->id == op && ((*row)->kernel == kernel || strcmp((*row)->kernel, kernel) == 0))
+      return BK_OK;
   }
   BK_TRY(bk_grow(p->model->ctx, (void **)&p->ops, &p->ops_capacity, p->n_ops + 1, sizeof *p->ops));
   *row = &p->ops[p->n_ops++];
@@ -122,7 +128,9 @@ static bk_status drain(bk_profile *p) {
 
 /* ---- a step ---- */
 
-static bk_status record(bk_profile *p, int event) { return p->model->stream->ops->event_record(p->model->stream, p->events[event]); }
+static bk_status record(bk_profile *p, int event) {
+  return p->model->stream->ops->event_record(p->model->stream, p->events[event]);
+}
 
 bk_status bk_profile_step_begin(bk_profile *p) {
   bk_profile_step *step = current(p);
@@ -157,7 +165,8 @@ bk_status bk_profile_step_read(bk_profile *p) {
 
 /* ---- a launch ---- */
 
-/* The event at which the next op begins: that of its neighbour's end, or one that is recorded now. */
+/* The event at which the next op begins: that of its neighbour's end, or one that is recorded
+ * now. */
 static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
   if (p->shares && neighbour && p->chain >= 0) {
     *event = p->chain;
@@ -167,13 +176,17 @@ static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
   return record(p, *event);
 }
 
-bk_status bk_profile_launch(bk_profile *p, const bk_exec *ex, const bk_call *call, const void *args) {
+bk_status bk_profile_launch(bk_profile *p, const bk_exec *ex, const bk_call *call,
+                            const void *args) {
   if (p->n_pool == BK_PROFILE_POOL) {
     BK_TRY(ex->stream->ops->sync(ex->stream));
     BK_TRY(drain(p));
   }
   bk_profile_record *r = &p->pool[p->n_pool];
-  *r = (bk_profile_record){.kernel = call->plan.kernel->name, .sublayer = ex->sublayer, .op = (uint16_t)call->op, .phase = (uint16_t)ex->phase};
+  *r = (bk_profile_record){.kernel = call->plan.kernel->name,
+                           .sublayer = ex->sublayer,
+                           .op = (uint16_t)call->op,
+                           .phase = (uint16_t)ex->phase};
   bk_op_describe(call->op)->cost(args, &r->flops, &r->bytes);
   BK_TRY(begin_event(p, ex->calls->next > 1, &r->first));
   BK_TRY(bk_plan_launch(ex->stream, &call->plan, args, ex->workspace));

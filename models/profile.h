@@ -1,16 +1,22 @@
-/* Where the time of a step goes: every op that a step launches, timed by events of the device, with its cost from the op's own model.
+/* Where the time of a step goes: every op that a step launches, timed by events of the device,
+ * with its cost from the op's own model.
  *
- * A profile is attached to a model when it is made; from then on every bk_step_begin .. bk_step_end on that model is profiled, whichever
- * runner or optimiser launches the ops. Without one a launch costs one more pointer test. The results of a step are the same, bit for bit.
+ * A profile is attached to a model when it is made; from then on every bk_step_begin ..
+ * bk_step_end on that model is profiled, whichever runner or optimiser launches the ops. Without
+ * one a launch costs one more pointer test. The results of a step are the same, bit for bit.
  *
- * An event stands before and one after each launch. Where the stream runs by itself, the end of an op is also the begin of the next one of
- * its phase, which halves the events; on host memory, where events read the clock as the host passes by, each op has a pair of its own, so
- * that no time of the host between two ops counts as an op's. A composed slot counts as one op. What lies between the ops (copies, zeros,
- * gaps) is the rest: the time of the step less that of its ops.
+ * An event stands before and one after each launch. Where the stream runs by itself, the end of
+ * an op is also the begin of the next one of its phase, which halves the events; on host memory,
+ * where events read the clock as the host passes by, each op has a pair of its own, so that no
+ * time of the host between two ops counts as an op's. A composed slot counts as one op. What
+ * lies between the ops (copies, zeros, gaps) is the rest: the time of the step less that of its
+ * ops.
  *
- * All memory is taken at creation, so that a profiled step allocates nothing: BK_PROFILE_POOL launches are held until their times can be read,
- * at the end of the step, or sooner, after a sync, in a step that has more of them. The sums are exact in any case; of the last BK_PROFILE_STEPS
- * steps the single launches are kept for a trace, BK_PROFILE_KEPT of each at most.
+ * All memory is taken at creation, so that a profiled step allocates nothing: BK_PROFILE_POOL
+ * launches are held until their times can be read, at the end of the step, or sooner, after a
+ * sync, in a step that has more of them. The sums are exact in any case; of the last
+ * BK_PROFILE_STEPS steps the single launches are kept for a trace, BK_PROFILE_KEPT of each at
+ * most.
  *
  * profile.c records, profile_trace.c writes. */
 #ifndef BK_PROFILE_H
@@ -36,7 +42,8 @@ typedef struct bk_profile_figures {
   double calls, seconds, flops, bytes;
 } bk_profile_figures;
 
-/* What one kernel of one op, or one phase, took: `now` in the step in progress, `sum` in the steps that count. */
+/* What one kernel of one op, or one phase, took: `now` in the step in progress, `sum` in the
+ * steps that count. */
 typedef struct bk_profile_row {
   int id; /* bk_op or bk_phase */
   const char *kernel;
@@ -56,39 +63,48 @@ typedef struct bk_profile {
   bk_model *model;
   bk_event **events; /* two a launch, then begin and end of the step */
   bk_profile_record *pool;
-  int n_pool, n_events, chain; /* in use; chain: the event that ended the last op, -1 where the next one may not begin with it */
-  bool shares; /* the end of an op is the begin of the next */
-  bool open;   /* within a profiled step */
-  bool paused; /* steps that begin now are not profiled */
-  double origin; /* of the clock */
+  /* in use; chain: the event that ended the last op, -1 where the next one may not begin with it */
+  int n_pool, n_events, chain;
+  bool shares;         /* the end of an op is the begin of the next */
+  bool open;           /* within a profiled step */
+  bool paused;         /* steps that begin now are not profiled */
+  double origin;       /* of the clock */
   bk_profile_row *ops; /* in the order in which they came up */
   size_t n_ops, ops_capacity;
   bk_profile_row phases[BK_PHASE_COUNT];
-  double step_seconds; /* summed over the steps that count */
-  int64_t done;        /* profiled steps that came to their end */
+  double step_seconds;                     /* summed over the steps that count */
+  int64_t done;                            /* profiled steps that came to their end */
   bk_profile_step steps[BK_PROFILE_STEPS]; /* step `number` in [(number - 1) % BK_PROFILE_STEPS] */
 } bk_profile;
 
 /* The model has none yet, and outlives it. */
 bk_status bk_profile_create(bk_model *model, bk_profile **profile);
 void bk_profile_destroy(bk_profile *profile); /* NULL is allowed; the model goes on without */
-/* For passes that are no part of what is measured (a validation in between); NULL is allowed. Between steps. */
+/* For passes that are no part of what is measured (a validation in between); NULL is allowed.
+ * Between steps. */
 void bk_profile_pause(bk_profile *profile, bool paused);
 
-/* Steps that count in the sums: the first is left out as soon as there are others, because it warms up. */
-static inline int64_t bk_profile_counted(const bk_profile *p) { return p->done > 1 ? p->done - 1 : p->done; }
+/* Steps that count in the sums: the first is left out as soon as there are others, because it
+ * warms up. */
+static inline int64_t bk_profile_counted(const bk_profile *p) {
+  return p->done > 1 ? p->done - 1 : p->done;
+}
 /* What an exec is given before it launches: NULL outside of profiled steps. */
-static inline bk_profile *bk_profile_of(const bk_model *m) { return m->profile && m->profile->open ? m->profile : NULL; }
+static inline bk_profile *bk_profile_of(const bk_model *m) {
+  return m->profile && m->profile->open ? m->profile : NULL;
+}
 
 /* For bk_step_begin, after its sync; for bk_step_end, before and after its sync. */
 bk_status bk_profile_step_begin(bk_profile *profile);
 bk_status bk_profile_step_close(bk_profile *profile);
 bk_status bk_profile_step_read(bk_profile *profile);
 /* For bk_exec_call, in the place of the plain launch. */
-bk_status bk_profile_launch(bk_profile *profile, const bk_exec *ex, const bk_call *call, const void *args);
+bk_status bk_profile_launch(bk_profile *profile, const bk_exec *ex, const bk_call *call,
+                            const void *args);
 
-/* Writes the steps that are kept as a Chrome trace: a JSON object with traceEvents, complete events (ph "X") with name = op, cat = phase, ts and
- * dur in microseconds, args kernel, sublayer (null: none), bytes and flops; a step is an event too, with cat "step". */
+/* Writes the steps that are kept as a Chrome trace: a JSON object with traceEvents, complete
+ * events (ph "X") with name = op, cat = phase, ts and dur in microseconds, args kernel, sublayer
+ * (null: none), bytes and flops; a step is an event too, with cat "step". */
 bk_status bk_profile_write_trace(const bk_profile *profile, const char *path);
 
 #endif

@@ -1,4 +1,5 @@
-/* A profile as a Chrome trace, for chrome://tracing, Perfetto and the like. See profile.h; the format is "Trace Event Format" (Google, 2016). */
+/* A profile as a Chrome trace, for chrome://tracing, Perfetto and the like. See profile.h; the
+ * format is "Trace Event Format" (Google, 2016). */
 #include <math.h>
 #include <stdio.h>
 
@@ -41,7 +42,8 @@ static void put_name(bk_json_out *out, const char *what, int thread, const char 
 }
 
 /* Everything of a complete event but its args. */
-static void put_span(bk_json_out *out, const char *name, const char *category, int thread, double at, double seconds) {
+static void put_span(bk_json_out *out, const char *name, const char *category, int thread,
+                     double at, double seconds) {
   bk_json_out_text(out, ",\n{\"ph\":\"X\"");
   put_string(out, "name", name);
   put_string(out, "cat", category);
@@ -52,7 +54,8 @@ static void put_span(bk_json_out *out, const char *name, const char *category, i
 }
 
 static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_profile_record *r) {
-  put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), OPS, step->at + r->begin, r->seconds);
+  put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), OPS,
+           step->at + r->begin, r->seconds);
   bk_json_out_text(out, ",\"args\":{\"kernel\":");
   bk_json_out_string(out, r->kernel);
   if (r->sublayer >= 0) put_int(out, "sublayer", r->sublayer);
@@ -82,12 +85,16 @@ bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
   put_name(&out, "thread_name", STEPS, "steps");
   bk_json_out_text(&out, ",\n");
   put_name(&out, "thread_name", OPS, "ops");
-  for (int64_t n = p->done > BK_PROFILE_STEPS ? p->done - BK_PROFILE_STEPS + 1 : 1; n <= p->done; n++) {
+  for (int64_t n = p->done > BK_PROFILE_STEPS ? p->done - BK_PROFILE_STEPS + 1 : 1; n <= p->done;
+       n++) {
     const bk_profile_step *step = &p->steps[(n - 1) % BK_PROFILE_STEPS];
-    if (step->number == n) put_step(&out, step); /* a step that was never ended has taken the place of the oldest */
+    /* a step that was never ended has taken the place of the oldest */
+    if (step->number == n) put_step(&out, step);
   }
   bk_json_out_text(&out, "\n]}\n");
-  bk_status status = out.status == BK_OK ? bk_file_write_atomic(p->model->ctx, path, out.data, out.length) : out.status;
+  bk_status status = out.status == BK_OK
+                         ? bk_file_write_atomic(p->model->ctx, path, out.data, out.length)
+                         : out.status;
   bk_json_out_fini(&out);
   return status;
 }

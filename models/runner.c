@@ -1,4 +1,5 @@
-/* Planning, creation and results of a runner: see runner.h; where tensors live: runner_priv.h; the steps: walk.c. */
+/* Planning, creation and results of a runner: see runner.h; where tensors live: runner_priv.h;
+ * the steps: walk.c. */
 #include "models/runner_priv.h"
 
 /* ---- planning ---- */
@@ -19,7 +20,8 @@ static bk_tensor plan_proj(const bk_runner *r, bk_planner *p, bk_memory_class c,
 }
 
 static bk_tensor plan_rinv(const bk_runner *r, bk_planner *p, bk_memory_class c, bk_hc_kind kind) {
-  return bk_planner_1d(p, c, p->ct, kind == BK_HC_HC ? r->tokens * bk_model_streams(r->model) : r->tokens);
+  return bk_planner_1d(p, c, p->ct,
+                       kind == BK_HC_HC ? r->tokens * bk_model_streams(r->model) : r->tokens);
 }
 
 static bk_tensor plan_comb(const bk_runner *r, bk_planner *p, bk_memory_class c) {
@@ -80,8 +82,8 @@ static void plan_shared(bk_runner *r, bk_planner *p) {
   }
 }
 
-/* Backward, the block before is rebuilt while y and rstd of a block's first sublayer are still needed, so these are in two places
- * by turns. */
+/* Backward, the block before is rebuilt while y and rstd of a block's first sublayer are still
+ * needed, so these are in two places by turns. */
 static int64_t place_of_y(const bk_runner *r, int s) {
   if (!r->block) return 0;
   return s % r->block == 0 && s / r->block % 2 ? r->block : s % r->block;
@@ -127,7 +129,8 @@ static void plan_head_acts(bk_runner *r, bk_planner *p, bk_slot *slot) {
 }
 
 static int64_t head_piece_rows(const bk_runner *r) {
-  bool small = r->model->device->props.host_memory || !r->options.backward; /* without gradients fewer rows do */
+  /* without gradients fewer rows do */
+  bool small = r->model->device->props.host_memory || !r->options.backward;
   int64_t rows = (small ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / r->model->config.vocab_size;
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
@@ -160,10 +163,12 @@ static void plan_inputs(bk_runner *r, bk_planner *p) {
   if (r->options.cache_len) r->past = bk_planner_1d(p, keep, BK_I32, 1);
   if (!bk_runner_has_head(r)) return;
   r->row_losses = bk_planner_1d(p, keep, p->ct, r->tokens);
-  if (r->options.keep_logits) r->logits = bk_planner_2d(p, keep, p->ct, r->tokens, r->model->config.vocab_size);
+  if (r->options.keep_logits)
+    r->logits = bk_planner_2d(p, keep, p->ct, r->tokens, r->model->config.vocab_size);
 }
 
-/* F's activations and scratch: scratch of all sublayers lies in one place, and without backward so do the activations. */
+/* F's activations and scratch: scratch of all sublayers lies in one place, and without backward
+ * so do the activations. */
 static void plan_sublayer(bk_runner *r, bk_planner *p, int s) {
   const bk_sublayer *l = &r->model->sublayers[s];
   bk_arena_mark mark = bk_memory_mark(r->memory, BK_MEM_WORKSPACE);
@@ -183,9 +188,15 @@ static void plan_sublayer(bk_runner *r, bk_planner *p, int s) {
 
 static bk_status plan_all(bk_runner *r) {
   const bk_model *m = r->model;
-  bk_planner p = {.memory = r->memory, .keep = r->options.backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
-                  .config = &m->config, .st = m->dtype, .ct = m->ct, .batch = r->options.batch,
-                  .seq_len = r->options.seq_len, .tokens = r->tokens, .backward = r->options.backward,
+  bk_planner p = {.memory = r->memory,
+                  .keep = r->options.backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
+                  .config = &m->config,
+                  .st = m->dtype,
+                  .ct = m->ct,
+                  .batch = r->options.batch,
+                  .seq_len = r->options.seq_len,
+                  .tokens = r->tokens,
+                  .backward = r->options.backward,
                   .cache_len = r->options.cache_len};
   plan_inputs(r, &p);
   plan_shared(r, &p);
@@ -195,7 +206,8 @@ static bk_status plan_all(bk_runner *r) {
   for (int i = 0; i < r->options.slots; i++) plan_last(r, &p, &r->slots[i]);
   bk_arena_mark mark = bk_memory_mark(r->memory, BK_MEM_WORKSPACE);
   plan_ends(r, &p);
-  for (int i = 0; bk_runner_has_head(r) && i < r->options.slots; i++) plan_head_acts(r, &p, &r->slots[i]);
+  for (int i = 0; bk_runner_has_head(r) && i < r->options.slots; i++)
+    plan_head_acts(r, &p, &r->slots[i]);
   bk_memory_rewind(r->memory, BK_MEM_WORKSPACE, mark);
   for (int s = 0; s < r->n; s++) plan_sublayer(r, &p, s);
   return p.status;
@@ -204,23 +216,34 @@ static bk_status plan_all(bk_runner *r) {
 /* ---- creation ---- */
 static bk_status check_options(const bk_model *m, const bk_runner_options *o) {
   bk_context *ctx = m->ctx;
-  int64_t widest = m->config.num_experts_per_tok > bk_model_streams(m) ? m->config.num_experts_per_tok : bk_model_streams(m);
+  int64_t widest = m->config.num_experts_per_tok > bk_model_streams(m)
+                       ? m->config.num_experts_per_tok
+                       : bk_model_streams(m);
   if (o->batch < 1 || o->seq_len < 1 || o->slots < 1) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: batch %lld, seq_len %lld and slots %d must be at least 1",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "runner: batch %lld, seq_len %lld and slots %d must be at least 1",
                    (long long)o->batch, (long long)o->seq_len, o->slots);
   }
   if (o->seq_len > INT32_MAX / o->batch / widest) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: %lld sequences of %lld tokens are more than row indices can count",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "runner: %lld sequences of %lld tokens are more than row indices can count",
                    (long long)o->batch, (long long)o->seq_len);
   }
-  if (o->backward && !m->options.trainable) return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: backward needs a trainable model");
-  if (o->cache_len < 0 || (o->cache_len && (o->backward || o->cache_len < o->seq_len || o->cache_len > INT32_MAX))) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: a cache of %lld positions does not go with backward or with %lld tokens at once",
-                   (long long)o->cache_len, (long long)o->seq_len);
+  if (o->backward && !m->options.trainable)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: backward needs a trainable model");
+  if (o->cache_len < 0 ||
+      (o->cache_len && (o->backward || o->cache_len < o->seq_len || o->cache_len > INT32_MAX))) {
+    return bk_fail(
+        ctx, BK_ERR_ARGUMENT,
+        "runner: a cache of %lld positions does not go with backward or with %lld tokens at once",
+        (long long)o->cache_len, (long long)o->seq_len);
   }
   const bk_runner *of = o->cache_of;
-  if (of && (of->model != m || of->options.batch != o->batch || of->options.cache_len != o->cache_len || !o->cache_len)) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: a cache can be shared only by runners of one model, batch and cache_len");
+  if (of && (of->model != m || of->options.batch != o->batch ||
+             of->options.cache_len != o->cache_len || !o->cache_len)) {
+    return bk_fail(
+        ctx, BK_ERR_ARGUMENT,
+        "runner: a cache can be shared only by runners of one model, batch and cache_len");
   }
   return BK_OK;
 }
@@ -247,14 +270,16 @@ static bk_status make_arrays(bk_runner *r) {
   r->y = bk_alloc_array(ctx, positions + 1, sizeof *r->y);
   r->h = bk_alloc_array(ctx, positions, sizeof *r->h);
   r->rstd = bk_alloc_array(ctx, positions + 1, sizeof *r->rstd);
-  bool ok = r->calls && r->forward_scratch && r->backward_scratch && r->block_x && r->y && r->h && r->rstd;
+  bool ok = r->calls && r->forward_scratch && r->backward_scratch && r->block_x && r->y && r->h &&
+            r->rstd;
   return ok ? make_slots(r) : BK_ERR_MEMORY;
 }
 
 static bk_status make_staging(bk_runner *r) {
   bk_device *device = r->model->device;
   for (int i = 0; i < r->options.slots; i++) {
-    BK_TRY(device->ops->host_alloc(device, 2 * (size_t)r->tokens * sizeof(int32_t), (void **)&r->slots[i].host));
+    BK_TRY(device->ops->host_alloc(device, 2 * (size_t)r->tokens * sizeof(int32_t),
+                                   (void **)&r->slots[i].host));
     BK_TRY(device->ops->event_create(device, &r->slots[i].uploaded));
   }
   return BK_OK;
@@ -266,10 +291,12 @@ static bk_status make_graphs(bk_runner *r) {
   bk_param_block *head = m->parts->lm_head;
   for (int i = 0; bk_runner_may_graph(r) && i < r->options.slots; i++) {
     bk_graph *g = r->slots[i].graphs;
-    BK_TRY(bk_graph_reserve(&g[BK_WALK_LOSS], m, "the forward pass", head, head && r->options.backward ? 1 : 0));
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_LOSS], m, "the forward pass", head,
+                            head && r->options.backward ? 1 : 0));
     BK_TRY(bk_graph_reserve(&g[BK_WALK_EVALUATE], m, "the forward pass", NULL, 0));
     BK_TRY(bk_graph_reserve(&g[BK_WALK_FORWARD], m, "the forward pass", NULL, 0));
-    BK_TRY(bk_graph_reserve(&g[BK_WALK_BACKWARD], m, "the backward pass", m->blocks, r->options.backward ? m->n_blocks : 0));
+    BK_TRY(bk_graph_reserve(&g[BK_WALK_BACKWARD], m, "the backward pass", m->blocks,
+                            r->options.backward ? m->n_blocks : 0));
   }
   return BK_OK;
 }
@@ -348,10 +375,12 @@ static void free_calls(bk_runner *r) {
   bk_context *ctx = r->model->ctx;
   for (int s = 0; r->calls && s < r->n; s++) {
     bk_sublayer_calls *c = &r->calls[s];
-    bk_calls *all[] = {&c->mix, &c->forward, &c->merge, &c->dgrad, &c->wgrad, &c->mix_bwd, &c->merge_bwd, &c->rebuild};
+    bk_calls *all[] = {&c->mix,   &c->forward, &c->merge,     &c->dgrad,
+                       &c->wgrad, &c->mix_bwd, &c->merge_bwd, &c->rebuild};
     for (size_t i = 0; i < BK_COUNT(all); i++) bk_calls_fini(ctx, all[i]);
   }
-  bk_calls *ends[] = {&r->embed, &r->embed_bwd, &r->head_norm, &r->head_bwd, &r->loss_sum, &r->piece_logits[0],
+  bk_calls *ends[] = {&r->embed,           &r->embed_bwd,     &r->head_norm,
+                      &r->head_bwd,        &r->loss_sum,      &r->piece_logits[0],
                       &r->piece_logits[1], &r->piece_loss[0], &r->piece_loss[1]};
   for (size_t i = 0; i < BK_COUNT(ends); i++) bk_calls_fini(ctx, ends[i]);
 }
@@ -381,7 +410,8 @@ void bk_runner_destroy(bk_runner *r) {
   free_calls(r);
   bk_exec_fini(&r->exec);
   bk_memory_destroy(r->memory);
-  void *arrays[] = {r->calls, r->forward_scratch, r->backward_scratch, r->block_x, r->y, r->h, r->rstd};
+  void *arrays[] = {r->calls, r->forward_scratch, r->backward_scratch, r->block_x, r->y, r->h,
+                    r->rstd};
   for (size_t i = 0; i < BK_COUNT(arrays); i++) bk_free(ctx, arrays[i]);
   bk_free(ctx, r);
 }
@@ -391,21 +421,25 @@ static bk_status check_tokens(const bk_runner *r, const int32_t *ids, const int3
   int64_t V = r->model->config.vocab_size;
   for (int64_t i = 0; i < r->tokens; i++) {
     if (ids && (ids[i] < 0 || ids[i] >= V)) {
-      return bk_fail(r->model->ctx, BK_ERR_DATA, "token id %d at position %lld is not below vocab_size %lld", ids[i], (long long)i,
-                     (long long)V);
+      return bk_fail(r->model->ctx, BK_ERR_DATA,
+                     "token id %d at position %lld is not below vocab_size %lld", ids[i],
+                     (long long)i, (long long)V);
     }
     if (targets && targets[i] >= V) {
-      return bk_fail(r->model->ctx, BK_ERR_DATA, "target %d at position %lld is not below vocab_size %lld", targets[i],
+      return bk_fail(r->model->ctx, BK_ERR_DATA,
+                     "target %d at position %lld is not below vocab_size %lld", targets[i],
                      (long long)i, (long long)V);
     }
   }
   return BK_OK;
 }
 
-static bk_status upload_rows(bk_runner *r, const bk_tensor *t, int32_t *staging, const int32_t *src) {
+static bk_status upload_rows(bk_runner *r, const bk_tensor *t, int32_t *staging,
+                             const int32_t *src) {
   bk_stream *stream = r->model->stream;
   for (int64_t i = 0; i < r->tokens; i++) staging[i] = src[i];
-  return stream->ops->upload(stream, (bk_place){t->buffer, t->offset}, staging, (size_t)r->tokens * sizeof *staging);
+  return stream->ops->upload(stream, (bk_place){t->buffer, t->offset}, staging,
+                             (size_t)r->tokens * sizeof *staging);
 }
 
 /* The staging of a slot is free again when its last upload has happened. */
@@ -423,7 +457,8 @@ static bk_status upload_end(bk_runner *r, bk_slot *slot) {
 
 static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
   bk_context *ctx = r->model->ctx;
-  if (r->model->options.plan_only) return bk_fail(ctx, BK_ERR_ARGUMENT, "a runner of a model that was only planned cannot run");
+  if (r->model->options.plan_only)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "a runner of a model that was only planned cannot run");
   if (slot < 0 || slot >= r->options.slots) {
     return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: no slot %d of %d", slot, r->options.slots);
   }
@@ -441,7 +476,8 @@ typedef struct pass {
 
 static bk_status run_forward(void *arg) {
   const pass *p = arg;
-  return bk_walk_forward(p->r, p->slot, p->slot->has_loss || p->r->options.keep_logits, p->slot->has_loss);
+  return bk_walk_forward(p->r, p->slot, p->slot->has_loss || p->r->options.keep_logits,
+                         p->slot->has_loss);
 }
 
 /* The zeros of what no product wrote belong to it. */
@@ -451,11 +487,13 @@ static bk_status run_backward(void *arg) {
   return bk_model_settle_grads(p->r->model);
 }
 
-bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids, const int32_t *targets) {
+bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids,
+                            const int32_t *targets) {
   BK_TRY(check_run(r, slot_index, false));
   bk_slot *slot = &r->slots[slot_index];
   if (!bk_runner_has_head(r)) targets = NULL;
-  if (!ids && bk_runner_has_embed(r)) return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: forward needs token ids");
+  if (!ids && bk_runner_has_embed(r))
+    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: forward needs token ids");
   BK_TRY(check_tokens(r, ids, targets));
   BK_TRY(upload_begin(slot));
   if (ids) BK_TRY(upload_rows(r, &slot->ids, slot->host, ids));
@@ -466,7 +504,8 @@ bk_status bk_runner_forward(bk_runner *r, int slot_index, const int32_t *ids, co
   return bk_graph_run(&slot->graphs[walk], bk_runner_may_graph(r), run_forward, &(pass){r, slot});
 }
 
-bk_status bk_runner_evaluate(bk_runner *r, int slot_index, const int32_t *ids, const int32_t *targets) {
+bk_status bk_runner_evaluate(bk_runner *r, int slot_index, const int32_t *ids,
+                             const int32_t *targets) {
   r->loss_only = true;
   bk_status status = bk_runner_forward(r, slot_index, ids, targets);
   r->loss_only = false;
@@ -478,9 +517,11 @@ bk_status bk_runner_backward(bk_runner *r, int slot_index) {
   BK_TRY(check_run(r, slot_index, false));
   bk_slot *slot = &r->slots[slot_index];
   if (!r->options.backward || (bk_runner_has_head(r) && !slot->has_loss)) {
-    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: backward needs a runner made for it and a forward with targets");
+    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT,
+                   "runner: backward needs a runner made for it and a forward with targets");
   }
-  return bk_graph_run(&slot->graphs[BK_WALK_BACKWARD], bk_runner_may_graph(r), run_backward, &(pass){r, slot});
+  return bk_graph_run(&slot->graphs[BK_WALK_BACKWARD], bk_runner_may_graph(r), run_backward,
+                      &(pass){r, slot});
 }
 
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
@@ -488,14 +529,16 @@ bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
   bk_slot *slot = &r->slots[0];
   bk_stream *stream = r->model->stream;
   if (past < 0 || past + r->options.seq_len > r->options.cache_len) {
-    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: %lld tokens after %lld do not fit a cache of %lld positions",
+    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT,
+                   "runner: %lld tokens after %lld do not fit a cache of %lld positions",
                    (long long)r->options.seq_len, (long long)past, (long long)r->options.cache_len);
   }
   BK_TRY(check_tokens(r, ids, NULL));
   BK_TRY(upload_begin(slot));
   BK_TRY(upload_rows(r, &slot->ids, slot->host, ids));
   r->past_host = (int32_t)past;
-  BK_TRY(stream->ops->upload(stream, (bk_place){r->past.buffer, r->past.offset}, &r->past_host, sizeof r->past_host));
+  BK_TRY(stream->ops->upload(stream, (bk_place){r->past.buffer, r->past.offset}, &r->past_host,
+                             sizeof r->past_host));
   BK_TRY(upload_end(r, slot));
   return bk_walk_forward(r, slot, true, false);
 }
@@ -512,9 +555,11 @@ int64_t bk_runner_tokens(const bk_runner *r) { return r->tokens; }
 bk_stream *bk_runner_stream(const bk_runner *r) { return r->model->stream; }
 int bk_runner_n_moe(const bk_runner *r) { return r->model->parts->n_moe; }
 
-bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *pre, bk_tensor *post, bk_tensor *comb) {
+bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *pre,
+                         bk_tensor *post, bk_tensor *comb) {
   if (slot < 0 || slot >= r->options.slots || sublayer < 0 || sublayer >= r->n) {
-    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no sublayer %d in slot %d", sublayer, slot);
+    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no sublayer %d in slot %d", sublayer,
+                   slot);
   }
   const bk_mix_acts *a = &r->slots[slot].mix[sublayer];
   *pre = a->pre;
@@ -523,14 +568,17 @@ bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *
   return BK_OK;
 }
 
-bk_status bk_runner_routing(const bk_runner *r, int slot, int moe_layer, bk_tensor *scores, bk_tensor *index) {
+bk_status bk_runner_routing(const bk_runner *r, int slot, int moe_layer, bk_tensor *scores,
+                            bk_tensor *index) {
   for (int s = 0; s < r->n && slot >= 0 && slot < r->options.slots; s++) {
-    if (r->model->sublayers[s].ops != &bk_moe_ops || r->model->sublayers[s].moe_layer != moe_layer) continue;
+    if (r->model->sublayers[s].ops != &bk_moe_ops || r->model->sublayers[s].moe_layer != moe_layer)
+      continue;
     *scores = r->slots[slot].f[s].moe.scores;
     *index = r->slots[slot].f[s].moe.index;
     return BK_OK;
   }
-  return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no mixture-of-experts layer %d in slot %d", moe_layer, slot);
+  return bk_fail(r->model->ctx, BK_ERR_ARGUMENT,
+                 "runner: no mixture-of-experts layer %d in slot %d", moe_layer, slot);
 }
 
 bk_tensor bk_runner_input(const bk_runner *r, int slot) { return r->slots[slot].mix[0].x; }

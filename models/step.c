@@ -1,4 +1,5 @@
-/* The step block and the optimiser: see runner.h and op.h. Everything is enqueued on the model's stream; only bk_step_end waits. */
+/* The step block and the optimiser: see runner.h and op.h. Everything is enqueued on the model's
+ * stream; only bk_step_end waits. */
 #include "models/model_priv.h"
 #include "models/profile.h"
 
@@ -17,11 +18,13 @@ static double get(const bk_model *m, int slot) {
 static bk_status zero_loads(bk_model *m) {
   const bk_tensor *load = &m->parts->load;
   if (!bk_tensor_present(load)) return BK_OK;
-  return m->stream->ops->fill(m->stream, (bk_place){load->buffer, load->offset}, 0, bk_tensor_bytes(load));
+  return m->stream->ops->fill(m->stream, (bk_place){load->buffer, load->offset}, 0,
+                              bk_tensor_bytes(load));
 }
 
 bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
-  if (m->options.plan_only) return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
+  if (m->options.plan_only)
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
   BK_TRY(m->stream->ops->sync(m->stream)); /* the staging of an earlier step that was never ended */
   if (m->profile) BK_TRY(bk_profile_step_begin(m->profile));
   for (int i = 0; i < BK_STEP_SLOTS; i++) put(m, i, 0.0);
@@ -40,18 +43,22 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
   bk_place place = {m->step.buffer, m->step.offset};
   if (m->profile) BK_TRY(bk_profile_step_close(m->profile));
-  BK_TRY(m->stream->ops->download(m->stream, &m->parts->step_host, place, bk_tensor_bytes(&m->step)));
+  BK_TRY(
+      m->stream->ops->download(m->stream, &m->parts->step_host, place, bk_tensor_bytes(&m->step)));
   BK_TRY(m->stream->ops->sync(m->stream));
   if (m->profile) BK_TRY(bk_profile_step_read(m->profile));
   double loss = get(m, BK_STEP_LOSS);
-  *results = (bk_step_results){.loss_sum = loss, .grad_norm = get(m, BK_STEP_NORM), .clip = get(m, BK_STEP_CLIP),
+  *results = (bk_step_results){.loss_sum = loss,
+                               .grad_norm = get(m, BK_STEP_NORM),
+                               .clip = get(m, BK_STEP_CLIP),
                                .finite = get(m, BK_STEP_FINITE) != 0.0 && isfinite(loss)};
   return BK_OK;
 }
 
 /* ---- the optimiser ---- */
-/* Neighbouring blocks as one flat tensor of each part, where they lie at the same distances in all of them (reserve_blocks in params.c);
- * the gaps between them are zero in every part and stay so. A model in fp32 has two spans, whatever its size. */
+/* Neighbouring blocks as one flat tensor of each part, where they lie at the same distances in
+ * all of them (reserve_blocks in params.c); the gaps between them are zero in every part and
+ * stay so. A model in fp32 has two spans, whatever its size. */
 typedef struct span {
   bk_tensor grad, p, master, m, v;
   bool decay;
@@ -72,18 +79,23 @@ static bk_tensor flat(bk_tensor t) {
   return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)}) : t;
 }
 
-/* Elements from the beginning of `first` to that of `next`, or -1 where there is no such distance. */
+/* Elements from the beginning of `first` to that of `next`, or -1 where there is no such
+ * distance. */
 static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
   size_t size = bk_dtype_size(first->dtype);
-  if (first->buffer != next->buffer || first->dtype != next->dtype || next->offset < first->offset) return -1;
-  return (next->offset - first->offset) % size ? -1 : (int64_t)((next->offset - first->offset) / size);
+  if (first->buffer != next->buffer || first->dtype != next->dtype || next->offset < first->offset)
+    return -1;
+  return (next->offset - first->offset) % size ? -1
+                                               : (int64_t)((next->offset - first->offset) / size);
 }
 
 static bool span_extend(span *s, const span *next) {
   bk_tensor *have[] = {&s->grad, &s->p, &s->master, &s->m, &s->v};
   const bk_tensor *more[] = {&next->grad, &next->p, &next->master, &next->m, &next->v};
   int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
-  if (s->group != next->group || gap < 0 || (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN) return false;
+  if (s->group != next->group || gap < 0 ||
+      (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN)
+    return false;
   for (size_t i = 0; i < BK_COUNT(have); i++)
     if (bk_tensor_present(have[i]) && distance(have[i], more[i]) != apart) return false;
   for (size_t i = 0; i < BK_COUNT(have); i++)
@@ -97,8 +109,10 @@ static void find_spans(bk_optimizer *o) {
     for (int i = 0; i < m->n_blocks; i++) {
       const bk_param_block *b = &m->blocks[i];
       if (!b->trainable || bk_param_block_group(m, b) != group) continue;
-      span next = {flat(b->grad), flat(b->weight), flat(b->master), flat(b->m), flat(b->v), b->decay, group};
-      if (o->n_spans == 0 || !span_extend(&o->spans[o->n_spans - 1], &next)) o->spans[o->n_spans++] = next;
+      span next = {
+          flat(b->grad), flat(b->weight), flat(b->master), flat(b->m), flat(b->v), b->decay, group};
+      if (o->n_spans == 0 || !span_extend(&o->spans[o->n_spans - 1], &next))
+        o->spans[o->n_spans++] = next;
     }
 }
 
@@ -112,9 +126,18 @@ static bk_status norm_and_clip(bk_optimizer *o) {
 static bk_status update(bk_optimizer *o) {
   for (int i = 0; i < o->n_spans; i++) {
     const span *s = &o->spans[i];
-    BK_TRY(bk_exec_call(&o->exec, BK_OP_ADAMW, &(bk_adamw_args){
-        .grad = s->grad, .step = o->model->step, .p = s->p, .master = s->master, .m = s->m, .v = s->v, .beta1 = o->options.beta1,
-        .beta2 = o->options.beta2, .eps = o->options.eps, .weight_decay = s->decay ? o->options.weight_decay : 0.0}));
+    BK_TRY(
+        bk_exec_call(&o->exec, BK_OP_ADAMW,
+                     &(bk_adamw_args){.grad = s->grad,
+                                      .step = o->model->step,
+                                      .p = s->p,
+                                      .master = s->master,
+                                      .m = s->m,
+                                      .v = s->v,
+                                      .beta1 = o->options.beta1,
+                                      .beta2 = o->options.beta2,
+                                      .eps = o->options.eps,
+                                      .weight_decay = s->decay ? o->options.weight_decay : 0.0}));
   }
   return BK_OK;
 }
@@ -124,7 +147,8 @@ static bk_status balance(bk_optimizer *o) {
   for (int i = 0; i < bk_model_n_sublayers(m); i++) {
     const bk_sublayer *s = &m->sublayers[i];
     if (s->moe_layer < 0) continue;
-    BK_TRY(bk_exec_call(&o->exec, BK_OP_BALANCE, &(bk_balance_args){s->moe.load, m->step, s->moe.bias->weight}));
+    BK_TRY(bk_exec_call(&o->exec, BK_OP_BALANCE,
+                        &(bk_balance_args){s->moe.load, m->step, s->moe.bias->weight}));
   }
   return BK_OK;
 }
@@ -150,8 +174,10 @@ static bk_status optimizer_fill(bk_optimizer *o) {
   return bk_exec_commit(&o->exec);
 }
 
-bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options, bk_optimizer **optimizer) {
-  if (!model->options.trainable) return bk_fail(model->ctx, BK_ERR_ARGUMENT, "an optimiser needs a trainable model");
+bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options,
+                              bk_optimizer **optimizer) {
+  if (!model->options.trainable)
+    return bk_fail(model->ctx, BK_ERR_ARGUMENT, "an optimiser needs a trainable model");
   bk_optimizer *o = bk_alloc(model->ctx, sizeof *o);
   if (!o) return BK_ERR_MEMORY;
   o->model = model;
@@ -176,9 +202,12 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   bk_free(ctx, o);
 }
 
-size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) { return bk_exec_bytes(&o->exec, c); }
+size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) {
+  return bk_exec_bytes(&o->exec, c);
+}
 
 bk_status bk_optimizer_step(bk_optimizer *o) {
-  if (o->model->options.plan_only) return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
+  if (o->model->options.plan_only)
+    return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
   return bk_graph_run(&o->graph, bk_model_may_graph(o->model), run, o);
 }

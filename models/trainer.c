@@ -17,17 +17,20 @@ struct bk_evaluator {
   int32_t *ids, *targets; /* [batch * seq_len] */
 };
 
-bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len, bk_evaluator **evaluator) {
+bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len,
+                              bk_evaluator **evaluator) {
   bk_context *ctx = model->ctx;
   if (batch < 1 || seq_len < 1 || seq_len > INT32_MAX / batch)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "evaluator: %lld sequences of %lld tokens", (long long)batch, (long long)seq_len);
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "evaluator: %lld sequences of %lld tokens",
+                   (long long)batch, (long long)seq_len);
   bk_evaluator *e = bk_alloc(ctx, sizeof *e);
   if (!e) return BK_ERR_MEMORY;
   *e = (bk_evaluator){.model = model, .batch = batch, .seq_len = seq_len};
   e->ids = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->ids);
   e->targets = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->targets);
   bk_runner_options options = {.batch = batch, .seq_len = seq_len, .slots = 1};
-  bk_status status = e->ids && e->targets ? bk_runner_create(model, &options, &e->runner) : BK_ERR_MEMORY;
+  bk_status status =
+      e->ids && e->targets ? bk_runner_create(model, &options, &e->runner) : BK_ERR_MEMORY;
   if (status == BK_OK) *evaluator = e;
   else bk_evaluator_destroy(e);
   return status;
@@ -42,11 +45,14 @@ void bk_evaluator_destroy(bk_evaluator *e) {
   bk_free(ctx, e);
 }
 
-size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) { return bk_runner_bytes(e->runner, c); }
+size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) {
+  return bk_runner_bytes(e->runner, c);
+}
 
-/* Losses of windows on any runner of the model: an evaluator's own, or the one that trains, whose activations are free between
- * two steps. ids, targets: one batch. */
-static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row, int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
+/* Losses of windows on any runner of the model: an evaluator's own, or the one that trains,
+ * whose activations are free between two steps. ids, targets: one batch. */
+static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row,
+                          int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
                           int64_t max_tokens, bk_eval_result *result) {
   int64_t windows = bk_dataset_eval_windows(data, row);
   bk_eval_result sum = {0};
@@ -69,8 +75,10 @@ static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int
   return BK_OK;
 }
 
-bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens, bk_eval_result *result) {
-  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, max_tokens, result);
+bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens,
+                           bk_eval_result *result) {
+  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, max_tokens,
+                  result);
 }
 
 /* ---- training ---- */
@@ -84,23 +92,26 @@ struct bk_trainer {
   bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
   bk_watch watch;
-  bk_refusal refusal; /* row.step 0: the last step was taken */
+  bk_refusal refusal;          /* row.step 0: the last step was taken */
   int64_t step, tokens, micro; /* done: steps, training tokens */
-  int32_t *ids, *targets; /* one micro-batch */
-  int32_t *load;          /* [experts] */
-  double *load_share;     /* [MoE layers][experts] */
+  int32_t *ids, *targets;      /* one micro-batch */
+  int32_t *load;               /* [experts] */
+  double *load_share;          /* [MoE layers][experts] */
 };
 
 /* The host copy of the maps whose gain is measured; plain and ihc have none. */
 static size_t map_bytes(const bk_trainer *t) {
   const bk_model_config *c = &t->model->config;
   if (t->recipe.gain_every <= 0 || c->residual == BK_HC_PLAIN || c->residual == BK_HC_IHC) return 0;
-  return (size_t)(bk_runner_n_sublayers(t->runner) * t->micro * t->recipe.seq_len * c->hc_mult * c->hc_mult) * sizeof(double);
+  return (size_t)(bk_runner_n_sublayers(t->runner) * t->micro * t->recipe.seq_len * c->hc_mult *
+                  c->hc_mult) *
+         sizeof(double);
 }
 
 static bk_status make_buffers(bk_trainer *t) {
   bk_context *ctx = t->model->ctx;
-  size_t tokens = (size_t)(t->micro * t->recipe.seq_len), experts = (size_t)t->model->config.n_routed_experts;
+  size_t tokens = (size_t)(t->micro * t->recipe.seq_len),
+         experts = (size_t)t->model->config.n_routed_experts;
   size_t layers = (size_t)bk_runner_n_moe(t->runner);
   t->ids = bk_alloc_array(ctx, tokens, sizeof *t->ids);
   t->targets = bk_alloc_array(ctx, tokens, sizeof *t->targets);
@@ -111,30 +122,40 @@ static bk_status make_buffers(bk_trainer *t) {
 
 static bk_status build(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
-  bk_runner_options runner = {.batch = t->micro, .seq_len = r->seq_len, .slots = 1, .backward = true, .hc_recompute = r->hc_recompute,
+  bk_runner_options runner = {.batch = t->micro,
+                              .seq_len = r->seq_len,
+                              .slots = 1,
+                              .backward = true,
+                              .hc_recompute = r->hc_recompute,
                               .merge_stream = r->merge_stream};
   BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
   bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
   BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
   if (r->gain_every > 0) {
-    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner), (int)bk_model_streams(t->model), &t->gain));
-    if (map_bytes(t) && !t->model->options.plan_only) BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
+    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner),
+                          (int)bk_model_streams(t->model), &t->gain));
+    if (map_bytes(t) && !t->model->options.plan_only)
+      BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
   }
   return make_buffers(t);
 }
 
-static bk_status check_use(const bk_model *model, const bk_train_config *recipe, const bk_dataset *train) {
+static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
+                           const bk_dataset *train) {
   int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
-  if (!model->options.trainable || model->options.begin != 0 || model->options.end != 2 * model->config.num_hidden_layers)
+  if (!model->options.trainable || model->options.begin != 0 ||
+      model->options.end != 2 * model->config.num_hidden_layers)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: the model must be trainable and whole");
   if (micro < 1 || recipe->batch_size < 1 || recipe->batch_size % micro != 0)
-    return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: batch_size %lld is not a multiple of micro_batch_size %lld", (long long)recipe->batch_size,
-                   (long long)micro);
+    return bk_fail(model->ctx, BK_ERR_ARGUMENT,
+                   "trainer: batch_size %lld is not a multiple of micro_batch_size %lld",
+                   (long long)recipe->batch_size, (long long)micro);
   if (!train && model->options.plan_only) return BK_OK;
   return bk_dataset_check_seq_len(model->ctx, train, recipe->seq_len);
 }
 
-bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train, const bk_dataset *val, bk_trainer **trainer) {
+bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train,
+                            const bk_dataset *val, bk_trainer **trainer) {
   BK_TRY(check_use(model, recipe, train));
   bk_trainer *t = bk_alloc(model->ctx, sizeof *t);
   if (!t) return BK_ERR_MEMORY;
@@ -165,7 +186,8 @@ static size_t staging_bytes(const bk_trainer *t) {
 }
 
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + bk_optimizer_bytes(t->optimizer, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
+  return bk_runner_bytes(t->runner, c) + bk_optimizer_bytes(t->optimizer, c) +
+         (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
 void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
@@ -176,13 +198,17 @@ void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
 int64_t bk_trainer_step_done(const bk_trainer *t) { return t->step; }
 int64_t bk_trainer_tokens_done(const bk_trainer *t) { return t->tokens; }
 const bk_gain *bk_trainer_gain(const bk_trainer *t) { return t->gain_fresh ? t->gain : NULL; }
-const bk_refusal *bk_trainer_refusal(const bk_trainer *t) { return t->refusal.row.step ? &t->refusal : NULL; }
+const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
+  return t->refusal.row.step ? &t->refusal : NULL;
+}
 
 static void read_sequences(const bk_trainer *t, int64_t first) {
   const bk_train_config *r = &t->recipe;
-  int64_t done = t->tokens / r->seq_len; /* sequences; not step x batch_size: a resumed run may have another batch size */
+  /* sequences; not step x batch_size: a resumed run may have another batch size */
+  int64_t done = t->tokens / r->seq_len;
   for (int64_t b = 0; b < t->micro; b++)
-    bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b, t->ids + b * r->seq_len, t->targets + b * r->seq_len);
+    bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b,
+                              t->ids + b * r->seq_len, t->targets + b * r->seq_len);
 }
 
 /* All micro-batches of step t->step + 1: gradients summed in the model. */
@@ -198,7 +224,9 @@ static bk_status run_micro_batches(bk_trainer *t) {
 /* Bias corrections that do not lose digits for small t. */
 static double bias_correction(double beta, int64_t t) { return -expm1((double)t * log(beta)); }
 
-static bool due(int64_t step, int64_t every, int64_t steps) { return every > 0 && (step % every == 0 || step == steps); }
+static bool due(int64_t step, int64_t every, int64_t steps) {
+  return every > 0 && (step % every == 0 || step == steps);
+}
 
 static bk_status read_loads(bk_trainer *t) {
   int64_t experts = t->model->config.n_routed_experts;
@@ -207,7 +235,8 @@ static bk_status read_loads(bk_trainer *t) {
     BK_TRY(bk_tensor_download(t->model->stream, &load, t->load));
     double sum = 0;
     for (int64_t e = 0; e < experts; e++) sum += t->load[e];
-    for (int64_t e = 0; e < experts; e++) t->load_share[l * experts + e] = sum > 0 ? t->load[e] / sum : 0;
+    for (int64_t e = 0; e < experts; e++)
+      t->load_share[l * experts + e] = sum > 0 ? t->load[e] / sum : 0;
   }
   return BK_OK;
 }
@@ -221,7 +250,8 @@ static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   row->has_gain = t->gain_fresh = true;
   row->gain_forward = t->gain->total_forward;
   row->gain_backward = t->gain->total_backward;
-  bk_watch_gain(t->model->ctx, &t->watch, row->step, row->gain_forward, row->gain_backward, t->recipe.gain_limit);
+  bk_watch_gain(t->model->ctx, &t->watch, row->step, row->gain_forward, row->gain_backward,
+                t->recipe.gain_limit);
   return BK_OK;
 }
 
@@ -229,7 +259,8 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   if (!t->val || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
   bk_eval_result result;
   bk_profile_pause(t->model->profile, true);
-  bk_status status = evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets, t->val, t->recipe.eval_tokens, &result);
+  bk_status status = evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets,
+                              t->val, t->recipe.eval_tokens, &result);
   bk_profile_pause(t->model->profile, false);
   BK_TRY(status);
   row->has_val = true;
@@ -237,7 +268,8 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   return BK_OK;
 }
 
-/* The step again with a look at every tensor. The passes are the same, bit for bit, so the fault comes again. */
+/* The step again with a look at every tensor. The passes are the same, bit for bit, so the fault
+ * comes again. */
 static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
@@ -248,10 +280,12 @@ static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_susp
     status = bk_watch_pass(t->runner, t->ids, t->targets, suspect);
     size_t used = strlen(suspect->what);
     if (suspect->found && t->micro < t->recipe.batch_size)
-      snprintf(suspect->what + used, sizeof suspect->what - used, " in micro-batch %lld", (long long)(first / t->micro + 1));
+      snprintf(suspect->what + used, sizeof suspect->what - used, " in micro-batch %lld",
+               (long long)(first / t->micro + 1));
   }
   BK_TRY(bk_step_end(t->model, &unused));
-  if (status == BK_OK && !isfinite(t->refusal.row.grad_norm)) return bk_watch_largest_gradient(t->model, suspect);
+  if (status == BK_OK && !isfinite(t->refusal.row.grad_norm))
+    return bk_watch_largest_gradient(t->model, suspect);
   return status == BK_ERR_NOT_FINITE ? BK_OK : status;
 }
 
@@ -263,21 +297,29 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
   bk_status searched = find_cause(t, values, &suspect);
   bk_profile_pause(t->model->profile, false);
   if (searched != BK_OK) snprintf(suspect.what, sizeof suspect.what, "unknown, the search failed");
-  else if (!suspect.found) snprintf(suspect.what, sizeof suspect.what, "nothing, when the step was done again: a fault of the machine?");
+  else if (!suspect.found)
+    snprintf(suspect.what, sizeof suspect.what,
+             "nothing, when the step was done again: a fault of the machine?");
   t->refusal.again = suspect.found;
   t->refusal.in_forward = suspect.found && suspect.in_forward;
   snprintf(t->refusal.first, sizeof t->refusal.first, "%s", suspect.what);
   return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE,
-                 "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights are as they were before the step",
-                 (long long)row->step, bk_unsigned_nan(row->loss), bk_unsigned_nan(row->grad_norm), suspect.what);
+                 "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights "
+                 "are as they were before the step",
+                 (long long)row->step, bk_unsigned_nan(row->loss), bk_unsigned_nan(row->grad_norm),
+                 suspect.what);
 }
 
 bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   const bk_train_config *r = &t->recipe;
   double begin = bk_context_seconds(t->model->ctx), tokens = (double)(r->batch_size * r->seq_len);
   int64_t step = t->step + 1;
-  bk_step_values values = {.lr = bk_learning_rate(r, step), .bc1 = bias_correction(r->adam_beta1, step), .bc2 = bias_correction(r->adam_beta2, step),
-                           .max_norm = r->grad_clip, .loss_scale = 1 / tokens, .balance_rate = r->router_bias_lr};
+  bk_step_values values = {.lr = bk_learning_rate(r, step),
+                           .bc1 = bias_correction(r->adam_beta1, step),
+                           .bc2 = bias_correction(r->adam_beta2, step),
+                           .max_norm = r->grad_clip,
+                           .loss_scale = 1 / tokens,
+                           .balance_rate = r->router_bias_lr};
   bk_step_results results;
   t->refusal.row.step = 0;
   BK_TRY(bk_step_begin(t->model, &values));
@@ -285,8 +327,13 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   BK_TRY(run_micro_batches(t));
   BK_TRY(bk_optimizer_step(t->optimizer));
   BK_TRY(bk_step_end(t->model, &results));
-  bk_metrics_row made = {.step = step, .tokens = t->tokens + r->batch_size * r->seq_len, .loss = results.loss_sum / tokens, .lr = values.lr,
-                         .grad_norm = results.grad_norm, .n_layers = bk_runner_n_moe(t->runner), .n_experts = (int)t->model->config.n_routed_experts,
+  bk_metrics_row made = {.step = step,
+                         .tokens = t->tokens + r->batch_size * r->seq_len,
+                         .loss = results.loss_sum / tokens,
+                         .lr = values.lr,
+                         .grad_norm = results.grad_norm,
+                         .n_layers = bk_runner_n_moe(t->runner),
+                         .n_experts = (int)t->model->config.n_routed_experts,
                          .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
   if (!results.finite) return refuse(t, &made, &values);

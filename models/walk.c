@@ -1,5 +1,6 @@
-/* The walker: runs a model's flat list of sublayers forward and backward, and the two ends. It owns the residual connections:
- * mix -> F -> merge, merge_mix between neighbours; backward is the mirror. */
+/* The walker: runs a model's flat list of sublayers forward and backward, and the two ends. It
+ * owns the residual connections: mix -> F -> merge, merge_mix between neighbours; backward is
+ * the mirror. */
 #include "models/profile.h"
 #include "models/runner_priv.h"
 
@@ -15,7 +16,8 @@ static bk_status walk_embed(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_tensor x = slot->mix[0].x, y = bk_runner_plain(r) ? x : r->embedding;
   bk_exec_begin(ex, &r->embed, BK_PHASE_EMBED, -1);
-  BK_TRY(bk_exec_call(ex, BK_OP_EMBED, &(bk_embed_args){slot->ids, r->model->parts->embed->weight, y}));
+  BK_TRY(bk_exec_call(ex, BK_OP_EMBED,
+                      &(bk_embed_args){slot->ids, r->model->parts->embed->weight, y}));
   if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x}));
   return seen(r, slot, BK_STAGE_EMBED, -1);
 }
@@ -24,7 +26,8 @@ static bk_status walk_head_norm(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_exec_begin(ex, &r->head_norm, BK_PHASE_HEAD, -1);
   if (bk_runner_sums(r)) {
-    BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));
+    BK_TRY(
+        bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));
   }
   return bk_connection_mix(ex, &r->model->parts->head, &slot->head.mix);
 }
@@ -34,21 +37,27 @@ static bk_status walk_piece_loss(bk_runner *r, bk_slot *slot, int64_t first, bk_
   bk_exec *ex = &r->exec;
   bk_param_block *w = r->model->parts->lm_head;
   int64_t rows = logits.shape[0];
-  bool backward = r->options.backward; /* of the prepared calls; a pass that wants the loss alone stops short of the products */
+  /* of the prepared calls; a pass that wants the loss alone stops short of the products */
+  bool backward = r->options.backward;
   bk_tensor dlogits = backward ? bk_tensor_slice(r->dpiece, 0, 0, rows) : (bk_tensor){0};
-  bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST], BK_PHASE_LOSS, -1);
-  BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY, &(bk_cross_entropy_args){
-      logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
-      bk_tensor_slice(r->row_losses, 0, first, rows), dlogits}));
+  bk_exec_begin(ex, &r->piece_loss[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST],
+                BK_PHASE_LOSS, -1);
+  BK_TRY(bk_exec_call(ex, BK_OP_CROSS_ENTROPY,
+                      &(bk_cross_entropy_args){
+                          logits, bk_tensor_slice(slot->targets, 0, first, rows), r->model->step,
+                          bk_tensor_slice(r->row_losses, 0, first, rows), dlogits}));
   if (!backward || r->loss_only) return BK_OK;
   BK_TRY(bk_linear_dgrad(ex, dlogits, w, bk_tensor_slice(slot->head.dh, 0, first, rows), false));
   return bk_linear_wgrad(ex, dlogits, bk_tensor_slice(slot->head.mix.h, 0, first, rows), w);
 }
 
-static bk_status walk_piece(bk_runner *r, bk_slot *slot, int64_t first, int64_t rows, bool with_loss) {
+static bk_status walk_piece(bk_runner *r, bk_slot *slot, int64_t first, int64_t rows,
+                            bool with_loss) {
   bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
-  bk_tensor logits = r->options.keep_logits ? bk_tensor_slice(r->logits, 0, first, rows) : bk_tensor_slice(r->piece, 0, 0, rows);
-  bk_exec_begin(&r->exec, &r->piece_logits[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST], BK_PHASE_HEAD, -1);
+  bk_tensor logits = r->options.keep_logits ? bk_tensor_slice(r->logits, 0, first, rows)
+                                            : bk_tensor_slice(r->piece, 0, 0, rows);
+  bk_exec_begin(&r->exec, &r->piece_logits[rows == r->piece_rows ? BK_PIECE_FULL : BK_PIECE_REST],
+                BK_PHASE_HEAD, -1);
   BK_TRY(bk_linear(&r->exec, h, r->model->parts->lm_head, logits));
   return with_loss ? walk_piece_loss(r, slot, first, logits) : BK_OK;
 }
@@ -57,13 +66,15 @@ static bk_status walk_head(bk_runner *r, bk_slot *slot, bool with_loss) {
   int64_t N = r->tokens, P = r->piece_rows;
   BK_TRY(walk_head_norm(r, slot));
   for (int64_t first = 0; first < N; first += P) {
-    if (r->exec.preparing && first > 0 && N - first >= P) continue; /* one piece of each size is enough */
+    /* one piece of each size is enough */
+    if (r->exec.preparing && first > 0 && N - first >= P) continue;
     BK_TRY(walk_piece(r, slot, first, N - first < P ? N - first : P, with_loss));
   }
   if (!with_loss) return BK_OK;
   BK_TRY(seen(r, slot, BK_STAGE_HEAD, -1));
   bk_exec_begin(&r->exec, &r->loss_sum, BK_PHASE_LOSS, -1);
-  return bk_exec_call(&r->exec, BK_OP_SUM, &(bk_sum_args){r->row_losses, bk_step_slot(r->model, BK_STEP_LOSS), true});
+  return bk_exec_call(&r->exec, BK_OP_SUM,
+                      &(bk_sum_args){r->row_losses, bk_step_slot(r->model, BK_STEP_LOSS), true});
 }
 
 /* ---- sublayers, forward ---- */
@@ -74,8 +85,10 @@ static bk_status walk_merge(bk_runner *r, bk_slot *slot, int s) {
   const bk_mix_acts *a = &slot->mix[s];
   bk_exec_begin(ex, &r->calls[s].merge, BK_PHASE_MERGE, s);
   BK_TRY(bk_runner_fork(r, s));
-  bk_status status = s + 1 == r->n ? bk_connection_merge(ex, c, a, slot->last)
-                                   : bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
+  bk_status status =
+      s + 1 == r->n
+          ? bk_connection_merge(ex, c, a, slot->last)
+          : bk_connection_merge_mix(ex, c, a, &sublayer(r, s + 1)->connection, &slot->mix[s + 1]);
   return bk_runner_join(r, s, status);
 }
 
@@ -105,8 +118,8 @@ static bk_status walk_head_bwd(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bool sums = bk_runner_sums(r);
   bk_exec_begin(ex, &r->head_bwd, BK_PHASE_HEAD_BWD, -1);
-  BK_TRY(bk_connection_mix_bwd(ex, &r->model->parts->head, &slot->head.mix, &r->head_grads, slot->head.dh,
-                               sums ? r->head_row : r->D, false));
+  BK_TRY(bk_connection_mix_bwd(ex, &r->model->parts->head, &slot->head.mix, &r->head_grads,
+                               slot->head.dh, sums ? r->head_row : r->D, false));
   if (sums) BK_TRY(bk_exec_call(ex, BK_OP_HC_EXPAND, &(bk_hc_expand_args){r->head_row, r->D}));
   return seen(r, slot, BK_STAGE_HEAD_BWD, -1);
 }
@@ -115,8 +128,10 @@ static bk_status walk_embed_bwd(bk_runner *r, bk_slot *slot) {
   bk_exec *ex = &r->exec;
   bk_tensor dy = bk_runner_plain(r) ? r->D : r->embedding;
   bk_exec_begin(ex, &r->embed_bwd, BK_PHASE_EMBED_BWD, -1);
-  if (!bk_runner_plain(r)) BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){r->D, dy}));
-  BK_TRY(bk_exec_call(ex, BK_OP_EMBED_BWD, &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad}));
+  if (!bk_runner_plain(r))
+    BK_TRY(bk_exec_call(ex, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){r->D, dy}));
+  BK_TRY(bk_exec_call(ex, BK_OP_EMBED_BWD,
+                      &(bk_embed_bwd_args){slot->ids, dy, r->model->parts->embed->grad}));
   return seen(r, slot, BK_STAGE_EMBED_BWD, -1);
 }
 
@@ -127,11 +142,13 @@ static bk_status walk_rebuild_some(bk_runner *r, bk_slot *slot, int first, int c
   return bk_connection_rebuild(&r->exec, c, &slot->mix[first], count);
 }
 
-/* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the maps. A block of more sublayers than one
- * call takes: the next call begins with the last of the call before, whose x is there by then. */
+/* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and
+ * the maps. A block of more sublayers than one call takes: the next call begins with the last of
+ * the call before, whose x is there by then. */
 static bk_status walk_rebuild(bk_runner *r, bk_slot *slot, int s) {
   int first = s - s % (int)r->block;
-  for (; s - first >= BK_HC_REBUILD_MAX; first += BK_HC_REBUILD_MAX - 1) BK_TRY(walk_rebuild_some(r, slot, first, BK_HC_REBUILD_MAX));
+  for (; s - first >= BK_HC_REBUILD_MAX; first += BK_HC_REBUILD_MAX - 1)
+    BK_TRY(walk_rebuild_some(r, slot, first, BK_HC_REBUILD_MAX));
   return walk_rebuild_some(r, slot, first, s - first + 1);
 }
 
@@ -140,7 +157,8 @@ static bool block_begins(const bk_runner *r, int s) { return r->block && s % r->
 static bk_status walk_merge_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec_begin(&r->exec, &r->calls[s].merge_bwd, BK_PHASE_MERGE_BWD, s);
   BK_TRY(bk_runner_fork(r, s));
-  bk_status status = bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s], &r->grads[s & 1], r->D, r->df);
+  bk_status status = bk_connection_merge_bwd(&r->exec, &sublayer(r, s)->connection, &slot->mix[s],
+                                             &r->grads[s & 1], r->D, r->df);
   return bk_runner_join(r, s, status);
 }
 
@@ -149,10 +167,12 @@ static bk_status walk_mix_bwd(bk_runner *r, bk_slot *slot, int s) {
   bk_exec *ex = &r->exec;
   const bk_connection *c = &sublayer(r, s)->connection;
   bk_exec_begin(ex, &r->calls[s].mix_bwd, BK_PHASE_MIX_BWD, s);
-  if (s == 0) return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
+  if (s == 0)
+    return bk_connection_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], r->dh, r->D, true);
   BK_TRY(bk_runner_fork(r, s - 1));
-  bk_status status = bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1], &r->grads[(s - 1) & 1],
-                                                 r->dh, r->D, r->df);
+  bk_status status =
+      bk_connection_merge_mix_bwd(ex, c, &slot->mix[s], &r->grads[s & 1], &slot->mix[s - 1],
+                                  &r->grads[(s - 1) & 1], r->dh, r->D, r->df);
   return bk_runner_join(r, s - 1, status);
 }
 

@@ -20,16 +20,22 @@ bool bk_watch_norm(bk_context *ctx, bk_watch *w, int64_t step, double norm, doub
   w->norms[w->seen++ % BK_WATCH_WINDOW] = norm;
   if (!warns) return false;
   w->norm_warned = true;
-  bk_warn(ctx, "step %lld: the gradient norm %.4g is %.3g times the median of the last %d steps, %.4g; later spikes of it are not reported",
+  bk_warn(ctx,
+          "step %lld: the gradient norm %.4g is %.3g times the median of the last %d steps, %.4g; "
+          "later spikes of it are not reported",
           (long long)step, norm, norm / usual, BK_WATCH_WINDOW, usual);
   return true;
 }
 
-bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward, double limit) {
+bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward,
+                   double limit) {
   double largest = !(forward <= backward) ? forward : backward;
   if (limit <= 0 || w->gain_warned || largest <= limit) return false;
   w->gain_warned = true;
-  bk_warn(ctx, "step %lld: the composite gain of the residual connections is %.4g forward and %.4g backward, gain_limit is %.4g: the streams are amplified; "
-          "later steps are not reported", (long long)step, forward, backward, limit);
+  bk_warn(ctx,
+          "step %lld: the composite gain of the residual connections is %.4g forward and %.4g "
+          "backward, gain_limit is %.4g: the streams are amplified; "
+          "later steps are not reported",
+          (long long)step, forward, backward, limit);
   return true;
 }

@@ -2,8 +2,10 @@
  *
  * Spikes, from the numbers that a step reports anyway; each kind is warned about once in a run:
  *   gradient norm   above spike_factor x the median of the last 32 norms, once there are so many
- *   composite gain  forward or backward above gain_limit; a map that neither amplifies nor damps has 1
- * The first thing that is not finite, in the order in which a step makes things; only looked for after a step that failed. */
+ *   composite gain  forward or backward above gain_limit; a map that neither amplifies nor damps
+ *                   has 1
+ * The first thing that is not finite, in the order in which a step makes things; only looked for
+ * after a step that failed. */
 #ifndef BK_WATCH_H
 #define BK_WATCH_H
 
@@ -19,19 +21,24 @@ typedef struct bk_watch {
 
 /* factor, limit 0: off. True where it warned. */
 bool bk_watch_norm(bk_context *ctx, bk_watch *w, int64_t step, double norm, double factor);
-bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward, double limit);
+bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward,
+                   double limit);
 
 /* What a search found. */
 typedef struct bk_suspect {
   bool found;
-  bool in_forward;  /* among the weights and activations of the forward pass: the state itself is bad, not the step from it */
-  char what[192];   /* "the output of model.layers.3's attention"; empty if nothing was found */
+  /* among the weights and activations of the forward pass: the state itself is bad, not the step
+   * from it */
+  bool in_forward;
+  char what[192]; /* "the output of model.layers.3's attention"; empty if nothing was found */
 } bk_suspect;
 
-/* One micro-batch again, forward and backward, looking at every tensor on the way: first the weights that a stage reads, then what
- * it made. Between bk_step_begin and bk_step_end, gradients add up as ever. BK_OK where all is finite; BK_ERR_NOT_FINITE, not
- * logged, with *suspect filled; the pass ends there. */
-bk_status bk_watch_pass(bk_runner *runner, const int32_t *ids, const int32_t *targets, bk_suspect *suspect);
+/* One micro-batch again, forward and backward, looking at every tensor on the way: first the
+ * weights that a stage reads, then what it made. Between bk_step_begin and bk_step_end,
+ * gradients add up as ever. BK_OK where all is finite; BK_ERR_NOT_FINITE, not logged, with
+ * *suspect filled; the pass ends there. */
+bk_status bk_watch_pass(bk_runner *runner, const int32_t *ids, const int32_t *targets,
+                        bk_suspect *suspect);
 /* The gradient with the largest square sum: for a norm that overflows although no gradient does. */
 bk_status bk_watch_largest_gradient(bk_model *model, bk_suspect *suspect);
 /* The first stored weight, master or moment that is not finite: BK_ERR_NOT_FINITE, not logged. */

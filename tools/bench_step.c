@@ -1,6 +1,7 @@
-/* birkhoff bench step: tokens per second of a training step (forward, backward, optimiser) on made-up tokens, as a share of the measured
- * GEMM rate, and its memory; with --compare the same model with another residual connection, one step of each in turn, so that both
- * see the same machine, or with --apart one after the other, where two do not fit. */
+/* birkhoff bench step: tokens per second of a training step (forward, backward, optimiser) on
+ * made-up tokens, as a share of the measured GEMM rate, and its memory; with --compare the same
+ * model with another residual connection, one step of each in turn, so that both see the same
+ * machine, or with --apart one after the other, where two do not fit. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -24,7 +25,9 @@ typedef struct contender {
   double *times[PHASES]; /* [MAX_STEPS] */
   double median[PHASES];
   int steps;
-  double bytes_planned, bytes_used; /* by its arenas; by the device, or on a host by the context, from before to after the first steps */
+  /* by its arenas; by the device, or on a host by the context, from before to after the first
+   * steps */
+  double bytes_planned, bytes_used;
 } contender;
 
 typedef struct step_bench {
@@ -55,10 +58,14 @@ static bk_status parse_residual(cli_session *s, const char *text, int *kind) {
 static bk_status read_options(step_bench *b) {
   cli_session *s = b->s;
   const char *name = cli_value(&s->args, "model"), *compare = cli_value(&s->args, "compare");
-  if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE|DIR is needed");
+  if (!name)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --model PRESET|FILE|DIR is needed");
   b->apart = cli_given(&s->args, "apart");
-  if (b->apart && !compare) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --apart goes with --compare");
-  if (compare && cli_given(&s->args, "profile")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --profile slows a step down and does not go with --compare");
+  if (b->apart && !compare)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench step: --apart goes with --compare");
+  if (compare && cli_given(&s->args, "profile"))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "bench step: --profile slows a step down and does not go with --compare");
   BK_TRY(cli_dtype(s, &b->dtype));
   BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
   b->batch = b->recipe.micro_batch_size ? b->recipe.micro_batch_size : b->recipe.batch_size;
@@ -68,7 +75,9 @@ static bk_status read_options(step_bench *b) {
   BK_TRY(cli_double(s, "seconds", 0, 86400, &b->seconds));
   int64_t longest = b->sides[0].config.max_position_embeddings;
   if (b->seq_len > longest)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)b->seq_len, (long long)longest);
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "--seq-len %lld: the model takes at most %lld (max_position_embeddings)",
+                   (long long)b->seq_len, (long long)longest);
   b->n_sides = compare ? 2 : 1;
   if (!compare) return BK_OK;
   b->sides[1].config = b->sides[0].config;
@@ -91,12 +100,17 @@ static bk_status make_tokens(step_bench *b) {
 static bk_status make_side(step_bench *b, contender *c) {
   const bk_train_config *t = &b->recipe;
   bk_model_options model = {.trainable = true};
-  bk_runner_options runner = {.batch = b->batch, .seq_len = b->seq_len, .slots = 1, .backward = true, .hc_recompute = t->hc_recompute,
+  bk_runner_options runner = {.batch = b->batch,
+                              .seq_len = b->seq_len,
+                              .slots = 1,
+                              .backward = true,
+                              .hc_recompute = t->hc_recompute,
                               .merge_stream = t->merge_stream};
   bk_optimizer_options adam = {t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
   bk_model_count(&c->config, b->seq_len, &c->counts);
   for (int p = 0; p < PHASES; p++)
-    if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p]))) return BK_ERR_MEMORY;
+    if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p])))
+      return BK_ERR_MEMORY;
   BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
   BK_TRY(bk_model_init_rough(c->model, t->seed));
   BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
@@ -117,7 +131,8 @@ static void free_side(step_bench *b, contender *c) {
 static double planned_bytes(const contender *c) {
   double sum = 0;
   for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
-    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k) + (double)bk_optimizer_bytes(c->optimizer, k);
+    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k) +
+           (double)bk_optimizer_bytes(c->optimizer, k);
   return sum;
 }
 
@@ -148,7 +163,11 @@ static bk_status lap(contender *c, int phase, int at, double *begin) {
 static bk_status one_step(step_bench *b, contender *c, int at) {
   const bk_train_config *t = &b->recipe;
   double tokens = (double)(b->batch * b->seq_len), first = bk_seconds(), begin = first;
-  bk_step_values values = {.lr = t->lr * 1e-3, .bc1 = 1 - t->adam_beta1, .bc2 = 1 - t->adam_beta2, .max_norm = t->grad_clip, .loss_scale = 1 / tokens,
+  bk_step_values values = {.lr = t->lr * 1e-3,
+                           .bc1 = 1 - t->adam_beta1,
+                           .bc2 = 1 - t->adam_beta2,
+                           .max_norm = t->grad_clip,
+                           .loss_scale = 1 / tokens,
                            .balance_rate = t->router_bias_lr};
   bk_step_results results;
   BK_TRY(bk_step_begin(c->model, &values));
@@ -170,13 +189,15 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Made, warmed up and measured. What other programs on the device take or give meanwhile is in its memory too. */
+/* Made, warmed up and measured. What other programs on the device take or give meanwhile is in
+ * its memory too. */
 static bk_status ready_side(step_bench *b, contender *c) {
   int warm = b->s->device->props.captures ? 2 : 1; /* the second step is captured */
   double before = 0, after = 0;
   BK_TRY(bytes_in_use(b->s, &before));
   BK_TRY(make_side(b, c));
-  if (c == b->sides) BK_TRY(cli_profile_begin(b->s, c->model, &b->profile)); /* nothing where it was not asked for */
+  /* nothing where it was not asked for */
+  if (c == b->sides) BK_TRY(cli_profile_begin(b->s, c->model, &b->profile));
   for (int i = 0; i < warm; i++) BK_TRY(one_step(b, c, -1));
   BK_TRY(bytes_in_use(b->s, &after));
   c->bytes_planned = planned_bytes(c);
@@ -222,14 +243,22 @@ static bk_status time_together(step_bench *b) {
 
 /* ---- results ---- */
 
-static double tokens_per_s(const step_bench *b, const contender *c) { return (double)(b->batch * b->seq_len) / c->median[STEP]; }
-static double flops_per_s(const step_bench *b, const contender *c) { return tokens_per_s(b, c) * c->counts.flops_per_token; }
+static double tokens_per_s(const step_bench *b, const contender *c) {
+  return (double)(b->batch * b->seq_len) / c->median[STEP];
+}
+static double flops_per_s(const step_bench *b, const contender *c) {
+  return tokens_per_s(b, c) * c->counts.flops_per_token;
+}
 
 static json_t *side_json(const step_bench *b, const contender *c) {
-  return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "residual", cli_residual_name(c->config.residual), "tokens_per_s", tokens_per_s(b, c), "seconds",
-                   c->median[STEP], "forward_seconds", c->median[FORWARD], "backward_seconds", c->median[BACKWARD], "optimizer_seconds", c->median[OPTIMIZER],
-                   "gflop_per_s", flops_per_s(b, c) * 1e-9, "share", flops_per_s(b, c) / b->roof.flops, "flops_per_token", c->counts.flops_per_token,
-                   "bytes_planned", (json_int_t)c->bytes_planned, "bytes_used", (json_int_t)c->bytes_used);
+  return json_pack("{s:s,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "residual",
+                   cli_residual_name(c->config.residual), "tokens_per_s", tokens_per_s(b, c),
+                   "seconds", c->median[STEP], "forward_seconds", c->median[FORWARD],
+                   "backward_seconds", c->median[BACKWARD], "optimizer_seconds",
+                   c->median[OPTIMIZER], "gflop_per_s", flops_per_s(b, c) * 1e-9, "share",
+                   flops_per_s(b, c) / b->roof.flops, "flops_per_token", c->counts.flops_per_token,
+                   "bytes_planned", (json_int_t)c->bytes_planned, "bytes_used",
+                   (json_int_t)c->bytes_used);
 }
 
 static bk_status print_json(step_bench *b) {
@@ -243,26 +272,35 @@ static bk_status print_json(step_bench *b) {
   json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof.flops * 1e-9));
   if (b->n_sides == 2) {
     json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
-    json_object_set_new(result, "ratio", json_real(b->sides[0].median[STEP] / b->sides[1].median[STEP]));
+    json_object_set_new(result, "ratio",
+                        json_real(b->sides[0].median[STEP] / b->sides[1].median[STEP]));
   }
-  if (b->profile) json_object_set_new(result, "profile", cli_profile_json(b->profile, cli_value(&b->s->args, "profile")));
+  if (b->profile)
+    json_object_set_new(result, "profile",
+                        cli_profile_json(b->profile, cli_value(&b->s->args, "profile")));
   return cli_print_json(b->s, result);
 }
 
 static bk_status print_text(step_bench *b) {
-  printf("%s, %s: %lld sequences of %lld tokens, median of %d steps; roof: %.2f GFLOP/s (gemm)\n", b->s->device->backend->name, bk_dtype_name(b->dtype),
-         (long long)b->batch, (long long)b->seq_len, b->sides[0].steps, b->roof.flops * 1e-9);
-  printf("%-9s %10s %10s %10s %10s %10s %9s %9s %11s %11s\n", "residual", "tokens/s", "step ms", "forward", "backward", "optimizer", "GFLOP/s", "of roof",
-         "memory", "planned");
+  printf("%s, %s: %lld sequences of %lld tokens, median of %d steps; roof: %.2f GFLOP/s (gemm)\n",
+         b->s->device->backend->name, bk_dtype_name(b->dtype), (long long)b->batch,
+         (long long)b->seq_len, b->sides[0].steps, b->roof.flops * 1e-9);
+  printf("%-9s %10s %10s %10s %10s %10s %9s %9s %11s %11s\n", "residual", "tokens/s", "step ms",
+         "forward", "backward", "optimizer", "GFLOP/s", "of roof", "memory", "planned");
   for (int i = 0; i < b->n_sides; i++) {
     const contender *c = &b->sides[i];
     char used[32], planned[32];
-    printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%% %11s %11s\n", cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
-           c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3, flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops,
-           cli_bytes_text(c->bytes_used, used, sizeof used), cli_bytes_text(c->bytes_planned, planned, sizeof planned));
+    printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%% %11s %11s\n",
+           cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
+           c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3,
+           flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops,
+           cli_bytes_text(c->bytes_used, used, sizeof used),
+           cli_bytes_text(c->bytes_planned, planned, sizeof planned));
   }
   if (b->n_sides == 2)
-    printf("a step with %s takes %.3f times one with %s\n", cli_residual_name(b->sides[0].config.residual), b->sides[0].median[STEP] / b->sides[1].median[STEP],
+    printf("a step with %s takes %.3f times one with %s\n",
+           cli_residual_name(b->sides[0].config.residual),
+           b->sides[0].median[STEP] / b->sides[1].median[STEP],
            cli_residual_name(b->sides[1].config.residual));
   if (b->profile) BK_TRY(cli_profile_print(b->profile, cli_value(&b->s->args, "profile"), stdout));
   return cli_flush_stdout(b->s);

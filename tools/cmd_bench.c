@@ -1,4 +1,5 @@
-/* birkhoff bench: how fast the ops, or a training step, are here, as a share of what the device can do. */
+/* birkhoff bench: how fast the ops, or a training step, are here, as a share of what the device
+ * can do. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,8 +23,8 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* One op being timed. On an accelerator a sample is a run of launches between two events, so that neither the launch's way there nor
- * the wait is in it; on a host, one launch by the clock. */
+/* One op being timed. On an accelerator a sample is a run of launches between two events, so
+ * that neither the launch's way there nor the wait is in it; on a host, one launch by the clock. */
 typedef struct gauge {
   bk_stream *stream;
   const bk_plan *plan;
@@ -36,7 +37,8 @@ typedef struct gauge {
 static bk_status sample_by_events(const gauge *g, double *seconds) {
   const bk_stream_ops *ops = g->stream->ops;
   BK_TRY(ops->event_record(g->stream, g->begin));
-  for (int i = 0; i < g->launches; i++) BK_TRY(bk_plan_launch(g->stream, g->plan, g->args, g->workspace));
+  for (int i = 0; i < g->launches; i++)
+    BK_TRY(bk_plan_launch(g->stream, g->plan, g->args, g->workspace));
   BK_TRY(ops->event_record(g->stream, g->end));
   BK_TRY(ops->sync(g->stream));
   BK_TRY(g->begin->ops->elapsed(g->begin, g->end, seconds));
@@ -70,7 +72,8 @@ static bk_status take_samples(cli_session *s, gauge *g, double seconds, bench_ti
   if (!times) return BK_ERR_MEMORY;
   bk_status status = gauge_start(g);
   end = bk_seconds() + seconds;
-  while (status == BK_OK && n < MAX_SAMPLES && (n < 3 || bk_seconds() < end)) status = sample(g, &times[n++]);
+  while (status == BK_OK && n < MAX_SAMPLES && (n < 3 || bk_seconds() < end))
+    status = sample(g, &times[n++]);
   if (status == BK_OK) {
     qsort(times, (size_t)n, sizeof *times, ascending);
     *time = (bench_time){fmax(times[n / 2], 1e-9), fmax(times[0], 1e-9)};
@@ -90,13 +93,16 @@ static void gauge_free(gauge *g) {
   if (g->begin) g->begin->ops->destroy(g->begin);
 }
 
-bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void *args, double seconds, bench_time *time, const char **kernel) {
+bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void *args,
+                        double seconds, bench_time *time, const char **kernel) {
   bk_plan plan = {0};
   bk_buffer *workspace = NULL;
   BK_TRY(bk_plan_prepare(s->device, op, args, &plan));
   if (kernel) *kernel = plan.kernel->name;
   gauge g = {.stream = stream, .plan = &plan, .args = args};
-  bk_status status = plan.workspace_bytes ? bk_buffer_alloc(s->device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace) : BK_OK;
+  bk_status status = plan.workspace_bytes ? bk_buffer_alloc(s->device, plan.workspace_bytes,
+                                                            BK_MEM_WORKSPACE, &workspace)
+                                          : BK_OK;
   g.workspace = (bk_place){workspace, 0};
   if (status == BK_OK) status = gauge_events(s, &g);
   if (status == BK_OK) status = take_samples(s, &g, seconds, time);
@@ -109,13 +115,15 @@ bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void 
 /* Options of the other kind of bench would be ignored. */
 static bk_status check_options(cli_session *s, const char *what) {
   static const char *const of_ops[] = {"op", "tokens", "width", "streams", "vocabulary"};
-  static const char *const of_step[] = {"model", "batch-size", "seq-len", "compare", "apart", "profile"};
+  static const char *const of_step[] = {"model",   "batch-size", "seq-len",
+                                        "compare", "apart",      "profile"};
   bool ops = strcmp(what, "ops") == 0;
   const char *const *others = ops ? of_step : of_ops;
   size_t count = ops ? BK_COUNT(of_step) : BK_COUNT(of_ops);
   for (size_t i = 0; i < count; i++)
     if (cli_given(&s->args, others[i]))
-      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: --%s is for bench %s", what, others[i], ops ? "step" : "ops");
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "bench %s: --%s is for bench %s", what, others[i],
+                     ops ? "step" : "ops");
   return BK_OK;
 }
 
@@ -136,10 +144,20 @@ static const cli_option options[] = {
     {"model", CLI_ONE, "PRESET|FILE|DIR", "step: what to train"},
     {"batch-size", CLI_ONE, "N", "step: sequences at once (default: the recipe's micro-batch)"},
     {"seq-len", CLI_ONE, "N", "step: tokens per sequence (default: the recipe's)"},
-    {"compare", CLI_ONE, "plain", "step: the same model with another residual connection, in the same run"},
-    {"apart", CLI_FLAG, NULL, "step: with --compare, one after the other instead of in turn: models that do not fit together"},
+    {"compare", CLI_ONE, "plain",
+     "step: the same model with another residual connection, in the same run"},
+    {"apart", CLI_FLAG, NULL,
+     "step: with --compare, one after the other instead of in turn: models that do not fit "
+     "together"},
     {"seconds", CLI_ONE, "X", "time spent per op (default: 0.1) or on steps (default: 5)"},
-    {"profile", CLI_ONE, "FILE", "step: time of every op and phase as tables, a Chrome trace in FILE"},
+    {"profile", CLI_ONE, "FILE",
+     "step: time of every op and phase as tables, a Chrome trace in FILE"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_bench = {"bench", "ops|step [OPTIONS]", "Times the ops, or a training step, against what the device can do.", options, 1, 1, run};
+const cli_command cli_bench = {"bench",
+                               "ops|step [OPTIONS]",
+                               "Times the ops, or a training step, against what the device can do.",
+                               options,
+                               1,
+                               1,
+                               run};

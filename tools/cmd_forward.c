@@ -1,6 +1,7 @@
-/* birkhoff forward: one pass over given tokens, every result in a safetensors file (design.md section 5): logits [B,T,V], loss [1], with
- * --backward grad.NAME, with --maps maps.pre and maps.post [S,B,T,n] and maps.res [S,B,T,n,n] (destination, source). The file is
- * written beside its final name and renamed. No state changes. */
+/* birkhoff forward: one pass over given tokens, every result in a safetensors file (design.md
+ * section 5): logits [B,T,V], loss [1], with --backward grad.NAME, with --maps maps.pre and
+ * maps.post [S,B,T,n] and maps.res [S,B,T,n,n] (destination, source). The file is written beside
+ * its final name and renamed. No state changes. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -19,9 +20,9 @@ typedef struct forward_run {
   bk_runner *runner;
   bool backward, maps;
   bk_tokens in;
-  double loss;                  /* mean over kept targets, nats */
-  double *logits;               /* [B,T,V], read right after the forward pass */
-  double *pre, *post, *res;     /* maps, layouts as in the file */
+  double loss;              /* mean over kept targets, nats */
+  double *logits;           /* [B,T,V], read right after the forward pass */
+  double *pre, *post, *res; /* maps, layouts as in the file */
   int64_t n_tensors;
 } forward_run;
 
@@ -49,7 +50,8 @@ static void transpose_maps(double *maps, int64_t count, int64_t n) {
 
 static bk_status read_maps(forward_run *r) {
   bk_context *ctx = r->s->ctx;
-  int64_t S = bk_runner_n_sublayers(r->runner), N = r->in.batch * r->in.seq_len, n = r->model->config.hc_mult;
+  int64_t S = bk_runner_n_sublayers(r->runner), N = r->in.batch * r->in.seq_len,
+          n = r->model->config.hc_mult;
   r->pre = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->pre);
   r->post = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->post);
   r->res = bk_alloc_array(ctx, (size_t)(S * N * n * n), sizeof *r->res);
@@ -85,7 +87,8 @@ static bk_status pass(forward_run *r) {
 
 /* ---- output ---- */
 
-static bk_status write_values(forward_run *r, bk_st_writer *out, const double *values, int64_t count) {
+static bk_status write_values(forward_run *r, bk_st_writer *out, const double *values,
+                              int64_t count) {
   if (r->model->ct == BK_F64) return bk_st_write(out, values, (size_t)count * sizeof *values);
   float *piece = bk_alloc_array(r->s->ctx, CHUNK, sizeof *piece);
   bk_status status = piece ? BK_OK : BK_ERR_MEMORY;
@@ -178,15 +181,18 @@ static bk_status write_output(forward_run *r, const char *path) {
 
 static bk_status report(forward_run *r, const char *path) {
   if (r->s->json)
-    return cli_print_json(r->s, json_pack("{s:o,s:I,s:I,s:s}", "loss", cli_number(r->loss), "targets", (json_int_t)r->in.kept, "tensors",
-                                          (json_int_t)r->n_tensors, "out", path));
-  printf("loss     %.9g nats over %lld targets\nwritten  %s (%lld tensors)\n", r->loss, (long long)r->in.kept, path, (long long)r->n_tensors);
+    return cli_print_json(
+        r->s, json_pack("{s:o,s:I,s:I,s:s}", "loss", cli_number(r->loss), "targets",
+                        (json_int_t)r->in.kept, "tensors", (json_int_t)r->n_tensors, "out", path));
+  printf("loss     %.9g nats over %lld targets\nwritten  %s (%lld tensors)\n", r->loss,
+         (long long)r->in.kept, path, (long long)r->n_tensors);
   return cli_flush_stdout(r->s);
 }
 
 /* ---- the command ---- */
 
-/* Nothing is recomputed unless --set hc_recompute asks for it: the gradients have the same bits either way. */
+/* Nothing is recomputed unless --set hc_recompute asks for it: the gradients have the same bits
+ * either way. */
 static bk_status recompute_setting(forward_run *r, int64_t *hc_recompute) {
   bk_train_config recipe;
   bk_model_config ignored = r->model->config;
@@ -201,10 +207,15 @@ static bk_status forward(forward_run *r, const char *tokens, const char *out) {
   int64_t hc_recompute;
   const bk_model_config *c = &r->model->config;
   if (r->maps && r->model->config.residual == BK_HC_PLAIN)
-    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "forward: --maps: a model with residual plain has no maps");
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
+                   "forward: --maps: a model with residual plain has no maps");
   BK_TRY(recompute_setting(r, &hc_recompute));
   BK_TRY(bk_tokens_read(r->s->ctx, tokens, c->vocab_size, c->max_position_embeddings, &r->in));
-  bk_runner_options options = {.batch = r->in.batch, .seq_len = r->in.seq_len, .slots = 1, .backward = r->backward, .keep_logits = true,
+  bk_runner_options options = {.batch = r->in.batch,
+                               .seq_len = r->in.seq_len,
+                               .slots = 1,
+                               .backward = r->backward,
+                               .keep_logits = true,
                                .hc_recompute = hc_recompute};
   BK_TRY(bk_runner_create(r->model, &options, &r->runner));
   BK_TRY(pass(r));
@@ -213,9 +224,11 @@ static bk_status forward(forward_run *r, const char *tokens, const char *out) {
 }
 
 static bk_status run(cli_session *s) {
-  forward_run r = {.s = s, .backward = cli_given(&s->args, "backward"), .maps = cli_given(&s->args, "maps")};
+  forward_run r = {
+      .s = s, .backward = cli_given(&s->args, "backward"), .maps = cli_given(&s->args, "maps")};
   const char *tokens = cli_value(&s->args, "tokens"), *out = cli_value(&s->args, "out");
-  if (!tokens) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "forward: --tokens IN.safetensors is needed");
+  if (!tokens)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "forward: --tokens IN.safetensors is needed");
   if (!out) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "forward: --out OUT.safetensors is needed");
   BK_TRY(cli_open_device(s));
   bk_model_options options = {.trainable = r.backward};
@@ -232,12 +245,19 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"tokens", CLI_ONE, "IN.safetensors", "input_ids [B,T] and, optionally, targets [B,T] (-100 = ignored), I32 or I64"},
+    {"tokens", CLI_ONE, "IN.safetensors",
+     "input_ids [B,T] and, optionally, targets [B,T] (-100 = ignored), I32 or I64"},
     {"out", CLI_ONE, "OUT.safetensors", "what to write: logits, loss, grad.NAME, maps.*"},
     {"backward", CLI_FLAG, NULL, "gradients of the mean loss too"},
     {"maps", CLI_FLAG, NULL, "the residual maps of every sublayer too"},
     CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_forward = {"forward", "CKPT --tokens IN.safetensors --out OUT.safetensors [OPTIONS]",
-                                 "Runs a model on given tokens and writes logits, loss, gradients and maps.", options, 1, 1, run};
+const cli_command cli_forward = {
+    "forward",
+    "CKPT --tokens IN.safetensors --out OUT.safetensors [OPTIONS]",
+    "Runs a model on given tokens and writes logits, loss, gradients and maps.",
+    options,
+    1,
+    1,
+    run};

@@ -1,4 +1,5 @@
-/* birkhoff gain: Amax gain magnitudes of a model's residual maps on data: a table, JSON, and an SVG like the paper's figures. */
+/* birkhoff gain: Amax gain magnitudes of a model's residual maps on data: a table, JSON, and an
+ * SVG like the paper's figures. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +16,8 @@ typedef struct gain_run {
   bk_runner *runner;
   bk_gain *gain;
   cli_reading reading;
-  int64_t seq_len, max_tokens; /* seq_len: that of the reading, or what the data and max_tokens leave of it */
+  /* seq_len: that of the reading, or what the data and max_tokens leave of it */
+  int64_t seq_len, max_tokens;
 } gain_run;
 
 /* The validation part, unless a stream is among the files: all of it then. */
@@ -24,7 +26,9 @@ static bk_status open_data(gain_run *r) {
   BK_TRY(cli_split(r->s, &r->reading.data.split));
   BK_TRY(cli_open_data(r->s, "data", &r->reading.data, &r->data));
   int64_t tokens = bk_dataset_tokens(r->data);
-  if (tokens < 2) return bk_fail(r->s->ctx, BK_ERR_DATA, "gain: the data has %lld token, at least 2 are needed", (long long)tokens);
+  if (tokens < 2)
+    return bk_fail(r->s->ctx, BK_ERR_DATA, "gain: the data has %lld token, at least 2 are needed",
+                   (long long)tokens);
   r->seq_len = r->reading.seq_len;
   if (r->seq_len > tokens - 1) r->seq_len = tokens - 1;
   if (r->seq_len > r->max_tokens) r->seq_len = r->max_tokens;
@@ -34,8 +38,10 @@ static bk_status open_data(gain_run *r) {
 /* Whole windows only: the padding of a short one is no token of the data. */
 static bk_status measure(gain_run *r) {
   bk_context *ctx = r->s->ctx;
-  int64_t windows = (bk_dataset_tokens(r->data) - 1) / r->seq_len, wanted = r->max_tokens / r->seq_len;
-  int32_t *ids = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *ids), *targets = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *targets);
+  int64_t windows = (bk_dataset_tokens(r->data) - 1) / r->seq_len,
+          wanted = r->max_tokens / r->seq_len;
+  int32_t *ids = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *ids),
+          *targets = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *targets);
   bk_status status = ids && targets ? BK_OK : BK_ERR_MEMORY;
   for (int64_t i = 0; i < windows && i < wanted && status == BK_OK; i++) {
     bk_dataset_eval_window(r->data, r->seq_len, i, ids, targets);
@@ -54,9 +60,12 @@ static bk_status measure(gain_run *r) {
 static json_t *rows_json(const bk_gain_row *rows, int count) {
   json_t *list = json_array();
   for (int i = 0; i < count; i++)
-    json_array_append_new(list, json_pack("{s:o,s:o,s:o,s:o,s:o}", "forward", cli_number(rows[i].forward), "forward_max", cli_number(rows[i].forward_max),
-                                          "backward", cli_number(rows[i].backward), "backward_max", cli_number(rows[i].backward_max), "abs_forward",
-                                          cli_number(rows[i].abs_forward)));
+    json_array_append_new(
+        list,
+        json_pack("{s:o,s:o,s:o,s:o,s:o}", "forward", cli_number(rows[i].forward), "forward_max",
+                  cli_number(rows[i].forward_max), "backward", cli_number(rows[i].backward),
+                  "backward_max", cli_number(rows[i].backward_max), "abs_forward",
+                  cli_number(rows[i].abs_forward)));
   return list;
 }
 
@@ -72,10 +81,14 @@ static json_t *matrix_json(const double *m, int n) {
 
 static bk_status print_json(gain_run *r) {
   const bk_gain *g = r->gain;
-  return cli_print_json(r->s, json_pack("{s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s}", "sublayers", rows_json(g->sublayers, g->n_sublayers), "composite",
-                                        rows_json(g->composite, g->n_sublayers), "total_forward", cli_number(g->total_forward), "total_backward",
-                                        cli_number(g->total_backward), "mean_composite", matrix_json(g->mean_composite, g->n), "tokens",
-                                        (json_int_t)g->tokens, "seq_len", (json_int_t)r->seq_len, "residual", cli_residual_name(r->model->config.residual)));
+  return cli_print_json(
+      r->s, json_pack("{s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s}", "sublayers",
+                      rows_json(g->sublayers, g->n_sublayers), "composite",
+                      rows_json(g->composite, g->n_sublayers), "total_forward",
+                      cli_number(g->total_forward), "total_backward", cli_number(g->total_backward),
+                      "mean_composite", matrix_json(g->mean_composite, g->n), "tokens",
+                      (json_int_t)g->tokens, "seq_len", (json_int_t)r->seq_len, "residual",
+                      cli_residual_name(r->model->config.residual)));
 }
 
 static void print_gain(double v) { printf(v < 1000 ? " %9.5f" : " %9.3e", bk_unsigned_nan(v)); }
@@ -91,11 +104,16 @@ static void print_gains(const bk_gain_row *row) {
 static bk_status print_text(gain_run *r) {
   const bk_gain *g = r->gain;
   bool hc = r->model->config.residual == BK_HC_HC;
-  printf("Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n", (long long)g->tokens, (long long)r->seq_len,
-         r->seq_len == r->reading.seq_len ? r->reading.why : "as many as the data and --tokens have", cli_residual_name(r->model->config.residual), g->n,
-         g->n == 1 ? "" : "s");
+  printf(
+      "Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n",
+      (long long)g->tokens, (long long)r->seq_len,
+      r->seq_len == r->reading.seq_len ? r->reading.why : "as many as the data and --tokens have",
+      cli_residual_name(r->model->config.residual), g->n, g->n == 1 ? "" : "s");
   printf("                   single sublayer                           composite\n");
-  printf("sublayer       forward       max  backward       max    forward       max  backward       max%s\n", hc ? "   sum |H|" : "");
+  printf(
+      "sublayer       forward       max  backward       max    forward       max  backward       "
+      "max%s\n",
+      hc ? "   sum |H|" : "");
   for (int i = 0; i < g->n_sublayers; i++) {
     printf("%4d %-6s", i + 1, i % 2 ? "ffn" : "attn");
     print_gains(&g->sublayers[i]);
@@ -103,10 +121,13 @@ static bk_status print_text(gain_run *r) {
     if (hc) print_gain(g->sublayers[i].abs_forward);
     printf("\n");
   }
-  printf("H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: destination, columns: source)\n",
-         bk_unsigned_nan(g->total_forward), bk_unsigned_nan(g->total_backward));
+  printf(
+      "H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: "
+      "destination, columns: source)\n",
+      bk_unsigned_nan(g->total_forward), bk_unsigned_nan(g->total_backward));
   for (int k = 0; k < g->n; k++) {
-    for (int m = 0; m < g->n; m++) printf(" %9.4f", bk_unsigned_nan(g->mean_composite[k * g->n + m]));
+    for (int m = 0; m < g->n; m++)
+      printf(" %9.4f", bk_unsigned_nan(g->mean_composite[k * g->n + m]));
     printf("\n");
   }
   return cli_flush_stdout(r->s);
@@ -114,9 +135,12 @@ static bk_status print_text(gain_run *r) {
 
 static bk_status draw(gain_run *r, const char *path) {
   char title[128], subtitle[160];
-  snprintf(title, sizeof title, "Residual gains, %s, n = %d", cli_residual_name(r->model->config.residual), r->gain->n);
-  snprintf(subtitle, sizeof subtitle, "%d sublayers, %lld tokens; H_L ... H_1: forward %.4g, backward %.4g", r->gain->n_sublayers, (long long)r->gain->tokens,
-           r->gain->total_forward, r->gain->total_backward);
+  snprintf(title, sizeof title, "Residual gains, %s, n = %d",
+           cli_residual_name(r->model->config.residual), r->gain->n);
+  snprintf(subtitle, sizeof subtitle,
+           "%d sublayers, %lld tokens; H_L ... H_1: forward %.4g, backward %.4g",
+           r->gain->n_sublayers, (long long)r->gain->tokens, r->gain->total_forward,
+           r->gain->total_backward);
   return cli_svg_gain(r->s->ctx, path, r->gain, title, subtitle);
 }
 
@@ -125,7 +149,8 @@ static bk_status gain(gain_run *r) {
   BK_TRY(open_data(r));
   bk_runner_options options = {.batch = 1, .seq_len = r->seq_len, .slots = 1};
   BK_TRY(bk_runner_create(r->model, &options, &r->runner));
-  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner), (int)bk_model_streams(r->model), &r->gain));
+  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner),
+                        (int)bk_model_streams(r->model), &r->gain));
   BK_TRY(measure(r));
   if (path) BK_TRY(draw(r, path));
   return r->s->json ? print_json(r) : print_text(r);
@@ -134,7 +159,8 @@ static bk_status gain(gain_run *r) {
 static bk_status run(cli_session *s) {
   gain_run r = {.s = s, .max_tokens = DEFAULT_TOKENS};
   char *folder = NULL;
-  if (!cli_given(&s->args, "data")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: --data FILE... is needed");
+  if (!cli_given(&s->args, "data"))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: --data FILE... is needed");
   BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &r.reading.seq_len));
   BK_TRY(cli_int(s, "tokens", 1, INT64_MAX, &r.max_tokens));
   BK_TRY(cli_split(s, &r.reading.data.split)); /* a wrong word is told before the model is read */
@@ -154,9 +180,16 @@ static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
     {"split", CLI_ONE, "train|val|all", "part of each file (default: val; all if a .bin is given)"},
     {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
-    {"seq-len", CLI_ONE, "N", "tokens per sequence (default: as in training, else max_position_embeddings, at most 1024)"},
+    {"seq-len", CLI_ONE, "N",
+     "tokens per sequence (default: as in training, else max_position_embeddings, at most 1024)"},
     {"svg", CLI_ONE, "FILE", "draw gain against depth and the composite map"},
     CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_gain = {"gain", "CKPT --data FILE... [OPTIONS]", "Shows the gains of the residual maps, per sublayer and composite.", options, 1, 1, run};
+const cli_command cli_gain = {"gain",
+                              "CKPT --data FILE... [OPTIONS]",
+                              "Shows the gains of the residual maps, per sublayer and composite.",
+                              options,
+                              1,
+                              1,
+                              run};

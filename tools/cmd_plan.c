@@ -1,5 +1,6 @@
-/* birkhoff plan: what training a model takes: parameters, memory by class, flops and bytes per token. Sizes only: the model and
- * its trainer are planned and never get memory, so that models larger than the machine can be planned too. */
+/* birkhoff plan: what training a model takes: parameters, memory by class, flops and bytes per
+ * token. Sizes only: the model and its trainer are planned and never get memory, so that models
+ * larger than the machine can be planned too. */
 #include <jansson.h>
 #include <stdio.h>
 
@@ -11,7 +12,7 @@ typedef struct plan {
   bk_model_config config;
   bk_train_config recipe;
   bk_dtype dtype;
-  int64_t micro_batch;    /* sequences that are on the device at once */
+  int64_t micro_batch;     /* sequences that are on the device at once */
   int64_t recompute_block; /* L_r in force, in sublayers; 0 = off */
   bk_model_counts counts;
   size_t bytes[BK_MEM_CLASS_COUNT], bytes_data /* of --data and --val-data */, bytes_total;
@@ -51,37 +52,52 @@ static bk_status measure(cli_session *s, plan *p) {
   return status;
 }
 
-static double tokens_at_once(const plan *p) { return (double)p->micro_batch * (double)p->recipe.seq_len; }
-static double bytes_per_token(const plan *p) { return (double)p->bytes[BK_MEM_ACTIVATIONS] / tokens_at_once(p); }
+static double tokens_at_once(const plan *p) {
+  return (double)p->micro_batch * (double)p->recipe.seq_len;
+}
+static double bytes_per_token(const plan *p) {
+  return (double)p->bytes[BK_MEM_ACTIVATIONS] / tokens_at_once(p);
+}
 
 static bk_status print_json(cli_session *s, const plan *p) {
   json_t *bytes = json_object();
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)p->bytes[c]));
   json_object_set_new(bytes, "data", json_integer((json_int_t)p->bytes_data));
-  return cli_print_json(s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I}", "parameters_total",
-                                     (json_int_t)p->counts.parameters_total, "parameters_active", (json_int_t)p->counts.parameters_active,
-                                     "parameters_connections", (json_int_t)p->counts.parameters_connections, "bytes", bytes, "bytes_total",
-                                     (json_int_t)p->bytes_total, "flops_per_token", p->counts.flops_per_token, "bytes_per_token",
-                                     bytes_per_token(p), "dtype", bk_dtype_name(p->dtype), "batch_size", (json_int_t)p->recipe.batch_size,
-                                     "micro_batch_size", (json_int_t)p->micro_batch, "seq_len", (json_int_t)p->recipe.seq_len,
-                                     "recompute_block", (json_int_t)p->recompute_block));
+  return cli_print_json(
+      s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I}", "parameters_total",
+                   (json_int_t)p->counts.parameters_total, "parameters_active",
+                   (json_int_t)p->counts.parameters_active, "parameters_connections",
+                   (json_int_t)p->counts.parameters_connections, "bytes", bytes, "bytes_total",
+                   (json_int_t)p->bytes_total, "flops_per_token", p->counts.flops_per_token,
+                   "bytes_per_token", bytes_per_token(p), "dtype", bk_dtype_name(p->dtype),
+                   "batch_size", (json_int_t)p->recipe.batch_size, "micro_batch_size",
+                   (json_int_t)p->micro_batch, "seq_len", (json_int_t)p->recipe.seq_len,
+                   "recompute_block", (json_int_t)p->recompute_block));
 }
 
 static bk_status print_text(cli_session *s, const plan *p) {
   char a[32], b[32], c[32];
-  printf("parameters       %s total, %s active, %s in connections\n", cli_count_text((double)p->counts.parameters_total, a, sizeof a),
-         cli_count_text((double)p->counts.parameters_active, b, sizeof b), cli_count_text((double)p->counts.parameters_connections, c, sizeof c));
-  printf("batch            %lld sequences a step, %lld at once, of %lld tokens, in %s\n", (long long)p->recipe.batch_size, (long long)p->micro_batch,
-         (long long)p->recipe.seq_len, bk_dtype_name(p->dtype));
-  if (p->recompute_block) printf("hc_recompute     blocks of %lld sublayers\n", (long long)p->recompute_block);
+  printf("parameters       %s total, %s active, %s in connections\n",
+         cli_count_text((double)p->counts.parameters_total, a, sizeof a),
+         cli_count_text((double)p->counts.parameters_active, b, sizeof b),
+         cli_count_text((double)p->counts.parameters_connections, c, sizeof c));
+  printf("batch            %lld sequences a step, %lld at once, of %lld tokens, in %s\n",
+         (long long)p->recipe.batch_size, (long long)p->micro_batch, (long long)p->recipe.seq_len,
+         bk_dtype_name(p->dtype));
+  if (p->recompute_block)
+    printf("hc_recompute     blocks of %lld sublayers\n", (long long)p->recompute_block);
   else printf("hc_recompute     off\n");
   printf("memory\n");
   for (int i = 0; i < BK_MEM_CLASS_COUNT; i++)
-    if (p->bytes[i]) printf("  %-14s %12s\n", bk_memory_class_name(i), cli_bytes_text((double)p->bytes[i], a, sizeof a));
-  if (p->bytes_data) printf("  %-14s %12s\n", "data", cli_bytes_text((double)p->bytes_data, a, sizeof a));
+    if (p->bytes[i])
+      printf("  %-14s %12s\n", bk_memory_class_name(i),
+             cli_bytes_text((double)p->bytes[i], a, sizeof a));
+  if (p->bytes_data)
+    printf("  %-14s %12s\n", "data", cli_bytes_text((double)p->bytes_data, a, sizeof a));
   printf("  %-14s %12s\n", "total", cli_bytes_text((double)p->bytes_total, a, sizeof a));
-  printf("per token        %s flop in training, %s of kept activations\n", cli_count_text(p->counts.flops_per_token, a, sizeof a),
+  printf("per token        %s flop in training, %s of kept activations\n",
+         cli_count_text(p->counts.flops_per_token, a, sizeof a),
          cli_bytes_text(bytes_per_token(p), b, sizeof b));
   return cli_flush_stdout(s);
 }
@@ -97,8 +113,8 @@ static bk_status run(cli_session *s) {
   BK_TRY(cli_recipe_option(s, "seq-len", "seq_len", &p.recipe));
   BK_TRY(bk_train_config_validate(s->ctx, &p.recipe));
   if (p.recipe.seq_len > p.config.max_position_embeddings)
-    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld", (long long)p.recipe.seq_len,
-                   (long long)p.config.max_position_embeddings);
+    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
+                   (long long)p.recipe.seq_len, (long long)p.config.max_position_embeddings);
   p.micro_batch = p.recipe.micro_batch_size ? p.recipe.micro_batch_size : p.recipe.batch_size;
   p.recompute_block = bk_recompute_block(&p.config, p.recipe.hc_recompute);
   bk_model_count(&p.config, p.recipe.seq_len, &p.counts);
@@ -107,12 +123,19 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"model", CLI_ONE, "PRESET|FILE|DIR", "tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR",
+     "tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"batch-size", CLI_ONE, "N", "sequences per step (default: the recipe's)"},
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
     {"data", CLI_MANY, "FILE", "counts the data too, which a run holds in memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_plan = {"plan", "--model PRESET|FILE|DIR [OPTIONS]",
-                              "Shows parameters, memory by class, flops and bytes per token of a training run; allocates nothing.", options, 0, 0, run};
+const cli_command cli_plan = {"plan",
+                              "--model PRESET|FILE|DIR [OPTIONS]",
+                              "Shows parameters, memory by class, flops and bytes per token of a "
+                              "training run; allocates nothing.",
+                              options,
+                              0,
+                              0,
+                              run};

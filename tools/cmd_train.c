@@ -13,13 +13,17 @@
 /* ---- what to train ---- */
 
 /* The configurations must agree in every key. */
-static bk_status check_same_model(bk_context *ctx, const bk_model_config *was, const bk_model_config *now) {
+static bk_status check_same_model(bk_context *ctx, const bk_model_config *was,
+                                  const bk_model_config *now) {
   char a[64], b[64];
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     bk_option_value_text(o, was, a, sizeof a);
     bk_option_value_text(o, now, b, sizeof b);
     if (strcmp(a, b) != 0)
-      return bk_fail(ctx, BK_ERR_CONFIG, "--resume: the checkpoint's model has %s = %s, %s was asked for; a resumed run keeps its model", o->name, a, b);
+      return bk_fail(ctx, BK_ERR_CONFIG,
+                     "--resume: the checkpoint's model has %s = %s, %s was asked for; a resumed "
+                     "run keeps its model",
+                     o->name, a, b);
   }
   return BK_OK;
 }
@@ -31,7 +35,8 @@ static bk_status read_config_of(cli_session *s, const char *folder, bk_model_con
   return status;
 }
 
-/* Model and recipe of the newest checkpoint in DIR; what the command line says is compared with it. */
+/* Model and recipe of the newest checkpoint in DIR; what the command line says is compared with
+ * it. */
 static bk_status choose_resumed(train_run *r, int64_t step) {
   cli_session *s = r->s;
   r->resumed_step = r->saved_step = step;
@@ -51,21 +56,24 @@ static bk_status choose_resumed(train_run *r, int64_t step) {
   BK_TRY(cli_apply_sets(s, &asked, &r->recipe));
   BK_TRY(train_recipe_options(s, &r->recipe));
   if (r->recipe.bin_validation != r->saved.recipe.bin_validation) {
-    bk_warn(s->ctx, "bin_validation stays %s: a resumed run keeps the split of its data", r->saved.recipe.bin_validation ? "true" : "false");
+    bk_warn(s->ctx, "bin_validation stays %s: a resumed run keeps the split of its data",
+            r->saved.recipe.bin_validation ? "true" : "false");
     r->recipe.bin_validation = r->saved.recipe.bin_validation;
   }
   train_log_changed_keys(s->ctx, &r->saved.recipe, &r->recipe);
   r->dtype = r->saved.dtype;
   BK_TRY(cli_dtype(s, &r->dtype));
   if (r->dtype != r->saved.dtype)
-    return bk_fail(s->ctx, BK_ERR_CONFIG, "--resume: the run is in %s, --dtype says %s", bk_dtype_name(r->saved.dtype), bk_dtype_name(r->dtype));
+    return bk_fail(s->ctx, BK_ERR_CONFIG, "--resume: the run is in %s, --dtype says %s",
+                   bk_dtype_name(r->saved.dtype), bk_dtype_name(r->dtype));
   return BK_OK;
 }
 
 static bk_status choose_fresh(train_run *r) {
   cli_session *s = r->s;
   const char *name = cli_value(&s->args, "model"), *init = cli_value(&s->args, "init");
-  if (!name == !init) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: exactly one of --model and --init is needed");
+  if (!name == !init)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: exactly one of --model and --init is needed");
   r->dtype = BK_F32;
   if (init) {
     BK_TRY(bk_checkpoint_resolve(s->ctx, init, &r->from));
@@ -81,7 +89,8 @@ static bk_status choose_fresh(train_run *r) {
   return cli_dtype(s, &r->dtype);
 }
 
-/* Before anything in DIR is looked at, so that what is found stays as it is. What a DIR that is yet to be made will be on is looked at too. */
+/* Before anything in DIR is looked at, so that what is found stays as it is. What a DIR that is
+ * yet to be made will be on is looked at too. */
 static bk_status lock_out(train_run *r) {
   int kind;
   if (cli_given(&r->s->args, "dry-run")) return BK_OK;
@@ -93,7 +102,10 @@ static bk_status lock_out(train_run *r) {
 static bk_status fail_taken(const train_run *r, int64_t newest) {
   int64_t whole;
   BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, BK_CHECKPOINT_RESUME, &whole));
-  return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out", r->out, (long long)newest);
+  return bk_fail(
+      r->s->ctx, BK_ERR_ARGUMENT,
+      "%s has checkpoints (newest: step %lld); --resume goes on with it, or choose another --out",
+      r->out, (long long)newest);
 }
 
 /* DIR, which was not there before, and its lock. Another run may have come and gone meanwhile. */
@@ -109,29 +121,36 @@ static bk_status make_out(train_run *r) {
 static bk_status choose(train_run *r) {
   cli_session *s = r->s;
   int64_t newest;
-  if (!(r->out = cli_value(&s->args, "out"))) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
+  if (!(r->out = cli_value(&s->args, "out")))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
   BK_TRY(lock_out(r));
   bool resume = cli_given(&s->args, "resume");
-  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, resume ? BK_CHECKPOINT_RESUME : BK_CHECKPOINT_ANY, &newest));
+  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, resume ? BK_CHECKPOINT_RESUME : BK_CHECKPOINT_ANY,
+                              &newest));
   if (newest >= 0 && !resume) return fail_taken(r, newest);
   if (newest >= 0) BK_TRY(choose_resumed(r, newest));
   else BK_TRY(choose_fresh(r));
   BK_TRY(bk_train_config_validate(s->ctx, &r->recipe));
   if (r->recipe.seq_len > r->config.max_position_embeddings)
-    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld", (long long)r->recipe.seq_len, (long long)r->config.max_position_embeddings);
+    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
+                   (long long)r->recipe.seq_len, (long long)r->config.max_position_embeddings);
   if (r->resumed_step > r->recipe.steps)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--steps %lld: the run is at step %lld already", (long long)r->recipe.steps, (long long)r->resumed_step);
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--steps %lld: the run is at step %lld already",
+                   (long long)r->recipe.steps, (long long)r->resumed_step);
   return BK_OK;
 }
 
 /* ---- data ---- */
 
-/* Validation: --val-data whole, else the last tenth of each file. None is left where all are streams that keep nothing back. */
+/* Validation: --val-data whole, else the last tenth of each file. None is left where all are
+ * streams that keep nothing back. */
 static bk_status open_validation(train_run *r, bk_dataset_options options) {
   cli_session *s = r->s;
   bool given = cli_given(&s->args, "val-data"), text = false;
   options.split = given ? BK_SPLIT_ALL : BK_SPLIT_VAL;
-  for (int i = 0; i < s->args.n_given; i++) text |= strcmp(s->args.given[i].option->name, "data") == 0 && !bk_path_is_bin(s->args.given[i].value);
+  for (int i = 0; i < s->args.n_given; i++)
+    text |= strcmp(s->args.given[i].option->name, "data") == 0 &&
+            !bk_path_is_bin(s->args.given[i].value);
   if (!given && !text && bk_dataset_kept_back(r->train) == 0) return BK_OK;
   return cli_open_data(s, given ? "val-data" : "data", &options, &r->val);
 }
@@ -141,15 +160,18 @@ static bk_status open_training(train_run *r, bk_dataset_options *options) {
   return cli_open_data(r->s, "data", options, &r->train);
 }
 
-/* A new run whose .bin files are so short that, without their last tenth, nothing would be left to train on, or that have no tenth to validate on,
- * trains on all of them; its recipe says so, and a resumed run does the same. */
+/* A new run whose .bin files are so short that, without their last tenth, nothing would be left
+ * to train on, or that have no tenth to validate on, trains on all of them; its recipe says so,
+ * and a resumed run does the same. */
 static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
-  bool split = options->split == BK_SPLIT_TRAIN && r->recipe.bin_validation && !r->resumed_step && cli_any_bin(r->s);
+  bool split = options->split == BK_SPLIT_TRAIN && r->recipe.bin_validation && !r->resumed_step &&
+               cli_any_bin(r->s);
   int64_t kept_back = bk_dataset_kept_back(r->train);
   if (!split || (kept_back > 0 && bk_dataset_tokens(r->train) > r->recipe.seq_len)) return BK_OK;
   r->recipe.bin_validation = false;
   r->unsplit = true;
-  bk_info(r->s->ctx, "the .bin files are too short to spare a tenth for validation: bin_validation=false");
+  bk_info(r->s->ctx,
+          "the .bin files are too short to spare a tenth for validation: bin_validation=false");
   if (kept_back == 0) return BK_OK;
   bk_dataset_close(r->train);
   r->train = NULL;
@@ -158,21 +180,26 @@ static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
 
 static bk_status open_data(train_run *r) {
   cli_session *s = r->s;
-  bk_dataset_options options = {.vocab_size = r->config.vocab_size, .data_dtype = r->recipe.data_dtype};
+  bk_dataset_options options = {.vocab_size = r->config.vocab_size,
+                                .data_dtype = r->recipe.data_dtype};
   options.split = cli_given(&s->args, "val-data") ? BK_SPLIT_ALL : BK_SPLIT_TRAIN;
   BK_TRY(open_training(r, &options));
   BK_TRY(spare_tenth(r, &options));
   BK_TRY(bk_dataset_check_seq_len(s->ctx, r->train, r->recipe.seq_len));
   BK_TRY(open_validation(r, options));
   if (r->resumed_step && bk_dataset_hash(r->train) != r->saved.data_hash)
-    return bk_fail(s->ctx, BK_ERR_DATA, "--resume: the training data is not the data that the run in %s began with", r->out);
+    return bk_fail(s->ctx, BK_ERR_DATA,
+                   "--resume: the training data is not the data that the run in %s began with",
+                   r->out);
   return BK_OK;
 }
 
 /* ---- model ---- */
 
 static bk_status build(train_run *r, bool plan_only) {
-  bk_model_options options = {.trainable = true, .plan_only = plan_only, .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite")};
+  bk_model_options options = {.trainable = true,
+                              .plan_only = plan_only,
+                              .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite")};
   BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
   if (!plan_only) {
     if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
@@ -203,7 +230,9 @@ static bk_status run_training(train_run *r) {
     bk_profile_destroy(profile);
     return status;
   }
-  cli_catch_signals("\nbirkhoff: finishing the step and saving; a second SIGINT or SIGTERM ends the program at once\n");
+  cli_catch_signals(
+      "\nbirkhoff: finishing the step and saving; a second SIGINT or SIGTERM ends the program at "
+      "once\n");
   return cli_profile_end(r->s, profile, train_loop(r));
 }
 
@@ -216,21 +245,34 @@ static bk_status report_plan(train_run *r) {
   double step_tokens = (double)(r->recipe.batch_size * r->recipe.seq_len);
   json_t *bytes = json_object();
   if (!r->s->json) {
-    printf("parameters  %s, %s active\n", cli_count_text((double)counts.parameters_total, a, sizeof a), cli_count_text((double)counts.parameters_active, b, sizeof b));
-    printf("data        %lld tokens for training, %lld for validation\n", (long long)bk_dataset_tokens(r->train), r->val ? (long long)bk_dataset_tokens(r->val) : 0LL);
-    if (r->unsplit) printf("            (the .bin files are too short to spare a tenth for validation: bin_validation=false)\n");
-    printf("steps       %lld of %s tokens: %.2f epochs\n", (long long)r->recipe.steps, cli_count_text(step_tokens, a, sizeof a),
+    printf("parameters  %s, %s active\n",
+           cli_count_text((double)counts.parameters_total, a, sizeof a),
+           cli_count_text((double)counts.parameters_active, b, sizeof b));
+    printf("data        %lld tokens for training, %lld for validation\n",
+           (long long)bk_dataset_tokens(r->train),
+           r->val ? (long long)bk_dataset_tokens(r->val) : 0LL);
+    if (r->unsplit)
+      printf(
+          "            (the .bin files are too short to spare a tenth for validation: "
+          "bin_validation=false)\n");
+    printf("steps       %lld of %s tokens: %.2f epochs\n", (long long)r->recipe.steps,
+           cli_count_text(step_tokens, a, sizeof a),
            (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
   }
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
-    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c) + (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0);
+    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c) +
+               (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0);
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)n));
-    if (!r->s->json && n) printf("%-11s %s\n", bk_memory_class_name(c), cli_bytes_text((double)n, a, sizeof a));
+    if (!r->s->json && n)
+      printf("%-11s %s\n", bk_memory_class_name(c), cli_bytes_text((double)n, a, sizeof a));
   }
   if (r->s->json)
-    return cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:f,s:I,s:I}", "parameters_total", (json_int_t)counts.parameters_total, "parameters_active",
-                                          (json_int_t)counts.parameters_active, "bytes", bytes, "flops_per_token", counts.flops_per_token, "steps",
-                                          (json_int_t)r->recipe.steps, "step_tokens", (json_int_t)step_tokens));
+    return cli_print_json(
+        r->s, json_pack("{s:I,s:I,s:o,s:f,s:I,s:I}", "parameters_total",
+                        (json_int_t)counts.parameters_total, "parameters_active",
+                        (json_int_t)counts.parameters_active, "bytes", bytes, "flops_per_token",
+                        counts.flops_per_token, "steps", (json_int_t)r->recipe.steps, "step_tokens",
+                        (json_int_t)step_tokens));
   json_decref(bytes);
   return cli_flush_stdout(r->s);
 }
@@ -239,7 +281,8 @@ static bk_status report(train_run *r) {
   int64_t step = bk_trainer_step_done(r->trainer);
   if (cli_signal && step < r->recipe.steps) {
     char *command = train_resume_command(r, "");
-    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on: %s\n", (long long)step, (long long)r->recipe.steps, command ? command : "--resume");
+    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on: %s\n",
+            (long long)step, (long long)r->recipe.steps, command ? command : "--resume");
     bk_free(r->s->ctx, command);
     return BK_INTERRUPTED;
   }
@@ -248,10 +291,12 @@ static bk_status report(train_run *r) {
   bk_status status = BK_OK;
   r->s->on_disk = r->out;
   if (r->s->json)
-    status = cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens", (json_int_t)bk_trainer_tokens_done(r->trainer),
-                                            "loss", cli_number(r->last.step ? r->last.loss : NAN), "val_loss", cli_number(r->last_val), "checkpoint", path));
-  else
-    printf("%s\n", path);
+    status =
+        cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens",
+                                       (json_int_t)bk_trainer_tokens_done(r->trainer), "loss",
+                                       cli_number(r->last.step ? r->last.loss : NAN), "val_loss",
+                                       cli_number(r->last_val), "checkpoint", path));
+  else printf("%s\n", path);
   bk_free(r->s->ctx, path);
   return status;
 }
@@ -261,7 +306,8 @@ static void print_config_help(void) {
   char text[64];
   bk_train_config_default(&t);
   printf("Recipe keys (--set KEY=VALUE), with their defaults (a preset brings its own):\n");
-  for (const bk_option *o = bk_train_keys; o->name; o++) printf("  %-20s %-10s %s\n", o->name, bk_option_value_text(o, &t, text, sizeof text), o->doc);
+  for (const bk_option *o = bk_train_keys; o->name; o++)
+    printf("  %-20s %-10s %s\n", o->name, bk_option_value_text(o, &t, text, sizeof text), o->doc);
   printf("\nModel keys (config.json, --set KEY=VALUE):\n");
   for (const bk_option *o = bk_model_keys; o->name; o++) printf("  %-31s %s\n", o->name, o->doc);
 }
@@ -274,9 +320,13 @@ static bk_status run(cli_session *s) {
   cli_catch_save();
   train_run r = {.s = s, .lock = -1, .last_val = NAN};
   bool dry = cli_given(&s->args, "dry-run");
-  bk_status status = cli_given(&s->args, "data") ? choose(&r) : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
-  if (status == BK_OK) status = cli_open_device_for(s, &r.recipe); /* a resumed run's recipe is its checkpoint's */
-  if (status == BK_OK) status = cli_dtype(s, &r.dtype); /* again, now that it is known what the device stores */
+  bk_status status = cli_given(&s->args, "data")
+                         ? choose(&r)
+                         : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
+  /* a resumed run's recipe is its checkpoint's */
+  if (status == BK_OK) status = cli_open_device_for(s, &r.recipe);
+  /* again, now that it is known what the device stores */
+  if (status == BK_OK) status = cli_dtype(s, &r.dtype);
   if (status == BK_OK) status = open_data(&r);
   if (status == BK_OK) train_warn_recipe(&r);
   if (status == BK_OK) status = build(&r, dry);
@@ -293,10 +343,12 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"model", CLI_ONE, "PRESET|FILE|DIR", "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
+    {"model", CLI_ONE, "PRESET|FILE|DIR",
+     "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
     {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
-    {"val-data", CLI_MANY, "FILE", "validation data; default: the last tenth of each file of --data"},
+    {"val-data", CLI_MANY, "FILE",
+     "validation data; default: the last tenth of each file of --data"},
     {"out", CLI_ONE, "DIR", "folder for checkpoints and metrics.jsonl"},
     {"steps", CLI_ONE, "N", "optimiser steps in all"},
     {"batch-size", CLI_ONE, "N", "sequences per step"},
@@ -305,11 +357,18 @@ static const cli_option options[] = {
     {"seed", CLI_ONE, "N", "of the initial weights and of the data order"},
     {"resume", CLI_FLAG, NULL, "go on from the newest checkpoint in DIR, bit for bit"},
     CLI_ALLOW_NONFINITE,
-    {"profile", CLI_ONE, "FILE", "time of every op and phase: tables at the end, a Chrome trace in FILE"},
+    {"profile", CLI_ONE, "FILE",
+     "time of every op and phase: tables at the end, a Chrome trace in FILE"},
     {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 
-const cli_command cli_train = {"train", "--model PRESET|FILE|DIR | --init CKPT --data FILE... --out DIR [OPTIONS]", "Trains a model and writes checkpoints and metrics.",
-                               options, 0, 0, run};
+const cli_command cli_train = {
+    "train",
+    "--model PRESET|FILE|DIR | --init CKPT --data FILE... --out DIR [OPTIONS]",
+    "Trains a model and writes checkpoints and metrics.",
+    options,
+    0,
+    0,
+    run};

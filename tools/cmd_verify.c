@@ -1,14 +1,16 @@
-/* birkhoff verify: one training step on two devices from the same weights and tokens, compared tensor by tensor (design.md section 3,
- * "Comparing"): expert choices, loss, logits, every gradient, every weight's step. birkhoff-verify(1) states the bounds.
+/* birkhoff verify: one training step on two devices from the same weights and tokens, compared
+ * tensor by tensor (design.md section 3, "Comparing"): expert choices, loss, logits, every
+ * gradient, every weight's step. birkhoff-verify(1) states the bounds.
  *
- * nmse = sum (a - b)^2 / sum b^2, b on the reference device; for a gradient the denominator is at least (1e-6 x the global norm)^2.
- * Both devices store in the same dtype. How much rounding on store alone moves a result depends on the weights (attention that is nearly
- * uniform has gradients that cancel, for one), so where the reference can, it also runs in fp64 from the same weights, and a bound
- * is a fixed part plus NOISE_FACTOR times what storing in the dtype moved the reference.
- * Positions at and after a flipped expert choice, or where fp64 chooses otherwise, are left out: their targets are ignored, and since
- * attention is causal nothing else depends on them.
- * The optimisers are compared on the same gradients, the device's: Adam's first step is in essence a sign, which noise in a
- * gradient that is zero in theory decides. */
+ * nmse = sum (a - b)^2 / sum b^2, b on the reference device; for a gradient the denominator is
+ * at least (1e-6 x the global norm)^2. Both devices store in the same dtype. How much rounding
+ * on store alone moves a result depends on the weights (attention that is nearly uniform has
+ * gradients that cancel, for one), so where the reference can, it also runs in fp64 from the
+ * same weights, and a bound is a fixed part plus NOISE_FACTOR times what storing in the dtype
+ * moved the reference. Positions at and after a flipped expert choice, or where fp64 chooses
+ * otherwise, are left out: their targets are ignored, and since attention is causal nothing else
+ * depends on them. The optimisers are compared on the same gradients, the device's: Adam's first
+ * step is in essence a sign, which noise in a gradient that is zero in theory decides. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -17,9 +19,11 @@
 #include "tools/cli.h"
 #include "tools/verify.h"
 
-#define TRIES 8           /* batches tried for one without a flip */
-#define NOISE_FACTOR 16   /* nmse; the device's own rounding errors are independent of the reference's */
-#define SMALL_TENSOR 64   /* elements; one sample of the noise says little: the same tensor of other layers is asked too */
+#define TRIES 8 /* batches tried for one without a flip */
+/* nmse; the device's own rounding errors are independent of the reference's */
+#define NOISE_FACTOR 16
+/* elements; one sample of the noise says little: the same tensor of other layers is asked too */
+#define SMALL_TENSOR 64
 
 typedef struct bounds {
   double choice; /* margin of an allowed flip */
@@ -50,17 +54,24 @@ typedef struct verify_run {
   int64_t seed;
 } verify_run;
 
-/* The fixed parts. They grow with the number of sublayers; a step is measured against lr, so that one unit in the last place of
- * a weight of 1 is (6e-8 / 1e-3)^2. */
+/* The fixed parts. They grow with the number of sublayers; a step is measured against lr, so
+ * that one unit in the last place of a weight of 1 is (6e-8 / 1e-3)^2. */
 static bounds choose_bounds(const bk_model *m) {
   double depth = 2.0 * (double)m->config.num_hidden_layers;
-  if (m->dtype == BK_BF16) return (bounds){.choice = 8e-3, .loss = 1e-7 * depth, .logits = 5e-6, .grad = 5e-6, .step = 4e-9};
-  return (bounds){.choice = 1e-6, .loss = 1e-13 * depth, .logits = 1e-11 * depth, .grad = 1e-9 * depth, .step = 4e-9};
+  if (m->dtype == BK_BF16)
+    return (bounds){
+        .choice = 8e-3, .loss = 1e-7 * depth, .logits = 5e-6, .grad = 5e-6, .step = 4e-9};
+  return (bounds){.choice = 1e-6,
+                  .loss = 1e-13 * depth,
+                  .logits = 1e-11 * depth,
+                  .grad = 1e-9 * depth,
+                  .step = 4e-9};
 }
 
 /* ---- rows ---- */
 
-static bk_status add_row(verify_run *r, const char *prefix, const char *name, double nmse, double max_abs, double bound, double judged) {
+static bk_status add_row(verify_run *r, const char *prefix, const char *name, double nmse,
+                         double max_abs, double bound, double judged) {
   BK_TRY(bk_grow(r->s->ctx, (void **)&r->rows, &r->capacity, r->n_rows + 1, sizeof *r->rows));
   char *whole = bk_format(r->s->ctx, "%s%s", prefix, name);
   if (!whole) return BK_ERR_MEMORY;
@@ -96,24 +107,33 @@ static bk_status compare_choices_row(verify_run *r) {
   char *name = bk_strdup(r->s->ctx, "choices");
   if (!name) return BK_ERR_MEMORY;
   bool pass = r->flips.forbidden == 0;
-  r->rows[r->n_rows++] = (verify_row){name, (double)r->flips.flips / (double)r->flips.choices, r->flips.worst_margin, r->bounds.choice, 1, pass};
+  r->rows[r->n_rows++] = (verify_row){name,
+                                      (double)r->flips.flips / (double)r->flips.choices,
+                                      r->flips.worst_margin,
+                                      r->bounds.choice,
+                                      1,
+                                      pass};
   r->failed += !pass;
   return BK_OK;
 }
 
-static double logits_error(const verify_run *r, const verify_side *a, const verify_side *b, double *max_abs) {
+static double logits_error(const verify_run *r, const verify_side *a, const verify_side *b,
+                           double *max_abs) {
   int64_t V = r->ref.model->config.vocab_size, T = r->batch.seq_len;
   error_sum e = {0};
   for (int64_t n = 0; n < r->batch.batch; n++)
-    for (int64_t i = n * T * V; i < (n * T + r->clean[n]) * V; i++) add_error(&e, a->logits[i], b->logits[i]);
+    for (int64_t i = n * T * V; i < (n * T + r->clean[n]) * V; i++)
+      add_error(&e, a->logits[i], b->logits[i]);
   *max_abs = e.max_abs;
   return ratio(e.error, e.size);
 }
 
 static bk_status compare_logits(verify_run *r) {
   double max_abs, unused, noise = r->exact.model ? logits_error(r, &r->ref, &r->exact, &unused) : 0;
-  double nmse = logits_error(r, &r->side, &r->ref, &max_abs), tokens = (double)(r->batch.batch * r->batch.seq_len);
-  return add_row(r, "", "logits", nmse, max_abs, r->bounds.logits + NOISE_FACTOR * noise, (double)r->n_clean / tokens);
+  double nmse = logits_error(r, &r->side, &r->ref, &max_abs),
+         tokens = (double)(r->batch.batch * r->batch.seq_len);
+  return add_row(r, "", "logits", nmse, max_abs, r->bounds.logits + NOISE_FACTOR * noise,
+                 (double)r->n_clean / tokens);
 }
 
 static int64_t count_of(const verify_run *r, int i) {
@@ -121,7 +141,8 @@ static int64_t count_of(const verify_run *r, int i) {
   return bk_tensor_count(&w);
 }
 
-static double gradient_error(const verify_run *r, const verify_side *a, const verify_side *b, int i, double *max_abs) {
+static double gradient_error(const verify_run *r, const verify_side *a, const verify_side *b, int i,
+                             double *max_abs) {
   double size = fmax(sqrt(norm2(b->grad[i], count_of(r, i))), 1e-6 * r->global_norm);
   error_sum e = {0};
   for (int64_t j = 0; j < count_of(r, i); j++) add_error(&e, a->grad[i][j], b->grad[i][j]);
@@ -139,14 +160,16 @@ static const char *leaf(const char *name) {
 
 static void measure_noise(verify_run *r) {
   double unused;
-  for (int i = 0; i < r->ref.model->n_params && r->exact.model; i++) r->noise[i] = gradient_error(r, &r->ref, &r->exact, i, &unused);
+  for (int i = 0; i < r->ref.model->n_params && r->exact.model; i++)
+    r->noise[i] = gradient_error(r, &r->ref, &r->exact, i, &unused);
 }
 
 static double noise_of(const verify_run *r, int i) {
   const bk_model *m = r->ref.model;
   double noise = r->noise[i];
   for (int j = 0; j < m->n_params && count_of(r, i) <= SMALL_TENSOR; j++)
-    if (strcmp(leaf(m->params[i].name), leaf(m->params[j].name)) == 0) noise = fmax(noise, r->noise[j]);
+    if (strcmp(leaf(m->params[i].name), leaf(m->params[j].name)) == 0)
+      noise = fmax(noise, r->noise[j]);
   return noise;
 }
 
@@ -155,14 +178,18 @@ static bk_status compare_gradient(verify_run *r, int i) {
   double max_abs, nmse;
   if (!bk_param_trainable(r->ref.model, p)) return BK_OK;
   nmse = gradient_error(r, &r->side, &r->ref, i, &max_abs);
-  return add_row(r, "grad.", p->name, nmse, max_abs, r->bounds.grad + NOISE_FACTOR * noise_of(r, i), 1);
+  return add_row(r, "grad.", p->name, nmse, max_abs, r->bounds.grad + NOISE_FACTOR * noise_of(r, i),
+                 1);
 }
 
 static bk_status compare_step(verify_run *r, int i) {
   const bk_param *p = &r->ref.model->params[i];
   error_sum e = {0};
-  if (!bk_param_trainable(r->ref.model, p) && r->flips.flips) return BK_OK; /* the balancing rule saw other loads */
-  for (int64_t j = 0; j < count_of(r, i); j++) add_error(&e, r->side.after[i][j] - r->side.before[i][j], r->ref.after[i][j] - r->ref.before[i][j]);
+  /* the balancing rule saw other loads */
+  if (!bk_param_trainable(r->ref.model, p) && r->flips.flips) return BK_OK;
+  for (int64_t j = 0; j < count_of(r, i); j++)
+    add_error(&e, r->side.after[i][j] - r->side.before[i][j],
+              r->ref.after[i][j] - r->ref.before[i][j]);
   return add_row(r, "step.", p->name, ratio(e.error, e.size), e.max_abs, r->bounds.step, 1);
 }
 
@@ -171,7 +198,8 @@ static bk_status compare_training(verify_run *r) {
   for (int i = 0; i < r->ref.model->n_params; i++) sum += norm2(r->ref.grad[i], count_of(r, i));
   r->global_norm = sqrt(sum);
   measure_noise(r);
-  BK_TRY(add_row(r, "", "loss", loss_error * loss_error, fabs(r->side.loss - r->ref.loss), r->bounds.loss, 1));
+  BK_TRY(add_row(r, "", "loss", loss_error * loss_error, fabs(r->side.loss - r->ref.loss),
+                 r->bounds.loss, 1));
   for (int i = 0; i < r->ref.model->n_params; i++) BK_TRY(compare_gradient(r, i));
   for (int i = 0; i < r->ref.model->n_params; i++) BK_TRY(compare_step(r, i));
   return BK_OK;
@@ -206,10 +234,12 @@ static bk_status load(cli_session *s, bk_device *device, bk_model **model) {
 static bk_status make_batch(verify_run *r, const bk_model_config *c) {
   verify_batch *b = &r->batch;
   if (b->seq_len > c->max_position_embeddings)
-    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "--seq-len %lld: the model takes at most %lld (max_position_embeddings)", (long long)b->seq_len,
-                   (long long)c->max_position_embeddings);
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
+                   "--seq-len %lld: the model takes at most %lld (max_position_embeddings)",
+                   (long long)b->seq_len, (long long)c->max_position_embeddings);
   if (!b->seq_len) b->seq_len = c->max_position_embeddings < 48 ? c->max_position_embeddings : 48;
-  if (b->seq_len < 2) return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "verify: a sequence of one token predicts nothing");
+  if (b->seq_len < 2)
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "verify: a sequence of one token predicts nothing");
   size_t n = (size_t)(b->batch * b->seq_len);
   b->ids = bk_alloc_array(r->s->ctx, n, sizeof *b->ids);
   b->targets = bk_alloc_array(r->s->ctx, n, sizeof *b->targets);
@@ -221,7 +251,9 @@ static bk_status make_batch(verify_run *r, const bk_model_config *c) {
 static void fill_batch(verify_run *r, int attempt) {
   verify_batch *b = &r->batch;
   int64_t n = b->batch * b->seq_len, vocab = r->ref.model->config.vocab_size;
-  for (int64_t i = 0; i < n; i++) b->ids[i] = (int32_t)(bk_uniform((uint64_t)r->seed, (uint64_t)attempt, (uint64_t)i) * (double)vocab);
+  for (int64_t i = 0; i < n; i++)
+    b->ids[i] =
+        (int32_t)(bk_uniform((uint64_t)r->seed, (uint64_t)attempt, (uint64_t)i) * (double)vocab);
   for (int64_t i = 0; i < n; i++) b->targets[i] = (i + 1) % b->seq_len ? b->ids[i + 1] : -100;
   b->kept = b->batch * (b->seq_len - 1);
 }
@@ -233,7 +265,8 @@ static bk_status make_exact(verify_run *r) {
   if (from->dtype == BK_F64 || !(r->ref_device->props.storage_dtypes & BK_DT(BK_F64))) return BK_OK;
   BK_TRY(bk_model_create(r->ref_device, &from->config, BK_F64, &options, &r->exact.model));
   for (int i = 0; i < from->n_params; i++) {
-    bk_tensor src = bk_param_weight(from, &from->params[i]), dst = bk_param_weight(r->exact.model, &r->exact.model->params[i]);
+    bk_tensor src = bk_param_weight(from, &from->params[i]),
+              dst = bk_param_weight(r->exact.model, &r->exact.model->params[i]);
     double *values = bk_alloc_array(r->s->ctx, (size_t)bk_tensor_count(&src), sizeof *values);
     bk_status status = values ? bk_tensor_read_f64(from->stream, &src, values) : BK_ERR_MEMORY;
     if (status == BK_OK) status = bk_tensor_write_f64(r->exact.model->stream, &dst, values);
@@ -270,8 +303,11 @@ static bk_status attempt(verify_run *r, int number) {
   verify_flips unused;
   fill_batch(r, number);
   BK_TRY(forward_all(r));
-  BK_TRY(verify_compare_choices(&r->side, &r->ref, &r->batch, r->bounds.choice, r->clean, &r->flips));
-  if (r->exact.model) BK_TRY(verify_compare_choices(&r->exact, &r->ref, &r->batch, r->bounds.choice, r->clean_exact, &unused));
+  BK_TRY(
+      verify_compare_choices(&r->side, &r->ref, &r->batch, r->bounds.choice, r->clean, &r->flips));
+  if (r->exact.model)
+    BK_TRY(verify_compare_choices(&r->exact, &r->ref, &r->batch, r->bounds.choice, r->clean_exact,
+                                  &unused));
   r->n_clean = 0;
   for (int64_t b = 0; b < r->batch.batch; b++) {
     if (r->exact.model && r->clean_exact[b] < r->clean[b]) r->clean[b] = r->clean_exact[b];
@@ -292,7 +328,8 @@ static bk_status find_batch(verify_run *r) {
   return best == last ? BK_OK : attempt(r, best);
 }
 
-/* Targets from the first flip on are ignored; the forward pass has to see that before the backward does. */
+/* Targets from the first flip on are ignored; the forward pass has to see that before the
+ * backward does. */
 static bk_status mask_targets(verify_run *r) {
   verify_batch *b = &r->batch;
   if (r->n_clean == b->batch * b->seq_len) return BK_OK;
@@ -309,7 +346,11 @@ static bk_status verify(verify_run *r) {
   BK_TRY(compare_choices_row(r));
   BK_TRY(compare_logits(r));
   if (r->flips.forbidden) return BK_OK;
-  if (!r->batch.kept) return bk_fail(r->s->ctx, BK_ERR_BOUNDS, "verify: expert choices differ at the first position of every sequence of %d batches", TRIES);
+  if (!r->batch.kept)
+    return bk_fail(
+        r->s->ctx, BK_ERR_BOUNDS,
+        "verify: expert choices differ at the first position of every sequence of %d batches",
+        TRIES);
   BK_TRY(verify_side_backward(&r->ref));
   BK_TRY(verify_side_backward(&r->side));
   if (r->exact.model) BK_TRY(verify_side_backward(&r->exact));
@@ -324,8 +365,10 @@ static bk_status print_json(verify_run *r) {
   json_t *list = json_array();
   for (size_t i = 0; i < r->n_rows; i++) {
     const verify_row *row = &r->rows[i];
-    json_array_append_new(list, json_pack("{s:s,s:o,s:o,s:o,s:b,s:f}", "tensor", row->name, "nmse", cli_number(row->nmse), "max_abs", cli_number(row->max_abs),
-                                          "bound", cli_number(row->bound), "pass", row->pass, "judged", row->judged));
+    json_array_append_new(
+        list, json_pack("{s:s,s:o,s:o,s:o,s:b,s:f}", "tensor", row->name, "nmse",
+                        cli_number(row->nmse), "max_abs", cli_number(row->max_abs), "bound",
+                        cli_number(row->bound), "pass", row->pass, "judged", row->judged));
   }
   return cli_print_json(r->s, list);
 }
@@ -333,13 +376,16 @@ static bk_status print_json(verify_run *r) {
 static bk_status print_text(verify_run *r) {
   const char *against = cli_value(&r->s->args, "against");
   int width = 6;
-  for (size_t i = 0; i < r->n_rows; i++) width = (int)strlen(r->rows[i].name) > width ? (int)strlen(r->rows[i].name) : width;
-  printf("%s on %s against %s, %s, %lld sequences of %lld tokens\n", r->s->args.words[0], r->s->device->backend->name, against ? against : "ref",
-         bk_dtype_name(r->ref.model->dtype), (long long)r->batch.batch, (long long)r->batch.seq_len);
+  for (size_t i = 0; i < r->n_rows; i++)
+    width = (int)strlen(r->rows[i].name) > width ? (int)strlen(r->rows[i].name) : width;
+  printf("%s on %s against %s, %s, %lld sequences of %lld tokens\n", r->s->args.words[0],
+         r->s->device->backend->name, against ? against : "ref", bk_dtype_name(r->ref.model->dtype),
+         (long long)r->batch.batch, (long long)r->batch.seq_len);
   printf("%-*s %10s %10s %10s %7s\n", width, "tensor", "nmse", "max abs", "bound", "judged");
   for (size_t i = 0; i < r->n_rows; i++) {
     const verify_row *row = &r->rows[i];
-    printf("%-*s %10.2e %10.2e %10.2e %6.1f%% %s\n", width, row->name, row->nmse, row->max_abs, row->bound, 100 * row->judged, row->pass ? "ok" : "FAIL");
+    printf("%-*s %10.2e %10.2e %10.2e %6.1f%% %s\n", width, row->name, row->nmse, row->max_abs,
+           row->bound, 100 * row->judged, row->pass ? "ok" : "FAIL");
   }
   printf("%zu of %zu within their bounds\n", r->n_rows - r->failed, r->n_rows);
   return cli_flush_stdout(r->s);
@@ -362,7 +408,8 @@ static void finish(verify_run *r) {
 
 static bk_status run(cli_session *s) {
   verify_run r = {.s = s, .batch = {.batch = 2}, .seed = 1, .scale = 1};
-  if (!cli_given(&s->args, "device")) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --device NAME is needed");
+  if (!cli_given(&s->args, "device"))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --device NAME is needed");
   BK_TRY(cli_int(s, "batch-size", 1, 1 << 20, &r.batch.batch));
   BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &r.batch.seq_len));
   BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &r.seed));
@@ -370,7 +417,9 @@ static bk_status run(cli_session *s) {
   bk_status status = prepare(&r);
   if (status == BK_OK) status = verify(&r);
   if (status == BK_OK) status = s->json ? print_json(&r) : print_text(&r);
-  if (status == BK_OK && r.failed) status = bk_fail(s->ctx, BK_ERR_BOUNDS, "verify: %zu of %zu results are past their bounds", r.failed, r.n_rows);
+  if (status == BK_OK && r.failed)
+    status = bk_fail(s->ctx, BK_ERR_BOUNDS, "verify: %zu of %zu results are past their bounds",
+                     r.failed, r.n_rows);
   finish(&r);
   return status;
 }
@@ -384,5 +433,11 @@ static const cli_option options[] = {
     CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
-const cli_command cli_verify = {"verify", "CKPT|PRESET --device NAME [--against NAME] [OPTIONS]",
-                                "Compares a training step on a device with the same step on another.", options, 1, 1, run};
+const cli_command cli_verify = {
+    "verify",
+    "CKPT|PRESET --device NAME [--against NAME] [OPTIONS]",
+    "Compares a training step on a device with the same step on another.",
+    options,
+    1,
+    1,
+    run};

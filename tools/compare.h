@@ -4,7 +4,9 @@
 
 #include "tools/cli.h"
 
-bk_status compare_metrics(cli_session *s, const char *path_a, const char *path_b);     /* metrics.jsonl files */
-bk_status compare_checkpoints(cli_session *s, const char *path_a, const char *path_b); /* step folders, or safetensors files */
+/* metrics.jsonl files */
+bk_status compare_metrics(cli_session *s, const char *path_a, const char *path_b);
+/* step folders, or safetensors files */
+bk_status compare_checkpoints(cli_session *s, const char *path_a, const char *path_b);
 
 #endif

@@ -1,6 +1,6 @@
-/* Two metrics.jsonl files: per key the relative differences over the steps that both have, the first step that differs, and the
- * last values. Arrays (expert_load) are compared element by element. tokens_per_s is a clock reading: it is listed, but does not
- * make two runs different. */
+/* Two metrics.jsonl files: per key the relative differences over the steps that both have, the
+ * first step that differs, and the last values. Arrays (expert_load) are compared element by
+ * element. tokens_per_s is a clock reading: it is listed, but does not make two runs different. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -52,7 +52,8 @@ static bk_status read_rows(cli_session *s, run_file *f) {
 static key_row *find_key(comparison *c, const char *key) {
   for (size_t i = 0; i < c->n_keys; i++)
     if (strcmp(c->keys[i].key, key) == 0) return &c->keys[i];
-  if (bk_grow(c->s->ctx, (void **)&c->keys, &c->capacity, c->n_keys + 1, sizeof *c->keys) != BK_OK) return NULL;
+  if (bk_grow(c->s->ctx, (void **)&c->keys, &c->capacity, c->n_keys + 1, sizeof *c->keys) != BK_OK)
+    return NULL;
   char *name = bk_strdup(c->s->ctx, key);
   if (!name) return NULL;
   c->keys[c->n_keys] = (key_row){.key = name, .first_step = -1, .last_a = NAN, .last_b = NAN};
@@ -73,7 +74,8 @@ static void add_values(key_row *k, const json_t *a, const json_t *b, int64_t ste
     for (size_t i = 0; i < n; i++) add_values(k, json_array_get(a, i), json_array_get(b, i), step);
     return;
   }
-  double x = json_is_number(a) ? json_number_value(a) : NAN, y = json_is_number(b) ? json_number_value(b) : NAN;
+  double x = json_is_number(a) ? json_number_value(a) : NAN,
+         y = json_is_number(b) ? json_number_value(b) : NAN;
   double d = !a || !b ? 1 : relative(x, y);
   k->values++;
   k->sum += d;
@@ -110,7 +112,8 @@ static bk_status compare_rows(comparison *c) {
   for (size_t i = 0; i < c->a.count; i++) {
     int64_t step = json_integer_value(json_object_get(c->a.rows[i], "step"));
     while (j < c->b.count && json_integer_value(json_object_get(c->b.rows[j], "step")) < step) j++;
-    if (j == c->b.count || json_integer_value(json_object_get(c->b.rows[j], "step")) != step) continue;
+    if (j == c->b.count || json_integer_value(json_object_get(c->b.rows[j], "step")) != step)
+      continue;
     BK_TRY(compare_row(c, c->a.rows[i], c->b.rows[j]));
     c->common++;
   }
@@ -124,7 +127,8 @@ static bool counts(const key_row *k) { return strcmp(k->key, "tokens_per_s") != 
 
 static bool is_equal(const comparison *c) {
   bool equal = c->a.count == c->b.count && (size_t)c->common == c->a.count;
-  for (size_t i = 0; i < c->n_keys; i++) equal = equal && (!counts(&c->keys[i]) || c->keys[i].first_step < 0);
+  for (size_t i = 0; i < c->n_keys; i++)
+    equal = equal && (!counts(&c->keys[i]) || c->keys[i].first_step < 0);
   return equal;
 }
 
@@ -132,12 +136,17 @@ static bk_status print_json(comparison *c) {
   json_t *keys = json_array();
   for (size_t i = 0; i < c->n_keys; i++) {
     const key_row *k = &c->keys[i];
-    json_array_append_new(keys, json_pack("{s:s,s:o,s:o,s:o,s:o,s:o}", "key", k->key, "mean", cli_number(k->sum / (double)k->values), "max", cli_number(k->max),
-                                          "first_step", k->first_step < 0 ? json_null() : json_integer((json_int_t)k->first_step), "final_a",
-                                          cli_number(k->last_a), "final_b", cli_number(k->last_b)));
+    json_array_append_new(
+        keys,
+        json_pack("{s:s,s:o,s:o,s:o,s:o,s:o}", "key", k->key, "mean",
+                  cli_number(k->sum / (double)k->values), "max", cli_number(k->max), "first_step",
+                  k->first_step < 0 ? json_null() : json_integer((json_int_t)k->first_step),
+                  "final_a", cli_number(k->last_a), "final_b", cli_number(k->last_b)));
   }
-  return cli_print_json(c->s, json_pack("{s:s,s:b,s:I,s:I,s:I,s:o}", "kind", "metrics", "equal", is_equal(c), "steps_a", (json_int_t)c->a.count, "steps_b",
-                                        (json_int_t)c->b.count, "steps_common", (json_int_t)c->common, "keys", keys));
+  return cli_print_json(
+      c->s, json_pack("{s:s,s:b,s:I,s:I,s:I,s:o}", "kind", "metrics", "equal", is_equal(c),
+                      "steps_a", (json_int_t)c->a.count, "steps_b", (json_int_t)c->b.count,
+                      "steps_common", (json_int_t)c->common, "keys", keys));
 }
 
 static char *value_text(double x, char *text, size_t size) {
@@ -148,13 +157,15 @@ static char *value_text(double x, char *text, size_t size) {
 
 static bk_status print_text(comparison *c) {
   printf("%zu and %zu steps, %lld in common\n", c->a.count, c->b.count, (long long)c->common);
-  printf("%-16s %12s %12s %12s %14s %14s\n", "key", "mean rel", "max rel", "first step", "final a", "final b");
+  printf("%-16s %12s %12s %12s %14s %14s\n", "key", "mean rel", "max rel", "first step", "final a",
+         "final b");
   for (size_t i = 0; i < c->n_keys; i++) {
     const key_row *k = &c->keys[i];
     char first[24] = "-", a[24], b[24];
     if (k->first_step >= 0) snprintf(first, sizeof first, "%lld", (long long)k->first_step);
-    printf("%-16s %12.3e %12.3e %12s %14s %14s%s\n", k->key, k->sum / (double)k->values, k->max, first, value_text(k->last_a, a, sizeof a),
-           value_text(k->last_b, b, sizeof b), counts(k) ? "" : "  (clock)");
+    printf("%-16s %12.3e %12.3e %12s %14s %14s%s\n", k->key, k->sum / (double)k->values, k->max,
+           first, value_text(k->last_a, a, sizeof a), value_text(k->last_b, b, sizeof b),
+           counts(k) ? "" : "  (clock)");
   }
   printf("%s\n", is_equal(c) ? "equal" : "different");
   return cli_flush_stdout(c->s);

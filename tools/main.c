@@ -9,8 +9,9 @@
 #define BK_COMMIT "unknown"
 #endif
 
-static const cli_command *const commands[] = {&cli_train, &cli_eval,    &cli_generate, &cli_init, &cli_forward, &cli_gain,
-                                              &cli_verify, &cli_compare, &cli_bench,    &cli_plan, &cli_devices};
+static const cli_command *const commands[] = {&cli_train,   &cli_eval, &cli_generate, &cli_init,
+                                              &cli_forward, &cli_gain, &cli_verify,   &cli_compare,
+                                              &cli_bench,   &cli_plan, &cli_devices};
 
 static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
 
@@ -19,14 +20,16 @@ static void log_to_stderr(void *user, bk_log_level level, const char *message) {
   (void)user;
   flockfile(stderr);
   fprintf(stderr, "birkhoff: %s: ", level_names[level]);
-  for (const char *c = message; *c; c++) putc((unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c, stderr);
+  for (const char *c = message; *c; c++)
+    putc((unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c, stderr);
   putc('\n', stderr);
   funlockfile(stderr);
 }
 
 static void print_usage(FILE *to) {
   fprintf(to, "usage: birkhoff COMMAND [ARGUMENTS]; birkhoff COMMAND --help says more\n\n");
-  for (size_t i = 0; i < BK_COUNT(commands); i++) fprintf(to, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
+  for (size_t i = 0; i < BK_COUNT(commands); i++)
+    fprintf(to, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
   fprintf(to, "\n  birkhoff --version\n");
 }
 
@@ -93,4 +96,6 @@ static int run(int argc, char **argv) {
   return cli_exit_code(status);
 }
 
-int main(int argc, char **argv) { return cli_process_begin() ? cli_process_run(run, argc, argv) : 1; }
+int main(int argc, char **argv) {
+  return cli_process_begin() ? cli_process_run(run, argc, argv) : 1;
+}

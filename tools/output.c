@@ -15,7 +15,8 @@ const char *cli_residual_name(int kind) {
 bk_status cli_flush_stdout(cli_session *s) {
   if (fflush(stdout) == 0 && !ferror(stdout)) return BK_OK;
   if (!s->on_disk) return bk_fail(s->ctx, BK_ERR_IO, "cannot write to standard output");
-  if (!s->stdout_failed) bk_warn(s->ctx, "cannot write to standard output; what was made is whole, in %s", s->on_disk);
+  if (!s->stdout_failed)
+    bk_warn(s->ctx, "cannot write to standard output; what was made is whole, in %s", s->on_disk);
   s->stdout_failed = true;
   return BK_OK;
 }
@@ -29,7 +30,10 @@ bk_status cli_print_json(cli_session *s, json_t *value) {
 }
 
 char *cli_count_text(double x, char *text, size_t size) {
-  static const struct { double unit; const char *name; } units[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}};
+  static const struct {
+    double unit;
+    const char *name;
+  } units[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}, {1e3, "k"}};
   for (size_t i = 0; i < BK_COUNT(units); i++)
     if (x >= units[i].unit * 0.9995) {
       double y = x / units[i].unit;

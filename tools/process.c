@@ -1,4 +1,5 @@
-/* What the command sets up before anything else: open descriptors, ignored signals, a stack that is large enough. See cli.h. */
+/* What the command sets up before anything else: open descriptors, ignored signals, a stack that
+ * is large enough. See cli.h. */
 #include "tools/cli.h"
 
 #include <errno.h>
@@ -10,13 +11,17 @@
 
 /* ---- descriptors 0 to 2 ---- */
 
-/* A closed one would be given to the next file that is opened, and what is printed would go into it. Opened for reading alone, the empty device
- * gives end of file as standard input, and as standard output or error makes every write fail, so that no result is lost in silence. */
+/* A closed one would be given to the next file that is opened, and what is printed would go into
+ * it. Opened for reading alone, the empty device gives end of file as standard input, and as
+ * standard output or error makes every write fail, so that no result is lost in silence. */
 static bool open_standard(void) {
   for (int fd = 0; fd <= 2; fd++) {
     if (fcntl(fd, F_GETFD) >= 0 || errno != EBADF) continue;
     if (open("/dev/null", O_RDONLY) == fd) continue; /* the lowest that is free */
-    fprintf(stderr, "birkhoff: error: file descriptor %d is closed and /dev/null cannot be opened in its place: %s\n", fd, strerror(errno));
+    fprintf(stderr,
+            "birkhoff: error: file descriptor %d is closed and /dev/null cannot be opened in its "
+            "place: %s\n",
+            fd, strerror(errno));
     return false;
   }
   return true;
@@ -24,14 +29,17 @@ static bool open_standard(void) {
 
 bool cli_process_begin(void) {
   if (!open_standard()) return false;
-  signal(SIGPIPE, SIG_IGN); /* as with a full disk: the write fails, and whoever writes says so, or goes on without */
-  signal(SIGXFSZ, SIG_IGN); /* a file that may not grow further is an error of the write, not the end of the program */
+  /* as with a full disk: the write fails, and whoever writes says so, or goes on without */
+  signal(SIGPIPE, SIG_IGN);
+  /* a file that may not grow further is an error of the write, not the end of the program */
+  signal(SIGXFSZ, SIG_IGN);
   return true;
 }
 
 /* ---- the stack ---- */
 
-#define STACK_BYTES ((size_t)8 << 20) /* what systems give by default; libraries of drivers count on it */
+/* what systems give by default; libraries of drivers count on it */
+#define STACK_BYTES ((size_t)8 << 20)
 
 typedef struct program {
   int (*run)(int argc, char **argv);
@@ -47,9 +55,15 @@ static void *run_program(void *arg) {
 
 static bool stack_is_small(void) {
   struct rlimit limit;
-  if (getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= STACK_BYTES) return false;
-  limit.rlim_cur = limit.rlim_max == RLIM_INFINITY || limit.rlim_max > STACK_BYTES ? (rlim_t)STACK_BYTES : limit.rlim_max;
-  setrlimit(RLIMIT_STACK, &limit); /* for the first thread and for programs that a driver starts; where it is refused, the rest does */
+  if (getrlimit(RLIMIT_STACK, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+      limit.rlim_cur >= STACK_BYTES)
+    return false;
+  limit.rlim_cur = limit.rlim_max == RLIM_INFINITY || limit.rlim_max > STACK_BYTES
+                       ? (rlim_t)STACK_BYTES
+                       : limit.rlim_max;
+  /* for the first thread and for programs that a driver starts; where it is refused, the rest
+   * does */
+  setrlimit(RLIMIT_STACK, &limit);
   return true;
 }
 

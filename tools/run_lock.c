@@ -14,20 +14,40 @@
 
 /* ---- the table of mounts ---- */
 
-/* What a file system is called and mounted with where its locks are known to this host alone; option NULL: however it is mounted. */
+/* What a file system is called and mounted with where its locks are known to this host alone;
+ * option NULL: however it is mounted. */
 typedef struct local_kind {
   const char *type, *option;
 } local_kind;
 
 static const local_kind local_kinds[] = {
-    {"nfs", "nolock"}, {"nfs", "local_lock=flock"}, {"nfs", "local_lock=all"}, {"nfs4", "nolock"}, {"nfs4", "local_lock=flock"}, {"nfs4", "local_lock=all"},
-    {"cifs", "nobrl"}, {"smb3", "nobrl"}, {"lustre", "localflock"},
-    /* FUSE answers a lock on this host where the program behind it does not ask for them, which these never do */
-    {"fuse.sshfs", NULL}, {"fuse.s3fs", NULL}, {"fuse.gcsfuse", NULL}, {"fuse.rclone", NULL}, {"fuse.goofys", NULL}, {"fuse.geesefs", NULL},
-    {"fuse.blobfuse", NULL}, {"fuse.blobfuse2", NULL}, {"fuse.mountpoint-s3", NULL}, {"fuse.curlftpfs", NULL}, {"fuse.davfs", NULL},
-    {"fuse.gvfsd-fuse", NULL}, {"fuse.hdfs", NULL}};
+    {"nfs", "nolock"},
+    {"nfs", "local_lock=flock"},
+    {"nfs", "local_lock=all"},
+    {"nfs4", "nolock"},
+    {"nfs4", "local_lock=flock"},
+    {"nfs4", "local_lock=all"},
+    {"cifs", "nobrl"},
+    {"smb3", "nobrl"},
+    {"lustre", "localflock"},
+    /* FUSE answers a lock on this host where the program behind it does not ask for them, which
+     * these never do */
+    {"fuse.sshfs", NULL},
+    {"fuse.s3fs", NULL},
+    {"fuse.gcsfuse", NULL},
+    {"fuse.rclone", NULL},
+    {"fuse.goofys", NULL},
+    {"fuse.geesefs", NULL},
+    {"fuse.blobfuse", NULL},
+    {"fuse.blobfuse2", NULL},
+    {"fuse.mountpoint-s3", NULL},
+    {"fuse.curlftpfs", NULL},
+    {"fuse.davfs", NULL},
+    {"fuse.gvfsd-fuse", NULL},
+    {"fuse.hdfs", NULL}};
 
-/* The fields of a line that are of use here; pointers into the text, which is not ended where they end. */
+/* The fields of a line that are of use here; pointers into the text, which is not ended where
+ * they end. */
 typedef struct mount_fields {
   const char *options, *type, *source, *super; /* each ends at a blank or at the end of the line */
   long mount;
@@ -58,7 +78,8 @@ static bool parse_line(const char *line, mount_fields *m) {
 
 static bool is_word(const char *field, const char *word, char end) {
   size_t n = strlen(word);
-  return strncmp(field, word, n) == 0 && (field[n] == end || field[n] == ' ' || field[n] == '\n' || field[n] == '\0');
+  return strncmp(field, word, n) == 0 &&
+         (field[n] == end || field[n] == ' ' || field[n] == '\n' || field[n] == '\0');
 }
 
 static bool has_option(const char *field, const char *option) {
@@ -77,8 +98,10 @@ static bool is_local(const mount_fields *m, char *why, size_t size) {
   for (size_t i = 0; i < BK_COUNT(local_kinds); i++) {
     const local_kind *k = &local_kinds[i];
     if (!is_type(m, k->type)) continue;
-    if (k->option && !has_option(m->options, k->option) && !has_option(m->super, k->option)) continue;
-    snprintf(why, size, "%s%s%s", k->type, k->option ? " mounted with " : "", k->option ? k->option : "");
+    if (k->option && !has_option(m->options, k->option) && !has_option(m->super, k->option))
+      continue;
+    snprintf(why, size, "%s%s%s", k->type, k->option ? " mounted with " : "",
+             k->option ? k->option : "");
     return true;
   }
   return false;
@@ -88,7 +111,9 @@ bool run_lock_is_local(const char *mountinfo, const run_lock_place *place, char 
   mount_fields m, found = {0};
   for (const char *line = mountinfo; *line; line += strcspn(line, "\n"), line += *line == '\n') {
     if (!parse_line(line, &m)) continue;
-    if (place->mount >= 0 ? m.mount == place->mount : m.major == place->major && m.minor == place->minor) found = m;
+    if (place->mount >= 0 ? m.mount == place->mount
+                          : m.major == place->major && m.minor == place->minor)
+      found = m;
   }
   return found.type && is_local(&found, why, size);
 }
@@ -140,8 +165,11 @@ static bk_status check_mount(bk_context *ctx, const char *folder, int fd) {
   bool local = mountinfo && run_lock_is_local(mountinfo, &place, why, sizeof why);
   bk_free(ctx, mountinfo);
   if (!local) return BK_OK;
-  return bk_fail(ctx, BK_ERR_IO, "%s lies on %s, a file system whose locks are known to this host alone: a run on another host could write there at the "
-                 "same time; choose an --out on another file system", folder, why);
+  return bk_fail(ctx, BK_ERR_IO,
+                 "%s lies on %s, a file system whose locks are known to this host alone: a run on "
+                 "another host could write there at the "
+                 "same time; choose an --out on another file system",
+                 folder, why);
 }
 
 /* "a/b/c" -> "a/b" -> "a" -> "."; false past the last. */
@@ -175,11 +203,16 @@ static bk_status open_file(bk_context *ctx, const char *path, int *fd) {
   struct stat st;
   do *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666);
   while (*fd < 0 && errno == EINTR);
-  if (*fd < 0 && errno == ELOOP) return bk_fail(ctx, BK_ERR_IO, "%s is a symbolic link, where the lock of a run would be; remove it", path);
-  if (*fd < 0) return bk_fail(ctx, BK_ERR_IO, "cannot open the lock of the run, %s: %s", path, strerror(errno));
+  if (*fd < 0 && errno == ELOOP)
+    return bk_fail(ctx, BK_ERR_IO,
+                   "%s is a symbolic link, where the lock of a run would be; remove it", path);
+  if (*fd < 0)
+    return bk_fail(ctx, BK_ERR_IO, "cannot open the lock of the run, %s: %s", path,
+                   strerror(errno));
   if (fstat(*fd, &st) == 0 && S_ISREG(st.st_mode)) return BK_OK;
   close(*fd);
-  return bk_fail(ctx, BK_ERR_IO, "%s is not a regular file, and the lock of a run would be there; remove it", path);
+  return bk_fail(ctx, BK_ERR_IO,
+                 "%s is not a regular file, and the lock of a run would be there; remove it", path);
 }
 
 /* 0: it is held now; else an errno value, EWOULDBLOCK where somebody else has it. */
@@ -191,24 +224,32 @@ static int try_lock(int fd) {
 }
 
 static bool is_name(const char *text) {
-  return *text && text[strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")] == '\0';
+  return *text &&
+         text[strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")] ==
+             '\0';
 }
 
 static bk_status fail_busy(bk_context *ctx, const char *folder, int fd) {
   char text[512], host[256], process[24];
   ssize_t n = pread(fd, text, sizeof text - 1, 0);
   text[n > 0 ? n : 0] = '\0';
-  if (sscanf(text, "host %255s process %23s", host, process) == 2 && is_name(host) && is_name(process))
-    return bk_fail(ctx, BK_ERR_BUSY, "%s is in use by another run (host %s, process %s)", folder, host, process);
+  if (sscanf(text, "host %255s process %23s", host, process) == 2 && is_name(host) &&
+      is_name(process))
+    return bk_fail(ctx, BK_ERR_BUSY, "%s is in use by another run (host %s, process %s)", folder,
+                   host, process);
   return bk_fail(ctx, BK_ERR_BUSY, "%s is in use by another run", folder);
 }
 
 static bk_status fail_unlockable(bk_context *ctx, const char *folder, const char *cause) {
-  return bk_fail(ctx, BK_ERR_IO, "%s lies on a file system whose locks do not hold (%s): two runs could write there at the same time; "
-                 "choose an --out on another file system", folder, cause);
+  return bk_fail(ctx, BK_ERR_IO,
+                 "%s lies on a file system whose locks do not hold (%s): two runs could write "
+                 "there at the same time; "
+                 "choose an --out on another file system",
+                 folder, cause);
 }
 
-/* While the lock is held nobody else may get it: asked for once more, through a descriptor of its own. */
+/* While the lock is held nobody else may get it: asked for once more, through a descriptor of
+ * its own. */
 static bk_status prove(bk_context *ctx, const char *folder, const char *path) {
   int fd;
   BK_TRY(open_file(ctx, path, &fd));

@@ -5,10 +5,13 @@
 
 #include "models/checkpoint.h"
 
-static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe, bk_device **device) {
+static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe,
+                          bk_device **device) {
   int64_t threads = 0;
   BK_TRY(cli_int(s, "threads", 1, 1024, &threads));
-  bk_device_options options = {.threads = (int)threads, .allow_fallback = cli_given(&s->args, "allow-fallback"), .no_graph = !recipe->cuda_graph,
+  bk_device_options options = {.threads = (int)threads,
+                               .allow_fallback = cli_given(&s->args, "allow-fallback"),
+                               .no_graph = !recipe->cuda_graph,
                                .allow_tf32 = recipe->allow_tf32};
   return bk_device_open(s->ctx, name, &options, device);
 }
@@ -21,7 +24,9 @@ bk_status cli_open_named(cli_session *s, const char *name, bk_device **device) {
   return open_for(s, name, &recipe, device);
 }
 
-bk_status cli_open_device(cli_session *s) { return cli_open_named(s, cli_value(&s->args, "device"), &s->device); }
+bk_status cli_open_device(cli_session *s) {
+  return cli_open_named(s, cli_value(&s->args, "device"), &s->device);
+}
 
 bk_status cli_open_device_for(cli_session *s, const bk_train_config *recipe) {
   return open_for(s, cli_value(&s->args, "device"), recipe, &s->device);
@@ -31,16 +36,19 @@ bk_status cli_dtype(cli_session *s, bk_dtype *dtype) {
   const char *text = cli_value(&s->args, "dtype");
   bk_dtype d;
   if (!text) return BK_OK;
-  if (bk_dtype_parse(text, &d) != BK_OK) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: expected fp32, bf16 or fp64", text);
+  if (bk_dtype_parse(text, &d) != BK_OK)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: expected fp32, bf16 or fp64", text);
   if (s->device && !(s->device->props.storage_dtypes & BK_DT(d)))
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: device %s does not store it%s", text, s->device->backend->name, d == BK_F64 ? "; fp64 is for --device ref" : "");
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: device %s does not store it%s", text,
+                   s->device->backend->name, d == BK_F64 ? "; fp64 is for --device ref" : "");
   *dtype = d;
   return BK_OK;
 }
 
 bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t) {
   for (int i = 0; i < s->args.n_given; i++)
-    if (strcmp(s->args.given[i].option->name, "set") == 0) BK_TRY(bk_config_set(s->ctx, m, t, s->args.given[i].value));
+    if (strcmp(s->args.given[i].option->name, "set") == 0)
+      BK_TRY(bk_config_set(s->ctx, m, t, s->args.given[i].value));
   return BK_OK;
 }
 
@@ -55,7 +63,8 @@ static bool is_json_file(const char *name) {
   return strchr(name, '/') || (n > 5 && strcmp(name + n - 5, ".json") == 0);
 }
 
-/* The config.json of a folder: of a checkpoint, with or without its weights, or of a run's newest checkpoint. */
+/* The config.json of a folder: of a checkpoint, with or without its weights, or of a run's
+ * newest checkpoint. */
 static bk_status read_folder_config(cli_session *s, const char *folder, bk_model_config *m) {
   bk_context *ctx = s->ctx;
   char *file = bk_path_join(ctx, folder, "config.json"), *path = NULL;
@@ -72,7 +81,8 @@ static bk_status read_folder_config(cli_session *s, const char *folder, bk_model
   return status;
 }
 
-bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m, bk_train_config *t) {
+bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m,
+                           bk_train_config *t) {
   bool folder = !is_preset(name) && bk_path_is_dir(s->ctx, name);
   if (folder) BK_TRY(read_folder_config(s, name, m));
   else if (is_json_file(name)) BK_TRY(bk_model_config_read(s->ctx, name, m));
@@ -82,7 +92,8 @@ bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m,
   return bk_model_config_validate(s->ctx, m);
 }
 
-bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options, bk_model **model, char **path_out) {
+bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options,
+                         bk_model **model, char **path_out) {
   char *path = NULL;
   BK_TRY(bk_checkpoint_resolve(s->ctx, checkpoint, &path));
   bk_model_config config;
@@ -98,7 +109,8 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
   if (status == BK_OK) status = cli_apply_sets(s, &config, &ignored);
   if (status == BK_OK) status = bk_model_config_validate(s->ctx, &config);
   if (status == BK_OK) status = bk_checkpoint_dtype(s->ctx, path, &dtype);
-  if (status == BK_OK && dtype == BK_F64 && !(s->device->props.storage_dtypes & BK_DT(BK_F64))) dtype = BK_F32;
+  if (status == BK_OK && dtype == BK_F64 && !(s->device->props.storage_dtypes & BK_DT(BK_F64)))
+    dtype = BK_F32;
   if (status == BK_OK) status = cli_dtype(s, &dtype);
   if (status == BK_OK) status = bk_model_create(s->device, &config, dtype, &all, &made);
   if (status == BK_OK) status = bk_checkpoint_load_weights(made, path);
@@ -124,9 +136,12 @@ bk_status cli_split(cli_session *s, bk_split *split) {
   return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--split %s: expected train, val or all", text);
 }
 
-bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options, bk_dataset **data) {
+bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options,
+                        bk_dataset **data) {
   int n = cli_values(&s->args, option, NULL, 0);
-  if (!n) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s: --%s FILE... is needed", s->args.command->name, option);
+  if (!n)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s: --%s FILE... is needed", s->args.command->name,
+                   option);
   const char **paths = bk_alloc_array(s->ctx, (size_t)n, sizeof *paths);
   if (!paths) return BK_ERR_MEMORY;
   cli_values(&s->args, option, paths, n);
@@ -138,7 +153,8 @@ bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_opt
 /* ---- reading data as a run did ---- */
 
 /* *known: there is a trainer_state.json; its recipe is then the run's. */
-static bk_status read_run_recipe(cli_session *s, const char *folder, bk_train_config *recipe, bool *known) {
+static bk_status read_run_recipe(cli_session *s, const char *folder, bk_train_config *recipe,
+                                 bool *known) {
   bk_trainer_state state;
   int kind = -1;
   char *file = bk_path_join(s->ctx, folder, "trainer_state.json");
@@ -154,11 +170,14 @@ static bk_status read_run_recipe(cli_session *s, const char *folder, bk_train_co
 
 bool cli_any_bin(const cli_session *s) {
   for (int i = 0; i < s->args.n_given; i++)
-    if (strcmp(s->args.given[i].option->name, "data") == 0 && bk_path_is_bin(s->args.given[i].value)) return true;
+    if (strcmp(s->args.given[i].option->name, "data") == 0 &&
+        bk_path_is_bin(s->args.given[i].value))
+      return true;
   return false;
 }
 
-bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_config *m, cli_reading *reading) {
+bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_config *m,
+                         cli_reading *reading) {
   int64_t longest = m->max_position_embeddings, asked = reading->seq_len, trained;
   bk_train_config recipe;
   bk_model_config ignored = *m;
@@ -169,19 +188,27 @@ bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_conf
   trained = recipe.seq_len;
   BK_TRY(cli_apply_sets(s, &ignored, &recipe));
   reading->seq_len = asked ? asked : recipe.seq_len;
-  reading->data = (bk_dataset_options){.vocab_size = m->vocab_size, .data_dtype = recipe.data_dtype, .whole_bin = !recipe.bin_validation};
-  reading->why = asked || recipe.seq_len != trained ? "as asked for" : known ? "as in training"
-                 : "the model's longest, at most 1024: no trainer_state.json tells what training took";
+  reading->data = (bk_dataset_options){.vocab_size = m->vocab_size,
+                                       .data_dtype = recipe.data_dtype,
+                                       .whole_bin = !recipe.bin_validation};
+  reading->why =
+      asked || recipe.seq_len != trained ? "as asked for"
+      : known                            ? "as in training"
+              : "the model's longest, at most 1024: no trainer_state.json tells what training took";
   if (reading->seq_len <= longest) return BK_OK;
-  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s %lld: the model takes at most %lld (max_position_embeddings)", asked ? "--seq-len" : "seq_len",
-                 (long long)reading->seq_len, (long long)longest);
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                 "%s %lld: the model takes at most %lld (max_position_embeddings)",
+                 asked ? "--seq-len" : "seq_len", (long long)reading->seq_len, (long long)longest);
 }
 
 int cli_exit_code(bk_status status) {
   switch (status) {
     case BK_OK: return 0;
     case BK_INTERRUPTED: return 128 + (cli_signal ? cli_signal : SIGINT);
-    case BK_ERR_ARGUMENT: case BK_ERR_CONFIG: case BK_ERR_NOT_FOUND: case BK_ERR_DATA: return 2;
+    case BK_ERR_ARGUMENT:
+    case BK_ERR_CONFIG:
+    case BK_ERR_NOT_FOUND:
+    case BK_ERR_DATA: return 2;
     default: return 1;
   }
 }

@@ -11,7 +11,8 @@ static const char *volatile signal_note;
 static volatile sig_atomic_t told_to_end; /* by SIGINT or SIGTERM */
 static volatile sig_atomic_t save_asked;
 
-/* A terminal that goes away sends SIGHUP more than once, and a service manager may send it after SIGTERM: it never counts as the second. */
+/* A terminal that goes away sends SIGHUP more than once, and a service manager may send it after
+ * SIGTERM: it never counts as the second. */
 static void on_end(int number) {
   int error = errno;
   if (number != SIGHUP && told_to_end) {
@@ -22,7 +23,8 @@ static void on_end(int number) {
   if (!cli_signal) {
     const char *note = signal_note;
     cli_signal = number;
-    if (note && write(STDERR_FILENO, note, strlen(note)) < 0) errno = error; /* nothing can be done about it here */
+    /* nothing can be done about it here */
+    if (note && write(STDERR_FILENO, note, strlen(note)) < 0) errno = error;
   }
   errno = error;
 }
@@ -38,7 +40,9 @@ void cli_catch_signals(const char *note) {
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGTERM, &action, NULL);
-  if (sigaction(SIGHUP, NULL, &before) != 0 || before.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, NULL); /* nohup: it stays ignored */
+  /* nohup: it stays ignored */
+  if (sigaction(SIGHUP, NULL, &before) != 0 || before.sa_handler != SIG_IGN)
+    sigaction(SIGHUP, &action, NULL);
 }
 
 void cli_catch_save(void) {

@@ -28,13 +28,15 @@ static void add(svg *d, const char *format, ...) {
   int n = vsnprintf(piece, sizeof piece, format, args);
   va_end(args);
   if (n < 0 || (size_t)n >= sizeof piece) n = n < 0 ? 0 : (int)sizeof piece - 1;
-  if (d->status == BK_OK) d->status = bk_grow(d->ctx, (void **)&d->text, &d->capacity, d->length + (size_t)n + 1, 1);
+  if (d->status == BK_OK)
+    d->status = bk_grow(d->ctx, (void **)&d->text, &d->capacity, d->length + (size_t)n + 1, 1);
   if (d->status != BK_OK) return;
   memcpy(d->text + d->length, piece, (size_t)n);
   d->length += (size_t)n;
 }
 
-/* Character data: markup characters as entities, control characters and what is not ASCII as a question mark. */
+/* Character data: markup characters as entities, control characters and what is not ASCII as a
+ * question mark. */
 static void add_escaped(svg *d, const char *text) {
   for (; *text; text++) {
     unsigned char c = (unsigned char)*text;
@@ -46,14 +48,20 @@ static void add_escaped(svg *d, const char *text) {
 }
 
 /* anchor: start, middle, end */
-static void label(svg *d, double x, double y, const char *anchor, int size, const char *fill, const char *text) {
-  add(d, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%d\" fill=\"%s\">", x, y, anchor, size, fill);
+static void label(svg *d, double x, double y, const char *anchor, int size, const char *fill,
+                  const char *text) {
+  add(d, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\" font-size=\"%d\" fill=\"%s\">", x, y,
+      anchor, size, fill);
   add_escaped(d, text);
   add(d, "</text>\n");
 }
 
-static void line(svg *d, double x1, double y1, double x2, double y2, const char *stroke, double width) {
-  add(d, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"%.1f\"/>\n", x1, y1, x2, y2, stroke, width);
+static void line(svg *d, double x1, double y1, double x2, double y2, const char *stroke,
+                 double width) {
+  add(d,
+      "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
+      "stroke-width=\"%.1f\"/>\n",
+      x1, y1, x2, y2, stroke, width);
 }
 
 /* ---- gain against depth ---- */
@@ -75,10 +83,13 @@ static double value_of(const series *s, int i) {
   return isfinite(v) ? (v > 1e-12 ? v : 1e-12) : 1e12;
 }
 
-static double x_of(const axes *a, int i) { return a->left + (a->count > 1 ? a->width * i / (a->count - 1) : a->width / 2); }
+static double x_of(const axes *a, int i) {
+  return a->left + (a->count > 1 ? a->width * i / (a->count - 1) : a->width / 2);
+}
 
 static double y_of(const axes *a, double v) {
-  return PANEL_TOP + PANEL_HEIGHT * (1 - (log10(v) - log10(a->low)) / (log10(a->high) - log10(a->low)));
+  return PANEL_TOP +
+         PANEL_HEIGHT * (1 - (log10(v) - log10(a->low)) / (log10(a->high) - log10(a->low)));
 }
 
 /* At least from 1/1.25 to 1.25, so that rounding does not fill the panel. */
@@ -97,16 +108,21 @@ static void find_range(axes *a, const series *all, int n_series) {
 
 /* Steps within a decade, so that there are a few ticks whatever the range. */
 static void draw_gain_ticks(svg *d, const axes *a) {
-  static const double coarse[] = {1}, middle[] = {1, 2, 5}, fine[] = {1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9};
+  static const double coarse[] = {1}, middle[] = {1, 2, 5},
+                      fine[] = {1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9};
   double decades = log10(a->high / a->low);
   const double *steps = decades > 2.5 ? coarse : decades > 0.8 ? middle : fine;
-  int n_steps = decades > 2.5 ? 1 : decades > 0.8 ? 3 : (int)BK_COUNT(fine), every = decades > 12 ? 3 : 1;
+  int n_steps = decades > 2.5   ? 1
+                : decades > 0.8 ? 3
+                                : (int)BK_COUNT(fine),
+      every = decades > 12 ? 3 : 1;
   for (int k = (int)floor(log10(a->low)) - 1; k <= (int)ceil(log10(a->high)); k++)
     for (int i = 0; i < n_steps; i++) {
       double v = steps[i] * pow(10, k);
       char text[32];
       if (v < a->low || v > a->high || k % every) continue;
-      line(d, a->left, y_of(a, v), a->left + a->width, y_of(a, v), fabs(v - 1) < 1e-9 ? "#999999" : FAINT, 1);
+      line(d, a->left, y_of(a, v), a->left + a->width, y_of(a, v),
+           fabs(v - 1) < 1e-9 ? "#999999" : FAINT, 1);
       snprintf(text, sizeof text, "%.4g", v);
       label(d, a->left - 8, y_of(a, v) + 4, "end", 12, INK, text);
     }
@@ -114,7 +130,8 @@ static void draw_gain_ticks(svg *d, const axes *a) {
 
 static void draw_depth_ticks(svg *d, const axes *a) {
   int step = 1;
-  for (int i = 0; a->count / step > 12; i++) step = i % 3 == 1 ? step / 2 * 5 : step * 2; /* 1 2 5 10 20 50 ... */
+  /* 1 2 5 10 20 50 ... */
+  for (int i = 0; a->count / step > 12; i++) step = i % 3 == 1 ? step / 2 * 5 : step * 2;
   for (int i = 0; i < a->count; i++) {
     char text[16];
     if ((i + 1) % step && i) continue;
@@ -129,29 +146,38 @@ static void draw_series(svg *d, const axes *a, const series *s) {
   for (int i = 0; i < a->count; i++) add(d, "%.1f,%.1f ", x_of(a, i), y_of(a, value_of(s, i)));
   add(d, "\"/>\n");
   for (int i = 0; i < a->count && a->count <= 64; i++)
-    add(d, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>\n", x_of(a, i), y_of(a, value_of(s, i)), s->color);
+    add(d, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>\n", x_of(a, i),
+        y_of(a, value_of(s, i)), s->color);
 }
 
 static void draw_gains(svg *d, const bk_gain *gain, double left, double width) {
   const series all[] = {
       {"single, forward", "#1f77b4", "", gain->sublayers, offsetof(bk_gain_row, forward)},
       {"single, backward", "#ff7f0e", "", gain->sublayers, offsetof(bk_gain_row, backward)},
-      {"composite, forward", "#1f77b4", " stroke-dasharray=\"6 4\"", gain->composite, offsetof(bk_gain_row, forward)},
-      {"composite, backward", "#ff7f0e", " stroke-dasharray=\"6 4\"", gain->composite, offsetof(bk_gain_row, backward)},
+      {"composite, forward", "#1f77b4", " stroke-dasharray=\"6 4\"", gain->composite,
+       offsetof(bk_gain_row, forward)},
+      {"composite, backward", "#ff7f0e", " stroke-dasharray=\"6 4\"", gain->composite,
+       offsetof(bk_gain_row, backward)},
   };
   axes a = {.left = left, .width = width, .count = gain->n_sublayers};
   find_range(&a, all, BK_COUNT(all));
-  label(d, left, PANEL_TOP - 34, "start", 14, INK, "Amax gain magnitude (mean over tokens, log scale)");
+  label(d, left, PANEL_TOP - 34, "start", 14, INK,
+        "Amax gain magnitude (mean over tokens, log scale)");
   draw_gain_ticks(d, &a);
   draw_depth_ticks(d, &a);
-  add(d, "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"none\" stroke=\"%s\"/>\n", left, PANEL_TOP, width, PANEL_HEIGHT, INK);
+  add(d, "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"none\" stroke=\"%s\"/>\n",
+      left, PANEL_TOP, width, PANEL_HEIGHT, INK);
   for (size_t s = 0; s < BK_COUNT(all); s++) {
     double x = left + (const double[]){0, 130, 268, 425}[s], y = PANEL_TOP - 14;
     draw_series(d, &a, &all[s]);
-    add(d, "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"2\"%s/>\n", x, y - 4, x + 24, y - 4, all[s].color, all[s].dash);
+    add(d,
+        "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
+        "stroke-width=\"2\"%s/>\n",
+        x, y - 4, x + 24, y - 4, all[s].color, all[s].dash);
     label(d, x + 30, y, "start", 12, INK, all[s].name);
   }
-  label(d, left + width / 2, PANEL_TOP + PANEL_HEIGHT + 42, "middle", 13, INK, "sublayer (attention, FFN, attention, ...)");
+  label(d, left + width / 2, PANEL_TOP + PANEL_HEIGHT + 42, "middle", 13, INK,
+        "sublayer (attention, FFN, attention, ...)");
 }
 
 /* ---- heat map ---- */
@@ -159,8 +185,10 @@ static void draw_gains(svg *d, const bk_gain *gain, double left, double width) {
 /* White at 0, blue for positive and red for negative values; full colour at `most`. */
 static void cell_color(double v, double most, char *text, size_t size) {
   double t = most > 0 ? fabs(v) / most : 0;
-  int far = (int)(200 * fmin(t, 1)), middle = (int)(130 * fmin(t, 1)), near = (int)(20 * fmin(t, 1));
-  snprintf(text, size, "#%02x%02x%02x", 255 - (v < 0 ? near : far), 255 - middle, 255 - (v < 0 ? far : near));
+  int far = (int)(200 * fmin(t, 1)), middle = (int)(130 * fmin(t, 1)),
+      near = (int)(20 * fmin(t, 1));
+  snprintf(text, size, "#%02x%02x%02x", 255 - (v < 0 ? near : far), 255 - middle,
+           255 - (v < 0 ? far : near));
 }
 
 static void number_label(svg *d, double x, double y, int size, const char *fill, double v) {
@@ -184,8 +212,12 @@ static void draw_heat_map(svg *d, const bk_gain *gain, double left, double size)
       row += v;
       column += gain->mean_composite[m * n + k];
       cell_color(v, most, fill, sizeof fill);
-      add(d, "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\" stroke=\"#eeeeee\"/>\n", x, y, cell, cell, fill);
-      number_label(d, x + cell / 2, y + cell / 2 + font / 3.0, font, fabs(v) > 0.75 * most ? "#ffffff" : INK, v);
+      add(d,
+          "<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\" "
+          "stroke=\"#eeeeee\"/>\n",
+          x, y, cell, cell, fill);
+      number_label(d, x + cell / 2, y + cell / 2 + font / 3.0, font,
+                   fabs(v) > 0.75 * most ? "#ffffff" : INK, v);
     }
     number_label(d, left + size + 26, PANEL_TOP + (k + 0.5) * cell + 4, 12, INK, row);
     number_label(d, left + (k + 0.5) * cell, PANEL_TOP + size + 20, 12, INK, column);
@@ -194,10 +226,14 @@ static void draw_heat_map(svg *d, const bk_gain *gain, double left, double size)
   label(d, left + size + 26, PANEL_TOP + size + 20, "middle", 11, "#666666", "col. sum");
 }
 
-bk_status cli_svg_gain(bk_context *ctx, const char *path, const bk_gain *gain, const char *title, const char *subtitle) {
+bk_status cli_svg_gain(bk_context *ctx, const char *path, const bk_gain *gain, const char *title,
+                       const char *subtitle) {
   svg d = {.ctx = ctx};
   add(&d, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-  add(&d, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\">\n", WIDTH, HEIGHT, WIDTH, HEIGHT);
+  add(&d,
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" "
+      "font-family=\"sans-serif\">\n",
+      WIDTH, HEIGHT, WIDTH, HEIGHT);
   add(&d, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", WIDTH, HEIGHT);
   label(&d, 70, 26, "start", 17, INK, title);
   label(&d, WIDTH - 20, 26, "end", 12, "#666666", subtitle);

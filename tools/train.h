@@ -1,4 +1,5 @@
-/* birkhoff train in three files: cmd_train.c sets a run up and reports on it, train_recipe.c knows its recipe, train_loop.c runs it. */
+/* birkhoff train in three files: cmd_train.c sets a run up and reports on it, train_recipe.c
+ * knows its recipe, train_loop.c runs it. */
 #ifndef BK_TOOLS_TRAIN_H
 #define BK_TOOLS_TRAIN_H
 
@@ -16,7 +17,7 @@ typedef struct train_run {
   char *from;           /* checkpoint whose weights are read; NULL: initial values */
   bk_trainer_state saved;
   bk_dataset *train, *val;
-  bool unsplit;         /* bin_validation was turned off: the .bin files have no tenth to spare */
+  bool unsplit; /* bin_validation was turned off: the .bin files have no tenth to spare */
   bk_model *model;
   bk_trainer *trainer;
   bk_metrics *metrics;
@@ -31,14 +32,17 @@ typedef struct train_run {
 /* --steps, --batch-size, ... on the recipe. */
 bk_status train_recipe_options(cli_session *s, bk_train_config *t);
 /* Reports every recipe key that differs from the checkpoint's. */
-void train_log_changed_keys(bk_context *ctx, const bk_train_config *was, const bk_train_config *now);
+void train_log_changed_keys(bk_context *ctx, const bk_train_config *was,
+                            const bk_train_config *now);
 /* One warning each of what cannot come in so many steps: the full rate, a decay, a validation. */
 void train_warn_recipe(const train_run *r);
-/* Trains from where the trainer stands to the last step or a signal. Metrics, progress, checkpoints; a save or a row of metrics that fails
- * is warned about and tried again. BK_OK: all that was asked for is done, or a signal came (cli_signal), and the checkpoint and all
- * metrics are on disk. On failure what is left and how to go on has been said. */
+/* Trains from where the trainer stands to the last step or a signal. Metrics, progress,
+ * checkpoints; a save or a row of metrics that fails is warned about and tried again. BK_OK: all
+ * that was asked for is done, or a signal came (cli_signal), and the checkpoint and all metrics
+ * are on disk. On failure what is left and how to go on has been said. */
 bk_status train_loop(train_run *r);
-/* The command line that goes on with this run, with more words at its end; bk_free. NULL: out of memory. */
+/* The command line that goes on with this run, with more words at its end; bk_free. NULL: out of
+ * memory. */
 char *train_resume_command(const train_run *r, const char *more);
 
 #endif

@@ -1,4 +1,5 @@
-/* The loop around bk_trainer_step: metrics, progress, checkpoints, and what to do when one of them fails. See train.h. */
+/* The loop around bk_trainer_step: metrics, progress, checkpoints, and what to do when one of
+ * them fails. See train.h. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,10 +17,13 @@ static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
   double per_step = elapsed / (double)(row->step - r->resumed_step);
   cli_count_text(row->tokens_per_s, rate, sizeof rate);
   cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
-  if (row->has_val || (live && isfinite(r->last_val))) snprintf(val, sizeof val, "  val %.4f", r->last_val);
-  if (row->has_gain && !live) snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
-  fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s", live ? "\r\033[K" : "", (long long)row->step,
-          (long long)r->recipe.steps, row->loss, val, row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
+  if (row->has_val || (live && isfinite(r->last_val)))
+    snprintf(val, sizeof val, "  val %.4f", r->last_val);
+  if (row->has_gain && !live)
+    snprintf(gain, sizeof gain, "  gain %.3g/%.3g", row->gain_forward, row->gain_backward);
+  fprintf(stderr, "%sstep %lld/%lld  loss %.4f%s  lr %.3g  norm %.3g%s  %s tok/s  %s left%s",
+          live ? "\r\033[K" : "", (long long)row->step, (long long)r->recipe.steps, row->loss, val,
+          row->lr, row->grad_norm, gain, rate, left, live ? "" : "\n");
   fflush(stderr);
 }
 
@@ -44,7 +48,8 @@ static void show(train_run *r, progress *p, const bk_metrics_row *row) {
 /* ---- in words ---- */
 
 char *train_resume_command(const train_run *r, const char *more) {
-  char *end = bk_format(r->s->ctx, "%s%s", cli_given(&r->s->args, "resume") ? "" : " --resume", more);
+  char *end =
+      bk_format(r->s->ctx, "%s%s", cli_given(&r->s->args, "resume") ? "" : " --resume", more);
   char *command = end ? cli_command_text(r->s, end) : NULL;
   bk_free(r->s->ctx, end);
   return command;
@@ -52,7 +57,9 @@ char *train_resume_command(const train_run *r, const char *more) {
 
 /* "run/step-000010", or that there is none. */
 static const char *kept_text(const train_run *r, char *text, size_t size) {
-  if (r->saved_step) snprintf(text, size, "the newest checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
+  if (r->saved_step)
+    snprintf(text, size, "the newest checkpoint is %s/step-%06lld", r->out,
+             (long long)r->saved_step);
   else snprintf(text, size, "there is no checkpoint yet");
   return text;
 }
@@ -64,23 +71,29 @@ static bk_status check_stored(train_run *r, int64_t step) {
   bk_suspect suspect;
   bk_status status = bk_watch_stored(r->model, &suspect);
   if (status != BK_ERR_NOT_FINITE) return status;
-  return bk_fail(r->s->ctx, status, "step %lld left %s: not finite, not saved", (long long)step, suspect.what);
+  return bk_fail(r->s->ctx, status, "step %lld left %s: not finite, not saved", (long long)step,
+                 suspect.what);
 }
 
-/* A file or folder that lies where a step is to be saved (an unfinished checkpoint that was passed over, a half-copied one) is not deleted:
- * it moves to the first of NAME.aside, NAME.aside.2, ... that is free. Links whose target is missing count as absent. */
+/* A file or folder that lies where a step is to be saved (an unfinished checkpoint that was
+ * passed over, a half-copied one) is not deleted: it moves to the first of NAME.aside,
+ * NAME.aside.2, ... that is free. Links whose target is missing count as absent. */
 static bk_status make_way(train_run *r, const char *path) {
   bk_context *ctx = r->s->ctx;
   int kind;
   BK_TRY(bk_path_kind(ctx, path, &kind));
   bk_status status = BK_OK;
   for (int i = 1; kind >= 0 && status == BK_OK; i++) {
-    char *aside = i == 1 ? bk_format(ctx, "%s.aside", path) : bk_format(ctx, "%s.aside.%d", path, i);
+    char *aside =
+        i == 1 ? bk_format(ctx, "%s.aside", path) : bk_format(ctx, "%s.aside.%d", path, i);
     int taken = 0;
     status = aside ? bk_path_kind(ctx, aside, &taken) : BK_ERR_MEMORY;
     if (status == BK_OK && taken < 0) {
       int rc = ctx->fs.rename(ctx->fs.user, path, aside);
-      if (rc < 0) status = bk_fail(ctx, BK_ERR_IO, "%s lies where a checkpoint is to be saved and cannot be moved aside: %s", path, strerror(-rc));
+      if (rc < 0)
+        status = bk_fail(ctx, BK_ERR_IO,
+                         "%s lies where a checkpoint is to be saved and cannot be moved aside: %s",
+                         path, strerror(-rc));
       else bk_warn(ctx, "%s lay where a checkpoint is to be saved; it is now %s", path, aside);
       kind = -1;
     }
@@ -98,8 +111,11 @@ static bk_status write_checkpoint(train_run *r, int64_t step) {
     bk_free(ctx, path);
     return made;
   }
-  bk_trainer_state state = {.recipe = r->recipe, .step = step, .tokens = bk_trainer_tokens_done(r->trainer),
-                            .data_hash = bk_dataset_hash(r->train), .dtype = r->dtype};
+  bk_trainer_state state = {.recipe = r->recipe,
+                            .step = step,
+                            .tokens = bk_trainer_tokens_done(r->trainer),
+                            .data_hash = bk_dataset_hash(r->train),
+                            .dtype = r->dtype};
   bk_status status = bk_checkpoint_save(r->model, &state, path);
   bk_free(ctx, path);
   return status;
@@ -107,7 +123,8 @@ static bk_status write_checkpoint(train_run *r, int64_t step) {
 
 static void prune(train_run *r) {
   r->unproven = false;
-  if (bk_checkpoint_prune(r->s->ctx, r->out, r->recipe.keep) != BK_OK) bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
+  if (bk_checkpoint_prune(r->s->ctx, r->out, r->recipe.keep) != BK_OK)
+    bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
 }
 
 /* Older checkpoints go once a step was taken from the new one. */
@@ -129,15 +146,16 @@ static int64_t next_save(const train_run *r, int64_t step) {
   return r->retry_step > step && r->retry_step < next ? r->retry_step : next;
 }
 
-/* A full disk, a lost mount: training goes on and tries again 1, 2, 4, ... steps later, and at every save point. */
+/* A full disk, a lost mount: training goes on and tries again 1, 2, 4, ... steps later, and at
+ * every save point. */
 static bk_status save_or_retry(train_run *r, int64_t step) {
   char kept[512];
   bk_status status = save(r);
   if (status == BK_OK || status == BK_ERR_NOT_FINITE) return status;
   r->retry_gap = r->retry_gap ? 2 * r->retry_gap : 1;
   r->retry_step = step + r->retry_gap;
-  bk_warn(r->s->ctx, "step %lld is not saved; training goes on and tries again at step %lld; %s", (long long)step, (long long)next_save(r, step),
-          kept_text(r, kept, sizeof kept));
+  bk_warn(r->s->ctx, "step %lld is not saved; training goes on and tries again at step %lld; %s",
+          (long long)step, (long long)next_save(r, step), kept_text(r, kept, sizeof kept));
   return BK_OK;
 }
 
@@ -148,29 +166,40 @@ static void write_row(train_run *r, const bk_metrics_row *row) {
   int64_t first, last;
   if (bk_metrics_write(r->metrics, row) == BK_OK) return;
   int64_t waiting = bk_metrics_pending(r->metrics, &first, &last);
-  if (waiting) bk_warn(r->s->ctx, "the metrics of steps %lld to %lld wait in memory until %s/metrics.jsonl can be written", (long long)first, (long long)last, r->out);
+  if (waiting)
+    bk_warn(
+        r->s->ctx,
+        "the metrics of steps %lld to %lld wait in memory until %s/metrics.jsonl can be written",
+        (long long)first, (long long)last, r->out);
 }
 
 static bk_status flush_rows(train_run *r) {
   int64_t first, last;
   bk_status status = bk_metrics_flush(r->metrics);
   if (status != BK_OK && bk_metrics_pending(r->metrics, &first, &last))
-    fprintf(stderr, "birkhoff: the metrics of steps %lld to %lld are lost\n", (long long)first, (long long)last);
+    fprintf(stderr, "birkhoff: the metrics of steps %lld to %lld are lost\n", (long long)first,
+            (long long)last);
   return status;
 }
 
 /* ---- endings ---- */
 
-/* A checkpoint that is no place to go on from makes way for the one before it. False: it could not be moved. */
+/* A checkpoint that is no place to go on from makes way for the one before it. False: it could
+ * not be moved. */
 static bool set_aside(train_run *r, const char *why) {
   bk_context *ctx = r->s->ctx;
-  char *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step), *aside = path ? bk_format(ctx, "%s.refused", path) : NULL;
-  bool moved = aside && bk_remove_tree(ctx, aside) == BK_OK && ctx->fs.rename(ctx->fs.user, path, aside) == 0;
+  char *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step),
+       *aside = path ? bk_format(ctx, "%s.refused", path) : NULL;
+  bool moved = aside && bk_remove_tree(ctx, aside) == BK_OK &&
+               ctx->fs.rename(ctx->fs.user, path, aside) == 0;
   if (moved) {
     fprintf(stderr, "birkhoff: %s %s; it is now %s\n", path, why, aside);
-    if (bk_checkpoint_newest(ctx, r->out, BK_CHECKPOINT_RESUME, &r->saved_step) != BK_OK || r->saved_step < 0) r->saved_step = 0;
+    if (bk_checkpoint_newest(ctx, r->out, BK_CHECKPOINT_RESUME, &r->saved_step) != BK_OK ||
+        r->saved_step < 0)
+      r->saved_step = 0;
   } else {
-    bk_warn(ctx, "step %lld %s and could not be moved aside in %s", (long long)r->saved_step, why, r->out);
+    bk_warn(ctx, "step %lld %s and could not be moved aside in %s", (long long)r->saved_step, why,
+            r->out);
   }
   bk_free(ctx, aside);
   bk_free(ctx, path);
@@ -194,11 +223,13 @@ static void find_good(train_run *r) {
     bk_status status = check_saved(r);
     if (status == BK_OK) return;
     bool bad = status == BK_ERR_NOT_FINITE || status == BK_ERR_DATA;
-    if (!bad || !set_aside(r, status == BK_ERR_DATA ? "cannot be read" : "is not finite")) r->saved_step = 0;
+    if (!bad || !set_aside(r, status == BK_ERR_DATA ? "cannot be read" : "is not finite"))
+      r->saved_step = 0;
   }
 }
 
-/* Without a checkpoint a run begins again from --init: whether that is of no use, because those weights are at fault. */
+/* Without a checkpoint a run begins again from --init: whether that is of no use, because those
+ * weights are at fault. */
 static bool start_is_bad(const train_run *r, const bk_refusal *refusal) {
   if (r->saved_step || r->resumed_step || !r->from) return false;
   if (refusal && refusal->in_forward && refusal->row.step == 1) return true;
@@ -213,38 +244,54 @@ static void end_not_finite(train_run *r) {
   char more[64] = "", kept[512];
   if (refusal) write_row(r, &refusal->row);
   flush_rows(r);
-  if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1) set_aside(r, "gives what is not finite");
+  if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1)
+    set_aside(r, "gives what is not finite");
   find_good(r);
   if (start_is_bad(r, refusal)) {
-    fprintf(stderr, "birkhoff: there is no good checkpoint, and the weights that this run began with, %s, give what is not finite: begin with others\n", r->from);
+    fprintf(stderr,
+            "birkhoff: there is no good checkpoint, and the weights that this run began with, %s, "
+            "give what is not finite: begin with others\n",
+            r->from);
     return;
   }
   if (!r->saved_step && r->resumed_step) {
-    fprintf(stderr, "birkhoff: there is no good checkpoint left, what this run went on from was at fault: begin again with --model or --init and another --out\n");
+    fprintf(stderr,
+            "birkhoff: there is no good checkpoint left, what this run went on from was at fault: "
+            "begin again with --model or --init and another --out\n");
     return;
   }
   if (!refusal || refusal->again) snprintf(more, sizeof more, " --lr %g", r->recipe.lr / 2);
   char *command = r->saved_step ? train_resume_command(r, more) : cli_command_text(r->s, more);
-  if (r->saved_step) snprintf(kept, sizeof kept, "the last good checkpoint is %s/step-%06lld", r->out, (long long)r->saved_step);
+  if (r->saved_step)
+    snprintf(kept, sizeof kept, "the last good checkpoint is %s/step-%06lld", r->out,
+             (long long)r->saved_step);
   else snprintf(kept, sizeof kept, "there is no good checkpoint");
-  fprintf(stderr, "birkhoff: %s; %s%s: %s\n", kept, r->saved_step ? "to go on from it" : "to begin again",
-          *more ? " (the same recipe would come to the same step; another rate, for instance)" : "", command ? command : "--resume");
+  fprintf(stderr, "birkhoff: %s; %s%s: %s\n", kept,
+          r->saved_step ? "to go on from it" : "to begin again",
+          *more ? " (the same recipe would come to the same step; another rate, for instance)" : "",
+          command ? command : "--resume");
   bk_free(r->s->ctx, command);
 }
 
 static bk_status end_unsaved(train_run *r, bk_status status) {
   char kept[512];
   char *command = train_resume_command(r, "");
-  fprintf(stderr, "birkhoff: step %lld could not be saved and what was trained since the last save is lost; %s; when the cause is mended: %s\n",
-          (long long)bk_trainer_step_done(r->trainer), kept_text(r, kept, sizeof kept), command ? command : "--resume");
+  fprintf(stderr,
+          "birkhoff: step %lld could not be saved and what was trained since the last save is "
+          "lost; %s; when the cause is mended: %s\n",
+          (long long)bk_trainer_step_done(r->trainer), kept_text(r, kept, sizeof kept),
+          command ? command : "--resume");
   bk_free(r->s->ctx, command);
   return status;
 }
 
-/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned about. */
+/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned
+ * about. */
 static void say_saved(const train_run *r, bool live) {
   int64_t step = bk_trainer_step_done(r->trainer);
-  if (r->saved_step == step) fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n", live ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
+  if (r->saved_step == step)
+    fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n",
+            live ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
 }
 
 /* The last step, or the one at which a signal came, is saved whatever save_every says. */

@@ -28,7 +28,8 @@ static bk_status read_weights(verify_side *side, double **values) {
   for (int i = 0; i < side->model->n_params; i++) {
     const bk_param *p = &side->model->params[i];
     bk_tensor master = bk_param_master(side->model, p), weight = bk_param_weight(side->model, p);
-    BK_TRY(bk_tensor_read_f64(side->model->stream, bk_tensor_present(&master) ? &master : &weight, values[i]));
+    BK_TRY(bk_tensor_read_f64(side->model->stream, bk_tensor_present(&master) ? &master : &weight,
+                              values[i]));
   }
   return BK_OK;
 }
@@ -37,7 +38,11 @@ bk_status verify_side_init(verify_side *side, bk_model *model, const verify_batc
   bk_context *ctx = model->ctx;
   const bk_model_config *c = &model->config;
   side->model = model;
-  bk_runner_options options = {.batch = batch->batch, .seq_len = batch->seq_len, .slots = 1, .backward = true, .keep_logits = true};
+  bk_runner_options options = {.batch = batch->batch,
+                               .seq_len = batch->seq_len,
+                               .slots = 1,
+                               .backward = true,
+                               .keep_logits = true};
   bk_optimizer_options adam = {VERIFY_BETA1, VERIFY_BETA2, VERIFY_ADAM_EPS, VERIFY_WEIGHT_DECAY};
   BK_TRY(bk_runner_create(model, &options, &side->runner));
   BK_TRY(bk_optimizer_create(model, &adam, &side->optimizer));
@@ -73,15 +78,21 @@ static bk_status read_choices(verify_side *side, const verify_batch *batch) {
   for (int l = 0; l < bk_runner_n_moe(side->runner); l++) {
     bk_tensor scores, index;
     BK_TRY(bk_runner_routing(side->runner, 0, l, &scores, &index));
-    BK_TRY(bk_tensor_read_f64(side->model->stream, &scores, side->scores + l * n * c->n_routed_experts));
-    BK_TRY(bk_tensor_download(side->model->stream, &index, side->index + l * n * c->num_experts_per_tok));
+    BK_TRY(bk_tensor_read_f64(side->model->stream, &scores,
+                              side->scores + l * n * c->n_routed_experts));
+    BK_TRY(bk_tensor_download(side->model->stream, &index,
+                              side->index + l * n * c->num_experts_per_tok));
   }
   return BK_OK;
 }
 
 bk_status verify_side_forward(verify_side *side, const verify_batch *batch) {
-  bk_step_values values = {.lr = VERIFY_LR, .bc1 = 1 - VERIFY_BETA1, .bc2 = 1 - VERIFY_BETA2, .max_norm = VERIFY_MAX_NORM,
-                           .loss_scale = 1 / (double)batch->kept, .balance_rate = VERIFY_BALANCE_RATE};
+  bk_step_values values = {.lr = VERIFY_LR,
+                           .bc1 = 1 - VERIFY_BETA1,
+                           .bc2 = 1 - VERIFY_BETA2,
+                           .max_norm = VERIFY_MAX_NORM,
+                           .loss_scale = 1 / (double)batch->kept,
+                           .balance_rate = VERIFY_BALANCE_RATE};
   bk_tensor logits = bk_runner_logits(side->runner);
   BK_TRY(bk_step_begin(side->model, &values));
   BK_TRY(bk_model_zero_grads(side->model));
@@ -94,7 +105,8 @@ bk_status verify_side_backward(verify_side *side) {
   BK_TRY(bk_runner_backward(side->runner, 0));
   for (int i = 0; i < side->model->n_params; i++) {
     bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
-    if (bk_tensor_present(&grad)) BK_TRY(bk_tensor_read_f64(side->model->stream, &grad, side->grad[i]));
+    if (bk_tensor_present(&grad))
+      BK_TRY(bk_tensor_read_f64(side->model->stream, &grad, side->grad[i]));
   }
   return BK_OK;
 }
@@ -102,7 +114,8 @@ bk_status verify_side_backward(verify_side *side) {
 static bk_status write_gradients(verify_side *side, double *const *values) {
   for (int i = 0; i < side->model->n_params; i++) {
     bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
-    if (bk_tensor_present(&grad)) BK_TRY(bk_tensor_write_f64(side->model->stream, &grad, values[i]));
+    if (bk_tensor_present(&grad))
+      BK_TRY(bk_tensor_write_f64(side->model->stream, &grad, values[i]));
   }
   return BK_OK;
 }
@@ -114,7 +127,9 @@ bk_status verify_side_step(verify_side *side, const verify_batch *batch, double 
   BK_TRY(bk_step_end(side->model, &results));
   side->loss = results.loss_sum / (double)batch->kept;
   if (!results.finite)
-    return bk_fail(side->model->ctx, BK_ERR_NOT_FINITE, "verify: loss %g, gradient norm %g on %s: not finite", bk_unsigned_nan(side->loss), bk_unsigned_nan(results.grad_norm),
+    return bk_fail(side->model->ctx, BK_ERR_NOT_FINITE,
+                   "verify: loss %g, gradient norm %g on %s: not finite",
+                   bk_unsigned_nan(side->loss), bk_unsigned_nan(results.grad_norm),
                    side->model->device->backend->name);
   return read_weights(side, side->after);
 }
@@ -156,19 +171,25 @@ static bool contains(const int32_t *list, int64_t count, int64_t e) {
   return false;
 }
 
-/* How far apart, in the reference's scores, what was taken and what was left are; -1: the same choice. */
-static double flip_margin(const router_view *a, const router_view *ref, const int32_t *chosen, const int32_t *wanted) {
+/* How far apart, in the reference's scores, what was taken and what was left are; -1: the same
+ * choice. */
+static double flip_margin(const router_view *a, const router_view *ref, const int32_t *chosen,
+                          const int32_t *wanted) {
   const bk_model_config *c = ref->config;
   double low = INFINITY, high = -INFINITY;
   bool same = true;
-  for (int64_t j = 0; j < c->num_experts_per_tok; j++) same = same && contains(wanted, c->num_experts_per_tok, chosen[j]);
+  for (int64_t j = 0; j < c->num_experts_per_tok; j++)
+    same = same && contains(wanted, c->num_experts_per_tok, chosen[j]);
   if (same) return -1;
   for (int64_t g = 0; g < c->n_group; g++)
-    if (group_kept(a, g) != group_kept(ref, g)) low = fmin(low, group_score(ref, g)), high = fmax(high, group_score(ref, g));
+    if (group_kept(a, g) != group_kept(ref, g))
+      low = fmin(low, group_score(ref, g)), high = fmax(high, group_score(ref, g));
   if (high >= low) return high - low;
   for (int64_t j = 0; j < c->num_experts_per_tok; j++) {
-    if (!contains(wanted, c->num_experts_per_tok, chosen[j])) low = fmin(low, biased(ref, chosen[j])), high = fmax(high, biased(ref, chosen[j]));
-    if (!contains(chosen, c->num_experts_per_tok, wanted[j])) low = fmin(low, biased(ref, wanted[j])), high = fmax(high, biased(ref, wanted[j]));
+    if (!contains(wanted, c->num_experts_per_tok, chosen[j]))
+      low = fmin(low, biased(ref, chosen[j])), high = fmax(high, biased(ref, chosen[j]));
+    if (!contains(chosen, c->num_experts_per_tok, wanted[j]))
+      low = fmin(low, biased(ref, wanted[j])), high = fmax(high, biased(ref, wanted[j]));
   }
   return high - low;
 }
@@ -179,20 +200,24 @@ static const double *bias_of_layer(const verify_side *side, int layer) {
   for (int i = 0; i < side->model->n_params; i++) {
     const char *name = side->model->params[i].name;
     size_t length = strlen(name);
-    if (length > sizeof leaf && strcmp(name + length - (sizeof leaf - 1), leaf) == 0 && found++ == layer) return side->before[i];
+    if (length > sizeof leaf && strcmp(name + length - (sizeof leaf - 1), leaf) == 0 &&
+        found++ == layer)
+      return side->before[i];
   }
   return NULL;
 }
 
-static void compare_layer(const verify_side *a, const verify_side *ref, const verify_batch *batch, int layer, double tolerance, const int64_t *clean,
-                          int64_t *first, verify_flips *flips) {
+static void compare_layer(const verify_side *a, const verify_side *ref, const verify_batch *batch,
+                          int layer, double tolerance, const int64_t *clean, int64_t *first,
+                          verify_flips *flips) {
   const bk_model_config *c = &ref->model->config;
   int64_t n = n_tokens(batch), E = c->n_routed_experts, k = c->num_experts_per_tok;
   const double *bias = bias_of_layer(ref, layer);
   for (int64_t i = 0; i < n; i++) {
     int64_t b = i / batch->seq_len, t = i % batch->seq_len, at = layer * n + i;
     router_view va = {c, a->scores + at * E, bias}, vr = {c, ref->scores + at * E, bias};
-    double margin = t < clean[b] ? flip_margin(&va, &vr, a->index + at * k, ref->index + at * k) : -1;
+    double margin =
+        t < clean[b] ? flip_margin(&va, &vr, a->index + at * k, ref->index + at * k) : -1;
     flips->choices++;
     if (margin < 0) continue;
     flips->flips++;
@@ -202,7 +227,9 @@ static void compare_layer(const verify_side *a, const verify_side *ref, const ve
   }
 }
 
-bk_status verify_compare_choices(const verify_side *a, const verify_side *ref, const verify_batch *batch, double tolerance, int64_t *clean, verify_flips *flips) {
+bk_status verify_compare_choices(const verify_side *a, const verify_side *ref,
+                                 const verify_batch *batch, double tolerance, int64_t *clean,
+                                 verify_flips *flips) {
   bk_context *ctx = ref->model->ctx;
   *flips = (verify_flips){0};
   int64_t *first = bk_alloc_array(ctx, (size_t)batch->batch, sizeof *first);

@@ -1,4 +1,5 @@
-/* What attention and its backward share: slivers of lanes, one query a lane. Included by templates, see cpu.h and attention.h. */
+/* What attention and its backward share: slivers of lanes, one query a lane. Included by
+ * templates, see cpu.h and attention.h. */
 #ifndef BK_CPU_ATTENTION_LANES_H
 #define BK_CPU_ATTENTION_LANES_H
 
@@ -8,7 +9,8 @@
 
 #define LANE_VECTORS (NR / BK_VW)
 
-/* Of a sliver whose first query has absolute position `first`, the keys from `begin` on, at most `width`, that any lane may see. */
+/* Of a sliver whose first query has absolute position `first`, the keys from `begin` on, at most
+ * `width`, that any lane may see. */
 static int64_t keys_seen(int64_t first, int64_t begin, int64_t width) {
   int64_t seen = first + NR - begin;
   return seen < 0 ? 0 : seen < width ? seen : width;
@@ -29,7 +31,8 @@ static void store_turned(const float *x, int64_t n, int64_t count, bk_gemm_mat y
   pack_turned((const char *)x, NR, n, count, rows, n, false);
   for (int64_t r = 0; r < count; r++) {
     char *to = bk_cpu_gemm_sub(y, r, 0).data;
-    for (int64_t i = 0; i < n; i += BK_VW) bk_v_put(to, i, true, n - i, bk_v_get(rows + r * n, i, false, n - i));
+    for (int64_t i = 0; i < n; i += BK_VW)
+      bk_v_put(to, i, true, n - i, bk_v_get(rows + r * n, i, false, n - i));
   }
 }
 

@@ -1,4 +1,5 @@
-/* The cpu backend: probe, description, device. The device owns its pool of workers; streams run inline. */
+/* The cpu backend: probe, description, device. The device owns its pool of workers; streams run
+ * inline. */
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/gemm.h"
 #include "backends/cpu/rope.h"
@@ -12,12 +13,15 @@ static const char *const isa_names[BK_CPU_ISA_COUNT] = {BK_CPU_ISAS(ISA_NAME, 0)
 
 /* The compiler's tests include the operating system's part. */
 #ifdef BK_HAVE_AVX2
-static bool avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+static bool avx2_runs(void) {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
 #endif
 #ifdef BK_HAVE_AVX512
 static bool avx512_runs(void) {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("fma");
 }
 #endif
 #ifdef BK_HAVE_NEON
@@ -47,7 +51,8 @@ static bk_status isa_limit(bk_context *ctx, const char *text, bk_cpu_isa *isa) {
     if ((bk_cpu_isa)i > *isa) *isa = (bk_cpu_isa)i;
     return BK_OK;
   }
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "cpu: unknown instruction set '%s' (known:%s)", text, BK_CPU_ISAS(ISA_LISTED, 0));
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "cpu: unknown instruction set '%s' (known:%s)", text,
+                 BK_CPU_ISAS(ISA_LISTED, 0));
 }
 
 static void cpu_close(bk_device *device) {
@@ -58,19 +63,20 @@ static void cpu_close(bk_device *device) {
 }
 
 static const bk_device_ops cpu_device_ops = {
-  .close = cpu_close,
-  .memory_info = bk_host_memory_info,
-  .buffer_alloc = bk_host_buffer_alloc,
-  .buffer_free = bk_host_buffer_free,
-  .host_alloc = bk_host_buffer_alloc,
-  .host_free = bk_host_buffer_free,
-  .stream_create = bk_host_stream_create,
-  .event_create = bk_host_event_create,
+    .close = cpu_close,
+    .memory_info = bk_host_memory_info,
+    .buffer_alloc = bk_host_buffer_alloc,
+    .buffer_free = bk_host_buffer_free,
+    .host_alloc = bk_host_buffer_alloc,
+    .host_free = bk_host_buffer_free,
+    .stream_create = bk_host_stream_create,
+    .event_create = bk_host_event_create,
 };
 
 static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int threads) {
   snprintf(props->name, sizeof props->name, "host processor");
-  snprintf(props->driver, sizeof props->driver, "%s, %s", isa_names[isa], blas ? bk_cpu_blas_name() : "built-in gemm");
+  snprintf(props->driver, sizeof props->driver, "%s, %s", isa_names[isa],
+           blas ? bk_cpu_blas_name() : "built-in gemm");
   snprintf(props->isa, sizeof props->isa, "%s", isa_names[isa]);
   props->host_memory = true;
   props->max_alloc = SIZE_MAX;
@@ -80,7 +86,8 @@ static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int th
   props->storage_dtypes = BK_DT(BK_F32) | BK_DT(BK_BF16);
 }
 
-/* BIRKHOFF_CPU_BLAS=0 never, 1 always; else where there are no fused multiply-adds: elsewhere the packed engine is the faster one. */
+/* BIRKHOFF_CPU_BLAS=0 never, 1 always; else where there are no fused multiply-adds: elsewhere
+ * the packed engine is the faster one. */
 static bool blas_wanted(const bk_context *ctx, bk_cpu_isa isa) {
   const char *text = bk_context_environment(ctx, "BIRKHOFF_CPU_BLAS");
   if (!bk_cpu_blas_built()) return false;
@@ -98,8 +105,10 @@ static int cpu_device_count(bk_context *ctx) {
   return 1;
 }
 
-static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
-  if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
+static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props,
+                              size_t *memory_bytes) {
+  if (index != 0)
+    return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
   BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   bk_device_props p = {0};
@@ -112,8 +121,10 @@ static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props
   return BK_OK;
 }
 
-static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
-  if (index != 0) return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
+static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *options,
+                          bk_device **device) {
+  if (index != 0)
+    return bk_fail(ctx, BK_ERR_ABSENT, "cpu: no device %d, there is only cpu:0", index);
   bk_cpu_isa isa = isa_detect();
   BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   BK_TRY(isa_limit(ctx, options ? options->isa : NULL, &isa));
@@ -135,12 +146,12 @@ static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *o
 }
 
 const bk_backend bk_backend_cpu = {
-  .abi = BK_BACKEND_ABI,
-  .name = "cpu",
-  .priority = 10,
-  .probe = cpu_probe,
-  .device_count = cpu_device_count,
-  .describe = cpu_describe,
-  .open = cpu_open,
-  .kernels = bk_cpu_kernels,
+    .abi = BK_BACKEND_ABI,
+    .name = "cpu",
+    .priority = 10,
+    .probe = cpu_probe,
+    .device_count = cpu_device_count,
+    .describe = cpu_describe,
+    .open = cpu_open,
+    .kernels = bk_cpu_kernels,
 };

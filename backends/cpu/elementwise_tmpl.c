@@ -1,4 +1,5 @@
-/* COPY, ADD, SUM, CACHE_WRITE, SWIGLU and its backward; formulas in runtime/op.h. Template, see cpu.h. */
+/* COPY, ADD, SUM, CACHE_WRITE, SWIGLU and its backward; formulas in runtime/op.h. Template, see
+ * cpu.h. */
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 #include "backends/cpu/walk.h"
@@ -12,11 +13,14 @@ typedef struct copy_job {
 BK_INLINE void copy_dense(const char *x, char *y, int64_t n, const bool bx, const bool by) {
   for (int64_t i = 0; i < n; i += BK_VW) bk_v_put(y, i, by, n - i, bk_v_get(x, i, bx, n - i));
 }
-BK_INLINE void copy_strided(const char *x, int64_t sx, char *y, int64_t sy, int64_t n, const bool bx, const bool by) {
+BK_INLINE void copy_strided(const char *x, int64_t sx, char *y, int64_t sy, int64_t n,
+                            const bool bx, const bool by) {
   for (int64_t i = 0; i < n; i++) bk_cpu_put(y, i * sy, by, bk_cpu_get(x, i * sx, bx));
 }
-BK_INLINE void copy_elements(const char *x, int64_t sx, char *y, int64_t sy, int64_t n, const size_t size) {
-  for (int64_t i = 0; i < n; i++) memcpy(y + i * sy * (int64_t)size, x + i * sx * (int64_t)size, size);
+BK_INLINE void copy_elements(const char *x, int64_t sx, char *y, int64_t sy, int64_t n,
+                             const size_t size) {
+  for (int64_t i = 0; i < n; i++)
+    memcpy(y + i * sy * (int64_t)size, x + i * sx * (int64_t)size, size);
 }
 static void copy_bits(const bk_cpu_walk *w, char *const *at, int64_t n) {
   int64_t sx = w->inner[0], sy = w->inner[1];
@@ -42,7 +46,8 @@ static void copy_piece(void *arg, int64_t begin, int64_t end, int worker) {
     else copy_convert(w, at, n, false);
   }
 }
-bk_status BK_ISA_NAME(bk_cpu_copy)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_copy)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                   bk_place workspace) {
   const bk_copy_args *a = args;
   copy_job job = {.same = a->x.dtype == a->y.dtype};
   (void)plan, (void)workspace;
@@ -66,7 +71,8 @@ static void add_piece(void *arg, int64_t begin, int64_t end, int worker) {
   if (w->esize[0] == 2) add_items(w, begin, end, true);
   else add_items(w, begin, end, false);
 }
-bk_status BK_ISA_NAME(bk_cpu_add)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_add)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                  bk_place workspace) {
   const bk_add_args *a = args;
   bk_cpu_walk w;
   (void)plan, (void)workspace;
@@ -91,14 +97,16 @@ static void sum_piece(void *arg, int64_t begin, int64_t end, int worker) {
   for (; i < end; i++) s[0] += x[i * stride];
   job->partial[begin / BK_CPU_WALK_CHUNK] = (s[0] + s[1]) + (s[2] + s[3]);
 }
-bk_status BK_ISA_NAME(bk_cpu_sum)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_sum)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                  bk_place workspace) {
   const bk_sum_args *a = args;
   sum_job job = {a, bk_place_data(workspace)};
   float *y = bk_tensor_data(&a->y);
   double total = 0;
   (void)plan;
   bk_cpu_run(stream, a->x.shape[0], BK_CPU_WALK_CHUNK, sum_piece, &job);
-  for (int64_t p = 0; p < bk_cpu_pieces(a->x.shape[0], BK_CPU_WALK_CHUNK); p++) total += job.partial[p];
+  for (int64_t p = 0; p < bk_cpu_pieces(a->x.shape[0], BK_CPU_WALK_CHUNK); p++)
+    total += job.partial[p];
   *y = (float)(a->accumulate ? *y + total : total);
   return BK_OK;
 }
@@ -119,14 +127,17 @@ static void cache_piece(void *arg, int64_t begin, int64_t end, int worker) {
     const char *from = bk_cpu_at2(x, b, t);
     char *to = bk_cpu_at2(y, b, job->past + t);
     for (int64_t h = 0; h < x->shape[2]; h++)
-      memcpy(to + (size_t)(h * y->stride[2]) * esize, from + (size_t)(h * x->stride[2]) * esize, bytes);
+      memcpy(to + (size_t)(h * y->stride[2]) * esize, from + (size_t)(h * x->stride[2]) * esize,
+             bytes);
   }
 }
-bk_status BK_ISA_NAME(bk_cpu_cache_write)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_cache_write)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                          bk_place workspace) {
   const bk_cache_write_args *a = args;
   cache_job job = {a, bk_tensor_present(&a->past) ? *(const int32_t *)bk_tensor_data(&a->past) : 0};
   (void)plan, (void)workspace;
-  bk_cpu_run(stream, a->x.shape[0] * a->x.shape[1], bk_cpu_grain(8 * a->x.shape[2] * a->x.shape[3]), cache_piece, &job);
+  bk_cpu_run(stream, a->x.shape[0] * a->x.shape[1], bk_cpu_grain(8 * a->x.shape[2] * a->x.shape[3]),
+             cache_piece, &job);
   return BK_OK;
 }
 
@@ -147,7 +158,8 @@ static void swiglu_piece(void *arg, int64_t begin, int64_t end, int worker) {
   if (w->esize[0] == 2) swiglu_items(w, begin, end, true);
   else swiglu_items(w, begin, end, false);
 }
-bk_status BK_ISA_NAME(bk_cpu_swiglu)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_swiglu)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                     bk_place workspace) {
   const bk_swiglu_args *a = args;
   bk_cpu_walk w;
   (void)plan, (void)workspace;
@@ -162,7 +174,8 @@ BK_INLINE void swiglu_bwd_items(const bk_cpu_walk *w, int64_t begin, int64_t end
   for (int64_t item = begin; item < end; item++) {
     int64_t n = bk_cpu_walk_item(w, item, at);
     for (int64_t i = 0; i < n; i += BK_VW) {
-      bk_vf g = bk_v_get(at[0], i, bf, n - i), u = bk_v_get(at[1], i, bf, n - i), dy = bk_v_get(at[2], i, bf, n - i);
+      bk_vf g = bk_v_get(at[0], i, bf, n - i), u = bk_v_get(at[1], i, bf, n - i),
+            dy = bk_v_get(at[2], i, bf, n - i);
       bk_vf s = bk_v_sigmoid(g);
       bk_v_put(at[3], i, bf, n - i, dy * u * s * (1.f + g * (1.f - s)));
       bk_v_put(at[4], i, bf, n - i, dy * g * s);
@@ -175,7 +188,8 @@ static void swiglu_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) 
   if (w->esize[0] == 2) swiglu_bwd_items(w, begin, end, true);
   else swiglu_bwd_items(w, begin, end, false);
 }
-bk_status BK_ISA_NAME(bk_cpu_swiglu_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_swiglu_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                         bk_place workspace) {
   const bk_swiglu_bwd_args *a = args;
   bk_cpu_walk w;
   (void)plan, (void)workspace;

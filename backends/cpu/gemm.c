@@ -2,7 +2,8 @@
 #include "backends/cpu/gemm.h"
 #include "backends/cpu/kernels.h"
 
-/* CBLAS: tiles of at most 192 x 256, as even as possible; smaller ones while there are too few to keep a machine busy. */
+/* CBLAS: tiles of at most 192 x 256, as even as possible; smaller ones while there are too few
+ * to keep a machine busy. */
 #define BLAS_TM 192
 #define BLAS_TN 256
 #define ENOUGH_TILES 16
@@ -31,8 +32,8 @@ static bk_gemm_cut blas_cut(int64_t m, int64_t n, int64_t k) {
   return cut;
 }
 
-/* Packed engine: the cut with the least work of the busiest worker, in multiply-adds. Packing an element costs as much as about
- * 6 of them, a tile as much as 30000 whatever its size. */
+/* Packed engine: the cut with the least work of the busiest worker, in multiply-adds. Packing an
+ * element costs as much as about 6 of them, a tile as much as 30000 whatever its size. */
 #define MOST_PARTS 256
 static int64_t cut_cost(const bk_gemm_cut *cut, int64_t k, int64_t batches, int workers) {
   int64_t tiles = batches * cut->rows * cut->columns, rounds = (tiles + workers - 1) / workers;
@@ -53,9 +54,12 @@ static bk_gemm_cut packed_cut(int64_t m, int64_t n, int64_t k, int64_t batches, 
   return best;
 }
 
-bk_gemm_cut bk_cpu_gemm_grouped_cut(const bk_device *device, int64_t groups, int64_t rows, int64_t columns) {
-  if (bk_cpu_of(device)->blas) return cut_in(rows, columns, parts_of(rows, BLAS_TM), parts_of(columns, BLAS_TN));
-  int64_t wanted = 8 * bk_cpu_workers(device) / (groups > 0 ? groups : 1), parts = parts_of(columns, BK_GEMM_TN);
+bk_gemm_cut bk_cpu_gemm_grouped_cut(const bk_device *device, int64_t groups, int64_t rows,
+                                    int64_t columns) {
+  if (bk_cpu_of(device)->blas)
+    return cut_in(rows, columns, parts_of(rows, BLAS_TM), parts_of(columns, BLAS_TN));
+  int64_t wanted = 8 * bk_cpu_workers(device) / (groups > 0 ? groups : 1),
+          parts = parts_of(columns, BK_GEMM_TN);
   int64_t most = parts_of(columns, 64);
   if (parts < wanted) parts = wanted < most ? wanted : most;
   return cut_in(rows, columns, parts_of(rows, BK_GEMM_TM), parts);
@@ -70,13 +74,15 @@ static bool is_turned(const bk_tensor *c, int d) {
   return !(c->shape[d + 1] > 1 && (c->stride[d + 1] == 1 || c->stride[d] != 1 || c->shape[d] == 1));
 }
 
-bk_status bk_cpu_gemm_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_gemm_prepare(bk_device *device, const void *args, void **state,
+                              size_t *workspace_bytes) {
   const bk_gemm_args *a = args;
   int d = a->c.ndim - 2, workers = bk_cpu_workers(device);
   bk_gemm_state *made = bk_alloc(device->ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
   made->turned = is_turned(&a->c, d);
-  int64_t m = a->c.shape[d + made->turned], n = a->c.shape[d + !made->turned], k = a->a.shape[d + 1];
+  int64_t m = a->c.shape[d + made->turned], n = a->c.shape[d + !made->turned],
+          k = a->a.shape[d + 1];
   bool blas = bk_cpu_of(device)->blas;
   made->cut = blas ? blas_cut(m, n, k) : packed_cut(m, n, k, d ? a->c.shape[0] : 1, workers);
   made->scratch = bk_cpu_gemm_scratch(made->cut.tm, made->cut.tn);
@@ -85,19 +91,24 @@ bk_status bk_cpu_gemm_prepare(bk_device *device, const void *args, void **state,
   return BK_OK;
 }
 
-static bk_status prepare_grouped(bk_device *device, int64_t groups, int64_t rows, int64_t columns, void **state, size_t *workspace_bytes) {
+static bk_status prepare_grouped(bk_device *device, int64_t groups, int64_t rows, int64_t columns,
+                                 void **state, size_t *workspace_bytes) {
   bk_gemm_cut cut = bk_cpu_gemm_grouped_cut(device, groups, rows, columns);
   *state = NULL;
   *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_cpu_gemm_scratch(cut.tm, cut.tn);
   return BK_OK;
 }
 
-bk_status bk_cpu_grouped_gemm_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_grouped_gemm_prepare(bk_device *device, const void *args, void **state,
+                                      size_t *workspace_bytes) {
   const bk_grouped_gemm_args *a = args;
-  return prepare_grouped(device, a->b.shape[0], a->a.shape[0], a->c.shape[1], state, workspace_bytes);
+  return prepare_grouped(device, a->b.shape[0], a->a.shape[0], a->c.shape[1], state,
+                         workspace_bytes);
 }
 
-bk_status bk_cpu_grouped_wgrad_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_grouped_wgrad_prepare(bk_device *device, const void *args, void **state,
+                                       size_t *workspace_bytes) {
   const bk_grouped_wgrad_args *a = args;
-  return prepare_grouped(device, a->c.shape[0], a->c.shape[1], a->c.shape[2], state, workspace_bytes);
+  return prepare_grouped(device, a->c.shape[0], a->c.shape[1], a->c.shape[2], state,
+                         workspace_bytes);
 }

@@ -1,10 +1,13 @@
-/* Dense products: the tile that every product of this backend is made of, and how products are cut into tiles.
+/* Dense products: the tile that every product of this backend is made of, and how products are
+ * cut into tiles.
  *
- * c[m,n] = alpha a[m,k] b[k,n] (+ c), any strides of which one of a matrix's two is 1, operands fp32 or bf16, sums in fp32.
- * Three engines serve a tile: a packed blocked product of our own (the bits of an element depend on the depth alone, not on the
- * cut), a direct one that reads b once, for up to BK_GEMM_FEW rows, and CBLAS (single-threaded; bf16 panels are converted in
- * the scratch), which serves where the packed one has no FMA to work with. The engine depends on shapes and on the device only,
- * the cut of CBLAS as well; the packed engine is cut to suit the number of workers. */
+ * c[m,n] = alpha a[m,k] b[k,n] (+ c), any strides of which one of a matrix's two is 1, operands
+ * fp32 or bf16, sums in fp32. Three engines serve a tile: a packed blocked product of our own
+ * (the bits of an element depend on the depth alone, not on the cut), a direct one that reads b
+ * once, for up to BK_GEMM_FEW rows, and CBLAS (single-threaded; bf16 panels are converted in the
+ * scratch), which serves where the packed one has no FMA to work with. The engine depends on
+ * shapes and on the device only, the cut of CBLAS as well; the packed engine is cut to suit the
+ * number of workers. */
 #ifndef BK_CPU_GEMM_H
 #define BK_CPU_GEMM_H
 
@@ -43,7 +46,8 @@ typedef struct bk_gemm_state {
 } bk_gemm_state;
 
 /* Of a product of `groups` experts, each of at most `rows` rows. */
-bk_gemm_cut bk_cpu_gemm_grouped_cut(const bk_device *device, int64_t groups, int64_t rows, int64_t columns);
+bk_gemm_cut bk_cpu_gemm_grouped_cut(const bk_device *device, int64_t groups, int64_t rows,
+                                    int64_t columns);
 /* Scratch of one worker for tiles up to m x n, any depth; bytes, a multiple of 64. */
 size_t bk_cpu_gemm_scratch(int64_t m, int64_t n);
 static inline float *bk_cpu_gemm_worker(void *workspace, int worker, size_t scratch) {
@@ -62,9 +66,9 @@ static inline bk_gemm_mat bk_cpu_gemm_transposed(bk_gemm_mat m) {
 }
 
 /* One tile; scratch as bk_cpu_gemm_scratch says, 64-byte aligned. */
-#define BK_GEMM_TILE(isa, ISA, ...)                                                                                    \
-  void bk_cpu_gemm_tile_##isa(bk_gemm_engine engine, bk_gemm_mat a, bk_gemm_mat b, bk_gemm_mat c, bk_gemm_shape s,     \
-                              float alpha, bool accumulate, float *scratch);
+#define BK_GEMM_TILE(isa, ISA, ...)                                                               \
+  void bk_cpu_gemm_tile_##isa(bk_gemm_engine engine, bk_gemm_mat a, bk_gemm_mat b, bk_gemm_mat c, \
+                              bk_gemm_shape s, float alpha, bool accumulate, float *scratch);
 BK_CPU_ISAS(BK_GEMM_TILE, 0)
 
 /* ---- blas.c ---- */
@@ -72,6 +76,7 @@ bool bk_cpu_blas_built(void);
 const char *bk_cpu_blas_name(void);
 void bk_cpu_blas_init(void); /* one thread per call: the tiles are shared by our own */
 /* fp32 operands, c rows dense; only where bk_cpu_blas_built. */
-void bk_cpu_blas_sgemm(bk_gemm_mat a, bk_gemm_mat b, bk_gemm_mat c, bk_gemm_shape s, float alpha, bool accumulate);
+void bk_cpu_blas_sgemm(bk_gemm_mat a, bk_gemm_mat b, bk_gemm_mat c, bk_gemm_shape s, float alpha,
+                       bool accumulate);
 
 #endif

@@ -1,26 +1,30 @@
-/* hc_maps: logits, gates, Sinkhorn, permutations, and all maps of a token, on blocks of BK_VW tokens; what the kernels of the maps
- * and those fused with their neighbours share. For templates only.
+/* hc_maps: logits, gates, Sinkhorn, permutations, and all maps of a token, on blocks of BK_VW
+ * tokens; what the kernels of the maps and those fused with their neighbours share. For
+ * templates only.
  *
- * BK_VW tokens are turned into blocks [row][BK_VW], one token per lane; lanes past the last token hold zeros, which are legal
- * inputs and give zero gradients. dscale and dbase: lanes are summed in fp32 over a piece, then in double (hc.h). */
+ * BK_VW tokens are turned into blocks [row][BK_VW], one token per lane; lanes past the last
+ * token hold zeros, which are legal inputs and give zero gradients. dscale and dbase: lanes are
+ * summed in fp32 over a piece, then in double (hc.h). */
 #ifndef BK_CPU_HC_MAPS_H
 #define BK_CPU_HC_MAPS_H
 
 #include "backends/cpu/hc_sinkhorn.h"
 
 typedef float map_block[BK_HC_MAX_ROWS * BK_VW];
-#define ROW(block, j) bk_v_ld(block, (j) * BK_VW, false)
-#define SET_ROW(block, j, v) bk_v_st(block, (j) * BK_VW, false, v)
+#define ROW(block, j) bk_v_ld(block, (j)*BK_VW, false)
+#define SET_ROW(block, j, v) bk_v_st(block, (j)*BK_VW, false, v)
 
 /* ---- blocks: columns [column, column + count) of `lanes` rows from row i on ---- */
-static inline void gather(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column, int64_t count, float *out) {
+static inline void gather(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column,
+                          int64_t count, float *out) {
   if (lanes < BK_VW) memset(out, 0, (size_t)(count * BK_VW) * sizeof(float));
   for (int64_t l = 0; l < lanes; l++) {
     const float *row = (const float *)bk_cpu_at(t, i + l) + column;
     for (int64_t j = 0; j < count; j++) out[j * BK_VW + l] = row[j];
   }
 }
-static inline void scatter(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column, int64_t count, const float *in) {
+static inline void scatter(const bk_tensor *t, int64_t i, int64_t lanes, int64_t column,
+                           int64_t count, const float *in) {
   for (int64_t l = 0; l < lanes; l++) {
     float *row = (float *)bk_cpu_at(t, i + l) + column;
     for (int64_t j = 0; j < count; j++) row[j] = in[j * BK_VW + l];
@@ -45,13 +49,15 @@ static inline void scatter_nn(const bk_tensor *t, int64_t i, int64_t lanes, cons
     }
 }
 /* Dense vectors of `per_token` values a token. */
-static inline void gather_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token, float *out) {
+static inline void gather_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token,
+                                 float *out) {
   const float *in = (const float *)bk_tensor_data(t) + i * per_token;
   memset(out, 0, (size_t)(per_token * BK_VW) * sizeof(float));
   for (int64_t l = 0; l < lanes; l++)
     for (int64_t j = 0; j < per_token; j++) out[j * BK_VW + l] = in[l * per_token + j];
 }
-static inline void scatter_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token, const float *in) {
+static inline void scatter_vector(const bk_tensor *t, int64_t i, int64_t lanes, int64_t per_token,
+                                  const float *in) {
   float *out = (float *)bk_tensor_data(t) + i * per_token;
   for (int64_t l = 0; l < lanes; l++)
     for (int64_t j = 0; j < per_token; j++) out[l * per_token + j] = in[j * BK_VW + l];
@@ -60,10 +66,11 @@ static inline void scatter_vector(const bk_tensor *t, int64_t i, int64_t lanes, 
 static inline int group_of(int row, int n) { return row < n ? 0 : row < 2 * n ? 1 : 2; }
 
 /* ---- the maps on blocks ---- */
-static inline void logits_block(const float *proj, const float *rinv, const float *scale, const float *base, int rows, int n,
-                         float *logits) {
+static inline void logits_block(const float *proj, const float *rinv, const float *scale,
+                                const float *base, int rows, int n, float *logits) {
   bk_vf r = bk_v_ld(rinv, 0, false);
-  for (int j = 0; j < rows; j++) SET_ROW(logits, j, ROW(proj, j) * r * scale[group_of(j, n)] + base[j]);
+  for (int j = 0; j < rows; j++)
+    SET_ROW(logits, j, ROW(proj, j) * r * scale[group_of(j, n)] + base[j]);
 }
 
 static inline void pre_block(const float *logits, int n, double eps, float *pre) {
@@ -73,7 +80,8 @@ static inline void post_block(const float *logits, int n, float *post) {
   for (int j = 0; j < n; j++) SET_ROW(post, j, 2.f * bk_v_sigmoid(ROW(logits, j)));
 }
 /* Derivative of the sigmoid without cancellation: e / (1 + e)^2, e = exp(-|l|). */
-static inline void gate_bwd_block(const float *logits, const float *dgate, int n, float factor, float *dlogits) {
+static inline void gate_bwd_block(const float *logits, const float *dgate, int n, float factor,
+                                  float *dlogits) {
   for (int j = 0; j < n; j++) {
     bk_vf e = bk_v_exp(-bk_v_abs(ROW(logits, j))), s = 1.f + e;
     SET_ROW(dlogits, j, ROW(dgate, j) * factor * (e / (s * s)));
@@ -104,9 +112,10 @@ static inline void perm_block(const float *logits, const uint8_t *perms, int n, 
     }
 }
 
-/* dlogits[q] = w[q] (a[q] - sum w a), a[q] = sum_m dcomb[m][perm_q(m)]. The mean is taken off twice: the first time leaves
- * small exact differences where one weight is close to 1. */
-static inline void perm_bwd_block(const float *logits, const float *dcomb, const uint8_t *perms, int n, float *dlogits) {
+/* dlogits[q] = w[q] (a[q] - sum w a), a[q] = sum_m dcomb[m][perm_q(m)]. The mean is taken off
+ * twice: the first time leaves small exact differences where one weight is close to 1. */
+static inline void perm_bwd_block(const float *logits, const float *dcomb, const uint8_t *perms,
+                                  int n, float *dlogits) {
   int count = bk_factorial(n);
   map_block w, a;
   bk_vf mean = bk_v_zero(), rest = bk_v_zero();
@@ -132,8 +141,8 @@ typedef struct partials {
 } partials;
 
 static inline partials partials_of(bk_place workspace, int64_t tokens, bk_hc_kind kind, int n) {
-  return (partials){bk_place_data(workspace), bk_hc_grain(tokens), bk_hc_pieces(tokens), bk_hc_base_count(kind, n),
-                    bk_hc_scale_count(kind)};
+  return (partials){bk_place_data(workspace), bk_hc_grain(tokens), bk_hc_pieces(tokens),
+                    bk_hc_base_count(kind, n), bk_hc_scale_count(kind)};
 }
 /* The sums of the piece that begins at `begin`: rows of base, then of scale, as lanes. */
 static inline void partials_store(const partials *p, int64_t begin, const float *sums) {
@@ -144,7 +153,8 @@ static inline void partials_store(const partials *p, int64_t begin, const float 
     out[j] = sum;
   }
 }
-static inline void partials_add(const partials *p, const bk_tensor *dscale, const bk_tensor *dbase) {
+static inline void partials_add(const partials *p, const bk_tensor *dscale,
+                                const bk_tensor *dbase) {
   float *scale = bk_tensor_present(dscale) ? bk_tensor_data(dscale) : NULL;
   float *base = bk_tensor_present(dbase) ? bk_tensor_data(dbase) : NULL;
   for (int j = 0; j < p->base + p->scale; j++) {
@@ -156,8 +166,9 @@ static inline void partials_add(const partials *p, const bk_tensor *dscale, cons
 }
 
 /* dproj (may be proj) and drinv of a block from dlogits, and its share of the sums. */
-static inline void logits_bwd_block(const float *proj, const float *rinv, const float *scale, const float *dlogits, int rows, int n,
-                             float *dproj, float *drinv, float *sums) {
+static inline void logits_bwd_block(const float *proj, const float *rinv, const float *scale,
+                                    const float *dlogits, int rows, int n, float *dproj,
+                                    float *drinv, float *sums) {
   bk_vf r = bk_v_ld(rinv, 0, false), back = bk_v_zero();
   for (int j = 0; j < rows; j++) {
     int g = group_of(j, n);
@@ -184,7 +195,8 @@ static inline void maps_tokens(const maps_job *job, int64_t i, int64_t lanes) {
   int n = a->n;
   gather(&a->proj, i, lanes, 0, job->rows, proj);
   gather_vector(&a->rinv, i, lanes, 1, rinv);
-  logits_block(proj, rinv, bk_tensor_data(&a->scale), bk_tensor_data(&a->base), job->rows, n, logits);
+  logits_block(proj, rinv, bk_tensor_data(&a->scale), bk_tensor_data(&a->base), job->rows, n,
+               logits);
   pre_block(logits, n, a->hc_eps, out);
   scatter(&a->pre, i, lanes, 0, n, out);
   if (a->kind == BK_HC_HEAD) return;
@@ -229,9 +241,11 @@ static inline void maps_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t l
   scatter_vector(&a->drinv, i, lanes, 1, drinv);
 }
 
-static inline maps_bwd_job maps_bwd_of(const bk_hc_maps_bwd_args *a, const bk_plan *plan, bk_place workspace) {
+static inline maps_bwd_job maps_bwd_of(const bk_hc_maps_bwd_args *a, const bk_plan *plan,
+                                       bk_place workspace) {
   int64_t tokens = a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0];
-  return (maps_bwd_job){*a, plan->state, bk_hc_rows(a->kind, a->n), partials_of(workspace, tokens, a->kind, a->n)};
+  return (maps_bwd_job){*a, plan->state, bk_hc_rows(a->kind, a->n),
+                        partials_of(workspace, tokens, a->kind, a->n)};
 }
 
 #endif

@@ -1,5 +1,5 @@
-/* hc_maps: logits, gates, Sinkhorn, permutations and tanh maps, and all of them in one go, forward and backward. Template,
- * see cpu.h. The work on blocks of tokens is in hc_maps.h. */
+/* hc_maps: logits, gates, Sinkhorn, permutations and tanh maps, and all of them in one go,
+ * forward and backward. Template, see cpu.h. The work on blocks of tokens is in hc_maps.h. */
 #include "backends/cpu/hc_maps.h"
 
 /* ---- all maps in one go; the hc kind's are at the end ---- */
@@ -15,7 +15,8 @@ static void maps_piece(void *arg, int64_t begin, int64_t end, int worker) {
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_maps)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_maps)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                      bk_place workspace) {
   maps_job job = {*(const bk_hc_maps_args *)args, plan->state, 0};
   int64_t tokens = job.a.kind == BK_HC_HC ? job.a.proj.shape[0] / job.a.n : job.a.proj.shape[0];
   (void)workspace;
@@ -38,16 +39,19 @@ static void maps_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   partials_store(&job->p, begin, sums);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_maps_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_maps_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                          bk_place workspace) {
   const bk_hc_maps_bwd_args *a = args;
   maps_bwd_job job = maps_bwd_of(a, plan, workspace);
-  bk_cpu_run(stream, a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], job.p.grain, maps_bwd_piece, &job);
+  bk_cpu_run(stream, a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], job.p.grain,
+             maps_bwd_piece, &job);
   partials_add(&job.p, &a->dscale, &a->dbase);
   return BK_OK;
 }
 
 /* ---- hc: proj [N*n, n+2], rinv [N*n]; block row m(n+2) + j is u[m][j] of a token ---- */
-static void tanh_u(const bk_tensor *proj, const bk_tensor *rinv, int n, int64_t i, int64_t lanes, float *p, float *r) {
+static void tanh_u(const bk_tensor *proj, const bk_tensor *rinv, int n, int64_t i, int64_t lanes,
+                   float *p, float *r) {
   int columns = n + 2;
   gather_vector(rinv, i, lanes, n, r);
   memset(p, 0, (size_t)(n * columns * BK_VW) * sizeof(float));
@@ -79,7 +83,8 @@ static void tanh_tokens(const maps_job *job, int64_t i, int64_t lanes) {
 }
 
 /* Backward of value = scale tanh(p r) + base for one row. */
-BK_INLINE void tanh_bwd_row(bk_vf given, float scale, bk_vf r, float *p, bk_vf *drinv, float *base_sum, float *scale_sum) {
+BK_INLINE void tanh_bwd_row(bk_vf given, float scale, bk_vf r, float *p, bk_vf *drinv,
+                            float *base_sum, float *scale_sum) {
   bk_vf v = bk_v_ld(p, 0, false), u = v * r, e = bk_v_exp(-2.f * bk_v_abs(u)), s = 1.f + e;
   bk_vf du = given * scale * (4.f * e / (s * s)); /* 1 - tanh^2 without cancellation */
   *drinv = du * v + *drinv;
@@ -103,10 +108,11 @@ static void tanh_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t lanes, f
     float *row = p + m * columns * BK_VW;
     bk_vf rm = ROW(r, m), back = bk_v_zero();
     tanh_bwd_row(ROW(dpre, m), scale[0], rm, row, &back, sums + m * BK_VW, scale_sums);
-    tanh_bwd_row(ROW(dpost, m), scale[1], rm, row + BK_VW, &back, sums + (n + m) * BK_VW, scale_sums + BK_VW);
+    tanh_bwd_row(ROW(dpost, m), scale[1], rm, row + BK_VW, &back, sums + (n + m) * BK_VW,
+                 scale_sums + BK_VW);
     for (int k = 0; k < n; k++)
-      tanh_bwd_row(ROW(dcomb, m * n + k), scale[2], rm, row + (2 + k) * BK_VW, &back, sums + (2 * n + m * n + k) * BK_VW,
-                   scale_sums + 2 * BK_VW);
+      tanh_bwd_row(ROW(dcomb, m * n + k), scale[2], rm, row + (2 + k) * BK_VW, &back,
+                   sums + (2 * n + m * n + k) * BK_VW, scale_sums + 2 * BK_VW);
     SET_ROW(drinv, m, back);
   }
   for (int64_t l = 0; l < lanes; l++)
@@ -118,20 +124,37 @@ static void tanh_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t lanes, f
 }
 
 /* ---- the primitives ---- */
-bk_status BK_ISA_NAME(bk_cpu_hc_tanh)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_tanh)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                      bk_place workspace) {
   const bk_hc_tanh_args *a = args;
-  maps_job job = {.a = {.proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base, .pre = a->pre, .post = a->post,
-                        .comb = a->comb, .kind = BK_HC_HC, .n = a->n}};
+  maps_job job = {.a = {.proj = a->proj,
+                        .rinv = a->rinv,
+                        .scale = a->scale,
+                        .base = a->base,
+                        .pre = a->pre,
+                        .post = a->post,
+                        .comb = a->comb,
+                        .kind = BK_HC_HC,
+                        .n = a->n}};
   int64_t tokens = a->proj.shape[0] / a->n;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, tokens, bk_hc_grain(tokens), maps_piece, &job);
   return BK_OK;
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_tanh_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_tanh_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                          bk_place workspace) {
   const bk_hc_tanh_bwd_args *a = args;
-  maps_bwd_job job = {.a = {.proj = a->proj, .rinv = a->rinv, .scale = a->scale, .dpre = a->dpre, .dpost = a->dpost,
-                            .dcomb = a->dcomb, .dproj = a->dproj, .drinv = a->drinv, .kind = BK_HC_HC, .n = a->n}};
+  maps_bwd_job job = {.a = {.proj = a->proj,
+                            .rinv = a->rinv,
+                            .scale = a->scale,
+                            .dpre = a->dpre,
+                            .dpost = a->dpost,
+                            .dcomb = a->dcomb,
+                            .dproj = a->dproj,
+                            .drinv = a->drinv,
+                            .kind = BK_HC_HC,
+                            .n = a->n}};
   int64_t tokens = a->proj.shape[0] / a->n;
   (void)plan;
   job.p = partials_of(workspace, tokens, BK_HC_HC, a->n);
@@ -142,16 +165,19 @@ bk_status BK_ISA_NAME(bk_cpu_hc_tanh_bwd)(bk_stream *stream, const bk_plan *plan
 
 static void logits_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const bk_hc_logits_args *a = arg;
-  const float *rinv = bk_tensor_data(&a->rinv), *scale = bk_tensor_data(&a->scale), *base = bk_tensor_data(&a->base);
+  const float *rinv = bk_tensor_data(&a->rinv), *scale = bk_tensor_data(&a->scale),
+              *base = bk_tensor_data(&a->base);
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
     const float *proj = (const float *)bk_cpu_at(&a->proj, i);
     float *logits = (float *)bk_cpu_at(&a->logits, i);
-    for (int j = 0; j < (int)a->proj.shape[1]; j++) logits[j] = proj[j] * rinv[i] * scale[group_of(j, a->n)] + base[j];
+    for (int j = 0; j < (int)a->proj.shape[1]; j++)
+      logits[j] = proj[j] * rinv[i] * scale[group_of(j, a->n)] + base[j];
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_logits)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_logits)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                        bk_place workspace) {
   const bk_hc_logits_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->proj.shape[0], bk_hc_grain(a->proj.shape[0]), logits_piece, a);
@@ -182,7 +208,8 @@ static void logits_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) 
   partials_store(&job->p, begin, sums);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_logits_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_logits_bwd)(bk_stream *stream, const bk_plan *plan,
+                                            const void *args, bk_place workspace) {
   const bk_hc_logits_bwd_args *a = args;
   logits_bwd_job job = {a, partials_of(workspace, a->proj.shape[0], a->kind, a->n)};
   (void)plan;
@@ -208,7 +235,8 @@ static void gates_piece(void *arg, int64_t begin, int64_t end, int worker) {
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_gates)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_gates)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                       bk_place workspace) {
   const bk_hc_gates_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), gates_piece, a);
@@ -234,7 +262,8 @@ static void gates_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_gates_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_gates_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                           bk_place workspace) {
   const bk_hc_gates_bwd_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), gates_bwd_piece, a);
@@ -253,7 +282,8 @@ static void sinkhorn_piece(void *arg, int64_t begin, int64_t end, int worker) {
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_sinkhorn)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_sinkhorn)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                       bk_place workspace) {
   const bk_sinkhorn_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->comb.shape[0], bk_hc_grain(a->comb.shape[0]), sinkhorn_piece, a);
@@ -273,7 +303,8 @@ static void sinkhorn_bwd_piece(void *arg, int64_t begin, int64_t end, int worker
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_sinkhorn_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_sinkhorn_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                           bk_place workspace) {
   const bk_sinkhorn_bwd_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->dcomb.shape[0], bk_hc_grain(a->dcomb.shape[0]), sinkhorn_bwd_piece, a);
@@ -305,7 +336,8 @@ static void perm_piece(void *arg, int64_t begin, int64_t end, int worker) {
   }
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_perm)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_perm)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                      bk_place workspace) {
   const bk_hc_perm_args *a = args;
   perm_job job = {.logits = a->logits, .comb = a->comb, .perms = plan->state, .n = a->n};
   (void)workspace;
@@ -313,9 +345,14 @@ bk_status BK_ISA_NAME(bk_cpu_hc_perm)(bk_stream *stream, const bk_plan *plan, co
   return BK_OK;
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_perm_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_perm_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                          bk_place workspace) {
   const bk_hc_perm_bwd_args *a = args;
-  perm_job job = {.logits = a->logits, .dcomb = a->dcomb, .dlogits = a->dlogits, .perms = plan->state, .n = a->n};
+  perm_job job = {.logits = a->logits,
+                  .dcomb = a->dcomb,
+                  .dlogits = a->dlogits,
+                  .perms = plan->state,
+                  .n = a->n};
   (void)workspace;
   bk_cpu_run(stream, a->logits.shape[0], bk_hc_grain(a->logits.shape[0]), perm_piece, &job);
   return BK_OK;

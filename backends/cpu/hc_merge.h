@@ -1,8 +1,8 @@
-/* hc_merge: res, post, and both in one, on ranges of tokens, forward and backward: what the kernels of these ops and those fused
- * with their neighbours share. For templates only.
- * x, out [N,n,C] st, f [N,C] st, post [N,n], comb [N,n,n] (source, destination). Forward and backward read and write each
- * stream once; the backward works on blocks of columns that stay in the first cache, since its n*n + n running sums are more
- * than there are registers. */
+/* hc_merge: res, post, and both in one, on ranges of tokens, forward and backward: what the
+ * kernels of these ops and those fused with their neighbours share. For templates only. x, out
+ * [N,n,C] st, f [N,C] st, post [N,n], comb [N,n,n] (source, destination). Forward and backward
+ * read and write each stream once; the backward works on blocks of columns that stay in the
+ * first cache, since its n*n + n running sums are more than there are registers. */
 #ifndef BK_CPU_HC_MERGE_H
 #define BK_CPU_HC_MERGE_H
 
@@ -48,7 +48,8 @@ static inline void merge_bwd_piece(void *arg, int64_t begin, int64_t end, int wo
   (void)worker;
   if (bk_tensor_present(&a->comb))
     MERGE_CALL(merge_bwd_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, true);
-  else MERGE_CALL(merge_bwd_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, false);
+  else
+    MERGE_CALL(merge_bwd_tokens, bk_cpu_is_bf16(&a->x), (int)a->x.shape[1], a, begin, end, false);
 }
 
 #endif

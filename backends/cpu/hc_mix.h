@@ -1,28 +1,32 @@
-/* hc_mix: pre, and pre with the RMSNorm that follows, on ranges of tokens, forward and backward: what the kernels of these ops and
- * those fused with their neighbours share. For templates only.
- * x [N,n,C] st, pre [N,n], y [N,C]. The norm's second pass over a token's row of C finds it in cache; the backward reads
- * every stream once. */
+/* hc_mix: pre, and pre with the RMSNorm that follows, on ranges of tokens, forward and backward:
+ * what the kernels of these ops and those fused with their neighbours share. For templates only.
+ * x [N,n,C] st, pre [N,n], y [N,C]. The norm's second pass over a token's row of C finds it in
+ * cache; the backward reads every stream once. */
 #ifndef BK_CPU_HC_MIX_H
 #define BK_CPU_HC_MIX_H
 
 #include "backends/cpu/hc_streams.h"
 
 /* ---- pre ---- */
-BK_INLINE bk_vf pre_columns(token_streams x, const bk_vf *pre, int64_t c, int64_t count, const bool bf, const int n) {
+BK_INLINE bk_vf pre_columns(token_streams x, const bk_vf *pre, int64_t c, int64_t count,
+                            const bool bf, const int n) {
   bk_vf v[BK_HC_MAX_N];
   streams_load(x, v, c, count, bf, n);
   return streams_mix(pre, 1, v, n);
 }
 
 /* dx[m] (+)= pre[m] dy, dpre[m] += x[m] dy, for `count` columns. */
-BK_INLINE void pre_bwd_columns(token_streams x, token_streams dx, const bk_vf *pre, bk_vf dy, bk_vf *dpre, bool accumulate,
-                               int64_t c, int64_t count, const bool bf, const int n) {
+BK_INLINE void pre_bwd_columns(token_streams x, token_streams dx, const bk_vf *pre, bk_vf dy,
+                               bk_vf *dpre, bool accumulate, int64_t c, int64_t count,
+                               const bool bf, const int n) {
   BK_UNROLL
-  for (int m = 0; m < n; m++) dpre[m] = bk_v_fma(bk_v_get(stream_at(x, m), c, bf, count), dy, dpre[m]);
+  for (int m = 0; m < n; m++)
+    dpre[m] = bk_v_fma(bk_v_get(stream_at(x, m), c, bf, count), dy, dpre[m]);
   if (accumulate) {
     BK_UNROLL
     for (int m = 0; m < n; m++)
-      bk_v_put(stream_at(dx, m), c, bf, count, bk_v_fma(pre[m], dy, bk_v_get(stream_at(dx, m), c, bf, count)));
+      bk_v_put(stream_at(dx, m), c, bf, count,
+               bk_v_fma(pre[m], dy, bk_v_get(stream_at(dx, m), c, bf, count)));
   } else {
     BK_UNROLL
     for (int m = 0; m < n; m++) bk_v_put(stream_at(dx, m), c, bf, count, pre[m] * dy);
@@ -30,7 +34,8 @@ BK_INLINE void pre_bwd_columns(token_streams x, token_streams dx, const bk_vf *p
 }
 
 /* ---- pre with the norm ---- */
-BK_INLINE void pre_norm_tokens(const bk_hc_pre_norm_args *a, int64_t begin, int64_t end, const bool bf, const int n) {
+BK_INLINE void pre_norm_tokens(const bk_hc_pre_norm_args *a, int64_t begin, int64_t end,
+                               const bool bf, const int n) {
   const float *w = bk_tensor_data(&a->w);
   int64_t columns = a->x.shape[2];
   for (int64_t i = begin; i < end; i++) {
@@ -69,7 +74,8 @@ typedef struct pre_norm_bwd_job {
 } pre_norm_bwd_job;
 
 /* dy = rstd (w dh - y rstd^2 mean(w dh y)); dw += dh y rstd. */
-BK_INLINE void pre_norm_bwd_tokens(const pre_norm_bwd_job *job, int64_t begin, int64_t end, const bool bf, const int n) {
+BK_INLINE void pre_norm_bwd_tokens(const pre_norm_bwd_job *job, int64_t begin, int64_t end,
+                                   const bool bf, const int n) {
   const bk_hc_pre_norm_bwd_args *a = job->args;
   const float *w = bk_tensor_data(&a->w), *rstds = bk_tensor_data(&a->rstd);
   int64_t columns = a->x.shape[2];
@@ -81,20 +87,20 @@ BK_INLINE void pre_norm_bwd_tokens(const pre_norm_bwd_job *job, int64_t begin, i
     float rstd = rstds[i];
     bk_vf pre[BK_HC_MAX_N], dpre[BK_HC_MAX_N] = {{0}}, dot = bk_v_zero();
     spread_n(&a->pre, i, pre, n);
-#define BODY(count)                                                          \
-  do {                                                                       \
-    bk_vf g = bk_v_get(dh, c, bf, count) * bk_v_get(y, c, bf, count);        \
-    dot = bk_v_fma(g, bk_v_get(w, c, false, count), dot);                    \
+#define BODY(count)                                                                            \
+  do {                                                                                         \
+    bk_vf g = bk_v_get(dh, c, bf, count) * bk_v_get(y, c, bf, count);                          \
+    dot = bk_v_fma(g, bk_v_get(w, c, false, count), dot);                                      \
     bk_v_put(dw, c, false, count, bk_v_fma(g, bk_v_set(rstd), bk_v_get(dw, c, false, count))); \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
     float back = (float)((double)rstd * rstd * rstd * (double)bk_v_hsum(dot) / (double)columns);
-#define BODY(count)                                                                                                 \
-  do {                                                                                                              \
-    bk_vf scaled = bk_v_get(dh, c, bf, count) * bk_v_get(w, c, false, count) * rstd;                                \
-    bk_vf dy = bk_v_fma(bk_v_get(y, c, bf, count), bk_v_set(-back), scaled);                                        \
-    pre_bwd_columns(x, dx, pre, dy, dpre, a->accumulate, c, count, bf, n);                                          \
+#define BODY(count)                                                                  \
+  do {                                                                               \
+    bk_vf scaled = bk_v_get(dh, c, bf, count) * bk_v_get(w, c, false, count) * rstd; \
+    bk_vf dy = bk_v_fma(bk_v_get(y, c, bf, count), bk_v_set(-back), scaled);         \
+    pre_bwd_columns(x, dx, pre, dy, dpre, a->accumulate, c, count, bf, n);           \
   } while (0)
     BK_HC_COLUMNS(columns, BODY);
 #undef BODY
@@ -105,7 +111,8 @@ BK_INLINE void pre_norm_bwd_tokens(const pre_norm_bwd_job *job, int64_t begin, i
 static inline void pre_norm_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const pre_norm_bwd_job *job = arg;
   (void)worker;
-  BK_HC_CALL(pre_norm_bwd_tokens, bk_cpu_is_bf16(&job->args->x), (int)job->args->x.shape[1], job, begin, end);
+  BK_HC_CALL(pre_norm_bwd_tokens, bk_cpu_is_bf16(&job->args->x), (int)job->args->x.shape[1], job,
+             begin, end);
 }
 
 static inline void dw_piece(void *arg, int64_t begin, int64_t end, int worker) {
@@ -124,7 +131,8 @@ static inline pre_norm_bwd_job pre_norm_bwd_of(const bk_hc_pre_norm_bwd_args *a,
   return (pre_norm_bwd_job){a, workspace, bk_hc_grain(a->x.shape[0]), bk_hc_pieces(a->x.shape[0])};
 }
 static inline void pre_norm_bwd_finish(const bk_stream *stream, const pre_norm_bwd_job *job) {
-  if (bk_tensor_present(&job->args->dw)) bk_cpu_run(stream, job->args->x.shape[2], 256, dw_piece, job);
+  if (bk_tensor_present(&job->args->dw))
+    bk_cpu_run(stream, job->args->x.shape[2], 256, dw_piece, job);
 }
 
 #endif

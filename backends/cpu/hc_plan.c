@@ -1,4 +1,5 @@
-/* hc_plan: workspaces and states of the optimiser's and the residual connections' kernels; see hc.h. */
+/* hc_plan: workspaces and states of the optimiser's and the residual connections' kernels; see
+ * hc.h. */
 #include "backends/cpu/hc.h"
 #include "backends/cpu/optimizer.h"
 
@@ -21,7 +22,8 @@ void bk_hc_permutations(int n, uint8_t *table) {
 
 static bk_status permutations_create(bk_device *device, int n, void **state) {
   if (n < 1 || n > BK_HC_LITE_MAX_N)
-    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "cpu: mhc_lite with n = %d, 1 to %d are possible", n, BK_HC_LITE_MAX_N);
+    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED,
+                   "cpu: mhc_lite with n = %d, 1 to %d are possible", n, BK_HC_LITE_MAX_N);
   uint8_t *table = bk_alloc(device->ctx, (size_t)bk_factorial(n) * (size_t)n);
   if (!table) return BK_ERR_MEMORY;
   bk_hc_permutations(n, table);
@@ -29,75 +31,91 @@ static bk_status permutations_create(bk_device *device, int n, void **state) {
   return BK_OK;
 }
 
-bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state,
+                               size_t *workspace_bytes) {
   const bk_sumsq_args *a = args;
   (void)device, (void)state;
-  *workspace_bytes = (size_t)bk_cpu_pieces(bk_tensor_count(&a->x), bk_sumsq_grain(bk_tensor_count(&a->x))) * sizeof(double);
+  *workspace_bytes =
+      (size_t)bk_cpu_pieces(bk_tensor_count(&a->x), bk_sumsq_grain(bk_tensor_count(&a->x))) *
+      sizeof(double);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_logits_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_logits_bwd_prepare(bk_device *device, const void *args, void **state,
+                                       size_t *workspace_bytes) {
   const bk_hc_logits_bwd_args *a = args;
   (void)device, (void)state;
   *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0], a->kind, a->n);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_perm_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_perm_prepare(bk_device *device, const void *args, void **state,
+                                 size_t *workspace_bytes) {
   (void)workspace_bytes;
   return permutations_create(device, ((const bk_hc_perm_args *)args)->n, state);
 }
 
-bk_status bk_cpu_hc_perm_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_perm_bwd_prepare(bk_device *device, const void *args, void **state,
+                                     size_t *workspace_bytes) {
   (void)workspace_bytes;
   return permutations_create(device, ((const bk_hc_perm_bwd_args *)args)->n, state);
 }
 
-bk_status bk_cpu_hc_tanh_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_tanh_bwd_prepare(bk_device *device, const void *args, void **state,
+                                     size_t *workspace_bytes) {
   const bk_hc_tanh_bwd_args *a = args;
   (void)device, (void)state;
   *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0] / a->n, BK_HC_HC, a->n);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_maps_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_maps_prepare(bk_device *device, const void *args, void **state,
+                                 size_t *workspace_bytes) {
   const bk_hc_maps_args *a = args;
   (void)workspace_bytes;
   return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_maps_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_maps_bwd_prepare(bk_device *device, const void *args, void **state,
+                                     size_t *workspace_bytes) {
   const bk_hc_maps_bwd_args *a = args;
-  *workspace_bytes = bk_hc_partials_bytes(a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(
+      a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
   return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_project_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_project_prepare(bk_device *device, const void *args, void **state,
+                                    size_t *workspace_bytes) {
   const bk_hc_project_args *a = args;
   (void)device, (void)state;
   *workspace_bytes = bk_hc_project_floats(a->fn.shape[0], a->fn.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_project_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_project_bwd_prepare(bk_device *device, const void *args, void **state,
+                                        size_t *workspace_bytes) {
   const bk_hc_project_bwd_args *a = args;
   (void)device, (void)state;
-  *workspace_bytes = bk_hc_project_bwd_floats(a->x.shape[0], a->fn.shape[0], a->x.shape[1]) * sizeof(float);
+  *workspace_bytes =
+      bk_hc_project_bwd_floats(a->x.shape[0], a->fn.shape[0], a->x.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, void **state,
+                                         size_t *workspace_bytes) {
   const bk_hc_pre_norm_bwd_args *a = args;
   (void)device, (void)state;
   *workspace_bytes = (size_t)(bk_hc_pieces(a->x.shape[0]) * a->x.shape[2]) * sizeof(float);
   return BK_OK;
 }
 
-bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_args *a, bk_place workspace) {
+bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_args *a,
+                                                     bk_place workspace) {
   int64_t tokens = a->merge.x.shape[0];
   size_t maps = bk_hc_partials_bytes(tokens, a->maps.kind, a->maps.n);
   size_t pre_norm = (size_t)(bk_hc_pieces(tokens) * a->pre_norm.x.shape[2]) * sizeof(float);
-  size_t project = bk_hc_project_bwd_floats(tokens, a->project.fn.shape[0], a->project.x.shape[1]) * sizeof(float);
+  size_t project = bk_hc_project_bwd_floats(tokens, a->project.fn.shape[0], a->project.x.shape[1]) *
+                   sizeof(float);
   bk_hc_merge_mix_bwd_places at = {.maps = workspace, .pre_norm = workspace, .project = workspace};
   at.pre_norm.offset += BK_ALIGN_UP(maps, (size_t)64);
   at.project.offset = at.pre_norm.offset + BK_ALIGN_UP(pre_norm, (size_t)64);
@@ -105,13 +123,16 @@ bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_a
   return at;
 }
 
-bk_status bk_cpu_hc_merge_mix_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_merge_mix_prepare(bk_device *device, const void *args, void **state,
+                                      size_t *workspace_bytes) {
   const bk_hc_merge_mix_args *a = args;
-  *workspace_bytes = bk_hc_project_floats(a->project.fn.shape[0], a->project.fn.shape[1]) * sizeof(float);
+  *workspace_bytes =
+      bk_hc_project_floats(a->project.fn.shape[0], a->project.fn.shape[1]) * sizeof(float);
   return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_merge_mix_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_hc_merge_mix_bwd_prepare(bk_device *device, const void *args, void **state,
+                                          size_t *workspace_bytes) {
   const bk_hc_merge_mix_bwd_args *a = args;
   *workspace_bytes = bk_hc_merge_mix_bwd_split(a, (bk_place){0}).bytes;
   return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;

@@ -1,9 +1,11 @@
-/* hc_project: RMS of rows, and the projection with the RMS in one pass over x, forward and backward. Template, see cpu.h.
- * x [M,K] st, fn [R,K], proj [M,R], rinv [M]. The work on a block of tokens is in hc_project.h. */
+/* hc_project: RMS of rows, and the projection with the RMS in one pass over x, forward and
+ * backward. Template, see cpu.h. x [M,K] st, fn [R,K], proj [M,R], rinv [M]. The work on a block
+ * of tokens is in hc_project.h. */
 #include "backends/cpu/hc_project.h"
 
 /* ---- the primitive ---- */
-BK_INLINE void rms_rows(const bk_hc_rms_args *a, int64_t begin, int64_t end, const bool bf, const int n) {
+BK_INLINE void rms_rows(const bk_hc_rms_args *a, int64_t begin, int64_t end, const bool bf,
+                        const int n) {
   int64_t columns = a->x.shape[1];
   (void)n;
   for (int64_t i = begin; i < end; i++) {
@@ -26,14 +28,16 @@ static void rms_piece(void *arg, int64_t begin, int64_t end, int worker) {
   BK_HC_CALL(rms_rows, bk_cpu_is_bf16(&a->x), 1, a, begin, end);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_rms)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_rms)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                     bk_place workspace) {
   const bk_hc_rms_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->x.shape[0], streams_grain(a->x.shape[1], 1), rms_piece, a);
   return BK_OK;
 }
 
-BK_INLINE void rms_bwd_rows(const bk_hc_rms_bwd_args *a, int64_t begin, int64_t end, const bool bf, const int n) {
+BK_INLINE void rms_bwd_rows(const bk_hc_rms_bwd_args *a, int64_t begin, int64_t end, const bool bf,
+                            const int n) {
   const float *rinv = bk_tensor_data(&a->rinv), *drinv = bk_tensor_data(&a->drinv);
   int64_t columns = a->x.shape[1];
   (void)n;
@@ -58,7 +62,8 @@ static void rms_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   BK_HC_CALL(rms_bwd_rows, bk_cpu_is_bf16(&a->x), 1, a, begin, end);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_rms_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_rms_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                         bk_place workspace) {
   const bk_hc_rms_bwd_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->x.shape[0], streams_grain(a->x.shape[1], 3), rms_bwd_piece, a);
@@ -71,12 +76,14 @@ typedef struct project_job {
   const float *packed;
 } project_job;
 
-BK_INLINE void project_blocks(const project_job *job, int64_t begin, int64_t end, const bool bf, const int n) {
+BK_INLINE void project_blocks(const project_job *job, int64_t begin, int64_t end, const bool bf,
+                              const int n) {
   (void)n;
   for (int64_t i = begin; i < end; i += BK_HC_BLOCK) {
     ahead next = {0};
     ahead_add(&next, &job->args->x, i + BK_HC_BLOCK, BK_HC_BLOCK, end);
-    project_block(job->args, job->packed, i, end - i < BK_HC_BLOCK ? end - i : BK_HC_BLOCK, &next, bf);
+    project_block(job->args, job->packed, i, end - i < BK_HC_BLOCK ? end - i : BK_HC_BLOCK, &next,
+                  bf);
   }
 }
 
@@ -86,7 +93,8 @@ static void project_piece(void *arg, int64_t begin, int64_t end, int worker) {
   BK_HC_CALL(project_blocks, bk_cpu_is_bf16(&job->args->x), 1, job, begin, end);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_project)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_project)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                         bk_place workspace) {
   const bk_hc_project_args *a = args;
   project_job job = {a, bk_place_data(workspace)};
   (void)plan;
@@ -95,14 +103,17 @@ bk_status BK_ISA_NAME(bk_cpu_hc_project)(bk_stream *stream, const bk_plan *plan,
   return BK_OK;
 }
 
-BK_INLINE void project_bwd_groups(const project_bwd *job, int64_t begin, int64_t end, const bool bf, const int n) {
-  float *dfn = job->partials + begin / bk_hc_grain(job->args->x.shape[0]) * project_bwd_partial(job);
+BK_INLINE void project_bwd_groups(const project_bwd *job, int64_t begin, int64_t end, const bool bf,
+                                  const int n) {
+  float *dfn =
+      job->partials + begin / bk_hc_grain(job->args->x.shape[0]) * project_bwd_partial(job);
   (void)n;
   for (int64_t i = begin; i < end; i += BK_HC_GROUP) {
     ahead next = {0};
     ahead_add(&next, &job->args->x, i + BK_HC_GROUP, BK_HC_GROUP, end);
     ahead_add(&next, &job->args->dx, i + BK_HC_GROUP, BK_HC_GROUP, end);
-    project_bwd_group(job, i, end - i < BK_HC_GROUP ? end - i : BK_HC_GROUP, i == begin, dfn, &next, bf);
+    project_bwd_group(job, i, end - i < BK_HC_GROUP ? end - i : BK_HC_GROUP, i == begin, dfn, &next,
+                      bf);
   }
 }
 
@@ -112,8 +123,8 @@ static void project_bwd_piece(void *arg, int64_t begin, int64_t end, int worker)
   BK_HC_CALL(project_bwd_groups, bk_cpu_is_bf16(&job->args->x), 1, job, begin, end);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_hc_project_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
-                                             bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_hc_project_bwd)(bk_stream *stream, const bk_plan *plan,
+                                             const void *args, bk_place workspace) {
   const bk_hc_project_bwd_args *a = args;
   project_bwd job = project_bwd_of(a, bk_place_data(workspace));
   (void)plan;

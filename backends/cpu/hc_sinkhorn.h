@@ -1,22 +1,27 @@
-/* hc_sinkhorn: Sinkhorn's normalisation of n*n logits and its backward, BK_VW tokens at a time, one per lane. For templates
- * only. Blocks are [n*n][BK_VW] floats, entry m*n + k: source m, destination k.
+/* hc_sinkhorn: Sinkhorn's normalisation of n*n logits and its backward, BK_VW tokens at a time,
+ * one per lane. For templates only. Blocks are [n*n][BK_VW] floats, entry m*n + k: source m,
+ * destination k.
  *
- * An iterate is kept as p[m,k] r[m] c[k], p the softmax of the rows (+ eps), with the factors r and c: a step computes new
- * factors from p and the other factors, so that rounding errors do not pile up from step to step, and the linear domain keeps
- * the relative precision that logarithms would lose with the size of the logits. A step divides by (s + eps), s the sum of a
- * line: 1 / r' = sum_k p c + eps / r. Where the logits of a row are too far apart for fp32 (or factors run out of it), the
- * token is done again in double (token_*); with hc_eps = 0 its first row and column step are in the log domain: after
- * these each step scales by at most n, so nothing that matters can vanish.
+ * An iterate is kept as p[m,k] r[m] c[k], p the softmax of the rows (+ eps), with the factors r
+ * and c: a step computes new factors from p and the other factors, so that rounding errors do
+ * not pile up from step to step, and the linear domain keeps the relative precision that
+ * logarithms would lose with the size of the logits. A step divides by (s + eps), s the sum of a
+ * line: 1 / r' = sum_k p c + eps / r. Where the logits of a row are too far apart for fp32 (or
+ * factors run out of it), the token is done again in double (token_*); with hc_eps = 0 its first
+ * row and column step are in the log domain: after these each step scales by at most n, so
+ * nothing that matters can vanish.
  *
- * Backward, on D = (gradient of an iterate) * (iterate). For a step P = Q / (s + eps), s = sum Q along an axis, with
- * delta = eps / (s + eps):  D_in[k] = D[k] - P[k] sum_j D[j] = sum_j (P[j] D[k] - P[k] D[j]) + delta D[k]. The second form does
+ * Backward, on D = (gradient of an iterate) * (iterate). For a step P = Q / (s + eps), s = sum Q
+ * along an axis, with
+ * delta = eps / (s + eps):  D_in[k] = D[k] - P[k] sum_j D[j] = sum_j (P[j] D[k] - P[k] D[j]) +
+ *                           delta D[k]. The second form does
  * not cancel where P is close to a permutation. */
 #ifndef BK_CPU_HC_SINKHORN_H
 #define BK_CPU_HC_SINKHORN_H
 
 #include "backends/cpu/hc_streams.h"
 
-#define SINKHORN_RANGE 60.f /* largest difference within a row that fp32 takes */
+#define SINKHORN_RANGE 60.f  /* largest difference within a row that fp32 takes */
 #define SINKHORN_LARGE 1e30f /* largest factor that fp32 takes */
 #define SINKHORN_MAX_STEPS (2 * BK_HC_MAX_ITERS)
 
@@ -55,7 +60,8 @@ static inline void token_step(double *p, int line, int step, double eps, double 
   }
 }
 
-static inline void token_forward(const float *logits, int lane, int iters, double eps, token_sinkhorn *t, int n) {
+static inline void token_forward(const float *logits, int lane, int iters, double eps,
+                                 token_sinkhorn *t, int n) {
   double l[BK_HC_MAX_N * BK_HC_MAX_N];
   for (int j = 0; j < n * n; j++) l[j] = logits[j * BK_VW + lane];
   token_log_step(l, n, 1, n);
@@ -75,13 +81,15 @@ static inline void token_forward(const float *logits, int lane, int iters, doubl
 }
 
 /* Gradient before a step, then the iterate before it (not so for a step in the log domain). */
-static inline void token_undo(double *p, double *d, int line, int step, double eps, const double *sums, int n) {
+static inline void token_undo(double *p, double *d, int line, int step, double eps,
+                              const double *sums, int n) {
   for (int i = 0; i < n; i++) {
     double in[BK_HC_MAX_N];
     for (int j = 0; j < n; j++) in[j] = eps / sums[i] * d[i * line + j * step];
     for (int j = 0; j < n; j++)
       for (int k = j + 1; k < n; k++) {
-        double t = p[i * line + j * step] * d[i * line + k * step] - p[i * line + k * step] * d[i * line + j * step];
+        double t = p[i * line + j * step] * d[i * line + k * step] -
+                   p[i * line + k * step] * d[i * line + j * step];
         in[k] += t;
         in[j] -= t;
       }
@@ -92,7 +100,8 @@ static inline void token_undo(double *p, double *d, int line, int step, double e
   }
 }
 
-static inline void token_backward(const float *logits, const float *dcomb, int lane, float *dlogits, int iters, double eps, int n) {
+static inline void token_backward(const float *logits, const float *dcomb, int lane, float *dlogits,
+                                  int iters, double eps, int n) {
   const double ones[BK_HC_MAX_N] = {1, 1, 1, 1, 1, 1, 1, 1};
   token_sinkhorn t;
   double d[BK_HC_MAX_N * BK_HC_MAX_N];
@@ -120,7 +129,8 @@ static inline void sinkhorn_block(const float *logits, float *comb, int iters, d
   }
 }
 
-static inline void sinkhorn_bwd_block(const float *logits, const float *dcomb, float *dlogits, int iters, double eps, int n) {
+static inline void sinkhorn_bwd_block(const float *logits, const float *dcomb, float *dlogits,
+                                      int iters, double eps, int n) {
   bk_vi wide = n == 4 ? sinkhorn_bwd_lanes_4(logits, dcomb, dlogits, iters, (float)eps, 4)
                       : sinkhorn_bwd_lanes_any(logits, dcomb, dlogits, iters, (float)eps, n);
   for (int lane = 0; lane < BK_VW; lane++)

@@ -2,8 +2,10 @@
  *   SINKHORN_N(name)  the name for this inclusion: name_4, for n = 4, or name_any
  *   SINKHORN_UNROLL   before loops over streams: unrolled for n = 4, plain otherwise. */
 
-/* Softmax of each row, plus eps, into p; lanes in which a row's range is too large get a non-zero mask. */
-BK_INLINE bk_vi SINKHORN_N(sinkhorn_softmax)(const float *logits, float eps, bk_vf *p, const int n) {
+/* Softmax of each row, plus eps, into p; lanes in which a row's range is too large get a
+ * non-zero mask. */
+BK_INLINE bk_vi SINKHORN_N(sinkhorn_softmax)(const float *logits, float eps, bk_vf *p,
+                                             const int n) {
   bk_vi wide = {0};
   SINKHORN_UNROLL
   for (int m = 0; m < n; m++) {
@@ -26,10 +28,11 @@ BK_INLINE bk_vi SINKHORN_N(sinkhorn_softmax)(const float *logits, float eps, bk_
   return wide;
 }
 
-/* A step along the lines i, entries p[i * line + j * step], scaled by other[j] and by the old mine[i] = 1 / inverse[i]: the
- * new inverse is sum_j p other[j] + eps * inverse. */
-BK_INLINE void SINKHORN_N(sinkhorn_step)(const bk_vf *p, const int line, const int step, float eps, const bk_vf *other,
-                                         bk_vf *mine, bk_vf *inverse, const int n) {
+/* A step along the lines i, entries p[i * line + j * step], scaled by other[j] and by the old
+ * mine[i] = 1 / inverse[i]: the new inverse is sum_j p other[j] + eps * inverse. */
+BK_INLINE void SINKHORN_N(sinkhorn_step)(const bk_vf *p, const int line, const int step, float eps,
+                                         const bk_vf *other, bk_vf *mine, bk_vf *inverse,
+                                         const int n) {
   SINKHORN_UNROLL
   for (int i = 0; i < n; i++) {
     bk_vf sum = inverse[i] * eps;
@@ -40,10 +43,10 @@ BK_INLINE void SINKHORN_N(sinkhorn_step)(const bk_vf *p, const int line, const i
   }
 }
 
-/* All steps after the softmax, 2 iters - 1 of them; history: NULL, or the n factors of every step. Lanes whose factors went
- * out of range get a non-zero mask. */
-BK_INLINE bk_vi SINKHORN_N(sinkhorn_steps)(const bk_vf *p, int iters, float eps, bk_vf *r, bk_vf *c, bk_vf *history,
-                                           const int n) {
+/* All steps after the softmax, 2 iters - 1 of them; history: NULL, or the n factors of every
+ * step. Lanes whose factors went out of range get a non-zero mask. */
+BK_INLINE bk_vi SINKHORN_N(sinkhorn_steps)(const bk_vf *p, int iters, float eps, bk_vf *r, bk_vf *c,
+                                           bk_vf *history, const int n) {
   bk_vf r_inverse[BK_HC_MAX_N] = {{0}}, c_inverse[BK_HC_MAX_N] = {{0}};
   bk_vi wide = {0};
   SINKHORN_UNROLL
@@ -56,13 +59,15 @@ BK_INLINE bk_vi SINKHORN_N(sinkhorn_steps)(const bk_vf *p, int iters, float eps,
     for (int i = 0; i < n; i++) history[2 * t * n + i] = r[i], history[(2 * t + 1) * n + i] = c[i];
   }
   SINKHORN_UNROLL
-  for (int i = 0; i < n; i++) wide |= ~((bk_vi)(r[i] < SINKHORN_LARGE) & (bk_vi)(c[i] < SINKHORN_LARGE));
+  for (int i = 0; i < n; i++)
+    wide |= ~((bk_vi)(r[i] < SINKHORN_LARGE) & (bk_vi)(c[i] < SINKHORN_LARGE));
   return wide;
 }
 
-/* d: D of the iterate p[m,k] r[m] c[k] -> D before the step along the lines that gave it; delta as at the top. */
-BK_INLINE void SINKHORN_N(sinkhorn_back)(const bk_vf *q, bk_vf *d, const int line, const int step, const bk_vf *delta,
-                                         const int n) {
+/* d: D of the iterate p[m,k] r[m] c[k] -> D before the step along the lines that gave it; delta
+ * as at the top. */
+BK_INLINE void SINKHORN_N(sinkhorn_back)(const bk_vf *q, bk_vf *d, const int line, const int step,
+                                         const bk_vf *delta, const int n) {
   SINKHORN_UNROLL
   for (int i = 0; i < n; i++) {
     bk_vf in[BK_HC_MAX_N] = {{0}};
@@ -72,7 +77,8 @@ BK_INLINE void SINKHORN_N(sinkhorn_back)(const bk_vf *q, bk_vf *d, const int lin
     for (int j = 0; j < n; j++) {
       SINKHORN_UNROLL
       for (int k = j + 1; k < n; k++) {
-        bk_vf t = q[i * line + j * step] * d[i * line + k * step] - q[i * line + k * step] * d[i * line + j * step];
+        bk_vf t = q[i * line + j * step] * d[i * line + k * step] -
+                  q[i * line + k * step] * d[i * line + j * step];
         in[k] = in[k] + t;
         in[j] = in[j] - t;
       }
@@ -82,7 +88,8 @@ BK_INLINE void SINKHORN_N(sinkhorn_back)(const bk_vf *q, bk_vf *d, const int lin
   }
 }
 
-BK_INLINE void SINKHORN_N(sinkhorn_iterate)(const bk_vf *p, const bk_vf *r, const bk_vf *c, bk_vf *q, const int n) {
+BK_INLINE void SINKHORN_N(sinkhorn_iterate)(const bk_vf *p, const bk_vf *r, const bk_vf *c,
+                                            bk_vf *q, const int n) {
   SINKHORN_UNROLL
   for (int m = 0; m < n; m++) {
     SINKHORN_UNROLL
@@ -91,8 +98,9 @@ BK_INLINE void SINKHORN_N(sinkhorn_iterate)(const bk_vf *p, const bk_vf *r, cons
 }
 
 /* Walks back a step that took the factors along the lines from `before` to `mine`. */
-BK_INLINE void SINKHORN_N(sinkhorn_undo)(const bk_vf *q, bk_vf *d, const int line, const int step, float eps,
-                                         const bk_vf *before, const bk_vf *mine, const int n) {
+BK_INLINE void SINKHORN_N(sinkhorn_undo)(const bk_vf *q, bk_vf *d, const int line, const int step,
+                                         float eps, const bk_vf *before, const bk_vf *mine,
+                                         const int n) {
   bk_vf delta[BK_HC_MAX_N] = {{0}};
   if (eps > 0) {
     SINKHORN_UNROLL
@@ -103,7 +111,8 @@ BK_INLINE void SINKHORN_N(sinkhorn_undo)(const bk_vf *q, bk_vf *d, const int lin
   }
 }
 
-BK_INLINE bk_vi SINKHORN_N(sinkhorn_lanes)(const float *logits, float *comb, int iters, float eps, const int n) {
+BK_INLINE bk_vi SINKHORN_N(sinkhorn_lanes)(const float *logits, float *comb, int iters, float eps,
+                                           const int n) {
   bk_vf p[BK_HC_MAX_N * BK_HC_MAX_N], r[BK_HC_MAX_N], c[BK_HC_MAX_N];
   BK_HC_ASSUME_N(n);
   bk_vi wide = SINKHORN_N(sinkhorn_softmax)(logits, eps, p, n);
@@ -114,10 +123,11 @@ BK_INLINE bk_vi SINKHORN_N(sinkhorn_lanes)(const float *logits, float *comb, int
   return wide;
 }
 
-BK_INLINE bk_vi SINKHORN_N(sinkhorn_bwd_lanes)(const float *logits, const float *dcomb, float *dlogits, int iters, float eps,
-                                               const int n) {
+BK_INLINE bk_vi SINKHORN_N(sinkhorn_bwd_lanes)(const float *logits, const float *dcomb,
+                                               float *dlogits, int iters, float eps, const int n) {
   bk_vf p[BK_HC_MAX_N * BK_HC_MAX_N], q[BK_HC_MAX_N * BK_HC_MAX_N], d[BK_HC_MAX_N * BK_HC_MAX_N];
-  bk_vf r[BK_HC_MAX_N], c[BK_HC_MAX_N], history[2 * BK_HC_MAX_ITERS * BK_HC_MAX_N], one[BK_HC_MAX_N];
+  bk_vf r[BK_HC_MAX_N], c[BK_HC_MAX_N], history[2 * BK_HC_MAX_ITERS * BK_HC_MAX_N],
+      one[BK_HC_MAX_N];
   BK_HC_ASSUME_N(n);
   bk_vi wide = SINKHORN_N(sinkhorn_softmax)(logits, eps, p, n);
   wide |= SINKHORN_N(sinkhorn_steps)(p, iters, eps, r, c, history, n);

@@ -1,9 +1,11 @@
-/* hc_streams: column bodies shared by the primitive and the fused kernels of the residual connections, so that both do the
- * same operations in the same order, bit for bit in fp32. For templates only.
+/* hc_streams: column bodies shared by the primitive and the fused kernels of the residual
+ * connections, so that both do the same operations in the same order, bit for bit in fp32. For
+ * templates only.
  *
- * A body works on one token and `count` columns from column c on. Sums over streams start from zero and go up in m, each step
- * one bk_v_fma, so that there is one way only to compute them. `n` and `bf` are constants after inlining
- * (BK_HC_CALL); BK_HC_MAX_N bounds the arrays where n is not. */
+ * A body works on one token and `count` columns from column c on. Sums over streams start from
+ * zero and go up in m, each step one bk_v_fma, so that there is one way only to compute them.
+ * `n` and `bf` are constants after inlining (BK_HC_CALL); BK_HC_MAX_N bounds the arrays where n
+ * is not. */
 #ifndef BK_CPU_HC_STREAMS_H
 #define BK_CPU_HC_STREAMS_H
 
@@ -36,7 +38,7 @@
   do {                                                      \
     int64_t c = 0;                                          \
     for (; c + BK_VW <= (columns); c += BK_VW) body(BK_VW); \
-    if (c < (columns)) body((columns) - c);                 \
+    if (c < (columns)) body((columns)-c);                   \
   } while (0)
 
 /* The n streams of one token. */
@@ -50,7 +52,8 @@ BK_INLINE token_streams streams_of(const bk_tensor *t, int64_t i) {
 }
 BK_INLINE void *stream_at(token_streams s, int m) { return s.row + m * s.stride; }
 
-BK_INLINE void streams_load(token_streams s, bk_vf *x, int64_t c, int64_t count, const bool bf, const int n) {
+BK_INLINE void streams_load(token_streams s, bk_vf *x, int64_t c, int64_t count, const bool bf,
+                            const int n) {
   BK_UNROLL
   for (int m = 0; m < n; m++) x[m] = bk_v_get(stream_at(s, m), c, bf, count);
 }
@@ -99,8 +102,10 @@ typedef struct ahead {
   int64_t per_step;
 } ahead;
 
-/* The rows of up to `count` tokens from `token` on, `end` at most, as one range: rows are as good as dense. */
-static inline void ahead_add(ahead *h, const bk_tensor *t, int64_t token, int64_t count, int64_t end) {
+/* The rows of up to `count` tokens from `token` on, `end` at most, as one range: rows are as
+ * good as dense. */
+static inline void ahead_add(ahead *h, const bk_tensor *t, int64_t token, int64_t count,
+                             int64_t end) {
   if (token >= end || !bk_tensor_present(t)) return;
   int64_t rows = end - token < count ? end - token : count;
   h->at[h->n] = bk_cpu_at(t, token);

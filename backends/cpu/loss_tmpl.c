@@ -1,13 +1,15 @@
-/* CROSS_ENTROPY; formulas in runtime/op.h. A row is read for its maximum, for its sum, and for the gradient. Template, see
- * cpu.h. */
+/* CROSS_ENTROPY; formulas in runtime/op.h. A row is read for its maximum, for its sum, and for
+ * the gradient. Template, see cpu.h. */
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/simd.h"
 
-#define LOSS_BLOCK 4096 /* elements whose exponentials are summed in fp32; blocks are summed in double */
+/* elements whose exponentials are summed in fp32; blocks are summed in double */
+#define LOSS_BLOCK 4096
 
 BK_INLINE float row_max(const char *x, int64_t n, const bool bf) {
   bk_vf m = bk_v_set(-INFINITY);
-  for (int64_t i = 0; i < n; i += BK_VW) m = bk_v_max(m, bk_v_keep(bk_v_get(x, i, bf, n - i), n - i, -INFINITY));
+  for (int64_t i = 0; i < n; i += BK_VW)
+    m = bk_v_max(m, bk_v_keep(bk_v_get(x, i, bf, n - i), n - i, -INFINITY));
   return bk_v_hmax(m);
 }
 BK_INLINE double row_sum_exp(const char *x, float max, int64_t n, const bool bf) {
@@ -22,16 +24,20 @@ BK_INLINE double row_sum_exp(const char *x, float max, int64_t n, const bool bf)
   return total;
 }
 /* softmax = exp(x - max) / sum */
-BK_INLINE void row_gradient(const char *x, char *d, int64_t n, float max, double sum, int64_t target, float scale,
-                            const bool bx, const bool bd) {
+BK_INLINE void row_gradient(const char *x, char *d, int64_t n, float max, double sum,
+                            int64_t target, float scale, const bool bx, const bool bd) {
   float factor = (float)(scale / sum);
   float at_target = (float)((exp((double)bk_cpu_get(x, target, bx) - max) / sum - 1.0) * scale);
-  for (int64_t i = 0; i < n; i += BK_VW) bk_v_put(d, i, bd, n - i, bk_v_exp(bk_v_get(x, i, bx, n - i) - max) * factor);
+  for (int64_t i = 0; i < n; i += BK_VW)
+    bk_v_put(d, i, bd, n - i, bk_v_exp(bk_v_get(x, i, bx, n - i) - max) * factor);
   bk_cpu_put(d, target, bd, at_target);
 }
-BK_INLINE void row_zero(char *d, int64_t n, const bool bd) { memset(d, 0, (size_t)n * (bd ? 2 : 4)); }
+BK_INLINE void row_zero(char *d, int64_t n, const bool bd) {
+  memset(d, 0, (size_t)n * (bd ? 2 : 4));
+}
 
-BK_INLINE void loss_rows(const bk_cross_entropy_args *a, int64_t begin, int64_t end, const bool bx, const bool bd) {
+BK_INLINE void loss_rows(const bk_cross_entropy_args *a, int64_t begin, int64_t end, const bool bx,
+                         const bool bd) {
   int64_t n = a->logits.shape[1];
   bool gradient = bk_tensor_present(&a->dlogits);
   float scale = gradient ? ((const float *)bk_tensor_data(&a->step))[BK_STEP_LOSS_SCALE] : 0.f;
@@ -63,7 +69,8 @@ static void loss_piece(void *arg, int64_t begin, int64_t end, int worker) {
     else loss_rows(a, begin, end, false, false);
   }
 }
-bk_status BK_ISA_NAME(bk_cpu_cross_entropy)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_cross_entropy)(bk_stream *stream, const bk_plan *plan,
+                                            const void *args, bk_place workspace) {
   const bk_cross_entropy_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->logits.shape[0], bk_cpu_grain(8 * a->logits.shape[1]), loss_piece, a);

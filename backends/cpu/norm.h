@@ -1,4 +1,5 @@
-/* Rows per piece of RMSNORM_BWD: at most 32 pieces, since each has a partial dw in the workspace. */
+/* Rows per piece of RMSNORM_BWD: at most 32 pieces, since each has a partial dw in the
+ * workspace. */
 #ifndef BK_CPU_NORM_H
 #define BK_CPU_NORM_H
 

@@ -33,24 +33,28 @@ static void rmsnorm_piece(void *arg, int64_t begin, int64_t end, int worker) {
   if (bk_cpu_is_bf16(&a->x)) rmsnorm_rows(a, begin, end, true);
   else rmsnorm_rows(a, begin, end, false);
 }
-bk_status BK_ISA_NAME(bk_cpu_rmsnorm)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_rmsnorm)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                      bk_place workspace) {
   const bk_rmsnorm_args *a = args;
   (void)plan, (void)workspace;
   bk_cpu_run(stream, a->x.shape[0], bk_cpu_grain(8 * a->x.shape[1]), rmsnorm_piece, a);
   return BK_OK;
 }
 
-/* ---- rmsnorm_bwd: g = dy w; dx = rstd (g - x rstd^2 mean(g x)); dw = sum over rows of dy x rstd ---- */
+/* ---- rmsnorm_bwd: g = dy w; dx = rstd (g - x rstd^2 mean(g x)); dw = sum over rows of dy x
+ * rstd ---- */
 typedef struct rmsnorm_bwd_job {
   const bk_rmsnorm_bwd_args *a;
   int64_t grain;
   float *partial; /* [pieces, D] */
 } rmsnorm_bwd_job;
 
-BK_INLINE float weighted_dot(const char *dy, const char *x, const char *w, int64_t n, const bool bf) {
+BK_INLINE float weighted_dot(const char *dy, const char *x, const char *w, int64_t n,
+                             const bool bf) {
   bk_vf s = bk_v_zero();
   for (int64_t i = 0; i < n; i += BK_VW)
-    s = bk_v_fma(bk_v_get(dy, i, bf, n - i) * bk_v_get(w, i, false, n - i), bk_v_get(x, i, bf, n - i), s);
+    s = bk_v_fma(bk_v_get(dy, i, bf, n - i) * bk_v_get(w, i, false, n - i),
+                 bk_v_get(x, i, bf, n - i), s);
   return bk_v_hsum(s);
 }
 BK_INLINE void rmsnorm_bwd_dx(const bk_rmsnorm_bwd_args *a, int64_t r, float rstd, const bool bf) {
@@ -65,7 +69,8 @@ BK_INLINE void rmsnorm_bwd_dx(const bk_rmsnorm_bwd_args *a, int64_t r, float rst
     bk_v_put(dx, i, bf, n - i, d);
   }
 }
-BK_INLINE void rmsnorm_bwd_dw(const bk_rmsnorm_bwd_args *a, int64_t r, float rstd, float *dw, const bool bf) {
+BK_INLINE void rmsnorm_bwd_dw(const bk_rmsnorm_bwd_args *a, int64_t r, float rstd, float *dw,
+                              const bool bf) {
   int64_t n = a->x.shape[1];
   const char *x = bk_cpu_at(&a->x, r), *dy = bk_cpu_at(&a->dy, r);
   for (int64_t i = 0; i < n; i += BK_VW) {
@@ -73,7 +78,8 @@ BK_INLINE void rmsnorm_bwd_dw(const bk_rmsnorm_bwd_args *a, int64_t r, float rst
     bk_v_put(dw, i, false, n - i, bk_v_get(dw, i, false, n - i) + g);
   }
 }
-BK_INLINE void rmsnorm_bwd_rows(const rmsnorm_bwd_job *job, int64_t begin, int64_t end, const bool bf) {
+BK_INLINE void rmsnorm_bwd_rows(const rmsnorm_bwd_job *job, int64_t begin, int64_t end,
+                                const bool bf) {
   const bk_rmsnorm_bwd_args *a = job->a;
   float *dw = job->partial ? job->partial + begin / job->grain * a->x.shape[1] : NULL;
   if (dw) memset(dw, 0, (size_t)a->x.shape[1] * sizeof *dw);
@@ -89,7 +95,8 @@ static void rmsnorm_bwd_piece(void *arg, int64_t begin, int64_t end, int worker)
   if (bk_cpu_is_bf16(&job->a->x)) rmsnorm_bwd_rows(job, begin, end, true);
   else rmsnorm_bwd_rows(job, begin, end, false);
 }
-bk_status BK_ISA_NAME(bk_cpu_rmsnorm_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_rmsnorm_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                          bk_place workspace) {
   const bk_rmsnorm_bwd_args *a = args;
   bool want_dw = bk_tensor_present(&a->dw);
   int64_t rows = a->x.shape[0], n = a->x.shape[1], grain = bk_cpu_rmsnorm_bwd_grain(rows, n);
@@ -100,7 +107,8 @@ bk_status BK_ISA_NAME(bk_cpu_rmsnorm_bwd)(bk_stream *stream, const bk_plan *plan
   float *dw = bk_tensor_data(&a->dw);
   for (int64_t i = 0; i < n; i += BK_VW) {
     bk_vf s = bk_v_zero();
-    for (int64_t p = 0; p < bk_cpu_pieces(rows, grain); p++) s = s + bk_v_get(job.partial + p * n, i, false, n - i);
+    for (int64_t p = 0; p < bk_cpu_pieces(rows, grain); p++)
+      s = s + bk_v_get(job.partial + p * n, i, false, n - i);
     bk_v_put(dw, i, false, n - i, bk_v_get(dw, i, false, n - i) + s);
   }
   return BK_OK;
@@ -114,12 +122,14 @@ typedef struct rope_job {
   float *scratch; /* [workers, 2 D] */
 } rope_job;
 
-BK_INLINE bk_vf rope_in(const char *x, int64_t heads, int64_t stride, int64_t i, int64_t count, const bool bf) {
+BK_INLINE bk_vf rope_in(const char *x, int64_t heads, int64_t stride, int64_t i, int64_t count,
+                        const bool bf) {
   bk_vf s = bk_v_get(x, i, bf, count);
   for (int64_t h = 1; h < heads; h++) s = s + bk_v_get(x + h * stride, i, bf, count);
   return s;
 }
-BK_INLINE void rope_token(const bk_rope_args *a, const char *x, char *y, const float *row, const bool bf) {
+BK_INLINE void rope_token(const bk_rope_args *a, const char *x, char *y, const float *row,
+                          const bool bf) {
   int64_t n = a->x.shape[3], hx = a->x.shape[2], hy = a->y.shape[2];
   int64_t sx = a->x.stride[2] * (bf ? 2 : 4), sy = a->y.stride[2] * (bf ? 2 : 4);
   int64_t sum = hy == 1 ? hx : 1; /* heads added into one output */
@@ -145,15 +155,18 @@ static void rope_piece(void *arg, int64_t begin, int64_t end, int worker) {
   for (int64_t item = begin; item < end; item++) {
     int64_t b = item / a->x.shape[1], t = item % a->x.shape[1], position = job->past + t;
     const float *row = rope_row(job, position, worker);
-    if (bk_cpu_is_bf16(&a->x)) rope_token(a, bk_cpu_at2(&a->x, b, t), bk_cpu_at2(&a->y, b, t), row, true);
+    if (bk_cpu_is_bf16(&a->x))
+      rope_token(a, bk_cpu_at2(&a->x, b, t), bk_cpu_at2(&a->y, b, t), row, true);
     else rope_token(a, bk_cpu_at2(&a->x, b, t), bk_cpu_at2(&a->y, b, t), row, false);
   }
 }
-bk_status BK_ISA_NAME(bk_cpu_rope)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_rope)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                   bk_place workspace) {
   const bk_rope_args *a = args;
   rope_job job = {a, ((const bk_cpu_rope_state *)plan->state)->table, 0, bk_place_data(workspace)};
   if (bk_tensor_present(&a->past)) job.past = *(const int32_t *)bk_tensor_data(&a->past);
   int64_t heads = a->x.shape[2] > a->y.shape[2] ? a->x.shape[2] : a->y.shape[2];
-  bk_cpu_run(stream, a->x.shape[0] * a->x.shape[1], bk_cpu_grain(8 * heads * a->x.shape[3]), rope_piece, &job);
+  bk_cpu_run(stream, a->x.shape[0] * a->x.shape[1], bk_cpu_grain(8 * heads * a->x.shape[3]),
+             rope_piece, &job);
   return BK_OK;
 }

@@ -1,4 +1,5 @@
-/* optimizer: pieces of the sum of squares; the same whatever the instruction set and the number of threads. */
+/* optimizer: pieces of the sum of squares; the same whatever the instruction set and the number
+ * of threads. */
 #ifndef BK_CPU_OPTIMIZER_H
 #define BK_CPU_OPTIMIZER_H
 

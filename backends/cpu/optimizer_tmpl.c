@@ -28,11 +28,13 @@ static void sumsq_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const sumsq_job *job = arg;
   double sum = 0;
   (void)worker;
-  for (int64_t i = begin; i < end; i += 1024) sum += sumsq_1024(job->x + i, end - i < 1024 ? end - i : 1024);
+  for (int64_t i = begin; i < end; i += 1024)
+    sum += sumsq_1024(job->x + i, end - i < 1024 ? end - i : 1024);
   job->partials[begin / job->grain] = sum;
 }
 
-bk_status BK_ISA_NAME(bk_cpu_sumsq)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_sumsq)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                    bk_place workspace) {
   const bk_sumsq_args *a = args;
   int64_t count = bk_tensor_count(&a->x);
   sumsq_job job = {bk_tensor_data(&a->x), bk_place_data(workspace), bk_sumsq_grain(count)};
@@ -45,7 +47,8 @@ bk_status BK_ISA_NAME(bk_cpu_sumsq)(bk_stream *stream, const bk_plan *plan, cons
   return BK_OK;
 }
 
-bk_status BK_ISA_NAME(bk_cpu_clip)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_clip)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                   bk_place workspace) {
   float *step = bk_tensor_data(&((const bk_clip_args *)args)->step);
   double norm = sqrt((double)step[BK_STEP_SUMSQ]), limit = step[BK_STEP_MAX_NORM];
   (void)stream, (void)plan, (void)workspace;
@@ -87,28 +90,29 @@ static void adamw_piece(void *arg, int64_t begin, int64_t end, int worker) {
   if (i < end) adamw_lanes(job, i, end - i);
 }
 
-bk_status BK_ISA_NAME(bk_cpu_adamw)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_adamw)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                    bk_place workspace) {
   const bk_adamw_args *a = args;
   const float *step = bk_tensor_data(&a->step);
   (void)plan, (void)workspace;
   if (step[BK_STEP_FINITE] == 0.f) return BK_OK;
   adamw_job job = {
-    .grad = bk_tensor_data(&a->grad),
-    .p = bk_tensor_data(&a->p),
-    .m = bk_tensor_data(&a->m),
-    .v = bk_tensor_data(&a->v),
-    .clip = step[BK_STEP_CLIP],
-    .lr = step[BK_STEP_LR],
-    .inv_bc1 = 1.f / step[BK_STEP_BC1],
-    .inv_bc2 = 1.f / step[BK_STEP_BC2],
-    .beta1 = (float)a->beta1,
-    .beta2 = (float)a->beta2,
-    .rest1 = (float)(1 - a->beta1),
-    .rest2 = (float)(1 - a->beta2),
-    .eps = (float)a->eps,
-    .decay = (float)a->weight_decay,
-    .p_bf16 = bk_cpu_is_bf16(&a->p),
-    .has_master = bk_tensor_present(&a->master),
+      .grad = bk_tensor_data(&a->grad),
+      .p = bk_tensor_data(&a->p),
+      .m = bk_tensor_data(&a->m),
+      .v = bk_tensor_data(&a->v),
+      .clip = step[BK_STEP_CLIP],
+      .lr = step[BK_STEP_LR],
+      .inv_bc1 = 1.f / step[BK_STEP_BC1],
+      .inv_bc2 = 1.f / step[BK_STEP_BC2],
+      .beta1 = (float)a->beta1,
+      .beta2 = (float)a->beta2,
+      .rest1 = (float)(1 - a->beta1),
+      .rest2 = (float)(1 - a->beta2),
+      .eps = (float)a->eps,
+      .decay = (float)a->weight_decay,
+      .p_bf16 = bk_cpu_is_bf16(&a->p),
+      .has_master = bk_tensor_present(&a->master),
   };
   job.master = job.has_master ? bk_tensor_data(&a->master) : job.p;
   bk_cpu_run(stream, bk_tensor_count(&a->grad), 8192, adamw_piece, &job);

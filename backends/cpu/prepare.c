@@ -4,7 +4,8 @@
 #include "backends/cpu/router.h"
 #include "backends/cpu/walk.h"
 
-bk_status bk_cpu_sum_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_sum_prepare(bk_device *device, const void *args, void **state,
+                             size_t *workspace_bytes) {
   const bk_sum_args *a = args;
   (void)device;
   *state = NULL;
@@ -12,25 +13,31 @@ bk_status bk_cpu_sum_prepare(bk_device *device, const void *args, void **state, 
   return BK_OK;
 }
 
-bk_status bk_cpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, void **state,
+                                     size_t *workspace_bytes) {
   const bk_rmsnorm_bwd_args *a = args;
   int64_t rows = a->x.shape[0], width = a->x.shape[1];
   (void)device;
   *state = NULL;
   *workspace_bytes = 0;
   if (bk_tensor_present(&a->dw))
-    *workspace_bytes = (size_t)(bk_cpu_pieces(rows, bk_cpu_rmsnorm_bwd_grain(rows, width)) * width) * sizeof(float);
+    *workspace_bytes =
+        (size_t)(bk_cpu_pieces(rows, bk_cpu_rmsnorm_bwd_grain(rows, width)) * width) *
+        sizeof(float);
   return BK_OK;
 }
 
-bk_status bk_cpu_router_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_router_prepare(bk_device *device, const void *args, void **state,
+                                size_t *workspace_bytes) {
   const bk_router_args *a = args;
   *state = NULL;
-  *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_cpu_router_bytes(a->logits.shape[1], a->n_group);
+  *workspace_bytes =
+      (size_t)bk_cpu_workers(device) * bk_cpu_router_bytes(a->logits.shape[1], a->n_group);
   return BK_OK;
 }
 
-bk_status bk_cpu_moe_index_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_cpu_moe_index_prepare(bk_device *device, const void *args, void **state,
+                                   size_t *workspace_bytes) {
   const bk_moe_index_args *a = args;
   (void)device;
   *state = NULL;

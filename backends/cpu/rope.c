@@ -27,7 +27,8 @@ void bk_cpu_rope_tables_free(bk_cpu_device *cpu) {
   }
 }
 
-static bk_cpu_rope_table *table_make(bk_context *ctx, int64_t width, double theta, int64_t positions) {
+static bk_cpu_rope_table *table_make(bk_context *ctx, int64_t width, double theta,
+                                     int64_t positions) {
   bk_cpu_rope_table *table = bk_alloc(ctx, sizeof *table);
   if (!table) return NULL;
   table->width = width, table->theta = theta, table->positions = positions;
@@ -37,18 +38,23 @@ static bk_cpu_rope_table *table_make(bk_context *ctx, int64_t width, double thet
     table_free(ctx, table);
     return NULL;
   }
-  for (int64_t i = 0; i < width / 2; i++) table->frequency[i] = pow(theta, -2.0 * (double)i / (double)width);
+  for (int64_t i = 0; i < width / 2; i++)
+    table->frequency[i] = pow(theta, -2.0 * (double)i / (double)width);
   for (int64_t p = 0; p < positions; p++) bk_cpu_rope_row(table, p, table->rows + p * 2 * width);
   return table;
 }
 
-/* A table too short for a new plan stays, since older plans point at it, and a longer one is made beside it. */
-bk_status bk_cpu_rope_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+/* A table too short for a new plan stays, since older plans point at it, and a longer one is
+ * made beside it. */
+bk_status bk_cpu_rope_prepare(bk_device *device, const void *args, void **state,
+                              size_t *workspace_bytes) {
   const bk_rope_args *a = args;
   bk_cpu_device *cpu = (bk_cpu_device *)device;
   int64_t width = a->x.shape[3], positions = a->x.shape[1];
   bk_cpu_rope_table *table = cpu->rope_tables;
-  while (table && !(table->width == width && table->theta == a->theta && table->positions >= positions)) table = table->next;
+  while (table &&
+         !(table->width == width && table->theta == a->theta && table->positions >= positions))
+    table = table->next;
   if (!table) {
     table = table_make(device->ctx, width, a->theta, positions);
     if (!table) return BK_ERR_MEMORY;

@@ -1,6 +1,6 @@
-/* RoPE's tables: cosines and sines by position, in the layout of the interleaved rotation:
- * row p holds D cosines (each twice) and D signed sines (-s, s), so that y = x * cos + swap_pairs(x) * sin.
- * Computed in double, rounded once. One table per (D, theta) serves all plans of a device. */
+/* RoPE's tables: cosines and sines by position, in the layout of the interleaved rotation: row p
+ * holds D cosines (each twice) and D signed sines (-s, s), so that y = x * cos + swap_pairs(x) *
+ * sin. Computed in double, rounded once. One table per (D, theta) serves all plans of a device. */
 #ifndef BK_CPU_ROPE_H
 #define BK_CPU_ROPE_H
 

@@ -9,7 +9,7 @@ typedef struct router_job {
   char *scratch; /* bk_cpu_router_bytes for each worker */
 } router_job;
 typedef struct router_scratch {
-  float *biased, *group; /* [E], [n_group] */
+  float *biased, *group;    /* [E], [n_group] */
   uint8_t *out, *group_out; /* not to be chosen (again) */
 } router_scratch;
 
@@ -45,7 +45,8 @@ static void router_token(const bk_router_args *a, int64_t t, router_scratch *s) 
   int64_t n = a->logits.shape[1], k = a->index.shape[1];
   const char *logits = bk_cpu_at(&a->logits, t);
   const float *bias = bk_tensor_data(&a->bias);
-  float *scores = (float *)(void *)bk_cpu_at(&a->scores, t), *weights = (float *)(void *)bk_cpu_at(&a->weights, t);
+  float *scores = (float *)(void *)bk_cpu_at(&a->scores, t),
+        *weights = (float *)(void *)bk_cpu_at(&a->weights, t);
   int32_t *index = (int32_t *)(void *)bk_cpu_at(&a->index, t);
   for (int64_t i = 0; i < n; i += BK_VW) {
     bk_vf v = bk_v_sigmoid(bk_v_get(logits, i, false, n - i));
@@ -61,7 +62,8 @@ static void router_token(const bk_router_args *a, int64_t t, router_scratch *s) 
     index[j] = (int32_t)e;
     sum += scores[e];
   }
-  double factor = a->norm_topk_prob ? a->routed_scaling_factor / (sum + 1e-20) : a->routed_scaling_factor;
+  double factor =
+      a->norm_topk_prob ? a->routed_scaling_factor / (sum + 1e-20) : a->routed_scaling_factor;
   for (int64_t j = 0; j < k; j++) weights[j] = (float)(scores[index[j]] * factor);
 }
 static void router_piece(void *arg, int64_t begin, int64_t end, int worker) {
@@ -75,7 +77,8 @@ static void router_piece(void *arg, int64_t begin, int64_t end, int worker) {
   s.group_out = s.out + n;
   for (int64_t t = begin; t < end; t++) router_token(job->a, t, &s);
 }
-bk_status BK_ISA_NAME(bk_cpu_router)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_router)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                     bk_place workspace) {
   const bk_router_args *a = args;
   router_job job = {a, bk_place_data(workspace)};
   (void)plan;
@@ -83,7 +86,8 @@ bk_status BK_ISA_NAME(bk_cpu_router)(bk_stream *stream, const bk_plan *plan, con
   return BK_OK;
 }
 
-/* ---- router_bwd: w_j = f s_j / S with S = sum s + 1e-20, so ds_j = f / S (dw_j - sum_i dw_i s_i / S) ---- */
+/* ---- router_bwd: w_j = f s_j / S with S = sum s + 1e-20, so ds_j = f / S (dw_j - sum_i dw_i
+ * s_i / S) ---- */
 static void router_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
   const bk_router_bwd_args *a = arg;
   int64_t n = a->scores.shape[1], k = a->index.shape[1];
@@ -103,18 +107,23 @@ static void router_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) 
     }
   }
 }
-bk_status BK_ISA_NAME(bk_cpu_router_bwd)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_router_bwd)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                         bk_place workspace) {
   const bk_router_bwd_args *a = args;
   (void)plan, (void)workspace;
-  bk_cpu_run(stream, a->scores.shape[0], bk_cpu_grain(32 * a->scores.shape[1]), router_bwd_piece, a);
+  bk_cpu_run(stream, a->scores.shape[0], bk_cpu_grain(32 * a->scores.shape[1]), router_bwd_piece,
+             a);
   return BK_OK;
 }
 
-/* ---- moe_index: counts, their running sum, then every choice in order to its expert's next row ---- */
-bk_status BK_ISA_NAME(bk_cpu_moe_index)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+/* ---- moe_index: counts, their running sum, then every choice in order to its expert's next row
+ * ---- */
+bk_status BK_ISA_NAME(bk_cpu_moe_index)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                        bk_place workspace) {
   const bk_moe_index_args *a = args;
   int64_t n = a->index.shape[0], k = a->index.shape[1], n_experts = a->offsets.shape[0] - 1;
-  int32_t *offsets = bk_tensor_data(&a->offsets), *order = bk_tensor_data(&a->order), *next = bk_place_data(workspace);
+  int32_t *offsets = bk_tensor_data(&a->offsets), *order = bk_tensor_data(&a->order),
+          *next = bk_place_data(workspace);
   (void)stream, (void)plan;
   memset(next, 0, (size_t)n_experts * sizeof *next);
   for (int64_t t = 0; t < n; t++) {
@@ -140,7 +149,8 @@ bk_status BK_ISA_NAME(bk_cpu_moe_index)(bk_stream *stream, const bk_plan *plan, 
 }
 
 /* ---- balance ---- */
-bk_status BK_ISA_NAME(bk_cpu_balance)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status BK_ISA_NAME(bk_cpu_balance)(bk_stream *stream, const bk_plan *plan, const void *args,
+                                      bk_place workspace) {
   const bk_balance_args *a = args;
   const int32_t *load = bk_tensor_data(&a->load);
   const float *step = bk_tensor_data(&a->step);

@@ -1,12 +1,15 @@
-/* simd: a small layer over the vector extensions of gcc and clang, for the kernel templates (x_tmpl.c) only.
+/* simd: a small layer over the vector extensions of gcc and clang, for the kernel templates
+ * (x_tmpl.c) only.
  *
- * bk_vf is BK_VW floats: 16 with AVX-512, 8 with AVX2, else 4 (legal on any machine; SSE2 and NEON serve it directly; the
- * set `neon` differs from `portable` on arm64 in its fused products, BK_SIMD_NEON).
- * Operators + - * / and comparisons work on whole vectors; a comparison gives a bk_vi of all-ones or zero lanes for
- * bk_v_select. Loads and stores are unaligned. `bf` (always a compile-time constant after inlining: write kernel bodies as
- * BK_INLINE functions with a `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
- * rounded to nearest even on store. Products followed by sums become one FMA where the set has it.
- * exp, log, sigmoid and tanh are within 2.5 ulp over the whole range; exp(-inf) = 0, exp(x > 88.8) = inf, NaN stays NaN. */
+ * bk_vf is BK_VW floats: 16 with AVX-512, 8 with AVX2, else 4 (legal on any machine; SSE2 and
+ * NEON serve it directly; the set `neon` differs from `portable` on arm64 in its fused products,
+ * BK_SIMD_NEON). Operators + - * / and comparisons work on whole vectors; a comparison gives a
+ * bk_vi of all-ones or zero lanes for bk_v_select. Loads and stores are unaligned. `bf` (always
+ * a compile-time constant after inlining: write kernel bodies as BK_INLINE functions with a
+ * `const bool bf` parameter and call them once with true, once with false) selects bf16 storage,
+ * rounded to nearest even on store. Products followed by sums become one FMA where the set has
+ * it. exp, log, sigmoid and tanh are within 2.5 ulp over the whole range; exp(-inf) = 0, exp(x >
+ * 88.8) = inf, NaN stays NaN. */
 #ifndef BK_CPU_SIMD_H
 #define BK_CPU_SIMD_H
 
@@ -37,8 +40,8 @@ typedef uint16_t bk_vh __attribute__((vector_size(2 * BK_VW)));
 
 BK_INLINE bk_vf bk_v_set(float x) { return x - (bk_vf){0}; }
 BK_INLINE bk_vf bk_v_zero(void) { return (bk_vf){0}; }
-/* a b + c in one rounding wherever the set can: for sums that must have the same bits in two kernels. The compiler contracts the
- * operators only where both end up in one basic block. */
+/* a b + c in one rounding wherever the set can: for sums that must have the same bits in two
+ * kernels. The compiler contracts the operators only where both end up in one basic block. */
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__)) || defined(BK_SIMD_NEON)
 #define BK_SIMD_FUSED 1
 #else
@@ -61,7 +64,8 @@ BK_INLINE bk_vf bk_v_select(bk_vi mask, bk_vf yes, bk_vf no) {
 }
 BK_INLINE bk_vf bk_v_abs(bk_vf x) { return (bk_vf)((bk_vu)x & 0x7fffffffu); }
 
-/* b where either is NaN: NEON's own maximum and minimum do not do that, its compare and select do. */
+/* b where either is NaN: NEON's own maximum and minimum do not do that, its compare and select
+ * do. */
 BK_INLINE bk_vf bk_v_max(bk_vf a, bk_vf b) {
 #if defined(__AVX512F__)
   return (bk_vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -104,7 +108,8 @@ BK_INLINE bk_vf bk_v_from_bf16(bk_vh h) {
 #if defined(__AVX512F__)
   return (bk_vf)((bk_vu)_mm512_cvtepu16_epi32((__m256i)h) << 16);
 #elif defined(__AVX2__)
-  return (bk_vf)((bk_vu)_mm256_cvtepu16_epi32((__m128i)h) << 16); /* gcc 12 takes two halves otherwise */
+  /* gcc 12 takes two halves otherwise */
+  return (bk_vf)((bk_vu)_mm256_cvtepu16_epi32((__m128i)h) << 16);
 #else
   return (bk_vf)(__builtin_convertvector(h, bk_vu) << 16);
 #endif
@@ -145,11 +150,14 @@ BK_INLINE void bk_v_st(void *row, int64_t i, const bool bf, bk_vf x) {
     memcpy((float *)row + i, &x, sizeof x);
   }
 }
-/* ---- parts of a vector: the first `count` (< BK_VW, none below 0) lanes; the others read 0 and are not written ---- */
+/* ---- parts of a vector: the first `count` (< BK_VW, none below 0) lanes; the others read 0 and
+ * are not written ---- */
 #define BK_OUTLINE static __attribute__((noinline, unused)) /* for what is in every loop's rest */
 
 #if defined(__AVX512F__)
-BK_INLINE __mmask16 bk_v_mask(int64_t count) { return (__mmask16)(count > 0 ? (1u << count) - 1 : 0); }
+BK_INLINE __mmask16 bk_v_mask(int64_t count) {
+  return (__mmask16)(count > 0 ? (1u << count) - 1 : 0);
+}
 BK_INLINE bk_vf bk_v_ld_part(const void *row, int64_t i, const bool bf, int64_t count) {
   __mmask16 mask = bk_v_mask(count);
   if (bf) return bk_v_from_bf16((bk_vh)_mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i));
@@ -176,10 +184,15 @@ BK_OUTLINE void bk_v_st_part_bf16(uint16_t *row, int64_t count, bk_vf v) {
 }
 #if defined(__AVX2__)
 BK_INLINE __m256i bk_v_mask(int64_t count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
-BK_INLINE bk_vf bk_v_ld_part_f32(const float *row, int64_t count) { return (bk_vf)_mm256_maskload_ps(row, bk_v_mask(count)); }
-BK_INLINE void bk_v_st_part_f32(float *row, int64_t count, bk_vf v) { _mm256_maskstore_ps(row, bk_v_mask(count), (__m256)v); }
+BK_INLINE bk_vf bk_v_ld_part_f32(const float *row, int64_t count) {
+  return (bk_vf)_mm256_maskload_ps(row, bk_v_mask(count));
+}
+BK_INLINE void bk_v_st_part_f32(float *row, int64_t count, bk_vf v) {
+  _mm256_maskstore_ps(row, bk_v_mask(count), (__m256)v);
+}
 #else
 BK_OUTLINE bk_vf bk_v_ld_part_f32(const float *row, int64_t count) {
   bk_vf v = {0};
@@ -200,7 +213,8 @@ BK_INLINE void bk_v_st_part(void *row, int64_t i, const bool bf, int64_t count, 
 }
 #endif
 /* `count` lanes, whole vectors at full speed: the usual loop is
- *     for (int64_t i = 0; i < n; i += BK_VW) { int64_t c = n - i; bk_vf x = bk_v_get(row, i, bf, c); ... bk_v_put(...); } */
+ *     for (int64_t i = 0; i < n; i += BK_VW) { int64_t c = n - i; bk_vf x = bk_v_get(row, i, bf,
+ *     c); ... bk_v_put(...); } */
 BK_INLINE bk_vf bk_v_get(const void *row, int64_t i, const bool bf, int64_t count) {
   return count >= BK_VW ? bk_v_ld(row, i, bf) : bk_v_ld_part(row, i, bf, count);
 }
@@ -262,7 +276,8 @@ BK_INLINE void bk_v4_transpose(bk_v4 x[4]) {
   x[2] = BK_V4_SHUFFLE(b, d, 0, 1, 4, 5), x[3] = BK_V4_SHUFFLE(b, d, 2, 3, 6, 7);
 }
 
-/* ---- horizontal, always the same tree: the upper half onto the lower one until one lane is left ---- */
+/* ---- horizontal, always the same tree: the upper half onto the lower one until one lane is
+ * left ---- */
 #if BK_VW == 16
 typedef float bk_v8 __attribute__((vector_size(32)));
 BK_INLINE bk_v8 bk_v_low(bk_vf v) { return (bk_v8)_mm512_castps512_ps256((__m512)v); }
@@ -293,7 +308,8 @@ BK_INLINE float bk_v_hsum(bk_vf v) {
 BK_INLINE float bk_v_hmax(bk_vf v) {
 #if BK_VW == 16
   bk_v8 l = bk_v_low(v), h = bk_v_high(v);
-  bk_v4 q = bk_v4_max(bk_v4_max(bk_v8_low(l), bk_v8_low(h)), bk_v4_max(bk_v8_high(l), bk_v8_high(h)));
+  bk_v4 q =
+      bk_v4_max(bk_v4_max(bk_v8_low(l), bk_v8_low(h)), bk_v4_max(bk_v8_high(l), bk_v8_high(h)));
 #elif BK_VW == 8
   bk_v4 q = bk_v4_max(bk_v8_low(v), bk_v8_high(v));
 #else
@@ -304,10 +320,12 @@ BK_INLINE float bk_v_hmax(bk_vf v) {
 }
 
 /* ---- functions ---- */
-/* x = n ln 2 + r, |r| <= ln 2 / 2; Cephes' polynomial for e^r; 2^n in two factors, so that denormals and overflow come out. */
+/* x = n ln 2 + r, |r| <= ln 2 / 2; Cephes' polynomial for e^r; 2^n in two factors, so that
+ * denormals and overflow come out. */
 BK_INLINE bk_vf bk_v_exp(bk_vf x) {
   x = bk_v_min(bk_v_set(89.f), bk_v_max(bk_v_set(-106.f), x));
-  bk_vf shifted = x * 1.44269504088896341f + 12582912.f; /* 1.5 * 2^23: the integer is in the low bits */
+  /* 1.5 * 2^23: the integer is in the low bits */
+  bk_vf shifted = x * 1.44269504088896341f + 12582912.f;
   bk_vf n = shifted - 12582912.f;
   bk_vf r = x - n * 0.693359375f;
   r = r - n * -2.12194440e-4f;

@@ -1,12 +1,14 @@
 #include "backends/cpu/walk.h"
 
-static bool mergeable(int n_tensors, const bk_tensor *const *tensors, int d, const int64_t *stride, int64_t size) {
+static bool mergeable(int n_tensors, const bk_tensor *const *tensors, int d, const int64_t *stride,
+                      int64_t size) {
   for (int k = 0; k < n_tensors; k++)
     if (tensors[k]->stride[d] != stride[k] * size) return false;
   return true;
 }
 
-/* Dimensions are taken innermost first; index 0 of `size` and `stride` below is the innermost run so far. */
+/* Dimensions are taken innermost first; index 0 of `size` and `stride` below is the innermost
+ * run so far. */
 void bk_cpu_walk_make(bk_cpu_walk *walk, int n_tensors, const bk_tensor *const *tensors) {
   int64_t size = 1, stride[BK_CPU_WALK_MAX];
   bk_cpu_walk w = {.n_tensors = n_tensors, .rows = 1};
@@ -44,7 +46,8 @@ void bk_cpu_walk_make(bk_cpu_walk *walk, int n_tensors, const bk_tensor *const *
   for (int d = 0; d < n_outer; d++) {
     w.size[d] = sizes[n_outer - d];
     w.rows *= w.size[d];
-    for (int k = 0; k < n_tensors; k++) w.outer[k][d] = strides[k][n_outer - d] * (int64_t)w.esize[k];
+    for (int k = 0; k < n_tensors; k++)
+      w.outer[k][d] = strides[k][n_outer - d] * (int64_t)w.esize[k];
   }
   *walk = w;
 }

@@ -1,5 +1,6 @@
-/* walk: element-wise traversal of tensors of one shape. Neighbouring dimensions that are one run of memory in every operand
- * are merged; what is left is `rows` rows of `len` elements, cut in chunks that the workers share. */
+/* walk: element-wise traversal of tensors of one shape. Neighbouring dimensions that are one run
+ * of memory in every operand are merged; what is left is `rows` rows of `len` elements, cut in
+ * chunks that the workers share. */
 #ifndef BK_CPU_WALK_H
 #define BK_CPU_WALK_H
 
@@ -10,10 +11,10 @@
 
 typedef struct bk_cpu_walk {
   int n_tensors, n_outer;
-  int64_t len, chunks, rows;                             /* chunks per row */
-  int64_t size[BK_MAX_DIMS];                             /* outer dimensions */
-  int64_t outer[BK_CPU_WALK_MAX][BK_MAX_DIMS];           /* their strides, in bytes */
-  int64_t inner[BK_CPU_WALK_MAX];                        /* stride within a row, in elements */
+  int64_t len, chunks, rows;                   /* chunks per row */
+  int64_t size[BK_MAX_DIMS];                   /* outer dimensions */
+  int64_t outer[BK_CPU_WALK_MAX][BK_MAX_DIMS]; /* their strides, in bytes */
+  int64_t inner[BK_CPU_WALK_MAX];              /* stride within a row, in elements */
   size_t esize[BK_CPU_WALK_MAX];
   char *data[BK_CPU_WALK_MAX];
 } bk_cpu_walk;
@@ -27,9 +28,11 @@ static inline int64_t bk_cpu_walk_grain(const bk_cpu_walk *w) {
 }
 
 /* Item -> addresses of its first element in each operand; returns the number of elements. */
-static inline int64_t bk_cpu_walk_item(const bk_cpu_walk *w, int64_t item, char *at[BK_CPU_WALK_MAX]) {
+static inline int64_t bk_cpu_walk_item(const bk_cpu_walk *w, int64_t item,
+                                       char *at[BK_CPU_WALK_MAX]) {
   int64_t row = item / w->chunks, first = item % w->chunks * BK_CPU_WALK_CHUNK;
-  for (int k = 0; k < w->n_tensors; k++) at[k] = w->data[k] + first * w->inner[k] * (int64_t)w->esize[k];
+  for (int k = 0; k < w->n_tensors; k++)
+    at[k] = w->data[k] + first * w->inner[k] * (int64_t)w->esize[k];
   for (int d = w->n_outer - 1; d >= 0; d--) {
     int64_t i = row % w->size[d];
     row /= w->size[d];

@@ -7,10 +7,22 @@
 #include "backends/cuda/kernels/gemm.h"
 
 /* X(name without cublasLt) */
-#define FUNCTIONS(X)                                                                                                         \
-  X(Create) X(Destroy) X(GetVersion) X(GetStatusString) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatmulDescCreate)              \
-  X(MatmulDescDestroy) X(MatmulDescSetAttribute) X(MatrixLayoutCreate) X(MatrixLayoutDestroy) X(MatrixLayoutSetAttribute)    \
-  X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
+#define FUNCTIONS(X)          \
+  X(Create)                   \
+  X(Destroy)                  \
+  X(GetVersion)               \
+  X(GetStatusString)          \
+  X(Matmul)                   \
+  X(MatmulAlgoGetHeuristic)   \
+  X(MatmulDescCreate)         \
+  X(MatmulDescDestroy)        \
+  X(MatmulDescSetAttribute)   \
+  X(MatrixLayoutCreate)       \
+  X(MatrixLayoutDestroy)      \
+  X(MatrixLayoutSetAttribute) \
+  X(MatmulPreferenceCreate)   \
+  X(MatmulPreferenceDestroy)  \
+  X(MatmulPreferenceSetAttribute)
 
 struct bk_cublaslt {
   cublasLtHandle_t handle;
@@ -24,9 +36,9 @@ struct bk_cublaslt {
 /* NULL, or the first function that is missing. */
 static const char *find_functions(void *library, bk_cublaslt *b) {
   void *symbol;
-#define FIND(name)                                                          \
-  symbol = bk_cuda_library_symbol(library, "cublasLt" #name);               \
-  if (!symbol) return "cublasLt" #name;                                     \
+#define FIND(name)                                            \
+  symbol = bk_cuda_library_symbol(library, "cublasLt" #name); \
+  if (!symbol) return "cublasLt" #name;                       \
   memcpy(&b->name, &symbol, sizeof symbol); /* data to function, as dlsym wants */
   FUNCTIONS(FIND)
 #undef FIND
@@ -44,8 +56,8 @@ static const char *start(bk_cublaslt *b, const char *name, const char **opened) 
   return status == CUBLAS_STATUS_SUCCESS ? NULL : b->GetStatusString(status);
 }
 
-/* The first library that serves: one that opens may be of another CUDA than the driver, and the next may be right. The reason is that of
- * the first one that is there. */
+/* The first library that serves: one that opens may be of another CUDA than the driver, and the
+ * next may be right. The reason is that of the first one that is there. */
 static const char *start_any(bk_context *ctx, bk_cublaslt *b, const char **opened) {
   static const char *const names[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"};
   const char *reason = "it is not found", *first = NULL;
@@ -68,19 +80,22 @@ bk_status bk_cublaslt_open(bk_cuda_device *d) {
   const char *opened = "libcublasLt";
   d->blaslt = NULL;
   if (!bk_cuda_switch(ctx, "BIRKHOFF_CUDA_BLASLT", true)) {
-    bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_BLASLT=0: our own kernels serve the dense products", d->ordinal);
+    bk_debug(ctx, "cuda:%d: BIRKHOFF_CUDA_BLASLT=0: our own kernels serve the dense products",
+             d->ordinal);
     return BK_OK;
   }
   bk_cublaslt *b = bk_alloc(ctx, sizeof *b);
   if (!b) return BK_ERR_MEMORY;
   const char *reason = start_any(ctx, b, &opened);
   if (reason) {
-    bk_debug(ctx, "cuda:%d: our own kernels serve the dense products, %s does not: %s", d->ordinal, opened, reason);
+    bk_debug(ctx, "cuda:%d: our own kernels serve the dense products, %s does not: %s", d->ordinal,
+             opened, reason);
     bk_free(ctx, b);
     return BK_OK;
   }
   d->blaslt = b;
-  bk_debug(ctx, "cuda:%d: %s (version %zu) serves dense products", d->ordinal, opened, b->GetVersion());
+  bk_debug(ctx, "cuda:%d: %s (version %zu) serves dense products", d->ordinal, opened,
+           b->GetVersion());
   return BK_OK;
 }
 
@@ -109,7 +124,9 @@ typedef struct product {
   bool turned;
 } product;
 
-static cudaDataType_t type_of(bk_dtype dtype) { return dtype == BK_BF16 ? CUDA_R_16BF : CUDA_R_32F; }
+static cudaDataType_t type_of(bk_dtype dtype) {
+  return dtype == BK_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+}
 
 static uint32_t alignment_of(size_t address) {
   uint32_t alignment = 256;
@@ -117,7 +134,8 @@ static uint32_t alignment_of(size_t address) {
   return alignment;
 }
 
-/* t with the dimensions `outer` and `inner`, one of which is dense; buffers begin at multiples of 256 bytes. */
+/* t with the dimensions `outer` and `inner`, one of which is dense; buffers begin at multiples
+ * of 256 bytes. */
 static matrix matrix_of(const bk_tensor *t, int outer, int inner) {
   matrix m = {.type = type_of(t->dtype), .batch = 1, .alignment = alignment_of(t->offset)};
   m.inner_dense = t->stride[inner] == 1 || t->shape[inner] <= 1;
@@ -130,7 +148,8 @@ static matrix matrix_of(const bk_tensor *t, int outer, int inner) {
   return m;
 }
 
-/* Our c = a b by rows is c^T = b^T a^T by columns; where c has dense columns it is c = a b as it stands. */
+/* Our c = a b by rows is c^T = b^T a^T by columns; where c has dense columns it is c = a b as it
+ * stands. */
 static product product_of(const bk_gemm_args *g) {
   const int row = g->c.ndim - 2, column = g->c.ndim - 1;
   const matrix a = matrix_of(&g->a, row, column), b = matrix_of(&g->b, column, row);
@@ -143,11 +162,14 @@ static product product_of(const bk_gemm_args *g) {
   return p;
 }
 
-static bool matrix_fits(const matrix *m) { return m->rows >= 1 && m->columns >= 1 && m->ld >= m->rows; }
+static bool matrix_fits(const matrix *m) {
+  return m->rows >= 1 && m->columns >= 1 && m->ld >= m->rows;
+}
 
 static bool types_fit(const bk_gemm_args *g) {
   if (g->a.dtype != g->b.dtype) return false;
-  return g->a.dtype == BK_BF16 ? g->c.dtype == BK_BF16 || g->c.dtype == BK_F32 : g->a.dtype == BK_F32 && g->c.dtype == BK_F32;
+  return g->a.dtype == BK_BF16 ? g->c.dtype == BK_BF16 || g->c.dtype == BK_F32
+                               : g->a.dtype == BK_F32 && g->c.dtype == BK_F32;
 }
 
 /* ---- plans ---- */
@@ -168,24 +190,28 @@ static void state_release(const bk_cublaslt *l, plan_state *s) {
   *s = (plan_state){0};
 }
 
-#define LT_TRY(call)                                        \
-  do {                                                      \
-    cublasStatus_t status_ = (call);                        \
-    if (status_ != CUBLAS_STATUS_SUCCESS) return status_;   \
+#define LT_TRY(call)                                      \
+  do {                                                    \
+    cublasStatus_t status_ = (call);                      \
+    if (status_ != CUBLAS_STATUS_SUCCESS) return status_; \
   } while (0)
 
-static cublasStatus_t make_layout(const bk_cublaslt *l, const matrix *m, cublasLtMatrixLayout_t *layout) {
+static cublasStatus_t make_layout(const bk_cublaslt *l, const matrix *m,
+                                  cublasLtMatrixLayout_t *layout) {
   LT_TRY(l->MatrixLayoutCreate(layout, m->type, (uint64_t)m->rows, (uint64_t)m->columns, m->ld));
   if (m->batch == 1) return CUBLAS_STATUS_SUCCESS;
-  LT_TRY(l->MatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &m->batch, sizeof m->batch));
-  return l->MatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &m->batch_stride, sizeof m->batch_stride);
+  LT_TRY(l->MatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &m->batch,
+                                     sizeof m->batch));
+  return l->MatrixLayoutSetAttribute(*layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                     &m->batch_stride, sizeof m->batch_stride);
 }
 
 static cublasStatus_t make_desc(const bk_cuda_device *d, const product *p, plan_state *s) {
   const bk_cublaslt *l = d->blaslt;
   const bool tf32 = p->a.type == CUDA_R_32F && d->base.options.allow_tf32;
   const int32_t op_a = p->op_a, op_b = p->op_b;
-  LT_TRY(l->MatmulDescCreate(&s->desc, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  LT_TRY(l->MatmulDescCreate(&s->desc, tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                             CUDA_R_32F));
   LT_TRY(l->MatmulDescSetAttribute(s->desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
   LT_TRY(l->MatmulDescSetAttribute(s->desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
   LT_TRY(make_layout(l, &p->a, &s->a));
@@ -193,18 +219,25 @@ static cublasStatus_t make_desc(const bk_cuda_device *d, const product *p, plan_
   return make_layout(l, &p->d, &s->d);
 }
 
-static cublasStatus_t set_preference(const bk_cublaslt *l, cublasLtMatmulPreference_t preference, const plan_state *s) {
+static cublasStatus_t set_preference(const bk_cublaslt *l, cublasLtMatmulPreference_t preference,
+                                     const plan_state *s) {
   const uint64_t workspace = BK_CUBLASLT_WORKSPACE;
-  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* not cutting k at all is always allowed */
-  const struct { cublasLtMatmulPreferenceAttributes_t name; const void *value; size_t size; } set[] = {
-    {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
-    {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions},
-    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &s->align_a, sizeof s->align_a},
-    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &s->align_b, sizeof s->align_b},
-    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_d, sizeof s->align_d},
-    {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_d, sizeof s->align_d},
+  /* not cutting k at all is always allowed */
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  const struct {
+    cublasLtMatmulPreferenceAttributes_t name;
+    const void *value;
+    size_t size;
+  } set[] = {
+      {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+      {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions},
+      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &s->align_a, sizeof s->align_a},
+      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &s->align_b, sizeof s->align_b},
+      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &s->align_d, sizeof s->align_d},
+      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &s->align_d, sizeof s->align_d},
   };
-  for (size_t i = 0; i < BK_COUNT(set); i++) LT_TRY(l->MatmulPreferenceSetAttribute(preference, set[i].name, set[i].value, set[i].size));
+  for (size_t i = 0; i < BK_COUNT(set); i++)
+    LT_TRY(l->MatmulPreferenceSetAttribute(preference, set[i].name, set[i].value, set[i].size));
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -215,9 +248,11 @@ static cublasStatus_t choose(const bk_cublaslt *l, plan_state *s) {
   LT_TRY(l->MatmulPreferenceCreate(&preference));
   cublasStatus_t status = set_preference(l, preference, s);
   if (status == CUBLAS_STATUS_SUCCESS)
-    status = l->MatmulAlgoGetHeuristic(l->handle, s->desc, s->a, s->b, s->d, s->d, preference, 1, &best, &found);
+    status = l->MatmulAlgoGetHeuristic(l->handle, s->desc, s->a, s->b, s->d, s->d, preference, 1,
+                                       &best, &found);
   (void)l->MatmulPreferenceDestroy(preference);
-  if (status == CUBLAS_STATUS_SUCCESS) status = found < 1 ? CUBLAS_STATUS_NOT_SUPPORTED : best.state;
+  if (status == CUBLAS_STATUS_SUCCESS)
+    status = found < 1 ? CUBLAS_STATUS_NOT_SUPPORTED : best.state;
   s->algo = best.algo;
   s->workspace = best.workspaceSize;
   return status;
@@ -227,7 +262,8 @@ static cublasStatus_t choose(const bk_cublaslt *l, plan_state *s) {
 static cublasStatus_t state_make(const bk_cuda_device *d, const bk_gemm_args *g, plan_state *s) {
   const product p = product_of(g);
   *s = (plan_state){.align_a = p.a.alignment, .align_b = p.b.alignment, .align_d = p.d.alignment};
-  if (!matrix_fits(&p.a) || !matrix_fits(&p.b) || !matrix_fits(&p.d)) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (!matrix_fits(&p.a) || !matrix_fits(&p.b) || !matrix_fits(&p.d))
+    return CUBLAS_STATUS_NOT_SUPPORTED;
   if (cudaSetDevice(d->ordinal) != cudaSuccess) return CUBLAS_STATUS_NOT_INITIALIZED;
   cublasStatus_t status = make_desc(d, &p, s);
   if (status == CUBLAS_STATUS_SUCCESS) status = choose(d->blaslt, s);
@@ -237,10 +273,11 @@ static cublasStatus_t state_make(const bk_cuda_device *d, const bk_gemm_args *g,
 
 /* ---- the row ---- */
 
-static bk_status fail(bk_context *ctx, const bk_cublaslt *l, cublasStatus_t status, const char *what) {
+static bk_status fail(bk_context *ctx, const bk_cublaslt *l, cublasStatus_t status,
+                      const char *what) {
   (void)cudaGetLastError(); /* the next launch is not blamed for it */
-  return bk_fail(ctx, status == CUBLAS_STATUS_ALLOC_FAILED ? BK_ERR_MEMORY : BK_ERR_DEVICE, "cuda: cuBLASLt: %s: %s (%d)", what,
-                 l->GetStatusString(status), (int)status);
+  return bk_fail(ctx, status == CUBLAS_STATUS_ALLOC_FAILED ? BK_ERR_MEMORY : BK_ERR_DEVICE,
+                 "cuda: cuBLASLt: %s: %s (%d)", what, l->GetStatusString(status), (int)status);
 }
 
 BK_CUDA_ACCEPTS(gemm_cublaslt) {
@@ -274,26 +311,31 @@ BK_CUDA_RELEASE(gemm_cublaslt) {
   bk_free(device->ctx, state);
 }
 
-static cublasStatus_t multiply(bk_stream *stream, const plan_state *s, const bk_gemm_args *g, const bk_tensor *a, const bk_tensor *b,
-                               bk_place workspace) {
+static cublasStatus_t multiply(bk_stream *stream, const plan_state *s, const bk_gemm_args *g,
+                               const bk_tensor *a, const bk_tensor *b, bk_place workspace) {
   const bk_cublaslt *l = bk_cuda_of(stream->device)->blaslt;
-  const float alpha = (float)g->alpha, beta = g->accumulate ? 1.0f : 0.0f; /* beta 0: what is in c is not read */
+  /* beta 0: what is in c is not read */
+  const float alpha = (float)g->alpha, beta = g->accumulate ? 1.0f : 0.0f;
   void *c = bk_cuda_data(&g->c);
-  return l->Matmul(l->handle, s->desc, &alpha, bk_cuda_data(a), s->a, bk_cuda_data(b), s->b, &beta, c, s->d, c, s->d, &s->algo,
-                   s->workspace ? bk_cuda_place(workspace) : NULL, s->workspace, bk_cuda_raw(stream));
+  return l->Matmul(l->handle, s->desc, &alpha, bk_cuda_data(a), s->a, bk_cuda_data(b), s->b, &beta,
+                   c, s->d, c, s->d, &s->algo, s->workspace ? bk_cuda_place(workspace) : NULL,
+                   s->workspace, bk_cuda_raw(stream));
 }
 
-/* An algorithm serves addresses aligned as those it was chosen for. Operands that lie in a workspace have a place only now: should one lie
- * worse, our own kernel does this product. */
+/* An algorithm serves addresses aligned as those it was chosen for. Operands that lie in a
+ * workspace have a place only now: should one lie worse, our own kernel does this product. */
 BK_CUDA_LAUNCH(gemm_cublaslt) {
   const bk_gemm_args *g = args;
   const plan_state *s = plan->state;
   const bool turned = product_of(g).turned;
   const bk_tensor *a = turned ? &g->a : &g->b, *b = turned ? &g->b : &g->a;
-  if (alignment_of(a->offset) < s->align_a || alignment_of(b->offset) < s->align_b || alignment_of(g->c.offset) < s->align_d)
-    return g->a.dtype == BK_BF16 ? bk_cuda_gemm_mma(stream, plan, args, workspace) : bk_cuda_gemm_fp32(stream, plan, args, workspace);
+  if (alignment_of(a->offset) < s->align_a || alignment_of(b->offset) < s->align_b ||
+      alignment_of(g->c.offset) < s->align_d)
+    return g->a.dtype == BK_BF16 ? bk_cuda_gemm_mma(stream, plan, args, workspace)
+                                 : bk_cuda_gemm_fp32(stream, plan, args, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
   cublasStatus_t status = multiply(stream, s, g, a, b, workspace);
-  if (status != CUBLAS_STATUS_SUCCESS) return fail(stream->device->ctx, bk_cuda_of(stream->device)->blaslt, status, "a product");
+  if (status != CUBLAS_STATUS_SUCCESS)
+    return fail(stream->device->ctx, bk_cuda_of(stream->device)->blaslt, status, "a product");
   return bk_cuda_end(stream);
 }

@@ -1,4 +1,5 @@
-/* The backend and its devices. A device is one GPU of compute capability 8.0 or newer; buffers are plain device memory. */
+/* The backend and its devices. A device is one GPU of compute capability 8.0 or newer; buffers
+ * are plain device memory. */
 #include <stdio.h>
 #include <string.h>
 
@@ -10,7 +11,9 @@
 
 /* ---- probing ---- */
 
-static void say_version(char *text, size_t size, int version) { snprintf(text, size, "%d.%d", version / 1000, version % 1000 / 10); }
+static void say_version(char *text, size_t size, int version) {
+  snprintf(text, size, "%d.%d", version / 1000, version % 1000 / 10);
+}
 
 static bk_status refuse_driver(char *reason, size_t size) {
   char driver[16], runtime[16];
@@ -19,25 +22,32 @@ static bk_status refuse_driver(char *reason, size_t size) {
   (void)cudaRuntimeGetVersion(&runtime_version);
   say_version(driver, sizeof driver, driver_version);
   say_version(runtime, sizeof runtime, runtime_version);
-  if (driver_version == 0) snprintf(reason, size, "there is no NVIDIA driver (libcuda.so.1 is not found or cannot start)");
-  else snprintf(reason, size, "the NVIDIA driver is too old: it serves CUDA %s, this module was built with CUDA %s", driver, runtime);
+  if (driver_version == 0)
+    snprintf(reason, size, "there is no NVIDIA driver (libcuda.so.1 is not found or cannot start)");
+  else
+    snprintf(reason, size,
+             "the NVIDIA driver is too old: it serves CUDA %s, this module was built with CUDA %s",
+             driver, runtime);
   return BK_ERR_ABSENT;
 }
 
 static int capability_of(int ordinal) {
   int major = 0, minor = 0;
-  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess) return 0;
-  if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal) != cudaSuccess)
+    return 0;
+  if (cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal) != cudaSuccess)
+    return 0;
   return 10 * major + minor;
 }
 
 static bk_status refuse_devices(char *reason, size_t size) {
   struct cudaDeviceProp props;
   const int has = capability_of(0);
-  if (cudaGetDeviceProperties(&props, 0) != cudaSuccess) snprintf(props.name, sizeof props.name, "device 0");
+  if (cudaGetDeviceProperties(&props, 0) != cudaSuccess)
+    snprintf(props.name, sizeof props.name, "device 0");
   (void)cudaGetLastError();
-  snprintf(reason, size, "no device has compute capability %d.%d or newer; %.100s has %d.%d", MIN_CAPABILITY / 10, MIN_CAPABILITY % 10, props.name,
-           has / 10, has % 10);
+  snprintf(reason, size, "no device has compute capability %d.%d or newer; %.100s has %d.%d",
+           MIN_CAPABILITY / 10, MIN_CAPABILITY % 10, props.name, has / 10, has % 10);
   return BK_ERR_ABSENT;
 }
 
@@ -60,7 +70,8 @@ static bk_status cuda_probe(bk_context *ctx, char *reason, size_t size) {
   return refuse_devices(reason, size);
 }
 
-/* Devices that are too old do not count: cuda:0 is the first of the others. -1: there is no such device. */
+/* Devices that are too old do not count: cuda:0 is the first of the others. -1: there is no such
+ * device. */
 static int ordinal_of(int index) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
@@ -82,13 +93,15 @@ static void fill_props(int ordinal, const struct cudaDeviceProp *from, bk_device
   char version[16];
   (void)cudaDriverGetVersion(&driver_version);
   say_version(version, sizeof version, driver_version);
-  *props = (bk_device_props){.offset_alignment = 256, .storage_dtypes = BK_CUDA_FLOATS, .captures = true};
+  *props = (bk_device_props){
+      .offset_alignment = 256, .storage_dtypes = BK_CUDA_FLOATS, .captures = true};
   snprintf(props->name, sizeof props->name, "%.*s", (int)sizeof props->name - 1, from->name);
   snprintf(props->driver, sizeof props->driver, "CUDA %s", version);
   snprintf(props->isa, sizeof props->isa, "sm_%d", capability_of(ordinal));
 }
 
-static bk_status cuda_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+static bk_status cuda_describe(bk_context *ctx, int index, bk_device_props *props,
+                               size_t *memory_bytes) {
   struct cudaDeviceProp from;
   const int ordinal = ordinal_of(index);
   cudaError_t error = cudaGetDeviceProperties(&from, ordinal);
@@ -113,16 +126,19 @@ static void device_close(bk_device *device) {
 static bk_status device_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   cudaError_t error = enter(device);
   if (error == cudaSuccess) error = cudaMemGetInfo(free_bytes, total_bytes);
-  return error == cudaSuccess ? BK_OK : bk_cuda_fail(device->ctx, error, "asking for the free memory");
+  return error == cudaSuccess ? BK_OK
+                              : bk_cuda_fail(device->ctx, error, "asking for the free memory");
 }
 
 static bk_status fail_alloc(bk_device *device, cudaError_t error, size_t bytes, const char *kind) {
   size_t free_bytes = 0, total = 0;
   (void)cudaGetLastError(); /* running out of memory spoils nothing: the process goes on */
-  if (error != cudaErrorMemoryAllocation) return bk_cuda_fail(device->ctx, error, "allocating memory");
+  if (error != cudaErrorMemoryAllocation)
+    return bk_cuda_fail(device->ctx, error, "allocating memory");
   (void)cudaMemGetInfo(&free_bytes, &total);
-  return bk_fail(device->ctx, BK_ERR_MEMORY, "cuda:%d: cannot allocate %zu bytes of %s memory; %zu of %zu bytes are free", device->index,
-                 bytes, kind, free_bytes, total);
+  return bk_fail(device->ctx, BK_ERR_MEMORY,
+                 "cuda:%d: cannot allocate %zu bytes of %s memory; %zu of %zu bytes are free",
+                 device->index, bytes, kind, free_bytes, total);
 }
 
 /* The fill runs on the legacy stream, which our streams do not wait for. */
@@ -167,14 +183,14 @@ static void device_host_free(bk_device *device, void *ptr, size_t bytes) {
 }
 
 const bk_device_ops bk_cuda_device_ops = {
-  .close = device_close,
-  .memory_info = device_memory_info,
-  .buffer_alloc = device_buffer_alloc,
-  .buffer_free = device_buffer_free,
-  .host_alloc = device_host_alloc,
-  .host_free = device_host_free,
-  .stream_create = bk_cuda_stream_create,
-  .event_create = bk_cuda_event_create,
+    .close = device_close,
+    .memory_info = device_memory_info,
+    .buffer_alloc = device_buffer_alloc,
+    .buffer_free = device_buffer_free,
+    .host_alloc = device_host_alloc,
+    .host_free = device_host_free,
+    .stream_create = bk_cuda_stream_create,
+    .event_create = bk_cuda_event_create,
 };
 
 bool bk_cuda_switch(bk_context *ctx, const char *name, bool otherwise) {
@@ -185,15 +201,25 @@ bool bk_cuda_switch(bk_context *ctx, const char *name, bool otherwise) {
 
 extern const bk_backend bk_backend_cuda;
 
-static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index, const bk_device_options *options) {
+static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index,
+                             const bk_device_options *options) {
   struct cudaDeviceProp props;
   const int ordinal = ordinal_of(index);
-  if (ordinal < 0) return bk_fail(ctx, BK_ERR_ABSENT, "cuda:%d is not here: there are fewer devices of compute capability 8.0 or newer", index);
+  if (ordinal < 0)
+    return bk_fail(
+        ctx, BK_ERR_ABSENT,
+        "cuda:%d is not here: there are fewer devices of compute capability 8.0 or newer", index);
   cudaError_t error = cudaSetDevice(ordinal);
   if (error == cudaSuccess) error = cudaGetDeviceProperties(&props, ordinal);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
+  if (error == cudaSuccess)
+    error =
+        cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
   if (error != cudaSuccess) return bk_cuda_fail(ctx, error, "opening a device");
-  d->base = (bk_device){.ops = &bk_cuda_device_ops, .backend = &bk_backend_cuda, .ctx = ctx, .index = index, .options = *options};
+  d->base = (bk_device){.ops = &bk_cuda_device_ops,
+                        .backend = &bk_backend_cuda,
+                        .ctx = ctx,
+                        .index = index,
+                        .options = *options};
   fill_props(ordinal, &props, &d->base.props);
   d->ordinal = ordinal;
   d->capability = capability_of(ordinal);
@@ -203,7 +229,8 @@ static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index, cons
   return bk_cudnn_open(d);
 }
 
-static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *options,
+                           bk_device **device) {
   bk_cuda_device *d = bk_alloc(ctx, sizeof *d);
   if (!d) return BK_ERR_MEMORY;
   bk_status status = device_fill(d, ctx, index, options);
@@ -217,14 +244,14 @@ static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *
 }
 
 const bk_backend bk_backend_cuda = {
-  .abi = BK_BACKEND_ABI,
-  .name = "cuda",
-  .priority = 100,
-  .probe = cuda_probe,
-  .device_count = cuda_device_count,
-  .describe = cuda_describe,
-  .open = cuda_open,
-  .kernels = bk_cuda_kernels,
+    .abi = BK_BACKEND_ABI,
+    .name = "cuda",
+    .priority = 100,
+    .probe = cuda_probe,
+    .device_count = cuda_device_count,
+    .describe = cuda_describe,
+    .open = cuda_open,
+    .kernels = bk_cuda_kernels,
 };
 
 /* What the loader of modules asks for. */

@@ -1,4 +1,5 @@
-/* Libraries of CUDA that are found at run time. tests/cuda-on-host has a file of its own in this one's place. */
+/* Libraries of CUDA that are found at run time. tests/cuda-on-host has a file of its own in this
+ * one's place. */
 #include <dlfcn.h>
 
 #include "backends/cuda/cuda.h"

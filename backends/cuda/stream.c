@@ -1,5 +1,6 @@
-/* Streams, events and what a launch reports. An asynchronous error (a kernel that faulted) comes to light at the next sync: it is
- * logged with the names of the ops that were under way, the stream is poisoned, and every later call on it returns the same status. */
+/* Streams, events and what a launch reports. An asynchronous error (a kernel that faulted) comes
+ * to light at the next sync: it is logged with the names of the ops that were under way, the
+ * stream is poisoned, and every later call on it returns the same status. */
 #include <stdio.h>
 #include <string.h>
 
@@ -24,7 +25,8 @@ static bk_status status_of(cudaError_t error) {
 
 bk_status bk_cuda_fail(bk_context *ctx, cudaError_t error, const char *what) {
   (void)cudaGetLastError();
-  return bk_fail(ctx, status_of(error), "cuda: %s: %s (%s)", what, cudaGetErrorString(error), cudaGetErrorName(error));
+  return bk_fail(ctx, status_of(error), "cuda: %s: %s (%s)", what, cudaGetErrorString(error),
+                 cudaGetErrorName(error));
 }
 
 /* "cuda_rope, cuda_attention": what was launched since the last sync, oldest first. */
@@ -33,7 +35,8 @@ static void name_launches(const bk_cuda_stream *s, char *text, size_t size) {
   size_t used = 0;
   text[0] = '\0';
   for (int64_t i = s->launches - kept; i < s->launches && used < size; i++) {
-    int n = snprintf(text + used, size - used, "%s%s", used ? ", " : "", s->trace[i % BK_CUDA_TRACE]);
+    int n =
+        snprintf(text + used, size - used, "%s%s", used ? ", " : "", s->trace[i % BK_CUDA_TRACE]);
     used += n > 0 ? (size_t)n : 0;
   }
 }
@@ -45,15 +48,23 @@ static bk_status poison(bk_stream *stream, cudaError_t error, const char *what) 
   char names[BK_CUDA_TRACE * 32];
   s->poison = BK_ERR_DEVICE;
   name_launches(s, names, sizeof names);
-  if (s->launches == 0) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s: %s (%s); the stream cannot go on", what, text, code);
-  if (s->launches == 1) return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s failed on the device: %s (%s); the stream cannot go on", names, text, code);
+  if (s->launches == 0)
+    return bk_fail(ctx, BK_ERR_DEVICE, "cuda: %s: %s (%s); the stream cannot go on", what, text,
+                   code);
+  if (s->launches == 1)
+    return bk_fail(ctx, BK_ERR_DEVICE,
+                   "cuda: %s failed on the device: %s (%s); the stream cannot go on", names, text,
+                   code);
   return bk_fail(ctx, BK_ERR_DEVICE,
-                 "cuda: one of %lld ops failed on the device: %s (%s); under way were %s%s; the stream cannot go on; with BIRKHOFF_CUDA_SYNC=1 "
+                 "cuda: one of %lld ops failed on the device: %s (%s); under way were %s%s; the "
+                 "stream cannot go on; with BIRKHOFF_CUDA_SYNC=1 "
                  "the error names the op",
-                 (long long)s->launches, text, code, s->launches > BK_CUDA_TRACE ? "..., " : "", names);
+                 (long long)s->launches, text, code, s->launches > BK_CUDA_TRACE ? "..., " : "",
+                 names);
 }
 
-/* Errors of the call itself, after which the stream is what it was; all others are of work that was launched before. */
+/* Errors of the call itself, after which the stream is what it was; all others are of work that
+ * was launched before. */
 static bool harmless(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
@@ -65,15 +76,19 @@ static bool harmless(cudaError_t error) {
     case cudaErrorIllegalState:
     case cudaErrorNotPermitted:
     case cudaErrorNotSupported: return true;
-    default: return error >= cudaErrorStreamCaptureUnsupported && error <= cudaErrorStreamCaptureWrongThread;
+    default:
+      return error >= cudaErrorStreamCaptureUnsupported &&
+             error <= cudaErrorStreamCaptureWrongThread;
   }
 }
 
-/* What a call on the stream returned; `what` is a phrase. Errors of launched work poison the stream. */
+/* What a call on the stream returned; `what` is a phrase. Errors of launched work poison the
+ * stream. */
 static bk_status check(bk_stream *stream, cudaError_t error, const char *what) {
   if (error == cudaSuccess) return BK_OK;
   (void)cudaGetLastError(); /* it is ours now */
-  return harmless(error) ? bk_cuda_fail(stream->device->ctx, error, what) : poison(stream, error, what);
+  return harmless(error) ? bk_cuda_fail(stream->device->ctx, error, what)
+                         : poison(stream, error, what);
 }
 
 static bk_status enter(bk_stream *stream) {
@@ -107,7 +122,8 @@ bk_status bk_cuda_end(bk_stream *stream) {
 static void drop_capture(bk_cuda_stream *s) {
   cudaGraph_t captured = NULL;
   s->capturing = false;
-  if (cudaStreamEndCapture(s->stream, &captured) == cudaSuccess && captured) (void)cudaGraphDestroy(captured);
+  if (cudaStreamEndCapture(s->stream, &captured) == cudaSuccess && captured)
+    (void)cudaGraphDestroy(captured);
   (void)cudaGetLastError();
 }
 
@@ -121,22 +137,32 @@ static void stream_destroy(bk_stream *stream) {
 
 static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
   BK_TRY(enter(stream));
-  return check(stream, cudaMemcpyAsync(bk_cuda_place(dst), src, bytes, cudaMemcpyHostToDevice, of(stream)->stream), "uploading");
+  return check(
+      stream,
+      cudaMemcpyAsync(bk_cuda_place(dst), src, bytes, cudaMemcpyHostToDevice, of(stream)->stream),
+      "uploading");
 }
 
 static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, size_t bytes) {
   BK_TRY(enter(stream));
-  return check(stream, cudaMemcpyAsync(dst, bk_cuda_place(src), bytes, cudaMemcpyDeviceToHost, of(stream)->stream), "downloading");
+  return check(
+      stream,
+      cudaMemcpyAsync(dst, bk_cuda_place(src), bytes, cudaMemcpyDeviceToHost, of(stream)->stream),
+      "downloading");
 }
 
 static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size_t bytes) {
   BK_TRY(enter(stream));
-  return check(stream, cudaMemcpyAsync(bk_cuda_place(dst), bk_cuda_place(src), bytes, cudaMemcpyDeviceToDevice, of(stream)->stream), "copying");
+  return check(stream,
+               cudaMemcpyAsync(bk_cuda_place(dst), bk_cuda_place(src), bytes,
+                               cudaMemcpyDeviceToDevice, of(stream)->stream),
+               "copying");
 }
 
 static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
   BK_TRY(enter(stream));
-  return check(stream, cudaMemsetAsync(bk_cuda_place(dst), value, bytes, of(stream)->stream), "filling");
+  return check(stream, cudaMemsetAsync(bk_cuda_place(dst), value, bytes, of(stream)->stream),
+               "filling");
 }
 
 static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
@@ -152,8 +178,10 @@ static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   bk_cuda_stream *s = of(stream);
   enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   BK_TRY(enter(stream));
-  BK_TRY(check(stream, cudaStreamWaitEvent(s->stream, ((bk_cuda_event *)event)->event, 0), "waiting for an event"));
-  if (!s->capturing) BK_TRY(check(stream, cudaStreamIsCapturing(s->stream, &status), "asking about a capture"));
+  BK_TRY(check(stream, cudaStreamWaitEvent(s->stream, ((bk_cuda_event *)event)->event, 0),
+               "waiting for an event"));
+  if (!s->capturing)
+    BK_TRY(check(stream, cudaStreamIsCapturing(s->stream, &status), "asking about a capture"));
   s->captured = status == cudaStreamCaptureStatusActive;
   return BK_OK;
 }
@@ -179,25 +207,33 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
 
 static bk_status stream_capture_begin(bk_stream *stream) {
   BK_TRY(enter(stream));
-  if (of(stream)->capturing) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "cuda: a capture is under way on this stream already");
-  BK_TRY(check(stream, cudaStreamBeginCapture(of(stream)->stream, cudaStreamCaptureModeThreadLocal), "beginning a capture"));
+  if (of(stream)->capturing)
+    return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                   "cuda: a capture is under way on this stream already");
+  BK_TRY(check(stream, cudaStreamBeginCapture(of(stream)->stream, cudaStreamCaptureModeThreadLocal),
+               "beginning a capture"));
   of(stream)->capturing = true;
   return BK_OK;
 }
 
-/* Nodes keep the priorities of the streams they were captured from only where that is asked for; drivers before CUDA 11.7 refuse it. */
+/* Nodes keep the priorities of the streams they were captured from only where that is asked for;
+ * drivers before CUDA 11.7 refuse it. */
 static cudaError_t instantiate(cudaGraphExec_t *exec, cudaGraph_t graph) {
-  if (cudaGraphInstantiate(exec, graph, cudaGraphInstantiateFlagUseNodePriority) == cudaSuccess) return cudaSuccess;
+  if (cudaGraphInstantiate(exec, graph, cudaGraphInstantiateFlagUseNodePriority) == cudaSuccess)
+    return cudaSuccess;
   (void)cudaGetLastError();
   return cudaGraphInstantiate(exec, graph, 0);
 }
 
-/* Whatever comes out, the capture has ended: while one is under way the thread may not wait or allocate. */
+/* Whatever comes out, the capture has ended: while one is under way the thread may not wait or
+ * allocate. */
 static bk_status stream_capture_end(bk_stream *stream, void **graph) {
   bk_cuda_stream *s = of(stream);
   cudaGraph_t captured = NULL;
   cudaGraphExec_t exec = NULL;
-  if (!s->capturing) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "cuda: no capture is under way on this stream");
+  if (!s->capturing)
+    return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                   "cuda: no capture is under way on this stream");
   if (s->poison != BK_OK) {
     drop_capture(s);
     return s->poison;
@@ -226,19 +262,19 @@ static void stream_graph_destroy(bk_stream *stream, void *graph) {
 }
 
 static const bk_stream_ops cuda_stream_ops = {
-  .destroy = stream_destroy,
-  .upload = stream_upload,
-  .download = stream_download,
-  .copy = stream_copy,
-  .fill = stream_fill,
-  .event_record = stream_event_record,
-  .event_wait = stream_event_wait,
-  .sync = stream_sync,
-  .query = stream_query,
-  .capture_begin = stream_capture_begin,
-  .capture_end = stream_capture_end,
-  .graph_launch = stream_graph_launch,
-  .graph_destroy = stream_graph_destroy,
+    .destroy = stream_destroy,
+    .upload = stream_upload,
+    .download = stream_download,
+    .copy = stream_copy,
+    .fill = stream_fill,
+    .event_record = stream_event_record,
+    .event_wait = stream_event_wait,
+    .sync = stream_sync,
+    .query = stream_query,
+    .capture_begin = stream_capture_begin,
+    .capture_end = stream_capture_end,
+    .graph_launch = stream_graph_launch,
+    .graph_destroy = stream_graph_destroy,
 };
 
 /* CUDA counts the other way round, and only so far: smaller is more urgent. */
@@ -254,7 +290,9 @@ bk_status bk_cuda_stream_create(bk_device *device, int priority, bk_stream **str
   if (!s) return BK_ERR_MEMORY;
   s->base = (bk_stream){.ops = &cuda_stream_ops, .device = device};
   cudaError_t error = cudaSetDevice(bk_cuda_of(device)->ordinal);
-  if (error == cudaSuccess) error = cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, clamp_priority(priority));
+  if (error == cudaSuccess)
+    error =
+        cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, clamp_priority(priority));
   if (error != cudaSuccess) {
     bk_free(device->ctx, s);
     return bk_cuda_fail(device->ctx, error, "making a stream");
@@ -272,13 +310,15 @@ static void event_destroy(bk_event *event) {
 
 static bk_status event_sync(bk_event *event) {
   cudaError_t error = cudaEventSynchronize(((bk_cuda_event *)event)->event);
-  return error == cudaSuccess ? BK_OK : bk_cuda_fail(event->device->ctx, error, "waiting for an event");
+  return error == cudaSuccess ? BK_OK
+                              : bk_cuda_fail(event->device->ctx, error, "waiting for an event");
 }
 
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   const bk_cuda_event *from = (bk_cuda_event *)begin, *to = (bk_cuda_event *)end;
   float milliseconds = 0;
-  if (!from->recorded || !to->recorded) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (!from->recorded || !to->recorded)
+    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
   cudaError_t error = cudaEventElapsedTime(&milliseconds, from->event, to->event);
   if (error != cudaSuccess) return bk_cuda_fail(begin->device->ctx, error, "reading events");
   *seconds = milliseconds * 1e-3;

@@ -4,8 +4,8 @@
 
 #include "backends/gpu/gpu.h"
 
-#define BK_GPU_ROWS_ATTENTION(ROW)                \
-  ROW(ATTENTION, attention, BK_GPU_FLOATS)        \
+#define BK_GPU_ROWS_ATTENTION(ROW)         \
+  ROW(ATTENTION, attention, BK_GPU_FLOATS) \
   ROW(ATTENTION_BWD, attention_bwd, BK_GPU_FLOATS)
 
 BK_GPU_ROWS_ATTENTION(BK_GPU_DECLARE)

@@ -24,7 +24,8 @@ typedef struct held {
 
 static void hold_message(void *user, bk_log_level level, const char *message) {
   held *h = user;
-  if (level == BK_LOG_ERROR && !h->first[0]) snprintf(h->first, sizeof h->first, "%.*s", (int)sizeof h->first - 1, message);
+  if (level == BK_LOG_ERROR && !h->first[0])
+    snprintf(h->first, sizeof h->first, "%.*s", (int)sizeof h->first - 1, message);
 }
 
 static void hold(bk_context *ctx, held *h) {
@@ -41,10 +42,12 @@ static void let_go(bk_context *ctx, const held *h) {
 /* ---- the folder ---- */
 
 static char *find_folder(bk_context *ctx) {
-  const char *off = bk_context_environment(ctx, "BIRKHOFF_CACHE"), *xdg = bk_context_environment(ctx, "XDG_CACHE_HOME");
+  const char *off = bk_context_environment(ctx, "BIRKHOFF_CACHE"),
+             *xdg = bk_context_environment(ctx, "XDG_CACHE_HOME");
   const char *home = bk_context_environment(ctx, "HOME");
   if (off && strcmp(off, "off") == 0) return NULL;
-  if (xdg && xdg[0] == '/') return bk_path_join(ctx, xdg, "birkhoff"); /* relative ones are invalid: XDG base directories */
+  /* relative ones are invalid: XDG base directories */
+  if (xdg && xdg[0] == '/') return bk_path_join(ctx, xdg, "birkhoff");
   if (home && home[0] == '/') return bk_path_join(ctx, home, ".cache/birkhoff");
   return NULL;
 }
@@ -63,13 +66,15 @@ void bk_gpu_kept_fini(bk_gpu_cache *cache) {
 }
 
 static char *entry_path(const bk_gpu_cache *cache, const char *name, const char *key) {
-  return bk_format(cache->ctx, "%s/%s-%016llx.bin", cache->folder, name, (unsigned long long)bk_hash64(key, strlen(key)));
+  return bk_format(cache->ctx, "%s/%s-%016llx.bin", cache->folder, name,
+                   (unsigned long long)bk_hash64(key, strlen(key)));
 }
 
 static bk_status remove_entries(bk_gpu_cache *cache, char **names, size_t count) {
   for (size_t i = 0; i < count; i++) {
     size_t length = strlen(names[i]);
-    if (length > 4 && strcmp(names[i] + length - 4, ".bin") == 0) BK_TRY(bk_remove_member(cache->ctx, cache->folder, names[i]));
+    if (length > 4 && strcmp(names[i] + length - 4, ".bin") == 0)
+      BK_TRY(bk_remove_member(cache->ctx, cache->folder, names[i]));
   }
   return BK_OK;
 }
@@ -93,23 +98,32 @@ static size_t data_of(const char *file, size_t bytes, const char *key) {
   const size_t key_bytes = strlen(key);
   if (bytes < sizeof h + key_bytes) return 0;
   memcpy(&h, file, sizeof h);
-  if (memcmp(h.magic, magic, sizeof magic) != 0 || h.key_bytes != key_bytes || h.data_bytes != bytes - sizeof h - key_bytes) return 0;
-  if (memcmp(file + sizeof h, key, key_bytes) != 0 || h.hash != bk_hash64(file + sizeof h, bytes - sizeof h)) return 0;
+  if (memcmp(h.magic, magic, sizeof magic) != 0 || h.key_bytes != key_bytes ||
+      h.data_bytes != bytes - sizeof h - key_bytes)
+    return 0;
+  if (memcmp(file + sizeof h, key, key_bytes) != 0 ||
+      h.hash != bk_hash64(file + sizeof h, bytes - sizeof h))
+    return 0;
   return sizeof h + key_bytes;
 }
 
-bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes) {
+bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data,
+                      size_t *bytes) {
   char *file = NULL;
   size_t size = 0, at = 0;
   held h;
   if (!cache->folder) return false;
   hold(cache->ctx, &h);
   char *path = entry_path(cache, name, key);
-  bool read = path && bk_path_exists(cache->ctx, path) &&
-              bk_file_read_all(cache->ctx, path, BK_GPU_CACHE_MAX_BYTES + KEY_MAX_BYTES + sizeof(header), &file, &size) == BK_OK;
+  bool read =
+      path && bk_path_exists(cache->ctx, path) &&
+      bk_file_read_all(cache->ctx, path, BK_GPU_CACHE_MAX_BYTES + KEY_MAX_BYTES + sizeof(header),
+                       &file, &size) == BK_OK;
   let_go(cache->ctx, &h);
   if (read) at = data_of(file, size, key);
-  if (read && !at) bk_debug(cache->ctx, "%s:%d: %s is not what was written there: made anew", cache->owner, cache->index, path);
+  if (read && !at)
+    bk_debug(cache->ctx, "%s:%d: %s is not what was written there: made anew", cache->owner,
+             cache->index, path);
   bk_free(cache->ctx, path);
   if (!at) {
     bk_free(cache->ctx, file);
@@ -121,7 +135,8 @@ bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, ch
   return true;
 }
 
-static char *make_entry(bk_context *ctx, const char *key, const void *data, size_t bytes, size_t *size) {
+static char *make_entry(bk_context *ctx, const char *key, const void *data, size_t bytes,
+                        size_t *size) {
   header h = {.key_bytes = strlen(key), .data_bytes = bytes};
   char *file = bk_alloc(ctx, sizeof h + h.key_bytes + bytes);
   if (!file) return NULL;
@@ -135,7 +150,8 @@ static char *make_entry(bk_context *ctx, const char *key, const void *data, size
 }
 
 /* Not synced: what a crash leaves behind is seen by its hash. */
-static bk_status write_file(bk_context *ctx, const char *path, const char *beside, const char *file, size_t size) {
+static bk_status write_file(bk_context *ctx, const char *path, const char *beside, const char *file,
+                            size_t size) {
   bk_file *f;
   int rc = ctx->fs.open_write(ctx->fs.user, beside, false, &f);
   if (rc < 0) return bk_fail(ctx, BK_ERR_IO, "cannot create %s: %s", beside, strerror(-rc));
@@ -148,7 +164,8 @@ static bk_status write_file(bk_context *ctx, const char *path, const char *besid
   return bk_fail(ctx, BK_ERR_IO, "cannot write %s: %s", path, strerror(-rc));
 }
 
-static bk_status write_entry(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes) {
+static bk_status write_entry(bk_gpu_cache *cache, const char *name, const char *key,
+                             const void *data, size_t bytes) {
   bk_context *ctx = cache->ctx;
   size_t size = 0;
   if (!cache->writable) BK_TRY(make_folder(cache));
@@ -162,13 +179,17 @@ static bk_status write_entry(bk_gpu_cache *cache, const char *name, const char *
   return status;
 }
 
-void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes) {
+void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data,
+                       size_t bytes) {
   held h;
   if (!cache->folder || bytes > BK_GPU_CACHE_MAX_BYTES || strlen(key) > KEY_MAX_BYTES) return;
   hold(cache->ctx, &h);
   bk_status status = write_entry(cache, name, key, data, bytes);
   let_go(cache->ctx, &h);
   if (status == BK_OK) return;
-  bk_warn(cache->ctx, "%s:%d: compiled kernels are not kept for the next run: %s (BIRKHOFF_CACHE=off: not tried)", cache->owner, cache->index, h.first);
+  bk_warn(
+      cache->ctx,
+      "%s:%d: compiled kernels are not kept for the next run: %s (BIRKHOFF_CACHE=off: not tried)",
+      cache->owner, cache->index, h.first);
   switch_off(cache);
 }

@@ -1,16 +1,19 @@
-/* gpu/cache: what drivers compile, kept on disk between runs: $XDG_CACHE_HOME/birkhoff or $HOME/.cache/birkhoff; BIRKHOFF_CACHE=off, or
- * neither variable set: nothing is kept. One file an entry, NAME-HASH.bin:
+/* gpu/cache: what drivers compile, kept on disk between runs: $XDG_CACHE_HOME/birkhoff or
+ * $HOME/.cache/birkhoff; BIRKHOFF_CACHE=off, or neither variable set: nothing is kept. One file
+ * an entry, NAME-HASH.bin:
  *   a header (magic and version, lengths of key and data, hash of both), the key, the data.
- * A file is used if every byte of it is what was written for the same key, and passed over otherwise: nothing in it is trusted. A failure
- * to read is as good as no entry; the first failure to write is one warning for each device, and the device writes no more.
- * Entries are written beside and renamed. Several processes may share the folder. */
+ * A file is used if every byte of it is what was written for the same key, and passed over
+ * otherwise: nothing in it is trusted. A failure to read is as good as no entry; the first
+ * failure to write is one warning for each device, and the device writes no more. Entries are
+ * written beside and renamed. Several processes may share the folder. */
 #ifndef BK_GPU_CACHE_H
 #define BK_GPU_CACHE_H
 
 #include "base/base.h"
 
 #define BK_GPU_CACHE_MAX_BYTES ((size_t)64 << 20) /* of an entry; larger ones are not kept */
-#define BK_GPU_CACHE_MAX_FILES 4000               /* beyond so many all are removed before the next is written: old drivers, old sources */
+/* beyond so many all are removed before the next is written: old drivers, old sources */
+#define BK_GPU_CACHE_MAX_FILES 4000
 
 typedef struct bk_gpu_cache {
   bk_context *ctx;
@@ -23,9 +26,11 @@ typedef struct bk_gpu_cache {
 /* A zeroed cache is off: reads find nothing, writes do nothing. Nothing is made on disk yet. */
 void bk_gpu_kept_init(bk_gpu_cache *cache, bk_context *ctx, const char *owner, int index);
 void bk_gpu_kept_fini(bk_gpu_cache *cache);
-/* name: letters, digits, _ and -; part of the file's name, for people. key: text that names all that the data depends on. True: *data is
- * to be freed with bk_free. */
-bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data, size_t *bytes);
-void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data, size_t bytes);
+/* name: letters, digits, _ and -; part of the file's name, for people. key: text that names all
+ * that the data depends on. True: *data is to be freed with bk_free. */
+bool bk_gpu_kept_read(bk_gpu_cache *cache, const char *name, const char *key, char **data,
+                      size_t *bytes);
+void bk_gpu_kept_write(bk_gpu_cache *cache, const char *name, const char *key, const void *data,
+                       size_t bytes);
 
 #endif

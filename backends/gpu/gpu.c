@@ -5,7 +5,8 @@
 
 const bk_gpu_kernel bk_gpu_kernel_table[] = {BK_GPU_KERNEL_ROWS};
 
-bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state, size_t *workspace_bytes) {
+bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state,
+                         size_t *workspace_bytes) {
   bk_gpu_state *made = bk_alloc(device->ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
   bk_status status = fn(device, args, made, workspace_bytes);
@@ -49,14 +50,17 @@ bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pip
   return BK_OK;
 }
 
-bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline, const void *call, int64_t groups) {
+bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline,
+                     const void *call, int64_t groups) {
   const bk_place *operands = call;
   const int32_t *params = (const int32_t *)(operands + pipeline->kernel->operands);
   if (groups <= 0) return BK_OK;
   if (groups > INT32_MAX)
-    return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "%s: %s: %lld work groups in one launch", stream->device->backend->name,
+    return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED,
+                   "%s: %s: %lld work groups in one launch", stream->device->backend->name,
                    plan->kernel->name, (long long)groups);
-  return bk_gpu_of(stream->device)->gpu->dispatch(stream, plan->kernel->name, pipeline, operands, params, (int)groups);
+  return bk_gpu_of(stream->device)
+      ->gpu->dispatch(stream, plan->kernel->name, pipeline, operands, params, (int)groups);
 }
 
 int bk_gpu_group(const bk_device *device, int64_t width) {
@@ -71,7 +75,8 @@ bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
   bk_gpu_shape shape = {32, 4, 1};
   if (d->on_cpu) return (bk_gpu_shape){1, 64, 64};
-  while (shape.group < d->max_group && shape.group < 256 && shape.group * shape.items < width) shape.group *= 2;
+  while (shape.group < d->max_group && shape.group < 256 && shape.group * shape.items < width)
+    shape.group *= 2;
   return shape;
 }
 
@@ -83,13 +88,16 @@ bool bk_gpu_takes_pieces(bk_op op, const void *args) {
   if (op != BK_OP_COPY && op != BK_OP_ADD) return false;
   const bk_op_desc *desc = bk_op_describe(op);
   for (int i = 0; i < desc->n_fields; i++)
-    if (!bk_tensor_contiguous((const bk_tensor *)((const char *)args + desc->fields[i].offset))) return false;
+    if (!bk_tensor_contiguous((const bk_tensor *)((const char *)args + desc->fields[i].offset)))
+      return false;
   return true;
 }
 
 int64_t bk_gpu_piece(const bk_device *device) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  const int64_t most = 1 << 30, reach = d->binding_range ? (int64_t)(d->binding_range / 4) - 64 : most; /* a binding begins up to 256 bytes before */
+  /* a binding begins up to 256 bytes before */
+  const int64_t most = 1 << 30,
+                reach = d->binding_range ? (int64_t)(d->binding_range / 4) - 64 : most;
   return (reach < most ? reach : most) / BK_GPU_PIECE * BK_GPU_PIECE;
 }
 
@@ -100,10 +108,14 @@ bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
   for (int i = 0; i < desc->n_fields; i++) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;
-    if (t->dtype == BK_F64 || (t->dtype == BK_BF16 && !(device->props.storage_dtypes & BK_DT(BK_BF16)))) return false;
+    if (t->dtype == BK_F64 ||
+        (t->dtype == BK_BF16 && !(device->props.storage_dtypes & BK_DT(BK_BF16))))
+      return false;
     if (any_size) continue;
     size_t span = bk_tensor_span(t);
-    if (span / bk_dtype_size(t->dtype) > MAX_ELEMENTS || (d->binding_range && span > d->binding_range)) return false;
+    if (span / bk_dtype_size(t->dtype) > MAX_ELEMENTS ||
+        (d->binding_range && span > d->binding_range))
+      return false;
   }
   return true;
 }

@@ -1,6 +1,7 @@
-/* libOpenCL, found at run time: the module loads on a machine without it, and `devices` says why there is none. A process that has OpenCL
- * already (linked, or preloaded as Oclgrind's is) goes on with that. BIRKHOFF_OPENCL_LIBRARY names another library: one that is not
- * where the system looks, a tool's, or the stand-in of the tests. */
+/* libOpenCL, found at run time: the module loads on a machine without it, and `devices` says why
+ * there is none. A process that has OpenCL already (linked, or preloaded as Oclgrind's is) goes
+ * on with that. BIRKHOFF_OPENCL_LIBRARY names another library: one that is not where the system
+ * looks, a tool's, or the stand-in of the tests. */
 #include "backends/opencl/opencl.h"
 
 #include <dlfcn.h>
@@ -29,11 +30,15 @@ bk_status bk_cl_load(bk_context *ctx, const bk_cl_api **out, char *reason, size_
     const char *named = bk_context_environment(ctx, "BIRKHOFF_OPENCL_LIBRARY"), *missing = NULL;
     void *library = open_library(named);
     if (!library) {
-      if (named && *named) snprintf(reason, size, "there is no %s (BIRKHOFF_OPENCL_LIBRARY)", named);
-      else snprintf(reason, size, "there is no OpenCL loader (libOpenCL.so.1; Debian: ocl-icd-libopencl1)");
+      if (named && *named)
+        snprintf(reason, size, "there is no %s (BIRKHOFF_OPENCL_LIBRARY)", named);
+      else
+        snprintf(reason, size,
+                 "there is no OpenCL loader (libOpenCL.so.1; Debian: ocl-icd-libopencl1)");
       return BK_ERR_ABSENT;
     }
-#define BK_CL_TAKE(name) if (!take(library, "cl" #name, &api.name)) missing = "cl" #name;
+#define BK_CL_TAKE(name) \
+  if (!take(library, "cl" #name, &api.name)) missing = "cl" #name;
     BK_CL_FUNCTIONS(BK_CL_TAKE)
 #undef BK_CL_TAKE
     if (missing) {

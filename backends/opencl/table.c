@@ -1,4 +1,5 @@
-/* The kernel table: rows of this backend alone, then those that it shares (backends/gpu). Best first within an op. */
+/* The kernel table: rows of this backend alone, then those that it shares (backends/gpu). Best
+ * first within an op. */
 #include "backends/opencl/opencl.h"
 
 #include "backends/gpu/table.h"
@@ -6,7 +7,6 @@
 BK_GPU_ROWS(BK_GPU_DEFINE)
 
 const bk_kernel bk_opencl_kernels[] = {
-  {BK_OP_GEMM, BK_GPU_F32, "clblast", bk_cl_clblast_accepts, bk_cl_clblast_prepare, bk_cl_clblast, bk_cl_clblast_release},
-  BK_GPU_ROWS(BK_GPU_ROW)
-  BK_KERNEL_END
-};
+    {BK_OP_GEMM, BK_GPU_F32, "clblast", bk_cl_clblast_accepts, bk_cl_clblast_prepare, bk_cl_clblast,
+     bk_cl_clblast_release},
+    BK_GPU_ROWS(BK_GPU_ROW) BK_KERNEL_END};

@@ -1,5 +1,5 @@
-/* Causal attention, one row of scores at a time. The workspace holds one head of one sequence in double: it grows linearly
- * with the number of positions. */
+/* Causal attention, one row of scores at a time. The workspace holds one head of one sequence in
+ * double: it grows linearly with the number of positions. */
 #include "backends/ref/ref.h"
 
 /* Hands out consecutive pieces of the workspace. */
@@ -32,7 +32,9 @@ static void add_scaled(double *y, const double *x, double factor, int64_t count)
 
 /* ---- forward ---- */
 
-typedef struct { double *k, *v, *q, *o, *p; } forward_space;
+typedef struct {
+  double *k, *v, *q, *o, *p;
+} forward_space;
 
 BK_REF_PREPARE(attention) {
   const bk_attention_args *a = args;
@@ -41,7 +43,8 @@ BK_REF_PREPARE(attention) {
   return BK_OK;
 }
 
-/* o = sum_j p_j v_j over the first `count` keys, p = softmax(scale q.k); returns log sum exp of the scaled scores. */
+/* o = sum_j p_j v_j over the first `count` keys, p = softmax(scale q.k); returns log sum exp of
+ * the scaled scores. */
 static double attend(const forward_space *w, int64_t count, int64_t dk, int64_t dv, double scale) {
   double max = -INFINITY, sum = 0;
   for (int64_t j = 0; j < count; j++) {
@@ -62,7 +65,8 @@ BK_REF_LAUNCH(attention) {
   int64_t nt = a->q.shape[1], ns = a->k.shape[1], dk = a->q.shape[3], dv = a->v.shape[3];
   int64_t past = bk_ref_past(&a->past), keys = past + nt < ns ? past + nt : ns;
   double *space = bk_place_data(workspace);
-  forward_space w = {take(&space, ns * dk), take(&space, ns * dv), take(&space, dk), take(&space, dv), take(&space, ns)};
+  forward_space w = {take(&space, ns * dk), take(&space, ns * dv), take(&space, dk),
+                     take(&space, dv), take(&space, ns)};
   for (int64_t b = 0; b < a->q.shape[0]; b++)
     for (int64_t h = 0; h < a->q.shape[2]; h++) {
       load_head(&a->k, b, keys, h, w.k);
@@ -77,10 +81,12 @@ BK_REF_LAUNCH(attention) {
   return BK_OK;
 }
 
-/* ---- backward: probabilities from lse, p_j = exp(scale q.k_j - lse); delta = dout.o;
- * ds_j = p_j (dout.v_j - delta); dv_j += p_j dout; dq = scale sum_j ds_j k_j; dk_j += scale ds_j q ---- */
+/* ---- backward: probabilities from lse, p_j = exp(scale q.k_j - lse); delta = dout.o; ds_j =
+ * p_j (dout.v_j - delta); dv_j += p_j dout; dq = scale sum_j ds_j k_j; dk_j += scale ds_j q ---- */
 
-typedef struct { double *k, *v, *dk, *dv, *q, *dq, *o, *dout; } backward_space;
+typedef struct {
+  double *k, *v, *dk, *dv, *q, *dq, *o, *dout;
+} backward_space;
 
 BK_REF_PREPARE(attention_bwd) {
   const bk_attention_bwd_args *a = args;
@@ -89,7 +95,8 @@ BK_REF_PREPARE(attention_bwd) {
   return BK_OK;
 }
 
-static void attend_bwd(const backward_space *w, int64_t count, int64_t dk, int64_t dv, double scale, double lse) {
+static void attend_bwd(const backward_space *w, int64_t count, int64_t dk, int64_t dv, double scale,
+                       double lse) {
   double delta = bk_ref_dot(w->dout, w->o, dv);
   memset(w->dq, 0, (size_t)dk * sizeof(double));
   for (int64_t j = 0; j < count; j++) {
@@ -101,7 +108,8 @@ static void attend_bwd(const backward_space *w, int64_t count, int64_t dk, int64
   }
 }
 
-static void head_bwd(const bk_attention_bwd_args *a, const backward_space *w, int64_t b, int64_t h) {
+static void head_bwd(const bk_attention_bwd_args *a, const backward_space *w, int64_t b,
+                     int64_t h) {
   int64_t nt = a->q.shape[1], dk = a->q.shape[3], dv = a->v.shape[3];
   load_head(&a->k, b, nt, h, w->k);
   load_head(&a->v, b, nt, h, w->v);
@@ -123,8 +131,14 @@ BK_REF_LAUNCH(attention_bwd) {
   int64_t nt = a->q.shape[1], dk = a->q.shape[3], dv = a->v.shape[3];
   double *space = bk_place_data(workspace);
   backward_space w = {
-    .k = take(&space, nt * dk), .v = take(&space, nt * dv), .dk = take(&space, nt * dk), .dv = take(&space, nt * dv),
-    .q = take(&space, dk), .dq = take(&space, dk), .o = take(&space, dv), .dout = take(&space, dv),
+      .k = take(&space, nt * dk),
+      .v = take(&space, nt * dv),
+      .dk = take(&space, nt * dk),
+      .dv = take(&space, nt * dv),
+      .q = take(&space, dk),
+      .dq = take(&space, dk),
+      .o = take(&space, dv),
+      .dout = take(&space, dv),
   };
   for (int64_t b = 0; b < a->q.shape[0]; b++)
     for (int64_t h = 0; h < a->q.shape[2]; h++) head_bwd(a, &w, b, h);

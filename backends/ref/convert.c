@@ -14,7 +14,8 @@ void bk_ref_load(const bk_tensor *t, int64_t at, int64_t stride, int64_t count, 
   }
 }
 
-void bk_ref_store(const bk_tensor *t, int64_t at, int64_t stride, int64_t count, const double *src) {
+void bk_ref_store(const bk_tensor *t, int64_t at, int64_t stride, int64_t count,
+                  const double *src) {
   if (t->dtype == BK_F32) {
     float *p = (float *)bk_tensor_data(t) + at;
     for (int64_t i = 0; i < count; i++) p[i * stride] = (float)src[i];

@@ -1,4 +1,5 @@
-/* COPY, ADD, SUM. Tensors of up to four dimensions with any strides; dimensions past ndim have size 1. */
+/* COPY, ADD, SUM. Tensors of up to four dimensions with any strides; dimensions past ndim have
+ * size 1. */
 #include "backends/ref/ref.h"
 
 typedef void (*element_fn)(const void *args, int64_t i, int64_t j, int64_t k, int64_t l);
@@ -18,7 +19,8 @@ static void copy_bits(const void *args, int64_t i, int64_t j, int64_t k, int64_t
   size_t size = bk_dtype_size(a->x.dtype);
   const char *src = bk_tensor_data(&a->x);
   char *dst = bk_tensor_data(&a->y);
-  memcpy(dst + at4(&a->y, i, j, k, l) * (int64_t)size, src + at4(&a->x, i, j, k, l) * (int64_t)size, size);
+  memcpy(dst + at4(&a->y, i, j, k, l) * (int64_t)size, src + at4(&a->x, i, j, k, l) * (int64_t)size,
+         size);
 }
 
 static void copy_value(const void *args, int64_t i, int64_t j, int64_t k, int64_t l) {
@@ -39,7 +41,8 @@ BK_REF_LAUNCH(copy) {
 
 static void add_value(const void *args, int64_t i, int64_t j, int64_t k, int64_t l) {
   const bk_add_args *a = args;
-  double sum = bk_ref_get(&a->a, at4(&a->a, i, j, k, l)) + bk_ref_get(&a->b, at4(&a->b, i, j, k, l));
+  double sum =
+      bk_ref_get(&a->a, at4(&a->a, i, j, k, l)) + bk_ref_get(&a->b, at4(&a->b, i, j, k, l));
   bk_ref_set(&a->y, at4(&a->y, i, j, k, l), sum);
 }
 

@@ -4,11 +4,13 @@
 BK_REF_LAUNCH(embed) {
   const bk_embed_args *a = args;
   for (int64_t i = 0; i < a->y.shape[0]; i++)
-    for (int64_t c = 0; c < a->y.shape[1]; c++) set2(&a->y, i, c, get2(&a->table, geti1(&a->ids, i), c));
+    for (int64_t c = 0; c < a->y.shape[1]; c++)
+      set2(&a->y, i, c, get2(&a->table, geti1(&a->ids, i), c));
   return BK_OK;
 }
 
-/* Workspace: for each id its first position, for each position the next one with the same id; -1 ends. */
+/* Workspace: for each id its first position, for each position the next one with the same id; -1
+ * ends. */
 BK_REF_PREPARE(embed_bwd) {
   const bk_embed_bwd_args *a = args;
   *workspace_bytes = (size_t)(a->dtable.shape[0] + a->ids.shape[0]) * sizeof(int32_t);

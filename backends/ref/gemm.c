@@ -1,19 +1,24 @@
-/* Dense and grouped products. Blocks of both operands are converted to double once, multiplied, and the block of the result
- * is rounded once. The sum over l runs in ascending order whatever the blocks. */
+/* Dense and grouped products. Blocks of both operands are converted to double once, multiplied,
+ * and the block of the result is rounded once. The sum over l runs in ascending order whatever
+ * the blocks. */
 #include "backends/ref/ref.h"
 
 enum { BLOCK = 24 }; /* three blocks lie on the stack */
 typedef double block[BLOCK][BLOCK];
 
-static int64_t block_size(int64_t total, int64_t begin) { return total - begin < BLOCK ? total - begin : BLOCK; }
+static int64_t block_size(int64_t total, int64_t begin) {
+  return total - begin < BLOCK ? total - begin : BLOCK;
+}
 
 /* What of the block lies past the end of the matrix is left as it was. */
 static void load_block(const bk_tensor *m, int64_t i0, int64_t j0, block out) {
   int64_t rows = block_size(m->shape[0], i0), columns = block_size(m->shape[1], j0);
-  for (int64_t i = 0; i < rows; i++) bk_ref_load(m, at2(m, i0 + i, j0), m->stride[1], columns, out[i]);
+  for (int64_t i = 0; i < rows; i++)
+    bk_ref_load(m, at2(m, i0 + i, j0), m->stride[1], columns, out[i]);
 }
 
-static void store_block(const bk_tensor *m, int64_t i0, int64_t j0, block sums, double alpha, bool accumulate) {
+static void store_block(const bk_tensor *m, int64_t i0, int64_t j0, block sums, double alpha,
+                        bool accumulate) {
   int64_t rows = block_size(m->shape[0], i0), columns = block_size(m->shape[1], j0);
   for (int64_t i = 0; i < rows; i++) {
     double old[BLOCK] = {0};
@@ -24,7 +29,8 @@ static void store_block(const bk_tensor *m, int64_t i0, int64_t j0, block sums, 
 }
 
 static void multiply_block(const double (*restrict a)[BLOCK], const double (*restrict b)[BLOCK],
-                           double (*restrict c)[BLOCK], int64_t rows, int64_t columns, int64_t depth) {
+                           double (*restrict c)[BLOCK], int64_t rows, int64_t columns,
+                           int64_t depth) {
   for (int64_t i = 0; i < rows; i++)
     for (int64_t l = 0; l < depth; l++) {
 #pragma omp simd
@@ -32,7 +38,8 @@ static void multiply_block(const double (*restrict a)[BLOCK], const double (*res
     }
 }
 
-void bk_ref_matmul(const bk_tensor *a, const bk_tensor *b, const bk_tensor *c, double alpha, bool accumulate) {
+void bk_ref_matmul(const bk_tensor *a, const bk_tensor *b, const bk_tensor *c, double alpha,
+                   bool accumulate) {
   int64_t m = c->shape[0], n = c->shape[1], k = a->shape[1];
   for (int64_t i0 = 0; i0 < m; i0 += BLOCK)
     for (int64_t j0 = 0; j0 < n; j0 += BLOCK) {
@@ -40,8 +47,8 @@ void bk_ref_matmul(const bk_tensor *a, const bk_tensor *b, const bk_tensor *c, d
       for (int64_t l0 = 0; l0 < k; l0 += BLOCK) {
         load_block(a, i0, l0, ab);
         load_block(b, l0, j0, bb);
-        multiply_block((const double(*)[BLOCK])ab, (const double(*)[BLOCK])bb, sums, block_size(m, i0),
-                       block_size(n, j0), block_size(k, l0));
+        multiply_block((const double(*)[BLOCK])ab, (const double(*)[BLOCK])bb, sums,
+                       block_size(m, i0), block_size(n, j0), block_size(k, l0));
       }
       store_block(c, i0, j0, sums, alpha, accumulate);
     }
@@ -91,7 +98,8 @@ static bk_tensor transposed(bk_tensor m) {
 BK_REF_LAUNCH(grouped_gemm) {
   const bk_grouped_gemm_args *g = args;
   for (int64_t e = 0; e < g->b.shape[0]; e++) {
-    bk_tensor a = rows_of(&g->a, &g->offsets, e), c = rows_of(&g->c, &g->offsets, e), b = matrix_of(&g->b, e);
+    bk_tensor a = rows_of(&g->a, &g->offsets, e), c = rows_of(&g->c, &g->offsets, e),
+              b = matrix_of(&g->b, e);
     bk_ref_matmul(&a, &b, &c, 1, false);
   }
   return BK_OK;

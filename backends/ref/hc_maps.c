@@ -1,5 +1,6 @@
-/* Coefficients of the residual connections up to the doubly stochastic maps: norm of the streams, logits, gates, and the
- * unconstrained maps of hc. Formulas: mHC, arXiv 2512.24880 eq. 7-8; Hyper-Connections, arXiv 2409.19606 eq. 10-13. */
+/* Coefficients of the residual connections up to the doubly stochastic maps: norm of the
+ * streams, logits, gates, and the unconstrained maps of hc. Formulas: mHC, arXiv 2512.24880 eq.
+ * 7-8; Hyper-Connections, arXiv 2409.19606 eq. 10-13. */
 #include "backends/ref/ref.h"
 
 BK_REF_LAUNCH(hc_rms) {
@@ -18,8 +19,10 @@ BK_REF_LAUNCH(hc_rms_bwd) {
   const bk_hc_rms_bwd_args *a = args;
   int64_t width = a->x.shape[1];
   for (int64_t i = 0; i < a->x.shape[0]; i++) {
-    double rinv = get1(&a->rinv, i), factor = -get1(&a->drinv, i) * rinv * rinv * rinv / (double)width;
-    for (int64_t c = 0; c < width; c++) put2(&a->dx, i, c, factor * get2(&a->x, i, c), a->accumulate);
+    double rinv = get1(&a->rinv, i),
+           factor = -get1(&a->drinv, i) * rinv * rinv * rinv / (double)width;
+    for (int64_t c = 0; c < width; c++)
+      put2(&a->dx, i, c, factor * get2(&a->x, i, c), a->accumulate);
   }
   return BK_OK;
 }
@@ -75,7 +78,8 @@ BK_REF_LAUNCH(hc_gates) {
   for (int64_t i = 0; i < a->pre.shape[0]; i++)
     for (int64_t m = 0; m < n; m++) {
       set2(&a->pre, i, m, bk_ref_sigmoid(get2(&a->logits, i, m)) + a->hc_eps);
-      if (bk_tensor_present(&a->post)) set2(&a->post, i, m, 2 * bk_ref_sigmoid(get2(&a->logits, i, n + m)));
+      if (bk_tensor_present(&a->post))
+        set2(&a->post, i, m, 2 * bk_ref_sigmoid(get2(&a->logits, i, n + m)));
     }
   return BK_OK;
 }
@@ -89,12 +93,14 @@ BK_REF_LAUNCH(hc_gates_bwd) {
     for (int64_t m = 0; m < n; m++) {
       set2(&a->dlogits, i, m, get2(&a->dpre, i, m) * sigmoid_slope(get2(&a->logits, i, m)));
       if (bk_tensor_present(&a->dpost))
-        set2(&a->dlogits, i, n + m, get2(&a->dpost, i, m) * 2 * sigmoid_slope(get2(&a->logits, i, n + m)));
+        set2(&a->dlogits, i, n + m,
+             get2(&a->dpost, i, m) * 2 * sigmoid_slope(get2(&a->logits, i, n + m)));
     }
   return BK_OK;
 }
 
-/* ---- hc: column 0 of a stream's projections makes pre, column 1 post, the others its row of comb ---- */
+/* ---- hc: column 0 of a stream's projections makes pre, column 1 post, the others its row of
+ * comb ---- */
 
 BK_REF_LAUNCH(hc_tanh) {
   const bk_hc_tanh_args *a = args;
@@ -103,8 +109,10 @@ BK_REF_LAUNCH(hc_tanh) {
     for (int64_t m = 0; m < n; m++) {
       int64_t row = i * n + m;
       double rinv = get1(&a->rinv, row);
-      set2(&a->pre, i, m, get1(&a->scale, 0) * tanh(get2(&a->proj, row, 0) * rinv) + get1(&a->base, m));
-      set2(&a->post, i, m, get1(&a->scale, 1) * tanh(get2(&a->proj, row, 1) * rinv) + get1(&a->base, n + m));
+      set2(&a->pre, i, m,
+           get1(&a->scale, 0) * tanh(get2(&a->proj, row, 0) * rinv) + get1(&a->base, m));
+      set2(&a->post, i, m,
+           get1(&a->scale, 1) * tanh(get2(&a->proj, row, 1) * rinv) + get1(&a->base, n + m));
       for (int64_t k = 0; k < n; k++) {
         double t = tanh(get2(&a->proj, row, 2 + k) * rinv);
         set3(&a->comb, i, m, k, get1(&a->scale, 2) * t + get1(&a->base, 2 * n + m * n + k));
@@ -115,7 +123,9 @@ BK_REF_LAUNCH(hc_tanh) {
 
 /* The gradient of the map that column j of stream m makes. */
 static double tanh_dmap(const bk_hc_tanh_bwd_args *a, int64_t i, int64_t m, int64_t j) {
-  return j == 0 ? get2(&a->dpre, i, m) : j == 1 ? get2(&a->dpost, i, m) : get3(&a->dcomb, i, m, j - 2);
+  return j == 0   ? get2(&a->dpre, i, m)
+         : j == 1 ? get2(&a->dpost, i, m)
+                  : get3(&a->dcomb, i, m, j - 2);
 }
 
 static void tanh_dparameters(const bk_hc_tanh_bwd_args *a) {

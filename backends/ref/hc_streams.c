@@ -1,5 +1,6 @@
-/* The residual streams themselves: expand, collapse, and what the maps do to them (mHC, arXiv 2512.24880 eq. 3):
- * pre gathers the sublayer's input, res mixes the streams, post scatters the sublayer's output. */
+/* The residual streams themselves: expand, collapse, and what the maps do to them (mHC, arXiv
+ * 2512.24880 eq. 3): pre gathers the sublayer's input, res mixes the streams, post scatters the
+ * sublayer's output. */
 #include "backends/ref/ref.h"
 
 BK_REF_LAUNCH(hc_expand) {
@@ -69,7 +70,8 @@ static void res_dcomb(const bk_hc_res_bwd_args *a, int64_t i) {
   for (int64_t m = 0; m < n; m++)
     for (int64_t k = 0; k < n; k++) {
       double sum = 0;
-      for (int64_t c = 0; c < a->x.shape[2]; c++) sum += get3(&a->x, i, m, c) * get3(&a->dy, i, k, c);
+      for (int64_t c = 0; c < a->x.shape[2]; c++)
+        sum += get3(&a->x, i, m, c) * get3(&a->dy, i, k, c);
       set3(&a->dcomb, i, m, k, sum);
     }
 }
@@ -98,7 +100,8 @@ BK_REF_LAUNCH(hc_post) {
   const bk_hc_post_args *a = args;
   for (int64_t i = 0; i < a->y.shape[0]; i++)
     for (int64_t k = 0; k < a->y.shape[1]; k++)
-      for (int64_t c = 0; c < a->y.shape[2]; c++) put3(&a->y, i, k, c, get2(&a->post, i, k) * get2(&a->f, i, c), true);
+      for (int64_t c = 0; c < a->y.shape[2]; c++)
+        put3(&a->y, i, k, c, get2(&a->post, i, k) * get2(&a->f, i, c), true);
   return BK_OK;
 }
 
@@ -108,7 +111,8 @@ BK_REF_LAUNCH(hc_post_bwd) {
   for (int64_t i = 0; i < a->dy.shape[0]; i++) {
     for (int64_t k = 0; k < n; k++) {
       double dpost = 0;
-      for (int64_t c = 0; c < a->dy.shape[2]; c++) dpost += get3(&a->dy, i, k, c) * get2(&a->f, i, c);
+      for (int64_t c = 0; c < a->dy.shape[2]; c++)
+        dpost += get3(&a->dy, i, k, c) * get2(&a->f, i, c);
       set2(&a->dpost, i, k, dpost);
     }
     for (int64_t c = 0; c < a->dy.shape[2]; c++) {

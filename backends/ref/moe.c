@@ -1,13 +1,15 @@
 /* Sorting tokens by expert and back, and the balancing bias (arXiv 2408.15664). */
 #include "backends/ref/ref.h"
 
-/* Counts become starts, starts become next free rows while the choices are placed in order (that makes the sort stable),
- * and what is left in offsets[e] is the end of e: one place on, it is the start of e+1. */
+/* Counts become starts, starts become next free rows while the choices are placed in order (that
+ * makes the sort stable), and what is left in offsets[e] is the end of e: one place on, it is
+ * the start of e+1. */
 BK_REF_LAUNCH(moe_index) {
   const bk_moe_index_args *a = args;
   int64_t n = a->index.shape[0], k = a->index.shape[1], n_experts = a->offsets.shape[0] - 1;
   for (int64_t e = 0; e <= n_experts; e++) *bk_ref_int(&a->offsets, at1(&a->offsets, e)) = 0;
-  for (int64_t c = 0; c < n * k; c++) ++*bk_ref_int(&a->offsets, at1(&a->offsets, geti2(&a->index, c / k, c % k) + 1));
+  for (int64_t c = 0; c < n * k; c++)
+    ++*bk_ref_int(&a->offsets, at1(&a->offsets, geti2(&a->index, c / k, c % k) + 1));
   for (int64_t e = 0; e < n_experts; e++) {
     int32_t count = geti1(&a->offsets, e + 1);
     if (bk_tensor_present(&a->load)) *bk_ref_int(&a->load, at1(&a->load, e)) += count;
@@ -18,7 +20,8 @@ BK_REF_LAUNCH(moe_index) {
     *bk_ref_int(&a->order, at1(&a->order, row)) = (int32_t)c;
     *bk_ref_int(&a->slot, at2(&a->slot, c / k, c % k)) = row;
   }
-  for (int64_t e = n_experts; e > 0; e--) *bk_ref_int(&a->offsets, at1(&a->offsets, e)) = geti1(&a->offsets, e - 1);
+  for (int64_t e = n_experts; e > 0; e--)
+    *bk_ref_int(&a->offsets, at1(&a->offsets, e)) = geti1(&a->offsets, e - 1);
   *bk_ref_int(&a->offsets, 0) = 0;
   return BK_OK;
 }
@@ -26,7 +29,8 @@ BK_REF_LAUNCH(moe_index) {
 BK_REF_LAUNCH(permute) {
   const bk_permute_args *a = args;
   for (int64_t r = 0; r < a->y.shape[0]; r++)
-    for (int64_t c = 0; c < a->y.shape[1]; c++) set2(&a->y, r, c, get2(&a->x, geti1(&a->order, r) / a->k, c));
+    for (int64_t c = 0; c < a->y.shape[1]; c++)
+      set2(&a->y, r, c, get2(&a->x, geti1(&a->order, r) / a->k, c));
   return BK_OK;
 }
 
@@ -46,7 +50,8 @@ BK_REF_LAUNCH(unpermute) {
   return BK_OK;
 }
 
-/* A row of x belongs to one (i, j) only: its dot product is taken before dx, which may be x, overwrites it. */
+/* A row of x belongs to one (i, j) only: its dot product is taken before dx, which may be x,
+ * overwrites it. */
 BK_REF_LAUNCH(unpermute_bwd) {
   const bk_unpermute_bwd_args *a = args;
   int64_t width = a->dy.shape[1];
@@ -58,7 +63,8 @@ BK_REF_LAUNCH(unpermute_bwd) {
         for (int64_t c = 0; c < width; c++) dot += get2(&a->x, row, c) * get2(&a->dy, i, c);
         set2(&a->dweights, i, j, dot);
       }
-      for (int64_t c = 0; c < width; c++) set2(&a->dx, row, c, weight_of(&a->weights, i, j) * get2(&a->dy, i, c));
+      for (int64_t c = 0; c < width; c++)
+        set2(&a->dx, row, c, weight_of(&a->weights, i, j) * get2(&a->dy, i, c));
     }
   return BK_OK;
 }

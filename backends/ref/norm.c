@@ -18,7 +18,8 @@ BK_REF_LAUNCH(rmsnorm) {
 static void rmsnorm_dw(const bk_rmsnorm_bwd_args *a) {
   for (int64_t c = 0; c < a->x.shape[1]; c++) {
     double sum = 0;
-    for (int64_t i = 0; i < a->x.shape[0]; i++) sum += get2(&a->dy, i, c) * get2(&a->x, i, c) * get1(&a->rstd, i);
+    for (int64_t i = 0; i < a->x.shape[0]; i++)
+      sum += get2(&a->dy, i, c) * get2(&a->x, i, c) * get1(&a->rstd, i);
     put1(&a->dw, c, sum, true);
   }
 }
@@ -27,7 +28,8 @@ static void rmsnorm_dx(const bk_rmsnorm_bwd_args *a) {
   int64_t n = a->x.shape[0], d = a->x.shape[1];
   for (int64_t i = 0; i < n; i++) {
     double rstd = get1(&a->rstd, i), sum = 0;
-    for (int64_t c = 0; c < d; c++) sum += get2(&a->dy, i, c) * get1(&a->w, c) * get2(&a->x, i, c) * rstd;
+    for (int64_t c = 0; c < d; c++)
+      sum += get2(&a->dy, i, c) * get1(&a->w, c) * get2(&a->x, i, c) * rstd;
     double mean = sum / (double)d;
     for (int64_t c = 0; c < d; c++) {
       double dx = rstd * (get2(&a->dy, i, c) * get1(&a->w, c) - get2(&a->x, i, c) * rstd * mean);

@@ -11,14 +11,16 @@ BK_REF_LAUNCH(sumsq) {
 
 BK_REF_LAUNCH(clip) {
   const bk_clip_args *a = args;
-  double sumsq = get1(&a->step, BK_STEP_SUMSQ), max_norm = get1(&a->step, BK_STEP_MAX_NORM), norm = sqrt(sumsq);
+  double sumsq = get1(&a->step, BK_STEP_SUMSQ), max_norm = get1(&a->step, BK_STEP_MAX_NORM),
+         norm = sqrt(sumsq);
   set1(&a->step, BK_STEP_NORM, norm);
   set1(&a->step, BK_STEP_CLIP, max_norm > 0 && norm > max_norm ? max_norm / norm : 1);
   set1(&a->step, BK_STEP_FINITE, isfinite(sumsq) && isfinite(get1(&a->step, BK_STEP_LOSS)));
   return BK_OK;
 }
 
-/* p is rounded from the master as stored, so that p can be rebuilt from the masters of a checkpoint. */
+/* p is rounded from the master as stored, so that p can be rebuilt from the masters of a
+ * checkpoint. */
 BK_REF_LAUNCH(adamw) {
   const bk_adamw_args *a = args;
   if (get1(&a->step, BK_STEP_FINITE) == 0) return BK_OK;

@@ -1,4 +1,5 @@
-/* mHC-lite (arXiv 2601.05732): comb is a mixture of the n! permutation matrices, in lexicographic order. */
+/* mHC-lite (arXiv 2601.05732): comb is a mixture of the n! permutation matrices, in
+ * lexicographic order. */
 #include "backends/ref/ref.h"
 
 enum { MAX_N = BK_HC_MAX_N };

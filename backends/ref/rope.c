@@ -1,7 +1,9 @@
-/* Rotary position embedding (arXiv 2104.09864), interleaved pairs as DeepSeek-V3, and the write into the key/value cache. */
+/* Rotary position embedding (arXiv 2104.09864), interleaved pairs as DeepSeek-V3, and the write
+ * into the key/value cache. */
 #include "backends/ref/ref.h"
 
-/* One pair (x[2i], x[2i+1]) of position (b, t), all heads, turned by an angle given as cosine and sine. */
+/* One pair (x[2i], x[2i+1]) of position (b, t), all heads, turned by an angle given as cosine
+ * and sine. */
 static void turn_pair(const bk_rope_args *a, int64_t b, int64_t t, int64_t i, double c, double s) {
   int64_t hx = a->x.shape[2], hy = a->y.shape[2];
   int64_t terms = hy == 1 ? hx : 1; /* heads of x that are summed into one of y */
@@ -37,6 +39,7 @@ BK_REF_LAUNCH(cache_write) {
     for (int64_t t = 0; t < a->x.shape[1] && past + t < a->y.shape[1]; t++)
       for (int64_t h = 0; h < a->x.shape[2]; h++)
         for (int64_t c = 0; c < a->x.shape[3]; c++)
-          bk_ref_set(&a->y, at4(&a->y, b, past + t, h, c), bk_ref_get(&a->x, at4(&a->x, b, t, h, c)));
+          bk_ref_set(&a->y, at4(&a->y, b, past + t, h, c),
+                     bk_ref_get(&a->x, at4(&a->x, b, t, h, c)));
   return BK_OK;
 }

@@ -1,4 +1,5 @@
-/* DeepSeek-V3's router (arXiv 2412.19437 section 2.1.2): sigmoid scores, group-limited top-k, bias only in the choice. */
+/* DeepSeek-V3's router (arXiv 2412.19437 section 2.1.2): sigmoid scores, group-limited top-k,
+ * bias only in the choice. */
 #include "backends/ref/ref.h"
 
 /* One token's working set, in the workspace. */
@@ -24,8 +25,8 @@ static choice make_choice(const bk_router_args *a, bk_place workspace) {
   return c;
 }
 
-/* Index of the largest of value[0 .. count) among those that are open; the lowest wins a tie. With NaNs about, still an
- * index within range. -1 when none is open. */
+/* Index of the largest of value[0 .. count) among those that are open; the lowest wins a tie.
+ * With NaNs about, still an index within range. -1 when none is open. */
 static int64_t best_open(const double *value, const int32_t *open, int64_t count) {
   int64_t best = -1;
   for (int64_t i = 0; i < count; i++)
@@ -62,7 +63,8 @@ static void keep_groups(choice *c, int topk_group) {
 static void write_weights(const bk_router_args *a, int64_t i) {
   int64_t k = a->index.shape[1];
   double sum = 0;
-  for (int64_t j = 0; j < k; j++) sum += bk_ref_sigmoid(get2(&a->logits, i, geti2(&a->index, i, j)));
+  for (int64_t j = 0; j < k; j++)
+    sum += bk_ref_sigmoid(get2(&a->logits, i, geti2(&a->index, i, j)));
   double divisor = a->norm_topk_prob ? sum + 1e-20 : 1;
   for (int64_t j = 0; j < k; j++) {
     double s = bk_ref_sigmoid(get2(&a->logits, i, geti2(&a->index, i, j)));
@@ -83,8 +85,9 @@ BK_REF_LAUNCH(router) {
     for (int64_t j = 0; j < a->index.shape[1]; j++) {
       int64_t best = best_open(c.biased, c.open, c.n_experts);
       if (best < 0)
-        return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "router: %lld experts are left for a choice of %lld",
-                       (long long)j, (long long)a->index.shape[1]);
+        return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                       "router: %lld experts are left for a choice of %lld", (long long)j,
+                       (long long)a->index.shape[1]);
       c.open[best] = 0;
       *bk_ref_int(&a->index, at2(&a->index, i, j)) = (int32_t)best;
     }
@@ -93,7 +96,8 @@ BK_REF_LAUNCH(router) {
   return BK_OK;
 }
 
-/* weights_j = f s_j / D: D = sum s + 1e-20, so ds_j = f (dw_j - sum_l dw_l s_l / D) / D; without norm D = 1 is constant. */
+/* weights_j = f s_j / D: D = sum s + 1e-20, so ds_j = f (dw_j - sum_l dw_l s_l / D) / D; without
+ * norm D = 1 is constant. */
 BK_REF_LAUNCH(router_bwd) {
   const bk_router_bwd_args *a = args;
   int64_t k = a->index.shape[1];
@@ -104,7 +108,8 @@ BK_REF_LAUNCH(router_bwd) {
       sum += s;
       mixed += get2(&a->dweights, i, j) * s;
     }
-    double divisor = a->norm_topk_prob ? sum + 1e-20 : 1, common = a->norm_topk_prob ? mixed / divisor : 0;
+    double divisor = a->norm_topk_prob ? sum + 1e-20 : 1,
+           common = a->norm_topk_prob ? mixed / divisor : 0;
     for (int64_t e = 0; e < a->dlogits.shape[1]; e++) set2(&a->dlogits, i, e, 0);
     for (int64_t j = 0; j < k; j++) {
       int32_t e = geti2(&a->index, i, j);

@@ -1,9 +1,11 @@
-/* Sinkhorn: an n by n matrix of logits becomes (nearly) doubly stochastic. mHC, arXiv 2512.24880 eq. 9.
+/* Sinkhorn: an n by n matrix of logits becomes (nearly) doubly stochastic. mHC, arXiv 2512.24880
+ * eq. 9.
  *
- * 2 iters steps: the even ones normalise rows (fixed source m), the odd ones columns (fixed destination k).
- * hc_eps = 0: in the log domain a step is y = x - logsumexp(x) along its line, and comb = exp of the last y.
- *   With z = x - max(x), y = z - log(sum exp z): no large numbers cancel, lines sum to 1 to rounding whatever the gaps.
- *   Backward of a step: dx = dy - exp(y) sum(dy).
+ * 2 iters steps: the even ones normalise rows (fixed source m), the odd ones columns (fixed
+ * destination k). hc_eps = 0: in the log domain a step is y = x - logsumexp(x) along its line,
+ * and comb = exp of the last y.
+ *   With z = x - max(x), y = z - log(sum exp z): no large numbers cancel, lines sum to 1 to
+ *   rounding whatever the gaps. Backward of a step: dx = dy - exp(y) sum(dy).
  * hc_eps > 0 (DeepSeek-V4): step 0 is a softmax, plus eps; the others y = x / (sum(x) + eps).
  *   Backward: dx = (dy - sum(dy y)) / (sum(x) + eps); of the softmax p: dx = p (dy - sum(dy p)).
  * The backward recomputes all iterates, keeps them in the workspace, and walks them back. */
@@ -13,7 +15,8 @@
 enum { MAX_N = BK_HC_MAX_N, MAX_STEPS = 2 * 64 };
 typedef double matrix[MAX_N][MAX_N];
 
-/* Line i of a step: a row in even steps, a column in odd ones. Elements of a line are line[0], line[stride], ... */
+/* Line i of a step: a row in even steps, a column in odd ones. Elements of a line are line[0],
+ * line[stride], ... */
 static double *line_of(matrix x, int step, int i) { return step % 2 == 0 ? &x[i][0] : &x[0][i]; }
 static int line_stride(int step) { return step % 2 == 0 ? 1 : MAX_N; }
 
@@ -55,26 +58,27 @@ static void forward_step(matrix x, int n, int step, double eps, double *divisors
   for (int i = 0; i < n; i++) {
     double *line = line_of(x, step, i), divisor = 1;
     int stride = line_stride(step);
-    if (eps == 0)
-      log_step(line, n, stride);
-    else if (step == 0)
-      softmax_step(line, n, stride, eps);
-    else
-      divisor = divide_step(line, n, stride, eps);
+    if (eps == 0) log_step(line, n, stride);
+    else if (step == 0) softmax_step(line, n, stride, eps);
+    else divisor = divide_step(line, n, stride, eps);
     if (divisors) divisors[i] = divisor;
   }
 }
 
 /* Turns the gradient of the step's output y into that of its input, in place. */
-static void backward_step(matrix grad, matrix y, int n, int step, double eps, const double *divisors) {
+static void backward_step(matrix grad, matrix y, int n, int step, double eps,
+                          const double *divisors) {
   int stride = line_stride(step);
   for (int i = 0; i < n; i++) {
     double *g = line_of(grad, step, i), *line = line_of(y, step, i), sum = 0;
     double shift = eps > 0 && step == 0 ? eps : 0; /* the softmax itself is y - eps */
-    for (int j = 0; j < n; j++) sum += eps == 0 ? g[j * stride] : g[j * stride] * (line[j * stride] - shift);
+    for (int j = 0; j < n; j++)
+      sum += eps == 0 ? g[j * stride] : g[j * stride] * (line[j * stride] - shift);
     for (int j = 0; j < n; j++) {
       double *at = &g[j * stride], out = line[j * stride];
-      *at = eps == 0 ? *at - exp(out) * sum : step == 0 ? (out - eps) * (*at - sum) : (*at - sum) / divisors[i];
+      *at = eps == 0    ? *at - exp(out) * sum
+            : step == 0 ? (out - eps) * (*at - sum)
+                        : (*at - sum) / divisors[i];
     }
   }
 }
@@ -138,7 +142,8 @@ BK_REF_LAUNCH(sinkhorn_bwd) {
     if (a->hc_eps == 0)
       for (int m = 0; m < n; m++)
         for (int k = 0; k < n; k++) grad[m][k] *= exp(x[m][k]);
-    for (int step = steps - 1; step >= 0; step--) backward_step(grad, kept[step].out, n, step, a->hc_eps, kept[step].divisors);
+    for (int step = steps - 1; step >= 0; step--)
+      backward_step(grad, kept[step].out, n, step, a->hc_eps, kept[step].divisors);
     for (int m = 0; m < n; m++)
       for (int k = 0; k < n; k++) set3(&a->dlogits, i, m, k, grad[m][k]);
   }

@@ -11,7 +11,8 @@ BK_REF_LAUNCH(swiglu) {
   return BK_OK;
 }
 
-/* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g). Each element is read before its gradients are written: they may alias. */
+/* silu'(g) = s (1 + g (1 - s)), s = sigmoid(g). Each element is read before its gradients are
+ * written: they may alias. */
 BK_REF_LAUNCH(swiglu_bwd) {
   const bk_swiglu_bwd_args *a = args;
   for (int64_t i = 0; i < a->dy.shape[0]; i++)

@@ -1,5 +1,6 @@
-/* Captures: what a stream is given is recorded into a command buffer of its own, which is submitted as often as wanted. One capture at a
- * time is under way on a device. A stream that waits for an event of the capture takes part in it: its commands go into the same command
+/* Captures: what a stream is given is recorded into a command buffer of its own, which is
+ * submitted as often as wanted. One capture at a time is under way on a device. A stream that
+ * waits for an event of the capture takes part in it: its commands go into the same command
  * buffer, one after the other. */
 #include "backends/vulkan/vulkan.h"
 
@@ -34,7 +35,8 @@ uint64_t bk_vk_capture_id(const bk_vk_graph *graph) { return graph->id; }
 bk_status bk_vk_refuse_capture(bk_stream *stream, const char *what) {
   bk_vk_graph *g = bk_vk_capture_of(stream);
   if (!g) return BK_OK;
-  g->failed = bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "vulkan: %s cannot be captured", what);
+  g->failed =
+      bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "vulkan: %s cannot be captured", what);
   return g->failed;
 }
 
@@ -62,7 +64,8 @@ static bk_status take_set(bk_vk_device *d, bk_vk_graph *g, bk_vk_set **set) {
   return BK_OK;
 }
 
-bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, bk_vk_set **set) {
+bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands,
+                              bk_vk_set **set) {
   if (graph->failed == BK_OK && set) graph->failed = take_set(device_of(stream), graph, set);
   *commands = graph->commands;
   return graph->failed;
@@ -70,15 +73,20 @@ bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBu
 
 static bk_status make_commands(bk_stream *stream, bk_vk_graph *g) {
   bk_vk_device *d = device_of(stream);
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = d->traits.family};
+  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                        .queueFamilyIndex = d->traits.family};
   VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &g->pool);
   if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = g->pool,
-                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY, .commandBufferCount = 1};
+    const VkCommandBufferAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+        .commandPool = g->pool,
+        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+        .commandBufferCount = 1};
     result = d->vk.AllocateCommandBuffers(d->handle, &info, &g->commands);
   }
   if (result == VK_SUCCESS) { /* the host may be ahead: the same graph twice in the queue */
-    const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO, .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
+    const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                            .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
     result = d->vk.BeginCommandBuffer(g->commands, &begin);
   }
   return bk_vk_check(stream, result, "beginning a capture");
@@ -87,7 +95,9 @@ static bk_status make_commands(bk_stream *stream, bk_vk_graph *g) {
 bk_status bk_vk_capture_begin(bk_stream *stream) {
   bk_vk_device *d = device_of(stream);
   BK_TRY(bk_vk_enter(stream));
-  if (d->capture) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "vulkan: a capture is under way on this device already");
+  if (d->capture)
+    return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                   "vulkan: a capture is under way on this device already");
   bk_vk_graph *g = bk_alloc(stream->device->ctx, sizeof *g);
   if (!g) return BK_ERR_MEMORY;
   g->id = ++d->captures;
@@ -105,7 +115,9 @@ bk_status bk_vk_capture_begin(bk_stream *stream) {
 bk_status bk_vk_capture_end(bk_stream *stream, void **graph) {
   bk_vk_device *d = device_of(stream);
   bk_vk_graph *g = d->capture;
-  if (!g || g->owner != stream) return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "vulkan: no capture is under way on this stream");
+  if (!g || g->owner != stream)
+    return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                   "vulkan: no capture is under way on this stream");
   d->capture = NULL;
   bk_status status = bk_vk_check(stream, d->vk.EndCommandBuffer(g->commands), "ending a capture");
   if (status == BK_OK) status = g->failed;

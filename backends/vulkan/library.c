@@ -1,12 +1,14 @@
-/* libvulkan, found at run time: the module loads on a machine without it, and `devices` says why there is none. BIRKHOFF_VULKAN_LIBRARY
- * names another library: one that is not where the system looks, or the stand-in of the tests (tests/vulkan/fake_vulkan.c). */
+/* libvulkan, found at run time: the module loads on a machine without it, and `devices` says why
+ * there is none. BIRKHOFF_VULKAN_LIBRARY names another library: one that is not where the system
+ * looks, or the stand-in of the tests (tests/vulkan/fake_vulkan.c). */
 #include "backends/vulkan/vulkan.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 
-static PFN_vkGetInstanceProcAddr get_instance_proc; /* the loaded library; never closed: drivers leave threads behind */
+/* the loaded library; never closed: drivers leave threads behind */
+static PFN_vkGetInstanceProcAddr get_instance_proc;
 
 static void *open_library(const char *named) {
   if (named && named[0]) return dlopen(named, RTLD_NOW | RTLD_LOCAL);
@@ -19,7 +21,8 @@ static bk_status load(bk_context *ctx, char *reason, size_t size) {
   const char *named = bk_context_environment(ctx, "BIRKHOFF_VULKAN_LIBRARY");
   void *library = open_library(named);
   if (!library) {
-    if (named && named[0]) snprintf(reason, size, "there is no %s (BIRKHOFF_VULKAN_LIBRARY)", named);
+    if (named && named[0])
+      snprintf(reason, size, "there is no %s (BIRKHOFF_VULKAN_LIBRARY)", named);
     else snprintf(reason, size, "there is no Vulkan loader (libvulkan.so.1; Debian: libvulkan1)");
     return BK_ERR_ABSENT;
   }
@@ -29,7 +32,8 @@ static bk_status load(bk_context *ctx, char *reason, size_t size) {
     snprintf(reason, size, "the Vulkan loader has no vkGetInstanceProcAddr");
     return BK_ERR_ABSENT;
   }
-  memcpy(&get_instance_proc, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
+  /* ISO C has no conversion to a function pointer */
+  memcpy(&get_instance_proc, &symbol, sizeof symbol);
   return BK_OK;
 }
 
@@ -38,12 +42,14 @@ static bk_status load(bk_context *ctx, char *reason, size_t size) {
 
 static bool offers(bk_context *ctx, const char *extension) {
   uint32_t n = 0;
-  PFN_vkEnumerateInstanceExtensionProperties enumerate = GLOBAL(EnumerateInstanceExtensionProperties);
+  PFN_vkEnumerateInstanceExtensionProperties enumerate =
+      GLOBAL(EnumerateInstanceExtensionProperties);
   if (!enumerate || enumerate(NULL, &n, NULL) != VK_SUCCESS) return false;
   VkExtensionProperties *list = bk_alloc_array(ctx, n, sizeof *list);
   VkResult result = list ? enumerate(NULL, &n, list) : VK_ERROR_OUT_OF_HOST_MEMORY;
   bool found = false;
-  for (uint32_t i = 0; i < n && (result == VK_SUCCESS || result == VK_INCOMPLETE); i++) found = found || strcmp(list[i].extensionName, extension) == 0;
+  for (uint32_t i = 0; i < n && (result == VK_SUCCESS || result == VK_INCOMPLETE); i++)
+    found = found || strcmp(list[i].extensionName, extension) == 0;
   bk_free(ctx, list);
   return found;
 }
@@ -62,7 +68,9 @@ static void ask_for_portability(bk_context *ctx, VkInstanceCreateInfo *info) {
 }
 
 static bool take_functions(bk_vk_instance *in) {
-#define TAKE(name) in->name = (PFN_vk##name)get_instance_proc(in->handle, "vk" #name); if (!in->name) return false;
+#define TAKE(name)                                                    \
+  in->name = (PFN_vk##name)get_instance_proc(in->handle, "vk" #name); \
+  if (!in->name) return false;
   BK_VK_INSTANCE_FUNCTIONS(TAKE)
 #undef TAKE
   return true;
@@ -79,14 +87,21 @@ bk_status bk_vk_instance_open(bk_vk_instance *in, bk_context *ctx, char *reason,
     snprintf(reason, size, "the Vulkan loader is older than 1.2");
     return BK_ERR_ABSENT;
   }
-  const VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .pApplicationName = "birkhoff", .pEngineName = "birkhoff",
+  const VkApplicationInfo application = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO,
+                                         .pApplicationName = "birkhoff",
+                                         .pEngineName = "birkhoff",
                                          .apiVersion = VK_API_VERSION_1_2};
-  VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO, .pApplicationInfo = &application};
+  VkInstanceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
+                               .pApplicationInfo = &application};
   ask_for_portability(ctx, &info);
   VkResult result = create(&info, NULL, &in->handle);
   if (result != VK_SUCCESS) {
-    if (result == VK_ERROR_INCOMPATIBLE_DRIVER) snprintf(reason, size, "no Vulkan driver is installed (Debian: mesa-vulkan-drivers, or your GPU's driver)");
-    else snprintf(reason, size, "the Vulkan loader cannot start: %s (%d)", bk_vk_result_name(result), (int)result);
+    if (result == VK_ERROR_INCOMPATIBLE_DRIVER)
+      snprintf(reason, size,
+               "no Vulkan driver is installed (Debian: mesa-vulkan-drivers, or your GPU's driver)");
+    else
+      snprintf(reason, size, "the Vulkan loader cannot start: %s (%d)", bk_vk_result_name(result),
+               (int)result);
     *in = (bk_vk_instance){0};
     return BK_ERR_ABSENT;
   }
@@ -102,7 +117,9 @@ void bk_vk_instance_close(bk_vk_instance *in) {
 }
 
 bool bk_vk_device_functions(const bk_vk_instance *in, VkDevice device, bk_vk_api *vk) {
-#define TAKE(name) vk->name = (PFN_vk##name)in->GetDeviceProcAddr(device, "vk" #name); if (!vk->name) return false;
+#define TAKE(name)                                                    \
+  vk->name = (PFN_vk##name)in->GetDeviceProcAddr(device, "vk" #name); \
+  if (!vk->name) return false;
   BK_VK_DEVICE_FUNCTIONS(TAKE)
 #undef TAKE
   return true;

@@ -1,5 +1,6 @@
-/* Buffers. A driver allows few allocations of memory (maxMemoryAllocationCount, 4096 as a rule), so small buffers share blocks; a large
- * one has a block of its own. All of a block is of the device's own memory; there is no silent move to the host's. */
+/* Buffers. A driver allows few allocations of memory (maxMemoryAllocationCount, 4096 as a rule),
+ * so small buffers share blocks; a large one has a block of its own. All of a block is of the
+ * device's own memory; there is no silent move to the host's. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +13,8 @@
 /* ---- blocks ---- */
 
 /* A type of device memory that the buffer may have; UINT32_MAX: none. */
-static uint32_t pick_type(const bk_vk_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted, bool own_heap) {
+static uint32_t pick_type(const bk_vk_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
+                          bool own_heap) {
   const VkPhysicalDeviceMemoryProperties *m = &d->traits.memory;
   for (uint32_t i = 0; i < m->memoryTypeCount; i++) {
     if (!(allowed >> i & 1) || (m->memoryTypes[i].propertyFlags & wanted) != wanted) continue;
@@ -21,18 +23,26 @@ static uint32_t pick_type(const bk_vk_device *d, uint32_t allowed, VkMemoryPrope
   return UINT32_MAX;
 }
 
-static VkResult allocate(bk_vk_device *d, VkDeviceSize size, uint32_t type, VkDeviceMemory *memory) {
-  const VkMemoryAllocateFlagsInfo flags = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
-                                           .flags = d->addresses ? VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT : 0};
-  const VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .pNext = &flags, .allocationSize = size, .memoryTypeIndex = type};
+static VkResult allocate(bk_vk_device *d, VkDeviceSize size, uint32_t type,
+                         VkDeviceMemory *memory) {
+  const VkMemoryAllocateFlagsInfo flags = {
+      .sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_FLAGS_INFO,
+      .flags = d->addresses ? VK_MEMORY_ALLOCATE_DEVICE_ADDRESS_BIT : 0};
+  const VkMemoryAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                     .pNext = &flags,
+                                     .allocationSize = size,
+                                     .memoryTypeIndex = type};
   return d->vk.AllocateMemory(d->handle, &info, NULL, memory);
 }
 
 /* Drivers on a CPU promise more than there is; what the heap does not have is not asked for. */
 static VkResult make_block(bk_vk_device *d, VkDeviceSize size, uint32_t type, bk_vk_block **out) {
-  VkDeviceSize heap = d->traits.memory.memoryHeaps[d->traits.memory.memoryTypes[type].heapIndex].size;
+  VkDeviceSize heap =
+      d->traits.memory.memoryHeaps[d->traits.memory.memoryTypes[type].heapIndex].size;
   if (size > heap || d->allocated > heap - size) return VK_ERROR_OUT_OF_DEVICE_MEMORY;
-  if ((uint32_t)d->n_blocks + 64 >= d->traits.props.limits.maxMemoryAllocationCount) return VK_ERROR_TOO_MANY_OBJECTS; /* 64: streams' staging */
+  /* 64: streams' staging */
+  if ((uint32_t)d->n_blocks + 64 >= d->traits.props.limits.maxMemoryAllocationCount)
+    return VK_ERROR_TOO_MANY_OBJECTS;
   bk_vk_block *made = bk_alloc(d->gpu.base.ctx, sizeof *made);
   if (!made) return VK_ERROR_OUT_OF_HOST_MEMORY;
   VkResult result = allocate(d, size, type, &made->memory);
@@ -85,7 +95,8 @@ static void leave_block(bk_vk_device *d, bk_vk_buffer *b) {
   while (*at != b) at = &(*at)->next;
   *at = b->next;
   if (block->first) return;
-  for (const bk_vk_block *other = d->blocks; other; other = other->next) spare += is_shared(other) && !other->first;
+  for (const bk_vk_block *other = d->blocks; other; other = other->next)
+    spare += is_shared(other) && !other->first;
   if (!is_shared(block) || spare > 1) free_block(d, block); /* one empty block is kept */
 }
 
@@ -101,7 +112,9 @@ static VkResult find_place(bk_vk_device *d, bk_vk_buffer *b, const VkMemoryRequi
   for (bk_vk_block *block = d->blocks; block && shared; block = block->next)
     if (is_shared(block) && block->type == type && place_in(block, b, alignment)) return VK_SUCCESS;
   VkResult result = make_block(d, shared ? SHARED_BLOCK : b->bytes, type, &made);
-  if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY && shared) result = make_block(d, b->bytes, type, &made); /* the last bit of memory */
+  /* the last bit of memory */
+  if (result == VK_ERROR_OUT_OF_DEVICE_MEMORY && shared)
+    result = make_block(d, b->bytes, type, &made);
   if (result == VK_SUCCESS) (void)place_in(made, b, alignment);
   return result;
 }
@@ -109,7 +122,8 @@ static VkResult find_place(bk_vk_device *d, bk_vk_buffer *b, const VkMemoryRequi
 /* ---- zeroing: a command of the device's own, waited for ---- */
 
 static VkResult setup_begin(bk_vk_device *d) {
-  const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO, .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+  const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                          .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
   VkResult result = d->vk.ResetCommandPool(d->handle, d->setup_pool, 0);
   return result == VK_SUCCESS ? d->vk.BeginCommandBuffer(d->setup, &begin) : result;
 }
@@ -117,11 +131,20 @@ static VkResult setup_begin(bk_vk_device *d) {
 static VkResult setup_end(bk_vk_device *d) {
   bk_vk_timeline *t = d->setup_timeline;
   const uint64_t value = t->value + 1;
-  const VkTimelineSemaphoreSubmitInfo values = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO, .signalSemaphoreValueCount = 1,
-                                                .pSignalSemaphoreValues = &value};
-  const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .pNext = &values, .commandBufferCount = 1, .pCommandBuffers = &d->setup,
-                               .signalSemaphoreCount = 1, .pSignalSemaphores = &t->semaphore};
-  const VkSemaphoreWaitInfo wait = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &t->semaphore, .pValues = &value};
+  const VkTimelineSemaphoreSubmitInfo values = {
+      .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+      .signalSemaphoreValueCount = 1,
+      .pSignalSemaphoreValues = &value};
+  const VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                               .pNext = &values,
+                               .commandBufferCount = 1,
+                               .pCommandBuffers = &d->setup,
+                               .signalSemaphoreCount = 1,
+                               .pSignalSemaphores = &t->semaphore};
+  const VkSemaphoreWaitInfo wait = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                    .semaphoreCount = 1,
+                                    .pSemaphores = &t->semaphore,
+                                    .pValues = &value};
   VkResult result = d->vk.EndCommandBuffer(d->setup);
   if (result == VK_SUCCESS) result = d->vk.QueueSubmit(d->queue[0], 1, &submit, VK_NULL_HANDLE);
   if (result != VK_SUCCESS) return result;
@@ -140,18 +163,23 @@ static VkResult zero(bk_vk_device *d, const bk_vk_buffer *b) {
 
 static VkResult make_buffer(bk_vk_device *d, VkDeviceSize size, bk_vk_buffer *b) {
   const VkBufferCreateInfo info = {
-    .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .size = size, .sharingMode = VK_SHARING_MODE_EXCLUSIVE,
-    .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT |
-             (d->addresses ? VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT : 0)};
+      .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+      .size = size,
+      .sharingMode = VK_SHARING_MODE_EXCLUSIVE,
+      .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT |
+               VK_BUFFER_USAGE_TRANSFER_DST_BIT |
+               (d->addresses ? VK_BUFFER_USAGE_SHADER_DEVICE_ADDRESS_BIT : 0)};
   VkMemoryRequirements needs;
   *b = (bk_vk_buffer){.size = size};
   VkResult result = d->vk.CreateBuffer(d->handle, &info, NULL, &b->buffer);
   if (result != VK_SUCCESS) return result;
   d->vk.GetBufferMemoryRequirements(d->handle, b->buffer, &needs);
   result = find_place(d, b, &needs);
-  if (result == VK_SUCCESS) result = d->vk.BindBufferMemory(d->handle, b->buffer, b->block->memory, b->offset);
+  if (result == VK_SUCCESS)
+    result = d->vk.BindBufferMemory(d->handle, b->buffer, b->block->memory, b->offset);
   if (result == VK_SUCCESS && d->addresses) {
-    const VkBufferDeviceAddressInfo ask = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO, .buffer = b->buffer};
+    const VkBufferDeviceAddressInfo ask = {.sType = VK_STRUCTURE_TYPE_BUFFER_DEVICE_ADDRESS_INFO,
+                                           .buffer = b->buffer};
     b->address = d->vk.GetBufferDeviceAddress(d->handle, &ask);
   }
   return result;
@@ -166,7 +194,8 @@ bk_status bk_vk_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
   bk_vk_device *d = bk_vk_of(device);
   bk_vk_buffer *made = bk_alloc(device->ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
-  VkResult result = d->lost ? VK_ERROR_DEVICE_LOST : make_buffer(d, BK_ALIGN_UP((VkDeviceSize)bytes, 16), made);
+  VkResult result =
+      d->lost ? VK_ERROR_DEVICE_LOST : make_buffer(d, BK_ALIGN_UP((VkDeviceSize)bytes, 16), made);
   if (result == VK_SUCCESS) result = zero(d, made);
   if (result == VK_SUCCESS) {
     *handle = made;
@@ -176,8 +205,9 @@ bk_status bk_vk_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
   drop_buffer(d, made);
   bk_free(device->ctx, made);
   bool device_failed = result == VK_ERROR_DEVICE_LOST || result == VK_ERROR_FEATURE_NOT_PRESENT;
-  return bk_fail(device->ctx, device_failed ? BK_ERR_DEVICE : BK_ERR_MEMORY, "vulkan:%d: cannot allocate %zu bytes of device memory: %s (%d)",
-                 device->index, bytes, bk_vk_result_name(result), (int)result);
+  return bk_fail(device->ctx, device_failed ? BK_ERR_DEVICE : BK_ERR_MEMORY,
+                 "vulkan:%d: cannot allocate %zu bytes of device memory: %s (%d)", device->index,
+                 bytes, bk_vk_result_name(result), (int)result);
 }
 
 void bk_vk_buffer_free(bk_device *device, void *handle, size_t bytes) {
@@ -190,13 +220,18 @@ void bk_vk_buffer_free(bk_device *device, void *handle, size_t bytes) {
 
 bk_status bk_vk_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   bk_vk_device *d = bk_vk_of(device);
-  VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
-  VkPhysicalDeviceMemoryProperties2 all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2, .pNext = d->traits.budget ? &budget : NULL};
+  VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
+  VkPhysicalDeviceMemoryProperties2 all = {
+      .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2,
+      .pNext = d->traits.budget ? &budget : NULL};
   const uint32_t heap = d->traits.heap;
   d->in.GetPhysicalDeviceMemoryProperties2(d->traits.handle, &all);
-  VkDeviceSize total = all.memoryProperties.memoryHeaps[heap].size, left = total - (d->allocated < total ? d->allocated : total);
+  VkDeviceSize total = all.memoryProperties.memoryHeaps[heap].size,
+               left = total - (d->allocated < total ? d->allocated : total);
   if (d->traits.budget && budget.heapBudget[heap] < total) {
-    VkDeviceSize allowed = budget.heapBudget[heap], used = budget.heapUsage[heap], rest = allowed > used ? allowed - used : 0;
+    VkDeviceSize allowed = budget.heapBudget[heap], used = budget.heapUsage[heap],
+                 rest = allowed > used ? allowed - used : 0;
     if (rest < left) left = rest;
   }
   *total_bytes = (size_t)total;
@@ -208,28 +243,38 @@ bk_status bk_vk_memory_info(bk_device *device, size_t *free_bytes, size_t *total
 
 /* Cached where that exists: the host reads downloads from it. */
 static uint32_t pick_staging(const bk_vk_device *d, uint32_t allowed) {
-  const VkMemoryPropertyFlags seen = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+  const VkMemoryPropertyFlags seen =
+      VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
   uint32_t type = pick_type(d, allowed, seen | VK_MEMORY_PROPERTY_HOST_CACHED_BIT, false);
   return type == UINT32_MAX ? pick_type(d, allowed, seen, false) : type;
 }
 
-bk_status bk_vk_staging_alloc(bk_vk_device *d, size_t bytes, VkBuffer *buffer, VkDeviceMemory *memory, char **data) {
-  const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO, .size = bytes, .sharingMode = VK_SHARING_MODE_EXCLUSIVE,
-                                   .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+bk_status bk_vk_staging_alloc(bk_vk_device *d, size_t bytes, VkBuffer *buffer,
+                              VkDeviceMemory *memory, char **data) {
+  const VkBufferCreateInfo info = {
+      .sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+      .size = bytes,
+      .sharingMode = VK_SHARING_MODE_EXCLUSIVE,
+      .usage = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
   VkMemoryRequirements needs;
   void *mapped = NULL;
   VkResult result = d->vk.CreateBuffer(d->handle, &info, NULL, buffer);
   if (result == VK_SUCCESS) {
     d->vk.GetBufferMemoryRequirements(d->handle, *buffer, &needs);
     uint32_t type = pick_staging(d, needs.memoryTypeBits);
-    const VkMemoryAllocateInfo ask = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO, .allocationSize = needs.size, .memoryTypeIndex = type};
-    result = type == UINT32_MAX ? VK_ERROR_FEATURE_NOT_PRESENT : d->vk.AllocateMemory(d->handle, &ask, NULL, memory);
+    const VkMemoryAllocateInfo ask = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                      .allocationSize = needs.size,
+                                      .memoryTypeIndex = type};
+    result = type == UINT32_MAX ? VK_ERROR_FEATURE_NOT_PRESENT
+                                : d->vk.AllocateMemory(d->handle, &ask, NULL, memory);
   }
   if (result == VK_SUCCESS) result = d->vk.BindBufferMemory(d->handle, *buffer, *memory, 0);
-  if (result == VK_SUCCESS) result = d->vk.MapMemory(d->handle, *memory, 0, VK_WHOLE_SIZE, 0, &mapped);
+  if (result == VK_SUCCESS)
+    result = d->vk.MapMemory(d->handle, *memory, 0, VK_WHOLE_SIZE, 0, &mapped);
   if (result == VK_SUCCESS) *data = mapped;
   if (result == VK_SUCCESS) return BK_OK;
-  return bk_fail(d->gpu.base.ctx, bk_vk_status(result), "vulkan:%d: cannot allocate %zu bytes of memory for transfers: %s (%d)",
+  return bk_fail(d->gpu.base.ctx, bk_vk_status(result),
+                 "vulkan:%d: cannot allocate %zu bytes of memory for transfers: %s (%d)",
                  d->gpu.base.index, bytes, bk_vk_result_name(result), (int)result);
 }
 
@@ -251,16 +296,22 @@ static VkResult fill_bytes(bk_vk_device *d) {
 }
 
 bk_status bk_vk_memory_init(bk_vk_device *d) {
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .queueFamilyIndex = d->traits.family};
+  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                        .queueFamilyIndex = d->traits.family};
   BK_TRY(bk_vk_timeline_take(d, &d->setup_timeline));
   VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &d->setup_pool);
   if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = d->setup_pool,
-                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY, .commandBufferCount = 1};
+    const VkCommandBufferAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+        .commandPool = d->setup_pool,
+        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+        .commandBufferCount = 1};
     result = d->vk.AllocateCommandBuffers(d->handle, &info, &d->setup);
   }
   if (result == VK_SUCCESS) result = fill_bytes(d);
-  return result == VK_SUCCESS ? BK_OK : bk_vk_fail(d->gpu.base.ctx, result, "preparing the device's memory");
+  return result == VK_SUCCESS
+             ? BK_OK
+             : bk_vk_fail(d->gpu.base.ctx, result, "preparing the device's memory");
 }
 
 void bk_vk_memory_fini(bk_vk_device *d) {

@@ -1,4 +1,5 @@
-/* The SPIR-V of all kernels, one header for each kernel file (spirv.sh). A file of its own, because it is large. */
+/* The SPIR-V of all kernels, one header for each kernel file (spirv.sh). A file of its own,
+ * because it is large. */
 #include <string.h>
 
 #include "backends/vulkan/vulkan.h"

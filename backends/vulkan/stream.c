@@ -1,8 +1,10 @@
-/* Streams: commands are recorded into a ring of command buffers, each submitted as a whole; a barrier before every command keeps the
- * order. A timeline semaphore counts a stream's submissions up. All that recording needs is made with the stream.
+/* Streams: commands are recorded into a ring of command buffers, each submitted as a whole; a
+ * barrier before every command keeps the order. A timeline semaphore counts a stream's
+ * submissions up. All that recording needs is made with the stream.
  *
- * Streams share a queue, or there are two (plain and urgent). What was submitted to the same queue before is before: a wait for an event
- * of the same queue is nothing to do. Transfers go through a mapped buffer, of which every command buffer of the ring has a part. */
+ * Streams share a queue, or there are two (plain and urgent). What was submitted to the same
+ * queue before is before: a wait for an event of the same queue is nothing to do. Transfers go
+ * through a mapped buffer, of which every command buffer of the ring has a part. */
 #include <stdio.h>
 #include <string.h>
 
@@ -21,23 +23,29 @@ static bk_status lose(bk_stream *stream, const char *what) {
   size_t used = 0;
   names[0] = '\0';
   for (uint64_t i = first; i < s->launches && used < sizeof names; i++)
-    used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "", s->trace[i % BK_VK_TRACE]);
+    used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "",
+                             s->trace[i % BK_VK_TRACE]);
   device_of(stream)->lost = true;
   s->poison = BK_ERR_DEVICE;
   return bk_fail(stream->device->ctx, BK_ERR_DEVICE,
-                 "vulkan:%d: %s: the device was lost (a kernel faulted or ran too long, or the driver was reset): VK_ERROR_DEVICE_LOST; the last "
-                 "launches were %s; the stream cannot go on", stream->device->index, what, names[0] ? names : "none");
+                 "vulkan:%d: %s: the device was lost (a kernel faulted or ran too long, or the "
+                 "driver was reset): VK_ERROR_DEVICE_LOST; the last "
+                 "launches were %s; the stream cannot go on",
+                 stream->device->index, what, names[0] ? names : "none");
 }
 
 bk_status bk_vk_check(bk_stream *stream, VkResult result, const char *what) {
   if (result == VK_SUCCESS) return BK_OK;
-  return result == VK_ERROR_DEVICE_LOST ? lose(stream, what) : bk_vk_fail(stream->device->ctx, result, what);
+  return result == VK_ERROR_DEVICE_LOST ? lose(stream, what)
+                                        : bk_vk_fail(stream->device->ctx, result, what);
 }
 
 bk_status bk_vk_enter(bk_stream *stream) {
   if (of(stream)->poison == BK_OK && device_of(stream)->lost) {
     of(stream)->poison = BK_ERR_DEVICE;
-    return bk_fail(stream->device->ctx, BK_ERR_DEVICE, "vulkan:%d: the device was lost before; the stream cannot go on", stream->device->index);
+    return bk_fail(stream->device->ctx, BK_ERR_DEVICE,
+                   "vulkan:%d: the device was lost before; the stream cannot go on",
+                   stream->device->index);
   }
   return of(stream)->poison;
 }
@@ -45,9 +53,12 @@ bk_status bk_vk_enter(bk_stream *stream) {
 /* ---- the ring ---- */
 
 static bk_status wait_value(bk_stream *stream, uint64_t value, const char *what) {
-  const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &of(stream)->timeline->semaphore,
+  const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                    .semaphoreCount = 1,
+                                    .pSemaphores = &of(stream)->timeline->semaphore,
                                     .pValues = &value};
-  return bk_vk_check(stream, vk_of(stream)->WaitSemaphores(device_of(stream)->handle, &info, UINT64_MAX), what);
+  return bk_vk_check(
+      stream, vk_of(stream)->WaitSemaphores(device_of(stream)->handle, &info, UINT64_MAX), what);
 }
 
 /* What was downloaded by submissions up to `value`, which are done, goes where it was wanted. */
@@ -56,14 +67,16 @@ static void deliver(bk_vk_stream *s, uint64_t value) {
     bk_vk_slot *slot = &s->slots[i];
     if ((s->open && i == s->at) || slot->value > value) continue;
     const char *data = s->staging_data + (size_t)i * BK_VK_SLOT_STAGING;
-    for (int k = 0; k < slot->n_downloads; k++) memcpy(slot->downloads[k].dst, data + slot->downloads[k].offset, slot->downloads[k].bytes);
+    for (int k = 0; k < slot->n_downloads; k++)
+      memcpy(slot->downloads[k].dst, data + slot->downloads[k].offset, slot->downloads[k].bytes);
     slot->n_downloads = 0;
   }
 }
 
 /* The slot that commands are recorded into; if the ring is full, this waits for the oldest. */
 static bk_status open_slot(bk_stream *stream) {
-  const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO, .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
+  const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
+                                          .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
   bk_vk_stream *s = of(stream);
   bk_vk_slot *slot = &s->slots[s->at];
   if (slot->value) BK_TRY(wait_value(stream, slot->value, "waiting for commands"));
@@ -82,28 +95,45 @@ bk_status bk_vk_submit(bk_stream *stream, VkCommandBuffer commands) {
   const uint64_t value = s->timeline->value + 1;
   VkPipelineStageFlags stages[BK_VK_WAITS];
   for (int i = 0; i < s->n_waits; i++) stages[i] = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
-  const VkTimelineSemaphoreSubmitInfo values = {.sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO, .waitSemaphoreValueCount = (uint32_t)s->n_waits,
-                                                .pWaitSemaphoreValues = s->wait_value, .signalSemaphoreValueCount = 1, .pSignalSemaphoreValues = &value};
-  const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .pNext = &values, .waitSemaphoreCount = (uint32_t)s->n_waits,
-                             .pWaitSemaphores = s->wait, .pWaitDstStageMask = stages, .commandBufferCount = commands ? 1 : 0, .pCommandBuffers = &commands,
-                             .signalSemaphoreCount = 1, .pSignalSemaphores = &s->timeline->semaphore};
-  BK_TRY(bk_vk_check(stream, vk_of(stream)->QueueSubmit(s->queue, 1, &info, VK_NULL_HANDLE), "submitting commands"));
+  const VkTimelineSemaphoreSubmitInfo values = {
+      .sType = VK_STRUCTURE_TYPE_TIMELINE_SEMAPHORE_SUBMIT_INFO,
+      .waitSemaphoreValueCount = (uint32_t)s->n_waits,
+      .pWaitSemaphoreValues = s->wait_value,
+      .signalSemaphoreValueCount = 1,
+      .pSignalSemaphoreValues = &value};
+  const VkSubmitInfo info = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                             .pNext = &values,
+                             .waitSemaphoreCount = (uint32_t)s->n_waits,
+                             .pWaitSemaphores = s->wait,
+                             .pWaitDstStageMask = stages,
+                             .commandBufferCount = commands ? 1 : 0,
+                             .pCommandBuffers = &commands,
+                             .signalSemaphoreCount = 1,
+                             .pSignalSemaphores = &s->timeline->semaphore};
+  BK_TRY(bk_vk_check(stream, vk_of(stream)->QueueSubmit(s->queue, 1, &info, VK_NULL_HANDLE),
+                     "submitting commands"));
   s->timeline->value = value;
   s->n_waits = 0;
   return BK_OK;
 }
 
 static void barrier(bk_stream *stream, VkCommandBuffer commands) {
-  const VkPipelineStageFlags stages = VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
+  const VkPipelineStageFlags stages =
+      VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT;
   const VkMemoryBarrier all = {
-    .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER, .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
-    .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
+      .sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+      .srcAccessMask = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT,
+      .dstAccessMask = VK_ACCESS_SHADER_READ_BIT | VK_ACCESS_SHADER_WRITE_BIT |
+                       VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT};
   vk_of(stream)->CmdPipelineBarrier(commands, stages, stages, 0, 1, &all, 0, NULL, 0, NULL);
 }
 
 static void barrier_for_host(bk_stream *stream, VkCommandBuffer commands) {
-  const VkMemoryBarrier host = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER, .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT, .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
-  vk_of(stream)->CmdPipelineBarrier(commands, VK_PIPELINE_STAGE_TRANSFER_BIT, VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &host, 0, NULL, 0, NULL);
+  const VkMemoryBarrier host = {.sType = VK_STRUCTURE_TYPE_MEMORY_BARRIER,
+                                .srcAccessMask = VK_ACCESS_TRANSFER_WRITE_BIT,
+                                .dstAccessMask = VK_ACCESS_HOST_READ_BIT};
+  vk_of(stream)->CmdPipelineBarrier(commands, VK_PIPELINE_STAGE_TRANSFER_BIT,
+                                    VK_PIPELINE_STAGE_HOST_BIT, 0, 1, &host, 0, NULL, 0, NULL);
 }
 
 bk_status bk_vk_flush(bk_stream *stream) {
@@ -112,7 +142,8 @@ bk_status bk_vk_flush(bk_stream *stream) {
   bk_vk_slot *slot = &s->slots[s->at];
   if (slot->n_downloads) barrier_for_host(stream, slot->commands);
   s->open = false;
-  bk_status status = bk_vk_check(stream, vk_of(stream)->EndCommandBuffer(slot->commands), "ending commands");
+  bk_status status =
+      bk_vk_check(stream, vk_of(stream)->EndCommandBuffer(slot->commands), "ending commands");
   if (status == BK_OK) status = bk_vk_submit(stream, slot->commands);
   if (status != BK_OK) { /* they are lost: what follows may not be done without them */
     slot->n_downloads = 0;
@@ -145,34 +176,48 @@ static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_v
 void bk_vk_settle(bk_vk_device *d) {
   for (bk_vk_timeline *t = d->timelines; t && !d->lost; t = t->next) {
     uint64_t done = 0;
-    if (!t->stream || t->stream->poison != BK_OK) { /* nothing more is submitted; what was runs on */
-      const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &t->semaphore, .pValues = &t->value};
+    /* nothing more is submitted; what was runs on */
+    if (!t->stream || t->stream->poison != BK_OK) {
+      const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                        .semaphoreCount = 1,
+                                        .pSemaphores = &t->semaphore,
+                                        .pValues = &t->value};
       (void)d->vk.WaitSemaphores(d->handle, &info, UINT64_MAX);
       continue;
     }
-    if (d->vk.GetSemaphoreCounterValue(d->handle, t->semaphore, &done) == VK_SUCCESS && done >= t->value && !t->stream->open) continue;
-    if (bk_vk_flush(&t->stream->base) == BK_OK) (void)wait_value(&t->stream->base, t->value, "waiting for a stream");
+    if (d->vk.GetSemaphoreCounterValue(d->handle, t->semaphore, &done) == VK_SUCCESS &&
+        done >= t->value && !t->stream->open)
+      continue;
+    if (bk_vk_flush(&t->stream->base) == BK_OK)
+      (void)wait_value(&t->stream->base, t->value, "waiting for a stream");
   }
 }
 
 /* ---- dispatch ---- */
 
-/* In split mode a parameter tells how many elements behind its binding's beginning an operand begins. */
-static uint32_t bind_operand(const bk_vk_device *d, const bk_gpu_pipeline *p, int i, const bk_place *at, VkDescriptorBufferInfo *info) {
+/* In split mode a parameter tells how many elements behind its binding's beginning an operand
+ * begins. */
+static uint32_t bind_operand(const bk_vk_device *d, const bk_gpu_pipeline *p, int i,
+                             const bk_place *at, VkDescriptorBufferInfo *info) {
   const VkPhysicalDeviceLimits *l = &d->traits.props.limits;
-  if (!at->buffer || at->offset >= ((const bk_vk_buffer *)at->buffer->handle)->size) { /* absent, or empty at the end of its buffer */
+  /* absent, or empty at the end of its buffer */
+  if (!at->buffer || at->offset >= ((const bk_vk_buffer *)at->buffer->handle)->size) {
     *info = (VkDescriptorBufferInfo){d->bytes.buffer, 0, VK_WHOLE_SIZE};
     return 0;
   }
   const bk_vk_buffer *b = at->buffer->handle;
   const int half = p->kernel->half[i];
-  const VkDeviceSize offset = at->offset - at->offset % l->minStorageBufferOffsetAlignment, left = b->size - offset;
-  *info = (VkDescriptorBufferInfo){b->buffer, offset, left < l->maxStorageBufferRange ? left : l->maxStorageBufferRange};
+  const VkDeviceSize offset = at->offset - at->offset % l->minStorageBufferOffsetAlignment,
+                     left = b->size - offset;
+  *info = (VkDescriptorBufferInfo){
+      b->buffer, offset, left < l->maxStorageBufferRange ? left : l->maxStorageBufferRange};
   return (uint32_t)(at->offset - offset) / (half && p->consts[half] ? 2 : 4);
 }
 
-/* What an earlier launch left behind the last operand is overwritten: nobody reads it, but lavapipe follows it to buffers that are gone. */
-static void write_set(bk_stream *stream, bk_vk_set *set, const bk_gpu_pipeline *p, const bk_place *operands, uint32_t *words) {
+/* What an earlier launch left behind the last operand is overwritten: nobody reads it, but
+ * lavapipe follows it to buffers that are gone. */
+static void write_set(bk_stream *stream, bk_vk_set *set, const bk_gpu_pipeline *p,
+                      const bk_place *operands, uint32_t *words) {
   const bk_vk_device *d = device_of(stream);
   VkDescriptorBufferInfo infos[BK_GPU_MAX_OPERANDS];
   VkWriteDescriptorSet writes[BK_GPU_MAX_OPERANDS];
@@ -180,8 +225,12 @@ static void write_set(bk_stream *stream, bk_vk_set *set, const bk_gpu_pipeline *
   for (int i = 0; i < n; i++) {
     if (i < used) words[i] = bind_operand(d, p, i, &operands[i], &infos[i]);
     else infos[i] = (VkDescriptorBufferInfo){d->bytes.buffer, 0, VK_WHOLE_SIZE};
-    writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET, .dstSet = set->handle, .dstBinding = (uint32_t)i, .descriptorCount = 1,
-                                       .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, .pBufferInfo = &infos[i]};
+    writes[i] = (VkWriteDescriptorSet){.sType = VK_STRUCTURE_TYPE_WRITE_DESCRIPTOR_SET,
+                                       .dstSet = set->handle,
+                                       .dstBinding = (uint32_t)i,
+                                       .descriptorCount = 1,
+                                       .descriptorType = VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                                       .pBufferInfo = &infos[i]};
   }
   d->vk.UpdateDescriptorSets(d->handle, (uint32_t)n, writes, 0, NULL);
   set->written = used;
@@ -196,12 +245,13 @@ static void write_addresses(const bk_gpu_pipeline *p, const bk_place *operands, 
   }
 }
 
-bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
-                         int groups) {
+bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline,
+                         const bk_place *operands, const int32_t *params, int groups) {
   const bk_vk_device *d = device_of(stream);
   const bk_vk_api *vk = &d->vk;
   const uint32_t most = d->traits.props.limits.maxComputeWorkGroupCount[0];
-  const uint32_t nx = (uint32_t)groups < most ? (uint32_t)groups : most, ny = ((uint32_t)groups - 1) / nx + 1;
+  const uint32_t nx = (uint32_t)groups < most ? (uint32_t)groups : most,
+                 ny = ((uint32_t)groups - 1) / nx + 1;
   uint32_t words[2 * BK_GPU_MAX_OPERANDS + BK_GPU_MAX_PARAMS + 1];
   int n = pipeline->kernel->operands * (d->addresses ? 2 : 1);
   VkCommandBuffer commands;
@@ -210,12 +260,14 @@ bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
   if (d->addresses) write_addresses(pipeline, operands, words);
   else {
     write_set(stream, set, pipeline, operands, words);
-    vk->CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->layout, 0, 1, &set->handle, 0, NULL);
+    vk->CmdBindDescriptorSets(commands, VK_PIPELINE_BIND_POINT_COMPUTE, d->layout, 0, 1,
+                              &set->handle, 0, NULL);
   }
   if (pipeline->kernel->params) memcpy(words + n, params, (size_t)pipeline->kernel->params * 4);
   n += pipeline->kernel->params;
   words[n++] = (uint32_t)groups;
-  vk->CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE, ((const bk_vk_pipeline *)pipeline)->handle);
+  vk->CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE,
+                      ((const bk_vk_pipeline *)pipeline)->handle);
   vk->CmdPushConstants(commands, d->layout, VK_SHADER_STAGE_COMPUTE_BIT, 0, (uint32_t)n * 4, words);
   vk->CmdDispatch(commands, nx, ny, 1);
   of(stream)->trace[of(stream)->launches++ % BK_VK_TRACE] = name;
@@ -224,12 +276,16 @@ bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
 
 /* ---- transfers ---- */
 
-/* Room in the open slot's staging for up to `bytes`: at least one, in a slot that has room for another download. */
-static bk_status stage(bk_stream *stream, size_t bytes, VkCommandBuffer *commands, size_t *offset, size_t *room) {
+/* Room in the open slot's staging for up to `bytes`: at least one, in a slot that has room for
+ * another download. */
+static bk_status stage(bk_stream *stream, size_t bytes, VkCommandBuffer *commands, size_t *offset,
+                       size_t *room) {
   bk_vk_stream *s = of(stream);
   const size_t least = bytes < BK_VK_SLOT_STAGING / 4 ? bytes : BK_VK_SLOT_STAGING / 4;
   bk_vk_slot *slot = &s->slots[s->at];
-  if (s->open && (BK_VK_SLOT_STAGING - slot->staged < least || slot->n_downloads == BK_VK_SLOT_DOWNLOADS)) BK_TRY(bk_vk_flush(stream));
+  if (s->open &&
+      (BK_VK_SLOT_STAGING - slot->staged < least || slot->n_downloads == BK_VK_SLOT_DOWNLOADS))
+    BK_TRY(bk_vk_flush(stream));
   BK_TRY(next_command(stream, commands, NULL));
   slot = &s->slots[s->at];
   *offset = slot->staged;
@@ -238,7 +294,9 @@ static bk_status stage(bk_stream *stream, size_t bytes, VkCommandBuffer *command
   return BK_OK;
 }
 
-static VkBuffer buffer_of(bk_place place) { return ((const bk_vk_buffer *)place.buffer->handle)->buffer; }
+static VkBuffer buffer_of(bk_place place) {
+  return ((const bk_vk_buffer *)place.buffer->handle)->buffer;
+}
 
 static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
   bk_vk_stream *s = of(stream);
@@ -264,7 +322,8 @@ static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, siz
     BK_TRY(stage(stream, bytes - done, &commands, &offset, &room));
     bk_vk_slot *slot = &s->slots[s->at];
     slot->downloads[slot->n_downloads++] = (bk_vk_download){(char *)dst + done, offset, room};
-    const VkBufferCopy region = {src.offset + done, offset + (size_t)s->at * BK_VK_SLOT_STAGING, room};
+    const VkBufferCopy region = {src.offset + done, offset + (size_t)s->at * BK_VK_SLOT_STAGING,
+                                 room};
     vk_of(stream)->CmdCopyBuffer(commands, buffer_of(src), s->staging, 1, &region);
   }
   return BK_OK;
@@ -283,13 +342,16 @@ static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size
 /* Vulkan fills whole words; odd ends are copies. */
 static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
   const bk_vk_device *d = device_of(stream);
-  const size_t up = BK_ALIGN_UP(dst.offset, 4) - dst.offset, head = up < bytes ? up : bytes, words = (bytes - head) / 4 * 4, tail = bytes - head - words;
-  const VkBufferCopy ends[2] = {{4 * (VkDeviceSize)value, dst.offset, head}, {4 * (VkDeviceSize)value, dst.offset + head + words, tail}};
+  const size_t up = BK_ALIGN_UP(dst.offset, 4) - dst.offset, head = up < bytes ? up : bytes,
+               words = (bytes - head) / 4 * 4, tail = bytes - head - words;
+  const VkBufferCopy ends[2] = {{4 * (VkDeviceSize)value, dst.offset, head},
+                                {4 * (VkDeviceSize)value, dst.offset + head + words, tail}};
   VkCommandBuffer commands;
   BK_TRY(bk_vk_enter(stream));
   if (!bytes) return BK_OK;
   BK_TRY(next_command(stream, &commands, NULL));
-  if (words) d->vk.CmdFillBuffer(commands, buffer_of(dst), dst.offset + head, words, value * 0x01010101u);
+  if (words)
+    d->vk.CmdFillBuffer(commands, buffer_of(dst), dst.offset + head, words, value * 0x01010101u);
   for (int i = 0; i < 2; i++)
     if (ends[i].size) d->vk.CmdCopyBuffer(commands, d->bytes.buffer, buffer_of(dst), 1, &ends[i]);
   return BK_OK;
@@ -314,7 +376,10 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
   BK_TRY(bk_vk_enter(stream));
   BK_TRY(bk_vk_refuse_capture(stream, "a query"));
   BK_TRY(bk_vk_flush(stream));
-  BK_TRY(bk_vk_check(stream, vk_of(stream)->GetSemaphoreCounterValue(device_of(stream)->handle, s->timeline->semaphore, &value), "querying the stream"));
+  BK_TRY(bk_vk_check(stream,
+                     vk_of(stream)->GetSemaphoreCounterValue(device_of(stream)->handle,
+                                                             s->timeline->semaphore, &value),
+                     "querying the stream"));
   deliver(s, value);
   *done = value >= s->timeline->value;
   if (*done) s->launches = 0;
@@ -325,7 +390,9 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
 
 static bool is_done(const bk_vk_device *d, const bk_vk_event *e) {
   uint64_t value = 0;
-  return !e->timeline || (d->vk.GetSemaphoreCounterValue(d->handle, e->timeline->semaphore, &value) == VK_SUCCESS && value >= e->value);
+  return !e->timeline ||
+         (d->vk.GetSemaphoreCounterValue(d->handle, e->timeline->semaphore, &value) == VK_SUCCESS &&
+          value >= e->value);
 }
 
 static bk_status event_sync(bk_event *event);
@@ -338,8 +405,10 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   VkCommandBuffer commands;
   BK_TRY(bk_vk_enter(stream));
   e->capture = graph ? bk_vk_capture_id(graph) : 0;
-  if (graph) return BK_OK; /* a mark of who takes part; what follows comes later in the same command buffer anyway */
-  if (e->timeline != s->timeline && !is_done(device_of(stream), e)) BK_TRY(event_sync(event)); /* its clock is in use on another stream */
+  /* a mark of who takes part; what follows comes later in the same command buffer anyway */
+  if (graph) return BK_OK;
+  /* its clock is in use on another stream */
+  if (e->timeline != s->timeline && !is_done(device_of(stream), e)) BK_TRY(event_sync(event));
   BK_TRY(next_command(stream, &commands, NULL));
   if (e->query) {
     vk_of(stream)->CmdResetQueryPool(commands, e->query, 0, 1);
@@ -380,7 +449,8 @@ static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   }
   s->joined = 0;
   BK_TRY(bk_vk_refuse_capture(stream, "a wait for an event of before"));
-  if (!e->timeline || e->queue == s->queue) return BK_OK; /* submitted before what follows: the next barrier is behind it */
+  /* submitted before what follows: the next barrier is behind it */
+  if (!e->timeline || e->queue == s->queue) return BK_OK;
   if (s->open) BK_TRY(bk_vk_flush(stream)); /* what is recorded need not wait */
   return add_wait(stream, e);
 }
@@ -391,7 +461,8 @@ static void stream_destroy(bk_stream *stream) {
   bk_vk_stream *s = of(stream);
   bk_vk_device *d = device_of(stream);
   if (s->timeline && bk_vk_capture_of(stream)) (void)bk_vk_capture_end(stream, NULL);
-  if (s->timeline && s->poison == BK_OK && !d->lost && bk_vk_flush(stream) == BK_OK) (void)wait_value(stream, s->timeline->value, "closing a stream");
+  if (s->timeline && s->poison == BK_OK && !d->lost && bk_vk_flush(stream) == BK_OK)
+    (void)wait_value(stream, s->timeline->value, "closing a stream");
   else if (s->timeline) (void)d->vk.DeviceWaitIdle(d->handle);
   if (s->timeline) {
     s->timeline->stream = NULL;
@@ -405,24 +476,26 @@ static void stream_destroy(bk_stream *stream) {
 }
 
 static const bk_stream_ops vulkan_stream_ops = {
-  .destroy = stream_destroy,
-  .upload = stream_upload,
-  .download = stream_download,
-  .copy = stream_copy,
-  .fill = stream_fill,
-  .event_record = stream_event_record,
-  .event_wait = stream_event_wait,
-  .sync = stream_sync,
-  .query = stream_query,
-  .capture_begin = bk_vk_capture_begin,
-  .capture_end = bk_vk_capture_end,
-  .graph_launch = bk_vk_graph_launch,
-  .graph_destroy = bk_vk_graph_destroy,
+    .destroy = stream_destroy,
+    .upload = stream_upload,
+    .download = stream_download,
+    .copy = stream_copy,
+    .fill = stream_fill,
+    .event_record = stream_event_record,
+    .event_wait = stream_event_wait,
+    .sync = stream_sync,
+    .query = stream_query,
+    .capture_begin = bk_vk_capture_begin,
+    .capture_end = bk_vk_capture_end,
+    .graph_launch = bk_vk_graph_launch,
+    .graph_destroy = bk_vk_graph_destroy,
 };
 
 bk_status bk_vk_timeline_take(bk_vk_device *d, bk_vk_timeline **timeline) {
-  const VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO, .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
-  const VkSemaphoreCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO, .pNext = &type};
+  const VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
+                                          .semaphoreType = VK_SEMAPHORE_TYPE_TIMELINE};
+  const VkSemaphoreCreateInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_CREATE_INFO,
+                                      .pNext = &type};
   bk_vk_timeline *t = d->timelines;
   while (t && t->taken) t = t->next;
   if (!t) {
@@ -442,15 +515,20 @@ bk_status bk_vk_timeline_take(bk_vk_device *d, bk_vk_timeline **timeline) {
 }
 
 static bk_status make_slot(bk_vk_device *d, bk_vk_slot *slot) {
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO, .flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT,
+  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                        .flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT,
                                         .queueFamilyIndex = d->traits.family};
   VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &slot->pool);
   if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO, .commandPool = slot->pool,
-                                              .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY, .commandBufferCount = 1};
+    const VkCommandBufferAllocateInfo info = {
+        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+        .commandPool = slot->pool,
+        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+        .commandBufferCount = 1};
     result = d->vk.AllocateCommandBuffers(d->handle, &info, &slot->commands);
   }
-  return result == VK_SUCCESS ? BK_OK : bk_vk_fail(d->gpu.base.ctx, result, "making command buffers");
+  return result == VK_SUCCESS ? BK_OK
+                              : bk_vk_fail(d->gpu.base.ctx, result, "making command buffers");
 }
 
 static bk_status stream_fill_in(bk_vk_device *d, bk_vk_stream *s) {
@@ -460,9 +538,11 @@ static bk_status stream_fill_in(bk_vk_device *d, bk_vk_stream *s) {
   for (int i = 0; i < BK_VK_SLOTS; i++) BK_TRY(make_slot(d, &s->slots[i]));
   if (!d->addresses) {
     BK_TRY(bk_vk_sets_alloc(d, BK_COUNT(sets), &s->sets, sets));
-    for (int i = 0; i < BK_VK_SLOTS; i++) memcpy(s->slots[i].sets, sets + i * BK_VK_SLOT_COMMANDS, sizeof s->slots[i].sets);
+    for (int i = 0; i < BK_VK_SLOTS; i++)
+      memcpy(s->slots[i].sets, sets + i * BK_VK_SLOT_COMMANDS, sizeof s->slots[i].sets);
   }
-  return bk_vk_staging_alloc(d, BK_VK_SLOTS * BK_VK_SLOT_STAGING, &s->staging, &s->staging_memory, &s->staging_data);
+  return bk_vk_staging_alloc(d, BK_VK_SLOTS * BK_VK_SLOT_STAGING, &s->staging, &s->staging_memory,
+                             &s->staging_data);
 }
 
 bk_status bk_vk_stream_create(bk_device *device, int priority, bk_stream **stream) {
@@ -496,7 +576,10 @@ static bk_status event_sync(bk_event *event) {
   if (!e->timeline) return BK_OK;
   bk_vk_stream *s = e->timeline->stream;
   if (d->lost && s) return bk_vk_enter(&s->base); /* each stream says it once */
-  const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO, .semaphoreCount = 1, .pSemaphores = &e->timeline->semaphore, .pValues = &e->value};
+  const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
+                                    .semaphoreCount = 1,
+                                    .pSemaphores = &e->timeline->semaphore,
+                                    .pValues = &e->value};
   VkResult result = d->vk.WaitSemaphores(d->handle, &info, UINT64_MAX);
   if (result == VK_ERROR_DEVICE_LOST && s) return lose(&s->base, "waiting for an event");
   if (result == VK_ERROR_DEVICE_LOST) d->lost = true;
@@ -506,7 +589,9 @@ static bk_status event_sync(bk_event *event) {
 }
 
 static bk_status read_clock(bk_vk_device *d, const bk_vk_event *e, uint64_t *ticks) {
-  VkResult result = d->vk.GetQueryPoolResults(d->handle, e->query, 0, 1, sizeof *ticks, ticks, sizeof *ticks, VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT);
+  VkResult result =
+      d->vk.GetQueryPoolResults(d->handle, e->query, 0, 1, sizeof *ticks, ticks, sizeof *ticks,
+                                VK_QUERY_RESULT_64_BIT | VK_QUERY_RESULT_WAIT_BIT);
   return result == VK_SUCCESS ? BK_OK : bk_vk_fail(d->gpu.base.ctx, result, "reading events");
 }
 
@@ -515,8 +600,11 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
   const bk_vk_event *from = (bk_vk_event *)begin, *to = (bk_vk_event *)end;
   const uint32_t bits = d->traits.timestamp_bits;
   uint64_t a = 0, b = 0;
-  if (!from->timeline || !to->timeline) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
-  if (!bits) return bk_fail(begin->device->ctx, BK_ERR_UNSUPPORTED, "vulkan:%d: the device has no clock for events", begin->device->index);
+  if (!from->timeline || !to->timeline)
+    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (!bits)
+    return bk_fail(begin->device->ctx, BK_ERR_UNSUPPORTED,
+                   "vulkan:%d: the device has no clock for events", begin->device->index);
   BK_TRY(event_sync(begin));
   BK_TRY(event_sync(end));
   BK_TRY(read_clock(d, from, &a));
@@ -530,11 +618,15 @@ static const bk_event_ops vulkan_event_ops = {event_destroy, event_sync, event_e
 
 bk_status bk_vk_event_create(bk_device *device, bk_event **event) {
   bk_vk_device *d = bk_vk_of(device);
-  const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO, .queryType = VK_QUERY_TYPE_TIMESTAMP, .queryCount = 1};
+  const VkQueryPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_QUERY_POOL_CREATE_INFO,
+                                      .queryType = VK_QUERY_TYPE_TIMESTAMP,
+                                      .queryCount = 1};
   bk_vk_event *e = bk_alloc(device->ctx, sizeof *e);
   if (!e) return BK_ERR_MEMORY;
   e->base = (bk_event){.ops = &vulkan_event_ops, .device = device};
-  VkResult result = d->traits.timestamp_bits ? d->vk.CreateQueryPool(d->handle, &info, NULL, &e->query) : VK_SUCCESS;
+  VkResult result = d->traits.timestamp_bits
+                        ? d->vk.CreateQueryPool(d->handle, &info, NULL, &e->query)
+                        : VK_SUCCESS;
   if (result != VK_SUCCESS) {
     bk_free(device->ctx, e);
     return bk_vk_fail(device->ctx, result, "making an event");

@@ -1,11 +1,15 @@
-/* The vulkan backend: any Vulkan 1.2 device with a compute queue. library.c: libvulkan, found at run time, and an instance; vulkan.c: the
- * backend and its devices; memory.c: buffers in shared blocks of memory; pipeline.c: kernels, compiled at build (spirv.c), and the cache of
- * pipelines; stream.c: commands in a ring of command buffers, events, transfers; graph.c: captures; table.c: the kernel table.
+/* The vulkan backend: any Vulkan 1.2 device with a compute queue. library.c: libvulkan, found at
+ * run time, and an instance; vulkan.c: the backend and its devices; memory.c: buffers in shared
+ * blocks of memory; pipeline.c: kernels, compiled at build (spirv.c), and the cache of
+ * pipelines; stream.c: commands in a ring of command buffers, events, transfers; graph.c:
+ * captures; table.c: the kernel table.
  *
- * A kernel finds its operands in one of two ways. `address`: it gets 64-bit addresses (bufferDeviceAddress), no limit on their range.
- * `split`: each operand is a binding of its own, which begins at an aligned offset; what is left of the offset comes as a parameter, in
- * elements. BIRKHOFF_VULKAN_BINDINGS=split|address forces one, BIRKHOFF_VULKAN_16BIT=no the kernels for devices without 16-bit storage,
- * BIRKHOFF_VULKAN_MAX_GROUP=N smaller work groups: for tests. */
+ * A kernel finds its operands in one of two ways. `address`: it gets 64-bit addresses
+ * (bufferDeviceAddress), no limit on their range. `split`: each operand is a binding of its own,
+ * which begins at an aligned offset; what is left of the offset comes as a parameter, in
+ * elements. BIRKHOFF_VULKAN_BINDINGS=split|address forces one, BIRKHOFF_VULKAN_16BIT=no the
+ * kernels for devices without 16-bit storage, BIRKHOFF_VULKAN_MAX_GROUP=N smaller work groups:
+ * for tests. */
 #ifndef BK_VULKAN_H
 #define BK_VULKAN_H
 
@@ -15,20 +19,68 @@
 #include "backends/gpu/gpu.h"
 
 /* ---- library.c ---- */
-#define BK_VK_INSTANCE_FUNCTIONS(X)                                                                                                      \
-  X(DestroyInstance) X(EnumeratePhysicalDevices) X(GetPhysicalDeviceProperties) X(GetPhysicalDeviceProperties2)                          \
-  X(GetPhysicalDeviceFeatures2) X(GetPhysicalDeviceMemoryProperties2) X(GetPhysicalDeviceQueueFamilyProperties)                          \
-  X(EnumerateDeviceExtensionProperties) X(CreateDevice) X(GetDeviceProcAddr)
-#define BK_VK_DEVICE_FUNCTIONS(X)                                                                                                        \
-  X(DestroyDevice) X(GetDeviceQueue) X(DeviceWaitIdle) X(QueueSubmit) X(AllocateMemory) X(FreeMemory) X(MapMemory) X(CreateBuffer)        \
-  X(DestroyBuffer) X(GetBufferMemoryRequirements) X(BindBufferMemory) X(GetBufferDeviceAddress) X(CreateCommandPool)                     \
-  X(DestroyCommandPool) X(ResetCommandPool) X(AllocateCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer) X(CmdPipelineBarrier)    \
-  X(CmdCopyBuffer) X(CmdFillBuffer) X(CmdUpdateBuffer) X(CmdBindPipeline) X(CmdBindDescriptorSets) X(CmdPushConstants) X(CmdDispatch)    \
-  X(CmdResetQueryPool) X(CmdWriteTimestamp) X(CreateQueryPool) X(DestroyQueryPool) X(GetQueryPoolResults) X(CreateSemaphore)             \
-  X(DestroySemaphore) X(WaitSemaphores) X(GetSemaphoreCounterValue) X(CreateDescriptorSetLayout) X(DestroyDescriptorSetLayout)           \
-  X(CreateDescriptorPool) X(DestroyDescriptorPool) X(AllocateDescriptorSets) X(UpdateDescriptorSets) X(CreatePipelineLayout)             \
-  X(DestroyPipelineLayout) X(CreatePipelineCache) X(DestroyPipelineCache) X(GetPipelineCacheData) X(CreateShaderModule)                  \
-  X(DestroyShaderModule) X(CreateComputePipelines) X(DestroyPipeline)
+#define BK_VK_INSTANCE_FUNCTIONS(X)         \
+  X(DestroyInstance)                        \
+  X(EnumeratePhysicalDevices)               \
+  X(GetPhysicalDeviceProperties)            \
+  X(GetPhysicalDeviceProperties2)           \
+  X(GetPhysicalDeviceFeatures2)             \
+  X(GetPhysicalDeviceMemoryProperties2)     \
+  X(GetPhysicalDeviceQueueFamilyProperties) \
+  X(EnumerateDeviceExtensionProperties)     \
+  X(CreateDevice)                           \
+  X(GetDeviceProcAddr)
+#define BK_VK_DEVICE_FUNCTIONS(X) \
+  X(DestroyDevice)                \
+  X(GetDeviceQueue)               \
+  X(DeviceWaitIdle)               \
+  X(QueueSubmit)                  \
+  X(AllocateMemory)               \
+  X(FreeMemory)                   \
+  X(MapMemory)                    \
+  X(CreateBuffer)                 \
+  X(DestroyBuffer)                \
+  X(GetBufferMemoryRequirements)  \
+  X(BindBufferMemory)             \
+  X(GetBufferDeviceAddress)       \
+  X(CreateCommandPool)            \
+  X(DestroyCommandPool)           \
+  X(ResetCommandPool)             \
+  X(AllocateCommandBuffers)       \
+  X(BeginCommandBuffer)           \
+  X(EndCommandBuffer)             \
+  X(CmdPipelineBarrier)           \
+  X(CmdCopyBuffer)                \
+  X(CmdFillBuffer)                \
+  X(CmdUpdateBuffer)              \
+  X(CmdBindPipeline)              \
+  X(CmdBindDescriptorSets)        \
+  X(CmdPushConstants)             \
+  X(CmdDispatch)                  \
+  X(CmdResetQueryPool)            \
+  X(CmdWriteTimestamp)            \
+  X(CreateQueryPool)              \
+  X(DestroyQueryPool)             \
+  X(GetQueryPoolResults)          \
+  X(CreateSemaphore)              \
+  X(DestroySemaphore)             \
+  X(WaitSemaphores)               \
+  X(GetSemaphoreCounterValue)     \
+  X(CreateDescriptorSetLayout)    \
+  X(DestroyDescriptorSetLayout)   \
+  X(CreateDescriptorPool)         \
+  X(DestroyDescriptorPool)        \
+  X(AllocateDescriptorSets)       \
+  X(UpdateDescriptorSets)         \
+  X(CreatePipelineLayout)         \
+  X(DestroyPipelineLayout)        \
+  X(CreatePipelineCache)          \
+  X(DestroyPipelineCache)         \
+  X(GetPipelineCacheData)         \
+  X(CreateShaderModule)           \
+  X(DestroyShaderModule)          \
+  X(CreateComputePipelines)       \
+  X(DestroyPipeline)
 #define BK_VK_MEMBER(name) PFN_vk##name name;
 
 typedef struct bk_vk_instance {
@@ -58,11 +110,12 @@ typedef struct bk_vk_traits {
   uint32_t timestamp_bits;
   uint32_t heap; /* of device memory */
   size_t max_alloc;
-  bool addresses, halves, timeline; /* features: buffer addresses, 16-bit storage, timeline semaphores */
-  bool budget, portability;         /* extensions */
-  bool fp16, fp64, int64;           /* what shaders can compute with; told, not used */
-  uint32_t subgroup;                /* work items that run side by side */
-  char refused[128];                /* why it cannot be used, or "" */
+  /* features: buffer addresses, 16-bit storage, timeline semaphores */
+  bool addresses, halves, timeline;
+  bool budget, portability; /* extensions */
+  bool fp16, fp64, int64;   /* what shaders can compute with; told, not used */
+  uint32_t subgroup;        /* work items that run side by side */
+  char refused[128];        /* why it cannot be used, or "" */
 } bk_vk_traits;
 
 /* Memory that several buffers share, or that a large one has alone. */
@@ -79,18 +132,20 @@ struct bk_vk_block {
 struct bk_vk_buffer {
   VkBuffer buffer;
   VkDeviceAddress address; /* 0 in split mode */
-  VkDeviceSize size, offset, bytes; /* of the buffer; where its memory is in the block, and how much */
+  /* of the buffer; where its memory is in the block, and how much */
+  VkDeviceSize size, offset, bytes;
   bk_vk_block *block;
   bk_vk_buffer *next; /* in the block */
 };
 
-/* A timeline that a stream's submissions count up. It outlives the stream, because events refer to it; another stream takes it over. */
+/* A timeline that a stream's submissions count up. It outlives the stream, because events refer
+ * to it; another stream takes it over. */
 typedef struct bk_vk_stream bk_vk_stream;
 typedef struct bk_vk_timeline bk_vk_timeline;
 struct bk_vk_timeline {
   bk_vk_timeline *next;
   VkSemaphore semaphore;
-  uint64_t value;       /* of the last submission */
+  uint64_t value; /* of the last submission */
   bool taken;
   bk_vk_stream *stream; /* whose it is; NULL: the device's own, or nobody's */
 };
@@ -104,14 +159,16 @@ typedef struct bk_vk_device {
   bk_vk_api vk;
   VkDevice handle;
   VkQueue queue[2]; /* plain, urgent; the same one if there is one */
-  bool complete; /* all of vk is there */
-  int most_group; /* work items that a group can have; gpu.max_group is what it should have */
+  bool complete;    /* all of vk is there */
+  int most_group;   /* work items that a group can have; gpu.max_group is what it should have */
   bool addresses, halves, lost;
   /* memory.c */
   bk_vk_block *blocks;
   int n_blocks;
   VkDeviceSize allocated;
-  bk_vk_buffer bytes; /* each byte value four times: what odd ends of a fill are copied from; also stands for absent operands */
+  /* each byte value four times: what odd ends of a fill are copied from; also stands for absent
+   * operands */
+  bk_vk_buffer bytes;
   VkCommandPool setup_pool;
   VkCommandBuffer setup;
   bk_vk_timeline *setup_timeline;
@@ -131,7 +188,8 @@ typedef struct bk_vk_pipeline {
   VkPipeline handle;
 } bk_vk_pipeline;
 
-/* A stream has a ring of these. One is open (being recorded) at most; it is submitted at sync, query, an event, or when it is full. */
+/* A stream has a ring of these. One is open (being recorded) at most; it is submitted at sync,
+ * query, an event, or when it is full. */
 #define BK_VK_SLOTS 6
 #define BK_VK_SLOT_COMMANDS 96
 #define BK_VK_SLOT_DOWNLOADS 16
@@ -149,7 +207,7 @@ typedef struct bk_vk_slot {
   VkCommandPool pool;
   VkCommandBuffer commands;
   bk_vk_set sets[BK_VK_SLOT_COMMANDS]; /* split mode */
-  uint64_t value;                            /* of its submission */
+  uint64_t value;                      /* of its submission */
   int n_commands, n_downloads;
   size_t staged;
   bk_vk_download downloads[BK_VK_SLOT_DOWNLOADS];
@@ -162,7 +220,7 @@ struct bk_vk_stream {
   VkQueue queue;
   bk_vk_timeline *timeline;
   bk_vk_slot slots[BK_VK_SLOTS];
-  int at;    /* the slot that is open, or the next one */
+  int at; /* the slot that is open, or the next one */
   bool open;
   VkDescriptorPool sets;
   VkBuffer staging;
@@ -173,7 +231,8 @@ struct bk_vk_stream {
   int n_waits;
   bk_status poison;
   uint64_t joined; /* the capture that it takes part in: its id */
-  const char *trace[BK_VK_TRACE]; /* ring of the last launches, for the message when the device is lost */
+  /* ring of the last launches, for the message when the device is lost */
+  const char *trace[BK_VK_TRACE];
   uint64_t launches;
 };
 
@@ -201,14 +260,23 @@ bk_status bk_vk_memory_info(bk_device *device, size_t *free_bytes, size_t *total
 bk_status bk_vk_buffer_alloc(bk_device *device, size_t bytes, void **handle);
 void bk_vk_buffer_free(bk_device *device, void *handle, size_t bytes);
 /* Memory that the host sees, mapped for good: not counted among the blocks. */
-bk_status bk_vk_staging_alloc(bk_vk_device *d, size_t bytes, VkBuffer *buffer, VkDeviceMemory *memory, char **data);
+bk_status bk_vk_staging_alloc(bk_vk_device *d, size_t bytes, VkBuffer *buffer,
+                              VkDeviceMemory *memory, char **data);
 void bk_vk_staging_free(bk_vk_device *d, VkBuffer buffer, VkDeviceMemory memory);
 
 /* ---- spirv.c ---- */
-typedef enum bk_vk_variant { BK_VK_SPLIT, BK_VK_ADDRESS, BK_VK_SPLIT_32, BK_VK_VARIANTS } bk_vk_variant;
+typedef enum bk_vk_variant {
+  BK_VK_SPLIT,
+  BK_VK_ADDRESS,
+  BK_VK_SPLIT_32,
+  BK_VK_VARIANTS
+} bk_vk_variant;
 typedef struct bk_vk_spirv {
   const char *kernel;
-  struct { const uint32_t *words; size_t bytes; } code[BK_VK_VARIANTS];
+  struct {
+    const uint32_t *words;
+    size_t bytes;
+  } code[BK_VK_VARIANTS];
 } bk_vk_spirv;
 const bk_vk_spirv *bk_vk_spirv_find(const char *kernel); /* NULL: there is none */
 uint64_t bk_vk_spirv_hash(void);                         /* of all of it */
@@ -216,12 +284,13 @@ uint64_t bk_vk_spirv_hash(void);                         /* of all of it */
 /* ---- pipeline.c ---- */
 bk_status bk_vk_pipelines_init(bk_vk_device *d);
 void bk_vk_pipelines_fini(bk_vk_device *d);
-bk_status bk_vk_build(bk_device *device, const bk_gpu_kernel *kernel, const int32_t *consts, bk_gpu_pipeline **pipeline);
+bk_status bk_vk_build(bk_device *device, const bk_gpu_kernel *kernel, const int32_t *consts,
+                      bk_gpu_pipeline **pipeline);
 void bk_vk_pipeline_free(bk_device *device, bk_gpu_pipeline *pipeline);
 
 /* ---- stream.c ---- */
-bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline, const bk_place *operands, const int32_t *params,
-                         int groups);
+bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipeline *pipeline,
+                         const bk_place *operands, const int32_t *params, int groups);
 bk_status bk_vk_stream_create(bk_device *device, int priority, bk_stream **stream);
 bk_status bk_vk_event_create(bk_device *device, bk_event **event);
 /* All streams of the device have done what they were given. */
@@ -242,7 +311,8 @@ uint64_t bk_vk_capture_id(const bk_vk_graph *graph);
 /* What cannot be captured: the capture fails with the reason. OK outside of captures. */
 bk_status bk_vk_refuse_capture(bk_stream *stream, const char *what);
 /* Where the next command of a capture goes; set NULL: it needs no descriptors. */
-bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands, bk_vk_set **set);
+bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBuffer *commands,
+                              bk_vk_set **set);
 bk_status bk_vk_capture_begin(bk_stream *stream);
 bk_status bk_vk_capture_end(bk_stream *stream, void **graph);
 bk_status bk_vk_graph_launch(bk_stream *stream, void *graph);

@@ -1,5 +1,6 @@
-/* Host memory through the context's allocator. Each block is preceded by a header of one alignment unit that keeps its
- * size, so that bk_free needs none and the context can count. Worker threads never allocate: no atomics here. */
+/* Host memory through the context's allocator. Each block is preceded by a header of one
+ * alignment unit that keeps its size, so that bk_free needs none and the context can count.
+ * Worker threads never allocate: no atomics here. */
 #include "base/base.h"
 
 #include <stdio.h>
@@ -15,9 +16,11 @@ static void count_block(bk_memory_stats *stats, size_t bytes) {
 
 void *bk_alloc(bk_context *ctx, size_t bytes) {
   char *block = NULL;
-  if (bytes <= SIZE_MAX - BLOCK_ALIGN) block = ctx->allocator.alloc(ctx->allocator.user, bytes + BLOCK_ALIGN, BLOCK_ALIGN);
+  if (bytes <= SIZE_MAX - BLOCK_ALIGN)
+    block = ctx->allocator.alloc(ctx->allocator.user, bytes + BLOCK_ALIGN, BLOCK_ALIGN);
   if (!block) {
-    bk_fail(ctx, BK_ERR_MEMORY, "out of memory: cannot allocate %zu bytes, %zu are held", bytes, ctx->stats.current_bytes);
+    bk_fail(ctx, BK_ERR_MEMORY, "out of memory: cannot allocate %zu bytes, %zu are held", bytes,
+            ctx->stats.current_bytes);
     return NULL;
   }
   memset(block, 0, bytes + BLOCK_ALIGN);
@@ -44,7 +47,9 @@ bool bk_mul_size(size_t a, size_t b, size_t *product) {
 void *bk_alloc_array(bk_context *ctx, size_t count, size_t element) {
   size_t bytes;
   if (bk_mul_size(count, element, &bytes)) return bk_alloc(ctx, bytes);
-  bk_fail(ctx, BK_ERR_MEMORY, "out of memory: %zu elements of %zu bytes are more than can be addressed", count, element);
+  bk_fail(ctx, BK_ERR_MEMORY,
+          "out of memory: %zu elements of %zu bytes are more than can be addressed", count,
+          element);
   return NULL;
 }
 

@@ -1,4 +1,5 @@
-/* Offsets planned before memory exists: a bump allocator over chunks that remembers each chunk's high-water mark. */
+/* Offsets planned before memory exists: a bump allocator over chunks that remembers each chunk's
+ * high-water mark. */
 #include "base/base.h"
 
 void bk_arena_init(bk_arena *arena, bk_context *ctx, const char *name, size_t chunk_limit) {
@@ -11,18 +12,21 @@ void bk_arena_fini(bk_arena *arena) {
 }
 
 static bool fits(const bk_arena *arena, size_t used, size_t bytes) {
-  size_t limit = arena->chunk_limit < SIZE_MAX - BK_ARENA_ALIGN ? arena->chunk_limit : SIZE_MAX - BK_ARENA_ALIGN;
+  size_t limit = arena->chunk_limit < SIZE_MAX - BK_ARENA_ALIGN ? arena->chunk_limit
+                                                                : SIZE_MAX - BK_ARENA_ALIGN;
   return used <= limit && bytes <= limit - used;
 }
 
 bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place) {
   if (!fits(arena, 0, bytes))
-    return bk_fail(arena->ctx, BK_ERR_MEMORY, "%s: %zu bytes do not fit in one allocation of at most %zu", arena->name,
-                   bytes, arena->chunk_limit);
+    return bk_fail(arena->ctx, BK_ERR_MEMORY,
+                   "%s: %zu bytes do not fit in one allocation of at most %zu", arena->name, bytes,
+                   arena->chunk_limit);
   bool next = !fits(arena, arena->used, bytes);
   int chunk = arena->current + next;
   size_t offset = next ? 0 : arena->used;
-  BK_TRY(bk_grow(arena->ctx, (void **)&arena->chunk_bytes, &arena->capacity, (size_t)chunk + 1, sizeof(size_t)));
+  BK_TRY(bk_grow(arena->ctx, (void **)&arena->chunk_bytes, &arena->capacity, (size_t)chunk + 1,
+                 sizeof(size_t)));
   if (chunk >= arena->n_chunks) arena->n_chunks = chunk + 1;
   if (offset + bytes > arena->chunk_bytes[chunk]) arena->chunk_bytes[chunk] = offset + bytes;
   arena->current = chunk;
@@ -31,7 +35,9 @@ bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place)
   return BK_OK;
 }
 
-bk_arena_mark bk_arena_get_mark(const bk_arena *arena) { return (bk_arena_mark){arena->current, arena->used}; }
+bk_arena_mark bk_arena_get_mark(const bk_arena *arena) {
+  return (bk_arena_mark){arena->current, arena->used};
+}
 
 void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark) {
   arena->current = mark.chunk;

@@ -1,4 +1,5 @@
-/* base: services for the whole library; knows no tensor. Internal header (shared within libbirkhoff). */
+/* base: services for the whole library; knows no tensor. Internal header (shared within
+ * libbirkhoff). */
 #ifndef BK_BASE_H
 #define BK_BASE_H
 
@@ -8,17 +9,19 @@
 #define BK_UNUSED __attribute__((unused))
 #define BK_PRINTF(f, a) __attribute__((format(printf, f, a)))
 #define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define BK_ALIGN_UP(x, a) (((x) + (a) - 1) / (a) * (a))
+#define BK_ALIGN_UP(x, a) (((x) + (a)-1) / (a) * (a))
 
-/* What a context has of the operating system beside memory, log and files; every use of it goes through these. os.c has the
- * only table; a context made by bk_context_create_embedded has none, so that a static link leaves all of it out. */
+/* What a context has of the operating system beside memory, log and files; every use of it goes
+ * through these. os.c has the only table; a context made by bk_context_create_embedded has none,
+ * so that a static link leaves all of it out. */
 typedef struct bk_pool bk_pool;
 typedef struct bk_os {
   double (*seconds)(void);
   int (*cpu_count)(void);
   bool (*system_memory)(size_t *free_bytes, size_t *total_bytes);
   const char *(*environment)(const char *name);
-  bk_status (*threads_create)(struct bk_context *ctx, int n_threads, bk_pool **pool); /* n_threads > 1 */
+  /* n_threads > 1 */
+  bk_status (*threads_create)(struct bk_context *ctx, int n_threads, bk_pool **pool);
 } bk_os;
 
 struct bk_context {
@@ -27,46 +30,62 @@ struct bk_context {
   void *log_user;
   bk_log_level log_level;
   bk_fs fs;
-  const bk_os *os; /* NULL: embedded */
+  const bk_os *os;       /* NULL: embedded */
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
 
-/* ---- log.c. Style: lower case, the exact cause, values and what would be right; no full stop. ---- */
+/* ---- log.c. Style: lower case, the exact cause, values and what would be right; no full stop.
+ * ---- */
 void bk_log(bk_context *ctx, bk_log_level level, const char *format, ...) BK_PRINTF(3, 4);
 #define bk_warn(ctx, ...) bk_log(ctx, BK_LOG_WARN, __VA_ARGS__)
 #define bk_info(ctx, ...) bk_log(ctx, BK_LOG_INFO, __VA_ARGS__)
 #define bk_debug(ctx, ...) bk_log(ctx, BK_LOG_DEBUG, __VA_ARGS__)
-/* Logs an error and returns `status`: `return bk_fail(ctx, BK_ERR_DATA, "tensor %s: ...", name);` */
+/* Logs an error and returns `status`: `return bk_fail(ctx, BK_ERR_DATA, "tensor %s: ...",
+ * name);` */
 bk_status bk_fail(bk_context *ctx, bk_status status, const char *format, ...) BK_PRINTF(3, 4);
-bk_status bk_log_level_parse(const char *text, bk_log_level *level); /* error warn info debug trace */
+/* error warn info debug trace */
+bk_status bk_log_level_parse(const char *text, bk_log_level *level);
 
-/* ---- alloc.c. Memory is zeroed; the size is kept by the block itself, so bk_free needs no size. ---- */
-void *bk_alloc(bk_context *ctx, size_t bytes);                       /* 64-byte aligned; NULL + log on failure; bytes 0 gives a valid pointer */
+/* ---- alloc.c. Memory is zeroed; the size is kept by the block itself, so bk_free needs no
+ * size. ---- */
+/* 64-byte aligned; NULL + log on failure; bytes 0 gives a valid pointer */
+void *bk_alloc(bk_context *ctx, size_t bytes);
 void *bk_alloc_array(bk_context *ctx, size_t count, size_t element); /* overflow checked */
-bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed, size_t element); /* at least doubles */
+/* at least doubles */
+bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed, size_t element);
 char *bk_strdup(bk_context *ctx, const char *text);
 char *bk_format(bk_context *ctx, const char *format, ...) BK_PRINTF(2, 3); /* a string to bk_free */
-void bk_free(bk_context *ctx, void *ptr);                            /* NULL is allowed */
+void bk_free(bk_context *ctx, void *ptr);                                  /* NULL is allowed */
 /* False on overflow; *product is then as it was. */
 bool bk_mul_size(size_t a, size_t b, size_t *product);
 
 /* ---- pages.c ---- */
 #define BK_LARGE_PAGE ((size_t)2 << 20)
-/* Before the block is touched: the system may serve it with large pages (fewer TLB misses in products). A hint. */
+/* Before the block is touched: the system may serve it with large pages (fewer TLB misses in
+ * products). A hint. */
 void bk_pages_prefer_large(void *block, size_t bytes);
 
 /* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
-uint64_t bk_hash64(const void *bytes, size_t count);                  /* FNV-1a 64 over bytes, then a finaliser */
+/* FNV-1a 64 over bytes, then a finaliser */
+uint64_t bk_hash64(const void *bytes, size_t count);
 void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]);
-double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index);    /* (0,1), 53 bits */
-/* Standard normal by the inverse distribution function in our own integer and polynomial code (no libm), so that every
- * machine gets the same bits. Element `index` of stream `stream` (for weights: bk_hash64 of the tensor's name). */
+double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index); /* (0,1), 53 bits */
+/* Standard normal by the inverse distribution function in our own integer and polynomial code
+ * (no libm), so that every machine gets the same bits. Element `index` of stream `stream` (for
+ * weights: bk_hash64 of the tensor's name). */
 double bk_normal(uint64_t seed, uint64_t stream, uint64_t index);
 
-/* ---- arena.c: offsets planned before memory exists. Offsets only; runtime/ binds chunks to buffers. ---- */
+/* ---- arena.c: offsets planned before memory exists. Offsets only; runtime/ binds chunks to
+ * buffers. ---- */
 #define BK_ARENA_ALIGN 256
-typedef struct bk_arena_place { int chunk; size_t offset; } bk_arena_place;
-typedef struct bk_arena_mark { int chunk; size_t offset; } bk_arena_mark;
+typedef struct bk_arena_place {
+  int chunk;
+  size_t offset;
+} bk_arena_place;
+typedef struct bk_arena_mark {
+  int chunk;
+  size_t offset;
+} bk_arena_mark;
 typedef struct bk_arena {
   bk_context *ctx;
   const char *name;
@@ -79,67 +98,86 @@ typedef struct bk_arena {
 } bk_arena;
 void bk_arena_init(bk_arena *arena, bk_context *ctx, const char *name, size_t chunk_limit);
 void bk_arena_fini(bk_arena *arena);
-bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place); /* BK_ERR_MEMORY past chunk_limit */
+/* BK_ERR_MEMORY past chunk_limit */
+bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place);
 bk_arena_mark bk_arena_get_mark(const bk_arena *arena);
-void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark); /* later reservations reuse the space; the high-water mark stays */
-size_t bk_arena_bytes(const bk_arena *arena);              /* sum of the chunks' high-water marks */
+/* later reservations reuse the space; the high-water mark stays */
+void bk_arena_rewind(bk_arena *arena, bk_arena_mark mark);
+size_t bk_arena_bytes(const bk_arena *arena); /* sum of the chunks' high-water marks */
 
-/* ---- pool.c: a pool owned by whoever creates it; with more than one thread it is threads.c's. ---- */
+/* ---- pool.c: a pool owned by whoever creates it; with more than one thread it is threads.c's.
+ * ---- */
 #define BK_MAX_THREADS 1024
-/* Bytes of stack of a worker, whatever the system's limit; the cpu backend's kernels, unoptimised, need a third of it. */
+/* Bytes of stack of a worker, whatever the system's limit; the cpu backend's kernels,
+ * unoptimised, need a third of it. */
 #define BK_WORKER_STACK ((size_t)2 << 20)
-typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker); /* worker in [0, n) */
-/* n_threads includes the caller; 1 makes no thread; more in an embedded context: BK_ERR_UNSUPPORTED. */
+/* worker in [0, n) */
+typedef void (*bk_pool_fn)(void *arg, int64_t begin, int64_t end, int worker);
+/* n_threads includes the caller; 1 makes no thread; more in an embedded context:
+ * BK_ERR_UNSUPPORTED. */
 bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool);
 void bk_pool_destroy(bk_pool *pool);
 int bk_pool_size(const bk_pool *pool);
-/* Splits [0, count) into pieces of `grain` (the last may be shorter), always the same pieces whatever the number of
- * threads; pieces are taken dynamically. Returns when all are done. No allocation. Callable from one thread at a time. */
+/* Splits [0, count) into pieces of `grain` (the last may be shorter), always the same pieces
+ * whatever the number of threads; pieces are taken dynamically. Returns when all are done. No
+ * allocation. Callable from one thread at a time. */
 void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg);
 
 /* ---- text.c ---- */
 int bk_edit_distance(const char *a, const char *b);
 /* Nearest of `count` names to `text` by edit distance (at most half of its length + 1), or NULL. */
 const char *bk_nearest(const char *text, const char *const *names, size_t count);
-bool bk_parse_int64(const char *text, int64_t *value);   /* whole string, decimal */
-bool bk_parse_double(const char *text, double *value);   /* whole string, finite; locale independent: always '.' */
+bool bk_parse_int64(const char *text, int64_t *value); /* whole string, decimal */
+/* whole string, finite; locale independent: always '.' */
+bool bk_parse_double(const char *text, double *value);
 /* For printf: a NaN without its sign, which says nothing and would be printed as "-nan". */
 double bk_unsigned_nan(double x);
-bool bk_parse_bool(const char *text, bool *value);       /* true false 1 0 */
-size_t bk_utf8_length(const unsigned char *s, size_t left); /* of the well-formed character at s, 0 if there is none */
+bool bk_parse_bool(const char *text, bool *value); /* true false 1 0 */
+/* of the well-formed character at s, 0 if there is none */
+size_t bk_utf8_length(const unsigned char *s, size_t left);
 
-/* ---- context.c: the operating system as the context sees it. In an embedded one: no clock (NAN), one processor, memory
- * unknown (false), no variable set (NULL). ---- */
+/* ---- context.c: the operating system as the context sees it. In an embedded one: no clock
+ * (NAN), one processor, memory unknown (false), no variable set (NULL). ---- */
 double bk_context_seconds(const bk_context *ctx);
 int bk_context_cpu_count(const bk_context *ctx);
 bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes);
 const char *bk_context_environment(const bk_context *ctx, const char *name);
 
-/* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own code asks the context ---- */
+/* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own
+ * code asks the context ---- */
 double bk_seconds(void); /* monotonic */
-int bk_cpu_count(void);  /* processors this process may run on and has time on (quotas of control groups), 1 to BK_MAX_THREADS */
-bool bk_system_memory(size_t *free_bytes, size_t *total_bytes); /* of the machine or of the control group; false if it does not say */
+/* processors this process may run on and has time on (quotas of control groups), 1 to
+ * BK_MAX_THREADS */
+int bk_cpu_count(void);
+/* of the machine or of the control group; false if it does not say */
+bool bk_system_memory(size_t *free_bytes, size_t *total_bytes);
 
-/* ---- cgroup.c: limits of the process's control groups, as files under `root` say ("": the system's own; tests have trees of theirs).
- * What is handed in is lowered to the smallest limit; where there is none it stays. ---- */
+/* ---- cgroup.c: limits of the process's control groups, as files under `root` say ("": the
+ * system's own; tests have trees of theirs). What is handed in is lowered to the smallest limit;
+ * where there is none it stays. ---- */
 int bk_cgroup_cpus(const char *root, int cpus); /* quotas of time, rounded up to whole processors */
 void bk_cgroup_memory(const char *root, size_t *free_bytes, size_t *total_bytes);
 
 /* ---- files.c: helpers over ctx->fs; all log. ---- */
-/* Opens a regular file for reading; ctx->fs closes it. A folder: BK_ERR_IO. A pipe, a terminal or a device, which has no size and cannot be
- * read from any place: BK_ERR_DATA. */
+/* Opens a regular file for reading; ctx->fs closes it. A folder: BK_ERR_IO. A pipe, a terminal
+ * or a device, which has no size and cannot be read from any place: BK_ERR_DATA. */
 bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file);
-bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes); /* NUL appended; bk_free */
+/* NUL appended; bk_free */
+bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data,
+                           size_t *bytes);
 /* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
-bk_status bk_mkdirs(bk_context *ctx, const char *path); /* what is made survives a crash */
+bk_status bk_mkdirs(bk_context *ctx, const char *path);      /* what is made survives a crash */
 bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
-bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name); /* the same of FOLDER/NAME */
-bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count); /* no . or ..; bk_names_free */
+/* the same of FOLDER/NAME */
+bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name);
+/* no . or ..; bk_names_free */
+bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count);
 void bk_names_free(bk_context *ctx, char **names, size_t count);
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
-/* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system cannot say. Where absence leads to
- * other actions than an error does, this is to be asked and not the two below, which take "cannot say" for "no". */
+/* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system
+ * cannot say. Where absence leads to other actions than an error does, this is to be asked and
+ * not the two below, which take "cannot say" for "no". */
 bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind);
 bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
@@ -148,7 +186,9 @@ char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk
 extern const bk_fs bk_fs_posix;
 extern const bk_fs bk_fs_none; /* no files: every call returns -ENOSYS */
 extern const bk_allocator bk_allocator_libc;
-/* Behind the two public functions: `defaults` has the allocator, files and os of a context that is given none. */
-bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults, bk_context **context);
+/* Behind the two public functions: `defaults` has the allocator, files and os of a context that
+ * is given none. */
+bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults,
+                          bk_context **context);
 
 #endif

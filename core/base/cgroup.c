@@ -1,8 +1,11 @@
-/* Limits of the control groups (Linux) that this process is in: processors and memory. Both versions, each where it is mounted; a limit of
- * a group holds for all below it, so the group's ancestors count as far as they can be seen. See control groups in the kernel's
- * documentation, admin-guide/cgroup-v2 and cgroup-v1, and proc(5) for /proc/self/cgroup and /proc/self/mountinfo.
+/* Limits of the control groups (Linux) that this process is in: processors and memory. Both
+ * versions, each where it is mounted; a limit of a group holds for all below it, so the group's
+ * ancestors count as far as they can be seen. See control groups in the kernel's documentation,
+ * admin-guide/cgroup-v2 and cgroup-v1, and proc(5) for /proc/self/cgroup and
+ * /proc/self/mountinfo.
  *
- * Whatever cannot be read or understood is no limit: containers show part of the tree, or none. Nothing is allocated. */
+ * Whatever cannot be read or understood is no limit: containers show part of the tree, or none.
+ * Nothing is allocated. */
 #include "base/base.h"
 
 #include <stdio.h>
@@ -12,7 +15,8 @@
 #define NAME_MAX_BYTES 1024 /* of a path; a longer one is passed over */
 #define LINE_MAX_BYTES 4096 /* of a line of the two tables; a longer one is passed over */
 
-/* Where a group's files are: `path` below the mount's first `mount` bytes, which are the topmost folder that can be seen. */
+/* Where a group's files are: `path` below the mount's first `mount` bytes, which are the topmost
+ * folder that can be seen. */
 typedef struct place {
   char path[NAME_MAX_BYTES];
   size_t mount;
@@ -63,7 +67,8 @@ static bool take_number(const char **text, uint64_t *value) {
   return true;
 }
 
-static bool first_line(const char *root, const char *folder, const char *name, char *line, size_t size) {
+static bool first_line(const char *root, const char *folder, const char *name, char *line,
+                       size_t size) {
   FILE *file = open_below(root, folder, name);
   bool found = file && next_line(file, line, size);
   if (file) fclose(file);
@@ -74,11 +79,13 @@ static bool first_line(const char *root, const char *folder, const char *name, c
 static bool read_number(const char *root, const char *folder, const char *name, uint64_t *value) {
   char line[64];
   const char *at = line;
-  return first_line(root, folder, name, line, sizeof line) && take_number(&at, value) && *at == '\0';
+  return first_line(root, folder, name, line, sizeof line) && take_number(&at, value) &&
+         *at == '\0';
 }
 
 /* Of a file of lines "KEY NUMBER". */
-static bool read_key(const char *root, const char *folder, const char *name, const char *key, uint64_t *value) {
+static bool read_key(const char *root, const char *folder, const char *name, const char *key,
+                     uint64_t *value) {
   FILE *file = open_below(root, folder, name);
   char line[128];
   size_t n = strlen(key);
@@ -110,8 +117,9 @@ static bool has_word(const char *list, const char *word) {
   return false;
 }
 
-/* "HIERARCHY:CONTROLLERS:PATH" of /proc/self/cgroup; version 2 has no controllers there. A path with ".." in it, of a group outside of the
- * namespace, cannot be seen: an empty one stands for it, which is the top of a mount. */
+/* "HIERARCHY:CONTROLLERS:PATH" of /proc/self/cgroup; version 2 has no controllers there. A path
+ * with ".." in it, of a group outside of the namespace, cannot be seen: an empty one stands for
+ * it, which is the top of a mount. */
 static bool group_path(const char *root, const char *controller, char *path) {
   FILE *file = open_below(root, "/proc/self", "cgroup");
   char line[LINE_MAX_BYTES];
@@ -131,7 +139,8 @@ static bool group_path(const char *root, const char *controller, char *path) {
 static void unescape(char *text) {
   char *to = text;
   for (const char *p = text; *p; p++) {
-    bool octal = p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' && p[3] >= '0' && p[3] <= '7';
+    bool octal = p[0] == '\\' && p[1] >= '0' && p[1] <= '3' && p[2] >= '0' && p[2] <= '7' &&
+                 p[3] >= '0' && p[3] <= '7';
     *to++ = octal ? (char)((p[1] - '0') * 64 + (p[2] - '0') * 8 + (p[3] - '0')) : *p;
     if (octal) p += 3;
   }
@@ -149,17 +158,20 @@ static bool parse_mount(char *line, const char *controller, mount_line *m) {
   for (int i = 0; i < 3; i++) take_field(&rest, ' ');
   m->root = take_field(&rest, ' ');
   m->point = take_field(&rest, ' ');
-  for (const char *field = take_field(&rest, ' '); field && strcmp(field, "-") != 0;) field = take_field(&rest, ' ');
+  for (const char *field = take_field(&rest, ' '); field && strcmp(field, "-") != 0;)
+    field = take_field(&rest, ' ');
   const char *type = take_field(&rest, ' ');
   take_field(&rest, ' ');
   if (!m->root || !m->point || !type || !rest) return false;
-  m->match = controller ? strcmp(type, "cgroup") == 0 && has_word(rest, controller) : strcmp(type, "cgroup2") == 0;
+  m->match = controller ? strcmp(type, "cgroup") == 0 && has_word(rest, controller)
+                        : strcmp(type, "cgroup2") == 0;
   unescape(m->root);
   unescape(m->point);
   return *m->point == '/' && strlen(m->point) < NAME_MAX_BYTES;
 }
 
-/* The part of a group's path below what is mounted ("/" is all), or NULL where the mount does not show the group. */
+/* The part of a group's path below what is mounted ("/" is all), or NULL where the mount does
+ * not show the group. */
 static const char *part_below(const char *group, const char *root) {
   size_t n = strcmp(root, "/") == 0 ? 0 : strlen(root);
   return strncmp(group, root, n) == 0 && (group[n] == '/' || group[n] == '\0') ? group + n : NULL;
@@ -173,8 +185,8 @@ static void set_place(place *p, const char *point, const char *below) {
   if (written < 0 || (size_t)written >= sizeof p->path) p->path[p->mount] = '\0';
 }
 
-/* The group's folder under the first mount that shows it; under none, the top of the first mount: what is seen there is the own group,
- * or one above it. */
+/* The group's folder under the first mount that shows it; under none, the top of the first
+ * mount: what is seen there is the own group, or one above it. */
 static bool find_place(const char *root, const char *controller, place *found) {
   char group[NAME_MAX_BYTES], line[LINE_MAX_BYTES];
   if (!group_path(root, controller, group)) return false;
@@ -212,10 +224,12 @@ static uint64_t quota_of(const char *root, const char *folder, bool v2) {
   uint64_t quota = 0, period = 100000;
   if (v2) {
     const char *at = line;
-    if (!first_line(root, folder, "cpu.max", line, sizeof line) || !take_number(&at, &quota)) return 0;
+    if (!first_line(root, folder, "cpu.max", line, sizeof line) || !take_number(&at, &quota))
+      return 0;
     if (*at == ' ') at++;
     if (*at && (!take_number(&at, &period) || *at)) return 0;
-  } else if (!read_number(root, folder, "cpu.cfs_quota_us", &quota) || !read_number(root, folder, "cpu.cfs_period_us", &period)) {
+  } else if (!read_number(root, folder, "cpu.cfs_quota_us", &quota) ||
+             !read_number(root, folder, "cpu.cfs_period_us", &period)) {
     return 0;
   }
   return quota > 0 && period > 0 ? (quota - 1) / period + 1 : 0;
@@ -235,8 +249,10 @@ int bk_cgroup_cpus(const char *root, int cpus) {
 
 /* ---- memory ---- */
 
-/* What a group may have and has not, with what the kernel would take back first: files read and not used lately. */
-static void cap_at(const char *root, const char *folder, bool v2, size_t *free_bytes, size_t *total_bytes) {
+/* What a group may have and has not, with what the kernel would take back first: files read and
+ * not used lately. */
+static void cap_at(const char *root, const char *folder, bool v2, size_t *free_bytes,
+                   size_t *total_bytes) {
   uint64_t limit, used = 0, cache = 0;
   if (!read_number(root, folder, v2 ? "memory.max" : "memory.limit_in_bytes", &limit)) return;
   read_number(root, folder, v2 ? "memory.current" : "memory.usage_in_bytes", &used);

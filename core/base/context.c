@@ -1,4 +1,5 @@
-/* bk_context: made from the options, owns nothing but itself. Refers to nothing of the operating system: see os.c. */
+/* bk_context: made from the options, owns nothing but itself. Refers to nothing of the operating
+ * system: see os.c. */
 #include "base/base.h"
 
 #include <math.h>
@@ -15,16 +16,20 @@ static bk_context from_options(const bk_context_options *options, const bk_conte
 }
 
 static bool fs_complete(const bk_fs *fs) {
-  return fs->open_read && fs->open_write && fs->read_at && fs->write && fs->size && fs->truncate && fs->sync &&
-         fs->close && fs->mkdir && fs->rename && fs->remove && fs->sync_dir && fs->list && fs->kind;
+  return fs->open_read && fs->open_write && fs->read_at && fs->write && fs->size && fs->truncate &&
+         fs->sync && fs->close && fs->mkdir && fs->rename && fs->remove && fs->sync_dir &&
+         fs->list && fs->kind;
 }
 
-bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults, bk_context **context) {
+bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults,
+                          bk_context **context) {
   if (!context) return BK_ERR_ARGUMENT;
   bk_context made = from_options(options, defaults);
   if (!made.allocator.alloc || !made.allocator.free)
-    return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the allocator needs both alloc and free");
-  if (!fs_complete(&made.fs)) return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the file access has a NULL member");
+    return bk_fail(&made, BK_ERR_ARGUMENT,
+                   "context options: the allocator needs both alloc and free");
+  if (!fs_complete(&made.fs))
+    return bk_fail(&made, BK_ERR_ARGUMENT, "context options: the file access has a NULL member");
   bk_context *ctx = bk_alloc(&made, sizeof *ctx);
   if (!ctx) return BK_ERR_MEMORY;
   *ctx = made;
@@ -42,12 +47,17 @@ void bk_context_destroy(bk_context *context) {
   bk_context last = *context; /* the context's own block is freed through a copy of it */
   bk_free(&last, context);
   if (last.stats.current_bytes > 0)
-    bk_warn(&last, "context destroyed while %zu bytes made from it are still held", last.stats.current_bytes);
+    bk_warn(&last, "context destroyed while %zu bytes made from it are still held",
+            last.stats.current_bytes);
 }
 
-void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats) { *stats = context->stats; }
+void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats) {
+  *stats = context->stats;
+}
 
-double bk_context_seconds(const bk_context *ctx) { return ctx->os ? ctx->os->seconds() : (double)NAN; }
+double bk_context_seconds(const bk_context *ctx) {
+  return ctx->os ? ctx->os->seconds() : (double)NAN;
+}
 
 int bk_context_cpu_count(const bk_context *ctx) { return ctx->os ? ctx->os->cpu_count() : 1; }
 

@@ -1,4 +1,5 @@
-/* Helpers over the context's file access. Every failure is logged with the path and the system's words. */
+/* Helpers over the context's file access. Every failure is logged with the path and the system's
+ * words. */
 #include "base/base.h"
 
 #include <errno.h>
@@ -13,34 +14,40 @@ bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   int kind = ctx->fs.kind(ctx->fs.user, path);
   if (kind == 1) return io_fail(ctx, "read", path, -EISDIR);
   if (kind > 1)
-    return bk_fail(ctx, BK_ERR_DATA, "%s is not a regular file but a pipe, a terminal or a device, which cannot be read here; write what comes out of it into a file first", path);
+    return bk_fail(ctx, BK_ERR_DATA,
+                   "%s is not a regular file but a pipe, a terminal or a device, which cannot be "
+                   "read here; write what comes out of it into a file first",
+                   path);
   int rc = kind < 0 ? kind : ctx->fs.open_read(ctx->fs.user, path, &made);
   if (rc < 0) return io_fail(ctx, "open", path, rc);
   *file = made;
   return BK_OK;
 }
 
-static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes, char **data, size_t *bytes) {
+static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes,
+                            char **data, size_t *bytes) {
   uint64_t size;
   int rc = ctx->fs.size(ctx->fs.user, file, &size);
   if (rc < 0) return io_fail(ctx, "look at", path, rc);
   if (size > max_bytes || size >= SIZE_MAX)
-    return bk_fail(ctx, BK_ERR_DATA, "%s has %llu bytes, at most %zu are allowed", path, (unsigned long long)size, max_bytes);
+    return bk_fail(ctx, BK_ERR_DATA, "%s has %llu bytes, at most %zu are allowed", path,
+                   (unsigned long long)size, max_bytes);
   char *text = bk_alloc(ctx, (size_t)size + 1);
   if (!text) return BK_ERR_MEMORY;
   int64_t got = ctx->fs.read_at(ctx->fs.user, file, 0, text, (size_t)size);
   if (got < 0 || (uint64_t)got != size) {
     bk_free(ctx, text);
     if (got < 0) return io_fail(ctx, "read", path, (int)got);
-    return bk_fail(ctx, BK_ERR_IO, "cannot read %s: it ended after %lld of %llu bytes", path, (long long)got,
-                   (unsigned long long)size);
+    return bk_fail(ctx, BK_ERR_IO, "cannot read %s: it ended after %lld of %llu bytes", path,
+                   (long long)got, (unsigned long long)size);
   }
   *data = text;
   *bytes = (size_t)size;
   return BK_OK;
 }
 
-bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data, size_t *bytes) {
+bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data,
+                           size_t *bytes) {
   bk_file *file;
   BK_TRY(bk_file_open(ctx, path, &file));
   bk_status status = read_whole(ctx, file, path, max_bytes, data, bytes);
@@ -69,7 +76,8 @@ static bk_status write_synced(bk_context *ctx, const char *path, const void *dat
   return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
 }
 
-/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. `tolerated`: an error that is none. */
+/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash.
+ * `tolerated`: an error that is none. */
 static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   const char *slash = strrchr(path, '/');
   size_t length = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
@@ -96,13 +104,16 @@ bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *da
 }
 
 /* A folder that one may write into and not read cannot be synced. */
-static bk_status sync_made(bk_context *ctx, const char *path) { return sync_parent(ctx, path, -EACCES); }
+static bk_status sync_made(bk_context *ctx, const char *path) {
+  return sync_parent(ctx, path, -EACCES);
+}
 
 bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   char *partial = bk_strdup(ctx, path);
   if (!partial) return BK_ERR_MEMORY;
-  bk_status status = *path ? BK_OK : bk_fail(ctx, BK_ERR_ARGUMENT, "cannot make a folder with an empty name");
-  for (char *p = partial; *p && status == BK_OK; ) {
+  bk_status status =
+      *path ? BK_OK : bk_fail(ctx, BK_ERR_ARGUMENT, "cannot make a folder with an empty name");
+  for (char *p = partial; *p && status == BK_OK;) {
     while (*p == '/') p++;
     while (*p && *p != '/') p++;
     char saved = *p;
@@ -110,7 +121,10 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
     int kind, rc = ctx->fs.mkdir(ctx->fs.user, partial);
     if (rc == 0) status = sync_made(ctx, partial);
     else if ((kind = ctx->fs.kind(ctx->fs.user, partial)) != 1)
-      status = io_fail(ctx, "make folder", partial, rc != -EEXIST ? rc : kind < 0 ? kind : -ENOTDIR);
+      status = io_fail(ctx, "make folder", partial,
+                       rc != -EEXIST ? rc
+                       : kind < 0    ? kind
+                                     : -ENOTDIR);
     *p = saved;
   }
   bk_free(ctx, partial);
@@ -127,7 +141,8 @@ typedef struct name_list {
 static void name_list_add(void *arg, const char *name) {
   name_list *list = arg;
   if (list->status != BK_OK) return;
-  list->status = bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
+  list->status =
+      bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
   if (list->status != BK_OK) return;
   char *copy = bk_strdup(list->ctx, name);
   if (copy) list->names[list->count++] = copy;
@@ -164,14 +179,17 @@ static bk_status remove_contents(bk_context *ctx, const char *path) {
   size_t count;
   BK_TRY(bk_folder_names(ctx, path, &names, &count));
   bk_status status = BK_OK;
-  for (size_t i = 0; i < count && status == BK_OK; i++) status = bk_remove_member(ctx, path, names[i]);
+  for (size_t i = 0; i < count && status == BK_OK; i++)
+    status = bk_remove_member(ctx, path, names[i]);
   bk_names_free(ctx, names, count);
   return status;
 }
 
-/* Removal is tried before looking inside: a link to a folder is removed itself, never what it points to. */
+/* Removal is tried before looking inside: a link to a folder is removed itself, never what it
+ * points to. */
 bk_status bk_remove_tree(bk_context *ctx, const char *path) {
-  if (!path[strspn(path, "/")]) return bk_fail(ctx, BK_ERR_ARGUMENT, "will not remove the folder \"%s\"", path);
+  if (!path[strspn(path, "/")])
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "will not remove the folder \"%s\"", path);
   int rc = ctx->fs.remove(ctx->fs.user, path);
   if (rc == 0 || rc == -ENOENT) return BK_OK;
   if (rc != -ENOTEMPTY && rc != -EEXIST) return io_fail(ctx, "remove", path, rc);
@@ -187,9 +205,13 @@ bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind) {
   return BK_OK;
 }
 
-bool bk_path_exists(bk_context *ctx, const char *path) { return ctx->fs.kind(ctx->fs.user, path) >= 0; }
+bool bk_path_exists(bk_context *ctx, const char *path) {
+  return ctx->fs.kind(ctx->fs.user, path) >= 0;
+}
 
-bool bk_path_is_dir(bk_context *ctx, const char *path) { return ctx->fs.kind(ctx->fs.user, path) == 1; }
+bool bk_path_is_dir(bk_context *ctx, const char *path) {
+  return ctx->fs.kind(ctx->fs.user, path) == 1;
+}
 
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name) {
   size_t length = strlen(folder);

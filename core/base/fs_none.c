@@ -48,7 +48,8 @@ static int rename_none(void *user, const char *from, const char *to) {
   return -ENOSYS;
 }
 
-static int list(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg) {
+static int list(void *user, const char *path, void (*each)(void *arg, const char *name),
+                void *arg) {
   (void)user, (void)path, (void)each, (void)arg;
   return -ENOSYS;
 }

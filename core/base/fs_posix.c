@@ -1,4 +1,5 @@
-/* bk_fs over POSIX: descriptors closed on exec, interrupted calls repeated, partial transfers continued. */
+/* bk_fs over POSIX: descriptors closed on exec, interrupted calls repeated, partial transfers
+ * continued. */
 #include "base/base.h"
 
 #include <dirent.h>
@@ -10,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TRANSFER_MAX ((size_t)1 << 30) /* one system call; the kernel's own limit is just under 2 GiB */
+/* one system call; the kernel's own limit is just under 2 GiB */
+#define TRANSFER_MAX ((size_t)1 << 30)
 
 struct bk_file {
   int fd;
@@ -67,7 +69,8 @@ static int64_t posix_write(void *user, bk_file *file, const void *src, size_t by
     size_t part = bytes - done < TRANSFER_MAX ? bytes - done : TRANSFER_MAX;
     ssize_t n = write(file->fd, (const char *)src + done, part);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return n < 0 ? -errno : -EIO; /* nothing taken and no reason given: never again and again */
+    /* nothing taken and no reason given: never again and again */
+    if (n <= 0) return n < 0 ? -errno : -EIO;
     done += (size_t)n;
   }
   return (int64_t)done;
@@ -103,7 +106,8 @@ static int posix_sync(void *user, bk_file *file) {
 
 static int posix_close(void *user, bk_file *file) {
   (void)user;
-  int rc = close(file->fd) == 0 || errno == EINTR ? 0 : -errno; /* after EINTR the descriptor is gone (Linux) */
+  /* after EINTR the descriptor is gone (Linux) */
+  int rc = close(file->fd) == 0 || errno == EINTR ? 0 : -errno;
   free(file);
   return rc;
 }
@@ -132,14 +136,16 @@ static int posix_sync_dir(void *user, const char *path) {
   return rc == -EINVAL || rc == -ENOTSUP ? 0 : rc; /* some file systems cannot sync a folder */
 }
 
-static int posix_list(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg) {
+static int posix_list(void *user, const char *path, void (*each)(void *arg, const char *name),
+                      void *arg) {
   (void)user;
   DIR *dir = opendir(path);
   if (!dir) return -errno;
   const struct dirent *entry;
   errno = 0;
   while ((entry = readdir(dir))) {
-    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) each(arg, entry->d_name);
+    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+      each(arg, entry->d_name);
     errno = 0;
   }
   int rc = -errno;

@@ -1,5 +1,5 @@
-/* Messages to the context's sink. A message is made in a fixed buffer, so that "out of memory" can be said without any;
- * what does not fit ends in "...". */
+/* Messages to the context's sink. A message is made in a fixed buffer, so that "out of memory"
+ * can be said without any; what does not fit ends in "...". */
 #include "base/base.h"
 
 #include <stdio.h>

@@ -1,5 +1,6 @@
-/* bk_context_create, and all that a context has of the operating system. Nothing else of the library refers to this file: a
- * static link of a program that makes embedded contexts only leaves it out, and with it threads, clock and files. */
+/* bk_context_create, and all that a context has of the operating system. Nothing else of the
+ * library refers to this file: a static link of a program that makes embedded contexts only
+ * leaves it out, and with it threads, clock and files. */
 #include "base/base.h"
 #include "base/pool_priv.h"
 

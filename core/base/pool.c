@@ -16,7 +16,9 @@ bk_status bk_pool_create(bk_context *ctx, int n_threads, bk_pool **pool) {
   if (n_threads < 1 || n_threads > BK_MAX_THREADS)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "threads: %d is not in 1..%d", n_threads, BK_MAX_THREADS);
   if (n_threads > 1 && ctx->os) return ctx->os->threads_create(ctx, n_threads, pool);
-  if (n_threads > 1) return bk_fail(ctx, BK_ERR_UNSUPPORTED, "threads: an embedded context has 1, not %d", n_threads);
+  if (n_threads > 1)
+    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "threads: an embedded context has 1, not %d",
+                   n_threads);
   bk_pool *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
   *made = (bk_pool){&inline_ops, ctx, 1};

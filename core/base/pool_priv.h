@@ -1,4 +1,5 @@
-/* The two halves of a pool: pool.c, which needs no thread, and threads.c, which a context's os brings in. */
+/* The two halves of a pool: pool.c, which needs no thread, and threads.c, which a context's os
+ * brings in. */
 #ifndef BK_POOL_PRIV_H
 #define BK_POOL_PRIV_H
 

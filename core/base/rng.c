@@ -1,10 +1,11 @@
 /* Counter-based random numbers: the same bits on every machine, in any order, from any thread.
  *
- * Sources: Philox 4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the normal quantile is
- * algorithm AS 241 (PPND16), Wichura, Applied Statistics 37 (1988) 477-484.
- * Only integer operations and IEEE 754 add, subtract, multiply, divide and square root are used, each rounded by itself:
- * this file must be compiled without contraction to fused multiply-add and without excess precision. -std=c11 turns
- * contraction off in GCC, the pragma does in Clang, and the makefiles pass -ffp-contract=off besides. */
+ * Sources: Philox 4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC
+ * 2011); the normal quantile is algorithm AS 241 (PPND16), Wichura, Applied Statistics 37 (1988)
+ * 477-484. Only integer operations and IEEE 754 add, subtract, multiply, divide and square root
+ * are used, each rounded by itself: this file must be compiled without contraction to fused
+ * multiply-add and without excess precision. -std=c11 turns contraction off in GCC, the pragma
+ * does in Clang, and the makefiles pass -ffp-contract=off besides. */
 #include "base/base.h"
 #include "base/rng_priv.h"
 
@@ -16,7 +17,8 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-_Static_assert(FLT_EVAL_METHOD == 0, "doubles must be evaluated as doubles (on 32-bit x86: -msse2 -mfpmath=sse)");
+_Static_assert(FLT_EVAL_METHOD == 0,
+               "doubles must be evaluated as doubles (on 32-bit x86: -msse2 -mfpmath=sse)");
 #ifdef __FAST_MATH__
 #error "the random numbers need IEEE arithmetic: compile without -ffast-math"
 #endif
@@ -55,7 +57,8 @@ double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
   return ((double)bits + 0.5) * 0x1p-52;
 }
 
-/* Natural logarithm of a positive normal number: x = m 2^e with m about 1, log m = 2 atanh((m - 1) / (m + 1)). */
+/* Natural logarithm of a positive normal number: x = m 2^e with m about 1, log m = 2 atanh((m -
+ * 1) / (m + 1)). */
 static double log_of(double x) {
   uint64_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -65,7 +68,8 @@ static double log_of(double x) {
   memcpy(&m, &bits, sizeof m);
   if (m > 1.4142135623730951) m = m * 0.5, e++;
   double s = (m - 1) / (m + 1), z = s * s, sum = 0;
-  for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k; /* z <= 0.0295: the next term is below 2^-58 */
+  /* z <= 0.0295: the next term is below 2^-58 */
+  for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k;
   return e * 0x1.62e42fefa38p-1 + (2 * s * sum + e * 0x1.ef35793c7673p-45);
 }
 
@@ -76,23 +80,41 @@ static double poly7(const double c[8], double x) {
 }
 
 double bk_normal_quantile(double p) {
-  static const double a[8] = {3.3871328727963666080e0, 1.3314166789178437745e+2, 1.9715909503065514427e+3,
-                              1.3731693765509461125e+4, 4.5921953931549871457e+4, 6.7265770927008700853e+4,
+  static const double a[8] = {3.3871328727963666080e0,  1.3314166789178437745e+2,
+                              1.9715909503065514427e+3, 1.3731693765509461125e+4,
+                              4.5921953931549871457e+4, 6.7265770927008700853e+4,
                               3.3430575583588128105e+4, 2.5090809287301226727e+3};
-  static const double b[8] = {1, 4.2313330701600911252e+1, 6.8718700749205790830e+2, 5.3941960214247511077e+3,
-                              2.1213794301586595867e+4, 3.9307895800092710610e+4, 2.8729085735721942674e+4,
+  static const double b[8] = {1,
+                              4.2313330701600911252e+1,
+                              6.8718700749205790830e+2,
+                              5.3941960214247511077e+3,
+                              2.1213794301586595867e+4,
+                              3.9307895800092710610e+4,
+                              2.8729085735721942674e+4,
                               5.2264952788528545610e+3};
-  static const double c[8] = {1.42343711074968357734e0, 4.63033784615654529590e0, 5.76949722146069140550e0,
-                              3.64784832476320460504e0, 1.27045825245236838258e0, 2.41780725177450611770e-1,
+  static const double c[8] = {1.42343711074968357734e0,  4.63033784615654529590e0,
+                              5.76949722146069140550e0,  3.64784832476320460504e0,
+                              1.27045825245236838258e0,  2.41780725177450611770e-1,
                               2.27238449892691845833e-2, 7.74545014278341407640e-4};
-  static const double d[8] = {1, 2.05319162663775882187e0, 1.67638483018380384940e0, 6.89767334985100004550e-1,
-                              1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4,
+  static const double d[8] = {1,
+                              2.05319162663775882187e0,
+                              1.67638483018380384940e0,
+                              6.89767334985100004550e-1,
+                              1.48103976427480074590e-1,
+                              1.51986665636164571966e-2,
+                              5.47593808499534494600e-4,
                               1.05075007164441684324e-9};
-  static const double e[8] = {6.65790464350110377720e0, 5.46378491116411436990e0, 1.78482653991729133580e0,
-                              2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
+  static const double e[8] = {6.65790464350110377720e0,  5.46378491116411436990e0,
+                              1.78482653991729133580e0,  2.96560571828504891230e-1,
+                              2.65321895265761230930e-2, 1.24266094738807843860e-3,
                               2.71155556874348757815e-5, 2.01033439929228813265e-7};
-  static const double f[8] = {1, 5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
-                              7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7,
+  static const double f[8] = {1,
+                              5.99832206555887937690e-1,
+                              1.36929880922735805310e-1,
+                              1.48753612908506148525e-2,
+                              7.86869131145613259100e-4,
+                              1.84631831751005468180e-5,
+                              1.42151175831644588870e-7,
                               2.04426310338993978564e-15};
   double q = p - 0.5;
   if (q >= -0.425 && q <= 0.425) {

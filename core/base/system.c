@@ -20,13 +20,15 @@ int bk_cpu_count(void) {
   return bk_cgroup_cpus("", n < 1 ? 1 : n > BK_MAX_THREADS ? BK_MAX_THREADS : (int)n);
 }
 
-/* MemAvailable counts what the kernel would give up (caches); the plain number of free pages does not. */
+/* MemAvailable counts what the kernel would give up (caches); the plain number of free pages
+ * does not. */
 static bool available_kib(unsigned long long *kib) {
   FILE *file = fopen("/proc/meminfo", "re");
   if (!file) return false;
   char line[128];
   bool found = false;
-  while (!found && fgets(line, sizeof line, file)) found = sscanf(line, "MemAvailable: %llu kB", kib) == 1;
+  while (!found && fgets(line, sizeof line, file))
+    found = sscanf(line, "MemAvailable: %llu kB", kib) == 1;
   fclose(file);
   return found;
 }

@@ -122,7 +122,11 @@ double bk_unsigned_nan(double x) { return isnan(x) ? (double)NAN : x; }
 /* RFC 3629: no overlong forms, no surrogates. */
 size_t bk_utf8_length(const unsigned char *s, size_t left) {
   unsigned char c = s[0];
-  size_t length = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+  size_t length = c < 0x80                ? 1
+                  : c >= 0xc2 && c < 0xe0 ? 2
+                  : c >= 0xe0 && c < 0xf0 ? 3
+                  : c >= 0xf0 && c < 0xf5 ? 4
+                                          : 0;
   if (length == 0 || length > left) return 0;
   for (size_t i = 1; i < length; i++)
     if ((s[i] & 0xc0) != 0x80) return 0;

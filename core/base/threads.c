@@ -1,10 +1,12 @@
 /* A pool of more than one worker thread that share one loop at a time.
  *
- * A run opens a job; workers that are awake enter it (`inside`), take pieces from `next` until none is left, and leave.
- * The caller works too, then closes the job and waits for those inside: a worker that is late simply misses it. The order
- * that makes this safe is sequentially consistent: a worker announces itself before it looks whether the job is open, the
- * caller closes before it looks who is inside. Waiting is a short spin, then a condition variable; the same two-sided
- * protocol (announce, then look) guards the sleepers. Workers never allocate and block all signals. */
+ * A run opens a job; workers that are awake enter it (`inside`), take pieces from `next` until
+ * none is left, and leave. The caller works too, then closes the job and waits for those inside:
+ * a worker that is late simply misses it. The order that makes this safe is sequentially
+ * consistent: a worker announces itself before it looks whether the job is open, the caller
+ * closes before it looks who is inside. Waiting is a short spin, then a condition variable; the
+ * same two-sided protocol (announce, then look) guards the sleepers. Workers never allocate and
+ * block all signals. */
 #include "base/pool_priv.h"
 
 #include <pthread.h>
@@ -75,7 +77,8 @@ static void await_job(threads *pool, unsigned seen) {
   }
   pthread_mutex_lock(&pool->lock);
   atomic_fetch_add(&pool->sleepers, 1);
-  while (atomic_load(&pool->generation) == seen && !atomic_load(&pool->stop)) pthread_cond_wait(&pool->work, &pool->lock);
+  while (atomic_load(&pool->generation) == seen && !atomic_load(&pool->stop))
+    pthread_cond_wait(&pool->work, &pool->lock);
   atomic_fetch_sub(&pool->sleepers, 1);
   pthread_mutex_unlock(&pool->lock);
 }
@@ -149,8 +152,8 @@ static bk_status start_workers(threads *pool) {
   int error = create_workers(pool);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (!error) return BK_OK;
-  return bk_fail(pool->base.ctx, BK_ERR_MEMORY, "cannot start thread %d of %d: %s", pool->n_started + 2, pool->base.n_threads,
-                 strerror(error));
+  return bk_fail(pool->base.ctx, BK_ERR_MEMORY, "cannot start thread %d of %d: %s",
+                 pool->n_started + 2, pool->base.n_threads, strerror(error));
 }
 
 static void threads_destroy(bk_pool *base) {

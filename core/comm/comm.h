@@ -1,18 +1,20 @@
 /* Communication between ranks: a vtable of its own, beside the compute backends.
  *
- * A comm is one rank's membership in a group of `size` ranks. Every operation is posted on a stream of the rank's device and
- * returns at once; where `done` is not NULL it is recorded at the operation's end. A host transport progresses in a thread
- * of its own; an inline one is legal. All ranks of a group post the same operations in the same order; in an exchange the
- * sends of a rank to a peer meet the peer's receives from it in the order in which they were posted, and their tags must
- * agree (checked in debug builds, always by `self`).
- * Tensors are contiguous and on the stream's device. A group must be idle when it is destroyed.
+ * A comm is one rank's membership in a group of `size` ranks. Every operation is posted on a
+ * stream of the rank's device and returns at once; where `done` is not NULL it is recorded at
+ * the operation's end. A host transport progresses in a thread of its own; an inline one is
+ * legal. All ranks of a group post the same operations in the same order; in an exchange the
+ * sends of a rank to a peer meet the peer's receives from it in the order in which they were
+ * posted, and their tags must agree (checked in debug builds, always by `self`). Tensors are
+ * contiguous and on the stream's device. A group must be idle when it is destroyed.
  *
- * Counts of all_to_allv are rows (of the first dimension) per peer. A comm with `needs_host_counts` must be given them on the
- * host; another also takes them as i32 [size] tensors on the device, the host then knows only the tensors' sizes as an
- * upper bound. Rows of dst past the received ones are unspecified.
+ * Counts of all_to_allv are rows (of the first dimension) per peer. A comm with
+ * `needs_host_counts` must be given them on the host; another also takes them as i32 [size]
+ * tensors on the device, the host then knows only the tensors' sizes as an upper bound. Rows of
+ * dst past the received ones are unspecified.
  *
- * Errors: BK_ERR_ARGUMENT for what this rank passed wrong, BK_ERR_COMM when ranks disagree, the transport failed or the
- * group was aborted: the group is then of no further use. */
+ * Errors: BK_ERR_ARGUMENT for what this rank passed wrong, BK_ERR_COMM when ranks disagree, the
+ * transport failed or the group was aborted: the group is then of no further use. */
 #ifndef BK_COMM_H
 #define BK_COMM_H
 
@@ -40,18 +42,24 @@ typedef struct bk_comm_counts {
 
 typedef struct bk_comm_ops {
   void (*destroy)(bk_comm *comm);
-  /* Collective: ranks that pass the same colour form a group, ordered by (key, rank); a negative colour gives *group NULL. */
+  /* Collective: ranks that pass the same colour form a group, ordered by (key, rank); a negative
+   * colour gives *group NULL. */
   bk_status (*split)(bk_comm *comm, int color, int key, bk_comm **group);
-  bk_status (*exchange)(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n, bk_event *done);
-  bk_status (*all_reduce)(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src, const bk_tensor *dst,
-                          bk_event *done);
-  bk_status (*reduce_scatter)(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src, const bk_tensor *dst,
-                              bk_event *done);
-  bk_status (*all_gather)(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done);
-  bk_status (*all_to_all)(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done);
-  bk_status (*all_to_allv)(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_comm_counts *send,
-                           const bk_tensor *dst, const bk_comm_counts *recv, bk_event *done);
-  bk_status (*broadcast)(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data, bk_event *done);
+  bk_status (*exchange)(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n,
+                        bk_event *done);
+  bk_status (*all_reduce)(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
+                          const bk_tensor *dst, bk_event *done);
+  bk_status (*reduce_scatter)(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
+                              const bk_tensor *dst, bk_event *done);
+  bk_status (*all_gather)(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                          const bk_tensor *dst, bk_event *done);
+  bk_status (*all_to_all)(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                          const bk_tensor *dst, bk_event *done);
+  bk_status (*all_to_allv)(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                           const bk_comm_counts *send, const bk_tensor *dst,
+                           const bk_comm_counts *recv, bk_event *done);
+  bk_status (*broadcast)(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
+                         bk_event *done);
   bk_status (*barrier)(bk_comm *comm, bk_stream *stream, bk_event *done);
   void (*abort)(bk_comm *comm);
 } bk_comm_ops;
@@ -71,7 +79,8 @@ typedef struct bk_comm_backend {
   const char *name; /* "self", ... */
   int priority;
   bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size); /* as of bk_backend */
-  bk_status (*open)(bk_device *device, bk_comm **world);                 /* collective; the group of all ranks */
+  /* collective; the group of all ranks */
+  bk_status (*open)(bk_device *device, bk_comm **world);
 } bk_comm_backend;
 
 /* self.c: a group of one rank; everything is a copy or nothing. */
@@ -81,23 +90,30 @@ extern const bk_comm_backend bk_comm_backend_self;
 bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world);
 void bk_comm_destroy(bk_comm *comm); /* NULL is allowed */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group);
-/* All of the batch's transfers proceed together: no order among them can deadlock. A send to the own rank meets a receive
- * from it in the same batch. */
-bk_status bk_comm_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n, bk_event *done);
-/* dst = the reduction of all ranks' src, of equal shape and float dtype; dst may be src. Sums run in rank order. */
-bk_status bk_comm_all_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src, const bk_tensor *dst,
-                             bk_event *done);
+/* All of the batch's transfers proceed together: no order among them can deadlock. A send to the
+ * own rank meets a receive from it in the same batch. */
+bk_status bk_comm_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n,
+                           bk_event *done);
+/* dst = the reduction of all ranks' src, of equal shape and float dtype; dst may be src. Sums
+ * run in rank order. */
+bk_status bk_comm_all_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
+                             const bk_tensor *dst, bk_event *done);
 /* src has size times the elements of dst; dst = piece `rank` of the reduction. */
-bk_status bk_comm_reduce_scatter(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src, const bk_tensor *dst,
-                                 bk_event *done);
+bk_status bk_comm_reduce_scatter(bk_comm *comm, bk_stream *stream, bk_reduce op,
+                                 const bk_tensor *src, const bk_tensor *dst, bk_event *done);
 /* dst has size times the elements of src; piece r comes from rank r. */
-bk_status bk_comm_all_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done);
-/* src and dst of equal size, `size` pieces each: piece p of src goes to rank p, piece p of dst comes from rank p. */
-bk_status bk_comm_all_to_all(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done);
+bk_status bk_comm_all_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                             const bk_tensor *dst, bk_event *done);
+/* src and dst of equal size, `size` pieces each: piece p of src goes to rank p, piece p of dst
+ * comes from rank p. */
+bk_status bk_comm_all_to_all(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                             const bk_tensor *dst, bk_event *done);
 /* The same with counted pieces, one after the other; rows of src and dst have the same size. */
-bk_status bk_comm_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_comm_counts *send,
-                              const bk_tensor *dst, const bk_comm_counts *recv, bk_event *done);
-bk_status bk_comm_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data, bk_event *done);
+bk_status bk_comm_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                              const bk_comm_counts *send, const bk_tensor *dst,
+                              const bk_comm_counts *recv, bk_event *done);
+bk_status bk_comm_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
+                            bk_event *done);
 bk_status bk_comm_barrier(bk_comm *comm, bk_stream *stream, bk_event *done);
 /* Gives up: operations in flight and later ones end with BK_ERR_COMM on every rank. */
 void bk_comm_abort(bk_comm *comm);

@@ -1,5 +1,6 @@
-/* self: a group of one rank. A reduction over one rank is its own value, every other operation a copy on the stream.
- * needs_host_counts is false: with counts on the device all rows are copied, which the contract allows. */
+/* self: a group of one rank. A reduction over one rank is its own value, every other operation a
+ * copy on the stream. needs_host_counts is false: with counts on the device all rows are copied,
+ * which the contract allows. */
 #include "comm/comm.h"
 
 static bk_place place_of(const bk_tensor *t) { return (bk_place){t->buffer, t->offset}; }
@@ -8,12 +9,15 @@ static bk_status finish(bk_stream *stream, bk_event *done) {
   return done ? stream->ops->event_record(stream, done) : BK_OK;
 }
 
-static bk_status copy_bytes(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, size_t bytes) {
+static bk_status copy_bytes(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst,
+                            size_t bytes) {
   bool in_place = src->buffer == dst->buffer && src->offset == dst->offset;
-  return in_place || bytes == 0 ? BK_OK : stream->ops->copy(stream, place_of(dst), place_of(src), bytes);
+  return in_place || bytes == 0 ? BK_OK
+                                : stream->ops->copy(stream, place_of(dst), place_of(src), bytes);
 }
 
-static bk_status copy_whole(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done) {
+static bk_status copy_whole(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst,
+                            bk_event *done) {
   BK_TRY(copy_bytes(stream, src, dst, bk_tensor_bytes(src)));
   return finish(stream, done);
 }
@@ -37,55 +41,67 @@ static int next_half(const bk_transfer *transfers, int n, int from, bool send) {
 
 static bk_status check_match(bk_comm *comm, const bk_transfer *s, const bk_transfer *r) {
   if (s->tag != r->tag)
-    return bk_fail(comm->ctx, BK_ERR_COMM, "exchange: a send with tag %d meets a receive with tag %d", s->tag, r->tag);
-  if (s->data.dtype == r->data.dtype && bk_tensor_count(&s->data) == bk_tensor_count(&r->data)) return BK_OK;
-  return bk_fail(comm->ctx, BK_ERR_COMM, "exchange: tag %d sends %lld of %s and receives %lld of %s", s->tag,
-                 (long long)bk_tensor_count(&s->data), bk_dtype_name(s->data.dtype), (long long)bk_tensor_count(&r->data),
-                 bk_dtype_name(r->data.dtype));
+    return bk_fail(comm->ctx, BK_ERR_COMM,
+                   "exchange: a send with tag %d meets a receive with tag %d", s->tag, r->tag);
+  if (s->data.dtype == r->data.dtype && bk_tensor_count(&s->data) == bk_tensor_count(&r->data))
+    return BK_OK;
+  return bk_fail(comm->ctx, BK_ERR_COMM,
+                 "exchange: tag %d sends %lld of %s and receives %lld of %s", s->tag,
+                 (long long)bk_tensor_count(&s->data), bk_dtype_name(s->data.dtype),
+                 (long long)bk_tensor_count(&r->data), bk_dtype_name(r->data.dtype));
 }
 
 /* The k-th send meets the k-th receive. Everything is checked before anything is copied. */
-static bk_status self_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n, bk_event *done) {
+static bk_status self_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers,
+                               int n, bk_event *done) {
   for (int copying = 0; copying < 2; copying++) {
     int s = next_half(transfers, n, 0, true), r = next_half(transfers, n, 0, false);
-    for (; s < n && r < n; s = next_half(transfers, n, s + 1, true), r = next_half(transfers, n, r + 1, false)) {
+    for (; s < n && r < n;
+         s = next_half(transfers, n, s + 1, true), r = next_half(transfers, n, r + 1, false)) {
       if (!copying) BK_TRY(check_match(comm, &transfers[s], &transfers[r]));
-      else BK_TRY(copy_bytes(stream, &transfers[s].data, &transfers[r].data, bk_tensor_bytes(&transfers[s].data)));
+      else
+        BK_TRY(copy_bytes(stream, &transfers[s].data, &transfers[r].data,
+                          bk_tensor_bytes(&transfers[s].data)));
     }
     if (s < n || r < n)
-      return bk_fail(comm->ctx, BK_ERR_COMM, "exchange: a %s of tag %d with itself has no other half in the batch",
+      return bk_fail(comm->ctx, BK_ERR_COMM,
+                     "exchange: a %s of tag %d with itself has no other half in the batch",
                      s < n ? "send" : "receive", transfers[s < n ? s : r].tag);
   }
   return finish(stream, done);
 }
 
-static bk_status self_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src, const bk_tensor *dst,
-                             bk_event *done) {
+static bk_status self_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
+                             const bk_tensor *dst, bk_event *done) {
   (void)comm, (void)op;
   return copy_whole(stream, src, dst, done);
 }
 
-static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_tensor *dst, bk_event *done) {
+static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                             const bk_tensor *dst, bk_event *done) {
   (void)comm;
   return copy_whole(stream, src, dst, done);
 }
 
-static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src, const bk_comm_counts *send,
-                                  const bk_tensor *dst, const bk_comm_counts *recv, bk_event *done) {
+static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                                  const bk_comm_counts *send, const bk_tensor *dst,
+                                  const bk_comm_counts *recv, bk_event *done) {
   int64_t rows = src->shape[0] < dst->shape[0] ? src->shape[0] : dst->shape[0];
   if (send->host && recv->host && send->host[0] != recv->host[0])
-    return bk_fail(comm->ctx, BK_ERR_COMM, "all_to_allv: %lld rows are sent and %lld received", (long long)send->host[0],
-                   (long long)recv->host[0]);
+    return bk_fail(comm->ctx, BK_ERR_COMM, "all_to_allv: %lld rows are sent and %lld received",
+                   (long long)send->host[0], (long long)recv->host[0]);
   if (recv->host) rows = recv->host[0];
   else if (send->host) rows = send->host[0];
   if (rows > src->shape[0] || rows > dst->shape[0])
-    return bk_fail(comm->ctx, BK_ERR_COMM, "all_to_allv: %lld rows do not fit in src of %lld and dst of %lld", (long long)rows,
-                   (long long)src->shape[0], (long long)dst->shape[0]);
+    return bk_fail(comm->ctx, BK_ERR_COMM,
+                   "all_to_allv: %lld rows do not fit in src of %lld and dst of %lld",
+                   (long long)rows, (long long)src->shape[0], (long long)dst->shape[0]);
   bk_tensor part = bk_tensor_slice(*src, 0, 0, rows);
   return copy_whole(stream, &part, dst, done);
 }
 
-static bk_status self_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data, bk_event *done) {
+static bk_status self_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
+                                bk_event *done) {
   (void)comm, (void)root, (void)data;
   return finish(stream, done);
 }

@@ -1,6 +1,7 @@
 /* The configuration's tables, defaults and rules. What is refused and why: design.md section 4.
- * Defaults: the model has none of its own (an absent key takes Hugging Face's, see bk_model_config_absent); the recipe's are
- * those of arXiv 2512.24880's appendix scaled to small runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20). */
+ * Defaults: the model has none of its own (an absent key takes Hugging Face's, see
+ * bk_model_config_absent); the recipe's are those of arXiv 2512.24880's appendix scaled to small
+ * runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20). */
 #include <math.h>
 #include <string.h>
 
@@ -15,10 +16,14 @@ static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
 static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
 
-#define INT(field, low, high, text) {#field, BK_OPT_INT, offsetof(CONFIG, field), low, high, NULL, text}
-#define DOUBLE(field, low, high, text) {#field, BK_OPT_DOUBLE, offsetof(CONFIG, field), low, high, NULL, text}
-#define BOOL(field, text) {#field, BK_OPT_BOOL, offsetof(CONFIG, field), 0, 1, NULL, text}
-#define ENUM(field, names, text) {#field, BK_OPT_ENUM, offsetof(CONFIG, field), 0, 0, names, text}
+#define INT(field, low, high, text) \
+  { #field, BK_OPT_INT, offsetof(CONFIG, field), low, high, NULL, text }
+#define DOUBLE(field, low, high, text) \
+  { #field, BK_OPT_DOUBLE, offsetof(CONFIG, field), low, high, NULL, text }
+#define BOOL(field, text) \
+  { #field, BK_OPT_BOOL, offsetof(CONFIG, field), 0, 1, NULL, text }
+#define ENUM(field, names, text) \
+  { #field, BK_OPT_ENUM, offsetof(CONFIG, field), 0, 0, names, text }
 
 #define CONFIG bk_model_config
 const bk_option bk_model_keys[] = {
@@ -60,11 +65,13 @@ _Static_assert(BK_COUNT(bk_model_keys) <= 64, "bk_option_set has a bit for each"
 const bk_option bk_train_keys[] = {
     INT(steps, 1, 1e15, "optimiser steps in all"),
     INT(batch_size, 1, 1 << 24, "sequences per step"),
-    INT(micro_batch_size, 0, 1 << 24, "sequences per forward and backward pass, divides batch_size; 0: batch_size"),
+    INT(micro_batch_size, 0, 1 << 24,
+        "sequences per forward and backward pass, divides batch_size; 0: batch_size"),
     INT(seq_len, 1, 1 << 26, "tokens per sequence"),
     INT(seed, 0, 9007199254740992.0, "seed of initial weights and data order"),
     DOUBLE(lr, 0, 1e3, "base learning rate"),
-    ENUM(lr_schedule, schedule_names, "after warm-up; step: x 0.316 at 80 % of the steps, x 0.1 at 90 %"),
+    ENUM(lr_schedule, schedule_names,
+         "after warm-up; step: x 0.316 at 80 % of the steps, x 0.1 at 90 %"),
     INT(warmup_steps, 0, 1e15, "steps of linear warm-up"),
     DOUBLE(min_lr_ratio, 0, 1, "share of lr at the end of the cosine schedule"),
     DOUBLE(weight_decay, 0, 1e3, "decoupled, on matrices only"),
@@ -78,15 +85,22 @@ const bk_option bk_train_keys[] = {
     INT(eval_every, 0, 1e15, "steps between validation passes; 0: none"),
     INT(eval_tokens, 0, 1e15, "most tokens of such a pass; 0: all"),
     INT(gain_every, 0, 1e15, "steps between measurements of the composite gain; 0: none"),
-    DOUBLE(spike_factor, 0, 1e30, "warns once of a gradient norm above this x the median of the last 32; 0: off"),
-    DOUBLE(gain_limit, 0, 1e30, "warns once of a composite gain above this (1: neither amplified nor damped); 0: off"),
+    DOUBLE(spike_factor, 0, 1e30,
+           "warns once of a gradient norm above this x the median of the last 32; 0: off"),
+    DOUBLE(gain_limit, 0, 1e30,
+           "warns once of a composite gain above this (1: neither amplified nor damped); 0: off"),
     {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
      "sublayers per block whose connections are recomputed in the backward pass"},
-    BOOL(bin_validation, "the last tenth of each .bin file is validation data, as of a text; a run keeps what it began with"),
+    BOOL(bin_validation,
+         "the last tenth of each .bin file is validation data, as of a text; a run keeps what it "
+         "began with"),
     ENUM(data_dtype, dtype_names, "token type of .bin files; auto: uint16 if the vocabulary fits"),
     BOOL(allow_tf32, "GPU backends: fp32 products may round their operands to TF32"),
-    BOOL(cuda_graph, "GPU backends: passes are captured once as graphs, then replayed; the same bits"),
-    BOOL(merge_stream, "GPU backends: feed-forward sublayers' merges run on a stream of high priority; the same bits"),
+    BOOL(cuda_graph,
+         "GPU backends: passes are captured once as graphs, then replayed; the same bits"),
+    BOOL(merge_stream,
+         "GPU backends: feed-forward sublayers' merges run on a stream of high priority; the same "
+         "bits"),
     {.name = NULL},
 };
 #undef CONFIG
@@ -160,12 +174,15 @@ static bk_status unknown_key(bk_context *ctx, const char *key) {
   for (const bk_option *o = bk_model_keys; o->name; o++) names[count++] = o->name;
   for (const bk_option *o = bk_train_keys; o->name; o++) names[count++] = o->name;
   const char *nearest = bk_nearest(key, names, count);
-  if (nearest) return bk_fail(ctx, BK_ERR_NOT_FOUND, "--set: unknown key \"%s\"; the nearest known one is \"%s\"",
-                              key, nearest);
-  return bk_fail(ctx, BK_ERR_NOT_FOUND, "--set: unknown key \"%s\", and no known one is near it", key);
+  if (nearest)
+    return bk_fail(ctx, BK_ERR_NOT_FOUND,
+                   "--set: unknown key \"%s\"; the nearest known one is \"%s\"", key, nearest);
+  return bk_fail(ctx, BK_ERR_NOT_FOUND, "--set: unknown key \"%s\", and no known one is near it",
+                 key);
 }
 
-static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *key, const char *value) {
+static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *key,
+                         const char *value) {
   const bk_option *model = bk_option_find(bk_model_keys, key, strlen(key));
   const bk_option *recipe = bk_option_find(bk_train_keys, key, strlen(key));
   if (!model && !recipe) return unknown_key(ctx, key);
@@ -175,7 +192,8 @@ static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t
                  model ? "model" : "training recipe");
 }
 
-bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *assignment) {
+bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
+                        const char *assignment) {
   const char *equals = strchr(assignment, '=');
   if (!equals || equals == assignment)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "--set: KEY=VALUE is needed, not \"%s\"", assignment);
@@ -190,8 +208,9 @@ bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
 
 static bk_status check_rotation(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->qk_rope_head_dim % 2 == 0) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: qk_rope_head_dim (%lld) must be even: it is rotated in pairs",
-                 origin, (long long)m->qk_rope_head_dim);
+  return bk_fail(ctx, BK_ERR_CONFIG,
+                 "%s: qk_rope_head_dim (%lld) must be even: it is rotated in pairs", origin,
+                 (long long)m->qk_rope_head_dim);
 }
 
 static bool groups_fit(const bk_model_config *m) {
@@ -202,40 +221,47 @@ static bk_status check_groups(bk_context *ctx, const char *origin, const bk_mode
   long long experts = m->n_routed_experts, groups = m->n_group;
   if (groups_fit(m)) return BK_OK;
   if (experts % groups != 0)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) cannot be divided by n_group (%lld)",
-                   origin, experts, groups);
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: n_routed_experts (%lld) / n_group (%lld) gives fewer than 2 experts a "
+    return bk_fail(ctx, BK_ERR_CONFIG,
+                   "%s: n_routed_experts (%lld) cannot be divided by n_group (%lld)", origin,
+                   experts, groups);
+  return bk_fail(ctx, BK_ERR_CONFIG,
+                 "%s: n_routed_experts (%lld) / n_group (%lld) gives fewer than 2 experts a "
                  "group; the two best score a group",
                  origin, experts, groups);
 }
 
 static bk_status check_kept_groups(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->topk_group <= m->n_group) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin, (long long)m->topk_group,
-                 (long long)m->n_group);
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin,
+                 (long long)m->topk_group, (long long)m->n_group);
 }
 
 /* Nothing is said where the groups themselves do not fit, which has been. */
 static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group, k = m->num_experts_per_tok;
+  long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group,
+            k = m->num_experts_per_tok;
   if (!groups_fit(m) || kept > groups || k <= kept * (experts / groups)) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_experts_per_tok (%lld) is above the %lld experts that are left "
+  return bk_fail(ctx, BK_ERR_CONFIG,
+                 "%s: num_experts_per_tok (%lld) is above the %lld experts that are left "
                  "(topk_group %lld of n_group %lld, n_routed_experts %lld)",
                  origin, k, kept * (experts / groups), kept, groups, experts);
 }
 
 static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->residual == BK_HC_MHC_LITE && m->hc_mult > 5)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: hc_mult (%lld) must be at most 5 with residual mhc_lite, which has n! "
+    return bk_fail(ctx, BK_ERR_CONFIG,
+                   "%s: hc_mult (%lld) must be at most 5 with residual mhc_lite, which has n! "
                    "permutations",
                    origin, (long long)m->hc_mult);
   return BK_OK;
 }
 
-/* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past it: no overflow is missed. */
+/* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past
+ * it: no overflow is missed. */
 static bk_status check_width(bk_context *ctx, const char *origin, const char *what, double value) {
   if (value <= INT32_TOP) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be", origin, what, value);
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be", origin, what,
+                 value);
 }
 
 static double query_width(const bk_model_config *m) {
@@ -243,7 +269,8 @@ static double query_width(const bk_model_config *m) {
 }
 
 static bk_status check_query_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)", query_width(m));
+  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)",
+                     query_width(m));
 }
 
 static double value_width(const bk_model_config *m) {
@@ -253,53 +280,66 @@ static double value_width(const bk_model_config *m) {
 /* Heads that are too many or too wide are said to be once. */
 static bk_status check_value_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (query_width(m) > INT32_TOP) return BK_OK;
-  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + v_head_dim)", value_width(m));
+  return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + v_head_dim)",
+                     value_width(m));
 }
 
-static double shared_width(const bk_model_config *m) { return (double)m->n_shared_experts * (double)m->moe_intermediate_size; }
+static double shared_width(const bk_model_config *m) {
+  return (double)m->n_shared_experts * (double)m->moe_intermediate_size;
+}
 
 static bk_status check_shared_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   return check_width(ctx, origin, "n_shared_experts x moe_intermediate_size", shared_width(m));
 }
 
 static bk_status check_stream_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  return check_width(ctx, origin, "hc_mult x hidden_size", (double)m->hc_mult * (double)m->hidden_size);
+  return check_width(ctx, origin, "hc_mult x hidden_size",
+                     (double)m->hc_mult * (double)m->hidden_size);
 }
 
 static double attention_parameters(const bk_model_config *m) {
   double c = (double)m->hidden_size, heads = (double)m->num_attention_heads;
   double q = (double)m->q_lora_rank, kv = (double)m->kv_lora_rank;
-  double rope = (double)m->qk_rope_head_dim, nope = (double)m->qk_nope_head_dim, v = (double)m->v_head_dim;
+  double rope = (double)m->qk_rope_head_dim, nope = (double)m->qk_nope_head_dim,
+         v = (double)m->v_head_dim;
   double query = heads * (nope + rope);
-  return (q > 0 ? q * (c + query) : c * query) + c * (kv + rope) + kv * heads * (nope + v) + heads * v * c;
+  return (q > 0 ? q * (c + query) : c * query) + c * (kv + rope) + kv * heads * (nope + v) +
+         heads * v * c;
 }
 
-/* Within a few percent: norms and connections are left out. A width that is too large has been said to be. */
+/* Within a few percent: norms and connections are left out. A width that is too large has been
+ * said to be. */
 static bk_status check_total(bk_context *ctx, const char *origin, const bk_model_config *m) {
   double c = (double)m->hidden_size, layers = (double)m->num_hidden_layers;
-  double dense = fmin(layers, (double)m->first_k_dense_replace), expert = 3 * c * (double)m->moe_intermediate_size;
+  double dense = fmin(layers, (double)m->first_k_dense_replace),
+         expert = 3 * c * (double)m->moe_intermediate_size;
   double total = 2 * (double)m->vocab_size * c + layers * attention_parameters(m);
   total += dense * 3 * c * (double)m->intermediate_size;
   total += (layers - dense) * expert * (double)(m->n_routed_experts + m->n_shared_experts);
   double widest = fmax(shared_width(m), fmax(query_width(m), value_width(m)));
   if (total <= PARAMETERS_MAX || widest > INT32_TOP) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: these sizes make about %.3g parameters; at most %.3g can be addressed",
+  return bk_fail(ctx, BK_ERR_CONFIG,
+                 "%s: these sizes make about %.3g parameters; at most %.3g can be addressed",
                  origin, total, PARAMETERS_MAX);
 }
 
 static bk_status check_end_tokens(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->n_eos_token_ids < 0 || m->n_eos_token_ids > BK_END_TOKENS)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: there can be 0 to %d end tokens, not %d", origin, BK_END_TOKENS, m->n_eos_token_ids);
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: there can be 0 to %d end tokens, not %d", origin,
+                   BK_END_TOKENS, m->n_eos_token_ids);
   for (int i = 0; i < m->n_eos_token_ids; i++)
     if (m->eos_token_id[i] < 0)
-      return bk_fail(ctx, BK_ERR_CONFIG, "%s: eos_token_id (%lld) must be at least 0", origin, (long long)m->eos_token_id[i]);
+      return bk_fail(ctx, BK_ERR_CONFIG, "%s: eos_token_id (%lld) must be at least 0", origin,
+                     (long long)m->eos_token_id[i]);
   return BK_OK;
 }
 
-static bk_status check_further_layers(bk_context *ctx, const char *origin, const bk_model_config *m) {
+static bk_status check_further_layers(bk_context *ctx, const char *origin,
+                                      const bk_model_config *m) {
   if (m->num_nextn_predict_layers >= 0 && m->num_nextn_predict_layers <= BK_NEXTN_MAX) return BK_OK;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: num_nextn_predict_layers must be an integer from 0 to %d, not %lld", origin, BK_NEXTN_MAX,
-                 (long long)m->num_nextn_predict_layers);
+  return bk_fail(ctx, BK_ERR_CONFIG,
+                 "%s: num_nextn_predict_layers must be an integer from 0 to %d, not %lld", origin,
+                 BK_NEXTN_MAX, (long long)m->num_nextn_predict_layers);
 }
 
 typedef struct rule {
@@ -317,13 +357,17 @@ static const rule rules[] = {
     {check_value_width, "num_attention_heads qk_nope_head_dim qk_rope_head_dim v_head_dim"},
     {check_shared_width, "n_shared_experts moe_intermediate_size"},
     {check_stream_width, "hc_mult hidden_size"},
-    {check_total, "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers num_attention_heads n_shared_experts "
-                  "n_routed_experts first_k_dense_replace kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim"},
+    {check_total,
+     "vocab_size hidden_size intermediate_size moe_intermediate_size num_hidden_layers "
+     "num_attention_heads n_shared_experts "
+     "n_routed_experts first_k_dense_replace kv_lora_rank q_lora_rank qk_rope_head_dim "
+     "qk_nope_head_dim v_head_dim"},
     {check_end_tokens, ""},
     {check_further_layers, ""},
 };
 
-bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m, bk_option_set known) {
+bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m,
+                                bk_option_set known) {
   bk_status status = bk_options_check(ctx, origin, bk_model_keys, m, &known);
   for (size_t i = 0; i < BK_COUNT(rules); i++) {
     bk_option_set keys = bk_option_bits(bk_model_keys, rules[i].keys);
@@ -341,10 +385,12 @@ bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_tr
   BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t, &all));
   long long micro = t->micro_batch_size ? t->micro_batch_size : t->batch_size;
   if (t->batch_size % micro != 0)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: batch_size (%lld) cannot be divided by micro_batch_size (%lld)", origin,
+    return bk_fail(ctx, BK_ERR_CONFIG,
+                   "%s: batch_size (%lld) cannot be divided by micro_batch_size (%lld)", origin,
                    (long long)t->batch_size, micro);
   if ((double)micro * (double)t->seq_len > INT32_TOP)
-    return bk_fail(ctx, BK_ERR_CONFIG, "%s: a micro-batch of %lld sequences of seq_len %lld has more than "
+    return bk_fail(ctx, BK_ERR_CONFIG,
+                   "%s: a micro-batch of %lld sequences of seq_len %lld has more than "
                    "2147483647 tokens",
                    origin, micro, (long long)t->seq_len);
   return BK_OK;
@@ -356,12 +402,14 @@ bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t) {
 
 /* ---- derived ---- */
 
-/* arXiv 2512.24880 section 4.3.2: L_r = sqrt(n L / (n + 2)) with L sublayers keeps the fewest activations. */
+/* arXiv 2512.24880 section 4.3.2: L_r = sqrt(n L / (n + 2)) with L sublayers keeps the fewest
+ * activations. */
 int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute) {
   int64_t sublayers = 2 * m->num_hidden_layers;
   if (m->residual == BK_HC_PLAIN || hc_recompute == 0) return 0;
   double n = (double)m->hc_mult;
-  int64_t block = hc_recompute > 0 ? hc_recompute : (int64_t)floor(sqrt(n * (double)sublayers / (n + 2)) + 0.5);
+  int64_t block =
+      hc_recompute > 0 ? hc_recompute : (int64_t)floor(sqrt(n * (double)sublayers / (n + 2)) + 0.5);
   return block < 1 ? 1 : block > sublayers ? sublayers : block;
 }
 

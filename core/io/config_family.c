@@ -16,16 +16,18 @@ static void add_name(char list[LIST_TEXT], const char *name) {
 /* ---- names ---- */
 
 static const char *const our_types[] = {"deepseek_v3", "birkhoff", NULL};
-static const char *const our_architectures[] = {"DeepseekV3ForCausalLM", "DeepseekV3Model", "BirkhoffForCausalLM", NULL};
+static const char *const our_architectures[] = {"DeepseekV3ForCausalLM", "DeepseekV3Model",
+                                                "BirkhoffForCausalLM", NULL};
 
 /* What no other family brings all of. */
-static const char *const own_keys[] = {"kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "n_routed_experts"};
+static const char *const own_keys[] = {"kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim",
+                                       "v_head_dim", "n_routed_experts"};
 
 typedef struct names {
-  bool given, ours;        /* one of the two is there at all; one of them names this family */
-  const json_t *type;      /* another family's, else NULL */
+  bool given, ours;   /* one of the two is there at all; one of them names this family */
+  const json_t *type; /* another family's, else NULL */
   const json_t *architecture;
-  bk_status status;        /* of their kinds */
+  bk_status status; /* of their kinds */
 } names;
 
 static bool is_one_of(const json_t *value, const char *const *list) {
@@ -39,7 +41,9 @@ static void read_type(bk_context *ctx, const char *origin, const json_t *root, n
   if (!type || json_is_null(type)) return;
   n->given = true;
   if (!json_is_string(type))
-    n->status = bk_fail(ctx, BK_ERR_CONFIG, "%s: model_type must be a string, \"deepseek_v3\" or \"birkhoff\", not %s", origin, bk_json_kind(type));
+    n->status = bk_fail(ctx, BK_ERR_CONFIG,
+                        "%s: model_type must be a string, \"deepseek_v3\" or \"birkhoff\", not %s",
+                        origin, bk_json_kind(type));
   else if (is_one_of(type, our_types)) n->ours = true;
   else n->type = type;
 }
@@ -61,20 +65,28 @@ static void read_architectures(bk_context *ctx, const char *origin, const json_t
     else if (!n->architecture) n->architecture = entry;
   }
   if (odd)
-    n->status = bk_fail(ctx, BK_ERR_CONFIG, "%s: architectures must be a list of names, such as [\"DeepseekV3ForCausalLM\"]; it %s %s", origin,
-                        odd == list ? "is" : "holds", bk_json_kind(odd));
+    n->status = bk_fail(
+        ctx, BK_ERR_CONFIG,
+        "%s: architectures must be a list of names, such as [\"DeepseekV3ForCausalLM\"]; it %s %s",
+        origin, odd == list ? "is" : "holds", bk_json_kind(odd));
 }
 
 static bk_status refuse_names(bk_context *ctx, const char *origin, const names *n) {
   char type[BK_JSON_SHOWN + 32] = "", architecture[BK_JSON_SHOWN + 32] = "", text[BK_JSON_SHOWN];
   if (n->type) snprintf(type, sizeof type, "model_type \"%s\"", bk_json_shown(n->type, text));
-  if (n->architecture) snprintf(architecture, sizeof architecture, "architectures with \"%s\"", bk_json_shown(n->architecture, text));
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s%s%s: another architecture, which is not built; model_type must be deepseek_v3 or birkhoff, and "
-                 "architectures may hold DeepseekV3ForCausalLM, DeepseekV3Model and BirkhoffForCausalLM",
-                 origin, type, n->type && n->architecture ? " and " : "", architecture);
+  if (n->architecture)
+    snprintf(architecture, sizeof architecture, "architectures with \"%s\"",
+             bk_json_shown(n->architecture, text));
+  return bk_fail(
+      ctx, BK_ERR_CONFIG,
+      "%s: %s%s%s: another architecture, which is not built; model_type must be deepseek_v3 or "
+      "birkhoff, and "
+      "architectures may hold DeepseekV3ForCausalLM, DeepseekV3Model and BirkhoffForCausalLM",
+      origin, type, n->type && n->architecture ? " and " : "", architecture);
 }
 
-bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root, bool *alone) {
+bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root,
+                                 bool *alone) {
   char missing[LIST_TEXT] = "";
   size_t brought = 0;
   names n = {.status = BK_OK};
@@ -88,8 +100,12 @@ bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json
   *alone = foreign ? brought < BK_COUNT(own_keys) : !n.ours && brought == 0;
   if (foreign) return refuse_names(ctx, origin, &n);
   if (n.given || brought == BK_COUNT(own_keys)) return n.status;
-  return bk_fail(ctx, BK_ERR_CONFIG, "%s: neither model_type nor architectures says which model this is, and keys that it needs are missing: "
-                 "%s; add them, or \"model_type\": \"deepseek_v3\" if absent keys are to be as in that model", origin, missing);
+  return bk_fail(
+      ctx, BK_ERR_CONFIG,
+      "%s: neither model_type nor architectures says which model this is, and keys that it needs "
+      "are missing: "
+      "%s; add them, or \"model_type\": \"deepseek_v3\" if absent keys are to be as in that model",
+      origin, missing);
 }
 
 /* ---- keys of siblings ---- */
@@ -110,21 +126,32 @@ static const sibling siblings[] = {
     {{"partial_rotary_factor"}, "1.0", "all of the qk_rope_head_dim part is rotated"},
     {{"mlp_bias", "use_bias", "use_qkv_bias"}, "false", "projections have no bias"},
     {{"use_qk_norm", "qk_norm"}, "false", "queries and keys of a head are not normalised"},
-    {{"mla_scale_q_lora", "mla_scale_kv_lora"}, "false", "the compressed queries, keys and values are not scaled"},
+    {{"mla_scale_q_lora", "mla_scale_kv_lora"},
+     "false",
+     "the compressed queries, keys and values are not scaled"},
     {{"zero_expert_num"}, "0", "there are no experts without weights"},
-    {{"embedding_multiplier", "residual_multiplier", "logits_scaling"}, "1.0", "there are no such factors"},
+    {{"embedding_multiplier", "residual_multiplier", "logits_scaling"},
+     "1.0",
+     "there are no such factors"},
     {{"attention_multiplier", "scale_emb", "scale_depth"}, "null", "there are no such factors"},
-    {{"attn_logit_softcapping", "final_logit_softcapping"}, "null", "scores and logits are not capped"},
+    {{"attn_logit_softcapping", "final_logit_softcapping"},
+     "null",
+     "scores and logits are not capped"},
     {{"clip_qkv", "swiglu_limit"}, "null", "activations are not clipped"},
     {{"mlp_only_layers"}, "[]", "every layer past first_k_dense_replace has experts"},
-    {{"decoder_sparse_step", "interleave_moe_layer_step", "logit_scale"}, "1", "there are no such steps or factors"},
-    {{"alibi", "parallel_attn", "attn_output_gate", "use_parallel_residual"}, "false", "attention has no such form"},
+    {{"decoder_sparse_step", "interleave_moe_layer_step", "logit_scale"},
+     "1",
+     "there are no such steps or factors"},
+    {{"alibi", "parallel_attn", "attn_output_gate", "use_parallel_residual"},
+     "false",
+     "attention has no such form"},
     {{"use_mla"}, "true", "attention compresses keys and values"},
 };
 
 /* A window that is switched off is none. */
 static bool is_off(const json_t *root, const char *key) {
-  return strcmp(key, "sliding_window") == 0 && json_is_false(json_object_get(root, "use_sliding_window"));
+  return strcmp(key, "sliding_window") == 0 &&
+         json_is_false(json_object_get(root, "use_sliding_window"));
 }
 
 static bool is_harmless(const sibling *s, const json_t *value) {
@@ -133,7 +160,8 @@ static bool is_harmless(const sibling *s, const json_t *value) {
   if (strcmp(s->harmless, "[]") == 0) return json_is_array(value) && json_array_size(value) == 0;
   if (strcmp(s->harmless, "true") == 0) return json_is_true(value);
   if (strcmp(s->harmless, "false") == 0) return json_is_false(value);
-  return json_is_number(value) && bk_parse_double(s->harmless, &wanted) && json_number_value(value) == wanted;
+  return json_is_number(value) && bk_parse_double(s->harmless, &wanted) &&
+         json_number_value(value) == wanted;
 }
 
 /* Newer files name the kind of each layer's attention. */
@@ -142,10 +170,16 @@ static bk_status check_layer_types(bk_context *ctx, const char *origin, const js
   size_t i;
   char text[BK_JSON_SHOWN];
   if (!list || json_is_null(list)) return BK_OK;
-  json_array_foreach(list, i, kind)
-    if (!json_is_string(kind) || strcmp(json_string_value(kind), "full_attention") != 0)
-      return bk_fail(ctx, BK_ERR_CONFIG, "%s: layer_types must hold full_attention alone, not %s: no other attention is built", origin, bk_json_shown(kind, text));
-  return json_is_array(list) ? BK_OK : bk_fail(ctx, BK_ERR_CONFIG, "%s: layer_types must be a list, not %s", origin, bk_json_kind(list));
+  json_array_foreach(list, i,
+                     kind) if (!json_is_string(kind) ||
+                               strcmp(json_string_value(kind), "full_attention") !=
+                                   0) return bk_fail(ctx, BK_ERR_CONFIG,
+                                                     "%s: layer_types must hold full_attention "
+                                                     "alone, not %s: no other attention is built",
+                                                     origin, bk_json_shown(kind, text));
+  return json_is_array(list) ? BK_OK
+                             : bk_fail(ctx, BK_ERR_CONFIG, "%s: layer_types must be a list, not %s",
+                                       origin, bk_json_kind(list));
 }
 
 bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const json_t *root) {
@@ -154,9 +188,11 @@ bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const js
     const sibling *s = &siblings[i];
     char found[LIST_TEXT] = "";
     for (size_t k = 0; k < BK_COUNT(s->keys) && s->keys[k]; k++)
-      if (!is_off(root, s->keys[k]) && !is_harmless(s, json_object_get(root, s->keys[k]))) add_name(found, s->keys[k]);
+      if (!is_off(root, s->keys[k]) && !is_harmless(s, json_object_get(root, s->keys[k])))
+        add_name(found, s->keys[k]);
     if (found[0])
-      status = bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be absent or %s: %s", origin, found, s->harmless, s->why);
+      status = bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be absent or %s: %s", origin, found,
+                       s->harmless, s->why);
   }
   return status;
 }

@@ -1,10 +1,13 @@
-/* config.json and trainer_state.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing makes the
- * text here, because transformers checks types: a float key always has a point or an exponent, an integer key never.
+/* config.json and trainer_state.json. Reading goes through jansson (64-bit integers, duplicate
+ * keys refused); writing makes the text here, because transformers checks types: a float key
+ * always has a point or an exponent, an integer key never.
  *
- * Of config.json a key is one of: the model's name (config_family.h); an architecture key (bk_model_keys); a key with one value that the
- * runtime honours (fixed[]); a key that must agree with others (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for
- * nothing (config_family.h); what the model was made with (eos_token_id, num_nextn_predict_layers); a key that says nothing about the
- * model (silent[]); anything else, which is a warning. */
+ * Of config.json a key is one of: the model's name (config_family.h); an architecture key
+ * (bk_model_keys); a key with one value that the runtime honours (fixed[]); a key that must
+ * agree with others (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for
+ * nothing (config_family.h); what the model was made with (eos_token_id,
+ * num_nextn_predict_layers); a key that says nothing about the model (silent[]); anything else,
+ * which is a warning. */
 #include <stdio.h>
 #include <string.h>
 
@@ -22,7 +25,8 @@ typedef struct document {
   json_t *root;
 } document;
 
-bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes, bool *whole) {
+bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes,
+                        bool *whole) {
   json_t *root = NULL;
   json_error_t unused;
   bk_status status = bk_json_try(ctx, origin, text, bytes, &root, &unused);
@@ -34,7 +38,8 @@ bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, s
 static bk_status load(document *doc, const char *json, size_t bytes) {
   BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
-  bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin, bk_json_kind(doc->root));
+  bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin,
+                             bk_json_kind(doc->root));
   json_decref(doc->root);
   doc->root = NULL;
   return status;
@@ -46,16 +51,22 @@ static bk_status wrong_kind(const document *doc, const bk_option *o, const json_
                  bk_option_range_text(o, range, sizeof range), bk_json_kind(value));
 }
 
-/* Integers are taken for float keys (files on the hub have "rope_theta": 10000), floats never for integer keys. */
-static bk_status read_option(const document *doc, const bk_option *o, const json_t *value, void *config) {
+/* Integers are taken for float keys (files on the hub have "rope_theta": 10000), floats never
+ * for integer keys. */
+static bk_status read_option(const document *doc, const bk_option *o, const json_t *value,
+                             void *config) {
   bool word = o->type == BK_OPT_ENUM || o->type == BK_OPT_INT_OR_AUTO;
-  if (json_is_string(value) && word) return bk_option_set_text(doc->ctx, doc->origin, o, json_string_value(value), config);
+  if (json_is_string(value) && word)
+    return bk_option_set_text(doc->ctx, doc->origin, o, json_string_value(value), config);
   if (json_is_boolean(value) && o->type == BK_OPT_BOOL)
-    return bk_option_set_text(doc->ctx, doc->origin, o, json_is_true(value) ? "true" : "false", config);
-  if (json_is_null(value) && o->type == BK_OPT_INT_OR_NULL) return bk_option_set_text(doc->ctx, doc->origin, o, "null", config);
+    return bk_option_set_text(doc->ctx, doc->origin, o, json_is_true(value) ? "true" : "false",
+                              config);
+  if (json_is_null(value) && o->type == BK_OPT_INT_OR_NULL)
+    return bk_option_set_text(doc->ctx, doc->origin, o, "null", config);
   if (json_is_number(value) && o->type == BK_OPT_DOUBLE)
     return bk_option_set_double(doc->ctx, doc->origin, o, json_number_value(value), config);
-  bool integral = o->type == BK_OPT_INT || o->type == BK_OPT_INT_OR_NULL || o->type == BK_OPT_INT_OR_AUTO;
+  bool integral =
+      o->type == BK_OPT_INT || o->type == BK_OPT_INT_OR_NULL || o->type == BK_OPT_INT_OR_AUTO;
   if (json_is_integer(value) && integral)
     return bk_option_set_int(doc->ctx, doc->origin, o, (int64_t)json_integer_value(value), config);
   return wrong_kind(doc, o, value);
@@ -67,8 +78,9 @@ static bk_status read_option(const document *doc, const bk_option *o, const json
 typedef struct reading {
   bk_model_config m;
   bk_option_set known; /* keys of m whose value stands: what was read well, and defaults */
-  bool defaults;       /* an absent key means Hugging Face's default: not where the document is another family's */
-  bk_status status;    /* the first failure's */
+  /* an absent key means Hugging Face's default: not where the document is another family's */
+  bool defaults;
+  bk_status status; /* the first failure's */
 } reading;
 
 static void note(reading *r, bk_status status) {
@@ -104,10 +116,16 @@ static const fixed_key fixed[] = {
 static bool fixed_holds(const fixed_key *key, const json_t *value) {
   double wanted = 0;
   switch (key->kind) {
-    case FIXED_STRING: return json_is_string(value) && strcmp(json_string_value(value), key->text) == 0;
-    case FIXED_BOOL: return json_is_boolean(value) && json_is_true(value) == (strcmp(key->text, "true") == 0);
-    case FIXED_INT: return json_is_integer(value) && bk_parse_double(key->text, &wanted) && json_number_value(value) == wanted;
-    case FIXED_NUMBER: return json_is_number(value) && bk_parse_double(key->text, &wanted) && json_number_value(value) == wanted;
+    case FIXED_STRING:
+      return json_is_string(value) && strcmp(json_string_value(value), key->text) == 0;
+    case FIXED_BOOL:
+      return json_is_boolean(value) && json_is_true(value) == (strcmp(key->text, "true") == 0);
+    case FIXED_INT:
+      return json_is_integer(value) && bk_parse_double(key->text, &wanted) &&
+             json_number_value(value) == wanted;
+    case FIXED_NUMBER:
+      return json_is_number(value) && bk_parse_double(key->text, &wanted) &&
+             json_number_value(value) == wanted;
   }
   return false;
 }
@@ -118,23 +136,27 @@ static void check_fixed(const document *doc, reading *r) {
     const fixed_key *key = &fixed[i];
     json_t *value = json_object_get(doc->root, key->name);
     if (value && !fixed_holds(key, value))
-      note(r, bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s: %s", doc->origin, key->name, key->text,
-                      bk_json_shown(value, given), key->why));
+      note(r, bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s: %s", doc->origin,
+                      key->name, key->text, bk_json_shown(value, given), key->why));
   }
 }
 
 /* ---- config.json: rotary position ---- */
 
-static const char *const rope_objects[] = {"rope_scaling", "rope_parameters"}; /* in older and in newer files */
+/* in older and in newer files */
+static const char *const rope_objects[] = {"rope_scaling", "rope_parameters"};
 
-/* Only the default kind, with its theta. What is wrong with the kind says it of all other members. */
+/* Only the default kind, with its theta. What is wrong with the kind says it of all other
+ * members. */
 static bk_status check_rope_kind(const document *doc, const char *name, json_t *rope) {
   static const char *const kinds[] = {"rope_type", "type"};
   char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     json_t *kind = json_object_get(rope, kinds[i]);
-    if (!kind || (json_is_string(kind) && strcmp(json_string_value(kind), "default") == 0)) continue;
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %s must be default, not %s: no scaling of positions is built",
+    if (!kind || (json_is_string(kind) && strcmp(json_string_value(kind), "default") == 0))
+      continue;
+    return bk_fail(doc->ctx, BK_ERR_CONFIG,
+                   "%s: %s: %s must be default, not %s: no scaling of positions is built",
                    doc->origin, name, kinds[i], bk_json_shown(kind, given));
   }
   return BK_OK;
@@ -144,19 +166,25 @@ static bk_status check_rope_members(const document *doc, const char *name, json_
   const char *key;
   json_t *value;
   BK_TRY(check_rope_kind(doc, name, rope));
-  json_object_foreach(rope, key, value)
-    if (strcmp(key, "rope_theta") != 0 && strcmp(key, "rope_type") != 0 && strcmp(key, "type") != 0)
-      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s: %.64s is not honoured, only rope_type \"default\" and rope_theta are: no scaling of positions "
-                     "is built", doc->origin, name, key);
+  json_object_foreach(
+      rope, key,
+      value) if (strcmp(key, "rope_theta") != 0 && strcmp(key, "rope_type") != 0 &&
+                 strcmp(key, "type") !=
+                     0) return bk_fail(doc->ctx, BK_ERR_CONFIG,
+                                       "%s: %s: %.64s is not honoured, only rope_type \"default\" "
+                                       "and rope_theta are: no scaling of positions "
+                                       "is built",
+                                       doc->origin, name, key);
   return BK_OK;
 }
 
 static bk_status read_rope(const document *doc, const char *name, reading *r) {
-  json_t *rope = json_object_get(doc->root, name), *outside = json_object_get(doc->root, "rope_theta");
+  json_t *rope = json_object_get(doc->root, name),
+         *outside = json_object_get(doc->root, "rope_theta");
   if (!rope || json_is_null(rope)) return BK_OK;
   if (!json_is_object(rope))
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be null or an object, not %s",
-                   doc->origin, name, bk_json_kind(rope));
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be null or an object, not %s", doc->origin,
+                   name, bk_json_kind(rope));
   BK_TRY(check_rope_members(doc, name, rope));
   json_t *theta = json_object_get(rope, "rope_theta");
   if (!theta) return BK_OK;
@@ -170,17 +198,21 @@ static bk_status read_rope(const document *doc, const char *name, reading *r) {
 
 /* ---- config.json: keys that must agree ---- */
 
-/* `with` holds the keys that make up `wanted`: where one is not known, nothing can be said. `absent` < 0: an absent key agrees.
- * null always does. */
-static bk_status check_agrees(const document *doc, const reading *r, const char *name, int64_t absent, int64_t wanted, const char *with) {
+/* `with` holds the keys that make up `wanted`: where one is not known, nothing can be said.
+ * `absent` < 0: an absent key agrees. null always does. */
+static bk_status check_agrees(const document *doc, const reading *r, const char *name,
+                              int64_t absent, int64_t wanted, const char *with) {
   json_t *value = json_object_get(doc->root, name);
   if (value && json_is_null(value)) return BK_OK;
   if (value && !json_is_integer(value))
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer, not %s", doc->origin, name, bk_json_kind(value));
-  if (!is_known(r, with) || (!value && (!r->defaults || absent < 0 || absent == wanted))) return BK_OK;
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer, not %s", doc->origin, name,
+                   bk_json_kind(value));
+  if (!is_known(r, with) || (!value && (!r->defaults || absent < 0 || absent == wanted)))
+    return BK_OK;
   if (!value)
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s is absent, which means %lld; it must equal %s (%lld)",
-                   doc->origin, name, (long long)absent, with, (long long)wanted);
+    return bk_fail(doc->ctx, BK_ERR_CONFIG,
+                   "%s: %s is absent, which means %lld; it must equal %s (%lld)", doc->origin, name,
+                   (long long)absent, with, (long long)wanted);
   if (json_integer_value(value) == wanted) return BK_OK;
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin, name,
                  (long long)json_integer_value(value), with, (long long)wanted);
@@ -188,40 +220,54 @@ static bk_status check_agrees(const document *doc, const reading *r, const char 
 
 static void check_agreements(const document *doc, reading *r) {
   const bk_model_config *m = &r->m;
-  note(r, check_agrees(doc, r, "num_key_value_heads", 128, m->num_attention_heads, "num_attention_heads"));
+  note(r, check_agrees(doc, r, "num_key_value_heads", 128, m->num_attention_heads,
+                       "num_attention_heads"));
   note(r, check_agrees(doc, r, "head_dim", -1, m->qk_rope_head_dim, "qk_rope_head_dim"));
-  note(r, check_agrees(doc, r, "qk_head_dim", -1, m->qk_nope_head_dim + m->qk_rope_head_dim, "qk_nope_head_dim + qk_rope_head_dim"));
+  note(r, check_agrees(doc, r, "qk_head_dim", -1, m->qk_nope_head_dim + m->qk_rope_head_dim,
+                       "qk_nope_head_dim + qk_rope_head_dim"));
   note(r, check_agrees(doc, r, "num_local_experts", -1, m->n_routed_experts, "n_routed_experts"));
   json_t *quantised = json_object_get(doc->root, "quantization_config");
   if (quantised && !json_is_null(quantised))
-    note(r, bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: quantization_config: quantised weights are not read; convert them "
-                    "to bf16 first", doc->origin));
+    note(r, bk_fail(doc->ctx, BK_ERR_CONFIG,
+                    "%s: quantization_config: quantised weights are not read; convert them "
+                    "to bf16 first",
+                    doc->origin));
 }
 
 /* ---- config.json: what the model was made with ---- */
 
-static bool is_end_token(const json_t *value) { return json_is_integer(value) && json_integer_value(value) >= 0; }
+static bool is_end_token(const json_t *value) {
+  return json_is_integer(value) && json_integer_value(value) >= 0;
+}
 
 /* One token that ends a text, or a list of them. */
 static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
   json_t *value = json_object_get(doc->root, "eos_token_id");
   char given[BK_JSON_SHOWN];
-  if (!value || json_is_null(value) || (json_is_integer(value) && json_integer_value(value) == -1)) return BK_OK; /* -1: some write it for none */
+  /* -1: some write it for none */
+  if (!value || json_is_null(value) || (json_is_integer(value) && json_integer_value(value) == -1))
+    return BK_OK;
   size_t count = json_is_array(value) ? json_array_size(value) : 1;
   if (count > BK_END_TOKENS)
-    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id lists %zu tokens, at most %d can be", doc->origin, count, BK_END_TOKENS);
+    return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id lists %zu tokens, at most %d can be",
+                   doc->origin, count, BK_END_TOKENS);
   for (size_t i = 0; i < count; i++) {
     json_t *id = json_is_array(value) ? json_array_get(value, i) : value;
     if (!is_end_token(id))
-      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: eos_token_id must be an integer that is not negative, a list of at most %d of them, or null; "
-                     "it %s %s%s", doc->origin, BK_END_TOKENS, id == value ? "is" : "holds", json_is_string(id) ? "the string " : "", bk_json_shown(id, given));
+      return bk_fail(doc->ctx, BK_ERR_CONFIG,
+                     "%s: eos_token_id must be an integer that is not negative, a list of at most "
+                     "%d of them, or null; "
+                     "it %s %s%s",
+                     doc->origin, BK_END_TOKENS, id == value ? "is" : "holds",
+                     json_is_string(id) ? "the string " : "", bk_json_shown(id, given));
     m->eos_token_id[i] = json_integer_value(id);
   }
   m->n_eos_token_ids = (int)count;
   return BK_OK;
 }
 
-static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"}; /* two names of one thing */
+/* two names of one thing */
+static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"};
 
 static bk_status read_further_layers(const document *doc, bk_model_config *m) {
   const char *said_by = NULL;
@@ -229,12 +275,15 @@ static bk_status read_further_layers(const document *doc, bk_model_config *m) {
   for (size_t i = 0; i < BK_COUNT(further_layers); i++) {
     json_t *value = json_object_get(doc->root, further_layers[i]);
     if (!value || json_is_null(value)) continue;
-    if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > BK_NEXTN_MAX)
-      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be an integer from 0 to %d, or null, not %s", doc->origin, further_layers[i],
-                     BK_NEXTN_MAX, bk_json_shown(value, given));
+    if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+        json_integer_value(value) > BK_NEXTN_MAX)
+      return bk_fail(doc->ctx, BK_ERR_CONFIG,
+                     "%s: %s must be an integer from 0 to %d, or null, not %s", doc->origin,
+                     further_layers[i], BK_NEXTN_MAX, bk_json_shown(value, given));
     if (said_by && json_integer_value(value) != m->num_nextn_predict_layers)
-      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin, further_layers[i],
-                     (long long)json_integer_value(value), said_by, (long long)m->num_nextn_predict_layers);
+      return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s (%lld) must equal %s (%lld)", doc->origin,
+                     further_layers[i], (long long)json_integer_value(value), said_by,
+                     (long long)m->num_nextn_predict_layers);
     said_by = further_layers[i];
     m->num_nextn_predict_layers = json_integer_value(value);
   }
@@ -245,13 +294,52 @@ static bk_status read_further_layers(const document *doc, bk_model_config *m) {
 
 /* About files, tokens, generation or training, never about the model's function. */
 static const char *const silent[] = {
-    "architectures", "torch_dtype", "dtype", "transformers_version", "use_cache", "pretraining_tp", "auto_map", "aux_loss_alpha",
-    "seq_aux", "ep_size", "num_local_experts", "model_type", "_name_or_path", "_commit_hash", "_attn_implementation",
-    "num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "output_attentions", "output_hidden_states",
-    "return_dict", "router_aux_loss_coef", "is_encoder_decoder", "is_decoder", "chunk_size_feed_forward", "id2label", "label2id",
-    "num_labels", "problem_type", "tokenizer_class", "task_specific_params", "torchscript", "tf_legacy_loss", "use_bfloat16",
-    "pruned_heads", "prefix", "finetuning_task", "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder",
-    "num_key_value_heads", "head_dim", "qk_head_dim", "rope_scaling", "rope_parameters", "quantization_config",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "pretraining_tp",
+    "auto_map",
+    "aux_loss_alpha",
+    "seq_aux",
+    "ep_size",
+    "num_local_experts",
+    "model_type",
+    "_name_or_path",
+    "_commit_hash",
+    "_attn_implementation",
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "output_router_logits",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "router_aux_loss_coef",
+    "is_encoder_decoder",
+    "is_decoder",
+    "chunk_size_feed_forward",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "problem_type",
+    "tokenizer_class",
+    "task_specific_params",
+    "torchscript",
+    "tf_legacy_loss",
+    "use_bfloat16",
+    "pruned_heads",
+    "prefix",
+    "finetuning_task",
+    "add_cross_attention",
+    "cross_attention_hidden_size",
+    "tie_encoder_decoder",
+    "num_key_value_heads",
+    "head_dim",
+    "qk_head_dim",
+    "rope_scaling",
+    "rope_parameters",
+    "quantization_config",
 };
 
 static bool is_expected(const char *key) {
@@ -275,11 +363,13 @@ static void warn_unknown(const document *doc) {
   json_object_foreach(doc->root, key, value) {
     if (is_expected(key)) continue;
     const char *nearest = bk_nearest(key, names, count);
-    bk_warn(doc->ctx, "%s: unknown key \"%s\" has no effect%s%s", doc->origin, key, nearest ? "; the nearest known one is " : "",
-            nearest ? nearest : "");
+    bk_warn(doc->ctx, "%s: unknown key \"%s\" has no effect%s%s", doc->origin, key,
+            nearest ? "; the nearest known one is " : "", nearest ? nearest : "");
   }
   if (json_object_get(doc->root, "hc_mult") && !json_object_get(doc->root, "residual"))
-    bk_warn(doc->ctx, "%s: hc_mult has no effect: the key residual is absent, so the model is plain", doc->origin);
+    bk_warn(doc->ctx,
+            "%s: hc_mult has no effect: the key residual is absent, so the model is plain",
+            doc->origin);
 }
 
 /* What passes, and yet the user should know of. */
@@ -287,19 +377,27 @@ static void warn(const document *doc, const bk_model_config *m) {
   warn_unknown(doc);
   for (int i = 0; i < m->n_eos_token_ids; i++)
     if (m->eos_token_id[i] >= m->vocab_size)
-      bk_warn(doc->ctx, "%s: eos_token_id %lld is not below vocab_size (%lld): no text ends with it", doc->origin,
-              (long long)m->eos_token_id[i], (long long)m->vocab_size);
-  const char *name = further_layers[json_is_integer(json_object_get(doc->root, further_layers[0])) ? 0 : 1];
+      bk_warn(doc->ctx,
+              "%s: eos_token_id %lld is not below vocab_size (%lld): no text ends with it",
+              doc->origin, (long long)m->eos_token_id[i], (long long)m->vocab_size);
+  const char *name =
+      further_layers[json_is_integer(json_object_get(doc->root, further_layers[0])) ? 0 : 1];
   if (m->num_nextn_predict_layers > 0)
-    bk_warn(doc->ctx, "%s: %s is %lld: the model is read without its multi-token prediction layer%s, whose tensors are not read", doc->origin,
-            name, (long long)m->num_nextn_predict_layers, m->num_nextn_predict_layers == 1 ? "" : "s");
+    bk_warn(doc->ctx,
+            "%s: %s is %lld: the model is read without its multi-token prediction layer%s, whose "
+            "tensors are not read",
+            doc->origin, name, (long long)m->num_nextn_predict_layers,
+            m->num_nextn_predict_layers == 1 ? "" : "s");
 }
 
 /* ---- config.json: all of it ---- */
 
-static bool is_null(const document *doc, const char *name) { return json_is_null(json_object_get(doc->root, name)); }
+static bool is_null(const document *doc, const char *name) {
+  return json_is_null(json_object_get(doc->root, name));
+}
 
-/* The keys whose null says one thing only; topk_group's is n_group, see read_groups. rope_theta's is what a rope object says. */
+/* The keys whose null says one thing only; topk_group's is n_group, see read_groups.
+ * rope_theta's is what a rope object says. */
 static bool take_null(const document *doc, const char *name, bk_model_config *m) {
   if (!is_null(doc, name)) return false;
   if (strcmp(name, "n_shared_experts") == 0) {
@@ -311,7 +409,8 @@ static bool take_null(const document *doc, const char *name, bk_model_config *m)
     return true;
   }
   bool inside = false;
-  for (size_t i = 0; i < BK_COUNT(rope_objects); i++) inside |= json_object_get(json_object_get(doc->root, rope_objects[i]), "rope_theta") != NULL;
+  for (size_t i = 0; i < BK_COUNT(rope_objects); i++)
+    inside |= json_object_get(json_object_get(doc->root, rope_objects[i]), "rope_theta") != NULL;
   return strcmp(name, "topk_group") == 0 || (strcmp(name, "rope_theta") == 0 && inside);
 }
 
@@ -321,11 +420,13 @@ static void read_keys(const document *doc, reading *r) {
     bk_status status = BK_OK;
     if (value && !take_null(doc, o->name, &r->m)) status = read_option(doc, o, value, &r->m);
     note(r, status);
-    if (status == BK_OK && (value || r->defaults)) r->known |= bk_option_bits(bk_model_keys, o->name);
+    if (status == BK_OK && (value || r->defaults))
+      r->known |= bk_option_bits(bk_model_keys, o->name);
   }
 }
 
-/* Without groups every expert may be chosen: no number of groups kept, or no groups at all, means that all are kept. */
+/* Without groups every expert may be chosen: no number of groups kept, or no groups at all,
+ * means that all are kept. */
 static void read_groups(const document *doc, reading *r) {
   bool absent = !json_object_get(doc->root, "topk_group");
   if (!is_null(doc, "topk_group") && !(absent && is_null(doc, "n_group"))) return;
@@ -334,7 +435,8 @@ static void read_groups(const document *doc, reading *r) {
   if (is_known(r, "n_group")) r->known |= bk_option_bits(bk_model_keys, "topk_group");
 }
 
-/* Goes on past a fault, so that all of them are said; a key that could not be read takes no part in what follows from others. */
+/* Goes on past a fault, so that all of them are said; a key that could not be read takes no part
+ * in what follows from others. */
 static bk_status read_model(const document *doc, bk_model_config *m) {
   reading r = {.m = bk_model_config_absent};
   bool alone = false;
@@ -356,7 +458,8 @@ static bk_status read_model(const document *doc, bk_model_config *m) {
   return BK_OK;
 }
 
-bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin, bk_model_config *m) {
+bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin,
+                                bk_model_config *m) {
   document doc = {.ctx = ctx, .origin = origin};
   BK_TRY(load(&doc, json, bytes));
   bk_status status = read_model(&doc, m);
@@ -383,11 +486,13 @@ static void begin_member(bk_json_out *out, const char *indent, const char *key) 
   bk_json_out_text(out, ": ");
 }
 
-static void write_option(bk_json_out *out, const char *indent, const bk_option *o, const void *config) {
+static void write_option(bk_json_out *out, const char *indent, const bk_option *o,
+                         const void *config) {
   char text[BK_OPTION_TEXT];
   begin_member(out, indent, o->name);
   bk_option_value_text(o, config, text, sizeof text);
-  bool word = o->type == BK_OPT_ENUM || (o->type == BK_OPT_INT_OR_AUTO && bk_option_int(o, config) <= 0);
+  bool word =
+      o->type == BK_OPT_ENUM || (o->type == BK_OPT_INT_OR_AUTO && bk_option_int(o, config) <= 0);
   if (word) bk_json_out_string(out, text);
   else bk_json_out_text(out, text);
 }
@@ -410,11 +515,15 @@ static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
 }
 
 static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
-  const char *torch = dtype == BK_BF16 ? "\"bfloat16\"" : dtype == BK_F64 ? "\"float64\"" : "\"float32\"";
+  const char *torch = dtype == BK_BF16  ? "\"bfloat16\""
+                      : dtype == BK_F64 ? "\"float64\""
+                                        : "\"float32\"";
   bk_json_out_text(out, "{");
-  /* Only the plain model is DeepSeek-V3's: transformers would load another one and leave its connections out. */
+  /* Only the plain model is DeepSeek-V3's: transformers would load another one and leave its
+   * connections out. */
   bool plain = m->residual == BK_HC_PLAIN;
-  write_text_member(out, "architectures", plain ? "[\"DeepseekV3ForCausalLM\"]" : "[\"BirkhoffForCausalLM\"]");
+  write_text_member(out, "architectures",
+                    plain ? "[\"DeepseekV3ForCausalLM\"]" : "[\"BirkhoffForCausalLM\"]");
   write_text_member(out, "model_type", plain ? "\"deepseek_v3\"" : "\"birkhoff\"");
   write_text_member(out, "torch_dtype", torch);
   for (const bk_option *o = bk_model_keys; o->name; o++) write_option(out, "  ", o, m);
@@ -426,7 +535,8 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
     else bk_json_out_text(out, fixed[i].text);
   }
   write_text_member(out, "rope_scaling", "null");
-  write_text_member(out, "num_nextn_predict_layers", "0"); /* such layers are not loaded, so none are saved */
+  /* such layers are not loaded, so none are saved */
+  write_text_member(out, "num_nextn_predict_layers", "0");
   write_end_tokens(out, m);
   bk_json_out_text(out, "\n}\n");
 }
@@ -438,7 +548,8 @@ static bk_status save(bk_json_out *out, const char *path) {
   return status;
 }
 
-bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m, bk_dtype dtype) {
+bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
+                                bk_dtype dtype) {
   if (!bk_dtype_is_float(dtype))
     return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: weights cannot be %s", path, bk_dtype_name(dtype));
   BK_TRY(bk_model_config_check(ctx, path, m, BK_OPTION_ALL));
@@ -475,8 +586,10 @@ bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_tra
 static bk_status read_count(const document *doc, const char *name, int64_t *count) {
   json_t *value = json_object_get(doc->root, name);
   if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
-  if (!json_is_integer(value) || json_integer_value(value) < 0 || json_integer_value(value) > COUNT_MAX)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer from 0 to %lld", doc->origin, name, COUNT_MAX);
+  if (!json_is_integer(value) || json_integer_value(value) < 0 ||
+      json_integer_value(value) > COUNT_MAX)
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer from 0 to %lld", doc->origin,
+                   name, COUNT_MAX);
   *count = (int64_t)json_integer_value(value);
   return BK_OK;
 }
@@ -484,37 +597,50 @@ static bk_status read_count(const document *doc, const char *name, int64_t *coun
 static bk_status read_hash(const document *doc, uint64_t *hash) {
   const char *text = json_string_value(json_object_get(doc->root, "data_hash"));
   if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: data_hash must be a string of 16 lower-case hexadecimal digits",
+    return bk_fail(doc->ctx, BK_ERR_DATA,
+                   "%s: data_hash must be a string of 16 lower-case hexadecimal digits",
                    doc->origin);
   uint64_t sum = 0;
-  for (const char *p = text; *p; p++) sum = sum << 4 | (uint64_t)(*p <= '9' ? *p - '0' : *p - 'a' + 10);
+  for (const char *p = text; *p; p++)
+    sum = sum << 4 | (uint64_t)(*p <= '9' ? *p - '0' : *p - 'a' + 10);
   *hash = sum;
   return BK_OK;
 }
 
-/* Keys that states may lack, and what stands for an absent one: what changes no bit of a run that knew nothing of it. NULL: the default. */
-static const struct { const char *name, *value; } later_keys[] = {
-    {"spike_factor", NULL}, {"gain_limit", NULL}, {"cuda_graph", NULL}, {"allow_tf32", NULL}, {"merge_stream", NULL}, {"bin_validation", "false"},
+/* Keys that states may lack, and what stands for an absent one: what changes no bit of a run
+ * that knew nothing of it. NULL: the default. */
+static const struct {
+  const char *name, *value;
+} later_keys[] = {
+    {"spike_factor", NULL}, {"gain_limit", NULL},   {"cuda_graph", NULL},
+    {"allow_tf32", NULL},   {"merge_stream", NULL}, {"bin_validation", "false"},
 };
 
 static bk_status read_absent(const document *doc, const bk_option *o, bk_train_config *t) {
   for (size_t i = 0; i < BK_COUNT(later_keys); i++) {
     if (strcmp(o->name, later_keys[i].name) != 0) continue;
-    return later_keys[i].value ? bk_option_set_text(doc->ctx, doc->origin, o, later_keys[i].value, t) : BK_OK;
+    return later_keys[i].value
+               ? bk_option_set_text(doc->ctx, doc->origin, o, later_keys[i].value, t)
+               : BK_OK;
   }
   return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
 }
 
-/* Every other key must be there, and all must be known: a resumed run continues bit for bit or not at all. */
+/* Every other key must be there, and all must be known: a resumed run continues bit for bit or
+ * not at all. */
 static bk_status read_recipe(const document *doc, bk_train_config *t) {
   json_t *recipe = json_object_get(doc->root, "recipe"), *value;
   const char *key;
-  if (!json_is_object(recipe)) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe is missing or not an object",
-                                              doc->origin);
+  if (!json_is_object(recipe))
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe is missing or not an object", doc->origin);
   bk_train_config_default(t);
-  json_object_foreach(recipe, key, value)
-    if (!bk_option_find(bk_train_keys, key, strlen(key)))
-      return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe has the unknown key \"%s\"", doc->origin, key);
+  json_object_foreach(
+      recipe, key,
+      value) if (!bk_option_find(bk_train_keys, key,
+                                 strlen(
+                                     key))) return bk_fail(doc->ctx, BK_ERR_DATA,
+                                                           "%s: recipe has the unknown key \"%s\"",
+                                                           doc->origin, key);
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     value = json_object_get(recipe, o->name);
     BK_TRY(value ? read_option(doc, o, value, t) : read_absent(doc, o, t));
@@ -527,8 +653,8 @@ static bk_status read_state(const document *doc, bk_trainer_state *s) {
   int64_t format = 0;
   BK_TRY(read_count(doc, "format", &format));
   if (format != STATE_FORMAT)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: format %lld is not known, only %d",
-                   doc->origin, (long long)format, STATE_FORMAT);
+    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: format %lld is not known, only %d", doc->origin,
+                   (long long)format, STATE_FORMAT);
   BK_TRY(read_count(doc, "step", &read.step));
   BK_TRY(read_count(doc, "tokens", &read.tokens));
   BK_TRY(read_hash(doc, &read.data_hash));

@@ -1,7 +1,8 @@
-/* Token data in memory: one segment per file, kept in the width it has on disk (bytes, uint16 or uint32), or one of the caller's.
+/* Token data in memory: one segment per file, kept in the width it has on disk (bytes, uint16 or
+ * uint32), or one of the caller's.
  *
- * The end token belongs to the split that holds its file's last byte: `all` and `val`, or `train` where the file is too short
- * (fewer than 10 bytes) to have a validation part. */
+ * The end token belongs to the split that holds its file's last byte: `all` and `val`, or
+ * `train` where the file is too short (fewer than 10 bytes) to have a validation part. */
 #include "io/dataset.h"
 
 #include <string.h>
@@ -16,7 +17,7 @@ typedef struct segment {
   int width;     /* bytes per stored token: 1 text, 2, 4 */
   bool ends;     /* text: BK_TOKEN_END after the stored bytes */
   const void *data;
-  void *owned;   /* data, or NULL where it is the caller's */
+  void *owned; /* data, or NULL where it is the caller's */
 } segment;
 
 struct bk_dataset {
@@ -45,7 +46,8 @@ bool bk_path_is_bin(const char *path) {
   size_t length = strlen(path);
   if (length < 4) return false;
   const char *end = path + length - 4;
-  return end[0] == '.' && (end[1] == 'b' || end[1] == 'B') && (end[2] == 'i' || end[2] == 'I') && (end[3] == 'n' || end[3] == 'N');
+  return end[0] == '.' && (end[1] == 'b' || end[1] == 'B') && (end[2] == 'i' || end[2] == 'I') &&
+         (end[3] == 'n' || end[3] == 'N');
 }
 
 static int token_width(const char *path, const bk_dataset_options *o) {
@@ -64,7 +66,8 @@ static uint64_t validation_bytes(const source *s, uint64_t size) {
 /* The part of a file of `size` bytes that the split takes. */
 static bk_status choose_part(source *s, uint64_t size) {
   if (size % (uint64_t)s->width != 0)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: %llu bytes are not a whole number of uint%d tokens (data_dtype)", s->path,
+    return bk_fail(s->ctx, BK_ERR_DATA,
+                   "%s: %llu bytes are not a whole number of uint%d tokens (data_dtype)", s->path,
                    (unsigned long long)size, 8 * s->width);
   uint64_t val = validation_bytes(s, size);
   bool takes_end = s->options->split != BK_SPLIT_VAL || val > 0;
@@ -77,15 +80,18 @@ static bk_status choose_part(source *s, uint64_t size) {
 
 static bk_status read_at(const source *s, bk_file *file, uint64_t begin, void *dst, size_t bytes) {
   int64_t got = s->ctx->fs.read_at(s->ctx->fs.user, file, begin, dst, bytes);
-  if (got < 0) return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: %s", s->path, strerror((int)-got));
-  if ((uint64_t)got != bytes) return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: it became shorter while it was read",
-                                             s->path);
+  if (got < 0)
+    return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: %s", s->path, strerror((int)-got));
+  if ((uint64_t)got != bytes)
+    return bk_fail(s->ctx, BK_ERR_IO, "cannot read %s: it became shorter while it was read",
+                   s->path);
   return BK_OK;
 }
 
 /* By a sample of the beginning: what the name promises is looked for in the contents. */
 static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
-  static const bk_wanted wanted[] = {[1] = BK_WANTED_TEXT, [2] = BK_WANTED_UINT16, [4] = BK_WANTED_UINT32};
+  static const bk_wanted wanted[] = {
+      [1] = BK_WANTED_TEXT, [2] = BK_WANTED_UINT16, [4] = BK_WANTED_UINT32};
   bk_wanted kind = wanted[s->width];
   char words[BK_RECOGNISE_TEXT];
   if (kind == BK_WANTED_UINT16 && s->options->data_dtype != 0) kind = BK_WANTED_UINT16_SAID;
@@ -112,9 +118,14 @@ static int64_t stored_token(const segment *g, int64_t i) {
 static bk_status fail_token(const source *s, const segment *g, int64_t i) {
   char words[BK_RECOGNISE_TEXT] = "";
   int64_t vocab = s->options->vocab_size;
-  bool known = g->owned && g->width > 1 && s->begin == 0 && bk_recognise_width(g->data, (size_t)g->count * (size_t)g->width, g->width, vocab, words, sizeof words);
-  return bk_fail(s->ctx, BK_ERR_DATA, "%s: token %lld at %s %lld is not below vocab_size (%lld)%s%s", s->path, (long long)stored_token(g, i),
-                 g->width == 1 ? "byte" : "token", (long long)(s->begin / (uint64_t)g->width) + (long long)i, (long long)vocab, known ? "; " : "", words);
+  bool known = g->owned && g->width > 1 && s->begin == 0 &&
+               bk_recognise_width(g->data, (size_t)g->count * (size_t)g->width, g->width, vocab,
+                                  words, sizeof words);
+  return bk_fail(s->ctx, BK_ERR_DATA,
+                 "%s: token %lld at %s %lld is not below vocab_size (%lld)%s%s", s->path,
+                 (long long)stored_token(g, i), g->width == 1 ? "byte" : "token",
+                 (long long)(s->begin / (uint64_t)g->width) + (long long)i, (long long)vocab,
+                 known ? "; " : "", words);
 }
 
 static bk_status check_tokens(const source *s, const segment *g) {
@@ -122,15 +133,18 @@ static bk_status check_tokens(const source *s, const segment *g) {
   for (int64_t i = 0; i < g->count - g->ends; i++)
     if (stored_token(g, i) >= vocab) return fail_token(s, g, i);
   if (g->ends && vocab <= BK_TOKEN_END)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: the token that ends a text, %d, is not below vocab_size (%lld)",
-                   s->path, BK_TOKEN_END, (long long)vocab);
+    return bk_fail(s->ctx, BK_ERR_DATA,
+                   "%s: the token that ends a text, %d, is not below vocab_size (%lld)", s->path,
+                   BK_TOKEN_END, (long long)vocab);
   return BK_OK;
 }
 
-/* Chained over the segments, so that no second copy of the data is needed. The order of files counts. */
+/* Chained over the segments, so that no second copy of the data is needed. The order of files
+ * counts. */
 static uint64_t mix_hash(uint64_t hash, const segment *g) {
   int64_t stored = g->count - g->ends;
-  uint64_t parts[4] = {hash, (uint64_t)g->count, (uint64_t)g->width, bk_hash64(g->data, (size_t)stored * (size_t)g->width)};
+  uint64_t parts[4] = {hash, (uint64_t)g->count, (uint64_t)g->width,
+                       bk_hash64(g->data, (size_t)stored * (size_t)g->width)};
   return bk_hash64(parts, sizeof parts);
 }
 
@@ -138,8 +152,8 @@ static uint64_t mix_hash(uint64_t hash, const segment *g) {
 static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   uint64_t bytes = s->end - s->begin;
   if (bytes > (uint64_t)INT64_MAX / 2 || bytes >= SIZE_MAX)
-    return bk_fail(s->ctx, BK_ERR_MEMORY, "%s: %llu bytes are more than can be addressed",
-                   s->path, (unsigned long long)bytes);
+    return bk_fail(s->ctx, BK_ERR_MEMORY, "%s: %llu bytes are more than can be addressed", s->path,
+                   (unsigned long long)bytes);
   if (bytes == 0) return BK_OK;
   segment g = {.first = ds->tokens, .width = s->width, .ends = s->ends};
   g.count = (int64_t)(bytes / (uint64_t)s->width) + s->ends;
@@ -157,12 +171,15 @@ static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
 }
 
 static bk_status load_file(bk_dataset *ds, const char *path, const bk_dataset_options *options) {
-  source s = {.ctx = ds->ctx, .path = path, .options = options, .width = token_width(path, options)};
+  source s = {
+      .ctx = ds->ctx, .path = path, .options = options, .width = token_width(path, options)};
   bk_file *file;
   uint64_t size = 0;
   BK_TRY(bk_file_open(ds->ctx, path, &file));
   int rc = ds->ctx->fs.size(ds->ctx->fs.user, file, &size);
-  bk_status status = rc < 0 ? bk_fail(ds->ctx, BK_ERR_IO, "cannot look at %s: %s", path, strerror(-rc)) : check_kind(&s, file, size);
+  bk_status status = rc < 0
+                         ? bk_fail(ds->ctx, BK_ERR_IO, "cannot look at %s: %s", path, strerror(-rc))
+                         : check_kind(&s, file, size);
   if (status == BK_OK) status = choose_part(&s, size);
   if (status == BK_OK) status = load_part(ds, &s, file);
   ds->ctx->fs.close(ds->ctx->fs.user, file);
@@ -170,12 +187,18 @@ static bk_status load_file(bk_dataset *ds, const char *path, const bk_dataset_op
 }
 
 /* Only the validation part can be empty where no file is. */
-static bk_status fail_empty(bk_dataset *ds, const char *const *paths, int n_paths, const bk_dataset_options *options) {
-  return bk_fail(ds->ctx, BK_ERR_DATA, "%s%s: no tokens in the validation part: a text needs at least 10 bytes to have one, and %s", paths[0],
-                 n_paths > 1 ? " and the other files" : "", options->whole_bin ? "with bin_validation=false a .bin file has none" : "a .bin file 20 tokens");
+static bk_status fail_empty(bk_dataset *ds, const char *const *paths, int n_paths,
+                            const bk_dataset_options *options) {
+  return bk_fail(
+      ds->ctx, BK_ERR_DATA,
+      "%s%s: no tokens in the validation part: a text needs at least 10 bytes to have one, and %s",
+      paths[0], n_paths > 1 ? " and the other files" : "",
+      options->whole_bin ? "with bin_validation=false a .bin file has none"
+                         : "a .bin file 20 tokens");
 }
 
-static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_paths, const bk_dataset_options *options) {
+static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_paths,
+                            const bk_dataset_options *options) {
   if (n_paths < 1) return bk_fail(ds->ctx, BK_ERR_DATA, "no data files were given");
   ds->segments = bk_alloc_array(ds->ctx, (size_t)n_paths, sizeof *ds->segments);
   if (!ds->segments) return BK_ERR_MEMORY;
@@ -186,10 +209,12 @@ static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_path
 
 static bk_status check_vocab_size(bk_context *ctx, int64_t vocab_size) {
   if (vocab_size >= 1 && vocab_size <= INT32_MAX) return BK_OK;
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "vocab_size must be from 1 to 2147483647, not %lld", (long long)vocab_size);
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "vocab_size must be from 1 to 2147483647, not %lld",
+                 (long long)vocab_size);
 }
 
-bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds) {
+bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
+                          const bk_dataset_options *options, bk_dataset **ds) {
   BK_TRY(check_vocab_size(ctx, options->vocab_size));
   bk_dataset *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
@@ -200,7 +225,8 @@ bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths
   return status;
 }
 
-static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, int width, const bk_dataset_options *options) {
+static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, int width,
+                             const bk_dataset_options *options) {
   const source s = {.ctx = ds->ctx, .path = "tokens in memory", .options = options, .width = width};
   ds->segments = bk_alloc(ds->ctx, sizeof *ds->segments);
   if (!ds->segments) return BK_ERR_MEMORY;
@@ -212,13 +238,17 @@ static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, 
   return check_tokens(&s, ds->segments);
 }
 
-bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count, int token_bytes, int64_t vocab_size, bk_dataset **ds) {
+bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
+                                 int token_bytes, int64_t vocab_size, bk_dataset **ds) {
   const bk_dataset_options options = {.vocab_size = vocab_size, .split = BK_SPLIT_ALL};
   BK_TRY(check_vocab_size(ctx, vocab_size));
   if (token_bytes != 1 && token_bytes != 2 && token_bytes != 4)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "tokens in memory: token_bytes must be 1, 2 or 4, not %d", token_bytes);
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "tokens in memory: token_bytes must be 1, 2 or 4, not %d",
+                   token_bytes);
   if (!tokens || count < 1 || count > INT64_MAX / 8 || (uintptr_t)tokens % (size_t)token_bytes != 0)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "tokens in memory: %lld tokens of %d bytes at %p; at least one is needed, aligned to its size",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "tokens in memory: %lld tokens of %d bytes at %p; at least one is needed, "
+                   "aligned to its size",
                    (long long)count, token_bytes, tokens);
   bk_dataset *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
@@ -272,9 +302,11 @@ static void copy_tokens(const bk_dataset *ds, int64_t first, int64_t count, int3
 
 /* ---- training order ---- */
 
-/* A bijection of [0, count): four Feistel rounds on 2k bits, 4^k >= count, repeated until the value is in range ("cycle
- * walking", Black and Rogaway 2002); under four repetitions on average. Round functions are Philox. */
-static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t count, uint64_t x) {
+/* A bijection of [0, count): four Feistel rounds on 2k bits, 4^k >= count, repeated until the
+ * value is in range ("cycle walking", Black and Rogaway 2002); under four repetitions on
+ * average. Round functions are Philox. */
+static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t count,
+                        uint64_t x) {
   unsigned half = 1;
   while (half < 31 && (uint64_t)1 << 2 * half < count) half++;
   uint64_t mask = ((uint64_t)1 << half) - 1;
@@ -293,19 +325,25 @@ static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t
 }
 
 bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len) {
-  if (seq_len < 1) return bk_fail(ctx, BK_ERR_ARGUMENT, "seq_len must be at least 1, not %lld", (long long)seq_len);
+  if (seq_len < 1)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "seq_len must be at least 1, not %lld",
+                   (long long)seq_len);
   if (ds->tokens - 1 >= seq_len) return BK_OK;
-  return bk_fail(ctx, BK_ERR_DATA, "the data has %lld tokens%s, a sequence of seq_len %lld needs %lld", (long long)ds->tokens,
-                 ds->parted ? " beside its validation part" : "", (long long)seq_len, (long long)seq_len + 1);
+  return bk_fail(ctx, BK_ERR_DATA,
+                 "the data has %lld tokens%s, a sequence of seq_len %lld needs %lld",
+                 (long long)ds->tokens, ds->parted ? " beside its validation part" : "",
+                 (long long)seq_len, (long long)seq_len + 1);
 }
 
-/* Windows per epoch. From nine on one is left out, so that an epoch's offset has room for a whole window. */
+/* Windows per epoch. From nine on one is left out, so that an epoch's offset has room for a
+ * whole window. */
 static int64_t train_windows(const bk_dataset *ds, int64_t seq_len) {
   int64_t all = (ds->tokens - 1) / seq_len;
   return all > 8 ? all - 1 : all;
 }
 
-void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s, int32_t *ids, int32_t *targets) {
+void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s,
+                               int32_t *ids, int32_t *targets) {
   static const char order_name[] = "data order", offset_name[] = "data offset";
   int64_t windows = train_windows(ds, seq_len);
   uint64_t epoch = (uint64_t)(s / windows);
@@ -313,7 +351,8 @@ void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_
   double u = bk_uniform(seed, bk_hash64(offset_name, sizeof offset_name - 1), epoch);
   int64_t offset = (int64_t)(u * (double)(room + 1));
   if (offset > room) offset = room;
-  uint64_t window = permute(seed, bk_hash64(order_name, sizeof order_name - 1), epoch, (uint64_t)windows, (uint64_t)(s % windows));
+  uint64_t window = permute(seed, bk_hash64(order_name, sizeof order_name - 1), epoch,
+                            (uint64_t)windows, (uint64_t)(s % windows));
   int64_t first = offset + (int64_t)window * seq_len;
   copy_tokens(ds, first, seq_len, ids);
   copy_tokens(ds, first + 1, seq_len, targets);
@@ -325,7 +364,8 @@ int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len) {
   return (ds->tokens - 1) / seq_len + ((ds->tokens - 1) % seq_len != 0);
 }
 
-int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids, int32_t *targets) {
+int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids,
+                               int32_t *targets) {
   int64_t first = i * seq_len, left = ds->tokens - 1 - first;
   int64_t kept = left < 0 ? 0 : left < seq_len ? left : seq_len;
   if (kept > 0) {

@@ -1,4 +1,5 @@
-/* See json_in.h. The text is read twice: a character that was lost for want of memory is not lost in the same place again. */
+/* See json_in.h. The text is read twice: a character that was lost for want of memory is not
+ * lost in the same place again. */
 #include "io/json_in.h"
 
 #include <stdio.h>
@@ -7,13 +8,18 @@
 #include "io/json_out.h"
 #include "io/recognise.h"
 
-static bk_status no_memory(bk_context *ctx, const char *origin) { return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin); }
+static bk_status no_memory(bk_context *ctx, const char *origin) {
+  return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin);
+}
 
 /* An empty message is jansson's way to say that an allocation failed. */
-static bool memory_failed(const json_error_t *error) { return error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory; }
+static bool memory_failed(const json_error_t *error) {
+  return error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory;
+}
 
 /* Both times the same document, or both times none; else memory made the difference. */
-bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error) {
+bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes,
+                        json_t **root, json_error_t *error) {
   json_error_t again;
   json_t *first = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, error);
   if (!first && memory_failed(error)) return no_memory(ctx, origin);
@@ -34,18 +40,22 @@ static size_t mark_length(const char *text, size_t bytes) {
   return bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
 }
 
-bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root, json_error_t *error) {
+bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes,
+                      json_t **root, json_error_t *error) {
   size_t skip = mark_length(text, bytes);
   return bk_json_parse(ctx, origin, text + skip, bytes - skip, root, error);
 }
 
-bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes, json_t **root) {
+bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes,
+                       json_t **root) {
   json_error_t error;
   char words[BK_RECOGNISE_TEXT];
   bk_status status = bk_json_try(ctx, origin, text, bytes, root, &error);
   if (status != BK_ERR_DATA) return status;
-  if (bk_recognise(text, bytes, bytes, BK_WANTED_JSON, words, sizeof words)) return bk_fail(ctx, status, "%s: not JSON: it is %s", origin, words);
-  return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);
+  if (bk_recognise(text, bytes, bytes, BK_WANTED_JSON, words, sizeof words))
+    return bk_fail(ctx, status, "%s: not JSON: it is %s", origin, words);
+  return bk_fail(ctx, status, "%s: line %d, column %d: %s", origin, error.line, error.column,
+                 error.text);
 }
 
 const char *bk_json_kind(const json_t *value) {
@@ -67,14 +77,16 @@ static void show_string(const char *string, char text[BK_JSON_SHOWN]) {
   bool cut = length > most;
   if (cut) length = most;
   while (cut && length > 0 && ((unsigned char)string[length] & 0xc0) == 0x80) length--;
-  for (size_t i = 0; i < length; i++) text[i] = (unsigned char)string[i] < 0x20 || string[i] == 0x7f ? '?' : string[i];
+  for (size_t i = 0; i < length; i++)
+    text[i] = (unsigned char)string[i] < 0x20 || string[i] == 0x7f ? '?' : string[i];
   memcpy(text + length, cut ? "..." : "", cut ? sizeof "..." : 1);
 }
 
 const char *bk_json_shown(const json_t *value, char text[BK_JSON_SHOWN]) {
   if (json_is_real(value)) return bk_double_text(json_real_value(value), text);
   if (json_is_string(value)) show_string(json_string_value(value), text);
-  else if (json_is_integer(value)) snprintf(text, BK_JSON_SHOWN, "%lld", (long long)json_integer_value(value));
+  else if (json_is_integer(value))
+    snprintf(text, BK_JSON_SHOWN, "%lld", (long long)json_integer_value(value));
   else return bk_json_kind(value);
   return text;
 }

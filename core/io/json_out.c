@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <string.h>
 
-void bk_json_out_init(bk_json_out *out, bk_context *ctx) { *out = (bk_json_out){.ctx = ctx, .status = BK_OK}; }
+void bk_json_out_init(bk_json_out *out, bk_context *ctx) {
+  *out = (bk_json_out){.ctx = ctx, .status = BK_OK};
+}
 
 void bk_json_out_fini(bk_json_out *out) {
   bk_free(out->ctx, out->data);
@@ -22,7 +24,8 @@ void bk_json_out_clear(bk_json_out *out) {
 void bk_json_out_reserve(bk_json_out *out, size_t bytes) {
   if (out->status != BK_OK) return;
   if (bytes >= SIZE_MAX - out->length) {
-    out->status = bk_fail(out->ctx, BK_ERR_MEMORY, "a text of more than %zu bytes cannot be made", out->length);
+    out->status = bk_fail(out->ctx, BK_ERR_MEMORY, "a text of more than %zu bytes cannot be made",
+                          out->length);
     return;
   }
   out->status = bk_grow(out->ctx, (void **)&out->data, &out->capacity, out->length + bytes + 1, 1);
@@ -36,7 +39,9 @@ void bk_json_out_bytes(bk_json_out *out, const char *bytes, size_t count) {
   out->data[out->length] = '\0';
 }
 
-void bk_json_out_text(bk_json_out *out, const char *text) { bk_json_out_bytes(out, text, strlen(text)); }
+void bk_json_out_text(bk_json_out *out, const char *text) {
+  bk_json_out_bytes(out, text, strlen(text));
+}
 
 static void add_escaped(bk_json_out *out, unsigned char c) {
   char code[8];

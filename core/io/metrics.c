@@ -1,12 +1,14 @@
-/* Writing metrics.jsonl: rows are written in one piece each, so that a crash tears the last line at most. Rows that cannot be written wait
- * in memory; attempts come after 1, 2, 4, ... more rows. Reading: metrics_rows.c. */
+/* Writing metrics.jsonl: rows are written in one piece each, so that a crash tears the last line
+ * at most. Rows that cannot be written wait in memory; attempts come after 1, 2, 4, ... more
+ * rows. Reading: metrics_rows.c. */
 #include "io/metrics.h"
 
 #include <string.h>
 
 #include "io/json_out.h"
 
-#define PENDING_MAX_BYTES ((size_t)1 << 26) /* of rows that wait: at least a hundred thousand steps */
+/* of rows that wait: at least a hundred thousand steps */
+#define PENDING_MAX_BYTES ((size_t)1 << 26)
 #define FIXED_BYTES 1024 /* all keys, and all numbers that are not expert loads */
 
 /* ---- writing ---- */
@@ -15,10 +17,10 @@ struct bk_metrics {
   bk_context *ctx;
   char *path;
   bk_file *file;
-  uint64_t length; /* bytes of whole rows in the file */
-  bk_json_out rows; /* rows that are not in the file, the newest last */
+  uint64_t length;                        /* bytes of whole rows in the file */
+  bk_json_out rows;                       /* rows that are not in the file, the newest last */
   int64_t pending, first_step, last_step; /* number of those rows; their steps */
-  int64_t failures, wait; /* in a row; rows to come before the next attempt */
+  int64_t failures, wait;                 /* in a row; rows to come before the next attempt */
 };
 
 static bk_status open_end(bk_metrics *m) {
@@ -44,7 +46,8 @@ bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metric
 void bk_metrics_close(bk_metrics *m) {
   if (!m) return;
   int rc = m->file ? m->ctx->fs.close(m->ctx->fs.user, m->file) : 0;
-  if (rc < 0) bk_warn(m->ctx, "cannot close %s: %s; its last rows may be missing", m->path, strerror(-rc));
+  if (rc < 0)
+    bk_warn(m->ctx, "cannot close %s: %s; its last rows may be missing", m->path, strerror(-rc));
   bk_json_out_fini(&m->rows);
   bk_free(m->ctx, m->path);
   bk_free(m->ctx, m);
@@ -81,7 +84,8 @@ static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
 
 static void put_row(bk_json_out *out, const bk_metrics_row *row) {
   bool loads = row->n_layers > 0 && row->n_experts > 0 && row->expert_load;
-  bk_json_out_reserve(out, FIXED_BYTES + (loads ? (size_t)row->n_layers * ((size_t)row->n_experts * 28 + 8) : 0));
+  bk_json_out_reserve(
+      out, FIXED_BYTES + (loads ? (size_t)row->n_layers * ((size_t)row->n_experts * 28 + 8) : 0));
   bk_json_out_text(out, "{");
   if (out->status != BK_OK) return;
   put_int(out, "step", row->step);
@@ -99,7 +103,8 @@ static void put_row(bk_json_out *out, const bk_metrics_row *row) {
   bk_json_out_text(out, "}\n");
 }
 
-/* A write that failed half-way leaves a torn row: it is cut off, so that the next attempt begins with a whole one. */
+/* A write that failed half-way leaves a torn row: it is cut off, so that the next attempt begins
+ * with a whole one. */
 static bk_status write_rows(bk_metrics *m) {
   const bk_fs *fs = &m->ctx->fs;
   int rc = m->failures ? fs->truncate(fs->user, m->path, m->length) : 0;
@@ -113,12 +118,16 @@ static bk_status write_rows(bk_metrics *m) {
   fs->truncate(fs->user, m->path, m->length);
   m->wait = m->failures < 10 ? (int64_t)1 << m->failures : 1 << 10;
   m->failures++;
-  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s", m->path, done < 0 ? strerror((int)-done) : "fewer bytes were taken than given");
+  return bk_fail(m->ctx, BK_ERR_IO, "cannot write %s: %s", m->path,
+                 done < 0 ? strerror((int)-done) : "fewer bytes were taken than given");
 }
 
 bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   size_t before = m->rows.length;
-  if (before > PENDING_MAX_BYTES) return bk_fail(m->ctx, BK_ERR_IO, "%s: the row of step %lld is lost: %zu bytes of rows wait to be written", m->path, (long long)row->step, before);
+  if (before > PENDING_MAX_BYTES)
+    return bk_fail(m->ctx, BK_ERR_IO,
+                   "%s: the row of step %lld is lost: %zu bytes of rows wait to be written",
+                   m->path, (long long)row->step, before);
   put_row(&m->rows, row);
   if (m->rows.status != BK_OK) { /* out of memory: this row is lost, those before it are not */
     bk_status status = m->rows.status;

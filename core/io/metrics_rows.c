@@ -33,15 +33,17 @@ static bk_status lines_fill(lines *l, bool *more) {
   l->fill -= l->at;
   l->at = 0;
   BK_TRY(bk_grow(l->ctx, (void **)&l->data, &l->capacity, l->fill + READ_BYTES, 1));
-  int64_t got = l->ctx->fs.read_at(l->ctx->fs.user, l->file, l->base + l->fill, l->data + l->fill, READ_BYTES);
-  if (got < 0) return bk_fail(l->ctx, BK_ERR_IO, "cannot read %s: %s", l->path, strerror((int)-got));
+  int64_t got = l->ctx->fs.read_at(l->ctx->fs.user, l->file, l->base + l->fill, l->data + l->fill,
+                                   READ_BYTES);
+  if (got < 0)
+    return bk_fail(l->ctx, BK_ERR_IO, "cannot read %s: %s", l->path, strerror((int)-got));
   l->fill += (size_t)got;
   *more = got > 0;
   return BK_OK;
 }
 
-/* The next whole line without its newline (or LINE_MAX_BYTES of one that is longer), or *line = NULL after the last. What follows the last
- * newline is torn and not given. */
+/* The next whole line without its newline (or LINE_MAX_BYTES of one that is longer), or *line =
+ * NULL after the last. What follows the last newline is torn and not given. */
 static bk_status lines_next(lines *l, const char **line, size_t *bytes) {
   bool more = true;
   size_t seen = 0;
@@ -80,7 +82,13 @@ static void lines_close(lines *l) {
 
 /* ---- row by row ---- */
 
-typedef enum line_kind { ROW, PAST /* a row after the last step that is asked for */, EMPTY, DAMAGED, END } line_kind;
+typedef enum line_kind {
+  ROW,
+  PAST /* a row after the last step that is asked for */,
+  EMPTY,
+  DAMAGED,
+  END
+} line_kind;
 typedef struct row_line {
   line_kind kind;
   const char *text;
@@ -92,10 +100,12 @@ typedef struct row_line {
 typedef struct rows {
   lines lines;
   int64_t last_step; /* that is asked for */
-  const int64_t *keep; /* numbers of the lines that are rows, ascending, [n_keep]; NULL while they are looked for: every object with a step counts */
+  /* numbers of the lines that are rows, ascending, [n_keep]; NULL while they are looked for:
+   * every object with a step counts */
+  const int64_t *keep;
   size_t n_keep, at;
-  int64_t damaged;  /* lines so far */
-  int64_t first;    /* number of the first of them */
+  int64_t damaged;       /* lines so far */
+  int64_t first;         /* number of the first of them */
   char cause[CAUSE_MAX]; /* what is wrong with it */
 } rows;
 
@@ -117,7 +127,8 @@ static bool stays(rows *r) {
 /* One line's JSON: a row, or what is wrong with it. */
 static bk_status read_line(rows *r, row_line *line) {
   json_error_t error;
-  bk_status status = bk_json_parse(r->lines.ctx, r->lines.path, line->text, line->bytes, &line->row, &error);
+  bk_status status =
+      bk_json_parse(r->lines.ctx, r->lines.path, line->text, line->bytes, &line->row, &error);
   line->kind = DAMAGED;
   if (status == BK_ERR_DATA) {
     note_damage(r, "%s", error.text);
@@ -127,7 +138,8 @@ static bk_status read_line(rows *r, row_line *line) {
   const json_t *step = json_object_get(line->row, "step");
   if (!json_is_integer(step)) note_damage(r, "it has no integer \"step\"");
   else if ((int64_t)json_integer_value(step) > r->last_step) line->kind = PAST;
-  else if (!stays(r)) note_damage(r, "step %" JSON_INTEGER_FORMAT " is out of order", json_integer_value(step));
+  else if (!stays(r))
+    note_damage(r, "step %" JSON_INTEGER_FORMAT " is out of order", json_integer_value(step));
   else line->kind = ROW, line->step = (int64_t)json_integer_value(step);
   if (line->kind == ROW) return BK_OK;
   json_decref(line->row);
@@ -143,8 +155,9 @@ static bk_status rows_next(rows *r, row_line *line) {
   return line->bytes ? read_line(r, line) : BK_OK;
 }
 
-/* ---- which rows: steps ascend in what one run writes. Where they do not, as many rows stay as can (a longest ascending subsequence), so that a
- * wrong one costs itself and not those behind it; of equal ones the first. ---- */
+/* ---- which rows: steps ascend in what one run writes. Where they do not, as many rows stay as
+ * can (a longest ascending subsequence), so that a wrong one costs itself and not those behind
+ * it; of equal ones the first. ---- */
 
 typedef struct order {
   bk_context *ctx;
@@ -173,7 +186,8 @@ static size_t lower_bound(const order *o, const int64_t *ends, size_t count, int
   return low;
 }
 
-/* ends[k]: the row with the least step that ends an ascending run of k + 1 rows; before[i]: the row before row i in its run. */
+/* ends[k]: the row with the least step that ends an ascending run of k + 1 rows; before[i]: the
+ * row before row i in its run. */
 static size_t find_runs(const order *o, int64_t *ends, int64_t *before) {
   size_t longest = 0;
   for (size_t i = 0; i < o->count; i++) {
@@ -189,7 +203,8 @@ static size_t find_runs(const order *o, int64_t *ends, int64_t *before) {
 /* Leaves in o->line the lines of the rows that stay. */
 static bk_status keep_longest(order *o) {
   if (o->ascends) return BK_OK;
-  int64_t *ends = bk_alloc_array(o->ctx, o->count, sizeof *ends), *before = bk_alloc_array(o->ctx, o->count, sizeof *before);
+  int64_t *ends = bk_alloc_array(o->ctx, o->count, sizeof *ends),
+          *before = bk_alloc_array(o->ctx, o->count, sizeof *before);
   bk_status status = ends && before ? BK_OK : BK_ERR_MEMORY;
   if (status == BK_OK) {
     size_t longest = find_runs(o, ends, before);
@@ -230,7 +245,8 @@ static bk_status order_read(order *o, bk_context *ctx, const char *path, int64_t
   return status;
 }
 
-static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const order *o, int64_t last_step) {
+static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const order *o,
+                           int64_t last_step) {
   static const int64_t none = 0;
   *r = (rows){.last_step = last_step, .keep = o->count ? o->line : &none, .n_keep = o->count};
   return lines_open(&r->lines, ctx, path);
@@ -239,10 +255,11 @@ static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const ord
 /* ---- cutting ---- */
 
 typedef struct cut {
-  int64_t last_step, last; /* asked for; of the last row that stays, 0 before the first: steps count from 1 */
-  uint64_t end;  /* of the rows that stay, where they are all of what comes before */
-  bool prefix;   /* they are, so far */
-  bool dropped;  /* something before here does not stay */
+  /* asked for; of the last row that stays, 0 before the first: steps count from 1 */
+  int64_t last_step, last;
+  uint64_t end;      /* of the rows that stay, where they are all of what comes before */
+  bool prefix;       /* they are, so far */
+  bool dropped;      /* something before here does not stay */
   bk_json_out *kept; /* NULL while only looking */
   bk_file *aside;    /* where damaged lines go; NULL before the first */
   const char *aside_path;
@@ -256,7 +273,9 @@ static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
   int64_t done = rc < 0 ? rc : fs->write(fs->user, c->aside, text, bytes);
   if (done >= 0 && (size_t)done < bytes) done = -EIO;
   if (done >= 0) done = fs->write(fs->user, c->aside, "\n", 1);
-  return done < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot write %s: %s", c->aside_path, strerror((int)-done)) : BK_OK;
+  return done < 0
+             ? bk_fail(ctx, BK_ERR_IO, "cannot write %s: %s", c->aside_path, strerror((int)-done))
+             : BK_OK;
 }
 
 static void keep(rows *r, cut *c, const row_line *line) {
@@ -274,7 +293,8 @@ static bk_status cut_line(rows *r, cut *c, const row_line *line) {
   return line->kind == DAMAGED && c->kept ? set_aside(r, c, line->text, line->bytes) : BK_OK;
 }
 
-/* A torn last line is what a crash leaves of a step that is done again, unless the last row that should be there is missing. */
+/* A torn last line is what a crash leaves of a step that is done again, unless the last row that
+ * should be there is missing. */
 static bk_status cut_torn(rows *r, cut *c) {
   const lines *l = &r->lines;
   size_t bytes = l->fill - l->at;
@@ -295,8 +315,10 @@ static bk_status cut_lines(rows *r, cut *c) {
   }
 }
 
-/* The file anew, without what is damaged: beside it first, so that a crash leaves one or the other. */
-static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int64_t last_step, const char *aside_path) {
+/* The file anew, without what is damaged: beside it first, so that a crash leaves one or the
+ * other. */
+static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int64_t last_step,
+                         const char *aside_path) {
   rows r;
   bk_json_out kept;
   cut c = {.last_step = last_step, .kept = &kept, .aside_path = aside_path};
@@ -306,19 +328,24 @@ static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int6
   lines_close(&r.lines);
   int rc = c.aside && status == BK_OK ? ctx->fs.sync(ctx->fs.user, c.aside) : 0;
   if (c.aside && ctx->fs.close(ctx->fs.user, c.aside) < 0 && rc == 0) rc = -EIO;
-  if (status == BK_OK && rc < 0) status = bk_fail(ctx, BK_ERR_IO, "cannot write %s: %s", aside_path, strerror(-rc));
+  if (status == BK_OK && rc < 0)
+    status = bk_fail(ctx, BK_ERR_IO, "cannot write %s: %s", aside_path, strerror(-rc));
   if (status == BK_OK) status = kept.status;
-  if (status == BK_OK) status = bk_file_write_atomic(ctx, path, kept.data ? kept.data : "", kept.length);
+  if (status == BK_OK)
+    status = bk_file_write_atomic(ctx, path, kept.data ? kept.data : "", kept.length);
   bk_json_out_fini(&kept);
   if (status == BK_OK && r.damaged)
-    bk_warn(ctx, "%s: %lld damaged line%s (the first is line %lld: %s) moved to %s", path, (long long)r.damaged, r.damaged == 1 ? " is" : "s are",
-            (long long)r.first, r.cause, aside_path);
+    bk_warn(ctx, "%s: %lld damaged line%s (the first is line %lld: %s) moved to %s", path,
+            (long long)r.damaged, r.damaged == 1 ? " is" : "s are", (long long)r.first, r.cause,
+            aside_path);
   return status;
 }
 
 static bk_status truncate_at(bk_context *ctx, const char *path, uint64_t end) {
   int rc = ctx->fs.truncate(ctx->fs.user, path, end);
-  return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s", path, (unsigned long long)end, strerror(-rc)) : BK_OK;
+  return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s", path,
+                          (unsigned long long)end, strerror(-rc))
+                : BK_OK;
 }
 
 static bk_status cut_to(bk_context *ctx, const char *path, const order *o, int64_t last_step) {
@@ -368,8 +395,8 @@ bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_each eac
     status = give_rows(&r, each, arg);
     lines_close(&r.lines);
     if (status == BK_OK && r.damaged)
-      bk_warn(ctx, "%s: %lld damaged line%s passed over (the first is line %lld: %s)", path, (long long)r.damaged, r.damaged == 1 ? " is" : "s are",
-              (long long)r.first, r.cause);
+      bk_warn(ctx, "%s: %lld damaged line%s passed over (the first is line %lld: %s)", path,
+              (long long)r.damaged, r.damaged == 1 ? " is" : "s are", (long long)r.first, r.cause);
   }
   order_fini(&o);
   return status;
@@ -393,7 +420,8 @@ static bk_status column_add(void *arg, json_t *row, int64_t step) {
   return BK_OK;
 }
 
-bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps, double **values, int64_t *count) {
+bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps,
+                          double **values, int64_t *count) {
   column c = {.ctx = ctx, .key = key};
   bk_status status = bk_metrics_rows(ctx, path, column_add, &c);
   if (status != BK_OK) {

@@ -33,19 +33,25 @@ static char *choices_text(const bk_option *o, char *text, size_t size) {
 
 char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
   char low[BK_DOUBLE_TEXT], high[BK_DOUBLE_TEXT];
-  const char *words = o->type == BK_OPT_INT_OR_NULL ? ", or null" : o->type == BK_OPT_INT_OR_AUTO ? ", or auto, or off" : "";
+  const char *words = o->type == BK_OPT_INT_OR_NULL   ? ", or null"
+                      : o->type == BK_OPT_INT_OR_AUTO ? ", or auto, or off"
+                                                      : "";
   switch (o->type) {
     case BK_OPT_ENUM: return choices_text(o, text, size);
     case BK_OPT_BOOL: snprintf(text, size, "true or false"); break;
     case BK_OPT_DOUBLE:
-      snprintf(text, size, "a number from %s to %s", bk_double_text(o->min, low), bk_double_text(o->max, high));
+      snprintf(text, size, "a number from %s to %s", bk_double_text(o->min, low),
+               bk_double_text(o->max, high));
       break;
-    default: snprintf(text, size, "an integer from %" PRId64 " to %" PRId64 "%s", (int64_t)o->min, (int64_t)o->max, words);
+    default:
+      snprintf(text, size, "an integer from %" PRId64 " to %" PRId64 "%s", (int64_t)o->min,
+               (int64_t)o->max, words);
   }
   return text;
 }
 
-static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o, const char *given) {
+static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o,
+                        const char *given) {
   char range[BK_OPTION_TEXT];
   return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", origin, o->name,
                  bk_option_range_text(o, range, sizeof range), *given ? given : "empty");
@@ -55,7 +61,8 @@ static bool int_in_range(const bk_option *o, int64_t value) {
   return value >= (int64_t)o->min && value <= (int64_t)o->max;
 }
 
-bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value, void *config) {
+bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value,
+                            void *config) {
   char given[24];
   snprintf(given, sizeof given, "%" PRId64, value);
   if (!int_in_range(o, value)) return refuse(ctx, origin, o, given);
@@ -63,14 +70,17 @@ bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option
   return BK_OK;
 }
 
-bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o, double value, void *config) {
+bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o,
+                               double value, void *config) {
   char given[BK_DOUBLE_TEXT];
-  if (!(value >= o->min && value <= o->max)) return refuse(ctx, origin, o, bk_double_text(value, given));
+  if (!(value >= o->min && value <= o->max))
+    return refuse(ctx, origin, o, bk_double_text(value, given));
   memcpy((char *)config + o->offset, &value, sizeof value);
   return BK_OK;
 }
 
-static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config) {
+static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option *o,
+                            const char *text, void *config) {
   for (int i = 0; o->choices[i]; i++) {
     if (strcmp(o->choices[i], text) != 0) continue;
     memcpy((char *)config + o->offset, &i, sizeof i);
@@ -88,7 +98,8 @@ static bool special_word(const bk_option *o, const char *text, int64_t *value) {
   return null || off || automatic;
 }
 
-bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o, const char *text, void *config) {
+bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o,
+                             const char *text, void *config) {
   int64_t i;
   double d;
   bool b;
@@ -107,14 +118,16 @@ bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_optio
     memcpy((char *)config + o->offset, &i, sizeof i);
     return BK_OK;
   }
-  return bk_parse_int64(text, &i) ? bk_option_set_int(ctx, origin, o, i, config) : refuse(ctx, origin, o, text);
+  return bk_parse_int64(text, &i) ? bk_option_set_int(ctx, origin, o, i, config)
+                                  : refuse(ctx, origin, o, text);
 }
 
 static bool value_in_range(const bk_option *o, const void *config) {
   int64_t i;
   switch (o->type) {
     case BK_OPT_BOOL: return true;
-    case BK_OPT_DOUBLE: return bk_option_double(o, config) >= o->min && bk_option_double(o, config) <= o->max;
+    case BK_OPT_DOUBLE:
+      return bk_option_double(o, config) >= o->min && bk_option_double(o, config) <= o->max;
     case BK_OPT_ENUM:
       for (i = 0; o->choices[i]; i++)
         if (i == bk_option_enum(o, config)) return true;
@@ -125,7 +138,8 @@ static bool value_in_range(const bk_option *o, const void *config) {
   return (i == BK_RECOMPUTE_AUTO && o->type == BK_OPT_INT_OR_AUTO) || int_in_range(o, i);
 }
 
-bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table, const void *config, bk_option_set *set) {
+bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table,
+                           const void *config, bk_option_set *set) {
   bk_status status = BK_OK;
   char given[BK_OPTION_TEXT];
   for (const bk_option *o = table; o->name; o++) {
@@ -147,9 +161,15 @@ char *bk_option_value_text(const bk_option *o, const void *config, char *text, s
   char number[BK_DOUBLE_TEXT];
   int64_t i = 0;
   switch (o->type) {
-    case BK_OPT_BOOL: snprintf(text, size, "%s", bk_option_bool(o, config) ? "true" : "false"); return text;
-    case BK_OPT_ENUM: snprintf(text, size, "%s", choice_name(o, bk_option_enum(o, config))); return text;
-    case BK_OPT_DOUBLE: snprintf(text, size, "%s", bk_double_text(bk_option_double(o, config), number)); return text;
+    case BK_OPT_BOOL:
+      snprintf(text, size, "%s", bk_option_bool(o, config) ? "true" : "false");
+      return text;
+    case BK_OPT_ENUM:
+      snprintf(text, size, "%s", choice_name(o, bk_option_enum(o, config)));
+      return text;
+    case BK_OPT_DOUBLE:
+      snprintf(text, size, "%s", bk_double_text(bk_option_double(o, config), number));
+      return text;
     default: i = bk_option_int(o, config);
   }
   if (o->type == BK_OPT_INT_OR_NULL && i == 0) snprintf(text, size, "null");

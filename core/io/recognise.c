@@ -1,5 +1,6 @@
-/* See recognise.h. Where a kind's mark is short or could be text, more is asked than the mark: a stream of tokens may begin with any bytes, and
- * to refuse a good one by chance must be out of the question. */
+/* See recognise.h. Where a kind's mark is short or could be text, more is asked than the mark: a
+ * stream of tokens may begin with any bytes, and to refuse a good one by chance must be out of
+ * the question. */
 #include "io/recognise.h"
 
 #include <stdio.h>
@@ -8,7 +9,7 @@
 typedef struct view {
   const unsigned char *p; /* the first n bytes of the file */
   size_t n;
-  uint64_t size;          /* of the whole */
+  uint64_t size; /* of the whole */
   bk_wanted wanted;
   char *words;
   size_t room;
@@ -20,9 +21,13 @@ static uint64_t number_at(const view *v, size_t at, int bytes) {
   return sum;
 }
 
-static bool has(const view *v, size_t at, const void *bytes, size_t count) { return v->n >= at + count && memcmp(v->p + at, bytes, count) == 0; }
+static bool has(const view *v, size_t at, const void *bytes, size_t count) {
+  return v->n >= at + count && memcmp(v->p + at, bytes, count) == 0;
+}
 
-static bool wants_uint16(const view *v) { return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT16_SAID; }
+static bool wants_uint16(const view *v) {
+  return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT16_SAID;
+}
 static bool wants_tokens(const view *v) { return wants_uint16(v) || v->wanted == BK_WANTED_UINT32; }
 static bool wants_data(const view *v) { return v->wanted == BK_WANTED_TEXT || wants_tokens(v); }
 
@@ -30,14 +35,19 @@ static bool wants_data(const view *v) { return v->wanted == BK_WANTED_TEXT || wa
 
 typedef enum family { PACKED, ARRAY, WEIGHTS, PYTORCH, DOCUMENT, OTHER } family;
 
-#define IDS_ALONE "write its token ids alone, as uint16 or uint32, into a .bin file (in Python: ids.astype(\"uint16\").tofile(\"NAME.bin\"))"
+#define IDS_ALONE                                                                 \
+  "write its token ids alone, as uint16 or uint32, into a .bin file (in Python: " \
+  "ids.astype(\"uint16\").tofile(\"NAME.bin\"))"
 
 static const char *advice(family f, const view *v) {
   if (f == PACKED || f == OTHER || v->wanted == BK_WANTED_JSON) return NULL;
   if (f == DOCUMENT) return wants_data(v) ? "write its text into a text file first" : NULL;
-  if (v->wanted == BK_WANTED_TENSORS) return f == PYTORCH ? "convert it to safetensors (in Python: safetensors.torch.save_file)" : "convert it to safetensors first";
+  if (v->wanted == BK_WANTED_TENSORS)
+    return f == PYTORCH ? "convert it to safetensors (in Python: safetensors.torch.save_file)"
+                        : "convert it to safetensors first";
   if (f == ARRAY) return IDS_ALONE ", or its text into a text file";
-  return f == PYTORCH ? IDS_ALONE : "it holds a model's weights; give the text or the tokens to read";
+  return f == PYTORCH ? IDS_ALONE
+                      : "it holds a model's weights; give the text or the tokens to read";
 }
 
 /* `cure`: of this kind, whatever is wanted; NULL: the family's. */
@@ -63,34 +73,44 @@ static const mark marks[] = {
     {MARK("\x1f\x8b\x08"), 0, "a gzip archive", PACKED, "unpack it first (gunzip)"},
     {MARK("\x1f\x9d\x90"), 0, "packed by compress", PACKED, "unpack it first (uncompress)"},
     {MARK("\x28\xb5\x2f\xfd"), 0, "a zstd archive", PACKED, "unpack it first (unzstd)"},
-    {MARK("\xfd" "7zXZ\0"), 0, "an xz archive", PACKED, "unpack it first (unxz)"},
+    {MARK("\xfd"
+          "7zXZ\0"),
+     0, "an xz archive", PACKED, "unpack it first (unxz)"},
     {MARK("1AY&SY"), 4, "a bzip2 archive", PACKED, "unpack it first (bunzip2)"},
     {MARK("\x04\x22\x4d\x18"), 0, "an lz4 archive", PACKED, "unpack it first (unlz4)"},
-    {MARK("\x02\x21\x4c\x18"), 0, "an lz4 archive of the old form", PACKED, "unpack it first (unlz4)"},
+    {MARK("\x02\x21\x4c\x18"), 0, "an lz4 archive of the old form", PACKED,
+     "unpack it first (unlz4)"},
     {MARK("\x5d\0\0\x80\0"), 0, "an lzma archive", PACKED, "unpack it first (unlzma)"},
     {MARK("7z\xbc\xaf\x27\x1c"), 0, "a 7z archive", PACKED, "unpack it first (7z x)"},
     {MARK("ustar\0"), 257, "a tar archive", PACKED, "unpack it first (tar -xf)"},
     {MARK("ustar  \0"), 257, "a tar archive", PACKED, "unpack it first (tar -xf)"},
     {MARK("\x93NUMPY"), 0, "a NumPy array (.npy), which begins with a header", ARRAY, NULL},
     {MARK("\x89HDF\r\n\x1a\n"), 0, "an HDF5 file", ARRAY, NULL},
-    {MARK("PAR1\x15"), 0, "a Parquet file", ARRAY, NULL}, /* 0x15: Thrift's first field, of the first page or of the footer */
+    /* 0x15: Thrift's first field, of the first page or of the footer */
+    {MARK("PAR1\x15"), 0, "a Parquet file", ARRAY, NULL},
     {MARK("ARROW1\0\0"), 0, "an Arrow file (Feather)", ARRAY, NULL},
     {MARK("FEA1\0\0\0\0"), 0, "a Feather file of the old form", ARRAY, NULL},
     {MARK("SQLite format 3\0"), 0, "an SQLite database", ARRAY, NULL},
-    {MARK("MMIDIDX\0\0"), 0, "an index of Megatron-LM (.idx)", OTHER, "the tokens are in the .bin file beside it"},
-    {MARK("TNTIDX\0\0"), 0, "an index of fairseq (.idx)", OTHER, "the tokens are in the .bin file beside it"},
+    {MARK("MMIDIDX\0\0"), 0, "an index of Megatron-LM (.idx)", OTHER,
+     "the tokens are in the .bin file beside it"},
+    {MARK("TNTIDX\0\0"), 0, "an index of fairseq (.idx)", OTHER,
+     "the tokens are in the .bin file beside it"},
     {MARK("lmgg"), 0, "a model of llama.cpp of an old form", WEIGHTS, NULL},
     {MARK("tjgg"), 0, "a model of llama.cpp of an old form", WEIGHTS, NULL},
     {MARK("%PDF-"), 0, "a PDF document", DOCUMENT, NULL},
-    {MARK("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), 0, "an Office document of the old form", DOCUMENT, NULL},
+    {MARK("\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), 0, "an Office document of the old form", DOCUMENT,
+     NULL},
     {MARK("\x89PNG\r\n\x1a\n"), 0, "a PNG picture", OTHER, NULL},
     {MARK("\xff\xd8\xff"), 0, "a JPEG picture", OTHER, NULL},
-    {MARK("\x7f" "ELF"), 0, "an ELF program or library", OTHER, NULL},
+    {MARK("\x7f"
+          "ELF"),
+     0, "an ELF program or library", OTHER, NULL},
 };
 
 static bool is_marked(const view *v) {
   for (size_t i = 0; i < BK_COUNT(marks); i++)
-    if (has(v, marks[i].at, marks[i].bytes, marks[i].count)) return say(v, marks[i].what, marks[i].family, marks[i].cure);
+    if (has(v, marks[i].at, marks[i].bytes, marks[i].count))
+      return say(v, marks[i].what, marks[i].family, marks[i].cure);
   return false;
 }
 
@@ -106,9 +126,11 @@ static bool is_zip(const view *v) {
   if (has(v, 0, "PK\5\6", 4)) return say(v, "an empty zip archive", OTHER, NULL);
   if (!has(v, 0, "PK\3\4", 4) || v->n < 30) return false;
   size_t length = (size_t)number_at(v, 26, 2);
-  if (ends_with(v, 30, length, "data.pkl")) return say(v, "a PyTorch file (torch.save)", PYTORCH, NULL);
+  if (ends_with(v, 30, length, "data.pkl"))
+    return say(v, "a PyTorch file (torch.save)", PYTORCH, NULL);
   if (ends_with(v, 30, length, ".npy")) return say(v, "a NumPy archive (.npz)", ARRAY, NULL);
-  if (ends_with(v, 30, length, "[Content_Types].xml")) return say(v, "an Office document", DOCUMENT, NULL);
+  if (ends_with(v, 30, length, "[Content_Types].xml"))
+    return say(v, "an Office document", DOCUMENT, NULL);
   return say(v, "a zip archive", PACKED, "unpack it first (unzip)");
 }
 
@@ -118,23 +140,29 @@ static bool is_word(const view *v, size_t at, size_t count) {
   return true;
 }
 
-/* Protocols 2 and 3 begin with an object that is remembered ("]q", "}q") or a module's name ("c..."), 4 and 5 with a frame that fits the file. */
+/* Protocols 2 and 3 begin with an object that is remembered ("]q", "}q") or a module's name
+ * ("c..."), 4 and 5 with a frame that fits the file. */
 static bool is_pickle(const view *v) {
   static const char torch[] = "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
-  if (has(v, 0, torch, sizeof torch - 1)) return say(v, "a PyTorch file of the old form (torch.save)", PYTORCH, NULL);
+  if (has(v, 0, torch, sizeof torch - 1))
+    return say(v, "a PyTorch file of the old form (torch.save)", PYTORCH, NULL);
   if (v->n < 16 || v->p[0] != 0x80) return false;
-  bool frame = (v->p[1] == 4 || v->p[1] == 5) && v->p[2] == 0x95 && number_at(v, 3, 8) <= v->size - 11;
+  bool frame =
+      (v->p[1] == 4 || v->p[1] == 5) && v->p[2] == 0x95 && number_at(v, 3, 8) <= v->size - 11;
   bool object = memchr("]})", v->p[2], 3) && v->p[3] == 'q' && v->p[4] == 0;
   bool name = v->p[2] == 'c' && is_word(v, 3, 5);
   if (!frame && !((v->p[1] == 2 || v->p[1] == 3) && (object || name))) return false;
   return say(v, "a pickled Python object", ARRAY, NULL);
 }
 
-/* An Arrow stream (data sets of Hugging Face): a continuation mark, the length of the first message, a flat buffer with its root near by. */
+/* An Arrow stream (data sets of Hugging Face): a continuation mark, the length of the first
+ * message, a flat buffer with its root near by. */
 static bool is_arrow_stream(const view *v) {
   if (v->n < 16 || number_at(v, 0, 4) != 0xffffffff) return false;
   uint64_t length = number_at(v, 4, 4), root = number_at(v, 8, 4);
-  if (length < 16 || length % 8 != 0 || length > v->size - 8 || root < 4 || root > 64 || root % 2 != 0) return false;
+  if (length < 16 || length % 8 != 0 || length > v->size - 8 || root < 4 || root > 64 ||
+      root % 2 != 0)
+    return false;
   return say(v, "an Arrow stream", ARRAY, NULL);
 }
 
@@ -143,7 +171,8 @@ static bool is_safetensors(const view *v) {
   if (v->wanted == BK_WANTED_TENSORS || v->n < 10 || v->p[8] != '{') return false;
   uint64_t length = number_at(v, 0, 8);
   bool member = v->p[9] == '"' || v->p[9] == '}' || v->p[9] == ' ' || v->p[9] == '\n';
-  return member && length >= 2 && length >> 32 == 0 && length <= v->size - 8 && say(v, "a safetensors file", WEIGHTS, NULL);
+  return member && length >= 2 && length >> 32 == 0 && length <= v->size - 8 &&
+         say(v, "a safetensors file", WEIGHTS, NULL);
 }
 
 /* Versions are below 256, in either byte order. */
@@ -153,21 +182,28 @@ static bool is_gguf(const view *v) {
 }
 
 static bool say_llmc_tokens(const view *v, int width) {
-  unsigned long long said = number_at(v, 8, 4), room = v->size < 1024 ? 0 : (v->size - 1024) / (unsigned)width;
+  unsigned long long said = number_at(v, 8, 4),
+                     room = v->size < 1024 ? 0 : (v->size - 1024) / (unsigned)width;
   char fit[64] = "";
   if (said != room) snprintf(fit, sizeof fit, ", though the file has room for %llu", room);
-  snprintf(v->words, v->room, "a token file of llm.c: a header of 1024 bytes, which says %llu tokens of uint%d%s; cut the header off: "
-           "tail -c +1025 FILE >NAME.bin%s", said, 8 * width, fit, width == 4 ? ", and --set data_dtype=uint32" : "");
+  snprintf(v->words, v->room,
+           "a token file of llm.c: a header of 1024 bytes, which says %llu tokens of uint%d%s; cut "
+           "the header off: "
+           "tail -c +1025 FILE >NAME.bin%s",
+           said, 8 * width, fit, width == 4 ? ", and --set data_dtype=uint32" : "");
   return true;
 }
 
-/* llm.c: 256 int32 of header; the first is the date on which the format was made, the second a small version. */
+/* llm.c: 256 int32 of header; the first is the date on which the format was made, the second a
+ * small version. */
 static bool is_llmc(const view *v) {
   if (v->n < 12 || number_at(v, 4, 4) > 255) return false;
   switch (number_at(v, 0, 4)) {
     case 20240520: return say_llmc_tokens(v, 2);
     case 20240801: return say_llmc_tokens(v, 4);
-    case 20240522: return say(v, "an evaluation file of llm.c (questions with endings)", OTHER, "it holds no plain stream of tokens");
+    case 20240522:
+      return say(v, "an evaluation file of llm.c (questions with endings)", OTHER,
+                 "it holds no plain stream of tokens");
     case 20240326: return say(v, "a model of llm.c", WEIGHTS, NULL);
     default: return false;
   }
@@ -175,21 +211,28 @@ static bool is_llmc(const view *v) {
 
 /* The two stand for a file that is elsewhere; both formats limit a pointer's size. */
 static bool is_pointer(const view *v) {
-  static const char lfs[] = "version https://git-lfs.github.com/spec/v1", hawser[] = "version https://hawser.github.com/spec/v1", annex[] = "/annex/objects/";
+  static const char lfs[] = "version https://git-lfs.github.com/spec/v1",
+                    hawser[] = "version https://hawser.github.com/spec/v1",
+                    annex[] = "/annex/objects/";
   if (v->size < 1024 && (has(v, 0, lfs, sizeof lfs - 1) || has(v, 0, hawser, sizeof hawser - 1)))
-    return say(v, "a pointer of Git LFS in place of the file itself", OTHER, "fetch it: git lfs pull");
+    return say(v, "a pointer of Git LFS in place of the file itself", OTHER,
+               "fetch it: git lfs pull");
   if (v->size < 32768 && has(v, 0, annex, sizeof annex - 1))
-    return say(v, "a pointer of git-annex in place of the file itself", OTHER, "fetch it: git annex get");
+    return say(v, "a pointer of git-annex in place of the file itself", OTHER,
+               "fetch it: git annex get");
   return false;
 }
 
 /* ---- UTF-16 and UTF-32 with their mark ---- */
 
-static unsigned unit_at(const view *v, size_t at, bool big) { return big ? v->p[at] * 256u + v->p[at + 1] : v->p[at + 1] * 256u + v->p[at]; }
+static unsigned unit_at(const view *v, size_t at, bool big) {
+  return big ? v->p[at] * 256u + v->p[at + 1] : v->p[at + 1] * 256u + v->p[at];
+}
 
 static bool is_space(unsigned c) { return (c >= '\t' && c <= '\r') || c == ' '; }
 
-/* From `begin` on: surrogates in pairs and no control characters. Where most units are two bytes of ASCII, those are bytes, and a mark is by chance. */
+/* From `begin` on: surrogates in pairs and no control characters. Where most units are two bytes
+ * of ASCII, those are bytes, and a mark is by chance. */
 static bool is_utf16(const view *v, size_t begin, bool big) {
   size_t units = 0, pairs = 0;
   bool open = false; /* a high surrogate waits for its low one */
@@ -209,7 +252,9 @@ static bool is_utf32(const view *v, bool big) {
   for (size_t at = 4; at + 3 < v->n; at += 4) {
     unsigned first = unit_at(v, at, big), second = unit_at(v, at + 2, big);
     unsigned high = big ? first : second, low = big ? second : first;
-    if (high > 0x10 || (high == 0 && ((low >= 0xd800 && low < 0xe000) || (low < ' ' && !is_space(low))))) return false;
+    if (high > 0x10 ||
+        (high == 0 && ((low >= 0xd800 && low < 0xe000) || (low < ' ' && !is_space(low)))))
+      return false;
   }
   return true;
 }
@@ -217,10 +262,12 @@ static bool is_utf32(const view *v, bool big) {
 /* A stream of tokens may begin with 65279: it takes many more characters to be taken for text. */
 static bool is_wide_text(const view *v) {
   bool stream = wants_tokens(v);
-  if (!stream && ((has(v, 0, "\xff\xfe\0\0", 4) && is_utf32(v, false)) || (has(v, 0, "\0\0\xfe\xff", 4) && is_utf32(v, true))))
+  if (!stream && ((has(v, 0, "\xff\xfe\0\0", 4) && is_utf32(v, false)) ||
+                  (has(v, 0, "\0\0\xfe\xff", 4) && is_utf32(v, true))))
     return say(v, "text in UTF-32", OTHER, "convert it to UTF-8 first (iconv -f UTF-32 -t UTF-8)");
   if (stream && v->n < 128) return false;
-  if ((has(v, 0, "\xff\xfe", 2) && is_utf16(v, 2, false)) || (has(v, 0, "\xfe\xff", 2) && is_utf16(v, 2, true)))
+  if ((has(v, 0, "\xff\xfe", 2) && is_utf16(v, 2, false)) ||
+      (has(v, 0, "\xfe\xff", 2) && is_utf16(v, 2, true)))
     return say(v, "text in UTF-16", OTHER, "convert it to UTF-8 first (iconv -f UTF-16 -t UTF-8)");
   return false;
 }
@@ -228,7 +275,8 @@ static bool is_wide_text(const view *v) {
 /* ---- text or not ---- */
 
 typedef struct census {
-  size_t control;  /* bytes below 32 that texts do not have: all but \b \t \n \v \f \r and the escape of terminals */
+  /* bytes below 32 that texts do not have: all but \b \t \n \v \f \r and the escape of terminals */
+  size_t control;
   size_t kinds;    /* values of those that occur, of 25 */
   size_t distinct; /* values of all bytes that occur */
   size_t beyond;   /* bytes beyond ASCII */
@@ -261,23 +309,32 @@ static bool is_unmarked_utf16(const view *v, const census *c) {
   size_t all = nul[0] + nul[1];
   bool big = nul[0] > 0;
   bool utf8 = c->invalid == 0 && c->beyond > 0;
-  if (utf8 || all < 8 || 128 * all < v->n || nul[big ? 1 : 0] > 0 || !is_utf16(v, 0, big)) return false;
-  snprintf(v->words, v->room, "text in UTF-16 without its mark, or a stream of uint16 tokens under a name that does not end in .bin; convert text to UTF-8 first "
-           "(iconv -f UTF-16%s -t UTF-8)", big ? "BE" : "LE");
+  if (utf8 || all < 8 || 128 * all < v->n || nul[big ? 1 : 0] > 0 || !is_utf16(v, 0, big))
+    return false;
+  snprintf(v->words, v->room,
+           "text in UTF-16 without its mark, or a stream of uint16 tokens under a name that does "
+           "not end in .bin; convert text to UTF-8 first "
+           "(iconv -f UTF-16%s -t UTF-8)",
+           big ? "BE" : "LE");
   return true;
 }
 
-/* In texts control characters are few, or, where they separate fields and records, few in kind. Random and packed bytes have one in ten, of all kinds,
- * streams of tokens, programs and UTF-16 more. */
+/* In texts control characters are few, or, where they separate fields and records, few in kind.
+ * Random and packed bytes have one in ten, of all kinds, streams of tokens, programs and UTF-16
+ * more. */
 static bool is_binary(const view *v) {
   census c;
   if (v->n < 64) return false;
   take_census(v, &c);
   if (is_unmarked_utf16(v, &c)) return true;
-  bool many = 10 * c.control > 3 * v->n, of_all_kinds = v->n >= 512 && 32 * c.control > v->n && c.kinds >= 12;
+  bool many = 10 * c.control > 3 * v->n,
+       of_all_kinds = v->n >= 512 && 32 * c.control > v->n && c.kinds >= 12;
   if (!many && !of_all_kinds) return false;
-  snprintf(v->words, v->room, "not text: of its first %zu bytes %zu are control characters; a stream of tokens needs a name that ends in .bin, and text in UTF-16 "
-           "or UTF-32 has to be converted to UTF-8", v->n, c.control);
+  snprintf(v->words, v->room,
+           "not text: of its first %zu bytes %zu are control characters; a stream of tokens needs "
+           "a name that ends in .bin, and text in UTF-16 "
+           "or UTF-32 has to be converted to UTF-8",
+           v->n, c.control);
   return true;
 }
 
@@ -287,7 +344,9 @@ static bool is_text(const view *v) {
   if (v->n < 128) return false;
   take_census(v, &c);
   if (c.control > 0 || c.distinct < 10 || (c.invalid > 0 && v->n < 1024)) return false;
-  return say(v, "text", OTHER, wants_tokens(v) ? "under a name that does not end in .bin its bytes are the tokens" : NULL);
+  return say(
+      v, "text", OTHER,
+      wants_tokens(v) ? "under a name that does not end in .bin its bytes are the tokens" : NULL);
 }
 
 /* ---- streams of tokens read at the wrong width ---- */
@@ -308,31 +367,41 @@ static void look_at_places(const view *v, places *s) {
   }
 }
 
-/* `used` of the words that would hold numbers are not 0, at least one in eight of them; of the others none is. */
-static bool only(const places *s, size_t used, size_t words_a_row, size_t others) { return others == 0 && 8 * used >= words_a_row * s->rows; }
+/* `used` of the words that would hold numbers are not 0, at least one in eight of them; of the
+ * others none is. */
+static bool only(const places *s, size_t used, size_t words_a_row, size_t others) {
+  return others == 0 && 8 * used >= words_a_row * s->rows;
+}
 
-/* Ids of a large vocabulary: the upper halves are below 16, few in kind, and the lower ones, so many a row, go far. */
+/* Ids of a large vocabulary: the upper halves are below 16, few in kind, and the lower ones, so
+ * many a row, go far. */
 static bool has_tiny_halves(const places *s, size_t words_a_row) {
   size_t all = 0, most = 0;
   for (int i = 0; i < 16; i++) {
     all += s->tiny[i];
     if (s->tiny[i] > most) most = s->tiny[i];
   }
-  return all == 2 * s->rows && 4 * most >= all && 4 * (s->wide[0] + s->wide[2]) >= words_a_row * s->rows;
+  return all == 2 * s->rows && 4 * most >= all &&
+         4 * (s->wide[0] + s->wide[2]) >= words_a_row * s->rows;
 }
 
 static bool say_width(const view *v, const char *what, const char *from) {
   const char *to = wants_uint16(v) ? "u2" : "u4";
-  snprintf(v->words, v->room, "a stream of %s, not of %s tokens; convert it, in Python with numpy.fromfile(FILE, \"%s\").astype(\"<%s\").tofile(\"NAME.bin\")", what,
-           wants_uint16(v) ? "uint16" : "uint32", from, to);
+  snprintf(v->words, v->room,
+           "a stream of %s, not of %s tokens; convert it, in Python with numpy.fromfile(FILE, "
+           "\"%s\").astype(\"<%s\").tofile(\"NAME.bin\")",
+           what, wants_uint16(v) ? "uint16" : "uint32", from, to);
   return true;
 }
 
 static bool say_uint32(const view *v) {
-  return say(v, "a stream of uint32 tokens, not of uint16: every second number would be 0 or nearly so", OTHER, "set data_dtype=uint32 (--set data_dtype=uint32)");
+  return say(
+      v, "a stream of uint32 tokens, not of uint16: every second number would be 0 or nearly so",
+      OTHER, "set data_dtype=uint32 (--set data_dtype=uint32)");
 }
 
-/* Whether the numbers of so many bytes are all whole ones of 0 and more, below 2^31, as floating-point numbers, and not all 0. */
+/* Whether the numbers of so many bytes are all whole ones of 0 and more, below 2^31, as
+ * floating-point numbers, and not all 0. */
 static bool are_floats(const view *v, size_t width) {
   size_t nonzero = 0, count = v->n / width;
   for (size_t i = 0; i < count; i++) {
@@ -347,10 +416,13 @@ static bool are_floats(const view *v, size_t width) {
 }
 
 static bool say_floats(const view *v, const char *what) {
-  return say(v, what, OTHER, "its numbers are whole, but no token ids as they lie there: write them as uint16 or uint32 (in Python: ids.astype(\"uint16\").tofile(\"NAME.bin\"))");
+  return say(v, what, OTHER,
+             "its numbers are whole, but no token ids as they lie there: write them as uint16 or "
+             "uint32 (in Python: ids.astype(\"uint16\").tofile(\"NAME.bin\"))");
 }
 
-/* Ids with negative numbers among them, as padding or as ignored targets: the upper halves are 0 or all ones. */
+/* Ids with negative numbers among them, as padding or as ignored targets: the upper halves are 0
+ * or all ones. */
 static bool are_signed(const view *v, size_t width, size_t used) {
   size_t rows = v->n / width, negative = 0, seen = 0;
   for (size_t i = 0; i < rows; i++) {
@@ -364,16 +436,21 @@ static bool are_signed(const view *v, size_t width, size_t used) {
     negative += ones;
     seen += low;
   }
-  return rows >= 32 && v->size % width == 0 && negative > 0 && 2 * negative <= rows && 8 * seen >= rows;
+  return rows >= 32 && v->size % width == 0 && negative > 0 && 2 * negative <= rows &&
+         8 * seen >= rows;
 }
 
 static bool say_signed(const view *v, const char *what) {
-  return say(v, what, OTHER, "ids are not negative: leave such numbers out and write the others as uint16 or uint32");
+  return say(
+      v, what, OTHER,
+      "ids are not negative: leave such numbers out and write the others as uint16 or uint32");
 }
 
 static bool is_signed(const view *v) {
-  if (are_signed(v, 8, 4)) return say_signed(v, "a stream of 64-bit integers, some of them negative");
-  return wants_uint16(v) && are_signed(v, 4, 2) && say_signed(v, "a stream of 32-bit integers, some of them negative");
+  if (are_signed(v, 8, 4))
+    return say_signed(v, "a stream of 64-bit integers, some of them negative");
+  return wants_uint16(v) && are_signed(v, 4, 2) &&
+         say_signed(v, "a stream of 32-bit integers, some of them negative");
 }
 
 static bool is_wider(const view *v) {
@@ -382,24 +459,29 @@ static bool is_wider(const view *v) {
   bool narrow = wants_uint16(v), tiny = v->wanted != BK_WANTED_UINT16_SAID;
   look_at_places(v, &s);
   if (s.rows < (narrow ? 16u : 32u)) return false; /* 64 tokens */
-  if (only(&s, n[0], 1, n[2] + n[3] + (narrow ? n[1] : 0))) return say_width(v, "64-bit integers", "<i8");
+  if (only(&s, n[0], 1, n[2] + n[3] + (narrow ? n[1] : 0)))
+    return say_width(v, "64-bit integers", "<i8");
   if (are_floats(v, 8)) return say_floats(v, "a stream of float64");
   if (are_floats(v, 4)) return say_floats(v, "a stream of float32");
   if (is_signed(v)) return true;
-  if (only(&s, n[3], 1, n[0] + n[1] + (narrow ? n[2] : 0))) return say_width(v, "big-endian 64-bit integers", ">i8");
+  if (only(&s, n[3], 1, n[0] + n[1] + (narrow ? n[2] : 0)))
+    return say_width(v, "big-endian 64-bit integers", ">i8");
   if (!narrow) return false;
   if (only(&s, n[1] + n[3], 2, n[0] + n[2])) return say_width(v, "big-endian uint32", ">u4");
   if (only(&s, n[0] + n[2], 2, n[1] + n[3])) return say_uint32(v);
-  if (n[2] + n[3] == 0) return tiny && has_tiny_halves(&s, 1) && say_width(v, "64-bit integers", "<i8");
+  if (n[2] + n[3] == 0)
+    return tiny && has_tiny_halves(&s, 1) && say_width(v, "64-bit integers", "<i8");
   return tiny && has_tiny_halves(&s, 2) && say_uint32(v);
 }
 
 /* ---- all of it ---- */
 
-bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wanted wanted, char *words, size_t room) {
-  const view v = {.p = first, .n = count, .size = file_bytes, .wanted = wanted, .words = words, .room = room};
-  if (is_marked(&v) || is_zip(&v) || is_pickle(&v) || is_arrow_stream(&v) || is_safetensors(&v) || is_gguf(&v) || is_llmc(&v) || is_pointer(&v) ||
-      is_wide_text(&v))
+bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wanted wanted,
+                  char *words, size_t room) {
+  const view v = {
+      .p = first, .n = count, .size = file_bytes, .wanted = wanted, .words = words, .room = room};
+  if (is_marked(&v) || is_zip(&v) || is_pickle(&v) || is_arrow_stream(&v) || is_safetensors(&v) ||
+      is_gguf(&v) || is_llmc(&v) || is_pointer(&v) || is_wide_text(&v))
     return true;
   switch (wanted) {
     case BK_WANTED_TEXT: return is_binary(&v);
@@ -418,7 +500,8 @@ typedef struct reading {
 } reading;
 
 /* Tokens that are not below. */
-static size_t count_above(const unsigned char *p, size_t bytes, const reading *r, int64_t vocab_size) {
+static size_t count_above(const unsigned char *p, size_t bytes, const reading *r,
+                          int64_t vocab_size) {
   size_t width = (size_t)r->width, above = 0;
   for (size_t at = 0; at + width <= bytes; at += width) {
     uint64_t token = 0;
@@ -428,20 +511,28 @@ static size_t count_above(const unsigned char *p, size_t bytes, const reading *r
   return above;
 }
 
-/* One token that is wrong among many that are right is a wrong token: a quarter of them has to be. The widest first: any bytes are ids below 65536 if they
- * are read as uint16. */
-bool bk_recognise_width(const void *stream, size_t bytes, int width, int64_t vocab_size, char *words, size_t room) {
-  static const reading readings[] = {{"64-bit integers", "<i8", 8, false}, {"big-endian 64-bit integers", ">i8", 8, true},
-                                     {"uint32", "<u4", 4, false}, {"big-endian uint32", ">u4", 4, true},
-                                     {"uint16", "<u2", 2, false}, {"big-endian uint16", ">u2", 2, true}};
+/* One token that is wrong among many that are right is a wrong token: a quarter of them has to
+ * be. The widest first: any bytes are ids below 65536 if they are read as uint16. */
+bool bk_recognise_width(const void *stream, size_t bytes, int width, int64_t vocab_size,
+                        char *words, size_t room) {
+  static const reading readings[] = {
+      {"64-bit integers", "<i8", 8, false}, {"big-endian 64-bit integers", ">i8", 8, true},
+      {"uint32", "<u4", 4, false},          {"big-endian uint32", ">u4", 4, true},
+      {"uint16", "<u2", 2, false},          {"big-endian uint16", ">u2", 2, true}};
   const reading present = {.width = width};
   if (4 * count_above(stream, bytes, &present, vocab_size) < bytes / (size_t)width) return false;
   for (size_t i = 0; i < BK_COUNT(readings); i++) {
     const reading *r = &readings[i];
-    if (bytes == 0 || bytes % (size_t)r->width != 0 || count_above(stream, bytes, r, vocab_size) > 0) continue;
-    if (r->width < 8 && !r->big) snprintf(words, room, "read as %s every token is: set data_dtype=%s (--set data_dtype=%s)", r->name, r->name, r->name);
+    if (bytes == 0 || bytes % (size_t)r->width != 0 ||
+        count_above(stream, bytes, r, vocab_size) > 0)
+      continue;
+    if (r->width < 8 && !r->big)
+      snprintf(words, room, "read as %s every token is: set data_dtype=%s (--set data_dtype=%s)",
+               r->name, r->name, r->name);
     else
-      snprintf(words, room, "read as %s every token is: convert the file, in Python with numpy.fromfile(FILE, \"%s\").astype(\"<u%d\").tofile(\"NAME.bin\")",
+      snprintf(words, room,
+               "read as %s every token is: convert the file, in Python with numpy.fromfile(FILE, "
+               "\"%s\").astype(\"<u%d\").tofile(\"NAME.bin\")",
                r->name, r->numpy, width);
     return true;
   }

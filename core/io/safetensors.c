@@ -9,12 +9,15 @@
 
 /* ---- opening ---- */
 
-static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes, const char *what) {
+static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes,
+                            const char *what) {
   int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
-  if (got < 0) return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: %s", r->path, what, strerror((int)-got));
+  if (got < 0)
+    return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: %s", r->path, what,
+                   strerror((int)-got));
   if ((uint64_t)got != bytes)
-    return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: the file ended %llu bytes early", r->path, what,
-                   (unsigned long long)(bytes - (uint64_t)got));
+    return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: the file ended %llu bytes early",
+                   r->path, what, (unsigned long long)(bytes - (uint64_t)got));
   return BK_OK;
 }
 
@@ -31,7 +34,8 @@ static bk_status check_kind(const bk_st_file *r, uint64_t file_bytes) {
 static bk_status read_header_length(bk_st_file *r, uint64_t file_bytes, uint64_t *length) {
   unsigned char raw[8];
   if (file_bytes < sizeof raw)
-    return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it has %llu bytes, fewer than the 8 of a "
+    return bk_fail(r->ctx, BK_ERR_DATA,
+                   "%s: not a safetensors file: it has %llu bytes, fewer than the 8 of a "
                    "header length",
                    r->path, (unsigned long long)file_bytes);
   BK_TRY(check_kind(r, file_bytes));
@@ -39,19 +43,23 @@ static bk_status read_header_length(bk_st_file *r, uint64_t file_bytes, uint64_t
   uint64_t n = 0;
   for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
   if (n > BK_ST_HEADER_MAX)
-    return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: a header of %llu bytes, at most %llu are allowed",
-                   r->path,
-                   (unsigned long long)n, (unsigned long long)BK_ST_HEADER_MAX);
+    return bk_fail(r->ctx, BK_ERR_DATA,
+                   "%s: not a safetensors file: a header of %llu bytes, at most %llu are allowed",
+                   r->path, (unsigned long long)n, (unsigned long long)BK_ST_HEADER_MAX);
   if (n > file_bytes - sizeof raw)
-    return bk_fail(r->ctx, BK_ERR_DATA, "%s: the header has %llu bytes, the file only %llu after its length (truncated?)",
-                   r->path, (unsigned long long)n, (unsigned long long)(file_bytes - sizeof raw));
+    return bk_fail(
+        r->ctx, BK_ERR_DATA,
+        "%s: the header has %llu bytes, the file only %llu after its length (truncated?)", r->path,
+        (unsigned long long)n, (unsigned long long)(file_bytes - sizeof raw));
   *length = n;
   return BK_OK;
 }
 
 static bk_status file_size(const bk_st_file *r, uint64_t *bytes) {
   int rc = r->ctx->fs.size(r->ctx->fs.user, r->file, bytes);
-  return rc < 0 ? bk_fail(r->ctx, BK_ERR_IO, "%s: its size cannot be had: %s", r->path, strerror(-rc)) : BK_OK;
+  return rc < 0
+             ? bk_fail(r->ctx, BK_ERR_IO, "%s: its size cannot be had: %s", r->path, strerror(-rc))
+             : BK_OK;
 }
 
 static bk_status read_header(bk_st_file *r, bk_st_table *table) {
@@ -62,7 +70,8 @@ static bk_status read_header(bk_st_file *r, bk_st_table *table) {
   if (!text) return BK_ERR_MEMORY;
   r->data_start = 8 + length;
   bk_status status = read_bytes(r, 8, text, (size_t)length, "the header");
-  if (status == BK_OK) status = bk_st_table_parse(table, r->path, text, (size_t)length, file_bytes - r->data_start);
+  if (status == BK_OK)
+    status = bk_st_table_parse(table, r->path, text, (size_t)length, file_bytes - r->data_start);
   bk_free(r->ctx, text);
   return status;
 }
@@ -128,7 +137,8 @@ static bk_status look_at_length(bk_st_file *r, bool *whole) {
   BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
   for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
   if (n > BK_ST_HEADER_MAX) return BK_OK;
-  *whole = n > 0 && n <= file_bytes - sizeof raw; /* zeros are what a crash leaves of a file whose length was written and whose data was not */
+  /* zeros are what a crash leaves of a file whose length was written and whose data was not */
+  *whole = n > 0 && n <= file_bytes - sizeof raw;
   if (!*whole) return BK_OK;
   char *text = bk_alloc(r->ctx, (size_t)n + 1);
   if (!text) return BK_ERR_MEMORY;
@@ -161,7 +171,8 @@ static int compare_key(const void *key, const void *element) {
 const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
   const bk_st_table *t = &reader->table;
   if (t->count == 0) return NULL;
-  const bk_st_entry **found = bsearch(name, (const void *)t->by_name, t->count, sizeof *t->by_name, compare_key);
+  const bk_st_entry **found =
+      bsearch(name, (const void *)t->by_name, t->count, sizeof *t->by_name, compare_key);
   return found ? *found : NULL;
 }
 
@@ -173,53 +184,73 @@ const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
 
 const char *bk_st_path(const bk_st_reader *reader) { return reader->path; }
 
-static const bk_st_file *file_of(const bk_st_reader *reader, const bk_st_entry *entry) { return &reader->files[entry->file]; }
+static const bk_st_file *file_of(const bk_st_reader *reader, const bk_st_entry *entry) {
+  return &reader->files[entry->file];
+}
 
-const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entry) { return file_of(reader, entry)->path; }
+const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entry) {
+  return file_of(reader, entry)->path;
+}
 
 static bool is_f16(const bk_st_entry *entry) { return strcmp(entry->dtype_name, "F16") == 0; }
 
-size_t bk_st_element_size(const bk_st_entry *entry) { return is_f16(entry) ? 2 : bk_dtype_size(entry->dtype); }
+size_t bk_st_element_size(const bk_st_entry *entry) {
+  return is_f16(entry) ? 2 : bk_dtype_size(entry->dtype);
+}
 
-bool bk_st_is_float(const bk_st_entry *entry) { return is_f16(entry) || bk_dtype_is_float(entry->dtype); }
+bool bk_st_is_float(const bk_st_entry *entry) {
+  return is_f16(entry) || bk_dtype_is_float(entry->dtype);
+}
 
 /* ---- data ---- */
 
-static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset, void *dst, size_t bytes) {
+static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset,
+                           void *dst, size_t bytes) {
   const bk_st_file *file = file_of(reader, entry);
-  return bytes == 0 ? BK_OK : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
+  return bytes == 0
+             ? BK_OK
+             : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
 }
 
 bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes) {
   uint64_t size = entry->end - entry->begin;
   if (bytes != size)
     return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %llu bytes, %zu were asked for",
-                   bk_st_entry_path(reader, entry), entry->name,
-                   (unsigned long long)size, bytes);
+                   bk_st_entry_path(reader, entry), entry->name, (unsigned long long)size, bytes);
   return read_data(reader, entry, 0, dst, bytes);
 }
 
-static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count) {
+static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
+                             int64_t count) {
   size_t width = bk_st_element_size(entry);
   if (width == 0)
     return bk_fail(reader->ctx, BK_ERR_DATA, "%s: tensor %s: dtype %s cannot be loaded",
                    bk_st_entry_path(reader, entry), entry->name, entry->dtype_name);
   int64_t elements = (int64_t)((entry->end - entry->begin) / width);
   if (first < 0 || count < 0 || first > elements || count > elements - first)
-    return bk_fail(reader->ctx, BK_ERR_ARGUMENT, "%s: tensor %s has %lld elements, %lld from %lld were asked for",
-                   bk_st_entry_path(reader, entry),
-                   entry->name, (long long)elements, (long long)count, (long long)first);
+    return bk_fail(reader->ctx, BK_ERR_ARGUMENT,
+                   "%s: tensor %s has %lld elements, %lld from %lld were asked for",
+                   bk_st_entry_path(reader, entry), entry->name, (long long)elements,
+                   (long long)count, (long long)first);
   return BK_OK;
 }
 
-bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, void *dst) {
+bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
+                           int64_t count, void *dst) {
   size_t width = bk_st_element_size(entry);
   BK_TRY(check_range(reader, entry, first, count));
   return read_data(reader, entry, (uint64_t)first * width, dst, (size_t)count * width);
 }
 
 static double element_value(const char *p, bk_dtype dtype, size_t width) {
-  union { float f; uint16_t h; double d; int32_t i; int64_t l; uint8_t u; } v = {.l = 0};
+  union {
+    float f;
+    uint16_t h;
+    double d;
+    int32_t i;
+    int64_t l;
+    uint8_t u;
+  } v = {.l = 0};
   memcpy(&v, p, width);
   switch (dtype) {
     case BK_F32: return (double)v.f;
@@ -232,13 +263,16 @@ static double element_value(const char *p, bk_dtype dtype, size_t width) {
   }
 }
 
-/* The stored elements, no wider than a double, come to the end of dst and are widened in place from the front: element i is written
- * to bytes 8 i to 8 i + 8, and what is still to be read lies at or behind them. */
-bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first, int64_t count, double *dst) {
+/* The stored elements, no wider than a double, come to the end of dst and are widened in place
+ * from the front: element i is written to bytes 8 i to 8 i + 8, and what is still to be read
+ * lies at or behind them. */
+bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
+                         int64_t count, double *dst) {
   size_t width = bk_st_element_size(entry);
   BK_TRY(check_range(reader, entry, first, count));
   const char *stored = (const char *)dst + (size_t)count * (sizeof *dst - width);
-  BK_TRY(bk_st_read_range(reader, entry, first, count, (char *)dst + (size_t)count * (sizeof *dst - width)));
+  BK_TRY(bk_st_read_range(reader, entry, first, count,
+                          (char *)dst + (size_t)count * (sizeof *dst - width)));
   for (int64_t i = 0; i < count; i++) {
     double value = element_value(stored + (size_t)i * width, entry->dtype, width);
     memcpy(dst + i, &value, sizeof value);

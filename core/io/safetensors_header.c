@@ -1,6 +1,7 @@
-/* The header's JSON: a strict parser for exactly the shape that the format allows, no recursion, no tolerance, followed by the
- * checks on the whole: names, sizes, and data laid end to end (safetensors' format description: no overlap, no holes).
- * Every message names the file, and the tensor once its name is known. */
+/* The header's JSON: a strict parser for exactly the shape that the format allows, no recursion,
+ * no tolerance, followed by the checks on the whole: names, sizes, and data laid end to end
+ * (safetensors' format description: no overlap, no holes). Every message names the file, and the
+ * tensor once its name is known. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,11 +14,13 @@ typedef struct element_type {
 } element_type;
 
 static const element_type element_types[] = {
-    {"F32", 32, BK_F32},      {"BF16", 16, BK_BF16},    {"F64", 64, BK_F64},      {"I32", 32, BK_I32},
-    {"I64", 64, BK_I64},      {"U8", 8, BK_U8},         {"F16", 16, BK_NONE},     {"BOOL", 8, BK_NONE},
-    {"I8", 8, BK_NONE},       {"I16", 16, BK_NONE},     {"U16", 16, BK_NONE},     {"U32", 32, BK_NONE},
-    {"U64", 64, BK_NONE},     {"C64", 64, BK_NONE},     {"F8_E5M2", 8, BK_NONE},  {"F8_E4M3", 8, BK_NONE},
-    {"F8_E8M0", 8, BK_NONE},  {"F6_E2M3", 6, BK_NONE},  {"F6_E3M2", 6, BK_NONE},  {"F4", 4, BK_NONE},
+    {"F32", 32, BK_F32},     {"BF16", 16, BK_BF16},   {"F64", 64, BK_F64},
+    {"I32", 32, BK_I32},     {"I64", 64, BK_I64},     {"U8", 8, BK_U8},
+    {"F16", 16, BK_NONE},    {"BOOL", 8, BK_NONE},    {"I8", 8, BK_NONE},
+    {"I16", 16, BK_NONE},    {"U16", 16, BK_NONE},    {"U32", 32, BK_NONE},
+    {"U64", 64, BK_NONE},    {"C64", 64, BK_NONE},    {"F8_E5M2", 8, BK_NONE},
+    {"F8_E4M3", 8, BK_NONE}, {"F8_E8M0", 8, BK_NONE}, {"F6_E2M3", 6, BK_NONE},
+    {"F6_E3M2", 6, BK_NONE}, {"F4", 4, BK_NONE},
 };
 
 const char *bk_st_dtype_name(bk_dtype dtype) {
@@ -45,13 +48,15 @@ typedef struct parser {
 
 static bk_status fail_at(const parser *p, const char *what) {
   if (p->tensor)
-    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: %s (header byte %zu)",
-                   p->path, p->tensor, what, (size_t)(p->at - p->start));
-  return bk_fail(p->ctx, BK_ERR_DATA, "%s: header: %s (byte %zu)", p->path, what, (size_t)(p->at - p->start));
+    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: %s (header byte %zu)", p->path, p->tensor,
+                   what, (size_t)(p->at - p->start));
+  return bk_fail(p->ctx, BK_ERR_DATA, "%s: header: %s (byte %zu)", p->path, what,
+                 (size_t)(p->at - p->start));
 }
 
 static void skip_space(parser *p) {
-  while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r')) p->at++;
+  while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r'))
+    p->at++;
 }
 
 /* Takes the character if it is next, white space before it skipped. */
@@ -79,7 +84,10 @@ static bool hex4(const parser *p, unsigned *code) {
   *code = 0;
   for (int i = 0; i < 4; i++) {
     char c = p->at[i];
-    int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    int digit = c >= '0' && c <= '9'   ? c - '0'
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                       : -1;
     if (digit < 0) return false;
     *code = *code << 4 | (unsigned)digit;
   }
@@ -115,7 +123,8 @@ static bk_status take_unicode(parser *p, char **out) {
   if (code >= 0xd800 && code < 0xdc00) {
     bool pair = p->end - p->at >= 6 && p->at[0] == '\\' && p->at[1] == 'u';
     if (pair) p->at += 2;
-    if (!pair || !hex4(p, &low) || low < 0xdc00 || low >= 0xe000) return fail_at(p, "a high surrogate stands alone");
+    if (!pair || !hex4(p, &low) || low < 0xdc00 || low >= 0xe000)
+      return fail_at(p, "a high surrogate stands alone");
     p->at += 4;
     code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
   }
@@ -182,7 +191,8 @@ static bk_status take_size(parser *p, uint64_t *value) {
   }
   if (p->at == first) return fail_at(p, "an integer is missing");
   if (*first == '0' && p->at - first > 1) return fail_at(p, "an integer begins with 0");
-  if (p->at < p->end && (*p->at == '.' || *p->at == 'e' || *p->at == 'E')) return fail_at(p, "a size is not an integer");
+  if (p->at < p->end && (*p->at == '.' || *p->at == 'e' || *p->at == 'E'))
+    return fail_at(p, "a size is not an integer");
   *value = sum;
   return BK_OK;
 }
@@ -230,7 +240,8 @@ static bk_status take_field(parser *p, const char *field, bk_st_entry *e, unsign
   static const char *const names[] = {"dtype", "shape", "data_offsets"};
   unsigned which = 0;
   while (which < BK_COUNT(names) && strcmp(field, names[which]) != 0) which++;
-  if (which == BK_COUNT(names)) return fail_at(p, "unknown field; a tensor has dtype, shape and data_offsets");
+  if (which == BK_COUNT(names))
+    return fail_at(p, "unknown field; a tensor has dtype, shape and data_offsets");
   if (*seen & 1u << which) return fail_at(p, "a field is given twice");
   *seen |= 1u << which;
   BK_TRY(expect(p, ':'));
@@ -269,7 +280,8 @@ static bool element_count(const bk_st_entry *e, uint64_t *count) {
 static bk_status check_extent(const parser *p, const bk_st_entry *e, uint64_t data_bytes) {
   uint64_t count, bits = find_type(e->dtype_name)->bits;
   if (!element_count(e, &count) || count > (uint64_t)INT64_MAX / bits)
-    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: the product of its shape overflows", p->path, e->name);
+    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: the product of its shape overflows",
+                   p->path, e->name);
   if (count * bits % 8 != 0)
     return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: its %s elements do not fill whole bytes",
                    p->path, e->name, e->dtype_name);
@@ -278,10 +290,13 @@ static bk_status check_extent(const parser *p, const bk_st_entry *e, uint64_t da
     return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: data_offsets [%llu, %llu] run backwards",
                    p->path, e->name, begin, end);
   if (end > data)
-    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: data_offsets [%llu, %llu] end past the file's %llu bytes "
-                   "of data (truncated?)", p->path, e->name, begin, end, data);
+    return bk_fail(p->ctx, BK_ERR_DATA,
+                   "%s: tensor %s: data_offsets [%llu, %llu] end past the file's %llu bytes "
+                   "of data (truncated?)",
+                   p->path, e->name, begin, end, data);
   if (end - begin != need)
-    return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: data_offsets [%llu, %llu] hold %llu bytes, dtype %s and "
+    return bk_fail(p->ctx, BK_ERR_DATA,
+                   "%s: tensor %s: data_offsets [%llu, %llu] hold %llu bytes, dtype %s and "
                    "shape need %llu",
                    p->path, e->name, begin, end, end - begin, e->dtype_name, need);
   return BK_OK;
@@ -289,7 +304,8 @@ static bk_status check_extent(const parser *p, const bk_st_entry *e, uint64_t da
 
 /* `name` becomes the table's. */
 static bk_status take_tensor(parser *p, bk_st_table *table, char *name, uint64_t data_bytes) {
-  bk_status status = bk_grow(p->ctx, (void **)&table->entries, &table->capacity, table->count + 1, sizeof *table->entries);
+  bk_status status = bk_grow(p->ctx, (void **)&table->entries, &table->capacity, table->count + 1,
+                             sizeof *table->entries);
   if (status != BK_OK) {
     bk_free(p->ctx, name);
     return status;
@@ -306,7 +322,8 @@ static bk_status take_tensor(parser *p, bk_st_table *table, char *name, uint64_t
 /* ---- __metadata__ ---- */
 
 static bk_status take_pair(parser *p, bk_st_table *table) {
-  BK_TRY(bk_grow(p->ctx, (void **)&table->metadata, &table->metadata_capacity, table->n_metadata + 1, sizeof *table->metadata));
+  BK_TRY(bk_grow(p->ctx, (void **)&table->metadata, &table->metadata_capacity,
+                 table->n_metadata + 1, sizeof *table->metadata));
   bk_st_pair *pair = &table->metadata[table->n_metadata];
   *pair = (bk_st_pair){0};
   BK_TRY(take_string(p, &pair->key));
@@ -338,10 +355,12 @@ static bk_status take_metadata(parser *p, bk_st_table *table) {
     BK_TRY(take_pair(p, table));
     BK_TRY(more(p, '}', &again));
   }
-  if (table->n_metadata) qsort(table->metadata, table->n_metadata, sizeof *table->metadata, compare_pairs);
+  if (table->n_metadata)
+    qsort(table->metadata, table->n_metadata, sizeof *table->metadata, compare_pairs);
   for (size_t i = 1; i < table->n_metadata; i++)
     if (strcmp(table->metadata[i - 1].key, table->metadata[i].key) == 0)
-      return bk_fail(p->ctx, BK_ERR_DATA, "%s: __metadata__ has the key %s twice", p->path, table->metadata[i].key);
+      return bk_fail(p->ctx, BK_ERR_DATA, "%s: __metadata__ has the key %s twice", p->path,
+                     table->metadata[i].key);
   p->tensor = NULL;
   return BK_OK;
 }
@@ -359,13 +378,17 @@ static bk_status take_name(parser *p, char **name) {
   return BK_OK;
 }
 
-static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes, bool *has_metadata) {
+static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
+                             bool *has_metadata) {
   char *name;
   BK_TRY(take_name(p, &name));
   bool metadata = strcmp(name, "__metadata__") == 0;
-  bk_status status = take(p, ':') ? BK_OK : bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: ':' is missing after its name",
-                                                    p->path, name);
-  if (status == BK_OK && metadata && *has_metadata) status = fail_at(p, "__metadata__ is given twice");
+  bk_status status = take(p, ':')
+                         ? BK_OK
+                         : bk_fail(p->ctx, BK_ERR_DATA,
+                                   "%s: tensor %s: ':' is missing after its name", p->path, name);
+  if (status == BK_OK && metadata && *has_metadata)
+    status = fail_at(p, "__metadata__ is given twice");
   if (status == BK_OK && !metadata) return take_tensor(p, table, name, data_bytes);
   bk_free(p->ctx, name);
   if (status != BK_OK) return status;
@@ -405,13 +428,15 @@ bk_status bk_st_table_sort(bk_st_table *table, const char *path) {
   if (table->count) qsort(table->by_name, table->count, sizeof *table->by_name, compare_names);
   for (size_t i = 1; i < table->count; i++)
     if (strcmp(table->by_name[i - 1]->name, table->by_name[i]->name) == 0)
-      return bk_fail(table->ctx, BK_ERR_DATA, "%s: tensor %s: the name is there twice", path, table->by_name[i]->name);
+      return bk_fail(table->ctx, BK_ERR_DATA, "%s: tensor %s: the name is there twice", path,
+                     table->by_name[i]->name);
   return BK_OK;
 }
 
 bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   if (from->count == 0) return BK_OK;
-  BK_TRY(bk_grow(table->ctx, (void **)&table->entries, &table->capacity, table->count + from->count, sizeof *table->entries));
+  BK_TRY(bk_grow(table->ctx, (void **)&table->entries, &table->capacity, table->count + from->count,
+                 sizeof *table->entries));
   memcpy(table->entries + table->count, from->entries, from->count * sizeof *from->entries);
   table->count += from->count;
   from->count = 0; /* the names are the table's now */
@@ -426,17 +451,19 @@ static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_
       return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: its data overlaps that of tensor %s",
                      p->path, e->name, e[-1].name);
     if (e->begin > at)
-      return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: %llu bytes before its data belong to no tensor",
-                     p->path, e->name,
-                     (unsigned long long)(e->begin - at));
+      return bk_fail(p->ctx, BK_ERR_DATA,
+                     "%s: tensor %s: %llu bytes before its data belong to no tensor", p->path,
+                     e->name, (unsigned long long)(e->begin - at));
     at = e->end;
   }
   if (at == data_bytes) return BK_OK;
-  return bk_fail(p->ctx, BK_ERR_DATA, "%s: %llu bytes after the last tensor (%s) belong to none", p->path,
-                 (unsigned long long)(data_bytes - at), table->count ? table->entries[table->count - 1].name : "there is none");
+  return bk_fail(p->ctx, BK_ERR_DATA, "%s: %llu bytes after the last tensor (%s) belong to none",
+                 p->path, (unsigned long long)(data_bytes - at),
+                 table->count ? table->entries[table->count - 1].name : "there is none");
 }
 
-bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes, uint64_t data_bytes) {
+bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes,
+                            uint64_t data_bytes) {
   parser p = {.ctx = table->ctx, .path = path, .at = text, .start = text, .end = text + bytes};
   BK_TRY(take_header(&p, table, data_bytes));
   if (table->count > INT32_MAX) return fail_at(&p, "too many tensors");

@@ -1,5 +1,6 @@
-/* The weights of a folder: one file, or the shards that an index names (safetensors.h). The index is untrusted as every file is; the
- * names of shards come from it, and only files of the folder itself are opened. */
+/* The weights of a folder: one file, or the shards that an index names (safetensors.h). The
+ * index is untrusted as every file is; the names of shards come from it, and only files of the
+ * folder itself are opened. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,7 @@ typedef struct shard_index {
   bk_context *ctx;
   const char *folder;
   char *path;
-  json_t *root, *map; /* the map is the root's */
+  json_t *root, *map;  /* the map is the root's */
   const char **shards; /* each once, sorted; the strings are the root's */
   size_t n_shards;
 } shard_index;
@@ -27,45 +28,65 @@ static bool is_printable(const char *text) {
   return true;
 }
 
-static bool is_plain_name(const char *name) { return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0; }
+static bool is_plain_name(const char *name) {
+  return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+}
 
 static bk_status check_pair(const shard_index *x, const char *tensor, const json_t *value) {
   const char *shard = json_string_value(value);
   if (!is_printable(tensor) || (shard && !is_printable(shard)))
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: a name in weight_map holds a control character", x->path);
-  if (!shard) return bk_fail(x->ctx, BK_ERR_DATA, "%s: weight_map must give the name of a file for tensor %s, and gives no string", x->path, tensor);
+    return bk_fail(x->ctx, BK_ERR_DATA, "%s: a name in weight_map holds a control character",
+                   x->path);
+  if (!shard)
+    return bk_fail(x->ctx, BK_ERR_DATA,
+                   "%s: weight_map must give the name of a file for tensor %s, and gives no string",
+                   x->path, tensor);
   if (is_plain_name(shard)) return BK_OK;
-  return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s: \"%s\" is not the plain name of a file in this folder", x->path, tensor, shard);
+  return bk_fail(x->ctx, BK_ERR_DATA,
+                 "%s: tensor %s: \"%s\" is not the plain name of a file in this folder", x->path,
+                 tensor, shard);
 }
 
-static int compare_texts(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int compare_texts(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 static bk_status collect_shards(shard_index *x) {
   const char *tensor;
   json_t *value;
   size_t count = 0;
-  if (!(x->shards = bk_alloc_array(x->ctx, json_object_size(x->map), sizeof *x->shards))) return BK_ERR_MEMORY;
+  if (!(x->shards = bk_alloc_array(x->ctx, json_object_size(x->map), sizeof *x->shards)))
+    return BK_ERR_MEMORY;
   json_object_foreach(x->map, tensor, value) {
     BK_TRY(check_pair(x, tensor, value));
     x->shards[count++] = json_string_value(value);
   }
   qsort(x->shards, count, sizeof *x->shards, compare_texts);
   for (size_t i = 0; i < count; i++)
-    if (i == 0 || strcmp(x->shards[i], x->shards[i - 1]) != 0) x->shards[x->n_shards++] = x->shards[i];
+    if (i == 0 || strcmp(x->shards[i], x->shards[i - 1]) != 0)
+      x->shards[x->n_shards++] = x->shards[i];
   return BK_OK;
 }
 
 static bk_status take_members(shard_index *x) {
   const char *key;
   json_t *value;
-  if (!json_is_object(x->root)) return bk_fail(x->ctx, BK_ERR_DATA, "%s: an index of shards is a JSON object, this is none", x->path);
+  if (!json_is_object(x->root))
+    return bk_fail(x->ctx, BK_ERR_DATA, "%s: an index of shards is a JSON object, this is none",
+                   x->path);
   json_object_foreach(x->root, key, value) {
     if (strcmp(key, "weight_map") == 0) x->map = value;
-    else if (strcmp(key, "metadata") != 0 && is_printable(key)) bk_warn(x->ctx, "%s: the key \"%s\" is not known and is ignored", x->path, key);
+    else if (strcmp(key, "metadata") != 0 && is_printable(key))
+      bk_warn(x->ctx, "%s: the key \"%s\" is not known and is ignored", x->path, key);
   }
-  if (!x->map) return bk_fail(x->ctx, BK_ERR_DATA, "%s: weight_map is missing: it says which file has which tensor", x->path);
-  if (!json_is_object(x->map)) return bk_fail(x->ctx, BK_ERR_DATA, "%s: weight_map must be an object of tensor names and file names", x->path);
-  if (json_object_size(x->map) == 0) return bk_fail(x->ctx, BK_ERR_DATA, "%s: weight_map names no tensor", x->path);
+  if (!x->map)
+    return bk_fail(x->ctx, BK_ERR_DATA,
+                   "%s: weight_map is missing: it says which file has which tensor", x->path);
+  if (!json_is_object(x->map))
+    return bk_fail(x->ctx, BK_ERR_DATA,
+                   "%s: weight_map must be an object of tensor names and file names", x->path);
+  if (json_object_size(x->map) == 0)
+    return bk_fail(x->ctx, BK_ERR_DATA, "%s: weight_map names no tensor", x->path);
   return collect_shards(x);
 }
 
@@ -80,7 +101,8 @@ static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x)
   char *text = NULL;
   size_t bytes;
   *x = (shard_index){.ctx = ctx, .folder = folder, .path = bk_path_join(ctx, folder, INDEX)};
-  bk_status status = x->path ? bk_file_read_all(ctx, x->path, BK_ST_HEADER_MAX, &text, &bytes) : BK_ERR_MEMORY;
+  bk_status status =
+      x->path ? bk_file_read_all(ctx, x->path, BK_ST_HEADER_MAX, &text, &bytes) : BK_ERR_MEMORY;
   if (status == BK_OK) status = bk_json_load(ctx, x->path, text, bytes, &x->root);
   bk_free(ctx, text);
   if (status == BK_OK) status = take_members(x);
@@ -93,8 +115,8 @@ static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x)
 static const char *first_tensor_of(const shard_index *x, const char *shard) {
   const char *tensor;
   json_t *value;
-  json_object_foreach(x->map, tensor, value)
-    if (strcmp(json_string_value(value), shard) == 0) return tensor;
+  json_object_foreach(x->map, tensor,
+                      value) if (strcmp(json_string_value(value), shard) == 0) return tensor;
   return "";
 }
 
@@ -105,19 +127,26 @@ static bk_status check_present(const shard_index *x) {
     char *path = bk_path_join(x->ctx, x->folder, x->shards[i]);
     status = path ? bk_path_kind(x->ctx, path, &kind) : BK_ERR_MEMORY;
     if (status == BK_OK && kind < 0)
-      status = bk_fail(x->ctx, BK_ERR_DATA, "%s is missing, a part of the weights that %s names (for tensor %s)", path, x->path, first_tensor_of(x, x->shards[i]));
+      status = bk_fail(x->ctx, BK_ERR_DATA,
+                       "%s is missing, a part of the weights that %s names (for tensor %s)", path,
+                       x->path, first_tensor_of(x, x->shards[i]));
     bk_free(x->ctx, path);
   }
   return status;
 }
 
 /* What a shard has must be what the map says that it has. */
-static bk_status check_entries(const shard_index *x, const char *path, const char *shard, const bk_st_table *table) {
+static bk_status check_entries(const shard_index *x, const char *path, const char *shard,
+                               const bk_st_table *table) {
   for (size_t i = 0; i < table->count; i++) {
-    const char *name = table->entries[i].name, *owner = json_string_value(json_object_get(x->map, name));
-    if (!owner) return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is not in the weight_map of %s", path, name, x->path);
+    const char *name = table->entries[i].name,
+               *owner = json_string_value(json_object_get(x->map, name));
+    if (!owner)
+      return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is not in the weight_map of %s", path,
+                     name, x->path);
     if (strcmp(owner, shard) != 0)
-      return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is here, %s says that it is in %s", path, name, x->path, owner);
+      return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is here, %s says that it is in %s", path,
+                     name, x->path, owner);
   }
   return BK_OK;
 }
@@ -136,10 +165,11 @@ static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const cha
 static bk_status check_promises(const shard_index *x, const bk_st_reader *reader) {
   const char *tensor;
   json_t *value;
-  if (reader->table.count > INT32_MAX) return bk_fail(x->ctx, BK_ERR_DATA, "%s: too many tensors", x->path);
-  json_object_foreach(x->map, tensor, value)
-    if (!bk_st_find(reader, tensor))
-      return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is to be in %s, which does not have it", x->path, tensor, json_string_value(value));
+  if (reader->table.count > INT32_MAX)
+    return bk_fail(x->ctx, BK_ERR_DATA, "%s: too many tensors", x->path);
+  json_object_foreach(x->map, tensor, value) if (!bk_st_find(reader, tensor)) return bk_fail(
+      x->ctx, BK_ERR_DATA, "%s: tensor %s is to be in %s, which does not have it", x->path, tensor,
+      json_string_value(value));
   return BK_OK;
 }
 
@@ -148,7 +178,8 @@ static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
   BK_TRY(check_present(x));
   BK_TRY(bk_st_reader_create(x->ctx, x->path, &r));
   bk_status status = BK_OK;
-  for (size_t i = 0; i < x->n_shards && status == BK_OK; i++) status = add_shard(x, r, x->shards[i]);
+  for (size_t i = 0; i < x->n_shards && status == BK_OK; i++)
+    status = add_shard(x, r, x->shards[i]);
   if (status == BK_OK) status = bk_st_table_sort(&r->table, r->path);
   if (status == BK_OK) status = check_promises(x, r);
   if (status == BK_OK) *reader = r;
@@ -205,7 +236,10 @@ bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name
   if (status == BK_OK && kind == 0) status = bk_st_file_whole(ctx, path, &whole);
   bk_free(ctx, path);
   if (status != BK_OK || whole) return status;
-  *lack = bk_format(ctx, "%s %s", name, kind < 0 ? "is missing" : kind > 0 ? "is not a regular file" : "ends before its data does");
+  *lack = bk_format(ctx, "%s %s", name,
+                    kind < 0   ? "is missing"
+                    : kind > 0 ? "is not a regular file"
+                               : "ends before its data does");
   return *lack ? BK_OK : BK_ERR_MEMORY;
 }
 
@@ -217,7 +251,8 @@ bk_status bk_st_folder_lacks(bk_context *ctx, const char *folder, char **lack) {
   *lack = NULL;
   BK_TRY(open_index(ctx, folder, &x));
   bk_status status = BK_OK;
-  for (size_t i = 0; i < x.n_shards && status == BK_OK && !*lack; i++) status = bk_st_file_lacks(ctx, folder, x.shards[i], lack);
+  for (size_t i = 0; i < x.n_shards && status == BK_OK && !*lack; i++)
+    status = bk_st_file_lacks(ctx, folder, x.shards[i], lack);
   close_index(&x);
   return status;
 }

@@ -7,7 +7,8 @@
 #define BK_ST_HEADER_MAX ((uint64_t)100000000)
 
 /* The format is little-endian and tensors are moved as they are. */
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors files are read on little-endian machines only");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "safetensors files are read on little-endian machines only");
 
 typedef struct bk_st_pair {
   char *key, *value;
@@ -31,17 +32,20 @@ typedef struct bk_st_table {
   const bk_st_entry **by_name;
 } bk_st_table;
 
-/* Parses and checks the header text of a file with `data_bytes` bytes of data. On failure the table is left to bk_st_table_fini. */
-bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes, uint64_t data_bytes);
+/* Parses and checks the header text of a file with `data_bytes` bytes of data. On failure the
+ * table is left to bk_st_table_fini. */
+bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes,
+                            uint64_t data_bytes);
 void bk_st_table_fini(bk_st_table *table);
 
-/* Takes the entries of `from`, which is left without any; before the next look by name, bk_st_table_sort. */
+/* Takes the entries of `from`, which is left without any; before the next look by name,
+ * bk_st_table_sort. */
 bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from);
 /* Makes by_name; a name that is there twice: BK_ERR_DATA. */
 bk_status bk_st_table_sort(bk_st_table *table, const char *path);
 
-/* Where the data of the tensors in a header's text ends; 0 where it names none. For files whose end is missing: says nothing of what
- * is wrong with a text, reading it does. */
+/* Where the data of the tensors in a header's text ends; 0 where it names none. For files whose
+ * end is missing: says nothing of what is wrong with a text, reading it does. */
 uint64_t bk_st_header_extent(const char *text, size_t bytes);
 
 struct bk_st_reader {
@@ -52,7 +56,8 @@ struct bk_st_reader {
   bk_st_table table; /* of all files */
 };
 
-bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader); /* without a file */
+/* without a file */
+bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader);
 /* Opens one more file; its header goes to `table`. */
 bk_status bk_st_reader_add(bk_st_reader *reader, const char *path, bk_st_table *table);
 /* Whether a file is as long as it says itself: 8 bytes, its header, and the data of all tensors. */

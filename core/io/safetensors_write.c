@@ -1,4 +1,5 @@
-/* Writing safetensors files: the header is made when the first data arrives, then everything is appended. */
+/* Writing safetensors files: the header is made when the first data arrives, then everything is
+ * appended. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,12 +45,14 @@ bk_status bk_st_create(bk_context *ctx, const char *path, bk_st_writer **writer)
     *writer = w;
     return BK_OK;
   }
-  bk_status status = w->path ? bk_fail(ctx, BK_ERR_IO, "cannot create %s: %s", path, strerror(-rc)) : BK_ERR_MEMORY;
+  bk_status status = w->path ? bk_fail(ctx, BK_ERR_IO, "cannot create %s: %s", path, strerror(-rc))
+                             : BK_ERR_MEMORY;
   writer_free(w);
   return status;
 }
 
-static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t *capacity, const char *name) {
+static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t *capacity,
+                          const char *name) {
   BK_TRY(bk_grow(ctx, (void **)names, capacity, *count + 1, sizeof **names));
   char *copy = bk_strdup(ctx, name);
   if (!copy) return BK_ERR_MEMORY;
@@ -59,7 +62,8 @@ static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t 
 
 static bk_status check_open(bk_st_writer *w, const char *name) {
   if (!w->begun) return BK_OK;
-  return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %s comes too late: data was already written", w->path, name);
+  return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %s comes too late: data was already written",
+                 w->path, name);
 }
 
 bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value) {
@@ -89,27 +93,33 @@ static void write_entry(bk_json_out *out, const bk_st_entry *e) {
   bk_json_out_text(out, "]}");
 }
 
-/* Bytes of a tensor; false if a size is negative or the product, added to `before`, leaves 63 bits. */
-static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t *shape, uint64_t *end) {
+/* Bytes of a tensor; false if a size is negative or the product, added to `before`, leaves 63
+ * bits. */
+static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t *shape,
+                       uint64_t *end) {
   uint64_t bytes = bk_dtype_size(dtype);
   for (int i = 0; i < ndim; i++) {
-    if (shape[i] < 0 || (shape[i] > 0 && bytes > (uint64_t)INT64_MAX / (uint64_t)shape[i])) return false;
+    if (shape[i] < 0 || (shape[i] > 0 && bytes > (uint64_t)INT64_MAX / (uint64_t)shape[i]))
+      return false;
     bytes *= (uint64_t)shape[i];
   }
   *end = before + bytes;
   return bytes <= (uint64_t)INT64_MAX - before;
 }
 
-bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim, const int64_t *shape) {
-  bk_st_entry e = {.name = (char *)(uintptr_t)name, .dtype = dtype, .ndim = ndim, .begin = w->declared};
+bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
+                    const int64_t *shape) {
+  bk_st_entry e = {
+      .name = (char *)(uintptr_t)name, .dtype = dtype, .ndim = ndim, .begin = w->declared};
   const char *type = bk_st_dtype_name(dtype);
   BK_TRY(check_open(w, name));
   if (!type || ndim < 0 || ndim > BK_ST_MAX_DIMS || strcmp(name, "__metadata__") == 0)
-    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: tensor %s of %d dimensions and dtype %s cannot be written",
-                   w->path, name, ndim,
-                   bk_dtype_name(dtype));
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT,
+                   "%s: tensor %s of %d dimensions and dtype %s cannot be written", w->path, name,
+                   ndim, bk_dtype_name(dtype));
   if (!tensor_end(w->declared, dtype, ndim, shape, &e.end))
-    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: tensor %s: its shape is negative or overflows", w->path, name);
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: tensor %s: its shape is negative or overflows",
+                   w->path, name);
   memcpy(e.dtype_name, type, strlen(type) + 1);
   if (ndim > 0) memcpy(e.shape, shape, (size_t)ndim * sizeof *shape);
   BK_TRY(add_name(w->ctx, &w->names, &w->count, &w->capacity, name));
@@ -123,11 +133,13 @@ bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
 static bk_status write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
   int64_t rc = w->ctx->fs.write(w->ctx->fs.user, w->file, data, bytes);
   if (rc >= 0 && (uint64_t)rc == bytes) return BK_OK;
-  return bk_fail(w->ctx, BK_ERR_IO, "cannot write %s: %s",
-                 w->path, rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+  return bk_fail(w->ctx, BK_ERR_IO, "cannot write %s: %s", w->path,
+                 rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
 }
 
-static int compare_texts(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int compare_texts(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 static bk_status check_unique(bk_st_writer *w, char **names, size_t count) {
   if (count) qsort(names, count, sizeof *names, compare_texts);
@@ -185,9 +197,8 @@ bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
 bk_status bk_st_finish(bk_st_writer *w) {
   BK_TRY(begin(w));
   if (w->written != w->declared)
-    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %llu of %llu declared bytes were written",
-                   w->path, (unsigned long long)w->written,
-                   (unsigned long long)w->declared);
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %llu of %llu declared bytes were written", w->path,
+                   (unsigned long long)w->written, (unsigned long long)w->declared);
   int rc = w->ctx->fs.sync(w->ctx->fs.user, w->file);
   if (rc < 0) return bk_fail(w->ctx, BK_ERR_IO, "cannot sync %s: %s", w->path, strerror(-rc));
   rc = w->ctx->fs.close(w->ctx->fs.user, w->file);

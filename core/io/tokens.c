@@ -17,15 +17,20 @@ static bk_status read_integers(const source *s, const bk_st_entry *e, int64_t *v
   void *raw = bk_alloc(s->ctx, bytes);
   if (!raw) return BK_ERR_MEMORY;
   bk_status status = bk_st_read(s->in, e, raw, bytes);
-  for (size_t i = 0; i < count && status == BK_OK; i++) values[i] = e->dtype == BK_I32 ? ((int32_t *)raw)[i] : ((int64_t *)raw)[i];
+  for (size_t i = 0; i < count && status == BK_OK; i++)
+    values[i] = e->dtype == BK_I32 ? ((int32_t *)raw)[i] : ((int64_t *)raw)[i];
   bk_free(s->ctx, raw);
   return status;
 }
 
 static bk_status check_integers(const source *s, const bk_st_entry *e) {
   if (e->dtype != BK_I32 && e->dtype != BK_I64)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected I32 or I64", bk_st_path(s->in), e->name, e->dtype_name);
-  if (e->ndim != 2) return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has %d dimensions, expected [sequences, tokens]", bk_st_path(s->in), e->name, e->ndim);
+    return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected I32 or I64",
+                   bk_st_path(s->in), e->name, e->dtype_name);
+  if (e->ndim != 2)
+    return bk_fail(s->ctx, BK_ERR_DATA,
+                   "%s: tensor %s has %d dimensions, expected [sequences, tokens]",
+                   bk_st_path(s->in), e->name, e->ndim);
   return BK_OK;
 }
 
@@ -33,7 +38,9 @@ static bk_status read_ids(source *s, int64_t *values) {
   BK_TRY(read_integers(s, bk_st_find(s->in, "input_ids"), values));
   for (int64_t i = 0; i < s->t.batch * s->t.seq_len; i++) {
     if (values[i] < 0 || values[i] >= s->vocab)
-      return bk_fail(s->ctx, BK_ERR_DATA, "%s: input_ids[%lld][%lld] is %lld, the vocabulary has 0 to %lld", bk_st_path(s->in), (long long)(i / s->t.seq_len),
+      return bk_fail(s->ctx, BK_ERR_DATA,
+                     "%s: input_ids[%lld][%lld] is %lld, the vocabulary has 0 to %lld",
+                     bk_st_path(s->in), (long long)(i / s->t.seq_len),
                      (long long)(i % s->t.seq_len), (long long)values[i], (long long)s->vocab - 1);
     s->t.ids[i] = (int32_t)values[i];
   }
@@ -41,20 +48,24 @@ static bk_status read_ids(source *s, int64_t *values) {
 }
 
 static void default_targets(bk_tokens *t) {
-  for (int64_t i = 0; i < t->batch * t->seq_len; i++) t->targets[i] = (i + 1) % t->seq_len ? t->ids[i + 1] : IGNORED;
+  for (int64_t i = 0; i < t->batch * t->seq_len; i++)
+    t->targets[i] = (i + 1) % t->seq_len ? t->ids[i + 1] : IGNORED;
 }
 
 static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) {
   bk_tokens *t = &s->t;
   BK_TRY(check_integers(s, e));
   if (e->shape[0] != t->batch || e->shape[1] != t->seq_len)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: targets is [%lld,%lld], input_ids [%lld,%lld]", bk_st_path(s->in), (long long)e->shape[0], (long long)e->shape[1],
+    return bk_fail(s->ctx, BK_ERR_DATA, "%s: targets is [%lld,%lld], input_ids [%lld,%lld]",
+                   bk_st_path(s->in), (long long)e->shape[0], (long long)e->shape[1],
                    (long long)t->batch, (long long)t->seq_len);
   BK_TRY(read_integers(s, e, values));
   for (int64_t i = 0; i < t->batch * t->seq_len; i++) {
     if (values[i] != IGNORED && (values[i] < 0 || values[i] >= s->vocab))
-      return bk_fail(s->ctx, BK_ERR_DATA, "%s: targets[%lld][%lld] is %lld, expected 0 to %lld, or %d to ignore it", bk_st_path(s->in),
-                     (long long)(i / t->seq_len), (long long)(i % t->seq_len), (long long)values[i], (long long)s->vocab - 1, IGNORED);
+      return bk_fail(s->ctx, BK_ERR_DATA,
+                     "%s: targets[%lld][%lld] is %lld, expected 0 to %lld, or %d to ignore it",
+                     bk_st_path(s->in), (long long)(i / t->seq_len), (long long)(i % t->seq_len),
+                     (long long)values[i], (long long)s->vocab - 1, IGNORED);
     t->targets[i] = (int32_t)values[i];
   }
   return BK_OK;
@@ -63,12 +74,16 @@ static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) 
 static bk_status check_shape(source *s, const bk_st_entry *e) {
   if (!e) return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor input_ids is missing", bk_st_path(s->in));
   BK_TRY(check_integers(s, e));
-  if (e->shape[0] < 1 || e->shape[1] < 1 || e->shape[0] > INT32_MAX || e->shape[1] > INT32_MAX || e->shape[0] * e->shape[1] > INT32_MAX)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: input_ids is [%lld,%lld], which holds no usable number of tokens", bk_st_path(s->in), (long long)e->shape[0],
-                   (long long)e->shape[1]);
+  if (e->shape[0] < 1 || e->shape[1] < 1 || e->shape[0] > INT32_MAX || e->shape[1] > INT32_MAX ||
+      e->shape[0] * e->shape[1] > INT32_MAX)
+    return bk_fail(s->ctx, BK_ERR_DATA,
+                   "%s: input_ids is [%lld,%lld], which holds no usable number of tokens",
+                   bk_st_path(s->in), (long long)e->shape[0], (long long)e->shape[1]);
   if (e->shape[1] > s->longest)
-    return bk_fail(s->ctx, BK_ERR_DATA, "%s: sequences of %lld tokens, the model takes at most %lld (max_position_embeddings)", bk_st_path(s->in),
-                   (long long)e->shape[1], (long long)s->longest);
+    return bk_fail(
+        s->ctx, BK_ERR_DATA,
+        "%s: sequences of %lld tokens, the model takes at most %lld (max_position_embeddings)",
+        bk_st_path(s->in), (long long)e->shape[1], (long long)s->longest);
   s->t.batch = e->shape[0];
   s->t.seq_len = e->shape[1];
   return BK_OK;
@@ -89,10 +104,12 @@ static bk_status read_all(source *s) {
   BK_TRY(status);
   for (size_t i = 0; i < count; i++) t->kept += t->targets[i] >= 0;
   if (t->kept) return BK_OK;
-  return bk_fail(s->ctx, BK_ERR_DATA, "%s: no target is kept%s", bk_st_path(s->in), targets ? "" : "; a sequence of one token predicts nothing");
+  return bk_fail(s->ctx, BK_ERR_DATA, "%s: no target is kept%s", bk_st_path(s->in),
+                 targets ? "" : "; a sequence of one token predicts nothing");
 }
 
-bk_status bk_tokens_read(bk_context *ctx, const char *path, int64_t vocab_size, int64_t longest, bk_tokens *tokens) {
+bk_status bk_tokens_read(bk_context *ctx, const char *path, int64_t vocab_size, int64_t longest,
+                         bk_tokens *tokens) {
   source s = {.ctx = ctx, .vocab = vocab_size, .longest = longest};
   BK_TRY(bk_st_open(ctx, path, &s.in));
   bk_status status = read_all(&s);

@@ -14,7 +14,9 @@ void bk_dims_init(bk_dims *dims, bk_context *ctx, bk_op op, const void *args) {
   for (size_t i = 0; i < BK_COUNT(dims->value); i++) dims->value[i] = -1;
 }
 
-void bk_dims_bind(bk_dims *dims, char letter, int64_t value) { dims->value[(unsigned char)letter & 127] = value; }
+void bk_dims_bind(bk_dims *dims, char letter, int64_t value) {
+  dims->value[(unsigned char)letter & 127] = value;
+}
 
 /* One parsed rule. Dimension d is the text dim[d], of length dim_length[d]. */
 typedef struct {
@@ -52,7 +54,8 @@ static int64_t dim_value(const bk_dims *dims, const char *text, int length) {
   for (int i = 0; i < length; i++) {
     int64_t term;
     if (isdigit((unsigned char)text[i])) {
-      for (term = 0; i < length && isdigit((unsigned char)text[i]); i++) term = 10 * term + (text[i] - '0');
+      for (term = 0; i < length && isdigit((unsigned char)text[i]); i++)
+        term = 10 * term + (text[i] - '0');
       i--;
     } else if (isalpha((unsigned char)text[i])) {
       term = dims->value[(unsigned char)text[i]];
@@ -124,8 +127,11 @@ static void rule_describe(const bk_dims *dims, const rule *r, char *text, size_t
   for (int d = 0; d < r->ndim && used > 0 && (size_t)used < size; d++) {
     int64_t value = dim_value(dims, r->dim[d], dim_expression_length(r, d));
     const char *lead = d ? "," : " = [";
-    if (value >= 0) used += snprintf(text + used, size - (size_t)used, "%s%lld", lead, (long long)value);
-    else used += snprintf(text + used, size - (size_t)used, "%s%.*s", lead, r->dim_length[d], r->dim[d]);
+    if (value >= 0)
+      used += snprintf(text + used, size - (size_t)used, "%s%lld", lead, (long long)value);
+    else
+      used +=
+          snprintf(text + used, size - (size_t)used, "%s%.*s", lead, r->dim_length[d], r->dim[d]);
   }
   if (used > 0 && (size_t)used < size) snprintf(text + used, size - (size_t)used, "]");
 }
@@ -133,15 +139,18 @@ static void rule_describe(const bk_dims *dims, const rule *r, char *text, size_t
 static const char *rule_type_text(const bk_dims *dims, const rule *r) {
   bk_dtype dtype = rule_dtype(dims, r);
   if (dtype != BK_NONE) return bk_dtype_name(dtype);
-  if (r->type == 'f' && dims->storage != BK_NONE) return same_family(dims->storage, BK_F64) ? "fp64" : "fp32 or bf16";
+  if (r->type == 'f' && dims->storage != BK_NONE)
+    return same_family(dims->storage, BK_F64) ? "fp64" : "fp32 or bf16";
   return r->type == 'c' ? "fp32 or fp64" : "fp32, bf16 or fp64";
 }
 
-static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *t, const char *what) {
+static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *t,
+                           const char *what) {
   char have[160], want[160];
   rule_describe(dims, r, want, sizeof want);
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s: wrong %s, it should be %s in %s%s", bk_op_name(dims->op),
-                 r->field, bk_tensor_describe(t, have, sizeof have), what, want, rule_type_text(dims, r),
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s: wrong %s, it should be %s in %s%s",
+                 bk_op_name(dims->op), r->field, bk_tensor_describe(t, have, sizeof have), what,
+                 want, rule_type_text(dims, r),
                  r->any_strides   ? ""
                  : r->dense_block ? ", the last two dimensions one dense block"
                                   : ", rows dense");
@@ -150,14 +159,15 @@ static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *
 bk_status bk_dims_place(const bk_dims *dims, const char *field) {
   const bk_tensor *t = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field));
   if (t->offset % bk_dtype_size(t->dtype) != 0) {
-    return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s starts at byte %zu, which should be a multiple of %zu",
+    return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
+                   "%s: %s starts at byte %zu, which should be a multiple of %zu",
                    bk_op_name(dims->op), field, t->offset, bk_dtype_size(t->dtype));
   }
   if (!t->buffer || !t->buffer->handle) return BK_OK;
   size_t span = bk_tensor_span(t);
   if (span > t->buffer->size || t->offset > t->buffer->size - span) {
-    return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s takes bytes %zu to %zu of a buffer of %zu", bk_op_name(dims->op),
-                   field, t->offset, t->offset + span, t->buffer->size);
+    return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s takes bytes %zu to %zu of a buffer of %zu",
+                   bk_op_name(dims->op), field, t->offset, t->offset + span, t->buffer->size);
   }
   return BK_OK;
 }
@@ -168,7 +178,8 @@ static bk_status rule_check(bk_dims *dims, const rule *r) {
   if (!bk_tensor_present(t)) {
     return field->optional ? BK_OK : bk_dims_present(dims, r->field, true);
   }
-  if (t->ndim < 1 || t->ndim > BK_MAX_DIMS || !dims_agree(dims, r, t)) return rule_fail(dims, r, t, "shape");
+  if (t->ndim < 1 || t->ndim > BK_MAX_DIMS || !dims_agree(dims, r, t))
+    return rule_fail(dims, r, t, "shape");
   if (!dtype_agrees(dims, r, t->dtype)) return rule_fail(dims, r, t, "dtype");
   if (!strides_agree(r, t, field->role != BK_IN)) return rule_fail(dims, r, t, "strides");
   return bk_dims_place(dims, r->field);
@@ -196,16 +207,18 @@ bk_status bk_dims_present(const bk_dims *dims, const char *field, bool present) 
                  present ? "absent, it is needed" : "given, it has no meaning");
 }
 
-bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low, int64_t high) {
+bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low,
+                        int64_t high) {
   if (value >= low && value <= high) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %lld, it should be %lld to %lld", bk_op_name(dims->op), parameter,
-                 (long long)value, (long long)low, (long long)high);
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %lld, it should be %lld to %lld",
+                 bk_op_name(dims->op), parameter, (long long)value, (long long)low,
+                 (long long)high);
 }
 
 bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value) {
   if (isfinite(value) && value >= 0) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %g, it should be finite and not negative", bk_op_name(dims->op),
-                 parameter, value);
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %g, it should be finite and not negative",
+                 bk_op_name(dims->op), parameter, value);
 }
 
 static bool same_place(const bk_tensor *a, const bk_tensor *b) {
@@ -217,14 +230,17 @@ bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const cha
   const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
   bool agree = bk_tensor_count(a) == bk_tensor_count(b) && a->dtype == b->dtype;
   if (agree && (!a->buffer || !b->buffer || same_place(a, b))) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s should be the same memory", bk_op_name(dims->op), field_a,
-                 field_b);
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s should be the same memory",
+                 bk_op_name(dims->op), field_a, field_b);
 }
 
 bk_status bk_dims_distinct(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_a));
   const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
-  if (!bk_tensor_present(a) || !bk_tensor_present(b) || !same_place(a, b) || bk_tensor_count(a) == 0) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s are the same memory, they should not overlap",
-                 bk_op_name(dims->op), field_a, field_b);
+  if (!bk_tensor_present(a) || !bk_tensor_present(b) || !same_place(a, b) ||
+      bk_tensor_count(a) == 0)
+    return BK_OK;
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
+                 "%s: %s and %s are the same memory, they should not overlap", bk_op_name(dims->op),
+                 field_a, field_b);
 }

@@ -1,5 +1,5 @@
-/* Shape rules of the residual connections: primitives, fused slots and the merge_mix slots. Each [n,n] block of a
- * comb-shaped operand is dense. */
+/* Shape rules of the residual connections: primitives, fused slots and the merge_mix slots. Each
+ * [n,n] block of a comb-shaped operand is dense. */
 #include "ops/ops.h"
 
 #include <stdio.h>
@@ -48,7 +48,8 @@ bk_status bk_check_HC_RMS_BWD(bk_context *ctx, const void *args) {
   return bk_check_rules(ctx, BK_OP_HC_RMS_BWD, args, "x:s[M,K] rinv:c[M] drinv:c[M] dx:s[M,K]");
 }
 
-static bk_status check_logits(bk_context *ctx, bk_op op, const void *args, bk_hc_kind kind, int n, const char *rules) {
+static bk_status check_logits(bk_context *ctx, bk_op op, const void *args, bk_hc_kind kind, int n,
+                              const char *rules) {
   bk_dims dims;
   bk_dims_init(&dims, ctx, op, args);
   BK_TRY(bind_kind(&dims, kind, n));
@@ -65,12 +66,14 @@ bk_status bk_check_HC_LOGITS(bk_context *ctx, const void *args) {
 bk_status bk_check_HC_LOGITS_BWD(bk_context *ctx, const void *args) {
   const bk_hc_logits_bwd_args *a = args;
   return check_logits(ctx, BK_OP_HC_LOGITS_BWD, args, a->kind, a->n,
-                      "proj:c[N,R] rinv:c[N] scale:c[G] dlogits:c[N,R] dproj:c[N,R] drinv:c[N] dscale:c[G] dbase:c[Q]");
+                      "proj:c[N,R] rinv:c[N] scale:c[G] dlogits:c[N,R] dproj:c[N,R] drinv:c[N] "
+                      "dscale:c[G] dbase:c[Q]");
 }
 
 /* The logits hold at least the columns of pre, and of post where that is there. */
 static bk_status check_gate_columns(const bk_dims *dims, bool post) {
-  return bk_dims_range(dims, "the number of logits", dims->value['R'], dims->value['n'] * (post ? 2 : 1), INT32_MAX);
+  return bk_dims_range(dims, "the number of logits", dims->value['R'],
+                       dims->value['n'] * (post ? 2 : 1), INT32_MAX);
 }
 
 bk_status bk_check_HC_GATES(bk_context *ctx, const void *args) {
@@ -92,8 +95,8 @@ bk_status bk_check_HC_GATES_BWD(bk_context *ctx, const void *args) {
   return check_gate_columns(&dims, bk_tensor_present(&a->dpost));
 }
 
-static bk_status check_sinkhorn(bk_context *ctx, bk_op op, const void *args, int iters, double hc_eps,
-                                const char *rules) {
+static bk_status check_sinkhorn(bk_context *ctx, bk_op op, const void *args, int iters,
+                                double hc_eps, const char *rules) {
   bk_dims dims;
   bk_dims_init(&dims, ctx, op, args);
   BK_TRY(bk_dims_check(&dims, rules));
@@ -104,7 +107,8 @@ static bk_status check_sinkhorn(bk_context *ctx, bk_op op, const void *args, int
 
 bk_status bk_check_SINKHORN(bk_context *ctx, const void *args) {
   const bk_sinkhorn_args *a = args;
-  return check_sinkhorn(ctx, BK_OP_SINKHORN, args, a->iters, a->hc_eps, "logits:c[N,n,n]= comb:c[N,n,n]=");
+  return check_sinkhorn(ctx, BK_OP_SINKHORN, args, a->iters, a->hc_eps,
+                        "logits:c[N,n,n]= comb:c[N,n,n]=");
 }
 
 bk_status bk_check_SINKHORN_BWD(bk_context *ctx, const void *args) {
@@ -129,11 +133,13 @@ bk_status bk_check_HC_PERM(bk_context *ctx, const void *args) {
 
 bk_status bk_check_HC_PERM_BWD(bk_context *ctx, const void *args) {
   const bk_hc_perm_bwd_args *a = args;
-  return check_perm(ctx, BK_OP_HC_PERM_BWD, args, a->n, "logits:c[N,P] dcomb:c[N,n,n]= dlogits:c[N,P]");
+  return check_perm(ctx, BK_OP_HC_PERM_BWD, args, a->n,
+                    "logits:c[N,P] dcomb:c[N,n,n]= dlogits:c[N,P]");
 }
 
-#define TANH_RULES "pre:c[N,n] post:c[N,n] comb:c[N,n,n]= proj:c[N*n,R] rinv:c[N*n] scale:c[G] base:c[Q]"
-#define TANH_BWD_RULES                                                                              \
+#define TANH_RULES \
+  "pre:c[N,n] post:c[N,n] comb:c[N,n,n]= proj:c[N*n,R] rinv:c[N*n] scale:c[G] base:c[Q]"
+#define TANH_BWD_RULES                                                                            \
   "dpre:c[N,n] dpost:c[N,n] dcomb:c[N,n,n]= proj:c[N*n,R] rinv:c[N*n] scale:c[G] dproj:c[N*n,R] " \
   "drinv:c[N*n] dscale:c[G] dbase:c[Q]"
 
@@ -149,7 +155,8 @@ bk_status bk_check_HC_TANH(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_HC_TANH_BWD(bk_context *ctx, const void *args) {
-  return check_tanh(ctx, BK_OP_HC_TANH_BWD, args, ((const bk_hc_tanh_bwd_args *)args)->n, TANH_BWD_RULES);
+  return check_tanh(ctx, BK_OP_HC_TANH_BWD, args, ((const bk_hc_tanh_bwd_args *)args)->n,
+                    TANH_BWD_RULES);
 }
 
 bk_status bk_check_HC_PRE(bk_context *ctx, const void *args) {
@@ -157,7 +164,8 @@ bk_status bk_check_HC_PRE(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_HC_PRE_BWD(bk_context *ctx, const void *args) {
-  return check_streams(ctx, BK_OP_HC_PRE_BWD, args, "x:s[N,n,C] pre:c[N,n] dy:s[N,C] dx:s[N,n,C] dpre:c[N,n]");
+  return check_streams(ctx, BK_OP_HC_PRE_BWD, args,
+                       "x:s[N,n,C] pre:c[N,n] dy:s[N,C] dx:s[N,n,C] dpre:c[N,n]");
 }
 
 bk_status bk_check_HC_RES(bk_context *ctx, const void *args) {
@@ -169,7 +177,8 @@ bk_status bk_check_HC_RES(bk_context *ctx, const void *args) {
 
 bk_status bk_check_HC_RES_BWD(bk_context *ctx, const void *args) {
   bk_dims dims;
-  BK_TRY(check_streams(ctx, BK_OP_HC_RES_BWD, args, "x:s[N,n,C] comb:c[N,n,n]= dy:s[N,n,C] dx:s[N,n,C] dcomb:c[N,n,n]="));
+  BK_TRY(check_streams(ctx, BK_OP_HC_RES_BWD, args,
+                       "x:s[N,n,C] comb:c[N,n,n]= dy:s[N,n,C] dx:s[N,n,C] dcomb:c[N,n,n]="));
   bk_dims_init(&dims, ctx, BK_OP_HC_RES_BWD, args);
   return bk_dims_distinct(&dims, "dy", "dx");
 }
@@ -179,7 +188,8 @@ bk_status bk_check_HC_POST(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_HC_POST_BWD(bk_context *ctx, const void *args) {
-  return check_streams(ctx, BK_OP_HC_POST_BWD, args, "f:s[N,C] post:c[N,n] dy:s[N,n,C] df:s[N,C] dpost:c[N,n]");
+  return check_streams(ctx, BK_OP_HC_POST_BWD, args,
+                       "f:s[N,C] post:c[N,n] dy:s[N,n,C] df:s[N,C] dpost:c[N,n]");
 }
 
 /* ---- fused slots ---- */
@@ -193,12 +203,14 @@ bk_status bk_check_HC_PROJECT(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_HC_PROJECT_BWD(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_HC_PROJECT_BWD, args,
-                        "x:s[M,K] fn:c[R,K] rinv:c[M] dproj:c[M,R] drinv:c[M] dx:s[M,K] dfn:c[R,K]");
+  return bk_check_rules(
+      ctx, BK_OP_HC_PROJECT_BWD, args,
+      "x:s[M,K] fn:c[R,K] rinv:c[M] dproj:c[M,R] drinv:c[M] dx:s[M,K] dfn:c[R,K]");
 }
 
 /* Which of post and comb a kind has. */
-static bk_status check_map_fields(const bk_dims *dims, bk_hc_kind kind, const char *post, const char *comb) {
+static bk_status check_map_fields(const bk_dims *dims, bk_hc_kind kind, const char *post,
+                                  const char *comb) {
   BK_TRY(bk_dims_present(dims, post, kind != BK_HC_HEAD));
   return bk_dims_present(dims, comb, kind != BK_HC_HEAD && kind != BK_HC_IHC);
 }
@@ -212,7 +224,8 @@ bk_status bk_check_HC_MAPS(bk_context *ctx, const void *args) {
   if (a->kind == BK_HC_MHC) BK_TRY(bk_dims_range(&dims, "iters", a->iters, 1, 64));
   BK_TRY(bk_dims_positive(&dims, "hc_eps", a->hc_eps));
   if (a->kind == BK_HC_HC) return bk_dims_check(&dims, TANH_RULES);
-  return bk_dims_check(&dims, "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] pre:c[N,n] post:c[N,n] comb:c[N,n,n]=");
+  return bk_dims_check(
+      &dims, "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] pre:c[N,n] post:c[N,n] comb:c[N,n,n]=");
 }
 
 bk_status bk_check_HC_MAPS_BWD(bk_context *ctx, const void *args) {
@@ -224,26 +237,31 @@ bk_status bk_check_HC_MAPS_BWD(bk_context *ctx, const void *args) {
   if (a->kind == BK_HC_MHC) BK_TRY(bk_dims_range(&dims, "iters", a->iters, 1, 64));
   BK_TRY(bk_dims_positive(&dims, "hc_eps", a->hc_eps));
   if (a->kind == BK_HC_HC) return bk_dims_check(&dims, TANH_BWD_RULES " base:c[Q]");
-  return bk_dims_check(&dims, "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] dpre:c[N,n] dpost:c[N,n] dcomb:c[N,n,n]= "
-                              "dproj:c[N,R] drinv:c[N] dscale:c[G] dbase:c[Q]");
+  return bk_dims_check(
+      &dims,
+      "proj:c[N,R] rinv:c[N] scale:c[G] base:c[Q] dpre:c[N,n] dpost:c[N,n] dcomb:c[N,n,n]= "
+      "dproj:c[N,R] drinv:c[N] dscale:c[G] dbase:c[Q]");
 }
 
 bk_status bk_check_HC_PRE_NORM(bk_context *ctx, const void *args) {
   const bk_hc_pre_norm_args *a = args;
   bk_dims dims;
-  BK_TRY(check_streams(ctx, BK_OP_HC_PRE_NORM, args, "x:s[N,n,C] pre:c[N,n] w:c[C] y:s[N,C] h:s[N,C] rstd:c[N]"));
+  BK_TRY(check_streams(ctx, BK_OP_HC_PRE_NORM, args,
+                       "x:s[N,n,C] pre:c[N,n] w:c[C] y:s[N,C] h:s[N,C] rstd:c[N]"));
   bk_dims_init(&dims, ctx, BK_OP_HC_PRE_NORM, args);
   return bk_dims_positive(&dims, "eps", a->eps);
 }
 
 bk_status bk_check_HC_PRE_NORM_BWD(bk_context *ctx, const void *args) {
-  return check_streams(ctx, BK_OP_HC_PRE_NORM_BWD, args,
-                       "x:s[N,n,C] pre:c[N,n] w:c[C] y:s[N,C] rstd:c[N] dh:s[N,C] dx:s[N,n,C] dpre:c[N,n] dw:c[C]");
+  return check_streams(
+      ctx, BK_OP_HC_PRE_NORM_BWD, args,
+      "x:s[N,n,C] pre:c[N,n] w:c[C] y:s[N,C] rstd:c[N] dh:s[N,C] dx:s[N,n,C] dpre:c[N,n] dw:c[C]");
 }
 
 bk_status bk_check_HC_POST_RES(bk_context *ctx, const void *args) {
   bk_dims dims;
-  BK_TRY(check_streams(ctx, BK_OP_HC_POST_RES, args, "x:s[N,n,C] f:s[N,C] post:c[N,n] comb:c[N,n,n]= out:s[N,n,C]"));
+  BK_TRY(check_streams(ctx, BK_OP_HC_POST_RES, args,
+                       "x:s[N,n,C] f:s[N,C] post:c[N,n] comb:c[N,n,n]= out:s[N,n,C]"));
   bk_dims_init(&dims, ctx, BK_OP_HC_POST_RES, args);
   return bk_dims_distinct(&dims, "x", "out");
 }
@@ -252,7 +270,8 @@ bk_status bk_check_HC_POST_RES_BWD(bk_context *ctx, const void *args) {
   const bk_hc_post_res_bwd_args *a = args;
   bk_dims dims;
   BK_TRY(check_streams(ctx, BK_OP_HC_POST_RES_BWD, args,
-                       "x:s[N,n,C] f:s[N,C] post:c[N,n] comb:c[N,n,n]= dout:s[N,n,C] dx:s[N,n,C] df:s[N,C] dpost:c[N,n] "
+                       "x:s[N,n,C] f:s[N,C] post:c[N,n] comb:c[N,n,n]= dout:s[N,n,C] dx:s[N,n,C] "
+                       "df:s[N,C] dpost:c[N,n] "
                        "dcomb:c[N,n,n]="));
   bk_dims_init(&dims, ctx, BK_OP_HC_POST_RES_BWD, args);
   return bk_dims_present(&dims, "dcomb", bk_tensor_present(&a->comb));
@@ -297,7 +316,8 @@ static const char *rebuild_field(int layer, const char *name, char (*field)[32])
 
 /* Which operands a layer has: all up to the last, which makes no streams; none from then on. */
 static bk_status check_rebuild_fields(const bk_dims *dims, int layer, int layers, bool comb) {
-  static const char *const mix[] = {"x", "pre", "w", "y", "h", "rstd"}, *const merge[] = {"f", "post", "comb"};
+  static const char *const mix[] = {"x", "pre", "w", "y", "h", "rstd"}, *const merge[] = {
+                                                                            "f", "post", "comb"};
   char field[32];
   for (size_t i = 0; i < BK_COUNT(mix); i++) {
     BK_TRY(bk_dims_present(dims, rebuild_field(layer, mix[i], &field), layer < layers));
@@ -312,10 +332,13 @@ static bk_status check_rebuild_fields(const bk_dims *dims, int layer, int layers
 static bk_status check_rebuild_layer(bk_dims *dims, int i) {
   char rules[256];
   snprintf(rules, sizeof rules,
-           "layer%d.x:s[N,n,C] layer%d.pre:c[N,n] layer%d.w:c[C] layer%d.y:s[N,C] layer%d.h:s[N,C] layer%d.rstd:c[N]", i, i, i, i, i, i);
+           "layer%d.x:s[N,n,C] layer%d.pre:c[N,n] layer%d.w:c[C] layer%d.y:s[N,C] layer%d.h:s[N,C] "
+           "layer%d.rstd:c[N]",
+           i, i, i, i, i, i);
   BK_TRY(bk_dims_check(dims, rules));
   if (i + 1 < BK_HC_REBUILD_MAX) {
-    snprintf(rules, sizeof rules, "layer%d.f:s[N,C] layer%d.post:c[N,n] layer%d.comb:c[N,n,n]=", i, i, i);
+    snprintf(rules, sizeof rules, "layer%d.f:s[N,C] layer%d.post:c[N,n] layer%d.comb:c[N,n,n]=", i,
+             i, i);
     BK_TRY(bk_dims_check(dims, rules));
   }
   char from[32], to[32];

@@ -1,4 +1,5 @@
-/* Shape rules of the layers: norm, rope, attention, swiglu, embedding, cross entropy, router and token permutation. */
+/* Shape rules of the layers: norm, rope, attention, swiglu, embedding, cross entropy, router and
+ * token permutation. */
 #include "ops/ops.h"
 
 bk_status bk_check_RMSNORM(bk_context *ctx, const void *args) {
@@ -10,7 +11,8 @@ bk_status bk_check_RMSNORM(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_RMSNORM_BWD(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_RMSNORM_BWD, args, "x:s[N,D] w:c[D] rstd:c[N] dy:s[N,D] dx:s[N,D] dw:c[D]");
+  return bk_check_rules(ctx, BK_OP_RMSNORM_BWD, args,
+                        "x:s[N,D] w:c[D] rstd:c[N] dy:s[N,D] dx:s[N,D] dw:c[D]");
 }
 
 bk_status bk_check_ROPE(bk_context *ctx, const void *args) {
@@ -20,10 +22,13 @@ bk_status bk_check_ROPE(bk_context *ctx, const void *args) {
   BK_TRY(bk_dims_check(&dims, "x:s[B,T,X,D] past:i[1] y:s[B,T,Y,D]"));
   int64_t from = dims.value['X'], to = dims.value['Y'], width = dims.value['D'];
   if (from != to && from != 1 && to != 1) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "rope: x has %lld heads and y has %lld, they should be equal or one of them 1",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "rope: x has %lld heads and y has %lld, they should be equal or one of them 1",
                    (long long)from, (long long)to);
   }
-  if (width % 2) return bk_fail(ctx, BK_ERR_ARGUMENT, "rope: width %lld is odd, it should be even", (long long)width);
+  if (width % 2)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "rope: width %lld is odd, it should be even",
+                   (long long)width);
   if (from != to) BK_TRY(bk_dims_distinct(&dims, "x", "y"));
   return bk_dims_positive(&dims, "theta", a->theta);
 }
@@ -36,9 +41,11 @@ bk_status bk_check_ATTENTION(bk_context *ctx, const void *args) {
   const bk_attention_args *a = args;
   bk_dims dims;
   bk_dims_init(&dims, ctx, BK_OP_ATTENTION, args);
-  BK_TRY(bk_dims_check(&dims, "q:s[B,T,H,K] k:s[B,S,H,K] v:s[B,S,H,V] past:i[1] o:s[B,T,H,V] lse:c[B,H,T]"));
+  BK_TRY(bk_dims_check(
+      &dims, "q:s[B,T,H,K] k:s[B,S,H,K] v:s[B,S,H,V] past:i[1] o:s[B,T,H,V] lse:c[B,H,T]"));
   if (!bk_tensor_present(&a->past) && dims.value['S'] != dims.value['T']) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "attention: k has %lld positions and q %lld, without past they should be equal",
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "attention: k has %lld positions and q %lld, without past they should be equal",
                    (long long)dims.value['S'], (long long)dims.value['T']);
   }
   return BK_OK;
@@ -46,7 +53,8 @@ bk_status bk_check_ATTENTION(bk_context *ctx, const void *args) {
 
 bk_status bk_check_ATTENTION_BWD(bk_context *ctx, const void *args) {
   return bk_check_rules(ctx, BK_OP_ATTENTION_BWD, args,
-                        "q:s[B,T,H,K] k:s[B,T,H,K] v:s[B,T,H,V] o:s[B,T,H,V] lse:c[B,H,T] dout:s[B,T,H,V] dq:s[B,T,H,K] "
+                        "q:s[B,T,H,K] k:s[B,T,H,K] v:s[B,T,H,V] o:s[B,T,H,V] lse:c[B,H,T] "
+                        "dout:s[B,T,H,V] dq:s[B,T,H,K] "
                         "dk:s[B,T,H,K] dv:s[B,T,H,V]");
 }
 
@@ -55,7 +63,8 @@ bk_status bk_check_SWIGLU(bk_context *ctx, const void *args) {
 }
 
 bk_status bk_check_SWIGLU_BWD(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_SWIGLU_BWD, args, "gate:s[N,I] up:s[N,I] dy:s[N,I] dgate:s[N,I] dup:s[N,I]");
+  return bk_check_rules(ctx, BK_OP_SWIGLU_BWD, args,
+                        "gate:s[N,I] up:s[N,I] dy:s[N,I] dgate:s[N,I] dup:s[N,I]");
 }
 
 bk_status bk_check_EMBED(bk_context *ctx, const void *args) {
@@ -68,10 +77,14 @@ bk_status bk_check_EMBED_BWD(bk_context *ctx, const void *args) {
 
 bk_status bk_check_CROSS_ENTROPY(bk_context *ctx, const void *args) {
   const bk_cross_entropy_args *a = args;
-  BK_TRY(bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args, "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:f[N,V]"));
+  BK_TRY(bk_check_rules(ctx, BK_OP_CROSS_ENTROPY, args,
+                        "logits:s[N,V] targets:i[N] step:c[32] loss:c[N] dlogits:f[N,V]"));
   if (!bk_tensor_present(&a->dlogits) || a->dlogits.dtype == a->logits.dtype) return BK_OK;
-  if (!a->logits.buffer || a->logits.buffer != a->dlogits.buffer || a->logits.offset != a->dlogits.offset) return BK_OK;
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
+  if (!a->logits.buffer || a->logits.buffer != a->dlogits.buffer ||
+      a->logits.offset != a->dlogits.offset)
+    return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT,
+                 "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
 }
 
 /* ---- experts ---- */
@@ -85,16 +98,18 @@ bk_status bk_check_ROUTER(bk_context *ctx, const void *args) {
   BK_TRY(bk_dims_range(&dims, "n_group", a->n_group, 1, experts));
   BK_TRY(bk_dims_range(&dims, "topk_group", a->topk_group, 1, a->n_group));
   if (experts % a->n_group || (a->n_group > 1 && experts / a->n_group < 2)) {
-    return bk_fail(ctx, BK_ERR_ARGUMENT,
-                   "router: %lld experts in %d groups, there should be 2 or more in each, equally many",
-                   (long long)experts, a->n_group);
+    return bk_fail(
+        ctx, BK_ERR_ARGUMENT,
+        "router: %lld experts in %d groups, there should be 2 or more in each, equally many",
+        (long long)experts, a->n_group);
   }
   return bk_dims_range(&dims, "the number of experts per token", dims.value['k'], 1,
                        experts / a->n_group * a->topk_group);
 }
 
 bk_status bk_check_ROUTER_BWD(bk_context *ctx, const void *args) {
-  return bk_check_rules(ctx, BK_OP_ROUTER_BWD, args, "scores:c[N,E] index:i[N,k] dweights:c[N,k] dlogits:c[N,E]");
+  return bk_check_rules(ctx, BK_OP_ROUTER_BWD, args,
+                        "scores:c[N,E] index:i[N,k] dweights:c[N,k] dlogits:c[N,E]");
 }
 
 bk_status bk_check_MOE_INDEX(bk_context *ctx, const void *args) {

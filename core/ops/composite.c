@@ -1,9 +1,10 @@
 /* The composed defaults of the fused slots: kernel rows that are made of other ops.
  *
- * A slot's compose function writes down its steps: ops with their args, operands taken from the slot's args or from
- * scratch memory in the workspace. The same function serves the lookup (are all parts there?), prepare (a plan for each
- * step) and launch (the plans in order), so that the three cannot drift: each step goes to a visitor as soon as it is
- * made, and lives no longer. It may look at dtypes, shapes and strides only: the same steps must come out whatever the
+ * A slot's compose function writes down its steps: ops with their args, operands taken from the
+ * slot's args or from scratch memory in the workspace. The same function serves the lookup (are
+ * all parts there?), prepare (a plan for each step) and launch (the plans in order), so that the
+ * three cannot drift: each step goes to a visitor as soon as it is made, and lives no longer. It
+ * may look at dtypes, shapes and strides only: the same steps must come out whatever the
  * buffers. Workspace: the scratch tensors, then the largest workspace of the steps. */
 #include "ops/ops.h"
 
@@ -21,7 +22,7 @@ struct composition {
   bk_status status;   /* the first that is not BK_OK ends the visits */
   int n_steps;        /* so far */
   bk_place workspace;
-  size_t scratch;     /* bytes of scratch so far */
+  size_t scratch; /* bytes of scratch so far */
   /* what the visitors work with */
   const bk_device *asked;
   bk_device *device;
@@ -63,11 +64,14 @@ static void compose_HC_PROJECT(const void *args, composition *c) {
 static void compose_HC_PROJECT_BWD(const void *args, composition *c) {
   const bk_hc_project_bwd_args *a = args;
   if (bk_tensor_present(&a->dfn)) {
-    ADD_STEP(c, GEMM, gemm, .a = transposed(a->dproj), .b = a->x, .c = a->dfn, .alpha = 1, .accumulate = true);
+    ADD_STEP(c, GEMM, gemm, .a = transposed(a->dproj), .b = a->x, .c = a->dfn, .alpha = 1,
+             .accumulate = true);
   }
   if (bk_tensor_present(&a->dx)) {
-    ADD_STEP(c, GEMM, gemm, .a = a->dproj, .b = a->fn, .c = a->dx, .alpha = 1, .accumulate = a->accumulate);
-    ADD_STEP(c, HC_RMS_BWD, hc_rms_bwd, .x = a->x, .rinv = a->rinv, .drinv = a->drinv, .dx = a->dx, .accumulate = true);
+    ADD_STEP(c, GEMM, gemm, .a = a->dproj, .b = a->fn, .c = a->dx, .alpha = 1,
+             .accumulate = a->accumulate);
+    ADD_STEP(c, HC_RMS_BWD, hc_rms_bwd, .x = a->x, .rinv = a->rinv, .drinv = a->drinv, .dx = a->dx,
+             .accumulate = true);
   }
 }
 
@@ -82,43 +86,48 @@ static bk_tensor comb_logits(bk_tensor logits, bk_hc_kind kind, int n) {
 static void compose_HC_MAPS(const void *args, composition *c) {
   const bk_hc_maps_args *a = args;
   if (a->kind == BK_HC_HC) {
-    ADD_STEP(c, HC_TANH, hc_tanh, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base, .pre = a->pre,
-             .post = a->post, .comb = a->comb, .n = a->n);
+    ADD_STEP(c, HC_TANH, hc_tanh, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+             .base = a->base, .pre = a->pre, .post = a->post, .comb = a->comb, .n = a->n);
     return;
   }
   bk_tensor logits = scratch(c, &a->proj);
-  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base,
-           .logits = logits, .kind = a->kind, .n = a->n);
-  ADD_STEP(c, HC_GATES, hc_gates, .logits = logits, .pre = a->pre, .post = a->post, .hc_eps = a->hc_eps);
+  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+           .base = a->base, .logits = logits, .kind = a->kind, .n = a->n);
+  ADD_STEP(c, HC_GATES, hc_gates, .logits = logits, .pre = a->pre, .post = a->post,
+           .hc_eps = a->hc_eps);
   if (a->kind == BK_HC_MHC) {
-    ADD_STEP(c, SINKHORN, sinkhorn, .logits = comb_logits(logits, a->kind, a->n), .comb = a->comb, .iters = a->iters,
-             .hc_eps = a->hc_eps);
+    ADD_STEP(c, SINKHORN, sinkhorn, .logits = comb_logits(logits, a->kind, a->n), .comb = a->comb,
+             .iters = a->iters, .hc_eps = a->hc_eps);
   } else if (a->kind == BK_HC_MHC_LITE) {
-    ADD_STEP(c, HC_PERM, hc_perm, .logits = comb_logits(logits, a->kind, a->n), .comb = a->comb, .n = a->n);
+    ADD_STEP(c, HC_PERM, hc_perm, .logits = comb_logits(logits, a->kind, a->n), .comb = a->comb,
+             .n = a->n);
   }
 }
 
 static void compose_HC_MAPS_BWD(const void *args, composition *c) {
   const bk_hc_maps_bwd_args *a = args;
   if (a->kind == BK_HC_HC) {
-    ADD_STEP(c, HC_TANH_BWD, hc_tanh_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .dpre = a->dpre,
-             .dpost = a->dpost, .dcomb = a->dcomb, .dproj = a->dproj, .drinv = a->drinv, .dscale = a->dscale,
-             .dbase = a->dbase, .n = a->n);
+    ADD_STEP(c, HC_TANH_BWD, hc_tanh_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+             .dpre = a->dpre, .dpost = a->dpost, .dcomb = a->dcomb, .dproj = a->dproj,
+             .drinv = a->drinv, .dscale = a->dscale, .dbase = a->dbase, .n = a->n);
     return;
   }
   bk_tensor logits = scratch(c, &a->proj), dlogits = scratch(c, &a->proj);
-  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .base = a->base,
-           .logits = logits, .kind = a->kind, .n = a->n);
-  ADD_STEP(c, HC_GATES_BWD, hc_gates_bwd, .logits = logits, .dpre = a->dpre, .dpost = a->dpost, .dlogits = dlogits);
+  ADD_STEP(c, HC_LOGITS, hc_logits, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+           .base = a->base, .logits = logits, .kind = a->kind, .n = a->n);
+  ADD_STEP(c, HC_GATES_BWD, hc_gates_bwd, .logits = logits, .dpre = a->dpre, .dpost = a->dpost,
+           .dlogits = dlogits);
   if (a->kind == BK_HC_MHC) {
-    ADD_STEP(c, SINKHORN_BWD, sinkhorn_bwd, .logits = comb_logits(logits, a->kind, a->n), .dcomb = a->dcomb,
-             .dlogits = comb_logits(dlogits, a->kind, a->n), .iters = a->iters, .hc_eps = a->hc_eps);
+    ADD_STEP(c, SINKHORN_BWD, sinkhorn_bwd, .logits = comb_logits(logits, a->kind, a->n),
+             .dcomb = a->dcomb, .dlogits = comb_logits(dlogits, a->kind, a->n), .iters = a->iters,
+             .hc_eps = a->hc_eps);
   } else if (a->kind == BK_HC_MHC_LITE) {
-    ADD_STEP(c, HC_PERM_BWD, hc_perm_bwd, .logits = comb_logits(logits, a->kind, a->n), .dcomb = a->dcomb,
-             .dlogits = comb_logits(dlogits, a->kind, a->n), .n = a->n);
+    ADD_STEP(c, HC_PERM_BWD, hc_perm_bwd, .logits = comb_logits(logits, a->kind, a->n),
+             .dcomb = a->dcomb, .dlogits = comb_logits(dlogits, a->kind, a->n), .n = a->n);
   }
-  ADD_STEP(c, HC_LOGITS_BWD, hc_logits_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale, .dlogits = dlogits,
-           .dproj = a->dproj, .drinv = a->drinv, .dscale = a->dscale, .dbase = a->dbase, .kind = a->kind, .n = a->n);
+  ADD_STEP(c, HC_LOGITS_BWD, hc_logits_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+           .dlogits = dlogits, .dproj = a->dproj, .drinv = a->drinv, .dscale = a->dscale,
+           .dbase = a->dbase, .kind = a->kind, .n = a->n);
 }
 
 /* ---- pre + norm ---- */
@@ -132,27 +141,32 @@ static void compose_HC_PRE_NORM(const void *args, composition *c) {
 static void compose_HC_PRE_NORM_BWD(const void *args, composition *c) {
   const bk_hc_pre_norm_bwd_args *a = args;
   bk_tensor dy = scratch(c, &a->y);
-  ADD_STEP(c, RMSNORM_BWD, rmsnorm_bwd, .x = a->y, .w = a->w, .rstd = a->rstd, .dy = a->dh, .dx = dy, .dw = a->dw);
-  ADD_STEP(c, HC_PRE_BWD, hc_pre_bwd, .x = a->x, .pre = a->pre, .dy = dy, .dx = a->dx, .dpre = a->dpre,
-           .accumulate = a->accumulate);
+  ADD_STEP(c, RMSNORM_BWD, rmsnorm_bwd, .x = a->y, .w = a->w, .rstd = a->rstd, .dy = a->dh,
+           .dx = dy, .dw = a->dw);
+  ADD_STEP(c, HC_PRE_BWD, hc_pre_bwd, .x = a->x, .pre = a->pre, .dy = dy, .dx = a->dx,
+           .dpre = a->dpre, .accumulate = a->accumulate);
 }
 
 /* ---- post + res ---- */
 
 static void compose_HC_POST_RES(const void *args, composition *c) {
   const bk_hc_post_res_args *a = args;
-  if (bk_tensor_present(&a->comb)) ADD_STEP(c, HC_RES, hc_res, .x = a->x, .comb = a->comb, .y = a->out);
+  if (bk_tensor_present(&a->comb))
+    ADD_STEP(c, HC_RES, hc_res, .x = a->x, .comb = a->comb, .y = a->out);
   else ADD_STEP(c, COPY, copy, .x = a->x, .y = a->out);
   ADD_STEP(c, HC_POST, hc_post, .f = a->f, .post = a->post, .y = a->out);
 }
 
-/* dx may be dout's memory, so dout is read to the end before dx is written: through scratch where comb mixes streams. */
+/* dx may be dout's memory, so dout is read to the end before dx is written: through scratch
+ * where comb mixes streams. */
 static void compose_HC_POST_RES_BWD(const void *args, composition *c) {
   const bk_hc_post_res_bwd_args *a = args;
-  ADD_STEP(c, HC_POST_BWD, hc_post_bwd, .f = a->f, .post = a->post, .dy = a->dout, .df = a->df, .dpost = a->dpost);
+  ADD_STEP(c, HC_POST_BWD, hc_post_bwd, .f = a->f, .post = a->post, .dy = a->dout, .df = a->df,
+           .dpost = a->dpost);
   if (bk_tensor_present(&a->comb)) {
     bk_tensor dx = scratch(c, &a->dx);
-    ADD_STEP(c, HC_RES_BWD, hc_res_bwd, .x = a->x, .comb = a->comb, .dy = a->dout, .dx = dx, .dcomb = a->dcomb);
+    ADD_STEP(c, HC_RES_BWD, hc_res_bwd, .x = a->x, .comb = a->comb, .dy = a->dout, .dx = dx,
+             .dcomb = a->dcomb);
     ADD_STEP(c, COPY, copy, .x = dx, .y = a->dx);
   } else {
     ADD_STEP(c, COPY, copy, .x = a->dout, .y = a->dx);
@@ -183,20 +197,33 @@ static void compose_HC_REBUILD(const void *args, composition *c) {
   const bk_hc_rebuild_args *a = args;
   for (int i = 0; i < a->layers; i++) {
     const bk_hc_rebuild_layer *l = &a->layer[i];
-    ADD_STEP(c, HC_PRE_NORM, hc_pre_norm, .x = l->x, .pre = l->pre, .w = l->w, .y = l->y, .h = l->h, .rstd = l->rstd, .eps = a->eps);
-    if (i + 1 < a->layers) ADD_STEP(c, HC_POST_RES, hc_post_res, .x = l->x, .f = l->f, .post = l->post, .comb = l->comb, .out = l[1].x);
+    ADD_STEP(c, HC_PRE_NORM, hc_pre_norm, .x = l->x, .pre = l->pre, .w = l->w, .y = l->y, .h = l->h,
+             .rstd = l->rstd, .eps = a->eps);
+    if (i + 1 < a->layers)
+      ADD_STEP(c, HC_POST_RES, hc_post_res, .x = l->x, .f = l->f, .post = l->post, .comb = l->comb,
+               .out = l[1].x);
   }
 }
 
 /* ---- from compositions to kernels ---- */
 
-#define FUSED_SLOTS(X)                                                                                        \
-  X(HC_PROJECT) X(HC_PROJECT_BWD) X(HC_MAPS) X(HC_MAPS_BWD) X(HC_PRE_NORM) X(HC_PRE_NORM_BWD) X(HC_POST_RES) \
-  X(HC_POST_RES_BWD) X(HC_MERGE_MIX) X(HC_MERGE_MIX_BWD) X(HC_REBUILD)
+#define FUSED_SLOTS(X) \
+  X(HC_PROJECT)        \
+  X(HC_PROJECT_BWD)    \
+  X(HC_MAPS)           \
+  X(HC_MAPS_BWD)       \
+  X(HC_PRE_NORM)       \
+  X(HC_PRE_NORM_BWD)   \
+  X(HC_POST_RES)       \
+  X(HC_POST_RES_BWD)   \
+  X(HC_MERGE_MIX)      \
+  X(HC_MERGE_MIX_BWD)  \
+  X(HC_REBUILD)
 
 static void compose(bk_op op, const void *args, composition *c) {
   switch (op) {
-#define SLOT(id) case BK_OP_##id: compose_##id(args, c); break;
+#define SLOT(id) \
+  case BK_OP_##id: compose_##id(args, c); break;
     FUSED_SLOTS(SLOT)
 #undef SLOT
     default: break;
@@ -228,7 +255,8 @@ static bk_status prepare_step(composition *c, bk_op op, const void *args) {
   return BK_OK;
 }
 
-static bk_status composite_prepare(bk_device *device, bk_op op, const void *args, void **state, size_t *workspace_bytes) {
+static bk_status composite_prepare(bk_device *device, bk_op op, const void *args, void **state,
+                                   size_t *workspace_bytes) {
   composition count = {0}, c = {.visit = prepare_step, .device = device};
   compose(op, args, &count);
   c.state = bk_alloc(device->ctx, sizeof *c.state + (size_t)count.n_steps * sizeof(bk_plan));
@@ -247,33 +275,41 @@ static bk_status composite_prepare(bk_device *device, bk_op op, const void *args
 /* Known at launch alone: nothing to do. */
 static bool copies_onto_itself(bk_op op, const void *args) {
   const bk_copy_args *a = args;
-  return op == BK_OP_COPY && a->x.buffer && a->x.buffer == a->y.buffer && a->x.offset == a->y.offset;
+  return op == BK_OP_COPY && a->x.buffer && a->x.buffer == a->y.buffer &&
+         a->x.offset == a->y.offset;
 }
 
 static bk_status launch_step(composition *c, bk_op op, const void *args) {
   bk_place rest = {c->workspace.buffer, c->workspace.offset + c->state->scratch};
-  return copies_onto_itself(op, args) ? BK_OK : bk_plan_launch(c->stream, &c->state->plans[c->n_steps], args, rest);
+  return copies_onto_itself(op, args)
+             ? BK_OK
+             : bk_plan_launch(c->stream, &c->state->plans[c->n_steps], args, rest);
 }
 
-static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  composition c = {.visit = launch_step, .workspace = workspace, .stream = stream, .state = plan->state};
+static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const void *args,
+                                  bk_place workspace) {
+  composition c = {
+      .visit = launch_step, .workspace = workspace, .stream = stream, .state = plan->state};
   compose(plan->kernel->op, args, &c);
   return c.status;
 }
 
 /* prepare and accepts are not told the op, so each slot has its own. */
-#define SLOT(id)                                                                                                   \
-  static bool accepts_##id(const bk_device *device, const void *args) {                                            \
-    return composite_accepts(device, BK_OP_##id, args);                                                            \
-  }                                                                                                                \
-  static bk_status prepare_##id(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {      \
-    return composite_prepare(device, BK_OP_##id, args, state, workspace_bytes);                                    \
+#define SLOT(id)                                                                   \
+  static bool accepts_##id(const bk_device *device, const void *args) {            \
+    return composite_accepts(device, BK_OP_##id, args);                            \
+  }                                                                                \
+  static bk_status prepare_##id(bk_device *device, const void *args, void **state, \
+                                size_t *workspace_bytes) {                         \
+    return composite_prepare(device, BK_OP_##id, args, state, workspace_bytes);    \
   }
 FUSED_SLOTS(SLOT)
 #undef SLOT
 
 #define ALL_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
-#define SLOT(id) {BK_OP_##id, ALL_FLOATS, "composed", accepts_##id, prepare_##id, composite_launch, composite_release},
+#define SLOT(id)                                                   \
+  {BK_OP_##id,   ALL_FLOATS,       "composed",       accepts_##id, \
+   prepare_##id, composite_launch, composite_release},
 const bk_kernel bk_composite_kernels[] = {FUSED_SLOTS(SLOT) BK_KERNEL_END};
 #undef SLOT
 

@@ -1,17 +1,24 @@
-/* The descriptor of each op: its operands in the order of the args struct, their roles, and its check and cost.
- * A field that is written only in part (the rest must survive) is INOUT. In the merge_mix slots, operands that one part
- * writes and a later part reads are described twice, as OUT and as IN of the same memory. */
+/* The descriptor of each op: its operands in the order of the args struct, their roles, and its
+ * check and cost. A field that is written only in part (the rest must survive) is INOUT. In the
+ * merge_mix slots, operands that one part writes and a later part reads are described twice, as
+ * OUT and as IN of the same memory. */
 #include "ops/ops.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define IN(type, f) {#f, offsetof(type, f), BK_IN, false}
-#define IN_OPT(type, f) {#f, offsetof(type, f), BK_IN, true}
-#define OUT(type, f) {#f, offsetof(type, f), BK_OUT, false}
-#define OUT_OPT(type, f) {#f, offsetof(type, f), BK_OUT, true}
-#define INOUT(type, f) {#f, offsetof(type, f), BK_INOUT, false}
-#define INOUT_OPT(type, f) {#f, offsetof(type, f), BK_INOUT, true}
+#define IN(type, f) \
+  { #f, offsetof(type, f), BK_IN, false }
+#define IN_OPT(type, f) \
+  { #f, offsetof(type, f), BK_IN, true }
+#define OUT(type, f) \
+  { #f, offsetof(type, f), BK_OUT, false }
+#define OUT_OPT(type, f) \
+  { #f, offsetof(type, f), BK_OUT, true }
+#define INOUT(type, f) \
+  { #f, offsetof(type, f), BK_INOUT, false }
+#define INOUT_OPT(type, f) \
+  { #f, offsetof(type, f), BK_INOUT, true }
 #define FIELDS(id) static const bk_op_field fields_##id[]
 
 /* ---- copies ---- */
@@ -41,7 +48,8 @@ FIELDS(GROUPED_WGRAD) = {IN(A, a), IN(A, b), IN(A, offsets), INOUT(A, c)};
 FIELDS(RMSNORM) = {IN(A, x), IN(A, w), OUT(A, y), OUT_OPT(A, rstd)};
 #undef A
 #define A bk_rmsnorm_bwd_args
-FIELDS(RMSNORM_BWD) = {IN(A, x), IN(A, w), IN(A, rstd), IN(A, dy), INOUT_OPT(A, dx), INOUT_OPT(A, dw)};
+FIELDS(RMSNORM_BWD) = {IN(A, x),  IN(A, w),         IN(A, rstd),
+                       IN(A, dy), INOUT_OPT(A, dx), INOUT_OPT(A, dw)};
 #undef A
 #define A bk_rope_args
 FIELDS(ROPE) = {IN(A, x), IN_OPT(A, past), OUT(A, y)};
@@ -69,7 +77,8 @@ FIELDS(EMBED) = {IN(A, ids), IN(A, table), OUT(A, y)};
 FIELDS(EMBED_BWD) = {IN(A, ids), IN(A, dy), INOUT(A, dtable)};
 #undef A
 #define A bk_cross_entropy_args
-FIELDS(CROSS_ENTROPY) = {IN(A, logits), IN(A, targets), IN(A, step), OUT(A, loss), OUT_OPT(A, dlogits)};
+FIELDS(CROSS_ENTROPY) = {IN(A, logits), IN(A, targets), IN(A, step), OUT(A, loss),
+                         OUT_OPT(A, dlogits)};
 #undef A
 
 /* ---- experts ---- */
@@ -80,7 +89,8 @@ FIELDS(ROUTER) = {IN(A, logits), IN(A, bias), OUT(A, scores), OUT(A, index), OUT
 FIELDS(ROUTER_BWD) = {IN(A, scores), IN(A, index), IN(A, dweights), OUT(A, dlogits)};
 #undef A
 #define A bk_moe_index_args
-FIELDS(MOE_INDEX) = {IN(A, index), OUT(A, offsets), OUT(A, order), OUT(A, slot), INOUT_OPT(A, load)};
+FIELDS(MOE_INDEX) = {IN(A, index), OUT(A, offsets), OUT(A, order), OUT(A, slot),
+                     INOUT_OPT(A, load)};
 #undef A
 #define A bk_permute_args
 FIELDS(PERMUTE) = {IN(A, x), IN(A, order), OUT(A, y)};
@@ -89,7 +99,8 @@ FIELDS(PERMUTE) = {IN(A, x), IN(A, order), OUT(A, y)};
 FIELDS(UNPERMUTE) = {IN(A, x), IN(A, slot), IN_OPT(A, weights), INOUT(A, y)};
 #undef A
 #define A bk_unpermute_bwd_args
-FIELDS(UNPERMUTE_BWD) = {IN(A, x), IN(A, slot), IN(A, weights), IN(A, dy), INOUT(A, dx), OUT(A, dweights)};
+FIELDS(UNPERMUTE_BWD) = {IN(A, x),  IN(A, slot),  IN(A, weights),
+                         IN(A, dy), INOUT(A, dx), OUT(A, dweights)};
 #undef A
 #define A bk_balance_args
 FIELDS(BALANCE) = {IN(A, load), IN(A, step), INOUT(A, bias)};
@@ -103,7 +114,8 @@ FIELDS(SUMSQ) = {IN(A, x), INOUT(A, y)};
 FIELDS(CLIP) = {INOUT(A, step)};
 #undef A
 #define A bk_adamw_args
-FIELDS(ADAMW) = {IN(A, grad), IN(A, step), INOUT(A, p), INOUT_OPT(A, master), INOUT(A, m), INOUT(A, v)};
+FIELDS(ADAMW) = {IN(A, grad),          IN(A, step), INOUT(A, p),
+                 INOUT_OPT(A, master), INOUT(A, m), INOUT(A, v)};
 #undef A
 
 /* ---- residual connections ---- */
@@ -145,11 +157,13 @@ FIELDS(HC_PERM) = {IN(A, logits), OUT(A, comb)};
 FIELDS(HC_PERM_BWD) = {IN(A, logits), IN(A, dcomb), OUT(A, dlogits)};
 #undef A
 #define A bk_hc_tanh_args
-FIELDS(HC_TANH) = {IN(A, proj), IN(A, rinv), IN(A, scale), IN(A, base), OUT(A, pre), OUT(A, post), OUT(A, comb)};
+FIELDS(HC_TANH) = {IN(A, proj), IN(A, rinv),  IN(A, scale), IN(A, base),
+                   OUT(A, pre), OUT(A, post), OUT(A, comb)};
 #undef A
 #define A bk_hc_tanh_bwd_args
-FIELDS(HC_TANH_BWD) = {IN(A, proj),  IN(A, rinv),   IN(A, scale),  IN(A, dpre),      IN(A, dpost),
-                       IN(A, dcomb), OUT(A, dproj), OUT(A, drinv), INOUT(A, dscale), INOUT(A, dbase)};
+FIELDS(HC_TANH_BWD) = {IN(A, proj),      IN(A, rinv),    IN(A, scale),  IN(A, dpre),
+                       IN(A, dpost),     IN(A, dcomb),   OUT(A, dproj), OUT(A, drinv),
+                       INOUT(A, dscale), INOUT(A, dbase)};
 #undef A
 #define A bk_hc_pre_args
 FIELDS(HC_PRE) = {IN(A, x), IN(A, pre), OUT(A, y)};
@@ -175,7 +189,7 @@ FIELDS(HC_POST_BWD) = {IN(A, f), IN(A, post), IN(A, dy), OUT(A, df), OUT(A, dpos
 FIELDS(HC_PROJECT) = {IN(A, x), IN(A, fn), OUT(A, proj), OUT(A, rinv)};
 #undef A
 #define A bk_hc_project_bwd_args
-FIELDS(HC_PROJECT_BWD) = {IN(A, x),     IN(A, fn),        IN(A, rinv),     IN(A, dproj),
+FIELDS(HC_PROJECT_BWD) = {IN(A, x),     IN(A, fn),        IN(A, rinv),      IN(A, dproj),
                           IN(A, drinv), INOUT_OPT(A, dx), INOUT_OPT(A, dfn)};
 #undef A
 #define A bk_hc_maps_args
@@ -191,56 +205,67 @@ FIELDS(HC_MAPS_BWD) = {IN(A, proj),   IN(A, rinv),      IN(A, scale),     IN(A, 
 FIELDS(HC_PRE_NORM) = {IN(A, x), IN(A, pre), IN(A, w), OUT(A, y), OUT(A, h), OUT(A, rstd)};
 #undef A
 #define A bk_hc_pre_norm_bwd_args
-FIELDS(HC_PRE_NORM_BWD) = {IN(A, x),  IN(A, pre),   IN(A, w),    IN(A, y),    IN(A, rstd),
+FIELDS(HC_PRE_NORM_BWD) = {IN(A, x),  IN(A, pre),   IN(A, w),     IN(A, y),    IN(A, rstd),
                            IN(A, dh), INOUT(A, dx), OUT(A, dpre), INOUT(A, dw)};
 #undef A
 #define A bk_hc_post_res_args
 FIELDS(HC_POST_RES) = {IN(A, x), IN(A, f), IN(A, post), IN_OPT(A, comb), OUT(A, out)};
 #undef A
 #define A bk_hc_post_res_bwd_args
-FIELDS(HC_POST_RES_BWD) = {IN(A, x),    IN(A, f),   IN(A, post), IN_OPT(A, comb),  IN(A, dout),
+FIELDS(HC_POST_RES_BWD) = {IN(A, x),   IN(A, f),   IN(A, post),   IN_OPT(A, comb),  IN(A, dout),
                            OUT(A, dx), OUT(A, df), OUT(A, dpost), OUT_OPT(A, dcomb)};
 #undef A
 #define A bk_hc_merge_mix_args
 FIELDS(HC_MERGE_MIX) = {
-    IN(A, merge.x),       IN(A, merge.f),       IN(A, merge.post),       IN_OPT(A, merge.comb), OUT(A, merge.out),
-    IN(A, project.x),     IN(A, project.fn),    OUT(A, project.proj),    OUT(A, project.rinv),  IN(A, maps.proj),
-    IN(A, maps.rinv),     IN(A, maps.scale),    IN(A, maps.base),        OUT(A, maps.pre),      OUT_OPT(A, maps.post),
-    OUT_OPT(A, maps.comb), IN(A, pre_norm.x),   IN(A, pre_norm.pre),     IN(A, pre_norm.w),     OUT(A, pre_norm.y),
+    IN(A, merge.x),       IN(A, merge.f),       IN(A, merge.post),     IN_OPT(A, merge.comb),
+    OUT(A, merge.out),    IN(A, project.x),     IN(A, project.fn),     OUT(A, project.proj),
+    OUT(A, project.rinv), IN(A, maps.proj),     IN(A, maps.rinv),      IN(A, maps.scale),
+    IN(A, maps.base),     OUT(A, maps.pre),     OUT_OPT(A, maps.post), OUT_OPT(A, maps.comb),
+    IN(A, pre_norm.x),    IN(A, pre_norm.pre),  IN(A, pre_norm.w),     OUT(A, pre_norm.y),
     OUT(A, pre_norm.h),   OUT(A, pre_norm.rstd)};
 #undef A
 #define A bk_hc_merge_mix_bwd_args
 FIELDS(HC_MERGE_MIX_BWD) = {
-    IN(A, pre_norm.x),     IN(A, pre_norm.pre),       IN(A, pre_norm.w),        IN(A, pre_norm.y),
-    IN(A, pre_norm.rstd),  IN(A, pre_norm.dh),        INOUT(A, pre_norm.dx),    OUT(A, pre_norm.dpre),
-    INOUT(A, pre_norm.dw), IN(A, maps.proj),          IN(A, maps.rinv),         IN(A, maps.scale),
-    IN(A, maps.base),      IN(A, maps.dpre),          IN_OPT(A, maps.dpost),    IN_OPT(A, maps.dcomb),
-    OUT(A, maps.dproj),    OUT(A, maps.drinv),        INOUT(A, maps.dscale),    INOUT(A, maps.dbase),
-    IN(A, project.x),      IN(A, project.fn),         IN(A, project.rinv),      IN(A, project.dproj),
-    IN(A, project.drinv),  INOUT_OPT(A, project.dx),  INOUT_OPT(A, project.dfn), IN(A, merge.x),
-    IN(A, merge.f),        IN(A, merge.post),         IN_OPT(A, merge.comb),    IN(A, merge.dout),
-    OUT(A, merge.dx),      OUT(A, merge.df),          OUT(A, merge.dpost),      OUT_OPT(A, merge.dcomb)};
+    IN(A, pre_norm.x),     IN(A, pre_norm.pre),      IN(A, pre_norm.w),
+    IN(A, pre_norm.y),     IN(A, pre_norm.rstd),     IN(A, pre_norm.dh),
+    INOUT(A, pre_norm.dx), OUT(A, pre_norm.dpre),    INOUT(A, pre_norm.dw),
+    IN(A, maps.proj),      IN(A, maps.rinv),         IN(A, maps.scale),
+    IN(A, maps.base),      IN(A, maps.dpre),         IN_OPT(A, maps.dpost),
+    IN_OPT(A, maps.dcomb), OUT(A, maps.dproj),       OUT(A, maps.drinv),
+    INOUT(A, maps.dscale), INOUT(A, maps.dbase),     IN(A, project.x),
+    IN(A, project.fn),     IN(A, project.rinv),      IN(A, project.dproj),
+    IN(A, project.drinv),  INOUT_OPT(A, project.dx), INOUT_OPT(A, project.dfn),
+    IN(A, merge.x),        IN(A, merge.f),           IN(A, merge.post),
+    IN_OPT(A, merge.comb), IN(A, merge.dout),        OUT(A, merge.dx),
+    OUT(A, merge.df),      OUT(A, merge.dpost),      OUT_OPT(A, merge.dcomb)};
 #undef A
 
-/* "layer0.x". x is made by the layer before; the last layer there can be makes none, so it has no f, post and comb. */
+/* "layer0.x". x is made by the layer before; the last layer there can be makes none, so it has
+ * no f, post and comb. */
 #define A bk_hc_rebuild_args
-#define LAYER(i, f, role, optional) {"layer" #i "." #f, offsetof(A, layer[i].f), role, optional}
-#define LAYER_MIX(i, x_role, optional)                                                                          \
-  LAYER(i, x, x_role, optional), LAYER(i, pre, BK_IN, optional), LAYER(i, w, BK_IN, optional),                  \
-      LAYER(i, y, BK_OUT, optional), LAYER(i, h, BK_OUT, optional), LAYER(i, rstd, BK_OUT, optional)
-#define LAYER_MERGE(i) LAYER(i, f, BK_IN, true), LAYER(i, post, BK_IN, true), LAYER(i, comb, BK_IN, true)
+#define LAYER(i, f, role, optional) \
+  { "layer" #i "." #f, offsetof(A, layer[i].f), role, optional }
+#define LAYER_MIX(i, x_role, optional)                                                         \
+  LAYER(i, x, x_role, optional), LAYER(i, pre, BK_IN, optional), LAYER(i, w, BK_IN, optional), \
+      LAYER(i, y, BK_OUT, optional), LAYER(i, h, BK_OUT, optional),                            \
+      LAYER(i, rstd, BK_OUT, optional)
+#define LAYER_MERGE(i) \
+  LAYER(i, f, BK_IN, true), LAYER(i, post, BK_IN, true), LAYER(i, comb, BK_IN, true)
 FIELDS(HC_REBUILD) = {
-    LAYER_MIX(0, BK_IN, false), LAYER_MERGE(0), LAYER_MIX(1, BK_OUT, true), LAYER_MERGE(1), LAYER_MIX(2, BK_OUT, true),
-    LAYER_MERGE(2), LAYER_MIX(3, BK_OUT, true), LAYER_MERGE(3), LAYER_MIX(4, BK_OUT, true), LAYER_MERGE(4),
-    LAYER_MIX(5, BK_OUT, true), LAYER_MERGE(5), LAYER_MIX(6, BK_OUT, true), LAYER_MERGE(6), LAYER_MIX(7, BK_OUT, true)};
+    LAYER_MIX(0, BK_IN, false), LAYER_MERGE(0), LAYER_MIX(1, BK_OUT, true), LAYER_MERGE(1),
+    LAYER_MIX(2, BK_OUT, true), LAYER_MERGE(2), LAYER_MIX(3, BK_OUT, true), LAYER_MERGE(3),
+    LAYER_MIX(4, BK_OUT, true), LAYER_MERGE(4), LAYER_MIX(5, BK_OUT, true), LAYER_MERGE(5),
+    LAYER_MIX(6, BK_OUT, true), LAYER_MERGE(6), LAYER_MIX(7, BK_OUT, true)};
 _Static_assert(BK_HC_REBUILD_MAX == 8, "fields_HC_REBUILD lists the layers");
 #undef A
 
 #define FIELDS_FIT(id, name, args) _Static_assert(BK_COUNT(fields_##id) <= BK_OP_MAX_FIELDS, name);
 BK_OP_LIST(FIELDS_FIT)
 #undef FIELDS_FIT
-#define DESC(id, name, args) \
-  [BK_OP_##id] = {BK_OP_##id, name, sizeof(args), fields_##id, (int)BK_COUNT(fields_##id), bk_check_##id, bk_cost_##id},
+#define DESC(id, name, args)                                                                    \
+  [BK_OP_##                                                                                     \
+      id] = {BK_OP_##id,    name,        sizeof(args), fields_##id, (int)BK_COUNT(fields_##id), \
+             bk_check_##id, bk_cost_##id},
 static const bk_op_desc descriptors[BK_OP_COUNT] = {BK_OP_LIST(DESC)};
 #undef DESC
 

@@ -1,9 +1,10 @@
-/* From an op to the kernel that runs it. The device's own table comes first, then the composed defaults of the fused
- * slots; a device asked for `allow_fallback` may then use another device's kernel. */
+/* From an op to the kernel that runs it. The device's own table comes first, then the composed
+ * defaults of the fused slots; a device asked for `allow_fallback` may then use another device's
+ * kernel. */
 #include "ops/ops.h"
 
-static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op, bk_dtype dtype,
-                                   const void *args) {
+static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op,
+                                   bk_dtype dtype, const void *args) {
   for (const bk_kernel *k = table; k->op != BK_OP_NONE; k++) {
     if (k->op == op && (k->dtypes & BK_DT(dtype)) && k->accepts(device, args)) return k;
   }
@@ -21,18 +22,22 @@ const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *a
 
 static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
   char text[2048];
-  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s has no kernel for %s (%s)%s", device->backend->name, bk_op_name(op),
+  return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s has no kernel for %s (%s)%s",
+                 device->backend->name, bk_op_name(op),
                  bk_op_describe_args(op, args, text, sizeof text),
                  device->options.allow_fallback ? ", nor has the device to fall back on" : "");
 }
 
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
   const bk_op_desc *desc = bk_op_describe(op);
-  if (!desc) return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op, BK_OP_COUNT - 1);
+  if (!desc)
+    return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op,
+                   BK_OP_COUNT - 1);
   BK_TRY(desc->check(device->ctx, args));
   const bk_kernel *kernel = bk_kernel_find(device, op, args);
   if (!kernel) {
-    bk_status status = device->options.allow_fallback ? bk_fallback_prepare(device, op, args, plan) : BK_ERR_UNSUPPORTED;
+    bk_status status = device->options.allow_fallback ? bk_fallback_prepare(device, op, args, plan)
+                                                      : BK_ERR_UNSUPPORTED;
     return status == BK_ERR_UNSUPPORTED ? unsupported(device, op, args) : status;
   }
   bk_plan made = {.kernel = kernel, .device = device};

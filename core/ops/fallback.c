@@ -1,10 +1,11 @@
-/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or cpu is not there (open.c
- * chooses; a device that was opened without the registry has no other).
+/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or
+ * cpu is not there (open.c chooses; a device that was opened without the registry has no other).
  *
- * The other device is opened once per device (device->fallback, closed with it). Where both have host memory its kernel
- * works on the operands in place. Otherwise the operands' memory passes through a staging buffer, byte for byte: ranges
- * that overlap (views of one tensor, operands that alias) travel as one, everything goes in, and what holds an output
- * comes back. Launches then synchronise, which kernels otherwise never do. */
+ * The other device is opened once per device (device->fallback, closed with it). Where both have
+ * host memory its kernel works on the operands in place. Otherwise the operands' memory passes
+ * through a staging buffer, byte for byte: ranges that overlap (views of one tensor, operands
+ * that alias) travel as one, everything goes in, and what holds an output comes back. Launches
+ * then synchronise, which kernels otherwise never do. */
 #include "ops/ops.h"
 
 #include <string.h>
@@ -57,7 +58,9 @@ static int ranges_collect(bk_op op, const void *args, range *ranges) {
     const bk_tensor *t = bk_op_field_get(args, &desc->fields[i]);
     size_t span = bk_tensor_span(t);
     if (!bk_tensor_present(t) || span == 0) continue;
-    count = ranges_add(ranges, count, (range){t->buffer, t->offset, t->offset + span, 0, desc->fields[i].role != BK_IN});
+    count = ranges_add(
+        ranges, count,
+        (range){t->buffer, t->offset, t->offset + span, 0, desc->fields[i].role != BK_IN});
   }
   size_t used = 0;
   for (int i = 0; i < count; i++) {
@@ -73,8 +76,9 @@ static size_t staging_bytes(bk_op op, const void *args) {
   const bk_op_desc *desc = bk_op_describe(op);
   size_t bytes = 0;
   for (int i = 0; i < desc->n_fields; i++) {
-    bytes +=
-        BK_ALIGN_UP(bk_tensor_span(bk_op_field_get(args, &desc->fields[i])), (size_t)BK_ARENA_ALIGN) + BK_ARENA_ALIGN;
+    bytes += BK_ALIGN_UP(bk_tensor_span(bk_op_field_get(args, &desc->fields[i])),
+                         (size_t)BK_ARENA_ALIGN) +
+             BK_ARENA_ALIGN;
   }
   return bytes;
 }
@@ -84,7 +88,9 @@ static void redirect(bk_op op, void *args, const range *ranges, int count, bk_bu
   for (int i = 0; i < desc->n_fields; i++) {
     bk_tensor *t = bk_op_field_ref(args, &desc->fields[i]);
     for (int j = 0; j < count && bk_tensor_present(t); j++) {
-      if (t->buffer != ranges[j].buffer || t->offset < ranges[j].begin || t->offset >= ranges[j].end) continue;
+      if (t->buffer != ranges[j].buffer || t->offset < ranges[j].begin ||
+          t->offset >= ranges[j].end)
+        continue;
       t->offset = ranges[j].staged + (t->offset - ranges[j].begin);
       t->buffer = staging;
       break;
@@ -97,13 +103,15 @@ static bk_status run_there(const fallback_state *s, bk_stream *other, const void
   return other->ops->sync(other);
 }
 
-static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other, const void *args) {
+static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other,
+                               const void *args) {
   range ranges[BK_OP_MAX_FIELDS];
   _Alignas(16) char copy[MAX_ARGS];
   int count = ranges_collect(s->op, args, ranges);
   char *host = s->staging->handle;
   for (int i = 0; i < count; i++) {
-    BK_TRY(stream->ops->download(stream, host + ranges[i].staged, (bk_place){ranges[i].buffer, ranges[i].begin},
+    BK_TRY(stream->ops->download(stream, host + ranges[i].staged,
+                                 (bk_place){ranges[i].buffer, ranges[i].begin},
                                  ranges[i].end - ranges[i].begin));
   }
   BK_TRY(stream->ops->sync(stream));
@@ -112,13 +120,14 @@ static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_st
   BK_TRY(run_there(s, other, copy));
   for (int i = 0; i < count; i++) {
     if (!ranges[i].written) continue;
-    BK_TRY(stream->ops->upload(stream, (bk_place){ranges[i].buffer, ranges[i].begin}, host + ranges[i].staged,
-                               ranges[i].end - ranges[i].begin));
+    BK_TRY(stream->ops->upload(stream, (bk_place){ranges[i].buffer, ranges[i].begin},
+                               host + ranges[i].staged, ranges[i].end - ranges[i].begin));
   }
   return stream->ops->sync(stream);
 }
 
-static bk_status fallback_launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace BK_UNUSED) {
+static bk_status fallback_launch(bk_stream *stream, const bk_plan *plan, const void *args,
+                                 bk_place workspace BK_UNUSED) {
   const fallback_state *s = plan->state;
   bk_stream *other = plan->device->fallback_stream;
   if (s->staging) return launch_staged(stream, s, other, args);
@@ -135,12 +144,14 @@ static void fallback_release(bk_device *device, void *state) {
 }
 
 static const bk_kernel fallback_kernel = {
-    BK_OP_NONE, 0, "fallback", bk_kernel_accepts_all, bk_kernel_prepare_none, fallback_launch, fallback_release};
+    BK_OP_NONE,      0, "fallback", bk_kernel_accepts_all, bk_kernel_prepare_none, fallback_launch,
+    fallback_release};
 
 /* Opens the device to fall back on, once. */
 static bk_status fallback_open(bk_device *device) {
   if (device->fallback_stream) return BK_OK;
-  if (!device->fallback && device->open_fallback) BK_TRY(device->open_fallback(device, &device->fallback));
+  if (!device->fallback && device->open_fallback)
+    BK_TRY(device->open_fallback(device, &device->fallback));
   if (!device->fallback) return BK_ERR_UNSUPPORTED;
   return bk_stream_create(device->fallback, 0, &device->fallback_stream);
 }
@@ -149,7 +160,8 @@ static bk_status prepare_there(bk_device *device, bk_op op, const void *args, fa
   s->op = op;
   BK_TRY(bk_plan_prepare(device->fallback, op, args, &s->plan));
   if (s->plan.workspace_bytes) {
-    BK_TRY(bk_buffer_alloc(device->fallback, s->plan.workspace_bytes, BK_MEM_WORKSPACE, &s->workspace));
+    BK_TRY(bk_buffer_alloc(device->fallback, s->plan.workspace_bytes, BK_MEM_WORKSPACE,
+                           &s->workspace));
   }
   if (device->props.host_memory) return BK_OK;
   return bk_buffer_alloc(device->fallback, staging_bytes(op, args), BK_MEM_STAGING, &s->staging);
@@ -166,8 +178,8 @@ bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_
     return status;
   }
   if (!(device->fallback_ops >> op & 1)) {
-    bk_warn(device->ctx, "%s has no kernel for %s: it runs on %s", device->backend->name, bk_op_name(op),
-            device->fallback->backend->name);
+    bk_warn(device->ctx, "%s has no kernel for %s: it runs on %s", device->backend->name,
+            bk_op_name(op), device->fallback->backend->name);
     device->fallback_ops |= UINT64_C(1) << op;
   }
   *plan = (bk_plan){.kernel = &fallback_kernel, .device = device, .state = s};

@@ -1,13 +1,13 @@
-/* ops: what the files of this folder share. The op descriptors, their checks and costs, the kernel lookup and the
- * composed defaults of the fused slots. Internal header. */
+/* ops: what the files of this folder share. The op descriptors, their checks and costs, the
+ * kernel lookup and the composed defaults of the fused slots. Internal header. */
 #ifndef BK_OPS_H
 #define BK_OPS_H
 
 #include "runtime/backend.h"
 
 /* One check and one cost function for each op of BK_OP_LIST; reached through bk_op_describe. */
-#define BK_OPS_DECLARE(id, name, args)                                \
-  bk_status bk_check_##id(bk_context *ctx, const void *args_);        \
+#define BK_OPS_DECLARE(id, name, args)                         \
+  bk_status bk_check_##id(bk_context *ctx, const void *args_); \
   void bk_cost_##id(const void *args_, double *flops, double *bytes);
 BK_OP_LIST(BK_OPS_DECLARE)
 #undef BK_OPS_DECLARE
@@ -27,22 +27,24 @@ bk_dtype bk_op_leading_dtype(bk_op op, const void *args);
 char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size);
 
 /* fp64 for fp64, else fp32: the coefficient dtype of a storage dtype. */
-static inline bk_dtype bk_coef_dtype(bk_dtype storage) { return storage == BK_F64 ? BK_F64 : BK_F32; }
+static inline bk_dtype bk_coef_dtype(bk_dtype storage) {
+  return storage == BK_F64 ? BK_F64 : BK_F32;
+}
 
-/* ---- check.c: rules written as text ----
- * A rule is "field:T[dims]" and rules are separated by one space, e.g. "x:s[N,D] w:c[D] rstd:c[N]".
- * T: s storage dtype (the same for all of the op), c its coefficient dtype, f any float of the same family (fp64, or
- * fp32 and bf16), i i32. dims: a letter is bound by its first use (or before, with bk_dims_bind) and must agree from
- * then on; sums and products of letters and numbers, evaluated from left to right ("N*k", "E+1"); "?" after a lone
- * letter lets the size be 0.
- * "~" after "]": any strides; otherwise the last dimension is dense. "=" after "]": the last two dimensions are one
- * dense block. A field that the descriptor calls optional may be absent. */
+/* ---- check.c: rules written as text ---- A rule is "field:T[dims]" and rules are separated by
+ * one space, e.g. "x:s[N,D] w:c[D] rstd:c[N]". T: s storage dtype (the same for all of the op),
+ * c its coefficient dtype, f any float of the same family (fp64, or fp32 and bf16), i i32. dims:
+ * a letter is bound by its first use (or before, with bk_dims_bind) and must agree from then on;
+ * sums and products of letters and numbers, evaluated from left to right ("N*k", "E+1"); "?"
+ * after a lone letter lets the size be 0. "~" after "]": any strides; otherwise the last
+ * dimension is dense. "=" after "]": the last two dimensions are one dense block. A field that
+ * the descriptor calls optional may be absent. */
 typedef struct bk_dims {
   bk_context *ctx;
   bk_op op;
   const void *args;
-  bk_dtype storage;       /* BK_NONE until bound */
-  int64_t value[128];     /* by letter; -1 = not bound */
+  bk_dtype storage;   /* BK_NONE until bound */
+  int64_t value[128]; /* by letter; -1 = not bound */
 } bk_dims;
 void bk_dims_init(bk_dims *dims, bk_context *ctx, bk_op op, const void *args);
 void bk_dims_bind(bk_dims *dims, char letter, int64_t value);
@@ -50,9 +52,12 @@ bk_status bk_dims_check(bk_dims *dims, const char *rules);
 /* The field must be there (or must not). */
 bk_status bk_dims_present(const bk_dims *dims, const char *field, bool present);
 /* value within [low, high], else an error that names op, parameter, value and range. */
-bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low, int64_t high);
-bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value); /* finite and >= 0 */
-/* The field lies within its buffer, as soon as there is one, and is aligned to its element (rules check this too). */
+bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low,
+                        int64_t high);
+/* finite and >= 0 */
+bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value);
+/* The field lies within its buffer, as soon as there is one, and is aligned to its element
+ * (rules check this too). */
 bk_status bk_dims_place(const bk_dims *dims, const char *field);
 /* Both fields must be the same memory from the same place on (checked once both have a buffer). */
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b);
@@ -64,8 +69,8 @@ extern const bk_kernel bk_composite_kernels[];
 bool bk_op_is_fused_slot(bk_op op);
 
 /* ---- fallback.c ---- */
-/* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED without a message when
- * it has no kernel either. */
+/* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED
+ * without a message when it has no kernel either. */
 bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
 
 #endif

@@ -1,9 +1,10 @@
 /* The vtables that a backend fills in, and the objects they act on.
  *
- * A backend is one `static const bk_backend`; from it devices are opened, from a device buffers, streams and events are
- * made. A backend embeds these structs as the first member of its own. No member of a vtable is ever NULL: the shared stubs
- * at the end of this file stand for what a backend does not have, and registration refuses a table with holes.
- * An address is always (buffer, byte offset): a handle need not be a pointer that the host can follow. */
+ * A backend is one `static const bk_backend`; from it devices are opened, from a device buffers,
+ * streams and events are made. A backend embeds these structs as the first member of its own. No
+ * member of a vtable is ever NULL: the shared stubs at the end of this file stand for what a
+ * backend does not have, and registration refuses a table with holes. An address is always
+ * (buffer, byte offset): a handle need not be a pointer that the host can follow. */
 #ifndef BK_BACKEND_H
 #define BK_BACKEND_H
 
@@ -21,8 +22,9 @@ typedef struct bk_plan bk_plan;
 
 struct bk_buffer {
   bk_device *device;
-  void *handle; /* host backends: the address; others: their own object. NULL until the memory exists */
-  size_t size;  /* bytes */
+  /* host backends: the address; others: their own object. NULL until the memory exists */
+  void *handle;
+  size_t size; /* bytes */
   bk_memory_class mem_class;
 };
 
@@ -32,23 +34,32 @@ typedef struct bk_place {
 } bk_place;
 
 /* Host address of an element of a tensor of a host backend (ref, cpu). */
-static inline void *bk_tensor_data(const bk_tensor *t) { return (char *)t->buffer->handle + t->offset; }
-static inline void *bk_place_data(bk_place p) { return p.buffer ? (char *)p.buffer->handle + p.offset : NULL; }
+static inline void *bk_tensor_data(const bk_tensor *t) {
+  return (char *)t->buffer->handle + t->offset;
+}
+static inline void *bk_place_data(bk_place p) {
+  return p.buffer ? (char *)p.buffer->handle + p.offset : NULL;
+}
 
 typedef struct bk_device_props {
   char name[128];
   char driver[128];
-  bool host_memory;           /* buffer handles are host addresses; no copies needed to look at them */
-  size_t max_alloc;           /* bytes of one buffer; 0 = no limit */
-  size_t max_binding_range;   /* bytes one kernel can address through one binding; 0 = no limit */
-  size_t offset_alignment;    /* of a tensor's offset in its buffer */
-  int threads;                /* host workers, or 0 */
-  bool captures;              /* what a stream is given can be captured as a graph and given again */
-  uint32_t storage_dtypes;    /* set of 1u << bk_dtype that models may be stored in */
-  char isa[32];               /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
-  int max_group;              /* work items of a group that the device allows; 0: none, or not told */
-  size_t local_bytes;         /* memory that a group shares; 0: none, or not told */
-  char features[128];         /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
+  /* buffer handles are host addresses; no copies needed to look at them */
+  bool host_memory;
+  size_t max_alloc;         /* bytes of one buffer; 0 = no limit */
+  size_t max_binding_range; /* bytes one kernel can address through one binding; 0 = no limit */
+  size_t offset_alignment;  /* of a tensor's offset in its buffer */
+  int threads;              /* host workers, or 0 */
+  /* what a stream is given can be captured as a graph and given again */
+  bool captures;
+  uint32_t storage_dtypes; /* set of 1u << bk_dtype that models may be stored in */
+  /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
+  char isa[32];
+  /* work items of a group that the device allows; 0: none, or not told */
+  int max_group;
+  size_t local_bytes; /* memory that a group shares; 0: none, or not told */
+  /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
+  char features[128];
 } bk_device_props;
 
 typedef struct bk_device_ops {
@@ -56,9 +67,11 @@ typedef struct bk_device_ops {
   bk_status (*memory_info)(bk_device *device, size_t *free_bytes, size_t *total_bytes);
   bk_status (*buffer_alloc)(bk_device *device, size_t bytes, void **handle); /* zero-filled */
   void (*buffer_free)(bk_device *device, void *handle, size_t bytes);
-  bk_status (*host_alloc)(bk_device *device, size_t bytes, void **ptr); /* pinned where that exists */
+  /* pinned where that exists */
+  bk_status (*host_alloc)(bk_device *device, size_t bytes, void **ptr);
   void (*host_free)(bk_device *device, void *ptr, size_t bytes);
-  bk_status (*stream_create)(bk_device *device, int priority, bk_stream **stream); /* larger = more urgent */
+  /* larger = more urgent */
+  bk_status (*stream_create)(bk_device *device, int priority, bk_stream **stream);
   bk_status (*event_create)(bk_device *device, bk_event **event);
 } bk_device_ops;
 
@@ -69,32 +82,37 @@ struct bk_device {
   int index;
   bk_device_options options;
   bk_device_props props;
-  uint64_t buffer_allocs; /* ever made, counted by bk_buffer_alloc; tests check that a step makes none */
-  /* ops/fallback.c: the device that serves ops this one lacks, opened at need, closed by bk_device_close (stream first);
-   * a bit for each op that was logged */
+  /* ever made, counted by bk_buffer_alloc; tests check that a step makes none */
+  uint64_t buffer_allocs;
+  /* ops/fallback.c: the device that serves ops this one lacks, opened at need, closed by
+   * bk_device_close (stream first); a bit for each op that was logged */
   bk_device *fallback;
   bk_stream *fallback_stream;
   uint64_t fallback_ops;
-  /* Set where the registry is at hand (bk_device_open), NULL otherwise: opens the device to fall back on, *fallback NULL if there is none. */
+  /* Set where the registry is at hand (bk_device_open), NULL otherwise: opens the device to fall
+   * back on, *fallback NULL if there is none. */
   bk_status (*open_fallback)(const bk_device *device, bk_device **fallback);
 };
 
-/* Streams are in order. A stream may run inline (the call returns when the work is done); no caller may rely on two
- * streams making progress at once. */
+/* Streams are in order. A stream may run inline (the call returns when the work is done); no
+ * caller may rely on two streams making progress at once. */
 typedef struct bk_stream_ops {
   void (*destroy)(bk_stream *stream);
-  bk_status (*upload)(bk_stream *stream, bk_place dst, const void *src, size_t bytes);   /* src stays valid until sync */
+  /* src stays valid until sync */
+  bk_status (*upload)(bk_stream *stream, bk_place dst, const void *src, size_t bytes);
   bk_status (*download)(bk_stream *stream, void *dst, bk_place src, size_t bytes);
-  bk_status (*copy)(bk_stream *stream, bk_place dst, bk_place src, size_t bytes);        /* same device, no overlap */
+  /* same device, no overlap */
+  bk_status (*copy)(bk_stream *stream, bk_place dst, bk_place src, size_t bytes);
   bk_status (*fill)(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes);
   bk_status (*event_record)(bk_stream *stream, bk_event *event);
   bk_status (*event_wait)(bk_stream *stream, bk_event *event);
   bk_status (*sync)(bk_stream *stream);
   bk_status (*query)(bk_stream *stream, bool *done);
-  /* Between capture_begin and capture_end launches, fills and copies are noted, not done; what involves the host (upload, download,
-   * events, sync, query) is an error then. capture_end always ends the capture: BK_OK with the graph, or why there is none.
-   * graph_launch does what was noted, at the same addresses, in order with the rest of the stream. graph_destroy: the stream
-   * has been synchronised. Stubs: BK_ERR_UNSUPPORTED. */
+  /* Between capture_begin and capture_end launches, fills and copies are noted, not done; what
+   * involves the host (upload, download, events, sync, query) is an error then. capture_end
+   * always ends the capture: BK_OK with the graph, or why there is none. graph_launch does what
+   * was noted, at the same addresses, in order with the rest of the stream. graph_destroy: the
+   * stream has been synchronised. Stubs: BK_ERR_UNSUPPORTED. */
   bk_status (*capture_begin)(bk_stream *stream);
   bk_status (*capture_end)(bk_stream *stream, void **graph);
   bk_status (*graph_launch)(bk_stream *stream, void *graph);
@@ -118,14 +136,16 @@ struct bk_event {
 
 /* ---- kernels ---- */
 
-/* One row of the kernel table, best first. Lookup takes the first row with the op, the leading tensor's dtype in `dtypes`
- * and accepts() true: `supports` and dispatch are this one lookup. The leading tensor is the first field of the
- * args struct (EMBED: ids, so i32).
- * prepare: once, when a model is built; args carry dtypes, shapes, strides and parameters, buffers may be NULL. It may
- *   allocate and leaves its state in *state. launch gets workspace_bytes of device memory at `workspace` (256-byte
- *   aligned), the same args with buffers; it never allocates, compiles or synchronises. */
+/* One row of the kernel table, best first. Lookup takes the first row with the op, the leading
+ * tensor's dtype in `dtypes` and accepts() true: `supports` and dispatch are this one lookup.
+ * The leading tensor is the first field of the args struct (EMBED: ids, so i32). prepare: once,
+ * when a model is built; args carry dtypes, shapes, strides and parameters, buffers may be NULL.
+ * It may
+ *   allocate and leaves its state in *state. launch gets workspace_bytes of device memory at
+ *   `workspace` (256-byte aligned), the same args with buffers; it never allocates, compiles or
+ *   synchronises. */
 typedef struct bk_kernel {
-  bk_op op; /* BK_OP_NONE ends the table */
+  bk_op op;        /* BK_OP_NONE ends the table */
   uint32_t dtypes; /* set of 1u << bk_dtype */
   const char *name;
   bool (*accepts)(const bk_device *device, const void *args);
@@ -136,11 +156,18 @@ typedef struct bk_kernel {
 
 #define BK_DT(d) (1u << (d))
 /* Rows without / with a workspace or state of their own. */
-#define BK_KERNEL(op, dtypes, name, launch) \
-  {op, dtypes, name, bk_kernel_accepts_all, bk_kernel_prepare_none, launch, bk_kernel_release_none}
+#define BK_KERNEL(op, dtypes, name, launch)                                  \
+  {                                                                          \
+    op, dtypes, name, bk_kernel_accepts_all, bk_kernel_prepare_none, launch, \
+        bk_kernel_release_none                                               \
+  }
 #define BK_KERNEL_IF(op, dtypes, name, accepts, launch) \
-  {op, dtypes, name, accepts, bk_kernel_prepare_none, launch, bk_kernel_release_none}
-#define BK_KERNEL_END {BK_OP_NONE, 0, "", bk_kernel_accepts_all, bk_kernel_prepare_none, bk_kernel_launch_none, bk_kernel_release_none}
+  { op, dtypes, name, accepts, bk_kernel_prepare_none, launch, bk_kernel_release_none }
+#define BK_KERNEL_END                                                                        \
+  {                                                                                          \
+    BK_OP_NONE, 0, "", bk_kernel_accepts_all, bk_kernel_prepare_none, bk_kernel_launch_none, \
+        bk_kernel_release_none                                                               \
+  }
 
 struct bk_plan {
   const bk_kernel *kernel;
@@ -153,13 +180,15 @@ struct bk_backend {
   uint32_t abi;     /* BK_BACKEND_ABI */
   const char *name; /* "ref", "cpu", "cuda", ... */
   int priority;     /* the default device is the first device of the highest priority that probes */
-  /* BK_OK, with a line in `reason` for each device that cannot be used ("NAME: why"; empty: none); or BK_ERR_ABSENT with the reason in
-   * words, such lines where devices are there and none can be used. */
+  /* BK_OK, with a line in `reason` for each device that cannot be used ("NAME: why"; empty:
+   * none); or BK_ERR_ABSENT with the reason in words, such lines where devices are there and
+   * none can be used. */
   bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size);
   int (*device_count)(bk_context *ctx);
   /* Fills props of device `index` without opening it. */
   bk_status (*describe)(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes);
-  bk_status (*open)(bk_context *ctx, int index, const bk_device_options *options, bk_device **device);
+  bk_status (*open)(bk_context *ctx, int index, const bk_device_options *options,
+                    bk_device **device);
   const bk_kernel *kernels;
 };
 
@@ -168,15 +197,19 @@ struct bk_backend {
 typedef const bk_backend *(*bk_backend_module_fn)(void);
 
 /* ---- registry (runtime/registry.c): the only mutable global of the library ---- */
-/* Compiled-in backends are registered by one explicit list (registry.c); BK_ERR_ABI for another ABI or a hole in a table. */
+/* Compiled-in backends are registered by one explicit list (registry.c); BK_ERR_ABI for another
+ * ABI or a hole in a table. */
 bk_status bk_backend_register(bk_context *ctx, const bk_backend *backend);
 int bk_backend_count(void);
 const bk_backend *bk_backend_get(int i);
 const bk_backend *bk_backend_find(const char *name);
-bk_status bk_registry_init(bk_context *ctx); /* the compiled-in list, then modules; called once, later calls return BK_OK */
-/* loader.c: dlopens birkhoff_*.so of BIRKHOFF_BACKEND_DIR (or the installed folder); a bad module is a warning. */
+/* the compiled-in list, then modules; called once, later calls return BK_OK */
+bk_status bk_registry_init(bk_context *ctx);
+/* loader.c: dlopens birkhoff_*.so of BIRKHOFF_BACKEND_DIR (or the installed folder); a bad
+ * module is a warning. */
 bk_status bk_loader_load_all(bk_context *ctx);
-/* One module. What is wrong with it is a warning, remembered for `devices`, and the status returned. */
+/* One module. What is wrong with it is a warning, remembered for `devices`, and the status
+ * returned. */
 bk_status bk_loader_load(bk_context *ctx, const char *path);
 typedef struct bk_refused_module {
   char path[256], reason[256];
@@ -190,34 +223,41 @@ bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
 void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
 
 /* ---- buffer (runtime/buffer.c) ---- */
-bk_status bk_buffer_alloc(bk_device *device, size_t bytes, bk_memory_class c, bk_buffer **buffer); /* zero-filled */
+/* zero-filled */
+bk_status bk_buffer_alloc(bk_device *device, size_t bytes, bk_memory_class c, bk_buffer **buffer);
 void bk_buffer_free(bk_buffer *buffer); /* NULL is allowed */
 /* Whole contiguous tensors to and from host memory; synchronous. */
 bk_status bk_tensor_upload(bk_stream *stream, const bk_tensor *t, const void *src);
 bk_status bk_tensor_download(bk_stream *stream, const bk_tensor *t, void *dst);
-/* Any layout, any float dtype, to and from dense doubles; any integer dtype to doubles. Synchronous, may allocate. */
+/* Any layout, any float dtype, to and from dense doubles; any integer dtype to doubles.
+ * Synchronous, may allocate. */
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst);
 bk_status bk_tensor_write_f64(bk_stream *stream, const bk_tensor *t, const double *src);
 bk_status bk_tensor_zero(bk_stream *stream, const bk_tensor *t); /* contiguous */
 
-/* ---- memory (runtime/memory.c): the planner. One bk_memory per model or runner and device. ----
- * Plan: bk_memory_tensor reserves space in the arena of a class and returns a tensor whose buffer object exists but has no
- * memory. Commit: the buffers get their memory; every tensor made before is then usable. */
+/* ---- memory (runtime/memory.c): the planner. One bk_memory per model or runner and device.
+ * ---- Plan: bk_memory_tensor reserves space in the arena of a class and returns a tensor whose
+ * buffer object exists but has no memory. Commit: the buffers get their memory; every tensor
+ * made before is then usable. */
 typedef struct bk_memory bk_memory;
 bk_status bk_memory_create(bk_device *device, bk_memory **memory);
 void bk_memory_destroy(bk_memory *memory); /* frees the buffers; NULL is allowed */
-bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape, bk_tensor *t);
-bk_arena_mark bk_memory_mark(bk_memory *memory, bk_memory_class c); /* stack discipline within a class */
+bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim,
+                           const int64_t *shape, bk_tensor *t);
+/* stack discipline within a class */
+bk_arena_mark bk_memory_mark(bk_memory *memory, bk_memory_class c);
 void bk_memory_rewind(bk_memory *memory, bk_memory_class c, bk_arena_mark mark);
 size_t bk_memory_bytes(const bk_memory *memory, bk_memory_class c); /* planned, high-water */
 bk_status bk_memory_commit(bk_memory *memory); /* BK_ERR_MEMORY names class and size */
 
 /* ---- plans (ops/dispatch.c) ---- */
-/* Checks args (ops/), looks the kernel up and prepares it. BK_ERR_UNSUPPORTED names op, dtypes and shapes. */
+/* Checks args (ops/), looks the kernel up and prepares it. BK_ERR_UNSUPPORTED names op, dtypes
+ * and shapes. */
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
-/* Debug builds (configure --enable-debug) check args as prepare does, now with buffers; the kernel that stands for a fallback
- * has no op, the launch behind it is checked. */
-static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+/* Debug builds (configure --enable-debug) check args as prepare does, now with buffers; the
+ * kernel that stands for a fallback has no op, the launch behind it is checked. */
+static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, const void *args,
+                                       bk_place workspace) {
 #ifdef BK_DEBUG
   const bk_op_desc *desc = bk_op_describe(plan->kernel->op);
   if (desc) BK_TRY(desc->check(stream->device->ctx, args));
@@ -227,21 +267,25 @@ static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, c
 void bk_plan_release(bk_plan *plan); /* safe on a zeroed plan; zeroes it */
 /* The lookup alone: the row that would serve, or NULL. */
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args);
-/* Prepare, launch with a workspace of its own, sync, release: for tests and tools, not for steps. */
+/* Prepare, launch with a workspace of its own, sync, release: for tests and tools, not for
+ * steps. */
 bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args);
 
 /* ---- shared stubs (runtime/stubs.c) ---- */
 bool bk_kernel_accepts_all(const bk_device *device, const void *args);
-bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state, size_t *workspace_bytes);
-bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
+bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state,
+                                 size_t *workspace_bytes);
+bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args,
+                                bk_place workspace);
 void bk_kernel_release_none(bk_device *device, void *state);
 bk_status bk_stream_capture_begin_none(bk_stream *stream);
 bk_status bk_stream_capture_end_none(bk_stream *stream, void **graph);
 bk_status bk_stream_graph_launch_none(bk_stream *stream, void *graph);
 void bk_stream_graph_destroy_none(bk_stream *stream, void *graph);
 
-/* ---- host.c: what ref and cpu share: host memory, inline streams and events. A host backend's open() makes its device
- * struct, calls this to fill ops and host props, then adds its own. `close` frees the struct itself. ---- */
+/* ---- host.c: what ref and cpu share: host memory, inline streams and events. A host backend's
+ * open() makes its device struct, calls this to fill ops and host props, then adds its own.
+ * `close` frees the struct itself. ---- */
 void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
                          const bk_device_options *options, const bk_device_ops *ops);
 bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes);

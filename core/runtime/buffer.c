@@ -1,4 +1,5 @@
-/* Buffers, and tensors to and from host memory. These transfers wait for the stream; a step uses the stream's own calls. */
+/* Buffers, and tensors to and from host memory. These transfers wait for the stream; a step uses
+ * the stream's own calls. */
 #include "runtime/buffer_priv.h"
 
 #include <math.h>
@@ -17,7 +18,8 @@ bk_status bk_buffer_bind(bk_buffer *buffer, size_t bytes) {
   bk_device *device = buffer->device;
   size_t limit = device->props.max_alloc;
   if (limit && bytes > limit)
-    return bk_fail(device->ctx, BK_ERR_MEMORY, "%s: a buffer of %zu bytes is above the device's limit of %zu",
+    return bk_fail(device->ctx, BK_ERR_MEMORY,
+                   "%s: a buffer of %zu bytes is above the device's limit of %zu",
                    device->backend->name, bytes, limit);
   void *handle = NULL;
   BK_TRY(device->ops->buffer_alloc(device, bytes ? bytes : 1, &handle));
@@ -56,11 +58,12 @@ void bk_buffer_free(bk_buffer *buffer) {
 static bk_status check_place(bk_stream *stream, const bk_tensor *t, const char *what) {
   bk_context *ctx = stream->device->ctx;
   if (!bk_tensor_present(t)) return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor is absent", what);
-  if (!t->buffer || !t->buffer->handle) return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor has no memory yet", what);
+  if (!t->buffer || !t->buffer->handle)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor has no memory yet", what);
   size_t span = bk_tensor_span(t);
   if (t->offset <= t->buffer->size && span <= t->buffer->size - t->offset) return BK_OK;
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor's bytes %zu to %zu leave its buffer of %zu", what, t->offset,
-                 t->offset + span, t->buffer->size);
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor's bytes %zu to %zu leave its buffer of %zu",
+                 what, t->offset, t->offset + span, t->buffer->size);
 }
 
 static bk_status check_contiguous(bk_stream *stream, const bk_tensor *t, const char *what) {
@@ -81,7 +84,8 @@ bk_status bk_tensor_upload(bk_stream *stream, const bk_tensor *t, const void *sr
 
 bk_status bk_tensor_download(bk_stream *stream, const bk_tensor *t, void *dst) {
   BK_TRY(check_contiguous(stream, t, "download"));
-  if (bk_tensor_bytes(t)) BK_TRY(stream->ops->download(stream, dst, place_of(t), bk_tensor_bytes(t)));
+  if (bk_tensor_bytes(t))
+    BK_TRY(stream->ops->download(stream, dst, place_of(t), bk_tensor_bytes(t)));
   return stream->ops->sync(stream);
 }
 
@@ -93,7 +97,14 @@ bk_status bk_tensor_zero(bk_stream *stream, const bk_tensor *t) {
 /* ---- any layout, as doubles ---- */
 
 static double load(const char *p, bk_dtype dtype) {
-  union { float f; uint16_t h; double d; int32_t i; int64_t l; uint8_t u; } v;
+  union {
+    float f;
+    uint16_t h;
+    double d;
+    int32_t i;
+    int64_t l;
+    uint8_t u;
+  } v;
   memcpy(&v, p, bk_dtype_size(dtype));
   switch (dtype) {
     case BK_F32: return v.f;
@@ -114,9 +125,17 @@ static int64_t to_integer(double x, double low, double high) {
   return r < high ? (int64_t)r : high >= 0x1p63 ? INT64_MAX : (int64_t)high;
 }
 
-/* bf16 is rounded by way of fp32, as weights are made from their fp32 masters. Integers saturate. */
+/* bf16 is rounded by way of fp32, as weights are made from their fp32 masters. Integers
+ * saturate. */
 static void store(char *p, bk_dtype dtype, double x) {
-  union { float f; uint16_t h; double d; int32_t i; int64_t l; uint8_t u; } v = {.l = 0};
+  union {
+    float f;
+    uint16_t h;
+    double d;
+    int32_t i;
+    int64_t l;
+    uint8_t u;
+  } v = {.l = 0};
   switch (dtype) {
     case BK_F32: v.f = (float)x; break;
     case BK_BF16: v.h = bk_f32_to_bf16((float)x); break;
@@ -146,12 +165,14 @@ static void advance(const bk_tensor *t, int64_t at[BK_MAX_DIMS]) {
 
 static void gather(const bk_tensor *t, const char *base, double *dst) {
   int64_t at[BK_MAX_DIMS] = {0}, count = bk_tensor_count(t);
-  for (int64_t i = 0; i < count; i++, advance(t, at)) dst[i] = load(base + element_offset(t, at), t->dtype);
+  for (int64_t i = 0; i < count; i++, advance(t, at))
+    dst[i] = load(base + element_offset(t, at), t->dtype);
 }
 
 static void scatter(const bk_tensor *t, char *base, const double *src) {
   int64_t at[BK_MAX_DIMS] = {0}, count = bk_tensor_count(t);
-  for (int64_t i = 0; i < count; i++, advance(t, at)) store(base + element_offset(t, at), t->dtype, src[i]);
+  for (int64_t i = 0; i < count; i++, advance(t, at))
+    store(base + element_offset(t, at), t->dtype, src[i]);
 }
 
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst) {
@@ -172,8 +193,10 @@ bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst)
   return status;
 }
 
-/* Through a host copy of the span; what lies in the gaps of a strided tensor is fetched first and goes back as it was. */
-static bk_status write_through_copy(bk_stream *stream, const bk_tensor *t, const double *src, char *copy, size_t span) {
+/* Through a host copy of the span; what lies in the gaps of a strided tensor is fetched first
+ * and goes back as it was. */
+static bk_status write_through_copy(bk_stream *stream, const bk_tensor *t, const double *src,
+                                    char *copy, size_t span) {
   if (!bk_tensor_contiguous(t)) {
     BK_TRY(stream->ops->download(stream, copy, place_of(t), span));
     BK_TRY(stream->ops->sync(stream));

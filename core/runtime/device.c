@@ -1,4 +1,5 @@
-/* Devices and streams of a backend that is at hand. Refers to no list of backends: that is open.c. */
+/* Devices and streams of a backend that is at hand. Refers to no list of backends: that is
+ * open.c. */
 #include "runtime/registry_priv.h"
 
 /* An opened device with a hole in its table would fail at some later call: refuse it now. */
@@ -9,8 +10,8 @@ static bk_status check_opened(bk_context *ctx, bk_device *device) {
   return bk_fail(ctx, BK_ERR_ABI, "the device that the backend opened has a hole in its table");
 }
 
-bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int index, const bk_device_options *options,
-                              bk_device **device) {
+bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int index,
+                              const bk_device_options *options, bk_device **device) {
   static const bk_device_options defaults = {0};
   bk_device *opened = NULL;
   BK_TRY(backend->open(ctx, index, options ? options : &defaults, &opened));
@@ -19,12 +20,15 @@ bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int in
   return BK_OK;
 }
 
-bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend, const bk_device_options *options, bk_device **device) {
+bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
+                                 const bk_device_options *options, bk_device **device) {
   char reason[BK_REASON_MAX] = "";
   bk_status status = bk_backend_verify(backend, reason, sizeof reason);
   if (status != BK_OK) return bk_fail(ctx, status, "the backend is refused: %s", reason);
   status = backend->probe(ctx, reason, sizeof reason);
-  if (status != BK_OK) return bk_fail(ctx, status, "device %s is not here: %s", backend->name, reason[0] ? reason : "no reason given");
+  if (status != BK_OK)
+    return bk_fail(ctx, status, "device %s is not here: %s", backend->name,
+                   reason[0] ? reason : "no reason given");
   return bk_device_open_from(ctx, backend, 0, options, device);
 }
 
@@ -43,7 +47,8 @@ bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream) 
     return BK_OK;
   }
   if (made->ops->destroy) made->ops->destroy(made);
-  return bk_fail(device->ctx, BK_ERR_ABI, "%s: the stream's table has a hole", device->backend->name);
+  return bk_fail(device->ctx, BK_ERR_ABI, "%s: the stream's table has a hole",
+                 device->backend->name);
 }
 
 void bk_stream_destroy(bk_stream *stream) {

@@ -1,4 +1,5 @@
-/* What the host backends share: buffers are host memory from the context, streams run inline, events are time stamps. */
+/* What the host backends share: buffers are host memory from the context, streams run inline,
+ * events are time stamps. */
 #include "runtime/backend.h"
 
 #include <string.h>
@@ -24,7 +25,8 @@ void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *b
 
 bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   if (bk_context_system_memory(device->ctx, free_bytes, total_bytes)) return BK_OK;
-  return bk_fail(device->ctx, BK_ERR_DEVICE, "%s: the system does not say how much memory it has", device->backend->name);
+  return bk_fail(device->ctx, BK_ERR_DEVICE, "%s: the system does not say how much memory it has",
+                 device->backend->name);
 }
 
 bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
@@ -42,9 +44,12 @@ void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes) {
 /* ---- streams ---- */
 
 static bk_status check_range(bk_stream *stream, bk_place p, size_t bytes, const char *what) {
-  if (p.buffer && p.buffer->handle && p.offset <= p.buffer->size && bytes <= p.buffer->size - p.offset) return BK_OK;
-  return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT, "%s: %zu bytes at offset %zu leave a buffer of %zu", what, bytes,
-                 p.offset, p.buffer ? p.buffer->size : 0);
+  if (p.buffer && p.buffer->handle && p.offset <= p.buffer->size &&
+      bytes <= p.buffer->size - p.offset)
+    return BK_OK;
+  return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                 "%s: %zu bytes at offset %zu leave a buffer of %zu", what, bytes, p.offset,
+                 p.buffer ? p.buffer->size : 0);
 }
 
 static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src, size_t bytes) {
@@ -131,7 +136,8 @@ static bk_status event_sync(bk_event *event) {
 
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   double from = ((host_event *)begin)->seconds, to = ((host_event *)end)->seconds;
-  if (from == 0 || to == 0) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (from == 0 || to == 0)
+    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
   *seconds = to - from;
   return BK_OK;
 }

@@ -1,5 +1,6 @@
-/* Backends as loadable modules. A module stays loaded for good once it is registered. What a module does wrong is a warning
- * and is remembered for `devices`; the program goes on with the backends that it has. */
+/* Backends as loadable modules. A module stays loaded for good once it is registered. What a
+ * module does wrong is a warning and is remembered for `devices`; the program goes on with the
+ * backends that it has. */
 #include "runtime/registry_priv.h"
 
 #ifdef HAVE_DLOPEN
@@ -19,11 +20,13 @@ static bk_status refuse(bk_context *ctx, const char *path, bk_status status, con
   return status;
 }
 
-/* ISO C has no conversion from an object pointer to a function pointer; POSIX promises that the bytes are the same. */
+/* ISO C has no conversion from an object pointer to a function pointer; POSIX promises that the
+ * bytes are the same. */
 static bk_backend_module_fn entry_of(void *library) {
   void *symbol = dlsym(library, BK_BACKEND_MODULE_SYMBOL);
   bk_backend_module_fn entry;
-  _Static_assert(sizeof entry == sizeof symbol, "function pointers must have the size of object pointers");
+  _Static_assert(sizeof entry == sizeof symbol,
+                 "function pointers must have the size of object pointers");
   memcpy(&entry, &symbol, sizeof entry);
   return entry;
 }
@@ -66,21 +69,25 @@ static bool is_module(const char *name) {
 static void module_list_add(void *arg, const char *name) {
   module_list *list = arg;
   if (list->status != BK_OK || !is_module(name)) return;
-  list->status = bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
+  list->status =
+      bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
   if (list->status != BK_OK) return;
   char *copy = bk_strdup(list->ctx, name);
   if (copy) list->names[list->count++] = copy;
   else list->status = BK_ERR_MEMORY;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int by_name(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 /* In the order of names, so that the outcome does not depend on the file system. */
 static bk_status load_list(module_list *list, const char *folder) {
   if (list->count) qsort(list->names, list->count, sizeof *list->names, by_name);
   for (size_t i = 0; i < list->count; i++) {
     char *path = list->status == BK_OK ? bk_path_join(list->ctx, folder, list->names[i]) : NULL;
-    if (path) (void)bk_loader_load(list->ctx, path); /* a bad module has been warned about and stops nobody */
+    /* a bad module has been warned about and stops nobody */
+    if (path) (void)bk_loader_load(list->ctx, path);
     else if (list->status == BK_OK) list->status = BK_ERR_MEMORY;
     bk_free(list->ctx, path);
     bk_free(list->ctx, list->names[i]);
@@ -94,14 +101,16 @@ bk_status bk_loader_load_all(bk_context *ctx) {
   const char *folder = asked && *asked ? asked : BK_BACKEND_DIR;
   module_list list = {.ctx = ctx, .status = BK_OK};
   int rc = ctx->fs.list(ctx->fs.user, folder, module_list_add, &list);
-  if (rc < 0 && folder == asked) bk_warn(ctx, "BIRKHOFF_BACKEND_DIR: cannot list %s: %s", folder, strerror(-rc));
+  if (rc < 0 && folder == asked)
+    bk_warn(ctx, "BIRKHOFF_BACKEND_DIR: cannot list %s: %s", folder, strerror(-rc));
   return load_list(&list, folder);
 }
 
 #else
 
 bk_status bk_loader_load(bk_context *ctx, const char *path) {
-  return bk_fail(ctx, BK_ERR_UNSUPPORTED, "module %s: this library was built without loadable modules", path);
+  return bk_fail(ctx, BK_ERR_UNSUPPORTED,
+                 "module %s: this library was built without loadable modules", path);
 }
 
 bk_status bk_loader_load_all(bk_context *ctx) {

@@ -1,5 +1,6 @@
-/* The memory planner: one arena of offsets per class, and per (class, chunk) one buffer object that exists from the moment
- * something is planned in it, so that tensors can point to it; memory comes with commit. */
+/* The memory planner: one arena of offsets per class, and per (class, chunk) one buffer object
+ * that exists from the moment something is planned in it, so that tensors can point to it;
+ * memory comes with commit. */
 #include "runtime/buffer_priv.h"
 
 typedef struct class_memory {
@@ -15,8 +16,9 @@ struct bk_memory {
 };
 
 const char *bk_memory_class_name(bk_memory_class c) {
-  static const char *const names[BK_MEM_CLASS_COUNT] = {"weights",     "masters",   "gradients", "optimizer",
-                                                        "activations", "workspace", "comm",      "staging"};
+  static const char *const names[BK_MEM_CLASS_COUNT] = {"weights",   "masters",     "gradients",
+                                                        "optimizer", "activations", "workspace",
+                                                        "comm",      "staging"};
   return (unsigned)c < BK_MEM_CLASS_COUNT ? names[c] : "invalid";
 }
 
@@ -26,7 +28,8 @@ bk_status bk_memory_create(bk_device *device, bk_memory **memory) {
   made->device = device;
   size_t limit = device->props.max_alloc ? device->props.max_alloc : SIZE_MAX;
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
-    bk_arena_init(&made->classes[c].arena, device->ctx, bk_memory_class_name((bk_memory_class)c), limit);
+    bk_arena_init(&made->classes[c].arena, device->ctx, bk_memory_class_name((bk_memory_class)c),
+                  limit);
   *memory = made;
   return BK_OK;
 }
@@ -43,38 +46,46 @@ void bk_memory_destroy(bk_memory *memory) {
   bk_free(ctx, memory);
 }
 
-static bk_status shape_bytes(bk_context *ctx, bk_dtype dtype, int ndim, const int64_t *shape, size_t *bytes) {
+static bk_status shape_bytes(bk_context *ctx, bk_dtype dtype, int ndim, const int64_t *shape,
+                             size_t *bytes) {
   size_t sum = bk_dtype_size(dtype);
   if (sum == 0 || ndim < 0 || ndim > BK_MAX_DIMS)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: a tensor needs a dtype and 0 to %d dimensions, not %s and %d", BK_MAX_DIMS,
-                   bk_dtype_name(dtype), ndim);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "memory: a tensor needs a dtype and 0 to %d dimensions, not %s and %d",
+                   BK_MAX_DIMS, bk_dtype_name(dtype), ndim);
   bool empty = false;
   for (int i = 0; i < ndim; i++) {
-    if (shape[i] < 0) return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: dimension %d has size %lld", i, (long long)shape[i]);
+    if (shape[i] < 0)
+      return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: dimension %d has size %lld", i,
+                     (long long)shape[i]);
     empty |= shape[i] == 0;
     if (shape[i] > 0 && !bk_mul_size(sum, (size_t)shape[i], &sum)) sum = SIZE_MAX;
   }
   if (!empty && sum > (size_t)INT64_MAX)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: a tensor of %d dimensions is larger than can be addressed", ndim);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "memory: a tensor of %d dimensions is larger than can be addressed", ndim);
   *bytes = empty ? 0 : sum;
   return BK_OK;
 }
 
 static bk_status add_buffer(bk_memory *memory, bk_memory_class c) {
   class_memory *m = &memory->classes[c];
-  BK_TRY(bk_grow(memory->device->ctx, (void **)&m->buffers, &m->capacity, m->n_buffers + 1, sizeof *m->buffers));
+  BK_TRY(bk_grow(memory->device->ctx, (void **)&m->buffers, &m->capacity, m->n_buffers + 1,
+                 sizeof *m->buffers));
   BK_TRY(bk_buffer_create(memory->device, c, &m->buffers[m->n_buffers]));
   m->n_buffers++;
   return BK_OK;
 }
 
-bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape, bk_tensor *t) {
+bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim,
+                           const int64_t *shape, bk_tensor *t) {
   bk_context *ctx = memory->device->ctx;
   class_memory *m = &memory->classes[c];
   size_t bytes = 0;
   bk_arena_place place = {0};
   if (memory->committed)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: a tensor of class %s was asked for after commit", bk_memory_class_name(c));
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "memory: a tensor of class %s was asked for after commit",
+                   bk_memory_class_name(c));
   BK_TRY(shape_bytes(ctx, dtype, ndim, shape, &bytes));
   BK_TRY(bk_arena_reserve(&m->arena, bytes, &place));
   while (m->n_buffers <= (size_t)place.chunk) BK_TRY(add_buffer(memory, c));
@@ -85,17 +96,22 @@ bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype,
   return BK_OK;
 }
 
-bk_arena_mark bk_memory_mark(bk_memory *memory, bk_memory_class c) { return bk_arena_get_mark(&memory->classes[c].arena); }
+bk_arena_mark bk_memory_mark(bk_memory *memory, bk_memory_class c) {
+  return bk_arena_get_mark(&memory->classes[c].arena);
+}
 
 void bk_memory_rewind(bk_memory *memory, bk_memory_class c, bk_arena_mark mark) {
   bk_arena_rewind(&memory->classes[c].arena, mark);
 }
 
-size_t bk_memory_bytes(const bk_memory *memory, bk_memory_class c) { return bk_arena_bytes(&memory->classes[c].arena); }
+size_t bk_memory_bytes(const bk_memory *memory, bk_memory_class c) {
+  return bk_arena_bytes(&memory->classes[c].arena);
+}
 
 static void unbind_all(bk_memory *memory) {
   for (int c = BK_MEM_CLASS_COUNT - 1; c >= 0; c--)
-    for (size_t i = memory->classes[c].n_buffers; i-- > 0;) bk_buffer_unbind(memory->classes[c].buffers[i]);
+    for (size_t i = memory->classes[c].n_buffers; i-- > 0;)
+      bk_buffer_unbind(memory->classes[c].buffers[i]);
 }
 
 static bk_status bind_all(bk_memory *memory) {
@@ -105,9 +121,10 @@ static bk_status bind_all(bk_memory *memory) {
       bk_status status = bk_buffer_bind(m->buffers[i], m->arena.chunk_bytes[i]);
       if (status == BK_OK) continue;
       /* the device has said why; this says what for */
-      bk_warn(memory->device->ctx, "memory: %s needs %zu bytes, %zu of them in one buffer that %s could not give",
-              bk_memory_class_name((bk_memory_class)c), bk_arena_bytes(&m->arena), m->arena.chunk_bytes[i],
-              memory->device->backend->name);
+      bk_warn(memory->device->ctx,
+              "memory: %s needs %zu bytes, %zu of them in one buffer that %s could not give",
+              bk_memory_class_name((bk_memory_class)c), bk_arena_bytes(&m->arena),
+              m->arena.chunk_bytes[i], memory->device->backend->name);
       return status;
     }
   }
@@ -115,7 +132,8 @@ static bk_status bind_all(bk_memory *memory) {
 }
 
 bk_status bk_memory_commit(bk_memory *memory) {
-  if (memory->committed) return bk_fail(memory->device->ctx, BK_ERR_ARGUMENT, "memory: committed already");
+  if (memory->committed)
+    return bk_fail(memory->device->ctx, BK_ERR_ARGUMENT, "memory: committed already");
   bk_status status = bind_all(memory);
   if (status != BK_OK) {
     unbind_all(memory);

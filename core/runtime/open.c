@@ -17,7 +17,8 @@ static bool parse_name(const char *text, char name[NAME_MAX_BYTES], int *index) 
   *index = -1;
   if (!colon) return true;
   int64_t value;
-  if (colon[1] < '0' || colon[1] > '9' || !bk_parse_int64(colon + 1, &value) || value > INT_MAX) return false;
+  if (colon[1] < '0' || colon[1] > '9' || !bk_parse_int64(colon + 1, &value) || value > INT_MAX)
+    return false;
   *index = (int)value;
   return true;
 }
@@ -52,7 +53,8 @@ static void list_present(bk_context *ctx, char *text, size_t size) {
 static bk_status fail_unknown(bk_context *ctx, const char *name, const char *what) {
   char present[512];
   list_present(ctx, present, sizeof present);
-  return bk_fail(ctx, BK_ERR_NOT_FOUND, "device %s: %s; devices that are there: %s", name, what, present);
+  return bk_fail(ctx, BK_ERR_NOT_FOUND, "device %s: %s; devices that are there: %s", name, what,
+                 present);
 }
 
 /* A backend of ours whose module is not installed: its device is absent, its name is not wrong. */
@@ -62,7 +64,10 @@ static bk_status fail_not_registered(bk_context *ctx, const char *name, const ch
   for (size_t i = 0; i < BK_COUNT(modules); i++) {
     if (strcmp(family, modules[i]) != 0) continue;
     list_present(ctx, present, sizeof present);
-    return bk_fail(ctx, BK_ERR_ABSENT, "device %s is not here: the %s backend is not installed; devices that are there: %s", name, family, present);
+    return bk_fail(
+        ctx, BK_ERR_ABSENT,
+        "device %s is not here: the %s backend is not installed; devices that are there: %s", name,
+        family, present);
   }
   return fail_unknown(ctx, name, "there is no such backend");
 }
@@ -79,24 +84,31 @@ static const bk_backend *best_backend(bk_context *ctx) {
 static bk_status check_present(bk_context *ctx, const bk_backend *b, const char *name, int index) {
   char reason[BK_REASON_MAX] = "";
   bk_status status = b->probe(ctx, reason, sizeof reason);
-  if (status != BK_OK) return bk_fail(ctx, status, "device %s is not here: %s", name, reason[0] ? reason : "no reason given");
+  if (status != BK_OK)
+    return bk_fail(ctx, status, "device %s is not here: %s", name,
+                   reason[0] ? reason : "no reason given");
   int n = b->device_count(ctx);
-  if (n <= 0) return bk_fail(ctx, BK_ERR_ABSENT, "device %s is not here: %s finds no device", name, b->name);
+  if (n <= 0)
+    return bk_fail(ctx, BK_ERR_ABSENT, "device %s is not here: %s finds no device", name, b->name);
   if (index >= n)
-    return bk_fail(ctx, BK_ERR_ABSENT, "device %s is not here: %s has %d device%s, the last is %s:%d", name, b->name, n,
+    return bk_fail(ctx, BK_ERR_ABSENT,
+                   "device %s is not here: %s has %d device%s, the last is %s:%d", name, b->name, n,
                    n == 1 ? "" : "s", b->name, n - 1);
   return BK_OK;
 }
 
-static bk_status select_backend(bk_context *ctx, const char *name, const bk_backend **backend, int *index) {
+static bk_status select_backend(bk_context *ctx, const char *name, const bk_backend **backend,
+                                int *index) {
   if (!name) {
     *index = 0;
     *backend = best_backend(ctx);
     if (*backend) return BK_OK;
-    return bk_fail(ctx, BK_ERR_ABSENT, "no device is here: none of the %d backends finds one", bk_backend_count());
+    return bk_fail(ctx, BK_ERR_ABSENT, "no device is here: none of the %d backends finds one",
+                   bk_backend_count());
   }
   char family[NAME_MAX_BYTES];
-  if (!parse_name(name, family, index)) return fail_unknown(ctx, name, "a name is BACKEND or BACKEND:NUMBER");
+  if (!parse_name(name, family, index))
+    return fail_unknown(ctx, name, "a name is BACKEND or BACKEND:NUMBER");
   *backend = bk_backend_find(family);
   if (!*backend) return fail_not_registered(ctx, name, family);
   if (*index < 0) *index = 0;
@@ -109,12 +121,14 @@ static bk_status open_fallback(const bk_device *device, bk_device **fallback) {
   const char *candidates[] = {"cpu", "ref"};
   for (size_t i = 0; i < BK_COUNT(candidates); i++) {
     const bk_backend *backend = bk_backend_find(candidates[i]);
-    if (backend && backend != device->backend) return bk_device_open(device->ctx, candidates[i], &options, fallback);
+    if (backend && backend != device->backend)
+      return bk_device_open(device->ctx, candidates[i], &options, fallback);
   }
   return BK_OK;
 }
 
-bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options, bk_device **device) {
+bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
+                         bk_device **device) {
   const bk_backend *backend = NULL;
   int index = 0;
   BK_TRY(bk_registry_init(ctx));

@@ -1,5 +1,5 @@
-/* The process's list of backends: the only mutable global of the library, guarded by one lock. Entries are never removed:
- * a device or a worker thread may still be using them. */
+/* The process's list of backends: the only mutable global of the library, guarded by one lock.
+ * Entries are never removed: a device or a worker thread may still be using them. */
 #include "runtime/registry_priv.h"
 
 #include <pthread.h>
@@ -39,7 +39,8 @@ static bk_status insert(const bk_backend *b, char *reason, size_t reason_size) {
     return BK_ERR_ARGUMENT;
   }
   if (registry.n_backends == BACKENDS_MAX) {
-    snprintf(reason, reason_size, "%d backends are registered, there is no room for more", BACKENDS_MAX);
+    snprintf(reason, reason_size, "%d backends are registered, there is no room for more",
+             BACKENDS_MAX);
     return BK_ERR_MEMORY;
   }
   registry.backends[registry.n_backends++] = b;
@@ -58,7 +59,8 @@ bk_status bk_backend_register(bk_context *ctx, const bk_backend *backend) {
   char reason[BK_REASON_MAX];
   bk_status status = bk_registry_add(backend, reason, sizeof reason);
   if (status == BK_OK) return BK_OK;
-  const char *name = backend && backend->abi == BK_BACKEND_ABI && backend->name ? backend->name : "?";
+  const char *name =
+      backend && backend->abi == BK_BACKEND_ABI && backend->name ? backend->name : "?";
   return bk_fail(ctx, status, "backend %s is refused: %s", name, reason);
 }
 
@@ -107,14 +109,16 @@ const bk_refused_module *bk_loader_refused_get(int i) {
 }
 
 static bk_status register_all(bk_context *ctx) {
-  for (size_t i = 0; i < BK_COUNT(compiled_in); i++) BK_TRY(bk_backend_register(ctx, compiled_in[i]));
+  for (size_t i = 0; i < BK_COUNT(compiled_in); i++)
+    BK_TRY(bk_backend_register(ctx, compiled_in[i]));
   return ctx->os ? bk_loader_load_all(ctx) : BK_OK;
 }
 
 bk_status bk_registry_init(bk_context *ctx) {
   pthread_mutex_lock(&registry.init_lock);
   bk_status status = registry.initialised ? BK_OK : register_all(ctx);
-  if (status == BK_OK && ctx->os) registry.initialised = true; /* an embedded context loads no modules, a later one may */
+  /* an embedded context loads no modules, a later one may */
+  if (status == BK_OK && ctx->os) registry.initialised = true;
   pthread_mutex_unlock(&registry.init_lock);
   return status;
 }

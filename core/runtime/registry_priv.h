@@ -6,12 +6,14 @@
 
 #define BK_REASON_MAX 256
 
-/* verify.c: ABI number, name, no hole in a table; `reason` says what is wrong. NULL is refused too. */
+/* verify.c: ABI number, name, no hole in a table; `reason` says what is wrong. NULL is refused
+ * too. */
 bk_status bk_backend_verify(const bk_backend *backend, char *reason, size_t reason_size);
 /* device.c: opens a verified backend's device; a hole in its table is BK_ERR_ABI. */
-bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int index, const bk_device_options *options,
-                              bk_device **device);
-/* Verifies and adds a backend without a message; `reason` says why not. Adding one twice is BK_OK. */
+bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int index,
+                              const bk_device_options *options, bk_device **device);
+/* Verifies and adds a backend without a message; `reason` says why not. Adding one twice is
+ * BK_OK. */
 bk_status bk_registry_add(const bk_backend *backend, char *reason, size_t reason_size);
 /* Remembers a module that was refused; past the capacity it is only logged. */
 void bk_registry_note_refused(const char *path, const char *reason);

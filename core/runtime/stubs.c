@@ -1,4 +1,5 @@
-/* Shared stand-ins for vtable members that a backend does not have, so that no call site tests for NULL. */
+/* Shared stand-ins for vtable members that a backend does not have, so that no call site tests
+ * for NULL. */
 #include "runtime/backend.h"
 
 bool bk_kernel_accepts_all(const bk_device *device, const void *args) {
@@ -6,23 +7,26 @@ bool bk_kernel_accepts_all(const bk_device *device, const void *args) {
   return true;
 }
 
-bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state,
+                                 size_t *workspace_bytes) {
   (void)device, (void)args;
   *state = NULL;
   *workspace_bytes = 0;
   return BK_OK;
 }
 
-bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args,
+                                bk_place workspace) {
   (void)plan, (void)args, (void)workspace;
-  return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "%s: launch of a kernel that does not exist",
-                 stream->device->backend->name);
+  return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED,
+                 "%s: launch of a kernel that does not exist", stream->device->backend->name);
 }
 
 void bk_kernel_release_none(bk_device *device, void *state) { (void)device, (void)state; }
 
 static bk_status no_capture(bk_stream *stream) {
-  return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "%s: streams cannot be captured", stream->device->backend->name);
+  return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED, "%s: streams cannot be captured",
+                 stream->device->backend->name);
 }
 
 bk_status bk_stream_capture_begin_none(bk_stream *stream) { return no_capture(stream); }

@@ -19,9 +19,11 @@ static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason
   for (int i = 0; i < KERNELS_MAX; i++) {
     const bk_kernel *k = &b->kernels[i];
     if (k->op == BK_OP_NONE) return BK_OK;
-    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && k->name && k->accepts && k->prepare && k->launch && k->release;
+    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && k->name && k->accepts &&
+                 k->prepare && k->launch && k->release;
     if (whole) continue;
-    snprintf(reason, reason_size, "row %d (%s) of its kernel table has a hole", i, k->name ? k->name : "no name");
+    snprintf(reason, reason_size, "row %d (%s) of its kernel table has a hole", i,
+             k->name ? k->name : "no name");
     return BK_ERR_ABI;
   }
   snprintf(reason, reason_size, "its kernel table has no end within %d rows", KERNELS_MAX);
@@ -33,14 +35,16 @@ static bool valid_name(const char *name) {
   return length > 0 && length < 32 && name[length] == '\0';
 }
 
-/* The ABI number comes first in the struct in every version; nothing else may be read before it agrees. */
+/* The ABI number comes first in the struct in every version; nothing else may be read before it
+ * agrees. */
 bk_status bk_backend_verify(const bk_backend *b, char *reason, size_t reason_size) {
   if (!b) {
     snprintf(reason, reason_size, "it is NULL");
     return BK_ERR_ABI;
   }
   if (b->abi != BK_BACKEND_ABI) {
-    snprintf(reason, reason_size, "it was built for ABI %u, this library has ABI %u", (unsigned)b->abi, BK_BACKEND_ABI);
+    snprintf(reason, reason_size, "it was built for ABI %u, this library has ABI %u",
+             (unsigned)b->abi, BK_BACKEND_ABI);
     return BK_ERR_ABI;
   }
   if (!valid_name(b->name)) {

@@ -2,7 +2,8 @@
 #include "tensor/tensor.h"
 
 #ifndef BK_DEBUG
-#define NDEBUG /* a wrong view is a fault of the library's own code: only debug builds look for it */
+/* a wrong view is a fault of the library's own code: only debug builds look for it */
+#define NDEBUG
 #endif
 #include <assert.h>
 #include <stdio.h>
@@ -23,7 +24,8 @@ size_t bk_dtype_size(bk_dtype dtype) {
 }
 
 const char *bk_dtype_name(bk_dtype dtype) {
-  static const char *const names[BK_DTYPE_COUNT] = {"none", "fp32", "bf16", "fp64", "i32", "i64", "u8"};
+  static const char *const names[BK_DTYPE_COUNT] = {"none", "fp32", "bf16", "fp64",
+                                                    "i32",  "i64",  "u8"};
   return (unsigned)dtype < BK_DTYPE_COUNT ? names[dtype] : "invalid";
 }
 
@@ -58,9 +60,13 @@ bk_tensor bk_tensor_make(bk_dtype dtype, int ndim, const int64_t *shape) {
   return t;
 }
 
-bk_tensor bk_tensor_1d(bk_dtype dtype, int64_t a) { return bk_tensor_make(dtype, 1, (int64_t[]){a}); }
+bk_tensor bk_tensor_1d(bk_dtype dtype, int64_t a) {
+  return bk_tensor_make(dtype, 1, (int64_t[]){a});
+}
 
-bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b) { return bk_tensor_make(dtype, 2, (int64_t[]){a, b}); }
+bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b) {
+  return bk_tensor_make(dtype, 2, (int64_t[]){a, b});
+}
 
 bk_tensor bk_tensor_3d(bk_dtype dtype, int64_t a, int64_t b, int64_t c) {
   return bk_tensor_make(dtype, 3, (int64_t[]){a, b, c});
@@ -77,7 +83,9 @@ int64_t bk_tensor_count(const bk_tensor *t) {
   return count;
 }
 
-size_t bk_tensor_bytes(const bk_tensor *t) { return (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype); }
+size_t bk_tensor_bytes(const bk_tensor *t) {
+  return (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype);
+}
 
 size_t bk_tensor_span(const bk_tensor *t) {
   if (bk_tensor_count(t) == 0) return 0;
@@ -177,7 +185,8 @@ bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b) {
 
 bk_tensor bk_tensor_merge(bk_tensor t, int dim) {
   assert(dim >= 0 && dim + 1 < t.ndim);
-  assert(t.shape[dim] == 1 || t.shape[dim + 1] == 1 || t.stride[dim] == t.shape[dim + 1] * t.stride[dim + 1]);
+  assert(t.shape[dim] == 1 || t.shape[dim + 1] == 1 ||
+         t.stride[dim] == t.shape[dim + 1] * t.stride[dim + 1]);
   int64_t stride = t.shape[dim + 1] == 1 ? t.stride[dim] : t.stride[dim + 1];
   t.shape[dim] *= t.shape[dim + 1];
   t.stride[dim] = stride;

@@ -1,5 +1,6 @@
-/* Tensors: plain values that describe memory somewhere else: dtype, shape, strides and a place (buffer, offset).
- * A tensor owns nothing. dtype BK_NONE (all zero) means "absent": optional operands of ops are left zero. */
+/* Tensors: plain values that describe memory somewhere else: dtype, shape, strides and a place
+ * (buffer, offset). A tensor owns nothing. dtype BK_NONE (all zero) means "absent": optional
+ * operands of ops are left zero. */
 #ifndef BK_TENSOR_H
 #define BK_TENSOR_H
 
@@ -7,16 +8,25 @@
 
 #include "base/base.h"
 
-static inline bool bk_dtype_is_float(bk_dtype d) { return d == BK_F32 || d == BK_BF16 || d == BK_F64; }
+static inline bool bk_dtype_is_float(bk_dtype d) {
+  return d == BK_F32 || d == BK_BF16 || d == BK_F64;
+}
 
 static inline float bk_bf16_to_f32(uint16_t h) {
-  union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
+  union {
+    uint32_t u;
+    float f;
+  } v = {.u = (uint32_t)h << 16};
   return v.f;
 }
-/* Half precision (IEEE binary16, in files alone): exact; subnormals become normal, infinities and NaN stay what they are. */
+/* Half precision (IEEE binary16, in files alone): exact; subnormals become normal, infinities
+ * and NaN stay what they are. */
 static inline float bk_f16_to_f32(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 0x1fu, mantissa = h & 0x3ffu;
-  union { uint32_t u; float f; } v = {.u = sign | (exponent + 112u) << 23 | mantissa << 13};
+  union {
+    uint32_t u;
+    float f;
+  } v = {.u = sign | (exponent + 112u) << 23 | mantissa << 13};
   if (exponent == 0x1fu) v.u = sign | 0x7f800000u | mantissa << 13;
   if (exponent != 0) return v.f;
   v.f = (float)mantissa * 0x1p-24f;
@@ -25,7 +35,10 @@ static inline float bk_f16_to_f32(uint16_t h) {
 }
 /* Round to nearest even; NaN stays NaN (quiet), infinities stay. */
 static inline uint16_t bk_f32_to_bf16(float f) {
-  union { float f; uint32_t u; } v = {.f = f};
+  union {
+    float f;
+    uint32_t u;
+  } v = {.f = f};
   if ((v.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((v.u >> 16) | 0x40u);
   return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
@@ -49,9 +62,10 @@ bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b);
 bk_tensor bk_tensor_3d(bk_dtype dtype, int64_t a, int64_t b, int64_t c);
 bk_tensor bk_tensor_4d(bk_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 static inline bool bk_tensor_present(const bk_tensor *t) { return t->dtype != BK_NONE; }
-int64_t bk_tensor_count(const bk_tensor *t);       /* elements; 0 if absent */
-size_t bk_tensor_bytes(const bk_tensor *t);        /* of the elements, without gaps */
-size_t bk_tensor_span(const bk_tensor *t);         /* bytes from the first to past the last element, gaps included */
+int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if absent */
+size_t bk_tensor_bytes(const bk_tensor *t);  /* of the elements, without gaps */
+/* bytes from the first to past the last element, gaps included */
+size_t bk_tensor_span(const bk_tensor *t);
 bool bk_tensor_contiguous(const bk_tensor *t);
 /* True when the rows (last dimension) are dense: stride[ndim-1] == 1 or shape 1. */
 bool bk_tensor_rows_dense(const bk_tensor *t);
@@ -61,13 +75,15 @@ char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 
 /* Views: same memory. */
 /* What a view needs is checked by assert in debug builds (configure --enable-debug). */
-bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length); /* caller keeps within shape */
+/* caller keeps within shape */
+bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);
 /* Splits dimension `dim` of size a*b into two, [a, b]; legal for any stride. */
 bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b);
-/* Merges dimensions dim and dim+1; stride[dim] must be shape[dim+1]*stride[dim+1] (or shape[dim] == 1). */
+/* Merges dimensions dim and dim+1; stride[dim] must be shape[dim+1]*stride[dim+1] (or shape[dim]
+ * == 1). */
 bk_tensor bk_tensor_merge(bk_tensor t, int dim);
 
 #endif

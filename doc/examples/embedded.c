@@ -1,8 +1,10 @@
-/* Training and generation as a device's firmware would do it: all memory is one static array, there is one thread, no file, no
- * clock, no environment, nothing is loaded at run time. The model is the preset `tiny`; its training text is compiled in.
+/* Training and generation as a device's firmware would do it: all memory is one static array,
+ * there is one thread, no file, no clock, no environment, nothing is loaded at run time. The
+ * model is the preset `tiny`; its training text is compiled in.
  *
- * Everything this program wants of its surroundings is put() below: on a board, the serial port. See doc/embedding.md.
- * cc -static -Wl,--gc-sections embedded.c $(pkg-config --cflags birkhoff) -L... -l:libbirkhoff.a -lm */
+ * Everything this program wants of its surroundings is put() below: on a board, the serial port.
+ * See doc/embedding.md. cc -static -Wl,--gc-sections embedded.c $(pkg-config --cflags birkhoff)
+ * -L... -l:libbirkhoff.a -lm */
 #include <birkhoff/birkhoff.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,9 +14,12 @@
 #define STEPS 40
 
 static const char text[] =
-    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness was upon the "
-    "face of the deep. And the Spirit of God moved upon the face of the waters. And God said, Let there be light: and there was "
-    "light. And God saw the light, that it was good: and God divided the light from the darkness. And God called the light Day, "
+    "In the beginning God created the heaven and the earth. And the earth was without form, and "
+    "void; and darkness was upon the "
+    "face of the deep. And the Spirit of God moved upon the face of the waters. And God said, Let "
+    "there be light: and there was "
+    "light. And God saw the light, that it was good: and God divided the light from the darkness. "
+    "And God called the light Day, "
     "and the darkness he called Night. And the evening and the morning were the first day.";
 
 /* ---- the board ---- */
@@ -32,8 +37,8 @@ static void put_message(void *user, bk_log_level level, const char *message) {
   put("\n");
 }
 
-/* ---- an allocator over the array: first fit; freed neighbours become one hole again. The library says how large a block was when it
- * gives it back, so that blocks need no header. ---- */
+/* ---- an allocator over the array: first fit; freed neighbours become one hole again. The
+ * library says how large a block was when it gives it back, so that blocks need no header. ---- */
 
 #define UNIT ((size_t)64) /* what the library asks for as alignment */
 
@@ -81,13 +86,16 @@ static void arena_free(void *user, void *ptr, size_t bytes) {
   *h = (hole){whole_units(bytes), after};
   if (before) before->next = h;
   else a->first = h;
-  if (after && (unsigned char *)h + h->bytes == (unsigned char *)after) *h = (hole){h->bytes + after->bytes, after->next};
-  if (before && (unsigned char *)before + before->bytes == (unsigned char *)h) *before = (hole){before->bytes + h->bytes, h->next};
+  if (after && (unsigned char *)h + h->bytes == (unsigned char *)after)
+    *h = (hole){h->bytes + after->bytes, after->next};
+  if (before && (unsigned char *)before + before->bytes == (unsigned char *)h)
+    *before = (hole){before->bytes + h->bytes, h->next};
 }
 
 /* ---- what it does ---- */
 
-static bk_status train(bk_model *model, const bk_train_config *recipe, const bk_dataset *data, size_t bytes[BK_MEM_CLASS_COUNT]) {
+static bk_status train(bk_model *model, const bk_train_config *recipe, const bk_dataset *data,
+                       size_t bytes[BK_MEM_CLASS_COUNT]) {
   bk_trainer *trainer = NULL;
   char line[80];
   bk_status status = bk_trainer_create(model, recipe, data, NULL, &trainer);
@@ -99,7 +107,8 @@ static bk_status train(bk_model *model, const bk_train_config *recipe, const bk_
     put(line);
   }
   for (int c = 0; status == BK_OK && c < BK_MEM_CLASS_COUNT; c++)
-    bytes[c] = bk_model_bytes(model, (bk_memory_class)c) + bk_trainer_bytes(trainer, (bk_memory_class)c);
+    bytes[c] =
+        bk_model_bytes(model, (bk_memory_class)c) + bk_trainer_bytes(trainer, (bk_memory_class)c);
   bk_trainer_destroy(trainer);
   return status;
 }
@@ -130,11 +139,13 @@ static void report(const bk_context *ctx, const arena *a, const size_t bytes[BK_
   char line[80];
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
     if (!bytes[c]) continue;
-    snprintf(line, sizeof line, "class %s %zu\n", bk_memory_class_name((bk_memory_class)c), bytes[c]);
+    snprintf(line, sizeof line, "class %s %zu\n", bk_memory_class_name((bk_memory_class)c),
+             bytes[c]);
     put(line);
   }
   bk_context_memory_stats(ctx, &stats);
-  snprintf(line, sizeof line, "memory %zu given, %zu touched, %zu asked for at most\n", sizeof memory, a->high, stats.peak_bytes);
+  snprintf(line, sizeof line, "memory %zu given, %zu touched, %zu asked for at most\n",
+           sizeof memory, a->high, stats.peak_bytes);
   put(line);
 }
 
@@ -151,8 +162,11 @@ static bk_status run(bk_context *ctx, const arena *a) {
   recipe.warmup_steps = 5;
   recipe.gain_every = recipe.eval_every = 0;
   if (status == BK_OK) status = bk_device_open_backend(ctx, &bk_backend_cpu, NULL, &device);
-  if (status == BK_OK) status = bk_dataset_from_tokens(ctx, text, sizeof text - 1, 1, config.vocab_size, &data);
-  if (status == BK_OK) status = bk_model_create(device, &config, BK_F32, &(bk_model_options){.trainable = true}, &model);
+  if (status == BK_OK)
+    status = bk_dataset_from_tokens(ctx, text, sizeof text - 1, 1, config.vocab_size, &data);
+  if (status == BK_OK)
+    status =
+        bk_model_create(device, &config, BK_F32, &(bk_model_options){.trainable = true}, &model);
   if (status == BK_OK) status = bk_model_init(model, recipe.seed);
   if (status == BK_OK) status = train(model, &recipe, data, bytes);
   if (status == BK_OK) status = generate(model, "In the ", 60);
@@ -167,7 +181,8 @@ int main(void) {
   arena a;
   bk_context *ctx = NULL;
   const bk_allocator allocator = {arena_alloc, arena_free, &a};
-  const bk_context_options options = {.allocator = &allocator, .log = put_message, .log_level = BK_LOG_WARN};
+  const bk_context_options options = {
+      .allocator = &allocator, .log = put_message, .log_level = BK_LOG_WARN};
   arena_open(&a, memory, sizeof memory);
   bk_status status = bk_context_create_embedded(&options, &ctx);
   if (status == BK_OK) status = run(ctx, &a);

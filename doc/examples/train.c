@@ -1,5 +1,5 @@
-/* A first program: trains the `tiny` preset on a text file for 20 steps and prints the loss and the gains.
- * cc train.c $(pkg-config --cflags --libs birkhoff) && ./a.out some.txt */
+/* A first program: trains the `tiny` preset on a text file for 20 steps and prints the loss and
+ * the gains. cc train.c $(pkg-config --cflags --libs birkhoff) && ./a.out some.txt */
 #include <birkhoff/birkhoff.h>
 #include <stdio.h>
 
@@ -23,14 +23,17 @@ static bk_status train(bk_context *ctx, const char *path) {
   if (status == BK_OK) status = bk_device_open(ctx, NULL, NULL, &device);
   if (status == BK_OK) status = bk_dataset_open(ctx, &path, 1, &text, &data);
   if (status == BK_OK) status = bk_dataset_check_seq_len(ctx, data, recipe.seq_len);
-  if (status == BK_OK) status = bk_model_create(device, &config, BK_F32, &(bk_model_options){.trainable = true}, &model);
+  if (status == BK_OK)
+    status =
+        bk_model_create(device, &config, BK_F32, &(bk_model_options){.trainable = true}, &model);
   if (status == BK_OK) status = bk_model_init(model, recipe.seed);
   if (status == BK_OK) status = bk_trainer_create(model, &recipe, data, NULL, &trainer);
   for (int i = 0; status == BK_OK && i < recipe.steps; i++) {
     bk_metrics_row row;
     status = bk_trainer_step(trainer, &row);
     if (status == BK_OK && (i == 0 || row.has_gain))
-      printf("step %lld  loss %.4f  gain %.3f\n", (long long)row.step, row.loss, row.has_gain ? row.gain_forward : 1.0);
+      printf("step %lld  loss %.4f  gain %.3f\n", (long long)row.step, row.loss,
+             row.has_gain ? row.gain_forward : 1.0);
   }
   bk_trainer_destroy(trainer);
   bk_model_destroy(model);

@@ -3,7 +3,8 @@
 
 static const bk_tensor absent = {0};
 
-/* x as the projection sees it: hc projects every stream by itself, the others the flattened nC vector. */
+/* x as the projection sees it: hc projects every stream by itself, the others the flattened nC
+ * vector. */
 static bk_tensor project_view(const bk_connection *c, bk_tensor x) {
   int64_t rows = x.shape[0];
   if (c->kind == BK_HC_HC) return bk_tensor_reshape(x, 2, (int64_t[]){rows * c->n, c->width});
@@ -15,9 +16,17 @@ static bk_hc_project_args project_args(const bk_connection *c, const bk_mix_acts
 }
 
 static bk_hc_maps_args maps_args(const bk_connection *c, const bk_mix_acts *a) {
-  return (bk_hc_maps_args){.proj = a->proj, .rinv = a->rinv, .scale = c->scale->weight, .base = c->base->weight,
-                           .pre = a->pre, .post = a->post, .comb = a->comb, .kind = c->kind, .n = c->n,
-                           .iters = c->iters, .hc_eps = c->hc_eps};
+  return (bk_hc_maps_args){.proj = a->proj,
+                           .rinv = a->rinv,
+                           .scale = c->scale->weight,
+                           .base = c->base->weight,
+                           .pre = a->pre,
+                           .post = a->post,
+                           .comb = a->comb,
+                           .kind = c->kind,
+                           .n = c->n,
+                           .iters = c->iters,
+                           .hc_eps = c->hc_eps};
 }
 
 static bk_hc_pre_norm_args pre_norm_args(const bk_connection *c, const bk_mix_acts *a) {
@@ -29,7 +38,8 @@ static bk_hc_post_res_args post_res_args(const bk_mix_acts *a, bk_tensor out) {
 }
 
 static bk_status plain_norm(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a) {
-  return bk_exec_call(ex, BK_OP_RMSNORM, &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
+  return bk_exec_call(ex, BK_OP_RMSNORM,
+                      &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
 }
 
 bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a) {
@@ -42,24 +52,26 @@ bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_ac
   return bk_exec_call(ex, BK_OP_HC_PRE_NORM, &pre_norm);
 }
 
-bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, bk_tensor out) {
+bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                              bk_tensor out) {
   if (c->kind == BK_HC_PLAIN) return bk_exec_call(ex, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
   bk_hc_post_res_args merge = post_res_args(a, out);
   return bk_exec_call(ex, BK_OP_HC_POST_RES, &merge);
 }
 
-bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_connection *c_next,
-                                  const bk_mix_acts *next) {
+bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                  const bk_connection *c_next, const bk_mix_acts *next) {
   if (c->kind == BK_HC_PLAIN) {
     BK_TRY(bk_connection_merge(ex, c, a, next->x));
     return bk_connection_mix(ex, c_next, next);
   }
-  bk_hc_merge_mix_args args = {post_res_args(a, next->x), project_args(c_next, next), maps_args(c_next, next),
-                               pre_norm_args(c_next, next)};
+  bk_hc_merge_mix_args args = {post_res_args(a, next->x), project_args(c_next, next),
+                               maps_args(c_next, next), pre_norm_args(c_next, next)};
   return bk_exec_call(ex, BK_OP_HC_MERGE_MIX, &args);
 }
 
-static bk_status plain_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count) {
+static bk_status plain_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
+                               int count) {
   for (int i = 0; i < count; i++) {
     BK_TRY(plain_norm(ex, c[i], &a[i]));
     if (i + 1 < count) BK_TRY(bk_connection_merge(ex, c[i], &a[i], a[i + 1].x));
@@ -67,54 +79,102 @@ static bk_status plain_rebuild(bk_exec *ex, const bk_connection *const *c, const
   return BK_OK;
 }
 
-bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count) {
+bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
+                                int count) {
   if (c[0]->kind == BK_HC_PLAIN) return plain_rebuild(ex, c, a, count);
   bk_hc_rebuild_args args = {.layers = count, .eps = c[0]->norm_eps};
   for (int i = 0; i < count; i++) {
     bool last = i + 1 == count;
-    args.layer[i] = (bk_hc_rebuild_layer){a[i].x, last ? absent : a[i].f, last ? absent : a[i].post, last ? absent : a[i].comb,
-                                          a[i].pre, c[i]->norm->weight, a[i].y, a[i].h, a[i].rstd};
+    args.layer[i] = (bk_hc_rebuild_layer){a[i].x,
+                                          last ? absent : a[i].f,
+                                          last ? absent : a[i].post,
+                                          last ? absent : a[i].comb,
+                                          a[i].pre,
+                                          c[i]->norm->weight,
+                                          a[i].y,
+                                          a[i].h,
+                                          a[i].rstd};
   }
   return bk_exec_call(ex, BK_OP_HC_REBUILD, &args);
 }
 
-static bk_hc_pre_norm_bwd_args pre_norm_bwd_args(const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor dh,
-                                                 bk_tensor D, bool accumulate) {
-  return (bk_hc_pre_norm_bwd_args){.x = a->x, .pre = a->pre, .w = c->norm->weight, .y = a->y, .rstd = a->rstd, .dh = dh,
-                                   .dx = D, .dpre = g->dpre, .dw = c->norm->grad, .accumulate = accumulate};
+static bk_hc_pre_norm_bwd_args pre_norm_bwd_args(const bk_connection *c, const bk_mix_acts *a,
+                                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D,
+                                                 bool accumulate) {
+  return (bk_hc_pre_norm_bwd_args){.x = a->x,
+                                   .pre = a->pre,
+                                   .w = c->norm->weight,
+                                   .y = a->y,
+                                   .rstd = a->rstd,
+                                   .dh = dh,
+                                   .dx = D,
+                                   .dpre = g->dpre,
+                                   .dw = c->norm->grad,
+                                   .accumulate = accumulate};
 }
 
-static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g) {
-  return (bk_hc_maps_bwd_args){.proj = a->proj, .rinv = a->rinv, .scale = c->scale->weight, .base = c->base->weight,
-                               .dpre = g->dpre, .dpost = a->post.dtype ? g->dpost : absent,
-                               .dcomb = a->comb.dtype ? g->dcomb : absent, .dproj = g->dproj, .drinv = g->drinv,
-                               .dscale = c->scale->grad, .dbase = c->base->grad, .kind = c->kind, .n = c->n,
-                               .iters = c->iters, .hc_eps = c->hc_eps};
+static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_acts *a,
+                                         const bk_mix_grads *g) {
+  return (bk_hc_maps_bwd_args){.proj = a->proj,
+                               .rinv = a->rinv,
+                               .scale = c->scale->weight,
+                               .base = c->base->weight,
+                               .dpre = g->dpre,
+                               .dpost = a->post.dtype ? g->dpost : absent,
+                               .dcomb = a->comb.dtype ? g->dcomb : absent,
+                               .dproj = g->dproj,
+                               .drinv = g->drinv,
+                               .dscale = c->scale->grad,
+                               .dbase = c->base->grad,
+                               .kind = c->kind,
+                               .n = c->n,
+                               .iters = c->iters,
+                               .hc_eps = c->hc_eps};
 }
 
-static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor D) {
-  return (bk_hc_project_bwd_args){.x = project_view(c, a->x), .fn = c->fn->weight, .rinv = a->rinv, .dproj = g->dproj,
-                                  .drinv = g->drinv, .dx = project_view(c, D), .dfn = c->fn->grad, .accumulate = true};
+static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_mix_acts *a,
+                                               const bk_mix_grads *g, bk_tensor D) {
+  return (bk_hc_project_bwd_args){.x = project_view(c, a->x),
+                                  .fn = c->fn->weight,
+                                  .rinv = a->rinv,
+                                  .dproj = g->dproj,
+                                  .drinv = g->drinv,
+                                  .dx = project_view(c, D),
+                                  .dfn = c->fn->grad,
+                                  .accumulate = true};
 }
 
-static bk_hc_post_res_bwd_args post_res_bwd_args(const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor D, bk_tensor df) {
-  return (bk_hc_post_res_bwd_args){.x = a->x, .f = a->f, .post = a->post, .comb = a->comb, .dout = D, .dx = D, .df = df,
-                                   .dpost = g->dpost, .dcomb = a->comb.dtype ? g->dcomb : absent};
+static bk_hc_post_res_bwd_args post_res_bwd_args(const bk_mix_acts *a, const bk_mix_grads *g,
+                                                 bk_tensor D, bk_tensor df) {
+  return (bk_hc_post_res_bwd_args){.x = a->x,
+                                   .f = a->f,
+                                   .post = a->post,
+                                   .comb = a->comb,
+                                   .dout = D,
+                                   .dx = D,
+                                   .df = df,
+                                   .dpost = g->dpost,
+                                   .dcomb = a->comb.dtype ? g->dcomb : absent};
 }
 
-bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor D,
-                                  bk_tensor df) {
+bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                  const bk_mix_grads *g, bk_tensor D, bk_tensor df) {
   if (c->kind == BK_HC_PLAIN) return BK_OK;
   bk_hc_post_res_bwd_args merge = post_res_bwd_args(a, g, D, df);
   return bk_exec_call(ex, BK_OP_HC_POST_RES_BWD, &merge);
 }
 
-bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor dh,
-                                bk_tensor D, bool accumulate) {
+bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate) {
   if (c->kind == BK_HC_PLAIN) {
-    return bk_exec_call(ex, BK_OP_RMSNORM_BWD, &(bk_rmsnorm_bwd_args){.x = a->x, .w = c->norm->weight, .rstd = a->rstd,
-                                                                      .dy = dh, .dx = D, .dw = c->norm->grad,
-                                                                      .accumulate = accumulate});
+    return bk_exec_call(ex, BK_OP_RMSNORM_BWD,
+                        &(bk_rmsnorm_bwd_args){.x = a->x,
+                                               .w = c->norm->weight,
+                                               .rstd = a->rstd,
+                                               .dy = dh,
+                                               .dx = D,
+                                               .dw = c->norm->grad,
+                                               .accumulate = accumulate});
   }
   bk_hc_pre_norm_bwd_args pre_norm = pre_norm_bwd_args(c, a, g, dh, D, accumulate);
   bk_hc_maps_bwd_args maps = maps_bwd_args(c, a, g);
@@ -124,12 +184,14 @@ bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mi
   return bk_exec_call(ex, BK_OP_HC_PROJECT_BWD, &project);
 }
 
-bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g,
-                                      const bk_mix_acts *prev, const bk_mix_grads *g_prev,
-                                      bk_tensor dh, bk_tensor D, bk_tensor df) {
+bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                      const bk_mix_grads *g, const bk_mix_acts *prev,
+                                      const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
+                                      bk_tensor df) {
   if (c->kind == BK_HC_PLAIN) return bk_connection_mix_bwd(ex, c, a, g, dh, D, true);
   bk_hc_merge_mix_bwd_args args = {pre_norm_bwd_args(c, a, g, dh, D, true), maps_bwd_args(c, a, g),
-                                   project_bwd_args(c, a, g, D), post_res_bwd_args(prev, g_prev, D, df)};
+                                   project_bwd_args(c, a, g, D),
+                                   post_res_bwd_args(prev, g_prev, D, df)};
   return bk_exec_call(ex, BK_OP_HC_MERGE_MIX_BWD, &args);
 }
 
@@ -144,6 +206,7 @@ void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer) {
   if (kind == BK_HC_MHC_LITE) {
     for (int i = 0; i < bk_factorial(n); i++) v[2 * n + i] = i == 0 ? 0.0 : -8.0;
   } else if (kind != BK_HC_IHC) {
-    for (int i = 0; i < n * n; i++) v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
+    for (int i = 0; i < n * n; i++)
+      v[2 * n + i] = i % (n + 1) == 0 ? (hc ? 1.0 : 0.0) : (hc ? 0.0 : -8.0);
   }
 }

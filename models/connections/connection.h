@@ -1,11 +1,15 @@
-/* The residual connection of one sublayer (design.md section 3): mix makes the normed input h of F from the streams x, merge
- * puts F's output f back.
- *   plain:                    h = rmsnorm(x);                                        x' = x + f            x [N,C]
- *   hc, mhc, mhc_lite, ihc:   maps from x; y = sum_m pre[m] x[m]; h = rmsnorm(y);    x'[k] = post[k] f + sum_m comb[m][k] x[m]
- *                                                                                                          x [N,n,C]
- * The learned head is a connection of kind BK_HC_HEAD that only mixes. Backwards: D, the gradient of the streams, is one buffer
- * that is rewritten in place from sublayer to sublayer. Fused neighbours (merge_mix) give the same bits as merge, then mix, on ref and cpu;
- * a backend may add up a projection in another order there, so a model cut into stages may differ from the whole in the last bits. */
+/* The residual connection of one sublayer (design.md section 3): mix makes the normed input h of
+ * F from the streams x, merge puts F's output f back.
+ *   plain:                    h = rmsnorm(x);                                        x' = x + f
+ *                             x [N,C]
+ *   hc, mhc, mhc_lite, ihc:   maps from x; y = sum_m pre[m] x[m]; h = rmsnorm(y);    x'[k] =
+ *                             post[k] f + sum_m comb[m][k] x[m]
+ *        x [N,n,C]
+ * The learned head is a connection of kind BK_HC_HEAD that only mixes. Backwards: D, the
+ * gradient of the streams, is one buffer that is rewritten in place from sublayer to sublayer.
+ * Fused neighbours (merge_mix) give the same bits as merge, then mix, on ref and cpu; a backend
+ * may add up a projection in another order there, so a model cut into stages may differ from the
+ * whole in the last bits. */
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
@@ -17,11 +21,12 @@ typedef struct bk_connection {
   int n, iters;
   int64_t width; /* C */
   double hc_eps, norm_eps;
-  bk_param_block *norm;               /* the norm in front of F: [C] */
-  bk_param_block *fn, *base, *scale;  /* NULL for plain */
+  bk_param_block *norm;              /* the norm in front of F: [C] */
+  bk_param_block *fn, *base, *scale; /* NULL for plain */
 } bk_connection;
 
-/* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have are absent. */
+/* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have
+ * are absent. */
 typedef struct bk_mix_acts {
   bk_tensor x;               /* [N,n,C] streams in, or [N,C] */
   bk_tensor proj, rinv;      /* see op.h */
@@ -37,24 +42,28 @@ typedef struct bk_mix_grads {
 } bk_mix_grads;
 
 bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a);
-bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, bk_tensor out);
+bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                              bk_tensor out);
 /* Merge of c into next->x, then the mix of the next. */
-bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_connection *c_next,
-                                  const bk_mix_acts *next);
-/* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x of all but the first, from the first
- * x, the kept f and maps. */
-bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a, int count);
+bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                  const bk_connection *c_next, const bk_mix_acts *next);
+/* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x
+ * of all but the first, from the first x, the kept f and maps. */
+bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
+                                int count);
 
-/* D is the gradient of the output; becomes the part of the input's gradient that bypasses F; df (plain: D itself, untouched). */
-bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor D,
-                                  bk_tensor df);
+/* D is the gradient of the output; becomes the part of the input's gradient that bypasses F; df
+ * (plain: D itself, untouched). */
+bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                  const bk_mix_grads *g, bk_tensor D, bk_tensor df);
 /* Adds to D (or overwrites it) what comes through the mix; adds parameter gradients. */
-bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g, bk_tensor dh,
-                                bk_tensor D, bool accumulate);
+bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
 /* mix_bwd of c, then merge_bwd of the sublayer before it. */
-bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a, const bk_mix_grads *g,
-                                      const bk_mix_acts *prev, const bk_mix_grads *g_prev,
-                                      bk_tensor dh, bk_tensor D, bk_tensor df);
+bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+                                      const bk_mix_grads *g, const bk_mix_acts *prev,
+                                      const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
+                                      bk_tensor df);
 
 /* Initial values of base (design.md section 3): v [bk_hc_base_count(kind, n)]. */
 void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer);

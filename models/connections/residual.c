@@ -9,8 +9,8 @@
 #define FN_STD 0.02
 #define SCALE_START 0.01
 
-/* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it where the host's memory is not the
- * device's. */
+/* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it
+ * where the host's memory is not the device's. */
 typedef struct port {
   bk_tensor t;
   bk_buffer host;
@@ -40,23 +40,34 @@ struct bk_residual {
 static bk_status check_options(bk_device *device, const bk_residual_options *o) {
   bk_context *ctx = device->ctx;
   int most = o->kind == BK_HC_MHC_LITE ? 5 : BK_HC_MAX_N;
-  if (o->kind != BK_HC_HC && o->kind != BK_HC_MHC && o->kind != BK_HC_MHC_LITE && o->kind != BK_HC_IHC)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is not hc, mhc, mhc_lite or ihc", (int)o->kind);
+  if (o->kind != BK_HC_HC && o->kind != BK_HC_MHC && o->kind != BK_HC_MHC_LITE &&
+      o->kind != BK_HC_IHC)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is not hc, mhc, mhc_lite or ihc",
+                   (int)o->kind);
   if (o->streams < 1 || o->streams > most)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %d streams, 1 to %d can be", o->streams, most);
-  if (o->width < 1 || o->width > INT32_MAX / o->streams || o->tokens < 1 || o->tokens > INT32_MAX / o->streams)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %lld tokens of width %lld: each at least 1, and below 2^31 times the streams",
-                   (long long)o->tokens, (long long)o->width);
+  if (o->width < 1 || o->width > INT32_MAX / o->streams || o->tokens < 1 ||
+      o->tokens > INT32_MAX / o->streams)
+    return bk_fail(
+        ctx, BK_ERR_ARGUMENT,
+        "residual: %lld tokens of width %lld: each at least 1, and below 2^31 times the streams",
+        (long long)o->tokens, (long long)o->width);
   if (o->sinkhorn_iters < 1 || o->sinkhorn_iters > 64 || o->sublayer < 0)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: sinkhorn_iters %d (1 to 64), sublayer %d (from 0)", o->sinkhorn_iters, o->sublayer);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "residual: sinkhorn_iters %d (1 to 64), sublayer %d (from 0)", o->sinkhorn_iters,
+                   o->sublayer);
   if (!(o->hc_eps >= 0 && o->hc_eps <= 1) || !(o->norm_eps > 0 && o->norm_eps <= 1))
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: hc_eps %g (0 to 1), norm_eps %g (above 0, to 1)", o->hc_eps, o->norm_eps);
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "residual: hc_eps %g (0 to 1), norm_eps %g (above 0, to 1)", o->hc_eps,
+                   o->norm_eps);
   if (!(device->props.storage_dtypes & BK_DT(BK_F32)))
-    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "residual: device %s does not store fp32", device->backend->name);
+    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "residual: device %s does not store fp32",
+                   device->backend->name);
   return BK_OK;
 }
 
-static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int64_t *shape, bk_tensor *t) {
+static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int64_t *shape,
+                         bk_tensor *t) {
   return bk_memory_tensor(r->memory, c, BK_F32, ndim, shape, t);
 }
 
@@ -75,7 +86,8 @@ static bk_status plan_params(bk_residual *r) {
 static bk_status plan_maps(bk_residual *r) {
   bool hc = r->o.kind == BK_HC_HC;
   int64_t n = r->o.streams, N = r->o.tokens, rows = hc ? N * n : N;
-  int64_t proj[] = {rows, bk_hc_rows(r->o.kind, r->o.streams)}, gates[] = {N, n}, comb[] = {N, n, n};
+  int64_t proj[] = {rows, bk_hc_rows(r->o.kind, r->o.streams)}, gates[] = {N, n},
+          comb[] = {N, n, n};
   bk_mix_acts *a = &r->acts;
   bk_mix_grads *g = &r->grads;
   BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, proj, &a->proj));
@@ -101,7 +113,8 @@ static bk_status plan_ports(bk_residual *r) {
       BK_TRY(reserve(r, BK_MEM_STAGING, p->t.ndim, p->t.shape, &p->t));
       continue;
     }
-    p->host = (bk_buffer){.device = r->device, .size = bk_tensor_bytes(&p->t), .mem_class = BK_MEM_STAGING};
+    p->host = (bk_buffer){
+        .device = r->device, .size = bk_tensor_bytes(&p->t), .mem_class = BK_MEM_STAGING};
     p->t.buffer = &p->host;
   }
   return BK_OK;
@@ -119,24 +132,40 @@ static bk_status walk_mix(bk_residual *r) {
   const bk_mix_acts *a = &r->acts;
   bk_tensor x = r->ports[X].t;
   bk_exec_begin(&r->exec, &r->mix, BK_PHASE_MIX, -1);
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PROJECT, &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj, a->rinv, r->o.norm_eps}));
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS, &(bk_hc_maps_args){
-      .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .pre = a->pre,
-      .post = a->post, .comb = a->comb, .kind = r->o.kind, .n = r->o.streams, .iters = r->o.sinkhorn_iters, .hc_eps = r->o.hc_eps}));
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PROJECT,
+                      &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj,
+                                            a->rinv, r->o.norm_eps}));
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS,
+                      &(bk_hc_maps_args){.proj = a->proj,
+                                         .rinv = a->rinv,
+                                         .scale = r->param[BK_RESIDUAL_SCALE],
+                                         .base = r->param[BK_RESIDUAL_BASE],
+                                         .pre = a->pre,
+                                         .post = a->post,
+                                         .comb = a->comb,
+                                         .kind = r->o.kind,
+                                         .n = r->o.streams,
+                                         .iters = r->o.sinkhorn_iters,
+                                         .hc_eps = r->o.hc_eps}));
   return bk_exec_call(&r->exec, BK_OP_HC_PRE, &(bk_hc_pre_args){x, a->pre, r->ports[H].t});
 }
 
 static bk_status walk_merge(bk_residual *r) {
   bk_exec_begin(&r->exec, &r->merge, BK_PHASE_MERGE, -1);
-  return bk_exec_call(&r->exec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args){
-      r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t});
+  return bk_exec_call(
+      &r->exec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args) {
+        r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t
+      });
 }
 
 static bk_status walk_merge_bwd(bk_residual *r) {
   bk_exec_begin(&r->exec, &r->merge_bwd, BK_PHASE_MERGE_BWD, -1);
-  return bk_exec_call(&r->exec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args){
-      .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb, .dout = r->ports[DOUT].t,
-      .dx = r->ports[DX].t, .df = r->ports[DF].t, .dpost = r->grads.dpost, .dcomb = r->grads.dcomb});
+  return bk_exec_call(
+      &r->exec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args) {
+        .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb,
+        .dout = r->ports[DOUT].t, .dx = r->ports[DX].t, .df = r->ports[DF].t,
+        .dpost = r->grads.dpost, .dcomb = r->grads.dcomb
+      });
 }
 
 static bk_status walk_mix_bwd(bk_residual *r) {
@@ -144,14 +173,33 @@ static bk_status walk_mix_bwd(bk_residual *r) {
   const bk_mix_grads *g = &r->grads;
   bk_tensor x = r->ports[X].t, dx = r->ports[DX].t;
   bk_exec_begin(&r->exec, &r->mix_bwd, BK_PHASE_MIX_BWD, -1);
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PRE_BWD, &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS_BWD, &(bk_hc_maps_bwd_args){
-      .proj = a->proj, .rinv = a->rinv, .scale = r->param[BK_RESIDUAL_SCALE], .base = r->param[BK_RESIDUAL_BASE], .dpre = g->dpre,
-      .dpost = g->dpost, .dcomb = g->dcomb, .dproj = g->dproj, .drinv = g->drinv, .dscale = r->grad[BK_RESIDUAL_SCALE],
-      .dbase = r->grad[BK_RESIDUAL_BASE], .kind = r->o.kind, .n = r->o.streams, .iters = r->o.sinkhorn_iters, .hc_eps = r->o.hc_eps}));
-  return bk_exec_call(&r->exec, BK_OP_HC_PROJECT_BWD, &(bk_hc_project_bwd_args){
-      .x = project_view(r, x), .fn = r->param[BK_RESIDUAL_FN], .rinv = a->rinv, .dproj = g->dproj, .drinv = g->drinv,
-      .dx = project_view(r, dx), .dfn = r->grad[BK_RESIDUAL_FN], .accumulate = true});
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PRE_BWD,
+                      &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
+  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS_BWD,
+                      &(bk_hc_maps_bwd_args){.proj = a->proj,
+                                             .rinv = a->rinv,
+                                             .scale = r->param[BK_RESIDUAL_SCALE],
+                                             .base = r->param[BK_RESIDUAL_BASE],
+                                             .dpre = g->dpre,
+                                             .dpost = g->dpost,
+                                             .dcomb = g->dcomb,
+                                             .dproj = g->dproj,
+                                             .drinv = g->drinv,
+                                             .dscale = r->grad[BK_RESIDUAL_SCALE],
+                                             .dbase = r->grad[BK_RESIDUAL_BASE],
+                                             .kind = r->o.kind,
+                                             .n = r->o.streams,
+                                             .iters = r->o.sinkhorn_iters,
+                                             .hc_eps = r->o.hc_eps}));
+  return bk_exec_call(&r->exec, BK_OP_HC_PROJECT_BWD,
+                      &(bk_hc_project_bwd_args){.x = project_view(r, x),
+                                                .fn = r->param[BK_RESIDUAL_FN],
+                                                .rinv = a->rinv,
+                                                .dproj = g->dproj,
+                                                .drinv = g->drinv,
+                                                .dx = project_view(r, dx),
+                                                .dfn = r->grad[BK_RESIDUAL_FN],
+                                                .accumulate = true});
 }
 
 static bk_status prepare(bk_residual *r) {
@@ -165,13 +213,16 @@ static bk_status prepare(bk_residual *r) {
 
 /* ---- initial values ---- */
 
-static void first_values(const bk_residual *r, bk_residual_param param, double *values, int64_t count) {
+static void first_values(const bk_residual *r, bk_residual_param param, double *values,
+                         int64_t count) {
   char name[48];
   snprintf(name, sizeof name, "sublayers.%d.hc_fn", r->o.sublayer);
   uint64_t stream = bk_hash64(name, strlen(name));
-  if (param == BK_RESIDUAL_BASE) bk_connection_first_base(values, r->o.kind, r->o.streams, r->o.sublayer);
+  if (param == BK_RESIDUAL_BASE)
+    bk_connection_first_base(values, r->o.kind, r->o.streams, r->o.sublayer);
   for (int64_t i = 0; param == BK_RESIDUAL_SCALE && i < count; i++) values[i] = SCALE_START;
-  for (int64_t i = 0; param == BK_RESIDUAL_FN && i < count; i++) values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
+  for (int64_t i = 0; param == BK_RESIDUAL_FN && i < count; i++)
+    values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
 }
 
 static bk_status init_params(bk_residual *r) {
@@ -198,7 +249,8 @@ static bk_status fill(bk_residual *r) {
   return init_params(r);
 }
 
-bk_status bk_residual_create(bk_device *device, const bk_residual_options *options, bk_residual **residual) {
+bk_status bk_residual_create(bk_device *device, const bk_residual_options *options,
+                             bk_residual **residual) {
   bk_residual_options o = *options;
   if (o.sinkhorn_iters == 0) o.sinkhorn_iters = 20;
   if (o.norm_eps == 0) o.norm_eps = 1e-6;
@@ -241,7 +293,8 @@ static bk_status deliver(bk_residual *r, port_id id, float *values) {
   return bk_tensor_download(r->stream, &r->ports[id].t, values);
 }
 
-static bk_status check_stage(const bk_residual *r, stage wanted, const char *call, const char *before) {
+static bk_status check_stage(const bk_residual *r, stage wanted, const char *call,
+                             const char *before) {
   if (r->stage == wanted) return BK_OK;
   return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: %s comes after %s", call, before);
 }

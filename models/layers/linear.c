@@ -1,21 +1,25 @@
 /* Linear layers over GEMM, and the planner's helper: see sublayer.h. */
 #include "models/layers/sublayer.h"
 
-bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape) {
+bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, int ndim,
+                            const int64_t *shape) {
   bk_tensor t = {0};
   if (p->status == BK_OK) p->status = bk_memory_tensor(p->memory, c, dtype, ndim, shape, &t);
   return t;
 }
 
 bk_status bk_linear(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y) {
-  return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){x, bk_tensor_transpose(w->weight, 0, 1), y, 1.0, false});
+  return bk_exec_call(ex, BK_OP_GEMM,
+                      &(bk_gemm_args){x, bk_tensor_transpose(w->weight, 0, 1), y, 1.0, false});
 }
 
-bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx, bool accumulate) {
+bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
+                          bool accumulate) {
   return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});
 }
 
 bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w) {
   bool adds = bk_param_block_adds(w, ex->preparing);
-  return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, adds});
+  return bk_exec_call(ex, BK_OP_GEMM,
+                      &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, adds});
 }

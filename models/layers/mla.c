@@ -1,7 +1,11 @@
-/* Multi-head latent attention, DeepSeek-V3 (arXiv 2412.19437 section 2.1.1; layouts as Hugging Face's DeepseekV3Attention).
- *   q [H,(nope|rope)] = h Wq^T, or rmsnorm(h Wqa^T) Wqb^T;   (c | k_pe) = h Wkva^T;   (k_nope | v) per head = rmsnorm(c) Wkvb^T;
- *   q_pe and k_pe are turned by RoPE, k_pe is shared by all heads;   f = attention(q, (k_nope|k_pe), v) Wo^T.
- * The softmax scale is (nope + rope)^-1/2. The latent norms use eps 1e-6 whatever rms_norm_eps says, as the originals do. */
+/* Multi-head latent attention, DeepSeek-V3 (arXiv 2412.19437 section 2.1.1; layouts as Hugging
+ * Face's DeepseekV3Attention).
+ *   q [H,(nope|rope)] = h Wq^T, or rmsnorm(h Wqa^T) Wqb^T;   (c | k_pe) = h Wkva^T;   (k_nope |
+ *     v) per head = rmsnorm(c) Wkvb^T;
+ *   q_pe and k_pe are turned by RoPE, k_pe is shared by all heads;   f = attention(q,
+ *     (k_nope|k_pe), v) Wo^T.
+ * The softmax scale is (nope + rope)^-1/2. The latent norms use eps 1e-6 whatever rms_norm_eps
+ * says, as the originals do. */
 #include "models/layers/sublayer.h"
 
 #include <math.h>
@@ -9,10 +13,13 @@
 #define LATENT_NORM_EPS 1e-6
 
 static bk_tensor plan_4d(bk_planner *p, bk_memory_class c, int64_t T, int64_t D) {
-  return bk_planner_tensor(p, c, p->st, 4, (int64_t[]){p->batch, T, p->config->num_attention_heads, D});
+  return bk_planner_tensor(p, c, p->st, 4,
+                           (int64_t[]){p->batch, T, p->config->num_attention_heads, D});
 }
 
-static int64_t query_width(const bk_model_config *c) { return c->qk_nope_head_dim + c->qk_rope_head_dim; }
+static int64_t query_width(const bk_model_config *c) {
+  return c->qk_nope_head_dim + c->qk_rope_head_dim;
+}
 
 static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   if (!p->cache_len) return;
@@ -45,7 +52,8 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   a->kv = plan_4d(p, keep, p->seq_len, c->qk_nope_head_dim + c->v_head_dim);
   a->o = plan_4d(p, keep, p->seq_len, c->v_head_dim);
   if (p->backward) {
-    a->lse = bk_planner_tensor(p, keep, p->ct, 3, (int64_t[]){p->batch, c->num_attention_heads, p->seq_len});
+    a->lse = bk_planner_tensor(p, keep, p->ct, 3,
+                               (int64_t[]){p->batch, c->num_attention_heads, p->seq_len});
   }
   plan_cache(p, a);
 }
@@ -78,12 +86,17 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 static bk_tensor rows(bk_tensor t) {
   return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0] * t.shape[1], t.shape[2] * t.shape[3]});
 }
-static bk_tensor nope_part(const bk_sublayer *s, bk_tensor t) { return bk_tensor_slice(t, 3, 0, s->config->qk_nope_head_dim); }
+static bk_tensor nope_part(const bk_sublayer *s, bk_tensor t) {
+  return bk_tensor_slice(t, 3, 0, s->config->qk_nope_head_dim);
+}
 /* What follows the nope part: rope of q and k, v of kv. */
 static bk_tensor tail_part(const bk_sublayer *s, bk_tensor t) {
-  return bk_tensor_slice(t, 3, s->config->qk_nope_head_dim, t.shape[3] - s->config->qk_nope_head_dim);
+  return bk_tensor_slice(t, 3, s->config->qk_nope_head_dim,
+                         t.shape[3] - s->config->qk_nope_head_dim);
 }
-static bk_tensor latent_part(const bk_sublayer *s, bk_tensor kv_a) { return bk_tensor_slice(kv_a, 1, 0, s->config->kv_lora_rank); }
+static bk_tensor latent_part(const bk_sublayer *s, bk_tensor kv_a) {
+  return bk_tensor_slice(kv_a, 1, 0, s->config->kv_lora_rank);
+}
 /* The shared rotary key [B,T,1,rope] in kv_a [N, r+rope]. */
 static bk_tensor key_pe_part(const bk_sublayer *s, bk_tensor kv_a, int64_t seq_len) {
   int64_t rope = s->config->qk_rope_head_dim;
@@ -91,12 +104,15 @@ static bk_tensor key_pe_part(const bk_sublayer *s, bk_tensor kv_a, int64_t seq_l
   return bk_tensor_split(bk_tensor_split(t, 0, seq_len), 2, rope);
 }
 
-static bk_status rope(bk_exec *ex, const bk_sublayer *s, bk_tensor x, bk_tensor past, bk_tensor y, bool inverse) {
+static bk_status rope(bk_exec *ex, const bk_sublayer *s, bk_tensor x, bk_tensor past, bk_tensor y,
+                      bool inverse) {
   return bk_exec_call(ex, BK_OP_ROPE, &(bk_rope_args){x, past, y, s->config->rope_theta, inverse});
 }
 
-static bk_status latent_norm(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y, bk_tensor rstd) {
-  return bk_exec_call(ex, BK_OP_RMSNORM, &(bk_rmsnorm_args){x, w->weight, y, rstd, LATENT_NORM_EPS});
+static bk_status latent_norm(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y,
+                             bk_tensor rstd) {
+  return bk_exec_call(ex, BK_OP_RMSNORM,
+                      &(bk_rmsnorm_args){x, w->weight, y, rstd, LATENT_NORM_EPS});
 }
 
 /* ---- forward ---- */
@@ -112,7 +128,8 @@ static bk_status mla_query(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts 
   return rope(ex, s, q_pe, a->past, q_pe, false);
 }
 
-static bk_status mla_key_value(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a, bk_tensor h) {
+static bk_status mla_key_value(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+                               bk_tensor h) {
   BK_TRY(bk_linear(ex, h, s->mla.kv_a, a->kv_a));
   BK_TRY(latent_norm(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_an, a->kv_rstd));
   BK_TRY(bk_linear(ex, a->kv_an, s->mla.kv_b, rows(a->kv)));
@@ -122,7 +139,11 @@ static bk_status mla_key_value(bk_exec *ex, const bk_sublayer *s, const bk_mla_a
 
 static bk_status mla_attend(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a) {
   bk_tensor v = tail_part(s, a->kv);
-  bk_attention_args args = {.q = a->q, .k = a->k, .v = v, .o = a->o, .lse = a->lse,
+  bk_attention_args args = {.q = a->q,
+                            .k = a->k,
+                            .v = v,
+                            .o = a->o,
+                            .lse = a->lse,
                             .scale = 1.0 / sqrt((double)query_width(s->config))};
   if (bk_tensor_present(&a->k_cache)) {
     BK_TRY(bk_exec_call(ex, BK_OP_CACHE_WRITE, &(bk_cache_write_args){a->k, a->past, a->k_cache}));
@@ -145,17 +166,31 @@ static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *act
 }
 
 /* ---- dgrad ---- */
-static bk_status latent_norm_dgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor rstd, bk_tensor dy, bk_tensor dx) {
-  return bk_exec_call(ex, BK_OP_RMSNORM_BWD, &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
+static bk_status latent_norm_dgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w,
+                                   bk_tensor rstd, bk_tensor dy, bk_tensor dx) {
+  return bk_exec_call(
+      ex, BK_OP_RMSNORM_BWD,
+      &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
 }
 
-static bk_status mla_attend_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a, const bk_mla_scratch *w) {
-  return bk_exec_call(ex, BK_OP_ATTENTION_BWD, &(bk_attention_bwd_args){
-      .q = a->q, .k = a->k, .v = tail_part(s, a->kv), .o = a->o, .lse = a->lse, .dout = w->dout, .dq = w->dq, .dk = w->dk,
-      .dv = tail_part(s, w->dkv), .scale = 1.0 / sqrt((double)query_width(s->config))});
+static bk_status mla_attend_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+                                const bk_mla_scratch *w) {
+  return bk_exec_call(
+      ex, BK_OP_ATTENTION_BWD,
+      &(bk_attention_bwd_args){.q = a->q,
+                               .k = a->k,
+                               .v = tail_part(s, a->kv),
+                               .o = a->o,
+                               .lse = a->lse,
+                               .dout = w->dout,
+                               .dq = w->dq,
+                               .dk = w->dk,
+                               .dv = tail_part(s, w->dkv),
+                               .scale = 1.0 / sqrt((double)query_width(s->config))});
 }
 
-static bk_status mla_query_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a, const bk_mla_scratch *w, bk_tensor dh) {
+static bk_status mla_query_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+                               const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor dq_pe = tail_part(s, w->dq), none = {0};
   BK_TRY(rope(ex, s, dq_pe, none, dq_pe, true));
   if (!s->mla.q_a) return bk_linear_dgrad(ex, rows(w->dq), s->mla.q, dh, false);
@@ -164,12 +199,14 @@ static bk_status mla_query_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_a
   return bk_linear_dgrad(ex, w->dq_a, s->mla.q_a, dh, false);
 }
 
-static bk_status mla_key_value_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a, const bk_mla_scratch *w, bk_tensor dh) {
+static bk_status mla_key_value_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+                                   const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor none = {0};
   BK_TRY(bk_exec_call(ex, BK_OP_COPY, &(bk_copy_args){nope_part(s, w->dk), nope_part(s, w->dkv)}));
   BK_TRY(rope(ex, s, tail_part(s, w->dk), none, key_pe_part(s, w->dkv_a, w->dk.shape[1]), true));
   BK_TRY(bk_linear_dgrad(ex, rows(w->dkv), s->mla.kv_b, w->dkv_an, false));
-  BK_TRY(latent_norm_dgrad(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an, latent_part(s, w->dkv_a)));
+  BK_TRY(latent_norm_dgrad(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an,
+                           latent_part(s, w->dkv_a)));
   return bk_linear_dgrad(ex, w->dkv_a, s->mla.kv_a, dh, true);
 }
 
@@ -184,8 +221,11 @@ static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
 }
 
 /* ---- wgrad ---- */
-static bk_status latent_norm_wgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor rstd, bk_tensor dy) {
-  return bk_exec_call(ex, BK_OP_RMSNORM_BWD, &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
+static bk_status latent_norm_wgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w,
+                                   bk_tensor rstd, bk_tensor dy) {
+  return bk_exec_call(
+      ex, BK_OP_RMSNORM_BWD,
+      &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
 }
 
 static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,

@@ -1,5 +1,6 @@
-/* Dense SwiGLU MLP: f = (silu(h Wg^T) * (h Wu^T)) Wd^T. Gate and up are one product over the stacked block [2I, C].
- * The product of gate and up is not kept: wgrad rebuilds it from gate_up by the same op. */
+/* Dense SwiGLU MLP: f = (silu(h Wg^T) * (h Wu^T)) Wd^T. Gate and up are one product over the
+ * stacked block [2I, C]. The product of gate and up is not kept: wgrad rebuilds it from gate_up
+ * by the same op. */
 #include "models/layers/sublayer.h"
 
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m) {
@@ -11,50 +12,63 @@ bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m) {
 }
 
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m) {
-  return (bk_mlp_scratch){.act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, m->width),
-                          .dgate_up = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, 2 * m->width)};
+  return (bk_mlp_scratch){
+      .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, m->width),
+      .dgate_up = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, 2 * m->width)};
 }
 
 static bk_status mlp_act(bk_exec *ex, const bk_mlp_acts *a, const bk_mlp_scratch *w) {
-  return bk_exec_call(ex, BK_OP_SWIGLU, &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
+  return bk_exec_call(ex, BK_OP_SWIGLU,
+                      &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
-                         bk_tensor f) {
+bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                         const bk_mlp_scratch *w, bk_tensor h, bk_tensor f) {
   BK_TRY(bk_linear(ex, h, m->gate_up, a->gate_up));
   BK_TRY(mlp_act(ex, a, w));
   return bk_linear(ex, w->act, m->down, f);
 }
 
-bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor df,
-                       bk_tensor dh, bool accumulate) {
+bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                       const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate) {
   BK_TRY(bk_linear_dgrad(ex, df, m->down, w->act, false));
-  BK_TRY(bk_exec_call(ex, BK_OP_SWIGLU_BWD, &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
-                                                                  bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
+  BK_TRY(
+      bk_exec_call(ex, BK_OP_SWIGLU_BWD,
+                   &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
+                                         bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
   return bk_linear_dgrad(ex, w->dgate_up, m->gate_up, dh, accumulate);
 }
 
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
-                       bk_tensor df) {
+bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                       const bk_mlp_scratch *w, bk_tensor h, bk_tensor df) {
   BK_TRY(bk_linear_wgrad(ex, w->dgate_up, h, m->gate_up));
   BK_TRY(mlp_act(ex, a, w));
   return bk_linear_wgrad(ex, df, w->act, m->down);
 }
 
 /* ---- the vtable of a dense FFN ---- */
-static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) { a->mlp = bk_mlp_plan_acts(p, &s->mlp); }
-static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) { w->mlp = bk_mlp_plan_forward(p, &s->mlp); }
-static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) { w->mlp = bk_mlp_plan_backward(p, &s->mlp); }
+static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
+  a->mlp = bk_mlp_plan_acts(p, &s->mlp);
+}
+static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
+  w->mlp = bk_mlp_plan_forward(p, &s->mlp);
+}
+static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
+  w->mlp = bk_mlp_plan_backward(p, &s->mlp);
+}
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
+static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a,
+                         const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   return bk_mlp_forward(ex, &s->mlp, &a->mlp, &w->mlp, h, f);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor df, bk_tensor dh) {
+static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
+                       bk_tensor df, bk_tensor dh) {
   return bk_mlp_dgrad(ex, &s->mlp, &a->mlp, &w->mlp, df, dh, false);
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor h, bk_tensor df) {
+static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
+                       bk_tensor h, bk_tensor df) {
   return bk_mlp_wgrad(ex, &s->mlp, &a->mlp, &w->mlp, h, df);
 }
 

@@ -1,7 +1,8 @@
-/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four calls: route (scores, choice, order by expert), dispatch (tokens
- * to their experts), experts, combine (weighted sum, back at the token); dispatch and combine move rows inside the device here.
- * Shared experts are one dense MLP beside them. Of the M = N k rows only gate_up and the outputs y are kept: the permuted input
- * and swiglu's output are rebuilt in wgrad by the same ops. */
+/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four calls: route (scores, choice,
+ * order by expert), dispatch (tokens to their experts), experts, combine (weighted sum, back at
+ * the token); dispatch and combine move rows inside the device here. Shared experts are one
+ * dense MLP beside them. Of the M = N k rows only gate_up and the outputs y are kept: the
+ * permuted input and swiglu's output are rebuilt in wgrad by the same ops. */
 #include "models/layers/sublayer.h"
 
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
@@ -39,7 +40,8 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
       .logits = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->n_routed_experts),
       .x = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
       .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->moe_intermediate_size),
-      .dgate_up = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), 2 * c->moe_intermediate_size),
+      .dgate_up =
+          bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), 2 * c->moe_intermediate_size),
       .dy = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
       .dweights = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->num_experts_per_tok),
   };
@@ -47,34 +49,51 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 }
 
 /* ---- forward ---- */
-static bk_status moe_route(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor h) {
+static bk_status moe_route(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+                           const bk_moe_scratch *w, bk_tensor h) {
   const bk_model_config *c = s->config;
   BK_TRY(bk_linear(ex, h, s->moe.gate, w->logits));
-  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER, &(bk_router_args){
-      .logits = w->logits, .bias = s->moe.bias->weight, .scores = a->scores, .index = a->index, .weights = a->weights,
-      .n_group = (int)c->n_group, .topk_group = (int)c->topk_group, .norm_topk_prob = c->norm_topk_prob,
-      .routed_scaling_factor = c->routed_scaling_factor}));
-  return bk_exec_call(ex, BK_OP_MOE_INDEX, &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
+  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER,
+                      &(bk_router_args){.logits = w->logits,
+                                        .bias = s->moe.bias->weight,
+                                        .scores = a->scores,
+                                        .index = a->index,
+                                        .weights = a->weights,
+                                        .n_group = (int)c->n_group,
+                                        .topk_group = (int)c->topk_group,
+                                        .norm_topk_prob = c->norm_topk_prob,
+                                        .routed_scaling_factor = c->routed_scaling_factor}));
+  return bk_exec_call(ex, BK_OP_MOE_INDEX,
+                      &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
 }
 
-static bk_status moe_dispatch(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor h) {
-  return bk_exec_call(ex, BK_OP_PERMUTE, &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
+static bk_status moe_dispatch(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+                              const bk_moe_scratch *w, bk_tensor h) {
+  return bk_exec_call(ex, BK_OP_PERMUTE,
+                      &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
 }
 
 static bk_status moe_act(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w) {
-  return bk_exec_call(ex, BK_OP_SWIGLU, &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
+  return bk_exec_call(ex, BK_OP_SWIGLU,
+                      &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-static bk_status moe_experts(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w) {
-  bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2), down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
+static bk_status moe_experts(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+                             const bk_moe_scratch *w) {
+  bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2),
+            down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM,
+                      &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
   BK_TRY(moe_act(ex, a, w));
-  return bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
+  return bk_exec_call(ex, BK_OP_GROUPED_GEMM,
+                      &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
 }
 
 /* Adds to what the shared experts left in f. */
 static bk_status moe_combine(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, bk_tensor f) {
-  return bk_exec_call(ex, BK_OP_UNPERMUTE, &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
+  return bk_exec_call(
+      ex, BK_OP_UNPERMUTE,
+      &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
 static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
@@ -83,30 +102,45 @@ static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *act
   const bk_moe_scratch *w = &scratch->moe;
   BK_TRY(moe_route(ex, s, a, w, h));
   BK_TRY(moe_dispatch(ex, s, a, w, h));
-  if (s->moe.shared.gate_up) BK_TRY(bk_mlp_forward(ex, &s->moe.shared, &a->shared, &w->shared, h, f));
+  if (s->moe.shared.gate_up)
+    BK_TRY(bk_mlp_forward(ex, &s->moe.shared, &a->shared, &w->shared, h, f));
   BK_TRY(moe_experts(ex, s, a, w));
   return moe_combine(ex, s, a, f);
 }
 
 /* ---- dgrad: the mirror ---- */
-static bk_status moe_combine_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor df) {
-  return bk_exec_call(ex, BK_OP_UNPERMUTE_BWD, &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
+static bk_status moe_combine_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w,
+                                 bk_tensor df) {
+  return bk_exec_call(ex, BK_OP_UNPERMUTE_BWD,
+                      &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
 }
 
-static bk_status moe_experts_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w) {
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->dy, s->moe.down->weight, a->offsets, w->act}));
-  BK_TRY(bk_exec_call(ex, BK_OP_SWIGLU_BWD, &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
-                                                                  bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
-  return bk_exec_call(ex, BK_OP_GROUPED_GEMM, &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
+static bk_status moe_experts_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+                                 const bk_moe_scratch *w) {
+  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM,
+                      &(bk_grouped_gemm_args){w->dy, s->moe.down->weight, a->offsets, w->act}));
+  BK_TRY(
+      bk_exec_call(ex, BK_OP_SWIGLU_BWD,
+                   &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
+                                         bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
+  return bk_exec_call(
+      ex, BK_OP_GROUPED_GEMM,
+      &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
 }
 
-static bk_status moe_dispatch_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor dh) {
-  return bk_exec_call(ex, BK_OP_UNPERMUTE, &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
+static bk_status moe_dispatch_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w,
+                                  bk_tensor dh) {
+  return bk_exec_call(
+      ex, BK_OP_UNPERMUTE,
+      &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
 }
 
-static bk_status moe_route_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, const bk_moe_scratch *w, bk_tensor dh) {
-  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER_BWD, &(bk_router_bwd_args){a->scores, a->index, w->dweights, w->logits,
-                                                                  s->config->norm_topk_prob, s->config->routed_scaling_factor}));
+static bk_status moe_route_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+                               const bk_moe_scratch *w, bk_tensor dh) {
+  BK_TRY(bk_exec_call(
+      ex, BK_OP_ROUTER_BWD,
+      &(bk_router_bwd_args){a->scores, a->index, w->dweights, w->logits, s->config->norm_topk_prob,
+                            s->config->routed_scaling_factor}));
   return bk_linear_dgrad(ex, w->logits, s->moe.gate, dh, true);
 }
 
@@ -122,9 +156,11 @@ static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
   return bk_mlp_dgrad(ex, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
-static bk_status moe_linear_wgrad(bk_exec *ex, const bk_moe_acts *a, bk_tensor dy, bk_tensor x, bk_param_block *w) {
+static bk_status moe_linear_wgrad(bk_exec *ex, const bk_moe_acts *a, bk_tensor dy, bk_tensor x,
+                                  bk_param_block *w) {
   bool overwrite = !bk_param_block_adds(w, ex->preparing);
-  return bk_exec_call(ex, BK_OP_GROUPED_WGRAD, &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
+  return bk_exec_call(ex, BK_OP_GROUPED_WGRAD,
+                      &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
 }
 
 static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,

@@ -1,7 +1,9 @@
-/* F, the function inside a sublayer, behind one small vtable: f [N,C] from the normed input h [N,C], N = B*T.
- * forward keeps what the backward needs in the slot's activations; dgrad maps df -> dh; wgrad adds parameter gradients and reads
- * only what the slot kept, the same h and df, and what dgrad left in the scratch. dgrad and wgrad are separate calls, because
- * pipeline schedules move wgrad. Shapes are planned before any memory exists: plan reserves tensors, the step only uses them. */
+/* F, the function inside a sublayer, behind one small vtable: f [N,C] from the normed input h
+ * [N,C], N = B*T. forward keeps what the backward needs in the slot's activations; dgrad maps df
+ * -> dh; wgrad adds parameter gradients and reads only what the slot kept, the same h and df,
+ * and what dgrad left in the scratch. dgrad and wgrad are separate calls, because pipeline
+ * schedules move wgrad. Shapes are planned before any memory exists: plan reserves tensors, the
+ * step only uses them. */
 #ifndef BK_SUBLAYER_H
 #define BK_SUBLAYER_H
 
@@ -9,10 +11,10 @@
 
 /* ---- parameters ---- */
 typedef struct bk_mla_params {
-  bk_param_block *q;                 /* [H(nope+rope), C]; NULL with query compression */
-  bk_param_block *q_a, *q_norm, *q_b; /* [rq, C] [rq] [H(nope+rope), rq]; NULL without */
+  bk_param_block *q;                     /* [H(nope+rope), C]; NULL with query compression */
+  bk_param_block *q_a, *q_norm, *q_b;    /* [rq, C] [rq] [H(nope+rope), rq]; NULL without */
   bk_param_block *kv_a, *kv_norm, *kv_b; /* [r+rope, C] [r] [H(nope+v), r] */
-  bk_param_block *o;                 /* [C, H v] */
+  bk_param_block *o;                     /* [C, H v] */
 } bk_mla_params;
 typedef struct bk_mlp_params {
   bk_param_block *gate_up, *down; /* [2I, C] gate rows then up rows; [C, I]. NULL: none */
@@ -22,16 +24,16 @@ typedef struct bk_moe_params {
   bk_param_block *gate, *bias;    /* [E, C] [E] ct */
   bk_param_block *gate_up, *down; /* [E, 2I, C] [E, C, I] */
   bk_mlp_params shared;
-  bk_tensor load;                 /* [E] i32 */
+  bk_tensor load; /* [E] i32 */
 } bk_moe_params;
 
 /* ---- activations kept in a slot ---- */
 typedef struct bk_mla_acts {
-  bk_tensor q_a, q_an, q_rstd;    /* [N,rq] [N,rq] [N]; with query compression */
-  bk_tensor q, k;                 /* [B,T,H,nope+rope], turned */
-  bk_tensor kv_a, kv_an, kv_rstd; /* [N,r+rope] [N,r] [N] */
-  bk_tensor kv;                   /* [B,T,H,nope+v]: v is a view of it */
-  bk_tensor o, lse;               /* [B,T,H,v] [B,H,T] */
+  bk_tensor q_a, q_an, q_rstd;      /* [N,rq] [N,rq] [N]; with query compression */
+  bk_tensor q, k;                   /* [B,T,H,nope+rope], turned */
+  bk_tensor kv_a, kv_an, kv_rstd;   /* [N,r+rope] [N,r] [N] */
+  bk_tensor kv;                     /* [B,T,H,nope+v]: v is a view of it */
+  bk_tensor o, lse;                 /* [B,T,H,v] [B,H,T] */
   bk_tensor k_cache, v_cache, past; /* [B,S,H,nope+rope] [B,S,H,v] i32 [1]; decoding only */
 } bk_mla_acts;
 typedef struct bk_mlp_acts {
@@ -51,20 +53,21 @@ typedef struct bk_f_acts {
   };
 } bk_f_acts;
 
-/* ---- scratch shared by all slots: alive during one forward, or from dgrad to the end of wgrad ---- */
+/* ---- scratch shared by all slots: alive during one forward, or from dgrad to the end of wgrad
+ * ---- */
 typedef struct bk_mla_scratch {
-  bk_tensor dq, dk;           /* as q, k */
+  bk_tensor dq, dk;             /* as q, k */
   bk_tensor dkv, dkv_an, dkv_a; /* as kv, kv_an, kv_a */
-  bk_tensor dq_an, dq_a, dout; /* dout as o */
+  bk_tensor dq_an, dq_a, dout;  /* dout as o */
 } bk_mla_scratch;
 typedef struct bk_mlp_scratch {
   bk_tensor act;      /* [N,I] swiglu's output; in dgrad its gradient; rebuilt in wgrad */
   bk_tensor dgate_up; /* [N,2I] */
 } bk_mlp_scratch;
 typedef struct bk_moe_scratch {
-  bk_tensor logits;      /* [N,E]; in dgrad its gradient */
-  bk_tensor x;           /* [Nk,C] permuted input; in dgrad its gradient; rebuilt in wgrad */
-  bk_tensor act;         /* [Nk,I] as in bk_mlp_scratch */
+  bk_tensor logits; /* [N,E]; in dgrad its gradient */
+  bk_tensor x;      /* [Nk,C] permuted input; in dgrad its gradient; rebuilt in wgrad */
+  bk_tensor act;    /* [Nk,I] as in bk_mlp_scratch */
   bk_tensor dgate_up, dy, dweights; /* [Nk,2I] [Nk,C] [N,k] */
   bk_mlp_scratch shared;
 } bk_moe_scratch;
@@ -89,11 +92,13 @@ typedef struct bk_planner {
   bk_tensor past;
   bk_status status;
 } bk_planner;
-bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, int ndim, const int64_t *shape);
+bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, int ndim,
+                            const int64_t *shape);
 static inline bk_tensor bk_planner_1d(bk_planner *p, bk_memory_class c, bk_dtype dtype, int64_t a) {
   return bk_planner_tensor(p, c, dtype, 1, (int64_t[]){a});
 }
-static inline bk_tensor bk_planner_2d(bk_planner *p, bk_memory_class c, bk_dtype dtype, int64_t a, int64_t b) {
+static inline bk_tensor bk_planner_2d(bk_planner *p, bk_memory_class c, bk_dtype dtype, int64_t a,
+                                      int64_t b) {
   return bk_planner_tensor(p, c, dtype, 2, (int64_t[]){a, b});
 }
 
@@ -103,9 +108,12 @@ typedef struct bk_f_ops {
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   void (*plan_forward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
   void (*plan_backward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
-  bk_status (*forward)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor h, bk_tensor f);
-  bk_status (*dgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor df, bk_tensor dh);
-  bk_status (*wgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w, bk_tensor h, bk_tensor df);
+  bk_status (*forward)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
+                       bk_tensor h, bk_tensor f);
+  bk_status (*dgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
+                     bk_tensor df, bk_tensor dh);
+  bk_status (*wgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
+                     bk_tensor h, bk_tensor df);
 } bk_f_ops;
 
 struct bk_sublayer {
@@ -127,19 +135,25 @@ extern const bk_f_ops bk_mla_ops, bk_mlp_ops, bk_moe_ops;
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m);
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
-                         bk_tensor f);
-bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor df,
-                       bk_tensor dh, bool accumulate);
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a, const bk_mlp_scratch *w, bk_tensor h,
-                       bk_tensor df);
+bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                         const bk_mlp_scratch *w, bk_tensor h, bk_tensor f);
+bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                       const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate);
+bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+                       const bk_mlp_scratch *w, bk_tensor h, bk_tensor df);
 /* Gate and up halves of [M,2I]. */
-static inline bk_tensor bk_gate_half(bk_tensor t) { return bk_tensor_slice(t, 1, 0, t.shape[1] / 2); }
-static inline bk_tensor bk_up_half(bk_tensor t) { return bk_tensor_slice(t, 1, t.shape[1] / 2, t.shape[1] / 2); }
+static inline bk_tensor bk_gate_half(bk_tensor t) {
+  return bk_tensor_slice(t, 1, 0, t.shape[1] / 2);
+}
+static inline bk_tensor bk_up_half(bk_tensor t) {
+  return bk_tensor_slice(t, 1, t.shape[1] / 2, t.shape[1] / 2);
+}
 
 /* ---- linear.c: y = x W^T with W [out, in]; all tensors 2-D ---- */
 bk_status bk_linear(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y);
-bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx, bool accumulate);
-bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w); /* see bk_param_block_adds */
+bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
+                          bool accumulate);
+/* see bk_param_block_adds */
+bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w);
 
 #endif

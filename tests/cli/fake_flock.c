@@ -1,6 +1,7 @@
-/* Stands before the C library's flock (LD_PRELOAD), for file systems and moments that this machine does not have. BK_FAKE_FLOCK: "granted" gives
- * every lock to everybody; "meanwhile" first does what BK_FAKE_COMMAND says, then locks as ever; a number is the errno value that every call fails
- * with. Without it the library is not in force. */
+/* Stands before the C library's flock (LD_PRELOAD), for file systems and moments that this
+ * machine does not have. BK_FAKE_FLOCK: "granted" gives every lock to everybody; "meanwhile"
+ * first does what BK_FAKE_COMMAND says, then locks as ever; a number is the errno value that
+ * every call fails with. Without it the library is not in force. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

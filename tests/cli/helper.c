@@ -1,13 +1,18 @@
 /* What the shell tests of the command cannot do themselves:
- *   helper json FILE [PATH]        the value at PATH (keys, array indexes, # for a size, KEY=VALUE to find an object in an
- *                                  array; separated by /), or, without PATH, whether FILE holds exactly one JSON value
- *   helper tokens OUT NAME DTYPE SHAPE VALUE... [, NAME ...]   a safetensors file; SHAPE is 2x3, DTYPE i32 or i64 or fp32
+ *   helper json FILE [PATH]        the value at PATH (keys, array indexes, # for a size,
+ *                                  KEY=VALUE to find an object in an
+ *                                  array; separated by /), or, without PATH, whether FILE holds
+ *                                  exactly one JSON value
+ *   helper tokens OUT NAME DTYPE SHAPE VALUE... [, NAME ...]   a safetensors file; SHAPE is 2x3,
+ *     DTYPE i32 or i64 or fp32
  *   helper tensor FILE NAME        dtype and shape of a tensor, "fp32 2x3"
  *   helper values FILE NAME        its values, one a line
  *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
- *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a sanitizer, with memory of its own)
- *   helper hangup COMMAND...       becomes it, with SIGHUP as it is by default, whatever the caller does with it
+ *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a
+ *                                  sanitizer, with memory of its own)
+ *   helper hangup COMMAND...       becomes it, with SIGHUP as it is by default, whatever the
+ *                                  caller does with it
  * Exit status 0, or 1 with a message. */
 #include <jansson.h>
 #include <signal.h>
@@ -50,7 +55,8 @@ static const json_t *find_object(const json_t *array, const char *key, const cha
 static const json_t *descend(const json_t *at, char *part, json_t *scratch) {
   char *equals = strchr(part, '=');
   if (strcmp(part, "#") == 0) {
-    json_integer_set(scratch, (json_int_t)(json_is_array(at) ? json_array_size(at) : json_object_size(at)));
+    json_integer_set(scratch,
+                     (json_int_t)(json_is_array(at) ? json_array_size(at) : json_object_size(at)));
     return scratch;
   }
   if (json_is_object(at)) return json_object_get(at, part);
@@ -61,13 +67,16 @@ static const json_t *descend(const json_t *at, char *part, json_t *scratch) {
 
 static int run_json(const char *path, char *query) {
   json_error_t error;
-  json_t *root = json_load_file(path, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &error), *scratch = json_integer(0);
+  json_t *root = json_load_file(path, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &error),
+         *scratch = json_integer(0);
   const json_t *at = root;
   if (!root) return fprintf(stderr, "helper: %s:%d: %s\n", path, error.line, error.text), 1;
-  for (char *part = query ? strtok(query, "/") : NULL; part && at; part = strtok(NULL, "/")) at = descend(at, part, scratch);
+  for (char *part = query ? strtok(query, "/") : NULL; part && at; part = strtok(NULL, "/"))
+    at = descend(at, part, scratch);
   if (!at) fprintf(stderr, "helper: %s: nothing there\n", path);
   else if (query && json_is_string(at)) puts(json_string_value(at));
-  else if (query) json_dumpf(at, stdout, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(17)), putchar('\n');
+  else if (query)
+    json_dumpf(at, stdout, JSON_ENCODE_ANY | JSON_COMPACT | JSON_REAL_PRECISION(17)), putchar('\n');
   int rc = !at;
   json_decref(scratch);
   json_decref(root);
@@ -139,12 +148,15 @@ static bk_status run_tensor(bk_context *ctx, const char *path, const char *name,
   if (!e) fprintf(stderr, "helper: %s: no tensor %s\n", path, name);
   else if (values) status = print_values(r, e);
   else
-    for (int d = 0; d < e->ndim; d++) printf("%s%s%lld%s", d ? "x" : bk_dtype_name(e->dtype), d ? "" : " ", (long long)e->shape[d], d + 1 < e->ndim ? "" : "\n");
+    for (int d = 0; d < e->ndim; d++)
+      printf("%s%s%lld%s", d ? "x" : bk_dtype_name(e->dtype), d ? "" : " ", (long long)e->shape[d],
+             d + 1 < e->ndim ? "" : "\n");
   bk_st_close(r);
   return status;
 }
 
-static bk_status copy_tensor(bk_context *ctx, bk_st_reader *r, bk_st_writer *w, const bk_st_entry *e) {
+static bk_status copy_tensor(bk_context *ctx, bk_st_reader *r, bk_st_writer *w,
+                             const bk_st_entry *e) {
   size_t bytes = (size_t)(e->end - e->begin);
   void *data = bk_alloc(ctx, bytes);
   bk_status status = data ? bk_st_read(r, e, data, bytes) : BK_ERR_MEMORY;
@@ -154,7 +166,8 @@ static bk_status copy_tensor(bk_context *ctx, bk_st_reader *r, bk_st_writer *w, 
 }
 
 /* Every n-th tensor from the shard's on. */
-static bk_status write_shard(bk_context *ctx, bk_st_reader *r, const char *path, int shard, int n, FILE *index) {
+static bk_status write_shard(bk_context *ctx, bk_st_reader *r, const char *path, int shard, int n,
+                             FILE *index) {
   bk_st_writer *w = NULL;
   BK_TRY(bk_st_create(ctx, path, &w));
   bk_status status = BK_OK;
@@ -163,7 +176,8 @@ static bk_status write_shard(bk_context *ctx, bk_st_reader *r, const char *path,
     fprintf(index, "%s\"%s\": \"%s\"", i ? ", " : "", e->name, strrchr(path, '/') + 1);
     status = bk_st_add(w, e->name, e->dtype, e->ndim, e->shape);
   }
-  for (int i = shard; i < bk_st_count(r) && status == BK_OK; i += n) status = copy_tensor(ctx, r, w, bk_st_get(r, i));
+  for (int i = shard; i < bk_st_count(r) && status == BK_OK; i += n)
+    status = copy_tensor(ctx, r, w, bk_st_get(r, i));
   if (status == BK_OK) status = bk_st_finish(w);
   if (status != BK_OK) bk_st_abandon(w);
   return status;
@@ -209,8 +223,10 @@ static int run_peak(char **command) {
     execvp(command[0], command);
     _exit(127);
   }
-  if (pid < 0 || waitpid(pid, &state, 0) != pid || getrusage(RUSAGE_CHILDREN, &usage) != 0) return perror("helper: peak"), 1;
-  if (!WIFEXITED(state) || WEXITSTATUS(state) != 0) return fprintf(stderr, "helper: %s failed\n", command[0]), 1;
+  if (pid < 0 || waitpid(pid, &state, 0) != pid || getrusage(RUSAGE_CHILDREN, &usage) != 0)
+    return perror("helper: peak"), 1;
+  if (!WIFEXITED(state) || WEXITSTATUS(state) != 0)
+    return fprintf(stderr, "helper: %s failed\n", command[0]), 1;
   printf("%lld\n", (long long)usage.ru_maxrss * 1024); /* kilobytes, on Linux */
   return 0;
 }
@@ -228,7 +244,8 @@ int main(int argc, char **argv) {
   if (strcmp(argv[1], "json") == 0) return run_json(argv[2], argc > 3 ? argv[3] : NULL);
   if (strcmp(argv[1], "peak") == 0) return run_peak(argv + 2);
   if (strcmp(argv[1], "hangup") == 0) return run_hangup(argv + 2);
-  if (strcmp(argv[1], "bin") == 0) return argc < 4 ? 1 : run_bin(argv[2], atoi(argv[3]), argc - 4, argv + 4);
+  if (strcmp(argv[1], "bin") == 0)
+    return argc < 4 ? 1 : run_bin(argv[2], atoi(argv[3]), argc - 4, argv + 4);
   if (bk_context_create(&options, &ctx) != BK_OK) return 1;
   bk_status status = BK_ERR_ARGUMENT;
   if (strcmp(argv[1], "tokens") == 0) status = run_tokens(ctx, argv[2], argc - 3, argv + 3);

@@ -1,5 +1,5 @@
-/* What the unit tests of the cuda backend on the host share: the module's folder is set before the registry is initialised, and tensors
- * go to and from the device. */
+/* What the unit tests of the cuda backend on the host share: the module's folder is set before
+ * the registry is initialised, and tensors go to and from the device. */
 #ifndef BK_TESTS_CUDA_UNIT_H
 #define BK_TESTS_CUDA_UNIT_H
 
@@ -27,8 +27,9 @@ static BK_UNUSED bool cuda_find_module(void) {
 
 /* Faults of other tests that ran in this process are switched off. */
 static BK_UNUSED void cuda_registry(void) {
-  static const char *const names[] = {"BK_CUDA_DRIVER", "BK_CUDA_DEVICES", "BK_CUDA_MEMORY",
-                                      "BK_CUDA_FAULT",  "BK_CUDA_CAPTURE", "BK_CUDA_GRAPH", "BIRKHOFF_CUDA_SYNC"};
+  static const char *const names[] = {"BK_CUDA_DRIVER",    "BK_CUDA_DEVICES", "BK_CUDA_MEMORY",
+                                      "BK_CUDA_FAULT",     "BK_CUDA_CAPTURE", "BK_CUDA_GRAPH",
+                                      "BIRKHOFF_CUDA_SYNC"};
   for (size_t i = 0; i < BK_COUNT(names); i++) ck_assert_int_eq(unsetenv(names[i]), 0);
   unit_open();
   ck_assert_int_eq(bk_registry_init(ctx), BK_OK);

@@ -12,17 +12,23 @@ bk_emu_state bk_emu;
 
 namespace {
 
-constexpr size_t stack_bytes = 256u << 10, stack_stride = stack_bytes + 64 * 37; /* tops of stacks in different cache sets */
+/* tops of stacks in different cache sets */
+constexpr size_t stack_bytes = 256u << 10, stack_stride = stack_bytes + 64 * 37;
 constexpr int max_threads = 1024;
 constexpr int entry_bytes = 64;
 
 /* ---- switching ---- */
 #if defined(__x86_64__)
 extern "C" void bk_emu_switch(void **save, void *to);
-asm(".text\n.globl bk_emu_switch\n.hidden bk_emu_switch\n.type bk_emu_switch,@function\nbk_emu_switch:\n"
-    " push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp,(%rdi)\n mov %rsi,%rsp\n"
-    " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n.size bk_emu_switch,.-bk_emu_switch\n");
-struct context { void *sp; };
+asm(".text\n.globl bk_emu_switch\n.hidden bk_emu_switch\n.type "
+    "bk_emu_switch,@function\nbk_emu_switch:\n"
+    " push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n mov %rsp,(%rdi)\n "
+    "mov %rsi,%rsp\n"
+    " pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret\n.size "
+    "bk_emu_switch,.-bk_emu_switch\n");
+struct context {
+  void *sp;
+};
 void context_make(context &c, unsigned char *top, void (*entry)()) {
   void **s = reinterpret_cast<void **>(top);
   *--s = nullptr; /* keeps the stack aligned as after a call */
@@ -33,7 +39,9 @@ void context_make(context &c, unsigned char *top, void (*entry)()) {
 void context_switch(context &from, context &to) { bk_emu_switch(&from.sp, to.sp); }
 #else
 #include <ucontext.h>
-struct context { ucontext_t u; };
+struct context {
+  ucontext_t u;
+};
 void context_make(context &c, unsigned char *top, void (*entry)()) {
   getcontext(&c.u);
   c.u.uc_stack.ss_sp = top - stack_bytes;
@@ -45,8 +53,16 @@ void context_switch(context &from, context &to) { swapcontext(&from.u, &to.u); }
 #endif
 
 /* ---- meeting points ---- */
-struct meeting { unsigned mask; int arrived; unsigned generation; };
-struct async_copy { void *to; const void *from; int bytes, valid; };
+struct meeting {
+  unsigned mask;
+  int arrived;
+  unsigned generation;
+};
+struct async_copy {
+  void *to;
+  const void *from;
+  int bytes, valid;
+};
 
 struct fibre {
   context at;
@@ -70,7 +86,8 @@ meeting block_meeting, warpgroup_meetings[max_threads / 128];
 int block_count;
 context scheduler;
 int current, threads, alive;
-uint64_t moved; /* arrivals and ends: what a scheduling round without any of them is, is a deadlock */
+/* arrivals and ends: what a scheduling round without any of them is, is a deadlock */
+uint64_t moved;
 unsigned char *stacks;
 const std::function<void()> *body;
 const char *kernel_name;
@@ -102,7 +119,8 @@ void entry() {
   (*body)();
   fibre &f = fibres[current];
   for (auto &group : f.groups)
-    if (!group.empty()) bk_emu_die(kernel_name, "a thread ended with asynchronous copies that nobody waited for");
+    if (!group.empty())
+      bk_emu_die(kernel_name, "a thread ended with asynchronous copies that nobody waited for");
   bk_emu_wgmma_end_thread();
   f.done = true;
   alive--;
@@ -122,7 +140,8 @@ uint64_t random_next() {
 /* Order of a scheduling round: ascending for seed 0, else a new permutation each time. */
 void make_order(std::vector<int> &order) {
   for (int i = 0; i < threads; i++) order[(size_t)i] = i;
-  for (int i = threads - 1; random_state && i > 0; i--) std::swap(order[(size_t)i], order[random_next() % (unsigned)(i + 1)]);
+  for (int i = threads - 1; random_state && i > 0; i--)
+    std::swap(order[(size_t)i], order[random_next() % (unsigned)(i + 1)]);
 }
 
 void start_block() {
@@ -155,7 +174,9 @@ void run_block(std::vector<int> &order) {
       bk_emu.lane_id = i;
       context_switch(scheduler, fibres[i].at);
     }
-    if (moved == before) bk_emu_die(kernel_name, "deadlock: not every thread comes to the barrier at which the others wait");
+    if (moved == before)
+      bk_emu_die(kernel_name,
+                 "deadlock: not every thread comes to the barrier at which the others wait");
   }
 }
 
@@ -174,20 +195,20 @@ meeting &meeting_of(warp &w, unsigned mask) {
   return w.meetings[w.n_meetings++];
 }
 
-}  // namespace
+} // namespace
 
 void bk_emu_die(const char *kernel, const char *what) {
-  fprintf(stderr, "cuda-on-host: kernel %s, block %u,%u,%u: %s\n", kernel, bk_emu.block.x, bk_emu.block.y, bk_emu.block.z, what);
+  fprintf(stderr, "cuda-on-host: kernel %s, block %u,%u,%u: %s\n", kernel, bk_emu.block.x,
+          bk_emu.block.y, bk_emu.block.z, what);
   abort();
 }
 
-void bk_emu_sync_block() {
-  meet(block_meeting, alive);
-}
+void bk_emu_sync_block() { meet(block_meeting, alive); }
 
 void bk_emu_sync_warp(unsigned mask) {
   mask &= existing_lanes();
-  if (!(mask >> (current % 32) & 1)) bk_emu_die(kernel_name, "a thread is not in the mask that it gives");
+  if (!(mask >> (current % 32) & 1))
+    bk_emu_die(kernel_name, "a thread is not in the mask that it gives");
   meet(meeting_of(my_warp(), mask), __builtin_popcount(mask));
 }
 
@@ -203,13 +224,15 @@ bool bk_emu_is_shared(const void *p, int bytes) {
 }
 
 uint32_t bk_emu_shared_address(const void *p) {
-  if (!bk_emu_is_shared(p, 1)) bk_emu_die(kernel_name, "an address is not in dynamic shared memory");
+  if (!bk_emu_is_shared(p, 1))
+    bk_emu_die(kernel_name, "an address is not in dynamic shared memory");
   return bk_emu_shared_base + (uint32_t)(static_cast<const unsigned char *>(p) - bk_emu.shared);
 }
 
 unsigned char *bk_emu_shared_at(uint32_t address, int bytes) {
   unsigned char *at = bk_emu.shared + ((int64_t)address - bk_emu_shared_base);
-  if (!bk_emu_is_shared(at, bytes)) bk_emu_die(kernel_name, "a shared memory address lies outside of dynamic shared memory");
+  if (!bk_emu_is_shared(at, bytes))
+    bk_emu_die(kernel_name, "a shared memory address lies outside of dynamic shared memory");
   return at;
 }
 
@@ -237,9 +260,11 @@ int bk_emu_count_block(bool set) {
 }
 
 void bk_emu_async_copy(void *shared, const void *global, int bytes, int valid) {
-  if (reinterpret_cast<uintptr_t>(shared) % (unsigned)bytes || reinterpret_cast<uintptr_t>(global) % (unsigned)bytes)
+  if (reinterpret_cast<uintptr_t>(shared) % (unsigned)bytes ||
+      reinterpret_cast<uintptr_t>(global) % (unsigned)bytes)
     bk_emu_die(kernel_name, "an asynchronous copy is not aligned to its size");
-  if (bk_emu_is_shared(shared, bytes)) bk_emu_wgmma_copy_begins(bk_emu_shared_address(shared), bytes);
+  if (bk_emu_is_shared(shared, bytes))
+    bk_emu_wgmma_copy_begins(bk_emu_shared_address(shared), bytes);
   auto &groups = fibres[current].groups;
   if (groups.empty()) groups.emplace_back();
   groups.back().push_back(async_copy{shared, global, bytes, valid});
@@ -258,17 +283,20 @@ void bk_emu_async_wait(int keep) {
     for (const async_copy &c : groups[0]) {
       memset(c.to, 0, (size_t)c.bytes);
       if (c.valid > 0) memcpy(c.to, c.from, (size_t)c.valid);
-      if (bk_emu_is_shared(c.to, c.bytes)) bk_emu_wgmma_copied(bk_emu_shared_address(c.to), c.bytes);
+      if (bk_emu_is_shared(c.to, c.bytes))
+        bk_emu_wgmma_copied(bk_emu_shared_address(c.to), c.bytes);
     }
     groups.erase(groups.begin());
   }
 }
 
-void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()> &run) {
+void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared,
+                     const std::function<void()> &run) {
   static std::vector<unsigned char> memory;
   std::vector<int> order((size_t)block.x * block.y * block.z);
   if (!stacks) {
-    void *made = mmap(nullptr, stack_stride * (max_threads + 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *made = mmap(nullptr, stack_stride * (max_threads + 1), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made == MAP_FAILED) bk_emu_die(kernel, "no memory for stacks");
     stacks = static_cast<unsigned char *>(made);
   }
@@ -279,12 +307,15 @@ void bk_emu_run_grid(const char *kernel, dim3 grid, dim3 block, size_t shared, c
   bk_emu.grid_dim = grid;
   bk_emu.block_dim = block;
   memory.assign(shared + 2048, 0xff); /* not a number in every float format */
-  bk_emu.shared = reinterpret_cast<unsigned char *>((reinterpret_cast<uintptr_t>(memory.data()) + 1023) & ~uintptr_t(1023)) + bk_emu_shared_base;
+  bk_emu.shared = reinterpret_cast<unsigned char *>(
+                      (reinterpret_cast<uintptr_t>(memory.data()) + 1023) & ~uintptr_t(1023)) +
+                  bk_emu_shared_base;
   bk_emu.shared_bytes = shared;
   const uint64_t plane = (uint64_t)grid.x * grid.y, blocks = plane * grid.z;
   for (uint64_t i = 0; i < blocks; i++) { /* odd seeds: the last block first */
     const uint64_t id = bk_emu_seed() & 1 ? blocks - 1 - i : i;
-    bk_emu.block.x = (unsigned)(id % grid.x), bk_emu.block.y = (unsigned)(id % plane / grid.x), bk_emu.block.z = (unsigned)(id / plane);
+    bk_emu.block.x = (unsigned)(id % grid.x), bk_emu.block.y = (unsigned)(id % plane / grid.x),
+    bk_emu.block.z = (unsigned)(id / plane);
     if (shared) memset(bk_emu.shared, 0xff, shared);
     run_block(order);
   }

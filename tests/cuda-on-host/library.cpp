@@ -1,4 +1,5 @@
-/* In the place of backends/cuda/library.c: the libraries are stand-ins that are linked in (blaslt.cpp). */
+/* In the place of backends/cuda/library.c: the libraries are stand-ins that are linked in
+ * (blaslt.cpp). */
 #include <cublasLt.h>
 
 #include <cstdlib>
@@ -8,18 +9,32 @@
 
 namespace {
 
-struct entry { const char *name; void *function; };
-#define ENTRY(name) {#name, reinterpret_cast<void *>(name)}
-const entry blaslt[] = {
-  ENTRY(cublasLtCreate), ENTRY(cublasLtDestroy), ENTRY(cublasLtGetVersion), ENTRY(cublasLtGetStatusString),
-  ENTRY(cublasLtMatmul), ENTRY(cublasLtMatmulAlgoGetHeuristic),
-  ENTRY(cublasLtMatmulDescCreate), ENTRY(cublasLtMatmulDescDestroy), ENTRY(cublasLtMatmulDescSetAttribute),
-  ENTRY(cublasLtMatrixLayoutCreate), ENTRY(cublasLtMatrixLayoutDestroy), ENTRY(cublasLtMatrixLayoutSetAttribute),
-  ENTRY(cublasLtMatmulPreferenceCreate), ENTRY(cublasLtMatmulPreferenceDestroy), ENTRY(cublasLtMatmulPreferenceSetAttribute),
-  {nullptr, nullptr}};
+struct entry {
+  const char *name;
+  void *function;
+};
+#define ENTRY(name) \
+  { #name, reinterpret_cast < void *>(name) }
+const entry blaslt[] = {ENTRY(cublasLtCreate),
+                        ENTRY(cublasLtDestroy),
+                        ENTRY(cublasLtGetVersion),
+                        ENTRY(cublasLtGetStatusString),
+                        ENTRY(cublasLtMatmul),
+                        ENTRY(cublasLtMatmulAlgoGetHeuristic),
+                        ENTRY(cublasLtMatmulDescCreate),
+                        ENTRY(cublasLtMatmulDescDestroy),
+                        ENTRY(cublasLtMatmulDescSetAttribute),
+                        ENTRY(cublasLtMatrixLayoutCreate),
+                        ENTRY(cublasLtMatrixLayoutDestroy),
+                        ENTRY(cublasLtMatrixLayoutSetAttribute),
+                        ENTRY(cublasLtMatmulPreferenceCreate),
+                        ENTRY(cublasLtMatmulPreferenceDestroy),
+                        ENTRY(cublasLtMatmulPreferenceSetAttribute),
+                        {nullptr, nullptr}};
 
 cublasStatus_t no_handle(cublasLtHandle_t *) { return CUBLAS_STATUS_NOT_INITIALIZED; }
-const entry stale[] = {{"cublasLtCreate", reinterpret_cast<void *>(no_handle)}}; /* what it has not, the other one has */
+/* what it has not, the other one has */
+const entry stale[] = {{"cublasLtCreate", reinterpret_cast<void *>(no_handle)}};
 
 bool blaslt_is(const char *kind) {
   const char *text = getenv("BK_CUDA_BLASLT");

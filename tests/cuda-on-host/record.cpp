@@ -1,14 +1,22 @@
-/* Writes down what is launched, for tests/cuda/prove: BK_CUDA_RECORD=FILE gets a line of JSON for each launch, in the order in which they run.
- *   {"launch":"_Z...", "grid":[x,y,z], "block":[x,y,z], "shared":BYTES, "parameters":["HEX",...], "pointers":[...], "apart":true}
- * parameters are the bytes of the kernel's arguments; pointers are the addresses of device memory in them:
- *   {"at":[[parameter,offset],...], "address":N, "allocation":[address,bytes], "written":[first,end], "bytes":"HEX"}
+/* Writes down what is launched, for tests/cuda/prove: BK_CUDA_RECORD=FILE gets a line of JSON
+ * for each launch, in the order in which they run.
+ *   {"launch":"_Z...", "grid":[x,y,z], "block":[x,y,z], "shared":BYTES,
+ *   "parameters":["HEX",...], "pointers":[...], "apart":true}
+ * parameters are the bytes of the kernel's arguments; pointers are the addresses of device
+ * memory in them:
+ *   {"at":[[parameter,offset],...], "address":N, "allocation":[address,bytes],
+ *   "written":[first,end], "bytes":"HEX"}
  *
- * A proof takes memory behind different pointers for different memory. Whether that is so is tried here: before the launch runs as it is, it
- * runs with a copy of the whole allocation for each address among its arguments; then again, with other bytes wherever another of its pointers has written.
- * "apart" says that no byte was changed through two of them, that both runs wrote the same, and that this, put together, is what the launch itself leaves
- * in memory: for these data nothing that is read through one address is written through another, before or after. "written" is what changed
- * through that address, in bytes of the allocation; null where nothing did. A byte that is written with the value that it has counts as not written. "bytes" are
- * the first of what is there before the launch: tables of integers that decide what a kernel does. */
+ * A proof takes memory behind different pointers for different memory. Whether that is so is
+ * tried here: before the launch runs as it is, it runs with a copy of the whole allocation for
+ * each address among its arguments; then again, with other bytes wherever another of its
+ * pointers has written. "apart" says that no byte was changed through two of them, that both
+ * runs wrote the same, and that this, put together, is what the launch itself leaves in memory:
+ * for these data nothing that is read through one address is written through another, before or
+ * after. "written" is what changed through that address, in bytes of the allocation; null where
+ * nothing did. A byte that is written with the value that it has counts as not written. "bytes"
+ * are the first of what is there before the launch: tables of integers that decide what a kernel
+ * does. */
 #include "tests/cuda-on-host/emu.h"
 
 #include <fcntl.h>
@@ -23,7 +31,9 @@ namespace {
 
 constexpr size_t bytes_shown = 4096;
 
-struct place { size_t parameter, offset; };
+struct place {
+  size_t parameter, offset;
+};
 
 /* An address among the arguments. */
 struct pointer {
@@ -46,7 +56,8 @@ unsigned char *read_address(const bk_emu_parameter &p, size_t offset) {
 pointers find_pointers(const bk_emu_call &call) {
   pointers all;
   for (size_t i = 0; i < call.parameters.size(); i++)
-    for (size_t offset = 0; offset + sizeof(void *) <= call.parameters[i].size; offset += sizeof(void *)) {
+    for (size_t offset = 0; offset + sizeof(void *) <= call.parameters[i].size;
+         offset += sizeof(void *)) {
       unsigned char *address = read_address(call.parameters[i], offset);
       const bk_emu_memory memory = bk_emu_allocation(address);
       if (!memory.at) continue;
@@ -59,7 +70,8 @@ pointers find_pointers(const bk_emu_call &call) {
 }
 
 void point_to(const bk_emu_call &call, const pointer &p, unsigned char *address) {
-  for (const place &at : p.at) memcpy(call.parameters[at.parameter].bytes + at.offset, &address, sizeof address);
+  for (const place &at : p.at)
+    memcpy(call.parameters[at.parameter].bytes + at.offset, &address, sizeof address);
 }
 
 void separate(const bk_emu_call &call, pointer &p, const std::vector<unsigned char> &bytes) {
@@ -75,11 +87,16 @@ void join(const bk_emu_call &call, pointer &p) {
   p.copy = nullptr;
 }
 
-/* An allocation as the launch should leave it, and through which pointer each byte of it changed. */
-struct outcome { std::vector<unsigned char> bytes; std::vector<const pointer *> owner; };
+/* An allocation as the launch should leave it, and through which pointer each byte of it
+ * changed. */
+struct outcome {
+  std::vector<unsigned char> bytes;
+  std::vector<const pointer *> owner;
+};
 typedef std::map<unsigned char *, outcome> outcomes;
 
-/* Takes what changed through the pointer over; false where a byte has changed through another one too. */
+/* Takes what changed through the pointer over; false where a byte has changed through another
+ * one too. */
 bool merge(pointer &p, outcome &o) {
   bool apart = true;
   p.first = p.end = 0;
@@ -96,7 +113,8 @@ bool merge(pointer &p, outcome &o) {
 }
 
 /* The launch with every address in memory of its own. */
-bool run_apart(const std::function<void()> &run, const bk_emu_call &call, pointers &all, outcomes &expected) {
+bool run_apart(const std::function<void()> &run, const bk_emu_call &call, pointers &all,
+               outcomes &expected) {
   bool apart = true;
   for (auto &p : all) separate(call, p.second, p.second.before);
   run();
@@ -121,9 +139,11 @@ bool same_again(const pointer &p, const outcome &o) {
 }
 
 /* The same with disturbed memory: what is written must not depend on it. */
-bool run_disturbed(const std::function<void()> &run, const bk_emu_call &call, pointers &all, const outcomes &expected) {
+bool run_disturbed(const std::function<void()> &run, const bk_emu_call &call, pointers &all,
+                   const outcomes &expected) {
   bool same = true;
-  for (auto &p : all) separate(call, p.second, disturbed(p.second, expected.at(p.second.allocation.at)));
+  for (auto &p : all)
+    separate(call, p.second, disturbed(p.second, expected.at(p.second.allocation.at)));
   run();
   for (auto &p : all) same = same_again(p.second, expected.at(p.second.allocation.at)) && same;
   for (auto &p : all) join(call, p.second);
@@ -137,7 +157,9 @@ bool as_expected(const outcomes &expected) {
 }
 
 std::string number(uintmax_t n) { return std::to_string(n); }
-std::string triple(dim3 d) { return "[" + number(d.x) + "," + number(d.y) + "," + number(d.z) + "]"; }
+std::string triple(dim3 d) {
+  return "[" + number(d.x) + "," + number(d.y) + "," + number(d.z) + "]";
+}
 
 std::string hex(const unsigned char *bytes, size_t size) {
   static const char digits[] = "0123456789abcdef";
@@ -148,18 +170,26 @@ std::string hex(const unsigned char *bytes, size_t size) {
 
 std::string describe(const pointer &p) {
   std::string text = "{\"at\":[";
-  for (const place &at : p.at) text += (text.back() == '[' ? "[" : ",[") + number(at.parameter) + "," + number(at.offset) + "]";
-  text += "],\"address\":" + number((uintptr_t)p.address) + ",\"allocation\":[" + number((uintptr_t)p.allocation.at) + "," + number(p.allocation.bytes) + "],\"written\":";
+  for (const place &at : p.at)
+    text +=
+        (text.back() == '[' ? "[" : ",[") + number(at.parameter) + "," + number(at.offset) + "]";
+  text += "],\"address\":" + number((uintptr_t)p.address) + ",\"allocation\":[" +
+          number((uintptr_t)p.allocation.at) + "," + number(p.allocation.bytes) + "],\"written\":";
   text += p.first == p.end ? "null" : "[" + number(p.first) + "," + number(p.end) + "]";
   const size_t at = (size_t)(p.address - p.allocation.at), left = p.allocation.bytes - at;
-  return text + ",\"bytes\":\"" + hex(p.before.data() + at, left < bytes_shown ? left : bytes_shown) + "\"}";
+  return text + ",\"bytes\":\"" +
+         hex(p.before.data() + at, left < bytes_shown ? left : bytes_shown) + "\"}";
 }
 
-std::string describe(const char *kernel, dim3 grid, dim3 block, size_t shared, const bk_emu_call &call, const pointers &all, bool apart) {
+std::string describe(const char *kernel, dim3 grid, dim3 block, size_t shared,
+                     const bk_emu_call &call, const pointers &all, bool apart) {
   const char *symbol = bk_emu_symbol(call.function);
-  std::string text = "{\"launch\":\"" + (symbol ? std::string("_Z") + symbol : std::string(kernel)) + "\",\"grid\":" + triple(grid) + ",\"block\":" + triple(block) +
+  std::string text = "{\"launch\":\"" +
+                     (symbol ? std::string("_Z") + symbol : std::string(kernel)) +
+                     "\",\"grid\":" + triple(grid) + ",\"block\":" + triple(block) +
                      ",\"shared\":" + number(shared) + ",\"parameters\":[";
-  for (const bk_emu_parameter &p : call.parameters) text += (text.back() == '[' ? "\"" : ",\"") + hex(p.bytes, p.size) + "\"";
+  for (const bk_emu_parameter &p : call.parameters)
+    text += (text.back() == '[' ? "\"" : ",\"") + hex(p.bytes, p.size) + "\"";
   text += "],\"pointers\":[";
   for (const auto &p : all) text += (text.back() == '[' ? "" : ",") + describe(p.second);
   return text + "],\"apart\":" + (apart ? "true" : "false") + "}\n";
@@ -173,9 +203,10 @@ void write_line(const std::string &line) {
   if (!good) bk_emu_die("record", "BK_CUDA_RECORD cannot be written");
 }
 
-}  // namespace
+} // namespace
 
-void bk_emu_record(const char *kernel, dim3 grid, dim3 block, size_t shared, const bk_emu_call &call) {
+void bk_emu_record(const char *kernel, dim3 grid, dim3 block, size_t shared,
+                   const bk_emu_call &call) {
   pointers all = find_pointers(call);
   outcomes expected;
   const auto run = [&] { bk_emu_run_grid(kernel, grid, block, shared, call.run); };

@@ -1,14 +1,19 @@
-/* Stand-in for the CUDA runtime. What is enqueued runs at the next wait, not before: whoever reads a result too early, or lets go of
- * memory too early, is found out. Streams run in turns that a seeded generator decides, held back by the events they wait for alone:
- * a missing wait shows. (A captured graph runs in the order of issue; what is captured has run call by call before.) Faults are made
- * on request, by environment variables that are read when a call needs them:
- *   BK_CUDA_DRIVER   none: no driver; old: one that is too old; nodevice: a driver without devices; ancient: a device of 7.0
+/* Stand-in for the CUDA runtime. What is enqueued runs at the next wait, not before: whoever
+ * reads a result too early, or lets go of memory too early, is found out. Streams run in turns
+ * that a seeded generator decides, held back by the events they wait for alone: a missing wait
+ * shows. (A captured graph runs in the order of issue; what is captured has run call by call
+ * before.) Faults are made on request, by environment variables that are read when a call needs
+ * them:
+ *   BK_CUDA_DRIVER   none: no driver; old: one that is too old; nodevice: a driver without
+ *                    devices; ancient: a device of 7.0
  *   BK_CUDA_DEVICES  number of devices (1)
  *   BK_CUDA_MEMORY   bytes of device memory (16 GiB)
  *   BK_CUDA_FAULT    TEXT: a kernel whose name contains TEXT faults on the device
  *   BK_CUDA_CAPTURE  fail: captures are invalidated at their end
- *   BK_CUDA_CAPABILITY  compute capability of the device, 80, 90 or 100 (80): its limits of shared memory, and what it can do
- *   BK_CUDA_GRAPH    plain: graphs are made without flags only, as before CUDA 11.7; priority: only with priorities of their nodes
+ *   BK_CUDA_CAPABILITY  compute capability of the device, 80, 90 or 100 (80): its limits of
+ *                       shared memory, and what it can do
+ *   BK_CUDA_GRAPH    plain: graphs are made without flags only, as before CUDA 11.7; priority:
+ *                    only with priorities of their nodes
  *   BK_CUDA_RECORD   FILE: every launch is written there (record.cpp)
  *   BK_CUDA_SMS      multiprocessors of the device (4)
  *   BK_CUDA_LARGE_TILES  attention goes by tiles of 128 rows however few there are (attention.cuh)
@@ -25,12 +30,31 @@
 
 typedef std::function<void()> work_fn;
 /* Work, or a wait (no work) until the event has been recorded `ticket` times. */
-struct item { work_fn work; cudaEvent_t event; uint64_t ticket; };
-/* A stream that waits for an event of a capture takes part in it: origin is the stream whose capture that is. */
-struct CUstream_st { int device; CUstream_st *origin; std::vector<work_fn> captured; std::deque<item> queue; };
-struct CUevent_st { double seconds; bool ever; uint64_t issued, done; cudaStream_t captured_in; };
-struct CUgraph_st { std::vector<work_fn> work; };
-struct CUgraphExec_st { std::vector<work_fn> work; };
+struct item {
+  work_fn work;
+  cudaEvent_t event;
+  uint64_t ticket;
+};
+/* A stream that waits for an event of a capture takes part in it: origin is the stream whose
+ * capture that is. */
+struct CUstream_st {
+  int device;
+  CUstream_st *origin;
+  std::vector<work_fn> captured;
+  std::deque<item> queue;
+};
+struct CUevent_st {
+  double seconds;
+  bool ever;
+  uint64_t issued, done;
+  cudaStream_t captured_in;
+};
+struct CUgraph_st {
+  std::vector<work_fn> work;
+};
+struct CUgraphExec_st {
+  std::vector<work_fn> work;
+};
 
 namespace {
 
@@ -40,7 +64,8 @@ cudaError_t last_error, sticky;
 thread_local int current_device;
 std::map<void *, size_t> device_memory, pinned_memory;
 size_t device_used;
-std::map<const void *, size_t> allowed; /* dynamic shared memory that a kernel was allowed by cudaFuncSetAttribute */
+/* dynamic shared memory that a kernel was allowed by cudaFuncSetAttribute */
+std::map<const void *, size_t> allowed;
 
 const char *setting(const char *name, const char *otherwise) {
   const char *text = getenv(name);
@@ -49,7 +74,8 @@ const char *setting(const char *name, const char *otherwise) {
 bool driver_is(const char *kind) { return strcmp(setting("BK_CUDA_DRIVER", "good"), kind) == 0; }
 size_t memory_total() { return strtoull(setting("BK_CUDA_MEMORY", "17179869184"), nullptr, 10); }
 int capability() { return driver_is("ancient") ? 70 : atoi(setting("BK_CUDA_CAPABILITY", "80")); }
-/* Shared memory that a block may have, static and dynamic together: without asking, and on this device when it asks. */
+/* Shared memory that a block may have, static and dynamic together: without asking, and on this
+ * device when it asks. */
 constexpr size_t shared_plain = 48 << 10;
 size_t shared_most() { return capability() >= 90 ? 227 << 10 : 163 << 10; }
 double now() {
@@ -112,7 +138,8 @@ cudaError_t submit(cudaStream_t stream, work_fn work) {
 
 /* Waiting is not allowed while a stream of the thread is captured. */
 cudaStream_t capturing;
-std::vector<cudaStream_t> joined, apart; /* streams that take part; of them those whose end the captured one does not wait for yet */
+/* streams that take part; of them those whose end the captured one does not wait for yet */
+std::vector<cudaStream_t> joined, apart;
 cudaError_t may_wait() { return capturing ? cudaErrorStreamCaptureUnsupported : ready(); }
 cudaError_t wait_all() {
   cudaError_t error = may_wait();
@@ -125,7 +152,7 @@ void forget(std::vector<cudaStream_t> &list, cudaStream_t s) {
     if (list[i] == s) list.erase(list.begin() + (long)i);
 }
 
-}  // namespace
+} // namespace
 
 uint64_t bk_emu_seed() { return strtoull(setting("BK_CUDA_SEED", "0"), nullptr, 10); }
 
@@ -137,21 +164,29 @@ bk_emu_memory bk_emu_allocation(const void *address) {
   if (it == device_memory.begin()) return {};
   --it;
   unsigned char *at = static_cast<unsigned char *>(it->first);
-  return static_cast<const unsigned char *>(address) < at + it->second ? bk_emu_memory{at, it->second} : bk_emu_memory{};
+  return static_cast<const unsigned char *>(address) < at + it->second
+             ? bk_emu_memory{at, it->second}
+             : bk_emu_memory{};
 }
 
-void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, const bk_emu_call &call) {
+void bk_emu_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                   const bk_emu_call &call) {
   const void *function = call.function;
   size_t threads = (size_t)block.x * block.y * block.z;
-  if (!threads || threads > 1024 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || block.z > 64) {
-    fprintf(stderr, "cuda-on-host: kernel %s: grid %u,%u,%u of blocks %u,%u,%u\n", kernel, grid.x, grid.y, grid.z, block.x, block.y, block.z);
+  if (!threads || threads > 1024 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu ||
+      grid.y > 65535 || grid.z > 65535 || block.z > 64) {
+    fprintf(stderr, "cuda-on-host: kernel %s: grid %u,%u,%u of blocks %u,%u,%u\n", kernel, grid.x,
+            grid.y, grid.z, block.x, block.y, block.z);
     give(cudaErrorInvalidConfiguration);
     return;
   }
-  const size_t fixed = bk_emu_static_shared(function), asked = allowed.count(function) ? allowed[function] : 0;
+  const size_t fixed = bk_emu_static_shared(function),
+               asked = allowed.count(function) ? allowed[function] : 0;
   if (asked ? shared > asked : shared + fixed > shared_plain) {
-    fprintf(stderr, "cuda-on-host: kernel %s: %zu bytes of dynamic shared memory and %zu of static; it was allowed %zu %s\n", kernel, shared, fixed,
-            asked ? asked : shared_plain, asked ? "of dynamic" : "of both");
+    fprintf(stderr,
+            "cuda-on-host: kernel %s: %zu bytes of dynamic shared memory and %zu of static; it was "
+            "allowed %zu %s\n",
+            kernel, shared, fixed, asked ? asked : shared_plain, asked ? "of dynamic" : "of both");
     give(cudaErrorInvalidValue);
     return;
   }
@@ -195,7 +230,8 @@ const char *cudaGetErrorString(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
-    case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
+    case cudaErrorInsufficientDriver:
+      return "CUDA driver version is insufficient for CUDA runtime version";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     default: return cudaGetErrorName(error);
@@ -265,11 +301,13 @@ cudaError_t cudaDeviceSynchronize(void) { return give(wait_all()); }
 
 /* ---- memory ---- */
 
-/* An allocation of its own, so that address sanitizer sees where it ends; large ones are the system's untouched pages. */
+/* An allocation of its own, so that address sanitizer sees where it ends; large ones are the
+ * system's untouched pages. */
 cudaError_t cudaMalloc(void **ptr, size_t bytes) {
   cudaError_t error = ready();
   if (error != cudaSuccess) return give(error);
-  if (bytes > memory_total() || device_used > memory_total() - bytes) return give(cudaErrorMemoryAllocation);
+  if (bytes > memory_total() || device_used > memory_total() - bytes)
+    return give(cudaErrorMemoryAllocation);
   void *made = aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (!made) return give(cudaErrorMemoryAllocation);
   if (bytes < (64u << 20)) memset(made, 0xff, bytes);
@@ -314,7 +352,9 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
   return cudaSuccess;
 }
 
-cudaError_t cudaMemset(void *at, int value, size_t bytes) { return cudaMemsetAsync(at, value, bytes, nullptr); }
+cudaError_t cudaMemset(void *at, int value, size_t bytes) {
+  return cudaMemsetAsync(at, value, bytes, nullptr);
+}
 cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stream) {
   return give(submit(stream, [=] { memset(at, value, bytes); }));
 }
@@ -326,9 +366,12 @@ static bool is_pinned(const void *p) {
   return p < static_cast<const char *>(it->first) + it->second;
 }
 
-/* Pageable memory: an upload has taken its bytes when the call returns, a download has happened. Pinned memory: both happen later. */
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
-  bool pageable = (kind == cudaMemcpyHostToDevice && !is_pinned(src)) || (kind == cudaMemcpyDeviceToHost && !is_pinned(dst));
+/* Pageable memory: an upload has taken its bytes when the call returns, a download has happened.
+ * Pinned memory: both happen later. */
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  bool pageable = (kind == cudaMemcpyHostToDevice && !is_pinned(src)) ||
+                  (kind == cudaMemcpyDeviceToHost && !is_pinned(dst));
   if (!pageable) return give(submit(stream, [=] { memcpy(dst, src, bytes); }));
   if (stream && stream->origin) return give(cudaErrorStreamCaptureUnsupported);
   if (kind == cudaMemcpyDeviceToHost) {
@@ -377,7 +420,8 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   cudaError_t error = ready();
   if (error != cudaSuccess) return give(error);
   if (!event->captured_in) {
-    if (s->origin) return give(cudaErrorStreamCaptureUnsupported); /* an event from outside the capture */
+    /* an event from outside the capture */
+    if (s->origin) return give(cudaErrorStreamCaptureUnsupported);
     s->queue.push_back({nullptr, event, event->issued});
   } else if (s == event->captured_in->origin) {
     forget(apart, event->captured_in);
@@ -413,15 +457,19 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   joined.clear();
   apart.clear();
   stream->origin = capturing = nullptr;
-  if (strcmp(setting("BK_CUDA_CAPTURE", ""), "fail") == 0) return give(cudaErrorStreamCaptureInvalidated);
+  if (strcmp(setting("BK_CUDA_CAPTURE", ""), "fail") == 0)
+    return give(cudaErrorStreamCaptureInvalidated);
   if (!whole) return give(cudaErrorStreamCaptureUnjoined);
   *graph = new CUgraph_st{std::move(stream->captured)};
   return cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
+                                 unsigned long long flags) {
   const char *kind = setting("BK_CUDA_GRAPH", "");
-  if (flags & ~(unsigned long long)cudaGraphInstantiateFlagUseNodePriority) return give(cudaErrorInvalidValue);
-  if (flags ? strcmp(kind, "plain") == 0 : strcmp(kind, "priority") == 0) return give(cudaErrorInvalidValue);
+  if (flags & ~(unsigned long long)cudaGraphInstantiateFlagUseNodePriority)
+    return give(cudaErrorInvalidValue);
+  if (flags ? strcmp(kind, "plain") == 0 : strcmp(kind, "priority") == 0)
+    return give(cudaErrorInvalidValue);
   *exec = new CUgraphExec_st{graph->work};
   return cudaSuccess;
 }
@@ -479,11 +527,13 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t begin, cudaEve
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute attribute, int value) {
+cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute attribute,
+                                 int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || (size_t)value + bk_emu_static_shared(function) > shared_most()) return give(cudaErrorInvalidValue);
+  if (value < 0 || (size_t)value + bk_emu_static_shared(function) > shared_most())
+    return give(cudaErrorInvalidValue);
   allowed[function] = (size_t)value;
   return cudaSuccess;
 }
 
-}  // extern "C"
+} // extern "C"

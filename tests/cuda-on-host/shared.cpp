@@ -1,6 +1,7 @@
-/* How much static shared memory a kernel has. On the host a __shared__ variable is a static variable of the kernel's function, so the
- * symbol table of the module tells: the names of a function's statics begin with the function's own name. Known for ELF files with
- * their symbols and glibc; elsewhere, and where address sanitizer lengthens variables, it counts as none. */
+/* How much static shared memory a kernel has. On the host a __shared__ variable is a static
+ * variable of the kernel's function, so the symbol table of the module tells: the names of a
+ * function's statics begin with the function's own name. Known for ELF files with their symbols
+ * and glibc; elsewhere, and where address sanitizer lengthens variables, it counts as none. */
 #include "tests/cuda-on-host/emu.h"
 
 #ifdef __has_feature
@@ -31,26 +32,31 @@ bytes read_file(const char *path) {
   FILE *file = fopen(path, "rb");
   if (!file) return all;
   char part[65536];
-  for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0;) all.insert(all.end(), part, part + n);
+  for (size_t n; (n = fread(part, 1, sizeof part, file)) > 0;)
+    all.insert(all.end(), part, part + n);
   fclose(file);
   return all;
 }
 
-/* Addresses of functions in the module, and the bytes of statics that are not initialised, by name. */
+/* Addresses of functions in the module, and the bytes of statics that are not initialised, by
+ * name. */
 struct symbols {
   std::multimap<uintptr_t, std::string> functions;
   std::map<std::string, size_t> statics;
 };
 
-void add_symbols(symbols &s, const bytes &file, const ElfW(Shdr) *sections, const ElfW(Shdr) &table) {
+void add_symbols(symbols &s, const bytes &file, const ElfW(Shdr) * sections,
+                 const ElfW(Shdr) & table) {
   const char *names = file.data() + sections[table.sh_link].sh_offset;
   const ElfW(Sym) *symbol = reinterpret_cast<const ElfW(Sym) *>(file.data() + table.sh_offset);
   for (size_t i = 0; i < table.sh_size / sizeof *symbol; i++) {
     const ElfW(Sym) &at = symbol[i];
     const char *name = names + at.st_name;
     const int type = at.st_info & 15;
-    if (type == STT_FUNC && at.st_value && strncmp(name, "_Z", 2) == 0) s.functions.emplace(at.st_value, name + 2);
-    if (type == STT_OBJECT && at.st_shndx < SHN_LORESERVE && sections[at.st_shndx].sh_type == SHT_NOBITS && strncmp(name, "_ZZ", 3) == 0)
+    if (type == STT_FUNC && at.st_value && strncmp(name, "_Z", 2) == 0)
+      s.functions.emplace(at.st_value, name + 2);
+    if (type == STT_OBJECT && at.st_shndx < SHN_LORESERVE &&
+        sections[at.st_shndx].sh_type == SHT_NOBITS && strncmp(name, "_ZZ", 3) == 0)
       s.statics.emplace(name + 3, at.st_size);
   }
 }
@@ -72,13 +78,16 @@ size_t bytes_of(const symbols &s, uintptr_t address) {
   for (auto f = at_address.first; f != at_address.second; ++f) {
     const std::string prefix = f->second + "E";
     size_t sum = 0;
-    for (auto v = s.statics.lower_bound(prefix); v != s.statics.end() && v->first.compare(0, prefix.size(), prefix) == 0; ++v) sum += v->second;
+    for (auto v = s.statics.lower_bound(prefix);
+         v != s.statics.end() && v->first.compare(0, prefix.size(), prefix) == 0; ++v)
+      sum += v->second;
     if (sum > most) most = sum;
   }
   return most;
 }
 
-/* The symbols of the module that has all kernels; *address gets the kernel's in them. NULL where they cannot be had. */
+/* The symbols of the module that has all kernels; *address gets the kernel's in them. NULL where
+ * they cannot be had. */
 const symbols *symbols_for(const void *kernel, uintptr_t *address) {
   static symbols all;
   static bool ready;
@@ -91,7 +100,7 @@ const symbols *symbols_for(const void *kernel, uintptr_t *address) {
   return &all;
 }
 
-}  // namespace
+} // namespace
 
 size_t bk_emu_static_shared(const void *kernel) {
   static std::map<const void *, size_t> known;
@@ -105,7 +114,8 @@ size_t bk_emu_static_shared(const void *kernel) {
 const char *bk_emu_symbol(const void *kernel) {
   uintptr_t address = 0;
   const symbols *all = symbols_for(kernel, &address);
-  const auto found = all ? all->functions.find(address) : std::multimap<uintptr_t, std::string>::const_iterator();
+  const auto found =
+      all ? all->functions.find(address) : std::multimap<uintptr_t, std::string>::const_iterator();
   return all && found != all->functions.end() ? found->second.c_str() : nullptr;
 }
 

@@ -1,5 +1,6 @@
-/* Which row serves a dense product, and the ways around cuBLASLt: off, missing, broken, no algorithm, operands that lie worse than planned,
- * a product that fails. On the host, through the stand-ins. */
+/* Which row serves a dense product, and the ways around cuBLASLt: off, missing, broken, no
+ * algorithm, operands that lie worse than planned, a product that fails. On the host, through
+ * the stand-ins. */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 enum { M = 9, K = 24, N = 16, PLACE = 4096, BUFFER = 4 * PLACE };
@@ -30,7 +31,9 @@ static bk_gemm_args product(bk_dtype a, bk_dtype b, bk_dtype c) {
   return (bk_gemm_args){matrix(a, 0, M, K), matrix(b, 1, K, N), matrix(c, 2, M, N), 1.0, false};
 }
 
-static void expect_row(bk_gemm_args g, const char *name) { ck_assert_str_eq(bk_kernel_find(device, BK_OP_GEMM, &g)->name, name); }
+static void expect_row(bk_gemm_args g, const char *name) {
+  ck_assert_str_eq(bk_kernel_find(device, BK_OP_GEMM, &g)->name, name);
+}
 
 /* Small whole numbers, so that every dtype has exact results. */
 static double value_at(int64_t i) { return (double)(i * 7 % 5) - 2; }
@@ -69,8 +72,10 @@ START_TEST(rows) {
 END_TEST
 
 START_TEST(without) {
-  static const struct { const char *variable, *value; } ways[] = {
-    {"BIRKHOFF_CUDA_BLASLT", "0"}, {"BK_CUDA_BLASLT", "no"}, {"BK_CUDA_BLASLT", "broken"}};
+  static const struct {
+    const char *variable, *value;
+  } ways[] = {
+      {"BIRKHOFF_CUDA_BLASLT", "0"}, {"BK_CUDA_BLASLT", "no"}, {"BK_CUDA_BLASLT", "broken"}};
   setenv(ways[_i].variable, ways[_i].value, 1);
   open_device();
   expect_row(product(BK_BF16, BK_BF16, BK_BF16), "cuda_gemm_mma");
@@ -118,7 +123,8 @@ START_TEST(failing) {
   unsetenv("BK_CUDA_BLASLT");
   fill(&g.a);
   fill(&g.b);
-  ck_assert_int_eq(bk_plan_launch(stream, &plan, &g, (bk_place){buffer, 3 * PLACE}), BK_OK); /* and goes on */
+  /* and goes on */
+  ck_assert_int_eq(bk_plan_launch(stream, &plan, &g, (bk_place){buffer, 3 * PLACE}), BK_OK);
   expect_sums(&g);
   bk_plan_release(&plan);
   close_device();

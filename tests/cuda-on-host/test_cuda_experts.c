@@ -1,5 +1,6 @@
-/* The experts' kernels at sizes beyond those of the harness: many experts, many choices, several tiles a chunk; and a router whose choice
- * must be ref's, bit by bit of fp32 logits, however close two scores are. */
+/* The experts' kernels at sizes beyond those of the harness: many experts, many choices, several
+ * tiles a chunk; and a router whose choice must be ref's, bit by bit of fp32 logits, however
+ * close two scores are. */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <math.h>
@@ -8,7 +9,8 @@ static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 
 /* ---- moe_index against a plain stable sort ---- */
 
-static void expect_sorted(const int32_t *index, int total, int experts, const int32_t *offsets, const int32_t *order, const int32_t *slot) {
+static void expect_sorted(const int32_t *index, int total, int experts, const int32_t *offsets,
+                          const int32_t *order, const int32_t *slot) {
   int32_t *next = calloc((size_t)experts + 1, sizeof *next);
   ck_assert_ptr_nonnull(next);
   for (int c = 0; c < total; c++) next[index[c] + 1]++;
@@ -17,7 +19,8 @@ static void expect_sorted(const int32_t *index, int total, int experts, const in
   for (int c = 0; c < total; c++) {
     int32_t row = next[index[c]]++;
     ck_assert_msg(slot[c] == row, "slot[%d] is %d, it should be %d", c, (int)slot[c], (int)row);
-    ck_assert_msg(order[row] == c, "order[%d] is %d, it should be %d", (int)row, (int)order[row], c);
+    ck_assert_msg(order[row] == c, "order[%d] is %d, it should be %d", (int)row, (int)order[row],
+                  c);
   }
   free(next);
 }
@@ -25,14 +28,18 @@ static void expect_sorted(const int32_t *index, int total, int experts, const in
 /* spread: how unevenly the experts are chosen; 0: always the last. */
 static void sort_case(int tokens, int k, int experts, int spread) {
   const int total = tokens * k;
-  int32_t *index = malloc((size_t)total * sizeof *index), *order = malloc((size_t)total * sizeof *order);
+  int32_t *index = malloc((size_t)total * sizeof *index),
+          *order = malloc((size_t)total * sizeof *order);
   int32_t *slot = malloc((size_t)total * sizeof *slot);
-  int32_t *offsets = malloc(((size_t)experts + 1) * sizeof *offsets), *load = calloc((size_t)experts, sizeof *load);
-  bk_moe_index_args a = {cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)), cuda_tensor(bk_tensor_1d(BK_I32, experts + 1)),
-                         cuda_tensor(bk_tensor_1d(BK_I32, total)), cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)),
-                         cuda_tensor(bk_tensor_1d(BK_I32, experts))};
+  int32_t *offsets = malloc(((size_t)experts + 1) * sizeof *offsets),
+          *load = calloc((size_t)experts, sizeof *load);
+  bk_moe_index_args a = {
+      cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)), cuda_tensor(bk_tensor_1d(BK_I32, experts + 1)),
+      cuda_tensor(bk_tensor_1d(BK_I32, total)), cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)),
+      cuda_tensor(bk_tensor_1d(BK_I32, experts))};
   for (int c = 0; c < total; c++)
-    index[c] = spread ? (int32_t)(pow(bk_uniform(7, 0, (uint64_t)c), spread) * experts) : experts - 1;
+    index[c] =
+        spread ? (int32_t)(pow(bk_uniform(7, 0, (uint64_t)c), spread) * experts) : experts - 1;
   ck_assert_int_eq(bk_tensor_upload(stream, &a.index, index), BK_OK);
   ck_assert_int_eq(bk_op_run(stream, BK_OP_MOE_INDEX, &a), BK_OK);
   ck_assert_int_eq(bk_op_run(stream, BK_OP_MOE_INDEX, &a), BK_OK); /* load adds */
@@ -66,7 +73,11 @@ START_TEST(sorts_several_tiles_a_chunk) {
 END_TEST
 
 START_TEST(leaves_too_many_experts_to_others) {
-  bk_moe_index_args a = {bk_tensor_2d(BK_I32, 4, 2), bk_tensor_1d(BK_I32, 6146), bk_tensor_1d(BK_I32, 8), bk_tensor_2d(BK_I32, 4, 2), {0}};
+  bk_moe_index_args a = {bk_tensor_2d(BK_I32, 4, 2),
+                         bk_tensor_1d(BK_I32, 6146),
+                         bk_tensor_1d(BK_I32, 8),
+                         bk_tensor_2d(BK_I32, 4, 2),
+                         {0}};
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_MOE_INDEX, &a));
   a.offsets = bk_tensor_1d(BK_I32, 6145);
   ck_assert_ptr_nonnull(bk_kernel_find(device, BK_OP_MOE_INDEX, &a));
@@ -80,9 +91,13 @@ typedef struct router_result {
   float *weights;
 } router_result;
 
-static void route_on(bk_device *on, int tokens, int experts, int k, const int groups[2], const float *logits, const float *bias, router_result *r) {
+static void route_on(bk_device *on, int tokens, int experts, int k, const int groups[2],
+                     const float *logits, const float *bias, router_result *r) {
   bk_stream *s = NULL;
-  bk_router_args a = {.n_group = groups[0], .topk_group = groups[1], .norm_topk_prob = true, .routed_scaling_factor = 2.5};
+  bk_router_args a = {.n_group = groups[0],
+                      .topk_group = groups[1],
+                      .norm_topk_prob = true,
+                      .routed_scaling_factor = 2.5};
   a.logits = cuda_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
   a.bias = cuda_tensor_on(on, bk_tensor_1d(BK_F32, experts));
   a.scores = cuda_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
@@ -101,23 +116,29 @@ static void route_on(bk_device *on, int tokens, int experts, int k, const int gr
   bk_stream_destroy(s);
 }
 
-/* Logits from `scale` on are so large that their scores differ by less than fp32 can tell, or not at all. */
+/* Logits from `scale` on are so large that their scores differ by less than fp32 can tell, or
+ * not at all. */
 static void router_case(int tokens, int experts, int k, int n_group, int topk_group, double scale) {
   const int groups[2] = {n_group, topk_group};
-  float *logits = malloc((size_t)tokens * (size_t)experts * sizeof *logits), *bias = malloc((size_t)experts * sizeof *bias);
+  float *logits = malloc((size_t)tokens * (size_t)experts * sizeof *logits),
+        *bias = malloc((size_t)experts * sizeof *bias);
   bk_device *ref = NULL;
   router_result want, got;
-  for (int i = 0; i < tokens * experts; i++) logits[i] = (float)(scale * bk_normal(3, 1, (uint64_t)i));
-  for (int e = 0; e < experts; e++) bias[e] = e % 3 ? 0.f : (float)(0.1 * bk_normal(3, 2, (uint64_t)e));
+  for (int i = 0; i < tokens * experts; i++)
+    logits[i] = (float)(scale * bk_normal(3, 1, (uint64_t)i));
+  for (int e = 0; e < experts; e++)
+    bias[e] = e % 3 ? 0.f : (float)(0.1 * bk_normal(3, 2, (uint64_t)e));
   ck_assert_int_eq(bk_device_open(ctx, "ref", NULL, &ref), BK_OK);
   route_on(ref, tokens, experts, k, groups, logits, bias, &want);
   route_on(device, tokens, experts, k, groups, logits, bias, &got);
   for (int i = 0; i < tokens * k; i++) {
-    ck_assert_msg(want.index[i] == got.index[i], "choice %d of token %d: %d, it should be %d", i % k, i / k, (int)got.index[i], (int)want.index[i]);
+    ck_assert_msg(want.index[i] == got.index[i], "choice %d of token %d: %d, it should be %d",
+                  i % k, i / k, (int)got.index[i], (int)want.index[i]);
     ck_assert(fabsf(want.weights[i] - got.weights[i]) <= 1e-6f * want.weights[i]);
   }
   bk_device_close(ref);
-  free(logits), free(bias), free(want.index), free(want.weights), free(got.index), free(got.weights);
+  free(logits), free(bias), free(want.index), free(want.weights), free(got.index),
+      free(got.weights);
 }
 
 START_TEST(routes_as_ref) {
@@ -151,12 +172,16 @@ START_TEST(routes_what_is_not_finite) {
 }
 END_TEST
 
-/* The table looks at the leading operand; what else may have another dtype is looked at by the rows. */
+/* The table looks at the leading operand; what else may have another dtype is looked at by the
+ * rows. */
 START_TEST(leaves_fp64_to_others) {
   bk_copy_args copy = {bk_tensor_1d(BK_F32, 8), bk_tensor_1d(BK_F64, 8)};
-  bk_embed_args embed = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 5, 8), bk_tensor_2d(BK_F64, 4, 8)};
-  bk_embed_bwd_args back = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 4, 8), bk_tensor_2d(BK_F64, 5, 8)};
-  bk_balance_args balance = {bk_tensor_1d(BK_I32, 4), bk_tensor_1d(BK_F64, BK_STEP_SLOTS), bk_tensor_1d(BK_F64, 4)};
+  bk_embed_args embed = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 5, 8),
+                         bk_tensor_2d(BK_F64, 4, 8)};
+  bk_embed_bwd_args back = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 4, 8),
+                            bk_tensor_2d(BK_F64, 5, 8)};
+  bk_balance_args balance = {bk_tensor_1d(BK_I32, 4), bk_tensor_1d(BK_F64, BK_STEP_SLOTS),
+                             bk_tensor_1d(BK_F64, 4)};
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_COPY, &copy));
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_EMBED, &embed));
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_EMBED_BWD, &back));
@@ -167,7 +192,11 @@ START_TEST(leaves_fp64_to_others) {
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {leaves_fp64_to_others, sorts_many_choices, sorts_several_tiles_a_chunk, leaves_too_many_experts_to_others, routes_as_ref,
+  const TTest *const tests[] = {leaves_fp64_to_others,
+                                sorts_many_choices,
+                                sorts_several_tiles_a_chunk,
+                                leaves_too_many_experts_to_others,
+                                routes_as_ref,
                                 routes_what_is_not_finite};
   if (!cuda_find_module()) return SKIPPED;
   Suite *suite = suite_create("cuda experts");

@@ -1,11 +1,15 @@
-/* What can go wrong between the cuda backend and CUDA, made to happen by the stand-in for the runtime (runtime.cpp): drivers that are not
- * there or too old, devices that do not exist, no memory, kernels that fault; and what must go right beside it: events, priorities,
- * two streams, captures. Strided copies run rows_kernel, dense additions flat_kernel: so a fault can be given to one op. */
+/* What can go wrong between the cuda backend and CUDA, made to happen by the stand-in for the
+ * runtime (runtime.cpp): drivers that are not there or too old, devices that do not exist, no
+ * memory, kernels that fault; and what must go right beside it: events, priorities, two streams,
+ * captures. Strided copies run rows_kernel, dense additions flat_kernel: so a fault can be given
+ * to one op. */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 enum { side = 8, count = side * side };
 
-static void set(const char *name, const char *value) { ck_assert_int_eq(setenv(name, value, 1), 0); }
+static void set(const char *name, const char *value) {
+  ck_assert_int_eq(setenv(name, value, 1), 0);
+}
 
 /* ---- a little work: y = x^T (copy), then y = y + x (add), as often as asked ---- */
 
@@ -35,15 +39,20 @@ static void work_close(work *w) {
   bk_buffer_free(w->y.buffer);
 }
 
-static bk_status copy(work *w, bk_stream *on) { return bk_plan_launch(on, &w->copying, &w->copy, (bk_place){0}); }
-static bk_status add(work *w, bk_stream *on) { return bk_plan_launch(on, &w->adding, &w->add, (bk_place){0}); }
+static bk_status copy(work *w, bk_stream *on) {
+  return bk_plan_launch(on, &w->copying, &w->copy, (bk_place){0});
+}
+static bk_status add(work *w, bk_stream *on) {
+  return bk_plan_launch(on, &w->adding, &w->add, (bk_place){0});
+}
 
 /* y must be x^T + times x. */
 static void expect_result(work *w, bk_stream *on, int times) {
   float x[count], y[count];
   ck_assert_int_eq(bk_tensor_download(on, &w->x, x), BK_OK);
   ck_assert_int_eq(bk_tensor_download(on, &w->y, y), BK_OK);
-  for (int i = 0; i < count; i++) ck_assert_float_eq(y[i], x[i % side * side + i / side] + (float)times * x[i]);
+  for (int i = 0; i < count; i++)
+    ck_assert_float_eq(y[i], x[i % side * side + i / side] + (float)times * x[i]);
 }
 
 /* ---- no device ---- */
@@ -66,15 +75,24 @@ static void expect_absent(const char *driver, const char *why) {
 
 START_TEST(driver_absent) { expect_absent("none", "there is no NVIDIA driver"); }
 END_TEST
-START_TEST(driver_too_old) { expect_absent("old", "the NVIDIA driver is too old: it serves CUDA 11.4, this module was built with CUDA 13.0"); }
+START_TEST(driver_too_old) {
+  expect_absent(
+      "old",
+      "the NVIDIA driver is too old: it serves CUDA 11.4, this module was built with CUDA 13.0");
+}
 END_TEST
-START_TEST(driver_without_devices) { expect_absent("nodevice", "the NVIDIA driver finds no device"); }
+START_TEST(driver_without_devices) {
+  expect_absent("nodevice", "the NVIDIA driver finds no device");
+}
 END_TEST
 START_TEST(device_too_old) {
   bk_device *d = NULL;
   const bk_device_options options = {0};
-  expect_absent("ancient", "no device has compute capability 8.0 or newer; CUDA kernels on the host (test equipment) has 7.0");
-  ck_assert_int_eq(bk_backend_find("cuda")->open(ctx, 0, &options, &d), BK_ERR_ABSENT); /* it does not count */
+  expect_absent("ancient",
+                "no device has compute capability 8.0 or newer; CUDA kernels on the host (test "
+                "equipment) has 7.0");
+  /* it does not count */
+  ck_assert_int_eq(bk_backend_find("cuda")->open(ctx, 0, &options, &d), BK_ERR_ABSENT);
   unit_expect("cuda:0 is not here: there are fewer devices of compute capability 8.0 or newer");
   ck_assert_ptr_null(d);
 }
@@ -90,7 +108,8 @@ START_TEST(device_numbers) {
   d = NULL;
   ck_assert_int_eq(bk_device_open(ctx, "cuda:2", NULL, &d), BK_ERR_ABSENT);
   unit_expect("device cuda:2 is not here: cuda has 2 devices, the last is cuda:1");
-  ck_assert_int_eq(bk_backend_find("cuda")->open(ctx, 2, &options, &d), BK_ERR_ABSENT); /* gone since it was counted */
+  /* gone since it was counted */
+  ck_assert_int_eq(bk_backend_find("cuda")->open(ctx, 2, &options, &d), BK_ERR_ABSENT);
   unit_expect("cuda:2 is not here: there are fewer devices of compute capability 8.0 or newer");
   ck_assert_int_eq(bk_device_open(ctx, "cuda:0", NULL, &d), BK_OK); /* and nothing is spoilt */
   bk_device_close(d);
@@ -102,7 +121,8 @@ END_TEST
 static bk_status commit_weights(int64_t bytes, bk_memory **memory) {
   bk_tensor t;
   ck_assert_int_eq(bk_memory_create(device, memory), BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t), BK_OK);
+  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t),
+                   BK_OK);
   ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_WEIGHTS, BK_U8, 1, &bytes, &t), BK_OK);
   return bk_memory_commit(*memory);
 }
@@ -115,13 +135,15 @@ START_TEST(out_of_memory) {
   ck_assert_int_eq(device->ops->memory_info(device, &free_before, &total), BK_OK);
   ck_assert_uint_eq(total, 1000000);
   ck_assert_int_eq(commit_weights(3000000, &memory), BK_ERR_MEMORY);
-  ck_assert_ptr_nonnull(strstr(unit_messages, "cuda:0: cannot allocate 3000000 bytes of device memory; "));
+  ck_assert_ptr_nonnull(
+      strstr(unit_messages, "cuda:0: cannot allocate 3000000 bytes of device memory; "));
   ck_assert_ptr_nonnull(strstr(unit_messages, " of 1000000 bytes are free"));
   unit_expect("memory: weights needs 3000000 bytes");
   bk_memory_destroy(memory);
   ck_assert_int_eq(device->ops->memory_info(device, &free_after, &total), BK_OK);
   ck_assert_uint_eq(free_after, free_before);
-  ck_assert_int_eq(commit_weights(300000, &memory), BK_OK); /* less of it goes on in the same process */
+  /* less of it goes on in the same process */
+  ck_assert_int_eq(commit_weights(300000, &memory), BK_OK);
   work_open(&w);
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   expect_result(&w, stream, 0);
@@ -205,7 +227,8 @@ START_TEST(query_tells) {
 }
 END_TEST
 
-/* CUDA here has five levels above the lowest; what is asked for beyond is clamped, or the stream could not be made. */
+/* CUDA here has five levels above the lowest; what is asked for beyond is clamped, or the stream
+ * could not be made. */
 START_TEST(priorities_are_clamped) {
   static const int wanted[] = {-1000000, -1, 0, 1, 5, 6, 1000000};
   for (size_t i = 0; i < BK_COUNT(wanted); i++) {
@@ -311,7 +334,8 @@ START_TEST(capture_misused) {
   ck_assert_int_eq(stream->ops->capture_begin(stream), BK_ERR_ARGUMENT);
   unit_expect("a capture is under way");
   ck_assert_int_eq(copy(&w, stream), BK_OK);
-  ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE); /* waiting is not allowed; that poisons nothing */
+  /* waiting is not allowed; that poisons nothing */
+  ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   unit_expect("waiting for the stream: ");
   ck_assert_int_eq(stream->ops->capture_end(stream, &graph), BK_OK);
   stream->ops->graph_destroy(stream, graph);
@@ -371,7 +395,9 @@ START_TEST(fault_of_one_op) {
   unit_expect(NULL);
   ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   ck_assert_int_eq(unit_errors(), 1);
-  unit_expect("cuda: cuda_copy failed on the device: an illegal memory access was encountered (cudaErrorIllegalAddress); the stream cannot go on");
+  unit_expect(
+      "cuda: cuda_copy failed on the device: an illegal memory access was encountered "
+      "(cudaErrorIllegalAddress); the stream cannot go on");
   expect_poisoned(&w, stream);
   work_close(&w);
 }
@@ -388,7 +414,8 @@ START_TEST(fault_among_several) {
   ck_assert_int_eq(add(&w, stream), BK_OK);
   ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_ptr_nonnull(strstr(unit_messages, "one of 3 ops failed on the device: an illegal memory access"));
+  ck_assert_ptr_nonnull(
+      strstr(unit_messages, "one of 3 ops failed on the device: an illegal memory access"));
   ck_assert_ptr_nonnull(strstr(unit_messages, "BIRKHOFF_CUDA_SYNC=1"));
   unit_expect("under way were cuda_add, cuda_copy, cuda_add;");
   expect_poisoned(&w, stream);
@@ -441,7 +468,8 @@ START_TEST(fault_met_by_a_query) {
 }
 END_TEST
 
-/* Another stream of the device is lost with it; memory can no longer be had, and that is no lack of memory. */
+/* Another stream of the device is lost with it; memory can no longer be had, and that is no lack
+ * of memory. */
 START_TEST(fault_on_another_stream) {
   bk_stream *other = NULL;
   bk_buffer *b = NULL;
@@ -532,12 +560,15 @@ START_TEST(synchronous_fault_names_the_op) {
 END_TEST
 
 int main(void) {
-  const TTest *const absent_tests[] = {driver_absent, driver_too_old, driver_without_devices, device_too_old, device_numbers};
-  const TTest *const device_tests[] = {out_of_memory, pinned_memory, buffers_start_as_zeros, events,          query_tells,     priorities_are_clamped,
-                                       two_streams,   capture_replays, capture_fails,        capture_misused, capture_abandoned,
-                                       graphs_keep_priorities};
-  const TTest *const fault_tests[] = {fault_of_one_op,      fault_among_several,     fault_among_many,     fault_met_by_a_download,
-                                      fault_met_by_a_query, fault_on_another_stream, fault_amid_a_capture, fault_in_a_graph};
+  const TTest *const absent_tests[] = {driver_absent, driver_too_old, driver_without_devices,
+                                       device_too_old, device_numbers};
+  const TTest *const device_tests[] = {out_of_memory,   pinned_memory,     buffers_start_as_zeros,
+                                       events,          query_tells,       priorities_are_clamped,
+                                       two_streams,     capture_replays,   capture_fails,
+                                       capture_misused, capture_abandoned, graphs_keep_priorities};
+  const TTest *const fault_tests[] = {
+      fault_of_one_op,      fault_among_several,     fault_among_many,     fault_met_by_a_download,
+      fault_met_by_a_query, fault_on_another_stream, fault_amid_a_capture, fault_in_a_graph};
   const TTest *const synchronous_tests[] = {capture_replays, synchronous_fault_names_the_op};
   const char *fork_text = getenv("CK_FORK");
   const bool forks = !fork_text || strcmp(fork_text, "no") != 0;
@@ -545,7 +576,9 @@ int main(void) {
   Suite *suite = suite_create("cuda faults");
   unit_case(suite, "no device", cuda_registry, unit_close, absent_tests, BK_COUNT(absent_tests));
   unit_case(suite, "device", cuda_open, cuda_close, device_tests, BK_COUNT(device_tests));
-  if (forks) unit_case(suite, "synchronous", open_synchronous, cuda_close, synchronous_tests, BK_COUNT(synchronous_tests));
+  if (forks)
+    unit_case(suite, "synchronous", open_synchronous, cuda_close, synchronous_tests,
+              BK_COUNT(synchronous_tests));
   else printf("CK_FORK=no: one fault only, a process does not outlive it\n");
   unit_case(suite, "faults", cuda_open, cuda_close, fault_tests, forks ? BK_COUNT(fault_tests) : 1);
   return unit_run(suite);

@@ -1,5 +1,5 @@
-/* What record.cpp writes down of a launch, and that it finds out what a proof must not overlook: memory that a kernel reads through one
- * pointer and writes through another. */
+/* What record.cpp writes down of a launch, and that it finds out what a proof must not overlook:
+ * memory that a kernel reads through one pointer and writes through another. */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <stdio.h>
@@ -24,7 +24,8 @@ static void teardown(void) {
   unlink(path);
 }
 
-/* Copies `count` numbers of one buffer from the number `from` to the number `to`; `text` is what was recorded. */
+/* Copies `count` numbers of one buffer from the number `from` to the number `to`; `text` is what
+ * was recorded. */
 static void recorded_copy(int64_t from, int64_t to, int64_t room) {
   bk_tensor all = cuda_tensor(bk_tensor_1d(BK_F32, room));
   bk_copy_args a = {bk_tensor_slice(all, 0, from, count), bk_tensor_slice(all, 0, to, count)};
@@ -40,7 +41,9 @@ static void recorded_copy(int64_t from, int64_t to, int64_t room) {
   fclose(file);
 }
 
-static void expect(const char *part) { ck_assert_msg(strstr(text, part) != NULL, "no %s in: %s", part, text); }
+static void expect(const char *part) {
+  ck_assert_msg(strstr(text, part) != NULL, "no %s in: %s", part, text);
+}
 
 START_TEST(launches_are_written_down) {
   recorded_copy(0, count, 2 * count);
@@ -67,7 +70,9 @@ START_TEST(so_are_those_that_read_first) {
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {launches_are_written_down, pointers_into_what_another_writes_are_found, so_are_those_that_read_first};
+  const TTest *const tests[] = {launches_are_written_down,
+                                pointers_into_what_another_writes_are_found,
+                                so_are_those_that_read_first};
   if (!cuda_find_module()) return SKIPPED;
   Suite *suite = suite_create("cuda record");
   unit_case(suite, "cuda record", setup, teardown, tests, BK_COUNT(tests));

@@ -1,5 +1,6 @@
-/* The projection on tensor cores keeps all 24 bits of its fp32 operands: where each sum has one term, the result is that number exactly,
- * which the harness's bounds are too wide to see. x has a single 1 in every row (forward) and in every column (dfn). */
+/* The projection on tensor cores keeps all 24 bits of its fp32 operands: where each sum has one
+ * term, the result is that number exactly, which the harness's bounds are too wide to see. x has
+ * a single 1 in every row (forward) and in every column (dfn). */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 static void upload(const bk_tensor *t, double (*value)(int64_t i, int64_t columns)) {
@@ -16,9 +17,14 @@ static float *download(const bk_tensor *t) {
   return values;
 }
 
-/* The one place of row i is 7 i modulo the columns: rows and columns meet once, if the columns are no multiple of 7 and no fewer. */
-static double one_a_row(int64_t i, int64_t columns) { return i % columns == i / columns * 7 % columns; }
-static double all_bits(int64_t i, int64_t columns) { return (void)columns, (float)bk_normal(3, 1, (uint64_t)i); }
+/* The one place of row i is 7 i modulo the columns: rows and columns meet once, if the columns
+ * are no multiple of 7 and no fewer. */
+static double one_a_row(int64_t i, int64_t columns) {
+  return i % columns == i / columns * 7 % columns;
+}
+static double all_bits(int64_t i, int64_t columns) {
+  return (void)columns, (float)bk_normal(3, 1, (uint64_t)i);
+}
 static double zero(int64_t i, int64_t columns) { return (void)i, (void)columns, 0; }
 static double one(int64_t i, int64_t columns) { return (void)i, (void)columns, 1; }
 
@@ -34,8 +40,10 @@ static void free_all(bk_tensor *const *tensors, size_t count) {
 
 static void check_forward(int64_t rows) {
   const int64_t tokens = 35, width = 296;
-  bk_hc_project_args a = {cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)), cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
-                          cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)), cuda_tensor(bk_tensor_1d(BK_F32, tokens)), 1e-6};
+  bk_hc_project_args a = {cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+                          cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
+                          cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
+                          cuda_tensor(bk_tensor_1d(BK_F32, tokens)), 1e-6};
   bk_tensor *const all[] = {&a.x, &a.fn, &a.proj, &a.rinv};
   served_by(BK_OP_HC_PROJECT, &a, "cuda_hc_project_mma");
   upload(&a.x, one_a_row);
@@ -44,7 +52,8 @@ static void check_forward(int64_t rows) {
   float *fn = download(&a.fn), *proj = download(&a.proj);
   for (int64_t t = 0; t < tokens; t++)
     for (int64_t j = 0; j < rows; j++)
-      ck_assert_msg(proj[t * rows + j] == fn[j * width + t * 7 % width], "token %d, row %d of %d", (int)t, (int)j, (int)rows);
+      ck_assert_msg(proj[t * rows + j] == fn[j * width + t * 7 % width], "token %d, row %d of %d",
+                    (int)t, (int)j, (int)rows);
   bk_free(ctx, fn);
   bk_free(ctx, proj);
   free_all(all, BK_COUNT(all));
@@ -59,9 +68,12 @@ END_TEST
 
 static void check_backward(int64_t rows) {
   const int64_t tokens = 40, width = 296;
-  bk_hc_project_bwd_args a = {.x = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)), .fn = cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
-                              .rinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)), .dproj = cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
-                              .drinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)), .dx = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+  bk_hc_project_bwd_args a = {.x = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+                              .fn = cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
+                              .rinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)),
+                              .dproj = cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
+                              .drinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)),
+                              .dx = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
                               .dfn = cuda_tensor(bk_tensor_2d(BK_F32, rows, width))};
   bk_tensor *const all[] = {&a.x, &a.fn, &a.rinv, &a.dproj, &a.drinv, &a.dx, &a.dfn};
   served_by(BK_OP_HC_PROJECT_BWD, &a, "cuda_hc_project_bwd_mma");
@@ -75,7 +87,8 @@ static void check_backward(int64_t rows) {
   float *dproj = download(&a.dproj), *dfn = download(&a.dfn);
   for (int64_t t = 0; t < tokens; t++)
     for (int64_t j = 0; j < rows; j++)
-      ck_assert_msg(dfn[j * width + t * 7 % width] == dproj[t * rows + j], "token %d, row %d of %d", (int)t, (int)j, (int)rows);
+      ck_assert_msg(dfn[j * width + t * 7 % width] == dproj[t * rows + j], "token %d, row %d of %d",
+                    (int)t, (int)j, (int)rows);
   bk_free(ctx, dproj);
   bk_free(ctx, dfn);
   free_all(all, BK_COUNT(all));

@@ -1,5 +1,6 @@
-/* Which row serves attention, and cuDNN's backward in pieces: what it computes, the workspace, a piece that fails. On the host, where a stand-in keeps ds of at
- * most 600 KiB: four heads of 256 tokens. */
+/* Which row serves attention, and cuDNN's backward in pieces: what it computes, the workspace, a
+ * piece that fails. On the host, where a stand-in keeps ds of at most 600 KiB: four heads of 256
+ * tokens. */
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <math.h>
@@ -9,18 +10,29 @@ enum { DK = 16, DV = 8, TENSORS = 9 };
 static bk_attention_bwd_args args;
 
 static bk_tensor *tensor_at(bk_attention_bwd_args *a, int i) {
-  bk_tensor *const all[TENSORS] = {&a->q, &a->k, &a->v, &a->dout, &a->o, &a->lse, &a->dq, &a->dk, &a->dv};
+  bk_tensor *const all[TENSORS] = {&a->q,   &a->k,  &a->v,  &a->dout, &a->o,
+                                   &a->lse, &a->dq, &a->dk, &a->dv};
   return all[i];
 }
 
 static bk_attention_bwd_args shapes(int64_t b, int64_t t, int64_t h) {
-  const bk_tensor keys = bk_tensor_4d(BK_BF16, b, t, h, DK), values = bk_tensor_4d(BK_BF16, b, t, h, DV);
-  return (bk_attention_bwd_args){.q = keys, .k = keys, .v = values, .o = values, .lse = bk_tensor_3d(BK_F32, b, h, t), .dout = values,
-                                 .dq = keys, .dk = keys, .dv = values, .scale = 0.25};
+  const bk_tensor keys = bk_tensor_4d(BK_BF16, b, t, h, DK),
+                  values = bk_tensor_4d(BK_BF16, b, t, h, DV);
+  return (bk_attention_bwd_args){.q = keys,
+                                 .k = keys,
+                                 .v = values,
+                                 .o = values,
+                                 .lse = bk_tensor_3d(BK_F32, b, h, t),
+                                 .dout = values,
+                                 .dq = keys,
+                                 .dk = keys,
+                                 .dv = values,
+                                 .scale = 0.25};
 }
 
 static bk_attention_args forward_of(const bk_attention_bwd_args *a) {
-  return (bk_attention_args){.q = a->q, .k = a->k, .v = a->v, .o = a->o, .lse = a->lse, .scale = a->scale};
+  return (bk_attention_args){
+      .q = a->q, .k = a->k, .v = a->v, .o = a->o, .lse = a->lse, .scale = a->scale};
 }
 
 static void open_here(void) {
@@ -33,10 +45,14 @@ static void open_here(void) {
 static void expect_rows(int64_t b, int64_t t, int64_t h, bool forward_here, bool backward_here) {
   const bk_attention_bwd_args a = shapes(b, t, h);
   const bk_attention_args f = forward_of(&a);
-  const bool forward = strcmp(bk_kernel_find(device, BK_OP_ATTENTION, &f)->name, "cuda_attention_cudnn") == 0;
-  const bool backward = strcmp(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &a)->name, "cuda_attention_bwd_cudnn") == 0;
-  ck_assert_msg(forward == forward_here, "forward of %d x %d tokens, %d heads: %d", (int)b, (int)t, (int)h, forward);
-  ck_assert_msg(backward == backward_here, "backward of %d x %d tokens, %d heads: %d", (int)b, (int)t, (int)h, backward);
+  const bool forward =
+      strcmp(bk_kernel_find(device, BK_OP_ATTENTION, &f)->name, "cuda_attention_cudnn") == 0;
+  const bool backward = strcmp(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &a)->name,
+                               "cuda_attention_bwd_cudnn") == 0;
+  ck_assert_msg(forward == forward_here, "forward of %d x %d tokens, %d heads: %d", (int)b, (int)t,
+                (int)h, forward);
+  ck_assert_msg(backward == backward_here, "backward of %d x %d tokens, %d heads: %d", (int)b,
+                (int)t, (int)h, backward);
 }
 
 START_TEST(rows) {
@@ -61,7 +77,8 @@ START_TEST(without) {
 }
 END_TEST
 
-/* Random q, k, v and dout, what the forward makes of them, and gradients that are not a number yet. */
+/* Random q, k, v and dout, what the forward makes of them, and gradients that are not a number
+ * yet. */
 static void make(int64_t b, int64_t t, int64_t h) {
   args = shapes(b, t, h);
   for (int i = 0; i < TENSORS; i++) {
@@ -69,7 +86,8 @@ static void make(int64_t b, int64_t t, int64_t h) {
     const int64_t count = bk_tensor_count(x);
     *x = cuda_tensor(*x);
     double *values = bk_alloc_array(ctx, (size_t)count, sizeof *values);
-    for (int64_t n = 0; n < count; n++) values[n] = i < 4 ? bk_normal(7, (uint64_t)i, (uint64_t)n) : (double)NAN;
+    for (int64_t n = 0; n < count; n++)
+      values[n] = i < 4 ? bk_normal(7, (uint64_t)i, (uint64_t)n) : (double)NAN;
     ck_assert_int_eq(bk_tensor_write_f64(stream, x, values), BK_OK);
     bk_free(ctx, values);
   }
@@ -85,7 +103,8 @@ static void unmake(void) {
 static double *take(void) {
   const bk_tensor *const all[] = {&args.dq, &args.dk, &args.dv};
   const int64_t pairs = args.q.shape[0] * args.q.shape[1] * args.q.shape[2];
-  double *values = bk_alloc_array(ctx, (size_t)(pairs * (2 * DK + DV)), sizeof *values), *at = values;
+  double *values = bk_alloc_array(ctx, (size_t)(pairs * (2 * DK + DV)), sizeof *values),
+         *at = values;
   double *spoil = bk_alloc_array(ctx, (size_t)(pairs * DK), sizeof *spoil);
   for (int64_t i = 0; i < pairs * DK; i++) spoil[i] = (double)NAN;
   for (int i = 0; i < 3; i++) {
@@ -98,7 +117,8 @@ static double *take(void) {
 }
 
 static void expect_same(double *a, double *b, int64_t pairs) {
-  for (int64_t i = 0; i < pairs * (2 * DK + DV); i++) ck_assert_msg(a[i] == b[i], "value %d: %g and %g", (int)i, a[i], b[i]);
+  for (int64_t i = 0; i < pairs * (2 * DK + DV); i++)
+    ck_assert_msg(a[i] == b[i], "value %d: %g and %g", (int)i, a[i], b[i]);
   bk_free(ctx, a);
   bk_free(ctx, b);
 }
@@ -109,7 +129,8 @@ static void run_alone(int64_t b, int64_t h) {
     bk_tensor *x = tensor_at(&a, i);
     *x = bk_tensor_slice(bk_tensor_slice(*x, 0, b, 1), x == &a.lse ? 1 : 2, h, 1);
   }
-  ck_assert_str_eq(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &a)->name, "cuda_attention_bwd_cudnn");
+  ck_assert_str_eq(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &a)->name,
+                   "cuda_attention_bwd_cudnn");
   ck_assert_int_eq(bk_op_run(stream, BK_OP_ATTENTION_BWD, &a), BK_OK);
 }
 
@@ -133,7 +154,8 @@ START_TEST(pieces) {
 }
 END_TEST
 
-/* Whichever of the four pieces fails, our own kernel does all of it, as it does alone from then on; a fifth there is not. */
+/* Whichever of the four pieces fails, our own kernel does all of it, as it does alone from then
+ * on; a fifth there is not. */
 START_TEST(failing) {
   char number[8];
   snprintf(number, sizeof number, "%d", _i);
@@ -141,10 +163,13 @@ START_TEST(failing) {
   make(2, 256, 5);
   setenv("BK_CUDA_CUDNN_FAILS", number, 1);
   ck_assert_int_eq(bk_op_run(stream, BK_OP_ATTENTION_BWD, &args), BK_OK);
-  unit_expect(_i <= 4 ? "cuDNN: attention backward (plain sums) failed: CUDNN_STATUS_EXECUTION_FAILED (5000); our own kernel serves from now on" : NULL);
+  unit_expect(_i <= 4 ? "cuDNN: attention backward (plain sums) failed: "
+                        "CUDNN_STATUS_EXECUTION_FAILED (5000); our own kernel serves from now on"
+                      : NULL);
   double *first = take();
   unsetenv("BK_CUDA_CUDNN_FAILS");
-  ck_assert_str_eq(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &args)->name, _i <= 4 ? "cuda_attention_bwd_mma" : "cuda_attention_bwd_cudnn");
+  ck_assert_str_eq(bk_kernel_find(device, BK_OP_ATTENTION_BWD, &args)->name,
+                   _i <= 4 ? "cuda_attention_bwd_mma" : "cuda_attention_bwd_cudnn");
   ck_assert_int_eq(bk_op_run(stream, BK_OP_ATTENTION_BWD, &args), BK_OK);
   expect_same(first, take(), 2 * 256 * 5);
   unmake();

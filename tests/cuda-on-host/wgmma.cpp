@@ -1,11 +1,16 @@
-/* Warpgroup products (wgmma) on the host, as the PTX ISA defines them: operands are found from the descriptors and the swizzling,
- * accumulators from the fragment layout. What the hardware does by itself and unseen is made visible:
+/* Warpgroup products (wgmma) on the host, as the PTX ISA defines them: operands are found from
+ * the descriptors and the swizzling, accumulators from the fragment layout. What the hardware
+ * does by itself and unseen is made visible:
  * - accumulators are not-a-number from the product to the wait that covers it;
- * - operands are read when all 128 threads have come to the product, and read again at the wait: other bytes end the program;
- * - so do: an asynchronous copy that is begun to where a product of which not all threads know the end still reads; a product that reads
- *   what an asynchronous copy wrote and no fence.proxy.async followed (plain stores are not seen); a missing wgmma.fence; descriptors
- *   that differ between threads; a thread that ends without waiting.
- * Shared memory addresses are those of bk_ptx_shared. Only the swizzling over 128 bytes is there. */
+ * - operands are read when all 128 threads have come to the product, and read again at the wait:
+ *   other bytes end the program;
+ * - so do: an asynchronous copy that is begun to where a product of which not all threads know
+ *   the end still reads; a product that reads
+ *   what an asynchronous copy wrote and no fence.proxy.async followed (plain stores are not
+ *   seen); a missing wgmma.fence; descriptors that differ between threads; a thread that ends
+ *   without waiting.
+ * Shared memory addresses are those of bk_ptx_shared. Only the swizzling over 128 bytes is
+ * there. */
 #include <cstdio>
 #include <deque>
 #include <vector>
@@ -29,7 +34,8 @@ struct product {
 
 struct warpgroup {
   std::deque<product> products; /* under way, by number */
-  product announced[2];         /* what the first thread to come has said, by parity of the number */
+  /* what the first thread to come has said, by parity of the number */
+  product announced[2];
   long next;
 };
 
@@ -41,13 +47,15 @@ struct thread_state {
   int open;                  /* products since the last commit */
   long next;
   bool fenced;
-  std::vector<int> unfenced; /* granules written by asynchronous copies since the last fence.proxy.async */
+  /* granules written by asynchronous copies since the last fence.proxy.async */
+  std::vector<int> unfenced;
 };
 
 warpgroup groups[max_threads / group_threads];
 thread_state states[max_threads];
 bool used; /* since the block began */
-std::vector<int> readers, writers; /* of granules: products under way; 1 + the thread whose writes are not fenced, or 0 */
+/* of granules: products under way; 1 + the thread whose writes are not fenced, or 0 */
+std::vector<int> readers, writers;
 
 [[noreturn]] void die(const char *what) { bk_emu_die("with warpgroup products", what); }
 
@@ -57,7 +65,8 @@ uint16_t element(uint32_t address, product *p) {
   if (p) {
     const int g = (int)(address / granule);
     if (p->reads.empty() || p->reads.back() != g) p->reads.push_back(g);
-    if (writers[(size_t)g]) die("a product reads what an asynchronous copy wrote; fence.proxy.async is missing");
+    if (writers[(size_t)g])
+      die("a product reads what an asynchronous copy wrote; fence.proxy.async is missing");
   }
   memcpy(&half, at, sizeof half);
   return half;
@@ -65,24 +74,31 @@ uint16_t element(uint32_t address, product *p) {
 
 uint32_t field(uint64_t descriptor, int bit) { return (uint32_t)(descriptor >> bit & 0x3fff) << 4; }
 
-/* Element (mn, k) of an operand. "Canonical Layouts" for 128-byte swizzling, T = 8 elements: MN-major ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)),
- * K-major ((8,m),(T,2k)):((8T,SBO),(1,T)); then Swizzle<3,4,3> of the address: bits 4..6 xor bits 7..9. */
+/* Element (mn, k) of an operand. "Canonical Layouts" for 128-byte swizzling, T = 8 elements:
+ * MN-major ((T,8,m),(8,k)):((1,T,LBO),(8T,SBO)), K-major ((8,m),(T,2k)):((8T,SBO),(1,T)); then
+ * Swizzle<3,4,3> of the address: bits 4..6 xor bits 7..9. */
 uint32_t place(uint64_t descriptor, bool mn_major, uint32_t mn, uint32_t k) {
-  const uint32_t start = field(descriptor, 0), lbo = field(descriptor, 16), sbo = field(descriptor, 32);
-  const uint32_t address = mn_major ? start + mn / 64 * lbo + mn % 64 * 2 + k / 8 * sbo + k % 8 * 128 : start + mn / 8 * sbo + mn % 8 * 128 + k * 2;
+  const uint32_t start = field(descriptor, 0), lbo = field(descriptor, 16),
+                 sbo = field(descriptor, 32);
+  const uint32_t address = mn_major
+                               ? start + mn / 64 * lbo + mn % 64 * 2 + k / 8 * sbo + k % 8 * 128
+                               : start + mn / 8 * sbo + mn % 8 * 128 + k * 2;
   return address ^ (address >> 7 & 7) << 4;
 }
 
 void check_descriptor(uint64_t descriptor) {
   if (descriptor >> 62 != 1) die("a descriptor does not ask for 128-byte swizzling");
-  if (descriptor & ~((uint64_t)3 << 62 | (uint64_t)0x3fff << 32 | 0x3fff0000u | 0x3fffu)) die("a descriptor has bits where there are no fields");
+  if (descriptor & ~((uint64_t)3 << 62 | (uint64_t)0x3fff << 32 | 0x3fff0000u | 0x3fffu))
+    die("a descriptor has bits where there are no fields");
 }
 
-void read_operand(uint64_t descriptor, bool mn_major, int count, std::vector<float> &out, product *p) {
+void read_operand(uint64_t descriptor, bool mn_major, int count, std::vector<float> &out,
+                  product *p) {
   out.resize((size_t)count * 16);
   for (int mn = 0; mn < count; mn++)
     for (int k = 0; k < 16; k++)
-      out[(size_t)(mn * 16 + k)] = __uint_as_float((uint32_t)element(place(descriptor, mn_major, (uint32_t)mn, (uint32_t)k), p) << 16);
+      out[(size_t)(mn * 16 + k)] = __uint_as_float(
+          (uint32_t)element(place(descriptor, mn_major, (uint32_t)mn, (uint32_t)k), p) << 16);
 }
 
 /* All threads have come: the product begins. */
@@ -96,13 +112,16 @@ void begin(warpgroup &w, product p) {
   w.products.push_back(std::move(p));
 }
 
-bool same_bits(const std::vector<float> &a, const std::vector<float> &b) { return memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
+bool same_bits(const std::vector<float> &a, const std::vector<float> &b) {
+  return memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
 
 void judge(product &p) {
   std::vector<float> left, right;
   read_operand(p.a, p.a_mn, 64, left, nullptr);
   read_operand(p.b, p.b_mn, p.columns, right, nullptr);
-  if (!same_bits(left, p.left) || !same_bits(right, p.right)) die("shared memory was written while a product read it");
+  if (!same_bits(left, p.left) || !same_bits(right, p.right))
+    die("shared memory was written while a product read it");
   p.judged = true;
 }
 
@@ -110,7 +129,8 @@ void judge(product &p) {
 void add(const product &p, int thread, float *sums) {
   const int warp = thread / 32 % 4, g = thread % 32 / 4, t = thread % 4;
   for (int i = 0; i < p.columns / 2; i++) {
-    const float *x = &p.left[(size_t)(16 * (16 * warp + g + 8 * (i / 2 % 2)))], *y = &p.right[(size_t)(16 * (i / 4 * 8 + 2 * t + i % 2))];
+    const float *x = &p.left[(size_t)(16 * (16 * warp + g + 8 * (i / 2 % 2)))],
+                *y = &p.right[(size_t)(16 * (i / 4 * 8 + 2 * t + i % 2))];
     float sum = 0;
     for (int k = 0; k < 16; k++) sum += x[k] * y[k];
     sums[i] += sum;
@@ -129,7 +149,7 @@ void end_one(thread_state &s, warpgroup &w, int thread) {
   }
 }
 
-}  // namespace
+} // namespace
 
 void bk_emu_wgmma(float *d, int columns, uint64_t a, uint64_t b, bool a_mn, bool b_mn) {
   const int thread = bk_emu.lane_id;
@@ -137,14 +157,16 @@ void bk_emu_wgmma(float *d, int columns, uint64_t a, uint64_t b, bool a_mn, bool
   thread_state &s = states[thread];
   check_descriptor(a);
   check_descriptor(b);
-  if (s.products.empty() ? !s.fenced : s.d != d) die("a product on accumulators for which no wgmma.fence was executed");
+  if (s.products.empty() ? !s.fenced : s.d != d)
+    die("a product on accumulators for which no wgmma.fence was executed");
   used = true;
   product &said = w.announced[s.next & 1];
   if (said.number != s.next) {
     said.number = s.next;
     said.a = a, said.b = b, said.columns = columns, said.a_mn = a_mn, said.b_mn = b_mn;
   }
-  if (said.a != a || said.b != b || said.columns != columns || said.a_mn != a_mn || said.b_mn != b_mn)
+  if (said.a != a || said.b != b || said.columns != columns || said.a_mn != a_mn ||
+      said.b_mn != b_mn)
     die("threads of a warpgroup ask for different products");
   bk_emu_sync_warpgroup();
   if (w.next == s.next) begin(w, said);
@@ -168,7 +190,8 @@ void bk_emu_wgmma_commit() {
 void bk_emu_wgmma_wait(int keep) {
   thread_state &s = states[bk_emu.lane_id];
   while ((int)s.groups.size() > keep) {
-    for (int i = 0; i < s.groups.front(); i++) end_one(s, groups[bk_emu.lane_id / group_threads], bk_emu.lane_id);
+    for (int i = 0; i < s.groups.front(); i++)
+      end_one(s, groups[bk_emu.lane_id / group_threads], bk_emu.lane_id);
     s.groups.pop_front();
   }
   if (s.d && s.products.empty()) {
@@ -198,11 +221,14 @@ void bk_emu_wgmma_start_block(size_t shared_bytes) {
     w.next = 0;
     w.announced[0].number = w.announced[1].number = -1;
   }
-  for (thread_state &s : states) s.d = nullptr, s.products.clear(), s.groups.clear(), s.open = 0, s.next = 0, s.fenced = false, s.unfenced.clear();
+  for (thread_state &s : states)
+    s.d = nullptr, s.products.clear(), s.groups.clear(), s.open = 0, s.next = 0, s.fenced = false,
+    s.unfenced.clear();
 }
 
 void bk_emu_wgmma_end_thread() {
-  if (!states[bk_emu.lane_id].products.empty()) die("a thread ended with products that it did not wait for");
+  if (!states[bk_emu.lane_id].products.empty())
+    die("a thread ended with products that it did not wait for");
 }
 
 void bk_emu_wgmma_copy_begins(uint32_t address, int bytes) {

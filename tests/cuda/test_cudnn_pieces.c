@@ -1,5 +1,5 @@
-/* backends/cuda/cudnn_pieces.c: whatever the shape, every element of every operand is in exactly one piece, pieces stay within the limit, are of two
- * shapes at most, and have a packed lse. */
+/* backends/cuda/cudnn_pieces.c: whatever the shape, every element of every operand is in exactly
+ * one piece, pieces stay within the limit, are of two shapes at most, and have a packed lse. */
 #include "backends/cuda/cudnn_pieces.h"
 #include "tests/unit/unit.h"
 
@@ -9,7 +9,8 @@ typedef struct sizes {
 
 enum { OPERANDS = 9 };
 
-/* Rows with a gap behind each token and each sequence, as slices of wider tensors have; lse is packed. */
+/* Rows with a gap behind each token and each sequence, as slices of wider tensors have; lse is
+ * packed. */
 static bk_tensor rows(sizes s, int64_t width) {
   bk_tensor t = bk_tensor_4d(BK_BF16, s.b, s.t, s.h, width);
   t.stride[1] += 8;
@@ -20,14 +21,23 @@ static bk_tensor rows(sizes s, int64_t width) {
 
 static bk_attention_bwd_args args_of(sizes s) {
   const bk_tensor keys = rows(s, s.dk), values = rows(s, s.dv);
-  bk_attention_bwd_args a = {.q = keys, .k = keys, .v = values, .o = values, .lse = bk_tensor_3d(BK_F32, s.b, s.h, s.t), .dout = values,
-                             .dq = keys, .dk = keys, .dv = values, .scale = 0.5};
+  bk_attention_bwd_args a = {.q = keys,
+                             .k = keys,
+                             .v = values,
+                             .o = values,
+                             .lse = bk_tensor_3d(BK_F32, s.b, s.h, s.t),
+                             .dout = values,
+                             .dq = keys,
+                             .dk = keys,
+                             .dv = values,
+                             .scale = 0.5};
   a.lse.offset = 16;
   return a;
 }
 
 static const bk_tensor *operand(const bk_attention_bwd_args *a, int i) {
-  const bk_tensor *const all[OPERANDS] = {&a->q, &a->k, &a->v, &a->o, &a->lse, &a->dout, &a->dq, &a->dk, &a->dv};
+  const bk_tensor *const all[OPERANDS] = {&a->q,    &a->k,  &a->v,  &a->o, &a->lse,
+                                          &a->dout, &a->dq, &a->dk, &a->dv};
   return all[i];
 }
 
@@ -37,8 +47,11 @@ static void mark(const bk_tensor *t, uint8_t *seen, size_t elements) {
     for (int64_t b = 0; b < t->shape[1]; b++)
       for (int64_t c = 0; c < t->shape[2]; c++)
         for (int64_t d = 0; d < t->shape[3]; d++) {
-          const size_t at = t->offset / bk_dtype_size(t->dtype) + (size_t)(a * t->stride[0] + b * t->stride[1] + c * t->stride[2] + d * t->stride[3]);
-          if (at >= elements || ++seen[at] == 255) ck_abort_msg("element %d of %d", (int)at, (int)elements);
+          const size_t at =
+              t->offset / bk_dtype_size(t->dtype) +
+              (size_t)(a * t->stride[0] + b * t->stride[1] + c * t->stride[2] + d * t->stride[3]);
+          if (at >= elements || ++seen[at] == 255)
+            ck_abort_msg("element %d of %d", (int)at, (int)elements);
         }
 }
 
@@ -62,7 +75,8 @@ static double matrix_bytes(const bk_tensor *q) {
 }
 
 static void expect_pieces(const bk_attention_bwd_args *a, bk_cudnn_cut cut, size_t limit) {
-  const bk_attention_bwd_args first = bk_cudnn_piece(a, cut, 0), last = bk_cudnn_piece(a, cut, bk_cudnn_count(cut) - 1);
+  const bk_attention_bwd_args first = bk_cudnn_piece(a, cut, 0),
+                              last = bk_cudnn_piece(a, cut, bk_cudnn_count(cut) - 1);
   for (int64_t i = 0; i < bk_cudnn_count(cut); i++) {
     const bk_attention_bwd_args piece = bk_cudnn_piece(a, cut, i);
     const bk_tensor *q = &piece.q;
@@ -83,7 +97,8 @@ static void expect_pieces(const bk_attention_bwd_args *a, bk_cudnn_cut cut, size
 static void expect_cut(sizes s, size_t limit, int64_t sequences, int64_t heads) {
   const bk_attention_bwd_args a = args_of(s);
   const bk_cudnn_cut cut = bk_cudnn_cut_of(&a, limit);
-  ck_assert_msg(cut.sequences == sequences && cut.heads == heads, "%d x %d tokens, %d heads: cut into %d x %d, not %d x %d", (int)s.b, (int)s.t,
+  ck_assert_msg(cut.sequences == sequences && cut.heads == heads,
+                "%d x %d tokens, %d heads: cut into %d x %d, not %d x %d", (int)s.b, (int)s.t,
                 (int)s.h, (int)cut.sequences, (int)cut.heads, (int)sequences, (int)heads);
   if (bk_cudnn_count(cut) > 0) expect_pieces(&a, cut, limit);
 }

@@ -1,5 +1,6 @@
-/* Linked with -Wl,--wrap=NAME for each NAME below: whoever calls one of them between the begin and the end of main() stops the
- * program with status 3 and the name. What the C library does before and after main() is its own business. */
+/* Linked with -Wl,--wrap=NAME for each NAME below: whoever calls one of them between the begin
+ * and the end of main() stops the program with status 3 and the name. What the C library does
+ * before and after main() is its own business. */
 #include <string.h>
 #include <unistd.h>
 
@@ -18,17 +19,19 @@ int __wrap_main(int argc, char **argv) {
 static void trap(const char *name) {
   if (!armed) return;
   static const char text[] = "forbidden call: ";
-  if (write(STDERR_FILENO, text, sizeof text - 1) < 0 || write(STDERR_FILENO, name, strlen(name)) < 0) _exit(4);
+  if (write(STDERR_FILENO, text, sizeof text - 1) < 0 ||
+      write(STDERR_FILENO, name, strlen(name)) < 0)
+    _exit(4);
   _exit(3);
 }
 
 /* The arguments pass through in registers: six words are more than any of these takes. */
-#define TRAP(name)                                                                     \
-  long __real_##name(long a, long b, long c, long d, long e, long f);                  \
-  long __wrap_##name(long a, long b, long c, long d, long e, long f);                  \
-  long __wrap_##name(long a, long b, long c, long d, long e, long f) {                 \
-    trap(#name);                                                                       \
-    return __real_##name(a, b, c, d, e, f);                                            \
+#define TRAP(name)                                                     \
+  long __real_##name(long a, long b, long c, long d, long e, long f);  \
+  long __wrap_##name(long a, long b, long c, long d, long e, long f);  \
+  long __wrap_##name(long a, long b, long c, long d, long e, long f) { \
+    trap(#name);                                                       \
+    return __real_##name(a, b, c, d, e, f);                            \
   }
 
 TRAP(malloc)

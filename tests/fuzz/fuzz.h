@@ -1,6 +1,7 @@
-/* A fuzz target is one file with LLVMFuzzerTestOneInput (libFuzzer's entry) and a name, which is also that of its folder of seeds,
- * tests/fuzz/corpus/NAME. run.sh builds the targets with libFuzzer; replay.c is a main without it: the seeds and a fixed number of
- * mutations of them from a fixed seed, the same in every run. A target aborts on a fault. */
+/* A fuzz target is one file with LLVMFuzzerTestOneInput (libFuzzer's entry) and a name, which is
+ * also that of its folder of seeds, tests/fuzz/corpus/NAME. run.sh builds the targets with
+ * libFuzzer; replay.c is a main without it: the seeds and a fixed number of mutations of them
+ * from a fixed seed, the same in every run. A target aborts on a fault. */
 #ifndef BK_TESTS_FUZZ_H
 #define BK_TESTS_FUZZ_H
 

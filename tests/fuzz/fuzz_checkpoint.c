@@ -1,4 +1,5 @@
-/* libFuzzer target: any bytes as a checkpoint folder: config.json, a line "====", model.safetensors. What loads is a whole model. */
+/* libFuzzer target: any bytes as a checkpoint folder: config.json, a line "====",
+ * model.safetensors. What loads is a whole model. */
 #include "models/checkpoint.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
@@ -28,7 +29,8 @@ static void load(bk_context *ctx, const size_t *logged) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t config = first_part(data, size), skip = config + 6 < size ? config + 6 : size, logged = 0;
-  memory_file model = {.name = "folder/model.safetensors", .data = data + skip, .bytes = size - skip};
+  memory_file model = {
+      .name = "folder/model.safetensors", .data = data + skip, .bytes = size - skip};
   memory_file file = {.name = "folder/config.json", .data = data, .bytes = config, .next = &model};
   bk_fs fs = memory_fs(&file);
   bk_context *ctx = memory_context(&fs, &logged);

@@ -1,4 +1,5 @@
-/* libFuzzer target: any bytes as config.json, and as trainer_state.json. What is accepted must pass its own checks. */
+/* libFuzzer target: any bytes as config.json, and as trainer_state.json. What is accepted must
+ * pass its own checks. */
 #include "io/config.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"

@@ -1,5 +1,6 @@
-/* libFuzzer target: any bytes as a text or a token stream. The first two say what is asked for: split, width and kind of file, and
- * the size of the vocabulary. What opens gives only tokens of the vocabulary, in every order in which it is read; what is recognised has a name. */
+/* libFuzzer target: any bytes as a text or a token stream. The first two say what is asked for:
+ * split, width and kind of file, and the size of the vocabulary. What opens gives only tokens of
+ * the vocabulary, in every order in which it is read; what is recognised has a name. */
 #include "io/dataset.h"
 #include "io/recognise.h"
 #include "tests/fuzz/fuzz.h"
@@ -58,7 +59,8 @@ static void check_kinds(const uint8_t *data, size_t size, int64_t vocab) {
   }
   for (int width = 2; width <= 4; width += 2) {
     char words[BK_RECOGNISE_TEXT] = "";
-    if (bk_recognise_width(data, size, width, vocab, words, sizeof words) != (words[0] != '\0')) abort();
+    if (bk_recognise_width(data, size, width, vocab, words, sizeof words) != (words[0] != '\0'))
+      abort();
   }
 }
 
@@ -73,7 +75,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t logged = 0;
   bk_dataset *ds = NULL;
   bk_context *ctx = memory_context(&fs, &logged);
-  bk_dataset_options options = {.vocab_size = vocab, .split = (bk_split)(how % 3), .data_dtype = (int)(how / 3 % 3), .whole_bin = how / 18 % 2};
+  bk_dataset_options options = {.vocab_size = vocab,
+                                .split = (bk_split)(how % 3),
+                                .data_dtype = (int)(how / 3 % 3),
+                                .whole_bin = how / 18 % 2};
   check_kinds(data + 2, size - 2, vocab);
   bk_status status = bk_dataset_open(ctx, &path, 1, &options, &ds);
   if (status == BK_OK) check_data(ctx, ds, vocab);

@@ -1,5 +1,6 @@
-/* libFuzzer target: any bytes as a folder of weights in shards: model.safetensors.index.json, a line "====", one.safetensors, a line "====",
- * two.safetensors. What opens must be readable to its last byte. */
+/* libFuzzer target: any bytes as a folder of weights in shards: model.safetensors.index.json, a
+ * line "====", one.safetensors, a line "====", two.safetensors. What opens must be readable to
+ * its last byte. */
 #include "io/safetensors.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
@@ -7,7 +8,8 @@
 const fuzz_target fuzz = {"index", 6000};
 
 /* Takes the part before the next mark, or all that is left. */
-static memory_file next_part(const char *name, const uint8_t **data, size_t *size, const memory_file *next) {
+static memory_file next_part(const char *name, const uint8_t **data, size_t *size,
+                             const memory_file *next) {
   static const char mark[] = "\n====\n";
   size_t length = sizeof mark - 1, at = 0;
   while (at + length <= *size && memcmp(*data + at, mark, length) != 0) at++;
@@ -25,7 +27,9 @@ static void read_all(bk_context *ctx, bk_st_reader *reader) {
     size_t bytes = (size_t)(e->end - e->begin);
     char *copy = bk_alloc(ctx, bytes);
     double first;
-    if (bk_st_find(reader, e->name) != e || !bk_st_entry_path(reader, e) || !copy || bk_st_read(reader, e, copy, bytes) != BK_OK) abort();
+    if (bk_st_find(reader, e->name) != e || !bk_st_entry_path(reader, e) || !copy ||
+        bk_st_read(reader, e, copy, bytes) != BK_OK)
+      abort();
     if (bk_st_element_size(e) && bytes && bk_st_read_f64(reader, e, 0, 1, &first) != BK_OK) abort();
     bk_free(ctx, copy);
   }
@@ -47,7 +51,8 @@ static void open_folder(bk_context *ctx, const size_t *logged) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size_t logged = 0;
   memory_file index = next_part("folder/model.safetensors.index.json", &data, &size, NULL);
-  memory_file one = next_part("folder/one.safetensors", &data, &size, &index), two = next_part("folder/two.safetensors", &data, &size, &one);
+  memory_file one = next_part("folder/one.safetensors", &data, &size, &index),
+              two = next_part("folder/two.safetensors", &data, &size, &one);
   bk_fs fs = memory_fs(&two);
   bk_context *ctx = memory_context(&fs, &logged);
   open_folder(ctx, &logged);

@@ -17,7 +17,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   for (int64_t i = 0; i < count; i++) (void)(steps[i] + (values[i] > 0));
   bk_free(ctx, steps);
   bk_free(ctx, values);
-  if (bk_metrics_cut(ctx, "input", 1) == BK_OK) abort(); /* the file is read-only: what is not refused cannot be cut */
+  /* the file is read-only: what is not refused cannot be cut */
+  if (bk_metrics_cut(ctx, "input", 1) == BK_OK) abort();
   memory_context_close(ctx, &logged);
   return 0;
 }

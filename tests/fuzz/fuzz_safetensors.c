@@ -1,4 +1,5 @@
-/* libFuzzer target: any bytes as a safetensors file. What opens must be readable to its last byte. */
+/* libFuzzer target: any bytes as a safetensors file. What opens must be readable to its last
+ * byte. */
 #include "io/safetensors.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
@@ -11,7 +12,8 @@ static void read_all(bk_context *ctx, bk_st_reader *reader) {
     size_t bytes = (size_t)(e->end - e->begin);
     char *copy = bk_alloc(ctx, bytes);
     double first;
-    if (bk_st_find(reader, e->name) != e || !copy || bk_st_read(reader, e, copy, bytes) != BK_OK) abort();
+    if (bk_st_find(reader, e->name) != e || !copy || bk_st_read(reader, e, copy, bytes) != BK_OK)
+      abort();
     if (bk_st_element_size(e) && bytes && bk_st_read_f64(reader, e, 0, 1, &first) != BK_OK) abort();
     bk_free(ctx, copy);
   }

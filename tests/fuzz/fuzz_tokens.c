@@ -1,4 +1,5 @@
-/* libFuzzer target: any bytes as the tokens of `birkhoff forward --tokens`. What is accepted is a whole rectangle of tokens. */
+/* libFuzzer target: any bytes as the tokens of `birkhoff forward --tokens`. What is accepted is
+ * a whole rectangle of tokens. */
 #include "io/tokens.h"
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_fs.h"
@@ -12,7 +13,9 @@ static void check_tokens(const bk_tokens *t) {
   int64_t kept = 0;
   if (t->batch < 1 || t->seq_len < 1 || t->seq_len > LONGEST) abort();
   for (int64_t i = 0; i < t->batch * t->seq_len; i++) {
-    if (t->ids[i] < 0 || t->ids[i] >= VOCAB || t->targets[i] >= VOCAB || (t->targets[i] < 0 && t->targets[i] != -100)) abort();
+    if (t->ids[i] < 0 || t->ids[i] >= VOCAB || t->targets[i] >= VOCAB ||
+        (t->targets[i] < 0 && t->targets[i] != -100))
+      abort();
     kept += t->targets[i] >= 0;
   }
   if (kept < 1 || kept != t->kept) abort();

@@ -1,4 +1,5 @@
-/* A bk_fs of read-only files that lie in memory, in one folder at most: for programs that feed bytes to a reader. */
+/* A bk_fs of read-only files that lie in memory, in one folder at most: for programs that feed
+ * bytes to a reader. */
 #ifndef BK_TESTS_MEMORY_FS_H
 #define BK_TESTS_MEMORY_FS_H
 
@@ -8,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MEMORY_BLOCK_MAX ((size_t)64 << 20) /* larger blocks are refused: a few bytes of input may ask for any size */
+/* larger blocks are refused: a few bytes of input may ask for any size */
+#define MEMORY_BLOCK_MAX ((size_t)64 << 20)
 
 typedef struct memory_file {
   const char *name; /* "input", "folder/input" */
@@ -88,7 +90,8 @@ static int memory_rename(void *user, const char *from, const char *to) {
   return -EROFS;
 }
 
-static int memory_list(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg) {
+static int memory_list(void *user, const char *path, void (*each)(void *arg, const char *name),
+                       void *arg) {
   (void)user, (void)path, (void)each, (void)arg;
   return -ENOTDIR;
 }
@@ -117,7 +120,9 @@ static void *memory_alloc(void *user, size_t bytes, size_t align) {
   return bytes <= MEMORY_BLOCK_MAX ? bk_allocator_libc.alloc(user, bytes, align) : NULL;
 }
 
-static void memory_free(void *user, void *ptr, size_t bytes) { bk_allocator_libc.free(user, ptr, bytes); }
+static void memory_free(void *user, void *ptr, size_t bytes) {
+  bk_allocator_libc.free(user, ptr, bytes);
+}
 
 /* A context over the files; the log sink counts the bytes that it is given. */
 static void memory_log(void *user, bk_log_level level, const char *message) {
@@ -128,7 +133,11 @@ static void memory_log(void *user, bk_log_level level, const char *message) {
 static inline bk_context *memory_context(const bk_fs *fs, size_t *logged) {
   bk_context *made = NULL;
   static const bk_allocator allocator = {memory_alloc, memory_free, NULL};
-  bk_context_options options = {.allocator = &allocator, .fs = fs, .log = memory_log, .log_user = logged, .log_level = BK_LOG_TRACE};
+  bk_context_options options = {.allocator = &allocator,
+                                .fs = fs,
+                                .log = memory_log,
+                                .log_user = logged,
+                                .log_level = BK_LOG_TRACE};
   if (bk_context_create(&options, &made) != BK_OK) abort();
   return made;
 }

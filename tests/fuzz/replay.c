@@ -1,5 +1,6 @@
-/* Runs a fuzz target over its seeds, every truncation of them, and mutations of them (see fuzz.h). Arguments, if any, are files that are
- * run as they are: findings. A target aborts on a fault. */
+/* Runs a fuzz target over its seeds, every truncation of them, and mutations of them (see
+ * fuzz.h). Arguments, if any, are files that are run as they are: findings. A target aborts on a
+ * fault. */
 #include "base/base.h"
 #include "tests/fuzz/fuzz.h"
 
@@ -17,7 +18,8 @@ static uint64_t random_below(uint64_t *counter, uint64_t bound) {
   return r[0] % bound;
 }
 
-/* One change in place: a byte replaced, a byte removed, a stretch copied elsewhere, or the end cut off. */
+/* One change in place: a byte replaced, a byte removed, a stretch copied elsewhere, or the end
+ * cut off. */
 static size_t mutate(uint64_t *counter, uint8_t *data, size_t bytes) {
   size_t at = (size_t)random_below(counter, bytes), to = (size_t)random_below(counter, bytes);
   size_t longest = bytes - (at > to ? at : to), length = (size_t)random_below(counter, longest) + 1;
@@ -26,7 +28,9 @@ static size_t mutate(uint64_t *counter, uint8_t *data, size_t bytes) {
     case 1: memmove(data + to, data + at, length); return bytes;
     case 2: data[at] = (uint8_t)random_below(counter, 256); return bytes;
     case 3: return random_below(counter, 4) ? bytes : at;
-    default: data[at] = (uint8_t)interesting[random_below(counter, sizeof interesting - 1)]; return bytes;
+    default:
+      data[at] = (uint8_t)interesting[random_below(counter, sizeof interesting - 1)];
+      return bytes;
   }
 }
 
@@ -51,7 +55,8 @@ static bk_status run_mutations(replay *r, const char *seed, size_t seed_bytes, i
   for (int i = 0; i < mutations; i++) {
     size_t bytes = seed_bytes;
     memcpy(r->scratch, seed, seed_bytes);
-    for (uint64_t changes = random_below(&r->counter, 4) + 1; changes > 0 && bytes > 0; changes--) bytes = mutate(&r->counter, r->scratch, bytes);
+    for (uint64_t changes = random_below(&r->counter, 4) + 1; changes > 0 && bytes > 0; changes--)
+      bytes = mutate(&r->counter, r->scratch, bytes);
     BK_TRY(run(r, r->scratch, bytes));
   }
   return BK_OK;
@@ -63,13 +68,16 @@ static bk_status run_seed(replay *r, const char *path, int mutations) {
   size_t bytes;
   BK_TRY(bk_file_read_all(r->ctx, path, BYTES_MAX, &seed, &bytes));
   bk_status status = run(r, seed, bytes);
-  for (size_t cut = 0; mutations && cut < bytes && status == BK_OK; cut += bytes / 500 + 1) status = run(r, seed, cut);
+  for (size_t cut = 0; mutations && cut < bytes && status == BK_OK; cut += bytes / 500 + 1)
+    status = run(r, seed, cut);
   if (status == BK_OK) status = run_mutations(r, seed, bytes, mutations);
   bk_free(r->ctx, seed);
   return status;
 }
 
-static int compare_texts(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int compare_texts(const void *a, const void *b) {
+  return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 static bk_status run_corpus(replay *r) {
   const char *top = getenv("TOP_SRCDIR");

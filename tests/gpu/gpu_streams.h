@@ -1,4 +1,5 @@
-/* Streams, events and memory: what holds for every GPU backend. The program that includes this defines `gpu_name`. */
+/* Streams, events and memory: what holds for every GPU backend. The program that includes this
+ * defines `gpu_name`. */
 #ifndef BK_TESTS_GPU_STREAMS_H
 #define BK_TESTS_GPU_STREAMS_H
 
@@ -74,7 +75,8 @@ START_TEST(launches_in_order) {
 }
 END_TEST
 
-/* A buffer goes and another comes, perhaps with the same handle; plans of equal shape share their kernels. */
+/* A buffer goes and another comes, perhaps with the same handle; plans of equal shape share
+ * their kernels. */
 START_TEST(other_buffers) {
   work w[2];
   work_open(&w[0]);
@@ -125,7 +127,8 @@ START_TEST(query_tells) {
   ck_assert_int_eq(stream->ops->query(stream, &done), BK_OK); /* idle */
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   done = false;
-  for (int i = 0; i < 1000000 && !done; i++) ck_assert_int_eq(stream->ops->query(stream, &done), BK_OK);
+  for (int i = 0; i < 1000000 && !done; i++)
+    ck_assert_int_eq(stream->ops->query(stream, &done), BK_OK);
   ck_assert(done); /* it comes about without a sync */
   expect_result(&w, stream, 0);
   work_close(&w);
@@ -159,7 +162,8 @@ START_TEST(across_streams) {
 }
 END_TEST
 
-/* An event that goes away after somebody was told to wait for it, and a stream that goes away with work under way. */
+/* An event that goes away after somebody was told to wait for it, and a stream that goes away
+ * with work under way. */
 START_TEST(gone_early) {
   bk_stream *other = NULL;
   bk_event *e = NULL;
@@ -198,13 +202,15 @@ END_TEST
 /* Tensors that begin beyond 2 and 4 GiB of one buffer, where the device gives such buffers. */
 START_TEST(beyond_two_gib) {
   const size_t gib = (size_t)1 << 30;
-  size_t free_bytes = 0, total = 0, limit = device->props.max_alloc ? device->props.max_alloc : SIZE_MAX;
+  size_t free_bytes = 0, total = 0,
+         limit = device->props.max_alloc ? device->props.max_alloc : SIZE_MAX;
   bk_buffer *big = NULL;
   float got[count], values[count];
   ck_assert_int_eq(device->ops->memory_info(device, &free_bytes, &total), BK_OK);
   size_t want = limit > 4 * gib + 4096 && free_bytes > 6 * gib ? 4 * gib + 4096 : 2 * gib + 4096;
   if (limit < want || free_bytes < want + gib / 2) {
-    printf("left out: a buffer of %zu bytes (the device's limit: %zu, free: %zu)\n", want, limit, free_bytes);
+    printf("left out: a buffer of %zu bytes (the device's limit: %zu, free: %zu)\n", want, limit,
+           free_bytes);
     return;
   }
   if (bk_buffer_alloc(device, want, BK_MEM_STAGING, &big) != BK_OK) {
@@ -229,8 +235,8 @@ START_TEST(beyond_two_gib) {
 }
 END_TEST
 
-#define STREAM_TESTS \
-  buffers_start_as_zeros, transfers_of_bytes, host_memory, launches_in_order, other_buffers, events_tell_time, query_tells, across_streams, \
-  gone_early, no_captures, beyond_two_gib
+#define STREAM_TESTS                                                                         \
+  buffers_start_as_zeros, transfers_of_bytes, host_memory, launches_in_order, other_buffers, \
+      events_tell_time, query_tells, across_streams, gone_early, no_captures, beyond_two_gib
 
 #endif

@@ -1,5 +1,6 @@
-/* What the unit tests of the opencl and vulkan backends share: a device and a stream, tensors on it, and a little work. Programs are kept
- * in a folder of the tests' own (the driver's cache is where it is). */
+/* What the unit tests of the opencl and vulkan backends share: a device and a stream, tensors on
+ * it, and a little work. Programs are kept in a folder of the tests' own (the driver's cache is
+ * where it is). */
 #ifndef BK_TESTS_GPU_UNIT_H
 #define BK_TESTS_GPU_UNIT_H
 
@@ -15,7 +16,9 @@
 static bk_device *device;
 static bk_stream *stream;
 
-static BK_UNUSED void set(const char *name, const char *value) { ck_assert_int_eq(value ? setenv(name, value, 1) : unsetenv(name), 0); }
+static BK_UNUSED void set(const char *name, const char *value) {
+  ck_assert_int_eq(value ? setenv(name, value, 1) : unsetenv(name), 0);
+}
 
 static BK_UNUSED int gpu_look(const char *name) {
   char reason[1024] = "its module was not built";
@@ -29,14 +32,15 @@ static BK_UNUSED int gpu_look(const char *name) {
   return here ? 0 : 1;
 }
 
-/* Whether a backend has a device here; if not, says why on standard output. Asked in a process of its own: drivers begin threads, which the
- * children that run the tests would not have. */
+/* Whether a backend has a device here; if not, says why on standard output. Asked in a process
+ * of its own: drivers begin threads, which the children that run the tests would not have. */
 static BK_UNUSED bool gpu_is_here(const char *name) {
   int status = 1;
   fflush(stdout);
   pid_t child = fork();
   if (child == 0) _exit(gpu_look(name));
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+         WEXITSTATUS(status) == 0;
 }
 
 static BK_UNUSED void gpu_registry(void) {
@@ -84,7 +88,8 @@ static BK_UNUSED void gpu_expect_absent(const char *name, const char *why) {
 static BK_UNUSED bk_status gpu_commit_weights(int64_t bytes, bk_memory **memory) {
   bk_tensor t;
   ck_assert_int_eq(bk_memory_create(device, memory), BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t), BK_OK);
+  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t),
+                   BK_OK);
   ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_WEIGHTS, BK_U8, 1, &bytes, &t), BK_OK);
   return bk_memory_commit(*memory);
 }
@@ -143,15 +148,20 @@ static BK_UNUSED void work_close(work *w) {
   bk_buffer_free(w->y.buffer);
 }
 
-static BK_UNUSED bk_status copy(work *w, bk_stream *on) { return bk_plan_launch(on, &w->copying, &w->copy, (bk_place){0}); }
-static BK_UNUSED bk_status add(work *w, bk_stream *on) { return bk_plan_launch(on, &w->adding, &w->add, (bk_place){0}); }
+static BK_UNUSED bk_status copy(work *w, bk_stream *on) {
+  return bk_plan_launch(on, &w->copying, &w->copy, (bk_place){0});
+}
+static BK_UNUSED bk_status add(work *w, bk_stream *on) {
+  return bk_plan_launch(on, &w->adding, &w->add, (bk_place){0});
+}
 
 /* y must be x^T + times x. */
 static BK_UNUSED void expect_result(work *w, bk_stream *on, int times) {
   float x[count], y[count];
   ck_assert_int_eq(bk_tensor_download(on, &w->x, x), BK_OK);
   ck_assert_int_eq(bk_tensor_download(on, &w->y, y), BK_OK);
-  for (int i = 0; i < count; i++) ck_assert_float_eq(y[i], x[i % side * side + i / side] + (float)times * x[i]);
+  for (int i = 0; i < count; i++)
+    ck_assert_float_eq(y[i], x[i % side * side + i / side] + (float)times * x[i]);
 }
 
 /* Every call on a poisoned stream returns `status` and says nothing. */

@@ -1,4 +1,5 @@
-/* The cache of compiled kernels (backends/gpu/cache.h): what is written is read, and nothing else is. */
+/* The cache of compiled kernels (backends/gpu/cache.h): what is written is read, and nothing
+ * else is. */
 #include "tests/unit/unit.h"
 
 #include "backends/gpu/cache.h"
@@ -7,7 +8,9 @@
 static bk_gpu_cache cache;
 static const char data[] = "machine code, of which a byte may be 0: \0 and more";
 
-static void set(const char *name, const char *value) { ck_assert_int_eq(value ? setenv(name, value, 1) : unsetenv(name), 0); }
+static void set(const char *name, const char *value) {
+  ck_assert_int_eq(value ? setenv(name, value, 1) : unsetenv(name), 0);
+}
 
 static void cache_open(void) {
   unit_folder_open();
@@ -65,7 +68,8 @@ START_TEST(hit_and_miss) {
   ck_assert(found("kernel", KEY));
   ck_assert(!found("kernel", KEY "x"));
   ck_assert(!found("other", KEY));
-  ck_assert(strncmp(strrchr(only_file("xdg/birkhoff"), '/'), "/kernel-", 8) == 0); /* and nothing is left beside it */
+  /* and nothing is left beside it */
+  ck_assert(strncmp(strrchr(only_file("xdg/birkhoff"), '/'), "/kernel-", 8) == 0);
 }
 END_TEST
 
@@ -120,19 +124,22 @@ START_TEST(bytes_after_it) {
   write_data();
   const char *path = only_file("xdg/birkhoff");
   ck_assert_int_eq(bk_file_read_all(ctx, path, 1 << 20, &file, &bytes), BK_OK);
-  ck_assert_int_eq(bk_file_write_atomic(ctx, path, file, bytes + 1), BK_OK); /* the NUL that read_all appends */
+  /* the NUL that read_all appends */
+  ck_assert_int_eq(bk_file_write_atomic(ctx, path, file, bytes + 1), BK_OK);
   bk_free(ctx, file);
   ck_assert(!found("kernel", KEY));
 }
 END_TEST
 
-/* A file of another key under this one's name: another driver's, copied there or of the same hash. */
+/* A file of another key under this one's name: another driver's, copied there or of the same
+ * hash. */
 START_TEST(wrong_key) {
   char mine[512], theirs[512];
   write_data();
   snprintf(mine, sizeof mine, "%s", only_file("xdg/birkhoff"));
   ck_assert_int_eq(ctx->fs.remove(ctx->fs.user, mine), 0);
-  bk_gpu_kept_write(&cache, "kernel", "platform 1.2\ndevice\ndriver 8\n-DA=1\n0123456789abcdef", data, sizeof data);
+  bk_gpu_kept_write(&cache, "kernel", "platform 1.2\ndevice\ndriver 8\n-DA=1\n0123456789abcdef",
+                    data, sizeof data);
   snprintf(theirs, sizeof theirs, "%s", only_file("xdg/birkhoff"));
   ck_assert_str_ne(mine, theirs);
   ck_assert_int_eq(ctx->fs.rename(ctx->fs.user, theirs, mine), 0);
@@ -172,7 +179,8 @@ START_TEST(folder_cannot_be_made) {
   unit_expect(NULL); /* reading says nothing */
   write_data();
   ck_assert_int_eq(unit_errors(), 0);
-  unit_expect("warning: fake:3: compiled kernels are not kept for the next run: cannot make folder ");
+  unit_expect(
+      "warning: fake:3: compiled kernels are not kept for the next run: cannot make folder ");
   write_data(); /* once */
   unit_expect(NULL);
   ck_assert(!found("kernel", KEY));
@@ -215,7 +223,8 @@ START_TEST(too_many_files) {
   char path[300];
   ck_assert_int_eq(bk_mkdirs(ctx, unit_path("xdg/birkhoff")), BK_OK);
   for (int i = 0; i <= BK_GPU_CACHE_MAX_FILES; i++) {
-    snprintf(path, sizeof path, "%s/xdg/birkhoff/%d.%s", unit_folder, i, i ? "bin" : "txt"); /* the last is not ours */
+    /* the last is not ours */
+    snprintf(path, sizeof path, "%s/xdg/birkhoff/%d.%s", unit_folder, i, i ? "bin" : "txt");
     FILE *f = fopen(path, "w");
     ck_assert_ptr_nonnull(f);
     fclose(f);
@@ -230,5 +239,6 @@ START_TEST(too_many_files) {
 }
 END_TEST
 
-UNIT_MAIN("gpu_cache", cache_open, cache_close, hit_and_miss, written_again, another_run, every_length, every_byte_flipped, bytes_after_it,
-          wrong_key, a_folder_in_its_place, empty_data, folder_cannot_be_made, where_it_is, switched_off, too_large, too_many_files)
+UNIT_MAIN("gpu_cache", cache_open, cache_close, hit_and_miss, written_again, another_run,
+          every_length, every_byte_flipped, bytes_after_it, wrong_key, a_folder_in_its_place,
+          empty_data, folder_cannot_be_made, where_it_is, switched_off, too_large, too_many_files)

@@ -19,7 +19,8 @@ static void must(bk_status status, const char *what) {
 
 static bk_tensor with_memory(grad_test *g, bk_tensor t) {
   if (g->n_buffers == GRAD_MAX_TENSORS) must(BK_ERR_MEMORY, "tensors of one case");
-  must(bk_buffer_alloc(g->ref, bk_tensor_bytes(&t), BK_MEM_WORKSPACE, &g->buffers[g->n_buffers]), "memory");
+  must(bk_buffer_alloc(g->ref, bk_tensor_bytes(&t), BK_MEM_WORKSPACE, &g->buffers[g->n_buffers]),
+       "memory");
   t.buffer = g->buffers[g->n_buffers++];
   return t;
 }
@@ -40,7 +41,8 @@ bk_tensor g_uniform(grad_test *g, int64_t count, double low, double high) {
   bk_tensor t = with_memory(g, bk_tensor_1d(BK_F64, count));
   uint64_t stream = ++g->draws;
   double *v = bk_tensor_data(&t);
-  for (int64_t i = 0; i < count; i++) v[i] = low + (high - low) * bk_uniform(SEED, stream, (uint64_t)i);
+  for (int64_t i = 0; i < count; i++)
+    v[i] = low + (high - low) * bk_uniform(SEED, stream, (uint64_t)i);
   return t;
 }
 
@@ -68,8 +70,8 @@ static double *copy_of(const bk_tensor *t) {
   return v;
 }
 
-/* What the loss is made of: the cotangents as they were (the backward may use their memory) and what INOUT started
- * from. */
+/* What the loss is made of: the cotangents as they were (the backward may use their memory) and
+ * what INOUT started from. */
 typedef struct loss_state {
   grad_test *g;
   const grad_case *c;
@@ -83,7 +85,8 @@ static double loss(const loss_state *s) {
   double sum = 0;
   for (int i = 0; s->c->outs[i].out; i++) {
     const double *v = bk_tensor_data(s->c->outs[i].out);
-    for (int64_t j = 0; j < bk_tensor_count(s->c->outs[i].out); j++) sum += s->cotangents[i][j] * v[j];
+    for (int64_t j = 0; j < bk_tensor_count(s->c->outs[i].out); j++)
+      sum += s->cotangents[i][j] * v[j];
   }
   return sum;
 }
@@ -107,7 +110,8 @@ static void check_input(const loss_state *s, int which, const double *gradient) 
   uint64_t stream = ++s->g->draws;
   for (int64_t i = 0; i < count; i++) norm += gradient[i] * gradient[i];
   for (int64_t i = 0; i < samples; i++) {
-    int64_t at = count == samples ? i : (int64_t)(bk_uniform(SEED, stream, (uint64_t)i) * (double)count);
+    int64_t at =
+        count == samples ? i : (int64_t)(bk_uniform(SEED, stream, (uint64_t)i) * (double)count);
     double d = difference(s, (double *)bk_tensor_data(in) + at) - gradient[at];
     error += d * d;
   }
@@ -115,8 +119,8 @@ static void check_input(const loss_state *s, int which, const double *gradient) 
   double share = sqrt(error) / fmax(sqrt(norm), 1e-3);
   if (share < 1e-6) return;
   s->g->failed++;
-  printf("FAIL %s: gradient %d of %s: error %.3e of its norm %.3e\n", s->c->name, which, bk_op_name(s->c->backward),
-         share, sqrt(norm));
+  printf("FAIL %s: gradient %d of %s: error %.3e of its norm %.3e\n", s->c->name, which,
+         bk_op_name(s->c->backward), share, sqrt(norm));
 }
 
 void grad_check(grad_test *g, const grad_case *c) {
@@ -134,7 +138,8 @@ void grad_check(grad_test *g, const grad_case *c) {
   g->covered[c->backward] = true;
   for (int i = 0; c->ins[i].in; i++) {
     gradient[i] = copy_of(c->ins[i].grad);
-    for (int64_t j = 0; c->ins[i].adds && j < bk_tensor_count(c->ins[i].grad); j++) gradient[i][j] -= before[i][j];
+    for (int64_t j = 0; c->ins[i].adds && j < bk_tensor_count(c->ins[i].grad); j++)
+      gradient[i][j] -= before[i][j];
   }
   for (int i = 0; c->ins[i].in; i++) check_input(&s, i, gradient[i]);
   for (int i = 0; c->ins[i].in; i++) {

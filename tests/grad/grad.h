@@ -1,9 +1,10 @@
 /* Central differences in double on `ref`: is an op's backward the derivative of its forward?
  *
- * The loss is the sum of cotangent * output over the outputs. Each input element (at most GRAD_SAMPLES of a tensor,
- * drawn at random) is moved by h and 2h both ways; the five-point rule gives its derivative with an error of order h^4.
- * The backward op's gradient must agree within 1e-6 of the norm of the tensor's gradient. Gradients that add are given
- * something to add to, and it is taken off again; those that overwrite find other numbers there. */
+ * The loss is the sum of cotangent * output over the outputs. Each input element (at most
+ * GRAD_SAMPLES of a tensor, drawn at random) is moved by h and 2h both ways; the five-point rule
+ * gives its derivative with an error of order h^4. The backward op's gradient must agree within
+ * 1e-6 of the norm of the tensor's gradient. Gradients that add are given something to add to,
+ * and it is taken off again; those that overwrite find other numbers there. */
 #ifndef BK_TEST_GRAD_H
 #define BK_TEST_GRAD_H
 
@@ -26,7 +27,8 @@ typedef struct grad_test {
 
 /* Contiguous fp64 tensors with memory, normal(0,1) and uniform; freed by grad_reset. */
 bk_tensor g_tensor(grad_test *g, int ndim, const int64_t *shape);
-#define G(...) g_tensor(g, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
+#define G(...) \
+  g_tensor(g, (int)(sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__})
 bk_tensor g_uniform(grad_test *g, int64_t count, double low, double high);
 bk_tensor g_ints(grad_test *g, int ndim, const int64_t *shape, const int32_t *values);
 void g_scale(const bk_tensor *t, double factor);
@@ -37,7 +39,8 @@ typedef struct grad_pair {
   const bk_tensor *in, *grad;
   bool adds;
 } grad_pair;
-/* One cotangent: of output `out`, handed to the backward in `cotangent`. fixed: it already has its values. */
+/* One cotangent: of output `out`, handed to the backward in `cotangent`. fixed: it already has
+ * its values. */
 typedef struct grad_cotangent {
   const bk_tensor *out, *cotangent;
   bool fixed;

@@ -8,9 +8,10 @@ static void check_expand(grad_test *g, int n) {
   bk_tensor x = G(N, 5), y = G(N, n, 5), dx = G(N, 5), dy = G(N, n, 5);
   bk_hc_expand_args expand = {x, y}, back_to_streams = {dx, dy};
   bk_hc_collapse_args collapse = {y, x}, back_to_one = {dy, dx};
-  CHECK("hc_expand", BK_OP_HC_EXPAND, BK_OP_HC_COLLAPSE, &expand, &back_to_one, {{&y, &dy, 0}}, {{&x, &dx, 0}}, NULL);
-  CHECK("hc_collapse", BK_OP_HC_COLLAPSE, BK_OP_HC_EXPAND, &collapse, &back_to_streams, {{&x, &dx, 0}}, {{&y, &dy, 0}},
-        NULL);
+  CHECK("hc_expand", BK_OP_HC_EXPAND, BK_OP_HC_COLLAPSE, &expand, &back_to_one, {{&y, &dy, 0}},
+        {{&x, &dx, 0}}, NULL);
+  CHECK("hc_collapse", BK_OP_HC_COLLAPSE, BK_OP_HC_EXPAND, &collapse, &back_to_streams,
+        {{&x, &dx, 0}}, {{&y, &dy, 0}}, NULL);
   grad_reset(g);
 }
 
@@ -18,25 +19,29 @@ static void check_rms(grad_test *g, bool accumulate) {
   bk_tensor x = G(4, 11), rinv = G(4), drinv = G(4), dx = G(4, 11);
   bk_hc_rms_args forward = {x, rinv, 1e-2};
   bk_hc_rms_bwd_args backward = {x, rinv, drinv, dx, accumulate};
-  CHECK("hc_rms", BK_OP_HC_RMS, BK_OP_HC_RMS_BWD, &forward, &backward, {{&rinv, &drinv, 0}}, {{&x, &dx, accumulate}},
-        NULL);
+  CHECK("hc_rms", BK_OP_HC_RMS, BK_OP_HC_RMS_BWD, &forward, &backward, {{&rinv, &drinv, 0}},
+        {{&x, &dx, accumulate}}, NULL);
   grad_reset(g);
 }
 
 static void check_logits(grad_test *g, bk_hc_kind kind, int n) {
   int64_t rows = bk_hc_rows(kind, n), scales = bk_hc_scale_count(kind);
-  bk_tensor proj = G(N, rows), rinv = g_uniform(g, N, 0.5, 2), scale = G(scales), base = G(rows), logits = G(N, rows);
-  bk_tensor dlogits = G(N, rows), dproj = G(N, rows), drinv = G(N), dscale = G(scales), dbase = G(rows);
+  bk_tensor proj = G(N, rows), rinv = g_uniform(g, N, 0.5, 2), scale = G(scales), base = G(rows),
+            logits = G(N, rows);
+  bk_tensor dlogits = G(N, rows), dproj = G(N, rows), drinv = G(N), dscale = G(scales),
+            dbase = G(rows);
   bk_hc_logits_args forward = {proj, rinv, scale, base, logits, kind, n};
-  bk_hc_logits_bwd_args backward = {proj, rinv, scale, dlogits, dproj, drinv, dscale, dbase, kind, n};
-  CHECK("hc_logits", BK_OP_HC_LOGITS, BK_OP_HC_LOGITS_BWD, &forward, &backward, {{&logits, &dlogits, 0}},
+  bk_hc_logits_bwd_args backward = {proj,  rinv,   scale, dlogits, dproj,
+                                    drinv, dscale, dbase, kind,    n};
+  CHECK("hc_logits", BK_OP_HC_LOGITS, BK_OP_HC_LOGITS_BWD, &forward, &backward,
+        {{&logits, &dlogits, 0}},
         {{&proj, &dproj, 0}, {&rinv, &drinv, 0}, {&scale, &dscale, 1}, {&base, &dbase, 1}}, NULL);
   grad_reset(g);
 }
 
 static void check_gates(grad_test *g, int n, bool has_post) {
-  bk_tensor logits = G(N, 2 * n), dlogits = G(N, 2 * n), pre = G(N, n), post = G(N, n), dpre = G(N, n), dpost = G(N, n),
-            none = {0};
+  bk_tensor logits = G(N, 2 * n), dlogits = G(N, 2 * n), pre = G(N, n), post = G(N, n),
+            dpre = G(N, n), dpost = G(N, n), none = {0};
   if (!has_post) {
     logits = G(N, n);
     dlogits = G(N, n);
@@ -69,11 +74,14 @@ static void check_perm(grad_test *g, int n) {
 }
 
 static void check_tanh(grad_test *g, int n) {
-  bk_tensor proj = G(N * n, n + 2), rinv = g_uniform(g, N * n, 0.5, 2), scale = G(3), base = G(n * (n + 2));
-  bk_tensor pre = G(N, n), post = G(N, n), comb = G(N, n, n), dpre = G(N, n), dpost = G(N, n), dcomb = G(N, n, n);
+  bk_tensor proj = G(N * n, n + 2), rinv = g_uniform(g, N * n, 0.5, 2), scale = G(3),
+            base = G(n * (n + 2));
+  bk_tensor pre = G(N, n), post = G(N, n), comb = G(N, n, n), dpre = G(N, n), dpost = G(N, n),
+            dcomb = G(N, n, n);
   bk_tensor dproj = G(N * n, n + 2), drinv = G(N * n), dscale = G(3), dbase = G(n * (n + 2));
   bk_hc_tanh_args forward = {proj, rinv, scale, base, pre, post, comb, n};
-  bk_hc_tanh_bwd_args backward = {proj, rinv, scale, dpre, dpost, dcomb, dproj, drinv, dscale, dbase, n};
+  bk_hc_tanh_bwd_args backward = {proj,  rinv,  scale,  dpre,  dpost, dcomb,
+                                  dproj, drinv, dscale, dbase, n};
   CHECK("hc_tanh", BK_OP_HC_TANH, BK_OP_HC_TANH_BWD, &forward, &backward,
         {{&pre, &dpre, 0}, {&post, &dpost, 0}, {&comb, &dcomb, 0}},
         {{&proj, &dproj, 0}, {&rinv, &drinv, 0}, {&scale, &dscale, 1}, {&base, &dbase, 1}}, NULL);
@@ -81,7 +89,8 @@ static void check_tanh(grad_test *g, int n) {
 }
 
 static void check_pre(grad_test *g, int n, bool accumulate) {
-  bk_tensor x = G(N, n, 5), pre = G(N, n), y = G(N, 5), dy = G(N, 5), dx = G(N, n, 5), dpre = G(N, n);
+  bk_tensor x = G(N, n, 5), pre = G(N, n), y = G(N, 5), dy = G(N, 5), dx = G(N, n, 5),
+            dpre = G(N, n);
   bk_hc_pre_args forward = {x, pre, y};
   bk_hc_pre_bwd_args backward = {x, pre, dy, dx, dpre, accumulate};
   CHECK("hc_pre", BK_OP_HC_PRE, BK_OP_HC_PRE_BWD, &forward, &backward, {{&y, &dy, 0}},
@@ -90,7 +99,8 @@ static void check_pre(grad_test *g, int n, bool accumulate) {
 }
 
 static void check_res(grad_test *g, int n) {
-  bk_tensor x = G(N, n, 5), comb = G(N, n, n), y = G(N, n, 5), dy = G(N, n, 5), dx = G(N, n, 5), dcomb = G(N, n, n);
+  bk_tensor x = G(N, n, 5), comb = G(N, n, n), y = G(N, n, 5), dy = G(N, n, 5), dx = G(N, n, 5),
+            dcomb = G(N, n, n);
   bk_hc_res_args forward = {x, comb, y};
   bk_hc_res_bwd_args backward = {x, comb, dy, dx, dcomb};
   CHECK("hc_res", BK_OP_HC_RES, BK_OP_HC_RES_BWD, &forward, &backward, {{&y, &dy, 0}},
@@ -99,7 +109,8 @@ static void check_res(grad_test *g, int n) {
 }
 
 static void check_post(grad_test *g, int n) {
-  bk_tensor f = G(N, 5), post = G(N, n), y = G(N, n, 5), dy = G(N, n, 5), df = G(N, 5), dpost = G(N, n);
+  bk_tensor f = G(N, 5), post = G(N, n), y = G(N, n, 5), dy = G(N, n, 5), df = G(N, 5),
+            dpost = G(N, n);
   bk_hc_post_args forward = {f, post, y};
   bk_hc_post_bwd_args backward = {f, post, dy, df, dpost};
   CHECK("hc_post", BK_OP_HC_POST, BK_OP_HC_POST_BWD, &forward, &backward, {{&y, &dy, 0}},

@@ -1,5 +1,6 @@
-/* test_op_grad: every backward op is the derivative of its forward (grad.h). Fused slots are checked as `ref` has them
- * and as composed. Every op whose name ends in _bwd must come up, and the ops that are the backward of another. */
+/* test_op_grad: every backward op is the derivative of its forward (grad.h). Fused slots are
+ * checked as `ref` has them and as composed. Every op whose name ends in _bwd must come up, and
+ * the ops that are the backward of another. */
 #include "tests/grad/grad.h"
 
 #include <stdio.h>
@@ -25,8 +26,9 @@ static void close_ref(grad_test *g) {
 }
 
 static bool must_be_covered(bk_op op) {
-  const bk_op mirrors[] = {BK_OP_GEMM,    BK_OP_GROUPED_GEMM, BK_OP_GROUPED_WGRAD, BK_OP_ROPE,      BK_OP_CROSS_ENTROPY,
-                           BK_OP_PERMUTE, BK_OP_UNPERMUTE,    BK_OP_HC_EXPAND,     BK_OP_HC_COLLAPSE};
+  const bk_op mirrors[] = {BK_OP_GEMM,      BK_OP_GROUPED_GEMM,  BK_OP_GROUPED_WGRAD,
+                           BK_OP_ROPE,      BK_OP_CROSS_ENTROPY, BK_OP_PERMUTE,
+                           BK_OP_UNPERMUTE, BK_OP_HC_EXPAND,     BK_OP_HC_COLLAPSE};
   const char *name = bk_op_name(op);
   for (size_t i = 0; i < BK_COUNT(mirrors); i++) {
     if (mirrors[i] == op) return true;
@@ -57,6 +59,7 @@ int main(void) {
   close_ref(&g);
   check_coverage(&g);
   bk_context_destroy(g.ctx);
-  printf("%s: %d gradients checked, %d failed\n", g.failed || lines ? "FAIL" : "ok", g.checks, g.failed);
+  printf("%s: %d gradients checked, %d failed\n", g.failed || lines ? "FAIL" : "ok", g.checks,
+         g.failed);
   return g.failed || lines;
 }

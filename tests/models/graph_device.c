@@ -14,7 +14,7 @@ typedef enum note_kind { NOTE_LAUNCH, NOTE_FILL, NOTE_COPY } note_kind;
 typedef struct note {
   note_kind kind;
   bk_plan plan;
-  void *args; /* a copy, owned */
+  void *args;        /* a copy, owned */
   bk_place dst, src; /* of a launch: the workspace is dst */
   uint8_t value;
   size_t bytes;
@@ -44,18 +44,21 @@ static void tape_free(bk_context *ctx, tape *t) {
 static bk_status tape_add(bk_stream *stream, const note *n) {
   tape *t = of(stream)->taping;
   graphs.noted++;
-  BK_TRY(bk_grow(stream->device->ctx, (void **)&t->notes, &t->capacity, t->count + 1, sizeof *t->notes));
+  BK_TRY(bk_grow(stream->device->ctx, (void **)&t->notes, &t->capacity, t->count + 1,
+                 sizeof *t->notes));
   t->notes[t->count++] = *n;
   return BK_OK;
 }
 
 /* ---- launches ---- */
 
-static bk_status launch_now(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+static bk_status launch_now(bk_stream *stream, const bk_plan *plan, const void *args,
+                            bk_place workspace) {
   return origins[plan->kernel - rows]->launch(stream, plan, args, workspace);
 }
 
-static bk_status launch(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+static bk_status launch(bk_stream *stream, const bk_plan *plan, const void *args,
+                        bk_place workspace) {
   bk_context *ctx = stream->device->ctx;
   if (!of(stream)->taping) {
     graphs.calls++;
@@ -91,13 +94,15 @@ static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, siz
 }
 
 static bk_status stream_copy(bk_stream *stream, bk_place dst, bk_place src, size_t bytes) {
-  if (of(stream)->taping) return tape_add(stream, &(note){.kind = NOTE_COPY, .dst = dst, .src = src, .bytes = bytes});
+  if (of(stream)->taping)
+    return tape_add(stream, &(note){.kind = NOTE_COPY, .dst = dst, .src = src, .bytes = bytes});
   graphs.calls++;
   return of(stream)->inner->ops->copy(of(stream)->inner, dst, src, bytes);
 }
 
 static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes) {
-  if (of(stream)->taping) return tape_add(stream, &(note){.kind = NOTE_FILL, .dst = dst, .value = value, .bytes = bytes});
+  if (of(stream)->taping)
+    return tape_add(stream, &(note){.kind = NOTE_FILL, .dst = dst, .value = value, .bytes = bytes});
   graphs.calls++;
   return of(stream)->inner->ops->fill(of(stream)->inner, dst, value, bytes);
 }
@@ -210,7 +215,8 @@ static bk_device_ops device_ops;
 
 static const bk_backend backend;
 
-static bk_status device_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+static bk_status device_open(bk_context *ctx, int index, const bk_device_options *options,
+                             bk_device **device) {
   BK_TRY(bk_backend_cpu.open(ctx, index, options, device));
   device_ops = *(*device)->ops;
   device_ops.stream_create = stream_create;
@@ -220,9 +226,12 @@ static bk_status device_open(bk_context *ctx, int index, const bk_device_options
   return BK_OK;
 }
 
-static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) { return bk_backend_cpu.probe(ctx, reason, reason_size); }
+static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
+  return bk_backend_cpu.probe(ctx, reason, reason_size);
+}
 static int device_count(bk_context *ctx) { return bk_backend_cpu.device_count(ctx); }
-static bk_status describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+static bk_status describe(bk_context *ctx, int index, bk_device_props *props,
+                          size_t *memory_bytes) {
   return bk_backend_cpu.describe(ctx, index, props, memory_bytes);
 }
 
@@ -242,7 +251,8 @@ bk_status graph_backend_register(bk_context *ctx, bk_op lacks) {
   graphs = (graph_counts){0};
   for (const bk_kernel *k = bk_backend_cpu.kernels; k->op != BK_OP_NONE; k++) {
     if (k->op == lacks) continue;
-    if (n == ROWS_MAX - 1) return bk_fail(ctx, BK_ERR_ARGUMENT, "graphs: cpu has more than %d kernels", ROWS_MAX - 1);
+    if (n == ROWS_MAX - 1)
+      return bk_fail(ctx, BK_ERR_ARGUMENT, "graphs: cpu has more than %d kernels", ROWS_MAX - 1);
     origins[n] = k;
     rows[n] = *k;
     rows[n++].launch = launch;

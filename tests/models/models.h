@@ -1,4 +1,5 @@
-/* What the model tests share: small configurations, lively weights, one training step, gradients as doubles. */
+/* What the model tests share: small configurations, lively weights, one training step, gradients
+ * as doubles. */
 #ifndef BK_TESTS_MODELS_H
 #define BK_TESTS_MODELS_H
 
@@ -17,13 +18,33 @@ typedef struct rig {
 
 /* Three layers, the first dense; every size different, so that mixed-up dimensions show. */
 static BK_UNUSED bk_model_config small_config(int residual) {
-  return (bk_model_config){
-      .vocab_size = 23, .hidden_size = 12, .intermediate_size = 14, .moe_intermediate_size = 5, .num_hidden_layers = 3,
-      .num_attention_heads = 2, .n_shared_experts = 2, .n_routed_experts = 6, .num_experts_per_tok = 2, .n_group = 3,
-      .topk_group = 2, .first_k_dense_replace = 1, .kv_lora_rank = 7, .q_lora_rank = 0, .qk_rope_head_dim = 4,
-      .qk_nope_head_dim = 6, .v_head_dim = 3, .max_position_embeddings = 64, .norm_topk_prob = true,
-      .routed_scaling_factor = 1.7, .rms_norm_eps = 1e-6, .rope_theta = 100.0, .initializer_range = 0.3,
-      .residual = residual, .hc_mult = 4, .hc_sinkhorn_iters = 20, .hc_head = BK_HEAD_SUM};
+  return (bk_model_config){.vocab_size = 23,
+                           .hidden_size = 12,
+                           .intermediate_size = 14,
+                           .moe_intermediate_size = 5,
+                           .num_hidden_layers = 3,
+                           .num_attention_heads = 2,
+                           .n_shared_experts = 2,
+                           .n_routed_experts = 6,
+                           .num_experts_per_tok = 2,
+                           .n_group = 3,
+                           .topk_group = 2,
+                           .first_k_dense_replace = 1,
+                           .kv_lora_rank = 7,
+                           .q_lora_rank = 0,
+                           .qk_rope_head_dim = 4,
+                           .qk_nope_head_dim = 6,
+                           .v_head_dim = 3,
+                           .max_position_embeddings = 64,
+                           .norm_topk_prob = true,
+                           .routed_scaling_factor = 1.7,
+                           .rms_norm_eps = 1e-6,
+                           .rope_theta = 100.0,
+                           .initializer_range = 0.3,
+                           .residual = residual,
+                           .hc_mult = 4,
+                           .hc_sinkhorn_iters = 20,
+                           .hc_head = BK_HEAD_SUM};
 }
 
 /* The backend that is compared with ref: cpu, or what BK_TEST_DEVICE names. */
@@ -39,7 +60,8 @@ static BK_UNUSED bk_device *open_device(const char *name, int threads) {
   return device;
 }
 
-/* Adds noise to what starts constant, so that no gradient is near zero by symmetry; biases stay around -0.5. */
+/* Adds noise to what starts constant, so that no gradient is near zero by symmetry; biases stay
+ * around -0.5. */
 static BK_UNUSED void enliven(bk_model *m, uint64_t seed) {
   for (int i = 0; i < m->n_params; i++) {
     const bk_param *p = &m->params[i];
@@ -60,8 +82,8 @@ static BK_UNUSED void enliven(bk_model *m, uint64_t seed) {
   }
 }
 
-static BK_UNUSED rig rig_open(const char *device, int threads, const bk_model_config *config, bk_dtype dtype,
-                              const bk_runner_options *options) {
+static BK_UNUSED rig rig_open(const char *device, int threads, const bk_model_config *config,
+                              bk_dtype dtype, const bk_runner_options *options) {
   rig r = {.device = open_device(device, threads)};
   OK(bk_model_create(r.device, config, dtype, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
@@ -78,7 +100,8 @@ static BK_UNUSED void rig_close(rig *r) {
 }
 
 /* Pseudo-random tokens; every fifth target is ignored. Returns the number kept. */
-static BK_UNUSED int64_t make_tokens(int64_t vocab, int64_t n, uint64_t seed, int32_t *ids, int32_t *targets) {
+static BK_UNUSED int64_t make_tokens(int64_t vocab, int64_t n, uint64_t seed, int32_t *ids,
+                                     int32_t *targets) {
   int64_t kept = 0;
   for (int64_t i = 0; i < n; i++) {
     ids[i] = (int32_t)(bk_uniform(seed, 1, (uint64_t)i) * (double)vocab);
@@ -89,7 +112,8 @@ static BK_UNUSED int64_t make_tokens(int64_t vocab, int64_t n, uint64_t seed, in
 }
 
 static BK_UNUSED void begin_step(bk_model *m, int64_t kept) {
-  bk_step_values values = {.lr = 1e-3, .bc1 = 0.1, .bc2 = 0.05, .max_norm = 1.0, .loss_scale = 1.0 / (double)kept};
+  bk_step_values values = {
+      .lr = 1e-3, .bc1 = 0.1, .bc2 = 0.05, .max_norm = 1.0, .loss_scale = 1.0 / (double)kept};
   OK(bk_step_begin(m, &values));
 }
 
@@ -145,8 +169,10 @@ static BK_UNUSED double distance(const double *a, const double *b, int64_t n) {
   return sqrt(sum);
 }
 
-/* Worst over tensors of |a - b| / max(|b|, 1e-6 global |b|) (design.md section 3, Comparing); names the tensor. */
-static BK_UNUSED double worst_grad_error(const bk_model *m, const double *a, const double *b, int64_t count, const char **name) {
+/* Worst over tensors of |a - b| / max(|b|, 1e-6 global |b|) (design.md section 3, Comparing);
+ * names the tensor. */
+static BK_UNUSED double worst_grad_error(const bk_model *m, const double *a, const double *b,
+                                         int64_t count, const char **name) {
   double floor_norm = 1e-6 * norm_of(b, count), worst = 0.0;
   int64_t at = 0;
   *name = "";

@@ -1,4 +1,5 @@
-/* Checkpoints: round trips, what a failing file system leaves, names, files that do not fit, and plain models converted. */
+/* Checkpoints: round trips, what a failing file system leaves, names, files that do not fit, and
+ * plain models converted. */
 #include "tests/models/models.h"
 
 #include "io/safetensors.h"
@@ -13,7 +14,8 @@ static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 
 /* ---- models and their bytes ---- */
 
-static bk_model *make_model(bk_device *device, const bk_model_config *c, bk_dtype dtype, bool trainable, uint64_t seed) {
+static bk_model *make_model(bk_device *device, const bk_model_config *c, bk_dtype dtype,
+                            bool trainable, uint64_t seed) {
   bk_model *m = NULL;
   OK(bk_model_create(device, c, dtype, &(bk_model_options){.trainable = trainable}, &m));
   OK(bk_model_init(m, seed));
@@ -32,7 +34,8 @@ static void stir_optimizer(bk_model *m, uint64_t seed) {
       int64_t n = bk_tensor_count(&t);
       if (n == 0) continue;
       double *v = read_tensor(m, t);
-      for (int64_t j = 0; j < n; j++) v[j] += 1e-3 * bk_normal(seed, 100 * (uint64_t)i + k, (uint64_t)j);
+      for (int64_t j = 0; j < n; j++)
+        v[j] += 1e-3 * bk_normal(seed, 100 * (uint64_t)i + k, (uint64_t)j);
       OK(bk_tensor_write_f64(m->stream, &t, v));
       bk_free(ctx, v);
     }
@@ -68,7 +71,8 @@ static bool same_bytes(const bk_model *a, const bk_model *b) {
 }
 
 static bk_trainer_state make_state(bk_dtype dtype) {
-  bk_trainer_state s = {.step = 123, .tokens = 45678, .data_hash = 0xfedcba9876543210u, .dtype = dtype};
+  bk_trainer_state s = {
+      .step = 123, .tokens = 45678, .data_hash = 0xfedcba9876543210u, .dtype = dtype};
   bk_train_config_default(&s.recipe);
   s.recipe.lr = 1.0 / 3;
   return s;
@@ -77,7 +81,8 @@ static bk_trainer_state make_state(bk_dtype dtype) {
 static void check_same_config(const bk_model_config *a, const bk_model_config *b) {
   char x[64], y[64];
   for (const bk_option *o = bk_model_keys; o->name; o++)
-    ck_assert_str_eq(bk_option_value_text(o, a, x, sizeof x), bk_option_value_text(o, b, y, sizeof y));
+    ck_assert_str_eq(bk_option_value_text(o, a, x, sizeof x),
+                     bk_option_value_text(o, b, y, sizeof y));
 }
 
 /* ---- round trips ---- */
@@ -92,7 +97,8 @@ static void check_state(const char *folder, const bk_trainer_state *want) {
   ck_assert(s.data_hash == want->data_hash);
   ck_assert_int_eq(s.dtype, want->dtype);
   for (const bk_option *o = bk_train_keys; o->name; o++)
-    ck_assert_str_eq(bk_option_value_text(o, &s.recipe, x, sizeof x), bk_option_value_text(o, &want->recipe, y, sizeof y));
+    ck_assert_str_eq(bk_option_value_text(o, &s.recipe, x, sizeof x),
+                     bk_option_value_text(o, &want->recipe, y, sizeof y));
 }
 
 static void check_round_trip(const char *name, bk_dtype dtype, int kind, int head) {
@@ -113,7 +119,8 @@ static void check_round_trip(const char *name, bk_dtype dtype, int kind, int hea
   ck_assert_int_eq(b->dtype, dtype);
   check_same_config(&c, &b->config);
   OK(bk_checkpoint_load_optimizer(b, path));
-  ck_assert_msg(same_bytes(a, b), "kind %d in %s does not come back bit for bit", kind, bk_dtype_name(dtype));
+  ck_assert_msg(same_bytes(a, b), "kind %d in %s does not come back bit for bit", kind,
+                bk_dtype_name(dtype));
   check_state(path, &state);
   bk_model_destroy(a);
   bk_model_destroy(b);
@@ -130,17 +137,20 @@ START_TEST(test_round_trip) {
 }
 END_TEST
 
-/* Weights alone; fp32 weights into a bf16 model: masters keep them, weights are rounded, moments are zero. */
+/* Weights alone; fp32 weights into a bf16 model: masters keep them, weights are rounded, moments
+ * are zero. */
 START_TEST(test_weights_only) {
   bk_device *device = open_device("cpu", 1);
   bk_model_config c = small_config(BK_HC_MHC);
   bk_model *a = make_model(device, &c, BK_F32, false, 3), *b = NULL;
   const char *path = unit_path("w");
   OK(bk_checkpoint_save(a, NULL, unit_path("w///")));
-  ck_assert(!bk_path_exists(ctx, unit_path("w/optimizer.safetensors")) && !bk_path_exists(ctx, unit_path("w/trainer_state.json")));
+  ck_assert(!bk_path_exists(ctx, unit_path("w/optimizer.safetensors")) &&
+            !bk_path_exists(ctx, unit_path("w/trainer_state.json")));
   OK(bk_checkpoint_load(device, path, BK_BF16, &(bk_model_options){.trainable = true}, &b));
   for (int i = 0; i < a->n_params; i++) {
-    bk_tensor wa = bk_param_weight(a, &a->params[i]), wb = bk_param_weight(b, &b->params[i]), moment = bk_param_m(b, &b->params[i]);
+    bk_tensor wa = bk_param_weight(a, &a->params[i]), wb = bk_param_weight(b, &b->params[i]),
+              moment = bk_param_m(b, &b->params[i]);
     bk_tensor exact = wb.dtype == BK_F32 ? wb : bk_param_master(b, &b->params[i]);
     int64_t n = bk_tensor_count(&wa);
     double *want = read_tensor(a, wa), *got = read_tensor(b, wb), *kept = read_tensor(b, exact);
@@ -177,7 +187,10 @@ static int attempt; /* the change that failed last */
 
 static int change(void) {
   injected.seen++;
-  return injected.fail_at && (injected.seen == injected.fail_at || (injected.dead && injected.seen > injected.fail_at)) ? -EIO : 0;
+  return injected.fail_at && (injected.seen == injected.fail_at ||
+                              (injected.dead && injected.seen > injected.fail_at))
+             ? -EIO
+             : 0;
 }
 
 static int faulty_open_write(void *user, const char *path, bool append, bk_file **file) {
@@ -258,7 +271,8 @@ static void crash_close(crash_rig *r) {
   bk_device_close(r->device);
 }
 
-/* `given` leads to one whole checkpoint: the older one, or after a late failure the newer one. True if it is the newer one. */
+/* `given` leads to one whole checkpoint: the older one, or after a late failure the newer one.
+ * True if it is the newer one. */
 static bool check_whole(const crash_rig *r, const char *given, const char *what) {
   char *path = NULL;
   bk_model *m = NULL;
@@ -267,14 +281,17 @@ static bool check_whole(const crash_rig *r, const char *given, const char *what)
   OK(bk_checkpoint_load_optimizer(m, path));
   check_state(path, &r->state);
   bool old = same_bytes(m, r->older), new = same_bytes(m, r->newer);
-  ck_assert_msg(old || new, "%s, change %d: %s is neither the older nor the newer checkpoint", what, attempt, path);
+  ck_assert_msg(old || new, "%s, change %d: %s is neither the older nor the newer checkpoint", what,
+                attempt, path);
   bk_model_destroy(m);
   bk_free(ctx, path);
   return new;
 }
 
-/* Saves `newer` as `path` over and over, failing at every change in turn; `given` is what a reader asks for. */
-static void check_crashes(crash_rig *r, const char *path, const char *given, const char *before, bool dead) {
+/* Saves `newer` as `path` over and over, failing at every change in turn; `given` is what a
+ * reader asks for. */
+static void check_crashes(crash_rig *r, const char *path, const char *given, const char *before,
+                          bool dead) {
   bk_memory_stats stats, after;
   int kept_older = 0;
   bool failed = true;
@@ -289,13 +306,16 @@ static void check_crashes(crash_rig *r, const char *path, const char *given, con
     failed = injected.seen >= k;
     injected.fail_at = 0;
     bk_context_memory_stats(ctx, &after);
-    ck_assert_msg(stats.current_bytes == after.current_bytes, "change %d: %zu bytes leaked", k, after.current_bytes - stats.current_bytes);
+    ck_assert_msg(stats.current_bytes == after.current_bytes, "change %d: %zu bytes leaked", k,
+                  after.current_bytes - stats.current_bytes);
     if (status != BK_OK) ck_assert_int_eq(status, BK_ERR_IO);
     if (status != BK_OK) unit_expect("error");
-    if (!failed) ck_assert_int_eq(status, BK_OK); /* a failure may be harmless: making a folder that is there */
+    /* a failure may be harmless: making a folder that is there */
+    if (!failed) ck_assert_int_eq(status, BK_OK);
     if (!dead) { /* cleaned up: moved back if need be, nothing half-written left */
       ck_assert(bk_path_exists(ctx, before));
-      ck_assert(!bk_path_exists(ctx, unit_path("run/step-000002.tmp")) && !bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
+      ck_assert(!bk_path_exists(ctx, unit_path("run/step-000002.tmp")) &&
+                !bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
     }
     bool newer = check_whole(r, given, dead ? "dead" : "one failure");
     if (status == BK_OK) ck_assert(newer);
@@ -305,7 +325,8 @@ static void check_crashes(crash_rig *r, const char *path, const char *given, con
     OK(bk_checkpoint_save(r->newer, &r->state, path));
     unit_expect(NULL);
     ck_assert(check_whole(r, given, "after recovery"));
-    ck_assert(!bk_path_exists(ctx, unit_path("run/step-000002.tmp")) && !bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
+    ck_assert(!bk_path_exists(ctx, unit_path("run/step-000002.tmp")) &&
+              !bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
     ck_assert(!bk_path_exists(ctx, unit_path("run/step-000001.old.tmp")));
   }
   ck_assert_int_gt(kept_older, quick() ? 10 : 50);
@@ -352,7 +373,8 @@ static void touch(const char *path) { OK(bk_file_write_atomic(ctx, path, "x", 1)
 
 /* A folder that has all files of a checkpoint, as short as they can be. */
 static void make_step(const char *name) {
-  static const char *const files[] = {"config.json", "model.safetensors", "optimizer.safetensors", "trainer_state.json"};
+  static const char *const files[] = {"config.json", "model.safetensors", "optimizer.safetensors",
+                                      "trainer_state.json"};
   char path[600];
   snprintf(path, sizeof path, "%s/run/%s", unit_folder, name);
   OK(bk_mkdirs(ctx, path));
@@ -367,14 +389,18 @@ static void make_step(const char *name) {
 static void check_there(const char *name, bool there) {
   char path[600];
   snprintf(path, sizeof path, "%s/run/%s", unit_folder, name);
-  ck_assert_msg(bk_path_exists(ctx, path) == there, "%s is %s", name, there ? "gone" : "still there");
+  ck_assert_msg(bk_path_exists(ctx, path) == there, "%s is %s", name,
+                there ? "gone" : "still there");
 }
 
 START_TEST(test_names) {
   static const char *const steps[] = {"step-000002", "step-000010", "step-999999", "step-1000000"};
-  static const char *const others[] = {"step-", "step-12", "step-0000011", "step-x00012", "step-000012x", "step--00001", "step-+000012",
-                                       "Step-000013", "step-99999999999999999999", "notes", "notes.tmp", "metrics.jsonl"};
-  static const char *const partial[] = {"step-000020.tmp", "step-1000001.tmp", "step-000002.old.tmp"};
+  static const char *const others[] = {"step-",        "step-12",      "step-0000011",
+                                       "step-x00012",  "step-000012x", "step--00001",
+                                       "step-+000012", "Step-000013",  "step-99999999999999999999",
+                                       "notes",        "notes.tmp",    "metrics.jsonl"};
+  static const char *const partial[] = {"step-000020.tmp", "step-1000001.tmp",
+                                        "step-000002.old.tmp"};
   int64_t newest = 7;
   char *path = NULL;
   OK(bk_checkpoint_newest(ctx, unit_path("run"), BK_CHECKPOINT_RESUME, &newest));
@@ -426,7 +452,8 @@ START_TEST(test_not_replaced) {
   unit_expect("holds other things");
   ck_assert_int_eq(bk_checkpoint_save(m, NULL, unit_path("file")), BK_ERR_ARGUMENT);
   unit_expect("holds other things");
-  ck_assert(bk_path_exists(ctx, unit_path("home/letter")) && bk_path_exists(ctx, unit_path("file")));
+  ck_assert(bk_path_exists(ctx, unit_path("home/letter")) &&
+            bk_path_exists(ctx, unit_path("file")));
   OK(bk_mkdirs(ctx, unit_path("empty")));
   OK(bk_checkpoint_save(m, NULL, unit_path("empty")));
   OK(bk_checkpoint_load_weights(m, unit_path("empty")));
@@ -450,11 +477,13 @@ static void add_entry(bk_st_writer *w, const bk_st_entry *e, const edit *change_
   if (change_->rename) change_->rename(e->name, name, sizeof name);
   memcpy(shape, e->shape, sizeof shape);
   if (change_->retype && strcmp(change_->retype, e->name) == 0) dtype = BK_I32;
-  if (change_->reshape && strcmp(change_->reshape, e->name) == 0) shape[0] = e->shape[1], shape[1] = e->shape[0];
+  if (change_->reshape && strcmp(change_->reshape, e->name) == 0)
+    shape[0] = e->shape[1], shape[1] = e->shape[0];
   OK(bk_st_add(w, name, dtype, e->ndim, shape));
 }
 
-/* FOLDER/from/file again as FOLDER/to/file, edited. Everything is fp32, so that an i32 has the same bytes. */
+/* FOLDER/from/file again as FOLDER/to/file, edited. Everything is fp32, so that an i32 has the
+ * same bytes. */
 static void rewrite(const char *from, const char *to, const edit *change_) {
   bk_st_reader *r = NULL;
   bk_st_writer *w = NULL;
@@ -484,7 +513,8 @@ static void check_refused(bk_model *m, const edit *change_, const char *word, co
   rewrite(unit_path("a/model.safetensors"), unit_path("b/model.safetensors"), change_);
   char *before = bytes_of(m, &n);
   ck_assert_int_eq(bk_checkpoint_load_weights(m, unit_path("b")), BK_ERR_DATA);
-  ck_assert_msg(strstr(unit_messages, tensor) != NULL, "%s is not named in: %s", tensor, unit_messages);
+  ck_assert_msg(strstr(unit_messages, tensor) != NULL, "%s is not named in: %s", tensor,
+                unit_messages);
   unit_expect(word);
   char *after = bytes_of(m, &n);
   ck_assert_mem_eq(before, after, n);
@@ -493,20 +523,26 @@ static void check_refused(bk_model *m, const edit *change_, const char *word, co
 }
 
 START_TEST(test_refused_weights) {
-  static const char q[] = "model.layers.1.self_attn.q_proj.weight", base[] = "model.layers.2.hc_ffn_base", last[] = "lm_head.weight";
+  static const char q[] = "model.layers.1.self_attn.q_proj.weight",
+                    base[] = "model.layers.2.hc_ffn_base", last[] = "lm_head.weight";
   bk_device *device = open_device("cpu", 1);
   bk_model_config c = small_config(BK_HC_MHC);
-  bk_model *a = make_model(device, &c, BK_F32, false, 3), *b = make_model(device, &c, BK_F32, true, 4);
+  bk_model *a = make_model(device, &c, BK_F32, false, 3),
+           *b = make_model(device, &c, BK_F32, true, 4);
   OK(bk_checkpoint_save(a, NULL, unit_path("a")));
   OK(bk_mkdirs(ctx, unit_path("b")));
   check_refused(b, &(edit){.drop = q}, "is missing", q);
   check_refused(b, &(edit){.drop = base}, "is missing", base);
   check_refused(b, &(edit){.drop = last}, "is missing", last);
   check_refused(b, &(edit){.retype = q}, "has dtype I32", q);
-  check_refused(b, &(edit){.reshape = last}, "has shape [12,23], the configuration wants [23,12]", last);
-  check_refused(b, &(edit){.add = "model.layers.9.input_layernorm.weight"}, "does not belong", "model.layers.9.input_layernorm.weight");
-  check_refused(b, &(edit){.add = "norm.weight"}, "does not belong", "norm.weight"); /* a second spelling */
-  rewrite(unit_path("a/model.safetensors"), unit_path("b/model.safetensors"), &(edit){.add = "model.layers.0.self_attn.rotary_emb.inv_freq"});
+  check_refused(b, &(edit){.reshape = last}, "has shape [12,23], the configuration wants [23,12]",
+                last);
+  check_refused(b, &(edit){.add = "model.layers.9.input_layernorm.weight"}, "does not belong",
+                "model.layers.9.input_layernorm.weight");
+  /* a second spelling */
+  check_refused(b, &(edit){.add = "norm.weight"}, "does not belong", "norm.weight");
+  rewrite(unit_path("a/model.safetensors"), unit_path("b/model.safetensors"),
+          &(edit){.add = "model.layers.0.self_attn.rotary_emb.inv_freq"});
   OK(bk_checkpoint_load_weights(b, unit_path("b")));
   bk_model_destroy(a);
   bk_model_destroy(b);
@@ -571,16 +607,21 @@ END_TEST
 /* ---- other spellings ---- */
 
 static void modules(const char *name, char *out, size_t size) {
-  static const char *const leaves[][2] = {{"hc_attn_fn", "attn_hc.fn"}, {"hc_attn_base", "attn_hc.base"}, {"hc_attn_scale", "attn_hc.scale"},
-                                          {"hc_ffn_fn", "ffn_hc.fn"}, {"hc_ffn_base", "ffn_hc.base"}, {"hc_ffn_scale", "ffn_hc.scale"},
-                                          {"hc_head_fn", "hc_head.hc_fn"}, {"hc_head_base", "hc_head.hc_base"}, {"hc_head_scale", "hc_head.hc_scale"}};
+  static const char *const leaves[][2] = {
+      {"hc_attn_fn", "attn_hc.fn"},         {"hc_attn_base", "attn_hc.base"},
+      {"hc_attn_scale", "attn_hc.scale"},   {"hc_ffn_fn", "ffn_hc.fn"},
+      {"hc_ffn_base", "ffn_hc.base"},       {"hc_ffn_scale", "ffn_hc.scale"},
+      {"hc_head_fn", "hc_head.hc_fn"},      {"hc_head_base", "hc_head.hc_base"},
+      {"hc_head_scale", "hc_head.hc_scale"}};
   snprintf(out, size, "%s", name);
   for (size_t i = 0; i < BK_COUNT(leaves); i++) {
     char *at = strstr(out, leaves[i][0]);
     if (at) snprintf(at, size - (size_t)(at - out), "%s", leaves[i][1]);
   }
 }
-static void no_prefix(const char *name, char *out, size_t size) { snprintf(out, size, "%s", strncmp(name, "model.", 6) == 0 ? name + 6 : name); }
+static void no_prefix(const char *name, char *out, size_t size) {
+  snprintf(out, size, "%s", strncmp(name, "model.", 6) == 0 ? name + 6 : name);
+}
 static void both(const char *name, char *out, size_t size) {
   char whole[160];
   modules(name, whole, sizeof whole);
@@ -599,7 +640,8 @@ START_TEST(test_spellings) {
     bk_model *b = make_model(device, &c, BK_F32, false, 4);
     bk_dtype dtype = BK_NONE;
     ck_assert(!same_bytes(a, b));
-    rewrite(unit_path("a/model.safetensors"), unit_path("b/model.safetensors"), &(edit){.rename = spellings[i]});
+    rewrite(unit_path("a/model.safetensors"), unit_path("b/model.safetensors"),
+            &(edit){.rename = spellings[i]});
     OK(bk_checkpoint_load_weights(b, unit_path("b")));
     ck_assert_msg(same_bytes(a, b), "spelling %zu", i);
     OK(bk_checkpoint_dtype(ctx, unit_path("b"), &dtype));
@@ -614,7 +656,8 @@ END_TEST
 /* ---- a plain model with streams ---- */
 enum { B = 2, T = 7 };
 
-/* The last streams: of a plain model every token's mean square, else how far the first two streams are apart. */
+/* The last streams: of a plain model every token's mean square, else how far the first two
+ * streams are apart. */
 static void look_at_streams(bk_model *m, const bk_runner *r, double *mean_square, double *apart) {
   int64_t C = m->config.hidden_size, n = m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
   double *x = read_tensor(m, bk_runner_output(r, 0));
@@ -631,7 +674,8 @@ static double *logits_of(bk_model *m, double *mean_square, double *apart) {
   int32_t ids[B * T], targets[B * T];
   bk_runner *r = NULL;
   make_tokens(m->config.vocab_size, B * T, 41, ids, targets);
-  OK(bk_runner_create(m, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1, .keep_logits = true}, &r));
+  OK(bk_runner_create(
+      m, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1, .keep_logits = true}, &r));
   begin_step(m, 1);
   OK(bk_runner_forward(r, 0, ids, NULL));
   double *logits = read_tensor(m, bk_runner_logits(r));
@@ -647,7 +691,8 @@ typedef struct conversion {
   double norm_eps, hc_eps, bound;
 } conversion;
 
-/* With the sum, the last norm sees n x: x / sqrt(ms + eps / n^2), not x / sqrt(ms + eps); everything else is the same. */
+/* With the sum, the last norm sees n x: x / sqrt(ms + eps / n^2), not x / sqrt(ms + eps);
+ * everything else is the same. */
 static void check_converted(const conversion *v, int kind, int64_t n) {
   bk_device *device = open_device(v->device, 1);
   bk_model_config c = small_config(BK_HC_PLAIN);
@@ -665,15 +710,19 @@ static void check_converted(const conversion *v, int kind, int64_t n) {
     want[i] *= sqrt((square + v->norm_eps) / (square + v->norm_eps / (double)(n * n)));
   }
   int64_t count = B * T * c.vocab_size;
-  double *got = logits_of(m, NULL, &apart), error = distance(want, got, count) / norm_of(want, count);
-  ck_assert_msg(error < v->bound, "kind %d, n %d, head %d on %s, eps %g: logits off by %g", kind, (int)n, v->head, v->device, v->hc_eps, error);
-  ck_assert_msg(apart > 1e-2, "kind %d, n %d: the streams are equal to %g", kind, (int)n, apart); /* else they would never separate */
+  double *got = logits_of(m, NULL, &apart),
+         error = distance(want, got, count) / norm_of(want, count);
+  ck_assert_msg(error < v->bound, "kind %d, n %d, head %d on %s, eps %g: logits off by %g", kind,
+                (int)n, v->head, v->device, v->hc_eps, error);
+  /* else they would never separate */
+  ck_assert_msg(apart > 1e-2, "kind %d, n %d: the streams are equal to %g", kind, (int)n, apart);
   if (bk_tensor_present(&m->blocks[0].master)) { /* masters hold the values too */
     for (int i = 0; i < m->n_params; i++) {
       bk_tensor w = bk_param_weight(m, &m->params[i]), master = bk_param_master(m, &m->params[i]);
       if (!bk_tensor_present(&master)) continue;
       double *a = read_tensor(m, w), *b = read_tensor(m, master);
-      for (int64_t j = 0; j < bk_tensor_count(&w); j++) ck_assert(a[j] == (double)bk_bf16_to_f32(bk_f32_to_bf16((float)b[j])));
+      for (int64_t j = 0; j < bk_tensor_count(&w); j++)
+        ck_assert(a[j] == (double)bk_bf16_to_f32(bk_f32_to_bf16((float)b[j])));
       bk_free(ctx, a);
       bk_free(ctx, b);
     }
@@ -687,8 +736,12 @@ static void check_converted(const conversion *v, int kind, int64_t n) {
 
 START_TEST(test_convert) {
   static const conversion ways[] = {
-      {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 0, 1e-10}, {"ref", BK_F64, BK_HEAD_SUM, 1e-6, 0, 1e-10}, {"ref", BK_F64, BK_HEAD_SUM, 0.1, 0, 1e-10},
-      {"cpu", BK_F32, BK_HEAD_LEARNED, 1e-6, 0, 2e-6},  {"cpu", BK_F32, BK_HEAD_SUM, 1e-6, 0, 2e-6},  {"cpu", BK_BF16, BK_HEAD_LEARNED, 1e-6, 0, 0.05},
+      {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 0, 1e-10},
+      {"ref", BK_F64, BK_HEAD_SUM, 1e-6, 0, 1e-10},
+      {"ref", BK_F64, BK_HEAD_SUM, 0.1, 0, 1e-10},
+      {"cpu", BK_F32, BK_HEAD_LEARNED, 1e-6, 0, 2e-6},
+      {"cpu", BK_F32, BK_HEAD_SUM, 1e-6, 0, 2e-6},
+      {"cpu", BK_BF16, BK_HEAD_LEARNED, 1e-6, 0, 0.05},
   };
   for (size_t w = 0; w < BK_COUNT(ways); w++)
     for (size_t k = 1; k < BK_COUNT(kinds); k++)
@@ -696,9 +749,11 @@ START_TEST(test_convert) {
 }
 END_TEST
 
-/* hc_eps is taken out of the reads; mhc's mixing matrices then sum to 1 - eps, which no base can undo. */
+/* hc_eps is taken out of the reads; mhc's mixing matrices then sum to 1 - eps, which no base can
+ * undo. */
 START_TEST(test_convert_eps) {
-  static const conversion exact = {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 1e-3, 1e-10}, mixed = {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 1e-6, 1e-5};
+  static const conversion exact = {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 1e-3, 1e-10},
+                          mixed = {"ref", BK_F64, BK_HEAD_LEARNED, 1e-6, 1e-6, 1e-5};
   for (int64_t n = 1; n <= 4; n++) {
     check_converted(&exact, BK_HC_HC, n);
     check_converted(&exact, BK_HC_IHC, n);
@@ -731,12 +786,14 @@ END_TEST
 
 int main(void) {
   const TTest *const crashes[] = {test_crash, test_crash_prune};
-  const TTest *const tests[] = {test_round_trip, test_weights_only, test_names, test_not_replaced, test_refused_weights, test_refused_files,
+  const TTest *const tests[] = {test_round_trip,   test_weights_only,    test_names,
+                                test_not_replaced, test_refused_weights, test_refused_files,
                                 test_spellings};
   const TTest *const conversions[] = {test_convert, test_convert_eps, test_convert_refused};
   Suite *suite = suite_create("checkpoint");
   unit_case(suite, "files", unit_folder_open, unit_folder_close, tests, BK_COUNT(tests));
-  unit_case(suite, "conversions", unsynced_open, unit_folder_close, conversions, BK_COUNT(conversions));
+  unit_case(suite, "conversions", unsynced_open, unit_folder_close, conversions,
+            BK_COUNT(conversions));
   unit_case(suite, "crash", faulty_open, unit_folder_close, crashes, BK_COUNT(crashes));
   return unit_run(suite);
 }

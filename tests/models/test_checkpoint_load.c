@@ -1,5 +1,6 @@
-/* What the reader of weights takes and what it refuses: shards, half precision, names, experts in one tensor, layers left out, numbers that
- * are not finite. Files are made here byte by byte, as others make them. */
+/* What the reader of weights takes and what it refuses: shards, half precision, names, experts
+ * in one tensor, layers left out, numbers that are not finite. Files are made here byte by byte,
+ * as others make them. */
 #include "tests/models/models.h"
 
 #include "io/safetensors.h"
@@ -65,7 +66,10 @@ static uint16_t half_of(double x) { /* of values that a half holds, infinities a
 }
 
 static size_t width_of(const char *dtype) {
-  return strcmp(dtype, "F64") == 0 ? 8 : strcmp(dtype, "F32") == 0 || strcmp(dtype, "I32") == 0 ? 4 : strncmp(dtype, "F8", 2) == 0 ? 1 : 2;
+  return strcmp(dtype, "F64") == 0                                ? 8
+         : strcmp(dtype, "F32") == 0 || strcmp(dtype, "I32") == 0 ? 4
+         : strncmp(dtype, "F8", 2) == 0                           ? 1
+                                                                  : 2;
 }
 
 static void encode(const item *t, char *out) {
@@ -73,7 +77,9 @@ static void encode(const item *t, char *out) {
   for (int64_t i = 0; i < t->count; i++) {
     float f = (float)t->v[i];
     uint16_t h = strcmp(t->dtype, "F16") == 0 ? half_of(t->v[i]) : bk_f32_to_bf16(f);
-    const void *from = width == 8 ? (const void *)&t->v[i] : width == 4 ? (const void *)&f : (const void *)&h;
+    const void *from = width == 8   ? (const void *)&t->v[i]
+                       : width == 4 ? (const void *)&f
+                                    : (const void *)&h;
     memcpy(out + (size_t)i * width, from, width);
   }
 }
@@ -85,10 +91,13 @@ static void put_shard(const char *path, int shard) {
     const item *t = &items[i];
     if (t->shard != shard) continue;
     size_t bytes = (size_t)t->count * width_of(t->dtype);
-    length += (size_t)snprintf(header + length, sizeof header - length, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->dtype);
+    length += (size_t)snprintf(header + length, sizeof header - length,
+                               ",\"%s\":{\"dtype\":\"%s\",\"shape\":[", t->name, t->dtype);
     for (int d = 0; d < t->ndim; d++)
-      length += (size_t)snprintf(header + length, sizeof header - length, "%s%lld", d ? "," : "", (long long)t->shape[d]);
-    length += (size_t)snprintf(header + length, sizeof header - length, "],\"data_offsets\":[%zu,%zu]}", at, at + bytes);
+      length += (size_t)snprintf(header + length, sizeof header - length, "%s%lld", d ? "," : "",
+                                 (long long)t->shape[d]);
+    length += (size_t)snprintf(header + length, sizeof header - length,
+                               "],\"data_offsets\":[%zu,%zu]}", at, at + bytes);
     at += bytes;
   }
   length += (size_t)snprintf(header + length, sizeof header - length, "}");
@@ -115,13 +124,16 @@ static void put_single(const char *folder) {
 /* model-00001-of-0000N.safetensors and so on, and their index. */
 static void put_shards(const char *folder, int n) {
   char path[600];
-  size_t length = (size_t)snprintf(header, sizeof header, "{\"metadata\": {\"total_size\": 1.5e3, \"note\": [null]}, \"weight_map\": {");
+  size_t length = (size_t)snprintf(
+      header, sizeof header,
+      "{\"metadata\": {\"total_size\": 1.5e3, \"note\": [null]}, \"weight_map\": {");
   OK(bk_remove_tree(ctx, folder));
   OK(bk_mkdirs(ctx, folder));
   for (int i = 0; i < n_items; i++) {
     items[i].shard = (i * 7 + 1) % n; /* in no order at all */
-    length += (size_t)snprintf(header + length, sizeof header - length, "%s\n\"%s\": \"model-%05d-of-%05d.safetensors\"", i ? "," : "", items[i].name,
-                               items[i].shard + 1, n);
+    length += (size_t)snprintf(header + length, sizeof header - length,
+                               "%s\n\"%s\": \"model-%05d-of-%05d.safetensors\"", i ? "," : "",
+                               items[i].name, items[i].shard + 1, n);
   }
   length += (size_t)snprintf(header + length, sizeof header - length, "}}");
   snprintf(path, sizeof path, "%s/model.safetensors.index.json", folder);
@@ -151,7 +163,8 @@ static void close_all(void) {
 
 static bk_model *make_model(const bk_model_config *c, bk_dtype dtype, bool trainable, bool allow) {
   bk_model *m = NULL;
-  OK(bk_model_create(dtype == BK_F64 ? reference : device, c, dtype, &(bk_model_options){.trainable = trainable, .allow_nonfinite = allow}, &m));
+  OK(bk_model_create(dtype == BK_F64 ? reference : device, c, dtype,
+                     &(bk_model_options){.trainable = trainable, .allow_nonfinite = allow}, &m));
   OK(bk_model_init(m, 3));
   return m;
 }
@@ -168,7 +181,8 @@ static bk_model_config begin(int residual, const char *dtype) {
 
 static bool same_number(double a, double b) { return a == b || (isnan(a) && isnan(b)); }
 
-static double *wanted; /* what take_wanted took: the weights in the order of the model's parameters */
+/* what take_wanted took: the weights in the order of the model's parameters */
+static double *wanted;
 
 static void take_wanted(void) {
   int64_t at = 0, n = 0;
@@ -183,8 +197,11 @@ static void check_tensor(bk_model *m, const bk_param *p, bk_tensor t, const doub
   if (!bk_tensor_present(&t)) return;
   double *got = read_tensor(m, t);
   for (int64_t j = 0; j < n; j++) {
-    double w = t.dtype == BK_BF16 ? (double)bk_bf16_to_f32(bk_f32_to_bf16((float)want[j])) : t.dtype == BK_F32 ? (double)(float)want[j] : want[j];
-    ck_assert_msg(same_number(got[j], w), "%s[%lld] in %s: %g, expected %g", p->name, (long long)j, bk_dtype_name(t.dtype), got[j], w);
+    double w = t.dtype == BK_BF16  ? (double)bk_bf16_to_f32(bk_f32_to_bf16((float)want[j]))
+               : t.dtype == BK_F32 ? (double)(float)want[j]
+                                   : want[j];
+    ck_assert_msg(same_number(got[j], w), "%s[%lld] in %s: %g, expected %g", p->name, (long long)j,
+                  bk_dtype_name(t.dtype), got[j], w);
   }
   bk_free(ctx, got);
 }
@@ -212,7 +229,8 @@ static void check_loads(const bk_model_config *c, const char *folder) {
   }
 }
 
-static void refused(const bk_model_config *c, const char *folder, const char *file, const char *part) {
+static void refused(const bk_model_config *c, const char *folder, const char *file,
+                    const char *part) {
   bk_model *m = make_model(c, BK_F32, false, false);
   ck_assert_int_eq(bk_checkpoint_load_weights(m, folder), BK_ERR_DATA);
   ck_assert_int_eq(unit_errors(), 1);
@@ -232,7 +250,8 @@ START_TEST(test_shards) {
     char *path = NULL;
     if (n == 5)
       for (int i = 0; i < n_items; i++)
-        for (int64_t j = 0; j < items[i].count; j++) items[i].v[j] = (double)bk_bf16_to_f32(bk_f32_to_bf16((float)items[i].v[j]));
+        for (int64_t j = 0; j < items[i].count; j++)
+          items[i].v[j] = (double)bk_bf16_to_f32(bk_f32_to_bf16((float)items[i].v[j]));
     take_wanted();
     put_shards(folder, n);
     check_loads(&c, folder);
@@ -252,20 +271,25 @@ START_TEST(test_shards_refused) {
   bk_model_config c = begin(BK_HC_MHC, "F32"), other = c;
   put_shards(folder, 4);
   other.vocab_size = 24;
-  refused(&other, folder, "-of-00004.safetensors: tensor ", "has shape [23,12], the configuration wants [24,12]");
+  refused(&other, folder, "-of-00004.safetensors: tensor ",
+          "has shape [23,12], the configuration wants [24,12]");
   other = c, other.num_hidden_layers = 2;
   refused(&other, folder, "-of-00004.safetensors", "does not belong to this configuration");
   other = c, other.num_hidden_layers = 4;
-  refused(&other, folder, "model.safetensors.index.json", "tensor model.layers.3.input_layernorm.weight is missing");
+  refused(&other, folder, "model.safetensors.index.json",
+          "tensor model.layers.3.input_layernorm.weight is missing");
   OK(bk_remove_tree(ctx, unit_path("s/model-00003-of-00004.safetensors")));
   refused(&c, folder, "model-00003-of-00004.safetensors", "is missing, a part of the weights that");
   find_item("lm_head.weight")->v[7] = NAN;
   put_shards(folder, 2);
-  refused(&c, folder, find_item("lm_head.weight")->shard ? "model-00002-of-00002" : "model-00001-of-00002", "tensor lm_head.weight is not finite: element 7 is nan;");
+  refused(&c, folder,
+          find_item("lm_head.weight")->shard ? "model-00002-of-00002" : "model-00001-of-00002",
+          "tensor lm_head.weight is not finite: element 7 is nan;");
 }
 END_TEST
 
-/* model.safetensors has precedence, as in transformers; a plain checkpoint in shards is converted too. */
+/* model.safetensors has precedence, as in transformers; a plain checkpoint in shards is
+ * converted too. */
 START_TEST(test_shards_beside) {
   char folder[512];
   snprintf(folder, sizeof folder, "%s", unit_path("s"));
@@ -305,7 +329,8 @@ START_TEST(test_half) {
   bk_model_config c = begin(BK_HC_MHC, "F16");
   bk_dtype dtype = BK_NONE;
   item *t = find_item("lm_head.weight");
-  t->v[0] = 65504, t->v[1] = 0x1p-24, t->v[2] = -0x1.ff8p-15, t->v[3] = -0.0; /* the largest, subnormals, a zero */
+  /* the largest, subnormals, a zero */
+  t->v[0] = 65504, t->v[1] = 0x1p-24, t->v[2] = -0x1.ff8p-15, t->v[3] = -0.0;
   find_item("model.norm.weight")->dtype = "F32";
   find_item("model.norm.weight")->v[1] = 0x1p-100;
   take_wanted();
@@ -324,7 +349,8 @@ START_TEST(test_dtypes_refused) {
   for (size_t i = 0; i < BK_COUNT(fp8); i++) {
     find_item(q)->dtype = fp8[i];
     put_single(unit_path("d"));
-    refused(&c, unit_path("d"), q, "FP8 weights with block scales are not read; convert them to bf16 first");
+    refused(&c, unit_path("d"), q,
+            "FP8 weights with block scales are not read; convert them to bf16 first");
   }
   find_item(q)->dtype = "I32";
   put_single(unit_path("d"));
@@ -348,12 +374,14 @@ static void rename_all(const char *prefix, bool without_model) {
     char old[120];
     memcpy(old, items[i].name, sizeof old);
     const char *name = without_model && strncmp(old, "model.", 6) == 0 ? old + 6 : old;
-    ck_assert_int_lt(snprintf(items[i].name, sizeof items[i].name, "%s%s", prefix, name), (int)sizeof items[i].name);
+    ck_assert_int_lt(snprintf(items[i].name, sizeof items[i].name, "%s%s", prefix, name),
+                     (int)sizeof items[i].name);
   }
 }
 
 START_TEST(test_prefixes) {
-  static const char *const prefixes[] = {"module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."};
+  static const char *const prefixes[] = {"module.", "_orig_mod.", "module._orig_mod.",
+                                         "_orig_mod.module.", "module.module."};
   bk_model_config c;
   for (size_t i = 0; i < 2 * BK_COUNT(prefixes); i++) {
     bk_dtype dtype = BK_NONE;
@@ -367,7 +395,8 @@ START_TEST(test_prefixes) {
     OK(bk_remove_tree(ctx, unit_path("n")));
     bk_free(ctx, wanted);
   }
-  add_item("lm_head.weight", "F32", 2, (int64_t[]){23, 12}); /* beside module.module.lm_head.weight */
+  /* beside module.module.lm_head.weight */
+  add_item("lm_head.weight", "F32", 2, (int64_t[]){23, 12});
   put_single(unit_path("n"));
   refused(&c, unit_path("n"), "module.module.lm_head.weight", "does not belong beside");
   begin(BK_HC_MHC, "F32");
@@ -387,12 +416,14 @@ static void fuse(int layer, int which, const char *prefix) {
   char name[120];
   for (int fused = 0; fused < 2; fused++) {
     if (!(which & 1 << fused)) continue;
-    snprintf(name, sizeof name, "%smodel.layers.%d.mlp.experts.%s", prefix, layer, fused ? "down_proj" : "gate_up_proj");
+    snprintf(name, sizeof name, "%smodel.layers.%d.mlp.experts.%s", prefix, layer,
+             fused ? "down_proj" : "gate_up_proj");
     const int64_t gate_up[] = {EXPERTS, 2 * INNER, WIDTH}, down[] = {EXPERTS, WIDTH, INNER};
     double *v = add_item(name, items[0].dtype, 3, fused ? down : gate_up)->v;
     for (int e = 0; e < EXPERTS; e++)
       for (int part = fused ? 2 : 0; part < (fused ? 3 : 2); part++) {
-        snprintf(name, sizeof name, "%smodel.layers.%d.mlp.experts.%d.%s.weight", prefix, layer, e, names[part]);
+        snprintf(name, sizeof name, "%smodel.layers.%d.mlp.experts.%d.%s.weight", prefix, layer, e,
+                 names[part]);
         item *t = find_item(name);
         memcpy(v, t->v, (size_t)t->count * sizeof *v);
         v += t->count;
@@ -403,7 +434,9 @@ static void fuse(int layer, int which, const char *prefix) {
 }
 
 START_TEST(test_fused) {
-  static const char *const dtypes[] = {"F32", "F16", "F64"}, *const prefixes[] = {"", "module.", "_orig_mod.module."};
+  static const char *const dtypes[] = {"F32", "F16", "F64"}, *const prefixes[] = {
+                                                                 "", "module.",
+                                                                 "_orig_mod.module."};
   for (int i = 0; i < 3; i++) {
     bk_model_config c = begin(BK_HC_PLAIN, dtypes[i]);
     take_wanted();
@@ -418,18 +451,21 @@ START_TEST(test_fused) {
 END_TEST
 
 START_TEST(test_fused_refused) {
-  static const char gate_up[] = "model.layers.2.mlp.experts.gate_up_proj", down[] = "model.layers.2.mlp.experts.down_proj";
+  static const char gate_up[] = "model.layers.2.mlp.experts.gate_up_proj",
+                    down[] = "model.layers.2.mlp.experts.down_proj";
   bk_model_config c = begin(BK_HC_PLAIN, "F32");
   fuse(2, 3, "");
   add_item("model.layers.2.mlp.experts.3.up_proj.weight", "F32", 2, (int64_t[]){INNER, WIDTH});
   put_single(unit_path("f"));
-  refused(&c, unit_path("f"), gate_up, "tensor model.layers.2.mlp.experts.3.up_proj.weight does not belong beside tensor");
+  refused(&c, unit_path("f"), gate_up,
+          "tensor model.layers.2.mlp.experts.3.up_proj.weight does not belong beside tensor");
   n_items--, bk_free(ctx, items[n_items].v);
   add_item("model.layers.2.mlp.experts.0.down_proj.weight", "F32", 2, (int64_t[]){WIDTH, INNER});
   put_single(unit_path("f"));
   refused(&c, unit_path("f"), down, "only one form of a weight");
   n_items--, bk_free(ctx, items[n_items].v);
-  find_item(gate_up)->shape[1] = WIDTH, find_item(gate_up)->shape[2] = 2 * INNER; /* transposed, as other models have it */
+  /* transposed, as other models have it */
+  find_item(gate_up)->shape[1] = WIDTH, find_item(gate_up)->shape[2] = 2 * INNER;
   put_single(unit_path("f"));
   refused(&c, unit_path("f"), gate_up, "has shape [6,12,10], the configuration wants [6,10,12]");
   find_item(gate_up)->shape[1] = 2 * INNER, find_item(gate_up)->shape[2] = WIDTH;
@@ -437,11 +473,13 @@ START_TEST(test_fused_refused) {
   put_single(unit_path("f"));
   refused(&c, unit_path("f"), gate_up, "FP8");
   find_item(gate_up)->dtype = "F32";
-  add_item("model.layers.0.mlp.experts.down_proj", "F32", 3, (int64_t[]){EXPERTS, WIDTH, INNER}); /* layer 0 has none */
+  /* layer 0 has none */
+  add_item("model.layers.0.mlp.experts.down_proj", "F32", 3, (int64_t[]){EXPERTS, WIDTH, INNER});
   put_single(unit_path("f"));
   refused(&c, unit_path("f"), "model.layers.0.mlp.experts.down_proj", "does not belong");
   n_items--, bk_free(ctx, items[n_items].v);
-  find_item(gate_up)->v[(4 * 2 + 1) * INNER * WIDTH + 3] = (double)INFINITY; /* of the up matrix of expert 4 */
+  /* of the up matrix of expert 4 */
+  find_item(gate_up)->v[(4 * 2 + 1) * INNER * WIDTH + 3] = (double)INFINITY;
   find_item(gate_up)->v[5 * 2 * INNER * WIDTH] = (double)NAN;
   put_single(unit_path("f"));
   refused(&c, unit_path("f"), gate_up, "is not finite: element 543 is inf;");
@@ -492,7 +530,8 @@ typedef struct poison {
   const char *said;
 } poison;
 
-/* The value in two tensors of the file, refused and, where allowed, loaded with a warning in the same words. */
+/* The value in two tensors of the file, refused and, where allowed, loaded with a warning in the
+ * same words. */
 static void check_poison(const poison *x) {
   bk_model_config c = begin(BK_HC_MHC, x->dtype);
   char said[256], *what = NULL;
@@ -504,17 +543,24 @@ static void check_poison(const poison *x) {
   for (int allow = 0; allow < 2; allow++) {
     bk_model *m = make_model(&c, x->model, true, allow);
     bk_status status = bk_checkpoint_load_weights(m, unit_path("x"));
-    ck_assert_msg(status == (allow ? BK_OK : BK_ERR_DATA), "%g of %s into %s: status %s", x->value, x->dtype, bk_dtype_name(x->model), bk_status_name(status));
+    ck_assert_msg(status == (allow ? BK_OK : BK_ERR_DATA), "%g of %s into %s: status %s", x->value,
+                  x->dtype, bk_dtype_name(x->model), bk_status_name(status));
     ck_assert_int_eq(unit_errors(), !allow);
-    snprintf(said, sizeof said, "%s: tensor model.embed_tokens.weight is not finite%s, and 1 further tensor is not finite; ", unit_path("x/model.safetensors"), x->said);
-    ck_assert_msg(strstr(unit_messages, allow ? "warning: " : "error: ") == unit_messages, "%s", unit_messages);
+    snprintf(said, sizeof said,
+             "%s: tensor model.embed_tokens.weight is not finite%s, and 1 further tensor is not "
+             "finite; ",
+             unit_path("x/model.safetensors"), x->said);
+    ck_assert_msg(strstr(unit_messages, allow ? "warning: " : "error: ") == unit_messages, "%s",
+                  unit_messages);
     unit_expect(said);
     if (allow) check_weights(m);
     bk_model_destroy(m);
   }
-  bk_status status = bk_checkpoint_check_finite(ctx, unit_path("x"), &what); /* sees what the file itself has */
+  /* sees what the file itself has */
+  bk_status status = bk_checkpoint_check_finite(ctx, unit_path("x"), &what);
   ck_assert_int_eq(status, isfinite(x->value) ? BK_OK : BK_ERR_NOT_FINITE);
-  ck_assert((what != NULL) == !isfinite(x->value) && (!what || strstr(what, "model.embed_tokens.weight") != NULL));
+  ck_assert((what != NULL) == !isfinite(x->value) &&
+            (!what || strstr(what, "model.embed_tokens.weight") != NULL));
   bk_free(ctx, what);
   bk_free(ctx, wanted);
 }
@@ -522,14 +568,29 @@ static void check_poison(const poison *x) {
 START_TEST(test_not_finite) {
   const double inf = (double)INFINITY, nan_ = (double)NAN;
   const poison poisons[] = {
-      {"F32", BK_F32, nan_, ": element 275 is nan"},  {"F32", BK_F32, inf, ": element 275 is inf"},   {"F32", BK_F32, -inf, ": element 275 is -inf"},
-      {"BF16", BK_BF16, nan_, ": element 275 is nan"}, {"BF16", BK_F32, -inf, ": element 275 is -inf"}, {"F16", BK_F32, inf, ": element 275 is inf"},
-      {"F16", BK_BF16, nan_, ": element 275 is nan"}, {"F64", BK_F64, nan_, ": element 275 is nan"},  {"F64", BK_F64, -inf, ": element 275 is -inf"},
-      {"F32", BK_F64, inf, ": element 275 is inf"},   {"F32", BK_BF16, inf, ": element 275 is inf"},
-      {"F64", BK_F32, 1e300, " once it is loaded: element 275 is 1e+300, which is finite in the file and too large for fp32"},
-      {"F64", BK_F32, -0x1.ffffffp127, " once it is loaded: element 275 is -3.40282357e+38, which is finite in the file and too large for fp32"},
-      {"F32", BK_BF16, 0x1.ffp127, " once it is loaded: element 275 is 3.39617753e+38, which is finite in the file and too large for bf16"},
-      {"F64", BK_BF16, -1e300, " once it is loaded: element 275 is -1e+300, which is finite in the file and too large for bf16"},
+      {"F32", BK_F32, nan_, ": element 275 is nan"},
+      {"F32", BK_F32, inf, ": element 275 is inf"},
+      {"F32", BK_F32, -inf, ": element 275 is -inf"},
+      {"BF16", BK_BF16, nan_, ": element 275 is nan"},
+      {"BF16", BK_F32, -inf, ": element 275 is -inf"},
+      {"F16", BK_F32, inf, ": element 275 is inf"},
+      {"F16", BK_BF16, nan_, ": element 275 is nan"},
+      {"F64", BK_F64, nan_, ": element 275 is nan"},
+      {"F64", BK_F64, -inf, ": element 275 is -inf"},
+      {"F32", BK_F64, inf, ": element 275 is inf"},
+      {"F32", BK_BF16, inf, ": element 275 is inf"},
+      {"F64", BK_F32, 1e300,
+       " once it is loaded: element 275 is 1e+300, which is finite in the file and too large for "
+       "fp32"},
+      {"F64", BK_F32, -0x1.ffffffp127,
+       " once it is loaded: element 275 is -3.40282357e+38, which is finite in the file and too "
+       "large for fp32"},
+      {"F32", BK_BF16, 0x1.ffp127,
+       " once it is loaded: element 275 is 3.39617753e+38, which is finite in the file and too "
+       "large for bf16"},
+      {"F64", BK_BF16, -1e300,
+       " once it is loaded: element 275 is -1e+300, which is finite in the file and too large for "
+       "bf16"},
   };
   for (size_t i = 0; i < BK_COUNT(poisons); i++) check_poison(&poisons[i]);
 }
@@ -537,7 +598,11 @@ END_TEST
 
 /* The largest numbers that a dtype holds pass without a word. */
 START_TEST(test_largest) {
-  static const struct { const char *dtype; double value; } largest[] = {{"F64", 0x1.fffffefffffffp127}, {"F32", 0x1.fefffep127}, {"F64", -0x1.fefffeffffff0p127}};
+  static const struct {
+    const char *dtype;
+    double value;
+  } largest[] = {
+      {"F64", 0x1.fffffefffffffp127}, {"F32", 0x1.fefffep127}, {"F64", -0x1.fefffeffffff0p127}};
   for (size_t i = 0; i < BK_COUNT(largest); i++) {
     bk_model_config c = begin(BK_HC_PLAIN, largest[i].dtype);
     find_item("lm_head.weight")->v[0] = largest[i].value;
@@ -553,7 +618,8 @@ START_TEST(test_largest) {
 }
 END_TEST
 
-/* Far into a tensor that passes in several pieces, in shards, and where a plain checkpoint is converted. */
+/* Far into a tensor that passes in several pieces, in shards, and where a plain checkpoint is
+ * converted. */
 START_TEST(test_not_finite_elsewhere) {
   bk_model_config c = small_config(BK_HC_PLAIN);
   char folder[512];
@@ -587,7 +653,8 @@ static void set_element(bk_model *m, bk_tensor t, int64_t i, double value) {
 
 /* Moments and masters. */
 START_TEST(test_optimizer_not_finite) {
-  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {bk_param_master, bk_param_m, bk_param_v};
+  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {bk_param_master,
+                                                                           bk_param_m, bk_param_v};
   static const char *const prefixes[] = {"master", "m", "v"};
   bk_model_config c = small_config(BK_HC_MHC);
   bk_trainer_state state = {.step = 4, .tokens = 5, .dtype = BK_BF16};
@@ -595,13 +662,17 @@ START_TEST(test_optimizer_not_finite) {
   for (size_t k = 0; k < BK_COUNT(views); k++) {
     bk_model *a = make_model(&c, BK_BF16, true, false);
     char said[256], *what = NULL;
-    set_element(a, views[k](a, bk_model_find(a, "lm_head.weight")), 17, k == 2 ? (double)INFINITY : (double)NAN);
+    set_element(a, views[k](a, bk_model_find(a, "lm_head.weight")), 17,
+                k == 2 ? (double)INFINITY : (double)NAN);
     OK(bk_checkpoint_save(a, &state, unit_path("o")));
-    snprintf(said, sizeof said, "optimizer.safetensors: tensor %s.lm_head.weight is not finite: element 17 is %s", prefixes[k], k == 2 ? "inf" : "nan");
+    snprintf(said, sizeof said,
+             "optimizer.safetensors: tensor %s.lm_head.weight is not finite: element 17 is %s",
+             prefixes[k], k == 2 ? "inf" : "nan");
     for (int allow = 0; allow < 2; allow++) {
       bk_model *b = make_model(&c, BK_BF16, true, allow);
       OK(bk_checkpoint_load_weights(b, unit_path("o")));
-      ck_assert_int_eq(bk_checkpoint_load_optimizer(b, unit_path("o")), allow ? BK_OK : BK_ERR_DATA);
+      ck_assert_int_eq(bk_checkpoint_load_optimizer(b, unit_path("o")),
+                       allow ? BK_OK : BK_ERR_DATA);
       unit_expect(said);
       bk_model_destroy(b);
     }
@@ -641,7 +712,8 @@ static void cut_file(int64_t step, const char *file, int64_t keep) {
   char *path = step_file(step, file);
   uint64_t bytes;
   OK(bk_file_size(ctx, path, &bytes));
-  ck_assert_int_eq(ctx->fs.truncate(ctx->fs.user, path, (uint64_t)(keep < 0 ? (int64_t)bytes + keep : keep)), 0);
+  ck_assert_int_eq(
+      ctx->fs.truncate(ctx->fs.user, path, (uint64_t)(keep < 0 ? (int64_t)bytes + keep : keep)), 0);
   bk_free(ctx, path);
 }
 
@@ -683,9 +755,12 @@ START_TEST(test_unfinished) {
   drop_file(20, "optimizer.safetensors");
   check_newest(BK_CHECKPOINT_ANY, 20, NULL);
   check_newest(BK_CHECKPOINT_READ, 20, NULL); /* enough for a reader */
-  check_newest(BK_CHECKPOINT_RESUME, 10, "step-000020 is not a whole checkpoint and is passed over: optimizer.safetensors is missing");
+  check_newest(
+      BK_CHECKPOINT_RESUME, 10,
+      "step-000020 is not a whole checkpoint and is passed over: optimizer.safetensors is missing");
   drop_file(20, "trainer_state.json");
-  check_newest(BK_CHECKPOINT_RESUME, 10, "optimizer.safetensors is missing, trainer_state.json is missing");
+  check_newest(BK_CHECKPOINT_RESUME, 10,
+               "optimizer.safetensors is missing, trainer_state.json is missing");
   cut_file(20, "model.safetensors", -1);
   check_newest(BK_CHECKPOINT_READ, 10, "passed over: model.safetensors ends before its data does");
   OK(bk_checkpoint_resolve(ctx, unit_path("run"), &path));
@@ -707,7 +782,9 @@ START_TEST(test_unfinished) {
   check_newest(BK_CHECKPOINT_RESUME, 30, NULL);
   save_step(20);
   cut_file(30, "optimizer.safetensors", -4);
-  check_newest(BK_CHECKPOINT_RESUME, 20, "step-000030 is not a whole checkpoint and is passed over: optimizer.safetensors ends before");
+  check_newest(BK_CHECKPOINT_RESUME, 20,
+               "step-000030 is not a whole checkpoint and is passed over: optimizer.safetensors "
+               "ends before");
   check_newest(BK_CHECKPOINT_READ, 30, NULL);
 }
 END_TEST
@@ -716,13 +793,16 @@ START_TEST(test_none_whole) {
   char *path = NULL;
   OK(bk_mkdirs(ctx, unit_path("run/step-000005")));
   check_newest(BK_CHECKPOINT_ANY, 5, NULL);
-  check_none(BK_CHECKPOINT_READ, "no checkpoint there is whole; of the newest, step-000005: config.json is missing, model.safetensors is missing");
+  check_none(BK_CHECKPOINT_READ,
+             "no checkpoint there is whole; of the newest, step-000005: config.json is missing, "
+             "model.safetensors is missing");
   save_step(4);
   drop_file(4, "config.json");
   check_none(BK_CHECKPOINT_RESUME, "of the newest, step-000005:");
   save_step(7);
   cut_file(7, "model.safetensors", -1);
-  check_none(BK_CHECKPOINT_RESUME, "of the newest, step-000007: model.safetensors ends before its data does");
+  check_none(BK_CHECKPOINT_RESUME,
+             "of the newest, step-000007: model.safetensors ends before its data does");
   ck_assert_int_eq(bk_checkpoint_resolve(ctx, unit_path("run"), &path), BK_ERR_DATA);
   unit_expect("step-000007: model.safetensors ends before its data does");
   ck_assert_int_eq(bk_checkpoint_resolve(ctx, unit_path("run/step-000005"), &path), BK_ERR_DATA);
@@ -761,8 +841,20 @@ START_TEST(test_prune_unfinished) {
 END_TEST
 
 int main(void) {
-  const TTest *const loads[] = {test_shards, test_shards_refused, test_shards_beside, test_other_formats, test_half, test_dtypes_refused, test_prefixes, test_fused,
-                                test_fused_refused, test_next_layers, test_not_finite, test_largest, test_not_finite_elsewhere, test_optimizer_not_finite};
+  const TTest *const loads[] = {test_shards,
+                                test_shards_refused,
+                                test_shards_beside,
+                                test_other_formats,
+                                test_half,
+                                test_dtypes_refused,
+                                test_prefixes,
+                                test_fused,
+                                test_fused_refused,
+                                test_next_layers,
+                                test_not_finite,
+                                test_largest,
+                                test_not_finite_elsewhere,
+                                test_optimizer_not_finite};
   const TTest *const steps[] = {test_unfinished, test_none_whole, test_prune_unfinished};
   Suite *suite = suite_create("checkpoint load");
   unit_case(suite, "loads", open_all, close_all, loads, BK_COUNT(loads));

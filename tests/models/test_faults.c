@@ -1,5 +1,5 @@
-/* Allocation failures, one after the other, through everything that a training program does: an error status, said once, nothing
- * left behind, and the next attempt passes. */
+/* Allocation failures, one after the other, through everything that a training program does: an
+ * error status, said once, nothing left behind, and the next attempt passes. */
 #include "tests/models/models.h"
 #include "tests/unit/fault_alloc.h"
 #include "tests/unit/fault_fs.h"
@@ -58,7 +58,8 @@ static void prepare(const char *name, bk_dtype dtype, int residual, bool trainab
   snprintf(text_file, sizeof text_file, "%s", unit_path("text"));
   storage = dtype;
   OK(bk_file_write_atomic(ctx, text_file, text, strlen(text)));
-  OK(bk_dataset_open(ctx, paths, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &data));
+  OK(bk_dataset_open(ctx, paths, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
+                     &data));
   device = open_device(name, 1);
   OK(bk_model_create(device, &c, dtype, &(bk_model_options){.trainable = trainable}, &model));
   OK(bk_model_init(model, 7));
@@ -98,7 +99,8 @@ static bk_status open_ref(void) {
 
 static bk_status build_model(void) {
   bk_model *m = NULL;
-  bk_status status = bk_model_create(device, &model->config, storage, &(bk_model_options){.trainable = true}, &m);
+  bk_status status =
+      bk_model_create(device, &model->config, storage, &(bk_model_options){.trainable = true}, &m);
   ck_assert((status == BK_OK) == (m != NULL));
   if (status == BK_OK) status = bk_model_init(m, 3);
   bk_model_destroy(m);
@@ -176,7 +178,8 @@ static bk_status profile_step(void) {
 
 START_TEST(test_profile) {
   prepare("cpu", BK_F32, BK_HC_MHC, true);
-  int64_t n = fault_each_allocation("profile", profile_step, quick() ? 397 : 23); /* thousands of them are events */
+  /* thousands of them are events */
+  int64_t n = fault_each_allocation("profile", profile_step, quick() ? 397 : 23);
   ck_assert_int_gt(n, 2);
   finish();
 }
@@ -193,12 +196,14 @@ static void check_training(const char *name, bk_dtype dtype, int residual, bool 
   finish();
 }
 
-/* A device whose streams can be captured: room for graphs is made with the rest, and no step is run here. */
+/* A device whose streams can be captured: room for graphs is made with the rest, and no step is
+ * run here. */
 static bk_status build_trainer(void) {
   bk_train_config r = recipe();
   bk_model *m = NULL;
   bk_trainer *t = NULL;
-  bk_status status = bk_model_create(device, &model->config, storage, &(bk_model_options){.trainable = true}, &m);
+  bk_status status =
+      bk_model_create(device, &model->config, storage, &(bk_model_options){.trainable = true}, &m);
   if (status == BK_OK) status = bk_trainer_create(m, &r, data, data, &t);
   ck_assert((status == BK_OK) == (t != NULL));
   bk_trainer_destroy(t);
@@ -208,10 +213,12 @@ static bk_status build_trainer(void) {
 
 START_TEST(test_room_for_graphs) {
   prepare("cpu", BK_F32, BK_HC_MHC, true);
-  int64_t skip = quick() ? 41 : 1, without = fault_each_allocation("a trainer", build_trainer, skip);
+  int64_t skip = quick() ? 41 : 1,
+          without = fault_each_allocation("a trainer", build_trainer, skip);
   device->props.captures = true;
   int64_t with = fault_each_allocation("a trainer with graphs", build_trainer, skip);
-  ck_assert_int_eq(with - without, BK_GRAPH_STATES * 4); /* zeroing, forward with a loss, backward, the optimiser */
+  /* zeroing, forward with a loss, backward, the optimiser */
+  ck_assert_int_eq(with - without, BK_GRAPH_STATES * 4);
   finish();
 }
 END_TEST
@@ -252,7 +259,8 @@ static bk_status load(void) {
   bk_trainer_state state;
   bk_status status = bk_checkpoint_resolve(ctx, folder, &path);
   ck_assert((status == BK_OK) == (path != NULL));
-  if (status == BK_OK) status = bk_checkpoint_load(device, path, BK_NONE, &(bk_model_options){.trainable = true}, &m);
+  if (status == BK_OK)
+    status = bk_checkpoint_load(device, path, BK_NONE, &(bk_model_options){.trainable = true}, &m);
   ck_assert((status == BK_OK) == (m != NULL));
   if (status == BK_OK) status = bk_checkpoint_load_optimizer(m, path);
   if (status == BK_OK) status = load_state(path, &state);
@@ -289,7 +297,8 @@ static void split(const char *path) {
   for (int i = 0; i < bk_st_count(r); i++) {
     const bk_st_entry *e = bk_st_get(r, i);
     OK(bk_st_add(w[i & 1], e->name, e->dtype, e->ndim, e->shape));
-    length += (size_t)snprintf(map + length, sizeof map - length, "%s\"%s\": \"%s\"", i ? ", " : "", e->name, names[i & 1]);
+    length += (size_t)snprintf(map + length, sizeof map - length, "%s\"%s\": \"%s\"", i ? ", " : "",
+                               e->name, names[i & 1]);
   }
   for (int i = 0; i < bk_st_count(r); i++) {
     size_t bytes = (size_t)(bk_st_get(r, i)->end - bk_st_get(r, i)->begin);
@@ -301,7 +310,8 @@ static void split(const char *path) {
   for (int s = 0; s < 2; s++) OK(bk_st_finish(w[s]));
   bk_st_close(r);
   length += (size_t)snprintf(map + length, sizeof map - length, "}}");
-  char *file = bk_path_join(ctx, path, "model.safetensors.index.json"), *single = bk_path_join(ctx, path, "model.safetensors");
+  char *file = bk_path_join(ctx, path, "model.safetensors.index.json"),
+       *single = bk_path_join(ctx, path, "model.safetensors");
   OK(bk_file_write_atomic(ctx, file, map, length));
   OK(bk_remove_tree(ctx, single));
   bk_free(ctx, single);
@@ -316,13 +326,15 @@ static bk_status check_finite(void) {
   return status;
 }
 
-/* With an unfinished folder behind the whole one, which a warning names, and which lacks the more the more it is asked for. */
+/* With an unfinished folder behind the whole one, which a warning names, and which lacks the
+ * more the more it is asked for. */
 static bk_status newest(void) {
   for (int use = BK_CHECKPOINT_READ; use <= BK_CHECKPOINT_RESUME; use++) {
     int64_t step = 0;
     BK_TRY(bk_checkpoint_newest(ctx, folder, (bk_checkpoint_use)use, &step));
     ck_assert_int_eq(step, 5);
-    if (use == BK_CHECKPOINT_RESUME) unit_expect("step-000006 is not a whole checkpoint and is passed over");
+    if (use == BK_CHECKPOINT_RESUME)
+      unit_expect("step-000006 is not a whole checkpoint and is passed over");
   }
   return BK_OK;
 }
@@ -359,15 +371,19 @@ END_TEST
 static bk_status open_data(void) {
   const char *paths[] = {text_file, text_file};
   bk_dataset *ds = NULL;
-  bk_status status = bk_dataset_open(ctx, paths, 2, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_TRAIN}, &ds);
+  bk_status status = bk_dataset_open(
+      ctx, paths, 2, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_TRAIN}, &ds);
   ck_assert((status == BK_OK) == (ds != NULL));
   bk_dataset_close(ds);
   return status;
 }
 
 static bk_status parse_config(void) {
-  static const char json[] = "{\"hidden_size\": 64, \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"residual\": \"mhc\", \"architectures\": [\"DeepseekV3ForCausalLM\"],"
-                             " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000.0}, \"q_lora_rank\": null}";
+  static const char json[] =
+      "{\"hidden_size\": 64, \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"residual\": "
+      "\"mhc\", \"architectures\": [\"DeepseekV3ForCausalLM\"],"
+      " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 10000.0}, "
+      "\"q_lora_rank\": null}";
   bk_model_config c = {.vocab_size = -1};
   bk_status status = bk_model_config_parse(ctx, json, sizeof json - 1, "config.json", &c);
   ck_assert((status == BK_OK) == (c.vocab_size != -1));
@@ -385,7 +401,8 @@ static bk_status write_config(void) {
 static bk_status write_rows(bk_metrics *metrics) {
   double load[8] = {0.5, 0.5};
   for (int i = 0; i < 3; i++) {
-    bk_metrics_row row = {.step = i + 1, .loss = 5.0 - i, .n_layers = 2, .n_experts = 4, .expert_load = load};
+    bk_metrics_row row = {
+        .step = i + 1, .loss = 5.0 - i, .n_layers = 2, .n_experts = 4, .expert_load = load};
     BK_TRY(bk_metrics_write(metrics, &row));
   }
   return BK_OK;
@@ -470,4 +487,6 @@ static void close_in_memory(void) {
   fault_fs_close(&files);
 }
 
-UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs, test_training, test_training_composed, test_training_plain, test_profile, test_checkpoints, test_conversion, test_files)
+UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs,
+          test_training, test_training_composed, test_training_plain, test_profile,
+          test_checkpoints, test_conversion, test_files)

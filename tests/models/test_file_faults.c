@@ -1,5 +1,6 @@
-/* Failing files under saves and loads: every call of every kind in turn fails, is cut short, or is the last one before the power goes.
- * After each: an error that names path and cause, once; the previous checkpoint whole; nothing half-written taken for one. */
+/* Failing files under saves and loads: every call of every kind in turn fails, is cut short, or
+ * is the last one before the power goes. After each: an error that names path and cause, once;
+ * the previous checkpoint whole; nothing half-written taken for one. */
 #include "tests/models/models.h"
 #include "tests/unit/fault_fs.h"
 
@@ -11,7 +12,8 @@
 #include <errno.h>
 
 #define FILES 4
-static const char *const file_names[FILES] = {"config.json", "model.safetensors", "optimizer.safetensors", "trainer_state.json"};
+static const char *const file_names[FILES] = {"config.json", "model.safetensors",
+                                              "optimizer.safetensors", "trainer_state.json"};
 
 static fault_fs files;
 static bk_device *device;
@@ -80,7 +82,8 @@ static void drop(contents *c) {
 
 static bool same(const contents *a, const contents *b) {
   for (int i = 0; i < FILES; i++)
-    if (a->bytes[i] != b->bytes[i] || memcmp(a->data[i], b->data[i], a->bytes[i]) != 0) return false;
+    if (a->bytes[i] != b->bytes[i] || memcmp(a->data[i], b->data[i], a->bytes[i]) != 0)
+      return false;
   return true;
 }
 
@@ -97,7 +100,8 @@ static bk_status load_all(const char *given) {
   bk_model *m = NULL;
   bk_trainer_state read;
   bk_status status = bk_checkpoint_resolve(ctx, given, &path);
-  if (status == BK_OK) status = bk_checkpoint_load(device, path, BK_NONE, &(bk_model_options){.trainable = true}, &m);
+  if (status == BK_OK)
+    status = bk_checkpoint_load(device, path, BK_NONE, &(bk_model_options){.trainable = true}, &m);
   if (status == BK_OK) status = bk_checkpoint_load_optimizer(m, path);
   if (status == BK_OK) {
     file = bk_path_join(ctx, path, "trainer_state.json");
@@ -112,11 +116,13 @@ static bk_status load_all(const char *given) {
 /* What `given` leads to loads, and is one of the two; true: the newer one. */
 static bool check_whole(const char *given, const char *what, int k) {
   char *path = NULL;
-  ck_assert_msg(load_all(given) == BK_OK, "%s, call %d: %s does not load:\n%s", what, k, given, unit_messages);
+  ck_assert_msg(load_all(given) == BK_OK, "%s, call %d: %s does not load:\n%s", what, k, given,
+                unit_messages);
   OK(bk_checkpoint_resolve(ctx, given, &path));
   contents c = read_folder(path);
   bool is_newer = same(&c, &whole_newer);
-  ck_assert_msg(is_newer || same(&c, &whole_older), "%s, call %d: %s is neither the older nor the newer checkpoint", what, k, path);
+  ck_assert_msg(is_newer || same(&c, &whole_older),
+                "%s, call %d: %s is neither the older nor the newer checkpoint", what, k, path);
   drop(&c);
   bk_free(ctx, path);
   return is_newer;
@@ -154,11 +160,15 @@ static void check_message(const char *what, int k) {
   char path[512];
   snprintf(path, sizeof path, "%s", files.failed_path);
   size_t length = strlen(path);
-  if (files.failed_kind == FAULT_RENAME && length > 4) path[length - 4] = '\0'; /* X.tmp -> X: either will do */
-  ck_assert_msg(unit_errors() == 1, "%s, call %d on %s: not one error:\n%s", what, k, files.failed_path, unit_messages);
-  ck_assert_msg(strstr(unit_messages, path) != NULL, "%s, call %d: %s is not named:\n%s", what, k, path, unit_messages);
+  /* X.tmp -> X: either will do */
+  if (files.failed_kind == FAULT_RENAME && length > 4) path[length - 4] = '\0';
+  ck_assert_msg(unit_errors() == 1, "%s, call %d on %s: not one error:\n%s", what, k,
+                files.failed_path, unit_messages);
+  ck_assert_msg(strstr(unit_messages, path) != NULL, "%s, call %d: %s is not named:\n%s", what, k,
+                path, unit_messages);
   const char *cause = files.is_short ? "" : strerror(files.error);
-  ck_assert_msg(strstr(unit_messages, cause) != NULL, "%s, call %d on %s: the cause is not named:\n%s", what, k, path, unit_messages);
+  ck_assert_msg(strstr(unit_messages, cause) != NULL,
+                "%s, call %d on %s: the cause is not named:\n%s", what, k, path, unit_messages);
   unit_messages[0] = '\0';
 }
 
@@ -196,15 +206,20 @@ static void check_saves(const flavour *f, const char *path, const char *given) {
     fault_fs_disarm(&files);
     bk_context_memory_stats(ctx, &after);
     ck_assert_uint_eq(before.current_bytes, after.current_bytes);
-    ck_assert_msg(status == BK_OK || status == BK_ERR_IO, "%s, call %d: status %s", f->name, k, bk_status_name(status));
+    ck_assert_msg(status == BK_OK || status == BK_ERR_IO, "%s, call %d: status %s", f->name, k,
+                  bk_status_name(status));
     if (!failed) OK(status);
-    else if (status == BK_OK) ck_assert_msg(failed == FAULT_MKDIR || failed == FAULT_KIND, "%s, call %d (kind %x) on %s: passed over", f->name, k, failed, files.failed_path);
+    else if (status == BK_OK)
+      ck_assert_msg(failed == FAULT_MKDIR || failed == FAULT_KIND,
+                    "%s, call %d (kind %x) on %s: passed over", f->name, k, failed,
+                    files.failed_path);
     else check_message(f->name, k);
     failures += status != BK_OK;
     bool is_newer = check_whole(given, f->name, k);
     if (status == BK_OK) ck_assert(is_newer);
     check_all_steps(f->name, k);
-    ck_assert(!bk_path_exists(ctx, "run/step-000001.tmp") && !bk_path_exists(ctx, "run/step-000002.tmp"));
+    ck_assert(!bk_path_exists(ctx, "run/step-000001.tmp") &&
+              !bk_path_exists(ctx, "run/step-000002.tmp"));
     unit_expect(NULL);
     fault_fs_crash(&files, true); /* the power goes right after */
     is_newer = check_whole(given, f->name, k);
@@ -221,7 +236,8 @@ START_TEST(test_save) {
   record_contents();
   for (size_t i = 0; i < BK_COUNT(save_flavours); i++) {
     check_saves(&save_flavours[i], "run/step-000002", "run");
-    check_saves(&save_flavours[i], "run/step-000001", "run/step-000001"); /* in the older one's place */
+    /* in the older one's place */
+    check_saves(&save_flavours[i], "run/step-000001", "run/step-000001");
   }
   drop_contents();
 }
@@ -271,7 +287,8 @@ END_TEST
 
 /* ---- loads ---- */
 
-static const flavour load_flavours[] = {{"unreadable", FAULT_LOOKS, EIO, false}, {"short read", FAULT_READ, EIO, true}};
+static const flavour load_flavours[] = {{"unreadable", FAULT_LOOKS, EIO, false},
+                                        {"short read", FAULT_READ, EIO, true}};
 
 /* The weights of `run` in two shards, and no longer in one file. */
 static void split(const char *folder) {
@@ -288,7 +305,8 @@ static void split(const char *folder) {
   for (int i = 0; i < bk_st_count(r); i++) {
     const bk_st_entry *e = bk_st_get(r, i);
     OK(bk_st_add(w[i % 2], e->name, e->dtype, e->ndim, e->shape));
-    length += (size_t)snprintf(map + length, sizeof map - length, "%s\"%s\": \"part-%d.safetensors\"", i ? ", " : "", e->name, i % 2);
+    length += (size_t)snprintf(map + length, sizeof map - length,
+                               "%s\"%s\": \"part-%d.safetensors\"", i ? ", " : "", e->name, i % 2);
   }
   for (int i = 0; i < bk_st_count(r); i++) {
     const bk_st_entry *e = bk_st_get(r, i);
@@ -318,7 +336,8 @@ static void check_loads(const flavour *f) {
       ck_assert_int_gt(k, 10);
       break;
     }
-    ck_assert_msg(status == BK_ERR_IO, "%s, call %d on %s: status %s\n%s", f->name, k, files.failed_path, bk_status_name(status), unit_messages);
+    ck_assert_msg(status == BK_ERR_IO, "%s, call %d on %s: status %s\n%s", f->name, k,
+                  files.failed_path, bk_status_name(status), unit_messages);
     check_message(f->name, k);
   }
 }
@@ -357,8 +376,8 @@ START_TEST(test_check_finite) {
 }
 END_TEST
 
-/* Whatever looks for the newest checkpoint must not take an unreadable folder for an empty one: the run would begin anew. Nor a checkpoint
- * that cannot be looked at for one that is not whole. */
+/* Whatever looks for the newest checkpoint must not take an unreadable folder for an empty one:
+ * the run would begin anew. Nor a checkpoint that cannot be looked at for one that is not whole. */
 START_TEST(test_newest) {
   OK(bk_checkpoint_save(older, &state, "run/step-000001"));
   for (int use = BK_CHECKPOINT_ANY; use <= BK_CHECKPOINT_RESUME; use++)
@@ -385,7 +404,8 @@ END_TEST
 static bk_status open_data(void) {
   const char *paths[] = {"a", "b"};
   bk_dataset *ds = NULL;
-  bk_status status = bk_dataset_open(ctx, paths, 2, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &ds);
+  bk_status status = bk_dataset_open(
+      ctx, paths, 2, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &ds);
   ck_assert((status == BK_OK) == (ds != NULL));
   bk_dataset_close(ds);
   return status;
@@ -406,10 +426,13 @@ START_TEST(test_data) {
 }
 END_TEST
 
-static const flavour row_flavours[] = {{"disk full", FAULT_WRITE, ENOSPC, false}, {"short write", FAULT_WRITE, ENOSPC, true},
-                                       {"disk full, and it cannot be cut", FAULT_WRITE | FAULT_TRUNCATE, ENOSPC, false}};
+static const flavour row_flavours[] = {
+    {"disk full", FAULT_WRITE, ENOSPC, false},
+    {"short write", FAULT_WRITE, ENOSPC, true},
+    {"disk full, and it cannot be cut", FAULT_WRITE | FAULT_TRUNCATE, ENOSPC, false}};
 
-/* A row that does not fit waits and is written with the next one; every row is whole and there once, whatever part of it was written. */
+/* A row that does not fit waits and is written with the next one; every row is whole and there
+ * once, whatever part of it was written. */
 static void check_rows(const flavour *f, bool dead) {
   bk_metrics *metrics = NULL;
   int64_t *steps = NULL, count = 0;
@@ -428,7 +451,8 @@ static void check_rows(const flavour *f, bool dead) {
   bk_metrics_close(metrics);
   OK(bk_metrics_read(ctx, "metrics.jsonl", "loss", &steps, &values, &count));
   ck_assert_int_eq(count, 5);
-  for (int64_t i = 0; i < count; i++) ck_assert(steps[i] == i + 1 && values[i] == 0.5 * (double)(i + 1));
+  for (int64_t i = 0; i < count; i++)
+    ck_assert(steps[i] == i + 1 && values[i] == 0.5 * (double)(i + 1));
   bk_free(ctx, steps);
   bk_free(ctx, values);
   OK(bk_metrics_cut(ctx, "metrics.jsonl", 2));
@@ -452,7 +476,9 @@ START_TEST(test_small_file) {
       char *text = NULL;
       size_t bytes;
       OK(bk_file_read_all(ctx, "state", 100, &text, &bytes));
-      ck_assert(strcmp(text, "old") == 0 || (strcmp(text, "new, longer") == 0 && (status == BK_OK || files.failed_kind == FAULT_SYNC_DIR)));
+      ck_assert(strcmp(text, "old") == 0 ||
+                (strcmp(text, "new, longer") == 0 &&
+                 (status == BK_OK || files.failed_kind == FAULT_SYNC_DIR)));
       ck_assert(!bk_path_exists(ctx, "state.tmp"));
       bk_free(ctx, text);
     }
@@ -460,4 +486,5 @@ START_TEST(test_small_file) {
 }
 END_TEST
 
-UNIT_MAIN("file faults", open_rig, close_rig, test_save, test_power_loss, test_load, test_check_finite, test_newest, test_data, test_rows, test_small_file)
+UNIT_MAIN("file faults", open_rig, close_rig, test_save, test_power_loss, test_load,
+          test_check_finite, test_newest, test_data, test_rows, test_small_file)

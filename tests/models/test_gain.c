@@ -5,7 +5,8 @@
 #define NEAR(a, b) ck_assert_double_eq_tol(a, b, 1e-14)
 
 /* n = 2, two sublayers, two tokens; comb is [source][destination], so H is its transpose.
- * token 0: H1 = [1 2; 0 1], H2 = [1 0; -3 1]; H2 H1 = [1 2; -3 -5].   token 1: both the identity. */
+ * token 0: H1 = [1 2; 0 1], H2 = [1 0; -3 1]; H2 H1 = [1 2; -3 -5].   token 1: both the
+ * identity. */
 START_TEST(test_hand_made) {
   const double comb[2][2][4] = {{{1, 0, 2, 1}, {1, 0, 0, 1}}, {{1, -3, 0, 1}, {1, 0, 0, 1}}};
   bk_gain *g;
@@ -20,7 +21,7 @@ START_TEST(test_hand_made) {
   NEAR(g->sublayers[1].abs_forward, (4 + 1) / 2.0);
   NEAR(g->sublayers[1].backward, (2 + 1) / 2.0); /* columns of H2: -2, 1 */
   NEAR(g->composite[0].forward, (3 + 1) / 2.0);
-  NEAR(g->composite[1].forward, (8 + 1) / 2.0);  /* rows of H2 H1: 3, -8 */
+  NEAR(g->composite[1].forward, (8 + 1) / 2.0); /* rows of H2 H1: 3, -8 */
   NEAR(g->composite[1].abs_forward, (8 + 1) / 2.0);
   NEAR(g->composite[1].backward, (2 + 1) / 2.0); /* H2 alone */
   NEAR(g->composite[0].backward, (3 + 1) / 2.0); /* columns of H2 H1: -2, -3 */
@@ -45,7 +46,8 @@ static bk_gain *gain_of(int kind, int n) {
   int32_t ids[B * T], targets[B * T];
   bk_model_config c = small_config(kind);
   c.hc_mult = n;
-  rig r = rig_open(fast_device(), 1, &c, BK_F32, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1});
+  rig r = rig_open(fast_device(), 1, &c, BK_F32,
+                   &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1});
   make_tokens(c.vocab_size, B * T, 71, ids, targets);
   begin_step(r.model, 1);
   OK(bk_runner_forward(r.runner, 0, ids, NULL));
@@ -59,7 +61,8 @@ static bk_gain *gain_of(int kind, int n) {
 }
 
 START_TEST(test_models) {
-  bk_gain *plain = gain_of(BK_HC_PLAIN, 1), *ihc = gain_of(BK_HC_IHC, 3), *hc = gain_of(BK_HC_HC, 4);
+  bk_gain *plain = gain_of(BK_HC_PLAIN, 1), *ihc = gain_of(BK_HC_IHC, 3),
+          *hc = gain_of(BK_HC_HC, 4);
   bk_gain *mhc = gain_of(BK_HC_MHC, 4), *lite = gain_of(BK_HC_MHC_LITE, 4);
   for (int s = 0; s < plain->n_sublayers; s++) {
     ck_assert_double_eq(plain->composite[s].forward, 1.0);

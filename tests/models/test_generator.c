@@ -1,4 +1,5 @@
-/* Generation: greedy text against the whole forward pass at every position, and the statistics of sampling. */
+/* Generation: greedy text against the whole forward pass at every position, and the statistics
+ * of sampling. */
 #include "tests/models/models.h"
 
 #include "models/generator.h"
@@ -36,7 +37,8 @@ static void make_prompt(int32_t *ids, int64_t n) {
 /* Logits [n, V] of the whole sequence at once. */
 static double *whole_logits(bk_model *m, const int32_t *ids, int64_t n) {
   bk_runner *r = NULL;
-  OK(bk_runner_create(m, &(bk_runner_options){.batch = 1, .seq_len = n, .slots = 1, .keep_logits = true}, &r));
+  OK(bk_runner_create(
+      m, &(bk_runner_options){.batch = 1, .seq_len = n, .slots = 1, .keep_logits = true}, &r));
   begin_step(m, 1);
   OK(bk_runner_forward(r, 0, ids, NULL));
   double *logits = read_tensor(m, bk_runner_logits(r));
@@ -52,8 +54,10 @@ static double best_of(const double *logits) {
 
 /* ---- greedy ---- */
 
-/* A prompt fed in two calls of `first` and `prompt - first` tokens, then greedy to the end of the room. */
-static void check_greedy(const char *device, bk_dtype dtype, int kind, int64_t first, int64_t prompt, int64_t room, double slack) {
+/* A prompt fed in two calls of `first` and `prompt - first` tokens, then greedy to the end of
+ * the room. */
+static void check_greedy(const char *device, bk_dtype dtype, int kind, int64_t first,
+                         int64_t prompt, int64_t room, double slack) {
   gen g = gen_open(device, dtype, kind, room);
   int32_t ids[ROOM];
   make_prompt(ids, prompt);
@@ -68,20 +72,24 @@ static void check_greedy(const char *device, bk_dtype dtype, int kind, int64_t f
   for (int64_t at = prompt; at < room; at++) {
     const double *row = logits + (at - 1) * V;
     double best = best_of(row), gap = best - row[ids[at]];
-    ck_assert_msg(gap <= slack, "kind %d on %s, prompt %d + %d of %d: token %d at %d is %g below the best", kind, device, (int)first,
-                  (int)(prompt - first), (int)room, ids[at], (int)at, gap);
+    ck_assert_msg(gap <= slack,
+                  "kind %d on %s, prompt %d + %d of %d: token %d at %d is %g below the best", kind,
+                  device, (int)first, (int)(prompt - first), (int)room, ids[at], (int)at, gap);
   }
   bk_free(ctx, logits);
   gen_close(&g);
 }
 
-/* Prompts shorter than the prefill piece of 32, as long, longer, in two parts, and a room that has no whole piece. */
+/* Prompts shorter than the prefill piece of 32, as long, longer, in two parts, and a room that
+ * has no whole piece. */
 START_TEST(test_greedy) {
-  static const int64_t shapes[][3] = {{0, 1, 40}, {0, 5, 16}, {0, 31, 48}, {0, 32, 48}, {0, 33, 48}, {0, 45, 48}, {3, 40, 48}, {31, 32, 31 + 2}};
+  static const int64_t shapes[][3] = {{0, 1, 40},  {0, 5, 16},  {0, 31, 48}, {0, 32, 48},
+                                      {0, 33, 48}, {0, 45, 48}, {3, 40, 48}, {31, 32, 31 + 2}};
   for (size_t i = 0; i < BK_COUNT(shapes); i++) {
     check_greedy(fast_device(), BK_F32, BK_HC_MHC, shapes[i][0], shapes[i][1], shapes[i][2], 1e-5);
     if (quick() && i > 2) continue;
-    check_greedy("ref", BK_F64, i % 2 ? BK_HC_PLAIN : BK_HC_MHC_LITE, shapes[i][0], shapes[i][1], shapes[i][2], 0);
+    check_greedy("ref", BK_F64, i % 2 ? BK_HC_PLAIN : BK_HC_MHC_LITE, shapes[i][0], shapes[i][1],
+                 shapes[i][2], 0);
   }
   check_greedy(fast_device(), BK_F32, BK_HC_PLAIN, 0, 40, 48, 1e-5);
   check_greedy(fast_device(), BK_F32, BK_HC_HC, 0, 40, 48, 1e-5);
@@ -133,11 +141,14 @@ static void draw(bk_generator *g, double temperature, double top_p, int n, int *
   }
 }
 
-/* Frequencies within five standard deviations; fixed seeds, so that this either always passes or never. */
+/* Frequencies within five standard deviations; fixed seeds, so that this either always passes or
+ * never. */
 static void check_frequencies(const int *counts, const double p[V], int n) {
   for (int v = 0; v < V; v++) {
     double sigma = sqrt(n * p[v] * (1 - p[v]));
-    ck_assert_msg(fabs(counts[v] - n * p[v]) <= 5 * sigma + 1, "token %d: %d of %d draws, %.1f +- %.1f expected", v, counts[v], n, n * p[v], sigma);
+    ck_assert_msg(fabs(counts[v] - n * p[v]) <= 5 * sigma + 1,
+                  "token %d: %d of %d draws, %.1f +- %.1f expected", v, counts[v], n, n * p[v],
+                  sigma);
   }
 }
 
@@ -150,7 +161,8 @@ START_TEST(test_frequencies) {
     draw(g.generator, temperatures[i], 1, n, counts);
     check_frequencies(counts, p, n);
     for (int v = 0; v < V; v++) most = fmax(most, p[v]);
-    if (temperatures[i] == 1) ck_assert_msg(most < 0.9, "the test's distribution is too narrow: %g", most);
+    if (temperatures[i] == 1)
+      ck_assert_msg(most < 0.9, "the test's distribution is too narrow: %g", most);
     gen_close(&g);
   }
 }
@@ -161,7 +173,8 @@ static int descending(const void *a, const void *b) {
   return (x < y) - (x > y);
 }
 
-/* The smallest set of most likely tokens whose mass reaches top_p, renormalised; nothing outside of it is ever drawn. */
+/* The smallest set of most likely tokens whose mass reaches top_p, renormalised; nothing outside
+ * of it is ever drawn. */
 START_TEST(test_top_p) {
   static const double cuts[] = {0.3, 0.6, 0.9, 0.99};
   int n = quick() ? 2000 : 20000, counts[V];
@@ -268,7 +281,8 @@ END_TEST
 
 START_TEST(test_not_finite) {
   gen g = gen_open(fast_device(), BK_F32, BK_HC_PLAIN, 6);
-  bk_tensor head = bk_param_weight(g.model, bk_model_find(g.model, "lm_head.weight")), row = bk_tensor_slice(head, 0, 11, 1);
+  bk_tensor head = bk_param_weight(g.model, bk_model_find(g.model, "lm_head.weight")),
+            row = bk_tensor_slice(head, 0, 11, 1);
   double poison[12];
   int32_t token = 5;
   for (int i = 0; i < 12; i++) poison[i] = NAN; /* one logit of 23, and not the first */
@@ -301,5 +315,5 @@ START_TEST(test_no_allocation) {
 }
 END_TEST
 
-UNIT_MAIN("generator", unit_open, unit_close, test_greedy, test_ties, test_frequencies, test_top_p, test_seeds, test_positions, test_refusals, test_not_finite,
-          test_no_allocation)
+UNIT_MAIN("generator", unit_open, unit_close, test_greedy, test_ties, test_frequencies, test_top_p,
+          test_seeds, test_positions, test_refusals, test_not_finite, test_no_allocation)

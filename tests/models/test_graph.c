@@ -1,5 +1,6 @@
-/* Steps as captured graphs, on a backend that captures: the same bits and the same flags as call by call, every walk captured once
- * for each state and launched from then on, nothing of the host in a graph, failed captures, lifetimes, no allocation in a launch. */
+/* Steps as captured graphs, on a backend that captures: the same bits and the same flags as call
+ * by call, every walk captured once for each state and launched from then on, nothing of the
+ * host in a graph, failed captures, lifetimes, no allocation in a launch. */
 #include "tests/models/graph_device.h"
 #include "tests/models/models.h"
 
@@ -44,14 +45,17 @@ static bk_train_config make_recipe(int64_t micro, int64_t recompute) {
   return t;
 }
 
-static run run_open(bool on, bool composed, bk_dtype dtype, const bk_model_config *c, const bk_train_config *recipe) {
+static run run_open(bool on, bool composed, bk_dtype dtype, const bk_model_config *c,
+                    const bk_train_config *recipe) {
   run r = {0};
   const char *file = unit_path("text.txt");
   char text[401] = "";
-  bk_device_options options = {.threads = 1, .no_graph = !on, .composed_only = composed, .allow_fallback = true};
+  bk_device_options options = {
+      .threads = 1, .no_graph = !on, .composed_only = composed, .allow_fallback = true};
   for (int i = 0; i < 400; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
   OK(bk_file_write_atomic(ctx, file, text, 400));
-  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &r.data));
+  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
+                     &r.data));
   OK(bk_device_open(ctx, "graphs", &options, &r.device));
   OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
@@ -70,24 +74,29 @@ typedef bk_tensor (*view_fn)(const bk_model *, const bk_param *);
 
 /* Weights, masters, moments and gradients bit for bit. */
 static void check_same(const bk_model *a, const bk_model *b, const char *what) {
-  static const view_fn views[] = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v, bk_param_grad};
+  static const view_fn views[] = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v,
+                                  bk_param_grad};
   for (int i = 0; i < a->n_params; i++)
     for (size_t k = 0; k < BK_COUNT(views); k++) {
       bk_tensor x = views[k](a, &a->params[i]), y = views[k](b, &b->params[i]);
       if (!bk_tensor_present(&x)) continue;
-      ck_assert_msg(memcmp(bk_tensor_data(&x), bk_tensor_data(&y), bk_tensor_bytes(&x)) == 0, "%s: %s differs (part %d)", what, a->params[i].name, (int)k);
+      ck_assert_msg(memcmp(bk_tensor_data(&x), bk_tensor_data(&y), bk_tensor_bytes(&x)) == 0,
+                    "%s: %s differs (part %d)", what, a->params[i].name, (int)k);
     }
 }
 
 static bool same_double(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
 
 static void check_rows(const bk_metrics_row *a, const bk_metrics_row *b, const char *what) {
-  ck_assert_msg(same_double(a->loss, b->loss) && same_double(a->grad_norm, b->grad_norm), "%s, step %d: loss %.17g and %.17g", what, (int)a->step, a->loss,
-                b->loss);
+  ck_assert_msg(same_double(a->loss, b->loss) && same_double(a->grad_norm, b->grad_norm),
+                "%s, step %d: loss %.17g and %.17g", what, (int)a->step, a->loss, b->loss);
   ck_assert(a->has_val == b->has_val && a->has_gain == b->has_gain);
   if (a->has_val) ck_assert(same_double(a->val_loss, b->val_loss));
-  if (a->has_gain) ck_assert(same_double(a->gain_forward, b->gain_forward) && same_double(a->gain_backward, b->gain_backward));
-  for (int i = 0; i < a->n_layers * a->n_experts; i++) ck_assert(same_double(a->expert_load[i], b->expert_load[i]));
+  if (a->has_gain)
+    ck_assert(same_double(a->gain_forward, b->gain_forward) &&
+              same_double(a->gain_backward, b->gain_backward));
+  for (int i = 0; i < a->n_layers * a->n_experts; i++)
+    ck_assert(same_double(a->expert_load[i], b->expert_load[i]));
 }
 
 static bk_metrics_row step(run *r) {
@@ -103,25 +112,35 @@ static void step_both(run *with, run *without, const char *what) {
 
 /* ---- training ---- */
 
-/* Zeroing and the optimiser have one state each; a pass has one more for the micro-batches after the first. */
+/* Zeroing and the optimiser have one state each; a pass has one more for the micro-batches after
+ * the first. */
 static int walks_of_a_step(int64_t micro) { return 2 + 2 * (int)(2 / micro); }
 
-static void check_training(int kind, bk_dtype dtype, bool composed, int64_t micro, int64_t recompute) {
+static void check_training(int kind, bk_dtype dtype, bool composed, int64_t micro,
+                           int64_t recompute) {
   bk_model_config c = small_config(kind);
   c.vocab_size = 257;
   bk_train_config recipe = make_recipe(micro, recompute);
   char what[96];
-  snprintf(what, sizeof what, "kind %d, %s%s, micro-batch %d, recompute %d", kind, bk_dtype_name(dtype), composed ? " composed" : "", (int)micro, (int)recompute);
+  snprintf(what, sizeof what, "kind %d, %s%s, micro-batch %d, recompute %d", kind,
+           bk_dtype_name(dtype), composed ? " composed" : "", (int)micro, (int)recompute);
   graphs = (graph_counts){0};
-  run with = run_open(true, composed, dtype, &c, &recipe), without = run_open(false, composed, dtype, &c, &recipe);
+  run with = run_open(true, composed, dtype, &c, &recipe),
+      without = run_open(false, composed, dtype, &c, &recipe);
   for (int s = 1; s <= 5; s++) step_both(&with, &without, what);
   check_same(with.model, without.model, what);
-  ck_assert_msg(graphs.captures == walks_of_a_step(micro) && graphs.held == graphs.captures, "%s: %d captures, %d graphs", what, graphs.captures, graphs.held);
-  ck_assert_msg(graphs.replays == 4 * walks_of_a_step(micro), "%s: %d launches of graphs", what, graphs.replays);
+  ck_assert_msg(graphs.captures == walks_of_a_step(micro) && graphs.held == graphs.captures,
+                "%s: %d captures, %d graphs", what, graphs.captures, graphs.held);
+  ck_assert_msg(graphs.replays == 4 * walks_of_a_step(micro), "%s: %d launches of graphs", what,
+                graphs.replays);
   int calls = graphs.calls, replayed = graphs.replayed;
   step(&with);
-  ck_assert_msg(graphs.calls == calls + 1, "%s: %d calls beside the graphs", what, graphs.calls - calls); /* the loads are zeroed with the step block */
-  ck_assert_msg(graphs.replayed - replayed == graphs.noted, "%s: graphs do %d things, %d were noted", what, graphs.replayed - replayed, graphs.noted);
+  /* the loads are zeroed with the step block */
+  ck_assert_msg(graphs.calls == calls + 1, "%s: %d calls beside the graphs", what,
+                graphs.calls - calls);
+  ck_assert_msg(graphs.replayed - replayed == graphs.noted,
+                "%s: graphs do %d things, %d were noted", what, graphs.replayed - replayed,
+                graphs.noted);
   run_close(&with);
   run_close(&without);
 }
@@ -148,7 +167,8 @@ START_TEST(preset_with_all_between) {
   recipe.seq_len = 24;
   recipe.gain_every = 2;
   recipe.eval_every = 3;
-  run with = run_open(true, false, BK_F32, &c, &recipe), without = run_open(false, false, BK_F32, &c, &recipe);
+  run with = run_open(true, false, BK_F32, &c, &recipe),
+      without = run_open(false, false, BK_F32, &c, &recipe);
   for (int s = 1; s <= 7; s++) step_both(&with, &without, "tiny");
   check_same(with.model, without.model, "tiny");
   int64_t windows = bk_dataset_eval_windows(with.data, recipe.seq_len);
@@ -190,23 +210,29 @@ START_TEST(no_allocation) {
 }
 END_TEST
 
-/* A step that is refused is looked at call by call; once the weight is mended the graphs go on, with the same bits. */
+/* A step that is refused is looked at call by call; once the weight is mended the graphs go on,
+ * with the same bits. */
 START_TEST(diagnosis_runs_call_by_call) {
   bk_model_config c = small_config(BK_HC_MHC);
   c.vocab_size = 257;
   bk_train_config recipe = make_recipe(1, BK_RECOMPUTE_AUTO);
-  run with = run_open(true, false, BK_F32, &c, &recipe), without = run_open(false, false, BK_F32, &c, &recipe);
+  run with = run_open(true, false, BK_F32, &c, &recipe),
+      without = run_open(false, false, BK_F32, &c, &recipe);
   run *both[] = {&with, &without};
   for (int s = 0; s < 3; s++) step_both(&with, &without, "before");
   int captures = graphs.captures, held = graphs.held;
   for (int i = 0; i < 2; i++) {
-    bk_tensor w = bk_param_weight(both[i]->model, bk_model_find(both[i]->model, "model.layers.1.self_attn.o_proj.weight"));
+    bk_tensor w = bk_param_weight(
+        both[i]->model, bk_model_find(both[i]->model, "model.layers.1.self_attn.o_proj.weight"));
     float *x = bk_tensor_data(&w), was = x[5];
     bk_metrics_row row;
     x[5] = INFINITY;
     ck_assert_int_eq(bk_trainer_step(both[i]->trainer, &row), BK_ERR_NOT_FINITE);
-    unit_expect("not finite, first of all: weight model.layers.1.self_attn.o_proj.weight (inf at element 5");
-    ck_assert(bk_trainer_refusal(both[i]->trainer)->in_forward && bk_trainer_refusal(both[i]->trainer)->again);
+    unit_expect(
+        "not finite, first of all: weight model.layers.1.self_attn.o_proj.weight (inf at element "
+        "5");
+    ck_assert(bk_trainer_refusal(both[i]->trainer)->in_forward &&
+              bk_trainer_refusal(both[i]->trainer)->again);
     x[5] = was;
   }
   for (int s = 0; s < 4; s++) step_both(&with, &without, "after");
@@ -236,7 +262,8 @@ START_TEST(evaluation) {
     ck_assert_int_eq(graphs.held, 0);
     run_close(&r);
   }
-  ck_assert(same_double(results[0].loss_sum, results[1].loss_sum) && results[0].tokens == results[1].tokens);
+  ck_assert(same_double(results[0].loss_sum, results[1].loss_sum) &&
+            results[0].tokens == results[1].tokens);
 }
 END_TEST
 
@@ -258,7 +285,9 @@ END_TEST
 
 static void check_flags(const bk_model *a, const bk_model *b, const char *what) {
   for (int i = 0; i < a->n_blocks; i++)
-    ck_assert_msg(a->blocks[i].fresh == b->blocks[i].fresh && a->blocks[i].by_product == b->blocks[i].by_product, "%s: flags of block %d differ", what, i);
+    ck_assert_msg(a->blocks[i].fresh == b->blocks[i].fresh &&
+                      a->blocks[i].by_product == b->blocks[i].by_product,
+                  "%s: flags of block %d differ", what, i);
 }
 
 static rig rig_of(bool on, int slots) {
@@ -269,17 +298,34 @@ static rig rig_of(bool on, int slots) {
   OK(bk_model_create(r.device, &c, BK_F32, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
   enliven(r.model, 11);
-  OK(bk_runner_create(r.model, &(bk_runner_options){.batch = 1, .seq_len = 10, .slots = slots, .backward = true}, &r.runner));
+  OK(bk_runner_create(
+      r.model, &(bk_runner_options){.batch = 1, .seq_len = 10, .slots = slots, .backward = true},
+      &r.runner));
   return r;
 }
 
-typedef enum act { ZERO, FORWARD_0, FORWARD_1, BACKWARD_0, BACKWARD_1, EVALUATE, LOGITS, SETTLE, END } act;
+typedef enum act {
+  ZERO,
+  FORWARD_0,
+  FORWARD_1,
+  BACKWARD_0,
+  BACKWARD_1,
+  EVALUATE,
+  LOGITS,
+  SETTLE,
+  END
+} act;
 
 static void do_act(rig *r, act a, const int32_t *ids, const int32_t *targets) {
   switch (a) {
     case ZERO: OK(bk_model_zero_grads(r->model)); break;
-    case FORWARD_0: case FORWARD_1: OK(bk_runner_forward(r->runner, a - FORWARD_0, ids + 10 * (a - FORWARD_0), targets + 10 * (a - FORWARD_0))); break;
-    case BACKWARD_0: case BACKWARD_1: OK(bk_runner_backward(r->runner, a - BACKWARD_0)); break;
+    case FORWARD_0:
+    case FORWARD_1:
+      OK(bk_runner_forward(r->runner, a - FORWARD_0, ids + 10 * (a - FORWARD_0),
+                           targets + 10 * (a - FORWARD_0)));
+      break;
+    case BACKWARD_0:
+    case BACKWARD_1: OK(bk_runner_backward(r->runner, a - BACKWARD_0)); break;
     case EVALUATE: OK(bk_runner_evaluate(r->runner, 0, ids, targets)); break;
     case LOGITS: OK(bk_runner_forward(r->runner, 1, ids, NULL)); break;
     case SETTLE: OK(bk_model_settle_grads(r->model)); break;
@@ -287,8 +333,9 @@ static void do_act(rig *r, act a, const int32_t *ids, const int32_t *targets) {
   }
 }
 
-/* Each line is a step. Two slots forward before two backward, as in a pipeline, and what nobody does on purpose: more states than
- * there are graphs, gradients zeroed between the passes, a forward that no backward follows. */
+/* Each line is a step. Two slots forward before two backward, as in a pipeline, and what nobody
+ * does on purpose: more states than there are graphs, gradients zeroed between the passes, a
+ * forward that no backward follows. */
 START_TEST(flags_as_call_by_call) {
   static const act steps[][12] = {
       {ZERO, FORWARD_0, FORWARD_1, BACKWARD_0, BACKWARD_1, END},
@@ -345,7 +392,9 @@ START_TEST(ends_with_its_owner) {
   bk_optimizer_destroy(o);
   ck_assert_int_eq(graphs.held, 1);
   /* another runner of the same model has its own */
-  OK(bk_runner_create(r.model, &(bk_runner_options){.batch = 1, .seq_len = 10, .slots = 1, .backward = true}, &r.runner));
+  OK(bk_runner_create(r.model,
+                      &(bk_runner_options){.batch = 1, .seq_len = 10, .slots = 1, .backward = true},
+                      &r.runner));
   for (int s = 0; s < 3; s++) run_step(&r, ids, targets, kept);
   ck_assert_int_eq(graphs.held, 3);
   rig_close(&r);
@@ -358,13 +407,15 @@ static void check_failure(graph_counts how, const char *reason) {
   bk_model_config c = small_config(BK_HC_MHC);
   c.vocab_size = 257;
   bk_train_config recipe = make_recipe(1, BK_RECOMPUTE_AUTO);
-  run with = run_open(true, false, BK_F32, &c, &recipe), without = run_open(false, false, BK_F32, &c, &recipe);
+  run with = run_open(true, false, BK_F32, &c, &recipe),
+      without = run_open(false, false, BK_F32, &c, &recipe);
   graphs = how;
   step_both(&with, &without, reason);
   unit_expect(NULL);
   for (int s = 0; s < 3; s++) step_both(&with, &without, reason);
   ck_assert_int_eq(unit_errors(), 0);
-  ck_assert_msg(strchr(unit_messages, '\n') == strrchr(unit_messages, '\n'), "more than one line:\n%s", unit_messages);
+  ck_assert_msg(strchr(unit_messages, '\n') == strrchr(unit_messages, '\n'),
+                "more than one line:\n%s", unit_messages);
   unit_expect(reason);
   check_same(with.model, without.model, reason);
   check_flags(with.model, without.model, reason);
@@ -378,7 +429,8 @@ static void check_failure(graph_counts how, const char *reason) {
 }
 
 START_TEST(failed_captures) {
-  static const char *const head = "warning: zeroing the gradients cannot be captured as a graph and runs call by call: ";
+  static const char *const head =
+      "warning: zeroing the gradients cannot be captured as a graph and runs call by call: ";
   char text[256];
   snprintf(text, sizeof text, "%sgraphs: no capture today", head);
   check_failure((graph_counts){.refuse_begin = true}, text);
@@ -391,28 +443,38 @@ END_TEST
 
 /* A launch in the middle of a walk, when the flags have changed in part. */
 START_TEST(failed_launches) {
-  static const struct { int at; const char *walk; } cases[] = {{1, "the forward pass"}, {30, "the forward pass"}, {110, "the backward pass"}};
+  static const struct {
+    int at;
+    const char *walk;
+  } cases[] = {{1, "the forward pass"}, {30, "the forward pass"}, {110, "the backward pass"}};
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     char text[256];
-    snprintf(text, sizeof text, "warning: %s cannot be captured as a graph and runs call by call: graphs: this launch cannot be captured", cases[i].walk);
+    snprintf(text, sizeof text,
+             "warning: %s cannot be captured as a graph and runs call by call: graphs: this launch "
+             "cannot be captured",
+             cases[i].walk);
     check_failure((graph_counts){.refuse_launch = cases[i].at}, text);
   }
 }
 END_TEST
 
-/* An op that runs on another device waits for it: passes with it cannot be captured, the rest of the step can. */
+/* An op that runs on another device waits for it: passes with it cannot be captured, the rest of
+ * the step can. */
 START_TEST(op_on_another_device) {
   bk_model_config c = small_config(BK_HC_MHC);
   c.vocab_size = 257;
   bk_train_config recipe = make_recipe(2, 0);
   OK(graph_backend_register(ctx, BK_OP_SWIGLU));
-  run with = run_open(true, false, BK_F32, &c, &recipe), without = run_open(false, false, BK_F32, &c, &recipe);
+  run with = run_open(true, false, BK_F32, &c, &recipe),
+      without = run_open(false, false, BK_F32, &c, &recipe);
   unit_expect("graphs has no kernel for swiglu: it runs on cpu");
   step_both(&with, &without, "fallback");
   unit_expect(NULL);
   step_both(&with, &without, "fallback");
   ck_assert_int_eq(unit_errors(), 0);
-  unit_expect("warning: the forward pass cannot be captured as a graph and runs call by call: graphs: a sync during a capture");
+  unit_expect(
+      "warning: the forward pass cannot be captured as a graph and runs call by call: graphs: a "
+      "sync during a capture");
   step_both(&with, &without, "fallback");
   check_same(with.model, without.model, "fallback");
   ck_assert(graphs.captures == walks_of_a_step(2) && graphs.held == 2);
@@ -447,7 +509,8 @@ static bk_status strange_walk(void *arg) {
 }
 
 START_TEST(host_in_a_walk) {
-  static const char *const said[] = {"graphs: an upload during a capture", "graphs: a download", "graphs: a sync", "graphs: a query"};
+  static const char *const said[] = {"graphs: an upload during a capture", "graphs: a download",
+                                     "graphs: a sync", "graphs: a query"};
   for (int i = 0; i < 4; i++) {
     rig r = rig_of(true, 1);
     strange s = {r.model, i, 0};
@@ -484,5 +547,7 @@ START_TEST(error_in_a_walk) {
 }
 END_TEST
 
-UNIT_MAIN("graph", graph_open, graph_close, same_bits, preset_with_all_between, off, no_allocation, diagnosis_runs_call_by_call, evaluation,
-          decoding_is_not_captured, flags_as_call_by_call, ends_with_its_owner, failed_captures, failed_launches, op_on_another_device, host_in_a_walk, error_in_a_walk)
+UNIT_MAIN("graph", graph_open, graph_close, same_bits, preset_with_all_between, off, no_allocation,
+          diagnosis_runs_call_by_call, evaluation, decoding_is_not_captured, flags_as_call_by_call,
+          ends_with_its_owner, failed_captures, failed_launches, op_on_another_device,
+          host_in_a_walk, error_in_a_walk)

@@ -1,4 +1,5 @@
-/* Presets and their counts: the paper's table (arXiv 2512.24880, appendix A.1), and counts against the planned parameters. */
+/* Presets and their counts: the paper's table (arXiv 2512.24880, appendix A.1), and counts
+ * against the planned parameters. */
 #include "tests/models/models.h"
 
 static bk_model_counts count_of(const char *preset, bk_model_config *c) {
@@ -9,11 +10,13 @@ static bk_model_counts count_of(const char *preset, bk_model_config *c) {
 }
 
 /* Rounded to the digits that the paper prints. */
-static void check_paper(const char *preset, double total, double total_unit, double active, double active_unit, double vocabulary) {
+static void check_paper(const char *preset, double total, double total_unit, double active,
+                        double active_unit, double vocabulary) {
   bk_model_config c;
   bk_model_counts n = count_of(preset, &c);
   ck_assert_double_eq(round((double)n.parameters_total / total_unit), round(total / total_unit));
-  ck_assert_double_eq(round((double)n.parameters_active / active_unit), round(active / active_unit));
+  ck_assert_double_eq(round((double)n.parameters_active / active_unit),
+                      round(active / active_unit));
   ck_assert_double_eq(round((double)n.parameters_vocabulary / 1e6), round(vocabulary / 1e6));
 }
 
@@ -28,7 +31,8 @@ static void check_planned(bk_device *device, const bk_model_config *c) {
   bk_model *m;
   bk_model_counts counts;
   int64_t views = 0, blocks = 0, connections = 0;
-  OK(bk_model_create(device, c, BK_F32, &(bk_model_options){.trainable = true, .plan_only = true}, &m));
+  OK(bk_model_create(device, c, BK_F32, &(bk_model_options){.trainable = true, .plan_only = true},
+                     &m));
   bk_model_count(c, 128, &counts);
   for (int i = 0; i < m->n_params; i++) {
     bk_tensor w = bk_param_weight(m, &m->params[i]);
@@ -83,9 +87,15 @@ START_TEST(test_plan_only) {
   bk_optimizer *o;
   OK(bk_model_preset(ctx, "mhc-27b", &c, &t));
   OK(bk_train_config_validate(ctx, &t));
-  OK(bk_model_create(device, &c, BK_BF16, &(bk_model_options){.trainable = true, .plan_only = true}, &m));
-  OK(bk_runner_create(m, &(bk_runner_options){.batch = 1, .seq_len = t.seq_len, .slots = 1, .backward = true,
-                                              .hc_recompute = BK_RECOMPUTE_AUTO}, &r));
+  OK(bk_model_create(device, &c, BK_BF16, &(bk_model_options){.trainable = true, .plan_only = true},
+                     &m));
+  OK(bk_runner_create(m,
+                      &(bk_runner_options){.batch = 1,
+                                           .seq_len = t.seq_len,
+                                           .slots = 1,
+                                           .backward = true,
+                                           .hc_recompute = BK_RECOMPUTE_AUTO},
+                      &r));
   OK(bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-20, 0.1}, &o));
   ck_assert_double_gt((double)bk_memory_bytes(m->memory, BK_MEM_WEIGHTS), 2 * 26.9e9);
   ck_assert_double_lt((double)bk_memory_bytes(m->memory, BK_MEM_WEIGHTS), 2 * 27.3e9);
@@ -119,7 +129,8 @@ START_TEST(test_presets) {
 }
 END_TEST
 
-/* Initial values: design.md section 3; the same on every backend; nothing depends on the order of creation. */
+/* Initial values: design.md section 3; the same on every backend; nothing depends on the order
+ * of creation. */
 static void check_values(const bk_model *m, const char *name, const double *want, int64_t n) {
   const bk_param *p = bk_model_find(m, name);
   ck_assert_msg(p != NULL, "no %s", name);
@@ -127,7 +138,8 @@ static void check_values(const bk_model *m, const char *name, const double *want
   ck_assert_int_eq(bk_tensor_count(&w), n);
   double *got = read_tensor(m, w);
   for (int64_t i = 0; i < n; i++) {
-    ck_assert_msg(got[i] == (double)(float)want[i], "%s[%d] is %g, not %g", name, (int)i, got[i], want[i]);
+    ck_assert_msg(got[i] == (double)(float)want[i], "%s[%d] is %g, not %g", name, (int)i, got[i],
+                  want[i]);
   }
   bk_free(ctx, got);
 }
@@ -145,12 +157,15 @@ START_TEST(test_initial_values) {
   c.hc_mult = 3;
   c.hc_head = BK_HEAD_LEARNED;
   bk_model *m = fresh(device, c, BK_F32);
-  check_values(m, "model.layers.1.hc_attn_base", (double[]){-1, -1, 1, -1, -1, 1, 0, -8, -8, -8, 0, -8, -8, -8, 0}, 15);
-  check_values(m, "model.layers.1.hc_ffn_base", (double[]){1, -1, -1, 1, -1, -1, 0, -8, -8, -8, 0, -8, -8, -8, 0}, 15);
+  check_values(m, "model.layers.1.hc_attn_base",
+               (double[]){-1, -1, 1, -1, -1, 1, 0, -8, -8, -8, 0, -8, -8, -8, 0}, 15);
+  check_values(m, "model.layers.1.hc_ffn_base",
+               (double[]){1, -1, -1, 1, -1, -1, 0, -8, -8, -8, 0, -8, -8, -8, 0}, 15);
   check_values(m, "model.layers.0.hc_attn_scale", (double[]){0.01, 0.01, 0.01}, 3);
   check_values(m, "model.hc_head_base", (double[]){0, 0, 0}, 3);
   check_values(m, "model.hc_head_scale", (double[]){1}, 1);
-  check_values(m, "model.layers.1.mlp.gate.e_score_correction_bias", (double[]){0, 0, 0, 0, 0, 0}, 6);
+  check_values(m, "model.layers.1.mlp.gate.e_score_correction_bias", (double[]){0, 0, 0, 0, 0, 0},
+               6);
   const bk_param *up = bk_model_find(m, "model.layers.2.mlp.experts.5.up_proj.weight");
   ck_assert(up && up->ndim == 2 && up->shape[0] == 5 && up->shape[1] == 12);
   double want[60];
@@ -160,11 +175,13 @@ START_TEST(test_initial_values) {
   bk_model_destroy(m);
   c.residual = BK_HC_HC;
   m = fresh(device, c, BK_F32);
-  check_values(m, "model.layers.1.hc_attn_base", (double[]){0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1}, 15);
+  check_values(m, "model.layers.1.hc_attn_base",
+               (double[]){0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1}, 15);
   bk_model_destroy(m);
   c.residual = BK_HC_MHC_LITE;
   m = fresh(device, c, BK_F32);
-  check_values(m, "model.layers.0.hc_ffn_base", (double[]){-1, 1, -1, -1, 1, -1, 0, -8, -8, -8, -8, -8}, 12);
+  check_values(m, "model.layers.0.hc_ffn_base",
+               (double[]){-1, 1, -1, -1, 1, -1, 0, -8, -8, -8, -8, -8}, 12);
   bk_model_destroy(m);
   bk_device_close(device);
 }
@@ -230,5 +247,6 @@ START_TEST(test_same_initial_values_everywhere) {
 }
 END_TEST
 
-UNIT_MAIN("model_count", unit_open, unit_close, test_paper_counts, test_counts_are_the_parameters, test_flops, test_plan_only,
-          test_presets, test_initial_values, test_rough_values, test_same_initial_values_everywhere)
+UNIT_MAIN("model_count", unit_open, unit_close, test_paper_counts, test_counts_are_the_parameters,
+          test_flops, test_plan_only, test_presets, test_initial_values, test_rough_values,
+          test_same_initial_values_everywhere)

@@ -1,7 +1,8 @@
-/* cpu against ref on whole models, the same weights and storage: normalised mean squared error of logits and gradients in fp32 and
- * bf16; and the same bits from one thread and from two.
- * In bf16 one rounding that falls the other way is enough for all later ones to differ, so that two correct runs end about as far
- * from each other as from fp32: 1e-4 to 2e-4 in the logits of these models. Single ops are held to tight bounds by the op tests. */
+/* cpu against ref on whole models, the same weights and storage: normalised mean squared error
+ * of logits and gradients in fp32 and bf16; and the same bits from one thread and from two. In
+ * bf16 one rounding that falls the other way is enough for all later ones to differ, so that two
+ * correct runs end about as far from each other as from fp32: 1e-4 to 2e-4 in the logits of
+ * these models. Single ops are held to tight bounds by the op tests. */
 #include "tests/models/models.h"
 
 enum { B = 2, T = 13 };
@@ -25,10 +26,13 @@ static void decide(bk_model *m) {
   }
 }
 
-/* calm: initial weights (hc's sums of pre do not nearly cancel, as lively ones may) and decided choices. */
-static outcome outcome_of(const char *device, int threads, bk_dtype dtype, bool calm, const bk_model_config *c) {
+/* calm: initial weights (hc's sums of pre do not nearly cancel, as lively ones may) and decided
+ * choices. */
+static outcome outcome_of(const char *device, int threads, bk_dtype dtype, bool calm,
+                          const bk_model_config *c) {
   int32_t ids[B * T], targets[B * T];
-  bk_runner_options options = {.batch = B, .seq_len = T, .slots = 1, .backward = true, .keep_logits = true};
+  bk_runner_options options = {
+      .batch = B, .seq_len = T, .slots = 1, .backward = true, .keep_logits = true};
   rig r = rig_open(device, threads, c, dtype, &options);
   if (calm) {
     OK(bk_model_init(r.model, 7));
@@ -76,15 +80,19 @@ static void check_against_ref(int kind, bk_dtype dtype, double logits_bound, dou
   bk_model_config c = config_of(kind);
   bool calm = dtype == BK_BF16;
   outcome want = outcome_of("ref", 1, dtype, calm, &c);
-  outcome got = outcome_of(fast_device(), 2, dtype, calm, &c), one = outcome_of(fast_device(), 1, dtype, calm, &c);
+  outcome got = outcome_of(fast_device(), 2, dtype, calm, &c),
+          one = outcome_of(fast_device(), 1, dtype, calm, &c);
   ck_assert_mem_eq(got.logits, one.logits, (size_t)got.n_logits * sizeof(double));
   ck_assert_mem_eq(got.grads, one.grads, (size_t)got.n_grads * sizeof(double));
   ck_assert_mem_eq(&got.loss, &one.loss, sizeof got.loss);
   /* The same experts, or nothing else is comparable. */
   ck_assert_mem_eq(got.loads, want.loads, (size_t)got.n_loads * sizeof(double));
-  double logits = nmse(got.logits, want.logits, got.n_logits), grads = nmse(got.grads, want.grads, got.n_grads);
-  ck_assert_msg(logits < logits_bound, "kind %d %s: logits nmse %.3g", kind, bk_dtype_name(dtype), logits);
-  ck_assert_msg(grads < grads_bound, "kind %d %s: gradients nmse %.3g", kind, bk_dtype_name(dtype), grads);
+  double logits = nmse(got.logits, want.logits, got.n_logits),
+         grads = nmse(got.grads, want.grads, got.n_grads);
+  ck_assert_msg(logits < logits_bound, "kind %d %s: logits nmse %.3g", kind, bk_dtype_name(dtype),
+                logits);
+  ck_assert_msg(grads < grads_bound, "kind %d %s: gradients nmse %.3g", kind, bk_dtype_name(dtype),
+                grads);
   ck_assert_double_eq_tol(got.loss, want.loss, sqrt(logits_bound) * want.loss);
   outcome_free(&want);
   outcome_free(&got);
@@ -100,7 +108,8 @@ END_TEST
 /* bf16 storage stays near fp32: a wrong store or a forgotten conversion would not. */
 START_TEST(test_bf16_near_fp32) {
   bk_model_config c = config_of(_i);
-  outcome a = outcome_of(fast_device(), 2, BK_BF16, true, &c), b = outcome_of(fast_device(), 2, BK_F32, true, &c);
+  outcome a = outcome_of(fast_device(), 2, BK_BF16, true, &c),
+          b = outcome_of(fast_device(), 2, BK_F32, true, &c);
   double logits = nmse(a.logits, b.logits, a.n_logits);
   ck_assert_msg(logits > 1e-9 && logits < 1e-3, "kind %d: logits nmse %.3g", _i, logits);
   outcome_free(&a);
@@ -114,7 +123,8 @@ int main(void) {
   TCase *tcase = tcase_create("model_cpu");
   tcase_set_timeout(tcase, 120);
   tcase_add_checked_fixture(tcase, unit_open, unit_close);
-  for (size_t i = 0; i < BK_COUNT(tests); i++) tcase_add_loop_test(tcase, tests[i], BK_HC_PLAIN, BK_HC_IHC + 1);
+  for (size_t i = 0; i < BK_COUNT(tests); i++)
+    tcase_add_loop_test(tcase, tests[i], BK_HC_PLAIN, BK_HC_IHC + 1);
   suite_add_tcase(suite, tcase);
   return unit_run(suite);
 }

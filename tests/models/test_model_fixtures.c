@@ -1,5 +1,5 @@
-/* The folders of tests/fixtures (an independent implementation, see its README): logits, loss, maps, every gradient and ten
- * training steps, on ref in double (tight) and on cpu in fp32. */
+/* The folders of tests/fixtures (an independent implementation, see its README): logits, loss,
+ * maps, every gradient and ten training steps, on ref in double (tight) and on cpu in fp32. */
 #include "io/safetensors.h"
 #include "models/gain.h"
 #include "tests/models/models.h"
@@ -52,7 +52,8 @@ static void load_weights(const fixture *f) {
   bk_st_close(file);
 }
 
-static void fixture_open(fixture *f, const char *name, const char *device, bk_dtype dtype, int64_t micro_batch) {
+static void fixture_open(fixture *f, const char *name, const char *device, bk_dtype dtype,
+                         int64_t micro_batch) {
   const char *top = getenv("TOP_SRCDIR");
   bk_model_config c;
   snprintf(f->folder, sizeof f->folder, "%s/tests/fixtures/%s", top ? top : ".", name);
@@ -65,8 +66,11 @@ static void fixture_open(fixture *f, const char *name, const char *device, bk_dt
   OK(bk_model_create(f->r.device, &c, dtype, &(bk_model_options){.trainable = true}, &f->r.model));
   OK(bk_model_init(f->r.model, 1));
   load_weights(f);
-  bk_runner_options o = {.batch = micro_batch ? micro_batch : f->B, .seq_len = f->T, .slots = 1,
-                         .backward = true, .keep_logits = true};
+  bk_runner_options o = {.batch = micro_batch ? micro_batch : f->B,
+                         .seq_len = f->T,
+                         .slots = 1,
+                         .backward = true,
+                         .keep_logits = true};
   OK(bk_runner_create(f->r.model, &o, &f->r.runner));
 }
 
@@ -76,14 +80,15 @@ static void fixture_close(fixture *f) {
 }
 
 /* ---- one batch ---- */
-static void check_array(const fixture *f, const char *name, const double *got, int64_t count, double bound) {
+static void check_array(const fixture *f, const char *name, const double *got, int64_t count,
+                        double bound) {
   int64_t n;
   double *want = read_entry(f->expected, name, &n);
   ck_assert_int_eq(n, count);
   double scale = fmax(1.0, norm_of(want, n) / sqrt((double)n));
   for (int64_t i = 0; i < n; i++) {
-    ck_assert_msg(fabs(got[i] - want[i]) <= bound * scale, "%s: %s[%lld] is %.12g, not %.12g", f->folder, name, (long long)i,
-                  got[i], want[i]);
+    ck_assert_msg(fabs(got[i] - want[i]) <= bound * scale, "%s: %s[%lld] is %.12g, not %.12g",
+                  f->folder, name, (long long)i, got[i], want[i]);
   }
   bk_free(ctx, want);
 }
@@ -124,7 +129,8 @@ static void check_maps(const fixture *f, double bound) {
   if (f->r.model->config.residual == BK_HC_PLAIN) return;
   int S = bk_runner_n_sublayers(f->r.runner);
   int64_t N = f->B * f->T, n = f->r.model->config.hc_mult, size = S * N * n;
-  double *pre = bk_alloc_array(ctx, (size_t)size, sizeof *pre), *post = bk_alloc_array(ctx, (size_t)size, sizeof *post);
+  double *pre = bk_alloc_array(ctx, (size_t)size, sizeof *pre),
+         *post = bk_alloc_array(ctx, (size_t)size, sizeof *post);
   double *res = bk_alloc_array(ctx, (size_t)(size * n), sizeof *res);
   for (int s = 0; s < S; s++) {
     bk_tensor tpre, tpost, tcomb;
@@ -175,7 +181,8 @@ static double number(const json_t *object, const char *key) {
 
 /* Tokens of one sequence, targets shifted by one. */
 static void sequence(const json_t *row, int64_t T, int32_t *ids, int32_t *targets) {
-  for (int64_t t = 0; t < T; t++) ids[t] = (int32_t)json_integer_value(json_array_get(row, (size_t)t));
+  for (int64_t t = 0; t < T; t++)
+    ids[t] = (int32_t)json_integer_value(json_array_get(row, (size_t)t));
   for (int64_t t = 0; t < T; t++) targets[t] = t + 1 < T ? ids[t + 1] : -100;
 }
 
@@ -185,22 +192,26 @@ static void check_loads(const fixture *f, const json_t *layers, int step) {
     const json_t *want = json_array_get(layers, l);
     double *got = read_tensor(f->r.model, bk_model_expert_load(f->r.model, (int)l));
     for (size_t e = 0; e < json_array_size(want); e++) {
-      ck_assert_msg((double)json_integer_value(json_array_get(want, e)) == got[e], "%s: step %d: load of expert %d is %g",
-                    f->folder, step, (int)e, got[e]);
+      ck_assert_msg((double)json_integer_value(json_array_get(want, e)) == got[e],
+                    "%s: step %d: load of expert %d is %g", f->folder, step, (int)e, got[e]);
     }
     bk_free(ctx, got);
   }
 }
 
-static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train, int step, double bound) {
+static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train, int step,
+                       double bound) {
   const json_t *recipe = json_object_get(train, "recipe");
   const json_t *rows = json_array_get(json_object_get(train, "tokens"), (size_t)step - 1);
   int32_t ids[64], targets[64];
   int64_t kept = f->B * (f->T - 1);
   bk_step_results results;
-  bk_step_values values = {.lr = number(recipe, "lr"), .bc1 = 1.0 - pow(number(recipe, "adam_beta1"), step),
-                           .bc2 = 1.0 - pow(number(recipe, "adam_beta2"), step), .max_norm = number(recipe, "grad_clip"),
-                           .loss_scale = 1.0 / (double)kept, .balance_rate = number(recipe, "router_bias_lr")};
+  bk_step_values values = {.lr = number(recipe, "lr"),
+                           .bc1 = 1.0 - pow(number(recipe, "adam_beta1"), step),
+                           .bc2 = 1.0 - pow(number(recipe, "adam_beta2"), step),
+                           .max_norm = number(recipe, "grad_clip"),
+                           .loss_scale = 1.0 / (double)kept,
+                           .balance_rate = number(recipe, "router_bias_lr")};
   OK(bk_model_zero_grads(f->r.model));
   OK(bk_step_begin(f->r.model, &values));
   for (int64_t b = 0; b < f->B; b++) {
@@ -210,12 +221,16 @@ static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train,
   }
   OK(bk_optimizer_step(optimizer));
   OK(bk_step_end(f->r.model, &results));
-  double loss = json_number_value(json_array_get(json_object_get(train, "losses"), (size_t)step - 1));
-  double norm = json_number_value(json_array_get(json_object_get(train, "grad_norms"), (size_t)step - 1));
-  ck_assert_msg(fabs(results.loss_sum / (double)kept - loss) <= bound * loss, "%s: step %d: loss %.12g, not %.12g", f->folder, step,
+  double loss =
+      json_number_value(json_array_get(json_object_get(train, "losses"), (size_t)step - 1));
+  double norm =
+      json_number_value(json_array_get(json_object_get(train, "grad_norms"), (size_t)step - 1));
+  ck_assert_msg(fabs(results.loss_sum / (double)kept - loss) <= bound * loss,
+                "%s: step %d: loss %.12g, not %.12g", f->folder, step,
                 results.loss_sum / (double)kept, loss);
-  ck_assert_msg(fabs(results.grad_norm - norm) <= 10.0 * bound * norm, "%s: step %d: gradient norm %.12g, not %.12g",
-                f->folder, step, results.grad_norm, norm);
+  ck_assert_msg(fabs(results.grad_norm - norm) <= 10.0 * bound * norm,
+                "%s: step %d: gradient norm %.12g, not %.12g", f->folder, step, results.grad_norm,
+                norm);
   check_loads(f, json_array_get(json_object_get(train, "expert_load"), (size_t)step - 1), step);
 }
 
@@ -227,7 +242,8 @@ static void check_after(const fixture *f, double bound) {
     const bk_param *p = bk_model_find(f->r.model, e->name + 6);
     ck_assert_msg(p != NULL, "no tensor %s", e->name);
     int64_t n;
-    double *want = read_entry(f->expected, e->name, &n), *got = read_tensor(f->r.model, bk_param_weight(f->r.model, p));
+    double *want = read_entry(f->expected, e->name, &n),
+           *got = read_tensor(f->r.model, bk_param_weight(f->r.model, p));
     double error = distance(got, want, n) / norm_of(want, n);
     ck_assert_msg(error < bound, "%s: %s is off by %.3g", f->folder, e->name, error);
     bk_free(ctx, want);
@@ -245,8 +261,8 @@ static void check_training(const char *name, const char *device, bk_dtype dtype,
   ck_assert_msg(train != NULL, "%s: %s", f.folder, why.text);
   const json_t *recipe = json_object_get(train, "recipe");
   bk_optimizer *optimizer;
-  bk_optimizer_options o = {number(recipe, "adam_beta1"), number(recipe, "adam_beta2"), number(recipe, "adam_eps"),
-                            number(recipe, "weight_decay")};
+  bk_optimizer_options o = {number(recipe, "adam_beta1"), number(recipe, "adam_beta2"),
+                            number(recipe, "adam_eps"), number(recipe, "weight_decay")};
   OK(bk_optimizer_create(f.r.model, &o, &optimizer));
   int steps = (int)number(train, "steps");
   ck_assert_int_eq(steps, 10);
@@ -257,7 +273,8 @@ static void check_training(const char *name, const char *device, bk_dtype dtype,
   fixture_close(&f);
 }
 
-static const char *const cases[] = {"plain", "plain_qlora", "hc", "mhc", "mhc_eps", "mhc_lite", "mhc_lite_n3", "ihc"};
+static const char *const cases[] = {"plain",   "plain_qlora", "hc",          "mhc",
+                                    "mhc_eps", "mhc_lite",    "mhc_lite_n3", "ihc"};
 static const bounds exact = {.value = 1e-11, .gradient = 1e-9, .training = 1e-9, .after = 1e-8};
 static const bounds single = {.value = 2e-5, .gradient = 2e-4, .training = 2e-6, .after = 1e-4};
 
@@ -271,12 +288,14 @@ START_TEST(test_cpu_training) { check_training(cases[_i], fast_device(), BK_F32,
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {test_ref_batch, test_ref_training, test_cpu_batch, test_cpu_training};
+  const TTest *const tests[] = {test_ref_batch, test_ref_training, test_cpu_batch,
+                                test_cpu_training};
   Suite *suite = suite_create("model_fixtures");
   TCase *tcase = tcase_create("model_fixtures");
   tcase_set_timeout(tcase, 120);
   tcase_add_checked_fixture(tcase, unit_open, unit_close);
-  for (size_t i = 0; i < BK_COUNT(tests); i++) tcase_add_loop_test(tcase, tests[i], 0, (int)BK_COUNT(cases));
+  for (size_t i = 0; i < BK_COUNT(tests); i++)
+    tcase_add_loop_test(tcase, tests[i], 0, (int)BK_COUNT(cases));
   suite_add_tcase(suite, tcase);
   return unit_run(suite);
 }

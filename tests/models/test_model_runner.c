@@ -1,4 +1,5 @@
-/* Runners: recompute, micro-batches, decoding with a cache, pipeline stages, and that a step allocates nothing. */
+/* Runners: recompute, micro-batches, decoding with a cache, pipeline stages, and that a step
+ * allocates nothing. */
 #include "tests/models/models.h"
 
 enum { B = 2, T = 6 };
@@ -6,12 +7,13 @@ enum { B = 2, T = 6 };
 static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
 
 static bk_runner_options training_options(int64_t batch, int slots, int64_t recompute) {
-  return (bk_runner_options){.batch = batch, .seq_len = T, .slots = slots, .backward = true, .hc_recompute = recompute};
+  return (bk_runner_options){
+      .batch = batch, .seq_len = T, .slots = slots, .backward = true, .hc_recompute = recompute};
 }
 
 /* ---- recompute: bit-equal gradients, less memory ---- */
-static double *grads_with(const char *device, bk_dtype dtype, const bk_model_config *c, int64_t recompute, int64_t *count,
-                          double *loss, size_t *bytes) {
+static double *grads_with(const char *device, bk_dtype dtype, const bk_model_config *c,
+                          int64_t recompute, int64_t *count, double *loss, size_t *bytes) {
   int32_t ids[B * T], targets[B * T];
   bk_runner_options options = training_options(B, 1, recompute);
   rig r = rig_open(device, 2, c, dtype, &options);
@@ -23,7 +25,8 @@ static double *grads_with(const char *device, bk_dtype dtype, const bk_model_con
   return grads;
 }
 
-static void check_blocks(const char *device, bk_dtype dtype, int kind, int64_t layers, const int64_t *blocks, size_t n_blocks) {
+static void check_blocks(const char *device, bk_dtype dtype, int kind, int64_t layers,
+                         const int64_t *blocks, size_t n_blocks) {
   bk_model_config c = small_config(kind);
   int64_t count, n;
   double loss, again;
@@ -33,10 +36,11 @@ static void check_blocks(const char *device, bk_dtype dtype, int kind, int64_t l
   for (size_t i = 0; i < n_blocks; i++) {
     double *got = grads_with(device, dtype, &c, blocks[i], &n, &again, &less);
     ck_assert_int_eq(n, count);
-    ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g", kind, (int)blocks[i],
-                  again, loss);
-    ck_assert_msg(memcmp(want, got, (size_t)n * sizeof *got) == 0, "kind %d on %s %s: gradients with L_r = %d differ by %g", kind,
-                  device, bk_dtype_name(dtype), (int)blocks[i], distance(want, got, n));
+    ck_assert_msg(memcmp(&again, &loss, sizeof loss) == 0, "kind %d, L_r %d: loss %.17g, not %.17g",
+                  kind, (int)blocks[i], again, loss);
+    ck_assert_msg(memcmp(want, got, (size_t)n * sizeof *got) == 0,
+                  "kind %d on %s %s: gradients with L_r = %d differ by %g", kind, device,
+                  bk_dtype_name(dtype), (int)blocks[i], distance(want, got, n));
     if (kind != BK_HC_PLAIN && blocks[i] == BK_RECOMPUTE_AUTO)
       ck_assert_msg(less < all, "kind %d: keeps %zu bytes, without %zu", kind, less, all);
     bk_free(ctx, got);
@@ -61,7 +65,8 @@ START_TEST(test_recompute) {
     check_recompute(fast_device(), BK_F32, kinds[i]);
     check_recompute(fast_device(), BK_BF16, kinds[i]);
     check_long_blocks("ref", BK_F64, kinds[i]);
-    if (kinds[i] != BK_HC_PLAIN) check_long_blocks(fast_device(), i % 2 ? BK_F32 : BK_BF16, kinds[i]);
+    if (kinds[i] != BK_HC_PLAIN)
+      check_long_blocks(fast_device(), i % 2 ? BK_F32 : BK_BF16, kinds[i]);
   }
 }
 END_TEST
@@ -75,11 +80,17 @@ typedef struct rebuild_shape {
 
 static bk_hc_rebuild_args rebuild_args(const rebuild_shape *s, bk_dtype st) {
   const int64_t N = 3;
-  bk_tensor wide = bk_tensor_3d(st, N, s->n, s->width), row = bk_tensor_2d(st, N, s->width), gates = bk_tensor_2d(BK_F32, N, s->n);
+  bk_tensor wide = bk_tensor_3d(st, N, s->n, s->width), row = bk_tensor_2d(st, N, s->width),
+            gates = bk_tensor_2d(BK_F32, N, s->n);
   bk_tensor comb = s->comb ? bk_tensor_3d(BK_F32, N, s->n, s->n) : (bk_tensor){0};
   bk_hc_rebuild_args a = {.layers = s->layers, .eps = 1e-6};
   for (int i = 0; i < s->layers; i++) {
-    a.layer[i] = (bk_hc_rebuild_layer){.x = wide, .pre = gates, .w = bk_tensor_1d(BK_F32, s->width), .y = row, .h = row, .rstd = bk_tensor_1d(BK_F32, N)};
+    a.layer[i] = (bk_hc_rebuild_layer){.x = wide,
+                                       .pre = gates,
+                                       .w = bk_tensor_1d(BK_F32, s->width),
+                                       .y = row,
+                                       .h = row,
+                                       .rstd = bk_tensor_1d(BK_F32, N)};
     if (i + 1 < s->layers) a.layer[i].f = row, a.layer[i].post = gates, a.layer[i].comb = comb;
   }
   return a;
@@ -114,12 +125,16 @@ static void rebuild_fill(bk_stream *stream, const bk_hc_rebuild_args *a) {
 static void rebuild_parts(bk_stream *stream, const bk_hc_rebuild_args *a) {
   for (int i = 0; i < a->layers; i++) {
     const bk_hc_rebuild_layer *l = &a->layer[i];
-    OK(bk_op_run(stream, BK_OP_HC_PRE_NORM, &(bk_hc_pre_norm_args){l->x, l->pre, l->w, l->y, l->h, l->rstd, a->eps}));
-    if (i + 1 < a->layers) OK(bk_op_run(stream, BK_OP_HC_POST_RES, &(bk_hc_post_res_args){l->x, l->f, l->post, l->comb, l[1].x}));
+    OK(bk_op_run(stream, BK_OP_HC_PRE_NORM,
+                 &(bk_hc_pre_norm_args){l->x, l->pre, l->w, l->y, l->h, l->rstd, a->eps}));
+    if (i + 1 < a->layers)
+      OK(bk_op_run(stream, BK_OP_HC_POST_RES,
+                   &(bk_hc_post_res_args){l->x, l->f, l->post, l->comb, l[1].x}));
   }
 }
 
-static void rebuild_compare(bk_stream *stream, const bk_hc_rebuild_args *a, const bk_hc_rebuild_args *b, const char *what) {
+static void rebuild_compare(bk_stream *stream, const bk_hc_rebuild_args *a,
+                            const bk_hc_rebuild_args *b, const char *what) {
   const bk_op_desc *d = bk_op_describe(BK_OP_HC_REBUILD);
   for (int i = 0; i < d->n_fields; i++) {
     const bk_tensor *t = (const bk_tensor *)(const void *)((const char *)a + d->fields[i].offset);
@@ -127,15 +142,18 @@ static void rebuild_compare(bk_stream *stream, const bk_hc_rebuild_args *a, cons
     if (!bk_tensor_present(t) || d->fields[i].role == BK_IN) continue;
     char *have = bk_alloc(ctx, bytes), *want = bk_alloc(ctx, bytes);
     OK(bk_tensor_download(stream, t, have));
-    OK(bk_tensor_download(stream, (const bk_tensor *)(const void *)((const char *)b + d->fields[i].offset), want));
-    ck_assert_msg(memcmp(have, want, bytes) == 0, "%s: %s is not that of the parts", what, d->fields[i].name);
+    OK(bk_tensor_download(
+        stream, (const bk_tensor *)(const void *)((const char *)b + d->fields[i].offset), want));
+    ck_assert_msg(memcmp(have, want, bytes) == 0, "%s: %s is not that of the parts", what,
+                  d->fields[i].name);
     bk_free(ctx, have);
     bk_free(ctx, want);
   }
 }
 
 START_TEST(test_rebuild_bits) {
-  static const rebuild_shape shapes[] = {{4, 8, 1032, true}, {4, 3, 136, false}, {4, 4, 31, true}, {3, 4, 264, true}, {8, 2, 136, true}, {1, 3, 24, false}};
+  static const rebuild_shape shapes[] = {{4, 8, 1032, true}, {4, 3, 136, false}, {4, 4, 31, true},
+                                         {3, 4, 264, true},  {8, 2, 136, true},  {1, 3, 24, false}};
   bk_device *device = open_device(fast_device(), 2);
   bk_stream *stream;
   OK(bk_stream_create(device, 0, &stream));
@@ -144,7 +162,8 @@ START_TEST(test_rebuild_bits) {
     bk_hc_rebuild_args a = rebuild_args(s, i % 2 ? BK_F32 : BK_BF16), b = a;
     bk_memory *memory;
     char what[96];
-    snprintf(what, sizeof what, "n = %d, C = %d, %d layers, %s", s->n, (int)s->width, s->layers, i % 2 ? "fp32" : "bf16");
+    snprintf(what, sizeof what, "n = %d, C = %d, %d layers, %s", s->n, (int)s->width, s->layers,
+             i % 2 ? "fp32" : "bf16");
     OK(bk_memory_create(device, &memory));
     rebuild_place(memory, &a, &b);
     rebuild_fill(stream, &a);
@@ -158,7 +177,8 @@ START_TEST(test_rebuild_bits) {
 }
 END_TEST
 
-/* Slots are independent: forward of both, then backward of both in either order, with the shared buffers rewritten between. */
+/* Slots are independent: forward of both, then backward of both in either order, with the shared
+ * buffers rewritten between. */
 START_TEST(test_slots) {
   int32_t ids[2][B * T], targets[2][B * T];
   bk_model_config c = small_config(BK_HC_MHC);
@@ -201,7 +221,8 @@ START_TEST(test_micro_batches) {
     OK(bk_runner_backward(b.runner, 0));
   }
   ck_assert_double_eq_tol(end_step(b.model, kept), loss, 1e-12);
-  double *got = read_grads(b.model, &count), error = worst_grad_error(a.model, got, want, count, &name);
+  double *got = read_grads(b.model, &count),
+         error = worst_grad_error(a.model, got, want, count, &name);
   ck_assert_msg(error < 1e-9, "%s: %g", name, error);
   for (int i = 0; i < bk_runner_n_moe(a.runner); i++) {
     double *la = read_tensor(a.model, bk_model_expert_load(a.model, i));
@@ -218,7 +239,8 @@ START_TEST(test_micro_batches) {
 END_TEST
 
 /* ---- the head in pieces of rows, the last one shorter ---- */
-static double *grads_with_pieces(const bk_model_config *c, int64_t rows, bool keep_logits, int64_t *count, double *loss) {
+static double *grads_with_pieces(const bk_model_config *c, int64_t rows, bool keep_logits,
+                                 int64_t *count, double *loss) {
   int32_t ids[B * T], targets[B * T];
   bk_runner_options options = training_options(B, 1, 0);
   options.head_rows = rows;
@@ -228,7 +250,8 @@ static double *grads_with_pieces(const bk_model_config *c, int64_t rows, bool ke
   *loss = run_step(&r, ids, targets, kept);
   double *grads = read_grads(r.model, count);
   if (keep_logits) {
-    double *logits = read_tensor(r.model, bk_runner_logits(r.runner)), *losses = read_tensor(r.model, bk_runner_row_losses(r.runner));
+    double *logits = read_tensor(r.model, bk_runner_logits(r.runner)),
+           *losses = read_tensor(r.model, bk_runner_row_losses(r.runner));
     for (int i = 0; i < B * T; i++) {
       double sum = 0.0, *row = logits + i * c->vocab_size;
       for (int64_t v = 0; v < c->vocab_size; v++) sum += exp(row[v]);
@@ -256,7 +279,8 @@ START_TEST(test_head_pieces) {
 END_TEST
 
 /* ---- merges on a stream of their own: the same bits, call by call and captured ---- */
-static double *grads_of_third_step(bool merge_stream, const bk_model_config *c, int64_t *count, double *loss) {
+static double *grads_of_third_step(bool merge_stream, const bk_model_config *c, int64_t *count,
+                                   double *loss) {
   int32_t ids[B * T], targets[B * T];
   bk_runner_options options = training_options(B, 1, BK_RECOMPUTE_AUTO);
   options.merge_stream = merge_stream;
@@ -276,7 +300,8 @@ START_TEST(test_merge_stream) {
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     bk_model_config c = small_config(kinds[i]);
     int64_t count;
-    double one, two, *want = grads_of_third_step(false, &c, &count, &one), *got = grads_of_third_step(true, &c, &count, &two);
+    double one, two, *want = grads_of_third_step(false, &c, &count, &one),
+                     *got = grads_of_third_step(true, &c, &count, &two);
     ck_assert(one == two);
     ck_assert_mem_eq(want, got, (size_t)count * sizeof *want);
     bk_free(ctx, want);
@@ -286,13 +311,15 @@ START_TEST(test_merge_stream) {
 END_TEST
 
 /* ---- decoding: prefill of 3, then one by one, against the whole forward ---- */
-static void decode_all(bk_runner *prefill, bk_runner *one, const bk_model *m, const int32_t *ids, double *logits) {
+static void decode_all(bk_runner *prefill, bk_runner *one, const bk_model *m, const int32_t *ids,
+                       double *logits) {
   int64_t V = m->config.vocab_size;
   int32_t first[B * 3], next[B];
   for (int b = 0; b < B; b++) memcpy(first + b * 3, ids + b * T, 3 * sizeof *ids);
   OK(bk_runner_decode(prefill, 0, first));
   double *v = read_tensor(m, bk_runner_logits(prefill));
-  for (int b = 0; b < B; b++) memcpy(logits + b * T * V, v + b * 3 * V, (size_t)(3 * V) * sizeof *v);
+  for (int b = 0; b < B; b++)
+    memcpy(logits + b * T * V, v + b * 3 * V, (size_t)(3 * V) * sizeof *v);
   bk_free(ctx, v);
   for (int t = 3; t < T; t++) {
     for (int b = 0; b < B; b++) next[b] = ids[b * T + t];
@@ -308,9 +335,11 @@ static void check_decode(const char *device, bk_dtype dtype, int kind, double bo
   bk_model_config c = small_config(kind);
   c.q_lora_rank = 5;
   bk_runner *prefill, *one;
-  rig r = rig_open(device, 2, &c, dtype, &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1, .keep_logits = true});
+  rig r = rig_open(device, 2, &c, dtype,
+                   &(bk_runner_options){.batch = B, .seq_len = T, .slots = 1, .keep_logits = true});
   make_tokens(c.vocab_size, B * T, 41, ids, targets);
-  bk_runner_options o = {.batch = B, .seq_len = 3, .slots = 1, .keep_logits = true, .cache_len = T + 2};
+  bk_runner_options o = {
+      .batch = B, .seq_len = 3, .slots = 1, .keep_logits = true, .cache_len = T + 2};
   OK(bk_runner_create(r.model, &o, &prefill));
   o.seq_len = 1;
   o.cache_of = prefill;
@@ -318,7 +347,8 @@ static void check_decode(const char *device, bk_dtype dtype, int kind, double bo
   begin_step(r.model, 1);
   OK(bk_runner_forward(r.runner, 0, ids, NULL));
   int64_t n = B * T * c.vocab_size;
-  double *want = read_tensor(r.model, bk_runner_logits(r.runner)), *got = bk_alloc_array(ctx, (size_t)n, sizeof *got);
+  double *want = read_tensor(r.model, bk_runner_logits(r.runner)),
+         *got = bk_alloc_array(ctx, (size_t)n, sizeof *got);
   decode_all(prefill, one, r.model, ids, got);
   double error = distance(want, got, n) / norm_of(want, n);
   ck_assert_msg(error < bound, "kind %d on %s: decoding is off by %g", kind, device, error);
@@ -353,7 +383,8 @@ static void check_stage_grads(const bk_model *stage, const bk_model *whole) {
     ck_assert_ptr_nonnull(q);
     bk_tensor g = bk_param_grad(stage, p);
     double *a = read_tensor(stage, g), *b = read_tensor(whole, bk_param_grad(whole, q));
-    ck_assert_msg(memcmp(a, b, (size_t)bk_tensor_count(&g) * sizeof *a) == 0, "%s differs in a stage", p->name);
+    ck_assert_msg(memcmp(a, b, (size_t)bk_tensor_count(&g) * sizeof *a) == 0,
+                  "%s differs in a stage", p->name);
     bk_free(ctx, a);
     bk_free(ctx, b);
   }
@@ -368,7 +399,8 @@ static void check_stages(int kind, int head, int64_t cut, int64_t recompute) {
   bk_model *m[2];
   bk_runner *r[2];
   int64_t kept = make_tokens(c.vocab_size, B * T, 51, ids, targets);
-  OK(bk_model_create(whole.device, &c, BK_F64, &(bk_model_options){.trainable = true}, &whole.model));
+  OK(bk_model_create(whole.device, &c, BK_F64, &(bk_model_options){.trainable = true},
+                     &whole.model));
   OK(bk_model_init(whole.model, 7));
   OK(bk_runner_create(whole.model, &options, &whole.runner));
   double loss = run_step(&whole, ids, targets, kept);
@@ -419,8 +451,12 @@ START_TEST(test_no_allocation) {
       bk_context_memory_stats(ctx, &before);
       buffers = r.device->buffer_allocs;
     }
-    bk_step_values values = {.lr = 1e-2, .bc1 = 1.0 - pow(0.9, step), .bc2 = 1.0 - pow(0.95, step), .max_norm = 1.0,
-                             .loss_scale = 1.0 / (double)kept, .balance_rate = 1e-3};
+    bk_step_values values = {.lr = 1e-2,
+                             .bc1 = 1.0 - pow(0.9, step),
+                             .bc2 = 1.0 - pow(0.95, step),
+                             .max_norm = 1.0,
+                             .loss_scale = 1.0 / (double)kept,
+                             .balance_rate = 1e-3};
     OK(bk_model_zero_grads(r.model));
     OK(bk_step_begin(r.model, &values));
     OK(bk_runner_forward(r.runner, 0, ids, targets));
@@ -447,8 +483,10 @@ START_TEST(test_not_finite) {
   bk_optimizer *optimizer;
   OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &optimizer));
   int64_t kept = make_tokens(c.vocab_size, B * T, 61, ids, targets);
-  const bk_param *embed = bk_model_find(r.model, "model.embed_tokens.weight"), *head = bk_model_find(r.model, "lm_head.weight");
-  bk_tensor e = bk_param_weight(r.model, embed), w = bk_param_weight(r.model, head), one = bk_tensor_slice(e, 0, ids[0], 1);
+  const bk_param *embed = bk_model_find(r.model, "model.embed_tokens.weight"),
+                 *head = bk_model_find(r.model, "lm_head.weight");
+  bk_tensor e = bk_param_weight(r.model, embed), w = bk_param_weight(r.model, head),
+            one = bk_tensor_slice(e, 0, ids[0], 1);
   double inf[12];
   for (int i = 0; i < 12; i++) inf[i] = INFINITY;
   OK(bk_tensor_write_f64(r.model->stream, &one, inf));
@@ -504,7 +542,9 @@ START_TEST(test_refusals) {
   bk_model *model = NULL;
   ck_assert_int_eq(bk_model_create(r.device, &c, BK_F64, NULL, &model), BK_ERR_UNSUPPORTED);
   unit_expect("does not store models in fp64");
-  ck_assert_int_eq(bk_model_create(r.device, &c, BK_F32, &(bk_model_options){.begin = 4, .end = 9}, &model), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(
+      bk_model_create(r.device, &c, BK_F32, &(bk_model_options){.begin = 4, .end = 9}, &model),
+      BK_ERR_ARGUMENT);
   unit_expect("range [4, 9)");
   ck_assert_ptr_null(none);
   ck_assert_ptr_null(model);
@@ -530,9 +570,11 @@ static bk_status create_all(bk_device *device, const bk_model_config *c) {
   bk_runner *r = NULL;
   bk_optimizer *o = NULL;
   bk_runner_options options = training_options(B, 2, 2);
-  bk_status status = bk_model_create(device, c, BK_BF16, &(bk_model_options){.trainable = true}, &m);
+  bk_status status =
+      bk_model_create(device, c, BK_BF16, &(bk_model_options){.trainable = true}, &m);
   if (status == BK_OK) status = bk_runner_create(m, &options, &r);
-  if (status == BK_OK) status = bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o);
+  if (status == BK_OK)
+    status = bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o);
   bk_optimizer_destroy(o);
   bk_runner_destroy(r);
   bk_model_destroy(m);
@@ -560,12 +602,13 @@ START_TEST(test_scarce_memory) {
   }
   ck_assert_int_gt(failures, 20);
   bk_device_close(device);
-  bk_context_destroy(ctx); /* warns of what is still held; a device keeps tables until it is closed */
+  /* warns of what is still held; a device keeps tables until it is closed */
+  bk_context_destroy(ctx);
   ctx = outer;
   unit_expect(NULL);
 }
 END_TEST
 
-UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_rebuild_bits, test_slots, test_micro_batches, test_head_pieces,
-          test_merge_stream, test_decode,
-          test_stages, test_no_allocation, test_not_finite, test_refusals, test_scarce_memory)
+UNIT_MAIN("model_runner", unit_open, unit_close, test_recompute, test_rebuild_bits, test_slots,
+          test_micro_batches, test_head_pieces, test_merge_stream, test_decode, test_stages,
+          test_no_allocation, test_not_finite, test_refusals, test_scarce_memory)

@@ -1,5 +1,6 @@
-/* Profiles: every launch of a step is there, once, in order and under its name; times fit into the step; sums leave the first step out; more
- * launches than the pool holds; validation is not counted; the trace; the same bits with and without. That a profiled step allocates nothing:
+/* Profiles: every launch of a step is there, once, in order and under its name; times fit into
+ * the step; sums leave the first step out; more launches than the pool holds; validation is not
+ * counted; the trace; the same bits with and without. That a profiled step allocates nothing:
  * test_watch.c. */
 #include "tests/models/models.h"
 
@@ -24,7 +25,8 @@ typedef struct bench {
 
 static bench bench_open(int residual, bk_dtype dtype, int64_t recompute) {
   bk_model_config c = small_config(residual);
-  bk_runner_options o = {.batch = 1, .seq_len = TOKENS, .slots = 1, .backward = true, .hc_recompute = recompute};
+  bk_runner_options o = {
+      .batch = 1, .seq_len = TOKENS, .slots = 1, .backward = true, .hc_recompute = recompute};
   bench b = {.r = rig_open("cpu", 2, &c, dtype, &o)};
   b.kept = make_tokens(c.vocab_size, TOKENS, 5, b.ids, b.targets);
   OK(bk_optimizer_create(b.r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &b.optimizer));
@@ -59,12 +61,15 @@ static const bk_profile_step *last_step(const bk_profile *p) {
 /* ---- what is recorded ---- */
 
 /* The launches of one list are next in the trace. */
-static int expect_list(const bk_profile_step *step, int at, const bk_calls *calls, bk_phase phase, int sublayer) {
+static int expect_list(const bk_profile_step *step, int at, const bk_calls *calls, bk_phase phase,
+                       int sublayer) {
   for (int i = 0; i < calls->count; i++, at++) {
     ck_assert_int_lt(at, step->count);
     const bk_profile_record *r = &step->records[at];
-    ck_assert_msg(r->op == calls->call[i].op && r->phase == phase && r->sublayer == sublayer, "launch %d: %s in %s of sublayer %d, expected %s in %s of %d", at,
-                  bk_op_name(r->op), bk_phase_name(r->phase), r->sublayer, bk_op_name(calls->call[i].op), bk_phase_name(phase), sublayer);
+    ck_assert_msg(r->op == calls->call[i].op && r->phase == phase && r->sublayer == sublayer,
+                  "launch %d: %s in %s of sublayer %d, expected %s in %s of %d", at,
+                  bk_op_name(r->op), bk_phase_name(r->phase), r->sublayer,
+                  bk_op_name(calls->call[i].op), bk_phase_name(phase), sublayer);
     ck_assert_str_eq(r->kernel, calls->call[i].plan.kernel->name);
   }
   return at;
@@ -101,7 +106,8 @@ static int expect_backward(const bk_runner *r, const bk_profile_step *step, int 
   return expect_list(step, at, &r->embed_bwd, BK_PHASE_EMBED_BWD, -1);
 }
 
-/* The rest is the optimiser's: norms, one clip, as many updates as norms, a balance per MoE layer. Returns the end. */
+/* The rest is the optimiser's: norms, one clip, as many updates as norms, a balance per MoE
+ * layer. Returns the end. */
 static int expect_optimizer(const bk_profile_step *step, int at, int n_moe) {
   int seen[BK_OP_COUNT] = {0}, begin = at;
   for (; at < step->count; at++) {
@@ -120,11 +126,13 @@ START_TEST(covers_every_launch) {
   static const int64_t recompute[] = {0, 2};
   for (int kind = BK_HC_PLAIN; kind <= BK_HC_IHC; kind++)
     for (size_t k = 0; k < BK_COUNT(recompute); k++) {
-      bench b = bench_open(kind, kind % 2 ? BK_BF16 : BK_F32, kind == BK_HC_PLAIN ? 0 : recompute[k]);
+      bench b =
+          bench_open(kind, kind % 2 ? BK_BF16 : BK_F32, kind == BK_HC_PLAIN ? 0 : recompute[k]);
       for (int i = 0; i < 2; i++) bench_step(&b, 2);
       const bk_profile_step *step = last_step(b.profile);
       int at = 0;
-      for (int i = 0; i < 2; i++) at = expect_backward(b.r.runner, step, expect_forward(b.r.runner, step, at));
+      for (int i = 0; i < 2; i++)
+        at = expect_backward(b.r.runner, step, expect_forward(b.r.runner, step, at));
       ck_assert_int_gt(at, 100);
       ck_assert_int_eq(expect_optimizer(step, at, bk_runner_n_moe(b.r.runner)), step->count);
       ck_assert_int_eq(step->lost, 0);
@@ -138,7 +146,8 @@ static void check_times(const bk_profile_step *step) {
   double end = 0;
   for (int i = 0; i < step->count; i++) {
     const bk_profile_record *r = &step->records[i];
-    ck_assert_msg(r->begin >= end - 1e-12, "launch %d begins at %g, the one before it ended at %g", i, r->begin, end);
+    ck_assert_msg(r->begin >= end - 1e-12, "launch %d begins at %g, the one before it ended at %g",
+                  i, r->begin, end);
     ck_assert(r->seconds >= 0);
     end = r->begin + r->seconds;
   }
@@ -164,10 +173,12 @@ static void check_sums(const bk_profile *p, int64_t steps, int64_t launches) {
   ck_assert_int_eq(bk_profile_counted(p), steps);
   ck_assert(ops.calls == (double)(steps * launches));
   ck_assert(phases.calls == ops.calls);
-  ck_assert(near(ops.seconds, phases.seconds) && near(ops.flops, phases.flops) && near(ops.bytes, phases.bytes));
+  ck_assert(near(ops.seconds, phases.seconds) && near(ops.flops, phases.flops) &&
+            near(ops.bytes, phases.bytes));
   ck_assert(ops.seconds > 0 && ops.seconds <= p->step_seconds * (1 + 1e-9));
   for (size_t i = 0; i < p->n_ops; i++)
-    for (size_t j = 0; j < i; j++) ck_assert(p->ops[i].id != p->ops[j].id || strcmp(p->ops[i].kernel, p->ops[j].kernel) != 0);
+    for (size_t j = 0; j < i; j++)
+      ck_assert(p->ops[i].id != p->ops[j].id || strcmp(p->ops[i].kernel, p->ops[j].kernel) != 0);
 }
 
 START_TEST(sums_without_the_first_step) {
@@ -202,12 +213,14 @@ START_TEST(costs) {
   ck_assert(flops >= 16 * elements && flops <= 16 * (elements + padding));
   const bk_profile_record *embed = &last_step(b.profile)->records[0];
   ck_assert_int_eq(embed->op, BK_OP_EMBED);
-  ck_assert(embed->flops == 0 && embed->bytes == TOKENS * (4 + 2 * 12 * 4)); /* ids, and rows of 12 read and written */
+  /* ids, and rows of 12 read and written */
+  ck_assert(embed->flops == 0 && embed->bytes == TOKENS * (4 + 2 * 12 * 4));
   bench_close(&b);
 }
 END_TEST
 
-/* Where the end of an op is the begin of the next: only within a phase, and nothing is lost between. */
+/* Where the end of an op is the begin of the next: only within a phase, and nothing is lost
+ * between. */
 START_TEST(shared_events) {
   bench b = bench_open(BK_HC_MHC, BK_F32, 0);
   ck_assert(!b.profile->shares); /* host memory */
@@ -228,7 +241,8 @@ START_TEST(shared_events) {
 }
 END_TEST
 
-/* More launches than the pool and than the trace hold: all are summed, what the trace lacks is counted. */
+/* More launches than the pool and than the trace hold: all are summed, what the trace lacks is
+ * counted. */
 static void check_many(bool shares) {
   bench b = bench_open(BK_HC_PLAIN, BK_F32, 0);
   b.profile->shares = shares;
@@ -298,8 +312,11 @@ static int count_events(const json_t *root, const char *ph, bool steps, const ch
   int count = 0;
   for (size_t i = 0; i < json_array_size(events); i++) {
     const json_t *e = json_array_get(events, i);
-    const char *category = json_string_value(json_object_get(e, "cat")), *name = json_string_value(json_object_get(e, "name"));
-    if (strcmp(json_string_value(json_object_get(e, "ph")), ph) != 0 || (category && (strcmp(category, "step") == 0) != steps)) continue;
+    const char *category = json_string_value(json_object_get(e, "cat")),
+               *name = json_string_value(json_object_get(e, "name"));
+    if (strcmp(json_string_value(json_object_get(e, "ph")), ph) != 0 ||
+        (category && (strcmp(category, "step") == 0) != steps))
+      continue;
     if (count++ == 0 && first_name) ck_assert_str_eq(name, first_name);
   }
   return count;
@@ -337,7 +354,8 @@ START_TEST(trace_figures) {
   bench b = bench_open(BK_HC_MHC, BK_F32, 0);
   bench_step(&b, 1);
   const bk_profile_step *step = last_step(b.profile);
-  json_t *root = read_trace(b.profile, unit_path("trace.json")), *events = json_object_get(root, "traceEvents");
+  json_t *root = read_trace(b.profile, unit_path("trace.json")),
+         *events = json_object_get(root, "traceEvents");
   ck_assert_uint_eq(json_array_size(events), (size_t)step->count + 4);
   for (int i = 0; i < step->count; i++) {
     const bk_profile_record *r = &step->records[i];
@@ -345,13 +363,17 @@ START_TEST(trace_figures) {
     double ts, dur, bytes, flops;
     int pid, tid;
     json_t *sublayer;
-    ck_assert_int_eq(json_unpack(json_array_get(events, (size_t)i + 4), "{s:s,s:s,s:s,s:F,s:F,s:i,s:i,s:{s:s,s:o,s:F,s:F}}", "ph", &ph, "name", &name, "cat",
-                                 &category, "ts", &ts, "dur", &dur, "pid", &pid, "tid", &tid, "args", "kernel", &kernel, "sublayer", &sublayer, "bytes", &bytes,
-                                 "flops", &flops), 0);
+    ck_assert_int_eq(
+        json_unpack(json_array_get(events, (size_t)i + 4),
+                    "{s:s,s:s,s:s,s:F,s:F,s:i,s:i,s:{s:s,s:o,s:F,s:F}}", "ph", &ph, "name", &name,
+                    "cat", &category, "ts", &ts, "dur", &dur, "pid", &pid, "tid", &tid, "args",
+                    "kernel", &kernel, "sublayer", &sublayer, "bytes", &bytes, "flops", &flops),
+        0);
     ck_assert_str_eq(name, bk_op_name(r->op));
     ck_assert_str_eq(category, bk_phase_name(r->phase));
     ck_assert_str_eq(kernel, r->kernel);
-    ck_assert(r->sublayer < 0 ? json_is_null(sublayer) : json_integer_value(sublayer) == r->sublayer);
+    ck_assert(r->sublayer < 0 ? json_is_null(sublayer)
+                              : json_integer_value(sublayer) == r->sublayer);
     ck_assert(bytes == r->bytes && flops == r->flops);
     ck_assert(fabs(ts - 1e6 * (step->at + r->begin)) < 1e-3 && fabs(dur - 1e6 * r->seconds) < 1e-3);
   }
@@ -369,7 +391,8 @@ typedef struct outcome {
 } outcome;
 
 static uint64_t hash_of(const bk_model *m) {
-  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v};
+  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {
+      bk_param_weight, bk_param_master, bk_param_m, bk_param_v};
   uint64_t hash = 0;
   for (int i = 0; i < m->n_params; i++)
     for (size_t k = 0; k < BK_COUNT(views); k++) {
@@ -397,7 +420,8 @@ static outcome train(int residual, bk_dtype dtype, bool profiled) {
   bk_profile *profile = NULL;
   outcome o = {.val_loss = 0};
   uint8_t tokens[600];
-  for (size_t i = 0; i < sizeof tokens; i++) tokens[i] = (uint8_t)(bk_uniform(3, 1, i) * (double)c.vocab_size);
+  for (size_t i = 0; i < sizeof tokens; i++)
+    tokens[i] = (uint8_t)(bk_uniform(3, 1, i) * (double)c.vocab_size);
   bk_train_config_default(&recipe);
   recipe.steps = 100;
   recipe.batch_size = 2, recipe.micro_batch_size = 1, recipe.seq_len = 16;
@@ -438,5 +462,6 @@ START_TEST(same_bits) {
 }
 END_TEST
 
-UNIT_MAIN("profile", unit_folder_open, unit_folder_close, covers_every_launch, sums_without_the_first_step, costs, shared_events, more_than_the_pool, attached_once,
+UNIT_MAIN("profile", unit_folder_open, unit_folder_close, covers_every_launch,
+          sums_without_the_first_step, costs, shared_events, more_than_the_pool, attached_once,
           trace, trace_figures, same_bits)

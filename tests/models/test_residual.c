@@ -1,5 +1,6 @@
-/* birkhoff/residual.h against a forward in double written from the formulas, its gradients by central differences: every kind on ref
- * and cpu; order of calls, bad options, parameters, maps, no allocation. */
+/* birkhoff/residual.h against a forward in double written from the formulas, its gradients by
+ * central differences: every kind on ref and cpu; order of calls, bad options, parameters, maps,
+ * no allocation. */
 #include <birkhoff/residual.h>
 
 #include "tests/unit/fake_device.h"
@@ -24,7 +25,8 @@ typedef struct point {
 
 static double sigmoid(double v) { return 1 / (1 + exp(-v)); }
 
-/* comb[m][k] from logits: eps > 0 is DeepSeek-V4's code; eps = 0 on H[k][m] = comb[m][k] is exp, then iters times T_r(T_c(.)). */
+/* comb[m][k] from logits: eps > 0 is DeepSeek-V4's code; eps = 0 on H[k][m] = comb[m][k] is exp,
+ * then iters times T_r(T_c(.)). */
 static void sinkhorn(const spec *s, double *a) {
   int n = s->n;
   double e = s->hc_eps;
@@ -57,7 +59,8 @@ static void permutations(int n, const double *logits, double *comb) {
     while (order[with] < order[at]) with--;
     int swap = order[at];
     order[at] = order[with], order[with] = swap;
-    for (int a = at + 1, b = n - 1; a < b; a++, b--) swap = order[a], order[a] = order[b], order[b] = swap;
+    for (int a = at + 1, b = n - 1; a < b; a++, b--)
+      swap = order[a], order[a] = order[b], order[b] = swap;
   }
 }
 
@@ -67,18 +70,23 @@ static double dot_over_rms(const double *fn, const double *v, int count) {
   return dot / sqrt(square / count + NORM_EPS);
 }
 
-static void maps_tanh(const spec *s, const point *p, const double *x, double *pre, double *post, double *comb) {
-  const double *fn = p->param[BK_RESIDUAL_FN], *base = p->param[BK_RESIDUAL_BASE], *scale = p->param[BK_RESIDUAL_SCALE];
+static void maps_tanh(const spec *s, const point *p, const double *x, double *pre, double *post,
+                      double *comb) {
+  const double *fn = p->param[BK_RESIDUAL_FN], *base = p->param[BK_RESIDUAL_BASE],
+               *scale = p->param[BK_RESIDUAL_SCALE];
   int n = s->n;
   for (int m = 0; m < n; m++) {
     const double *v = x + m * C;
     pre[m] = scale[0] * tanh(dot_over_rms(fn, v, C)) + base[m];
     post[m] = scale[1] * tanh(dot_over_rms(fn + C, v, C)) + base[n + m];
-    for (int k = 0; k < n; k++) comb[m * n + k] = scale[2] * tanh(dot_over_rms(fn + (2 + k) * C, v, C)) + base[2 * n + m * n + k];
+    for (int k = 0; k < n; k++)
+      comb[m * n + k] =
+          scale[2] * tanh(dot_over_rms(fn + (2 + k) * C, v, C)) + base[2 * n + m * n + k];
   }
 }
 
-static void maps(const spec *s, const point *p, const double *x, double *pre, double *post, double *comb) {
+static void maps(const spec *s, const point *p, const double *x, double *pre, double *post,
+                 double *comb) {
   int n = s->n, rows = bk_hc_rows(s->kind, n);
   double logits[32];
   if (s->kind == BK_HC_HC) {
@@ -87,9 +95,11 @@ static void maps(const spec *s, const point *p, const double *x, double *pre, do
   }
   for (int j = 0; j < rows; j++) {
     double scale = p->param[BK_RESIDUAL_SCALE][j < n ? 0 : j < 2 * n ? 1 : 2];
-    logits[j] = scale * dot_over_rms(p->param[BK_RESIDUAL_FN] + j * n * C, x, n * C) + p->param[BK_RESIDUAL_BASE][j];
+    logits[j] = scale * dot_over_rms(p->param[BK_RESIDUAL_FN] + j * n * C, x, n * C) +
+                p->param[BK_RESIDUAL_BASE][j];
   }
-  for (int m = 0; m < n; m++) pre[m] = sigmoid(logits[m]) + s->hc_eps, post[m] = 2 * sigmoid(logits[n + m]);
+  for (int m = 0; m < n; m++)
+    pre[m] = sigmoid(logits[m]) + s->hc_eps, post[m] = 2 * sigmoid(logits[n + m]);
   memset(comb, 0, (size_t)(n * n) * sizeof *comb);
   if (s->kind == BK_HC_MHC) memcpy(comb, logits + 2 * n, (size_t)(n * n) * sizeof *comb);
   if (s->kind == BK_HC_MHC) sinkhorn(s, comb);
@@ -134,16 +144,28 @@ static double difference(const spec *s, point *p, double *value) {
 
 static bk_device *device;
 
-static void open_device(const char *name) { ck_assert_int_eq(bk_device_open(ctx, name, &(bk_device_options){.threads = 1}, &device), BK_OK); }
-
-static bk_residual_options options_of(const spec *s) {
-  return (bk_residual_options){.kind = s->kind, .streams = s->n, .width = C, .tokens = N, .sinkhorn_iters = s->iters,
-                               .hc_eps = s->hc_eps, .norm_eps = NORM_EPS, .sublayer = 1, .seed = 3};
+static void open_device(const char *name) {
+  ck_assert_int_eq(bk_device_open(ctx, name, &(bk_device_options){.threads = 1}, &device), BK_OK);
 }
 
-static double noise(uint64_t stream, int64_t i) { return (float)bk_normal(11, stream, (uint64_t)i); }
+static bk_residual_options options_of(const spec *s) {
+  return (bk_residual_options){.kind = s->kind,
+                               .streams = s->n,
+                               .width = C,
+                               .tokens = N,
+                               .sinkhorn_iters = s->iters,
+                               .hc_eps = s->hc_eps,
+                               .norm_eps = NORM_EPS,
+                               .sublayer = 1,
+                               .seed = 3};
+}
 
-/* Values at which every map is far from flat; what the layer holds and the oracle's are the same floats. */
+static double noise(uint64_t stream, int64_t i) {
+  return (float)bk_normal(11, stream, (uint64_t)i);
+}
+
+/* Values at which every map is far from flat; what the layer holds and the oracle's are the same
+ * floats. */
 static point prepare(const spec *s, bk_residual *r) {
   point p = {0};
   float values[MOST_PARAM];
@@ -152,7 +174,8 @@ static point prepare(const spec *s, bk_residual *r) {
     int64_t count = bk_residual_count(r, (bk_residual_param)q);
     ck_assert_int_le(count, MOST_PARAM);
     for (int64_t i = 0; i < count; i++) {
-      values[i] = (float)(q == BK_RESIDUAL_SCALE ? 0.5 + 0.1 * (double)i : 0.3 * noise(2 + (uint64_t)q, i));
+      values[i] =
+          (float)(q == BK_RESIDUAL_SCALE ? 0.5 + 0.1 * (double)i : 0.3 * noise(2 + (uint64_t)q, i));
       p.param[q][i] = values[i];
     }
     ck_assert_int_eq(bk_residual_set(r, (bk_residual_param)q, values), BK_OK);
@@ -173,14 +196,19 @@ static void step(const spec *s, bk_residual *r, const point *p, float *out, floa
 }
 
 /* Normalised mean squared error. */
-static void check_close(const char *what, const spec *s, const float *got, const double *want, int64_t count) {
+static void check_close(const char *what, const spec *s, const float *got, const double *want,
+                        int64_t count) {
   double error = 0, norm = 0;
-  for (int64_t i = 0; i < count; i++) error += (got[i] - want[i]) * (got[i] - want[i]), norm += want[i] * want[i];
-  ck_assert_msg(error <= 1e-10 * norm + 1e-20, "%s, kind %d, n %d, eps %g: nmse %.2e", what, (int)s->kind, s->n, s->hc_eps, error / norm);
+  for (int64_t i = 0; i < count; i++)
+    error += (got[i] - want[i]) * (got[i] - want[i]), norm += want[i] * want[i];
+  ck_assert_msg(error <= 1e-10 * norm + 1e-20, "%s, kind %d, n %d, eps %g: nmse %.2e", what,
+                (int)s->kind, s->n, s->hc_eps, error / norm);
 }
 
-static const spec specs[] = {{BK_HC_MHC, 4, 20, 0},   {BK_HC_MHC, 4, 3, 1e-3}, {BK_HC_MHC, 1, 2, 0}, {BK_HC_MHC_LITE, 3, 1, 0},
-                             {BK_HC_IHC, 4, 1, 1e-2}, {BK_HC_HC, 3, 1, 0},     {BK_HC_MHC, 2, 5, 0}};
+static const spec specs[] = {{BK_HC_MHC, 4, 20, 0},   {BK_HC_MHC, 4, 3, 1e-3},
+                             {BK_HC_MHC, 1, 2, 0},    {BK_HC_MHC_LITE, 3, 1, 0},
+                             {BK_HC_IHC, 4, 1, 1e-2}, {BK_HC_HC, 3, 1, 0},
+                             {BK_HC_MHC, 2, 5, 0}};
 
 static void check_spec(const spec *s) {
   bk_residual *r = NULL;
@@ -202,9 +230,11 @@ static void check_spec(const spec *s) {
     check_close("gradient of a parameter", s, grad, want, count);
   }
   step(s, r, &p, out, dx); /* gradients add up */
-  for (int64_t i = 0; i < bk_residual_count(r, BK_RESIDUAL_SCALE); i++) want[i] = 2 * difference(s, &p, &p.param[BK_RESIDUAL_SCALE][i]);
+  for (int64_t i = 0; i < bk_residual_count(r, BK_RESIDUAL_SCALE); i++)
+    want[i] = 2 * difference(s, &p, &p.param[BK_RESIDUAL_SCALE][i]);
   ck_assert_int_eq(bk_residual_get_grad(r, BK_RESIDUAL_SCALE, grad), BK_OK);
-  check_close("twice the gradient of scale", s, grad, want, bk_residual_count(r, BK_RESIDUAL_SCALE));
+  check_close("twice the gradient of scale", s, grad, want,
+              bk_residual_count(r, BK_RESIDUAL_SCALE));
   bk_residual_destroy(r);
 }
 
@@ -222,11 +252,15 @@ START_TEST(right_on_cpu) {
 }
 END_TEST
 
-/* A device whose memory the host cannot look at: arrays are copied in and out, kernels are another device's. */
+/* A device whose memory the host cannot look at: arrays are copied in and out, kernels are
+ * another device's. */
 START_TEST(right_through_copies) {
   fake_reset();
   ck_assert_int_eq(bk_backend_register(ctx, &fake_backend), BK_OK);
-  ck_assert_int_eq(bk_device_open(ctx, "fake", &(bk_device_options){.allow_fallback = true, .threads = 1}, &device), BK_OK);
+  ck_assert_int_eq(
+      bk_device_open(ctx, "fake", &(bk_device_options){.allow_fallback = true, .threads = 1},
+                     &device),
+      BK_OK);
   device->props.storage_dtypes = BK_DT(BK_F32);
   check_spec(&specs[1]);
   ck_assert_int_gt(fake.uploads, 0);
@@ -302,7 +336,8 @@ START_TEST(starts_as_designed) {
   for (int t = 0; t < N; t++)
     for (int k = 0; k < 4; k++) {
       double row = 0, column = 0;
-      for (int m = 0; m < 4; m++) row += comb[t * 16 + m * 4 + k], column += comb[t * 16 + k * 4 + m];
+      for (int m = 0; m < 4; m++)
+        row += comb[t * 16 + m * 4 + k], column += comb[t * 16 + k * 4 + m];
       ck_assert_double_eq_tol(row, 1, 1e-5);
       ck_assert_double_eq_tol(column, 1, 1e-5);
     }
@@ -329,5 +364,5 @@ START_TEST(a_step_allocates_nothing) {
 }
 END_TEST
 
-UNIT_MAIN("residual", unit_open, unit_close, right_on_ref, right_on_cpu, right_through_copies, calls_have_an_order, options_are_checked,
-          starts_as_designed, a_step_allocates_nothing)
+UNIT_MAIN("residual", unit_open, unit_close, right_on_ref, right_on_cpu, right_through_copies,
+          calls_have_an_order, options_are_checked, starts_as_designed, a_step_allocates_nothing)

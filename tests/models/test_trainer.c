@@ -1,5 +1,5 @@
-/* Training steps: learning, bit-exact resume, micro-batches, recompute, refusal of what is not finite, balancing, validation and
- * evaluation, allocations, learning rates. */
+/* Training steps: learning, bit-exact resume, micro-batches, recompute, refusal of what is not
+ * finite, balancing, validation and evaluation, allocations, learning rates. */
 #include "tests/models/models.h"
 
 #include "models/checkpoint.h"
@@ -11,7 +11,8 @@ static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 
 /* Half a page in which every word is foreseeable, so that a small model learns quickly. */
 static void write_text(const char *path, int lines) {
-  static const char *const words[] = {"the stream ", "of the residual ", "mixes ", "with the others ", "and keeps ", "its norm "};
+  static const char *const words[] = {"the stream ",      "of the residual ", "mixes ",
+                                      "with the others ", "and keeps ",       "its norm "};
   char text[16384] = "";
   uint32_t r[4];
   for (int i = 0; i < lines; i++) {
@@ -64,7 +65,8 @@ static void run_attach(run *r, const bk_train_config *recipe) {
   OK(bk_trainer_create(r->model, recipe, r->train, r->val, &r->trainer));
 }
 
-static run run_open(const char *device, bk_dtype dtype, const bk_model_config *c, const bk_train_config *recipe) {
+static run run_open(const char *device, bk_dtype dtype, const bk_model_config *c,
+                    const bk_train_config *recipe) {
   run r = {.device = open_device(device, 2)};
   OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
@@ -137,7 +139,8 @@ START_TEST(test_learns) {
     last = row.loss;
   }
   ck_assert_double_eq_tol(first, log(257), 0.1); /* knows nothing */
-  ck_assert_msg(last < (quick() ? 0.9 : 0.45) * first, "loss %g after %d steps, %g at first", last, (int)recipe.steps, first);
+  ck_assert_msg(last < (quick() ? 0.9 : 0.45) * first, "loss %g after %d steps, %g at first", last,
+                (int)recipe.steps, first);
   run_close(&r);
 }
 END_TEST
@@ -148,14 +151,16 @@ START_TEST(test_learns_on_ref) {
   run r = run_open("ref", BK_F64, &c, &recipe);
   double first = step(&r).loss, last = first;
   for (int64_t s = 2; s <= recipe.steps; s++) last = step(&r).loss;
-  ck_assert_msg(last < first - (quick() ? 0 : 0.2), "loss %g after %d steps, %g at first", last, (int)recipe.steps, first);
+  ck_assert_msg(last < first - (quick() ? 0 : 0.2), "loss %g after %d steps, %g at first", last,
+                (int)recipe.steps, first);
   run_close(&r);
 }
 END_TEST
 
 /* ---- one step by hand ---- */
 
-/* With a rate of 0 nothing changes, and the loss of step s is that of sequences (s - 1) batch_size and on. */
+/* With a rate of 0 nothing changes, and the loss of step s is that of sequences (s - 1)
+ * batch_size and on. */
 START_TEST(test_data_order) {
   enum { S = 16 };
   bk_model_config c = text_config(BK_HC_MHC);
@@ -183,15 +188,21 @@ START_TEST(test_data_order) {
 }
 END_TEST
 
-/* AdamW from the moments that a step leaves: p -= lr (mhat / (sqrt(vhat) + eps) + wd p), decay on matrices only. */
-static void check_update(const run *r, const bk_train_config *t, const bk_param *p, const double *before, int s) {
-  double c1 = 1 - pow(t->adam_beta1, s), c2 = 1 - pow(t->adam_beta2, s), decay = p->ndim > 1 ? t->weight_decay : 0;
-  double *now = read_tensor(r->model, bk_param_weight(r->model, p)), *m = read_tensor(r->model, bk_param_m(r->model, p));
+/* AdamW from the moments that a step leaves: p -= lr (mhat / (sqrt(vhat) + eps) + wd p), decay
+ * on matrices only. */
+static void check_update(const run *r, const bk_train_config *t, const bk_param *p,
+                         const double *before, int s) {
+  double c1 = 1 - pow(t->adam_beta1, s), c2 = 1 - pow(t->adam_beta2, s),
+         decay = p->ndim > 1 ? t->weight_decay : 0;
+  double *now = read_tensor(r->model, bk_param_weight(r->model, p)),
+         *m = read_tensor(r->model, bk_param_m(r->model, p));
   double *v = read_tensor(r->model, bk_param_v(r->model, p));
   bk_tensor w = bk_param_weight(r->model, p);
   for (int64_t i = 0; i < bk_tensor_count(&w); i++) {
-    double want = before[i] - bk_learning_rate(t, s) * (m[i] / c1 / (sqrt(v[i] / c2) + t->adam_eps) + decay * before[i]);
-    ck_assert_msg(fabs(now[i] - want) <= 1e-13, "%s[%d] after step %d: %.17g, not %.17g", p->name, (int)i, s, now[i], want);
+    double want = before[i] - bk_learning_rate(t, s) *
+                                  (m[i] / c1 / (sqrt(v[i] / c2) + t->adam_eps) + decay * before[i]);
+    ck_assert_msg(fabs(now[i] - want) <= 1e-13, "%s[%d] after step %d: %.17g, not %.17g", p->name,
+                  (int)i, s, now[i], want);
   }
   bk_free(ctx, now);
   bk_free(ctx, m);
@@ -199,23 +210,30 @@ static void check_update(const run *r, const bk_train_config *t, const bk_param 
 }
 
 START_TEST(test_update) {
-  static const char *const names[] = {"lm_head.weight", "model.norm.weight", "model.layers.0.hc_attn_base", "model.layers.1.hc_ffn_fn",
-                                      "model.layers.1.mlp.gate.weight", "model.embed_tokens.weight"};
+  static const char *const names[] = {"lm_head.weight",
+                                      "model.norm.weight",
+                                      "model.layers.0.hc_attn_base",
+                                      "model.layers.1.hc_ffn_fn",
+                                      "model.layers.1.mlp.gate.weight",
+                                      "model.embed_tokens.weight"};
   bk_model_config c = text_config(BK_HC_MHC);
   bk_train_config recipe = make_recipe(3);
   recipe.grad_clip = 0.01; /* far below the gradient's norm */
   run r = run_open("ref", BK_F64, &c, &recipe);
   for (int s = 1; s <= 3; s++) {
     double *before[BK_COUNT(names)], sum = 0;
-    for (size_t i = 0; i < BK_COUNT(names); i++) before[i] = read_tensor(r.model, bk_param_weight(r.model, bk_model_find(r.model, names[i])));
+    for (size_t i = 0; i < BK_COUNT(names); i++)
+      before[i] = read_tensor(r.model, bk_param_weight(r.model, bk_model_find(r.model, names[i])));
     ck_assert_double_gt(step(&r).grad_norm, 0.1); /* reported as it was before the cut */
     for (size_t i = 0; i < BK_COUNT(names); i++) {
       check_update(&r, &recipe, bk_model_find(r.model, names[i]), before[i], s);
       bk_free(ctx, before[i]);
     }
-    for (int i = 0; s == 1 && i < r.model->n_params; i++) { /* after one step m is (1 - beta1) times the clipped gradient */
+    /* after one step m is (1 - beta1) times the clipped gradient */
+    for (int i = 0; s == 1 && i < r.model->n_params; i++) {
       bk_tensor m = bk_param_m(r.model, &r.model->params[i]);
-      double *v = bk_tensor_present(&m) ? read_tensor(r.model, m) : NULL, norm = v ? norm_of(v, bk_tensor_count(&m)) : 0;
+      double *v = bk_tensor_present(&m) ? read_tensor(r.model, m) : NULL,
+             norm = v ? norm_of(v, bk_tensor_count(&m)) : 0;
       sum += norm * norm;
       bk_free(ctx, v);
     }
@@ -245,7 +263,8 @@ static void check_resume(const char *device, bk_dtype dtype, int kind) {
   OK(bk_checkpoint_save(part.model, &state, path));
   run_close(&part);
   run again = {.device = open_device(device, 1)}; /* another number of threads: the same bits */
-  OK(bk_checkpoint_load(again.device, path, BK_NONE, &(bk_model_options){.trainable = true}, &again.model));
+  OK(bk_checkpoint_load(again.device, path, BK_NONE, &(bk_model_options){.trainable = true},
+                        &again.model));
   OK(bk_checkpoint_load_optimizer(again.model, path));
   run_attach(&again, &recipe);
   bk_trainer_set_step(again.trainer, K, want[K - 1].tokens);
@@ -253,11 +272,14 @@ static void check_resume(const char *device, bk_dtype dtype, int kind) {
     bk_metrics_row row = step(&again);
     ck_assert_int_eq(row.step, s + 1);
     ck_assert_int_eq(row.tokens, want[s].tokens);
-    ck_assert_msg(same_double(row.loss, want[s].loss), "%s %s: loss %.17g at step %d, %.17g without a break", device, bk_dtype_name(dtype), row.loss,
-                  s + 1, want[s].loss);
+    ck_assert_msg(same_double(row.loss, want[s].loss),
+                  "%s %s: loss %.17g at step %d, %.17g without a break", device,
+                  bk_dtype_name(dtype), row.loss, s + 1, want[s].loss);
     ck_assert(same_double(row.grad_norm, want[s].grad_norm) && same_double(row.lr, want[s].lr));
-    ck_assert(row.has_val == want[s].has_val && (!row.has_val || same_double(row.val_loss, want[s].val_loss)));
-    ck_assert(same_double(row.gain_forward, want[s].gain_forward) && same_double(row.gain_backward, want[s].gain_backward));
+    ck_assert(row.has_val == want[s].has_val &&
+              (!row.has_val || same_double(row.val_loss, want[s].val_loss)));
+    ck_assert(same_double(row.gain_forward, want[s].gain_forward) &&
+              same_double(row.gain_backward, want[s].gain_backward));
   }
   check_same(again.model, whole.model, bk_dtype_name(dtype));
   run_close(&again);
@@ -286,7 +308,8 @@ static void check_micro(const char *device, bk_dtype dtype, double bound) {
     for (int s = 0; s < 2; s++) {
       bk_metrics_row row = step(&r);
       if (i == 0) want[s] = row;
-      ck_assert_msg(fabs(row.loss - want[s].loss) <= bound * want[s].loss, "micro-batches of %d on %s: loss %.9g, not %.9g", (int)micros[i], device,
+      ck_assert_msg(fabs(row.loss - want[s].loss) <= bound * want[s].loss,
+                    "micro-batches of %d on %s: loss %.9g, not %.9g", (int)micros[i], device,
                     row.loss, want[s].loss);
       ck_assert(fabs(row.grad_norm - want[s].grad_norm) <= 10 * bound * want[s].grad_norm);
     }
@@ -313,8 +336,9 @@ static void check_recompute(bk_dtype dtype, int kind) {
     for (int s = 0; s < 4; s++) {
       double loss = step(&r).loss;
       if (i == 0) want[s] = loss;
-      ck_assert_msg(same_double(loss, want[s]), "kind %d %s, L_r %d, step %d: loss %.17g, not %.17g", kind, bk_dtype_name(dtype), (int)blocks[i], s + 1,
-                    loss, want[s]);
+      ck_assert_msg(same_double(loss, want[s]),
+                    "kind %d %s, L_r %d, step %d: loss %.17g, not %.17g", kind,
+                    bk_dtype_name(dtype), (int)blocks[i], s + 1, loss, want[s]);
     }
     run_close(&r);
   }
@@ -328,7 +352,8 @@ START_TEST(test_recompute) {
 }
 END_TEST
 
-/* ---- not finite: refused, nothing changed, and after the cure the step is what it would have been ---- */
+/* ---- not finite: refused, nothing changed, and after the cure the step is what it would have
+ * been ---- */
 static void check_not_finite(const char *device, bk_dtype dtype, const char *name, double poison) {
   bk_model_config c = text_config(BK_HC_MHC);
   bk_train_config recipe = make_recipe(4);
@@ -349,7 +374,8 @@ static void check_not_finite(const char *device, bk_dtype dtype, const char *nam
   ck_assert_int_eq(row.step, -1);
   ck_assert_int_eq(bk_trainer_step_done(r.trainer), 2);
   char *after = bytes_of(r.model, &bytes);
-  ck_assert_msg(memcmp(before, after, bytes) == 0, "%s = %g on %s: weights or moments changed", name, poison, device);
+  ck_assert_msg(memcmp(before, after, bytes) == 0, "%s = %g on %s: weights or moments changed",
+                name, poison, device);
   OK(bk_tensor_write_f64(r.model->stream, &w, healthy));
   ck_assert(same_double(step(&r).loss, step(&control).loss));
   check_same(r.model, control.model, name);
@@ -378,14 +404,16 @@ START_TEST(test_balance) {
   recipe.router_bias_lr = 0.125;
   run r = run_open("cpu", BK_F32, &c, &recipe);
   int64_t E = c.n_routed_experts, moved = 0;
-  const char *names[] = {"model.layers.1.mlp.gate.e_score_correction_bias", "model.layers.2.mlp.gate.e_score_correction_bias"};
+  const char *names[] = {"model.layers.1.mlp.gate.e_score_correction_bias",
+                         "model.layers.2.mlp.gate.e_score_correction_bias"};
   double bias[2][6] = {{0}};
   for (int s = 0; s < 5; s++) {
     bk_metrics_row row = step(&r);
     ck_assert_int_eq(row.n_layers, 2);
     ck_assert_int_eq(row.n_experts, E);
     for (int l = 0; l < 2; l++) {
-      double *now = read_tensor(r.model, bk_param_weight(r.model, bk_model_find(r.model, names[l])));
+      double *now =
+          read_tensor(r.model, bk_param_weight(r.model, bk_model_find(r.model, names[l])));
       double *load = read_tensor(r.model, bk_model_expert_load(r.model, l)), sum = 0, share = 0;
       for (int64_t e = 0; e < E; e++) sum += load[e];
       ck_assert(sum == 4 * 16 * 2); /* tokens x top-k over both micro-batches */
@@ -393,8 +421,9 @@ START_TEST(test_balance) {
         double excess = sum - (double)E * load[e], sign = excess > 0 ? 1 : excess < 0 ? -1 : 0;
         share += row.expert_load[l * E + e];
         ck_assert_double_eq_tol(row.expert_load[l * E + e], load[e] / sum, 1e-15);
-        ck_assert_msg(now[e] == bias[l][e] + 0.125 * sign, "step %d, layer %d, expert %d: bias %g after %g, load %g of %g", s + 1, l, (int)e, now[e],
-                      bias[l][e], load[e], sum);
+        ck_assert_msg(now[e] == bias[l][e] + 0.125 * sign,
+                      "step %d, layer %d, expert %d: bias %g after %g, load %g of %g", s + 1, l,
+                      (int)e, now[e], bias[l][e], load[e], sum);
         moved += sign != 0;
         bias[l][e] = now[e];
       }
@@ -411,17 +440,21 @@ END_TEST
 /* ---- evaluation ---- */
 
 /* Window by window on a runner of one sequence. */
-static double evaluate_slowly(bk_model *m, const bk_dataset *data, int64_t seq_len, int64_t *tokens) {
+static double evaluate_slowly(bk_model *m, const bk_dataset *data, int64_t seq_len,
+                              int64_t *tokens) {
   bk_runner *r = NULL;
   int32_t ids[64], targets[64];
   double sum = 0;
   *tokens = 0;
-  OK(bk_runner_create(m, &(bk_runner_options){.batch = 1, .seq_len = seq_len, .slots = 1, .keep_logits = true}, &r));
+  OK(bk_runner_create(
+      m, &(bk_runner_options){.batch = 1, .seq_len = seq_len, .slots = 1, .keep_logits = true},
+      &r));
   for (int64_t first = 0; first + 1 < bk_dataset_tokens(data); first += seq_len) {
     int64_t V = m->config.vocab_size, kept = 0;
     for (int64_t t = 0; t < seq_len; t++) {
       bool there = first + t + 1 < bk_dataset_tokens(data);
-      ids[t] = there ? (int32_t)bk_dataset_at(data, first + t) : 5; /* what follows the end must not matter */
+      /* what follows the end must not matter */
+      ids[t] = there ? (int32_t)bk_dataset_at(data, first + t) : 5;
       targets[t] = there ? (int32_t)bk_dataset_at(data, first + t + 1) : -100;
       kept += there;
     }
@@ -459,8 +492,9 @@ static void check_evaluator(const char *device, bk_dtype dtype, double bound) {
     OK(bk_evaluator_run(e, data, 0, &all));
     ck_assert_int_eq(tokens, bk_dataset_tokens(data) - 1);
     ck_assert_int_eq(all.tokens, tokens);
-    ck_assert_msg(fabs(all.loss_sum - want) <= bound * want, "batch %d, seq_len %d on %s: %.12g nats, not %.12g", (int)shapes[i][0], (int)shapes[i][1],
-                  device, all.loss_sum, want);
+    ck_assert_msg(fabs(all.loss_sum - want) <= bound * want,
+                  "batch %d, seq_len %d on %s: %.12g nats, not %.12g", (int)shapes[i][0],
+                  (int)shapes[i][1], device, all.loss_sum, want);
     OK(bk_evaluator_run(e, data, 20, &some));
     int64_t batch = shapes[i][0] * shapes[i][1], expected = (20 + batch - 1) / batch * batch;
     ck_assert_int_eq(some.tokens, expected < tokens ? expected : tokens);
@@ -483,8 +517,8 @@ START_TEST(test_evaluator) {
 }
 END_TEST
 
-/* A step's validation loss is what an evaluator says right after it, at every eval_every-th step and the last; training goes on
- * as if there had been none. */
+/* A step's validation loss is what an evaluator says right after it, at every eval_every-th step
+ * and the last; training goes on as if there had been none. */
 START_TEST(test_validation) {
   bk_model_config c = text_config(BK_HC_MHC);
   bk_train_config recipe = make_recipe(5), without = recipe;
@@ -498,7 +532,8 @@ START_TEST(test_validation) {
     bk_eval_result result;
     bk_metrics_row other = step(&control);
     ck_assert(same_double(row.loss, other.loss));
-    ck_assert_mem_eq(row.expert_load, other.expert_load, 2 * 6 * sizeof(double)); /* of the training tokens alone */
+    /* of the training tokens alone */
+    ck_assert_mem_eq(row.expert_load, other.expert_load, 2 * 6 * sizeof(double));
     ck_assert_int_eq(row.has_val, s % 2 == 0 || s == 5);
     ck_assert_int_eq(row.has_gain, s == 3 || s == 5);
     ck_assert((bk_trainer_gain(r.trainer) != NULL) == row.has_gain);
@@ -539,7 +574,8 @@ static void check_allocations(const char *device, bk_dtype dtype, int kind) {
       buffers = r.device->buffer_allocs;
     }
     bk_context_memory_stats(ctx, &after);
-    ck_assert_msg(before.allocations == after.allocations, "%s, kind %d: step %d made %d allocations", device, kind, s,
+    ck_assert_msg(before.allocations == after.allocations,
+                  "%s, kind %d: step %d made %d allocations", device, kind, s,
                   (int)(after.allocations - before.allocations));
     ck_assert_uint_eq(r.device->buffer_allocs, buffers);
   }
@@ -557,7 +593,10 @@ END_TEST
 
 /* ---- learning rates: of the recipe, and those that a step uses ---- */
 START_TEST(test_learning_rates) {
-  static const struct { int schedule; double after; } cases[] = {{BK_LR_STEP, 0.1}, {BK_LR_COSINE, 0.2}, {BK_LR_CONSTANT, 1}};
+  static const struct {
+    int schedule;
+    double after;
+  } cases[] = {{BK_LR_STEP, 0.1}, {BK_LR_COSINE, 0.2}, {BK_LR_CONSTANT, 1}};
   bk_model_config c = text_config(BK_HC_PLAIN);
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     bk_train_config recipe = make_recipe(10);
@@ -569,7 +608,8 @@ START_TEST(test_learning_rates) {
     for (int s = 1; s <= 10; s++) {
       double factor = s <= 4 ? s / 4.0 : 1;
       if (s > 4 && cases[i].schedule == BK_LR_STEP) factor = s == 10 ? 0.1 : s == 9 ? 0.316 : 1;
-      if (s > 4 && cases[i].schedule == BK_LR_COSINE) factor = 0.2 + 0.8 * 0.5 * (1 + cos(acos(-1) * (s - 4) / 6));
+      if (s > 4 && cases[i].schedule == BK_LR_COSINE)
+        factor = 0.2 + 0.8 * 0.5 * (1 + cos(acos(-1) * (s - 4) / 6));
       ck_assert_double_eq_tol(step(&r).lr, 8e-3 * factor, 1e-15);
     }
     ck_assert_double_eq_tol(bk_learning_rate(&recipe, 10), 8e-3 * cases[i].after, 1e-15);
@@ -587,7 +627,8 @@ START_TEST(test_refusals) {
   bk_model *fixed = NULL, *part = NULL, *whole = NULL;
   bk_trainer *t = NULL;
   OK(bk_model_create(device, &c, BK_F32, NULL, &fixed));
-  OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true, .begin = 2}, &part));
+  OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true, .begin = 2},
+                     &part));
   OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true}, &whole));
   ck_assert_int_eq(bk_trainer_create(fixed, &recipe, data, NULL, &t), BK_ERR_ARGUMENT);
   unit_expect("trainable and whole");
@@ -612,5 +653,7 @@ START_TEST(test_refusals) {
 }
 END_TEST
 
-UNIT_MAIN("trainer", unit_folder_open, unit_folder_close, test_learns, test_learns_on_ref, test_data_order, test_update, test_resume, test_micro_batches, test_recompute,
-          test_not_finite, test_balance, test_evaluator, test_validation, test_no_allocation, test_learning_rates, test_refusals)
+UNIT_MAIN("trainer", unit_folder_open, unit_folder_close, test_learns, test_learns_on_ref,
+          test_data_order, test_update, test_resume, test_micro_batches, test_recompute,
+          test_not_finite, test_balance, test_evaluator, test_validation, test_no_allocation,
+          test_learning_rates, test_refusals)

@@ -1,12 +1,14 @@
-/* Watching over a run: spikes are warned about once and not without cause; what is not finite is named, in the order in which a step
- * makes things; the same bits for any number of threads; no allocation at all, the C library's included, in a step. */
+/* Watching over a run: spikes are warned about once and not without cause; what is not finite is
+ * named, in the order in which a step makes things; the same bits for any number of threads; no
+ * allocation at all, the C library's included, in a step. */
 #include "tests/models/models.h"
 
 #include "models/profile.h"
 #include "models/trainer.h"
 #include "models/watch.h"
 
-/* ---- the C library's allocator, counted where it can be: glibc without a sanitizer of its own ---- */
+/* ---- the C library's allocator, counted where it can be: glibc without a sanitizer of its own
+ * ---- */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define COUNTED 0
 #elif defined(__has_feature)
@@ -24,10 +26,18 @@ void *__libc_malloc(size_t bytes);
 void *__libc_calloc(size_t count, size_t bytes);
 void *__libc_realloc(void *block, size_t bytes);
 void *__libc_memalign(size_t align, size_t bytes);
-void *malloc(size_t bytes) { return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_malloc(bytes); }
-void *calloc(size_t count, size_t bytes) { return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_calloc(count, bytes); }
-void *realloc(void *block, size_t bytes) { return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_realloc(block, bytes); }
-void *aligned_alloc(size_t align, size_t bytes) { return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_memalign(align, bytes); }
+void *malloc(size_t bytes) {
+  return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_malloc(bytes);
+}
+void *calloc(size_t count, size_t bytes) {
+  return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_calloc(count, bytes);
+}
+void *realloc(void *block, size_t bytes) {
+  return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_realloc(block, bytes);
+}
+void *aligned_alloc(size_t align, size_t bytes) {
+  return __atomic_add_fetch(&mallocs, 1, __ATOMIC_RELAXED), __libc_memalign(align, bytes);
+}
 void *memalign(size_t align, size_t bytes);
 void *memalign(size_t align, size_t bytes) { return aligned_alloc(align, bytes); }
 #endif
@@ -61,14 +71,16 @@ static bk_model_config text_config(int residual) {
   return c;
 }
 
-static run run_open(int threads, bk_dtype dtype, const bk_model_config *c, const bk_train_config *recipe) {
+static run run_open(int threads, bk_dtype dtype, const bk_model_config *c,
+                    const bk_train_config *recipe) {
   static const char *const path = "text.txt";
   run r = {.device = open_device("cpu", threads)};
   const char *file = unit_path(path);
   char text[2001] = "";
   for (int i = 0; i < 2000; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
   OK(bk_file_write_atomic(ctx, file, text, 2000));
-  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &r.data));
+  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
+                     &r.data));
   OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
   OK(bk_trainer_create(r.model, recipe, r.data, r.data, &r.trainer));
@@ -86,7 +98,9 @@ static void run_close(run *r) {
 
 START_TEST(norm_spikes_once) {
   bk_watch w = {.seen = 0};
-  for (int i = 1; i < BK_WATCH_WINDOW; i++) ck_assert(!bk_watch_norm(ctx, &w, i, i == 5 ? 1e9 : 1 + 0.01 * i, 10)); /* not yet */
+  /* not yet */
+  for (int i = 1; i < BK_WATCH_WINDOW; i++)
+    ck_assert(!bk_watch_norm(ctx, &w, i, i == 5 ? 1e9 : 1 + 0.01 * i, 10));
   ck_assert(!bk_watch_norm(ctx, &w, 32, 1.5, 10));
   ck_assert(!bk_watch_norm(ctx, &w, 33, 11, 10)); /* the median is about 1.16 */
   ck_assert(!bk_watch_norm(ctx, &w, 34, 0, 10));
@@ -101,7 +115,8 @@ END_TEST
 
 START_TEST(norm_falls_and_rises_slowly) {
   bk_watch w = {.seen = 0};
-  for (int i = 0; i < 400; i++) ck_assert(!bk_watch_norm(ctx, &w, i + 1, i < 200 ? 50 * pow(0.98, i) : pow(1.02, i - 200), 10));
+  for (int i = 0; i < 400; i++)
+    ck_assert(!bk_watch_norm(ctx, &w, i + 1, i < 200 ? 50 * pow(0.98, i) : pow(1.02, i - 200), 10));
 }
 END_TEST
 
@@ -110,12 +125,15 @@ START_TEST(gain_spikes_once) {
   ck_assert(!bk_watch_gain(ctx, &w, 1, 1, 1.6, 100));
   ck_assert(!bk_watch_gain(ctx, &w, 2, 1e9, 1, 0));
   ck_assert(bk_watch_gain(ctx, &w, 3, 1, 101, 100));
-  unit_expect("step 3: the composite gain of the residual connections is 1 forward and 101 backward, gain_limit is 100");
+  unit_expect(
+      "step 3: the composite gain of the residual connections is 1 forward and 101 backward, "
+      "gain_limit is 100");
   ck_assert(!bk_watch_gain(ctx, &w, 4, 1e9, 1e9, 100));
 }
 END_TEST
 
-/* Through a trainer: a rate that leaps after forty calm steps, and a gain above a low limit; no other message. */
+/* Through a trainer: a rate that leaps after forty calm steps, and a gain above a low limit; no
+ * other message. */
 START_TEST(spikes_of_a_run) {
   bk_model_config c = text_config(BK_HC_HC);
   bk_train_config recipe = make_recipe();
@@ -184,23 +202,31 @@ static void check_blame(int kind, bk_dtype dtype, int64_t recompute, const blame
 
 START_TEST(blames_the_first) {
   static const blame cases[] = {
-      {"model.embed_tokens.weight", 1167, NAN, true, "weight model.embed_tokens.weight (nan at element 1167 of 3084)"} /* of the letter a */,
-      {"model.layers.1.self_attn.o_proj.weight", 5, INFINITY, true, "weight model.layers.1.self_attn.o_proj.weight (inf at element 5"},
-      {"model.layers.2.mlp.experts.4.up_proj.weight", 1, NAN, true, "weight model.layers.2.mlp.experts.4.up_proj.weight (nan at element 1 of 60) in micro-batch 1"},
-      {"model.norm.weight", 0, -INFINITY, true, "weight model.norm.weight (-inf at element 0 of 12)"},
+      {"model.embed_tokens.weight", 1167, NAN, true,
+       "weight model.embed_tokens.weight (nan at element 1167 of 3084)"} /* of the letter a */,
+      {"model.layers.1.self_attn.o_proj.weight", 5, INFINITY, true,
+       "weight model.layers.1.self_attn.o_proj.weight (inf at element 5"},
+      {"model.layers.2.mlp.experts.4.up_proj.weight", 1, NAN, true,
+       "weight model.layers.2.mlp.experts.4.up_proj.weight (nan at element 1 of 60) in micro-batch "
+       "1"},
+      {"model.norm.weight", 0, -INFINITY, true,
+       "weight model.norm.weight (-inf at element 0 of 12)"},
       {"lm_head.weight", 3083, NAN, true, "weight lm_head.weight (nan at element 3083"},
       /* finite weights that overflow on the way */
-      {"model.layers.1.input_layernorm.weight", 2, 3e38, true, "the normed input of model.layers.1's attention (inf at element 2"},
+      {"model.layers.1.input_layernorm.weight", 2, 3e38, true,
+       "the normed input of model.layers.1's attention (inf at element 2"},
   };
-  for (size_t i = 0; i < BK_COUNT(cases); i++) check_blame(i % 2 ? BK_HC_MHC : BK_HC_PLAIN, BK_F32, i % 3 ? BK_RECOMPUTE_AUTO : 0, &cases[i]);
-  static const blame map = {"model.layers.0.hc_ffn_base", 9, NAN, true, "weight model.layers.0.hc_ffn_base (nan at element 9"};
+  for (size_t i = 0; i < BK_COUNT(cases); i++)
+    check_blame(i % 2 ? BK_HC_MHC : BK_HC_PLAIN, BK_F32, i % 3 ? BK_RECOMPUTE_AUTO : 0, &cases[i]);
+  static const blame map = {"model.layers.0.hc_ffn_base", 9, NAN, true,
+                            "weight model.layers.0.hc_ffn_base (nan at element 9"};
   check_blame(BK_HC_MHC, BK_BF16, BK_RECOMPUTE_AUTO, &map);
   check_blame(BK_HC_HC, BK_F32, 0, &map);
 }
 END_TEST
 
-/* A forward pass that is finite, gradients that are not: the head multiplies what comes back by 1e30, the square sum overflows or the
- * gradients themselves do. */
+/* A forward pass that is finite, gradients that are not: the head multiplies what comes back by
+ * 1e30, the square sum overflows or the gradients themselves do. */
 START_TEST(blames_a_gradient) {
   bk_model_config c = text_config(BK_HC_PLAIN);
   bk_train_config recipe = make_recipe();
@@ -211,7 +237,8 @@ START_TEST(blames_a_gradient) {
   bk_tensor norm = bk_param_weight(r.model, bk_model_find(r.model, "model.norm.weight"));
   double *h = read_tensor(r.model, head), *n = read_tensor(r.model, norm);
   for (int64_t i = 0; i < bk_tensor_count(&head); i++) h[i] *= 1e25;
-  for (int64_t i = 0; i < bk_tensor_count(&norm); i++) n[i] *= 1e-25; /* the logits are what they were */
+  /* the logits are what they were */
+  for (int64_t i = 0; i < bk_tensor_count(&norm); i++) n[i] *= 1e-25;
   OK(bk_tensor_write_f64(r.model->stream, &head, h));
   OK(bk_tensor_write_f64(r.model->stream, &norm, n));
   ck_assert_int_eq(bk_trainer_step(r.trainer, &row), BK_ERR_NOT_FINITE);
@@ -232,7 +259,8 @@ START_TEST(stored_values) {
   OK(bk_watch_stored(r.model, &suspect));
   ck_assert(!suspect.found);
   bk_tensor v = bk_param_v(r.model, bk_model_find(r.model, "lm_head.weight"));
-  bk_tensor last = bk_tensor_slice(bk_tensor_reshape(v, 1, (int64_t[]){bk_tensor_count(&v)}), 0, bk_tensor_count(&v) - 1, 1);
+  bk_tensor last = bk_tensor_slice(bk_tensor_reshape(v, 1, (int64_t[]){bk_tensor_count(&v)}), 0,
+                                   bk_tensor_count(&v) - 1, 1);
   OK(bk_tensor_write_f64(r.model->stream, &last, &(double){INFINITY}));
   ck_assert_int_eq(bk_watch_stored(r.model, &suspect), BK_ERR_NOT_FINITE);
   ck_assert(strstr(suspect.what, "the second moment of lm_head.weight (inf at element") != NULL);
@@ -243,7 +271,8 @@ END_TEST
 /* ---- threads ---- */
 
 static uint64_t trained_hash(const bk_model_config *c, bk_dtype dtype, int threads, double *loss) {
-  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v};
+  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {
+      bk_param_weight, bk_param_master, bk_param_m, bk_param_v};
   bk_train_config recipe = make_recipe();
   bk_metrics_row row = {.loss = 0};
   uint64_t hash = 0;
@@ -277,7 +306,8 @@ START_TEST(threads_do_not_matter) {
     double want_loss, loss;
     uint64_t want = trained_hash(&c, dtype, 1, &want_loss);
     for (size_t i = 0; i < BK_COUNT(threads); i++) {
-      ck_assert_msg(trained_hash(&c, dtype, threads[i], &loss) == want, "kind %d: %d threads give other bits", kind, threads[i]);
+      ck_assert_msg(trained_hash(&c, dtype, threads[i], &loss) == want,
+                    "kind %d: %d threads give other bits", kind, threads[i]);
       ck_assert_mem_eq(&loss, &want_loss, sizeof loss);
     }
   }
@@ -305,7 +335,8 @@ static void check_no_malloc(int kind, bool profiled) {
   bk_context_memory_stats(ctx, &after);
   ck_assert_uint_eq(before.allocations, after.allocations);
   ck_assert_uint_eq(buffers, r.device->buffer_allocs);
-  ck_assert_msg(made == 0, "kind %d: %d calls of the C library's allocator in five %ssteps", kind, (int)made, profiled ? "profiled " : "");
+  ck_assert_msg(made == 0, "kind %d: %d calls of the C library's allocator in five %ssteps", kind,
+                (int)made, profiled ? "profiled " : "");
   if (profile) ck_assert_int_eq(profile->done, 6);
   bk_profile_destroy(profile);
   run_close(&r);
@@ -322,5 +353,6 @@ START_TEST(no_malloc_in_a_step) {
 }
 END_TEST
 
-UNIT_MAIN("watch", unit_folder_open, unit_folder_close, norm_spikes_once, norm_falls_and_rises_slowly, gain_spikes_once, spikes_of_a_run, blames_the_first,
+UNIT_MAIN("watch", unit_folder_open, unit_folder_close, norm_spikes_once,
+          norm_falls_and_rises_slowly, gain_spikes_once, spikes_of_a_run, blames_the_first,
           blames_a_gradient, stored_values, threads_do_not_matter, no_malloc_in_a_step)

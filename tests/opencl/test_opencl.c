@@ -1,4 +1,5 @@
-/* The opencl backend on the first device that is here: streams and events (tests/gpu/gpu_streams.h), limits, the numbering of devices. */
+/* The opencl backend on the first device that is here: streams and events
+ * (tests/gpu/gpu_streams.h), limits, the numbering of devices. */
 static const char gpu_name[] = "opencl";
 #include "tests/gpu/gpu_streams.h"
 
@@ -22,7 +23,8 @@ END_TEST
 
 START_TEST(above_the_largest_buffer) {
   bk_buffer *b = NULL;
-  ck_assert_int_eq(bk_buffer_alloc(device, device->props.max_alloc + 1, BK_MEM_WEIGHTS, &b), BK_ERR_MEMORY);
+  ck_assert_int_eq(bk_buffer_alloc(device, device->props.max_alloc + 1, BK_MEM_WEIGHTS, &b),
+                   BK_ERR_MEMORY);
   unit_expect("is above the device's limit of ");
 }
 END_TEST
@@ -53,7 +55,8 @@ START_TEST(smaller_groups) {
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {STREAM_TESTS, describes_itself, above_the_largest_buffer, smaller_groups};
+  const TTest *const tests[] = {STREAM_TESTS, describes_itself, above_the_largest_buffer,
+                                smaller_groups};
   if (!gpu_is_here("opencl")) return SKIPPED;
   Suite *suite = suite_create("opencl");
   unit_case(suite, "opencl", streams_open, gpu_close, tests, BK_COUNT(tests));

@@ -1,5 +1,6 @@
-/* What can go wrong between the opencl backend and OpenCL, made to happen by a stand-in for libOpenCL (fake_opencl.c): libraries, platforms
- * and devices that are missing or refused, no memory, a device that is lost, kernels that do not compile, kept programs. Without a real
+/* What can go wrong between the opencl backend and OpenCL, made to happen by a stand-in for
+ * libOpenCL (fake_opencl.c): libraries, platforms and devices that are missing or refused, no
+ * memory, a device that is lost, kernels that do not compile, kept programs. Without a real
  * device only the first part runs. */
 #include "tests/gpu/gpu_unit.h"
 
@@ -72,10 +73,13 @@ END_TEST
 /* ---- devices that are refused ---- */
 
 START_TEST(refused_devices) {
-  static const char *const faults[][2] = {{"old", "it has less than OpenCL 1.2"},         {"no_compiler", "its driver has no compiler"},
-                                          {"big_endian", "it is big-endian"},             {"unavailable", "its driver says that it is not available"},
-                                          {"little_local", "it has less than 16 KiB of local memory"},
-                                          {"small_group", "its work groups have fewer than 64 items"}};
+  static const char *const faults[][2] = {
+      {"old", "it has less than OpenCL 1.2"},
+      {"no_compiler", "its driver has no compiler"},
+      {"big_endian", "it is big-endian"},
+      {"unavailable", "its driver says that it is not available"},
+      {"little_local", "it has less than 16 KiB of local memory"},
+      {"small_group", "its work groups have fewer than 64 items"}};
   for (size_t i = 0; i < BK_COUNT(faults); i++) {
     fault(faults[i][0]);
     gpu_expect_absent("opencl", faults[i][1]);
@@ -108,7 +112,8 @@ static void run_short_of_memory(const char *how, const char *message) {
   ck_assert_msg(strstr(unit_messages, message) != NULL, "%s", unit_messages);
   unit_expect("memory: weights needs 3000000 bytes");
   bk_memory_destroy(memory);
-  ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK); /* less of it goes on in the same process */
+  /* less of it goes on in the same process */
+  ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK);
   work_open(&w);
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   expect_result(&w, stream, 0);
@@ -117,11 +122,15 @@ static void run_short_of_memory(const char *how, const char *message) {
 }
 
 START_TEST(out_of_memory) {
-  run_short_of_memory("oom=1000000", "opencl:0: cannot allocate 3000000 bytes of device memory: CL_MEM_OBJECT_ALLOCATION_FAILURE (-4)");
+  run_short_of_memory("oom=1000000",
+                      "opencl:0: cannot allocate 3000000 bytes of device memory: "
+                      "CL_MEM_OBJECT_ALLOCATION_FAILURE (-4)");
 }
 END_TEST
 START_TEST(out_of_memory_at_first_use) {
-  run_short_of_memory("oom_late=1000000", "opencl:0: cannot allocate 3000000 bytes of device memory: CL_OUT_OF_RESOURCES (-5)");
+  run_short_of_memory(
+      "oom_late=1000000",
+      "opencl:0: cannot allocate 3000000 bytes of device memory: CL_OUT_OF_RESOURCES (-5)");
 }
 END_TEST
 
@@ -137,7 +146,8 @@ START_TEST(lost_at_a_launch) {
   ck_assert_int_eq(unit_errors(), 1);
   unit_expect("opencl:0: gpu_add: CL_DEVICE_NOT_AVAILABLE (-2); the stream cannot go on");
   expect_poisoned(&w, stream, BK_ERR_DEVICE);
-  ck_assert_int_eq(bk_buffer_alloc(device, 100, BK_MEM_STAGING, &b), BK_ERR_DEVICE); /* that is no lack of memory */
+  /* that is no lack of memory */
+  ck_assert_int_eq(bk_buffer_alloc(device, 100, BK_MEM_STAGING, &b), BK_ERR_DEVICE);
   unit_expect("cannot allocate 100 bytes of device memory: CL_DEVICE_NOT_AVAILABLE");
   work_close(&w);
 }
@@ -153,7 +163,9 @@ START_TEST(lost_while_waiting) {
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   ck_assert_int_eq(unit_errors(), 1);
-  unit_expect("opencl:0: waiting for the stream: CL_OUT_OF_RESOURCES (-5); the latest launch was gpu_copy; the stream cannot go on");
+  unit_expect(
+      "opencl:0: waiting for the stream: CL_OUT_OF_RESOURCES (-5); the latest launch was gpu_copy; "
+      "the stream cannot go on");
   expect_poisoned(&w, stream, BK_ERR_DEVICE);
   ck_assert_int_eq(other->ops->sync(other), BK_ERR_DEVICE); /* each stream says it once */
   unit_expect("waiting for the stream: CL_OUT_OF_RESOURCES (-5); the stream cannot go on");
@@ -225,8 +237,11 @@ START_TEST(does_not_compile) {
   bk_plan plan = {0};
   fault("no_build");
   ck_assert_int_eq(prepare_add(&plan), BK_ERR_DEVICE);
-  ck_assert_msg(strstr(unit_messages, "opencl:0: kernel add (basic.k, -DKERNEL_add -DGROUP=") != NULL, "%s", unit_messages);
-  ck_assert_msg(strstr(unit_messages, "does not compile: CL_BUILD_PROGRAM_FAILURE (-11)") != NULL, "%s", unit_messages);
+  ck_assert_msg(
+      strstr(unit_messages, "opencl:0: kernel add (basic.k, -DKERNEL_add -DGROUP=") != NULL, "%s",
+      unit_messages);
+  ck_assert_msg(strstr(unit_messages, "does not compile: CL_BUILD_PROGRAM_FAILURE (-11)") != NULL,
+                "%s", unit_messages);
   unit_expect("basic.k:12:"); /* the driver's own words: which line of which file */
   fault("");
   ck_assert_int_eq(builds_of_add(), 1); /* nothing is spoilt */
@@ -305,7 +320,8 @@ START_TEST(cannot_be_kept) {
   reopen();
   ck_assert_int_eq(builds_of_add(), 1);
   ck_assert_int_eq(unit_errors(), 0);
-  unit_expect("warning: opencl:0: compiled kernels are not kept for the next run: cannot make folder ");
+  unit_expect(
+      "warning: opencl:0: compiled kernels are not kept for the next run: cannot make folder ");
   works(); /* builds another, and says nothing more */
 }
 END_TEST
@@ -325,11 +341,24 @@ START_TEST(arguments_are_remembered) {
 END_TEST
 
 int main(void) {
-  const TTest *const first[] = {no_library, library_is_another, no_platform, no_device, only_an_old_device};
+  const TTest *const first[] = {no_library, library_is_another, no_platform, no_device,
+                                only_an_old_device};
   const TTest *const refused[] = {refused_devices, refused_beside_a_good_one};
-  const TTest *const tests[] = {out_of_memory, out_of_memory_at_first_use, lost_at_a_launch, lost_while_waiting, lost_met_by_a_download,
-                                lost_met_by_a_query, lost_met_by_an_event, does_not_compile, groups_too_large_for_a_kernel, kept_and_found,
-                                kept_by_another_driver, kept_and_refused, kept_and_spoilt, cannot_be_kept, arguments_are_remembered};
+  const TTest *const tests[] = {out_of_memory,
+                                out_of_memory_at_first_use,
+                                lost_at_a_launch,
+                                lost_while_waiting,
+                                lost_met_by_a_download,
+                                lost_met_by_a_query,
+                                lost_met_by_an_event,
+                                does_not_compile,
+                                groups_too_large_for_a_kernel,
+                                kept_and_found,
+                                kept_by_another_driver,
+                                kept_and_refused,
+                                kept_and_spoilt,
+                                cannot_be_kept,
+                                arguments_are_remembered};
   find_fake();
   if (!builds || !sets) {
     printf("SKIP: there is no %s\n", library);

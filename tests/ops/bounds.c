@@ -1,9 +1,10 @@
 /* The bounds on the normalised mean squared error, by op and by the dtype of the output.
  *
- * Element-wise ops and maps: 1e-10 in fp32, 5e-6 in bf16. Products and attention: 1e-9 in fp32, growing with the length
- * K of the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32 output of a bf16 op is held to the fp32 bound (its
- * inputs were rounded before ref saw them) unless the op rounds something in between. Storing one result in bf16
- * takes 2.4e-6 of the 5e-6 (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step,
+ * Element-wise ops and maps: 1e-10 in fp32, 5e-6 in bf16. Products and attention: 1e-9 in fp32,
+ * growing with the length K of the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32
+ * output of a bf16 op is held to the fp32 bound (its inputs were rounded before ref saw them)
+ * unless the op rounds something in between. Storing one result in bf16 takes 2.4e-6 of the 5e-6
+ * (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step,
  * which a fused kernel does not, so composed slots have the bound once per step. */
 #include "tests/ops/harness.h"
 
@@ -42,8 +43,10 @@ static double product_length(bk_op op, const void *args) {
   if (op == BK_OP_GROUPED_WGRAD) return (double)((const bk_grouped_wgrad_args *)args)->a.shape[0];
   if (op == BK_OP_HC_PROJECT) return (double)((const bk_hc_project_args *)args)->x.shape[1];
   if (op == BK_OP_HC_PROJECT_BWD) return (double)((const bk_hc_project_bwd_args *)args)->x.shape[0];
-  if (op == BK_OP_HC_MERGE_MIX) return (double)((const bk_hc_merge_mix_args *)args)->project.x.shape[1];
-  if (op == BK_OP_HC_MERGE_MIX_BWD) return (double)((const bk_hc_merge_mix_bwd_args *)args)->project.x.shape[1];
+  if (op == BK_OP_HC_MERGE_MIX)
+    return (double)((const bk_hc_merge_mix_args *)args)->project.x.shape[1];
+  if (op == BK_OP_HC_MERGE_MIX_BWD)
+    return (double)((const bk_hc_merge_mix_bwd_args *)args)->project.x.shape[1];
   return 0;
 }
 
@@ -60,17 +63,21 @@ static bool goes_on_from_stored(bk_op op) {
 }
 
 bool harness_rounds_between(const harness *h, bk_op op, const void *args) {
-  return bk_op_leading_dtype(op, args) == BK_BF16 && (goes_on_from_stored(op) || runs_composed(h, op, args));
+  return bk_op_leading_dtype(op, args) == BK_BF16 &&
+         (goes_on_from_stored(op) || runs_composed(h, op, args));
 }
 
 /* The streams once a layer (twice, where the merge in it runs composed), then y and h. */
 static double rebuild_stores(const harness *h, const bk_hc_rebuild_args *a) {
-  bk_hc_post_res_args merge = {a->layer[0].x, a->layer[0].f, a->layer[0].post, a->layer[0].comb, a->layer[1].x};
-  bool twice = a->layers > 1 && runs_composed(h, BK_OP_HC_REBUILD, a) && runs_composed(h, BK_OP_HC_POST_RES, &merge);
+  bk_hc_post_res_args merge = {a->layer[0].x, a->layer[0].f, a->layer[0].post, a->layer[0].comb,
+                               a->layer[1].x};
+  bool twice = a->layers > 1 && runs_composed(h, BK_OP_HC_REBUILD, a) &&
+               runs_composed(h, BK_OP_HC_POST_RES, &merge);
   return (a->layers - 1) * (twice ? 2 : 1) + 2;
 }
 
-/* Times that a slot stores in bf16 on the way to an output: by its definition, or because it runs composed. */
+/* Times that a slot stores in bf16 on the way to an output: by its definition, or because it
+ * runs composed. */
 static double stores(const harness *h, bk_op op, const void *args) {
   if (op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD) return 4;
   if (op == BK_OP_HC_PRE_NORM) return 2;
@@ -85,7 +92,8 @@ double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const
   if (f == EXACT) return 0;
   if (dtype == BK_BF16 || carries) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
   if (f == ELEMENT) return 1e-10;
-  if (h->device->options.allow_tf32) return 1e-6; /* each of two operands off by a part in 2^11 at most */
+  /* each of two operands off by a part in 2^11 at most */
+  if (h->device->options.allow_tf32) return 1e-6;
   double length = product_length(op, args);
   return 1e-9 * (length > 1024 ? length / 1024 : 1);
 }

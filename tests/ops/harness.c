@@ -16,8 +16,8 @@
 typedef struct slot {
   const bk_op_field *field;
   fill how;
-  bk_tensor tensor;   /* as the device has it; the offset is within the image */
-  bk_tensor dense;    /* as ref has it: fp64 or i32, contiguous */
+  bk_tensor tensor; /* as the device has it; the offset is within the image */
+  bk_tensor dense;  /* as ref has it: fp64 or i32, contiguous */
   int64_t count;
   double *values;     /* what goes in, rounded to tensor.dtype; NULL for an alias */
   double *want;       /* outputs: ref's result */
@@ -66,8 +66,12 @@ static double round_to(bk_dtype dtype, double v) {
   if (dtype == BK_F32) return (double)(float)v;
   if (dtype != BK_BF16) return v;
   float f = (float)v;
-  union { float f; uint32_t u; } odd = {.f = f};
-  if (!isnan(v) && (double)f != v && !(odd.u & 1u)) odd.u += fabs((double)f) > fabs(v) ? UINT32_MAX : 1u;
+  union {
+    float f;
+    uint32_t u;
+  } odd = {.f = f};
+  if (!isnan(v) && (double)f != v && !(odd.u & 1u))
+    odd.u += fabs((double)f) > fabs(v) ? UINT32_MAX : 1u;
   return (double)bk_bf16_to_f32(bk_f32_to_bf16(odd.f));
 }
 
@@ -126,7 +130,11 @@ static void slots_make(run *r, const void *args, const fill *fills) {
     const bk_tensor *t = bk_op_field_get(args, field);
     if (!bk_tensor_present(t)) continue;
     slot *s = &r->slots[r->n_slots++];
-    *s = (slot){.field = field, .how = default_fill(field), .tensor = *t, .count = bk_tensor_count(t), .alias = -1};
+    *s = (slot){.field = field,
+                .how = default_fill(field),
+                .tensor = *t,
+                .count = bk_tensor_count(t),
+                .alias = -1};
     for (const fill *f = fills; f && f->field; f++) {
       if (strcmp(f->field, field->name) == 0) s->how = *f;
     }
@@ -135,15 +143,18 @@ static void slots_make(run *r, const void *args, const fill *fills) {
   for (const fill *f = fills; f && f->field; f++) slot_find(r, f->field);
 }
 
-/* Aliases may point to later fields, so places are given first to those that have memory of their own. */
+/* Aliases may point to later fields, so places are given first to those that have memory of
+ * their own. */
 static void slots_place(run *r, bool odd_offsets) {
   r->bytes = HARNESS_GUARD;
   for (int i = 0; i < r->n_slots; i++) {
     slot *s = &r->slots[i];
-    if (s->how.kind == FILL_ALIAS || s->how.kind == FILL_INPLACE) s->alias = slot_find(r, s->how.other);
+    if (s->how.kind == FILL_ALIAS || s->how.kind == FILL_INPLACE)
+      s->alias = slot_find(r, s->how.other);
     if (s->alias >= 0) continue;
     s->tensor.offset = r->bytes + (odd_offsets ? bk_dtype_size(s->tensor.dtype) : 0);
-    r->bytes = BK_ALIGN_UP(s->tensor.offset + bk_tensor_span(&s->tensor), (size_t)HARNESS_GUARD) + HARNESS_GUARD;
+    r->bytes = BK_ALIGN_UP(s->tensor.offset + bk_tensor_span(&s->tensor), (size_t)HARNESS_GUARD) +
+               HARNESS_GUARD;
   }
   for (int i = 0; i < r->n_slots; i++) {
     slot *s = &r->slots[i];
@@ -153,14 +164,16 @@ static void slots_place(run *r, bool odd_offsets) {
     r->ref_bytes += BK_ALIGN_UP(bk_tensor_bytes(&s->dense), (size_t)64);
   }
   for (int i = 0; i < r->n_slots; i++) {
-    if (r->slots[i].how.kind == FILL_ALIAS) r->slots[i].dense.offset = r->slots[r->slots[i].alias].dense.offset;
+    if (r->slots[i].how.kind == FILL_ALIAS)
+      r->slots[i].dense.offset = r->slots[r->slots[i].alias].dense.offset;
   }
 }
 
 /* Elements of a broadcast tensor (stride 0) share memory, and so their value: that of the last. */
 static void share_values(slot *s) {
   bool broadcast = false;
-  for (int d = 0; d < s->tensor.ndim; d++) broadcast |= s->tensor.stride[d] == 0 && s->tensor.shape[d] > 1;
+  for (int d = 0; d < s->tensor.ndim; d++)
+    broadcast |= s->tensor.stride[d] == 0 && s->tensor.shape[d] > 1;
   if (!broadcast) return;
   size_t size = bk_dtype_size(s->tensor.dtype);
   double *memory = must_alloc(bk_tensor_span(&s->tensor) / size, sizeof *memory);
@@ -173,7 +186,8 @@ static void slots_fill(run *r) {
   for (int i = 0; i < r->n_slots; i++) {
     slot *s = &r->slots[i];
     if (s->how.kind == FILL_ALIAS) continue;
-    uint64_t stream = bk_hash64(r->name, strlen(r->name)) ^ bk_hash64(s->field->name, strlen(s->field->name));
+    uint64_t stream =
+        bk_hash64(r->name, strlen(r->name)) ^ bk_hash64(s->field->name, strlen(s->field->name));
     s->values = must_alloc((size_t)s->count, sizeof *s->values);
     harness_fill(&s->how, &s->tensor, r->h->seed, stream, s->values);
     for (int64_t j = 0; j < s->count; j++) s->values[j] = round_to(s->tensor.dtype, s->values[j]);
@@ -185,12 +199,14 @@ static void slots_fill(run *r) {
 
 static void ref_write(const slot *s) {
   for (int64_t i = 0; i < s->count; i++) {
-    store((char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype), s->dense.dtype, s->values[i]);
+    store((char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype),
+          s->dense.dtype, s->values[i]);
   }
 }
 
 static double ref_value(const slot *s, int64_t i) {
-  return load((const char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype), s->dense.dtype);
+  return load((const char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype),
+              s->dense.dtype);
 }
 
 static void ref_take(slot *s) {
@@ -212,7 +228,8 @@ static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *
     for (int i = 0; i < r->n_slots; i++) {
       slot *s = &r->slots[i];
       if (!s->values || s->field->role == BK_OUT) continue;
-      for (int64_t j = 0; j < s->count; j++) s->values[j] = round_to(s->tensor.dtype, ref_value(s, j));
+      for (int64_t j = 0; j < s->count; j++)
+        s->values[j] = round_to(s->tensor.dtype, ref_value(s, j));
       ref_write(s);
     }
   }
@@ -249,14 +266,17 @@ static double moved_by(const slot *s) {
   return norm > 0 ? error / norm : 0;
 }
 
-/* How far each output moves, as a normalised mean squared error, when all inputs move by about one rounding: the most of
- * four tries. A sum that nearly cancels cannot be had more exactly than that. */
+/* How far each output moves, as a normalised mean squared error, when all inputs move by about
+ * one rounding: the most of four tries. A sum that nearly cancels cannot be had more exactly
+ * than that. */
 static void measure_sensitivity(run *r) {
   for (int turn = 0; turn < 4; turn++) {
-    for (int i = 0; i < r->n_slots; i++) ref_write_moved(&r->slots[i], unit_of(r), (uint64_t)(100 * turn + i));
+    for (int i = 0; i < r->n_slots; i++)
+      ref_write_moved(&r->slots[i], unit_of(r), (uint64_t)(100 * turn + i));
     if (bk_op_run(r->h->ref_stream, r->op, r->ref_args) != BK_OK) return;
     for (int i = 0; i < r->n_slots; i++) {
-      if (r->slots[i].want) r->slots[i].sensitivity = fmax(r->slots[i].sensitivity, moved_by(&r->slots[i]));
+      if (r->slots[i].want)
+        r->slots[i].sensitivity = fmax(r->slots[i].sensitivity, moved_by(&r->slots[i]));
     }
   }
 }
@@ -299,19 +319,22 @@ static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
   static const char *const roles[] = {[BK_IN] = "in", [BK_OUT] = "out", [BK_INOUT] = "inout"};
   const bk_tensor *t = &s->tensor;
   fprintf(file, "[\"%s\",\"%s\",%llu,%llu,\"%s\"", s->field->name, roles[s->field->role],
-          (unsigned long long)((uintptr_t)buffer->handle + t->offset), (unsigned long long)bk_tensor_span(t), bk_dtype_name(t->dtype));
+          (unsigned long long)((uintptr_t)buffer->handle + t->offset),
+          (unsigned long long)bk_tensor_span(t), bk_dtype_name(t->dtype));
   record_numbers(file, t->shape, t->ndim);
   record_numbers(file, t->stride, t->ndim);
   fprintf(file, "]");
 }
 
-/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp writes to the same file). */
+/* BK_CUDA_RECORD: which operands the launches that follow have (tests/cuda-on-host/record.cpp
+ * writes to the same file). */
 static void record_case(run *r, const bk_buffer *buffer) {
   const char *path = getenv("BK_CUDA_RECORD");
   FILE *file = path ? fopen(path, "a") : NULL;
   if (path && !file) complain(r, "BK_CUDA_RECORD cannot be written");
   if (!file) return;
-  fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name, (unsigned long long)(uintptr_t)buffer->handle);
+  fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name,
+          (unsigned long long)(uintptr_t)buffer->handle);
   for (int i = 0; i < r->n_slots; i++) {
     if (i) fprintf(file, ",");
     record_operand(file, &r->slots[i], buffer);
@@ -331,7 +354,8 @@ static bk_status device_run(run *r, bk_stream *stream, const void *args, uint8_t
   if (status == BK_OK && !result) status = perf_case(r->h, r->name, r->op, r->device_args);
   if (status == BK_OK && result) status = bk_op_run(stream, r->op, r->device_args);
   if (status == BK_OK && result) status = stream->ops->download(stream, result, place, r->bytes);
-  bk_status synced = stream->ops->sync(stream); /* also where the op was refused: the upload may be under way */
+  /* also where the op was refused: the upload may be under way */
+  bk_status synced = stream->ops->sync(stream);
   bk_buffer_free(buffer);
   return status == BK_OK ? synced : status;
 }
@@ -342,7 +366,9 @@ static const char *nearest_field(const run *r, size_t at) {
   const slot *best = &r->slots[0];
   for (int i = 0; i < r->n_slots; i++) {
     const slot *s = &r->slots[i];
-    if (s->tensor.offset <= at && (best->tensor.offset > at || s->tensor.offset > best->tensor.offset)) best = s;
+    if (s->tensor.offset <= at &&
+        (best->tensor.offset > at || s->tensor.offset > best->tensor.offset))
+      best = s;
   }
   return best->field->name;
 }
@@ -355,7 +381,8 @@ static void judge_bytes(run *r, const uint8_t *result) {
   }
 }
 
-/* Whether a pair of values agrees where it is not a pair of finite numbers; *finite tells the caller to go on. */
+/* Whether a pair of values agrees where it is not a pair of finite numbers; *finite tells the
+ * caller to go on. */
 static bool agree_special(bk_dtype dtype, double got, double want, bool *finite) {
   double rounded = round_to(dtype, want);
   *finite = isfinite(got) && isfinite(rounded);
@@ -366,12 +393,15 @@ static bool agree_special(bk_dtype dtype, double got, double want, bool *finite)
 
 /* Sums over an output's elements. */
 typedef struct sums {
-  double error, norm, rounding; /* squares: of the error, the exact values, the error of storing the exact values */
+  /* squares: of the error, the exact values, the error of storing the exact values */
+  double error, norm, rounding;
   double largest_error, largest;
   int64_t worst;
 } sums;
 
-static double nmse_of(double error, double norm) { return norm > 0 ? error / norm : error > 0 ? INFINITY : 0; }
+static double nmse_of(double error, double norm) {
+  return norm > 0 ? error / norm : error > 0 ? INFINITY : 0;
+}
 
 static void sums_add(sums *m, bk_dtype dtype, int64_t i, double got, double want) {
   double d = fabs(got - want), rounding = round_to(dtype, want) - want;
@@ -386,14 +416,16 @@ static double result_value(const slot *s, const uint8_t *result, int64_t i) {
   return load(result + s->tensor.offset + element_at(&s->tensor, i), s->tensor.dtype);
 }
 
-/* Adds up the finite elements; false after a complaint about one that must be exact or is special. */
+/* Adds up the finite elements; false after a complaint about one that must be exact or is
+ * special. */
 static bool judge_elements(run *r, const slot *s, const uint8_t *result, bool exact, sums *m) {
   for (int64_t i = 0; i < s->count; i++) {
     double got = result_value(s, result, i), want = s->want[i];
     bool finite;
     if (!agree_special(s->tensor.dtype, got, want, &finite) ||
         (finite && exact && got != round_to(s->tensor.dtype, want))) {
-      complain(r, "%s[%lld] is %.9g, should be %s%.9g", s->field->name, (long long)i, got, exact ? "exactly " : "", want);
+      complain(r, "%s[%lld] is %.9g, should be %s%.9g", s->field->name, (long long)i, got,
+               exact ? "exactly " : "", want);
       return false;
     }
     if (finite) sums_add(m, s->tensor.dtype, i, got, want);
@@ -408,23 +440,26 @@ static double bound_of(const run *r, const slot *s, const sums *m) {
 
 /* True when the output is within its bound; says what is wrong if `final`. */
 static bool judge_slot(run *r, const slot *s, const uint8_t *result, bool final) {
-  bool exact = harness_bound(r->h, r->op, s->field, r->device_args) == 0 || !bk_dtype_is_float(s->tensor.dtype);
+  bool exact = harness_bound(r->h, r->op, s->field, r->device_args) == 0 ||
+               !bk_dtype_is_float(s->tensor.dtype);
   sums m = {0};
   if (!judge_elements(r, s, result, exact, &m)) return true; /* nothing to reconsider */
   if (exact) return true;
-  double nmse = nmse_of(m.error, m.norm), bound = bound_of(r, s, &m), cap = 8 * sqrt(bound) * m.largest;
+  double nmse = nmse_of(m.error, m.norm), bound = bound_of(r, s, &m),
+         cap = 8 * sqrt(bound) * m.largest;
   bool within = nmse <= bound && m.largest_error <= cap;
   if (!within && !final) return false;
   const bool half = r->h->st == BK_BF16;
   r->h->worst[r->op][half] = fmax(r->h->worst[r->op][half], nmse / bound);
   r->h->nmse[r->op][half] = fmax(r->h->nmse[r->op][half], nmse);
   if (r->h->verbose) {
-    printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, nmse, bound, m.largest_error, m.largest);
+    printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, nmse, bound,
+           m.largest_error, m.largest);
   }
   if (!(nmse <= bound)) complain(r, "%s: nmse %.3e above %.0e", s->field->name, nmse, bound);
   if (!(m.largest_error <= cap)) {
-    complain(r, "%s[%lld] is off by %.3e, above %.3e (largest value %.3e)", s->field->name, (long long)m.worst,
-             m.largest_error, cap, m.largest);
+    complain(r, "%s[%lld] is off by %.3e, above %.3e (largest value %.3e)", s->field->name,
+             (long long)m.worst, m.largest_error, cap, m.largest);
   }
   return within;
 }
@@ -448,14 +483,18 @@ static const char *like_composed(const harness *h, bk_op op) {
 }
 
 /* Whether the field must have the same bits on the second device. */
-static bool bits_matter(const run *r, const char *field) { return !r->h->like_composed || strcmp(field, like_composed(r->h, r->op)) == 0; }
+static bool bits_matter(const run *r, const char *field) {
+  return !r->h->like_composed || strcmp(field, like_composed(r->h, r->op)) == 0;
+}
 
 static void judge_bits(run *r, const uint8_t *a, const uint8_t *b) {
   for (size_t i = 0; i < r->bytes; i++) {
     if (a[i] == b[i] || !bits_matter(r, nearest_field(r, i))) continue;
-    if (r->h->like_composed) complain(r, "bits differ from the composed slot's in %s", nearest_field(r, i));
-    else complain(r, "bits differ between %d and %d threads in %s", r->h->device->props.threads, r->h->second->props.threads,
-             nearest_field(r, i));
+    if (r->h->like_composed)
+      complain(r, "bits differ from the composed slot's in %s", nearest_field(r, i));
+    else
+      complain(r, "bits differ between %d and %d threads in %s", r->h->device->props.threads,
+               r->h->second->props.threads, nearest_field(r, i));
     return;
   }
 }
@@ -505,7 +544,8 @@ static void run_case(run *r, const void *args, const fill *fills, derive_fn deri
   slots_fill(r);
   if (h->roof) run_timed(r, args);
   else run_compared(r, args, derive);
-  if (h->log_lines != log_lines) complain(r, "%d lines of warnings or errors", h->log_lines - log_lines);
+  if (h->log_lines != log_lines)
+    complain(r, "%d lines of warnings or errors", h->log_lines - log_lines);
   for (int i = 0; i < r->n_slots; i++) {
     free(r->slots[i].values);
     free(r->slots[i].want);
@@ -530,7 +570,8 @@ static void note_coverage(harness *h, bk_op op, const void *args) {
   }
 }
 
-void harness_case(harness *h, bk_op op, const void *args, const fill *fills, derive_fn derive, const char *name, ...) {
+void harness_case(harness *h, bk_op op, const void *args, const fill *fills, derive_fn derive,
+                  const char *name, ...) {
   run *r = must_alloc(1, sizeof *r);
   va_list list;
   note_coverage(h, op, args);
@@ -542,7 +583,8 @@ void harness_case(harness *h, bk_op op, const void *args, const fill *fills, der
   vsnprintf(r->name + used, sizeof r->name - (size_t)used, name, list);
   va_end(list);
   bool wanted = (!h->op_filter || strcmp(h->op_filter, bk_op_name(op)) == 0) &&
-                (!h->case_filter || strstr(r->name, h->case_filter)) && (!h->like_composed || like_composed(h, op));
+                (!h->case_filter || strstr(r->name, h->case_filter)) &&
+                (!h->like_composed || like_composed(h, op));
   if (wanted && h->list) {
     printf("%s\n", r->name);
   } else if (wanted && too_much(h, op, args)) {

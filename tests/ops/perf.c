@@ -7,8 +7,8 @@
 #define MIN_LAUNCHES 5
 
 /* Median-free and simple: the best of the launches, after one to warm up. */
-static bk_status time_launches(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace,
-                               double *best) {
+static bk_status time_launches(bk_stream *stream, const bk_plan *plan, const void *args,
+                               bk_place workspace, double *best) {
   double begin = bk_seconds();
   *best = 1e300;
   for (int i = -1; i < MIN_LAUNCHES || bk_seconds() - begin < MIN_SECONDS; i++) {
@@ -21,19 +21,23 @@ static bk_status time_launches(bk_stream *stream, const bk_plan *plan, const voi
   return BK_OK;
 }
 
-static bk_status time_op(harness *h, bk_op op, const void *args, double *best, const char **kernel) {
+static bk_status time_op(harness *h, bk_op op, const void *args, double *best,
+                         const char **kernel) {
   bk_plan plan = {0};
   bk_buffer *workspace = NULL;
   BK_TRY(bk_plan_prepare(h->device, op, args, &plan));
   *kernel = plan.kernel->name;
-  bk_status status = bk_buffer_alloc(h->device, plan.workspace_bytes + 1, BK_MEM_WORKSPACE, &workspace);
-  if (status == BK_OK) status = time_launches(h->stream, &plan, args, (bk_place){workspace, 0}, best);
+  bk_status status =
+      bk_buffer_alloc(h->device, plan.workspace_bytes + 1, BK_MEM_WORKSPACE, &workspace);
+  if (status == BK_OK)
+    status = time_launches(h->stream, &plan, args, (bk_place){workspace, 0}, best);
   bk_buffer_free(workspace);
   bk_plan_release(&plan);
   return status;
 }
 
-static bk_status roof_op(harness *h, bk_op op, bk_gemm_args *gemm, bk_copy_args *copy, double *per_second) {
+static bk_status roof_op(harness *h, bk_op op, bk_gemm_args *gemm, bk_copy_args *copy,
+                         double *per_second) {
   bk_buffer *buffer = NULL;
   const char *kernel;
   double seconds, flops, bytes;
@@ -68,7 +72,7 @@ bk_status perf_case(harness *h, const char *name, bk_op op, const void *args) {
   bk_op_describe(op)->cost(args, &flops, &bytes);
   double by_bytes = bytes / h->roof->bandwidth, by_flops = flops / h->roof->rate;
   double least = by_bytes > by_flops ? by_bytes : by_flops;
-  printf("%-56s %-22s %9.3f ms %8.2f GB/s %8.2f GFLOP/s %5.1f%%\n", name, kernel, seconds * 1e3, bytes / seconds * 1e-9,
-         flops / seconds * 1e-9, 100 * least / seconds);
+  printf("%-56s %-22s %9.3f ms %8.2f GB/s %8.2f GFLOP/s %5.1f%%\n", name, kernel, seconds * 1e3,
+         bytes / seconds * 1e-9, flops / seconds * 1e-9, 100 * least / seconds);
   return BK_OK;
 }

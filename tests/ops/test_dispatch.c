@@ -52,7 +52,8 @@ START_TEST(empty_args_are_refused) {
   _Alignas(16) static const char zeros[8192];
   for (int op = 1; op < BK_OP_COUNT; op++) {
     ck_assert_int_eq(bk_op_describe((bk_op)op)->check(ctx, zeros), BK_ERR_ARGUMENT);
-    if (op != BK_OP_HC_MERGE_MIX && op != BK_OP_HC_MERGE_MIX_BWD) unit_expect(bk_op_name((bk_op)op));
+    if (op != BK_OP_HC_MERGE_MIX && op != BK_OP_HC_MERGE_MIX_BWD)
+      unit_expect(bk_op_name((bk_op)op));
     else unit_expect("hc_");
   }
 }
@@ -70,15 +71,17 @@ START_TEST(row_counts) {
   ck_assert_int_eq(bk_hc_scale_count(BK_HC_MHC), 3);
   ck_assert_int_eq(bk_hc_scale_count(BK_HC_IHC), 2);
   ck_assert_int_eq(bk_hc_scale_count(BK_HC_HEAD), 1);
-  ck_assert_int_eq(bk_hc_rows(BK_HC_PLAIN, 4) + bk_hc_base_count(BK_HC_PLAIN, 4) + bk_hc_scale_count(BK_HC_PLAIN), 0);
+  ck_assert_int_eq(bk_hc_rows(BK_HC_PLAIN, 4) + bk_hc_base_count(BK_HC_PLAIN, 4) +
+                       bk_hc_scale_count(BK_HC_PLAIN),
+                   0);
 }
 END_TEST
 
 /* ---- shape rules: the message names op, operand, what is there and what would be right ---- */
 
 static bk_rmsnorm_args rmsnorm_args(void) {
-  return (bk_rmsnorm_args){bk_tensor_2d(BK_BF16, 3, 8), bk_tensor_1d(BK_F32, 8), bk_tensor_2d(BK_BF16, 3, 8),
-                           bk_tensor_1d(BK_F32, 3), 1e-6};
+  return (bk_rmsnorm_args){bk_tensor_2d(BK_BF16, 3, 8), bk_tensor_1d(BK_F32, 8),
+                           bk_tensor_2d(BK_BF16, 3, 8), bk_tensor_1d(BK_F32, 3), 1e-6};
 }
 
 static void refuse(bk_op op, const void *args, const char *message) {
@@ -90,7 +93,8 @@ START_TEST(rules_of_rmsnorm) {
   bk_rmsnorm_args a = rmsnorm_args();
   ck_assert_int_eq(bk_op_describe(BK_OP_RMSNORM)->check(ctx, &a), BK_OK);
   a.w = bk_tensor_1d(BK_F32, 9);
-  refuse(BK_OP_RMSNORM, &a, "rmsnorm: w is [9] fp32: wrong shape, it should be [D] = [8] in fp32, rows dense");
+  refuse(BK_OP_RMSNORM, &a,
+         "rmsnorm: w is [9] fp32: wrong shape, it should be [D] = [8] in fp32, rows dense");
   a = rmsnorm_args();
   a.w.dtype = BK_BF16;
   refuse(BK_OP_RMSNORM, &a, "rmsnorm: w is [8] bf16: wrong dtype, it should be [D] = [8] in fp32");
@@ -153,13 +157,15 @@ START_TEST(debug_builds_check_launches) {
 END_TEST
 
 START_TEST(rules_of_products) {
-  bk_gemm_args a = {bk_tensor_2d(BK_F32, 3, 4), bk_tensor_2d(BK_BF16, 4, 5), bk_tensor_2d(BK_F32, 3, 5), 1, false};
+  bk_gemm_args a = {bk_tensor_2d(BK_F32, 3, 4), bk_tensor_2d(BK_BF16, 4, 5),
+                    bk_tensor_2d(BK_F32, 3, 5), 1, false};
   ck_assert_int_eq(bk_op_describe(BK_OP_GEMM)->check(ctx, &a), BK_OK);
   a.a = bk_tensor_2d(BK_F32, 3, 0);
   refuse(BK_OP_GEMM, &a, "gemm: b is [4,5] bf16: wrong shape, it should be [K?,N] = [0,");
   a.a = bk_tensor_2d(BK_F32, 3, 4);
   a.b = bk_tensor_2d(BK_F64, 4, 5);
-  refuse(BK_OP_GEMM, &a, "gemm: b is [4,5] fp64: wrong dtype, it should be [K?,N] = [4,5] in fp32 or bf16");
+  refuse(BK_OP_GEMM, &a,
+         "gemm: b is [4,5] fp64: wrong dtype, it should be [K?,N] = [4,5] in fp32 or bf16");
   a.b = bk_tensor_2d(BK_F32, 4, 5);
   a.b.stride[1] = 2;
   a.b.stride[0] = 10;
@@ -190,7 +196,8 @@ START_TEST(rules_of_maps) {
   a.kind = BK_HC_IHC;
   refuse(BK_OP_HC_MAPS, &a, "hc_maps: comb is given, it has no meaning here");
   a.kind = BK_HC_MHC_LITE;
-  refuse(BK_OP_HC_MAPS, &a, "hc_maps: proj is [3,24] fp32: wrong shape, it should be [N,R] = [3,32]");
+  refuse(BK_OP_HC_MAPS, &a,
+         "hc_maps: proj is [3,24] fp32: wrong shape, it should be [N,R] = [3,32]");
 }
 END_TEST
 
@@ -199,7 +206,8 @@ static bk_hc_rebuild_args rebuild_args(int layers) {
   for (int i = 0; i < layers; i++) {
     bk_hc_rebuild_layer *l = &a.layer[i];
     l->x = bk_tensor_3d(BK_BF16, 3, 4, 8), l->y = l->h = bk_tensor_2d(BK_BF16, 3, 8);
-    l->pre = bk_tensor_2d(BK_F32, 3, 4), l->w = bk_tensor_1d(BK_F32, 8), l->rstd = bk_tensor_1d(BK_F32, 3);
+    l->pre = bk_tensor_2d(BK_F32, 3, 4), l->w = bk_tensor_1d(BK_F32, 8),
+    l->rstd = bk_tensor_1d(BK_F32, 3);
     if (i + 1 < layers) l->f = l->y, l->post = l->pre, l->comb = bk_tensor_3d(BK_F32, 3, 4, 4);
   }
   return a;
@@ -221,7 +229,8 @@ START_TEST(rules_of_rebuild) {
   refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer1.comb is absent, it is needed here");
   a = rebuild_args(3);
   a.layer[2].h = bk_tensor_2d(BK_BF16, 3, 9);
-  refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer2.h is [3,9] bf16: wrong shape, it should be [N,C] = [3,8]");
+  refuse(BK_OP_HC_REBUILD, &a,
+         "hc_rebuild: layer2.h is [3,9] bf16: wrong shape, it should be [N,C] = [3,8]");
   a = rebuild_args(3);
   a.layer[1].x.buffer = a.layer[2].x.buffer = &buffer;
   refuse(BK_OP_HC_REBUILD, &a, "hc_rebuild: layer1.x and layer2.x are the same memory");
@@ -234,11 +243,13 @@ END_TEST
 
 START_TEST(rules_of_cross_entropy) {
   bk_buffer buffer = {0};
-  bk_cross_entropy_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_I32, 3), bk_tensor_1d(BK_F32, BK_STEP_SLOTS), bk_tensor_1d(BK_F32, 3),
+  bk_cross_entropy_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_I32, 3),
+                             bk_tensor_1d(BK_F32, BK_STEP_SLOTS), bk_tensor_1d(BK_F32, 3),
                              bk_tensor_2d(BK_BF16, 3, 8)};
   ck_assert_int_eq(bk_op_describe(BK_OP_CROSS_ENTROPY)->check(ctx, &a), BK_OK);
   a.logits.buffer = a.dlogits.buffer = &buffer;
-  refuse(BK_OP_CROSS_ENTROPY, &a, "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
+  refuse(BK_OP_CROSS_ENTROPY, &a,
+         "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
   a.dlogits.dtype = BK_F32;
   ck_assert_int_eq(bk_op_describe(BK_OP_CROSS_ENTROPY)->check(ctx, &a), BK_OK);
 }
@@ -264,20 +275,24 @@ END_TEST
 
 START_TEST(costs) {
   double flops, bytes;
-  bk_gemm_args a = {bk_tensor_2d(BK_BF16, 3, 4), bk_tensor_2d(BK_F32, 4, 5), bk_tensor_2d(BK_F32, 3, 5), 1, false};
+  bk_gemm_args a = {bk_tensor_2d(BK_BF16, 3, 4), bk_tensor_2d(BK_F32, 4, 5),
+                    bk_tensor_2d(BK_F32, 3, 5), 1, false};
   bk_op_describe(BK_OP_GEMM)->cost(&a, &flops, &bytes);
   ck_assert_double_eq(flops, 2.0 * 3 * 4 * 5);
   ck_assert_double_eq(bytes, 3 * 4 * 2 + 4 * 5 * 4 + 3 * 5 * 4);
   a.accumulate = true;
   bk_op_describe(BK_OP_GEMM)->cost(&a, &flops, &bytes);
   ck_assert_double_eq(bytes, 3 * 4 * 2 + 4 * 5 * 4 + 2 * 3 * 5 * 4);
-  bk_embed_args e = {bk_tensor_1d(BK_I32, 3), bk_tensor_2d(BK_BF16, 1000, 8), bk_tensor_2d(BK_BF16, 3, 8)};
+  bk_embed_args e = {bk_tensor_1d(BK_I32, 3), bk_tensor_2d(BK_BF16, 1000, 8),
+                     bk_tensor_2d(BK_BF16, 3, 8)};
   bk_op_describe(BK_OP_EMBED)->cost(&e, &flops, &bytes);
   ck_assert_double_eq(bytes, 3 * 4 + 2 * 3 * 8 * 2); /* the rows that are read, not the table */
-  bk_hc_post_res_args p = {bk_tensor_3d(BK_BF16, 2, 4, 16), bk_tensor_2d(BK_BF16, 2, 16), bk_tensor_2d(BK_F32, 2, 4),
-                           bk_tensor_3d(BK_F32, 2, 4, 4), bk_tensor_3d(BK_BF16, 2, 4, 16)};
+  bk_hc_post_res_args p = {bk_tensor_3d(BK_BF16, 2, 4, 16), bk_tensor_2d(BK_BF16, 2, 16),
+                           bk_tensor_2d(BK_F32, 2, 4), bk_tensor_3d(BK_F32, 2, 4, 4),
+                           bk_tensor_3d(BK_BF16, 2, 4, 16)};
   bk_op_describe(BK_OP_HC_POST_RES)->cost(&p, &flops, &bytes);
-  ck_assert_double_eq(bytes, 2 * (9.0 * 16 * 2 + 4 * 4 + 16 * 4)); /* (n+1)C in, nC out, and the maps */
+  /* (n+1)C in, nC out, and the maps */
+  ck_assert_double_eq(bytes, 2 * (9.0 * 16 * 2 + 4 * 4 + 16 * 4));
 }
 END_TEST
 
@@ -296,18 +311,24 @@ static bk_tensor place(operands *o, bk_tensor t, double mean) {
   double values[512];
   ck_assert_int_le(bk_tensor_count(&t), 512);
   draws++;
-  for (int64_t i = 0; i < bk_tensor_count(&t); i++) values[i] = mean + 0.25 * bk_normal(1, draws, (uint64_t)i);
+  for (int64_t i = 0; i < bk_tensor_count(&t); i++)
+    values[i] = mean + 0.25 * bk_normal(1, draws, (uint64_t)i);
   ck_assert_int_eq(bk_tensor_write_f64(stream, &t, values), BK_OK);
   return t;
 }
 
 static bk_tensor f32(operands *o, int64_t a, int64_t b, int64_t c) {
-  return place(o, c ? bk_tensor_3d(BK_F32, a, b, c) : b ? bk_tensor_2d(BK_F32, a, b) : bk_tensor_1d(BK_F32, a), 1);
+  return place(o,
+               c   ? bk_tensor_3d(BK_F32, a, b, c)
+               : b ? bk_tensor_2d(BK_F32, a, b)
+                   : bk_tensor_1d(BK_F32, a),
+               1);
 }
 
 /* merge + mix of two streams of width 6, 3 tokens: operands that alias and views. */
 static bk_hc_merge_mix_args mix_args(operands *o) {
-  bk_tensor x = f32(o, 3, 2, 6), out = f32(o, 3, 2, 6), flat = bk_tensor_reshape(out, 2, (int64_t[]){3, 12});
+  bk_tensor x = f32(o, 3, 2, 6), out = f32(o, 3, 2, 6),
+            flat = bk_tensor_reshape(out, 2, (int64_t[]){3, 12});
   bk_hc_merge_mix_args a = {.merge = {x, f32(o, 3, 6, 0), f32(o, 3, 2, 0), f32(o, 3, 2, 2), out}};
   a.project = (bk_hc_project_args){flat, f32(o, 8, 12, 0), f32(o, 3, 8, 0), f32(o, 3, 0, 0), 1e-6};
   a.maps = (bk_hc_maps_args){a.project.proj,
@@ -321,8 +342,8 @@ static bk_hc_merge_mix_args mix_args(operands *o) {
                              2,
                              20,
                              0};
-  a.pre_norm =
-      (bk_hc_pre_norm_args){out, a.maps.pre, f32(o, 6, 0, 0), f32(o, 3, 6, 0), f32(o, 3, 6, 0), f32(o, 3, 0, 0), 1e-6};
+  a.pre_norm = (bk_hc_pre_norm_args){
+      out, a.maps.pre, f32(o, 6, 0, 0), f32(o, 3, 6, 0), f32(o, 3, 6, 0), f32(o, 3, 0, 0), 1e-6};
   return a;
 }
 
@@ -340,7 +361,8 @@ START_TEST(slots_are_composed) {
   const bk_kernel *k = bk_kernel_find(device, BK_OP_HC_MERGE_MIX, &a);
   ck_assert_ptr_nonnull(k);
   ck_assert_str_eq(k->name, "composed");
-  for (const bk_kernel *row = bk_composite_kernels; row->op != BK_OP_NONE; row++) ck_assert(bk_op_is_fused_slot(row->op));
+  for (const bk_kernel *row = bk_composite_kernels; row->op != BK_OP_NONE; row++)
+    ck_assert(bk_op_is_fused_slot(row->op));
   ck_assert(!bk_op_is_fused_slot(BK_OP_GEMM));
   bk_buffer_free(o.buffer);
   close_device();
@@ -358,7 +380,8 @@ START_TEST(launch_does_not_allocate) {
   ck_assert_int_eq(bk_plan_prepare(device, BK_OP_HC_MERGE_MIX, &shapes, &plan), BK_OK);
   ck_assert_uint_gt(plan.workspace_bytes, 0);
   bk_buffer *workspace;
-  ck_assert_int_eq(bk_buffer_alloc(device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace), BK_OK);
+  ck_assert_int_eq(bk_buffer_alloc(device, plan.workspace_bytes, BK_MEM_WORKSPACE, &workspace),
+                   BK_OK);
   uint64_t before = ctx->stats.allocations;
   ck_assert_int_eq(bk_plan_launch(stream, &plan, &a, (bk_place){workspace, 0}), BK_OK);
   ck_assert_int_eq(stream->ops->sync(stream), BK_OK);
@@ -424,7 +447,8 @@ static void check_fallback(bool host_memory) {
     ck_assert_int_eq(bk_op_run(stream, BK_OP_HC_MERGE_MIX, &a), BK_OK);
     unit_expect(i ? NULL : "fake has no kernel for hc_merge_mix: it runs on cpu"); /* said once */
   }
-  ck_assert_int_eq(cpu_stream->ops->download(cpu_stream, want, (bk_place){c.buffer, 0}, BYTES), BK_OK);
+  ck_assert_int_eq(cpu_stream->ops->download(cpu_stream, want, (bk_place){c.buffer, 0}, BYTES),
+                   BK_OK);
   ck_assert_int_eq(stream->ops->download(stream, got, (bk_place){o.buffer, 0}, BYTES), BK_OK);
   ck_assert_mem_eq(got, want, BYTES);
   bk_buffer_free(c.buffer);
@@ -442,23 +466,13 @@ START_TEST(fallback_in_place) { check_fallback(true); }
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {descriptors_are_whole,
-                                empty_args_are_refused,
-                                row_counts,
-                                rules_of_rmsnorm,
-                                rules_of_places,
-                                debug_builds_check_launches,
-                                rules_of_products,
-                                rules_of_maps,
-                                rules_of_rebuild,
-                                rules_of_cross_entropy,
-                                rules_of_router,
-                                costs,
-                                slots_are_composed,
-                                unsupported_says_what,
-                                unsupported_on_both,
-                                fallback_through_staging,
-                                fallback_in_place};
+  const TTest *const tests[] = {
+      descriptors_are_whole,    empty_args_are_refused, row_counts,
+      rules_of_rmsnorm,         rules_of_places,        debug_builds_check_launches,
+      rules_of_products,        rules_of_maps,          rules_of_rebuild,
+      rules_of_cross_entropy,   rules_of_router,        costs,
+      slots_are_composed,       unsupported_says_what,  unsupported_on_both,
+      fallback_through_staging, fallback_in_place};
   Suite *suite = suite_create("dispatch");
   TCase *both = tcase_create("launch");
   unit_case(suite, "dispatch", open_all, unit_close, tests, BK_COUNT(tests));

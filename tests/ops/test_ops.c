@@ -1,16 +1,20 @@
 /* test_ops: every op on one device against `ref`; harness.h says how.
- *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels stripped
+ *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels
+ *                   stripped
  *   --threads N     default 2          --composed      fused slots as their composed default
  *   --bits          also with 1 thread: the bits must be the same
- *   --like-composed hc_post_res and hc_pre_norm in fp32 alone, also composed: the streams and y must have the same bits
+ *   --like-composed hc_post_res and hc_pre_norm in fp32 alone, also composed: the streams and y
+ *   must have the same bits
  *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
  *   --seed N        default 1          --list          names only        --verbose
- *   --report        lines "report OP FP32 BF16 SHARE": worst normalised mean squared error by storage type, worst share of a bound
+ *   --report        lines "report OP FP32 BF16 SHARE": worst normalised mean squared error by
+ *                   storage type, worst share of a bound
  *   --perf          time the ops at working sizes instead (perf.h)
- * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones; with BK_TEST_LARGE those of real models alone.
- * Without a filter it also checks that every op has a case and that every operand is present in one.
- * Exit status 0, 1 after a failure, 2 for wrong usage, 77 when the device or the instruction set is not here. */
+ * With BK_TEST_QUICK in the environment, small shapes only; with BK_TEST_TINY very small ones;
+ * with BK_TEST_LARGE those of real models alone. Without a filter it also checks that every op
+ * has a case and that every operand is present in one. Exit status 0, 1 after a failure, 2 for
+ * wrong usage, 77 when the device or the instruction set is not here. */
 #include "tests/ops/harness.h"
 #include "tests/ops/perf.h"
 
@@ -129,27 +133,32 @@ static int check_coverage(const harness *h) {
 /* Outputs that are exact by definition count as 0. */
 static void report_ops(const harness *h) {
   for (int op = 1; op < BK_OP_COUNT; op++) {
-    printf("report %s %.1e %.1e %.2f\n", bk_op_name((bk_op)op), h->nmse[op][0], h->nmse[op][1], fmax(h->worst[op][0], h->worst[op][1]));
+    printf("report %s %.1e %.1e %.2f\n", bk_op_name((bk_op)op), h->nmse[op][0], h->nmse[op][1],
+           fmax(h->worst[op][0], h->worst[op][1]));
   }
 }
 
 static int report(const harness *h, const options *o, int holes) {
   if (h->verbose) {
     for (int op = 1; op < BK_OP_COUNT; op++) {
-      printf("%-18s worst share of the bound: fp32 %.2e bf16 %.2e\n", bk_op_name((bk_op)op), h->worst[op][0],
-             h->worst[op][1]);
+      printf("%-18s worst share of the bound: fp32 %.2e bf16 %.2e\n", bk_op_name((bk_op)op),
+             h->worst[op][0], h->worst[op][1]);
     }
   }
   if (h->report) report_ops(h);
   if (h->list) return 0;
-  printf("%s (%s): %d holes in the coverage, %d cases left out\n", o->device, h->device->props.isa, holes, h->left_out);
+  printf("%s (%s): %d holes in the coverage, %d cases left out\n", o->device, h->device->props.isa,
+         holes, h->left_out);
   printf("%d passed, %d failed\n", h->ran - h->failed, h->failed + holes);
   if (h->ran == 0) printf("FAIL no case has that name\n");
   return h->failed || holes || h->ran == 0;
 }
 
 int main(int argc, char **argv) {
-  harness h = {.seed = 1, .large = getenv("BK_TEST_LARGE") != NULL, .tiny = getenv("BK_TEST_TINY") != NULL, .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
+  harness h = {.seed = 1,
+               .large = getenv("BK_TEST_LARGE") != NULL,
+               .tiny = getenv("BK_TEST_TINY") != NULL,
+               .quick = getenv("BK_TEST_QUICK") || getenv("BK_TEST_TINY")};
   options o = {.device = "cpu", .open = {.threads = 2}};
   bk_context_options context = {.log = count_line, .log_user = &h, .log_level = BK_LOG_WARN};
   if (!parse(&h, &o, argc, argv)) return 2;

@@ -16,7 +16,8 @@ typedef struct subject {
   bk_dtype dtype;
   double sum_bound; /* of |row sum - 1| with eps = 0 */
 } subject;
-static const subject subjects[] = {{"ref", BK_F64, 1e-12}, {"ref", BK_F32, 1e-6}, {"cpu", BK_F32, 1e-6}};
+static const subject subjects[] = {
+    {"ref", BK_F64, 1e-12}, {"ref", BK_F32, 1e-6}, {"cpu", BK_F32, 1e-6}};
 
 static bk_device *device;
 static bk_stream *stream;
@@ -41,7 +42,8 @@ typedef struct blocks {
 
 static blocks blocks_make(bk_dtype dtype, int n, const double *values) {
   blocks b = {.t = bk_tensor_3d(dtype, TOKENS, n, n)};
-  ck_assert_int_eq(bk_buffer_alloc(device, bk_tensor_bytes(&b.t), BK_MEM_WORKSPACE, &b.buffer), BK_OK);
+  ck_assert_int_eq(bk_buffer_alloc(device, bk_tensor_bytes(&b.t), BK_MEM_WORKSPACE, &b.buffer),
+                   BK_OK);
   b.t.buffer = b.buffer;
   if (values) ck_assert_int_eq(bk_tensor_write_f64(stream, &b.t, values), BK_OK);
   return b;
@@ -52,7 +54,8 @@ static void blocks_take(blocks *b, double *values) {
   bk_buffer_free(b->buffer);
 }
 
-static void run_forward(bk_dtype dtype, int n, int iters, double eps, const double *logits, double *comb) {
+static void run_forward(bk_dtype dtype, int n, int iters, double eps, const double *logits,
+                        double *comb) {
   blocks l = blocks_make(dtype, n, logits), c = blocks_make(dtype, n, NULL);
   bk_sinkhorn_args args = {l.t, c.t, iters, eps};
   ck_assert_int_eq(bk_op_run(stream, BK_OP_SINKHORN, &args), BK_OK);
@@ -60,9 +63,10 @@ static void run_forward(bk_dtype dtype, int n, int iters, double eps, const doub
   blocks_take(&c, comb);
 }
 
-static void run_backward(bk_dtype dtype, int n, int iters, double eps, const double *logits, const double *dcomb,
-                         double *dlogits) {
-  blocks l = blocks_make(dtype, n, logits), d = blocks_make(dtype, n, dcomb), g = blocks_make(dtype, n, NULL);
+static void run_backward(bk_dtype dtype, int n, int iters, double eps, const double *logits,
+                         const double *dcomb, double *dlogits) {
+  blocks l = blocks_make(dtype, n, logits), d = blocks_make(dtype, n, dcomb),
+         g = blocks_make(dtype, n, NULL);
   bk_sinkhorn_bwd_args args = {l.t, d.t, g.t, iters, eps};
   ck_assert_int_eq(bk_op_run(stream, BK_OP_SINKHORN_BWD, &args), BK_OK);
   blocks_take(&l, NULL);
@@ -77,7 +81,8 @@ typedef void (*logits_fn)(uint64_t round, int64_t count, double *logits);
 /* Uniform over a spread of up to 30, rounded to fp32 so that all subjects get the same. */
 static void spread_logits(uint64_t round, int64_t count, double *logits) {
   double spread = 30 * bk_uniform(SEED, round, UINT64_C(1) << 40);
-  for (int64_t i = 0; i < count; i++) logits[i] = (double)(float)(spread * (bk_uniform(SEED, round, (uint64_t)i) - 0.5));
+  for (int64_t i = 0; i < count; i++)
+    logits[i] = (double)(float)(spread * (bk_uniform(SEED, round, (uint64_t)i) - 0.5));
 }
 
 /* Gaps of 800 and far more, in all combinations. */
@@ -97,7 +102,8 @@ static void check_sums(const char *what, int n, const double *comb, double bound
     for (int k = 0; k < n; k++) {
       double sum = 0;
       for (int m = 0; m < n; m++) sum += comb[(t * n + m) * n + k];
-      ck_assert_msg(fabs(sum - 1) <= bound, "%s: n %d token %d: row %d of H_res sums to 1 %+.3e", what, n, t, k, sum - 1);
+      ck_assert_msg(fabs(sum - 1) <= bound, "%s: n %d token %d: row %d of H_res sums to 1 %+.3e",
+                    what, n, t, k, sum - 1);
     }
   }
 }
@@ -116,14 +122,17 @@ static void search(const subject *s, logits_fn make, int rounds, double eps, dou
     run_forward(s->dtype, n, 20, eps, logits, comb);
     check_finite("comb", n, comb);
     if (bound > 0) check_sums(s->device, n, comb, bound);
-    for (int i = 0; i < TOKENS * n * n; i++) given[i] = bk_normal(SEED, (uint64_t)round + 5000, (uint64_t)i);
+    for (int i = 0; i < TOKENS * n * n; i++)
+      given[i] = bk_normal(SEED, (uint64_t)round + 5000, (uint64_t)i);
     run_backward(s->dtype, n, 20, eps, logits, given, comb);
     check_finite("gradient", n, comb);
   }
   close_subject();
 }
 
-START_TEST(row_sums_are_one) { search(&subjects[_i], spread_logits, 64, 0, subjects[_i].sum_bound); }
+START_TEST(row_sums_are_one) {
+  search(&subjects[_i], spread_logits, 64, 0, subjects[_i].sum_bound);
+}
 END_TEST
 
 START_TEST(row_sums_with_eps) {
@@ -141,7 +150,8 @@ END_TEST
 START_TEST(one_stream_is_one) {
   double logits[TOKENS], comb[TOKENS], given[TOKENS], gradient[TOKENS];
   open_subject(&subjects[_i]);
-  for (int t = 0; t < TOKENS; t++) logits[t] = t % 7 ? bk_normal(SEED, 1, (uint64_t)t) * 300 : 1e30 * t;
+  for (int t = 0; t < TOKENS; t++)
+    logits[t] = t % 7 ? bk_normal(SEED, 1, (uint64_t)t) * 300 : 1e30 * t;
   for (int t = 0; t < TOKENS; t++) given[t] = bk_normal(SEED, 2, (uint64_t)t);
   run_forward(subjects[_i].dtype, 1, 20, 0, logits, comb);
   run_backward(subjects[_i].dtype, 1, 20, 0, logits, given, gradient);
@@ -178,8 +188,8 @@ static void deepseek(const double *logits, int n, int iters, double eps, double 
   }
 }
 
-/* The paper's form for eps = 0 on H = comb^T: exp, then rows of H after columns of H, iters times. It is also what the
- * first softmax followed by column steps of comb comes to. */
+/* The paper's form for eps = 0 on H = comb^T: exp, then rows of H after columns of H, iters
+ * times. It is also what the first softmax followed by column steps of comb comes to. */
 static void paper(const double *logits, int n, int iters, double *comb) {
   for (int i = 0; i < n * n; i++) comb[i] = exp(logits[i]);
   for (int i = 0; i < iters; i++) {
@@ -199,8 +209,8 @@ static void compare_with(const subject *s, int iters, double eps, double bound) 
       else paper(logits + t * n * n, n, iters, want);
       for (int i = 0; i < n * n; i++) {
         double d = fabs(comb[t * n * n + i] - want[i]);
-        ck_assert_msg(d <= bound, "%s n %d iters %d eps %g token %d entry %d: off by %.3e", s->device, n, iters, eps, t,
-                      i, d);
+        ck_assert_msg(d <= bound, "%s n %d iters %d eps %g token %d entry %d: off by %.3e",
+                      s->device, n, iters, eps, t, i, d);
       }
     }
   }
@@ -212,20 +222,22 @@ START_TEST(equals_the_written_forms) {
   const subject *s = &subjects[_i];
   open_subject(s);
   for (int i = 0; i < 5; i++) {
-    for (int j = 0; j < 3; j++) compare_with(s, iters[i], eps[j], s->dtype == BK_F64 ? 1e-13 : 2e-6);
+    for (int j = 0; j < 3; j++)
+      compare_with(s, iters[i], eps[j], s->dtype == BK_F64 ? 1e-13 : 2e-6);
   }
   close_subject();
 }
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {row_sums_are_one, row_sums_with_eps, finite_for_any_logits, one_stream_is_one,
-                                equals_the_written_forms};
+  const TTest *const tests[] = {row_sums_are_one, row_sums_with_eps, finite_for_any_logits,
+                                one_stream_is_one, equals_the_written_forms};
   Suite *suite = suite_create("sinkhorn");
   TCase *tcase = tcase_create("properties");
   tcase_set_timeout(tcase, 120);
   tcase_add_checked_fixture(tcase, unit_open, unit_close);
-  for (size_t i = 0; i < BK_COUNT(tests); i++) tcase_add_loop_test(tcase, tests[i], 0, (int)BK_COUNT(subjects));
+  for (size_t i = 0; i < BK_COUNT(tests); i++)
+    tcase_add_loop_test(tcase, tests[i], 0, (int)BK_COUNT(subjects));
   suite_add_tcase(suite, tcase);
   return unit_run(suite);
 }

@@ -12,7 +12,8 @@ const int64_t harness_widths[3] = {31, 128, 2560};
 int64_t harness_clip_tokens(const harness *h, int64_t tokens, int64_t per_token) {
   if (h->roof) return tokens;
   for (int i = HARNESS_WORKING - 1; i > 0; i--) {
-    if (harness_tokens[i] <= tokens && harness_tokens[i] * per_token <= ELEMENT_BUDGET) return harness_tokens[i];
+    if (harness_tokens[i] <= tokens && harness_tokens[i] * per_token <= ELEMENT_BUDGET)
+      return harness_tokens[i];
   }
   return 1;
 }
@@ -26,7 +27,9 @@ static bk_tensor padded(bk_dtype dtype, int pad, int ndim, const int64_t *shape)
 }
 
 bk_tensor h1(bk_dtype dtype, int64_t a) { return bk_tensor_1d(dtype, a); }
-bk_tensor h2(bk_dtype dtype, int pad, int64_t a, int64_t b) { return padded(dtype, pad, 2, (int64_t[]){a, b}); }
+bk_tensor h2(bk_dtype dtype, int pad, int64_t a, int64_t b) {
+  return padded(dtype, pad, 2, (int64_t[]){a, b});
+}
 bk_tensor h3(bk_dtype dtype, int pad, int64_t a, int64_t b, int64_t c) {
   return padded(dtype, pad, 3, (int64_t[]){a, b, c});
 }
@@ -56,7 +59,8 @@ static void permutation(uint64_t seed, uint64_t stream, int64_t count, double *v
   }
 }
 
-static void distinct(uint64_t seed, uint64_t stream, const bk_tensor *t, int64_t limit, double *values) {
+static void distinct(uint64_t seed, uint64_t stream, const bk_tensor *t, int64_t limit,
+                     double *values) {
   int64_t k = t->shape[1];
   uint64_t draw = 0;
   for (int64_t i = 0; i < t->shape[0]; i++) {
@@ -73,24 +77,30 @@ static void offsets(uint64_t seed, uint64_t stream, int64_t count, int64_t total
   values[0] = 0;
   for (int64_t e = 1; e < count; e++) {
     int64_t left = total - (int64_t)values[e - 1];
-    int64_t rows = e == count - 1 ? left : e % 3 == 1 ? 0 : below(seed, stream, (uint64_t)e, left + 1);
+    int64_t rows = e == count - 1 ? left
+                   : e % 3 == 1   ? 0
+                                  : below(seed, stream, (uint64_t)e, left + 1);
     values[e] = values[e - 1] + (double)rows;
   }
 }
 
 static double special(uint64_t seed, uint64_t stream, int64_t i) {
-  static const double values[] = {INFINITY, -INFINITY, NAN, 0.0, -0.0, FLT_MAX / 2, -FLT_MAX / 2, FLT_MIN};
+  static const double values[] = {INFINITY, -INFINITY,   NAN,          0.0,
+                                  -0.0,     FLT_MAX / 2, -FLT_MAX / 2, FLT_MIN};
   int64_t pick = below(seed, stream + 1, (uint64_t)i, 64);
   return pick < (int64_t)BK_COUNT(values) ? values[pick] : bk_normal(seed, stream, (uint64_t)i);
 }
 
-/* 1 + (2j + 1) / 256 is half-way between two neighbours in bf16, whose last bits are even and odd in turn. */
+/* 1 + (2j + 1) / 256 is half-way between two neighbours in bf16, whose last bits are even and
+ * odd in turn. */
 static double tie(uint64_t seed, uint64_t stream, int64_t i) {
   double sign = bk_uniform(seed, stream, (uint64_t)i) < 0.5 ? -1 : 1;
-  return sign * ldexp(1 + (double)(2 * (i % 128) + 1) / 256, (int)below(seed, stream + 1, (uint64_t)i, 20) - 10);
+  return sign * ldexp(1 + (double)(2 * (i % 128) + 1) / 256,
+                      (int)below(seed, stream + 1, (uint64_t)i, 20) - 10);
 }
 
-void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream, double *values) {
+void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream,
+                  double *values) {
   int64_t count = bk_tensor_count(t);
   switch (f->kind) {
     case FILL_PERMUTATION: permutation(seed, stream, count, values); return;
@@ -102,10 +112,14 @@ void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t str
   for (int64_t i = 0; i < count; i++) {
     switch (f->kind) {
       case FILL_NORMAL: values[i] = f->a + f->b * bk_normal(seed, stream, (uint64_t)i); break;
-      case FILL_UNIFORM: values[i] = f->a + (f->b - f->a) * bk_uniform(seed, stream, (uint64_t)i); break;
+      case FILL_UNIFORM:
+        values[i] = f->a + (f->b - f->a) * bk_uniform(seed, stream, (uint64_t)i);
+        break;
       case FILL_SPECIAL: values[i] = special(seed, stream, i); break;
       case FILL_TIES: values[i] = tie(seed, stream, i); break;
-      case FILL_INDEX: values[i] = f->a + (double)below(seed, stream, (uint64_t)i, (int64_t)(f->b - f->a)); break;
+      case FILL_INDEX:
+        values[i] = f->a + (double)below(seed, stream, (uint64_t)i, (int64_t)(f->b - f->a));
+        break;
       case FILL_CONST: values[i] = f->a; break;
       default: values[i] = NAN; break;
     }
@@ -120,7 +134,8 @@ typedef struct pairs {
   bool done[PAIRWISE_MAX][PAIRWISE_MAX][16][16];
 } pairs;
 
-/* Uncovered pairs that giving factor f the level v would cover, with the factors before it fixed. */
+/* Uncovered pairs that giving factor f the level v would cover, with the factors before it
+ * fixed. */
 static int pairs_gain(const pairs *p, const int *row, int f, int v) {
   int gain = 0;
   for (int g = 0; g < f; g++) gain += !p->done[g][f][row[g]][v];
@@ -152,7 +167,8 @@ static bool pairs_open(const pairs *p, int *f, int *g, int *v, int *w) {
   return false;
 }
 
-void harness_pairwise(harness *h, const int *levels, int n_factors, void (*each)(harness *h, const int *level)) {
+void harness_pairwise(harness *h, const int *levels, int n_factors,
+                      void (*each)(harness *h, const int *level)) {
   pairs p = {.levels = levels, .n = n_factors};
   int f, g, v, w;
   while (pairs_open(&p, &f, &g, &v, &w)) {

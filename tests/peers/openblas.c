@@ -1,5 +1,5 @@
-/* The rate of OpenBLAS's own sgemm, all threads, on c [m,n] = a [m,k] b [k,n]: the best of several runs, in GFLOP/s.
- * usage: openblas M N K; made and called by openblas.sh. */
+/* The rate of OpenBLAS's own sgemm, all threads, on c [m,n] = a [m,k] b [k,n]: the best of
+ * several runs, in GFLOP/s. usage: openblas M N K; made and called by openblas.sh. */
 #include <cblas.h>
 #include <stdio.h>
 #include <stdlib.h>

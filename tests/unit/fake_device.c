@@ -5,14 +5,17 @@
 
 fake_state fake;
 
-void fake_reset(void) { fake = (fake_state){.probe_status = BK_OK, .n_devices = 1, .allocs_left = -1}; }
+void fake_reset(void) {
+  fake = (fake_state){.probe_status = BK_OK, .n_devices = 1, .allocs_left = -1};
+}
 
 typedef struct fake_memory {
   char *bytes;
 } fake_memory;
 
 static char *bytes_at(bk_place p) {
-  return p.buffer->device->props.host_memory ? bk_place_data(p) : ((fake_memory *)p.buffer->handle)->bytes + p.offset;
+  return p.buffer->device->props.host_memory ? bk_place_data(p)
+                                             : ((fake_memory *)p.buffer->handle)->bytes + p.offset;
 }
 
 static void fake_close(bk_device *device) { bk_free(device->ctx, device); }
@@ -104,7 +107,8 @@ static const bk_stream_ops stream_ops_holed = {.destroy = stream_destroy, .sync 
 static bk_status fake_stream_create(bk_device *device, int priority, bk_stream **stream) {
   (void)priority;
   *stream = bk_alloc(device->ctx, sizeof **stream);
-  **stream = (bk_stream){.ops = fake.holed_stream ? &stream_ops_holed : &stream_ops, .device = device};
+  **stream =
+      (bk_stream){.ops = fake.holed_stream ? &stream_ops_holed : &stream_ops, .device = device};
   return BK_OK;
 }
 
@@ -131,17 +135,20 @@ static int fake_device_count(bk_context *ctx) {
   return fake.n_devices;
 }
 
-static bk_status fake_describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+static bk_status fake_describe(bk_context *ctx, int index, bk_device_props *props,
+                               size_t *memory_bytes) {
   (void)ctx, (void)index;
   *props = (bk_device_props){.max_alloc = fake.max_alloc};
   *memory_bytes = 0;
   return BK_OK;
 }
 
-static bk_status fake_open(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+static bk_status fake_open(bk_context *ctx, int index, const bk_device_options *options,
+                           bk_device **device) {
   bk_device *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
-  bk_host_device_init(made, ctx, &fake_backend, index, options, fake.holed_device ? &device_ops_holed : &device_ops);
+  bk_host_device_init(made, ctx, &fake_backend, index, options,
+                      fake.holed_device ? &device_ops_holed : &device_ops);
   made->props.host_memory = fake.host_memory;
   made->props.max_alloc = fake.max_alloc;
   *device = made;

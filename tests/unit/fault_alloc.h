@@ -1,5 +1,6 @@
-/* Allocations that fail where a test wants it: a context's allocator, and jansson's functions, count together; the `fail_at`-th
- * from faults_begin on is refused, and with `dead` all later ones too. What is held is counted, so that a leak shows. */
+/* Allocations that fail where a test wants it: a context's allocator, and jansson's functions,
+ * count together; the `fail_at`-th from faults_begin on is refused, and with `dead` all later
+ * ones too. What is held is counted, so that a leak shows. */
 #ifndef BK_TESTS_FAULT_ALLOC_H
 #define BK_TESTS_FAULT_ALLOC_H
 
@@ -56,7 +57,8 @@ static const bk_allocator fault_allocator = {fault_context_alloc, fault_context_
 
 /* As unit_open and unit_close, over the allocator. */
 static BK_UNUSED void fault_open(void) {
-  bk_context_options options = {.allocator = &fault_allocator, .log = unit_log, .log_level = BK_LOG_TRACE};
+  bk_context_options options = {
+      .allocator = &fault_allocator, .log = unit_log, .log_level = BK_LOG_TRACE};
   fault_alloc = (fault_allocations){0};
   unit_messages[0] = '\0';
   json_set_alloc_funcs(fault_json_malloc, fault_json_free);
@@ -68,11 +70,14 @@ static BK_UNUSED void fault_close(void) {
   ck_assert_int_eq(fault_alloc.blocks, 0);
 }
 
-/* Runs `operation`, which undoes all that it did, with its 1st, 2nd, 3rd ... allocation refused, until it passes. Each failure must
- * be BK_ERR_MEMORY, logged once, and leave nothing behind. `skip`: how far apart the refused ones lie after the first 40. Returns
- * the number of allocations that the operation makes. */
-static BK_UNUSED int64_t fault_each_allocation(const char *name, bk_status (*operation)(void), int64_t skip) {
-  ck_assert_msg(operation() == BK_OK, "%s fails by itself:\n%s", name, unit_messages); /* and whatever is made once, is made now */
+/* Runs `operation`, which undoes all that it did, with its 1st, 2nd, 3rd ... allocation refused,
+ * until it passes. Each failure must be BK_ERR_MEMORY, logged once, and leave nothing behind.
+ * `skip`: how far apart the refused ones lie after the first 40. Returns the number of
+ * allocations that the operation makes. */
+static BK_UNUSED int64_t fault_each_allocation(const char *name, bk_status (*operation)(void),
+                                               int64_t skip) {
+  /* and whatever is made once, is made now */
+  ck_assert_msg(operation() == BK_OK, "%s fails by itself:\n%s", name, unit_messages);
   unit_expect(NULL);
   for (int dead = 0; dead < 2; dead++) {
     int64_t before = fault_alloc.blocks;
@@ -80,16 +85,22 @@ static BK_UNUSED int64_t fault_each_allocation(const char *name, bk_status (*ope
       fault_alloc_begin(k, dead);
       bk_status status = operation();
       bool refused = fault_alloc.refused > 0;
-      ck_assert_msg(fault_alloc.blocks == before, "%s, allocation %lld: %lld blocks leaked", name, (long long)k, (long long)(fault_alloc.blocks - before));
+      ck_assert_msg(fault_alloc.blocks == before, "%s, allocation %lld: %lld blocks leaked", name,
+                    (long long)k, (long long)(fault_alloc.blocks - before));
       if (!refused) {
-        ck_assert_msg(status == BK_OK, "%s: status %s without a failure:\n%s", name, bk_status_name(status), unit_messages);
+        ck_assert_msg(status == BK_OK, "%s: status %s without a failure:\n%s", name,
+                      bk_status_name(status), unit_messages);
         unit_expect(NULL);
         break;
       }
-      bool misread = status == BK_ERR_DATA && fault_alloc.refused_json; /* jansson may take it for bad syntax */
-      ck_assert_msg(status == BK_ERR_MEMORY || misread, "%s, allocation %lld: status %s:\n%s", name, (long long)k, bk_status_name(status), unit_messages);
-      ck_assert_msg(misread || strstr(unit_messages, "out of memory") != NULL, "%s, allocation %lld: not said:\n%s", name, (long long)k, unit_messages);
-      ck_assert_msg(dead || unit_errors() == 1, "%s, allocation %lld: not one error:\n%s", name, (long long)k, unit_messages);
+      /* jansson may take it for bad syntax */
+      bool misread = status == BK_ERR_DATA && fault_alloc.refused_json;
+      ck_assert_msg(status == BK_ERR_MEMORY || misread, "%s, allocation %lld: status %s:\n%s", name,
+                    (long long)k, bk_status_name(status), unit_messages);
+      ck_assert_msg(misread || strstr(unit_messages, "out of memory") != NULL,
+                    "%s, allocation %lld: not said:\n%s", name, (long long)k, unit_messages);
+      ck_assert_msg(dead || unit_errors() == 1, "%s, allocation %lld: not one error:\n%s", name,
+                    (long long)k, unit_messages);
       unit_messages[0] = '\0';
     }
   }

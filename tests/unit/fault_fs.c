@@ -1,5 +1,6 @@
-/* See fault_fs.h. Nodes are files and folders; a folder holds names that point to nodes, as in a real file system, so that a rename
- * moves a name and nothing else. Nodes live until the whole is closed. */
+/* See fault_fs.h. Nodes are files and folders; a folder holds names that point to nodes, as in a
+ * real file system, so that a rename moves a name and nothing else. Nodes live until the whole
+ * is closed. */
 #include "tests/unit/fault_fs.h"
 
 #include <errno.h>
@@ -26,8 +27,8 @@ typedef struct entries {
 
 struct fault_node {
   bool folder;
-  bytes now, synced;       /* of a file */
-  entries names, kept;     /* of a folder: now, and as of the last sync_dir */
+  bytes now, synced;   /* of a file */
+  entries names, kept; /* of a folder: now, and as of the last sync_dir */
   fault_node *next;
 };
 
@@ -113,12 +114,14 @@ static int fault(fault_fs *fs, unsigned kind, const char *path) {
 
 static entry *find(entries *e, const char *name, size_t length) {
   for (size_t i = 0; i < e->count; i++)
-    if (strlen(e->list[i].name) == length && memcmp(e->list[i].name, name, length) == 0) return &e->list[i];
+    if (strlen(e->list[i].name) == length && memcmp(e->list[i].name, name, length) == 0)
+      return &e->list[i];
   return NULL;
 }
 
 /* The folder that holds the path's last part, and that part; NULL with *error set. */
-static fault_node *walk(fault_fs *fs, const char *path, const char **last, size_t *length, int *error) {
+static fault_node *walk(fault_fs *fs, const char *path, const char **last, size_t *length,
+                        int *error) {
   fault_node *at = fs->root;
   *error = -ENOENT;
   for (const char *p = path;;) {
@@ -267,12 +270,14 @@ static int fake_rename(void *user, const char *from, const char *to) {
   size_t length, new_length;
   int error, rc = fault(user, FAULT_RENAME, from);
   if (rc) return rc;
-  fault_node *in = walk(user, from, &last, &length, &error), *new_in = in ? walk(user, to, &new_last, &new_length, &error) : NULL;
+  fault_node *in = walk(user, from, &last, &length, &error),
+             *new_in = in ? walk(user, to, &new_last, &new_length, &error) : NULL;
   entry *e = new_in ? find(&in->names, last, length) : NULL;
   if (!e) return error;
   fault_node *moved = e->node;
   entry *there = find(&new_in->names, new_last, new_length);
-  if (there && there->node->folder && (!moved->folder || there->node->names.count)) return -ENOTEMPTY;
+  if (there && there->node->folder && (!moved->folder || there->node->names.count))
+    return -ENOTEMPTY;
   if (there && there->node != moved) there->node = moved;
   else if (!there) link_node(new_in, new_last, new_length, moved);
   unlink_entry(&in->names, find(&in->names, last, length));
@@ -302,7 +307,8 @@ static int fake_sync_dir(void *user, const char *path) {
   return 0;
 }
 
-static int fake_list(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg) {
+static int fake_list(void *user, const char *path, void (*each)(void *arg, const char *name),
+                     void *arg) {
   int error, rc = fault(user, FAULT_LIST, path);
   if (rc) return rc;
   fault_node *n = lookup(user, path, &error);
@@ -320,8 +326,19 @@ static int fake_kind(void *user, const char *path) {
 }
 
 bk_fs fault_fs_table(fault_fs *fs) {
-  return (bk_fs){
-      .open_read = fake_open_read, .open_write = fake_open_write, .read_at = fake_read_at, .write = fake_write, .size = fake_size,
-      .truncate = fake_truncate, .sync = fake_sync, .close = fake_close, .mkdir = fake_mkdir, .rename = fake_rename,
-      .remove = fake_remove, .sync_dir = fake_sync_dir, .list = fake_list, .kind = fake_kind, .user = fs};
+  return (bk_fs){.open_read = fake_open_read,
+                 .open_write = fake_open_write,
+                 .read_at = fake_read_at,
+                 .write = fake_write,
+                 .size = fake_size,
+                 .truncate = fake_truncate,
+                 .sync = fake_sync,
+                 .close = fake_close,
+                 .mkdir = fake_mkdir,
+                 .rename = fake_rename,
+                 .remove = fake_remove,
+                 .sync_dir = fake_sync_dir,
+                 .list = fake_list,
+                 .kind = fake_kind,
+                 .user = fs};
 }

@@ -1,4 +1,5 @@
-/* A loadable backend for test_loader: right ABI, no device. Complete on its own: it asks the program for no symbol. */
+/* A loadable backend for test_loader: right ABI, no device. Complete on its own: it asks the
+ * program for no symbol. */
 #include "tests/unit/module.h"
 
 static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
@@ -14,12 +15,14 @@ static int device_count(bk_context *ctx) {
   return 0;
 }
 
-static bk_status describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+static bk_status describe(bk_context *ctx, int index, bk_device_props *props,
+                          size_t *memory_bytes) {
   (void)ctx, (void)index, (void)props, (void)memory_bytes;
   return BK_ERR_ABSENT;
 }
 
-static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options,
+                             bk_device **device) {
   (void)ctx, (void)index, (void)options, (void)device;
   return BK_ERR_ABSENT;
 }

@@ -1,4 +1,5 @@
-/* What simd_tmpl.c exports for each instruction set: NULL, or what is wrong with the vector layer there. */
+/* What simd_tmpl.c exports for each instruction set: NULL, or what is wrong with the vector
+ * layer there. */
 #ifndef TESTS_UNIT_SIMD_H
 #define TESTS_UNIT_SIMD_H
 

@@ -87,7 +87,8 @@ START_TEST(grow_keeps_and_doubles) {
   bk_memory_stats stats;
   bk_context_memory_stats(ctx, &stats);
   ck_assert_uint_lt(stats.allocations, 15);
-  ck_assert_int_eq(bk_grow(ctx, (void **)&array, &capacity, SIZE_MAX / 2, sizeof *array), BK_ERR_MEMORY);
+  ck_assert_int_eq(bk_grow(ctx, (void **)&array, &capacity, SIZE_MAX / 2, sizeof *array),
+                   BK_ERR_MEMORY);
   unit_expect("error");
   ck_assert_int_eq(array[999], 999);
   bk_free(ctx, array);
@@ -123,7 +124,8 @@ static void budget_free(void *user, void *ptr, size_t bytes) {
 START_TEST(callers_allocator) {
   budget b = {.left = 2};
   bk_allocator allocator = {budget_alloc, budget_free, &b};
-  bk_context_options options = {.allocator = &allocator, .log = unit_log, .log_level = BK_LOG_TRACE};
+  bk_context_options options = {
+      .allocator = &allocator, .log = unit_log, .log_level = BK_LOG_TRACE};
   bk_context *own = NULL;
   ck_assert_int_eq(bk_context_create(&options, &own), BK_OK);
   void *p = bk_alloc(own, 10);
@@ -180,7 +182,8 @@ START_TEST(arena_chunks) {
   ck_assert(p.chunk == 0 && p.offset == 0);
   ck_assert_int_eq(bk_arena_reserve(&arena, 300, &p), BK_OK);
   ck_assert(p.chunk == 0 && p.offset == 256);
-  ck_assert_int_eq(bk_arena_reserve(&arena, 232, &p), BK_OK); /* 768 + 232: the last byte of the chunk */
+  /* 768 + 232: the last byte of the chunk */
+  ck_assert_int_eq(bk_arena_reserve(&arena, 232, &p), BK_OK);
   ck_assert(p.chunk == 0 && p.offset == 768);
   ck_assert_int_eq(bk_arena_reserve(&arena, 1, &p), BK_OK);
   ck_assert(p.chunk == 1 && p.offset == 0);
@@ -228,11 +231,30 @@ START_TEST(edit_distance) {
 END_TEST
 
 START_TEST(parse_integers) {
-  static const struct { const char *text; int64_t value; } good[] = {
-      {"0", 0}, {"-0", 0}, {"+7", 7}, {"007", 7}, {"-12", -12}, {"9223372036854775807", INT64_MAX},
-      {"-9223372036854775808", INT64_MIN}, {"-9223372036854775807", -INT64_MAX}};
-  static const char *const bad[] = {"", "-", "+", " 1", "1 ", "1.0", "0x10", "1e3", "9223372036854775808",
-                                    "-9223372036854775809", "99999999999999999999", "--1", "a"};
+  static const struct {
+    const char *text;
+    int64_t value;
+  } good[] = {{"0", 0},
+              {"-0", 0},
+              {"+7", 7},
+              {"007", 7},
+              {"-12", -12},
+              {"9223372036854775807", INT64_MAX},
+              {"-9223372036854775808", INT64_MIN},
+              {"-9223372036854775807", -INT64_MAX}};
+  static const char *const bad[] = {"",
+                                    "-",
+                                    "+",
+                                    " 1",
+                                    "1 ",
+                                    "1.0",
+                                    "0x10",
+                                    "1e3",
+                                    "9223372036854775808",
+                                    "-9223372036854775809",
+                                    "99999999999999999999",
+                                    "--1",
+                                    "a"};
   for (size_t i = 0; i < BK_COUNT(good); i++) {
     int64_t v = 99;
     ck_assert_msg(bk_parse_int64(good[i].text, &v), "%s", good[i].text);
@@ -247,9 +269,13 @@ START_TEST(parse_integers) {
 END_TEST
 
 static void check_doubles(void) {
-  static const struct { const char *text; double value; } good[] = {
-      {"0", 0}, {"-1.5", -1.5}, {".5", .5}, {"5.", 5}, {"+1e-8", 1e-8}, {"3E4", 3e4}, {"0.1", 0.1}, {"1e-400", 0}};
-  static const char *const bad[] = {"", ".", "-", "1,5", "1e", "1e+", "nan", "inf", "0x1p3", "1e400", " 1", "1 ", "1.2.3", "e5"};
+  static const struct {
+    const char *text;
+    double value;
+  } good[] = {{"0", 0},        {"-1.5", -1.5}, {".5", .5},   {"5.", 5},
+              {"+1e-8", 1e-8}, {"3E4", 3e4},   {"0.1", 0.1}, {"1e-400", 0}};
+  static const char *const bad[] = {"",    ".",     "-",     "1,5", "1e", "1e+",   "nan",
+                                    "inf", "0x1p3", "1e400", " 1",  "1 ", "1.2.3", "e5"};
   for (size_t i = 0; i < BK_COUNT(good); i++) {
     double v = 99;
     ck_assert_msg(bk_parse_double(good[i].text, &v), "%s", good[i].text);
@@ -299,12 +325,14 @@ START_TEST(nan_has_no_sign) {
     snprintf(text, sizeof text, "%g %.3f", bk_unsigned_nan(odd[i]), bk_unsigned_nan(odd[i]));
     ck_assert_str_eq(text, "nan nan");
   }
-  snprintf(text, sizeof text, "%g %g %g", bk_unsigned_nan(-1.5), bk_unsigned_nan(-INFINITY), bk_unsigned_nan(-0.0));
+  snprintf(text, sizeof text, "%g %g %g", bk_unsigned_nan(-1.5), bk_unsigned_nan(-INFINITY),
+           bk_unsigned_nan(-0.0));
   ck_assert_str_eq(text, "-1.5 -inf -0");
 }
 END_TEST
 
-UNIT_MAIN("base", unit_open, unit_close, status_names, log_levels_and_status, log_cuts_long_messages,
-          alloc_counts_zeroes_and_aligns, alloc_overflow, grow_keeps_and_doubles, strings, callers_allocator, context_options,
-          context_reports_leaks, arena_chunks, arena_rewind_keeps_high_water, edit_distance, parse_integers, parse_doubles,
-          parse_bools, nan_has_no_sign, system_facts)
+UNIT_MAIN("base", unit_open, unit_close, status_names, log_levels_and_status,
+          log_cuts_long_messages, alloc_counts_zeroes_and_aligns, alloc_overflow,
+          grow_keeps_and_doubles, strings, callers_allocator, context_options,
+          context_reports_leaks, arena_chunks, arena_rewind_keeps_high_water, edit_distance,
+          parse_integers, parse_doubles, parse_bools, nan_has_no_sign, system_facts)

@@ -2,9 +2,12 @@
 #include "tests/unit/unit.h"
 
 #define V2 "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
-#define V1_CPU "33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 master:3 - cgroup cgroup rw,cpu,cpuacct\n"
+#define V1_CPU \
+  "33 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 master:3 - cgroup cgroup rw,cpu,cpuacct\n"
 #define V1_MEMORY "34 31 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
-#define OTHER "22 27 0:21 / /proc rw,relatime - proc proc rw\n27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n"
+#define OTHER                                                                                  \
+  "22 27 0:21 / /proc rw,relatime - proc proc rw\n27 1 254:0 / / rw,relatime - ext4 /dev/vda " \
+  "rw,discard\n"
 #define MIB ((size_t)1 << 20)
 
 /* root/PATH with that text; folders are made. */
@@ -44,9 +47,14 @@ START_TEST(nothing_there) {
 END_TEST
 
 START_TEST(v2_quotas) {
-  static const struct { const char *text; int cpus; } cases[] = {
-      {"max 100000\n", 16}, {"max\n", 16}, {"200000 100000\n", 2}, {"200001 100000\n", 3}, {"1000 100000\n", 1}, {"1 1000000\n", 1},
-      {"150000\n", 2}, {"150000", 2}, {"10000000 100000\n", 16}, {"18446744073709551615 1\n", 16}};
+  static const struct {
+    const char *text;
+    int cpus;
+  } cases[] = {{"max 100000\n", 16},      {"max\n", 16},
+               {"200000 100000\n", 2},    {"200001 100000\n", 3},
+               {"1000 100000\n", 1},      {"1 1000000\n", 1},
+               {"150000\n", 2},           {"150000", 2},
+               {"10000000 100000\n", 16}, {"18446744073709551615 1\n", 16}};
   tables("0::/a/b\n", OTHER V2);
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     put("sys/fs/cgroup/a/b/cpu.max", cases[i].text);
@@ -78,7 +86,8 @@ START_TEST(v2_memory) {
   expect_memory(900 * MIB, 1000 * MIB);
   put("sys/fs/cgroup/job/memory.max", "419430400\n"); /* 400 MiB, 100 of them used */
   expect_memory(300 * MIB, 400 * MIB);
-  put("sys/fs/cgroup/job/memory.stat", "anon 1\nactive_file 20971520\ninactive_file 31457280\nslab 5\n");
+  put("sys/fs/cgroup/job/memory.stat",
+      "anon 1\nactive_file 20971520\ninactive_file 31457280\nslab 5\n");
   expect_memory(330 * MIB, 400 * MIB);
   put("sys/fs/cgroup/job/memory.stat", "inactive_file 999999999999\n"); /* more than is used */
   expect_memory(400 * MIB, 400 * MIB);
@@ -108,8 +117,10 @@ START_TEST(v1_limits) {
 }
 END_TEST
 
-START_TEST(hybrid) { /* version 2 without controllers, limits in version 1; and the other way round for memory */
-  tables("4:memory:/m\n3:cpu:/c\n0::/u\n", V1_CPU V1_MEMORY "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
+/* version 2 without controllers, limits in version 1; and the other way round for memory */
+START_TEST(hybrid) {
+  tables("4:memory:/m\n3:cpu:/c\n0::/u\n",
+         V1_CPU V1_MEMORY "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n");
   put("sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us", "300000\n");
   put("sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_period_us", "100000\n");
   put("sys/fs/cgroup/unified/u/cgroup.procs", "1\n");
@@ -128,23 +139,29 @@ START_TEST(containers) {
   ck_assert_int_eq(bk_cgroup_cpus(unit_folder, 16), 2);
   expect_memory(100 * MIB, 100 * MIB);
   /* none, and only the container's part is mounted: the path is the host's */
-  tables("3:cpu:/docker/0123\n", "33 31 0:29 /docker/0123 /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n");
+  tables("3:cpu:/docker/0123\n",
+         "33 31 0:29 /docker/0123 /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n");
   put("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "300000\n");
   put("sys/fs/cgroup/cpu/cpu.cfs_period_us", "100000\n");
   ck_assert_int_eq(bk_cgroup_cpus(unit_folder, 16), 3);
   /* a group below the container's */
-  tables("3:cpu:/docker/0123/job\n", "33 31 0:29 /docker/0123 /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n");
+  tables("3:cpu:/docker/0123/job\n",
+         "33 31 0:29 /docker/0123 /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n");
   put("sys/fs/cgroup/cpu/job/cpu.cfs_quota_us", "100000\n");
   put("sys/fs/cgroup/cpu/job/cpu.cfs_period_us", "100000\n");
   ck_assert_int_eq(bk_cgroup_cpus(unit_folder, 16), 1);
   /* paths that the mount does not show: its top */
-  static const char *const unseen[] = {"3:cpu:/elsewhere\n", "3:cpu:/../../other\n", "3:cpu:/docker/0123456\n", "3:cpu:/docker/0123/gone (deleted)\n", "3:cpu:/docker/0123/../job\n"};
+  static const char *const unseen[] = {
+      "3:cpu:/elsewhere\n", "3:cpu:/../../other\n", "3:cpu:/docker/0123456\n",
+      "3:cpu:/docker/0123/gone (deleted)\n", "3:cpu:/docker/0123/../job\n"};
   for (size_t i = 0; i < BK_COUNT(unseen); i++) {
     tables(unseen[i], "33 31 0:29 /docker/0123 /sys/fs/cgroup/cpu ro - cgroup cgroup rw,cpu\n");
     ck_assert_msg(bk_cgroup_cpus(unit_folder, 16) == 3, "%s", unseen[i]);
   }
   /* a second mount that shows the group is better than a first one that does not */
-  tables("3:cpu:/job\n", "33 31 0:29 /docker/0123 /mnt/part ro - cgroup cgroup rw,cpu\n34 31 0:29 / /mnt/all ro - cgroup cgroup rw,cpu\n");
+  tables("3:cpu:/job\n",
+         "33 31 0:29 /docker/0123 /mnt/part ro - cgroup cgroup rw,cpu\n34 31 0:29 / /mnt/all ro - "
+         "cgroup cgroup rw,cpu\n");
   put("mnt/part/cpu.cfs_quota_us", "100000\n");
   put("mnt/part/cpu.cfs_period_us", "100000\n");
   put("mnt/all/job/cpu.cfs_quota_us", "700000\n");
@@ -161,8 +178,20 @@ START_TEST(odd_names) { /* colons and blanks in a group's name, blanks in the pl
 END_TEST
 
 START_TEST(garbage) {
-  static const char *const numbers[] = {"", "\n", "abc\n", "-5\n", "-5 100000\n", "0 100000\n", "100000 0\n", "100000 x\n", "100000 100000 1\n", "99999999999999999999999 100000\n",
-                                        "100000 99999999999999999999999\n", " 100000 100000\n", "0x10 1\n", "1e5 100000\n"};
+  static const char *const numbers[] = {"",
+                                        "\n",
+                                        "abc\n",
+                                        "-5\n",
+                                        "-5 100000\n",
+                                        "0 100000\n",
+                                        "100000 0\n",
+                                        "100000 x\n",
+                                        "100000 100000 1\n",
+                                        "99999999999999999999999 100000\n",
+                                        "100000 99999999999999999999999\n",
+                                        " 100000 100000\n",
+                                        "0x10 1\n",
+                                        "1e5 100000\n"};
   tables("0::/a\n", V2);
   put("sys/fs/cgroup/a/memory.current", "garbage\n");
   put("sys/fs/cgroup/a/memory.stat", "inactive_file\ninactive_file x\ninactive_file 5 6\n");
@@ -178,9 +207,18 @@ START_TEST(garbage) {
 END_TEST
 
 START_TEST(garbage_in_tables) {
-  static const char *const groups[] = {"", "\n", ":::\n", "0\n", "0:\n", "0::\n", "0::a\n", "x::/a\n", "::/a\n", "0::/a", "3:cpu\n0::/a\n"};
-  static const char *const mounts[] = {"", "\n", "a b c\n", "30 23 0:26 / /sys/fs/cgroup rw\n", "30 23 0:26 / /sys/fs/cgroup rw -\n", "30 23 0:26 / /sys/fs/cgroup rw - cgroup2\n",
-                                       "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 x\n", "- - - - - - - - -\n", "30 23 0:26 / relative rw - cgroup2 cgroup2 rw\n"};
+  static const char *const groups[] = {"",       "\n",    ":::\n",         "0\n",
+                                       "0:\n",   "0::\n", "0::a\n",        "x::/a\n",
+                                       "::/a\n", "0::/a", "3:cpu\n0::/a\n"};
+  static const char *const mounts[] = {"",
+                                       "\n",
+                                       "a b c\n",
+                                       "30 23 0:26 / /sys/fs/cgroup rw\n",
+                                       "30 23 0:26 / /sys/fs/cgroup rw -\n",
+                                       "30 23 0:26 / /sys/fs/cgroup rw - cgroup2\n",
+                                       "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 x\n",
+                                       "- - - - - - - - -\n",
+                                       "30 23 0:26 / relative rw - cgroup2 cgroup2 rw\n"};
   put("sys/fs/cgroup/a/cpu.max", "200000 100000\n");
   for (size_t i = 0; i < BK_COUNT(groups); i++) {
     tables(groups[i], V2);
@@ -194,7 +232,8 @@ START_TEST(garbage_in_tables) {
 }
 END_TEST
 
-START_TEST(long_lines) { /* passed over, those around them are not; a path too long to follow is no limit */
+/* passed over, those around them are not; a path too long to follow is no limit */
+START_TEST(long_lines) {
   char *line = bk_alloc(ctx, 40000);
   put("sys/fs/cgroup/cpu.max", "200000 100000\n");
   for (int size = 1000; size <= 20000; size += 997) {
@@ -215,5 +254,6 @@ START_TEST(long_lines) { /* passed over, those around them are not; a path too l
 }
 END_TEST
 
-UNIT_MAIN("cgroup", unit_folder_open, unit_folder_close, nothing_there, v2_quotas, v2_ancestors_count, v2_memory, v1_limits, hybrid, containers, odd_names, garbage,
+UNIT_MAIN("cgroup", unit_folder_open, unit_folder_close, nothing_there, v2_quotas,
+          v2_ancestors_count, v2_memory, v1_limits, hybrid, containers, odd_names, garbage,
           garbage_in_tables, long_lines)

@@ -1,4 +1,5 @@
-/* comm: the checks of the entry points, and `self`, over a device whose memory the host cannot look at. */
+/* comm: the checks of the entry points, and `self`, over a device whose memory the host cannot
+ * look at. */
 #include "tests/unit/fake_device.h"
 #include "tests/unit/unit.h"
 
@@ -50,7 +51,8 @@ static void expect_rows(const bk_tensor *t, int64_t rows, double value) {
 }
 
 START_TEST(self_is_one) {
-  ck_assert(comm->rank == 0 && comm->size == 1 && !comm->needs_host_counts && comm->device == device);
+  ck_assert(comm->rank == 0 && comm->size == 1 && !comm->needs_host_counts &&
+            comm->device == device);
   bk_comm *group = comm;
   ck_assert_int_eq(bk_comm_split(comm, -1, 0, &group), BK_OK);
   ck_assert_ptr_null(group);
@@ -75,7 +77,8 @@ START_TEST(collectives_copy) {
   ck_assert_int_eq(bk_comm_all_to_all(comm, stream, &a, &b, done), BK_OK);
   expect_rows(&b, 3, 1);
   int copies = fake.copies;
-  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &a, &a, done), BK_OK); /* in place */
+  /* in place */
+  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &a, &a, done), BK_OK);
   ck_assert_int_eq(bk_comm_broadcast(comm, stream, 0, &a, done), BK_OK);
   ck_assert_int_eq(bk_comm_barrier(comm, stream, done), BK_OK);
   ck_assert_int_eq(fake.copies, copies);
@@ -84,9 +87,11 @@ START_TEST(collectives_copy) {
 END_TEST
 
 START_TEST(exchange_matches_in_order) {
-  bk_tensor s1 = rows_at(0, 2, 1), s2 = rows_at(256, 1, 50), r1 = rows_at(512, 2, 0), r2 = rows_at(768, 1, 0);
+  bk_tensor s1 = rows_at(0, 2, 1), s2 = rows_at(256, 1, 50), r1 = rows_at(512, 2, 0),
+            r2 = rows_at(768, 1, 0);
   /* receives first: no order within a batch can deadlock */
-  bk_transfer batch[] = {{false, 0, 11, r1}, {false, 0, 12, r2}, {true, 0, 11, s1}, {true, 0, 12, s2}};
+  bk_transfer batch[] = {
+      {false, 0, 11, r1}, {false, 0, 12, r2}, {true, 0, 11, s1}, {true, 0, 12, s2}};
   ck_assert_int_eq(bk_comm_exchange(comm, stream, batch, 4, done), BK_OK);
   expect_rows(&r1, 2, 1);
   expect_rows(&r2, 1, 50);
@@ -117,7 +122,8 @@ END_TEST
 START_TEST(counted_all_to_all) {
   bk_tensor a = rows_at(0, 4, 1), b = rows_at(1024, 5, 100);
   int64_t three = 3, two = 2, five = 5, negative = -1;
-  bk_comm_counts c3 = {.host = &three}, c2 = {.host = &two}, c5 = {.host = &five}, bad = {.host = &negative};
+  bk_comm_counts c3 = {.host = &three}, c2 = {.host = &two}, c5 = {.host = &five},
+                 bad = {.host = &negative};
   ck_assert_int_eq(bk_comm_all_to_allv(comm, stream, &a, &c3, &b, &c3, done), BK_OK);
   expect_rows(&b, 3, 1);
   bk_tensor untouched = bk_tensor_slice(b, 0, 3, 2);
@@ -134,7 +140,8 @@ START_TEST(counted_all_to_all) {
   ck_assert_int_eq(bk_comm_all_to_allv(comm, stream, &a, &on_device, &b, &on_device, done), BK_OK);
   expect_rows(&b, 4, 1);
   comm->needs_host_counts = true;
-  ck_assert_int_eq(bk_comm_all_to_allv(comm, stream, &a, &on_device, &b, &on_device, done), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_comm_all_to_allv(comm, stream, &a, &on_device, &b, &on_device, done),
+                   BK_ERR_ARGUMENT);
   unit_expect("on the host");
 }
 END_TEST
@@ -145,13 +152,16 @@ START_TEST(bad_arguments) {
   ints.buffer = memory;
   ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &a, &b, done), BK_ERR_ARGUMENT);
   unit_expect("1/1 of the elements");
-  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &a, &none, done), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &a, &none, done),
+                   BK_ERR_ARGUMENT);
   unit_expect("dst must be contiguous");
   ck_assert_int_eq(bk_comm_all_gather(comm, stream, &gaps, &b, done), BK_ERR_ARGUMENT);
   unit_expect("src must be contiguous");
-  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &ints, &ints, done), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_comm_all_reduce(comm, stream, BK_REDUCE_SUM, &ints, &ints, done),
+                   BK_ERR_ARGUMENT);
   unit_expect("dtype i32");
-  ck_assert_int_eq(bk_comm_reduce_scatter(comm, stream, (bk_reduce)9, &a, &a, done), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_comm_reduce_scatter(comm, stream, (bk_reduce)9, &a, &a, done),
+                   BK_ERR_ARGUMENT);
   unit_expect("reduction 9");
   ck_assert_int_eq(bk_comm_broadcast(comm, stream, 1, &a, done), BK_ERR_ARGUMENT);
   unit_expect("rank 1");
@@ -208,5 +218,6 @@ START_TEST(transports_are_checked) {
 }
 END_TEST
 
-UNIT_MAIN("comm", open_comm, close_comm, self_is_one, collectives_copy, exchange_matches_in_order, exchange_disagreements,
-          counted_all_to_all, bad_arguments, aborted_groups_refuse, transports_are_checked)
+UNIT_MAIN("comm", open_comm, close_comm, self_is_one, collectives_copy, exchange_matches_in_order,
+          exchange_disagreements, counted_all_to_all, bad_arguments, aborted_groups_refuse,
+          transports_are_checked)

@@ -1,4 +1,5 @@
-/* config.json, --set, the recipe and trainer_state.json: what is taken, what is refused and with which words. */
+/* config.json, --set, the recipe and trainer_state.json: what is taken, what is refused and with
+ * which words. */
 #include "tests/unit/unit.h"
 
 #include <locale.h>
@@ -6,12 +7,16 @@
 
 #include "io/config.h"
 
-/* The keys of a small model that Hugging Face's class accepts; EXTRA goes in front, later duplicates are not allowed in JSON. */
-#define SMALL_SIZES                                                                                                     \
-  "\"vocab_size\":257,\"hidden_size\":64,\"intermediate_size\":128,\"moe_intermediate_size\":32,\"num_hidden_layers\":4,"  \
-  "\"num_attention_heads\":4,\"num_key_value_heads\":4,\"kv_lora_rank\":16,\"q_lora_rank\":null,\"qk_rope_head_dim\":8,"   \
+/* The keys of a small model that Hugging Face's class accepts; EXTRA goes in front, later
+ * duplicates are not allowed in JSON. */
+#define SMALL_SIZES                                                                               \
+  "\"vocab_size\":257,\"hidden_size\":64,\"intermediate_size\":128,\"moe_intermediate_size\":32," \
+  "\"num_hidden_layers\":4,"                                                                      \
+  "\"num_attention_heads\":4,\"num_key_value_heads\":4,\"kv_lora_rank\":16,\"q_lora_rank\":null," \
+  "\"qk_rope_head_dim\":8,"                                                                       \
   "\"qk_nope_head_dim\":16,\"v_head_dim\":16,\"n_shared_experts\":1,\"first_k_dense_replace\":1"
-#define SMALL_EXPERTS ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"n_group\":4,\"topk_group\":2"
+#define SMALL_EXPERTS \
+  ",\"n_routed_experts\":8,\"num_experts_per_tok\":2,\"n_group\":4,\"topk_group\":2"
 #define SMALL SMALL_SIZES SMALL_EXPERTS
 /* Says whose the keys are that are absent. */
 #define NAMED "\"model_type\":\"deepseek_v3\""
@@ -24,7 +29,8 @@ static void small(bk_model_config *m) { ck_assert_int_eq(parse("{" SMALL "}", m)
 
 static void expect_once(const char *part) {
   const char *newline = strchr(unit_messages, '\n');
-  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s", unit_messages);
+  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s",
+                unit_messages);
   unit_expect(part);
 }
 
@@ -32,7 +38,8 @@ static void refused_as(bk_status status, const char *json, const char *part) {
   bk_model_config m;
   memset(&m, 0x5a, sizeof m);
   ck_assert_msg(parse(json, &m) == status, "status of: %s\n%s", json, unit_messages);
-  for (size_t i = 0; i < sizeof m; i++) ck_assert_int_eq(((unsigned char *)&m)[i], 0x5a); /* outputs only on success */
+  /* outputs only on success */
+  for (size_t i = 0; i < sizeof m; i++) ck_assert_int_eq(((unsigned char *)&m)[i], 0x5a);
   ck_assert_msg(strstr(unit_messages, "x.json") != NULL, "no origin in: %s", unit_messages);
   expect_once(part);
 }
@@ -49,7 +56,9 @@ static void warned(const char *json, const char *part) {
 static void same_model(const bk_model_config *a, const bk_model_config *b) {
   char x[160], y[160];
   for (const bk_option *o = bk_model_keys; o->name; o++)
-    ck_assert_msg(strcmp(bk_option_value_text(o, a, x, sizeof x), bk_option_value_text(o, b, y, sizeof y)) == 0, "%s: %s and %s", o->name, x, y);
+    ck_assert_msg(strcmp(bk_option_value_text(o, a, x, sizeof x),
+                         bk_option_value_text(o, b, y, sizeof y)) == 0,
+                  "%s: %s and %s", o->name, x, y);
 }
 
 /* ---- reading ---- */
@@ -78,24 +87,35 @@ START_TEST(absent_keys_are_hugging_faces) {
   ck_assert(m.norm_topk_prob && m.routed_scaling_factor == 2.5 && m.rms_norm_eps == 1e-6);
   ck_assert(m.rope_theta == 10000 && m.initializer_range == 0.02);
   ck_assert_int_eq(m.residual, BK_HC_PLAIN);
-  ck_assert(m.hc_mult == 4 && m.hc_sinkhorn_iters == 20 && m.hc_eps == 0 && m.hc_head == BK_HEAD_SUM);
+  ck_assert(m.hc_mult == 4 && m.hc_sinkhorn_iters == 20 && m.hc_eps == 0 &&
+            m.hc_head == BK_HEAD_SUM);
 }
 END_TEST
 
 /* As transformers 5 saves it: what it writes besides passes in silence. */
 START_TEST(as_transformers_saves_it) {
   warned("{" SMALL
-         ",\"_name_or_path\":\"\",\"architectures\":[\"DeepseekV3ForCausalLM\"],\"attention_bias\":false,\"attention_dropout\":0.0,"
-         "\"bos_token_id\":0,\"chunk_size_feed_forward\":0,\"dtype\":\"float32\",\"eos_token_id\":1,\"head_dim\":8,\"hidden_act\":\"silu\","
-         "\"id2label\":{\"0\":\"LABEL_0\"},\"initializer_range\":0.02,\"is_encoder_decoder\":false,\"label2id\":{\"LABEL_0\":0},"
-         "\"max_position_embeddings\":64,\"model_type\":\"deepseek_v3\",\"norm_topk_prob\":true,\"num_nextn_predict_layers\":0,"
-         "\"output_attentions\":false,\"output_hidden_states\":false,\"output_router_logits\":false,\"pad_token_id\":null,"
-         "\"pretraining_tp\":1,\"problem_type\":null,\"qk_head_dim\":24,\"return_dict\":true,\"rms_norm_eps\":1e-06,"
-         "\"rope_interleave\":true,\"rope_parameters\":{\"rope_theta\":10000.0,\"rope_type\":\"default\"},\"routed_scaling_factor\":2.5,"
+         ",\"_name_or_path\":\"\",\"architectures\":[\"DeepseekV3ForCausalLM\"],\"attention_bias\":"
+         "false,\"attention_dropout\":0.0,"
+         "\"bos_token_id\":0,\"chunk_size_feed_forward\":0,\"dtype\":\"float32\",\"eos_token_id\":"
+         "1,\"head_dim\":8,\"hidden_act\":\"silu\","
+         "\"id2label\":{\"0\":\"LABEL_0\"},\"initializer_range\":0.02,\"is_encoder_decoder\":false,"
+         "\"label2id\":{\"LABEL_0\":0},"
+         "\"max_position_embeddings\":64,\"model_type\":\"deepseek_v3\",\"norm_topk_prob\":true,"
+         "\"num_nextn_predict_layers\":0,"
+         "\"output_attentions\":false,\"output_hidden_states\":false,\"output_router_logits\":"
+         "false,\"pad_token_id\":null,"
+         "\"pretraining_tp\":1,\"problem_type\":null,\"qk_head_dim\":24,\"return_dict\":true,\"rms_"
+         "norm_eps\":1e-06,"
+         "\"rope_interleave\":true,\"rope_parameters\":{\"rope_theta\":10000.0,\"rope_type\":"
+         "\"default\"},\"routed_scaling_factor\":2.5,"
          "\"tie_word_embeddings\":false,\"transformers_version\":\"5.23.0\",\"use_cache\":true}",
          NULL);
-  warned("{" SMALL ",\"aux_loss_alpha\":0.001,\"auto_map\":{},\"ep_size\":1,\"moe_layer_freq\":1,\"scoring_func\":\"sigmoid\",\"seq_aux\":true,"
-         "\"topk_method\":\"noaux_tc\",\"torch_dtype\":\"bfloat16\",\"num_local_experts\":8,\"rope_scaling\":null,\"rope_theta\":10000,"
+  warned("{" SMALL
+         ",\"aux_loss_alpha\":0.001,\"auto_map\":{},\"ep_size\":1,\"moe_layer_freq\":1,\"scoring_"
+         "func\":\"sigmoid\",\"seq_aux\":true,"
+         "\"topk_method\":\"noaux_tc\",\"torch_dtype\":\"bfloat16\",\"num_local_experts\":8,\"rope_"
+         "scaling\":null,\"rope_theta\":10000,"
          "\"quantization_config\":null,\"attention_dropout\":0,\"decoder_start_token_id\":3}",
          NULL);
 }
@@ -103,14 +123,19 @@ END_TEST
 
 START_TEST(keys_are_taken) {
   bk_model_config m;
-  ck_assert_int_eq(parse("{" SMALL ",\"residual\":\"mhc_lite\",\"hc_mult\":5,\"hc_sinkhorn_iters\":3,\"hc_eps\":1e-6,\"hc_head\":\"learned\","
-                         "\"norm_topk_prob\":false,\"routed_scaling_factor\":1,\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":500}}", &m), BK_OK);
+  ck_assert_int_eq(parse("{" SMALL ",\"residual\":\"mhc_lite\",\"hc_mult\":5,\"hc_sinkhorn_iters\":"
+                         "3,\"hc_eps\":1e-6,\"hc_head\":\"learned\","
+                         "\"norm_topk_prob\":false,\"routed_scaling_factor\":1,\"rope_parameters\":"
+                         "{\"rope_type\":\"default\",\"rope_theta\":500}}",
+                         &m),
+                   BK_OK);
   ck_assert_int_eq(m.q_lora_rank, 0);
   ck_assert_int_eq(m.residual, BK_HC_MHC_LITE);
   ck_assert_int_eq(m.hc_mult, 5);
   ck_assert_int_eq(m.hc_sinkhorn_iters, 3);
   ck_assert_int_eq(m.hc_head, BK_HEAD_LEARNED);
-  ck_assert(m.hc_eps == 1e-6 && m.routed_scaling_factor == 1 && m.rope_theta == 500 && !m.norm_topk_prob);
+  ck_assert(m.hc_eps == 1e-6 && m.routed_scaling_factor == 1 && m.rope_theta == 500 &&
+            !m.norm_topk_prob);
   ck_assert_int_eq(m.vocab_size, 257);
 }
 END_TEST
@@ -127,40 +152,61 @@ START_TEST(bad_json) {
 END_TEST
 
 START_TEST(wrong_types) {
-  refused("{" NAMED ",\"hidden_size\":64.0}", "hidden_size must be an integer from 1 to 16777216, not a number with a fraction or exponent");
-  refused("{" NAMED ",\"hidden_size\":\"64\"}", "hidden_size must be an integer from 1 to 16777216, not a string");
+  refused("{" NAMED ",\"hidden_size\":64.0}",
+          "hidden_size must be an integer from 1 to 16777216, not a number with a fraction or "
+          "exponent");
+  refused("{" NAMED ",\"hidden_size\":\"64\"}",
+          "hidden_size must be an integer from 1 to 16777216, not a string");
   refused("{" NAMED ",\"hidden_size\":null}", "not null");
-  refused("{" NAMED ",\"norm_topk_prob\":1}", "norm_topk_prob must be true or false, not an integer");
+  refused("{" NAMED ",\"norm_topk_prob\":1}",
+          "norm_topk_prob must be true or false, not an integer");
   refused("{" NAMED ",\"rms_norm_eps\":\"1e-6\"}", "rms_norm_eps must be a number");
-  refused("{" NAMED ",\"residual\":3}", "residual must be one of plain, hc, mhc, mhc_lite, ihc, not an integer");
-  refused("{" NAMED ",\"residual\":\"MHC\"}", "residual must be one of plain, hc, mhc, mhc_lite, ihc, not MHC");
-  refused("{" NAMED ",\"q_lora_rank\":0}", "q_lora_rank must be an integer from 1 to 16777216, or null, not 0");
+  refused("{" NAMED ",\"residual\":3}",
+          "residual must be one of plain, hc, mhc, mhc_lite, ihc, not an integer");
+  refused("{" NAMED ",\"residual\":\"MHC\"}",
+          "residual must be one of plain, hc, mhc, mhc_lite, ihc, not MHC");
+  refused("{" NAMED ",\"q_lora_rank\":0}",
+          "q_lora_rank must be an integer from 1 to 16777216, or null, not 0");
 }
 END_TEST
 
 START_TEST(ranges) {
   refused("{" NAMED ",\"hc_mult\":0}", "hc_mult must be an integer from 1 to 8, not 0");
   refused("{" NAMED ",\"hc_mult\":9}", "hc_mult must be an integer from 1 to 8, not 9");
-  refused("{" NAMED ",\"hc_mult\":6,\"residual\":\"mhc_lite\"}", "hc_mult (6) must be at most 5 with residual mhc_lite");
-  refused("{" NAMED ",\"hc_sinkhorn_iters\":65}", "hc_sinkhorn_iters must be an integer from 1 to 64, not 65");
+  refused("{" NAMED ",\"hc_mult\":6,\"residual\":\"mhc_lite\"}",
+          "hc_mult (6) must be at most 5 with residual mhc_lite");
+  refused("{" NAMED ",\"hc_sinkhorn_iters\":65}",
+          "hc_sinkhorn_iters must be an integer from 1 to 64, not 65");
   refused("{" NAMED ",\"hc_eps\":-1e-6}", "hc_eps must be a number from 0.0 to 1.0, not -1e-06");
   refused("{" NAMED ",\"rms_norm_eps\":0}", "rms_norm_eps");
-  refused("{" NAMED ",\"vocab_size\":2147483648}", "vocab_size must be an integer from 1 to 2147483647, not 2147483648");
+  refused("{" NAMED ",\"vocab_size\":2147483648}",
+          "vocab_size must be an integer from 1 to 2147483647, not 2147483648");
   refused("{" NAMED ",\"num_hidden_layers\":-1}", "num_hidden_layers");
 }
 END_TEST
 
 START_TEST(sizes_that_do_not_fit) {
   refused("{" NAMED ",\"qk_rope_head_dim\":7}", "qk_rope_head_dim (7) must be even");
-  refused("{" SMALL_SIZES ",\"n_routed_experts\":10,\"n_group\":4,\"topk_group\":2}", "n_routed_experts (10) cannot be divided by n_group (4)");
-  refused("{" SMALL_SIZES ",\"n_routed_experts\":4,\"n_group\":4,\"topk_group\":2}", "fewer than 2 experts a group");
-  refused("{" SMALL_SIZES ",\"n_routed_experts\":8,\"n_group\":4,\"topk_group\":5}", "topk_group (5) is above n_group (4)");
-  refused("{" SMALL_SIZES ",\"n_routed_experts\":8,\"n_group\":4,\"topk_group\":2,\"num_experts_per_tok\":5}",
+  refused("{" SMALL_SIZES ",\"n_routed_experts\":10,\"n_group\":4,\"topk_group\":2}",
+          "n_routed_experts (10) cannot be divided by n_group (4)");
+  refused("{" SMALL_SIZES ",\"n_routed_experts\":4,\"n_group\":4,\"topk_group\":2}",
+          "fewer than 2 experts a group");
+  refused("{" SMALL_SIZES ",\"n_routed_experts\":8,\"n_group\":4,\"topk_group\":5}",
+          "topk_group (5) is above n_group (4)");
+  refused("{" SMALL_SIZES
+          ",\"n_routed_experts\":8,\"n_group\":4,\"topk_group\":2,\"num_experts_per_tok\":5}",
           "num_experts_per_tok (5) is above the 4 experts that are left");
-  refused("{" SMALL_SIZES ",\"n_routed_experts\":8,\"n_group\":1,\"topk_group\":1,\"num_experts_per_tok\":9}",
+  refused("{" SMALL_SIZES
+          ",\"n_routed_experts\":8,\"n_group\":1,\"topk_group\":1,\"num_experts_per_tok\":9}",
           "num_experts_per_tok (9) is above the 8 experts that are left");
-  refused("{" NAMED ",\"num_attention_heads\":65536,\"num_key_value_heads\":65536,\"qk_nope_head_dim\":65536}", "at most 2147483647");
-  refused("{" NAMED ",\"num_hidden_layers\":100000,\"hidden_size\":16777216,\"moe_intermediate_size\":268435456,\"n_shared_experts\":0}", "parameters");
+  refused(
+      "{" NAMED
+      ",\"num_attention_heads\":65536,\"num_key_value_heads\":65536,\"qk_nope_head_dim\":65536}",
+      "at most 2147483647");
+  refused("{" NAMED
+          ",\"num_hidden_layers\":100000,\"hidden_size\":16777216,\"moe_intermediate_size\":"
+          "268435456,\"n_shared_experts\":0}",
+          "parameters");
 }
 END_TEST
 
@@ -170,27 +216,40 @@ START_TEST(refused_by_design) {
   refused("{" SMALL ",\"topk_method\":\"greedy\"}", "topk_method must be noaux_tc, not greedy");
   refused("{" SMALL ",\"hidden_act\":\"gelu\"}", "hidden_act must be silu, not gelu");
   refused("{" SMALL ",\"rope_interleave\":false}", "rope_interleave must be true, not false");
-  refused("{" SMALL ",\"tie_word_embeddings\":true}", "tie_word_embeddings must be false, not true");
+  refused("{" SMALL ",\"tie_word_embeddings\":true}",
+          "tie_word_embeddings must be false, not true");
   refused("{" SMALL ",\"attention_bias\":true}", "attention_bias must be false, not true");
   refused("{" SMALL ",\"attention_dropout\":0.1}", "attention_dropout must be 0.0, not 0.1");
-  refused("{" SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40}}", "rope_scaling: type must be default, not yarn");
-  refused("{" SMALL ",\"rope_parameters\":{\"rope_type\":\"linear\"}}", "rope_parameters: rope_type must be default, not linear");
-  refused("{" SMALL ",\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}", "partial_rotary_factor is not honoured");
-  refused("{" SMALL ",\"rope_parameters\":7}", "rope_parameters must be null or an object, not an integer");
-  refused("{" SMALL ",\"rope_theta\":100.0,\"rope_parameters\":{\"rope_theta\":200.0}}", "rope_theta is given twice");
+  refused("{" SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":40}}",
+          "rope_scaling: type must be default, not yarn");
+  refused("{" SMALL ",\"rope_parameters\":{\"rope_type\":\"linear\"}}",
+          "rope_parameters: rope_type must be default, not linear");
+  refused("{" SMALL
+          ",\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}}",
+          "partial_rotary_factor is not honoured");
+  refused("{" SMALL ",\"rope_parameters\":7}",
+          "rope_parameters must be null or an object, not an integer");
+  refused("{" SMALL ",\"rope_theta\":100.0,\"rope_parameters\":{\"rope_theta\":200.0}}",
+          "rope_theta is given twice");
   refused("{" SMALL ",\"quantization_config\":{\"quant_method\":\"fp8\"}}", "quantization_config");
   refused("{" SMALL ",\"head_dim\":16}", "head_dim (16) must equal qk_rope_head_dim (8)");
-  refused("{" SMALL ",\"qk_head_dim\":25}", "qk_head_dim (25) must equal qk_nope_head_dim + qk_rope_head_dim (24)");
-  refused("{" SMALL ",\"num_local_experts\":16}", "num_local_experts (16) must equal n_routed_experts (8)");
-  refused("{" NAMED ",\"num_key_value_heads\":8}", "num_key_value_heads (8) must equal num_attention_heads (128)");
-  refused("{" NAMED ",\"num_attention_heads\":4}", "num_key_value_heads is absent, which means 128");
+  refused("{" SMALL ",\"qk_head_dim\":25}",
+          "qk_head_dim (25) must equal qk_nope_head_dim + qk_rope_head_dim (24)");
+  refused("{" SMALL ",\"num_local_experts\":16}",
+          "num_local_experts (16) must equal n_routed_experts (8)");
+  refused("{" NAMED ",\"num_key_value_heads\":8}",
+          "num_key_value_heads (8) must equal num_attention_heads (128)");
+  refused("{" NAMED ",\"num_attention_heads\":4}",
+          "num_key_value_heads is absent, which means 128");
   warned("{" NAMED ",\"num_attention_heads\":4,\"num_key_value_heads\":null}", NULL);
 }
 END_TEST
 
 START_TEST(unknown_keys_warn) {
-  warned("{" SMALL ",\"hiden_size\":64}", "unknown key \"hiden_size\" has no effect; the nearest known one is hidden_size");
-  warned("{" SMALL ",\"zzzzzzzzzzzzzzzzzzzz\":64}", "unknown key \"zzzzzzzzzzzzzzzzzzzz\" has no effect\n");
+  warned("{" SMALL ",\"hiden_size\":64}",
+         "unknown key \"hiden_size\" has no effect; the nearest known one is hidden_size");
+  warned("{" SMALL ",\"zzzzzzzzzzzzzzzzzzzz\":64}",
+         "unknown key \"zzzzzzzzzzzzzzzzzzzz\" has no effect\n");
   warned("{" SMALL ",\"hc_mult\":4}", "hc_mult has no effect: the key residual is absent");
 }
 END_TEST
@@ -210,8 +269,10 @@ START_TEST(set_values) {
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "lr_schedule=cosine"), BK_OK);
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "seed=9007199254740992"), BK_OK);
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "adam_eps=1e-20"), BK_OK); /* the paper's */
-  ck_assert(m.residual == BK_HC_MHC && m.hc_eps == 1e-6 && m.q_lora_rank == 24 && !m.norm_topk_prob);
-  ck_assert(t.lr == 0.01 && t.lr_schedule == BK_LR_COSINE && t.seed == 9007199254740992u && t.adam_eps == 1e-20);
+  ck_assert(m.residual == BK_HC_MHC && m.hc_eps == 1e-6 && m.q_lora_rank == 24 &&
+            !m.norm_topk_prob);
+  ck_assert(t.lr == 0.01 && t.lr_schedule == BK_LR_COSINE && t.seed == 9007199254740992u &&
+            t.adam_eps == 1e-20);
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "q_lora_rank=null"), BK_OK);
   ck_assert_int_eq(m.q_lora_rank, 0);
   const char *const recompute[] = {"hc_recompute=off", "hc_recompute=auto", "hc_recompute=7"};
@@ -283,7 +344,8 @@ START_TEST(model_round_trip) {
     m.q_lora_rank = (int64_t)i * 8;
     round_trip_model(&m, BK_F32);
   }
-  ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_I32), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_I32),
+                   BK_ERR_ARGUMENT);
   expect_once("weights cannot be i32");
   m.hc_mult = 9;
   ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_F32), BK_ERR_CONFIG);
@@ -292,25 +354,46 @@ START_TEST(model_round_trip) {
 END_TEST
 
 START_TEST(written_text) {
-  static const char *const parts[] = {
-      "\"architectures\": [\"DeepseekV3ForCausalLM\"]", "\"model_type\": \"deepseek_v3\"", "\"torch_dtype\": \"bfloat16\"", "\"q_lora_rank\": null",
-      "\"n_group\": 4,", "\"topk_group\": 2,", "\"num_key_value_heads\": 4,", "\"rope_theta\": 10000.0,", "\"rope_interleave\": true",
-      "\"num_nextn_predict_layers\": 0", "\"hidden_act\": \"silu\"", "\"tie_word_embeddings\": false", "\"attention_bias\": false",
-      "\"attention_dropout\": 0.0", "\"scoring_func\": \"sigmoid\"", "\"topk_method\": \"noaux_tc\"", "\"moe_layer_freq\": 1",
-      "\"routed_scaling_factor\": 2.5", "\"rms_norm_eps\": 1e-06", "\"hc_eps\": 0.0", "\"initializer_range\": 0.02", "\"residual\": \"plain\"",
-      "\"hidden_size\": 64,", "\"hc_head\": \"sum\"", "\"norm_topk_prob\": true", "\"first_k_dense_replace\": 1,"};
+  static const char *const parts[] = {"\"architectures\": [\"DeepseekV3ForCausalLM\"]",
+                                      "\"model_type\": \"deepseek_v3\"",
+                                      "\"torch_dtype\": \"bfloat16\"",
+                                      "\"q_lora_rank\": null",
+                                      "\"n_group\": 4,",
+                                      "\"topk_group\": 2,",
+                                      "\"num_key_value_heads\": 4,",
+                                      "\"rope_theta\": 10000.0,",
+                                      "\"rope_interleave\": true",
+                                      "\"num_nextn_predict_layers\": 0",
+                                      "\"hidden_act\": \"silu\"",
+                                      "\"tie_word_embeddings\": false",
+                                      "\"attention_bias\": false",
+                                      "\"attention_dropout\": 0.0",
+                                      "\"scoring_func\": \"sigmoid\"",
+                                      "\"topk_method\": \"noaux_tc\"",
+                                      "\"moe_layer_freq\": 1",
+                                      "\"routed_scaling_factor\": 2.5",
+                                      "\"rms_norm_eps\": 1e-06",
+                                      "\"hc_eps\": 0.0",
+                                      "\"initializer_range\": 0.02",
+                                      "\"residual\": \"plain\"",
+                                      "\"hidden_size\": 64,",
+                                      "\"hc_head\": \"sum\"",
+                                      "\"norm_topk_prob\": true",
+                                      "\"first_k_dense_replace\": 1,"};
   bk_model_config m;
   char *text;
   size_t bytes;
   small(&m);
   ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_BF16), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("config.json"), 65536, &text, &bytes), BK_OK);
-  for (size_t i = 0; i < BK_COUNT(parts); i++) ck_assert_msg(strstr(text, parts[i]) != NULL, "%s is not in\n%s", parts[i], text);
+  for (size_t i = 0; i < BK_COUNT(parts); i++)
+    ck_assert_msg(strstr(text, parts[i]) != NULL, "%s is not in\n%s", parts[i], text);
   bk_free(ctx, text);
   m.residual = BK_HC_MHC; /* not a model that transformers should take for DeepSeek-V3 */
   ck_assert_int_eq(bk_model_config_write(ctx, unit_path("config.json"), &m, BK_BF16), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("config.json"), 65536, &text, &bytes), BK_OK);
-  ck_assert(strstr(text, "DeepseekV3") == NULL && strstr(text, "\"model_type\": \"birkhoff\"") != NULL);
+  ck_assert(strstr(text, "DeepseekV3") == NULL &&
+            strstr(text, "\"model_type\": \"birkhoff\"") != NULL);
   bk_free(ctx, text);
 }
 END_TEST
@@ -320,11 +403,13 @@ START_TEST(locale) {
   const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8", "fr_FR.utf8"};
   bk_model_config m;
   bool set = false;
-  for (size_t i = 0; i < BK_COUNT(names) && !set; i++) set = setlocale(LC_NUMERIC, names[i]) != NULL;
+  for (size_t i = 0; i < BK_COUNT(names) && !set; i++)
+    set = setlocale(LC_NUMERIC, names[i]) != NULL;
   small(&m);
   round_trip_model(&m, BK_F32);
   setlocale(LC_NUMERIC, "C");
-  if (!set) fprintf(stderr, "no locale with a decimal comma is installed: only the C locale was tried\n");
+  if (!set)
+    fprintf(stderr, "no locale with a decimal comma is installed: only the C locale was tried\n");
 }
 END_TEST
 
@@ -336,22 +421,31 @@ START_TEST(files_that_cannot_be_read) {
   ck_assert_int_eq(bk_trainer_state_read(ctx, unit_path("absent.json"), &s), BK_ERR_IO);
   expect_once("absent.json");
   small(&m);
-  ck_assert_int_eq(bk_model_config_write(ctx, unit_path("no/folder/config.json"), &m, BK_F32), BK_ERR_IO);
+  ck_assert_int_eq(bk_model_config_write(ctx, unit_path("no/folder/config.json"), &m, BK_F32),
+                   BK_ERR_IO);
   expect_once("no/folder/config.json");
 }
 END_TEST
 
 /* What lies there in place of config.json. */
 START_TEST(other_kinds) {
-  static const struct { const char *bytes; size_t count; const char *part; } cases[] = {
-      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67, "config.json: not JSON: it is a pointer of Git LFS in place of the file itself; fetch it: git lfs pull"},
-      {"\x1f\x8b\x08\0\0\0\0\0", 8, "config.json: not JSON: it is a gzip archive; unpack it first (gunzip)"},
+  static const struct {
+    const char *bytes;
+    size_t count;
+    const char *part;
+  } cases[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67,
+       "config.json: not JSON: it is a pointer of Git LFS in place of the file itself; fetch it: "
+       "git lfs pull"},
+      {"\x1f\x8b\x08\0\0\0\0\0", 8,
+       "config.json: not JSON: it is a gzip archive; unpack it first (gunzip)"},
       {"\xff\xfe{\0\n\0}\0", 8, "config.json: not JSON: it is text in UTF-16; convert it"},
       {"hidden_size: 64\n", 16, "config.json: line 1, column"},
   };
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     bk_model_config m;
-    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("config.json"), cases[i].bytes, cases[i].count), BK_OK);
+    ck_assert_int_eq(
+        bk_file_write_atomic(ctx, unit_path("config.json"), cases[i].bytes, cases[i].count), BK_OK);
     ck_assert_int_eq(bk_model_config_read(ctx, unit_path("config.json"), &m), BK_ERR_DATA);
     expect_once(cases[i].part);
   }
@@ -359,7 +453,8 @@ START_TEST(other_kinds) {
 END_TEST
 
 static void fill_state(bk_trainer_state *s) {
-  *s = (bk_trainer_state){.step = 123, .tokens = 1LL << 53, .data_hash = 0xfedcba9876543210u, .dtype = BK_BF16};
+  *s = (bk_trainer_state){
+      .step = 123, .tokens = 1LL << 53, .data_hash = 0xfedcba9876543210u, .dtype = BK_BF16};
   bk_train_config_default(&s->recipe);
   s->recipe.lr = 0.1 + 0.2; /* needs 17 digits */
   s->recipe.lr_schedule = BK_LR_CONSTANT;
@@ -379,17 +474,21 @@ START_TEST(state_round_trip) {
     memset(&back, 0, sizeof back);
     ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("trainer_state.json"), &s), BK_OK);
     ck_assert_int_eq(bk_trainer_state_read(ctx, unit_path("trainer_state.json"), &back), BK_OK);
-    ck_assert(back.step == s.step && back.tokens == s.tokens && back.data_hash == s.data_hash && back.dtype == s.dtype);
+    ck_assert(back.step == s.step && back.tokens == s.tokens && back.data_hash == s.data_hash &&
+              back.dtype == s.dtype);
     ck_assert(back.recipe.lr == s.recipe.lr);
     for (const bk_option *o = bk_train_keys; o->name; o++)
-      ck_assert_str_eq(bk_option_value_text(o, &s.recipe, x, sizeof x), bk_option_value_text(o, &back.recipe, y, sizeof y));
+      ck_assert_str_eq(bk_option_value_text(o, &s.recipe, x, sizeof x),
+                       bk_option_value_text(o, &back.recipe, y, sizeof y));
   }
 }
 END_TEST
 
-/* Keys that a state may lack: their defaults, but for the split of .bin files, which there was none of. */
+/* Keys that a state may lack: their defaults, but for the split of .bin files, which there was
+ * none of. */
 START_TEST(state_without_later_keys) {
-  static const char *const later[] = {"spike_factor", "gain_limit", "allow_tf32", "cuda_graph", "merge_stream", "bin_validation"};
+  static const char *const later[] = {"spike_factor", "gain_limit",   "allow_tf32",
+                                      "cuda_graph",   "merge_stream", "bin_validation"};
   bk_trainer_state s, back;
   bk_train_config usual;
   char x[160], y[160], kept[8192] = "", *text, *line;
@@ -406,7 +505,8 @@ START_TEST(state_without_later_keys) {
     for (size_t i = 0; i < BK_COUNT(later); i++) skip |= strstr(line, later[i]) != NULL;
     size_t used = strlen(kept);
     if (skip) continue;
-    if (line[2] == '}' && used && kept[used - 1] == ',') used--; /* after what is now the last key */
+    /* after what is now the last key */
+    if (line[2] == '}' && used && kept[used - 1] == ',') used--;
     snprintf(kept + used, sizeof kept - used, "%s", line);
   }
   bk_free(ctx, text);
@@ -415,17 +515,21 @@ START_TEST(state_without_later_keys) {
   for (const bk_option *o = bk_train_keys; o->name; o++) {
     bool absent = false;
     for (size_t i = 0; i < BK_COUNT(later); i++) absent |= strcmp(o->name, later[i]) == 0;
-    ck_assert_str_eq(bk_option_value_text(o, absent ? &usual : &s.recipe, x, sizeof x), bk_option_value_text(o, &back.recipe, y, sizeof y));
+    ck_assert_str_eq(bk_option_value_text(o, absent ? &usual : &s.recipe, x, sizeof x),
+                     bk_option_value_text(o, &back.recipe, y, sizeof y));
   }
 }
 END_TEST
 
 /* Each replacement makes the file refuse. */
 START_TEST(bad_state) {
-  static const struct { const char *from, *to, *part; } cases[] = {
+  static const struct {
+    const char *from, *to, *part;
+  } cases[] = {
       {"\"format\": 1", "\"format\": 2", "format 2 is not known"},
       {"\"step\": 123", "\"step\": -3", "step must be an integer from 0 to 1152921504606846976"},
-      {"\"step\": 123", "\"step\": 9223372036854775807", "step must be an integer from 0 to 1152921504606846976"},
+      {"\"step\": 123", "\"step\": 9223372036854775807",
+       "step must be an integer from 0 to 1152921504606846976"},
       {"\"step\": 123", "\"step\": 1.5", "step must be an integer"},
       {"\"step\": 123", "\"stop\": 123", "step is missing"},
       {"\"fedcba9876543210\"", "\"fedcba987654321g\"", "data_hash must be"},
@@ -441,13 +545,17 @@ START_TEST(bad_state) {
   size_t bytes;
   fill_state(&s);
   ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
-  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof changed / 2, &text, &bytes), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof changed / 2, &text, &bytes),
+                   BK_OK);
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     char *found = strstr(text, cases[i].from);
     ck_assert_msg(found != NULL, "%s is not in\n%s", cases[i].from, text);
-    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(found - text), text, cases[i].to, found + strlen(cases[i].from));
-    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("s.json"), changed, strlen(changed)), BK_OK);
-    ck_assert_msg(bk_trainer_state_read(ctx, unit_path("s.json"), &back) != BK_OK, "%s was accepted", cases[i].to);
+    snprintf(changed, sizeof changed, "%.*s%s%s", (int)(found - text), text, cases[i].to,
+             found + strlen(cases[i].from));
+    ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("s.json"), changed, strlen(changed)),
+                     BK_OK);
+    ck_assert_msg(bk_trainer_state_read(ctx, unit_path("s.json"), &back) != BK_OK,
+                  "%s was accepted", cases[i].to);
     expect_once(cases[i].part);
   }
   bk_free(ctx, text);
@@ -481,7 +589,8 @@ END_TEST
 
 static void rate_is(const bk_train_config *t, int64_t step, double wanted) {
   double rate = bk_learning_rate(t, step);
-  ck_assert_msg(fabs(rate - wanted) < 1e-12, "step %lld: %.17g, not %.17g", (long long)step, rate, wanted);
+  ck_assert_msg(fabs(rate - wanted) < 1e-12, "step %lld: %.17g, not %.17g", (long long)step, rate,
+                wanted);
 }
 
 START_TEST(learning_rate) {
@@ -537,7 +646,9 @@ START_TEST(tables_are_sound) {
 }
 END_TEST
 
-UNIT_MAIN("config", unit_folder_open, unit_folder_close, absent_keys_are_hugging_faces, as_transformers_saves_it, keys_are_taken, bad_json,
-          wrong_types, ranges, sizes_that_do_not_fit, refused_by_design, unknown_keys_warn, set_values, set_refused, model_round_trip,
-          written_text, locale, files_that_cannot_be_read, other_kinds, state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate, recompute_block,
-          tables_are_sound)
+UNIT_MAIN("config", unit_folder_open, unit_folder_close, absent_keys_are_hugging_faces,
+          as_transformers_saves_it, keys_are_taken, bad_json, wrong_types, ranges,
+          sizes_that_do_not_fit, refused_by_design, unknown_keys_warn, set_values, set_refused,
+          model_round_trip, written_text, locale, files_that_cannot_be_read, other_kinds,
+          state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate,
+          recompute_block, tables_are_sound)

@@ -1,5 +1,6 @@
-/* The cpu backend's residual connections beyond the op harness, on each instruction set: Sinkhorn's properties by random
- * search, the fused mixes equal to their primitives bit for bit in fp32, and merge_mix equal to its parts bit for bit. */
+/* The cpu backend's residual connections beyond the op harness, on each instruction set:
+ * Sinkhorn's properties by random search, the fused mixes equal to their primitives bit for bit
+ * in fp32, and merge_mix equal to its parts bit for bit. */
 #include "backends/cpu/cpu.h"
 #include "ops/ops.h"
 #include "tests/unit/unit.h"
@@ -13,7 +14,8 @@
 #define MAX_N BK_HC_MAX_N
 
 #define SET(isa, ISA, ...) #isa,
-static const char *const sets[] = {BK_CPU_ISAS(SET, 0)}; /* what the machine lacks runs as the next one */
+/* what the machine lacks runs as the next one */
+static const char *const sets[] = {BK_CPU_ISAS(SET, 0)};
 static bk_device *device;
 static bk_stream *stream;
 static bk_buffer *buffer;
@@ -43,23 +45,29 @@ static bk_tensor place(bk_tensor t) {
 
 static void fill_random(const bk_tensor *t, uint64_t stream_id, double scale) {
   float *x = bk_tensor_data(t);
-  for (int64_t i = 0; i < bk_tensor_count(t); i++) x[i] = (float)(scale * (2 * bk_uniform(7, stream_id, (uint64_t)i) - 1));
+  for (int64_t i = 0; i < bk_tensor_count(t); i++)
+    x[i] = (float)(scale * (2 * bk_uniform(7, stream_id, (uint64_t)i) - 1));
 }
 
-static void run(bk_op op, const void *args) { ck_assert_int_eq(bk_op_run(stream, op, args), BK_OK); }
+static void run(bk_op op, const void *args) {
+  ck_assert_int_eq(bk_op_run(stream, op, args), BK_OK);
+}
 
 /* The sums over sources m for each destination k, and that all is finite. */
-static void check_comb(const float *comb, int n, double tolerance, const char *what, double spread, int iters) {
+static void check_comb(const float *comb, int n, double tolerance, const char *what, double spread,
+                       int iters) {
   for (int i = 0; i < TOKENS * n; i++) {
     double sum = 0;
     for (int m = 0; m < n; m++) sum += comb[(i / n * n + m) * n + i % n];
-    ck_assert_msg(fabs(sum - 1) <= tolerance, "%s: n = %d, %d iterations, spread %g: sum %.9g", what, n, iters, spread, sum);
+    ck_assert_msg(fabs(sum - 1) <= tolerance, "%s: n = %d, %d iterations, spread %g: sum %.9g",
+                  what, n, iters, spread, sum);
   }
 }
 
 static void check_finite(const bk_tensor *t, const char *what, double spread) {
   const float *x = bk_tensor_data(t);
-  for (int64_t i = 0; i < bk_tensor_count(t); i++) ck_assert_msg(isfinite(x[i]), "%s at spread %g is %g", what, spread, x[i]);
+  for (int64_t i = 0; i < bk_tensor_count(t); i++)
+    ck_assert_msg(isfinite(x[i]), "%s at spread %g is %g", what, spread, x[i]);
 }
 
 static void sinkhorn_case(int n, int iters, double eps, double spread, uint64_t trial) {
@@ -93,13 +101,15 @@ START_TEST(test_sinkhorn_properties) {
     for (int n = 1; n <= MAX_N; n++)
       for (size_t t = 0; t < BK_COUNT(all_iters); t++) {
         sinkhorn_case(n, all_iters[t], 0, spreads[s], trial++);
-        if (spreads[s] <= 30 && all_iters[t] >= 20) sinkhorn_case(n, all_iters[t], 1e-6, spreads[s], trial++);
+        if (spreads[s] <= 30 && all_iters[t] >= 20)
+          sinkhorn_case(n, all_iters[t], 1e-6, spreads[s], trial++);
       }
   cpu_close();
 }
 END_TEST
 
-/* A token's result does not depend on the others that share its vector: one far-spread token among mild ones. */
+/* A token's result does not depend on the others that share its vector: one far-spread token
+ * among mild ones. */
 START_TEST(test_sinkhorn_neighbours) {
   cpu_open(sets[_i]);
   bk_sinkhorn_args a = {.iters = 20};
@@ -120,15 +130,19 @@ START_TEST(test_sinkhorn_neighbours) {
 END_TEST
 
 static void same_bits(const bk_tensor *a, const bk_tensor *b, const char *what, int n, int width) {
-  ck_assert_msg(memcmp(bk_tensor_data(a), bk_tensor_data(b), bk_tensor_bytes(a)) == 0, "%s: n = %d, C = %d", what, n, width);
+  ck_assert_msg(memcmp(bk_tensor_data(a), bk_tensor_data(b), bk_tensor_bytes(a)) == 0,
+                "%s: n = %d, C = %d", what, n, width);
 }
 
 static void fused_case(int n, int width) {
   used = 0;
-  bk_tensor x = place(bk_tensor_3d(BK_F32, TOKENS, n, width)), f = place(bk_tensor_2d(BK_F32, TOKENS, width));
-  bk_tensor pre = place(bk_tensor_2d(BK_F32, TOKENS, n)), comb = place(bk_tensor_3d(BK_F32, TOKENS, n, n));
+  bk_tensor x = place(bk_tensor_3d(BK_F32, TOKENS, n, width)),
+            f = place(bk_tensor_2d(BK_F32, TOKENS, width));
+  bk_tensor pre = place(bk_tensor_2d(BK_F32, TOKENS, n)),
+            comb = place(bk_tensor_3d(BK_F32, TOKENS, n, n));
   bk_tensor w = place(bk_tensor_1d(BK_F32, width)), rstd = place(bk_tensor_1d(BK_F32, TOKENS));
-  bk_tensor y = place(f), y_fused = place(f), h = place(f), out = place(x), out_fused = place(x), out_plain = place(x);
+  bk_tensor y = place(f), y_fused = place(f), h = place(f), out = place(x), out_fused = place(x),
+            out_plain = place(x);
   const bk_tensor *inputs[] = {&x, &f, &pre, &comb, &w};
   for (size_t i = 0; i < BK_COUNT(inputs); i++) fill_random(inputs[i], i, 1);
   run(BK_OP_HC_PRE, &(bk_hc_pre_args){x, pre, y});
@@ -153,7 +167,8 @@ START_TEST(test_fused_bits) {
 }
 END_TEST
 
-/* ---- merge_mix against its parts, in fp32 and bf16: some pieces of tokens, the last block and vector not full ---- */
+/* ---- merge_mix against its parts, in fp32 and bf16: some pieces of tokens, the last block and
+ * vector not full ---- */
 #define MIX_TOKENS 301
 
 static bk_tensor mix_place(bk_tensor t) {
@@ -167,33 +182,61 @@ static bk_tensor mix_place(bk_tensor t) {
 }
 
 typedef struct mix_operands {
-  bk_tensor x, next, D, f, df, y, h, fn, dfn, proj, dproj, rinv, drinv, scale, dscale, base, dbase, w, dw, rstd;
+  bk_tensor x, next, D, f, df, y, h, fn, dfn, proj, dproj, rinv, drinv, scale, dscale, base, dbase,
+      w, dw, rstd;
   bk_tensor post, dpost, comb, dcomb, pre, dpre, next_post, next_dpost, next_comb, next_dcomb;
 } mix_operands;
 
 static mix_operands mix_make(bk_hc_kind kind, int n, int width, bk_dtype st) {
-  bk_tensor streams = bk_tensor_3d(st, MIX_TOKENS, n, width), row = bk_tensor_2d(st, MIX_TOKENS, width);
-  bk_tensor gates = bk_tensor_2d(BK_F32, MIX_TOKENS, n), block = bk_tensor_3d(BK_F32, MIX_TOKENS, n, n);
-  bk_tensor fn = bk_tensor_2d(BK_F32, bk_hc_rows(kind, n), n * width), one = bk_tensor_1d(BK_F32, MIX_TOKENS);
-  bk_tensor proj = bk_tensor_2d(BK_F32, MIX_TOKENS, bk_hc_rows(kind, n)), scale = bk_tensor_1d(BK_F32, bk_hc_scale_count(kind));
+  bk_tensor streams = bk_tensor_3d(st, MIX_TOKENS, n, width),
+            row = bk_tensor_2d(st, MIX_TOKENS, width);
+  bk_tensor gates = bk_tensor_2d(BK_F32, MIX_TOKENS, n),
+            block = bk_tensor_3d(BK_F32, MIX_TOKENS, n, n);
+  bk_tensor fn = bk_tensor_2d(BK_F32, bk_hc_rows(kind, n), n * width),
+            one = bk_tensor_1d(BK_F32, MIX_TOKENS);
+  bk_tensor proj = bk_tensor_2d(BK_F32, MIX_TOKENS, bk_hc_rows(kind, n)),
+            scale = bk_tensor_1d(BK_F32, bk_hc_scale_count(kind));
   bk_tensor base = bk_tensor_1d(BK_F32, bk_hc_base_count(kind, n)), w = bk_tensor_1d(BK_F32, width);
   used = 0;
-  mix_operands o = {.x = mix_place(streams), .next = mix_place(streams), .D = mix_place(streams), .f = mix_place(row),
-                    .df = mix_place(row), .y = mix_place(row), .h = mix_place(row), .fn = mix_place(fn),
-                    .dfn = mix_place(fn), .proj = mix_place(proj), .dproj = mix_place(proj), .rinv = mix_place(one),
-                    .drinv = mix_place(one), .scale = mix_place(scale), .dscale = mix_place(scale),
-                    .base = mix_place(base), .dbase = mix_place(base), .w = mix_place(w), .dw = mix_place(w),
-                    .rstd = mix_place(one), .post = mix_place(gates), .dpost = mix_place(gates), .pre = mix_place(gates),
-                    .dpre = mix_place(gates), .next_post = mix_place(gates), .next_dpost = mix_place(gates)};
+  mix_operands o = {.x = mix_place(streams),
+                    .next = mix_place(streams),
+                    .D = mix_place(streams),
+                    .f = mix_place(row),
+                    .df = mix_place(row),
+                    .y = mix_place(row),
+                    .h = mix_place(row),
+                    .fn = mix_place(fn),
+                    .dfn = mix_place(fn),
+                    .proj = mix_place(proj),
+                    .dproj = mix_place(proj),
+                    .rinv = mix_place(one),
+                    .drinv = mix_place(one),
+                    .scale = mix_place(scale),
+                    .dscale = mix_place(scale),
+                    .base = mix_place(base),
+                    .dbase = mix_place(base),
+                    .w = mix_place(w),
+                    .dw = mix_place(w),
+                    .rstd = mix_place(one),
+                    .post = mix_place(gates),
+                    .dpost = mix_place(gates),
+                    .pre = mix_place(gates),
+                    .dpre = mix_place(gates),
+                    .next_post = mix_place(gates),
+                    .next_dpost = mix_place(gates)};
   if (kind == BK_HC_IHC) return o;
-  o.comb = mix_place(block), o.dcomb = mix_place(block), o.next_comb = mix_place(block), o.next_dcomb = mix_place(block);
+  o.comb = mix_place(block), o.dcomb = mix_place(block), o.next_comb = mix_place(block),
+  o.next_dcomb = mix_place(block);
   return o;
 }
 
-static bk_tensor flat(bk_tensor t) { return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0], t.shape[1] * t.shape[2]}); }
+static bk_tensor flat(bk_tensor t) {
+  return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0], t.shape[1] * t.shape[2]});
+}
 
 /* Runs the slot, then the parts on the same operands: all of the buffer must be the same. */
-static void same_as_parts(bk_op slot, const void *args, const bk_op *parts, const void *const *part_args, const char *what) {
+static void same_as_parts(bk_op slot, const void *args, const bk_op *parts,
+                          const void *const *part_args, const char *what) {
   unsigned char *before = malloc(used), *after = malloc(used), *memory = buffer->handle;
   ck_assert(before && after);
   memcpy(before, memory, used);
@@ -213,21 +256,26 @@ static void mix_case(bk_hc_kind kind, int n, int width, bk_dtype st) {
   mix_operands o = mix_make(kind, n, width, st);
   char what[64];
   bk_hc_merge_mix_args a = {
-      {o.x, o.f, o.post, o.comb, o.next}, {flat(o.next), o.fn, o.proj, o.rinv, 1e-6},
+      {o.x, o.f, o.post, o.comb, o.next},
+      {flat(o.next), o.fn, o.proj, o.rinv, 1e-6},
       {o.proj, o.rinv, o.scale, o.base, o.pre, o.next_post, o.next_comb, kind, n, 20, 0},
       {o.next, o.pre, o.w, o.y, o.h, o.rstd, 1e-6}};
   bk_hc_merge_mix_bwd_args b = {
       {o.next, o.pre, o.w, o.y, o.rstd, o.h, o.D, o.dpre, o.dw, true},
-      {o.proj, o.rinv, o.scale, o.base, o.dpre, o.next_dpost, o.next_dcomb, o.dproj, o.drinv, o.dscale, o.dbase, kind, n, 20, 0},
+      {o.proj, o.rinv, o.scale, o.base, o.dpre, o.next_dpost, o.next_dcomb, o.dproj, o.drinv,
+       o.dscale, o.dbase, kind, n, 20, 0},
       {flat(o.next), o.fn, o.rinv, o.dproj, o.drinv, flat(o.D), o.dfn, true},
       {o.x, o.f, o.post, o.comb, o.D, o.D, o.df, o.dpost, o.dcomb}};
   const bk_kernel *kernel = bk_kernel_find(device, BK_OP_HC_MERGE_MIX_BWD, &b);
   ck_assert_msg(kernel && strcmp(kernel->name, "composed") != 0, "merge_mix runs composed");
   snprintf(what, sizeof what, "kind %d, n = %d, C = %d, %s", kind, n, width, bk_dtype_name(st));
-  same_as_parts(BK_OP_HC_MERGE_MIX, &a, (const bk_op[]){BK_OP_HC_POST_RES, BK_OP_HC_PROJECT, BK_OP_HC_MAPS, BK_OP_HC_PRE_NORM},
-                (const void *const[]){&a.merge, &a.project, &a.maps, &a.pre_norm}, what);
+  same_as_parts(
+      BK_OP_HC_MERGE_MIX, &a,
+      (const bk_op[]){BK_OP_HC_POST_RES, BK_OP_HC_PROJECT, BK_OP_HC_MAPS, BK_OP_HC_PRE_NORM},
+      (const void *const[]){&a.merge, &a.project, &a.maps, &a.pre_norm}, what);
   same_as_parts(BK_OP_HC_MERGE_MIX_BWD, &b,
-                (const bk_op[]){BK_OP_HC_PRE_NORM_BWD, BK_OP_HC_MAPS_BWD, BK_OP_HC_PROJECT_BWD, BK_OP_HC_POST_RES_BWD},
+                (const bk_op[]){BK_OP_HC_PRE_NORM_BWD, BK_OP_HC_MAPS_BWD, BK_OP_HC_PROJECT_BWD,
+                                BK_OP_HC_POST_RES_BWD},
                 (const void *const[]){&b.pre_norm, &b.maps, &b.project, &b.merge}, what);
 }
 

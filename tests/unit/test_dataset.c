@@ -12,21 +12,25 @@ static void put(const char *name, const void *data, size_t bytes) {
 
 static void expect_once(const char *part) {
   const char *newline = strchr(unit_messages, '\n');
-  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s", unit_messages);
+  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s",
+                unit_messages);
   unit_expect(part);
 }
 
 static bk_dataset *open_one(const char *name, bk_split split, int64_t vocab) {
   bk_dataset *ds = NULL;
   bk_dataset_options options = {.vocab_size = vocab, .split = split};
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds), BK_OK);
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds),
+                   BK_OK);
   return ds;
 }
 
-static void refused(const char *name, bk_split split, int64_t vocab, int data_dtype, bk_status status, const char *part) {
+static void refused(const char *name, bk_split split, int64_t vocab, int data_dtype,
+                    bk_status status, const char *part) {
   bk_dataset *ds = NULL;
   bk_dataset_options options = {.vocab_size = vocab, .data_dtype = data_dtype, .split = split};
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds), status);
+  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path(name)}, 1, &options, &ds),
+                   status);
   ck_assert_ptr_null(ds);
   expect_once(part);
 }
@@ -35,7 +39,8 @@ static void refused(const char *name, bk_split split, int64_t vocab, int data_dt
 static void holds(const bk_dataset *ds, const char *text, int64_t bytes, bool ends) {
   ck_assert_int_eq(bk_dataset_tokens(ds), bytes + ends);
   ck_assert_int_eq(bk_dataset_bytes(ds), bytes);
-  for (int64_t i = 0; i < bytes; i++) ck_assert_int_eq(bk_dataset_at(ds, i), (unsigned char)text[i]);
+  for (int64_t i = 0; i < bytes; i++)
+    ck_assert_int_eq(bk_dataset_at(ds, i), (unsigned char)text[i]);
   if (ends) ck_assert_int_eq(bk_dataset_at(ds, bytes), BK_TOKEN_END);
 }
 
@@ -76,7 +81,8 @@ START_TEST(several_files) {
   ck_assert_int_eq(bk_dataset_open(ctx, paths, 3, &options, &ds), BK_OK);
   static const int64_t val[] = {'A', 256, 'C', 'C', 256};
   ck_assert_int_eq(bk_dataset_tokens(ds), (int64_t)BK_COUNT(val));
-  for (size_t i = 0; i < BK_COUNT(val); i++) ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), val[i]);
+  for (size_t i = 0; i < BK_COUNT(val); i++)
+    ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), val[i]);
   ck_assert_int_eq(bk_dataset_bytes(ds), 3);
   bk_dataset_close(ds);
   options.split = BK_SPLIT_ALL;
@@ -99,7 +105,8 @@ END_TEST
 
 START_TEST(bytes_are_bytes) {
   unsigned char raw[256];
-  for (int i = 0; i < 256; i++) raw[i] = (unsigned char)(255 - i); /* NUL and invalid UTF-8 among them */
+  /* NUL and invalid UTF-8 among them */
+  for (int i = 0; i < 256; i++) raw[i] = (unsigned char)(255 - i);
   put("raw.txt", raw, sizeof raw);
   bk_dataset *ds = open_one("raw.txt", BK_SPLIT_ALL, 257);
   holds(ds, (const char *)raw, 256, true);
@@ -123,20 +130,29 @@ START_TEST(bin_files) {
   for (size_t i = 0; i < 5; i++) ck_assert_int_eq(bk_dataset_at(ds, (int64_t)i), large[i]);
   bk_dataset_close(ds);
   bk_dataset_options options = {.vocab_size = INT32_MAX, .data_dtype = 1, .split = BK_SPLIT_ALL};
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin")}, 1, &options, &ds), BK_OK);
+  ck_assert_int_eq(
+      bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin")}, 1, &options, &ds), BK_OK);
   ck_assert_int_eq(bk_dataset_tokens(ds), 10);
   bk_dataset_close(ds);
   put("t.txt", "some text here", 14); /* one .bin among texts: the bytes are not known */
   options.data_dtype = 0;
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2, &options, &ds), BK_OK);
+  ck_assert_int_eq(
+      bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2,
+                      &options, &ds),
+      BK_OK);
   ck_assert_int_eq(bk_dataset_bytes(ds), -1);
   ck_assert_int_eq(bk_dataset_tokens(ds), 20);
   bk_dataset_close(ds);
   options.split = BK_SPLIT_VAL;
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2, &options, &ds), BK_OK);
+  ck_assert_int_eq(
+      bk_dataset_open(ctx, (const char *const[]){unit_path("l.bin"), unit_path("t.txt")}, 2,
+                      &options, &ds),
+      BK_OK);
   ck_assert_int_eq(bk_dataset_bytes(ds), 1); /* the .bin is too short to have a validation part */
   bk_dataset_close(ds);
-  refused("l.bin", BK_SPLIT_VAL, INT32_MAX, 0, BK_ERR_DATA, "l.bin: no tokens in the validation part: a text needs at least 10 bytes to have one, and a .bin file 20 tokens");
+  refused("l.bin", BK_SPLIT_VAL, INT32_MAX, 0, BK_ERR_DATA,
+          "l.bin: no tokens in the validation part: a text needs at least 10 bytes to have one, "
+          "and a .bin file 20 tokens");
 }
 END_TEST
 
@@ -144,11 +160,13 @@ END_TEST
 static void bin_split_is(int64_t tokens, int64_t val, int width) {
   int64_t bytes = tokens * width;
   char *data = bk_alloc(ctx, (size_t)bytes);
-  for (int64_t i = 0; i < tokens; i++) data[i * width] = (char)(i % 100 + 1), data[i * width + 1] = (char)(i % 7 + 1);
+  for (int64_t i = 0; i < tokens; i++)
+    data[i * width] = (char)(i % 100 + 1), data[i * width + 1] = (char)(i % 7 + 1);
   put("v.bin", data, (size_t)bytes);
   for (int whole = 0; whole < 2; whole++) {
     const char *paths[] = {unit_path("v.bin")};
-    bk_dataset_options options = {.vocab_size = 65536, .data_dtype = width / 2, .split = BK_SPLIT_TRAIN, .whole_bin = whole};
+    bk_dataset_options options = {
+        .vocab_size = 65536, .data_dtype = width / 2, .split = BK_SPLIT_TRAIN, .whole_bin = whole};
     int64_t kept_back = whole ? 0 : val;
     bk_dataset *ds = NULL, *all = NULL;
     ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_OK);
@@ -164,11 +182,13 @@ static void bin_split_is(int64_t tokens, int64_t val, int width) {
     if (kept_back) {
       ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_OK);
       ck_assert_int_eq(bk_dataset_tokens(ds), val);
-      for (int64_t i = 0; i < val; i++) ck_assert_int_eq(bk_dataset_at(ds, i), bk_dataset_at(all, tokens - val + i));
+      for (int64_t i = 0; i < val; i++)
+        ck_assert_int_eq(bk_dataset_at(ds, i), bk_dataset_at(all, tokens - val + i));
     } else {
       ck_assert_int_eq(bk_dataset_open(ctx, paths, 1, &options, &ds), BK_ERR_DATA);
       ck_assert_ptr_null(ds);
-      expect_once(whole ? "with bin_validation=false a .bin file has none" : "a .bin file 20 tokens");
+      expect_once(whole ? "with bin_validation=false a .bin file has none"
+                        : "a .bin file 20 tokens");
     }
     bk_dataset_close(ds);
     bk_dataset_close(all);
@@ -177,7 +197,8 @@ static void bin_split_is(int64_t tokens, int64_t val, int width) {
 }
 
 START_TEST(bin_splits) {
-  static const int64_t sizes[][2] = {{2, 0}, {10, 0}, {19, 0}, {20, 2}, {29, 2}, {30, 3}, {1000, 100}, {1009, 100}};
+  static const int64_t sizes[][2] = {{2, 0},  {10, 0}, {19, 0},     {20, 2},
+                                     {29, 2}, {30, 3}, {1000, 100}, {1009, 100}};
   for (size_t i = 0; i < BK_COUNT(sizes); i++) {
     bin_split_is(sizes[i][0], sizes[i][1], 2);
     bin_split_is(sizes[i][0], sizes[i][1], 4);
@@ -185,14 +206,16 @@ START_TEST(bin_splits) {
 }
 END_TEST
 
-/* The hash that trainer states of runs from before the split hold: of this very stream, all of it. */
+/* The hash that trainer states of runs from before the split hold: of this very stream, all of
+ * it. */
 START_TEST(bin_hash_stays) {
   uint16_t ids[300];
   for (size_t i = 0; i < BK_COUNT(ids); i++) ids[i] = (uint16_t)(i * 7 % 251);
   put("h.bin", ids, sizeof ids);
   bk_dataset *ds = NULL;
   bk_dataset_options options = {.vocab_size = 257, .split = BK_SPLIT_TRAIN, .whole_bin = true};
-  ck_assert_int_eq(bk_dataset_open(ctx, (const char *const[]){unit_path("h.bin")}, 1, &options, &ds), BK_OK);
+  ck_assert_int_eq(
+      bk_dataset_open(ctx, (const char *const[]){unit_path("h.bin")}, 1, &options, &ds), BK_OK);
   const uint64_t parts[4] = {0, BK_COUNT(ids), 2, bk_hash64(ids, sizeof ids)};
   ck_assert(bk_dataset_hash(ds) == bk_hash64(parts, sizeof parts));
   ck_assert_int_eq(bk_dataset_tokens(ds), 300);
@@ -201,9 +224,13 @@ START_TEST(bin_hash_stays) {
 END_TEST
 
 START_TEST(bin_by_name) {
-  static const char *const streams[] = {"a.bin", "a.BIN", "dir/x.Bin", ".bin", "a.b.bIN"}, *const texts[] = {"a.bin.txt", "bin", "abin", "a.bi", "a.bin ", "", "a.binx", "a.bÄ±n"};
-  for (size_t i = 0; i < BK_COUNT(streams); i++) ck_assert_msg(bk_path_is_bin(streams[i]), "%s", streams[i]);
-  for (size_t i = 0; i < BK_COUNT(texts); i++) ck_assert_msg(!bk_path_is_bin(texts[i]), "%s", texts[i]);
+  static const char *const streams[] = {"a.bin", "a.BIN", "dir/x.Bin", ".bin", "a.b.bIN"},
+                           *const texts[] = {"a.bin.txt", "bin", "abin",   "a.bi",
+                                             "a.bin ",    "",    "a.binx", "a.bÄ±n"};
+  for (size_t i = 0; i < BK_COUNT(streams); i++)
+    ck_assert_msg(bk_path_is_bin(streams[i]), "%s", streams[i]);
+  for (size_t i = 0; i < BK_COUNT(texts); i++)
+    ck_assert_msg(!bk_path_is_bin(texts[i]), "%s", texts[i]);
   static const uint16_t ids[] = {5, 300, 7};
   put("UP.BIN", ids, sizeof ids);
   bk_dataset *ds = open_one("UP.BIN", BK_SPLIT_ALL, 400);
@@ -213,14 +240,18 @@ START_TEST(bin_by_name) {
 }
 END_TEST
 
-/* What is looked for: recognise.h. Here: that it is looked for, whatever the name, the split and data_dtype. */
+/* What is looked for: recognise.h. Here: that it is looked for, whatever the name, the split and
+ * data_dtype. */
 START_TEST(wrong_kinds) {
   static const char npy[] = "\x93NUMPY\1\0\x76\0{'descr': '<u2', }\n";
-  static const char prose[] = "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals, when it was checked by a violent gust of wind.";
+  static const char prose[] =
+      "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals, "
+      "when it was checked by a violent gust of wind.";
   uint32_t wide[100];
   uint64_t wider[100];
   uint16_t narrow[100], swapped[20], late[400] = {0};
-  for (uint32_t i = 0; i < 100; i++) wide[i] = i * 37 % 1000 + 1, wider[i] = wide[i], narrow[i] = (uint16_t)wide[i];
+  for (uint32_t i = 0; i < 100; i++)
+    wide[i] = i * 37 % 1000 + 1, wider[i] = wide[i], narrow[i] = (uint16_t)wide[i];
   for (int i = 0; i < 20; i++) swapped[i] = (uint16_t)((i + 3) << 8);
   for (int i = 0; i < 400; i++) late[i] = (uint16_t)(i + 1);
   put("a.txt", npy, sizeof npy - 1);
@@ -235,15 +266,26 @@ START_TEST(wrong_kinds) {
   for (int split = 0; split < 3; split++) {
     refused("a.txt", (bk_split)split, 257, 0, BK_ERR_DATA, "a.txt is a NumPy array (.npy)");
     refused("a.bin", (bk_split)split, 257, 0, BK_ERR_DATA, "a.bin is a NumPy array (.npy)");
-    refused("prose.bin", (bk_split)split, 65536, 0, BK_ERR_DATA, "prose.bin is text; under a name that does not end in .bin");
-    refused("wide.dat", (bk_split)split, 257, 0, BK_ERR_DATA, "wide.dat is not text: of its first 400 bytes");
-    for (int dtype = 0; dtype < 2; dtype++) refused("wide.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA, "wide.bin is a stream of uint32 tokens, not of uint16");
-    for (int dtype = 0; dtype < 3; dtype++) refused("wider.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA, "wider.bin is a stream of 64-bit integers");
+    refused("prose.bin", (bk_split)split, 65536, 0, BK_ERR_DATA,
+            "prose.bin is text; under a name that does not end in .bin");
+    refused("wide.dat", (bk_split)split, 257, 0, BK_ERR_DATA,
+            "wide.dat is not text: of its first 400 bytes");
+    for (int dtype = 0; dtype < 2; dtype++)
+      refused("wide.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA,
+              "wide.bin is a stream of uint32 tokens, not of uint16");
+    for (int dtype = 0; dtype < 3; dtype++)
+      refused("wider.bin", (bk_split)split, 1001, dtype, BK_ERR_DATA,
+              "wider.bin is a stream of 64-bit integers");
   }
-  refused("narrow.bin", BK_SPLIT_TRAIN, 70000, 0, BK_ERR_DATA, "token 2490369 at token 0 is not below vocab_size (70000); read as uint16 every token is: set data_dtype=uint16");
+  refused("narrow.bin", BK_SPLIT_TRAIN, 70000, 0, BK_ERR_DATA,
+          "token 2490369 at token 0 is not below vocab_size (70000); read as uint16 every token "
+          "is: set data_dtype=uint16");
   refused("narrow.bin", BK_SPLIT_ALL, 1001, 2, BK_ERR_DATA, "read as uint16 every token is");
-  refused("swapped.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "token 768 at token 0 is not below vocab_size (257); read as big-endian uint16 every token is: convert");
-  refused("late.bin", BK_SPLIT_VAL, 380, 0, BK_ERR_DATA, "late.bin: token 380 at token 379 is not below vocab_size (380)");
+  refused("swapped.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA,
+          "token 768 at token 0 is not below vocab_size (257); read as big-endian uint16 every "
+          "token is: convert");
+  refused("late.bin", BK_SPLIT_VAL, 380, 0, BK_ERR_DATA,
+          "late.bin: token 380 at token 379 is not below vocab_size (380)");
 }
 END_TEST
 
@@ -254,7 +296,8 @@ START_TEST(not_regular) {
   refused("fifo", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "fifo is not a regular file");
   refused("fifo.bin", BK_SPLIT_VAL, 257, 0, BK_ERR_DATA, "fifo.bin is not a regular file");
   ck_assert_int_eq(symlink("/dev/null", unit_path("null")), 0);
-  refused("null", BK_SPLIT_TRAIN, 257, 0, BK_ERR_DATA, "null is not a regular file but a pipe, a terminal or a device");
+  refused("null", BK_SPLIT_TRAIN, 257, 0, BK_ERR_DATA,
+          "null is not a regular file but a pipe, a terminal or a device");
 }
 END_TEST
 
@@ -265,15 +308,24 @@ START_TEST(bad_files) {
   put("odd.bin", "abc", 3);
   put("six.bin", "abcdef", 6);
   put("ids.bin", ids, sizeof ids);
-  put("text.txt", "ab\xff" "defghijklmnopqrstuvwx", 24);
+  put("text.txt",
+      "ab\xff"
+      "defghijklmnopqrstuvwx",
+      24);
   refused("empty.txt", BK_SPLIT_TRAIN, 257, 0, BK_ERR_DATA, "empty.txt: the file is empty");
   refused("empty.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "empty.bin: the file is empty");
-  refused("odd.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA, "odd.bin: 3 bytes are not a whole number of uint16 tokens");
-  refused("six.bin", BK_SPLIT_ALL, 257, 2, BK_ERR_DATA, "six.bin: 6 bytes are not a whole number of uint32 tokens");
-  refused("ids.bin", BK_SPLIT_ALL, 300, 0, BK_ERR_DATA, "ids.bin: token 300 at token 3 is not below vocab_size (300)");
-  refused("text.txt", BK_SPLIT_ALL, 200, 0, BK_ERR_DATA, "text.txt: token 255 at byte 2 is not below vocab_size (200)");
-  refused("text.txt", BK_SPLIT_ALL, 256, 0, BK_ERR_DATA, "text.txt: the token that ends a text, 256, is not below vocab_size (256)");
-  refused("text.txt", BK_SPLIT_VAL, 119, 0, BK_ERR_DATA, "text.txt: token 119 at byte 22 is not below vocab_size (119)");
+  refused("odd.bin", BK_SPLIT_ALL, 257, 0, BK_ERR_DATA,
+          "odd.bin: 3 bytes are not a whole number of uint16 tokens");
+  refused("six.bin", BK_SPLIT_ALL, 257, 2, BK_ERR_DATA,
+          "six.bin: 6 bytes are not a whole number of uint32 tokens");
+  refused("ids.bin", BK_SPLIT_ALL, 300, 0, BK_ERR_DATA,
+          "ids.bin: token 300 at token 3 is not below vocab_size (300)");
+  refused("text.txt", BK_SPLIT_ALL, 200, 0, BK_ERR_DATA,
+          "text.txt: token 255 at byte 2 is not below vocab_size (200)");
+  refused("text.txt", BK_SPLIT_ALL, 256, 0, BK_ERR_DATA,
+          "text.txt: the token that ends a text, 256, is not below vocab_size (256)");
+  refused("text.txt", BK_SPLIT_VAL, 119, 0, BK_ERR_DATA,
+          "text.txt: token 119 at byte 22 is not below vocab_size (119)");
   refused("absent.txt", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "absent.txt");
   refused("", BK_SPLIT_ALL, 257, 0, BK_ERR_IO, "Is a directory");
   refused("ids.bin", BK_SPLIT_ALL, 0, 0, BK_ERR_ARGUMENT, "vocab_size");
@@ -294,7 +346,8 @@ START_TEST(too_short) {
   put("twenty.txt", "01234567890123456789", 20);
   bk_dataset *part = open_one("twenty.txt", BK_SPLIT_TRAIN, 257);
   ck_assert_int_eq(bk_dataset_check_seq_len(ctx, part, 18), BK_ERR_DATA);
-  expect_once("the data has 18 tokens beside its validation part, a sequence of seq_len 18 needs 19");
+  expect_once(
+      "the data has 18 tokens beside its validation part, a sequence of seq_len 18 needs 19");
   bk_dataset_close(part);
   ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 0), BK_ERR_ARGUMENT);
   expect_once("seq_len");
@@ -318,7 +371,8 @@ START_TEST(hash_is_of_contents) {
   ck_assert(hash_of("a.txt", BK_SPLIT_ALL) != hash_of("c.txt", BK_SPLIT_ALL));
   ck_assert(hash_of("a.txt", BK_SPLIT_ALL) != hash_of("d.txt", BK_SPLIT_ALL));
   ck_assert(hash_of("a.txt", BK_SPLIT_TRAIN) != hash_of("a.txt", BK_SPLIT_ALL));
-  ck_assert(hash_of("a.txt", BK_SPLIT_TRAIN) == hash_of("c.txt", BK_SPLIT_TRAIN)); /* they differ in the last tenth */
+  /* they differ in the last tenth */
+  ck_assert(hash_of("a.txt", BK_SPLIT_TRAIN) == hash_of("c.txt", BK_SPLIT_TRAIN));
 }
 END_TEST
 
@@ -387,7 +441,8 @@ static void epochs_are_whole(int64_t tokens, int64_t len) {
       int64_t start = window_start(ds, 5, len, epoch * windows + i) - offset;
       ck_assert_int_eq(start % len, 0);
       ck_assert_int_lt(start / len, windows);
-      ck_assert_msg(!seen[start / len], "epoch %lld visits window %lld twice", (long long)epoch, (long long)(start / len));
+      ck_assert_msg(!seen[start / len], "epoch %lld visits window %lld twice", (long long)epoch,
+                    (long long)(start / len));
       seen[start / len] = true;
     }
   }
@@ -396,7 +451,8 @@ static void epochs_are_whole(int64_t tokens, int64_t len) {
 }
 
 START_TEST(every_window_once) {
-  static const int64_t sizes[][2] = {{2, 1}, {5, 4}, {6, 4}, {9, 4}, {100, 7}, {1000, 1}, {1000, 31}, {4097, 64}, {33, 4}, {37, 4}};
+  static const int64_t sizes[][2] = {{2, 1},    {5, 4},     {6, 4},     {9, 4},  {100, 7},
+                                     {1000, 1}, {1000, 31}, {4097, 64}, {33, 4}, {37, 4}};
   for (size_t i = 0; i < BK_COUNT(sizes); i++) epochs_are_whole(sizes[i][0], sizes[i][1]);
 }
 END_TEST
@@ -404,7 +460,8 @@ END_TEST
 /* A pure function of (seed, number); other seeds and epochs have other orders and cuts. */
 START_TEST(order) {
   bk_dataset *ds = counting(10000);
-  int64_t windows = (10000 - 1) / 50 - 1, first[2] = {0, 0}, same_seed = 0, same_epoch = 0, in_order = 0;
+  int64_t windows = (10000 - 1) / 50 - 1, first[2] = {0, 0}, same_seed = 0, same_epoch = 0,
+          in_order = 0;
   for (int64_t i = 0; i < windows; i++) {
     int64_t start = window_start(ds, 1, 50, i);
     ck_assert_int_eq(start, window_start(ds, 1, 50, i));
@@ -422,6 +479,7 @@ START_TEST(order) {
 }
 END_TEST
 
-UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files, bytes_are_bytes, bin_files, bin_splits, bin_hash_stays, bin_by_name,
-          wrong_kinds, not_regular, bad_files, too_short,
-          hash_is_of_contents, eval_windows, every_window_once, order)
+UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files,
+          bytes_are_bytes, bin_files, bin_splits, bin_hash_stays, bin_by_name, wrong_kinds,
+          not_regular, bad_files, too_short, hash_is_of_contents, eval_windows, every_window_once,
+          order)

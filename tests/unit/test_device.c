@@ -1,4 +1,5 @@
-/* The registry, opening devices by name, streams, events, buffers, and tensors to and from the host. */
+/* The registry, opening devices by name, streams, events, buffers, and tensors to and from the
+ * host. */
 #include "tests/unit/fake_device.h"
 #include "tests/unit/unit.h"
 
@@ -52,7 +53,8 @@ START_TEST(registry_lists) {
 END_TEST
 
 static const bk_kernel holed_kernels[] = {
-    {BK_OP_COPY, BK_DT(BK_F32), "holed", bk_kernel_accepts_all, bk_kernel_prepare_none, NULL, bk_kernel_release_none},
+    {BK_OP_COPY, BK_DT(BK_F32), "holed", bk_kernel_accepts_all, bk_kernel_prepare_none, NULL,
+     bk_kernel_release_none},
     BK_KERNEL_END};
 static const bk_kernel unknown_op_kernels[] = {
     BK_KERNEL(BK_OP_COUNT, BK_DT(BK_F32), "unknown", bk_kernel_launch_none), BK_KERNEL_END};
@@ -209,7 +211,8 @@ END_TEST
 
 static bk_tensor tensor_of(bk_dtype dtype, int64_t a, int64_t b, int64_t c, bk_buffer **buffer) {
   bk_tensor t = bk_tensor_3d(dtype, a, b, c);
-  ck_assert_int_eq(bk_buffer_alloc(device, bk_tensor_bytes(&t) + 64, BK_MEM_STAGING, buffer), BK_OK);
+  ck_assert_int_eq(bk_buffer_alloc(device, bk_tensor_bytes(&t) + 64, BK_MEM_STAGING, buffer),
+                   BK_OK);
   t.buffer = *buffer;
   t.offset = 64;
   return t;
@@ -253,7 +256,8 @@ START_TEST(doubles_any_layout) {
     ck_assert_int_eq(bk_tensor_write_f64(stream, &t, values), BK_OK);
     bk_tensor view = bk_tensor_transpose(bk_tensor_slice(t, 1, 1, 2), 0, 2); /* [5,2,3] */
     ck_assert_int_eq(bk_tensor_read_f64(stream, &view, got), BK_OK);
-    for (int i = 0; i < 30; i++) ck_assert_double_eq(got[i], values[(i % 3) * 20 + (1 + i / 3 % 2) * 5 + i / 6]);
+    for (int i = 0; i < 30; i++)
+      ck_assert_double_eq(got[i], values[(i % 3) * 20 + (1 + i / 3 % 2) * 5 + i / 6]);
     double fresh[30];
     for (int i = 0; i < 30; i++) fresh[i] = 100 + i;
     ck_assert_int_eq(bk_tensor_write_f64(stream, &view, fresh), BK_OK);
@@ -393,12 +397,14 @@ END_TEST
 int main(void) {
   static const char *const name = "device";
   /* registry_is_bounded fills the registry for good: last, for runs without forks */
-  const TTest *const registry_tests[] = {registry_lists, registry_refuses, device_names, device_absent, device_holes};
-  const TTest *const fake_tests[] = {buffer_life,       buffer_limits, upload_download_zero, doubles_any_layout,
-                                     doubles_rounding,  doubles_empty, no_host_addresses_are_followed};
-  const TTest *const host_tests[] = {buffer_life,   upload_download_zero, doubles_any_layout, doubles_rounding,
-                                     doubles_empty, host_stream,          host_events,        stubs_refuse,
-                                     host_memory};
+  const TTest *const registry_tests[] = {registry_lists, registry_refuses, device_names,
+                                         device_absent, device_holes};
+  const TTest *const fake_tests[] = {
+      buffer_life,      buffer_limits, upload_download_zero,          doubles_any_layout,
+      doubles_rounding, doubles_empty, no_host_addresses_are_followed};
+  const TTest *const host_tests[] = {buffer_life,      upload_download_zero, doubles_any_layout,
+                                     doubles_rounding, doubles_empty,        host_stream,
+                                     host_events,      stubs_refuse,         host_memory};
   const TTest *const last_tests[] = {device_default, registry_is_bounded};
   Suite *suite = suite_create(name);
   unit_case(suite, "registry", open_registry, unit_close, registry_tests, BK_COUNT(registry_tests));

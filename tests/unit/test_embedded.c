@@ -1,4 +1,5 @@
-/* What a context without an operating system has and has not, devices opened without the registry, tokens in memory. */
+/* What a context without an operating system has and has not, devices opened without the
+ * registry, tokens in memory. */
 #include "tests/unit/unit.h"
 
 #include <birkhoff/data.h>
@@ -47,7 +48,8 @@ END_TEST
 START_TEST(needs_an_allocator) {
   bk_context *made = NULL;
   ck_assert_int_eq(bk_context_create_embedded(NULL, &made), BK_ERR_ARGUMENT);
-  ck_assert_int_eq(bk_context_create_embedded(&(bk_context_options){.log = unit_log}, &made), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_context_create_embedded(&(bk_context_options){.log = unit_log}, &made),
+                   BK_ERR_ARGUMENT);
   ck_assert_ptr_null(made);
   unit_expect("allocator");
 }
@@ -87,7 +89,9 @@ START_TEST(has_one_thread) {
   bk_pool_destroy(pool);
   ck_assert_int_eq(bk_pool_create(ctx, 2, &pool), BK_ERR_UNSUPPORTED);
   unit_expect("threads: an embedded context has 1, not 2");
-  ck_assert_int_eq(bk_device_open_backend(ctx, &bk_backend_cpu, &(bk_device_options){.threads = 3}, &device), BK_ERR_UNSUPPORTED);
+  ck_assert_int_eq(
+      bk_device_open_backend(ctx, &bk_backend_cpu, &(bk_device_options){.threads = 3}, &device),
+      BK_ERR_UNSUPPORTED);
   ck_assert_ptr_null(device);
   unit_expect("has 1, not 3");
 }
@@ -168,7 +172,8 @@ START_TEST(tokens_are_checked) {
   unit_expect("0 tokens");
   ck_assert_int_eq(bk_dataset_from_tokens(ctx, NULL, 3, 2, 257, &ds), BK_ERR_ARGUMENT);
   unit_expect("at least one is needed");
-  ck_assert_int_eq(bk_dataset_from_tokens(ctx, (const char *)tokens + 1, 1, 2, 257, &ds), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_dataset_from_tokens(ctx, (const char *)tokens + 1, 1, 2, 257, &ds),
+                   BK_ERR_ARGUMENT);
   unit_expect("aligned");
   ck_assert_int_eq(bk_dataset_from_tokens(ctx, tokens, 3, 3, 257, &ds), BK_ERR_ARGUMENT);
   unit_expect("token_bytes must be 1, 2 or 4, not 3");
@@ -178,5 +183,6 @@ START_TEST(tokens_are_checked) {
 }
 END_TEST
 
-UNIT_MAIN("embedded", embedded_open, embedded_close, has_nothing_of_the_system, needs_an_allocator, has_no_files, has_one_thread,
-          opens_a_backend_by_address, refuses_a_bad_backend, names_work_too, tokens_of_every_width, tokens_are_checked)
+UNIT_MAIN("embedded", embedded_open, embedded_close, has_nothing_of_the_system, needs_an_allocator,
+          has_no_files, has_one_thread, opens_a_backend_by_address, refuses_a_bad_backend,
+          names_work_too, tokens_of_every_width, tokens_are_checked)

@@ -97,7 +97,8 @@ START_TEST(remove_tree) {
 END_TEST
 
 START_TEST(path_join) {
-  static const char *const cases[][3] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"", "b", "b"}, {"/", "b", "/b"}};
+  static const char *const cases[][3] = {
+      {"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"", "b", "b"}, {"/", "b", "/b"}};
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     char *joined = bk_path_join(ctx, cases[i][0], cases[i][1]);
     ck_assert_str_eq(joined, cases[i][2]);
@@ -122,7 +123,8 @@ START_TEST(posix_members) {
   ck_assert_int_eq(fs->open_read(fs->user, path, &file), 0);
   ck_assert_int_eq(fs->size(fs->user, file, &size), 0);
   ck_assert_uint_eq(size, 10);
-  ck_assert_int_eq(fs->read_at(fs->user, file, 8, text, sizeof text), 2); /* short at the end only */
+  /* short at the end only */
+  ck_assert_int_eq(fs->read_at(fs->user, file, 8, text, sizeof text), 2);
   ck_assert_int_eq(memcmp(text, "ab", 2), 0);
   ck_assert_int_eq(fs->read_at(fs->user, file, 100, text, sizeof text), 0);
   ck_assert_int_lt(fs->write(fs->user, file, "x", 1), 0);
@@ -137,7 +139,8 @@ START_TEST(posix_members) {
 }
 END_TEST
 
-/* ---- a file system whose n-th writing call fails: the file under its final name must stay whole ---- */
+/* ---- a file system whose n-th writing call fails: the file under its final name must stay
+ * whole ---- */
 static int calls_left;
 
 static int limited(int rc) { return calls_left-- <= 0 ? -ENOSPC : rc; }
@@ -161,7 +164,8 @@ static int bad_rename(void *user, const char *from, const char *to) {
 START_TEST(atomic_under_failures) {
   write_file("state", "old");
   for (int n = 0; n < 5; n++) {
-    ctx->fs.open_write = bad_open_write, ctx->fs.write = bad_write, ctx->fs.sync = bad_sync, ctx->fs.close = bad_close;
+    ctx->fs.open_write = bad_open_write, ctx->fs.write = bad_write, ctx->fs.sync = bad_sync,
+    ctx->fs.close = bad_close;
     ctx->fs.rename = bad_rename;
     calls_left = n;
     ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("state"), "new", 3), BK_ERR_IO);
@@ -244,8 +248,8 @@ static void count_signal(int number) {
   interruptions++;
 }
 
-/* A large write into a pipe under a hail of signals, none of which restarts a call: calls end early with part of the bytes or with
- * EINTR, and every byte arrives once. */
+/* A large write into a pipe under a hail of signals, none of which restarts a call: calls end
+ * early with part of the bytes or with EINTR, and every byte arrives once. */
 START_TEST(interrupted_write) {
   enum { BYTES = 1 << 20 };
   const bk_fs *fs = &ctx->fs;
@@ -258,7 +262,8 @@ START_TEST(interrupted_write) {
   unsigned char *bytes = bk_alloc(ctx, BYTES);
   for (size_t i = 0; i < BYTES; i++) bytes[i] = pattern(i);
   ck_assert_int_eq(mkfifo(unit_path("pipe"), 0600), 0);
-  ck_assert_int_ge(reader.fd = open(unit_path("pipe"), O_RDONLY | O_NONBLOCK), 0); /* does not wait for a writer */
+  /* does not wait for a writer */
+  ck_assert_int_ge(reader.fd = open(unit_path("pipe"), O_RDONLY | O_NONBLOCK), 0);
   ck_assert_int_eq(fs->open_write(fs->user, unit_path("pipe"), true, &file), 0);
   ck_assert_int_eq(fcntl(reader.fd, F_SETFL, 0), 0);
   sigemptyset(&alarm_only);
@@ -282,5 +287,6 @@ START_TEST(interrupted_write) {
 }
 END_TEST
 
-UNIT_MAIN("files", unit_folder_open, unit_folder_close, write_and_read, relative_path, read_errors, mkdirs, remove_tree,
-          path_join, posix_members, atomic_under_failures, unwritable_folder, size_limit, full_device, interrupted_write)
+UNIT_MAIN("files", unit_folder_open, unit_folder_close, write_and_read, relative_path, read_errors,
+          mkdirs, remove_tree, path_join, posix_members, atomic_under_failures, unwritable_folder,
+          size_limit, full_device, interrupted_write)

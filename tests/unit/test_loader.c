@@ -1,6 +1,7 @@
-/* Loadable modules: a good one is registered, one of another ABI and files that are no modules are refused with a warning
- * that says why, remembered for `devices`, and stop nobody. The modules are module_good.so and module_bad_abi.so in the
- * folder MODULE_DIR, or in tests/unit/.libs of the build folder. */
+/* Loadable modules: a good one is registered, one of another ABI and files that are no modules
+ * are refused with a warning that says why, remembered for `devices`, and stop nobody. The
+ * modules are module_good.so and module_bad_abi.so in the folder MODULE_DIR, or in
+ * tests/unit/.libs of the build folder. */
 #include "tests/unit/unit.h"
 
 #include "runtime/backend.h"
@@ -33,13 +34,15 @@ START_TEST(folder_of_modules) {
   copy_file("module_good.so", unit_path("birkhoff_good.so"));
   copy_file("module_bad_abi.so", unit_path("birkhoff_old.so"));
   copy_file("module_good.so", unit_path("other_name.so"));
-  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("birkhoff_text.so"), "not a module", 12), BK_OK);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("birkhoff_text.so"), "not a module", 12),
+                   BK_OK);
   ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("birkhoff_readme.txt"), "x", 1), BK_OK);
   ck_assert_int_eq(setenv("BIRKHOFF_BACKEND_DIR", unit_folder, 1), 0);
   ck_assert_int_eq(bk_registry_init(ctx), BK_OK);
   ck_assert_ptr_nonnull(bk_backend_find("testmodule"));
   char old[80];
-  snprintf(old, sizeof old, "birkhoff_old.so is refused: it was built for ABI %u", BK_BACKEND_ABI + 1);
+  snprintf(old, sizeof old, "birkhoff_old.so is refused: it was built for ABI %u",
+           BK_BACKEND_ABI + 1);
   ck_assert_ptr_nonnull(strstr(unit_messages, old));
   unit_expect("birkhoff_text.so is refused");
   ck_assert_int_eq(bk_loader_refused_count(), 2);

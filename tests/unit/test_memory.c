@@ -35,7 +35,8 @@ START_TEST(class_names) {
   static const char *const names[] = {"weights",     "masters",   "gradients", "optimizer",
                                       "activations", "workspace", "comm",      "staging"};
   ck_assert_uint_eq(BK_COUNT(names), BK_MEM_CLASS_COUNT);
-  for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) ck_assert_str_eq(bk_memory_class_name((bk_memory_class)c), names[c]);
+  for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
+    ck_assert_str_eq(bk_memory_class_name((bk_memory_class)c), names[c]);
   ck_assert_str_eq(bk_memory_class_name(BK_MEM_CLASS_COUNT), "invalid");
 }
 END_TEST
@@ -101,19 +102,25 @@ END_TEST
 
 START_TEST(bad_requests) {
   bk_tensor t = {0};
-  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_NONE, 1, (int64_t[]){3}, &t), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_NONE, 1, (int64_t[]){3}, &t),
+                   BK_ERR_ARGUMENT);
   unit_expect("dtype");
-  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 5, (int64_t[]){1, 1, 1, 1, 1}, &t), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(
+      bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 5, (int64_t[]){1, 1, 1, 1, 1}, &t),
+      BK_ERR_ARGUMENT);
   unit_expect("dimensions");
-  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 2, (int64_t[]){3, -1}, &t), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 2, (int64_t[]){3, -1}, &t),
+                   BK_ERR_ARGUMENT);
   unit_expect("dimension 1 has size -1");
   int64_t huge[3] = {INT64_MAX, INT64_MAX, 8};
   ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 3, huge, &t), BK_ERR_ARGUMENT);
   unit_expect("larger than can be addressed");
-  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 1, (int64_t[]){1025}, &t), BK_ERR_MEMORY);
+  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 1, (int64_t[]){1025}, &t),
+                   BK_ERR_MEMORY);
   unit_expect("weights: 4100 bytes");
   ck_assert(!bk_tensor_present(&t));
-  ck_assert_int_eq(bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 2, (int64_t[]){0, INT64_MAX}, &t), BK_OK);
+  ck_assert_int_eq(
+      bk_memory_tensor(memory, BK_MEM_WEIGHTS, BK_F32, 2, (int64_t[]){0, INT64_MAX}, &t), BK_OK);
   ck_assert_uint_eq(bk_memory_bytes(memory, BK_MEM_WEIGHTS), 0);
   ck_assert_int_eq(bk_memory_commit(memory), BK_OK); /* a class of empty tensors only */
 }
@@ -150,5 +157,6 @@ END_TEST
 START_TEST(destroy_nothing) { bk_memory_destroy(NULL); }
 END_TEST
 
-UNIT_MAIN("memory", open_memory, close_memory, class_names, plan_then_commit, rewinding_shares_space, rewinding_across_chunks,
-          bad_requests, commit_is_once, commit_undoes, destroy_nothing)
+UNIT_MAIN("memory", open_memory, close_memory, class_names, plan_then_commit,
+          rewinding_shares_space, rewinding_across_chunks, bad_requests, commit_is_once,
+          commit_undoes, destroy_nothing)

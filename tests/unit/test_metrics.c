@@ -10,7 +10,8 @@
 static char *whole(void) {
   char *text;
   size_t bytes;
-  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("metrics.jsonl"), 1 << 24, &text, &bytes), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("metrics.jsonl"), 1 << 24, &text, &bytes),
+                   BK_OK);
   return text;
 }
 
@@ -21,7 +22,8 @@ static void holds(const char *wanted) {
 }
 
 static void put(const char *text) {
-  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("metrics.jsonl"), text, strlen(text)), BK_OK);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("metrics.jsonl"), text, strlen(text)),
+                   BK_OK);
 }
 
 static void append(const bk_metrics_row *row) {
@@ -33,15 +35,34 @@ static void append(const bk_metrics_row *row) {
 
 START_TEST(rows) {
   const double load[4] = {0.25, 0.75, 0.5, 0.5};
-  bk_metrics_row row = {.step = 1, .tokens = 2048, .loss = 5.5, .lr = 3e-4, .grad_norm = 1, .tokens_per_s = 1e20};
+  bk_metrics_row row = {
+      .step = 1, .tokens = 2048, .loss = 5.5, .lr = 3e-4, .grad_norm = 1, .tokens_per_s = 1e20};
   append(&row);
-  holds("{\"step\": 1, \"tokens\": 2048, \"loss\": 5.5, \"lr\": 0.0003, \"grad_norm\": 1.0, \"tokens_per_s\": 1e+20}\n");
-  row = (bk_metrics_row){.step = 2, .tokens = 4096, .loss = NAN, .lr = 0, .grad_norm = INFINITY, .tokens_per_s = -INFINITY, .has_val = true,
-                         .val_loss = 0.1, .has_gain = true, .gain_forward = 1.5, .gain_backward = NAN, .n_layers = 2, .n_experts = 2, .expert_load = load};
+  holds(
+      "{\"step\": 1, \"tokens\": 2048, \"loss\": 5.5, \"lr\": 0.0003, \"grad_norm\": 1.0, "
+      "\"tokens_per_s\": 1e+20}\n");
+  row = (bk_metrics_row){.step = 2,
+                         .tokens = 4096,
+                         .loss = NAN,
+                         .lr = 0,
+                         .grad_norm = INFINITY,
+                         .tokens_per_s = -INFINITY,
+                         .has_val = true,
+                         .val_loss = 0.1,
+                         .has_gain = true,
+                         .gain_forward = 1.5,
+                         .gain_backward = NAN,
+                         .n_layers = 2,
+                         .n_experts = 2,
+                         .expert_load = load};
   append(&row);
-  holds("{\"step\": 1, \"tokens\": 2048, \"loss\": 5.5, \"lr\": 0.0003, \"grad_norm\": 1.0, \"tokens_per_s\": 1e+20}\n"
-        "{\"step\": 2, \"tokens\": 4096, \"loss\": null, \"lr\": 0.0, \"grad_norm\": null, \"tokens_per_s\": null, \"val_loss\": 0.1, "
-        "\"gain_forward\": 1.5, \"gain_backward\": null, \"expert_load\": [[0.25, 0.75], [0.5, 0.5]]}\n");
+  holds(
+      "{\"step\": 1, \"tokens\": 2048, \"loss\": 5.5, \"lr\": 0.0003, \"grad_norm\": 1.0, "
+      "\"tokens_per_s\": 1e+20}\n"
+      "{\"step\": 2, \"tokens\": 4096, \"loss\": null, \"lr\": 0.0, \"grad_norm\": null, "
+      "\"tokens_per_s\": null, \"val_loss\": 0.1, "
+      "\"gain_forward\": 1.5, \"gain_backward\": null, \"expert_load\": [[0.25, 0.75], [0.5, "
+      "0.5]]}\n");
 }
 END_TEST
 
@@ -60,7 +81,8 @@ START_TEST(no_allocation_per_row) {
   for (int i = 0; i < LAYERS * EXPERTS; i++) load[i] = -1.2345678901234567e-300 / (i + 1);
   row.has_val = row.has_gain = true;
   row.step = row.tokens = INT64_MIN;
-  row.loss = row.lr = row.grad_norm = row.tokens_per_s = row.val_loss = row.gain_forward = row.gain_backward = -1.2345678901234567e-300;
+  row.loss = row.lr = row.grad_norm = row.tokens_per_s = row.val_loss = row.gain_forward =
+      row.gain_backward = -1.2345678901234567e-300;
   for (int i = 0; i < 3; i++) ck_assert_int_eq(bk_metrics_write(m, &row), BK_OK);
   bk_context_memory_stats(ctx, &after);
   ck_assert_uint_eq(before.allocations, after.allocations);
@@ -70,7 +92,8 @@ START_TEST(no_allocation_per_row) {
 END_TEST
 
 START_TEST(cut) {
-  static const char three[] = "{\"step\": 1, \"loss\": 3.0}\n{\"step\": 2, \"loss\": null}\n{\"loss\": 1.0, \"step\": 3}\n";
+  static const char three[] =
+      "{\"step\": 1, \"loss\": 3.0}\n{\"step\": 2, \"loss\": null}\n{\"loss\": 1.0, \"step\": 3}\n";
   const char *path = unit_path("metrics.jsonl");
   ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_OK); /* missing is fine */
   ck_assert(!bk_path_exists(ctx, path));
@@ -103,8 +126,13 @@ START_TEST(torn_anywhere) {
     snprintf(part, sizeof part, "%.*s", (int)cut, good);
     put(part);
     int64_t whole_rows = (good + cut >= second) + (cut == sizeof good - 1);
-    ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), whole_rows), BK_OK); /* a run whose rows up to its step are there */
-    snprintf(part, sizeof part, "%.*s", cut == sizeof good - 1 ? (int)cut : good + cut >= second ? (int)(second - good) : 0, good);
+    /* a run whose rows up to its step are there */
+    ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), whole_rows), BK_OK);
+    snprintf(part, sizeof part, "%.*s",
+             cut == sizeof good - 1 ? (int)cut
+             : good + cut >= second ? (int)(second - good)
+                                    : 0,
+             good);
     holds(part);
   }
 }
@@ -113,19 +141,23 @@ END_TEST
 START_TEST(column) {
   int64_t *steps, count;
   double *values;
-  put("{\"step\": 10, \"loss\": 3.25, \"val_loss\": 4}\n{\"step\": 20, \"loss\": null}\n{\"step\": 30, \"loss\": \"x\", \"val_loss\": 1e-3}\n{\"step\": 4");
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
+  put("{\"step\": 10, \"loss\": 3.25, \"val_loss\": 4}\n{\"step\": 20, \"loss\": null}\n{\"step\": "
+      "30, \"loss\": \"x\", \"val_loss\": 1e-3}\n{\"step\": 4");
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
   ck_assert_int_eq(count, 3);
   ck_assert(steps[0] == 10 && steps[1] == 20 && steps[2] == 30);
   ck_assert(values[0] == 3.25 && isnan(values[1]) && isnan(values[2]));
   bk_free(ctx, steps);
   bk_free(ctx, values);
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "val_loss", &steps, &values, &count), BK_OK);
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "val_loss", &steps, &values, &count), BK_OK);
   ck_assert(values[0] == 4 && isnan(values[1]) && values[2] == 1e-3);
   bk_free(ctx, steps);
   bk_free(ctx, values);
   put("");
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
   ck_assert_int_eq(count, 0);
   bk_free(ctx, steps);
   bk_free(ctx, values);
@@ -138,14 +170,16 @@ START_TEST(long_rows) {
   double *load = bk_alloc_array(ctx, EXPERTS, sizeof *load);
   for (int i = 0; i < EXPERTS; i++) load[i] = 1.0 / (i + 3);
   for (int i = 1; i <= ROWS; i++) {
-    bk_metrics_row row = {.step = i, .loss = i * 0.1, .n_layers = 1, .n_experts = EXPERTS, .expert_load = load};
+    bk_metrics_row row = {
+        .step = i, .loss = i * 0.1, .n_layers = 1, .n_experts = EXPERTS, .expert_load = load};
     append(&row);
   }
   bk_free(ctx, load);
   int64_t *steps, count;
   double *values;
   ck_assert_int_eq(bk_metrics_cut(ctx, unit_path("metrics.jsonl"), ROWS - 1), BK_OK);
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
   ck_assert_int_eq(count, ROWS - 1);
   for (int i = 0; i < ROWS - 1; i++) ck_assert(values[i] == (i + 1) * 0.1);
   bk_free(ctx, steps);
@@ -155,22 +189,36 @@ END_TEST
 
 /* What is no row, anywhere: moved aside byte for byte, with one warning, and the rest stays. */
 START_TEST(damaged_lines) {
-  static const struct { const char *text, *kept, *aside, *message; } cases[] = {
-      {"{\"step\": 1}\nnot json\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n", "not json\n", "1 damaged line is (the first is line 2: "},
-      {"step 1/5  loss 5.5\n{\"step\": 1}\n", "{\"step\": 1}\n", "step 1/5  loss 5.5\n", "line 1: "},
-      {"{\"step\": 1}\n{\"loss\": 2}\n", "{\"step\": 1}\n", "{\"loss\": 2}\n", "line 2: it has no integer \"step\""},
-      {"[1]\n{\"step\": 1.0}\n{\"step\": 2}\n", "{\"step\": 2}\n", "[1]\n{\"step\": 1.0}\n", "2 damaged lines are (the first is line 1: it has no integer"},
-      {"{\"step\": 1}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n",
+  static const struct {
+    const char *text, *kept, *aside, *message;
+  } cases[] = {
+      {"{\"step\": 1}\nnot json\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n", "not json\n",
+       "1 damaged line is (the first is line 2: "},
+      {"step 1/5  loss 5.5\n{\"step\": 1}\n", "{\"step\": 1}\n", "step 1/5  loss 5.5\n",
+       "line 1: "},
+      {"{\"step\": 1}\n{\"loss\": 2}\n", "{\"step\": 1}\n", "{\"loss\": 2}\n",
+       "line 2: it has no integer \"step\""},
+      {"[1]\n{\"step\": 1.0}\n{\"step\": 2}\n", "{\"step\": 2}\n", "[1]\n{\"step\": 1.0}\n",
+       "2 damaged lines are (the first is line 1: it has no integer"},
+      {"{\"step\": 1}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 2}\n",
+       "{\"step\": 1}\n{\"step\": 2}\n", "{\"step\": 1}\n{\"step\": 2}\n",
        "2 damaged lines are (the first is line 2: step 1 is out of order)"},
       {"{\"step\": 1}\n{\"step\": 5}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n{\"step\": 5}\n",
-       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n{\"step\": 5}\n", "{\"step\": 5}\n", "1 damaged line is (the first is line 2: step 5 is out of order)"},
-      {"{\"step\": 4}\n{\"step\": 5}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n", "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n", "{\"step\": 4}\n{\"step\": 5}\n",
+       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 4}\n{\"step\": 5}\n",
+       "{\"step\": 5}\n", "1 damaged line is (the first is line 2: step 5 is out of order)"},
+      {"{\"step\": 4}\n{\"step\": 5}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n",
+       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n", "{\"step\": 4}\n{\"step\": 5}\n",
        "2 damaged lines are (the first is line 1: step 4 is out of order)"},
-      {"{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n", "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n",
-       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n", "3 damaged lines are (the first is line 4: "},
-      {"{\"step\": 1}\nstep 2/5 loss{\"step\": 2}\n{\"step\": 3}\n{\"step\": 9}\nx\n", "{\"step\": 1}\n{\"step\": 3}\n", "step 2/5 loss{\"step\": 2}\nx\n", "line 2: "},
-      {"{\"step\": 1, \"step\": 2}\n\xff\xfe\n{\"step\": 3}\n", "{\"step\": 3}\n", "{\"step\": 1, \"step\": 2}\n\xff\xfe\n", "duplicate"},
-      {"{\"step\": 9}\n{\"step\": 1}\n", "{\"step\": 1}\n", NULL, NULL}, /* a row past the step is dropped, wherever it stands */
+      {"{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n",
+       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n",
+       "{\"step\": 1}\n{\"step\": 2}\n{\"step\": 3}\n",
+       "3 damaged lines are (the first is line 4: "},
+      {"{\"step\": 1}\nstep 2/5 loss{\"step\": 2}\n{\"step\": 3}\n{\"step\": 9}\nx\n",
+       "{\"step\": 1}\n{\"step\": 3}\n", "step 2/5 loss{\"step\": 2}\nx\n", "line 2: "},
+      {"{\"step\": 1, \"step\": 2}\n\xff\xfe\n{\"step\": 3}\n", "{\"step\": 3}\n",
+       "{\"step\": 1, \"step\": 2}\n\xff\xfe\n", "duplicate"},
+      /* a row past the step is dropped, wherever it stands */
+      {"{\"step\": 9}\n{\"step\": 1}\n", "{\"step\": 1}\n", NULL, NULL},
       {"{\"step\": 1}\n\n{\"step\": 2}\n", "{\"step\": 1}\n\n{\"step\": 2}\n", NULL, NULL},
   };
   char path[512], aside[512];
@@ -188,7 +236,8 @@ START_TEST(damaged_lines) {
     ck_assert_int_eq(bk_file_read_all(ctx, aside, 1000, &text, &bytes), BK_OK);
     ck_assert_str_eq(text, cases[i].aside);
     bk_free(ctx, text);
-    ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_OK); /* the second time there is nothing to say */
+    /* the second time there is nothing to say */
+    ck_assert_int_eq(bk_metrics_cut(ctx, path, 5), BK_OK);
     ck_assert_int_eq(bk_remove_tree(ctx, aside), BK_OK);
   }
 }
@@ -228,14 +277,17 @@ END_TEST
 START_TEST(readers_pass_over_damage) {
   int64_t *steps, count;
   double *values;
-  put("{\"step\": 1, \"loss\": 3}\nstep 2/9 loss\n{\"step\": 2, \"loss\": 2}\n{\"step\": 2, \"loss\": 9}\n");
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
+  put("{\"step\": 1, \"loss\": 3}\nstep 2/9 loss\n{\"step\": 2, \"loss\": 2}\n{\"step\": 2, "
+      "\"loss\": 9}\n");
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "loss", &steps, &values, &count), BK_OK);
   unit_expect("2 damaged lines are passed over (the first is line 2: ");
   ck_assert(count == 2 && values[0] == 3 && values[1] == 2);
   bk_free(ctx, steps);
   bk_free(ctx, values);
   ck_assert(!bk_path_exists(ctx, unit_path("metrics.jsonl.damaged")));
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("absent.jsonl"), "loss", &steps, &values, &count), BK_ERR_IO);
+  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("absent.jsonl"), "loss", &steps, &values, &count),
+                   BK_ERR_IO);
   unit_expect("absent.jsonl");
   bk_metrics *m;
   ck_assert_int_eq(bk_metrics_open(ctx, unit_path("no/metrics.jsonl"), &m), BK_ERR_IO);
@@ -260,9 +312,21 @@ START_TEST(nothing_is_lost) {
 END_TEST
 
 START_TEST(numbers_as_text) {
-  static const struct { double value; const char *text; } cases[] = {
-      {0, "0.0"}, {-0.0, "-0.0"}, {1, "1.0"}, {0.1, "0.1"}, {1e-6, "1e-06"}, {1e300, "1e+300"}, {123456789012345680.0, "1.2345678901234568e+17"},
-      {0.30000000000000004, "0.30000000000000004"}, {4.9406564584124654e-324, "4.94065645841247e-324"}, {NAN, "nan"}, {-INFINITY, "-inf"}, {-1.7976931348623157e308, "-1.7976931348623157e+308"}};
+  static const struct {
+    double value;
+    const char *text;
+  } cases[] = {{0, "0.0"},
+               {-0.0, "-0.0"},
+               {1, "1.0"},
+               {0.1, "0.1"},
+               {1e-6, "1e-06"},
+               {1e300, "1e+300"},
+               {123456789012345680.0, "1.2345678901234568e+17"},
+               {0.30000000000000004, "0.30000000000000004"},
+               {4.9406564584124654e-324, "4.94065645841247e-324"},
+               {NAN, "nan"},
+               {-INFINITY, "-inf"},
+               {-1.7976931348623157e308, "-1.7976931348623157e+308"}};
   char text[BK_DOUBLE_TEXT];
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     double back;
@@ -301,7 +365,9 @@ static int64_t scant_write(void *user, bk_file *file, const void *src, size_t by
   return fits < bytes ? -ENOSPC : done; /* what fitted is in the file, as on a real one */
 }
 
-static bk_status put_step(bk_metrics *m, int64_t step) { return bk_metrics_write(m, &(bk_metrics_row){.step = step, .tokens = 10 * step, .loss = 1}); }
+static bk_status put_step(bk_metrics *m, int64_t step) {
+  return bk_metrics_write(m, &(bk_metrics_row){.step = step, .tokens = 10 * step, .loss = 1});
+}
 
 START_TEST(rows_wait_for_room) {
   bk_metrics *m;
@@ -337,14 +403,16 @@ START_TEST(rows_wait_for_room) {
   ck_assert_int_eq(bk_metrics_pending(m, &first, &last), 0);
   ck_assert_int_eq(put_step(m, 21), BK_OK);
   bk_metrics_close(m);
-  ck_assert_int_eq(bk_metrics_read(ctx, unit_path("metrics.jsonl"), "tokens", &steps, &values, &count), BK_OK);
+  ck_assert_int_eq(
+      bk_metrics_read(ctx, unit_path("metrics.jsonl"), "tokens", &steps, &values, &count), BK_OK);
   ck_assert_int_eq(count, 21);
-  for (int64_t i = 0; i < count; i++) ck_assert(steps[i] == i + 1 && values[i] == 10.0 * (double)(i + 1));
+  for (int64_t i = 0; i < count; i++)
+    ck_assert(steps[i] == i + 1 && values[i] == 10.0 * (double)(i + 1));
   bk_free(ctx, steps);
   bk_free(ctx, values);
 }
 END_TEST
 
-UNIT_MAIN("metrics", unit_folder_open, unit_folder_close, rows, no_allocation_per_row, cut, torn_anywhere, column, long_rows, damaged_lines, damaged_blocks,
-          readers_pass_over_damage, nothing_is_lost,
-          numbers_as_text, strings_are_escaped, rows_wait_for_room)
+UNIT_MAIN("metrics", unit_folder_open, unit_folder_close, rows, no_allocation_per_row, cut,
+          torn_anywhere, column, long_rows, damaged_lines, damaged_blocks, readers_pass_over_damage,
+          nothing_is_lost, numbers_as_text, strings_are_escaped, rows_wait_for_room)

@@ -1,4 +1,5 @@
-/* safetensors: round trips, and hostile files one by one. Every refusal says once what is wrong and names the tensor. */
+/* safetensors: round trips, and hostile files one by one. Every refusal says once what is wrong
+ * and names the tensor. */
 #include "tests/unit/unit.h"
 
 #include <math.h>
@@ -15,7 +16,8 @@ static void put_file(const char *path, const void *data, size_t bytes) {
 }
 
 /* Length, header text, `data_bytes` bytes of data. */
-static void put_header(const char *path, const char *header, size_t header_bytes, size_t data_bytes) {
+static void put_header(const char *path, const char *header, size_t header_bytes,
+                       size_t data_bytes) {
   static char file[65536];
   ck_assert_uint_le(8 + header_bytes + data_bytes, sizeof file);
   for (int i = 0; i < 8; i++) file[i] = (char)((uint64_t)header_bytes >> 8 * i & 0xff);
@@ -26,7 +28,8 @@ static void put_header(const char *path, const char *header, size_t header_bytes
 
 static void expect_once(const char *part) {
   const char *newline = strchr(unit_messages, '\n');
-  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s", unit_messages);
+  ck_assert_msg(newline && newline[1] == '\0', "exactly one message was expected:\n%s",
+                unit_messages);
   unit_expect(part);
 }
 
@@ -145,7 +148,9 @@ START_TEST(written_bytes) {
   char *data;
   size_t bytes;
   bk_st_writer *w;
-  const char wanted[] = "{\"__metadata__\":{\"format\":\"pt\"},\"t\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}";
+  const char wanted[] =
+      "{\"__metadata__\":{\"format\":\"pt\"},\"t\":{\"dtype\":\"U8\",\"shape\":[3],\"data_"
+      "offsets\":[0,3]}}";
   ck_assert_int_eq(bk_st_create(ctx, unit_path("t.safetensors"), &w), BK_OK);
   ck_assert_int_eq(bk_st_add_metadata(w, "format", "pt"), BK_OK);
   ck_assert_int_eq(bk_st_add(w, "t", BK_U8, 1, (int64_t[]){3}), BK_OK);
@@ -169,7 +174,8 @@ START_TEST(writer_misuse) {
   ck_assert_int_eq(bk_st_create(ctx, unit_path("w.safetensors"), &w), BK_OK);
   ck_assert_int_eq(bk_st_add(w, "none", BK_NONE, 0, NULL), BK_ERR_ARGUMENT);
   expect_once("none");
-  ck_assert_int_eq(bk_st_add(w, "huge", BK_F32, 2, (int64_t[]){1LL << 40, 1LL << 40}), BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_st_add(w, "huge", BK_F32, 2, (int64_t[]){1LL << 40, 1LL << 40}),
+                   BK_ERR_ARGUMENT);
   expect_once("huge");
   ck_assert_int_eq(bk_st_add(w, "negative", BK_F32, 1, (int64_t[]){-1}), BK_ERR_ARGUMENT);
   expect_once("negative");
@@ -200,11 +206,13 @@ START_TEST(truncated) {
   size_t bytes;
   const char *part = unit_path("part.safetensors");
   write_sample(unit_path("sample.safetensors"));
-  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("sample.safetensors"), 65536, &data, &bytes), BK_OK);
+  ck_assert_int_eq(bk_file_read_all(ctx, unit_path("sample.safetensors"), 65536, &data, &bytes),
+                   BK_OK);
   for (size_t cut = 0; cut < bytes; cut++) {
     bk_st_reader *reader = NULL;
     put_file(part, data, cut);
-    ck_assert_msg(bk_st_open(ctx, part, &reader) == BK_ERR_DATA, "%zu of %zu bytes were accepted", cut, bytes);
+    ck_assert_msg(bk_st_open(ctx, part, &reader) == BK_ERR_DATA, "%zu of %zu bytes were accepted",
+                  cut, bytes);
     ck_assert_ptr_null(reader);
     expect_once(part);
   }
@@ -232,7 +240,8 @@ START_TEST(header_length) {
   expect_once("absent.safetensors");
   ck_assert_int_eq(bk_st_open(ctx, unit_folder, &reader), BK_ERR_IO);
   expect_once(unit_folder);
-  ck_assert_int_eq(mkfifo(unit_path("pipe.safetensors"), 0600), 0); /* opening it would wait for ever */
+  /* opening it would wait for ever */
+  ck_assert_int_eq(mkfifo(unit_path("pipe.safetensors"), 0600), 0);
   ck_assert_int_eq(bk_st_open(ctx, unit_path("pipe.safetensors"), &reader), BK_ERR_DATA);
   expect_once("pipe.safetensors is not a regular file");
 }
@@ -240,12 +249,23 @@ END_TEST
 
 /* What lies there in place of a safetensors file, by its name alone. */
 START_TEST(other_kinds) {
-  static const struct { const char *bytes; size_t count; const char *part; } cases[] = {
-      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67, "not a safetensors file: it is a pointer of Git LFS in place of the file itself; fetch it: git lfs pull"},
-      {"PK\3\4\0\0\x08\x08\0\0aaaabbbbccccdddd\x10\0\0\0archive/data.pkl", 46, "not a safetensors file: it is a PyTorch file (torch.save); convert it"},
-      {"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", 16, "not a safetensors file: it is a GGUF file (llama.cpp); convert it"},
-      {"\x1f\x8b\x08\0\0\0\0\0", 8, "not a safetensors file: it is a gzip archive; unpack it first (gunzip)"}, /* 559 kB of header, by its first bytes */
-      {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80", 16, "a PyTorch file of the old form"},
+  static const struct {
+    const char *bytes;
+    size_t count;
+    const char *part;
+  } cases[] = {
+      {"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", 67,
+       "not a safetensors file: it is a pointer of Git LFS in place of the file itself; fetch it: "
+       "git lfs pull"},
+      {"PK\3\4\0\0\x08\x08\0\0aaaabbbbccccdddd\x10\0\0\0archive/data.pkl", 46,
+       "not a safetensors file: it is a PyTorch file (torch.save); convert it"},
+      {"GGUF\3\0\0\0\1\0\0\0\0\0\0\0", 16,
+       "not a safetensors file: it is a GGUF file (llama.cpp); convert it"},
+      /* 559 kB of header, by its first bytes */
+      {"\x1f\x8b\x08\0\0\0\0\0", 8,
+       "not a safetensors file: it is a gzip archive; unpack it first (gunzip)"},
+      {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80", 16,
+       "a PyTorch file of the old form"},
   };
   for (size_t i = 0; i < BK_COUNT(cases); i++) {
     bk_st_reader *reader = NULL;
@@ -281,8 +301,10 @@ START_TEST(bad_json) {
   refused("{\"\xc0\xaf\":1}", 0, "not UTF-8");
   refused("{\"\xed\xa0\x80\":1}", 0, "not UTF-8");
   refused("{\"\xe2\x82", 0, "not UTF-8");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],"), 1, "tensor w.x: '\"' is missing");
-  refused("{\"w.x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},}", 1, "'\"' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],"), 1,
+          "tensor w.x: '\"' is missing");
+  refused("{\"w.x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},}", 1,
+          "'\"' is missing");
   put_header(unit_path("nul.safetensors"), "{}\0", 3, 0);
   bk_st_reader *reader;
   ck_assert_int_eq(bk_st_open(ctx, unit_path("nul.safetensors"), &reader), BK_ERR_DATA);
@@ -294,20 +316,33 @@ START_TEST(bad_fields) {
   refused(T("\"dtype\":\"U8\",\"shape\":[1]"), 1, "tensor w.x: data_offsets is missing");
   refused(T("\"dtype\":\"U8\",\"data_offsets\":[0,1]"), 1, "tensor w.x: shape is missing");
   refused(T("\"shape\":[1],\"data_offsets\":[0,1]"), 1, "tensor w.x: dtype is missing");
-  refused(T("\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 1, "tensor w.x: a field is given twice");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"more\":1"), 1, "tensor w.x: unknown field");
-  refused(T("\"dtype\":\"F33\",\"shape\":[1],\"data_offsets\":[0,4]"), 4, "tensor w.x: unknown dtype F33");
+  refused(T("\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a field is given twice");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1],\"more\":1"), 1,
+          "tensor w.x: unknown field");
+  refused(T("\"dtype\":\"F33\",\"shape\":[1],\"data_offsets\":[0,4]"), 4,
+          "tensor w.x: unknown dtype F33");
   refused(T("\"dtype\":7,\"shape\":[1],\"data_offsets\":[0,4]"), 4, "tensor w.x: '\"' is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]"), 1, "tensor w.x: '[' is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":[-1],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is negative");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is not an integer");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1e0],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is not an integer");
-  refused(T("\"dtype\":\"U8\",\"shape\":[01],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer begins with 0");
-  refused(T("\"dtype\":\"U8\",\"shape\":[\"1\"],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1,],\"data_offsets\":[0,1]"), 1, "tensor w.x: an integer is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]"), 1, "tensor w.x: ',' is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]"), 1, "tensor w.x: ']' is missing");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]"), 1, "tensor w.x: more than 8 dimensions");
+  refused(T("\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: '[' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[-1],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a size is negative");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1.0],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a size is not an integer");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1e0],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a size is not an integer");
+  refused(T("\"dtype\":\"U8\",\"shape\":[01],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: an integer begins with 0");
+  refused(T("\"dtype\":\"U8\",\"shape\":[\"1\"],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: an integer is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1,],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: an integer is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0]"), 1,
+          "tensor w.x: ',' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1,2]"), 1,
+          "tensor w.x: ']' is missing");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: more than 8 dimensions");
   refused("{\"__metadata__\":{\"a\":1}}", 0, "__metadata__");
   refused("{\"__metadata__\":{\"a\":\"1\",\"a\":\"2\"}}", 0, "__metadata__ has the key a twice");
   refused("{\"__metadata__\":{},\"__metadata__\":{}}", 0, "__metadata__ is given twice");
@@ -315,30 +350,49 @@ START_TEST(bad_fields) {
 END_TEST
 
 START_TEST(bad_sizes) {
-  refused(T("\"dtype\":\"U8\",\"shape\":[9223372036854775808],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is above 2^63 - 1");
-  refused(T("\"dtype\":\"U8\",\"shape\":[99999999999999999999999],\"data_offsets\":[0,1]"), 1, "tensor w.x: a size is above");
-  refused(T("\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,1]"), 1, "tensor w.x: the product of its shape overflows");
-  refused(T("\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,1]"), 1, "tensor w.x: the product of its shape overflows");
-  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]"), 4, "tensor w.x: data_offsets [0, 4] hold 4 bytes, dtype F32 and shape need 8");
-  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]"), 8, "tensor w.x: data_offsets [8, 0] run backwards");
-  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]"), 7, "tensor w.x: data_offsets [0, 8] end past the file's 7 bytes");
-  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[9223372036854775799,9223372036854775807]"), 8, "tensor w.x: data_offsets");
-  refused(T("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1, "tensor w.x: its F4 elements do not fill whole bytes");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 2, "1 bytes after the last tensor (w.x)");
-  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]"), 2, "tensor w.x: 1 bytes before its data");
+  refused(T("\"dtype\":\"U8\",\"shape\":[9223372036854775808],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a size is above 2^63 - 1");
+  refused(T("\"dtype\":\"U8\",\"shape\":[99999999999999999999999],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: a size is above");
+  refused(T("\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: the product of its shape overflows");
+  refused(T("\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: the product of its shape overflows");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,4]"), 4,
+          "tensor w.x: data_offsets [0, 4] hold 4 bytes, dtype F32 and shape need 8");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]"), 8,
+          "tensor w.x: data_offsets [8, 0] run backwards");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]"), 7,
+          "tensor w.x: data_offsets [0, 8] end past the file's 7 bytes");
+  refused(T("\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[9223372036854775799,"
+            "9223372036854775807]"),
+          8, "tensor w.x: data_offsets");
+  refused(T("\"dtype\":\"F4\",\"shape\":[3],\"data_offsets\":[0,1]"), 1,
+          "tensor w.x: its F4 elements do not fill whole bytes");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]"), 2,
+          "1 bytes after the last tensor (w.x)");
+  refused(T("\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]"), 2,
+          "tensor w.x: 1 bytes before its data");
   refused("{}", 1, "1 bytes after the last tensor");
 }
 END_TEST
 
-#define U8(name, shape, begin, end) "\"" name "\":{\"dtype\":\"U8\",\"shape\":[" shape "],\"data_offsets\":[" begin "," end "]}"
+#define U8(name, shape, begin, end) \
+  "\"" name "\":{\"dtype\":\"U8\",\"shape\":[" shape "],\"data_offsets\":[" begin "," end "]}"
 
 START_TEST(bad_layout) {
-  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "1", "3") "}", 3, "tensor b: its data overlaps that of tensor a");
-  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "0", "2") "}", 2, "tensor b: its data overlaps that of tensor a");
-  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "3", "5") "}", 5, "tensor b: 1 bytes before its data");
-  refused("{" U8("a", "3", "0", "3") "," U8("e", "0", "1", "1") "}", 3, "tensor e: its data overlaps that of tensor a");
-  refused("{" U8("dup", "2", "0", "2") "," U8("c", "1", "2", "3") "," U8("dup", "1", "3", "4") "}", 4, "tensor dup: the name is there twice");
-  refused("{" U8("dup", "2", "0", "2") "," U8("d\\u0075p", "1", "2", "3") "}", 3, "tensor dup: the name is there twice");
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "1", "3") "}", 3,
+          "tensor b: its data overlaps that of tensor a");
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "0", "2") "}", 2,
+          "tensor b: its data overlaps that of tensor a");
+  refused("{" U8("a", "2", "0", "2") "," U8("b", "2", "3", "5") "}", 5,
+          "tensor b: 1 bytes before its data");
+  refused("{" U8("a", "3", "0", "3") "," U8("e", "0", "1", "1") "}", 3,
+          "tensor e: its data overlaps that of tensor a");
+  refused("{" U8("dup", "2", "0", "2") "," U8("c", "1", "2", "3") "," U8("dup", "1", "3", "4") "}",
+          4, "tensor dup: the name is there twice");
+  refused("{" U8("dup", "2", "0", "2") "," U8("d\\u0075p", "1", "2", "3") "}", 3,
+          "tensor dup: the name is there twice");
 }
 END_TEST
 
@@ -346,7 +400,10 @@ START_TEST(lenient_where_the_format_is) {
   accepted("{}", 0, 0);
   accepted("{ }   \n", 0, 0);
   accepted("{\"__metadata__\":{}}", 0, 0);
-  accepted("{ \"a\" : { \"data_offsets\" : [ 1 , 3 ] , \"shape\" : [ 2 ] , \"dtype\" : \"U8\" } ," U8("b", "1", "0", "1") "}", 3, 2);
+  accepted(
+      "{ \"a\" : { \"data_offsets\" : [ 1 , 3 ] , \"shape\" : [ 2 ] , \"dtype\" : \"U8\" } ," U8(
+          "b", "1", "0", "1") "}",
+      3, 2);
   accepted("{" U8("e", "0,7", "0", "0") "," U8("a", "1", "0", "1") "}", 1, 2);
   accepted("{" U8("\\ud83d\\ude00", "", "0", "1") "}", 1, 1);
   accepted(T("\"dtype\":\"F4\",\"shape\":[2],\"data_offsets\":[0,1]"), 1, 1);
@@ -387,15 +444,18 @@ static double half_value(unsigned h) {
 }
 
 START_TEST(half_precision) {
-  static const uint16_t data[] = {0x3c00, 0xc000, 0x0001, 0x83ff, 0x0400, 0x7bff, 0x7c00, 0xfc00, 0x7e01, 0x8000};
+  static const uint16_t data[] = {0x3c00, 0xc000, 0x0001, 0x83ff, 0x0400,
+                                  0x7bff, 0x7c00, 0xfc00, 0x7e01, 0x8000};
   double v[10];
   uint16_t raw[2];
   bk_st_reader *r;
   for (unsigned h = 0; h < 65536; h++) {
     double want = half_value(h), got = (double)bk_f16_to_f32((uint16_t)h);
-    ck_assert_msg(isnan(want) ? isnan(got) : want == got && !signbit(want) == !signbit(got), "half %04x: %g, expected %g", h, got, want);
+    ck_assert_msg(isnan(want) ? isnan(got) : want == got && !signbit(want) == !signbit(got),
+                  "half %04x: %g, expected %g", h, got, want);
   }
-  put_whole(unit_path("f16.safetensors"), T("\"dtype\":\"F16\",\"shape\":[2,5],\"data_offsets\":[0,20]"), data, sizeof data);
+  put_whole(unit_path("f16.safetensors"),
+            T("\"dtype\":\"F16\",\"shape\":[2,5],\"data_offsets\":[0,20]"), data, sizeof data);
   ck_assert_int_eq(bk_st_open(ctx, unit_path("f16.safetensors"), &r), BK_OK);
   const bk_st_entry *e = bk_st_get(r, 0);
   ck_assert(bk_st_element_size(e) == 2 && bk_st_is_float(e));
@@ -424,14 +484,17 @@ END_TEST
 
 #define INDEX "model.safetensors.index.json"
 #define MAP(text) "{\"metadata\": {\"total_size\": 3}, \"weight_map\": {" text "}}"
-#define GOOD MAP("\"a\": \"one.safetensors\", \"c\": \"two.safetensors\", \"b\": \"one.safetensors\"")
+#define GOOD \
+  MAP("\"a\": \"one.safetensors\", \"c\": \"two.safetensors\", \"b\": \"one.safetensors\"")
 
 /* Two shards: a [1] and b [2] of 1s in one, c [3] of 2s in the other. */
 static void put_shards(const char *index) {
   static const char *const stale[] = {"model.safetensors", INDEX};
   for (size_t i = 0; i < BK_COUNT(stale); i++) ctx->fs.remove(ctx->fs.user, unit_path(stale[i]));
-  put_whole(unit_path("one.safetensors"), "{" U8("a", "1", "0", "1") "," U8("b", "2", "1", "3") "}", "\1\1\1", 3);
-  put_whole(unit_path("two.safetensors"), "{\"__metadata__\":{\"format\":\"pt\"}," U8("c", "3", "0", "3") "}", "\2\2\2", 3);
+  put_whole(unit_path("one.safetensors"), "{" U8("a", "1", "0", "1") "," U8("b", "2", "1", "3") "}",
+            "\1\1\1", 3);
+  put_whole(unit_path("two.safetensors"),
+            "{\"__metadata__\":{\"format\":\"pt\"}," U8("c", "3", "0", "3") "}", "\2\2\2", 3);
   put_file(unit_path(INDEX), index, strlen(index));
 }
 
@@ -456,7 +519,8 @@ START_TEST(shards) {
   bk_st_close(r);
   ck_assert_int_eq(bk_st_folder_lacks(ctx, unit_folder, &lack), BK_OK);
   ck_assert_ptr_null(lack);
-  put_whole(unit_path("model.safetensors"), "{" U8("z", "1", "0", "1") "}", "\7", 1); /* has precedence */
+  /* has precedence */
+  put_whole(unit_path("model.safetensors"), "{" U8("z", "1", "0", "1") "}", "\7", 1);
   ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_OK);
   ck_assert_int_eq(bk_st_count(r), 1);
   ck_assert_ptr_nonnull(bk_st_find(r, "z"));
@@ -467,7 +531,8 @@ END_TEST
 static void index_refused(const char *index, const char *part) {
   bk_st_reader *r = NULL;
   put_shards(index);
-  ck_assert_msg(bk_st_open_folder(ctx, unit_folder, &r) == BK_ERR_DATA, "was not refused: %s", index);
+  ck_assert_msg(bk_st_open_folder(ctx, unit_folder, &r) == BK_ERR_DATA, "was not refused: %s",
+                index);
   ck_assert_ptr_null(r);
   ck_assert_msg(strstr(unit_messages, unit_folder) != NULL, "no file name in: %s", unit_messages);
   expect_once(part);
@@ -487,23 +552,33 @@ START_TEST(hostile_index) {
   index_refused(MAP("\"a\": \"\""), "tensor a: \"\" is not the plain name");
   index_refused(MAP("\"a\": \"..\""), "tensor a: \"..\" is not the plain name");
   index_refused(MAP("\"a\": \".\""), "is not the plain name");
-  index_refused(MAP("\"a\": \"../one.safetensors\""), "tensor a: \"../one.safetensors\" is not the plain name");
+  index_refused(MAP("\"a\": \"../one.safetensors\""),
+                "tensor a: \"../one.safetensors\" is not the plain name");
   index_refused(MAP("\"a\": \"/etc/passwd\""), "is not the plain name");
   index_refused(MAP("\"a\": \"sub/one.safetensors\""), "is not the plain name");
   index_refused(MAP("\"a\": \"one\\u001b[31m\""), "control character");
   index_refused(MAP("\"a\\u0007\": \"one.safetensors\""), "control character");
   index_refused(MAP("\"a\": \"one.safetensors\", \"a\": \"two.safetensors\""), "duplicate");
-  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"c\": \"three.safetensors\""), "three.safetensors is missing");
-  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"d\": \"one.safetensors\""), "tensor d is to be in one.safetensors");
-  index_refused(MAP("\"a\": \"one.safetensors\""), "one.safetensors: tensor b is not in the weight_map");
-  index_refused(MAP("\"a\": \"one.safetensors\", \"b\": \"two.safetensors\", \"c\": \"two.safetensors\""), "one.safetensors: tensor b is here");
-  index_refused(MAP("\"a\": \"" INDEX "\""), INDEX ": not a safetensors file"); /* the index is no shard */
+  index_refused(
+      MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"c\": \"three.safetensors\""),
+      "three.safetensors is missing");
+  index_refused(
+      MAP("\"a\": \"one.safetensors\", \"b\": \"one.safetensors\", \"d\": \"one.safetensors\""),
+      "tensor d is to be in one.safetensors");
+  index_refused(MAP("\"a\": \"one.safetensors\""),
+                "one.safetensors: tensor b is not in the weight_map");
+  index_refused(
+      MAP("\"a\": \"one.safetensors\", \"b\": \"two.safetensors\", \"c\": \"two.safetensors\""),
+      "one.safetensors: tensor b is here");
+  /* the index is no shard */
+  index_refused(MAP("\"a\": \"" INDEX "\""), INDEX ": not a safetensors file");
 }
 END_TEST
 
 START_TEST(index_and_files) {
   bk_st_reader *r = NULL;
-  put_shards("{\"weight_map\": {\"a\": \"one.safetensors\", \"b\": \"one.safetensors\"}, \"version\": 2}");
+  put_shards(
+      "{\"weight_map\": {\"a\": \"one.safetensors\", \"b\": \"one.safetensors\"}, \"version\": 2}");
   ck_assert_int_eq(bk_st_open_folder(ctx, unit_folder, &r), BK_OK);
   expect_once("the key \"version\" is not known");
   bk_st_close(r);
@@ -522,9 +597,12 @@ START_TEST(index_and_files) {
 }
 END_TEST
 
-/* Whether a file is as long as it says: every cut of one shows, and nothing is said of what else may be wrong with it. */
+/* Whether a file is as long as it says: every cut of one shows, and nothing is said of what else
+ * may be wrong with it. */
 START_TEST(lengths) {
-  static const char tricky[] = "{\"__metadata__\":{\"data_offsets\":\"[0,99]\",\"x\":\"\\\"data_offsets\\\":[0,99]\"}," U8("e", "0", "3", "3") "," U8("a", "3", "0", "3") "}";
+  static const char tricky[] =
+      "{\"__metadata__\":{\"data_offsets\":\"[0,99]\",\"x\":\"\\\"data_offsets\\\":[0,99]\"}," U8(
+          "e", "0", "3", "3") "," U8("a", "3", "0", "3") "}";
   const char *path = unit_path("model.safetensors");
   char *data, *lack;
   size_t bytes;
@@ -557,10 +635,13 @@ START_TEST(lengths) {
 }
 END_TEST
 
-/* Every single byte of a good header replaced: an error or a reader, never a crash, and at most one message. */
+/* Every single byte of a good header replaced: an error or a reader, never a crash, and at most
+ * one message. */
 START_TEST(mutated) {
-  static const char good[] = "{\"__metadata__\":{\"k\":\"v\"}," U8("a", "2", "0", "2") "," U8("b", "1", "2", "3") "}";
-  static const unsigned char bytes[] = {0, '"', '\\', '{', '}', '[', ']', ',', ':', '9', '-', 'e', ' ', 0x80, 0xff};
+  static const char good[] =
+      "{\"__metadata__\":{\"k\":\"v\"}," U8("a", "2", "0", "2") "," U8("b", "1", "2", "3") "}";
+  static const unsigned char bytes[] = {0,   '"', '\\', '{', '}', '[',  ']', ',',
+                                        ':', '9', '-',  'e', ' ', 0x80, 0xff};
   const char *path = unit_path("mutated.safetensors");
   char header[sizeof good];
   int refusals = 0;
@@ -580,5 +661,7 @@ START_TEST(mutated) {
 }
 END_TEST
 
-UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor, written_bytes, writer_misuse, truncated, other_kinds,
-          header_length, bad_json, bad_fields, bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable, half_precision, null_metadata, shards, hostile_index, index_and_files, lengths, mutated)
+UNIT_MAIN("safetensors", unit_folder_open, unit_folder_close, round_trip, as_double, long_tensor,
+          written_bytes, writer_misuse, truncated, other_kinds, header_length, bad_json, bad_fields,
+          bad_sizes, bad_layout, lenient_where_the_format_is, listed_but_not_loadable,
+          half_precision, null_metadata, shards, hostile_index, index_and_files, lengths, mutated)

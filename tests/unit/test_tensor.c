@@ -6,9 +6,12 @@
 #include <math.h>
 
 START_TEST(dtypes) {
-  static const struct { bk_dtype dtype; size_t size; const char *name; } all[] = {
-      {BK_NONE, 0, "none"}, {BK_F32, 4, "fp32"}, {BK_BF16, 2, "bf16"}, {BK_F64, 8, "fp64"},
-      {BK_I32, 4, "i32"},   {BK_I64, 8, "i64"},  {BK_U8, 1, "u8"}};
+  static const struct {
+    bk_dtype dtype;
+    size_t size;
+    const char *name;
+  } all[] = {{BK_NONE, 0, "none"}, {BK_F32, 4, "fp32"}, {BK_BF16, 2, "bf16"}, {BK_F64, 8, "fp64"},
+             {BK_I32, 4, "i32"},   {BK_I64, 8, "i64"},  {BK_U8, 1, "u8"}};
   ck_assert_uint_eq(BK_COUNT(all), BK_DTYPE_COUNT);
   for (size_t i = 0; i < BK_COUNT(all); i++) {
     ck_assert_uint_eq(bk_dtype_size(all[i].dtype), all[i].size);
@@ -29,16 +32,18 @@ START_TEST(bf16_rounding) {
     if (isnan(f)) ck_assert(isnan(bk_bf16_to_f32(bk_f32_to_bf16(f))));
     else ck_assert_uint_eq(bk_f32_to_bf16(f), h);
   }
-  ck_assert_uint_eq(bk_f32_to_bf16(0x1.01p0f), 0x3f80);           /* tie between 1 and 1.0078125: even is 1 */
-  ck_assert_uint_eq(bk_f32_to_bf16(0x1.03p0f), 0x3f82);           /* tie, even is above */
-  ck_assert_uint_eq(bk_f32_to_bf16(0x1.010002p0f), 0x3f81);       /* just past the tie */
+  /* tie between 1 and 1.0078125: even is 1 */
+  ck_assert_uint_eq(bk_f32_to_bf16(0x1.01p0f), 0x3f80);
+  ck_assert_uint_eq(bk_f32_to_bf16(0x1.03p0f), 0x3f82);     /* tie, even is above */
+  ck_assert_uint_eq(bk_f32_to_bf16(0x1.010002p0f), 0x3f81); /* just past the tie */
   ck_assert_uint_eq(bk_f32_to_bf16(-0x1.0ffffep0f), 0xbf88);
-  ck_assert_uint_eq(bk_f32_to_bf16(3.4028235e38f), 0x7f80);       /* overflow rounds to infinity */
+  ck_assert_uint_eq(bk_f32_to_bf16(3.4028235e38f), 0x7f80); /* overflow rounds to infinity */
   ck_assert(isnan(bk_bf16_to_f32(bk_f32_to_bf16(NAN))));
 }
 END_TEST
 
-static void expect_shape(const bk_tensor *t, int ndim, const int64_t *shape, const int64_t *stride) {
+static void expect_shape(const bk_tensor *t, int ndim, const int64_t *shape,
+                         const int64_t *stride) {
   ck_assert_int_eq(t->ndim, ndim);
   for (int i = 0; i < BK_MAX_DIMS; i++) {
     ck_assert_int_eq(t->shape[i], i < ndim ? shape[i] : 1);
@@ -118,4 +123,5 @@ START_TEST(describing) {
 }
 END_TEST
 
-UNIT_MAIN("tensor", unit_open, unit_close, dtypes, bf16_rounding, making, views, size_one_dimensions, describing)
+UNIT_MAIN("tensor", unit_open, unit_close, dtypes, bf16_rounding, making, views,
+          size_one_dimensions, describing)

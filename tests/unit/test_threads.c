@@ -1,4 +1,5 @@
-/* The pool: every piece once, the same pieces for any number of threads, no allocation, many short runs in a row. */
+/* The pool: every piece once, the same pieces for any number of threads, no allocation, many
+ * short runs in a row. */
 #include "tests/unit/unit.h"
 
 #include <pthread.h>
@@ -25,7 +26,8 @@ static void check_run(bk_pool *pool, tally *t, int64_t count, int64_t grain) {
   t->n_threads = bk_pool_size(pool);
   bk_pool_run(pool, count, grain, tally_piece, t);
   for (int64_t i = 0; i < count; i++) ck_assert_int_eq(atomic_load(&t->hits[i]), 1);
-  for (int64_t b = 0; b < count; b += grain) ck_assert_int_eq(t->begins[b], b + grain < count ? b + grain : count);
+  for (int64_t b = 0; b < count; b += grain)
+    ck_assert_int_eq(t->begins[b], b + grain < count ? b + grain : count);
   ck_assert_int_eq(atomic_load(&t->pieces), (count + grain - 1) / grain);
   ck_assert_int_eq(atomic_load(&t->bad_worker), 0);
 }
@@ -52,7 +54,8 @@ static void add_plain(void *arg, int64_t begin, int64_t end, int worker) {
   for (int64_t i = begin; i < end; i++) ((int64_t *)arg)[i] += i;
 }
 
-/* Plain (not atomic) data handed from run to run: what one run wrote, the next sees, whoever worked on it. */
+/* Plain (not atomic) data handed from run to run: what one run wrote, the next sees, whoever
+ * worked on it. */
 START_TEST(runs_are_ordered) {
   enum { COUNT = 257, RUNS = 3000 };
   static int64_t data[COUNT];
@@ -91,7 +94,8 @@ static void meet(void *arg, int64_t begin, int64_t end, int worker) {
   (void)begin, (void)end, (void)worker;
   meeting *m = arg;
   atomic_fetch_add(&m->present, 1);
-  for (int i = 0; i < 5000 && atomic_load(&m->present) < 2; i++) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+  for (int i = 0; i < 5000 && atomic_load(&m->present) < 2; i++)
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
   if (atomic_load(&m->present) >= 2) atomic_fetch_add(&m->met, 1);
 }
 
@@ -160,5 +164,5 @@ START_TEST(bad_sizes) {
 }
 END_TEST
 
-UNIT_MAIN("threads", unit_open, unit_close, every_piece_once, runs_are_ordered, sleepers_wake, pieces_run_at_once, workers_have_stack,
-          no_allocation_and_no_thread_for_one, bad_sizes)
+UNIT_MAIN("threads", unit_open, unit_close, every_piece_once, runs_are_ordered, sleepers_wake,
+          pieces_run_at_once, workers_have_stack, no_allocation_and_no_thread_for_one, bad_sizes)

@@ -1,5 +1,6 @@
-/* What the unit tests share: a context whose messages are kept, so that one that a test did not expect fails it, and so does
- * a leak. Every test case uses unit_open and unit_close as its checked fixture. */
+/* What the unit tests share: a context whose messages are kept, so that one that a test did not
+ * expect fails it, and so does a leak. Every test case uses unit_open and unit_close as its
+ * checked fixture. */
 #ifndef BK_TESTS_UNIT_H
 #define BK_TESTS_UNIT_H
 
@@ -18,7 +19,8 @@ static BK_UNUSED void unit_log(void *user, bk_log_level level, const char *messa
   (void)user;
   if (level > BK_LOG_WARN) return;
   size_t used = strlen(unit_messages);
-  snprintf(unit_messages + used, sizeof unit_messages - used, "%s: %s\n", level == BK_LOG_ERROR ? "error" : "warning", message);
+  snprintf(unit_messages + used, sizeof unit_messages - used, "%s: %s\n",
+           level == BK_LOG_ERROR ? "error" : "warning", message);
 }
 
 static BK_UNUSED void unit_open(void) {
@@ -33,9 +35,12 @@ static BK_UNUSED void unit_close(void) {
   ck_assert_msg(unit_messages[0] == '\0', "unexpected messages:\n%s", unit_messages);
 }
 
-/* The messages since the last call must hold `part` (NULL: there must be none); they are then forgotten. */
+/* The messages since the last call must hold `part` (NULL: there must be none); they are then
+ * forgotten. */
 static BK_UNUSED void unit_expect(const char *part) {
-  if (part) ck_assert_msg(strstr(unit_messages, part) != NULL, "expected \"%s\" in:\n%s", part, unit_messages);
+  if (part)
+    ck_assert_msg(strstr(unit_messages, part) != NULL, "expected \"%s\" in:\n%s", part,
+                  unit_messages);
   else ck_assert_msg(unit_messages[0] == '\0', "unexpected messages:\n%s", unit_messages);
   unit_messages[0] = '\0';
 }
@@ -43,14 +48,16 @@ static BK_UNUSED void unit_expect(const char *part) {
 /* Errors among the messages since the last unit_expect. */
 static BK_UNUSED int unit_errors(void) {
   int count = 0;
-  for (const char *at = unit_messages; (at = strstr(at, "error: ")); at++) count += at == unit_messages || at[-1] == '\n';
+  for (const char *at = unit_messages; (at = strstr(at, "error: ")); at++)
+    count += at == unit_messages || at[-1] == '\n';
   return count;
 }
 
 static BK_UNUSED void unit_folder_open(void) {
   const char *base = getenv("TMPDIR");
   unit_open();
-  snprintf(unit_folder, sizeof unit_folder, "%s/birkhoff-unit-XXXXXX", base && *base ? base : "/tmp");
+  snprintf(unit_folder, sizeof unit_folder, "%s/birkhoff-unit-XXXXXX",
+           base && *base ? base : "/tmp");
   ck_assert_ptr_nonnull(mkdtemp(unit_folder));
 }
 
@@ -68,7 +75,8 @@ static BK_UNUSED const char *unit_path(const char *name) {
   return path;
 }
 
-static BK_UNUSED void unit_case(Suite *suite, const char *name, SFun setup, SFun teardown, const TTest *const *tests, size_t n) {
+static BK_UNUSED void unit_case(Suite *suite, const char *name, SFun setup, SFun teardown,
+                                const TTest *const *tests, size_t n) {
   TCase *tcase = tcase_create(name);
   tcase_set_timeout(tcase, 120);
   tcase_add_checked_fixture(tcase, setup, teardown);
@@ -85,12 +93,12 @@ static BK_UNUSED int unit_run(Suite *suite) {
 }
 
 /* One test case of all `tests`, run as the whole program. */
-#define UNIT_MAIN(name, setup, teardown, ...)                            \
-  int main(void) {                                                       \
-    const TTest *const tests[] = {__VA_ARGS__};                          \
-    Suite *suite = suite_create(name);                                   \
-    unit_case(suite, name, setup, teardown, tests, BK_COUNT(tests));     \
-    return unit_run(suite);                                              \
+#define UNIT_MAIN(name, setup, teardown, ...)                        \
+  int main(void) {                                                   \
+    const TTest *const tests[] = {__VA_ARGS__};                      \
+    Suite *suite = suite_create(name);                               \
+    unit_case(suite, name, setup, teardown, tests, BK_COUNT(tests)); \
+    return unit_run(suite);                                          \
   }
 
 #endif

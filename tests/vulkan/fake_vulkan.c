@@ -1,16 +1,20 @@
-/* A stand-in for libvulkan: hands every call to the real one, but for the faults that BK_FAKE_VULKAN names, separated by commas:
+/* A stand-in for libvulkan: hands every call to the real one, but for the faults that
+ * BK_FAKE_VULKAN names, separated by commas:
  *   old_loader, no_driver, no_device       what a probe meets
  *   old, no_timeline                       every device is so
  *   driver                                 the drivers have another version
- *   create=N                               the Nth of the calls that make an object fails, once (N counts from when the fault is on)
+ *   create=N                               the Nth of the calls that make an object fails, once
+ *                                          (N counts from when the fault is on)
  *   oom=N                                  the Nth allocation of memory fails, once
- *   lost=N                                 from the Nth submission on the device is lost; lost_late: submissions go on, waiting fails
+ *   lost=N                                 from the Nth submission on the device is lost;
+ *                                          lost_late: submissions go on, waiting fails
  *   submit_oom                             no memory to submit
  *   no_build                               no pipeline can be made
  *   foreign                                the data of a pipeline cache is another device's
  *   refused                                no pipeline cache is made from data
- * The data of a pipeline cache grows by CACHE_GROWTH bytes a pipeline. The tests count: bk_fake_vulkan_alive, objects that were made and not
- * destroyed; bk_fake_vulkan_given, bytes that the last pipeline cache was made from. */
+ * The data of a pipeline cache grows by CACHE_GROWTH bytes a pipeline. The tests count:
+ * bk_fake_vulkan_alive, objects that were made and not destroyed; bk_fake_vulkan_given, bytes
+ * that the last pipeline cache was made from. */
 #define VK_NO_PROTOTYPES
 #include <vulkan/vulkan.h>
 
@@ -33,7 +37,8 @@ static bool fault(const char *name, size_t *value) {
   const char *at = getenv("BK_FAKE_VULKAN");
   size_t length = strlen(name);
   for (; at && *at; at += strcspn(at, ","), at += *at == ',') {
-    if (strncmp(at, name, length) != 0 || !strchr("=,", at[length])) continue; /* strchr finds the NUL too */
+    /* strchr finds the NUL too */
+    if (strncmp(at, name, length) != 0 || !strchr("=,", at[length])) continue;
     if (value) *value = at[length] == '=' ? strtoull(at + length + 1, NULL, 10) : 0;
     return true;
   }
@@ -44,7 +49,8 @@ typedef struct counter {
   size_t calls, wanted;
 } counter;
 
-/* How many calls there were since the fault is on with this number, this one included; 0: it is off. */
+/* How many calls there were since the fault is on with this number, this one included; 0: it is
+ * off. */
 static size_t turn(const char *name, counter *c) {
   const size_t before = c->wanted;
   if (!fault(name, &c->wanted)) c->wanted = 0;
@@ -61,23 +67,31 @@ static bool cannot_create(void) {
 
 /* ---- what is intercepted: real_name is the real function, fake_name stands for it ---- */
 
-#define OBJECTS(X)                                                                                                                               \
-  X(Buffer) X(CommandPool) X(QueryPool) X(Semaphore) X(DescriptorSetLayout) X(DescriptorPool) X(PipelineLayout) X(ShaderModule)
+#define OBJECTS(X)       \
+  X(Buffer)              \
+  X(CommandPool)         \
+  X(QueryPool)           \
+  X(Semaphore)           \
+  X(DescriptorSetLayout) \
+  X(DescriptorPool)      \
+  X(PipelineLayout)      \
+  X(ShaderModule)
 
-#define MAKES(type)                                                                                                                              \
-  static PFN_vkCreate##type real_Create##type;                                                                                                   \
-  static VKAPI_ATTR VkResult VKAPI_CALL fake_Create##type(VkDevice d, const Vk##type##CreateInfo *i, const VkAllocationCallbacks *a,             \
-                                                          Vk##type *made) {                                                                      \
-    if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;                                                                                     \
-    VkResult result = real_Create##type(d, i, a, made);                                                                                          \
-    bk_fake_vulkan_alive += result == VK_SUCCESS;                                                                                                \
-    return result;                                                                                                                               \
+#define MAKES(type)                                                                                \
+  static PFN_vkCreate##type real_Create##type;                                                     \
+  static VKAPI_ATTR VkResult VKAPI_CALL fake_Create##type(                                         \
+      VkDevice d, const Vk##type##CreateInfo *i, const VkAllocationCallbacks *a, Vk##type *made) { \
+    if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;                                       \
+    VkResult result = real_Create##type(d, i, a, made);                                            \
+    bk_fake_vulkan_alive += result == VK_SUCCESS;                                                  \
+    return result;                                                                                 \
   }
-#define DROPS(function, type)                                                                                                                    \
-  static PFN_vk##function real_##function;                                                                                                       \
-  static VKAPI_ATTR void VKAPI_CALL fake_##function(VkDevice d, Vk##type gone, const VkAllocationCallbacks *a) {                                 \
-    bk_fake_vulkan_alive -= gone != VK_NULL_HANDLE;                                                                                              \
-    real_##function(d, gone, a);                                                                                                                 \
+#define DROPS(function, type)                                                         \
+  static PFN_vk##function real_##function;                                            \
+  static VKAPI_ATTR void VKAPI_CALL fake_##function(VkDevice d, Vk##type gone,        \
+                                                    const VkAllocationCallbacks *a) { \
+    bk_fake_vulkan_alive -= gone != VK_NULL_HANDLE;                                   \
+    real_##function(d, gone, a);                                                      \
   }
 #define OBJECT(type) MAKES(type) DROPS(Destroy##type, type)
 OBJECTS(OBJECT)
@@ -97,42 +111,52 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_EnumerateInstanceVersion(uint32_t *ve
 }
 
 REAL(CreateInstance);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateInstance(const VkInstanceCreateInfo *i, const VkAllocationCallbacks *a, VkInstance *made) {
-  VkResult result = fault("no_driver", NULL) ? VK_ERROR_INCOMPATIBLE_DRIVER : real_CreateInstance(i, a, made);
+static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateInstance(const VkInstanceCreateInfo *i,
+                                                          const VkAllocationCallbacks *a,
+                                                          VkInstance *made) {
+  VkResult result =
+      fault("no_driver", NULL) ? VK_ERROR_INCOMPATIBLE_DRIVER : real_CreateInstance(i, a, made);
   bk_fake_vulkan_alive += result == VK_SUCCESS;
   return result;
 }
 
 REAL(DestroyInstance);
-static VKAPI_ATTR void VKAPI_CALL fake_DestroyInstance(VkInstance gone, const VkAllocationCallbacks *a) {
+static VKAPI_ATTR void VKAPI_CALL fake_DestroyInstance(VkInstance gone,
+                                                       const VkAllocationCallbacks *a) {
   bk_fake_vulkan_alive -= gone != VK_NULL_HANDLE;
   real_DestroyInstance(gone, a);
 }
 
 REAL(EnumeratePhysicalDevices);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_EnumeratePhysicalDevices(VkInstance in, uint32_t *n, VkPhysicalDevice *list) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_EnumeratePhysicalDevices(VkInstance in, uint32_t *n,
+                                                                    VkPhysicalDevice *list) {
   if (!fault("no_device", NULL)) return real_EnumeratePhysicalDevices(in, n, list);
   *n = 0;
   return VK_SUCCESS;
 }
 
 REAL(GetPhysicalDeviceProperties);
-static VKAPI_ATTR void VKAPI_CALL fake_GetPhysicalDeviceProperties(VkPhysicalDevice p, VkPhysicalDeviceProperties *properties) {
+static VKAPI_ATTR void VKAPI_CALL
+fake_GetPhysicalDeviceProperties(VkPhysicalDevice p, VkPhysicalDeviceProperties *properties) {
   real_GetPhysicalDeviceProperties(p, properties);
   if (fault("old", NULL)) properties->apiVersion = VK_API_VERSION_1_1;
   if (fault("driver", NULL)) properties->driverVersion ^= 1;
 }
 
 REAL(GetPhysicalDeviceFeatures2);
-static VKAPI_ATTR void VKAPI_CALL fake_GetPhysicalDeviceFeatures2(VkPhysicalDevice p, VkPhysicalDeviceFeatures2 *features) {
+static VKAPI_ATTR void VKAPI_CALL
+fake_GetPhysicalDeviceFeatures2(VkPhysicalDevice p, VkPhysicalDeviceFeatures2 *features) {
   real_GetPhysicalDeviceFeatures2(p, features);
   for (VkBaseOutStructure *at = features->pNext; at; at = at->pNext)
-    if (at->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES && fault("no_timeline", NULL))
+    if (at->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_1_2_FEATURES &&
+        fault("no_timeline", NULL))
       ((VkPhysicalDeviceVulkan12Features *)at)->timelineSemaphore = VK_FALSE;
 }
 
 REAL(CreateDevice);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateDevice(VkPhysicalDevice p, const VkDeviceCreateInfo *i, const VkAllocationCallbacks *a,
+static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateDevice(VkPhysicalDevice p,
+                                                        const VkDeviceCreateInfo *i,
+                                                        const VkAllocationCallbacks *a,
                                                         VkDevice *made) {
   if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;
   VkResult result = real_CreateDevice(p, i, a, made);
@@ -141,7 +165,8 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateDevice(VkPhysicalDevice p, cons
 }
 
 REAL(DestroyDevice);
-static VKAPI_ATTR void VKAPI_CALL fake_DestroyDevice(VkDevice gone, const VkAllocationCallbacks *a) {
+static VKAPI_ATTR void VKAPI_CALL fake_DestroyDevice(VkDevice gone,
+                                                     const VkAllocationCallbacks *a) {
   bk_fake_vulkan_alive -= gone != VK_NULL_HANDLE;
   real_DestroyDevice(gone, a);
 }
@@ -149,7 +174,8 @@ static VKAPI_ATTR void VKAPI_CALL fake_DestroyDevice(VkDevice gone, const VkAllo
 /* ---- memory, commands, descriptors ---- */
 
 REAL(AllocateMemory);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateMemory(VkDevice d, const VkMemoryAllocateInfo *i, const VkAllocationCallbacks *a,
+static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateMemory(VkDevice d, const VkMemoryAllocateInfo *i,
+                                                          const VkAllocationCallbacks *a,
                                                           VkDeviceMemory *made) {
   static counter c;
   if (spoilt("oom", &c)) return VK_ERROR_OUT_OF_DEVICE_MEMORY;
@@ -160,19 +186,22 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateMemory(VkDevice d, const VkMe
 }
 
 REAL(AllocateCommandBuffers);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateCommandBuffers(VkDevice d, const VkCommandBufferAllocateInfo *i, VkCommandBuffer *made) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateCommandBuffers(
+    VkDevice d, const VkCommandBufferAllocateInfo *i, VkCommandBuffer *made) {
   return cannot_create() ? VK_ERROR_OUT_OF_HOST_MEMORY : real_AllocateCommandBuffers(d, i, made);
 }
 
 REAL(AllocateDescriptorSets);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateDescriptorSets(VkDevice d, const VkDescriptorSetAllocateInfo *i, VkDescriptorSet *made) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_AllocateDescriptorSets(
+    VkDevice d, const VkDescriptorSetAllocateInfo *i, VkDescriptorSet *made) {
   return cannot_create() ? VK_ERROR_OUT_OF_POOL_MEMORY : real_AllocateDescriptorSets(d, i, made);
 }
 
 /* ---- a lost device: what was submitted before is done all the same ---- */
 
 REAL(QueueSubmit);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_QueueSubmit(VkQueue q, uint32_t n, const VkSubmitInfo *submits, VkFence fence) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_QueueSubmit(VkQueue q, uint32_t n,
+                                                       const VkSubmitInfo *submits, VkFence fence) {
   static counter c;
   if (turn("lost", &c) >= c.wanted && c.wanted) return VK_ERROR_DEVICE_LOST;
   if (fault("submit_oom", NULL)) return VK_ERROR_OUT_OF_DEVICE_MEMORY;
@@ -180,21 +209,25 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_QueueSubmit(VkQueue q, uint32_t n, co
 }
 
 REAL(WaitSemaphores);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_WaitSemaphores(VkDevice d, const VkSemaphoreWaitInfo *i, uint64_t timeout) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_WaitSemaphores(VkDevice d, const VkSemaphoreWaitInfo *i,
+                                                          uint64_t timeout) {
   VkResult result = real_WaitSemaphores(d, i, timeout);
   return fault("lost_late", NULL) ? VK_ERROR_DEVICE_LOST : result;
 }
 
 REAL(GetSemaphoreCounterValue);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_GetSemaphoreCounterValue(VkDevice d, VkSemaphore s, uint64_t *value) {
-  return fault("lost_late", NULL) ? VK_ERROR_DEVICE_LOST : real_GetSemaphoreCounterValue(d, s, value);
+static VKAPI_ATTR VkResult VKAPI_CALL fake_GetSemaphoreCounterValue(VkDevice d, VkSemaphore s,
+                                                                    uint64_t *value) {
+  return fault("lost_late", NULL) ? VK_ERROR_DEVICE_LOST
+                                  : real_GetSemaphoreCounterValue(d, s, value);
 }
 
 /* ---- pipelines ---- */
 
 REAL(CreateComputePipelines);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateComputePipelines(VkDevice d, VkPipelineCache c, uint32_t n, const VkComputePipelineCreateInfo *i,
-                                                                  const VkAllocationCallbacks *a, VkPipeline *made) {
+static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateComputePipelines(
+    VkDevice d, VkPipelineCache c, uint32_t n, const VkComputePipelineCreateInfo *i,
+    const VkAllocationCallbacks *a, VkPipeline *made) {
   if (fault("no_build", NULL)) return VK_ERROR_UNKNOWN;
   if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;
   VkResult result = real_CreateComputePipelines(d, c, n, i, a, made);
@@ -204,7 +237,9 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_CreateComputePipelines(VkDevice d, Vk
 }
 
 REAL(CreatePipelineCache);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_CreatePipelineCache(VkDevice d, const VkPipelineCacheCreateInfo *i, const VkAllocationCallbacks *a,
+static VKAPI_ATTR VkResult VKAPI_CALL fake_CreatePipelineCache(VkDevice d,
+                                                               const VkPipelineCacheCreateInfo *i,
+                                                               const VkAllocationCallbacks *a,
                                                                VkPipelineCache *made) {
   VkPipelineCacheCreateInfo empty = {.sType = VK_STRUCTURE_TYPE_PIPELINE_CACHE_CREATE_INFO};
   if (cannot_create()) return VK_ERROR_OUT_OF_HOST_MEMORY;
@@ -217,10 +252,13 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_CreatePipelineCache(VkDevice d, const
   return result;
 }
 
-/* The real header, then bytes without a meaning. A pipeline that came from disk is not counted again. */
+/* The real header, then bytes without a meaning. A pipeline that came from disk is not counted
+ * again. */
 REAL(GetPipelineCacheData);
-static VKAPI_ATTR VkResult VKAPI_CALL fake_GetPipelineCacheData(VkDevice d, VkPipelineCache c, size_t *bytes, void *data) {
-  const size_t made = CACHE_HEADER + CACHE_GROWTH * cache_pipelines, all = made > cache_bytes ? made : cache_bytes;
+static VKAPI_ATTR VkResult VKAPI_CALL fake_GetPipelineCacheData(VkDevice d, VkPipelineCache c,
+                                                                size_t *bytes, void *data) {
+  const size_t made = CACHE_HEADER + CACHE_GROWTH * cache_pipelines,
+               all = made > cache_bytes ? made : cache_bytes;
   size_t real_bytes = CACHE_HEADER;
   if (data) {
     if (*bytes < all) return VK_INCOMPLETE;
@@ -238,23 +276,42 @@ static VKAPI_ATTR VkResult VKAPI_CALL fake_GetPipelineCacheData(VkDevice d, VkPi
 static PFN_vkVoidFunction stand_in(const char *name, PFN_vkVoidFunction real);
 
 REAL(GetDeviceProcAddr);
-static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL fake_GetDeviceProcAddr(VkDevice d, const char *name) {
+static VKAPI_ATTR PFN_vkVoidFunction VKAPI_CALL fake_GetDeviceProcAddr(VkDevice d,
+                                                                       const char *name) {
   return stand_in(name, real_GetDeviceProcAddr(d, name));
 }
 
 static PFN_vkVoidFunction stand_in(const char *name, PFN_vkVoidFunction real) {
-#define STAND_IN(function)                                                                                                                       \
-  if (real && strcmp(name, "vk" #function) == 0) {                                                                                               \
-    real_##function = (PFN_vk##function)real;                                                                                                    \
-    return (PFN_vkVoidFunction)fake_##function;                                                                                                  \
+#define STAND_IN(function)                         \
+  if (real && strcmp(name, "vk" #function) == 0) { \
+    real_##function = (PFN_vk##function)real;      \
+    return (PFN_vkVoidFunction)fake_##function;    \
   }
-#define STAND_IN_OBJECT(type) STAND_IN(Create##type) STAND_IN(Destroy##type)
+#define STAND_IN_OBJECT(type) \
+  STAND_IN(Create##type)      \
+  STAND_IN(Destroy##type)
   OBJECTS(STAND_IN_OBJECT)
-  STAND_IN(DestroyPipeline) STAND_IN(DestroyPipelineCache) STAND_IN(FreeMemory) STAND_IN(EnumerateInstanceVersion) STAND_IN(CreateInstance)
-  STAND_IN(DestroyInstance) STAND_IN(EnumeratePhysicalDevices) STAND_IN(GetPhysicalDeviceProperties) STAND_IN(GetPhysicalDeviceFeatures2)
-  STAND_IN(CreateDevice) STAND_IN(DestroyDevice) STAND_IN(AllocateMemory) STAND_IN(AllocateCommandBuffers) STAND_IN(AllocateDescriptorSets)
-  STAND_IN(QueueSubmit) STAND_IN(WaitSemaphores) STAND_IN(GetSemaphoreCounterValue) STAND_IN(CreateComputePipelines) STAND_IN(CreatePipelineCache)
-  STAND_IN(GetPipelineCacheData) STAND_IN(GetDeviceProcAddr)
+  STAND_IN(DestroyPipeline)
+  STAND_IN(DestroyPipelineCache)
+  STAND_IN(FreeMemory)
+  STAND_IN(EnumerateInstanceVersion)
+  STAND_IN(CreateInstance)
+  STAND_IN(DestroyInstance)
+  STAND_IN(EnumeratePhysicalDevices)
+  STAND_IN(GetPhysicalDeviceProperties)
+  STAND_IN(GetPhysicalDeviceFeatures2)
+  STAND_IN(CreateDevice)
+  STAND_IN(DestroyDevice)
+  STAND_IN(AllocateMemory)
+  STAND_IN(AllocateCommandBuffers)
+  STAND_IN(AllocateDescriptorSets)
+  STAND_IN(QueueSubmit)
+  STAND_IN(WaitSemaphores)
+  STAND_IN(GetSemaphoreCounterValue)
+  STAND_IN(CreateComputePipelines)
+  STAND_IN(CreatePipelineCache)
+  STAND_IN(GetPipelineCacheData)
+  STAND_IN(GetDeviceProcAddr)
   return real;
 }
 

@@ -1,5 +1,6 @@
-/* Streams, events, captures and memory of the vulkan backend, through the tables that everybody uses. Every test runs in each way of
- * binding; the ops are the harness's concern (tests/vulkan/ops_vulkan.sh). */
+/* Streams, events, captures and memory of the vulkan backend, through the tables that everybody
+ * uses. Every test runs in each way of binding; the ops are the harness's concern
+ * (tests/vulkan/ops_vulkan.sh). */
 #include "tests/unit/unit.h"
 
 #include "runtime/backend.h"
@@ -92,14 +93,18 @@ START_TEST(memory_can_end) {
   open_in(_i);
   ok(device->ops->memory_info(device, &free_bytes, &total_bytes));
   ck_assert_uint_le(free_bytes, total_bytes);
-  if (strstr(device->props.name, "llvmpipe")) { /* elsewhere this would take the machine's memory away from others */
+  /* elsewhere this would take the machine's memory away from others */
+  if (strstr(device->props.name, "llvmpipe")) {
     each = device->props.max_alloc / 2;
-    while (n < MOST && (status = bk_buffer_alloc(device, each, BK_MEM_WORKSPACE, &held[n])) == BK_OK) n++;
+    while (n < MOST &&
+           (status = bk_buffer_alloc(device, each, BK_MEM_WORKSPACE, &held[n])) == BK_OK)
+      n++;
     ck_assert_int_eq(status, BK_ERR_MEMORY);
     unit_expect("bytes of device memory");
     while (n) bk_buffer_free(held[--n]);
   }
-  ck_assert_int_eq(bk_buffer_alloc(device, SIZE_MAX / 4, BK_MEM_WORKSPACE, &held[0]), BK_ERR_MEMORY);
+  ck_assert_int_eq(bk_buffer_alloc(device, SIZE_MAX / 4, BK_MEM_WORKSPACE, &held[0]),
+                   BK_ERR_MEMORY);
   unit_expect("limit");
   bk_buffer_free(new_place(1 << 20).buffer);
   close_all();
@@ -109,7 +114,8 @@ END_TEST
 /* ---- transfers ---- */
 
 START_TEST(transfers_of_all_sizes) {
-  static const size_t sizes[] = {1, 3, 4, 1000, ((size_t)1 << 20) - 1, ((size_t)1 << 20) + 5, (size_t)9 << 20};
+  static const size_t sizes[] = {
+      1, 3, 4, 1000, ((size_t)1 << 20) - 1, ((size_t)1 << 20) + 5, (size_t)9 << 20};
   open_in(_i);
   for (size_t k = 0; k < BK_COUNT(sizes); k++) {
     size_t bytes = sizes[k];
@@ -157,7 +163,8 @@ START_TEST(fills_begin_and_end_anywhere) {
       ok(stream->ops->fill(stream, a, 0x11, sizeof all));
       ok(stream->ops->fill(stream, at(a, from), 0xee, n));
       read_back(a, all, sizeof all);
-      for (size_t i = 0; i < sizeof all; i++) ck_assert_int_eq(all[i], i >= from && i < from + n ? 0xee : 0x11);
+      for (size_t i = 0; i < sizeof all; i++)
+        ck_assert_int_eq(all[i], i >= from && i < from + n ? 0xee : 0x11);
     }
   }
   bk_buffer_free(a.buffer);
@@ -346,9 +353,11 @@ END_TEST
 /* ---- what the environment may say ---- */
 
 START_TEST(wrong_settings_are_refused) {
-  static const struct { const char *name, *value, *message; } wrong[] = {
-    {"BIRKHOFF_VULKAN_BINDINGS", "both", "not split or address"}, {"BIRKHOFF_VULKAN_MAX_GROUP", "32", "not a number from 64 on"},
-    {"BIRKHOFF_VULKAN_MAX_GROUP", "x", "not a number from 64 on"}};
+  static const struct {
+    const char *name, *value, *message;
+  } wrong[] = {{"BIRKHOFF_VULKAN_BINDINGS", "both", "not split or address"},
+               {"BIRKHOFF_VULKAN_MAX_GROUP", "32", "not a number from 64 on"},
+               {"BIRKHOFF_VULKAN_MAX_GROUP", "x", "not a number from 64 on"}};
   unit_open();
   ok(bk_registry_init(ctx));
   unsetenv("BIRKHOFF_VULKAN_BINDINGS");

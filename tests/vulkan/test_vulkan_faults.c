@@ -1,5 +1,6 @@
-/* What can go wrong between the vulkan backend and Vulkan, made to happen by a stand-in for libvulkan (fake_vulkan.c): a library, drivers and
- * devices that are missing or refused, no memory, a device that is lost, kernels that do not compile, kept pipelines. */
+/* What can go wrong between the vulkan backend and Vulkan, made to happen by a stand-in for
+ * libvulkan (fake_vulkan.c): a library, drivers and devices that are missing or refused, no
+ * memory, a device that is lost, kernels that do not compile, kept pipelines. */
 #include "tests/gpu/gpu_unit.h"
 
 #include <dlfcn.h>
@@ -26,8 +27,14 @@ static void defaults(void) {
   set("BIRKHOFF_VULKAN_LIBRARY", library);
 }
 
-static void registry_open(void) { defaults(); gpu_registry(); }
-static void faults_open(void) { defaults(); gpu_open("vulkan"); }
+static void registry_open(void) {
+  defaults();
+  gpu_registry();
+}
+static void faults_open(void) {
+  defaults();
+  gpu_open("vulkan");
+}
 
 /* Nothing of Vulkan's is left either. */
 static void faults_close(void) {
@@ -68,9 +75,12 @@ START_TEST(library_is_another) {
 END_TEST
 
 START_TEST(absent_devices) {
-  static const char *const faults[][2] = {{"old_loader", "the Vulkan loader is older than 1.2"}, {"no_driver", "no Vulkan driver is installed"},
-                                          {"no_device", "the Vulkan drivers that are installed find no device"},
-                                          {"old", "it has Vulkan 1.1, 1.2 is needed"}, {"no_timeline", "it has no timeline semaphores"}};
+  static const char *const faults[][2] = {
+      {"old_loader", "the Vulkan loader is older than 1.2"},
+      {"no_driver", "no Vulkan driver is installed"},
+      {"no_device", "the Vulkan drivers that are installed find no device"},
+      {"old", "it has Vulkan 1.1, 1.2 is needed"},
+      {"no_timeline", "it has no timeline semaphores"}};
   for (size_t i = 0; i < BK_COUNT(faults); i++) {
     fault(faults[i][0]);
     gpu_expect_absent("vulkan", faults[i][1]);
@@ -95,8 +105,10 @@ START_TEST(out_of_memory) {
   fault("oom=1");
   ck_assert_int_eq(gpu_commit_weights(30000000, &memory), BK_ERR_MEMORY);
   ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_msg(strstr(unit_messages, "vulkan:0: cannot allocate 30000000 bytes of device memory: VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)") != NULL, "%s",
-                unit_messages);
+  ck_assert_msg(strstr(unit_messages,
+                       "vulkan:0: cannot allocate 30000000 bytes of device memory: "
+                       "VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)") != NULL,
+                "%s", unit_messages);
   unit_expect("memory: weights needs 30000000 bytes");
   bk_memory_destroy(memory);
   ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK);
@@ -110,7 +122,8 @@ START_TEST(the_last_bit_of_memory) {
   bk_buffer *b[8];
   for (size_t i = 0; i < BK_COUNT(b); i++) {
     if (i + 1 == BK_COUNT(b)) fault("oom=1");
-    ck_assert_int_eq(bk_buffer_alloc(device, 4 << 20, BK_MEM_WORKSPACE, &b[i]), BK_OK); /* the eighth does not fit into the first block */
+    /* the eighth does not fit into the first block */
+    ck_assert_int_eq(bk_buffer_alloc(device, 4 << 20, BK_MEM_WORKSPACE, &b[i]), BK_OK);
   }
   works();
   for (size_t i = 0; i < BK_COUNT(b); i++) bk_buffer_free(b[i]);
@@ -122,7 +135,8 @@ START_TEST(no_memory_for_a_stream) {
   fault("oom=1");
   ck_assert_int_eq(bk_stream_create(device, 0, &other), BK_ERR_MEMORY);
   ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_ptr_nonnull(strstr(unit_messages, "bytes of memory for transfers: VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)"));
+  ck_assert_ptr_nonnull(
+      strstr(unit_messages, "bytes of memory for transfers: VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)"));
   unit_expect("vulkan:0: cannot allocate ");
   ck_assert_int_eq(bk_stream_create(device, 0, &other), BK_OK);
   bk_stream_destroy(other);
@@ -148,7 +162,8 @@ START_TEST(no_memory_to_submit) {
 }
 END_TEST
 
-/* Each object in turn cannot be made: an error, all that was made before is given back, and the next try works. */
+/* Each object in turn cannot be made: an error, all that was made before is given back, and the
+ * next try works. */
 static void cannot_make(const char *bindings) {
   int failed = 0;
   set("BIRKHOFF_CACHE", "off");
@@ -170,7 +185,9 @@ static void cannot_make(const char *bindings) {
     fault("");
     bool whole = status == BK_OK;
     if (whole) works();
-    else ck_assert_msg(status == BK_ERR_MEMORY && unit_errors() == 1, "%d: status %d\n%s", n, (int)status, unit_messages);
+    else
+      ck_assert_msg(status == BK_ERR_MEMORY && unit_errors() == 1, "%d: status %d\n%s", n,
+                    (int)status, unit_messages);
     unit_expect(whole ? NULL : "VK_ERROR_OUT_OF_");
     shut();
     ck_assert_int_eq(*alive, 0);
@@ -200,20 +217,23 @@ START_TEST(lost_at_a_submission) {
   ck_assert_int_eq(add(&w, stream), BK_OK);
   ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_ptr_nonnull(strstr(unit_messages, "vulkan:0: submitting commands: the device was lost"));
+  ck_assert_ptr_nonnull(
+      strstr(unit_messages, "vulkan:0: submitting commands: the device was lost"));
   unit_expect("VK_ERROR_DEVICE_LOST; the last launches were gpu_add; the stream cannot go on");
   expect_poisoned(&w, stream, BK_ERR_DEVICE);
   ck_assert_int_eq(other->ops->sync(other), BK_ERR_DEVICE); /* each stream says it once */
   unit_expect("vulkan:0: the device was lost before; the stream cannot go on");
   expect_poisoned(&w, other, BK_ERR_DEVICE);
-  ck_assert_int_eq(bk_buffer_alloc(device, 100, BK_MEM_STAGING, &b), BK_ERR_DEVICE); /* that is no lack of memory */
+  /* that is no lack of memory */
+  ck_assert_int_eq(bk_buffer_alloc(device, 100, BK_MEM_STAGING, &b), BK_ERR_DEVICE);
   unit_expect("vulkan:0: cannot allocate 100 bytes of device memory: VK_ERROR_DEVICE_LOST (-4)");
   bk_stream_destroy(other);
   work_close(&w);
 }
 END_TEST
 
-/* Where the host waits it comes to light: 0 sync, 1 query, 2 download, 3 an event. Opened again, the device works. */
+/* Where the host waits it comes to light: 0 sync, 1 query, 2 download, 3 an event. Opened again,
+ * the device works. */
 START_TEST(lost_while_waiting) {
   float y[count];
   bool done = false;
@@ -291,7 +311,8 @@ START_TEST(kept_and_found) {
 }
 END_TEST
 
-/* 0: a driver of another version; 1: a file that says it is another device's; 2: a driver that refuses what it wrote itself. */
+/* 0: a driver of another version; 1: a file that says it is another device's; 2: a driver that
+ * refuses what it wrote itself. */
 START_TEST(kept_and_not_taken) {
   static const char *const faults[] = {"driver", "foreign", "refused"};
   fault(_i == 1 ? faults[_i] : ""); /* while it is written */
@@ -324,16 +345,22 @@ START_TEST(cannot_be_kept) {
   works();
   ck_assert_int_eq(reopen(), 0);
   ck_assert_int_eq(unit_errors(), 0);
-  unit_expect("warning: vulkan:0: compiled kernels are not kept for the next run: cannot make folder ");
+  unit_expect(
+      "warning: vulkan:0: compiled kernels are not kept for the next run: cannot make folder ");
 }
 END_TEST
 
 int main(void) {
-  const TTest *const first[] = {no_library, library_is_another, absent_devices, cannot_make_an_object};
-  const TTest *const tests[] = {out_of_memory, the_last_bit_of_memory, no_memory_for_a_stream, no_memory_to_submit, lost_at_a_submission,
-                                lost_at_a_graph, does_not_compile, kept_and_found, kept_and_spoilt, cannot_be_kept};
+  const TTest *const first[] = {no_library, library_is_another, absent_devices,
+                                cannot_make_an_object};
+  const TTest *const tests[] = {out_of_memory,       the_last_bit_of_memory, no_memory_for_a_stream,
+                                no_memory_to_submit, lost_at_a_submission,   lost_at_a_graph,
+                                does_not_compile,    kept_and_found,         kept_and_spoilt,
+                                cannot_be_kept};
   find_fake();
-  const char *missing = !alive || !given ? library : dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL) ? NULL : "libvulkan.so.1";
+  const char *missing = !alive || !given                                  ? library
+                        : dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL) ? NULL
+                                                                          : "libvulkan.so.1";
   if (missing) printf("SKIP: there is no %s\n", missing);
   if (missing || !gpu_is_here("vulkan")) return SKIPPED;
   Suite *suite = suite_create("vulkan_faults");

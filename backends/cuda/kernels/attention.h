@@ -34,13 +34,13 @@ BK_CUDA_PREPARE(attention_bwd_simt);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_CUDNN \
+#define BK_CUDA_ROWS_CUDNN                                      \
   BK_CUDA_ROW_IF_WORK(ATTENTION, attention_cudnn, BK_CUDA_BF16) \
   BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_cudnn, BK_CUDA_BF16)
-#define BK_CUDA_ROWS_ATTENTION \
-  BK_CUDA_ROW_IF_WORK(ATTENTION, attention_decode, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW_IF(ATTENTION, attention_mma, BK_CUDA_BF16) \
-  BK_CUDA_ROW_IF(ATTENTION, attention_simt, BK_CUDA_FLOATS) \
+#define BK_CUDA_ROWS_ATTENTION                                        \
+  BK_CUDA_ROW_IF_WORK(ATTENTION, attention_decode, BK_CUDA_FLOATS)    \
+  BK_CUDA_ROW_IF(ATTENTION, attention_mma, BK_CUDA_BF16)              \
+  BK_CUDA_ROW_IF(ATTENTION, attention_simt, BK_CUDA_FLOATS)           \
   BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_mma, BK_CUDA_BF16) \
   BK_CUDA_ROW_IF_WORK(ATTENTION_BWD, attention_bwd_simt, BK_CUDA_FLOATS)
 

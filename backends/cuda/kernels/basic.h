@@ -25,13 +25,13 @@ BK_CUDA_ACCEPTS(balance);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_BASIC \
-  BK_CUDA_ROW_IF(COPY, copy, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(ADD, add, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW_WORK(SUM, sum, BK_CUDA_F32) \
+#define BK_CUDA_ROWS_BASIC                    \
+  BK_CUDA_ROW_IF(COPY, copy, BK_CUDA_FLOATS)  \
+  BK_CUDA_ROW(ADD, add, BK_CUDA_FLOATS)       \
+  BK_CUDA_ROW_WORK(SUM, sum, BK_CUDA_F32)     \
   BK_CUDA_ROW_WORK(SUMSQ, sumsq, BK_CUDA_F32) \
-  BK_CUDA_ROW(CLIP, clip, BK_CUDA_F32) \
-  BK_CUDA_ROW(ADAMW, adamw, BK_CUDA_F32) \
+  BK_CUDA_ROW(CLIP, clip, BK_CUDA_F32)        \
+  BK_CUDA_ROW(ADAMW, adamw, BK_CUDA_F32)      \
   BK_CUDA_ROW_IF(BALANCE, balance, BK_CUDA_I32)
 
 #endif

@@ -23,12 +23,12 @@ BK_CUDA_LAUNCH(unpermute_bwd);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_EXPERTS \
-  BK_CUDA_ROW_IF(ROUTER, router, BK_CUDA_F32) \
-  BK_CUDA_ROW(ROUTER_BWD, router_bwd, BK_CUDA_F32) \
+#define BK_CUDA_ROWS_EXPERTS                             \
+  BK_CUDA_ROW_IF(ROUTER, router, BK_CUDA_F32)            \
+  BK_CUDA_ROW(ROUTER_BWD, router_bwd, BK_CUDA_F32)       \
   BK_CUDA_ROW_IF_WORK(MOE_INDEX, moe_index, BK_CUDA_I32) \
-  BK_CUDA_ROW(PERMUTE, permute, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(UNPERMUTE, unpermute, BK_CUDA_FLOATS) \
+  BK_CUDA_ROW(PERMUTE, permute, BK_CUDA_FLOATS)          \
+  BK_CUDA_ROW(UNPERMUTE, unpermute, BK_CUDA_FLOATS)      \
   BK_CUDA_ROW(UNPERMUTE_BWD, unpermute_bwd, BK_CUDA_FLOATS)
 
 #endif

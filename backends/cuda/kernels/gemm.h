@@ -1,4 +1,5 @@
-/* Launch functions and table rows of the family "gemm": dense products and products over experts. */
+/* Launch functions and table rows of the family "gemm": dense products and products over
+ * experts. */
 #ifndef BK_CUDA_GEMM_H
 #define BK_CUDA_GEMM_H
 
@@ -33,9 +34,9 @@ BK_CUDA_LAUNCH(grouped_wgrad);
 
 /* Best first within an op. */
 #define BK_CUDA_ROWS_BLASLT BK_CUDA_ROW_STATE(GEMM, gemm_cublaslt, BK_CUDA_FLOATS)
-#define BK_CUDA_ROWS_GEMM \
-  BK_CUDA_ROW_IF_WORK(GEMM, gemm_mma, BK_CUDA_BF16) \
-  BK_CUDA_ROW_IF_WORK(GEMM, gemm_fp32, BK_CUDA_FLOATS) \
+#define BK_CUDA_ROWS_GEMM                                         \
+  BK_CUDA_ROW_IF_WORK(GEMM, gemm_mma, BK_CUDA_BF16)               \
+  BK_CUDA_ROW_IF_WORK(GEMM, gemm_fp32, BK_CUDA_FLOATS)            \
   BK_CUDA_ROW_IF_WORK(GROUPED_GEMM, grouped_gemm, BK_CUDA_FLOATS) \
   BK_CUDA_ROW_IF(GROUPED_WGRAD, grouped_wgrad, BK_CUDA_FLOATS)
 

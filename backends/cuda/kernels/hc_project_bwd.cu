@@ -1,11 +1,14 @@
-/* The fused slot HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in one pass over x, in fp32 multiply-adds. For
- * fp32, and for what hc_project_bwd_mma.cu does not take.
+/* The fused slot HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in
+ * one pass over x, in fp32 multiply-adds. For fp32, and for what hc_project_bwd_mma.cu does not
+ * take.
  *
- * A thread owns two neighbouring channels: their columns of fn and of dfn are registers, and a token costs it 2 ROWS multiply-adds for each
- * of dx and dfn with the token's dproj from shared memory, the same for the whole block. A block has 512 channels and a chunk of tokens,
- * 32 at a time. dfn: partial sums of the chunks in the workspace, added up in order by a second launch; chunks follow from shapes alone.
- * More than 32 rows leave registers for one channel; more than 80 (mhc_lite with n = 5) take a pass for dx and one for dfn. Floor: x read, dx
- * written (and read to accumulate); the multiply-adds take about as long (reckoned). */
+ * A thread owns two neighbouring channels: their columns of fn and of dfn are registers, and a
+ * token costs it 2 ROWS multiply-adds for each of dx and dfn with the token's dproj from shared
+ * memory, the same for the whole block. A block has 512 channels and a chunk of tokens, 32 at a
+ * time. dfn: partial sums of the chunks in the workspace, added up in order by a second launch;
+ * chunks follow from shapes alone. More than 32 rows leave registers for one channel; more than
+ * 80 (mhc_lite with n = 5) take a pass for dx and one for dfn. Floor: x read, dx written (and
+ * read to accumulate); the multiply-adds take about as long (reckoned). */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc_project_bwd.cuh"
 
@@ -15,7 +18,8 @@ constexpr int threads = 256, many_rows = 80, most_rows = 132, tile_tokens = 32, 
 
 enum { BOTH, DX_ALONE, DFN_ALONE }; /* what a pass makes */
 
-template <class T> struct operands {
+template <class T>
+struct operands {
   bk_rows<T> x, dx; /* dx.at NULL: not wanted */
   bk_rows<float> fn, dproj;
   const float *rinv, *drinv;
@@ -25,7 +29,8 @@ template <class T> struct operands {
 };
 
 /* V channels of fn, or of a row of the workspace. */
-template <int V, int ROWS> BK_DEVICE void load_columns(bk_rows<float> fn, int rows, int64_t c, bool in, float (&w)[V][ROWS]) {
+template <int V, int ROWS>
+BK_DEVICE void load_columns(bk_rows<float> fn, int rows, int64_t c, bool in, float (&w)[V][ROWS]) {
   const float *p = fn.at + c;
 #pragma unroll
   for (int j = 0; j < ROWS; j++, p += fn.stride)
@@ -34,19 +39,23 @@ template <int V, int ROWS> BK_DEVICE void load_columns(bk_rows<float> fn, int ro
 }
 
 /* dproj of the tile's tokens (0 where there is none) and the factors of x. */
-template <class T, int ROWS> BK_DEVICE void load_tile(const operands<T> &o, int64_t token, int64_t end, float (*dproj)[ROWS], float *factors) {
+template <class T, int ROWS>
+BK_DEVICE void load_tile(const operands<T> &o, int64_t token, int64_t end, float (*dproj)[ROWS],
+                         float *factors) {
   for (int i = (int)threadIdx.x; i < tile_tokens * ROWS; i += threads) {
     const int t = i / ROWS, j = i % ROWS;
     dproj[t][j] = token + t < end && j < o.rows ? o.dproj.row(token + t)[j] : 0.f;
   }
   for (int t = (int)threadIdx.x; t < tile_tokens; t += threads)
-    factors[t] = token + t < end ? bk_project_factor(o.rinv[token + t], o.drinv[token + t], o.width) : 0.f;
+    factors[t] =
+        token + t < end ? bk_project_factor(o.rinv[token + t], o.drinv[token + t], o.width) : 0.f;
 }
 
 /* One token: x at this thread's channels -> dx there; adds to dfn. */
 template <class T, int V, int ROWS, int PARTS>
-BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const bk_raw<T, V> &x, const bk_raw<T, V> &old, const float *dproj,
-                          float factor, const float (&w)[V][ROWS], float (&dw)[V][ROWS]) {
+BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const bk_raw<T, V> &x,
+                          const bk_raw<T, V> &old, const float *dproj, float factor,
+                          const float (&w)[V][ROWS], float (&dw)[V][ROWS]) {
   float dx[V];
 #pragma unroll
   for (int v = 0; v < V; v++) dx[v] = factor * bk_raw_get(x, v);
@@ -70,7 +79,8 @@ BK_DEVICE void token_back(const operands<T> &o, int64_t token, int64_t c, const 
   }
 }
 
-template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
+template <class T, int V, int ROWS, int PARTS>
+__global__ void __launch_bounds__(threads, 1) project_bwd_kernel(operands<T> o) {
   __shared__ __align__(16) float dproj[tile_tokens][ROWS];
   __shared__ float factors[tile_tokens];
   const int64_t c = ((int64_t)blockIdx.x * threads + threadIdx.x) * V, begin = blockIdx.y * o.chunk;
@@ -89,11 +99,14 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
       for (int a = 0; a < ahead; a++) {
         if (token + t + a >= end) continue;
         x[a] = bk_raw_load<T, V>(o.x.row(token + t + a) + c);
-        if (PARTS != DFN_ALONE && o.dx.at && o.add) old[a] = bk_raw_load<T, V>(o.dx.row(token + t + a) + c);
+        if (PARTS != DFN_ALONE && o.dx.at && o.add)
+          old[a] = bk_raw_load<T, V>(o.dx.row(token + t + a) + c);
       }
 #pragma unroll
       for (int a = 0; a < ahead; a++)
-        if (token + t + a < end) token_back<T, V, ROWS, PARTS>(o, token + t + a, c, x[a], old[a], dproj[t + a], factors[t + a], w, dw);
+        if (token + t + a < end)
+          token_back<T, V, ROWS, PARTS>(o, token + t + a, c, x[a], old[a], dproj[t + a],
+                                        factors[t + a], w, dw);
     }
   }
   if constexpr (PARTS != DX_ALONE) {
@@ -108,18 +121,23 @@ template <class T, int V, int ROWS, int PARTS> __global__ void __launch_bounds__
 
 /* ---- launches ---- */
 
-/* Tokens of a chunk, a multiple of tile_tokens: as many chunks as make `wanted_blocks` blocks of all. */
+/* Tokens of a chunk, a multiple of tile_tokens: as many chunks as make `wanted_blocks` blocks of
+ * all. */
 int64_t chunk_of(const bk_hc_project_bwd_args *a) {
   const int64_t columns = bk_ceil_div(a->x.shape[1], threads * 2);
-  return bk_hc_chunk(a->x.shape[0], tile_tokens, bk_ceil_div(wanted_blocks, columns < 1 ? 1 : columns));
+  return bk_hc_chunk(a->x.shape[0], tile_tokens,
+                     bk_ceil_div(wanted_blocks, columns < 1 ? 1 : columns));
 }
 
-template <class T, int V, int ROWS, int PARTS = BOTH> void start(bk_stream *stream, const operands<T> &o) {
-  const dim3 grid((unsigned)bk_ceil_div(o.width, threads * V), (unsigned)bk_ceil_div(o.tokens, o.chunk));
+template <class T, int V, int ROWS, int PARTS = BOTH>
+void start(bk_stream *stream, const operands<T> &o) {
+  const dim3 grid((unsigned)bk_ceil_div(o.width, threads * V),
+                  (unsigned)bk_ceil_div(o.tokens, o.chunk));
   BK_LAUNCH((project_bwd_kernel<T, V, ROWS, PARTS>), grid, threads, 0, bk_cuda_raw(stream), o);
 }
 
-template <class T, int V> void by_rows(bk_stream *stream, const operands<T> &o) {
+template <class T, int V>
+void by_rows(bk_stream *stream, const operands<T> &o) {
   if (o.rows <= 8) start<T, V, 8>(stream, o);
   else if (o.rows <= 24) start<T, V, 24>(stream, o);
   else if (o.rows <= 32) start<T, V, 32>(stream, o);
@@ -130,12 +148,15 @@ template <class T, int V> void by_rows(bk_stream *stream, const operands<T> &o) 
   }
 }
 
-template <class T> void launch(bk_stream *stream, const bk_hc_project_bwd_args *a, bk_place workspace) {
+template <class T>
+void launch(bk_stream *stream, const bk_hc_project_bwd_args *a, bk_place workspace) {
   const bool wants_dx = bk_tensor_present(&a->dx), wants_dfn = bk_tensor_present(&a->dfn);
   operands<T> o = {};
-  o.x = bk_rows_of<T>(&a->x), o.fn = bk_rows_of<float>(&a->fn), o.dproj = bk_rows_of<float>(&a->dproj);
+  o.x = bk_rows_of<T>(&a->x), o.fn = bk_rows_of<float>(&a->fn),
+  o.dproj = bk_rows_of<float>(&a->dproj);
   o.rinv = (const float *)bk_cuda_data(&a->rinv), o.drinv = (const float *)bk_cuda_data(&a->drinv);
-  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0], o.add = a->accumulate;
+  o.tokens = a->x.shape[0], o.width = a->x.shape[1], o.rows = (int)a->fn.shape[0],
+  o.add = a->accumulate;
   if (wants_dx) o.dx = bk_rows_of<T>(&a->dx);
   if (wants_dfn) o.partials = (float *)bk_cuda_place(workspace);
   if (o.tokens == 0 || (!wants_dx && !wants_dfn)) return;

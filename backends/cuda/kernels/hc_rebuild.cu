@@ -1,13 +1,18 @@
-/* The fused slot HC_REBUILD: the streams and the sublayer inputs of a block of sublayers, from its first x, the kept f and maps.
+/* The fused slot HC_REBUILD: the streams and the sublayer inputs of a block of sublayers, from
+ * its first x, the kept f and maps.
  *
- * A block a token, through all layers. A thread has the channels that it has in HC_PRE_NORM, of all n streams, in registers as they are
- * stored, so the streams are read once. The token's maps of all layers are read at the start, into shared memory. f of a layer is fetched
- * into shared memory while the layer is collapsed and normed, and is there for the merge behind that; y waits there for its norm, which
- * leaves the registers to the streams (64 of the 128 with which two blocks of a row of 7168 in bf16 are on a multiprocessor at a time).
- * The arithmetic is hc_token.cuh's: every bit is that of HC_PRE_NORM and HC_POST_RES, as long as all operands are aligned or none is.
+ * A block a token, through all layers. A thread has the channels that it has in HC_PRE_NORM, of
+ * all n streams, in registers as they are stored, so the streams are read once. The token's maps
+ * of all layers are read at the start, into shared memory. f of a layer is fetched into shared
+ * memory while the layer is collapsed and normed, and is there for the merge behind that; y
+ * waits there for its norm, which leaves the registers to the streams (64 of the 128 with which
+ * two blocks of a row of 7168 in bf16 are on a multiprocessor at a time). The arithmetic is
+ * hc_token.cuh's: every bit is that of HC_PRE_NORM and HC_POST_RES, as long as all operands are
+ * aligned or none is.
  *
- * Floor, in rows of C elements a token: n read, then a layer 2 written (y, h), and between two layers 1 read (f) and n written. With n = 4
- * and 4 layers 27, where the ops one by one move 51. Rows that the registers do not hold go one by one. */
+ * Floor, in rows of C elements a token: n read, then a layer 2 written (y, h), and between two
+ * layers 1 read (f) and n written. With n = 4 and 4 layers 27, where the ops one by one move 51.
+ * Rows that the registers do not hold go one by one. */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc_token.cuh"
 #include "backends/cuda/kernels/ptx.cuh"
@@ -16,40 +21,49 @@ namespace {
 
 constexpr int kept = bk_hc_kept, most_threads = bk_hc_norm_threads, most_layers = BK_HC_REBUILD_MAX;
 
-template <class T> struct layer_operands {
+template <class T>
+struct layer_operands {
   bk_wide<T> x;
   bk_rows<T> f, y, h;
   bk_rows<float> pre, post, comb; /* comb: [N, n*n] */
   const float *w;
   float *rstd;
 };
-template <class T> struct operands {
+template <class T>
+struct operands {
   layer_operands<T> layer[most_layers];
   int width, layers, n;
   float eps;
 };
 
 /* A layer's maps; comb by columns. */
-template <int M> struct layer_maps {
+template <int M>
+struct layer_maps {
   float comb[M][M], pre[M], post[M];
 };
 
-template <class T, int M, bool MIX> BK_DEVICE void load_maps(const operands<T> &o, int n, int64_t token, layer_maps<M> *maps) {
+template <class T, int M, bool MIX>
+BK_DEVICE void load_maps(const operands<T> &o, int n, int64_t token, layer_maps<M> *maps) {
   for (int l = 0; l < o.layers; l++) {
     const layer_operands<T> &at = o.layer[l];
     const int i = (int)threadIdx.x;
     if (i < n) maps[l].pre[i] = at.pre.row(token)[i];
     if (l + 1 == o.layers) break;
     if (i < n) maps[l].post[i] = at.post.row(token)[i];
-    for (int j = i; MIX && j < n * n; j += (int)blockDim.x) maps[l].comb[j % n][j / n] = at.comb.row(token)[j];
+    for (int j = i; MIX && j < n * n; j += (int)blockDim.x)
+      maps[l].comb[j % n][j / n] = at.comb.row(token)[j];
   }
 }
 
-/* Nothing is known of x any more: what the compiler took apart before, it takes apart again instead of keeping it. */
+/* Nothing is known of x any more: what the compiler took apart before, it takes apart again
+ * instead of keeping it. */
 BK_DEVICE void unknown(uint32_t &x) { x = (uint32_t)bk_fresh((int)x); }
 
-/* The streams at some channels become those of the next layer, word by word: in place with few registers. */
-template <class T, int V, int M, bool MIX> BK_DEVICE void merge(bk_raw<T, V> (&x)[M], const bk_raw<T, V> &f, int n, const layer_maps<M> &maps) {
+/* The streams at some channels become those of the next layer, word by word: in place with few
+ * registers. */
+template <class T, int V, int M, bool MIX>
+BK_DEVICE void merge(bk_raw<T, V> (&x)[M], const bk_raw<T, V> &f, int n,
+                     const layer_maps<M> &maps) {
   constexpr int words = sizeof(x[0].w) / sizeof(x[0].w[0]), per_word = V / words;
 #pragma unroll
   for (int j = 0; j < words; j++) {
@@ -58,34 +72,42 @@ template <class T, int V, int M, bool MIX> BK_DEVICE void merge(bk_raw<T, V> (&x
     for (int m = 0; m < M; m++) {
       if (m < n) unknown(x[m].w[j]);
 #pragma unroll
-      for (int p = 0; p < per_word; p++) at[p][m] = m < n ? bk_raw_get(x[m], j * per_word + p) : 0.f;
+      for (int p = 0; p < per_word; p++)
+        at[p][m] = m < n ? bk_raw_get(x[m], j * per_word + p) : 0.f;
     }
 #pragma unroll
     for (int k = 0; k < M; k++) {
       if (k >= n) continue;
 #pragma unroll
-      for (int p = 0; p < per_word; p++) out[p] = bk_hc_merge<MIX, true>(at[p], bk_raw_get(f, j * per_word + p), n, k, maps.comb[k], maps.post[k]);
+      for (int p = 0; p < per_word; p++)
+        out[p] = bk_hc_merge<MIX, true>(at[p], bk_raw_get(f, j * per_word + p), n, k, maps.comb[k],
+                                        maps.post[k]);
       x[k].w[j] = bk_raw_of<T, per_word>(out).w[0];
     }
   }
 }
 
 /* Into shared memory. */
-template <class T, int V> BK_DEVICE void put(T *slot, const bk_raw<T, V> &r) {
-  if constexpr (sizeof(T) * V == 16) *reinterpret_cast<uint4 *>(slot) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+template <class T, int V>
+BK_DEVICE void put(T *slot, const bk_raw<T, V> &r) {
+  if constexpr (sizeof(T) * V == 16)
+    *reinterpret_cast<uint4 *>(slot) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
   else bk_raw_store<T, V>(slot, r);
 }
 /* f on its way there. */
-template <class T, int V> BK_DEVICE void fetch(T *slot, const T *from) {
+template <class T, int V>
+BK_DEVICE void fetch(T *slot, const T *from) {
   if constexpr (sizeof(T) * V == 16) bk_cp_async_16(slot, from);
   else put<T, V>(slot, bk_raw_load<T, V>(from));
 }
 
 /* ---- the kernel ---- */
 
-template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(most_threads, 1) rebuild_kernel(operands<T> o) {
+template <class T, int V, int N, bool MIX>
+__global__ void __launch_bounds__(most_threads, 1) rebuild_kernel(operands<T> o) {
   constexpr int M = BK_HC_STREAMS(N);
-  BK_SHARED_DYNAMIC(T, fs); /* f of the layer and its y, [kept][threads][V] each: a thread reads what it wrote itself */
+  /* f of the layer and its y, [kept][threads][V] each: a thread reads what it wrote itself */
+  BK_SHARED_DYNAMIC(T, fs);
   __shared__ float shared[BK_WARP];
   __shared__ __align__(16) layer_maps<M> maps[most_layers];
   const int n = N > 0 ? N : o.n, step = (int)blockDim.x * V, start = (int)threadIdx.x * V;
@@ -94,7 +116,8 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
   bk_raw<T, V> x[kept][M];
 #pragma unroll
   for (int i = 0; i < kept; i++)
-    if (start + i * step < o.width) bk_hc_load_streams(o.layer[0].x, n, token, start + i * step, x[i]);
+    if (start + i * step < o.width)
+      bk_hc_load_streams(o.layer[0].x, n, token, start + i * step, x[i]);
   load_maps<T, M, MIX>(o, n, token, maps);
   __syncthreads();
   for (int l = 0; l < o.layers; l++) {
@@ -104,7 +127,8 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
     int first = bk_fresh(start);
 #pragma unroll
     for (int i = 0; i < kept; i++)
-      if (!last && first + i * step < o.width) fetch<T, V>(fs + first + i * step, at.f.row(token) + first + i * step);
+      if (!last && first + i * step < o.width)
+        fetch<T, V>(fs + first + i * step, at.f.row(token) + first + i * step);
     bk_cp_async_commit();
 #pragma unroll
     for (int m = 0; m < M; m++) pre[m] = m < n ? maps[l].pre[m] : 0.f;
@@ -122,7 +146,9 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
 #pragma unroll
     for (int i = 0; i < kept; i++) {
       if (first + i * step >= o.width) continue;
-      bk_raw_store<T, V>(at.h.row(token) + first + i * step, bk_hc_normed(bk_raw_load<T, V>(ys + first + i * step), rstd, at.w + first + i * step));
+      bk_raw_store<T, V>(
+          at.h.row(token) + first + i * step,
+          bk_hc_normed(bk_raw_load<T, V>(ys + first + i * step), rstd, at.w + first + i * step));
     }
     if (last) break;
     bk_cp_async_wait<0>();
@@ -145,22 +171,29 @@ template <class T, int V, int N, bool MIX> __global__ void __launch_bounds__(mos
 
 /* ---- launches ---- */
 
-template <class T, int N, int PACKED, bool MIX> void start(bk_stream *stream, const operands<T> &o, int64_t tokens) {
+template <class T, int N, int PACKED, bool MIX>
+void start(bk_stream *stream, const operands<T> &o, int64_t tokens) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
-  const unsigned threads = bk_hc_token_threads(o.width / V, most_threads), bytes = 2 * kept * threads * V * (unsigned)sizeof(T);
-  bk_allow_shared(rebuild_kernel<T, V, N, MIX>, (int)(2 * kept * most_threads * V * sizeof(T))); /* one limit for all widths */
-  BK_LAUNCH((rebuild_kernel<T, V, N, MIX>), (unsigned)tokens, threads, bytes, bk_cuda_raw(stream), o);
+  const unsigned threads = bk_hc_token_threads(o.width / V, most_threads),
+                 bytes = 2 * kept * threads * V * (unsigned)sizeof(T);
+  /* one limit for all widths */
+  bk_allow_shared(rebuild_kernel<T, V, N, MIX>, (int)(2 * kept * most_threads * V * sizeof(T)));
+  BK_LAUNCH((rebuild_kernel<T, V, N, MIX>), (unsigned)tokens, threads, bytes, bk_cuda_raw(stream),
+            o);
 }
 
-template <class T> void set_layer(const bk_hc_rebuild_layer *l, bool last, layer_operands<T> *at) {
-  at->x = bk_wide_of<T>(&l->x), at->y = bk_rows_of<T>(&l->y), at->h = bk_rows_of<T>(&l->h), at->pre = bk_rows_of<float>(&l->pre);
+template <class T>
+void set_layer(const bk_hc_rebuild_layer *l, bool last, layer_operands<T> *at) {
+  at->x = bk_wide_of<T>(&l->x), at->y = bk_rows_of<T>(&l->y), at->h = bk_rows_of<T>(&l->h),
+  at->pre = bk_rows_of<float>(&l->pre);
   at->w = (const float *)bk_cuda_data(&l->w), at->rstd = (float *)bk_cuda_data(&l->rstd);
   if (last) return;
   at->f = bk_rows_of<T>(&l->f), at->post = bk_rows_of<float>(&l->post);
   if (bk_tensor_present(&l->comb)) at->comb = bk_rows_of<float>(&l->comb);
 }
 
-template <class T> void launch(bk_stream *stream, const bk_hc_rebuild_args *a, bool packed) {
+template <class T>
+void launch(bk_stream *stream, const bk_hc_rebuild_args *a, bool packed) {
   const bk_tensor *x = &a->layer[0].x;
   const bool mix = bk_tensor_present(&a->layer[0].comb);
   operands<T> o = {};
@@ -177,7 +210,8 @@ bool all_packs_fit(const bk_hc_rebuild_args *a) {
   bool fit = true;
   for (int i = 0; i < a->layers; i++) {
     const bk_hc_rebuild_layer *l = &a->layer[i];
-    fit = fit && bk_packs_fit(&l->x) && bk_packs_fit(&l->y) && bk_packs_fit(&l->h) && l->w.offset % 16 == 0;
+    fit = fit && bk_packs_fit(&l->x) && bk_packs_fit(&l->y) && bk_packs_fit(&l->h) &&
+          l->w.offset % 16 == 0;
     fit = fit && (i + 1 == a->layers || bk_packs_fit(&l->f));
   }
   return fit;
@@ -189,7 +223,8 @@ bool rows_fit(const bk_tensor *x, bool packed) {
   return x->shape[2] * (int64_t)bk_dtype_size(x->dtype) <= bytes * kept * most_threads;
 }
 
-bk_status one_by_one(bk_stream *stream, const bk_plan *plan, const bk_hc_rebuild_args *a, bk_place workspace) {
+bk_status one_by_one(bk_stream *stream, const bk_plan *plan, const bk_hc_rebuild_args *a,
+                     bk_place workspace) {
   for (int i = 0; i < a->layers; i++) {
     const bk_hc_rebuild_layer *l = &a->layer[i];
     const bk_hc_pre_norm_args mix = {l->x, l->pre, l->w, l->y, l->h, l->rstd, a->eps};

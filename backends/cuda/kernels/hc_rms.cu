@@ -1,5 +1,6 @@
-/* HC_RMS and HC_RMS_BWD: a block a row; 16 bytes an access where rows are aligned. Floors: one read of x; one read of x, one write of dx
- * (and one read to accumulate). Squares are summed in fp32 by each thread, then over the block. */
+/* HC_RMS and HC_RMS_BWD: a block a row; 16 bytes an access where rows are aligned. Floors: one
+ * read of x; one read of x, one write of dx (and one read to accumulate). Squares are summed in
+ * fp32 by each thread, then over the block. */
 #include "backends/cuda/kernels/streams.h"
 #include "backends/cuda/kernels/hc.cuh"
 
@@ -7,8 +8,9 @@ namespace {
 
 constexpr int most_threads = 512;
 
-template <class T, int V> __global__ void __launch_bounds__(most_threads, 1)
-rms_kernel(bk_rows<T> x, float *rinv, int64_t width, float eps) {
+template <class T, int V>
+__global__ void __launch_bounds__(most_threads, 1)
+    rms_kernel(bk_rows<T> x, float *rinv, int64_t width, float eps) {
   __shared__ float shared[BK_WARP];
   const T *row = x.row(blockIdx.x);
   float sum = 0;
@@ -25,8 +27,10 @@ rms_kernel(bk_rows<T> x, float *rinv, int64_t width, float eps) {
 }
 
 /* d rinv / d x = -rinv^3 x / width. */
-template <class T, int V, bool ADD> __global__ void __launch_bounds__(most_threads, 1)
-rms_bwd_kernel(bk_rows<T> x, const float *rinv, const float *drinv, bk_rows<T> dx, int64_t width) {
+template <class T, int V, bool ADD>
+__global__ void __launch_bounds__(most_threads, 1)
+    rms_bwd_kernel(bk_rows<T> x, const float *rinv, const float *drinv, bk_rows<T> dx,
+                   int64_t width) {
   const int64_t i = blockIdx.x;
   const float r = rinv[i], factor = -drinv[i] * r * r * r / (float)width;
 #pragma unroll 2
@@ -44,24 +48,30 @@ rms_bwd_kernel(bk_rows<T> x, const float *rinv, const float *drinv, bk_rows<T> d
   }
 }
 
-template <class T, int V> void start(bk_stream *stream, const bk_hc_rms_args *a) {
-  BK_LAUNCH((rms_kernel<T, V>), (unsigned)a->x.shape[0], bk_hc_threads(a->x.shape[1] / V, most_threads), 0, bk_cuda_raw(stream),
+template <class T, int V>
+void start(bk_stream *stream, const bk_hc_rms_args *a) {
+  BK_LAUNCH((rms_kernel<T, V>), (unsigned)a->x.shape[0],
+            bk_hc_threads(a->x.shape[1] / V, most_threads), 0, bk_cuda_raw(stream),
             bk_rows_of<T>(&a->x), (float *)bk_cuda_data(&a->rinv), a->x.shape[1], (float)a->eps);
 }
 
-template <class T> void launch(bk_stream *stream, const bk_hc_rms_args *a) {
+template <class T>
+void launch(bk_stream *stream, const bk_hc_rms_args *a) {
   if (a->x.shape[0] == 0) return;
   if (bk_packs_fit(&a->x)) start<T, bk_pack<T>::count>(stream, a);
   else start<T, 1>(stream, a);
 }
 
-template <class T, int V, bool ADD> void start_bwd(bk_stream *stream, const bk_hc_rms_bwd_args *a) {
-  BK_LAUNCH((rms_bwd_kernel<T, V, ADD>), (unsigned)a->x.shape[0], bk_hc_threads(a->x.shape[1] / V, most_threads), 0, bk_cuda_raw(stream),
-            bk_rows_of<T>(&a->x), (const float *)bk_cuda_data(&a->rinv), (const float *)bk_cuda_data(&a->drinv), bk_rows_of<T>(&a->dx),
-            a->x.shape[1]);
+template <class T, int V, bool ADD>
+void start_bwd(bk_stream *stream, const bk_hc_rms_bwd_args *a) {
+  BK_LAUNCH((rms_bwd_kernel<T, V, ADD>), (unsigned)a->x.shape[0],
+            bk_hc_threads(a->x.shape[1] / V, most_threads), 0, bk_cuda_raw(stream),
+            bk_rows_of<T>(&a->x), (const float *)bk_cuda_data(&a->rinv),
+            (const float *)bk_cuda_data(&a->drinv), bk_rows_of<T>(&a->dx), a->x.shape[1]);
 }
 
-template <class T> void launch_bwd(bk_stream *stream, const bk_hc_rms_bwd_args *a) {
+template <class T>
+void launch_bwd(bk_stream *stream, const bk_hc_rms_bwd_args *a) {
   const bool packed = bk_packs_fit(&a->x) && bk_packs_fit(&a->dx);
   constexpr int pack = bk_pack<T>::count;
   if (a->x.shape[0] == 0) return;

@@ -26,14 +26,14 @@ BK_CUDA_PREPARE(embed_bwd);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_LAYERS \
-  BK_CUDA_ROW(RMSNORM, rmsnorm, BK_CUDA_FLOATS) \
+#define BK_CUDA_ROWS_LAYERS                                  \
+  BK_CUDA_ROW(RMSNORM, rmsnorm, BK_CUDA_FLOATS)              \
   BK_CUDA_ROW_WORK(RMSNORM_BWD, rmsnorm_bwd, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(ROPE, rope, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(CACHE_WRITE, cache_write, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(SWIGLU, swiglu, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW(SWIGLU_BWD, swiglu_bwd, BK_CUDA_FLOATS) \
-  BK_CUDA_ROW_IF(EMBED, embed, BK_CUDA_I32) \
+  BK_CUDA_ROW(ROPE, rope, BK_CUDA_FLOATS)                    \
+  BK_CUDA_ROW(CACHE_WRITE, cache_write, BK_CUDA_FLOATS)      \
+  BK_CUDA_ROW(SWIGLU, swiglu, BK_CUDA_FLOATS)                \
+  BK_CUDA_ROW(SWIGLU_BWD, swiglu_bwd, BK_CUDA_FLOATS)        \
+  BK_CUDA_ROW_IF(EMBED, embed, BK_CUDA_I32)                  \
   BK_CUDA_ROW_IF_WORK(EMBED_BWD, embed_bwd, BK_CUDA_I32)
 
 #endif

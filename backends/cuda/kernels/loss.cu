@@ -1,8 +1,11 @@
-/* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of exponentials together, four packs of 16 bytes in
- * flight a thread; second pass: the gradient. A long row is more than what the second cache keeps of it while all multiprocessors are at
- * theirs (132 x 517 KB at 129,280 logits in fp32, 50 MB): its beginning is kept in shared memory (`stash`), and the second pass goes from
- * the end, where the cache is freshest, to the beginning. Logits in fp32 may have a gradient in bf16: the form in which the head's products
- * take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the end. Floor: logits once, dlogits once. */
+/* CROSS_ENTROPY: a block a row, whatever the vocabulary. First pass: maximum and sum of
+ * exponentials together, four packs of 16 bytes in flight a thread; second pass: the gradient. A
+ * long row is more than what the second cache keeps of it while all multiprocessors are at
+ * theirs (132 x 517 KB at 129,280 logits in fp32, 50 MB): its beginning is kept in shared memory
+ * (`stash`), and the second pass goes from the end, where the cache is freshest, to the
+ * beginning. Logits in fp32 may have a gradient in bf16: the form in which the head's products
+ * take it. Rows of any alignment: single elements up to the first 16-byte boundary and at the
+ * end. Floor: logits once, dlogits once. */
 #include <float.h>
 
 #include "backends/cuda/kernels/device.cuh"
@@ -12,12 +15,14 @@ namespace {
 
 constexpr int threads_most = 1024, batch = 4, long_row = 128 << 10; /* bytes */
 
-/* The sum of exp(x - max). The start is finite, so that a thread or a row of -inf alone makes no NaN that is not one. */
+/* The sum of exp(x - max). The start is finite, so that a thread or a row of -inf alone makes no
+ * NaN that is not one. */
 struct running {
   float max, sum;
 };
 
-template <int N> BK_DEVICE void add(running &r, const float (&v)[N]) {
+template <int N>
+BK_DEVICE void add(running &r, const float (&v)[N]) {
   float most = v[0], sum = 0;
 #pragma unroll
   for (int i = 1; i < N; i++) most = fmaxf(most, v[i]);
@@ -31,7 +36,8 @@ template <int N> BK_DEVICE void add(running &r, const float (&v)[N]) {
 }
 
 /* Elements before the first 16-byte boundary. */
-template <class T> BK_DEVICE int head_of(const T *x, int columns) {
+template <class T>
+BK_DEVICE int head_of(const T *x, int columns) {
   const int head = (int)((16 - reinterpret_cast<uintptr_t>(x) % 16) % 16 / sizeof(T));
   return head < columns ? head : columns;
 }
@@ -42,9 +48,11 @@ struct stash {
   int size;
 };
 
-template <class T> BK_DEVICE running row_pass(const T *x, int columns, stash kept) {
+template <class T>
+BK_DEVICE running row_pass(const T *x, int columns, stash kept) {
   constexpr int n = bk_pack<T>::count;
-  const int tid = (int)threadIdx.x, threads = (int)blockDim.x, head = head_of(x, columns), packs = (columns - head) / n;
+  const int tid = (int)threadIdx.x, threads = (int)blockDim.x, head = head_of(x, columns),
+            packs = (columns - head) / n;
   const uint4 *p = reinterpret_cast<const uint4 *>(x + head);
   running r = {-FLT_MAX, 0};
   int i = tid;
@@ -84,17 +92,21 @@ BK_DEVICE void store_gradient(float *d, const float (&v)[8]) {
 }
 
 /* d = exp(x - max) factor; d may be x. */
-template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int columns, stash kept, float max, float factor) {
+template <class T, class D>
+BK_DEVICE void gradient_pass(const T *x, D *d, int columns, stash kept, float max, float factor) {
   constexpr int n = bk_pack<T>::count, bytes = n * (int)sizeof(D) < 16 ? 8 : 16;
   const int tid = (int)threadIdx.x, threads = (int)blockDim.x, lead = head_of(x, columns);
-  const bool together = reinterpret_cast<uintptr_t>(d + lead) % bytes == 0; /* d's boundary comes with x's */
+  /* d's boundary comes with x's */
+  const bool together = reinterpret_cast<uintptr_t>(d + lead) % bytes == 0;
   const int head = together ? lead : columns, packs = (columns - head) / n, round = threads * batch;
   for (int i = tid + (packs - 1) / round * round; i >= 0; i -= round) {
     uint4 raw[batch];
 #pragma unroll
     for (int k = 0; k < batch; k++)
       if (i + k * threads < packs)
-        raw[k] = i + k * threads < kept.size ? kept.at[i + k * threads] : reinterpret_cast<const uint4 *>(x + head)[i + k * threads];
+        raw[k] = i + k * threads < kept.size
+                     ? kept.at[i + k * threads]
+                     : reinterpret_cast<const uint4 *>(x + head)[i + k * threads];
 #pragma unroll
     for (int k = 0; k < batch; k++) {
       if (i + k * threads >= packs) break;
@@ -105,13 +117,17 @@ template <class T, class D> BK_DEVICE void gradient_pass(const T *x, D *d, int c
       store_gradient(d + head + (i + k * threads) * n, v);
     }
   }
-  for (int i = tid; i < head; i += threads) d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
-  for (int i = head + packs * n + tid; i < columns; i += threads) d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
+  for (int i = tid; i < head; i += threads)
+    d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
+  for (int i = head + packs * n + tid; i < columns; i += threads)
+    d[i] = bk_from_float<D>(__expf(bk_to_float(x[i]) - max) * factor);
 }
 
-template <class T, class D> __global__ void __launch_bounds__(threads_most)
-cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets, const float *step, float *loss, D *dlogits,
-                     int64_t dlogits_stride, int columns, int stash_size) {
+template <class T, class D>
+__global__ void __launch_bounds__(threads_most)
+    cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targets,
+                         const float *step, float *loss, D *dlogits, int64_t dlogits_stride,
+                         int columns, int stash_size) {
   __shared__ float shared[BK_WARP];
   BK_SHARED_DYNAMIC(uint4, room);
   const stash kept = {room, stash_size};
@@ -120,13 +136,15 @@ cross_entropy_kernel(const T *logits, int64_t logits_stride, const int32_t *targ
   D *d = dlogits ? dlogits + row * dlogits_stride : nullptr;
   const int target = targets[row];
   if (target < 0) {
-    for (int i = (int)threadIdx.x; d && i < columns; i += (int)blockDim.x) d[i] = bk_from_float<D>(0);
+    for (int i = (int)threadIdx.x; d && i < columns; i += (int)blockDim.x)
+      d[i] = bk_from_float<D>(0);
     if (threadIdx.x == 0) loss[row] = 0;
     return;
   }
   const float at_target = bk_to_float(x[target]);
   running r = row_pass(x, columns, kept);
-  const float max = bk_block_max(r.max, shared), sum = bk_block_sum(r.sum * __expf(r.max - max), shared);
+  const float max = bk_block_max(r.max, shared),
+              sum = bk_block_sum(r.sum * __expf(r.max - max), shared);
   if (threadIdx.x == 0) loss[row] = logf(sum) + (max - at_target);
   if (!d) return;
   const float scale = step[BK_STEP_LOSS_SCALE];
@@ -150,18 +168,23 @@ int stash_bytes(const bk_stream *stream, int64_t row_bytes) {
   return row_bytes < long_row ? 0 : (int)(row_bytes < most ? row_bytes : most) / 16 * 16;
 }
 
-template <class T, class D> void start(bk_stream *stream, const bk_cross_entropy_args *a) {
+template <class T, class D>
+void start(bk_stream *stream, const bk_cross_entropy_args *a) {
   const int64_t columns = a->logits.shape[1], rows = a->logits.shape[0];
   D *dlogits = bk_tensor_present(&a->dlogits) ? (D *)bk_cuda_data(&a->dlogits) : nullptr;
   const int room = dlogits ? stash_bytes(stream, columns * (int64_t)sizeof(T)) : 0;
   if (rows == 0) return;
-  if (room) bk_allow_shared(&cross_entropy_kernel<T, D>, most_room(stream)); /* one limit, whatever else is captured */
-  BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count), room, bk_cuda_raw(stream),
-            (const T *)bk_cuda_data(&a->logits), a->logits.stride[0], (const int32_t *)bk_cuda_data(&a->targets),
-            (const float *)bk_cuda_data(&a->step), (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns, room / 16);
+  /* one limit, whatever else is captured */
+  if (room) bk_allow_shared(&cross_entropy_kernel<T, D>, most_room(stream));
+  BK_LAUNCH((cross_entropy_kernel<T, D>), (unsigned)rows, threads_for(columns, bk_pack<T>::count),
+            room, bk_cuda_raw(stream), (const T *)bk_cuda_data(&a->logits), a->logits.stride[0],
+            (const int32_t *)bk_cuda_data(&a->targets), (const float *)bk_cuda_data(&a->step),
+            (float *)bk_cuda_data(&a->loss), dlogits, a->dlogits.stride[0], (int)columns,
+            room / 16);
 }
 
-template <class T> void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
+template <class T>
+void launch(bk_stream *stream, const bk_cross_entropy_args *a) {
   if (a->dlogits.dtype == BK_BF16) start<T, bk_bf16>(stream, a);
   else start<T, float>(stream, a);
 }

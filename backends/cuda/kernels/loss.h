@@ -16,7 +16,6 @@ BK_CUDA_LAUNCH(cross_entropy);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_LOSS \
-  BK_CUDA_ROW_IF(CROSS_ENTROPY, cross_entropy, BK_CUDA_FLOATS)
+#define BK_CUDA_ROWS_LOSS BK_CUDA_ROW_IF(CROSS_ENTROPY, cross_entropy, BK_CUDA_FLOATS)
 
 #endif

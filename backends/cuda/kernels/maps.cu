@@ -1,6 +1,7 @@
-/* HC_LOGITS, HC_GATES, HC_TANH and the fused slot HC_MAPS: all maps of a token in one launch, from proj and rinv, with nothing stored in
- * between. 4 or 8 lanes a token, see maps.cuh. Floor: R + 1 floats read and n(n+2) written a token; bound by latency and, for mhc, by the
- * arithmetic of Sinkhorn. */
+/* HC_LOGITS, HC_GATES, HC_TANH and the fused slot HC_MAPS: all maps of a token in one launch,
+ * from proj and rinv, with nothing stored in between. 4 or 8 lanes a token, see maps.cuh. Floor:
+ * R + 1 floats read and n(n+2) written a token; bound by latency and, for mhc, by the arithmetic
+ * of Sinkhorn. */
 #include "backends/cuda/kernels/maps.h"
 #include "backends/cuda/kernels/maps.cuh"
 
@@ -10,13 +11,16 @@ constexpr int threads = BK_MAPS_THREADS;
 
 /* ---- all maps ---- */
 
-template <int KIND, int L> struct rooms_of {
+template <int KIND, int L>
+struct rooms_of {
   char nothing;
 };
-template <int L> struct rooms_of<BK_HC_MHC, L> {
+template <int L>
+struct rooms_of<BK_HC_MHC, L> {
   bk_sinkhorn_room sinkhorn[BK_MAPS_WARPS];
 };
-template <int L> struct rooms_of<BK_HC_MHC_LITE, L> {
+template <int L>
+struct rooms_of<BK_HC_MHC_LITE, L> {
   bk_perm_room<L, threads / L> perm;
 };
 
@@ -34,10 +38,11 @@ BK_DEVICE void to_logits(const bk_maps_operands &o, float r, int m, int n, float
 
 /* comb from the lane's slots. */
 template <int KIND, int L, int N>
-BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live, int n, rooms_of<KIND, L> *rooms,
-                      float (&comb)[L]) {
+BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live,
+                      int n, rooms_of<KIND, L> *rooms, float (&comb)[L]) {
   if constexpr (KIND == BK_HC_MHC) {
-    bk_sinkhorn<L, N>(slots, comb, live, n, o.iters, o.eps, &rooms->sinkhorn[threadIdx.x / BK_WARP]);
+    bk_sinkhorn<L, N>(slots, comb, live, n, o.iters, o.eps,
+                      &rooms->sinkhorn[threadIdx.x / BK_WARP]);
   } else if constexpr (KIND == BK_HC_MHC_LITE) {
     bk_perm<L, threads / L>(slots, comb, n, &rooms->perm);
   } else if constexpr (KIND == BK_HC_HC) {
@@ -46,11 +51,13 @@ BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KI
   }
 }
 
-template <int KIND, int L, int N> __global__ void __launch_bounds__(threads, 4) maps_kernel(bk_maps_operands o) {
+template <int KIND, int L, int N>
+__global__ void __launch_bounds__(threads, 4) maps_kernel(bk_maps_operands o) {
   __shared__ rooms_of<KIND, L> rooms;
   constexpr int S = 2 + bk_maps_slots<KIND, L>;
   const int n = N ? N : o.n, m = (int)threadIdx.x % L;
-  const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L, row = KIND == BK_HC_HC ? token * n + m : token;
+  const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L,
+                row = KIND == BK_HC_HC ? token * n + m : token;
   const bool in = token < o.tokens, live = in && m < n;
   float v[S] = {}, slots[bk_maps_array<KIND, L>], comb[L];
   if constexpr (KIND == BK_HC_MHC_LITE) bk_perm_table<L, threads / L>(n, &rooms.perm);
@@ -62,7 +69,7 @@ template <int KIND, int L, int N> __global__ void __launch_bounds__(threads, 4) 
     o.pre.row(token)[m] = KIND == BK_HC_HC ? v[0] : bk_sigmoid(v[0]) + (float)o.eps;
     if (KIND != BK_HC_HEAD) o.post.row(token)[m] = KIND == BK_HC_HC ? v[1] : 2.f * bk_sigmoid(v[1]);
   }
-  if constexpr (bk_maps_slots<KIND, L> > 0) {
+  if constexpr (bk_maps_slots < KIND, L >> 0) {
 #pragma unroll
     for (int s = 2; s < S; s++) slots[s - 2] = v[s];
     mix_of<KIND, L, N>(o, slots, live, n, &rooms, comb);
@@ -70,8 +77,10 @@ template <int KIND, int L, int N> __global__ void __launch_bounds__(threads, 4) 
   }
 }
 
-template <int KIND, int L, int N> void start_maps(bk_stream *stream, const bk_maps_operands &o) {
-  BK_LAUNCH((maps_kernel<KIND, L, N>), (unsigned)bk_ceil_div(o.tokens, threads / L), threads, 0, bk_cuda_raw(stream), o);
+template <int KIND, int L, int N>
+void start_maps(bk_stream *stream, const bk_maps_operands &o) {
+  BK_LAUNCH((maps_kernel<KIND, L, N>), (unsigned)bk_ceil_div(o.tokens, threads / L), threads, 0,
+            bk_cuda_raw(stream), o);
 }
 
 void launch_maps(bk_stream *stream, const bk_hc_maps_args *a) {
@@ -82,7 +91,8 @@ void launch_maps(bk_stream *stream, const bk_hc_maps_args *a) {
   o.tokens = a->pre.shape[0], o.n = a->n, o.iters = a->iters, o.eps = a->hc_eps;
   o.packed = bk_lane_rows_fit(&a->proj);
   if (bk_tensor_present(&a->post)) o.post = bk_rows_of<float>(&a->post);
-  if (bk_tensor_present(&a->comb)) o.comb = bk_rows_of<float>(&a->comb), o.packed = o.packed && bk_lane_rows_fit(&a->comb);
+  if (bk_tensor_present(&a->comb))
+    o.comb = bk_rows_of<float>(&a->comb), o.packed = o.packed && bk_lane_rows_fit(&a->comb);
   if (o.tokens == 0) return;
   bk_maps_by_kind(a->kind, [&](auto kind) {
     constexpr int K = decltype(kind)::value;
@@ -95,16 +105,21 @@ void launch_maps(bk_stream *stream, const bk_hc_maps_args *a) {
 /* ---- logits, gates: 32 lanes a token; 8 lanes a token ---- */
 
 __global__ void __launch_bounds__(256)
-logits_kernel(bk_rows<float> proj, const float *rinv, const float *scale, const float *base, bk_rows<float> logits, int64_t tokens,
-              int columns, int n) {
+    logits_kernel(bk_rows<float> proj, const float *rinv, const float *scale, const float *base,
+                  bk_rows<float> logits, int64_t tokens, int columns, int n) {
   const int64_t token = (int64_t)blockIdx.x * (256 / BK_WARP) + (int)threadIdx.x / BK_WARP;
   if (token >= tokens) return;
   for (int j = (int)threadIdx.x % BK_WARP; j < columns; j += BK_WARP)
-    logits.row(token)[j] = proj.row(token)[j] * rinv[token] * scale[j < n ? 0 : j < 2 * n ? 1 : 2] + base[j];
+    logits.row(token)[j] = proj.row(token)[j] * rinv[token] *
+                               scale[j < n       ? 0
+                                     : j < 2 * n ? 1
+                                                 : 2] +
+                           base[j];
 }
 
 __global__ void __launch_bounds__(256)
-gates_kernel(bk_rows<float> logits, bk_rows<float> pre, bk_rows<float> post, int64_t tokens, int n, float eps) {
+    gates_kernel(bk_rows<float> logits, bk_rows<float> pre, bk_rows<float> post, int64_t tokens,
+                 int n, float eps) {
   const int64_t token = (int64_t)blockIdx.x * (256 / BK_HC_MAX_N) + (int)threadIdx.x / BK_HC_MAX_N;
   const int m = (int)threadIdx.x % BK_HC_MAX_N;
   if (token >= tokens || m >= n) return;
@@ -113,19 +128,26 @@ gates_kernel(bk_rows<float> logits, bk_rows<float> pre, bk_rows<float> post, int
 }
 
 __global__ void __launch_bounds__(256)
-gates_bwd_kernel(bk_rows<float> logits, bk_rows<float> dpre, bk_rows<float> dpost, bk_rows<float> dlogits, int64_t tokens, int n) {
+    gates_bwd_kernel(bk_rows<float> logits, bk_rows<float> dpre, bk_rows<float> dpost,
+                     bk_rows<float> dlogits, int64_t tokens, int n) {
   const int64_t token = (int64_t)blockIdx.x * (256 / BK_HC_MAX_N) + (int)threadIdx.x / BK_HC_MAX_N;
   const int m = (int)threadIdx.x % BK_HC_MAX_N;
   if (token >= tokens || m >= n) return;
   dlogits.row(token)[m] = dpre.row(token)[m] * bk_sigmoid_slope(logits.row(token)[m]);
-  if (dpost.at) dlogits.row(token)[n + m] = dpost.row(token)[m] * 2.f * bk_sigmoid_slope(logits.row(token)[n + m]);
+  if (dpost.at)
+    dlogits.row(token)[n + m] =
+        dpost.row(token)[m] * 2.f * bk_sigmoid_slope(logits.row(token)[n + m]);
 }
 
-bk_rows<float> rows_or_none(const bk_tensor *t) { return bk_tensor_present(t) ? bk_rows_of<float>(t) : bk_rows<float>{}; }
+bk_rows<float> rows_or_none(const bk_tensor *t) {
+  return bk_tensor_present(t) ? bk_rows_of<float>(t) : bk_rows<float>{};
+}
 
 } // namespace
 
-extern "C" void bk_cuda_maps_start(bk_stream *stream, const bk_hc_maps_args *a) { launch_maps(stream, a); }
+extern "C" void bk_cuda_maps_start(bk_stream *stream, const bk_hc_maps_args *a) {
+  launch_maps(stream, a);
+}
 
 extern "C" BK_CUDA_LAUNCH(hc_maps) {
   (void)workspace;
@@ -151,9 +173,11 @@ extern "C" BK_CUDA_LAUNCH(hc_logits) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   if (tokens > 0)
-    BK_LAUNCH((logits_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_WARP), 256, 0, bk_cuda_raw(stream), bk_rows_of<float>(&a->proj),
-              (const float *)bk_cuda_data(&a->rinv), (const float *)bk_cuda_data(&a->scale), (const float *)bk_cuda_data(&a->base),
-              bk_rows_of<float>(&a->logits), tokens, (int)a->proj.shape[1], a->n);
+    BK_LAUNCH((logits_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_WARP), 256, 0,
+              bk_cuda_raw(stream), bk_rows_of<float>(&a->proj),
+              (const float *)bk_cuda_data(&a->rinv), (const float *)bk_cuda_data(&a->scale),
+              (const float *)bk_cuda_data(&a->base), bk_rows_of<float>(&a->logits), tokens,
+              (int)a->proj.shape[1], a->n);
   return bk_cuda_end(stream);
 }
 
@@ -163,8 +187,9 @@ extern "C" BK_CUDA_LAUNCH(hc_gates) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   if (tokens > 0)
-    BK_LAUNCH((gates_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_HC_MAX_N), 256, 0, bk_cuda_raw(stream), bk_rows_of<float>(&a->logits),
-              bk_rows_of<float>(&a->pre), rows_or_none(&a->post), tokens, (int)a->pre.shape[1], (float)a->hc_eps);
+    BK_LAUNCH((gates_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_HC_MAX_N), 256, 0,
+              bk_cuda_raw(stream), bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->pre),
+              rows_or_none(&a->post), tokens, (int)a->pre.shape[1], (float)a->hc_eps);
   return bk_cuda_end(stream);
 }
 
@@ -174,7 +199,9 @@ extern "C" BK_CUDA_LAUNCH(hc_gates_bwd) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   if (tokens > 0)
-    BK_LAUNCH((gates_bwd_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_HC_MAX_N), 256, 0, bk_cuda_raw(stream), bk_rows_of<float>(&a->logits),
-              bk_rows_of<float>(&a->dpre), rows_or_none(&a->dpost), bk_rows_of<float>(&a->dlogits), tokens, (int)a->dpre.shape[1]);
+    BK_LAUNCH((gates_bwd_kernel), (unsigned)bk_ceil_div(tokens, 256 / BK_HC_MAX_N), 256, 0,
+              bk_cuda_raw(stream), bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->dpre),
+              rows_or_none(&a->dpost), bk_rows_of<float>(&a->dlogits), tokens,
+              (int)a->dpre.shape[1]);
   return bk_cuda_end(stream);
 }

@@ -1,8 +1,10 @@
-/* HC_LOGITS_BWD, HC_TANH_BWD and the fused slot HC_MAPS_BWD: everything is made again from proj and rinv; one launch for the gradients of
- * proj and rinv and the partial sums of dscale and dbase, and a small one that adds the partial sums up.
+/* HC_LOGITS_BWD, HC_TANH_BWD and the fused slot HC_MAPS_BWD: everything is made again from proj
+ * and rinv; one launch for the gradients of proj and rinv and the partial sums of dscale and
+ * dbase, and a small one that adds the partial sums up.
  *
- * A block has a chunk of tokens, 4 or 8 lanes a token (maps.cuh); each lane keeps the sums of its columns in registers over the chunk.
- * Chunks follow from the number of tokens alone, sums have a fixed order: bits do not depend on the device. */
+ * A block has a chunk of tokens, 4 or 8 lanes a token (maps.cuh); each lane keeps the sums of
+ * its columns in registers over the chunk. Chunks follow from the number of tokens alone, sums
+ * have a fixed order: bits do not depend on the device. */
 #include "backends/cuda/kernels/maps.h"
 #include "backends/cuda/kernels/maps.cuh"
 
@@ -10,25 +12,30 @@ namespace {
 
 constexpr int threads = BK_MAPS_THREADS, sum_threads = 128;
 
-template <int KIND, int L, bool GIVEN> struct rooms_of {
+template <int KIND, int L, bool GIVEN>
+struct rooms_of {
   char nothing;
 };
-template <int L> struct rooms_of<BK_HC_MHC, L, false> {
+template <int L>
+struct rooms_of<BK_HC_MHC, L, false> {
   bk_sinkhorn_bwd_room sinkhorn[BK_MAPS_WARPS];
 };
-template <int L> struct rooms_of<BK_HC_MHC_LITE, L, false> {
+template <int L>
+struct rooms_of<BK_HC_MHC_LITE, L, false> {
   bk_perm_room<L, threads / L> perm;
 };
 
 /* ---- gradients of a token's logits (for hc: of the maps) ---- */
 
 template <int KIND, int L, int N>
-BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], const float (&dcomb)[L], bool live, int n,
-                        float *history, rooms_of<KIND, L, false> *rooms) {
+BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>],
+                        const float (&dcomb)[L], bool live, int n, float *history,
+                        rooms_of<KIND, L, false> *rooms) {
   if constexpr (KIND == BK_HC_MHC) {
     const int warp = (int)threadIdx.x / BK_WARP;
     float dlogits[L];
-    bk_sinkhorn_bwd<L, N>(slots, dcomb, dlogits, live, n, o.iters, o.eps, history + warp * bk_sinkhorn_history(o.iters), &rooms->sinkhorn[warp]);
+    bk_sinkhorn_bwd<L, N>(slots, dcomb, dlogits, live, n, o.iters, o.eps,
+                          history + warp * bk_sinkhorn_history(o.iters), &rooms->sinkhorn[warp]);
 #pragma unroll
     for (int k = 0; k < L; k++) slots[k] = dlogits[k];
   } else if constexpr (KIND == BK_HC_MHC_LITE) {
@@ -40,15 +47,17 @@ BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<
 }
 
 /* The logit of slot s. */
-template <int KIND, int L> BK_DEVICE float logit_of(const bk_maps_operands &o, float proj, float r, int m, int s, int n) {
+template <int KIND, int L>
+BK_DEVICE float logit_of(const bk_maps_operands &o, float proj, float r, int m, int s, int n) {
   if (!bk_maps_present<KIND, L>(m, s, n)) return 0.f;
   return proj * r * o.scale[s < 2 ? s : 2] + o.base[bk_maps_column<KIND, L>(m, s, n)];
 }
 
 /* g: the gradients of all slots, from those of the maps; v: proj. */
 template <int KIND, int L, int N, int S>
-BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, const float (&v)[S], float r, int m, int n, float *history,
-                         rooms_of<KIND, L, false> *rooms, float (&g)[S]) {
+BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, const float (&v)[S],
+                         float r, int m, int n, float *history, rooms_of<KIND, L, false> *rooms,
+                         float (&g)[S]) {
   const bool live = in && m < n;
   float slots[bk_maps_array<KIND, L>], dcomb[L] = {};
 #pragma unroll
@@ -56,12 +65,14 @@ BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, cons
     g[s] = 0;
     if (!live || (s == 1 && KIND == BK_HC_HEAD)) continue;
     g[s] = s == 0 ? o.pre.row(token)[m] : o.post.row(token)[m];
-    if (KIND != BK_HC_HC) g[s] *= (s == 0 ? 1.f : 2.f) * bk_sigmoid_slope(logit_of<KIND, L>(o, v[s], r, m, s, n));
+    if (KIND != BK_HC_HC)
+      g[s] *= (s == 0 ? 1.f : 2.f) * bk_sigmoid_slope(logit_of<KIND, L>(o, v[s], r, m, s, n));
   }
-  if constexpr (bk_maps_slots<KIND, L> > 0) {
+  if constexpr (bk_maps_slots < KIND, L >> 0) {
     if (live) bk_lane_load<L, N>(o.comb.row(token) + m * n, n, o.packed, dcomb);
 #pragma unroll
-    for (int s = 2; s < S; s++) slots[s - 2] = KIND == BK_HC_HC || !in ? 0.f : logit_of<KIND, L>(o, v[s], r, m, s, n);
+    for (int s = 2; s < S; s++)
+      slots[s - 2] = KIND == BK_HC_HC || !in ? 0.f : logit_of<KIND, L>(o, v[s], r, m, s, n);
     mix_back<KIND, L, N>(o, slots, dcomb, live, n, history, rooms);
 #pragma unroll
     for (int s = 2; s < S; s++) g[s] = in && bk_maps_present<KIND, L>(m, s, n) ? slots[s - 2] : 0.f;
@@ -70,15 +81,23 @@ BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, cons
 
 /* ---- from there to proj, rinv, scale and base ---- */
 
-/* v: proj, becomes dproj. Adds to the sums: S of base, then 3 of scale. Returns the lane's part of drinv. */
-template <int KIND, int S> BK_DEVICE float logits_back(const float *scales, float r, const float (&g)[S], float (&v)[S], float (&sums)[S + 3]) {
+/* v: proj, becomes dproj. Adds to the sums: S of base, then 3 of scale. Returns the lane's part
+ * of drinv. */
+template <int KIND, int S>
+BK_DEVICE float logits_back(const float *scales, float r, const float (&g)[S], float (&v)[S],
+                            float (&sums)[S + 3]) {
   float drinv = 0;
 #pragma unroll
   for (int s = 0; s < S; s++) {
     const int group = s < 2 ? s : 2;
     const float u = v[s] * r, e = KIND == BK_HC_HC ? expf(-2.f * fabsf(u)) : 0.f, d = 1.f + e;
-    const float slope = KIND == BK_HC_HC ? 4.f * e / (d * d) : 1.f; /* 1 - tanh^2 without cancellation */
-    const float dlogit = g[s] * (KIND == BK_HC_HEAD && s ? 0.f : KIND == BK_HC_IHC && s > 1 ? 0.f : scales[group]) * slope;
+    /* 1 - tanh^2 without cancellation */
+    const float slope = KIND == BK_HC_HC ? 4.f * e / (d * d) : 1.f;
+    const float dlogit = g[s] *
+                         (KIND == BK_HC_HEAD && s      ? 0.f
+                          : KIND == BK_HC_IHC && s > 1 ? 0.f
+                                                       : scales[group]) *
+                         slope;
     sums[s] += g[s];
     sums[S + group] += g[s] * (KIND == BK_HC_HC ? tanhf(u) : u);
     drinv += dlogit * v[s];
@@ -88,9 +107,11 @@ template <int KIND, int S> BK_DEVICE float logits_back(const float *scales, floa
 }
 
 template <int KIND, int L, int N, int S>
-BK_DEVICE void store_back(const bk_maps_operands &o, int64_t row, int64_t token, float drinv, const float (&v)[S], bool in, int m, int n) {
+BK_DEVICE void store_back(const bk_maps_operands &o, int64_t row, int64_t token, float drinv,
+                          const float (&v)[S], bool in, int m, int n) {
   if (KIND != BK_HC_HC) drinv = perm_group_sum<L>(drinv);
-  if (KIND == BK_HC_HC ? in && m < n : in && m == 0) o.drinv[KIND == BK_HC_HC ? row : token] = drinv;
+  if (KIND == BK_HC_HC ? in && m < n : in && m == 0)
+    o.drinv[KIND == BK_HC_HC ? row : token] = drinv;
   if (!in) return;
   float *out = o.dproj.row(row);
   if constexpr (KIND == BK_HC_MHC && N == 4) {
@@ -106,10 +127,14 @@ BK_DEVICE void store_back(const bk_maps_operands &o, int64_t row, int64_t token,
 
 /* The block's sums -> partials [columns of base, then of scale][chunks]. */
 template <int KIND, int L, int S>
-BK_DEVICE void store_partials(const bk_maps_operands &o, float (&sums)[S + 3], int n, float (*room)[L][S + 3]) {
+BK_DEVICE void store_partials(const bk_maps_operands &o, float (&sums)[S + 3], int n,
+                              float (*room)[L][S + 3]) {
   constexpr int scales = KIND == BK_HC_HEAD ? 1 : KIND == BK_HC_IHC ? 2 : 3;
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
-  const int columns = KIND == BK_HC_HEAD ? n : KIND == BK_HC_IHC ? 2 * n : KIND == BK_HC_MHC_LITE ? 2 * n + perm_factorial(n) : n * (n + 2);
+  const int columns = KIND == BK_HC_HEAD       ? n
+                      : KIND == BK_HC_IHC      ? 2 * n
+                      : KIND == BK_HC_MHC_LITE ? 2 * n + perm_factorial(n)
+                                               : n * (n + 2);
 #pragma unroll
   for (int s = 0; s < S + 3; s++) {
 #pragma unroll
@@ -133,13 +158,15 @@ BK_DEVICE void store_partials(const bk_maps_operands &o, float (&sums)[S + 3], i
 }
 
 /* GIVEN: o.logits holds the gradients of the logits. */
-template <int KIND, int L, int N, bool GIVEN> __global__ void __launch_bounds__(threads, 4) maps_bwd_kernel(bk_maps_operands o) {
+template <int KIND, int L, int N, bool GIVEN>
+__global__ void __launch_bounds__(threads, 4) maps_bwd_kernel(bk_maps_operands o) {
   constexpr int S = 2 + bk_maps_slots<KIND, L>;
   BK_SHARED_DYNAMIC(float, history);
   __shared__ rooms_of<KIND, L, GIVEN> rooms;
   __shared__ float room[BK_MAPS_WARPS][L][S + 3];
   const int n = N ? N : o.n, m = (int)threadIdx.x % L;
-  const int64_t begin = blockIdx.x * o.chunk, end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
+  const int64_t begin = blockIdx.x * o.chunk,
+                end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
   float sums[S + 3] = {};
   if constexpr (KIND == BK_HC_MHC_LITE && !GIVEN) bk_perm_table<L, threads / L>(n, &rooms.perm);
   for (int64_t i = begin; i < end; i += threads / L) {
@@ -160,11 +187,13 @@ template <int KIND, int L, int N, bool GIVEN> __global__ void __launch_bounds__(
 }
 
 /* A block a column: adds the chunks' sums to dbase or dscale. */
-__global__ void __launch_bounds__(sum_threads) sums_kernel(const float *partials, int64_t chunks, float *dbase, float *dscale, int columns) {
+__global__ void __launch_bounds__(sum_threads)
+    sums_kernel(const float *partials, int64_t chunks, float *dbase, float *dscale, int columns) {
   __shared__ double shared[BK_WARP];
   const int j = (int)blockIdx.x;
   double sum = 0;
-  for (int64_t i = threadIdx.x; i < chunks; i += sum_threads) sum += (double)partials[j * chunks + i];
+  for (int64_t i = threadIdx.x; i < chunks; i += sum_threads)
+    sum += (double)partials[j * chunks + i];
   sum = bk_block_sum(sum, shared);
   float *out = j < columns ? dbase + j : dscale + (j - columns);
   if (threadIdx.x == 0) *out = (float)((double)*out + sum);
@@ -172,24 +201,33 @@ __global__ void __launch_bounds__(sum_threads) sums_kernel(const float *partials
 
 /* ---- launches ---- */
 
-int64_t chunk_of(int64_t tokens, int n) { return bk_hc_chunk(tokens, threads / (n <= 4 ? 4 : 8), BK_HC_MAX_CHUNKS); }
+int64_t chunk_of(int64_t tokens, int n) {
+  return bk_hc_chunk(tokens, threads / (n <= 4 ? 4 : 8), BK_HC_MAX_CHUNKS);
+}
 
 size_t partial_bytes(int64_t tokens, bk_hc_kind kind, int n) {
   const int64_t chunks = tokens > 0 ? bk_ceil_div(tokens, chunk_of(tokens, n)) : 0;
   return (size_t)(chunks * (bk_hc_base_count(kind, n) + bk_hc_scale_count(kind))) * sizeof(float);
 }
 
-template <int KIND, int L, int N, bool GIVEN> void start(bk_stream *stream, const bk_maps_operands &o) {
-  const size_t shared = KIND == BK_HC_MHC && !GIVEN ? BK_MAPS_WARPS * bk_sinkhorn_history(o.iters) * sizeof(float) : 0;
-  BK_LAUNCH((maps_bwd_kernel<KIND, L, N, GIVEN>), (unsigned)o.chunks, threads, shared, bk_cuda_raw(stream), o);
+template <int KIND, int L, int N, bool GIVEN>
+void start(bk_stream *stream, const bk_maps_operands &o) {
+  const size_t shared = KIND == BK_HC_MHC && !GIVEN
+                            ? BK_MAPS_WARPS * bk_sinkhorn_history(o.iters) * sizeof(float)
+                            : 0;
+  BK_LAUNCH((maps_bwd_kernel<KIND, L, N, GIVEN>), (unsigned)o.chunks, threads, shared,
+            bk_cuda_raw(stream), o);
 }
 
-template <bool GIVEN> void launch(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_maps_operands o, bk_place workspace) {
+template <bool GIVEN>
+void launch(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_maps_operands o,
+            bk_place workspace) {
   const int columns = bk_hc_base_count(a->kind, a->n), all = columns + bk_hc_scale_count(a->kind);
   o.proj = bk_rows_of<float>(&a->proj), o.dproj = bk_rows_of<float>(&a->dproj);
   o.rinv = (const float *)bk_cuda_data(&a->rinv), o.scale = (const float *)bk_cuda_data(&a->scale);
   o.drinv = (float *)bk_cuda_data(&a->drinv), o.partials = (float *)bk_cuda_place(workspace);
-  o.tokens = a->proj.shape[0] / (a->kind == BK_HC_HC ? a->n : 1), o.n = a->n, o.iters = a->iters, o.eps = a->hc_eps;
+  o.tokens = a->proj.shape[0] / (a->kind == BK_HC_HC ? a->n : 1), o.n = a->n, o.iters = a->iters,
+  o.eps = a->hc_eps;
   o.packed = o.packed && bk_lane_rows_fit(&a->proj) && bk_lane_rows_fit(&a->dproj);
   if (o.tokens == 0) return;
   o.chunk = chunk_of(o.tokens, a->n), o.chunks = bk_ceil_div(o.tokens, o.chunk);
@@ -200,8 +238,8 @@ template <bool GIVEN> void launch(bk_stream *stream, const bk_hc_maps_bwd_args *
     else if (o.n < 4) start<K, 4, 0, GIVEN>(stream, o);
     else start<K, 8, 0, GIVEN>(stream, o);
   });
-  BK_LAUNCH((sums_kernel), (unsigned)all, sum_threads, 0, bk_cuda_raw(stream), o.partials, o.chunks, (float *)bk_cuda_data(&a->dbase),
-            (float *)bk_cuda_data(&a->dscale), columns);
+  BK_LAUNCH((sums_kernel), (unsigned)all, sum_threads, 0, bk_cuda_raw(stream), o.partials, o.chunks,
+            (float *)bk_cuda_data(&a->dbase), (float *)bk_cuda_data(&a->dscale), columns);
 }
 
 void launch_maps(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place workspace) {
@@ -209,7 +247,8 @@ void launch_maps(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place works
   o.pre = bk_rows_of<float>(&a->dpre), o.packed = true;
   o.base = bk_tensor_present(&a->base) ? (const float *)bk_cuda_data(&a->base) : nullptr;
   if (bk_tensor_present(&a->dpost)) o.post = bk_rows_of<float>(&a->dpost);
-  if (bk_tensor_present(&a->dcomb)) o.comb = bk_rows_of<float>(&a->dcomb), o.packed = bk_lane_rows_fit(&a->dcomb);
+  if (bk_tensor_present(&a->dcomb))
+    o.comb = bk_rows_of<float>(&a->dcomb), o.packed = bk_lane_rows_fit(&a->dcomb);
   launch<false>(stream, a, o, workspace);
 }
 
@@ -222,7 +261,10 @@ extern "C" BK_CUDA_PREPARE(hc_maps_bwd) {
   return BK_OK;
 }
 
-extern "C" void bk_cuda_maps_bwd_start(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place workspace) { launch_maps(stream, a, workspace); }
+extern "C" void bk_cuda_maps_bwd_start(bk_stream *stream, const bk_hc_maps_bwd_args *a,
+                                       bk_place workspace) {
+  launch_maps(stream, a, workspace);
+}
 
 extern "C" BK_CUDA_LAUNCH(hc_maps_bwd) {
   BK_TRY(bk_cuda_begin(stream, plan));
@@ -240,8 +282,10 @@ extern "C" BK_CUDA_PREPARE(hc_tanh_bwd) {
 extern "C" BK_CUDA_LAUNCH(hc_tanh_bwd) {
   const bk_hc_tanh_bwd_args *a = (const bk_hc_tanh_bwd_args *)args;
   bk_hc_maps_bwd_args maps = {};
-  maps.proj = a->proj, maps.rinv = a->rinv, maps.scale = a->scale, maps.dpre = a->dpre, maps.dpost = a->dpost, maps.dcomb = a->dcomb;
-  maps.dproj = a->dproj, maps.drinv = a->drinv, maps.dscale = a->dscale, maps.dbase = a->dbase, maps.kind = BK_HC_HC, maps.n = a->n;
+  maps.proj = a->proj, maps.rinv = a->rinv, maps.scale = a->scale, maps.dpre = a->dpre,
+  maps.dpost = a->dpost, maps.dcomb = a->dcomb;
+  maps.dproj = a->dproj, maps.drinv = a->drinv, maps.dscale = a->dscale, maps.dbase = a->dbase,
+  maps.kind = BK_HC_HC, maps.n = a->n;
   BK_TRY(bk_cuda_begin(stream, plan));
   launch_maps(stream, &maps, workspace);
   return bk_cuda_end(stream);
@@ -258,7 +302,8 @@ extern "C" BK_CUDA_LAUNCH(hc_logits_bwd) {
   const bk_hc_logits_bwd_args *a = (const bk_hc_logits_bwd_args *)args;
   bk_hc_maps_bwd_args maps = {};
   bk_maps_operands o = {};
-  maps.proj = a->proj, maps.rinv = a->rinv, maps.scale = a->scale, maps.dproj = a->dproj, maps.drinv = a->drinv;
+  maps.proj = a->proj, maps.rinv = a->rinv, maps.scale = a->scale, maps.dproj = a->dproj,
+  maps.drinv = a->drinv;
   maps.dscale = a->dscale, maps.dbase = a->dbase, maps.kind = a->kind, maps.n = a->n;
   o.logits = bk_rows_of<float>(&a->dlogits), o.packed = bk_lane_rows_fit(&a->dlogits);
   BK_TRY(bk_cuda_begin(stream, plan));

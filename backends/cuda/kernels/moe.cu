@@ -6,11 +6,13 @@ namespace {
 
 constexpr int threads = 256, warps_of_block = threads / BK_WARP;
 
-/* ==== MOE_INDEX: stable counting sort in three kernels, or in one where few choices are to be sorted ====
- * The choices are cut in at most 512 chunks, a block each, by shapes alone. 1: counts[e][chunk]; 2, one block: the counts become
- * first rows, and offsets and load are written; 3: every choice to its row. Within a chunk tiles of warps * 256 choices follow each
- * other, within a tile warps, within a warp batches of 32; a lane's rank in its batch is the number of lower lanes with its expert
- * (match). Integers only, so every order of atomic additions gives the same counts. Floor: index read twice, order and slot written once. */
+/* ==== MOE_INDEX: stable counting sort in three kernels, or in one where few choices are to be
+ * sorted ==== The choices are cut in at most 512 chunks, a block each, by shapes alone. 1:
+ * counts[e][chunk]; 2, one block: the counts become first rows, and offsets and load are
+ * written; 3: every choice to its row. Within a chunk tiles of warps * 256 choices follow each
+ * other, within a tile warps, within a warp batches of 32; a lane's rank in its batch is the
+ * number of lower lanes with its expert (match). Integers only, so every order of atomic
+ * additions gives the same counts. Floor: index read twice, order and slot written once. */
 
 constexpr int batches = 8, warp_tile = batches * BK_WARP, most_chunks = 512;
 constexpr int most_experts = 6144; /* two rows of counters in 48 KB of shared memory */
@@ -30,7 +32,9 @@ BK_DEVICE int64_t at_choice(int c, int k, int64_t stride) {
 }
 
 /* Experts of the choices begin, begin + STEP, ...; -1 from `end` on. The reads stand together. */
-template <int STEP> BK_DEVICE void load_experts(const sort_job &job, int64_t begin, int64_t end, int (&expert)[batches]) {
+template <int STEP>
+BK_DEVICE void load_experts(const sort_job &job, int64_t begin, int64_t end,
+                            int (&expert)[batches]) {
 #pragma unroll
   for (int b = 0; b < batches; b++) {
     const int64_t c = begin + b * STEP;
@@ -45,7 +49,8 @@ __global__ void __launch_bounds__(threads) count_kernel(sort_job job) {
   BK_SHARED_DYNAMIC(int, counts);
   for (int e = (int)threadIdx.x; e < job.experts; e += threads) counts[e] = 0;
   __syncthreads();
-  const int64_t first = (int64_t)blockIdx.x * job.chunk, end = first + job.chunk < job.total ? first + job.chunk : job.total;
+  const int64_t first = (int64_t)blockIdx.x * job.chunk,
+                end = first + job.chunk < job.total ? first + job.chunk : job.total;
   for (int64_t tile = first; tile < end; tile += threads * batches) {
     int expert[batches];
     load_experts<threads>(job, tile + threadIdx.x, end, expert);
@@ -54,7 +59,8 @@ __global__ void __launch_bounds__(threads) count_kernel(sort_job job) {
       if (expert[b] >= 0) atomicAdd(&counts[expert[b]], 1);
   }
   __syncthreads();
-  for (int e = (int)threadIdx.x; e < job.experts; e += threads) job.counts[(int64_t)e * job.chunks + blockIdx.x] = counts[e];
+  for (int e = (int)threadIdx.x; e < job.experts; e += threads)
+    job.counts[(int64_t)e * job.chunks + blockIdx.x] = counts[e];
 }
 
 /* Sum of x over the lower lanes. */
@@ -69,8 +75,8 @@ BK_DEVICE int warp_before(int x) {
   return sum - x;
 }
 
-/* By one warp: experts base .. base + count - 1 have totals[0 .. count) choices, `row` before them; totals become first rows, offsets and
- * load are written. Returns the row after them. */
+/* By one warp: experts base .. base + count - 1 have totals[0 .. count) choices, `row` before
+ * them; totals become first rows, offsets and load are written. Returns the row after them. */
 BK_DEVICE int number_rows(const sort_job &job, int *totals, int base, int count, int row) {
   const int lane = (int)threadIdx.x % BK_WARP;
   for (int e = lane; e - lane < count; e += BK_WARP) {
@@ -87,8 +93,8 @@ BK_DEVICE int number_rows(const sort_job &job, int *totals, int base, int count,
 
 constexpr int scan_threads = 1024, scan_warps = scan_threads / BK_WARP;
 
-/* A warp an expert: counts[e][chunk] become the counts before the chunk, totals of 1024 experts at a time lie in shared memory and
- * are summed to offsets by the first warp of the block. */
+/* A warp an expert: counts[e][chunk] become the counts before the chunk, totals of 1024 experts
+ * at a time lie in shared memory and are summed to offsets by the first warp of the block. */
 __global__ void __launch_bounds__(scan_threads) scan_kernel(sort_job job) {
   __shared__ int totals[scan_threads];
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
@@ -111,15 +117,18 @@ __global__ void __launch_bounds__(scan_threads) scan_kernel(sort_job job) {
   if (threadIdx.x == 0) job.offsets[job.experts] = row;
 }
 
-/* next[e]: row of the chunk's next choice of e; held[w][e]: first counts, then first rows of warp w in this tile. ALONE: all choices are one
- * tile of one block, which does it all. */
-template <bool ALONE> __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
+/* next[e]: row of the chunk's next choice of e; held[w][e]: first counts, then first rows of
+ * warp w in this tile. ALONE: all choices are one tile of one block, which does it all. */
+template <bool ALONE>
+__global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
   BK_SHARED_DYNAMIC(int, shared);
-  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, warps = (int)blockDim.x / BK_WARP;
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP,
+            warps = (int)blockDim.x / BK_WARP;
   int *next = shared, *held = shared + job.experts, *mine = held + warp * job.experts;
   for (int e = (int)threadIdx.x; !ALONE && e < job.experts; e += (int)blockDim.x)
     next[e] = job.offsets[e] + job.counts[(int64_t)e * job.chunks + blockIdx.x];
-  const int64_t first = (int64_t)blockIdx.x * job.chunk, end = first + job.chunk < job.total ? first + job.chunk : job.total;
+  const int64_t first = (int64_t)blockIdx.x * job.chunk,
+                end = first + job.chunk < job.total ? first + job.chunk : job.total;
   for (int64_t tile = first; tile < end; tile += warps * warp_tile) {
     int expert[batches], rank[batches];
     const int64_t begin = tile + warp * warp_tile + lane;
@@ -128,7 +137,8 @@ template <bool ALONE> __global__ void __launch_bounds__(threads) scatter_kernel(
     __syncwarp();
 #pragma unroll
     for (int b = 0; b < batches; b++) {
-      const unsigned same = __match_any_sync(BK_FULL_MASK, expert[b]), lower = same & ((1u << lane) - 1);
+      const unsigned same = __match_any_sync(BK_FULL_MASK, expert[b]),
+                     lower = same & ((1u << lane) - 1);
       rank[b] = expert[b] >= 0 ? mine[expert[b]] + __popc(lower) : 0;
       __syncwarp();
       if (expert[b] >= 0 && lower == 0) mine[expert[b]] += __popc(same);
@@ -184,21 +194,24 @@ void cut_chunks(const bk_moe_index_args *a, sort_job *job) {
   job->alone = tiles == 1;
 }
 
-/* ==== rows ====
- * A warp moves 128 packs of 16 bytes (or single elements, where packs do not fit) of one row: 2 KB, four accesses in flight a lane. So
- * that they are, loads stand together and without branches: what is past the end of a row is read at another place and not used. */
+/* ==== rows ==== A warp moves 128 packs of 16 bytes (or single elements, where packs do not fit)
+ * of one row: 2 KB, four accesses in flight a lane. So that they are, loads stand together and
+ * without branches: what is past the end of a row is read at another place and not used. */
 
 constexpr int unroll = 4, segment = unroll * BK_WARP;
 
-template <class T, bool PACKS> constexpr int step_of = PACKS ? bk_pack<T>::count : 1;
+template <class T, bool PACKS>
+constexpr int step_of = PACKS ? bk_pack<T>::count : 1;
 
 /* v = p[0 .. step); OWN: memory that this kernel writes too. */
-template <bool OWN, class T, int N> BK_DEVICE void load_step(const T *p, float (&v)[N]) {
+template <bool OWN, class T, int N>
+BK_DEVICE void load_step(const T *p, float (&v)[N]) {
   if constexpr (N == 1) v[0] = bk_to_float(*p);
   else if constexpr (OWN) bk_load_pack_own(p, v);
   else bk_load_pack(p, v);
 }
-template <class T, int N> BK_DEVICE void store_step(T *p, const float (&v)[N]) {
+template <class T, int N>
+BK_DEVICE void store_step(T *p, const float (&v)[N]) {
   if constexpr (N == 1) *p = bk_from_float<T>(v[0]);
   else bk_store_pack(p, v);
 }
@@ -214,30 +227,35 @@ struct row_job {
   bool accumulate;
 };
 
-/* ---- PERMUTE: y[r] = x[order[r] / k], bit by bit; grid.x rows, grid.y segments. Floor: y written once, x read k times, mostly
- * past the caches when the tokens are many. U: a storage unit, 16 bytes or one element. ---- */
-template <class U> __global__ void __launch_bounds__(threads) permute_kernel(row_job job, int64_t units) {
+/* ---- PERMUTE: y[r] = x[order[r] / k], bit by bit; grid.x rows, grid.y segments. Floor: y
+ * written once, x read k times, mostly past the caches when the tokens are many. U: a storage
+ * unit, 16 bytes or one element. ---- */
+template <class U>
+__global__ void __launch_bounds__(threads) permute_kernel(row_job job, int64_t units) {
   const int64_t r = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
   if (r >= job.rows) return;
   const U *x = (const U *)job.x + (int64_t)((unsigned)job.slot[r] / (unsigned)job.k) * job.x_stride;
   U *y = (U *)job.y + r * job.y_stride;
-  for (int64_t u = (int64_t)blockIdx.y * segment + threadIdx.x % BK_WARP; u < units; u += (int64_t)gridDim.y * segment) {
+  for (int64_t u = (int64_t)blockIdx.y * segment + threadIdx.x % BK_WARP; u < units;
+       u += (int64_t)gridDim.y * segment) {
     U v[unroll];
 #pragma unroll
-    for (int i = 0; i < unroll; i++) v[i] = __ldg(x + (u + i * BK_WARP < units ? u + i * BK_WARP : units - 1));
+    for (int i = 0; i < unroll; i++)
+      v[i] = __ldg(x + (u + i * BK_WARP < units ? u + i * BK_WARP : units - 1));
 #pragma unroll
     for (int i = 0; i < unroll; i++)
       if (u + i * BK_WARP < units) y[u + i * BK_WARP] = v[i];
   }
 }
 
-/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[slot[i,j]], j ascending; a warp a token and 64 packs: eight reads under way, two packs of four
- * rows. Floor: x read once, y written once. ---- */
+/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[slot[i,j]], j ascending; a warp a token and 64 packs:
+ * eight reads under way, two packs of four rows. Floor: x read once, y written once. ---- */
 constexpr int sums = 2, rows_at_once = 4;
 
 /* sum += w x over rows j .. j + J - 1; column: of each pack of the lane. */
 template <int J, class T, int N>
-BK_DEVICE void add_rows(const row_job &job, int my_slot, float my_weight, int j, const int64_t (&column)[sums], float (&sum)[sums][N]) {
+BK_DEVICE void add_rows(const row_job &job, int my_slot, float my_weight, int j,
+                        const int64_t (&column)[sums], float (&sum)[sums][N]) {
   float v[J][sums][N];
 #pragma unroll
   for (int r = 0; r < J; r++) {
@@ -255,7 +273,8 @@ BK_DEVICE void add_rows(const row_job &job, int my_slot, float my_weight, int j,
   }
 }
 
-template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
+template <class T, bool PACKS>
+__global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
   constexpr int step = step_of<T, PACKS>, width = sums * BK_WARP * step;
   const int lane = (int)threadIdx.x % BK_WARP;
   const int64_t i = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
@@ -263,7 +282,8 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
   const int *slot = job.slot + i * job.slot_stride;
   const float *weights = job.weights + (job.weights ? i * job.weights_stride : 0);
   T *y = (T *)job.y + i * job.y_stride;
-  for (int64_t base = (int64_t)blockIdx.y * width; base < job.width; base += (int64_t)gridDim.y * width) {
+  for (int64_t base = (int64_t)blockIdx.y * width; base < job.width;
+       base += (int64_t)gridDim.y * width) {
     int64_t column[sums];
     float sum[sums][step] = {};
 #pragma unroll
@@ -276,7 +296,8 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
       const int my_slot = lane < count ? slot[first + lane] : 0;
       const float my_weight = lane < count && job.weights ? weights[first + lane] : 1.f;
       int j = 0;
-      for (; j + rows_at_once <= count; j += rows_at_once) add_rows<rows_at_once, T, step>(job, my_slot, my_weight, j, column, sum);
+      for (; j + rows_at_once <= count; j += rows_at_once)
+        add_rows<rows_at_once, T, step>(job, my_slot, my_weight, j, column, sum);
       for (; j + 2 <= count; j += 2) add_rows<2, T, step>(job, my_slot, my_weight, j, column, sum);
       if (j < count) add_rows<1, T, step>(job, my_slot, my_weight, j, column, sum);
     }
@@ -294,12 +315,14 @@ template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unperm
   }
 }
 
-/* ---- UNPERMUTE_BWD: dx[slot[i,j]] = w[i,j] dy[i], dw[i,j] = x[slot[i,j]] . dy[i]; a warp a choice. The choices of a token are neighbours,
- * so dy comes from the caches for all but the first. A row of x belongs to one choice, and a lane reads its columns before it writes
- * them: dx may be x. Floor: x and dy read once, dx written once. ---- */
+/* ---- UNPERMUTE_BWD: dx[slot[i,j]] = w[i,j] dy[i], dw[i,j] = x[slot[i,j]] . dy[i]; a warp a
+ * choice. The choices of a token are neighbours, so dy comes from the caches for all but the
+ * first. A row of x belongs to one choice, and a lane reads its columns before it writes them:
+ * dx may be x. Floor: x and dy read once, dx written once. ---- */
 
 /* dot += x dy, dx = w dy over U steps of a lane, a warp's width apart. */
-template <int U, int N, class T> BK_DEVICE void back_steps(const T *x, const T *dy, T *dx, float w, float &dot) {
+template <int U, int N, class T>
+BK_DEVICE void back_steps(const T *x, const T *dy, T *dx, float w, float &dot) {
   float a[U][N], b[U][N];
 #pragma unroll
   for (int u = 0; u < U; u++) load_step<true>(x + u * BK_WARP * N, a[u]);
@@ -316,43 +339,55 @@ template <int U, int N, class T> BK_DEVICE void back_steps(const T *x, const T *
   }
 }
 
-template <class T, bool PACKS> __global__ void __launch_bounds__(threads) unpermute_bwd_kernel(row_job job) {
+template <class T, bool PACKS>
+__global__ void __launch_bounds__(threads) unpermute_bwd_kernel(row_job job) {
   constexpr int step = step_of<T, PACKS>, stride = BK_WARP * step;
   const int lane = (int)threadIdx.x % BK_WARP;
   const int64_t choice = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
   if (choice >= job.rows) return;
-  const int64_t i = (unsigned)choice / (unsigned)job.k, j = (unsigned)choice % (unsigned)job.k, row = job.slot[i * job.slot_stride + j];
+  const int64_t i = (unsigned)choice / (unsigned)job.k, j = (unsigned)choice % (unsigned)job.k,
+                row = job.slot[i * job.slot_stride + j];
   const float w = job.weights ? job.weights[i * job.weights_stride + j] : 1.f;
   const T *x = (const T *)job.x + row * job.x_stride, *dy = (const T *)job.dy + i * job.dy_stride;
   T *dx = (T *)job.y + row * job.y_stride;
   float dot = 0;
   int64_t column = lane * step;
-  for (; column - lane * step + unroll * stride <= job.width; column += unroll * stride) /* the same for the whole warp */
+  /* the same for the whole warp */
+  for (; column - lane * step + unroll * stride <= job.width; column += unroll * stride)
     back_steps<unroll, step>(x + column, dy + column, dx + column, w, dot);
-  for (; column < job.width; column += stride) back_steps<1, step>(x + column, dy + column, dx + column, w, dot);
+  for (; column < job.width; column += stride)
+    back_steps<1, step>(x + column, dy + column, dx + column, w, dot);
   dot = bk_warp_sum(dot);
   if (lane == 0 && job.dweights) job.dweights[i * job.dweights_stride + j] = dot;
 }
 
 /* ---- host ---- */
 
-unsigned up_to(int64_t wanted, int64_t most) { return (unsigned)(wanted < 1 ? 1 : wanted < most ? wanted : most); }
+unsigned up_to(int64_t wanted, int64_t most) {
+  return (unsigned)(wanted < 1 ? 1 : wanted < most ? wanted : most);
+}
 
-template <class U> void launch_permute(bk_stream *stream, row_job job, int64_t size) {
+template <class U>
+void launch_permute(bk_stream *stream, row_job job, int64_t size) {
   const int64_t units = job.width * size / (int64_t)sizeof(U);
-  job.x_stride = job.x_stride * size / (int64_t)sizeof(U), job.y_stride = job.y_stride * size / (int64_t)sizeof(U);
-  const dim3 grid((unsigned)bk_ceil_div(job.rows, warps_of_block), up_to(bk_ceil_div(units, segment), 65535));
+  job.x_stride = job.x_stride * size / (int64_t)sizeof(U),
+  job.y_stride = job.y_stride * size / (int64_t)sizeof(U);
+  const dim3 grid((unsigned)bk_ceil_div(job.rows, warps_of_block),
+                  up_to(bk_ceil_div(units, segment), 65535));
   BK_LAUNCH((permute_kernel<U>), grid, threads, 0, bk_cuda_raw(stream), job, units);
 }
 
-template <class T> void launch_unpermute(bk_stream *stream, const row_job &job, bool packs) {
+template <class T>
+void launch_unpermute(bk_stream *stream, const row_job &job, bool packs) {
   const int64_t width = (packs ? bk_pack<T>::count : 1) * sums * BK_WARP;
-  const dim3 grid((unsigned)bk_ceil_div(job.rows, warps_of_block), up_to(bk_ceil_div(job.width, width), 65535));
+  const dim3 grid((unsigned)bk_ceil_div(job.rows, warps_of_block),
+                  up_to(bk_ceil_div(job.width, width), 65535));
   if (packs) BK_LAUNCH((unpermute_kernel<T, true>), grid, threads, 0, bk_cuda_raw(stream), job);
   else BK_LAUNCH((unpermute_kernel<T, false>), grid, threads, 0, bk_cuda_raw(stream), job);
 }
 
-template <class T> void launch_unpermute_bwd(bk_stream *stream, const row_job &job, bool packs) {
+template <class T>
+void launch_unpermute_bwd(bk_stream *stream, const row_job &job, bool packs) {
   const unsigned grid = (unsigned)bk_ceil_div(job.rows, warps_of_block);
   if (packs) BK_LAUNCH((unpermute_bwd_kernel<T, true>), grid, threads, 0, bk_cuda_raw(stream), job);
   else BK_LAUNCH((unpermute_bwd_kernel<T, false>), grid, threads, 0, bk_cuda_raw(stream), job);
@@ -364,7 +399,8 @@ template <class T> void launch_unpermute_bwd(bk_stream *stream, const row_job &j
 extern "C" BK_CUDA_ACCEPTS(moe_index) {
   const bk_moe_index_args *a = (const bk_moe_index_args *)args;
   (void)device;
-  return a->offsets.shape[0] - 1 <= most_experts && a->index.shape[0] * a->index.shape[1] <= 0x7fffffff;
+  return a->offsets.shape[0] - 1 <= most_experts &&
+         a->index.shape[0] * a->index.shape[1] <= 0x7fffffff;
 }
 
 extern "C" BK_CUDA_PREPARE(moe_index) {
@@ -381,9 +417,12 @@ extern "C" BK_CUDA_LAUNCH(moe_index) {
   BK_TRY(bk_cuda_begin(stream, plan));
   sort_job job = {};
   cut_chunks(a, &job);
-  job.index = (const int *)bk_cuda_data(&a->index), job.slot = (int *)bk_cuda_data(&a->slot), job.order = (int *)bk_cuda_data(&a->order);
-  job.offsets = (int *)bk_cuda_data(&a->offsets), job.load = bk_tensor_present(&a->load) ? (int *)bk_cuda_data(&a->load) : nullptr;
-  job.counts = (int *)bk_cuda_place(workspace), job.index_stride = a->index.stride[0], job.slot_stride = a->slot.stride[0];
+  job.index = (const int *)bk_cuda_data(&a->index), job.slot = (int *)bk_cuda_data(&a->slot),
+  job.order = (int *)bk_cuda_data(&a->order);
+  job.offsets = (int *)bk_cuda_data(&a->offsets),
+  job.load = bk_tensor_present(&a->load) ? (int *)bk_cuda_data(&a->load) : nullptr;
+  job.counts = (int *)bk_cuda_place(workspace), job.index_stride = a->index.stride[0],
+  job.slot_stride = a->slot.stride[0];
   const int warps = sort_warps(job.experts);
   const size_t row = (size_t)job.experts * sizeof(int);
   cudaStream_t raw = bk_cuda_raw(stream);
@@ -393,7 +432,8 @@ extern "C" BK_CUDA_LAUNCH(moe_index) {
   }
   BK_LAUNCH((count_kernel), (unsigned)job.chunks, threads, row, raw, job);
   BK_LAUNCH((scan_kernel), 1, scan_threads, 0, raw, job);
-  BK_LAUNCH((scatter_kernel<false>), (unsigned)job.chunks, warps * BK_WARP, row * (size_t)(warps + 1), raw, job);
+  BK_LAUNCH((scatter_kernel<false>), (unsigned)job.chunks, warps * BK_WARP,
+            row * (size_t)(warps + 1), raw, job);
   return bk_cuda_end(stream);
 }
 
@@ -402,10 +442,13 @@ extern "C" BK_CUDA_LAUNCH(permute) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
-  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->order), job.y = bk_cuda_data(&a->y);
-  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.x_stride = a->x.stride[0], job.y_stride = a->y.stride[0], job.k = a->k;
+  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->order),
+  job.y = bk_cuda_data(&a->y);
+  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.x_stride = a->x.stride[0],
+  job.y_stride = a->y.stride[0], job.k = a->k;
   const int64_t size = (int64_t)bk_dtype_size(a->x.dtype);
-  if (job.rows > 0 && bk_packs_fit(&a->x) && bk_packs_fit(&a->y)) launch_permute<uint4>(stream, job, size);
+  if (job.rows > 0 && bk_packs_fit(&a->x) && bk_packs_fit(&a->y))
+    launch_permute<uint4>(stream, job, size);
   else if (job.rows > 0 && size == 4) launch_permute<uint32_t>(stream, job, size);
   else if (job.rows > 0) launch_permute<uint16_t>(stream, job, size);
   return bk_cuda_end(stream);
@@ -416,9 +459,11 @@ extern "C" BK_CUDA_LAUNCH(unpermute) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
-  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->slot), job.y = bk_cuda_data(&a->y);
+  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->slot),
+  job.y = bk_cuda_data(&a->y);
   job.weights = bk_tensor_present(&a->weights) ? (const float *)bk_cuda_data(&a->weights) : nullptr;
-  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.k = (int)a->slot.shape[1], job.accumulate = a->accumulate;
+  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.k = (int)a->slot.shape[1],
+  job.accumulate = a->accumulate;
   job.x_stride = a->x.stride[0], job.y_stride = a->y.stride[0], job.slot_stride = a->slot.stride[0];
   job.weights_stride = job.weights ? a->weights.stride[0] : 0;
   const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->y);
@@ -431,12 +476,15 @@ extern "C" BK_CUDA_LAUNCH(unpermute_bwd) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
-  job.x = bk_cuda_data(&a->x), job.dy = bk_cuda_data(&a->dy), job.slot = (const int *)bk_cuda_data(&a->slot), job.y = bk_cuda_data(&a->dx);
+  job.x = bk_cuda_data(&a->x), job.dy = bk_cuda_data(&a->dy),
+  job.slot = (const int *)bk_cuda_data(&a->slot), job.y = bk_cuda_data(&a->dx);
   job.weights = bk_tensor_present(&a->weights) ? (const float *)bk_cuda_data(&a->weights) : nullptr;
   job.dweights = bk_tensor_present(&a->dweights) ? (float *)bk_cuda_data(&a->dweights) : nullptr;
   job.k = (int)a->slot.shape[1], job.rows = a->slot.shape[0] * job.k, job.width = a->dy.shape[1];
-  job.x_stride = a->x.stride[0], job.dy_stride = a->dy.stride[0], job.y_stride = a->dx.stride[0], job.slot_stride = a->slot.stride[0];
-  job.weights_stride = job.weights ? a->weights.stride[0] : 0, job.dweights_stride = job.dweights ? a->dweights.stride[0] : 0;
+  job.x_stride = a->x.stride[0], job.dy_stride = a->dy.stride[0], job.y_stride = a->dx.stride[0],
+  job.slot_stride = a->slot.stride[0];
+  job.weights_stride = job.weights ? a->weights.stride[0] : 0,
+  job.dweights_stride = job.dweights ? a->dweights.stride[0] : 0;
   const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->dy) && bk_packs_fit(&a->dx);
   if (job.rows > 0) BK_BY_STORAGE(a->x.dtype, launch_unpermute_bwd, (stream, job, packs));
   return bk_cuda_end(stream);

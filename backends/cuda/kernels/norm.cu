@@ -1,20 +1,25 @@
 /* RMSNORM and RMSNORM_BWD.
  *
- * Rows of whole packs are read once and kept in registers as they lie in memory. Forward: a warp a row up to 128 packs, else a block a
- * row up to 4096. Backward: a warp up to 512 columns, a block up to 8192. Floor: x and y once; backward x, dy and dx once, for dx and dw
- * together.
+ * Rows of whole packs are read once and kept in registers as they lie in memory. Forward: a warp
+ * a row up to 128 packs, else a block a row up to 4096. Backward: a warp up to 512 columns, a
+ * block up to 8192. Floor: x and y once; backward x, dy and dx once, for dx and dw together.
  *
- * Backward: a block (its warps) goes through a chunk of rows, always with the same columns in the same threads, and keeps its part of
- * dw in registers; stage two adds the chunks' parts to dw. Chunks follow from the shape alone.
- * Rows of other widths or alignments, and very long ones: element by element, read once more for each use. */
+ * Backward: a block (its warps) goes through a chunk of rows, always with the same columns in
+ * the same threads, and keeps its part of dw in registers; stage two adds the chunks' parts to
+ * dw. Chunks follow from the shape alone. Rows of other widths or alignments, and very long
+ * ones: element by element, read once more for each use. */
 #include "backends/cuda/kernels/device.cuh"
 #include "backends/cuda/kernels/layers.h"
 
 namespace {
 
-constexpr int any_threads = 256, warp_rows = 4; /* rows, so warps, of a block that has a warp a row */
+/* rows, so warps, of a block that has a warp a row */
+constexpr int any_threads = 256, warp_rows = 4;
 
-template <class T> BK_DEVICE uint4 load_raw(const T *row, int pack) { return __ldg(reinterpret_cast<const uint4 *>(row) + pack); }
+template <class T>
+BK_DEVICE uint4 load_raw(const T *row, int pack) {
+  return __ldg(reinterpret_cast<const uint4 *>(row) + pack);
+}
 
 /* ---- forward ---- */
 
@@ -25,12 +30,15 @@ struct forward {
 };
 
 /* K packs of the row in each thread. */
-template <class T, int K, bool WARP> __global__ void __launch_bounds__(1024)
-rows_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
+template <class T, int K, bool WARP>
+__global__ void __launch_bounds__(1024)
+    rows_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
   constexpr int n = bk_pack<T>::count;
   __shared__ float shared[BK_WARP];
-  const int lanes = WARP ? BK_WARP : (int)blockDim.x, lane = WARP ? (int)threadIdx.x % BK_WARP : (int)threadIdx.x;
-  const int64_t row = WARP ? (int64_t)blockIdx.x * warp_rows + threadIdx.x / BK_WARP : (int64_t)blockIdx.x;
+  const int lanes = WARP ? BK_WARP : (int)blockDim.x,
+            lane = WARP ? (int)threadIdx.x % BK_WARP : (int)threadIdx.x;
+  const int64_t row =
+      WARP ? (int64_t)blockIdx.x * warp_rows + threadIdx.x / BK_WARP : (int64_t)blockIdx.x;
   if (WARP && row >= f.rows) return;
   uint4 raw[K] = {}; /* zeros where the row has ended: nothing to a sum */
   float sum = 0;
@@ -60,8 +68,9 @@ rows_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
     }
 }
 
-template <class T> __global__ void __launch_bounds__(any_threads)
-rows_any_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
+template <class T>
+__global__ void __launch_bounds__(any_threads)
+    rows_any_kernel(const T *x, const float *w, T *y, float *rstd, forward f) {
   __shared__ float shared[BK_WARP];
   const int64_t row = blockIdx.x;
   float sum = 0;
@@ -82,7 +91,8 @@ unsigned warps_for(int64_t count, unsigned most) {
   return wanted < most ? (unsigned)wanted : most;
 }
 
-template <class T> void launch_forward(bk_stream *stream, const bk_rmsnorm_args *a) {
+template <class T>
+void launch_forward(bk_stream *stream, const bk_rmsnorm_args *a) {
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
   const int packs = (int)(width / bk_pack<T>::count);
   const T *x = (const T *)bk_cuda_data(&a->x);
@@ -95,11 +105,17 @@ template <class T> void launch_forward(bk_stream *stream, const bk_rmsnorm_args 
   if (rows == 0 || width == 0) return;
   if (!bk_packs_fit(&a->x) || !bk_packs_fit(&a->y) || a->w.offset % 16 != 0 || packs > 4096) {
     f.packs = (int)width;
-    BK_LAUNCH((rows_any_kernel<T>), by_block, warps_for(width, any_threads), 0, raw, x, w, y, rstd, f);
-  } else if (packs <= 32) BK_LAUNCH((rows_kernel<T, 1, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
-  else if (packs <= 64) BK_LAUNCH((rows_kernel<T, 2, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
-  else if (packs <= 128) BK_LAUNCH((rows_kernel<T, 4, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
-  else BK_LAUNCH((rows_kernel<T, 4, false>), by_block, warps_for(bk_ceil_div(packs, 4), 1024), 0, raw, x, w, y, rstd, f);
+    BK_LAUNCH((rows_any_kernel<T>), by_block, warps_for(width, any_threads), 0, raw, x, w, y, rstd,
+              f);
+  } else if (packs <= 32)
+    BK_LAUNCH((rows_kernel<T, 1, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
+  else if (packs <= 64)
+    BK_LAUNCH((rows_kernel<T, 2, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
+  else if (packs <= 128)
+    BK_LAUNCH((rows_kernel<T, 4, true>), by_warp, warp_rows * BK_WARP, 0, raw, x, w, y, rstd, f);
+  else
+    BK_LAUNCH((rows_kernel<T, 4, false>), by_block, warps_for(bk_ceil_div(packs, 4), 1024), 0, raw,
+              x, w, y, rstd, f);
 }
 
 /* ---- backward ---- */
@@ -114,7 +130,9 @@ struct backward {
 };
 
 /* dx of a pack, from x and dy as floats; g = w. */
-template <class T, int N> BK_DEVICE void put_dx(T *dx, const float (&x)[N], const float (&dy)[N], const float *w, float r, float mean, bool add) {
+template <class T, int N>
+BK_DEVICE void put_dx(T *dx, const float (&x)[N], const float (&dy)[N], const float *w, float r,
+                      float mean, bool add) {
   float g[N], v[N];
   bk_load_floats(w, g);
 #pragma unroll
@@ -129,13 +147,16 @@ template <class T, int N> BK_DEVICE void put_dx(T *dx, const float (&x)[N], cons
 }
 
 /* The warps' parts of dw, in the order of the warps. */
-template <int K, int N> BK_DEVICE void put_dw_of_warps(const float (&acc)[K][N], float *shared, float *part, const backward &b) {
+template <int K, int N>
+BK_DEVICE void put_dw_of_warps(const float (&acc)[K][N], float *shared, float *part,
+                               const backward &b) {
   const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
 #pragma unroll
   for (int k = 0; k < K; k++)
 #pragma unroll
     for (int j = 0; j < N; j++)
-      if (lane + k * BK_WARP < b.packs) shared[warp * b.width + (lane + k * BK_WARP) * N + j] = acc[k][j];
+      if (lane + k * BK_WARP < b.packs)
+        shared[warp * b.width + (lane + k * BK_WARP) * N + j] = acc[k][j];
   __syncthreads();
   for (int c = (int)threadIdx.x; c < b.width; c += warp_rows * BK_WARP) {
     float sum = shared[c];
@@ -145,24 +166,32 @@ template <int K, int N> BK_DEVICE void put_dw_of_warps(const float (&acc)[K][N],
   }
 }
 
-template <int K, int N> BK_DEVICE void put_dw_of_block(const float (&acc)[K][N], float *part, const backward &b) {
+template <int K, int N>
+BK_DEVICE void put_dw_of_block(const float (&acc)[K][N], float *part, const backward &b) {
 #pragma unroll
   for (int k = 0; k < K; k++) {
     const int pack = (int)(threadIdx.x + k * blockDim.x);
 #pragma unroll
     for (int j = 0; j < N; j += 4)
-      if (pack < b.packs) bk_store_pack_global(part + pack * N + j, {acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]});
+      if (pack < b.packs)
+        bk_store_pack_global(part + pack * N + j,
+                             {acc[k][j], acc[k][j + 1], acc[k][j + 2], acc[k][j + 3]});
   }
 }
 
-template <class T, int K, bool WARP, bool DX, bool DW> __global__ void __launch_bounds__(WARP ? warp_rows * BK_WARP : 512, WARP ? 4 : 2)
-backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx, float *parts, backward b) {
+template <class T, int K, bool WARP, bool DX, bool DW>
+__global__ void __launch_bounds__(WARP ? warp_rows *BK_WARP : 512, WARP ? 4 : 2)
+    backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx, float *parts,
+                    backward b) {
   constexpr int n = bk_pack<T>::count;
   __shared__ float shared[BK_WARP];
-  const int lanes = WARP ? BK_WARP : (int)blockDim.x, lane = WARP ? (int)threadIdx.x % BK_WARP : (int)threadIdx.x;
-  const int64_t begin = (int64_t)blockIdx.x * b.chunk, end = begin + b.chunk < b.rows ? begin + b.chunk : b.rows;
+  const int lanes = WARP ? BK_WARP : (int)blockDim.x,
+            lane = WARP ? (int)threadIdx.x % BK_WARP : (int)threadIdx.x;
+  const int64_t begin = (int64_t)blockIdx.x * b.chunk,
+                end = begin + b.chunk < b.rows ? begin + b.chunk : b.rows;
   float acc[DW ? K : 1][n] = {};
-  for (int64_t row = begin + (WARP ? threadIdx.x / BK_WARP : 0); row < end; row += WARP ? warp_rows : 1) {
+  for (int64_t row = begin + (WARP ? threadIdx.x / BK_WARP : 0); row < end;
+       row += WARP ? warp_rows : 1) {
     const float r = rstd[row];
     uint4 xr[K] = {}, yr[K] = {};
     float dot = 0;
@@ -207,14 +236,16 @@ backward_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *d
   }
 }
 
-template <class T> __global__ void __launch_bounds__(any_threads)
-dx_any_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx, backward b) {
+template <class T>
+__global__ void __launch_bounds__(any_threads)
+    dx_any_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx, backward b) {
   __shared__ float shared[BK_WARP];
   const int64_t row = blockIdx.x;
   const float r = rstd[row];
   float dot = 0;
   x += row * b.xs, dy += row * b.dys, dx += row * b.dxs;
-  for (int c = (int)threadIdx.x; c < b.width; c += (int)blockDim.x) dot += bk_to_float(dy[c]) * w[c] * bk_to_float(x[c]);
+  for (int c = (int)threadIdx.x; c < b.width; c += (int)blockDim.x)
+    dot += bk_to_float(dy[c]) * w[c] * bk_to_float(x[c]);
   const float mean = bk_block_sum(dot, shared) * r * b.inv_width;
   for (int c = (int)threadIdx.x; c < b.width; c += (int)blockDim.x) {
     float v = r * (bk_to_float(dy[c]) * w[c] - bk_to_float(x[c]) * r * mean);
@@ -224,22 +255,27 @@ dx_any_kernel(const T *x, const float *w, const float *rstd, const T *dy, T *dx,
 }
 
 /* A thread a column, the grid's y the chunks. */
-template <class T> __global__ void __launch_bounds__(any_threads)
-dw_any_kernel(const T *x, const float *rstd, const T *dy, float *parts, backward b) {
+template <class T>
+__global__ void __launch_bounds__(any_threads)
+    dw_any_kernel(const T *x, const float *rstd, const T *dy, float *parts, backward b) {
   const int c = (int)(blockIdx.x * blockDim.x + threadIdx.x);
-  const int64_t begin = (int64_t)blockIdx.y * b.chunk, end = begin + b.chunk < b.rows ? begin + b.chunk : b.rows;
+  const int64_t begin = (int64_t)blockIdx.y * b.chunk,
+                end = begin + b.chunk < b.rows ? begin + b.chunk : b.rows;
   if (c >= b.width) return;
   float sum = 0;
 #pragma unroll 4
-  for (int64_t row = begin; row < end; row++) sum += bk_to_float(dy[row * b.dys + c]) * bk_to_float(x[row * b.xs + c]) * rstd[row];
+  for (int64_t row = begin; row < end; row++)
+    sum += bk_to_float(dy[row * b.dys + c]) * bk_to_float(x[row * b.xs + c]) * rstd[row];
   parts[(int64_t)blockIdx.y * b.width + c] = sum;
 }
 
 /* Stage two: a block 32 columns, each warp every eighth part. */
-__global__ void __launch_bounds__(any_threads) dw_kernel(const float *parts, int count, int width, float *dw) {
+__global__ void __launch_bounds__(any_threads)
+    dw_kernel(const float *parts, int count, int width, float *dw) {
   constexpr int warps = any_threads / BK_WARP;
   __shared__ float shared[warps][BK_WARP];
-  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP, c = (int)blockIdx.x * BK_WARP + lane;
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP,
+            c = (int)blockIdx.x * BK_WARP + lane;
   float sum = 0;
   if (c < width)
 #pragma unroll 4
@@ -252,7 +288,8 @@ __global__ void __launch_bounds__(any_threads) dw_kernel(const float *parts, int
   dw[c] += sum;
 }
 
-/* How a shape is done: K packs a thread and a warp or a block a row, or element by element; rows a chunk, chunks. */
+/* How a shape is done: K packs a thread and a warp or a block a row, or element by element; rows
+ * a chunk, chunks. */
 enum way { BY_WARP_8, BY_WARP_16, BY_BLOCK, BY_ELEMENT };
 struct scheme {
   way how;
@@ -267,9 +304,12 @@ scheme chunked(way how, int64_t rows, int64_t least, int64_t most) {
 scheme scheme_of(const bk_rmsnorm_bwd_args *a) {
   const bool has_dx = bk_tensor_present(&a->dx), has_dw = bk_tensor_present(&a->dw);
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
-  const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->dy) && (!has_dx || bk_packs_fit(&a->dx)) && a->w.offset % 16 == 0;
+  const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->dy) &&
+                     (!has_dx || bk_packs_fit(&a->dx)) && a->w.offset % 16 == 0;
   if (!packs || width > 8192) return chunked(BY_ELEMENT, rows, 16, 256);
-  if (width <= 512) return chunked(width <= 256 ? BY_WARP_8 : BY_WARP_16, rows, has_dw ? 16 : warp_rows, has_dw ? 1024 : rows);
+  if (width <= 512)
+    return chunked(width <= 256 ? BY_WARP_8 : BY_WARP_16, rows, has_dw ? 16 : warp_rows,
+                   has_dw ? 1024 : rows);
   return chunked(BY_BLOCK, rows, has_dw ? 4 : 1, has_dw ? 512 : rows);
 }
 
@@ -280,43 +320,67 @@ struct pointers {
   float *parts;
 };
 
-template <class T, int K, bool WARP> void launch_packs(bk_stream *stream, const pointers &p, const backward &b, int64_t chunks) {
-  const unsigned block = WARP ? warp_rows * BK_WARP : warps_for(bk_ceil_div(b.packs, K), 512), grid = (unsigned)chunks;
+template <class T, int K, bool WARP>
+void launch_packs(bk_stream *stream, const pointers &p, const backward &b, int64_t chunks) {
+  const unsigned block = WARP ? warp_rows * BK_WARP : warps_for(bk_ceil_div(b.packs, K), 512),
+                 grid = (unsigned)chunks;
   const size_t shared = WARP && p.parts ? (size_t)warp_rows * (size_t)b.width * sizeof(float) : 0;
   const T *x = (const T *)p.x, *dy = (const T *)p.dy;
   T *dx = (T *)p.dx;
   cudaStream_t raw = bk_cuda_raw(stream);
-  if (dx && p.parts) BK_LAUNCH((backward_kernel<T, K, WARP, true, true>), grid, block, shared, raw, x, p.w, p.rstd, dy, dx, p.parts, b);
-  else if (dx) BK_LAUNCH((backward_kernel<T, K, WARP, true, false>), grid, block, shared, raw, x, p.w, p.rstd, dy, dx, p.parts, b);
-  else BK_LAUNCH((backward_kernel<T, K, WARP, false, true>), grid, block, shared, raw, x, p.w, p.rstd, dy, dx, p.parts, b);
+  if (dx && p.parts)
+    BK_LAUNCH((backward_kernel<T, K, WARP, true, true>), grid, block, shared, raw, x, p.w, p.rstd,
+              dy, dx, p.parts, b);
+  else if (dx)
+    BK_LAUNCH((backward_kernel<T, K, WARP, true, false>), grid, block, shared, raw, x, p.w, p.rstd,
+              dy, dx, p.parts, b);
+  else
+    BK_LAUNCH((backward_kernel<T, K, WARP, false, true>), grid, block, shared, raw, x, p.w, p.rstd,
+              dy, dx, p.parts, b);
 }
 
-template <class T> void launch_elements(bk_stream *stream, const pointers &p, const backward &b, int64_t chunks) {
+template <class T>
+void launch_elements(bk_stream *stream, const pointers &p, const backward &b, int64_t chunks) {
   const unsigned block = warps_for(b.width, any_threads);
   const T *x = (const T *)p.x, *dy = (const T *)p.dy;
-  if (p.dx) BK_LAUNCH((dx_any_kernel<T>), (unsigned)b.rows, block, 0, bk_cuda_raw(stream), x, p.w, p.rstd, dy, (T *)p.dx, b);
+  if (p.dx)
+    BK_LAUNCH((dx_any_kernel<T>), (unsigned)b.rows, block, 0, bk_cuda_raw(stream), x, p.w, p.rstd,
+              dy, (T *)p.dx, b);
   if (p.parts) {
     const dim3 grid((unsigned)bk_ceil_div(b.width, block), (unsigned)chunks);
     BK_LAUNCH((dw_any_kernel<T>), grid, block, 0, bk_cuda_raw(stream), x, p.rstd, dy, p.parts, b);
   }
 }
 
-template <class T> void launch_backward(bk_stream *stream, const bk_rmsnorm_bwd_args *a, bk_place workspace) {
+template <class T>
+void launch_backward(bk_stream *stream, const bk_rmsnorm_bwd_args *a, bk_place workspace) {
   constexpr int n = bk_pack<T>::count;
   const bool has_dx = bk_tensor_present(&a->dx), has_dw = bk_tensor_present(&a->dw);
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
   const scheme s = scheme_of(a);
-  const pointers p = {bk_cuda_data(&a->x), bk_cuda_data(&a->dy), (const float *)bk_cuda_data(&a->w), (const float *)bk_cuda_data(&a->rstd),
-                      has_dx ? bk_cuda_data(&a->dx) : nullptr, has_dw ? (float *)bk_cuda_place(workspace) : nullptr};
-  const backward b = {rows, s.chunk, a->x.stride[0], a->dy.stride[0], has_dx ? a->dx.stride[0] : 0, (int)(width / n), (int)width,
-                      1.0f / (float)width, a->accumulate};
+  const pointers p = {bk_cuda_data(&a->x),
+                      bk_cuda_data(&a->dy),
+                      (const float *)bk_cuda_data(&a->w),
+                      (const float *)bk_cuda_data(&a->rstd),
+                      has_dx ? bk_cuda_data(&a->dx) : nullptr,
+                      has_dw ? (float *)bk_cuda_place(workspace) : nullptr};
+  const backward b = {rows,
+                      s.chunk,
+                      a->x.stride[0],
+                      a->dy.stride[0],
+                      has_dx ? a->dx.stride[0] : 0,
+                      (int)(width / n),
+                      (int)width,
+                      1.0f / (float)width,
+                      a->accumulate};
   if (rows == 0 || width == 0 || (!has_dx && !has_dw)) return;
   if (s.how == BY_WARP_8) launch_packs<T, 8 / n, true>(stream, p, b, s.chunks);
   else if (s.how == BY_WARP_16) launch_packs<T, 16 / n, true>(stream, p, b, s.chunks);
   else if (s.how == BY_BLOCK) launch_packs<T, 16 / n, false>(stream, p, b, s.chunks);
   else launch_elements<T>(stream, p, b, s.chunks);
   if (has_dw)
-    BK_LAUNCH((dw_kernel), (unsigned)bk_ceil_div(width, BK_WARP), any_threads, 0, bk_cuda_raw(stream), p.parts, (int)s.chunks, (int)width,
+    BK_LAUNCH((dw_kernel), (unsigned)bk_ceil_div(width, BK_WARP), any_threads, 0,
+              bk_cuda_raw(stream), p.parts, (int)s.chunks, (int)width,
               (float *)bk_cuda_data(&a->dw));
 }
 
@@ -330,12 +394,16 @@ extern "C" BK_CUDA_LAUNCH(rmsnorm) {
   return bk_cuda_end(stream);
 }
 
-/* The offsets of planned tensors are final when they are run, not when they are prepared: room for either way. */
+/* The offsets of planned tensors are final when they are run, not when they are prepared: room
+ * for either way. */
 extern "C" BK_CUDA_PREPARE(rmsnorm_bwd) {
   const bk_rmsnorm_bwd_args *a = (const bk_rmsnorm_bwd_args *)args;
   (void)device, (void)state;
-  const int64_t rows = a->x.shape[0], width = a->x.shape[1], most = width <= 512 ? 1024 : 512, chunks = bk_ceil_div(rows, 4);
-  *workspace_bytes = bk_tensor_present(&a->dw) ? (size_t)((chunks < most ? chunks : most) * width) * sizeof(float) : 0;
+  const int64_t rows = a->x.shape[0], width = a->x.shape[1], most = width <= 512 ? 1024 : 512,
+                chunks = bk_ceil_div(rows, 4);
+  *workspace_bytes = bk_tensor_present(&a->dw)
+                         ? (size_t)((chunks < most ? chunks : most) * width) * sizeof(float)
+                         : 0;
   return BK_OK;
 }
 

@@ -12,7 +12,8 @@ struct operands {
   int n;
 };
 
-template <int L, bool BACKWARD> __global__ void __launch_bounds__(threads, 4) perm_kernel(operands o) {
+template <int L, bool BACKWARD>
+__global__ void __launch_bounds__(threads, 4) perm_kernel(operands o) {
   __shared__ bk_perm_room<L, threads / L> room;
   const int n = o.n, m = (int)threadIdx.x % L, count = perm_factorial(n);
   const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L;
@@ -34,10 +35,15 @@ template <int L, bool BACKWARD> __global__ void __launch_bounds__(threads, 4) pe
   }
 }
 
-template <bool BACKWARD> void launch(bk_stream *stream, const operands &o) {
+template <bool BACKWARD>
+void launch(bk_stream *stream, const operands &o) {
   if (o.tokens == 0) return;
-  if (o.n <= 4) BK_LAUNCH((perm_kernel<4, BACKWARD>), (unsigned)bk_ceil_div(o.tokens, threads / 4), threads, 0, bk_cuda_raw(stream), o);
-  else BK_LAUNCH((perm_kernel<8, BACKWARD>), (unsigned)bk_ceil_div(o.tokens, threads / 8), threads, 0, bk_cuda_raw(stream), o);
+  if (o.n <= 4)
+    BK_LAUNCH((perm_kernel<4, BACKWARD>), (unsigned)bk_ceil_div(o.tokens, threads / 4), threads, 0,
+              bk_cuda_raw(stream), o);
+  else
+    BK_LAUNCH((perm_kernel<8, BACKWARD>), (unsigned)bk_ceil_div(o.tokens, threads / 8), threads, 0,
+              bk_cuda_raw(stream), o);
 }
 
 } // namespace
@@ -46,7 +52,9 @@ extern "C" BK_CUDA_LAUNCH(hc_perm) {
   const bk_hc_perm_args *a = (const bk_hc_perm_args *)args;
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
-  launch<false>(stream, {bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->comb), {}, a->comb.shape[0], a->n});
+  launch<false>(
+      stream,
+      {bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->comb), {}, a->comb.shape[0], a->n});
   return bk_cuda_end(stream);
 }
 
@@ -54,6 +62,7 @@ extern "C" BK_CUDA_LAUNCH(hc_perm_bwd) {
   const bk_hc_perm_bwd_args *a = (const bk_hc_perm_bwd_args *)args;
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
-  launch<true>(stream, {bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->dcomb), bk_rows_of<float>(&a->dlogits), a->dcomb.shape[0], a->n});
+  launch<true>(stream, {bk_rows_of<float>(&a->logits), bk_rows_of<float>(&a->dcomb),
+                        bk_rows_of<float>(&a->dlogits), a->dcomb.shape[0], a->n});
   return bk_cuda_end(stream);
 }

@@ -1,7 +1,9 @@
 /* SUM, SUMSQ, CLIP. Floor: x once.
  *
- * Stage one: a block a chunk of x, whose length follows from the count alone, so that the bits do not depend on the device; a thread
- * reads four packs of 16 bytes at a time and adds in double (the four squares of a pack first in fp32). Stage two: one block adds the chunks' partial sums. One chunk: no stage two. */
+ * Stage one: a block a chunk of x, whose length follows from the count alone, so that the bits
+ * do not depend on the device; a thread reads four packs of 16 bytes at a time and adds in
+ * double (the four squares of a pack first in fp32). Stage two: one block adds the chunks'
+ * partial sums. One chunk: no stage two. */
 #include <float.h>
 
 #include "backends/cuda/kernels/basic.h"
@@ -19,7 +21,8 @@ int64_t chunk_of(int64_t count) {
 int64_t chunks_of(int64_t count) { return count > 0 ? bk_ceil_div(count, chunk_of(count)) : 1; }
 
 /* The squares of a pack may be added in fp32: they are four, of one sign. */
-template <bool SQUARE, int N> BK_DEVICE double term(const float (&v)[N]) {
+template <bool SQUARE, int N>
+BK_DEVICE double term(const float (&v)[N]) {
   float squares = 0;
   double sum = 0;
 #pragma unroll
@@ -30,7 +33,8 @@ template <bool SQUARE, int N> BK_DEVICE double term(const float (&v)[N]) {
   return SQUARE ? (double)squares : sum;
 }
 
-template <bool SQUARE> BK_DEVICE double thread_sum(const float *x, int64_t begin, int64_t end, bool packs) {
+template <bool SQUARE>
+BK_DEVICE double thread_sum(const float *x, int64_t begin, int64_t end, bool packs) {
   const int tid = (int)threadIdx.x;
   double sum = 0;
   if (packs) {
@@ -53,19 +57,25 @@ template <bool SQUARE> BK_DEVICE double thread_sum(const float *x, int64_t begin
   return sum;
 }
 
-BK_DEVICE void put(float *y, double sum, bool accumulate) { *y = (float)(accumulate ? (double)*y + sum : sum); }
+BK_DEVICE void put(float *y, double sum, bool accumulate) {
+  *y = (float)(accumulate ? (double)*y + sum : sum);
+}
 
-template <bool SQUARE> __global__ void __launch_bounds__(threads)
-chunks_kernel(const float *x, int64_t count, int64_t chunk, bool packs, double *partials, float *y, bool accumulate) {
+template <bool SQUARE>
+__global__ void __launch_bounds__(threads)
+    chunks_kernel(const float *x, int64_t count, int64_t chunk, bool packs, double *partials,
+                  float *y, bool accumulate) {
   __shared__ double shared[BK_WARP];
-  const int64_t begin = (int64_t)blockIdx.x * chunk, end = begin + chunk < count ? begin + chunk : count;
+  const int64_t begin = (int64_t)blockIdx.x * chunk,
+                end = begin + chunk < count ? begin + chunk : count;
   const double sum = bk_block_sum(thread_sum<SQUARE>(x, begin, end, packs), shared);
   if (threadIdx.x != 0) return;
   if (gridDim.x == 1) put(y, sum, accumulate);
   else partials[blockIdx.x] = sum;
 }
 
-__global__ void __launch_bounds__(threads) partials_kernel(const double *partials, int count, float *y, bool accumulate) {
+__global__ void __launch_bounds__(threads)
+    partials_kernel(const double *partials, int count, float *y, bool accumulate) {
   __shared__ double shared[BK_WARP];
   double sum = 0;
   for (int i = (int)threadIdx.x; i < count; i += threads) sum += partials[i];
@@ -73,13 +83,18 @@ __global__ void __launch_bounds__(threads) partials_kernel(const double *partial
   if (threadIdx.x == 0) put(y, sum, accumulate);
 }
 
-template <bool SQUARE> void launch(bk_stream *stream, const bk_tensor *x, const bk_tensor *y, bool accumulate, bk_place workspace) {
+template <bool SQUARE>
+void launch(bk_stream *stream, const bk_tensor *x, const bk_tensor *y, bool accumulate,
+            bk_place workspace) {
   const int64_t count = x->shape[0], chunks = chunks_of(count);
   double *partials = (double *)bk_cuda_place(workspace);
   float *out = (float *)bk_cuda_data(y);
-  BK_LAUNCH((chunks_kernel<SQUARE>), (unsigned)chunks, threads, 0, bk_cuda_raw(stream), (const float *)bk_cuda_data(x), count,
-            chunk_of(count), x->offset % 16 == 0, partials, out, accumulate);
-  if (chunks > 1) BK_LAUNCH((partials_kernel), 1, threads, 0, bk_cuda_raw(stream), partials, (int)chunks, out, accumulate);
+  BK_LAUNCH((chunks_kernel<SQUARE>), (unsigned)chunks, threads, 0, bk_cuda_raw(stream),
+            (const float *)bk_cuda_data(x), count, chunk_of(count), x->offset % 16 == 0, partials,
+            out, accumulate);
+  if (chunks > 1)
+    BK_LAUNCH((partials_kernel), 1, threads, 0, bk_cuda_raw(stream), partials, (int)chunks, out,
+              accumulate);
 }
 
 bk_status prepare(int64_t count, size_t *workspace_bytes) {
@@ -126,6 +141,7 @@ extern "C" BK_CUDA_LAUNCH(sumsq) {
 extern "C" BK_CUDA_LAUNCH(clip) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
-  BK_LAUNCH((clip_kernel), 1, BK_WARP, 0, bk_cuda_raw(stream), (float *)bk_cuda_data(&((const bk_clip_args *)args)->step));
+  BK_LAUNCH((clip_kernel), 1, BK_WARP, 0, bk_cuda_raw(stream),
+            (float *)bk_cuda_data(&((const bk_clip_args *)args)->step));
   return bk_cuda_end(stream);
 }

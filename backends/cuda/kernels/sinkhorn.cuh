@@ -1,27 +1,34 @@
-/* Sinkhorn's normalisation of n*n logits and its backward, on L lanes of a warp (4 or 8; L >= n): lane m holds row m (fixed source m).
+/* Sinkhorn's normalisation of n*n logits and its backward, on L lanes of a warp (4 or 8; L >=
+ * n): lane m holds row m (fixed source m).
  *
- * An iterate is p[m][k] r[m] c[k], p the softmax of the rows (+ eps): a step computes new factors from p and the other factors, so that
- * rounding errors do not pile up from step to step. A step divides by (s + eps), s the sum of a line:
- * 1 / r' = sum_k p c + eps / r. Lane m keeps row m and column m of p, the factor of its row and that of its column; a step is n shuffles,
- * n multiply-adds and one reciprocal in every lane.
+ * An iterate is p[m][k] r[m] c[k], p the softmax of the rows (+ eps): a step computes new
+ * factors from p and the other factors, so that rounding errors do not pile up from step to
+ * step. A step divides by (s + eps), s the sum of a line: 1 / r' = sum_k p c + eps / r. Lane m
+ * keeps row m and column m of p, the factor of its row and that of its column; a step is n
+ * shuffles, n multiply-adds and one reciprocal in every lane.
  *
- * Backward, on D = (gradient of an iterate) * (iterate). For a step P = Q / (s + eps), s = sum Q along a line, with
- * delta = eps / (s + eps):  D_in[k] = sum_j (P[j] D[k] - P[k] D[j]) + delta D[k], which does not cancel where P is close to a permutation.
- * The factors of all steps stay in shared memory, 2 floats a lane an iteration; D is transposed between row and column steps.
+ * Backward, on D = (gradient of an iterate) * (iterate). For a step P = Q / (s + eps), s = sum Q
+ * along a line, with
+ * delta = eps / (s + eps):  D_in[k] = sum_j (P[j] D[k] - P[k] D[j]) + delta D[k], which does not
+ *                           cancel where P is close to a permutation.
+ * The factors of all steps stay in shared memory, 2 floats a lane an iteration; D is transposed
+ * between row and column steps.
  *
- * Where the logits of a row are too far apart for fp32, or factors run out of it, the warp does the token again in double (wide_*),
- * with hc_eps = 0 its first row and column step in the log domain: after these each step scales by at most n, so nothing that matters
- * can vanish. All lanes of a warp call these functions together. */
+ * Where the logits of a row are too far apart for fp32, or factors run out of it, the warp does
+ * the token again in double (wide_*), with hc_eps = 0 its first row and column step in the log
+ * domain: after these each step scales by at most n, so nothing that matters can vanish. All
+ * lanes of a warp call these functions together. */
 #ifndef BK_CUDA_SINKHORN_CUH
 #define BK_CUDA_SINKHORN_CUH
 
 #include "backends/cuda/kernels/hc.cuh"
 
-#define BK_SINKHORN_RANGE 60.f   /* largest difference within a row that fp32 takes */
-#define BK_SINKHORN_LARGE 1e30f  /* largest factor that fp32 takes */
+#define BK_SINKHORN_RANGE 60.f  /* largest difference within a row that fp32 takes */
+#define BK_SINKHORN_LARGE 1e30f /* largest factor that fp32 takes */
 #define BK_SINKHORN_MATRIX (BK_HC_MAX_N * BK_HC_MAX_N)
 
-/* Shared memory that a warp needs: a matrix in double, or three; for the backward also its history. */
+/* Shared memory that a warp needs: a matrix in double, or three; for the backward also its
+ * history. */
 struct bk_sinkhorn_room {
   double p[BK_SINKHORN_MATRIX];
 };
@@ -32,7 +39,8 @@ struct bk_sinkhorn_bwd_room {
 static inline __host__ __device__ int bk_sinkhorn_history(int iters) { return 2 * BK_WARP * iters; }
 
 /* a[j] of lane i <-> a[i] of lane j, within groups of L lanes. */
-template <int L> BK_DEVICE void bk_lanes_transpose(float (&a)[L]) {
+template <int L>
+BK_DEVICE void bk_lanes_transpose(float (&a)[L]) {
 #pragma unroll
   for (int s = 1; s < L; s <<= 1) {
     const bool upper = threadIdx.x & s;
@@ -46,13 +54,15 @@ template <int L> BK_DEVICE void bk_lanes_transpose(float (&a)[L]) {
   }
 }
 
-/* ---- in double: line i of a matrix in shared memory in lane i; entries line i, j at i * line + j * step ---- */
+/* ---- in double: line i of a matrix in shared memory in lane i; entries line i, j at i * line +
+ * j * step ---- */
 
 BK_DEVICE void wide_log_step(double *l, int line, int step, int n) {
   const int i = (int)threadIdx.x % BK_WARP;
   if (i < n) {
     double high = l[i * line], sum = 0;
-    for (int j = 1; j < n; j++) high = l[i * line + j * step] > high ? l[i * line + j * step] : high;
+    for (int j = 1; j < n; j++)
+      high = l[i * line + j * step] > high ? l[i * line + j * step] : high;
     for (int j = 0; j < n; j++) sum += exp(l[i * line + j * step] - high);
     high += log(sum);
     for (int j = 0; j < n; j++) l[i * line + j * step] -= high;
@@ -81,7 +91,8 @@ BK_DEVICE void wide_step(double *p, int line, int step, double eps, double *sums
   __syncwarp();
 }
 
-/* p: the logits, becomes the result. soft: NULL, or gets the softmax of the rows; sums: NULL, or gets [2 iters - 1][8] sums. */
+/* p: the logits, becomes the result. soft: NULL, or gets the softmax of the rows; sums: NULL, or
+ * gets [2 iters - 1][8] sums. */
 BK_DEVICE void wide_forward(double *p, double *soft, double *sums, int iters, double eps, int n) {
   const int lane = (int)threadIdx.x % BK_WARP;
   wide_log_step(p, n, 1, n);
@@ -103,12 +114,14 @@ BK_DEVICE void wide_forward(double *p, double *soft, double *sums, int iters, do
 }
 
 /* Gradient before a step, then the iterate before it (not so for a step in the log domain). */
-BK_DEVICE void wide_undo(double *p, double *d, int line, int step, double eps, const double *sums, int n) {
+BK_DEVICE void wide_undo(double *p, double *d, int line, int step, double eps, const double *sums,
+                         int n) {
   const int i = (int)threadIdx.x % BK_WARP;
   if (i < n) {
     double *pi = p + i * line, *di = d + i * line, total = 0, rest = 0;
     const double sum = sums ? sums[i] : 1;
-    /* D - P sum(D), which in double may cancel; with eps = 0 what the first round leaves of the sum is taken off again. */
+    /* D - P sum(D), which in double may cancel; with eps = 0 what the first round leaves of the
+     * sum is taken off again. */
     for (int j = 0; j < n; j++) total += di[j * step];
     for (int j = 0; j < n; j++) di[j * step] -= pi[j * step] * total;
     if (eps == 0) {
@@ -121,7 +134,8 @@ BK_DEVICE void wide_undo(double *p, double *d, int line, int step, double eps, c
 }
 
 /* room->p: the logits; room->d: dcomb, becomes dlogits. */
-BK_DEVICE void wide_backward(bk_sinkhorn_bwd_room *room, double *sums, int iters, double eps, int n) {
+BK_DEVICE void wide_backward(bk_sinkhorn_bwd_room *room, double *sums, int iters, double eps,
+                             int n) {
   const int lane = (int)threadIdx.x % BK_WARP;
   wide_forward(room->p, room->soft, sums, iters, eps, n);
   for (int j = lane; j < n * n; j += BK_WARP) room->d[j] *= room->p[j];
@@ -129,7 +143,8 @@ BK_DEVICE void wide_backward(bk_sinkhorn_bwd_room *room, double *sums, int iters
   for (int t = 2 * iters - 2; t >= 0; t--)
     wide_undo(room->p, room->d, t % 2 ? n : 1, t % 2 ? 1 : n, eps, sums + t * BK_HC_MAX_N, n);
   if (eps > 0)
-    for (int j = lane; j < n * n; j += BK_WARP) room->d[j] *= room->soft[j] * wide_inverse(room->soft[j] + eps);
+    for (int j = lane; j < n * n; j += BK_WARP)
+      room->d[j] *= room->soft[j] * wide_inverse(room->soft[j] + eps);
   __syncwarp();
   wide_undo(room->soft, room->d, n, 1, 0, nullptr, n);
 }
@@ -137,12 +152,14 @@ BK_DEVICE void wide_backward(bk_sinkhorn_bwd_room *room, double *sums, int iters
 /* ---- in fp32 ---- */
 
 /* What a lane keeps: row m and column m of p; factors and their inverses. */
-template <int L> struct bk_sinkhorn_lane {
+template <int L>
+struct bk_sinkhorn_lane {
   float row[L], column[L], r, c, r_inverse, c_inverse;
 };
 
 /* Softmax of the row, plus eps; true if its range is too large. Entries from n on are 0. */
-template <int L> BK_DEVICE bool sinkhorn_softmax(const float (&logits)[L], float eps, int n, float (&p)[L]) {
+template <int L>
+BK_DEVICE bool sinkhorn_softmax(const float (&logits)[L], float eps, int n, float (&p)[L]) {
   float high = logits[0], low = logits[0], sum = 0;
 #pragma unroll
   for (int k = 1; k < L; k++)
@@ -159,15 +176,18 @@ template <int L> BK_DEVICE bool sinkhorn_softmax(const float (&logits)[L], float
 }
 
 /* sum of line[j] * (the factor of lane j of the group) */
-template <int L> BK_DEVICE float sinkhorn_line(const float (&line)[L], float factor, int n, float sum) {
+template <int L>
+BK_DEVICE float sinkhorn_line(const float (&line)[L], float factor, int n, float sum) {
 #pragma unroll
   for (int j = 0; j < L; j++)
     if (j < n) sum += line[j] * __shfl_sync(BK_FULL_MASK, factor, j, L);
   return sum;
 }
 
-/* All steps; history: NULL, or [iters][2][32] factors r and c of the warp. True if a factor of this lane ran out of range. */
-template <int L> BK_DEVICE bool sinkhorn_steps(bk_sinkhorn_lane<L> &s, int iters, float eps, int n, float *history) {
+/* All steps; history: NULL, or [iters][2][32] factors r and c of the warp. True if a factor of
+ * this lane ran out of range. */
+template <int L>
+BK_DEVICE bool sinkhorn_steps(bk_sinkhorn_lane<L> &s, int iters, float eps, int n, float *history) {
   const int lane = (int)threadIdx.x % BK_WARP;
   s.r = s.c = s.r_inverse = s.c_inverse = 1.f;
   for (int t = 0; t < iters; t++) {
@@ -183,16 +203,19 @@ template <int L> BK_DEVICE bool sinkhorn_steps(bk_sinkhorn_lane<L> &s, int iters
 }
 
 /* The lanes of the warp whose group has a lane with the flag, as a mask of groups' first lanes. */
-template <int L> BK_DEVICE unsigned sinkhorn_wide_groups(bool wide) {
+template <int L>
+BK_DEVICE unsigned sinkhorn_wide_groups(bool wide) {
   unsigned mask = __ballot_sync(BK_FULL_MASK, wide);
 #pragma unroll
   for (int s = 1; s < L; s <<= 1) mask |= mask >> s;
   return mask & (L == 4 ? 0x11111111u : 0x01010101u);
 }
 
-/* comb = Sinkhorn of logits, row m in lane m of each group; `live`: the lane has a row. n = N unless N is 0. */
+/* comb = Sinkhorn of logits, row m in lane m of each group; `live`: the lane has a row. n = N
+ * unless N is 0. */
 template <int L, int N>
-BK_DEVICE void bk_sinkhorn(const float (&logits)[L], float (&comb)[L], bool live, int n_given, int iters, double eps, bk_sinkhorn_room *room) {
+BK_DEVICE void bk_sinkhorn(const float (&logits)[L], float (&comb)[L], bool live, int n_given,
+                           int iters, double eps, bk_sinkhorn_room *room) {
   const int n = N ? N : n_given, lane = (int)threadIdx.x % BK_WARP, m = lane % L;
   bk_sinkhorn_lane<L> s;
   bool wide = sinkhorn_softmax<L>(logits, (float)eps, n, s.row);
@@ -205,7 +228,8 @@ BK_DEVICE void bk_sinkhorn(const float (&logits)[L], float (&comb)[L], bool live
   const unsigned groups = sinkhorn_wide_groups<L>(wide && live);
   if (groups == 0) return;
 #pragma unroll 1
-  for (int first = 0; first < BK_WARP; first += L) { /* counted, so that the proofs of tests/cuda/prove can follow it */
+  /* counted, so that the proofs of tests/cuda/prove can follow it */
+  for (int first = 0; first < BK_WARP; first += L) {
     if (!(groups >> first & 1)) continue;
     const bool mine = live && lane - m == first;
 #pragma unroll
@@ -221,7 +245,8 @@ BK_DEVICE void bk_sinkhorn(const float (&logits)[L], float (&comb)[L], bool live
 }
 
 /* D of the iterate q -> D before the step along the line that gave it. */
-template <int L> BK_DEVICE void sinkhorn_undo(const float (&q)[L], float (&d)[L], float delta, int n) {
+template <int L>
+BK_DEVICE void sinkhorn_undo(const float (&q)[L], float (&d)[L], float delta, int n) {
   float in[L];
 #pragma unroll
   for (int j = 0; j < L; j++) in[j] = delta * d[j];
@@ -239,11 +264,14 @@ template <int L> BK_DEVICE void sinkhorn_undo(const float (&q)[L], float (&d)[L]
 }
 
 /* Walks the steps back; d: D of the result, becomes that of the softmax. */
-template <int L> BK_DEVICE void sinkhorn_walk_back(const bk_sinkhorn_lane<L> &s, float (&d)[L], int iters, float eps, int n, const float *history) {
+template <int L>
+BK_DEVICE void sinkhorn_walk_back(const bk_sinkhorn_lane<L> &s, float (&d)[L], int iters, float eps,
+                                  int n, const float *history) {
   const int lane = (int)threadIdx.x % BK_WARP, first = lane / L * L;
   float q[L];
   for (int t = iters - 1; t >= 0; t--) {
-    const float *rt = history + 2 * t * BK_WARP, *ct = rt + BK_WARP, *r_before = rt - 2 * BK_WARP, *c_before = ct - 2 * BK_WARP;
+    const float *rt = history + 2 * t * BK_WARP, *ct = rt + BK_WARP, *r_before = rt - 2 * BK_WARP,
+                *c_before = ct - 2 * BK_WARP;
     const float c = ct[lane], r = rt[lane];
 #pragma unroll
     for (int j = 0; j < L; j++) q[j] = j < n ? s.column[j] * rt[first + j] * c : 0.f;
@@ -257,9 +285,12 @@ template <int L> BK_DEVICE void sinkhorn_walk_back(const bk_sinkhorn_lane<L> &s,
   }
 }
 
-/* dlogits from dcomb and the logits, rows as above. history: bk_sinkhorn_history(iters) floats of the warp. */
-template <int L, int N> BK_DEVICE void bk_sinkhorn_bwd(const float (&logits)[L], const float (&dcomb)[L], float (&dlogits)[L], bool live,
-                                                       int n_given, int iters, double eps_given, float *history, bk_sinkhorn_bwd_room *room) {
+/* dlogits from dcomb and the logits, rows as above. history: bk_sinkhorn_history(iters) floats
+ * of the warp. */
+template <int L, int N>
+BK_DEVICE void bk_sinkhorn_bwd(const float (&logits)[L], const float (&dcomb)[L],
+                               float (&dlogits)[L], bool live, int n_given, int iters,
+                               double eps_given, float *history, bk_sinkhorn_bwd_room *room) {
   const int n = N ? N : n_given, lane = (int)threadIdx.x % BK_WARP, m = lane % L;
   const float eps = (float)eps_given;
   bk_sinkhorn_lane<L> s;
@@ -290,12 +321,14 @@ template <int L, int N> BK_DEVICE void bk_sinkhorn_bwd(const float (&logits)[L],
   const unsigned groups = sinkhorn_wide_groups<L>(wide && live);
   if (groups == 0) return;
 #pragma unroll 1
-  for (int first = 0; first < BK_WARP; first += L) { /* counted, so that the proofs of tests/cuda/prove can follow it */
+  /* counted, so that the proofs of tests/cuda/prove can follow it */
+  for (int first = 0; first < BK_WARP; first += L) {
     if (!(groups >> first & 1)) continue;
     const bool mine = live && lane - m == first;
 #pragma unroll
     for (int k = 0; k < L; k++)
-      if (mine && k < n) room->p[m * n + k] = (double)logits[k], room->d[m * n + k] = (double)dcomb[k];
+      if (mine && k < n)
+        room->p[m * n + k] = (double)logits[k], room->d[m * n + k] = (double)dcomb[k];
     __syncwarp();
     wide_backward(room, reinterpret_cast<double *>(history), iters, eps_given, n);
 #pragma unroll

@@ -1,8 +1,10 @@
 /* HC_EXPAND, HC_COLLAPSE, HC_PRE, HC_RES, HC_POST and the fused slot HC_POST_RES.
  *
- * A block a token; a thread walks the token's channels by 16 bytes (8 if n > 4, one element where rows are not aligned) and has the same
- * channels of all n streams in registers: each stream is read once and written once. The token's coefficients are read once, into
- * registers. Floors, in rows of C elements a token: expand 1 + n, collapse and pre n + 1, res 2n, post 2n + 1, post_res 2n + 1.
+ * A block a token; a thread walks the token's channels by 16 bytes (8 if n > 4, one element
+ * where rows are not aligned) and has the same channels of all n streams in registers: each
+ * stream is read once and written once. The token's coefficients are read once, into registers.
+ * Floors, in rows of C elements a token: expand 1 + n, collapse and pre n + 1, res 2n, post 2n +
+ * 1, post_res 2n + 1.
  *
  * Sources are read by plain loads: HC_POST is out = x + post f in place. */
 #include "backends/cuda/kernels/streams.h"
@@ -14,7 +16,9 @@ constexpr int most_threads = 256;
 
 /* ---- one row from or to all streams ---- */
 
-template <class T, int V> __global__ void __launch_bounds__(most_threads, 1) expand_kernel(bk_rows<T> x, bk_wide<T> y, int n, int64_t width) {
+template <class T, int V>
+__global__ void __launch_bounds__(most_threads, 1)
+    expand_kernel(bk_rows<T> x, bk_wide<T> y, int n, int64_t width) {
   const int64_t token = blockIdx.x;
   const T *from = x.row(token);
   for (int64_t c = (int64_t)threadIdx.x * V; c < width; c += (int64_t)blockDim.x * V) {
@@ -24,8 +28,9 @@ template <class T, int V> __global__ void __launch_bounds__(most_threads, 1) exp
 }
 
 /* y = sum of pre[m] x[m], pre = 1 unless WEIGHTED. */
-template <class T, int V, int N, bool WEIGHTED> __global__ void __launch_bounds__(most_threads, 1)
-gather_kernel(bk_wide<T> x, bk_rows<float> pre, bk_rows<T> y, int n_given, int64_t width) {
+template <class T, int V, int N, bool WEIGHTED>
+__global__ void __launch_bounds__(most_threads, 1)
+    gather_kernel(bk_wide<T> x, bk_rows<float> pre, bk_rows<T> y, int n_given, int64_t width) {
   constexpr int M = BK_HC_STREAMS(N);
   const int n = N > 0 ? N : n_given;
   const int64_t token = blockIdx.x;
@@ -41,7 +46,8 @@ gather_kernel(bk_wide<T> x, bk_rows<float> pre, bk_rows<T> y, int n_given, int64
 
 /* ---- all streams to all streams ---- */
 
-template <class T> struct merge_operands {
+template <class T>
+struct merge_operands {
   bk_wide<T> x;
   bk_rows<T> f;
   bk_rows<float> post, comb; /* comb: [N, n*n] */
@@ -51,7 +57,8 @@ template <class T> struct merge_operands {
 };
 
 /* out[k] = sum of comb[m][k] x[m], or x[k] unless MIX; plus post[k] f if FEED. */
-template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_bounds__(most_threads, 1) merge_kernel(merge_operands<T> o) {
+template <class T, int V, int N, bool MIX, bool FEED>
+__global__ void __launch_bounds__(most_threads, 1) merge_kernel(merge_operands<T> o) {
   constexpr int M = BK_HC_STREAMS(N);
   const int n = N > 0 ? N : o.n;
   const int64_t token = blockIdx.x;
@@ -76,7 +83,8 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
         float at[M];
 #pragma unroll
         for (int m = 0; m < M; m++) at[m] = m < n ? bk_raw_get(in[m], v) : 0.f;
-        out[v] = bk_hc_merge<MIX, FEED>(at, FEED ? bk_raw_get(feed, v) : 0.f, n, k, comb[MIX ? k : 0], FEED ? post[k] : 0.f);
+        out[v] = bk_hc_merge<MIX, FEED>(at, FEED ? bk_raw_get(feed, v) : 0.f, n, k,
+                                        comb[MIX ? k : 0], FEED ? post[k] : 0.f);
       }
       bk_raw_store<T, V>(o.out.row(token, k) + c, bk_raw_of<T, V>(out));
     }
@@ -85,7 +93,8 @@ template <class T, int V, int N, bool MIX, bool FEED> __global__ void __launch_b
 
 /* ---- launches ---- */
 
-template <class T> void launch_expand(bk_stream *stream, const bk_hc_expand_args *a) {
+template <class T>
+void launch_expand(bk_stream *stream, const bk_hc_expand_args *a) {
   const int64_t width = a->x.shape[1], tokens = a->x.shape[0];
   const bk_rows<T> x = bk_rows_of<T>(&a->x);
   const bk_wide<T> y = bk_wide_of<T>(&a->y);
@@ -93,45 +102,63 @@ template <class T> void launch_expand(bk_stream *stream, const bk_hc_expand_args
   constexpr int pack = bk_pack<T>::count;
   if (tokens == 0) return;
   if (bk_packs_fit(&a->x) && bk_packs_fit(&a->y))
-    BK_LAUNCH((expand_kernel<T, pack>), (unsigned)tokens, bk_hc_threads(width / pack, most_threads), 0, bk_cuda_raw(stream), x, y, n, width);
-  else BK_LAUNCH((expand_kernel<T, 1>), (unsigned)tokens, bk_hc_threads(width, most_threads), 0, bk_cuda_raw(stream), x, y, n, width);
+    BK_LAUNCH((expand_kernel<T, pack>), (unsigned)tokens, bk_hc_threads(width / pack, most_threads),
+              0, bk_cuda_raw(stream), x, y, n, width);
+  else
+    BK_LAUNCH((expand_kernel<T, 1>), (unsigned)tokens, bk_hc_threads(width, most_threads), 0,
+              bk_cuda_raw(stream), x, y, n, width);
 }
 
 template <class T, int N, int PACKED, bool WEIGHTED>
 void start_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre, const bk_tensor *y) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
   const bk_rows<float> weights = WEIGHTED ? bk_rows_of<float>(pre) : bk_rows<float>{};
-  BK_LAUNCH((gather_kernel<T, V, N, WEIGHTED>), (unsigned)x->shape[0], bk_hc_threads(x->shape[2] / V, most_threads), 0, bk_cuda_raw(stream),
-            bk_wide_of<T>(x), weights, bk_rows_of<T>(y), (int)x->shape[1], x->shape[2]);
+  BK_LAUNCH((gather_kernel<T, V, N, WEIGHTED>), (unsigned)x->shape[0],
+            bk_hc_threads(x->shape[2] / V, most_threads), 0, bk_cuda_raw(stream), bk_wide_of<T>(x),
+            weights, bk_rows_of<T>(y), (int)x->shape[1], x->shape[2]);
 }
 
 /* pre: NULL for a plain sum. */
-template <class T> void launch_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre, const bk_tensor *y) {
+template <class T>
+void launch_gather(bk_stream *stream, const bk_tensor *x, const bk_tensor *pre,
+                   const bk_tensor *y) {
   const bool packed = bk_packs_fit(x) && bk_packs_fit(y);
   if (x->shape[0] == 0) return;
   bk_hc_by_n(packed, (int)x->shape[1], [&](auto n, auto by_packs) {
-    if (pre) start_gather<T, decltype(n)::value, decltype(by_packs)::value, true>(stream, x, pre, y);
+    if (pre)
+      start_gather<T, decltype(n)::value, decltype(by_packs)::value, true>(stream, x, pre, y);
     else start_gather<T, decltype(n)::value, decltype(by_packs)::value, false>(stream, x, pre, y);
   });
 }
 
-template <class T, int N, int PACKED, bool MIX, bool FEED> void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
+template <class T, int N, int PACKED, bool MIX, bool FEED>
+void start_merge(bk_stream *stream, const merge_operands<T> &o, int64_t tokens) {
   constexpr int V = bk_hc_pack<T, N, PACKED>;
-  BK_LAUNCH((merge_kernel<T, V, N, MIX, FEED>), (unsigned)tokens, bk_hc_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
+  BK_LAUNCH((merge_kernel<T, V, N, MIX, FEED>), (unsigned)tokens,
+            bk_hc_threads(o.width / V, most_threads), 0, bk_cuda_raw(stream), o);
 }
 
 /* f, post and comb may be absent. */
-template <class T> void launch_merge(bk_stream *stream, const bk_hc_post_res_args *a) {
+template <class T>
+void launch_merge(bk_stream *stream, const bk_hc_post_res_args *a) {
   const bool mix = bk_tensor_present(&a->comb), feed = bk_tensor_present(&a->f);
-  const bool packed = bk_packs_fit(&a->x) && bk_packs_fit(&a->out) && (!feed || bk_packs_fit(&a->f));
-  merge_operands<T> o = {bk_wide_of<T>(&a->x), {}, {}, {}, bk_wide_of<T>(&a->out), a->x.shape[2], (int)a->x.shape[1]};
+  const bool packed =
+      bk_packs_fit(&a->x) && bk_packs_fit(&a->out) && (!feed || bk_packs_fit(&a->f));
+  merge_operands<T> o = {bk_wide_of<T>(&a->x), {}, {}, {}, bk_wide_of<T>(&a->out), a->x.shape[2],
+                         (int)a->x.shape[1]};
   if (feed) o.f = bk_rows_of<T>(&a->f), o.post = bk_rows_of<float>(&a->post);
   if (mix) o.comb = bk_rows_of<float>(&a->comb);
   if (a->x.shape[0] == 0) return;
   bk_hc_by_n(packed, o.n, [&](auto n, auto by_packs) {
-    if (mix && feed) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, true>(stream, o, a->x.shape[0]);
-    else if (mix) start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, false>(stream, o, a->x.shape[0]);
-    else start_merge<T, decltype(n)::value, decltype(by_packs)::value, false, true>(stream, o, a->x.shape[0]);
+    if (mix && feed)
+      start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, true>(stream, o,
+                                                                                a->x.shape[0]);
+    else if (mix)
+      start_merge<T, decltype(n)::value, decltype(by_packs)::value, true, false>(stream, o,
+                                                                                 a->x.shape[0]);
+    else
+      start_merge<T, decltype(n)::value, decltype(by_packs)::value, false, true>(stream, o,
+                                                                                 a->x.shape[0]);
   });
 }
 

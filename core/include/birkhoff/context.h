@@ -1,6 +1,7 @@
 /* bk_context: what the library may use of its surroundings: memory, a log sink and file access.
- * Everything else is made from a context and keeps a pointer to it; it must outlive them all. A context and what is made
- * from it is used by one thread at a time (backends own their worker threads). */
+ * Everything else is made from a context and keeps a pointer to it; it must outlive them all. A
+ * context and what is made from it is used by one thread at a time (backends own their worker
+ * threads). */
 #ifndef BIRKHOFF_CONTEXT_H
 #define BIRKHOFF_CONTEXT_H
 
@@ -16,7 +17,13 @@ extern "C" {
 
 typedef struct bk_context bk_context;
 
-typedef enum bk_log_level { BK_LOG_ERROR, BK_LOG_WARN, BK_LOG_INFO, BK_LOG_DEBUG, BK_LOG_TRACE } bk_log_level;
+typedef enum bk_log_level {
+  BK_LOG_ERROR,
+  BK_LOG_WARN,
+  BK_LOG_INFO,
+  BK_LOG_DEBUG,
+  BK_LOG_TRACE
+} bk_log_level;
 
 /* Receives one message, without a newline, valid for the call only. */
 typedef void (*bk_log_fn)(void *user, bk_log_level level, const char *message);
@@ -28,24 +35,29 @@ typedef struct bk_allocator {
   void *user;
 } bk_allocator;
 
-/* File access. Paths are bytes, '/' separated. Each returns 0 or a negated errno value; read and write return the number
- * of bytes moved (short only at the end of the file) or a negated errno value. */
+/* File access. Paths are bytes, '/' separated. Each returns 0 or a negated errno value; read and
+ * write return the number of bytes moved (short only at the end of the file) or a negated errno
+ * value. */
 typedef struct bk_file bk_file;
 typedef struct bk_fs {
   int (*open_read)(void *user, const char *path, bk_file **file);
-  int (*open_write)(void *user, const char *path, bool append, bk_file **file); /* creates; truncates unless append */
+  /* creates; truncates unless append */
+  int (*open_write)(void *user, const char *path, bool append, bk_file **file);
   int64_t (*read_at)(void *user, bk_file *file, uint64_t offset, void *dst, size_t bytes);
-  int64_t (*write)(void *user, bk_file *file, const void *src, size_t bytes); /* appends at the write position */
+  /* appends at the write position */
+  int64_t (*write)(void *user, bk_file *file, const void *src, size_t bytes);
   int (*size)(void *user, bk_file *file, uint64_t *bytes);
   int (*truncate)(void *user, const char *path, uint64_t bytes);
   int (*sync)(void *user, bk_file *file);
   int (*close)(void *user, bk_file *file);
-  int (*mkdir)(void *user, const char *path);             /* -EEXIST if it is there */
+  int (*mkdir)(void *user, const char *path);                  /* -EEXIST if it is there */
   int (*rename)(void *user, const char *from, const char *to); /* atomic; also directories */
-  int (*remove)(void *user, const char *path);            /* a file or an empty folder */
+  int (*remove)(void *user, const char *path);                 /* a file or an empty folder */
   int (*sync_dir)(void *user, const char *path);
-  int (*list)(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg); /* no . or .. */
-  int (*kind)(void *user, const char *path); /* 0 regular file, 1 folder, 2 other, or a negated errno value */
+  /* no . or .. */
+  int (*list)(void *user, const char *path, void (*each)(void *arg, const char *name), void *arg);
+  /* 0 regular file, 1 folder, 2 other, or a negated errno value */
+  int (*kind)(void *user, const char *path);
   void *user;
 } bk_fs;
 
@@ -59,15 +71,18 @@ typedef struct bk_context_options {
 
 /* options may be NULL: C library memory, no log, operating system files. */
 bk_status bk_context_create(const bk_context_options *options, bk_context **context);
-/* For programs without an operating system, or that want nothing of it: uses only what options hand in. The allocator is needed;
- * without fs every access to a file fails, without a log there are no messages. There is one thread (devices run inline), no
- * clock (tokens_per_s is not a number), no environment variable and no loadable module. A static link of a program
- * that makes no other context, and opens its device with bk_device_open_backend, holds no code that needs an operating system. */
+/* For programs without an operating system, or that want nothing of it: uses only what options
+ * hand in. The allocator is needed; without fs every access to a file fails, without a log there
+ * are no messages. There is one thread (devices run inline), no clock (tokens_per_s is not a
+ * number), no environment variable and no loadable module. A static link of a program that makes
+ * no other context, and opens its device with bk_device_open_backend, holds no code that needs
+ * an operating system. */
 bk_status bk_context_create_embedded(const bk_context_options *options, bk_context **context);
 /* NULL is allowed. */
 void bk_context_destroy(bk_context *context);
 
-/* Bytes of host memory now held through the context, and the largest value so far; number of allocations ever made. */
+/* Bytes of host memory now held through the context, and the largest value so far; number of
+ * allocations ever made. */
 typedef struct bk_memory_stats {
   size_t current_bytes, peak_bytes;
   uint64_t allocations;

@@ -1,9 +1,11 @@
-/* Token data: UTF-8 text as byte tokens 0..255 with 256 after each file, or .bin streams of uint16 or uint32 (little-endian, without a header).
- * The last 10 % of each file, floor(bytes/10) of a text and floor(tokens/10) of a .bin, is its validation part; a .bin of fewer than 20 tokens
- * has none.
- * What a file is, is also looked for in a sample of its contents: archives, arrays, weights, pointers of Git LFS and the like, what is plainly not
- * text, text named .bin, and streams of another width than they are read in are refused with what would be right (BK_ERR_DATA). Where the caller
- * says data_dtype uint16, a stream counts as uint32 only if every second number is 0. Text that is not UTF-8 is taken as the bytes that it is. */
+/* Token data: UTF-8 text as byte tokens 0..255 with 256 after each file, or .bin streams of
+ * uint16 or uint32 (little-endian, without a header). The last 10 % of each file,
+ * floor(bytes/10) of a text and floor(tokens/10) of a .bin, is its validation part; a .bin of
+ * fewer than 20 tokens has none. What a file is, is also looked for in a sample of its contents:
+ * archives, arrays, weights, pointers of Git LFS and the like, what is plainly not text, text
+ * named .bin, and streams of another width than they are read in are refused with what would be
+ * right (BK_ERR_DATA). Where the caller says data_dtype uint16, a stream counts as uint32 only
+ * if every second number is 0. Text that is not UTF-8 is taken as the bytes that it is. */
 #ifndef BIRKHOFF_DATA_H
 #define BIRKHOFF_DATA_H
 
@@ -22,41 +24,54 @@ typedef struct bk_dataset_options {
   int64_t vocab_size; /* every token is checked against it: BK_ERR_DATA names file and position */
   int data_dtype;     /* as in bk_train_config; 0: uint16 if vocab_size <= 65536 else uint32 */
   bk_split split;
-  bool whole_bin;     /* a .bin file has no validation part, whatever its size: all of it is training data (recipe key bin_validation = false) */
+  /* a .bin file has no validation part, whatever its size: all of it is training data (recipe
+   * key bin_validation = false) */
+  bool whole_bin;
 } bk_dataset_options;
 
-/* The files' tokens of the split, one after the other. Text files: token 256 after the file's last byte (in the split that has the
- * file's end: val or all; with val data given separately the caller asks for ALL). Empty files, an empty result and what is no regular file: BK_ERR_DATA. */
-bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths, const bk_dataset_options *options, bk_dataset **ds);
-/* `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4) in this machine's byte order. They are read in
- * place: they stay the caller's, unchanged, until the dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
-bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count, int token_bytes, int64_t vocab_size, bk_dataset **ds);
+/* The files' tokens of the split, one after the other. Text files: token 256 after the file's
+ * last byte (in the split that has the file's end: val or all; with val data given separately
+ * the caller asks for ALL). Empty files, an empty result and what is no regular file:
+ * BK_ERR_DATA. */
+bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
+                          const bk_dataset_options *options, bk_dataset **ds);
+/* `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4) in this
+ * machine's byte order. They are read in place: they stay the caller's, unchanged, until the
+ * dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
+bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
+                                 int token_bytes, int64_t vocab_size, bk_dataset **ds);
 void bk_dataset_close(bk_dataset *ds);
 int64_t bk_dataset_tokens(const bk_dataset *ds);
-int64_t bk_dataset_bytes(const bk_dataset *ds);     /* bytes of text behind the tokens; -1 if a .bin is among them, or from memory */
+/* bytes of text behind the tokens; -1 if a .bin is among them, or from memory */
+int64_t bk_dataset_bytes(const bk_dataset *ds);
 uint64_t bk_dataset_hash(const bk_dataset *ds);
 int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
 
-/* Training order: a pure function of (seed, sequence number), so that the position is one integer. Windows of seq_len inputs + the
- * next token; each epoch visits every window once, in a pseudo-random order, cut at a pseudo-random offset of the epoch.
- * Sequence number s (from 0): ids [seq_len], targets [seq_len] (ids shifted by one). Data shorter than seq_len + 1:
+/* Training order: a pure function of (seed, sequence number), so that the position is one
+ * integer. Windows of seq_len inputs + the next token; each epoch visits every window once, in a
+ * pseudo-random order, cut at a pseudo-random offset of the epoch. Sequence number s (from 0):
+ * ids [seq_len], targets [seq_len] (ids shifted by one). Data shorter than seq_len + 1:
  * bk_dataset_check_seq_len gives BK_ERR_DATA with both lengths. */
 bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len);
-void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s, int32_t *ids, int32_t *targets);
+void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s,
+                               int32_t *ids, int32_t *targets);
 
-/* Evaluation: window i of seq_len inputs from i*seq_len, the last one shorter; every token but the first is predicted once.
- * Fills seq_len entries; past the end ids are 0 and targets -100. Returns the number of kept targets. */
+/* Evaluation: window i of seq_len inputs from i*seq_len, the last one shorter; every token but
+ * the first is predicted once. Fills seq_len entries; past the end ids are 0 and targets -100.
+ * Returns the number of kept targets. */
 int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
-int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids, int32_t *targets);
+int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids,
+                               int32_t *targets);
 
 /* One training step's numbers, as in metrics.jsonl. */
 typedef struct bk_metrics_row {
-  int64_t step, tokens;       /* tokens seen so far */
+  int64_t step, tokens; /* tokens seen so far */
   double loss, lr, grad_norm, tokens_per_s;
-  bool has_val, has_gain;     /* absent keys are not written */
+  bool has_val, has_gain;                       /* absent keys are not written */
   double val_loss, gain_forward, gain_backward; /* composite H_L ... H_1, mean over tokens */
-  int n_layers, n_experts;    /* MoE layers; 0: no expert_load */
-  const double *expert_load;  /* [n_layers][n_experts] share of the step's choices, sums to 1 per layer */
+  int n_layers, n_experts;                      /* MoE layers; 0: no expert_load */
+  /* [n_layers][n_experts] share of the step's choices, sums to 1 per layer */
+  const double *expert_load;
 } bk_metrics_row;
 
 #ifdef __cplusplus

@@ -12,89 +12,119 @@ extern "C" {
 typedef struct bk_model bk_model;
 
 typedef struct bk_model_options {
-  bool trainable;               /* gradients, masters and moments too */
-  int64_t begin, end;           /* sublayer range [begin, end) of 2 * num_hidden_layers; end 0 = all. The embedding belongs to
-                                   begin == 0, final collapse, norm and head to end == 2 * num_hidden_layers */
-  bool plan_only;               /* sizes only: no memory is committed (`birkhoff plan`) */
-  bool allow_nonfinite;         /* a checkpoint with NaN or infinities is loaded, with a warning; else it is refused */
+  bool trainable; /* gradients, masters and moments too */
+  /* sublayer range [begin, end) of 2 * num_hidden_layers; end 0 = all. The embedding belongs to
+   * begin == 0, final collapse, norm and head to end == 2 * num_hidden_layers */
+  int64_t begin, end;
+  bool plan_only; /* sizes only: no memory is committed (`birkhoff plan`) */
+  /* a checkpoint with NaN or infinities is loaded, with a warning; else it is refused */
+  bool allow_nonfinite;
 } bk_model_options;
 
-bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype, const bk_model_options *options, bk_model **model);
+bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
+                          const bk_model_options *options, bk_model **model);
 void bk_model_destroy(bk_model *model); /* NULL is allowed */
-/* Initial values from (seed, hash of name, element), the same bits on every machine and backend; masters, zero moments. */
+/* Initial values from (seed, hash of name, element), the same bits on every machine and backend;
+ * masters, zero moments. */
 bk_status bk_model_init(bk_model *model, uint64_t seed);
 
 /* Bytes of the weights, gradients, ... of the model itself. */
 size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
 
-/* Counts from the configuration alone. Active: the routed experts a token uses, and one of the two vocabulary matrices. */
+/* Counts from the configuration alone. Active: the routed experts a token uses, and one of the
+ * two vocabulary matrices. */
 typedef struct bk_model_counts {
   int64_t parameters_total, parameters_active, parameters_connections, parameters_vocabulary;
-  double flops_per_token; /* training: 6 x active matrix parameters + causal attention at seq_len, recompute not counted */
+  /* training: 6 x active matrix parameters + causal attention at seq_len, recompute not counted */
+  double flops_per_token;
 } bk_model_counts;
 void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_counts *counts);
 
 /* ---- checkpoints ---- */
 
-/* Checkpoints (design.md section 5): a folder with config.json and model.safetensors, and for resuming optimizer.safetensors and
- * trainer_state.json. Written beside its final name as NAME.tmp, synced, renamed: a crash leaves the previous one whole.
+/* Checkpoints (design.md section 5): a folder with config.json and model.safetensors, and for
+ * resuming optimizer.safetensors and trainer_state.json. Written beside its final name as
+ * NAME.tmp, synced, renamed: a crash leaves the previous one whole.
  *
- * model.safetensors: weights under Hugging Face's names in the run's dtype (hc_*, norm weights, router bias in fp32), metadata
- * format = pt. optimizer.safetensors: "m.NAME", "v.NAME" and, where the weights are not fp32 themselves, "master.NAME".
+ * model.safetensors: weights under Hugging Face's names in the run's dtype (hc_*, norm weights,
+ * router bias in fp32), metadata format = pt. optimizer.safetensors: "m.NAME", "v.NAME" and,
+ * where the weights are not fp32 themselves, "master.NAME".
  *
  * Of weights the reader takes
- *   files    model.safetensors; where it is not there, the shards that model.safetensors.index.json names
+ *   files    model.safetensors; where it is not there, the shards that
+ *            model.safetensors.index.json names
  *   dtypes   F32, BF16, F64 and F16, into a model of any dtype
- *   names    Hugging Face's for DeepSeek-V3; transformers' module names (attn_hc.fn, ffn_hc.fn, hc_head.hc_fn); names without "model.";
- *            before any of them "module." (DataParallel, DistributedDataParallel) and "_orig_mod." (torch.compile) in any number and order
- *   experts  one tensor per matrix, or model.layers.N.mlp.experts.gate_up_proj [E, 2 I, C] (for each expert the gate's rows, then up's)
+ *   names    Hugging Face's for DeepSeek-V3; transformers' module names (attn_hc.fn, ffn_hc.fn,
+ *            hc_head.hc_fn); names without "model.";
+ *            before any of them "module." (DataParallel, DistributedDataParallel) and
+ *            "_orig_mod." (torch.compile) in any number and order
+ *   experts  one tensor per matrix, or model.layers.N.mlp.experts.gate_up_proj [E, 2 I, C] (for
+ *            each expert the gate's rows, then up's)
  *            and model.layers.N.mlp.experts.down_proj [E, C, I]
- *   others   passed over: *rotary_emb.inv_freq, which is computed, and model.layers.L.* of the num_nextn_predict_layers layers
+ *   others   passed over: *rotary_emb.inv_freq, which is computed, and model.layers.L.* of the
+ *            num_nextn_predict_layers layers
  *            L >= num_hidden_layers, which are not part of this model
- * It refuses, by name: a tensor that is missing, has another shape, does not belong to the configuration or is there in two forms; FP8
- * (F8_E4M3 and the like, *_scale_inv): block scales are not applied, convert to bf16 first; PyTorch's own files (pytorch_model.bin):
- * convert to safetensors first; NaN and infinities, and numbers that the model's dtype cannot hold, unless allow_nonfinite is set. What
- * config.json may say is refused by its reader (tied embeddings, rope_interleave false, YaRN, quantization_config). */
+ * It refuses, by name: a tensor that is missing, has another shape, does not belong to the
+ * configuration or is there in two forms; FP8 (F8_E4M3 and the like, *_scale_inv): block scales
+ * are not applied, convert to bf16 first; PyTorch's own files (pytorch_model.bin): convert to
+ * safetensors first; NaN and infinities, and numbers that the model's dtype cannot hold, unless
+ * allow_nonfinite is set. What config.json may say is refused by its reader (tied embeddings,
+ * rope_interleave false, YaRN, quantization_config). */
 
-/* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest that is whole (BK_CHECKPOINT_READ). *path is to
- * be bk_free'd. Neither: BK_ERR_DATA that says what is missing. Where a crash interrupted the replacement of a checkpoint, the older one
- * that was moved aside (PATH.old.tmp), with a warning. */
+/* A checkpoint folder, or a training folder of step-NNNNNN folders, which means its newest that
+ * is whole (BK_CHECKPOINT_READ). *path is to be bk_free'd. Neither: BK_ERR_DATA that says what
+ * is missing. Where a crash interrupted the replacement of a checkpoint, the older one that was
+ * moved aside (PATH.old.tmp), with a warning. */
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
-/* What a step folder has to have to count: its name alone; config.json and weights; optimizer.safetensors and trainer_state.json too. */
-typedef enum bk_checkpoint_use { BK_CHECKPOINT_ANY, BK_CHECKPOINT_READ, BK_CHECKPOINT_RESUME } bk_checkpoint_use;
-/* Newest step-NNNNNN in folder that is whole: no file is missing, no JSON file empty, cut short or damaged, and no safetensors file begins
- * with zeros or is shorter than its header says. Newer ones that are not whole are passed over with a warning that says what they lack.
- * *step = -1 if there is no step folder or no folder; step folders of which none is whole: BK_ERR_DATA that names the newest and what it
- * lacks. */
-bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use, int64_t *step);
-char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step); /* "DIR/step-000123"; bk_free */
-/* Keeps the newest `keep` step folders from which training can go on (BK_CHECKPOINT_RESUME), removes what is older, and left-over *.tmp
- * folders. A folder that is not whole does not count, and stays unless it is older. */
+/* What a step folder has to have to count: its name alone; config.json and weights;
+ * optimizer.safetensors and trainer_state.json too. */
+typedef enum bk_checkpoint_use {
+  BK_CHECKPOINT_ANY,
+  BK_CHECKPOINT_READ,
+  BK_CHECKPOINT_RESUME
+} bk_checkpoint_use;
+/* Newest step-NNNNNN in folder that is whole: no file is missing, no JSON file empty, cut short
+ * or damaged, and no safetensors file begins with zeros or is shorter than its header says.
+ * Newer ones that are not whole are passed over with a warning that says what they lack. *step =
+ * -1 if there is no step folder or no folder; step folders of which none is whole: BK_ERR_DATA
+ * that names the newest and what it lacks. */
+bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
+                               int64_t *step);
+/* "DIR/step-000123"; bk_free */
+char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step);
+/* Keeps the newest `keep` step folders from which training can go on (BK_CHECKPOINT_RESUME),
+ * removes what is older, and left-over *.tmp folders. A folder that is not whole does not count,
+ * and stays unless it is older. */
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
 
-/* state NULL: weights only (no optimiser, no trainer state). A checkpoint that is at `path` is replaced; anything else there is
- * left alone: BK_ERR_ARGUMENT. */
+/* state NULL: weights only (no optimiser, no trainer state). A checkpoint that is at `path` is
+ * replaced; anything else there is left alone: BK_ERR_ARGUMENT. */
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *path);
 
-/* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices (of F16: fp32). Trainable models get masters
- * from the weights and zero moments. */
-bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype, const bk_model_options *options, bk_model **model);
-/* Weights of the folder PATH into a model that exists. Every tensor must be there, none may be left over. What is not finite is named
- * (file, tensor, first element and its value, how many further tensors): BK_ERR_DATA once all is loaded, a warning with allow_nonfinite. */
+/* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices (of
+ * F16: fp32). Trainable models get masters from the weights and zero moments. */
+bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
+                             const bk_model_options *options, bk_model **model);
+/* Weights of the folder PATH into a model that exists. Every tensor must be there, none may be
+ * left over. What is not finite is named (file, tensor, first element and its value, how many
+ * further tensors): BK_ERR_DATA once all is loaded, a warning with allow_nonfinite. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
 /* Moments and masters, for a bit-exact resume; the same holds for what is not finite. */
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path);
-/* The dtype of the matrices in the folder PATH; of half precision (F16) fp32, which holds it exactly. */
+/* The dtype of the matrices in the folder PATH; of half precision (F16) fp32, which holds it
+ * exactly. */
 bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype);
-/* Whether all weights, masters and moments in the folder's files are finite. BK_ERR_NOT_FINITE, not logged, with *what (bk_free) saying
- * which is not; else *what is NULL. */
+/* Whether all weights, masters and moments in the folder's files are finite. BK_ERR_NOT_FINITE,
+ * not logged, with *what (bk_free) saying which is not; else *what is NULL. */
 bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what);
 
-/* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits are the same: the reads average the
- * streams (pre = 1/n), the writes sum to n, every mixing matrix is doubly stochastic and fn is zero, so that the mean of the
- * streams follows the plain residual while the streams themselves differ. With a learned head the result is exact; with the
- * sum, the final norm sees n times the value and its eps weighs 1/n^2. With hc_eps > 0 mhc's mixing matrices sum to 1 - hc_eps, not 1,
- * and the logits agree to about that; hc_eps of 1/hc_mult or more: BK_ERR_CONFIG. */
+/* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits
+ * are the same: the reads average the streams (pre = 1/n), the writes sum to n, every mixing
+ * matrix is doubly stochastic and fn is zero, so that the mean of the streams follows the plain
+ * residual while the streams themselves differ. With a learned head the result is exact; with
+ * the sum, the final norm sees n times the value and its eps weighs 1/n^2. With hc_eps > 0 mhc's
+ * mixing matrices sum to 1 - hc_eps, not 1, and the logits agree to about that; hc_eps of
+ * 1/hc_mult or more: BK_ERR_CONFIG. */
 bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path);
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
-/* Status codes: every fallible function returns one; 0 is success.
- * A code's hundred names the recovery scope (who can do something about it). The function that first detects a failure
- * logs it once with the cause; callers only propagate. Outputs are written only on success. */
+/* Status codes: every fallible function returns one; 0 is success. A code's hundred names the
+ * recovery scope (who can do something about it). The function that first detects a failure logs
+ * it once with the cause; callers only propagate. Outputs are written only on success. */
 #ifndef BIRKHOFF_STATUS_H
 #define BIRKHOFF_STATUS_H
 
@@ -38,9 +38,9 @@ typedef enum bk_status {
 const char *bk_status_name(bk_status status);
 
 /* Leaves the enclosing function when a call did not return BK_OK. */
-#define BK_TRY(call)                          \
-  do {                                        \
-    bk_status bk_try_status_ = (call);        \
+#define BK_TRY(call)                                    \
+  do {                                                  \
+    bk_status bk_try_status_ = (call);                  \
     if (bk_try_status_ != BK_OK) return bk_try_status_; \
   } while (0)
 

@@ -19,13 +19,21 @@ typedef enum bk_dtype {
   BK_DTYPE_COUNT
 } bk_dtype;
 
-size_t bk_dtype_size(bk_dtype dtype);             /* bytes; 0 for BK_NONE */
-const char *bk_dtype_name(bk_dtype dtype);        /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
+size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
+const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
 bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
 
-/* Residual connections (design: H_res free, doubly stochastic by Sinkhorn, a mixture of permutations, the identity); HEAD is
- * the learned collapse of the streams at the end. Names in configurations: plain hc mhc mhc_lite ihc. */
-typedef enum bk_hc_kind { BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HEAD } bk_hc_kind;
+/* Residual connections (design: H_res free, doubly stochastic by Sinkhorn, a mixture of
+ * permutations, the identity); HEAD is the learned collapse of the streams at the end. Names in
+ * configurations: plain hc mhc mhc_lite ihc. */
+typedef enum bk_hc_kind {
+  BK_HC_PLAIN,
+  BK_HC_HC,
+  BK_HC_MHC,
+  BK_HC_MHC_LITE,
+  BK_HC_IHC,
+  BK_HC_HEAD
+} bk_hc_kind;
 
 #ifdef __cplusplus
 }

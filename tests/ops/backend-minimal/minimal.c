@@ -1,8 +1,10 @@
-/* minimal: the smallest backend, a loadable module in one file. doc/porting-a-backend.md goes through it part by part.
+/* minimal: the smallest backend, a loadable module in one file. doc/porting-a-backend.md goes
+ * through it part by part.
  *
- * It has what a GPU's backend has, and nothing else: a device with memory of its own, of which the host sees objects and no addresses,
- * an in-order stream, events, and kernels for three ops (ADD, RMSNORM, GEMM) in fp32 and bf16. The "device" is this processor: where
- * a driver would be called, here are a memcpy or a loop. */
+ * It has what a GPU's backend has, and nothing else: a device with memory of its own, of which
+ * the host sees objects and no addresses, an in-order stream, events, and kernels for three ops
+ * (ADD, RMSNORM, GEMM) in fp32 and bf16. The "device" is this processor: where a driver would be
+ * called, here are a memcpy or a loop. */
 #include "runtime/backend.h"
 
 #include <math.h>
@@ -12,7 +14,8 @@
 
 static const bk_backend minimal_backend;
 
-/* ---- 1. memory: a handle is an object of the "driver" (a cl_mem, a VkBuffer); nobody outside of this file looks into it ---- */
+/* ---- 1. memory: a handle is an object of the "driver" (a cl_mem, a VkBuffer); nobody outside
+ * of this file looks into it ---- */
 
 typedef struct memory {
   unsigned char *bytes;
@@ -26,7 +29,9 @@ static bk_status buffer_alloc(bk_device *device, size_t bytes, void **handle) {
     return BK_OK;
   }
   bk_free(device->ctx, made);
-  return BK_ERR_MEMORY; /* bk_alloc has said it; a driver's own refusal: return bk_fail(device->ctx, BK_ERR_MEMORY, "...", bytes) */
+  /* bk_alloc has said it; a driver's own refusal: return bk_fail(device->ctx, BK_ERR_MEMORY,
+   * "...", bytes) */
+  return BK_ERR_MEMORY;
 }
 
 static void buffer_free(bk_device *device, void *handle, size_t bytes) {
@@ -35,7 +40,8 @@ static void buffer_free(bk_device *device, void *handle, size_t bytes) {
   bk_free(device->ctx, handle);
 }
 
-/* ---- 2. the stream: everything posted on it is done in order. This one is inline, done when the call returns ---- */
+/* ---- 2. the stream: everything posted on it is done in order. This one is inline, done when
+ * the call returns ---- */
 
 static unsigned char *address(bk_place p) { return ((memory *)p.buffer->handle)->bytes + p.offset; }
 
@@ -93,19 +99,20 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
 static void stream_destroy(bk_stream *stream) { bk_free(stream->device->ctx, stream); }
 
 static const bk_stream_ops stream_ops = {
-  .destroy = stream_destroy,
-  .upload = upload,
-  .download = download,
-  .copy = copy,
-  .fill = fill,
-  .event_record = event_record,
-  .event_wait = event_wait,
-  .sync = stream_sync,
-  .query = stream_query,
-  .capture_begin = bk_stream_capture_begin_none, /* no member is NULL: what is not there has a stub */
-  .capture_end = bk_stream_capture_end_none,
-  .graph_launch = bk_stream_graph_launch_none,
-  .graph_destroy = bk_stream_graph_destroy_none,
+    .destroy = stream_destroy,
+    .upload = upload,
+    .download = download,
+    .copy = copy,
+    .fill = fill,
+    .event_record = event_record,
+    .event_wait = event_wait,
+    .sync = stream_sync,
+    .query = stream_query,
+    /* no member is NULL: what is not there has a stub */
+    .capture_begin = bk_stream_capture_begin_none,
+    .capture_end = bk_stream_capture_end_none,
+    .graph_launch = bk_stream_graph_launch_none,
+    .graph_destroy = bk_stream_graph_destroy_none,
 };
 
 static bk_status stream_create(bk_device *device, int priority, bk_stream **stream) {
@@ -126,7 +133,8 @@ static bk_status event_sync(bk_event *e) {
 
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   double from = ((event *)begin)->seconds, to = ((event *)end)->seconds;
-  if (from == 0 || to == 0) return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (from == 0 || to == 0)
+    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
   *seconds = to - from;
   return BK_OK;
 }
@@ -141,7 +149,8 @@ static bk_status event_create(bk_device *device, bk_event **e) {
   return BK_OK;
 }
 
-/* ---- 3. kernels: bf16 is a 16-bit integer in memory, arithmetic is fp32, a result is rounded once, on store ---- */
+/* ---- 3. kernels: bf16 is a 16-bit integer in memory, arithmetic is fp32, a result is rounded
+ * once, on store ---- */
 
 static float load(const bk_tensor *t, int64_t at) { /* at: elements from the tensor's first */
   const unsigned char *p = address((bk_place){t->buffer, t->offset});
@@ -165,17 +174,21 @@ static int64_t place_of(const bk_tensor *t, int64_t i) {
 static bk_status add(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
   const bk_add_args *a = args;
   (void)stream, (void)plan, (void)workspace;
-  for (int64_t i = 0; i < bk_tensor_count(&a->y); i++) store(&a->y, place_of(&a->y, i), load(&a->a, place_of(&a->a, i)) + load(&a->b, place_of(&a->b, i)));
+  for (int64_t i = 0; i < bk_tensor_count(&a->y); i++)
+    store(&a->y, place_of(&a->y, i),
+          load(&a->a, place_of(&a->a, i)) + load(&a->b, place_of(&a->b, i)));
   return BK_OK;
 }
 
-/* RMSNORM in two passes, as a GPU might do it: one leaves 1 / rms of each row in the workspace, the other scales. What is known when the
- * model is built is worked out there and kept in the plan's state (on a GPU: compiled pipelines); launch allocates nothing. */
+/* RMSNORM in two passes, as a GPU might do it: one leaves 1 / rms of each row in the workspace,
+ * the other scales. What is known when the model is built is worked out there and kept in the
+ * plan's state (on a GPU: compiled pipelines); launch allocates nothing. */
 typedef struct rmsnorm_state {
   int64_t rows, width;
 } rmsnorm_state;
 
-static bk_status rmsnorm_prepare(bk_device *device, const void *args, void **state, size_t *workspace_bytes) {
+static bk_status rmsnorm_prepare(bk_device *device, const void *args, void **state,
+                                 size_t *workspace_bytes) {
   const bk_rmsnorm_args *a = args; /* shapes and dtypes only: buffers may be NULL here */
   rmsnorm_state *s = bk_alloc(device->ctx, sizeof *s);
   if (!s) return BK_ERR_MEMORY;
@@ -187,29 +200,36 @@ static bk_status rmsnorm_prepare(bk_device *device, const void *args, void **sta
 
 static void rmsnorm_release(bk_device *device, void *state) { bk_free(device->ctx, state); }
 
-static bk_status rmsnorm(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+static bk_status rmsnorm(bk_stream *stream, const bk_plan *plan, const void *args,
+                         bk_place workspace) {
   const bk_rmsnorm_args *a = args;
   const rmsnorm_state *s = plan->state;
   float *rstd = s->rows ? (float *)address(workspace) : NULL;
   (void)stream;
   for (int64_t i = 0; i < s->rows; i++) {
     float sum = 0;
-    for (int64_t c = 0; c < s->width; c++) sum += load(&a->x, i * a->x.stride[0] + c) * load(&a->x, i * a->x.stride[0] + c);
+    for (int64_t c = 0; c < s->width; c++)
+      sum += load(&a->x, i * a->x.stride[0] + c) * load(&a->x, i * a->x.stride[0] + c);
     rstd[i] = 1 / sqrtf(sum / (float)s->width + (float)a->eps);
-    if (bk_tensor_present(&a->rstd)) store(&a->rstd, i * a->rstd.stride[0], rstd[i]); /* an operand that may be absent */
+    /* an operand that may be absent */
+    if (bk_tensor_present(&a->rstd)) store(&a->rstd, i * a->rstd.stride[0], rstd[i]);
   }
   for (int64_t i = 0; i < s->rows; i++)
-    for (int64_t c = 0; c < s->width; c++) store(&a->y, i * a->y.stride[0] + c, load(&a->x, i * a->x.stride[0] + c) * rstd[i] * load(&a->w, c * a->w.stride[0]));
+    for (int64_t c = 0; c < s->width; c++)
+      store(&a->y, i * a->y.stride[0] + c,
+            load(&a->x, i * a->x.stride[0] + c) * rstd[i] * load(&a->w, c * a->w.stride[0]));
   return BK_OK;
 }
 
-/* GEMM: transposition is in the strides; with a batch, its dimension comes before rows and columns. */
+/* GEMM: transposition is in the strides; with a batch, its dimension comes before rows and
+ * columns. */
 static int64_t element(const bk_tensor *t, int64_t batch, int64_t row, int64_t column) {
   const int d = t->ndim - 2;
   return (d ? batch * t->stride[0] : 0) + row * t->stride[d] + column * t->stride[d + 1];
 }
 
-static bk_status gemm(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+static bk_status gemm(bk_stream *stream, const bk_plan *plan, const void *args,
+                      bk_place workspace) {
   const bk_gemm_args *g = args;
   const int d = g->c.ndim - 2;
   const int64_t m = g->c.shape[d], n = g->c.shape[d + 1], k = g->a.shape[d + 1];
@@ -217,7 +237,8 @@ static bk_status gemm(bk_stream *stream, const bk_plan *plan, const void *args, 
   for (int64_t at = 0; at < bk_tensor_count(&g->c); at++) {
     const int64_t b = at / (m * n), i = at / n % m, j = at % n, c = element(&g->c, b, i, j);
     float sum = 0;
-    for (int64_t l = 0; l < k; l++) sum += load(&g->a, element(&g->a, b, i, l)) * load(&g->b, element(&g->b, b, l, j));
+    for (int64_t l = 0; l < k; l++)
+      sum += load(&g->a, element(&g->a, b, i, l)) * load(&g->b, element(&g->b, b, l, j));
     store(&g->c, c, (float)g->alpha * sum + (g->accumulate ? load(&g->c, c) : 0));
   }
   return BK_OK;
@@ -225,10 +246,11 @@ static bk_status gemm(bk_stream *stream, const bk_plan *plan, const void *args, 
 
 #define FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16)) /* of the leading tensor */
 static const bk_kernel kernels[] = {
-  BK_KERNEL(BK_OP_ADD, FLOATS, "minimal_add", add),
-  {BK_OP_RMSNORM, FLOATS, "minimal_rmsnorm", bk_kernel_accepts_all, rmsnorm_prepare, rmsnorm, rmsnorm_release},
-  BK_KERNEL(BK_OP_GEMM, FLOATS, "minimal_gemm", gemm),
-  BK_KERNEL_END,
+    BK_KERNEL(BK_OP_ADD, FLOATS, "minimal_add", add),
+    {BK_OP_RMSNORM, FLOATS, "minimal_rmsnorm", bk_kernel_accepts_all, rmsnorm_prepare, rmsnorm,
+     rmsnorm_release},
+    BK_KERNEL(BK_OP_GEMM, FLOATS, "minimal_gemm", gemm),
+    BK_KERNEL_END,
 };
 
 /* ---- 4. the device and the backend: what is here, and how it is opened ---- */
@@ -236,17 +258,19 @@ static const bk_kernel kernels[] = {
 static void device_close(bk_device *device) { bk_free(device->ctx, device); }
 
 static const bk_device_ops device_ops = {
-  .close = device_close,
-  .memory_info = bk_host_memory_info, /* a GPU: what its driver says */
-  .buffer_alloc = buffer_alloc,
-  .buffer_free = buffer_free,
-  .host_alloc = bk_host_buffer_alloc, /* memory of the host that is fast to copy from (pinned), where there is such a thing */
-  .host_free = bk_host_buffer_free,
-  .stream_create = stream_create,
-  .event_create = event_create,
+    .close = device_close,
+    .memory_info = bk_host_memory_info, /* a GPU: what its driver says */
+    .buffer_alloc = buffer_alloc,
+    .buffer_free = buffer_free,
+    /* memory of the host that is fast to copy from (pinned), where there is such a thing */
+    .host_alloc = bk_host_buffer_alloc,
+    .host_free = bk_host_buffer_free,
+    .stream_create = stream_create,
+    .event_create = event_create,
 };
 
-/* Absent is no failure: the reason in words is what `birkhoff devices` shows. A GPU: no driver library, too old a driver, no device. */
+/* Absent is no failure: the reason in words is what `birkhoff devices` shows. A GPU: no driver
+ * library, too old a driver, no device. */
 static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
   (void)ctx;
   const char *wanted = getenv("BIRKHOFF_MINIMAL");
@@ -260,19 +284,27 @@ static int device_count(bk_context *ctx) {
   return 1;
 }
 
-static bk_status describe(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes) {
+static bk_status describe(bk_context *ctx, int index, bk_device_props *props,
+                          size_t *memory_bytes) {
   size_t unused;
   (void)index;
   *props = (bk_device_props){.host_memory = false, .offset_alignment = 4, .storage_dtypes = FLOATS};
   snprintf(props->name, sizeof props->name, "the example of a port");
-  return bk_host_memory_info(&(bk_device){.ctx = ctx, .backend = &minimal_backend}, &unused, memory_bytes);
+  return bk_host_memory_info(&(bk_device){.ctx = ctx, .backend = &minimal_backend}, &unused,
+                             memory_bytes);
 }
 
-static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options, bk_device **device) {
+static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options,
+                             bk_device **device) {
   size_t bytes;
-  bk_device *d = bk_alloc(ctx, sizeof *d); /* a GPU's struct begins with bk_device and has the driver's objects behind it */
+  /* a GPU's struct begins with bk_device and has the driver's objects behind it */
+  bk_device *d = bk_alloc(ctx, sizeof *d);
   if (!d) return BK_ERR_MEMORY;
-  *d = (bk_device){.ops = &device_ops, .backend = &minimal_backend, .ctx = ctx, .index = index, .options = *options};
+  *d = (bk_device){.ops = &device_ops,
+                   .backend = &minimal_backend,
+                   .ctx = ctx,
+                   .index = index,
+                   .options = *options};
   bk_status status = describe(ctx, index, &d->props, &bytes);
   if (status == BK_OK) *device = d;
   else bk_free(ctx, d);
@@ -280,14 +312,14 @@ static bk_status open_device(bk_context *ctx, int index, const bk_device_options
 }
 
 static const bk_backend minimal_backend = {
-  .abi = BK_BACKEND_ABI,
-  .name = "minimal",
-  .priority = -1, /* never the default */
-  .probe = probe,
-  .device_count = device_count,
-  .describe = describe,
-  .open = open_device,
-  .kernels = kernels,
+    .abi = BK_BACKEND_ABI,
+    .name = "minimal",
+    .priority = -1, /* never the default */
+    .probe = probe,
+    .device_count = device_count,
+    .describe = describe,
+    .open = open_device,
+    .kernels = kernels,
 };
 
 const bk_backend *bk_backend_module(void);
