@@ -4,12 +4,13 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "models/runner_priv.h"
+#include "models/chunk_priv.h"
 #include "models/watch.h"
 
 #define PIECE_BYTES ((size_t)1 << 16)
 
 typedef struct search {
+  const bk_runner *runner; /* whose passes are looked at, in slot 0 */
   bk_suspect *suspect;
   void *piece; /* [PIECE_BYTES] */
 } search;
@@ -125,7 +126,16 @@ static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNEC
   out[3] = c->norm;
 }
 
-/* ---- stages ---- */
+/* ---- pieces ---- */
+
+/* Where a piece is: a chunk, its slot, and a sublayer of it. */
+typedef struct spot {
+  const bk_model *m;
+  const bk_chunk *c;
+  const bk_slot *slot;
+  const bk_sublayer *l; /* NULL: at the ends */
+  int s;
+} spot;
 
 /* "model.layers.3's attention" */
 static const char *sublayer_text(const bk_sublayer *l, char *text, size_t size) {
@@ -143,91 +153,127 @@ static bk_status check_named(const search *s, const bk_model *m, const bk_tensor
   return check(s, m->stream, t, text);
 }
 
-/* The mix in front of sublayer n, which comes with the merge of the one before it. */
-static bk_status look_mix(const search *s, const bk_runner *r, const bk_slot *slot, int n) {
-  const bk_model *m = r->model;
-  char text[64];
-  if (n == r->n) return check_named(s, m, &slot->last, "the streams after", "the last sublayer");
-  const bk_sublayer *l = &m->sublayers[n];
-  const bk_mix_acts *a = &slot->mix[n];
-  bk_param_block *blocks[CONNECTION_BLOCKS];
-  const char *where = sublayer_text(l, text, sizeof text);
-  BK_TRY(check_named(s, m, &a->x, "the streams in front of", where));
-  connection_blocks(&l->connection, blocks);
-  BK_TRY(check_weights(s, m, blocks, CONNECTION_BLOCKS));
-  BK_TRY(check_named(s, m, &a->pre, "the pre map of", where));
-  BK_TRY(check_named(s, m, &a->post, "the post map of", where));
-  BK_TRY(check_named(s, m, &a->comb, "the residual map of", where));
-  return check_named(s, m, &a->h, "the normed input of", where);
+static bk_status look_embed(const search *s, const spot *at) {
+  BK_TRY(check_block(s, at->m, at->m->parts->embed, bk_param_weight, "weight "));
+  return check_named(s, at->m, &at->slot->mix[0].x, "the streams after", "the embedding");
 }
 
-static bk_status look_f(const search *s, const bk_runner *r, const bk_slot *slot, int n) {
-  const bk_sublayer *l = &r->model->sublayers[n];
+static bk_status look_mix(const search *s, const spot *at) {
+  const bk_mix_acts *a = &at->slot->mix[at->s];
+  char text[64];
+  bk_param_block *blocks[CONNECTION_BLOCKS];
+  const char *where = sublayer_text(at->l, text, sizeof text);
+  BK_TRY(check_named(s, at->m, &a->x, "the streams in front of", where));
+  connection_blocks(&at->l->connection, blocks);
+  BK_TRY(check_weights(s, at->m, blocks, CONNECTION_BLOCKS));
+  BK_TRY(check_named(s, at->m, &a->pre, "the pre map of", where));
+  BK_TRY(check_named(s, at->m, &a->post, "the post map of", where));
+  BK_TRY(check_named(s, at->m, &a->comb, "the residual map of", where));
+  return check_named(s, at->m, &a->h, "the normed input of", where);
+}
+
+/* The mix of the next sublayer comes with it. */
+static bk_status look_merge(const search *s, const spot *at) {
+  if (at->s + 1 < at->c->n) {
+    spot next = *at;
+    next.l++, next.s++;
+    return look_mix(s, &next);
+  }
+  return check_named(s, at->m, &at->slot->last, "the streams after", "the last sublayer");
+}
+
+static bk_status look_f(const search *s, const spot *at) {
   bk_param_block *blocks[F_BLOCKS];
   char text[64];
-  BK_TRY(check_weights(s, r->model, blocks, f_blocks(l, blocks)));
-  return check_named(s, r->model, &slot->mix[n].f, "the output of",
-                     sublayer_text(l, text, sizeof text));
+  BK_TRY(check_weights(s, at->m, blocks, f_blocks(at->l, blocks)));
+  return check_named(s, at->m, &at->slot->mix[at->s].f, "the output of",
+                     sublayer_text(at->l, text, sizeof text));
 }
 
-static bk_status look_head(const search *s, const bk_runner *r, const bk_slot *slot) {
+static bk_status look_loss(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
-  connection_blocks(&r->model->parts->head, blocks);
-  BK_TRY(check_weights(s, r->model, blocks, CONNECTION_BLOCKS));
-  BK_TRY(check_named(s, r->model, &slot->head.mix.h, "the normed input of", "lm_head"));
-  BK_TRY(check_block(s, r->model, r->model->parts->lm_head, bk_param_weight, "weight "));
-  return check_named(s, r->model, &r->row_losses, "the loss", "of a token");
+  connection_blocks(&at->m->parts->head, blocks);
+  BK_TRY(check_weights(s, at->m, blocks, CONNECTION_BLOCKS));
+  BK_TRY(check_named(s, at->m, &at->slot->head.mix.h, "the normed input of", "lm_head"));
+  BK_TRY(check_block(s, at->m, at->m->parts->lm_head, bk_param_weight, "weight "));
+  return check_named(s, at->m, &at->c->row_losses, "the loss", "of a token");
 }
 
-static bk_status look_head_bwd(const search *s, const bk_runner *r, const bk_slot *slot) {
+static bk_status look_head_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
-  connection_blocks(&r->model->parts->head, blocks);
-  BK_TRY(check_block(s, r->model, r->model->parts->lm_head, bk_param_grad, "the gradient of "));
+  connection_blocks(&at->m->parts->head, blocks);
+  BK_TRY(check_block(s, at->m, at->m->parts->lm_head, bk_param_grad, "the gradient of "));
   BK_TRY(
-      check_named(s, r->model, &slot->head.dh, "the gradient of the normed input of", "lm_head"));
-  BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
-  return check_named(s, r->model, &r->D, "the gradient of the streams after", "the last sublayer");
+      check_named(s, at->m, &at->slot->head.dh, "the gradient of the normed input of", "lm_head"));
+  BK_TRY(check_gradients(s, at->m, blocks, CONNECTION_BLOCKS));
+  return check_named(s, at->m, &at->slot->D, "the gradient of the streams after",
+                     "the last sublayer");
 }
 
-static bk_status look_f_bwd(const search *s, const bk_runner *r, int n) {
-  const bk_sublayer *l = &r->model->sublayers[n];
+static bk_status look_f_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[F_BLOCKS], *reversed[F_BLOCKS];
-  size_t count = f_blocks(l, blocks);
+  size_t count = f_blocks(at->l, blocks);
   char text[64];
-  const char *where = sublayer_text(l, text, sizeof text);
+  const char *where = sublayer_text(at->l, text, sizeof text);
   for (size_t i = 0; i < count; i++) reversed[i] = blocks[count - 1 - i];
-  BK_TRY(check_named(s, r->model, &r->df, "the gradient of the output of", where));
-  BK_TRY(check_gradients(s, r->model, reversed, count));
-  return check_named(s, r->model, &r->dh, "the gradient of the normed input of", where);
+  BK_TRY(check_named(s, at->m, &at->slot->df[at->s], "the gradient of the output of", where));
+  BK_TRY(check_gradients(s, at->m, reversed, count));
+  return check_named(s, at->m, &at->slot->dh, "the gradient of the normed input of", where);
 }
 
-static bk_status look_mix_bwd(const search *s, const bk_runner *r, int n) {
+static bk_status look_mix_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   char text[64];
-  connection_blocks(&r->model->sublayers[n].connection, blocks);
-  BK_TRY(check_gradients(s, r->model, blocks, CONNECTION_BLOCKS));
-  return check_named(s, r->model, &r->D, "the gradient of the streams in front of",
-                     sublayer_text(&r->model->sublayers[n], text, sizeof text));
+  connection_blocks(&at->l->connection, blocks);
+  BK_TRY(check_gradients(s, at->m, blocks, CONNECTION_BLOCKS));
+  return check_named(s, at->m, &at->slot->D, "the gradient of the streams in front of",
+                     sublayer_text(at->l, text, sizeof text));
 }
 
-static bk_status look(void *arg, const bk_runner *r, const bk_slot *slot, bk_stage stage, int n) {
-  const search *s = arg;
-  const bk_model *m = r->model;
-  s->suspect->in_forward = stage <= BK_STAGE_HEAD;
-  switch (stage) {
-    case BK_STAGE_EMBED:
-      BK_TRY(check_block(s, m, m->parts->embed, bk_param_weight, "weight "));
-      return check_named(s, m, &slot->mix[0].x, "the streams after", "the embedding");
-    case BK_STAGE_MIX: return look_mix(s, r, slot, n);
-    case BK_STAGE_F: return look_f(s, r, slot, n);
-    case BK_STAGE_HEAD: return look_head(s, r, slot);
-    case BK_STAGE_HEAD_BWD: return look_head_bwd(s, r, slot);
-    case BK_STAGE_F_BWD: return look_f_bwd(s, r, n);
-    case BK_STAGE_MIX_BWD: return look_mix_bwd(s, r, n);
-    case BK_STAGE_EMBED_BWD:
-      return check_block(s, m, m->parts->embed, bk_param_grad, "the gradient of ");
+static bk_status look_embed_bwd(const search *s, const spot *at) {
+  return check_block(s, at->m, at->m->parts->embed, bk_param_grad, "the gradient of ");
+}
+
+/* What there is to see after a piece; the pieces of F are looked at after the last of each pass,
+ * the gradients of F after its W pieces. */
+typedef bk_status (*look_fn)(const search *s, const spot *at);
+static look_fn look_of(const bk_piece *piece, const spot *at) {
+  bool shared = at->l && at->l->ops == &bk_moe_ops && at->l->moe.shared.gate_up;
+  switch (piece->part) {
+    case BK_PART_EMBED: return piece->pass == BK_PASS_F ? look_embed : look_embed_bwd;
+    case BK_PART_MIX: return piece->pass == BK_PASS_F ? look_mix : look_mix_bwd;
+    case BK_PART_MERGE: return piece->pass == BK_PASS_F ? look_merge : NULL;
+    case BK_PART_LOSS_SUM: return look_loss;
+    case BK_PART_HEAD: return piece->pass == BK_PASS_D ? look_head_bwd : NULL;
+    case BK_PART_COMBINE: return piece->pass == BK_PASS_F ? look_f : NULL;
+    case BK_PART_EXPERTS: return piece->pass == BK_PASS_W && !shared ? look_f_bwd : NULL;
+    case BK_PART_SHARED: return piece->pass == BK_PASS_W ? look_f_bwd : NULL;
+    case BK_PART_ATTENTION:
+    case BK_PART_MLP:
+      return piece->pass == BK_PASS_F ? look_f : piece->pass == BK_PASS_W ? look_f_bwd : NULL;
+    default: return NULL;
   }
-  return BK_OK;
+}
+
+/* Programs belong to one chunk, so the ends' pieces are those of the first or the last. */
+static spot spot_of(const bk_runner *r, const bk_piece *piece) {
+  int n = bk_runner_n_chunks(r), i = piece->part == BK_PART_EMBED ? 0 : n - 1;
+  const bk_chunk *c = bk_runner_chunk(r, i);
+  while (piece->sublayer >= 0 && c->sublayers[0].index > piece->sublayer)
+    c = bk_runner_chunk(r, --i);
+  spot at = {.m = c->model, .c = c, .slot = &c->slots[0], .l = NULL, .s = 0};
+  if (piece->sublayer < 0) return at;
+  at.s = piece->sublayer - c->sublayers[0].index;
+  at.l = &c->sublayers[at.s];
+  return at;
+}
+
+static bk_status look(void *arg, const bk_piece *piece) {
+  const search *s = arg;
+  spot at = spot_of(s->runner, piece);
+  look_fn fn = look_of(piece, &at);
+  s->suspect->in_forward = piece->pass == BK_PASS_F;
+  return fn ? fn(s, &at) : BK_OK;
 }
 
 static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
@@ -238,15 +284,15 @@ static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
 
 bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect) {
+  bk_context *ctx = bk_runner_stream(r)->device->ctx;
   search s;
-  BK_TRY(search_begin(r->model->ctx, suspect, &s));
-  r->look = look;
-  r->look_arg = &s;
+  BK_TRY(search_begin(ctx, suspect, &s));
+  s.runner = r;
+  bk_runner_look(r, look, &s);
   bk_status status = bk_runner_forward(r, 0, ids, targets);
   if (status == BK_OK) status = bk_runner_backward(r, 0);
-  r->look = NULL;
-  r->look_arg = NULL;
-  bk_free(r->model->ctx, s.piece);
+  bk_runner_look(r, NULL, NULL);
+  bk_free(ctx, s.piece);
   return status;
 }
 

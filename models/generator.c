@@ -38,8 +38,7 @@ bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator 
       g->logits && g->sorted ? bk_runner_create(model, &options, &g->one) : BK_ERR_MEMORY;
   if (status == BK_OK && max_tokens >= PREFILL) {
     options.seq_len = PREFILL;
-    options.cache_of = g->one;
-    status = bk_runner_create(model, &options, &g->many);
+    status = bk_runner_create_sharing(model, &options, g->one, &g->many);
   }
   if (status == BK_OK) *generator = g;
   else bk_generator_destroy(g);

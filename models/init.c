@@ -64,7 +64,7 @@ static bk_status zero_moments(bk_model *m) {
     BK_TRY(bk_tensor_zero(m->stream, &b->m));
     BK_TRY(bk_tensor_zero(m->stream, &b->v));
   }
-  return bk_model_zero_grads(m);
+  return BK_OK;
 }
 
 static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {

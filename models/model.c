@@ -3,31 +3,61 @@
 
 #include <string.h>
 
+static bk_status check_range(bk_context *ctx, const bk_chunk_range *c, int64_t n) {
+  if (c->begin >= 0 && c->begin < c->end && c->end <= n) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "sublayer range [%lld, %lld) is not within [0, %lld)",
+                 (long long)c->begin, (long long)c->end, (long long)n);
+}
+
+static bk_status check_apart(bk_context *ctx, const bk_chunk_range *a, const bk_chunk_range *b) {
+  if (a->end <= b->begin || b->end <= a->begin) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "chunks [%lld, %lld) and [%lld, %lld) overlap",
+                 (long long)a->begin, (long long)a->end, (long long)b->begin, (long long)b->end);
+}
+
+static bk_status check_chunks(bk_context *ctx, const bk_model_config *config, bk_model_options *o) {
+  int64_t n = 2 * config->num_hidden_layers;
+  if (o->n_chunks == 0) {
+    o->n_chunks = 1;
+    o->chunks[0] = (bk_chunk_range){0, n};
+  }
+  if (o->n_chunks < 0 || o->n_chunks > BK_CHUNKS_MAX)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "a model of %d chunks, 1 to %d can be", o->n_chunks,
+                   BK_CHUNKS_MAX);
+  for (int i = 0; i < o->n_chunks; i++) {
+    BK_TRY(check_range(ctx, &o->chunks[i], n));
+    for (int j = 0; j < i; j++) BK_TRY(check_apart(ctx, &o->chunks[j], &o->chunks[i]));
+  }
+  return BK_OK;
+}
+
 static bk_status check_options(bk_device *device, const bk_model_config *config, bk_dtype dtype,
                                bk_model_options *o) {
-  int64_t n = 2 * config->num_hidden_layers;
   if (!bk_dtype_is_float(dtype) || !(device->props.storage_dtypes & BK_DT(dtype))) {
     return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "device %s does not store models in %s",
                    device->backend->name, bk_dtype_name(dtype));
   }
-  if (o->end == 0) o->end = n;
-  if (o->begin < 0 || o->begin >= o->end || o->end > n) {
-    return bk_fail(device->ctx, BK_ERR_ARGUMENT,
-                   "sublayer range [%lld, %lld) is not within [0, %lld)", (long long)o->begin,
-                   (long long)o->end, (long long)n);
-  }
-  return BK_OK;
+  return check_chunks(device->ctx, config, o);
 }
 
 static bk_status model_fill(bk_model *m) {
   m->parts = bk_alloc(m->ctx, sizeof *m->parts);
   if (!m->parts) return BK_ERR_MEMORY;
+  for (int i = 0; i < m->options.n_chunks; i++) m->n_sublayers += bk_model_chunk_count(m, i);
   BK_TRY(bk_memory_create(m->device, &m->memory));
   BK_TRY(bk_model_build(m));
-  BK_TRY(bk_stream_create(m->device, 0, &m->stream));
-  BK_TRY(bk_graph_reserve(&m->parts->zero_graph, m, "zeroing the gradients", m->blocks,
-                          m->options.trainable ? m->n_blocks : 0));
+  BK_TRY(bk_lanes_init(&m->lanes, m->device, m->options.plan_only));
+  m->stream = m->lanes.stream[BK_LANE_COMPUTE];
   return m->options.plan_only ? BK_OK : bk_memory_commit(m->memory);
+}
+
+/* The chunks may come in any order; the sublayers lie by their index. */
+int bk_model_chunk_first(const bk_model *m, int chunk) {
+  int first = 0;
+  for (int i = 0; i < m->options.n_chunks; i++)
+    if (m->options.chunks[i].begin < m->options.chunks[chunk].begin)
+      first += bk_model_chunk_count(m, i);
+  return first;
 }
 
 bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
@@ -54,8 +84,7 @@ bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_d
 
 void bk_model_destroy(bk_model *m) {
   if (!m) return;
-  if (m->parts) bk_graph_fini(&m->parts->zero_graph);
-  bk_stream_destroy(m->stream);
+  bk_lanes_fini(&m->lanes);
   bk_memory_destroy(m->memory);
   for (int i = 0; i < m->n_params; i++) bk_free(m->ctx, m->params[i].name);
   for (size_t i = 0; m->parts && i < m->parts->n_values; i++) bk_free(m->ctx, m->parts->values[i]);
@@ -67,8 +96,8 @@ void bk_model_destroy(bk_model *m) {
   bk_free(m->ctx, m);
 }
 
-size_t bk_model_bytes(const bk_model *model, bk_memory_class c) {
-  return bk_memory_bytes(model->memory, c);
+size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
+  return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0);
 }
 
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
@@ -104,39 +133,9 @@ bool bk_param_trainable(const bk_model *m, const bk_param *p) {
   return m->blocks[p->block].trainable;
 }
 
-static bk_status zero_grads(void *arg) {
-  bk_model *model = arg;
-  for (int i = 0; i < model->n_blocks; i++) {
-    bk_param_block *b = &model->blocks[i];
-    b->fresh = b->by_product;
-    if (!b->fresh && bk_tensor_present(&b->grad)) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
-  }
-  return BK_OK;
-}
-
-bk_status bk_model_zero_grads(bk_model *model) {
-  return bk_graph_run(&model->parts->zero_graph, bk_model_may_graph(model), zero_grads, model);
-}
-
-bk_status bk_model_settle_grads(bk_model *model) {
-  for (int i = 0; i < model->n_blocks; i++) {
-    bk_param_block *b = &model->blocks[i];
-    if (b->fresh) BK_TRY(bk_tensor_zero(model->stream, &b->grad));
-    b->fresh = false;
-  }
-  return BK_OK;
-}
-
 int bk_param_block_group(const bk_model *m, const bk_param_block *b) {
   if (!b->trainable) return 3;
   return !b->decay ? 2 : b->weight.dtype == m->dtype ? 0 : 1;
-}
-
-bool bk_param_block_adds(bk_param_block *block, bool preparing) {
-  bool adds = !block->fresh;
-  if (preparing) block->by_product = true;
-  else block->fresh = false;
-  return adds;
 }
 
 bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {

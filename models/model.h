@@ -1,14 +1,15 @@
 /* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, design.md section 4): parameters on
- * a device. A bk_model holds weights (and, if trainable, gradients, masters, moments); a
- * bk_runner (runner.h) holds what one shape of batch needs to run it. Several runners may share
- * a model. */
+ * a device. A bk_model holds weights (and, if trainable, gradients, masters, moments) of one or
+ * more chunks, ranges of sublayers, with one set of lanes, one step block and one optimiser between
+ * them. A bk_chunk (chunk.h) holds what one shape of batch needs to run one of them, a bk_runner
+ * (runner.h) runs all that follow each other. Several runners may share a model. */
 #ifndef BK_MODEL_H
 #define BK_MODEL_H
 
 #include <birkhoff/model.h>
 
 #include "io/config.h"
-#include "runtime/backend.h"
+#include "models/lanes.h"
 
 typedef enum bk_init_kind { BK_INIT_NORMAL, BK_INIT_CONST, BK_INIT_VALUES } bk_init_kind;
 
@@ -22,10 +23,6 @@ typedef struct bk_param_block {
   bk_tensor m, v;   /* ct */
   /* e_score_correction_bias is not trainable: the balancing rule writes it */
   bool decay, trainable;
-  /* Gradients that come out of products alone need no zeros to add to: the first product after
-   * bk_model_zero_grads overwrites. */
-  bool by_product; /* grad is such a one (a runner with backward says so when it is made) */
-  bool fresh;      /* grad counts as zero, whatever it holds */
 } bk_param_block;
 
 /* One tensor of the checkpoint: a named, contiguous view of a block. */
@@ -44,19 +41,22 @@ typedef struct bk_param {
 struct bk_model {
   bk_context *ctx;
   bk_device *device;
-  bk_stream *stream; /* the compute stream, owned */
+  bk_lanes lanes;
+  bk_stream *stream; /* that of the compute lane */
   bk_model_config config;
-  bk_dtype dtype; /* st */
-  bk_dtype ct;    /* BK_F64 if dtype is BK_F64, else BK_F32 */
-  bk_model_options options;
+  bk_dtype dtype;           /* st */
+  bk_dtype ct;              /* BK_F64 if dtype is BK_F64, else BK_F32 */
+  bk_model_options options; /* its chunks are filled in: n_chunks is at least 1 */
   bk_memory *memory;
   bk_param_block *blocks;
   int n_blocks;
   bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
   int n_params;
-  bk_tensor step;                /* the step block, ct [BK_STEP_SLOTS], in class workspace */
-  struct bk_sublayer *sublayers; /* layers/sublayer.h: [end - begin] */
-  struct bk_model_parts *parts;  /* embedding, head and friends; private to models/ */
+  bk_tensor step; /* the step block, ct [BK_STEP_SLOTS], in class workspace */
+  /* layers/sublayer.h: [n_sublayers], those of all chunks, by their index in the whole model */
+  struct bk_sublayer *sublayers;
+  int n_sublayers;
+  struct bk_model_parts *parts; /* embedding, head and friends; private to models/ */
   /* profile.h; NULL as a rule. While there is one, a step has to launch its ops one by one */
   struct bk_profile *profile;
 };
@@ -74,11 +74,6 @@ bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
 bool bk_param_trainable(const bk_model *model, const bk_param *p);
-/* Gradients count as zero from here on; what bk_param_grad shows is valid again after a backward
- * pass, an optimiser step or bk_model_settle_grads, which writes the zeros that nothing has
- * overwritten. */
-bk_status bk_model_zero_grads(bk_model *model);
-bk_status bk_model_settle_grads(bk_model *model);
 /* As bk_model_init, but a tensor of more than 2^21 repeats its first 2^20 values, by copies on
  * the device: for benchmarks of large models. */
 bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
@@ -86,8 +81,5 @@ bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
  * decaying in the storage type, decaying in ct, not decaying, not trained. */
 enum { BK_UPDATE_GROUPS = 4 };
 int bk_param_block_group(const bk_model *model, const bk_param_block *block);
-/* For a product that is about to write a block's gradient: whether it adds; it overwrites where
- * the gradient counts as zero. */
-bool bk_param_block_adds(bk_param_block *block, bool preparing);
 
 #endif

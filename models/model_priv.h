@@ -2,9 +2,8 @@
 #ifndef BK_MODEL_PRIV_H
 #define BK_MODEL_PRIV_H
 
-#include "models/graph.h"
+#include "models/program.h"
 #include "models/layers/sublayer.h"
-#include "models/runner.h"
 
 struct bk_model_parts {
   bk_param_block *embed;   /* [V,C]; NULL outside of the range */
@@ -19,16 +18,19 @@ struct bk_model_parts {
   union {
     float f32[BK_STEP_SLOTS];
     double f64[BK_STEP_SLOTS];
-  } step_host;         /* staging of the step block, in ct */
-  bk_graph zero_graph; /* bk_model_zero_grads */
-  bool graph_warned;   /* of a capture that failed */
+  } step_host;                   /* staging of the step block, in ct */
+  uint32_t begun[BK_CHUNKS_MAX]; /* a bit for each kind of program that has run in this step */
+  bool graph_warned;             /* of a capture that failed */
 };
 
-static inline int bk_model_n_sublayers(const bk_model *m) {
-  return (int)(m->options.end - m->options.begin);
-}
 static inline bk_tensor bk_step_slot(const bk_model *m, int slot) {
   return bk_tensor_slice(m->step, 0, slot, 1);
+}
+
+/* Where the sublayers of a chunk begin in model->sublayers, and how many there are. */
+int bk_model_chunk_first(const bk_model *model, int chunk);
+static inline int bk_model_chunk_count(const bk_model *m, int chunk) {
+  return (int)(m->options.chunks[chunk].end - m->options.chunks[chunk].begin);
 }
 
 /* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */

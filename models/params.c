@@ -265,7 +265,7 @@ static void expert_loads(builder *b) {
   if (!parts->n_moe) return;
   parts->load =
       reserve(b, BK_MEM_WORKSPACE, BK_I32, 2, (int64_t[]){parts->n_moe, b->c->n_routed_experts});
-  for (int i = 0; i < bk_model_n_sublayers(b->m); i++) {
+  for (int i = 0; i < b->m->n_sublayers; i++) {
     bk_sublayer *s = &b->m->sublayers[i];
     if (s->moe_layer < 0) continue;
     bk_tensor row = bk_tensor_slice(parts->load, 0, s->moe_layer, 1);
@@ -273,20 +273,41 @@ static void expert_loads(builder *b) {
   }
 }
 
+/* The chunk whose sublayers begin there in the list. */
+static int chunk_at(const bk_model *m, int first) {
+  for (int i = 0; i < m->options.n_chunks; i++)
+    if (bk_model_chunk_first(m, i) == first) return i;
+  return -1;
+}
+
+/* The chunks by their place in the model, so that parameters come in the order of checkpoints. */
+static void all_sublayers(builder *b) {
+  bk_model *m = b->m;
+  for (int at = 0; at < m->n_sublayers;) {
+    bk_chunk_range range = m->options.chunks[chunk_at(m, at)];
+    for (int64_t s = range.begin; s < range.end; s++) sublayer(b, &m->sublayers[at++], (int)s);
+  }
+}
+
+static bool holds(const bk_model *m, int64_t sublayer) {
+  for (int i = 0; i < m->options.n_chunks; i++)
+    if (m->options.chunks[i].begin <= sublayer && sublayer < m->options.chunks[i].end) return true;
+  return false;
+}
+
 bk_status bk_model_build(bk_model *m) {
   builder b = {.m = m, .c = &m->config};
-  int n = bk_model_n_sublayers(m);
-  m->blocks =
-      bk_alloc_array(m->ctx, (size_t)n * BLOCKS_PER_SUBLAYER + BLOCKS_OF_ENDS, sizeof *m->blocks);
-  m->sublayers = bk_alloc_array(m->ctx, (size_t)n, sizeof *m->sublayers);
+  size_t n = (size_t)m->n_sublayers;
+  m->blocks = bk_alloc_array(m->ctx, n * BLOCKS_PER_SUBLAYER + BLOCKS_OF_ENDS, sizeof *m->blocks);
+  m->sublayers = bk_alloc_array(m->ctx, n, sizeof *m->sublayers);
   if (!m->blocks || !m->sublayers) return BK_ERR_MEMORY;
-  if (m->options.begin == 0) {
+  if (holds(m, 0)) {
     snprintf(b.prefix, sizeof b.prefix, "model.");
     m->parts->embed =
         matrix(&b, MATRIX, m->config.vocab_size, m->config.hidden_size, "embed_tokens.weight");
   }
-  for (int i = 0; i < n; i++) sublayer(&b, &m->sublayers[i], (int)m->options.begin + i);
-  if (m->options.end == 2 * m->config.num_hidden_layers) head(&b);
+  all_sublayers(&b);
+  if (holds(m, 2 * m->config.num_hidden_layers - 1)) head(&b);
   reserve_blocks(&b);
   m->step = reserve(&b, BK_MEM_WORKSPACE, m->ct, 1, (int64_t[]){BK_STEP_SLOTS});
   if (b.status == BK_OK) expert_loads(&b);

@@ -176,20 +176,25 @@ static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
   return record(p, *event);
 }
 
-bk_status bk_profile_launch(bk_profile *p, const bk_exec *ex, const bk_call *call,
-                            const void *args) {
+bk_status bk_profile_launch(bk_profile *p, const bk_program *program, int at) {
+  const bk_call *call = &program->calls[at];
+  const bk_piece *piece = &program->pieces[call->piece];
+  const void *args = call->args;
+  const bk_plan *plan = &call->of->plan;
+  bk_stream *stream = p->model->stream;
+  bool neighbour = at > piece->begin && call[-1].kind == BK_CALL_OP;
   if (p->n_pool == BK_PROFILE_POOL) {
-    BK_TRY(ex->stream->ops->sync(ex->stream));
+    BK_TRY(stream->ops->sync(stream));
     BK_TRY(drain(p));
   }
   bk_profile_record *r = &p->pool[p->n_pool];
-  *r = (bk_profile_record){.kernel = call->plan.kernel->name,
-                           .sublayer = ex->sublayer,
+  *r = (bk_profile_record){.kernel = plan->kernel->name,
+                           .sublayer = piece->sublayer,
                            .op = (uint16_t)call->op,
-                           .phase = (uint16_t)ex->phase};
+                           .phase = (uint16_t)piece->phase};
   bk_op_describe(call->op)->cost(args, &r->flops, &r->bytes);
-  BK_TRY(begin_event(p, ex->calls->next > 1, &r->first));
-  BK_TRY(bk_plan_launch(ex->stream, &call->plan, args, ex->workspace));
+  BK_TRY(begin_event(p, neighbour, &r->first));
+  BK_TRY(bk_plan_launch(stream, plan, args, program->lanes->workspace[call->lane]));
   p->chain = r->last = p->n_events++;
   BK_TRY(record(p, r->last));
   p->n_pool++;

@@ -22,8 +22,7 @@
 #ifndef BK_PROFILE_H
 #define BK_PROFILE_H
 
-#include "models/call.h"
-#include "models/model.h"
+#include "models/program.h"
 
 #define BK_PROFILE_POOL 4096
 #define BK_PROFILE_STEPS 3
@@ -89,7 +88,7 @@ void bk_profile_pause(bk_profile *profile, bool paused);
 static inline int64_t bk_profile_counted(const bk_profile *p) {
   return p->done > 1 ? p->done - 1 : p->done;
 }
-/* What an exec is given before it launches: NULL outside of profiled steps. */
+/* What a run is given: NULL outside of profiled steps. */
 static inline bk_profile *bk_profile_of(const bk_model *m) {
   return m->profile && m->profile->open ? m->profile : NULL;
 }
@@ -98,9 +97,8 @@ static inline bk_profile *bk_profile_of(const bk_model *m) {
 bk_status bk_profile_step_begin(bk_profile *profile);
 bk_status bk_profile_step_close(bk_profile *profile);
 bk_status bk_profile_step_read(bk_profile *profile);
-/* For bk_exec_call, in the place of the plain launch. */
-bk_status bk_profile_launch(bk_profile *profile, const bk_exec *ex, const bk_call *call,
-                            const void *args);
+/* For bk_program_run, in the place of the plain launch of call `at`. */
+bk_status bk_profile_launch(bk_profile *profile, const bk_program *program, int at);
 
 /* Writes the steps that are kept as a Chrome trace: a JSON object with traceEvents, complete
  * events (ph "X") with name = op, cat = phase, ts and dur in microseconds, args kernel, sublayer

@@ -2,6 +2,7 @@
  * stream; only bk_step_end waits. */
 #include "models/model_priv.h"
 #include "models/profile.h"
+#include "models/step.h"
 
 #include <math.h>
 
@@ -27,6 +28,7 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
   BK_TRY(m->stream->ops->sync(m->stream)); /* the staging of an earlier step that was never ended */
   if (m->profile) BK_TRY(bk_profile_step_begin(m->profile));
+  for (int i = 0; i < BK_CHUNKS_MAX; i++) m->parts->begun[i] = 0;
   for (int i = 0; i < BK_STEP_SLOTS; i++) put(m, i, 0.0);
   put(m, BK_STEP_LR, values->lr);
   put(m, BK_STEP_BC1, values->bc1);
@@ -38,6 +40,13 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   bk_place place = {m->step.buffer, m->step.offset};
   BK_TRY(m->stream->ops->upload(m->stream, place, &m->parts->step_host, bk_tensor_bytes(&m->step)));
   return zero_loads(m);
+}
+
+bk_micro bk_step_micro(bk_model *m, int chunk, int kind) {
+  uint32_t bit = 1u << kind, *begun = &m->parts->begun[chunk];
+  bk_micro micro = *begun & bit ? BK_MICRO_NEXT : BK_MICRO_FIRST;
+  *begun |= bit;
+  return micro;
 }
 
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
@@ -68,11 +77,10 @@ typedef struct span {
 struct bk_optimizer {
   bk_model *model;
   bk_optimizer_options options;
-  bk_exec exec;
-  bk_calls calls;
+  bk_plans plans;
+  bk_program program;
   span *spans;
   int n_spans;
-  bk_graph graph;
 };
 
 static bk_tensor flat(bk_tensor t) {
@@ -116,18 +124,17 @@ static void find_spans(bk_optimizer *o) {
     }
 }
 
-static bk_status norm_and_clip(bk_optimizer *o) {
+static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
   bk_tensor sum = bk_step_slot(o->model, BK_STEP_SUMSQ);
   for (int i = 0; i < o->n_spans; i++)
-    BK_TRY(bk_exec_call(&o->exec, BK_OP_SUMSQ, &(bk_sumsq_args){o->spans[i].grad, sum, true}));
-  return bk_exec_call(&o->exec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
+    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){o->spans[i].grad, sum, true}));
+  return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
-static bk_status update(bk_optimizer *o) {
+static bk_status update(const bk_optimizer *o, bk_recorder *rec) {
   for (int i = 0; i < o->n_spans; i++) {
     const span *s = &o->spans[i];
-    BK_TRY(
-        bk_exec_call(&o->exec, BK_OP_ADAMW,
+    BK_TRY(bk_record(rec, BK_OP_ADAMW,
                      &(bk_adamw_args){.grad = s->grad,
                                       .step = o->model->step,
                                       .p = s->p,
@@ -142,36 +149,37 @@ static bk_status update(bk_optimizer *o) {
   return BK_OK;
 }
 
-static bk_status balance(bk_optimizer *o) {
-  bk_model *m = o->model;
-  for (int i = 0; i < bk_model_n_sublayers(m); i++) {
+static bk_status balance(const bk_optimizer *o, bk_recorder *rec) {
+  const bk_model *m = o->model;
+  for (int i = 0; i < m->n_sublayers; i++) {
     const bk_sublayer *s = &m->sublayers[i];
     if (s->moe_layer < 0) continue;
-    BK_TRY(bk_exec_call(&o->exec, BK_OP_BALANCE,
-                        &(bk_balance_args){s->moe.load, m->step, s->moe.bias->weight}));
+    BK_TRY(bk_record(rec, BK_OP_BALANCE,
+                     &(bk_balance_args){s->moe.load, m->step, s->moe.bias->weight}));
   }
   return BK_OK;
 }
 
-static bk_status run(void *arg) {
-  bk_optimizer *o = arg;
-  o->exec.profile = bk_profile_of(o->model);
-  bk_exec_begin(&o->exec, &o->calls, BK_PHASE_OPTIMIZER, -1);
-  if (!o->exec.preparing) BK_TRY(bk_model_settle_grads(o->model));
-  BK_TRY(norm_and_clip(o));
-  BK_TRY(update(o));
-  return balance(o);
+static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
+  bk_record_begin(rec, &o->program, false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
+  BK_TRY(norm_and_clip(o, rec));
+  BK_TRY(update(o, rec));
+  BK_TRY(balance(o, rec));
+  return bk_record_end(rec, "the optimiser's step", &o->model->parts->graph_warned);
 }
 
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
+  bk_recorder rec;
   o->spans = bk_alloc_array(m->ctx, (size_t)m->n_blocks, sizeof *o->spans);
   if (!o->spans) return BK_ERR_MEMORY;
   find_spans(o);
-  BK_TRY(bk_exec_init(&o->exec, m->device, m->stream, m->options.plan_only));
-  BK_TRY(run(o));
-  BK_TRY(bk_graph_reserve(&o->graph, m, "the optimiser's step", m->blocks, m->n_blocks));
-  return bk_exec_commit(&o->exec);
+  BK_TRY(bk_recorder_init(&rec, m->device, &m->lanes, &o->plans, NULL, 0));
+  bk_status status = record_step(o, &rec);
+  bk_recorder_fini(&rec);
+  bk_plans_close(&o->plans);
+  return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
 }
 
 bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options,
@@ -194,20 +202,17 @@ bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *optio
 void bk_optimizer_destroy(bk_optimizer *o) {
   if (!o) return;
   bk_context *ctx = o->model->ctx;
-  if (o->model->stream) o->model->stream->ops->sync(o->model->stream);
-  bk_graph_fini(&o->graph);
-  bk_calls_fini(ctx, &o->calls);
-  bk_exec_fini(&o->exec);
+  bk_lanes_sync(&o->model->lanes);
+  bk_program_fini(&o->program);
+  bk_plans_fini(&o->plans);
   bk_free(ctx, o->spans);
   bk_free(ctx, o);
 }
 
-size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) {
-  return bk_exec_bytes(&o->exec, c);
-}
+const bk_program *bk_optimizer_program(const bk_optimizer *o) { return &o->program; }
 
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only)
     return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
-  return bk_graph_run(&o->graph, bk_model_may_graph(o->model), run, o);
+  return bk_program_run(&o->program, &(bk_run){.profile = bk_profile_of(o->model)});
 }

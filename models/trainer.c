@@ -143,8 +143,7 @@ static bk_status build(bk_trainer *t) {
 static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
                            const bk_dataset *train) {
   int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
-  if (!model->options.trainable || model->options.begin != 0 ||
-      model->options.end != 2 * model->config.num_hidden_layers)
+  if (!model->options.trainable || model->n_sublayers != 2 * model->config.num_hidden_layers)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: the model must be trainable and whole");
   if (micro < 1 || recipe->batch_size < 1 || recipe->batch_size % micro != 0)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT,
@@ -186,8 +185,7 @@ static size_t staging_bytes(const bk_trainer *t) {
 }
 
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + bk_optimizer_bytes(t->optimizer, c) +
-         (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
+  return bk_runner_bytes(t->runner, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
 void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
@@ -273,7 +271,6 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
 static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
-  BK_TRY(bk_model_zero_grads(t->model));
   bk_status status = BK_OK;
   for (int64_t first = 0; first < t->recipe.batch_size && status == BK_OK; first += t->micro) {
     read_sequences(t, first);
@@ -323,7 +320,6 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   bk_step_results results;
   t->refusal.row.step = 0;
   BK_TRY(bk_step_begin(t->model, &values));
-  BK_TRY(bk_model_zero_grads(t->model));
   BK_TRY(run_micro_batches(t));
   BK_TRY(bk_optimizer_step(t->optimizer));
   BK_TRY(bk_step_end(t->model, &results));

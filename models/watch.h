@@ -34,8 +34,8 @@ typedef struct bk_suspect {
 } bk_suspect;
 
 /* One micro-batch again, forward and backward, looking at every tensor on the way: first the
- * weights that a stage reads, then what it made. Between bk_step_begin and bk_step_end,
- * gradients add up as ever. BK_OK where all is finite; BK_ERR_NOT_FINITE, not logged, with
+ * weights that a piece reads, then what it made. Between bk_step_begin and bk_step_end,
+ * gradients are written as ever. BK_OK where all is finite; BK_ERR_NOT_FINITE, not logged, with
  * *suspect filled; the pass ends there. */
 bk_status bk_watch_pass(bk_runner *runner, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect);

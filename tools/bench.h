@@ -32,5 +32,9 @@ bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void 
 
 bk_status bench_ops(cli_session *s);
 bk_status bench_step(cli_session *s);
+/* Prints what a step of this many micro-batches does: one line for each call. */
+bk_status bench_program(cli_session *s, const bk_model_config *config, bk_dtype dtype,
+                        const bk_train_config *recipe, int64_t batch, int64_t seq_len,
+                        int64_t micro_batches);
 
 #endif

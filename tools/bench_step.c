@@ -66,6 +66,11 @@ static bk_status read_options(step_bench *b) {
   if (compare && cli_given(&s->args, "profile"))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT,
                    "bench step: --profile slows a step down and does not go with --compare");
+  const char *timing[] = {"compare", "profile", "seconds"};
+  for (size_t i = 0; cli_given(&s->args, "program") && i < BK_COUNT(timing); i++)
+    if (cli_given(&s->args, timing[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                     "bench step: --program times nothing and does not go with --%s", timing[i]);
   BK_TRY(cli_dtype(s, &b->dtype));
   BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
   b->batch = b->recipe.micro_batch_size ? b->recipe.micro_batch_size : b->recipe.batch_size;
@@ -131,8 +136,7 @@ static void free_side(step_bench *b, contender *c) {
 static double planned_bytes(const contender *c) {
   double sum = 0;
   for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
-    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k) +
-           (double)bk_optimizer_bytes(c->optimizer, k);
+    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k);
   return sum;
 }
 
@@ -171,7 +175,6 @@ static bk_status one_step(step_bench *b, contender *c, int at) {
                            .balance_rate = t->router_bias_lr};
   bk_step_results results;
   BK_TRY(bk_step_begin(c->model, &values));
-  BK_TRY(bk_model_zero_grads(c->model));
   BK_TRY(bk_runner_forward(c->runner, 0, b->ids, b->targets));
   BK_TRY(lap(c, FORWARD, at, &begin));
   BK_TRY(bk_runner_backward(c->runner, 0));
@@ -306,10 +309,19 @@ static bk_status print_text(step_bench *b) {
   return cli_flush_stdout(b->s);
 }
 
+/* One, where --batch-size makes a step of its own. */
+static int64_t micro_batches(const step_bench *b) {
+  int64_t all = b->recipe.batch_size / b->batch;
+  return all < 1 || cli_given(&b->s->args, "batch-size") ? 1 : all;
+}
+
 bk_status bench_step(cli_session *s) {
   step_bench b = {.s = s, .dtype = BK_F32, .seconds = 5};
   BK_TRY(cli_open_device(s));
   BK_TRY(read_options(&b));
+  if (cli_given(&s->args, "program"))
+    return bench_program(s, &b.sides[0].config, b.dtype, &b.recipe, b.batch, b.seq_len,
+                         micro_batches(&b));
   cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
   if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);

@@ -115,8 +115,8 @@ bk_status bench_time_op(cli_session *s, bk_stream *stream, bk_op op, const void 
 /* Options of the other kind of bench would be ignored. */
 static bk_status check_options(cli_session *s, const char *what) {
   static const char *const of_ops[] = {"op", "tokens", "width", "streams", "vocabulary"};
-  static const char *const of_step[] = {"model",   "batch-size", "seq-len",
-                                        "compare", "apart",      "profile"};
+  static const char *const of_step[] = {"model", "batch-size", "seq-len", "compare",
+                                        "apart", "profile",    "program"};
   bool ops = strcmp(what, "ops") == 0;
   const char *const *others = ops ? of_step : of_ops;
   size_t count = ops ? BK_COUNT(of_step) : BK_COUNT(of_ops);
@@ -152,6 +152,8 @@ static const cli_option options[] = {
     {"seconds", CLI_ONE, "X", "time spent per op (default: 0.1) or on steps (default: 5)"},
     {"profile", CLI_ONE, "FILE",
      "step: time of every op and phase as tables, a Chrome trace in FILE"},
+    {"program", CLI_FLAG, NULL,
+     "step: print what a step does, one line for each call, and time nothing"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_bench = {"bench",

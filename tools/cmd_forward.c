@@ -74,7 +74,6 @@ static bk_status pass(forward_run *r) {
   r->logits = bk_alloc_array(r->s->ctx, (size_t)bk_tensor_count(&logits), sizeof *r->logits);
   if (!r->logits) return BK_ERR_MEMORY;
   BK_TRY(bk_step_begin(r->model, &values));
-  if (r->backward) BK_TRY(bk_model_zero_grads(r->model));
   BK_TRY(bk_runner_forward(r->runner, 0, r->in.ids, r->in.targets));
   BK_TRY(bk_tensor_read_f64(r->model->stream, &logits, r->logits));
   if (r->maps) BK_TRY(read_maps(r));

@@ -40,7 +40,7 @@ static bk_status measure(cli_session *s, plan *p) {
   bk_status status = bk_model_create(s->device, &p->config, p->dtype, &options, &model);
   if (status == BK_OK) status = bk_trainer_create(model, &p->recipe, NULL, NULL, &trainer);
   for (int c = 0; c < BK_MEM_CLASS_COUNT && status == BK_OK; c++) {
-    p->bytes[c] = bk_memory_bytes(model->memory, c) + bk_trainer_bytes(trainer, c);
+    p->bytes[c] = bk_model_bytes(model, c) + bk_trainer_bytes(trainer, c);
     if (c == BK_MEM_STAGING) p->bytes[c] += bk_checkpoint_staging();
     p->bytes_total += p->bytes[c];
   }

@@ -260,7 +260,7 @@ static bk_status report_plan(train_run *r) {
            (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
   }
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
-    size_t n = bk_memory_bytes(r->model->memory, c) + bk_trainer_bytes(r->trainer, c) +
+    size_t n = bk_model_bytes(r->model, c) + bk_trainer_bytes(r->trainer, c) +
                (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0);
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)n));
     if (!r->s->json && n)

@@ -95,7 +95,6 @@ bk_status verify_side_forward(verify_side *side, const verify_batch *batch) {
                            .balance_rate = VERIFY_BALANCE_RATE};
   bk_tensor logits = bk_runner_logits(side->runner);
   BK_TRY(bk_step_begin(side->model, &values));
-  BK_TRY(bk_model_zero_grads(side->model));
   BK_TRY(bk_runner_forward(side->runner, 0, batch->ids, batch->targets));
   BK_TRY(bk_tensor_read_f64(side->model->stream, &logits, side->logits));
   return read_choices(side, batch);

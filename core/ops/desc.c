@@ -259,13 +259,70 @@ FIELDS(HC_REBUILD) = {
 _Static_assert(BK_HC_REBUILD_MAX == 8, "fields_HC_REBUILD lists the layers");
 #undef A
 
+/* ---- parameters ---- */
+#define PARAM(type, f) \
+  { #f, offsetof(type, f), sizeof(((type *)0)->f) }
+#define MAPS(type, part) \
+  PARAM(type, part kind), PARAM(type, part n), PARAM(type, part iters), PARAM(type, part hc_eps)
+#define KIND_AND_N(type) PARAM(type, kind), PARAM(type, n)
+#define SINKHORN(type) PARAM(type, iters), PARAM(type, hc_eps)
+#define ROUTED(type) PARAM(type, norm_topk_prob), PARAM(type, routed_scaling_factor)
+static const bk_op_param parameters[BK_OP_COUNT][BK_OP_MAX_PARAMS] = {
+    [BK_OP_SUM] = {PARAM(bk_sum_args, accumulate)},
+    [BK_OP_GEMM] = {PARAM(bk_gemm_args, alpha), PARAM(bk_gemm_args, accumulate)},
+    [BK_OP_GROUPED_WGRAD] = {PARAM(bk_grouped_wgrad_args, overwrite)},
+    [BK_OP_RMSNORM] = {PARAM(bk_rmsnorm_args, eps)},
+    [BK_OP_RMSNORM_BWD] = {PARAM(bk_rmsnorm_bwd_args, accumulate)},
+    [BK_OP_ROPE] = {PARAM(bk_rope_args, theta), PARAM(bk_rope_args, inverse)},
+    [BK_OP_ATTENTION] = {PARAM(bk_attention_args, scale)},
+    [BK_OP_ATTENTION_BWD] = {PARAM(bk_attention_bwd_args, scale)},
+    [BK_OP_ROUTER] = {PARAM(bk_router_args, n_group), PARAM(bk_router_args, topk_group),
+                      ROUTED(bk_router_args)},
+    [BK_OP_ROUTER_BWD] = {ROUTED(bk_router_bwd_args)},
+    [BK_OP_PERMUTE] = {PARAM(bk_permute_args, k)},
+    [BK_OP_UNPERMUTE] = {PARAM(bk_unpermute_args, accumulate)},
+    [BK_OP_SUMSQ] = {PARAM(bk_sumsq_args, accumulate)},
+    [BK_OP_ADAMW] = {PARAM(bk_adamw_args, beta1), PARAM(bk_adamw_args, beta2),
+                     PARAM(bk_adamw_args, eps), PARAM(bk_adamw_args, weight_decay)},
+    [BK_OP_HC_RMS] = {PARAM(bk_hc_rms_args, eps)},
+    [BK_OP_HC_RMS_BWD] = {PARAM(bk_hc_rms_bwd_args, accumulate)},
+    [BK_OP_HC_LOGITS] = {KIND_AND_N(bk_hc_logits_args)},
+    [BK_OP_HC_LOGITS_BWD] = {KIND_AND_N(bk_hc_logits_bwd_args)},
+    [BK_OP_HC_GATES] = {PARAM(bk_hc_gates_args, hc_eps)},
+    [BK_OP_SINKHORN] = {SINKHORN(bk_sinkhorn_args)},
+    [BK_OP_SINKHORN_BWD] = {SINKHORN(bk_sinkhorn_bwd_args)},
+    [BK_OP_HC_PERM] = {PARAM(bk_hc_perm_args, n)},
+    [BK_OP_HC_PERM_BWD] = {PARAM(bk_hc_perm_bwd_args, n)},
+    [BK_OP_HC_TANH] = {PARAM(bk_hc_tanh_args, n)},
+    [BK_OP_HC_TANH_BWD] = {PARAM(bk_hc_tanh_bwd_args, n)},
+    [BK_OP_HC_PRE_BWD] = {PARAM(bk_hc_pre_bwd_args, accumulate)},
+    [BK_OP_HC_PROJECT] = {PARAM(bk_hc_project_args, eps)},
+    [BK_OP_HC_PROJECT_BWD] = {PARAM(bk_hc_project_bwd_args, accumulate)},
+    [BK_OP_HC_MAPS] = {MAPS(bk_hc_maps_args, )},
+    [BK_OP_HC_MAPS_BWD] = {MAPS(bk_hc_maps_bwd_args, )},
+    [BK_OP_HC_PRE_NORM] = {PARAM(bk_hc_pre_norm_args, eps)},
+    [BK_OP_HC_PRE_NORM_BWD] = {PARAM(bk_hc_pre_norm_bwd_args, accumulate)},
+    [BK_OP_HC_MERGE_MIX] = {PARAM(bk_hc_merge_mix_args, project.eps),
+                            MAPS(bk_hc_merge_mix_args, maps.),
+                            PARAM(bk_hc_merge_mix_args, pre_norm.eps)},
+    [BK_OP_HC_MERGE_MIX_BWD] = {PARAM(bk_hc_merge_mix_bwd_args, pre_norm.accumulate),
+                                MAPS(bk_hc_merge_mix_bwd_args, maps.),
+                                PARAM(bk_hc_merge_mix_bwd_args, project.accumulate)},
+    [BK_OP_HC_REBUILD] = {PARAM(bk_hc_rebuild_args, layers), PARAM(bk_hc_rebuild_args, eps)},
+};
+
 #define FIELDS_FIT(id, name, args) _Static_assert(BK_COUNT(fields_##id) <= BK_OP_MAX_FIELDS, name);
 BK_OP_LIST(FIELDS_FIT)
 #undef FIELDS_FIT
-#define DESC(id, name, args)                                                                    \
-  [BK_OP_##                                                                                     \
-      id] = {BK_OP_##id,    name,        sizeof(args), fields_##id, (int)BK_COUNT(fields_##id), \
-             bk_check_##id, bk_cost_##id},
+#define DESC(id, name, args)                  \
+  [BK_OP_##id] = {BK_OP_##id,                 \
+                  name,                       \
+                  sizeof(args),               \
+                  fields_##id,                \
+                  (int)BK_COUNT(fields_##id), \
+                  parameters[BK_OP_##id],     \
+                  bk_check_##id,              \
+                  bk_cost_##id},
 static const bk_op_desc descriptors[BK_OP_COUNT] = {BK_OP_LIST(DESC)};
 #undef DESC
 
@@ -303,4 +360,32 @@ char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
     used += n > 0 ? (size_t)n : 0;
   }
   return text;
+}
+
+/* The first field that begins where this one does. */
+static int first_at_place(const bk_op_desc *d, const void *args, int field) {
+  const bk_tensor *t = bk_op_field_get(args, &d->fields[field]);
+  for (int i = 0; i < field; i++) {
+    const bk_tensor *other = bk_op_field_get(args, &d->fields[i]);
+    bool same = other->buffer == t->buffer && other->offset == t->offset;
+    if (same && bk_tensor_present(other)) return i;
+  }
+  return field;
+}
+
+void bk_op_plan_key(bk_op op, const void *args, void *key) {
+  const bk_op_desc *d = bk_op_describe(op);
+  memset(key, 0, d->args_size);
+  for (int i = 0; i < d->n_fields; i++) {
+    const bk_tensor *t = bk_op_field_get(args, &d->fields[i]);
+    if (!bk_tensor_present(t)) continue;
+    bk_tensor *k = bk_op_field_ref(key, &d->fields[i]);
+    *k = *t;
+    k->buffer = NULL;
+    k->offset = t->offset % BK_ARENA_ALIGN + (size_t)first_at_place(d, args, i) * BK_ARENA_ALIGN;
+  }
+  for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].name; i++) {
+    const bk_op_param *p = &d->params[i];
+    memcpy((char *)key + p->offset, (const char *)args + p->offset, p->size);
+  }
 }

@@ -26,6 +26,11 @@ bk_dtype bk_op_leading_dtype(bk_op op, const void *args);
 /* "x [3,4] fp32, y [3,4] fp32" of the operands that are there; returns text. */
 char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size);
 
+/* Into key[args_size]: all of the args that a plan may depend on, so that two args of equal keys
+ * can share one: dtypes, shapes, strides, parameters; of the places what an offset is modulo 256
+ * and which operands begin at the same one. The rest of it, padding too, is zero. */
+void bk_op_plan_key(bk_op op, const void *args, void *key);
+
 /* fp64 for fp64, else fp32: the coefficient dtype of a storage dtype. */
 static inline bk_dtype bk_coef_dtype(bk_dtype storage) {
   return storage == BK_F64 ? BK_F64 : BK_F32;

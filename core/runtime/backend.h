@@ -13,7 +13,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 5u /* raise on any change of this header or of op.h */
+#define BK_BACKEND_ABI 6u /* raise on any change of this header or of op.h */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;
@@ -138,12 +138,14 @@ struct bk_event {
 
 /* One row of the kernel table, best first. Lookup takes the first row with the op, the leading
  * tensor's dtype in `dtypes` and accepts() true: `supports` and dispatch are this one lookup.
- * The leading tensor is the first field of the args struct (EMBED: ids, so i32). prepare: once,
- * when a model is built; args carry dtypes, shapes, strides and parameters, buffers may be NULL.
- * It may
- *   allocate and leaves its state in *state. launch gets workspace_bytes of device memory at
- *   `workspace` (256-byte aligned), the same args with buffers; it never allocates, compiles or
- *   synchronises. */
+ * The leading tensor is the first field of the args struct (EMBED: ids, so i32).
+ *
+ * prepare: once, when a model is built; args carry dtypes, shapes, strides and parameters, buffers
+ *   may be NULL. It may allocate and leaves its state in *state. The plan then serves all calls on
+ *   one stream whose args have the same dtypes, shapes, strides and parameters, whose operands lie
+ *   at the same offsets modulo 256 and are the same places where they were.
+ * launch: gets workspace_bytes of device memory at `workspace` (256-byte aligned), and such args
+ *   with buffers; it never allocates, compiles or synchronises. */
 typedef struct bk_kernel {
   bk_op op;        /* BK_OP_NONE ends the table */
   uint32_t dtypes; /* set of 1u << bk_dtype */

@@ -498,13 +498,20 @@ typedef struct bk_op_field {
   bk_role role;
   bool optional;
 } bk_op_field;
+/* What is no tensor in an args struct: numbers that choose what a kernel does. */
+typedef struct bk_op_param {
+  const char *name;
+  size_t offset, size;
+} bk_op_param;
 #define BK_OP_MAX_FIELDS 69 /* of a descriptor */
+#define BK_OP_MAX_PARAMS 8
 typedef struct bk_op_desc {
   bk_op op;
   const char *name;
   size_t args_size;
   const bk_op_field *fields;
   int n_fields;
+  const bk_op_param *params; /* [BK_OP_MAX_PARAMS], those that are there first: name not NULL */
   /* shape rules; logs the op, the field and what would be right */
   bk_status (*check)(bk_context *ctx, const void *args);
   /* multiply-add = 2 flops; each operand moved once */

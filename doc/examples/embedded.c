@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MEMORY_BYTES (6 * 1024 * 1024)
+#define MEMORY_BYTES (13 * 512 * 1024)
 #define STEPS 40
 
 static const char text[] =

@@ -37,51 +37,51 @@ static bk_hc_post_res_args post_res_args(const bk_mix_acts *a, bk_tensor out) {
   return (bk_hc_post_res_args){a->x, a->f, a->post, a->comb, out};
 }
 
-static bk_status plain_norm(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a) {
-  return bk_exec_call(ex, BK_OP_RMSNORM,
-                      &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
+static bk_status plain_norm(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
+  return bk_record(rec, BK_OP_RMSNORM,
+                   &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
 }
 
-bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a) {
-  if (c->kind == BK_HC_PLAIN) return plain_norm(ex, c, a);
+bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
+  if (c->kind == BK_HC_PLAIN) return plain_norm(rec, c, a);
   bk_hc_project_args project = project_args(c, a);
   bk_hc_maps_args maps = maps_args(c, a);
-  BK_TRY(bk_exec_call(ex, BK_OP_HC_PROJECT, &project));
-  BK_TRY(bk_exec_call(ex, BK_OP_HC_MAPS, &maps));
+  BK_TRY(bk_record(rec, BK_OP_HC_PROJECT, &project));
+  BK_TRY(bk_record(rec, BK_OP_HC_MAPS, &maps));
   bk_hc_pre_norm_args pre_norm = pre_norm_args(c, a);
-  return bk_exec_call(ex, BK_OP_HC_PRE_NORM, &pre_norm);
+  return bk_record(rec, BK_OP_HC_PRE_NORM, &pre_norm);
 }
 
-bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                               bk_tensor out) {
-  if (c->kind == BK_HC_PLAIN) return bk_exec_call(ex, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
+  if (c->kind == BK_HC_PLAIN) return bk_record(rec, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
   bk_hc_post_res_args merge = post_res_args(a, out);
-  return bk_exec_call(ex, BK_OP_HC_POST_RES, &merge);
+  return bk_record(rec, BK_OP_HC_POST_RES, &merge);
 }
 
-bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_connection *c_next, const bk_mix_acts *next) {
   if (c->kind == BK_HC_PLAIN) {
-    BK_TRY(bk_connection_merge(ex, c, a, next->x));
-    return bk_connection_mix(ex, c_next, next);
+    BK_TRY(bk_connection_merge(rec, c, a, next->x));
+    return bk_connection_mix(rec, c_next, next);
   }
   bk_hc_merge_mix_args args = {post_res_args(a, next->x), project_args(c_next, next),
                                maps_args(c_next, next), pre_norm_args(c_next, next)};
-  return bk_exec_call(ex, BK_OP_HC_MERGE_MIX, &args);
+  return bk_record(rec, BK_OP_HC_MERGE_MIX, &args);
 }
 
-static bk_status plain_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
-                               int count) {
+static bk_status plain_rebuild(bk_recorder *rec, const bk_connection *const *c,
+                               const bk_mix_acts *a, int count) {
   for (int i = 0; i < count; i++) {
-    BK_TRY(plain_norm(ex, c[i], &a[i]));
-    if (i + 1 < count) BK_TRY(bk_connection_merge(ex, c[i], &a[i], a[i + 1].x));
+    BK_TRY(plain_norm(rec, c[i], &a[i]));
+    if (i + 1 < count) BK_TRY(bk_connection_merge(rec, c[i], &a[i], a[i + 1].x));
   }
   return BK_OK;
 }
 
-bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
-                                int count) {
-  if (c[0]->kind == BK_HC_PLAIN) return plain_rebuild(ex, c, a, count);
+bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
+                                const bk_mix_acts *a, int count) {
+  if (c[0]->kind == BK_HC_PLAIN) return plain_rebuild(rec, c, a, count);
   bk_hc_rebuild_args args = {.layers = count, .eps = c[0]->norm_eps};
   for (int i = 0; i < count; i++) {
     bool last = i + 1 == count;
@@ -95,7 +95,7 @@ bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, cons
                                           a[i].h,
                                           a[i].rstd};
   }
-  return bk_exec_call(ex, BK_OP_HC_REBUILD, &args);
+  return bk_record(rec, BK_OP_HC_REBUILD, &args);
 }
 
 static bk_hc_pre_norm_bwd_args pre_norm_bwd_args(const bk_connection *c, const bk_mix_acts *a,
@@ -157,42 +157,67 @@ static bk_hc_post_res_bwd_args post_res_bwd_args(const bk_mix_acts *a, const bk_
                                    .dcomb = a->comb.dtype ? g->dcomb : absent};
 }
 
-bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
-                                  const bk_mix_grads *g, bk_tensor D, bk_tensor df) {
-  if (c->kind == BK_HC_PLAIN) return BK_OK;
-  bk_hc_post_res_bwd_args merge = post_res_bwd_args(a, g, D, df);
-  return bk_exec_call(ex, BK_OP_HC_POST_RES_BWD, &merge);
+/* df is D, or a copy of it for a deferred wgrad. */
+static bk_status plain_merge_bwd(bk_recorder *rec, bk_tensor D, bk_tensor df) {
+  if (df.buffer == D.buffer && df.offset == D.offset) return BK_OK;
+  return bk_record(rec, BK_OP_COPY, &(bk_copy_args){D, df});
 }
 
-bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+/* The ops of the mix's backward add to these gradients. */
+static bk_status adds_to_params(bk_recorder *rec, const bk_connection *c) {
+  BK_TRY(bk_record_adds_to(rec, c->norm));
+  if (!c->fn) return BK_OK;
+  BK_TRY(bk_record_adds_to(rec, c->fn));
+  BK_TRY(bk_record_adds_to(rec, c->base));
+  return bk_record_adds_to(rec, c->scale);
+}
+
+bk_status bk_connection_merge_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                                  const bk_mix_grads *g, bk_tensor D, bk_tensor df) {
+  if (c->kind == BK_HC_PLAIN) return plain_merge_bwd(rec, D, df);
+  bk_hc_post_res_bwd_args merge = post_res_bwd_args(a, g, D, df);
+  return bk_record(rec, BK_OP_HC_POST_RES_BWD, &merge);
+}
+
+bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate) {
+  BK_TRY(adds_to_params(rec, c));
   if (c->kind == BK_HC_PLAIN) {
-    return bk_exec_call(ex, BK_OP_RMSNORM_BWD,
-                        &(bk_rmsnorm_bwd_args){.x = a->x,
-                                               .w = c->norm->weight,
-                                               .rstd = a->rstd,
-                                               .dy = dh,
-                                               .dx = D,
-                                               .dw = c->norm->grad,
-                                               .accumulate = accumulate});
+    return bk_record(rec, BK_OP_RMSNORM_BWD,
+                     &(bk_rmsnorm_bwd_args){.x = a->x,
+                                            .w = c->norm->weight,
+                                            .rstd = a->rstd,
+                                            .dy = dh,
+                                            .dx = D,
+                                            .dw = c->norm->grad,
+                                            .accumulate = accumulate});
   }
   bk_hc_pre_norm_bwd_args pre_norm = pre_norm_bwd_args(c, a, g, dh, D, accumulate);
   bk_hc_maps_bwd_args maps = maps_bwd_args(c, a, g);
   bk_hc_project_bwd_args project = project_bwd_args(c, a, g, D);
-  BK_TRY(bk_exec_call(ex, BK_OP_HC_PRE_NORM_BWD, &pre_norm));
-  BK_TRY(bk_exec_call(ex, BK_OP_HC_MAPS_BWD, &maps));
-  return bk_exec_call(ex, BK_OP_HC_PROJECT_BWD, &project);
+  BK_TRY(bk_record(rec, BK_OP_HC_PRE_NORM_BWD, &pre_norm));
+  BK_TRY(bk_record(rec, BK_OP_HC_MAPS_BWD, &maps));
+  return bk_record(rec, BK_OP_HC_PROJECT_BWD, &project);
 }
 
-bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
-                                      const bk_mix_grads *g, const bk_mix_acts *prev,
-                                      const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
-                                      bk_tensor df) {
-  if (c->kind == BK_HC_PLAIN) return bk_connection_mix_bwd(ex, c, a, g, dh, D, true);
+bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
+                                      const bk_mix_acts *a, const bk_mix_grads *g,
+                                      const bk_mix_acts *prev, const bk_mix_grads *g_prev,
+                                      bk_tensor dh, bk_tensor D, bk_tensor df) {
+  if (c->kind == BK_HC_PLAIN) {
+    BK_TRY(bk_connection_mix_bwd(rec, c, a, g, dh, D, true));
+    return plain_merge_bwd(rec, D, df);
+  }
+  BK_TRY(adds_to_params(rec, c));
   bk_hc_merge_mix_bwd_args args = {pre_norm_bwd_args(c, a, g, dh, D, true), maps_bwd_args(c, a, g),
                                    project_bwd_args(c, a, g, D),
                                    post_res_bwd_args(prev, g_prev, D, df)};
-  return bk_exec_call(ex, BK_OP_HC_MERGE_MIX_BWD, &args);
+  return bk_record(rec, BK_OP_HC_MERGE_MIX_BWD, &args);
+}
+
+int64_t bk_connection_carry(bk_hc_kind kind, int n) {
+  (void)kind, (void)n;
+  return 0;
 }
 
 /* The streams must differ, or symmetric values never separate them. */

@@ -13,8 +13,7 @@
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
-#include "models/call.h"
-#include "models/model.h"
+#include "models/program.h"
 
 typedef struct bk_connection {
   bk_hc_kind kind;
@@ -34,6 +33,7 @@ typedef struct bk_mix_acts {
   bk_tensor y, h;            /* [N,C] st; plain has no y */
   bk_tensor rstd;            /* [N] ct */
   bk_tensor f;               /* [N,C] F's output */
+  bk_tensor carry;           /* [N,carry] ct, from the sublayer before; absent without such */
 } bk_mix_acts;
 
 /* Gradients of the maps. dpost and dcomb go from merge_bwd to mix_bwd of the same sublayer. */
@@ -41,29 +41,34 @@ typedef struct bk_mix_grads {
   bk_tensor dpre, dpost, dcomb, dproj, drinv;
 } bk_mix_grads;
 
-bk_status bk_connection_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a);
-bk_status bk_connection_merge(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
+bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                               bk_tensor out);
 /* Merge of c into next->x, then the mix of the next. */
-bk_status bk_connection_merge_mix(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_connection *c_next, const bk_mix_acts *next);
 /* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x
  * of all but the first, from the first x, the kept f and maps. */
-bk_status bk_connection_rebuild(bk_exec *ex, const bk_connection *const *c, const bk_mix_acts *a,
-                                int count);
+bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
+                                const bk_mix_acts *a, int count);
 
 /* D is the gradient of the output; becomes the part of the input's gradient that bypasses F; df
- * (plain: D itself, untouched). */
-bk_status bk_connection_merge_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+ * (plain: D itself, untouched, or where wgrad is deferred a copy of it). */
+bk_status bk_connection_merge_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_mix_grads *g, bk_tensor D, bk_tensor df);
 /* Adds to D (or overwrites it) what comes through the mix; adds parameter gradients. */
-bk_status bk_connection_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
+bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
 /* mix_bwd of c, then merge_bwd of the sublayer before it. */
-bk_status bk_connection_merge_mix_bwd(bk_exec *ex, const bk_connection *c, const bk_mix_acts *a,
-                                      const bk_mix_grads *g, const bk_mix_acts *prev,
-                                      const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
-                                      bk_tensor df);
+bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
+                                      const bk_mix_acts *a, const bk_mix_grads *g,
+                                      const bk_mix_acts *prev, const bk_mix_grads *g_prev,
+                                      bk_tensor dh, bk_tensor D, bk_tensor df);
+
+/* What a sublayer hands to the next beside the streams, in columns of ct for each token: 0, so
+ * there is no such tensor, for all kinds that there are. A connection whose mix is predicted by the
+ * sublayer before has some; they are kept and cross ports as the streams do. */
+int64_t bk_connection_carry(bk_hc_kind kind, int n);
 
 /* Initial values of base (design.md section 3): v [bk_hc_base_count(kind, n)]. */
 void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer);

@@ -23,11 +23,12 @@ typedef enum stage { IDLE, MIXED, MERGED, MERGE_WALKED } stage; /* what was done
 struct bk_residual {
   bk_context *ctx;
   bk_device *device;
-  bk_stream *stream;
+  bk_stream *stream; /* that of the compute lane */
   bk_residual_options o;
   bk_memory *memory;
-  bk_exec exec;
-  bk_calls mix, merge, merge_bwd, mix_bwd;
+  bk_lanes lanes;
+  bk_plans plans;
+  bk_program mix, merge, merge_bwd, mix_bwd;
   port ports[PORTS];
   bk_tensor param[BK_RESIDUAL_PARAMS], grad[BK_RESIDUAL_PARAMS];
   bk_mix_acts acts; /* maps, proj and rinv; the rest are ports */
@@ -120,7 +121,7 @@ static bk_status plan_ports(bk_residual *r) {
   return BK_OK;
 }
 
-/* ---- the four passes; in preparing mode they prepare their calls ---- */
+/* ---- the four passes, a program each ---- */
 
 static bk_tensor project_view(const bk_residual *r, bk_tensor x) {
   int64_t n = r->o.streams;
@@ -128,88 +129,104 @@ static bk_tensor project_view(const bk_residual *r, bk_tensor x) {
   return bk_tensor_reshape(x, 2, r->o.kind == BK_HC_HC ? each : whole);
 }
 
-static bk_status walk_mix(bk_residual *r) {
+static bk_status record_mix(bk_residual *r, bk_recorder *rec) {
   const bk_mix_acts *a = &r->acts;
   bk_tensor x = r->ports[X].t;
-  bk_exec_begin(&r->exec, &r->mix, BK_PHASE_MIX, -1);
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PROJECT,
-                      &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj,
-                                            a->rinv, r->o.norm_eps}));
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS,
-                      &(bk_hc_maps_args){.proj = a->proj,
-                                         .rinv = a->rinv,
-                                         .scale = r->param[BK_RESIDUAL_SCALE],
-                                         .base = r->param[BK_RESIDUAL_BASE],
-                                         .pre = a->pre,
-                                         .post = a->post,
-                                         .comb = a->comb,
-                                         .kind = r->o.kind,
-                                         .n = r->o.streams,
-                                         .iters = r->o.sinkhorn_iters,
-                                         .hc_eps = r->o.hc_eps}));
-  return bk_exec_call(&r->exec, BK_OP_HC_PRE, &(bk_hc_pre_args){x, a->pre, r->ports[H].t});
+  bk_record_begin(rec, &r->mix, false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_F, -1, BK_LANE_COMPUTE));
+  BK_TRY(bk_record(rec, BK_OP_HC_PROJECT,
+                   &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj,
+                                         a->rinv, r->o.norm_eps}));
+  BK_TRY(bk_record(rec, BK_OP_HC_MAPS,
+                   &(bk_hc_maps_args){.proj = a->proj,
+                                      .rinv = a->rinv,
+                                      .scale = r->param[BK_RESIDUAL_SCALE],
+                                      .base = r->param[BK_RESIDUAL_BASE],
+                                      .pre = a->pre,
+                                      .post = a->post,
+                                      .comb = a->comb,
+                                      .kind = r->o.kind,
+                                      .n = r->o.streams,
+                                      .iters = r->o.sinkhorn_iters,
+                                      .hc_eps = r->o.hc_eps}));
+  return bk_record(rec, BK_OP_HC_PRE, &(bk_hc_pre_args){x, a->pre, r->ports[H].t});
 }
 
-static bk_status walk_merge(bk_residual *r) {
-  bk_exec_begin(&r->exec, &r->merge, BK_PHASE_MERGE, -1);
-  return bk_exec_call(
-      &r->exec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args) {
+static bk_status record_merge(bk_residual *r, bk_recorder *rec) {
+  bk_record_begin(rec, &r->merge, false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_F, -1, BK_LANE_COMPUTE));
+  return bk_record(
+      rec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args) {
         r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t
       });
 }
 
-static bk_status walk_merge_bwd(bk_residual *r) {
-  bk_exec_begin(&r->exec, &r->merge_bwd, BK_PHASE_MERGE_BWD, -1);
-  return bk_exec_call(
-      &r->exec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args) {
+static bk_status record_merge_bwd(bk_residual *r, bk_recorder *rec) {
+  bk_record_begin(rec, &r->merge_bwd, false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_D, -1, BK_LANE_COMPUTE));
+  return bk_record(
+      rec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args) {
         .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb,
         .dout = r->ports[DOUT].t, .dx = r->ports[DX].t, .df = r->ports[DF].t,
         .dpost = r->grads.dpost, .dcomb = r->grads.dcomb
       });
 }
 
-static bk_status walk_mix_bwd(bk_residual *r) {
+static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
   const bk_mix_acts *a = &r->acts;
   const bk_mix_grads *g = &r->grads;
   bk_tensor x = r->ports[X].t, dx = r->ports[DX].t;
-  bk_exec_begin(&r->exec, &r->mix_bwd, BK_PHASE_MIX_BWD, -1);
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_PRE_BWD,
-                      &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
-  BK_TRY(bk_exec_call(&r->exec, BK_OP_HC_MAPS_BWD,
-                      &(bk_hc_maps_bwd_args){.proj = a->proj,
+  bk_record_begin(rec, &r->mix_bwd, false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_D, -1, BK_LANE_COMPUTE));
+  BK_TRY(bk_record(rec, BK_OP_HC_PRE_BWD,
+                   &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
+  BK_TRY(bk_record(rec, BK_OP_HC_MAPS_BWD,
+                   &(bk_hc_maps_bwd_args){.proj = a->proj,
+                                          .rinv = a->rinv,
+                                          .scale = r->param[BK_RESIDUAL_SCALE],
+                                          .base = r->param[BK_RESIDUAL_BASE],
+                                          .dpre = g->dpre,
+                                          .dpost = g->dpost,
+                                          .dcomb = g->dcomb,
+                                          .dproj = g->dproj,
+                                          .drinv = g->drinv,
+                                          .dscale = r->grad[BK_RESIDUAL_SCALE],
+                                          .dbase = r->grad[BK_RESIDUAL_BASE],
+                                          .kind = r->o.kind,
+                                          .n = r->o.streams,
+                                          .iters = r->o.sinkhorn_iters,
+                                          .hc_eps = r->o.hc_eps}));
+  return bk_record(rec, BK_OP_HC_PROJECT_BWD,
+                   &(bk_hc_project_bwd_args){.x = project_view(r, x),
+                                             .fn = r->param[BK_RESIDUAL_FN],
                                              .rinv = a->rinv,
-                                             .scale = r->param[BK_RESIDUAL_SCALE],
-                                             .base = r->param[BK_RESIDUAL_BASE],
-                                             .dpre = g->dpre,
-                                             .dpost = g->dpost,
-                                             .dcomb = g->dcomb,
                                              .dproj = g->dproj,
                                              .drinv = g->drinv,
-                                             .dscale = r->grad[BK_RESIDUAL_SCALE],
-                                             .dbase = r->grad[BK_RESIDUAL_BASE],
-                                             .kind = r->o.kind,
-                                             .n = r->o.streams,
-                                             .iters = r->o.sinkhorn_iters,
-                                             .hc_eps = r->o.hc_eps}));
-  return bk_exec_call(&r->exec, BK_OP_HC_PROJECT_BWD,
-                      &(bk_hc_project_bwd_args){.x = project_view(r, x),
-                                                .fn = r->param[BK_RESIDUAL_FN],
-                                                .rinv = a->rinv,
-                                                .dproj = g->dproj,
-                                                .drinv = g->drinv,
-                                                .dx = project_view(r, dx),
-                                                .dfn = r->grad[BK_RESIDUAL_FN],
-                                                .accumulate = true});
+                                             .dx = project_view(r, dx),
+                                             .dfn = r->grad[BK_RESIDUAL_FN],
+                                             .accumulate = true});
+}
+
+static bk_status record_all(bk_residual *r, bk_recorder *rec) {
+  bk_status (*const passes[])(bk_residual *, bk_recorder *) = {record_mix, record_merge,
+                                                               record_merge_bwd, record_mix_bwd};
+  for (size_t i = 0; i < BK_COUNT(passes); i++) {
+    BK_TRY(passes[i](r, rec));
+    BK_TRY(bk_record_end(rec, NULL, NULL));
+  }
+  bk_plans_close(&r->plans);
+  return bk_lanes_commit(&r->lanes);
 }
 
 static bk_status prepare(bk_residual *r) {
-  BK_TRY(bk_exec_init(&r->exec, r->device, r->stream, false));
-  BK_TRY(walk_mix(r));
-  BK_TRY(walk_merge(r));
-  BK_TRY(walk_merge_bwd(r));
-  BK_TRY(walk_mix_bwd(r));
-  return bk_exec_commit(&r->exec);
+  bk_recorder rec;
+  BK_TRY(bk_recorder_init(&rec, r->device, &r->lanes, &r->plans, NULL, 0));
+  bk_status status = record_all(r, &rec);
+  bk_recorder_fini(&rec);
+  return status;
 }
+
+static bk_status run(bk_program *program) { return bk_program_run(program, &(bk_run){0}); }
 
 /* ---- initial values ---- */
 
@@ -239,7 +256,8 @@ static bk_status init_params(bk_residual *r) {
 }
 
 static bk_status fill(bk_residual *r) {
-  BK_TRY(bk_stream_create(r->device, 0, &r->stream));
+  BK_TRY(bk_lanes_init(&r->lanes, r->device, false));
+  r->stream = r->lanes.stream[BK_LANE_COMPUTE];
   BK_TRY(bk_memory_create(r->device, &r->memory));
   BK_TRY(plan_params(r));
   BK_TRY(plan_maps(r));
@@ -269,11 +287,11 @@ bk_status bk_residual_create(bk_device *device, const bk_residual_options *optio
 
 void bk_residual_destroy(bk_residual *r) {
   if (!r) return;
-  bk_calls *all[] = {&r->mix, &r->merge, &r->merge_bwd, &r->mix_bwd};
-  for (size_t i = 0; i < BK_COUNT(all); i++) bk_calls_fini(r->ctx, all[i]);
-  bk_exec_fini(&r->exec);
+  bk_program *all[] = {&r->mix, &r->merge, &r->merge_bwd, &r->mix_bwd};
+  for (size_t i = 0; i < BK_COUNT(all); i++) bk_program_fini(all[i]);
+  bk_plans_fini(&r->plans);
+  bk_lanes_fini(&r->lanes);
   bk_memory_destroy(r->memory);
-  bk_stream_destroy(r->stream);
   bk_free(r->ctx, r);
 }
 
@@ -303,7 +321,7 @@ bk_status bk_residual_mix(bk_residual *r, const float *x, float *h) {
   BK_TRY(attach(r, X, x, true));
   BK_TRY(attach(r, H, h, false));
   r->stage = IDLE;
-  BK_TRY(walk_mix(r));
+  BK_TRY(run(&r->mix));
   BK_TRY(deliver(r, H, h));
   r->stage = MIXED;
   return BK_OK;
@@ -313,7 +331,7 @@ bk_status bk_residual_merge(bk_residual *r, const float *f, float *out) {
   BK_TRY(check_stage(r, MIXED, "merge", "mix"));
   BK_TRY(attach(r, F, f, true));
   BK_TRY(attach(r, OUT, out, false));
-  BK_TRY(walk_merge(r));
+  BK_TRY(run(&r->merge));
   BK_TRY(deliver(r, OUT, out));
   r->stage = MERGED;
   return BK_OK;
@@ -324,7 +342,7 @@ bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, fl
   BK_TRY(attach(r, DOUT, dout, true));
   BK_TRY(attach(r, DX, dx, false));
   BK_TRY(attach(r, DF, df, false));
-  BK_TRY(walk_merge_bwd(r));
+  BK_TRY(run(&r->merge_bwd));
   BK_TRY(deliver(r, DX, dx));
   BK_TRY(deliver(r, DF, df));
   r->stage = MERGE_WALKED;
@@ -335,7 +353,7 @@ bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
   BK_TRY(check_stage(r, MERGE_WALKED, "mix_bwd", "merge_bwd"));
   BK_TRY(attach(r, DH, dh, true));
   BK_TRY(attach(r, DX, dx, true));
-  BK_TRY(walk_mix_bwd(r));
+  BK_TRY(run(&r->mix_bwd));
   BK_TRY(deliver(r, DX, dx));
   r->stage = IDLE;
   return BK_OK;

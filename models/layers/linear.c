@@ -8,18 +8,18 @@ bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, in
   return t;
 }
 
-bk_status bk_linear(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y) {
-  return bk_exec_call(ex, BK_OP_GEMM,
-                      &(bk_gemm_args){x, bk_tensor_transpose(w->weight, 0, 1), y, 1.0, false});
+bk_status bk_linear(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_tensor y) {
+  return bk_record(rec, BK_OP_GEMM,
+                   &(bk_gemm_args){x, bk_tensor_transpose(w->weight, 0, 1), y, 1.0, false});
 }
 
-bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
+bk_status bk_linear_dgrad(bk_recorder *rec, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
                           bool accumulate) {
-  return bk_exec_call(ex, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});
+  return bk_record(rec, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});
 }
 
-bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w) {
-  bool adds = bk_param_block_adds(w, ex->preparing);
-  return bk_exec_call(ex, BK_OP_GEMM,
-                      &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, adds});
+bk_status bk_linear_wgrad(bk_recorder *rec, bk_tensor dy, bk_tensor x, bk_param_block *w) {
+  bool adds = bk_record_accumulates(rec, w);
+  return bk_record(rec, BK_OP_GEMM,
+                   &(bk_gemm_args){bk_tensor_transpose(dy, 0, 1), x, w->grad, 1.0, adds});
 }

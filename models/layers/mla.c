@@ -66,19 +66,19 @@ static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
 
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
-  bk_memory_class ws = BK_MEM_WORKSPACE;
+  bk_memory_class ws = BK_MEM_WORKSPACE, left = p->left;
   int64_t N = p->tokens, r = c->kv_lora_rank, T = p->seq_len;
   w->mla = (bk_mla_scratch){
-      .dq = plan_4d(p, ws, T, query_width(c)),
+      .dq = plan_4d(p, left, T, query_width(c)),
       .dk = plan_4d(p, ws, T, query_width(c)),
-      .dkv = plan_4d(p, ws, T, c->qk_nope_head_dim + c->v_head_dim),
-      .dkv_an = bk_planner_2d(p, ws, p->st, N, r),
-      .dkv_a = bk_planner_2d(p, ws, p->st, N, r + c->qk_rope_head_dim),
+      .dkv = plan_4d(p, left, T, c->qk_nope_head_dim + c->v_head_dim),
+      .dkv_an = bk_planner_2d(p, left, p->st, N, r),
+      .dkv_a = bk_planner_2d(p, left, p->st, N, r + c->qk_rope_head_dim),
       .dout = plan_4d(p, ws, T, c->v_head_dim),
   };
   if (!s->mla.q_a) return;
-  w->mla.dq_an = bk_planner_2d(p, ws, p->st, N, c->q_lora_rank);
-  w->mla.dq_a = bk_planner_2d(p, ws, p->st, N, c->q_lora_rank);
+  w->mla.dq_an = bk_planner_2d(p, left, p->st, N, c->q_lora_rank);
+  w->mla.dq_a = bk_planner_2d(p, left, p->st, N, c->q_lora_rank);
 }
 
 /* ---- views ---- */
@@ -104,40 +104,40 @@ static bk_tensor key_pe_part(const bk_sublayer *s, bk_tensor kv_a, int64_t seq_l
   return bk_tensor_split(bk_tensor_split(t, 0, seq_len), 2, rope);
 }
 
-static bk_status rope(bk_exec *ex, const bk_sublayer *s, bk_tensor x, bk_tensor past, bk_tensor y,
-                      bool inverse) {
-  return bk_exec_call(ex, BK_OP_ROPE, &(bk_rope_args){x, past, y, s->config->rope_theta, inverse});
+static bk_status rope(bk_recorder *rec, const bk_sublayer *s, bk_tensor x, bk_tensor past,
+                      bk_tensor y, bool inverse) {
+  return bk_record(rec, BK_OP_ROPE, &(bk_rope_args){x, past, y, s->config->rope_theta, inverse});
 }
 
-static bk_status latent_norm(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y,
+static bk_status latent_norm(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_tensor y,
                              bk_tensor rstd) {
-  return bk_exec_call(ex, BK_OP_RMSNORM,
-                      &(bk_rmsnorm_args){x, w->weight, y, rstd, LATENT_NORM_EPS});
+  return bk_record(rec, BK_OP_RMSNORM, &(bk_rmsnorm_args){x, w->weight, y, rstd, LATENT_NORM_EPS});
 }
 
 /* ---- forward ---- */
-static bk_status mla_query(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a, bk_tensor h) {
+static bk_status mla_query(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
+                           bk_tensor h) {
   if (s->mla.q_a) {
-    BK_TRY(bk_linear(ex, h, s->mla.q_a, a->q_a));
-    BK_TRY(latent_norm(ex, a->q_a, s->mla.q_norm, a->q_an, a->q_rstd));
-    BK_TRY(bk_linear(ex, a->q_an, s->mla.q_b, rows(a->q)));
+    BK_TRY(bk_linear(rec, h, s->mla.q_a, a->q_a));
+    BK_TRY(latent_norm(rec, a->q_a, s->mla.q_norm, a->q_an, a->q_rstd));
+    BK_TRY(bk_linear(rec, a->q_an, s->mla.q_b, rows(a->q)));
   } else {
-    BK_TRY(bk_linear(ex, h, s->mla.q, rows(a->q)));
+    BK_TRY(bk_linear(rec, h, s->mla.q, rows(a->q)));
   }
   bk_tensor q_pe = tail_part(s, a->q);
-  return rope(ex, s, q_pe, a->past, q_pe, false);
+  return rope(rec, s, q_pe, a->past, q_pe, false);
 }
 
-static bk_status mla_key_value(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+static bk_status mla_key_value(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                bk_tensor h) {
-  BK_TRY(bk_linear(ex, h, s->mla.kv_a, a->kv_a));
-  BK_TRY(latent_norm(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_an, a->kv_rstd));
-  BK_TRY(bk_linear(ex, a->kv_an, s->mla.kv_b, rows(a->kv)));
-  BK_TRY(bk_exec_call(ex, BK_OP_COPY, &(bk_copy_args){nope_part(s, a->kv), nope_part(s, a->k)}));
-  return rope(ex, s, key_pe_part(s, a->kv_a, a->k.shape[1]), a->past, tail_part(s, a->k), false);
+  BK_TRY(bk_linear(rec, h, s->mla.kv_a, a->kv_a));
+  BK_TRY(latent_norm(rec, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_an, a->kv_rstd));
+  BK_TRY(bk_linear(rec, a->kv_an, s->mla.kv_b, rows(a->kv)));
+  BK_TRY(bk_record(rec, BK_OP_COPY, &(bk_copy_args){nope_part(s, a->kv), nope_part(s, a->k)}));
+  return rope(rec, s, key_pe_part(s, a->kv_a, a->k.shape[1]), a->past, tail_part(s, a->k), false);
 }
 
-static bk_status mla_attend(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a) {
+static bk_status mla_attend(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a) {
   bk_tensor v = tail_part(s, a->kv);
   bk_attention_args args = {.q = a->q,
                             .k = a->k,
@@ -146,103 +146,106 @@ static bk_status mla_attend(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts
                             .lse = a->lse,
                             .scale = 1.0 / sqrt((double)query_width(s->config))};
   if (bk_tensor_present(&a->k_cache)) {
-    BK_TRY(bk_exec_call(ex, BK_OP_CACHE_WRITE, &(bk_cache_write_args){a->k, a->past, a->k_cache}));
-    BK_TRY(bk_exec_call(ex, BK_OP_CACHE_WRITE, &(bk_cache_write_args){v, a->past, a->v_cache}));
+    BK_TRY(bk_record(rec, BK_OP_CACHE_WRITE, &(bk_cache_write_args){a->k, a->past, a->k_cache}));
+    BK_TRY(bk_record(rec, BK_OP_CACHE_WRITE, &(bk_cache_write_args){v, a->past, a->v_cache}));
     args.k = a->k_cache;
     args.v = a->v_cache;
     args.past = a->past;
   }
-  return bk_exec_call(ex, BK_OP_ATTENTION, &args);
+  return bk_record(rec, BK_OP_ATTENTION, &args);
 }
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   (void)w;
   const bk_mla_acts *a = &acts->mla;
-  BK_TRY(mla_query(ex, s, a, h));
-  BK_TRY(mla_key_value(ex, s, a, h));
-  BK_TRY(mla_attend(ex, s, a));
-  return bk_linear(ex, rows(a->o), s->mla.o, f);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ATTENTION, BK_PASS_F));
+  BK_TRY(mla_query(rec, s, a, h));
+  BK_TRY(mla_key_value(rec, s, a, h));
+  BK_TRY(mla_attend(rec, s, a));
+  return bk_linear(rec, rows(a->o), s->mla.o, f);
 }
 
 /* ---- dgrad ---- */
-static bk_status latent_norm_dgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w,
+static bk_status latent_norm_dgrad(bk_recorder *rec, bk_tensor x, const bk_param_block *w,
                                    bk_tensor rstd, bk_tensor dy, bk_tensor dx) {
-  return bk_exec_call(
-      ex, BK_OP_RMSNORM_BWD,
+  return bk_record(
+      rec, BK_OP_RMSNORM_BWD,
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
 }
 
-static bk_status mla_attend_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                 const bk_mla_scratch *w) {
-  return bk_exec_call(
-      ex, BK_OP_ATTENTION_BWD,
-      &(bk_attention_bwd_args){.q = a->q,
-                               .k = a->k,
-                               .v = tail_part(s, a->kv),
-                               .o = a->o,
-                               .lse = a->lse,
-                               .dout = w->dout,
-                               .dq = w->dq,
-                               .dk = w->dk,
-                               .dv = tail_part(s, w->dkv),
-                               .scale = 1.0 / sqrt((double)query_width(s->config))});
+  return bk_record(rec, BK_OP_ATTENTION_BWD,
+                   &(bk_attention_bwd_args){.q = a->q,
+                                            .k = a->k,
+                                            .v = tail_part(s, a->kv),
+                                            .o = a->o,
+                                            .lse = a->lse,
+                                            .dout = w->dout,
+                                            .dq = w->dq,
+                                            .dk = w->dk,
+                                            .dv = tail_part(s, w->dkv),
+                                            .scale = 1.0 / sqrt((double)query_width(s->config))});
 }
 
-static bk_status mla_query_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+static bk_status mla_query_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor dq_pe = tail_part(s, w->dq), none = {0};
-  BK_TRY(rope(ex, s, dq_pe, none, dq_pe, true));
-  if (!s->mla.q_a) return bk_linear_dgrad(ex, rows(w->dq), s->mla.q, dh, false);
-  BK_TRY(bk_linear_dgrad(ex, rows(w->dq), s->mla.q_b, w->dq_an, false));
-  BK_TRY(latent_norm_dgrad(ex, a->q_a, s->mla.q_norm, a->q_rstd, w->dq_an, w->dq_a));
-  return bk_linear_dgrad(ex, w->dq_a, s->mla.q_a, dh, false);
+  BK_TRY(rope(rec, s, dq_pe, none, dq_pe, true));
+  if (!s->mla.q_a) return bk_linear_dgrad(rec, rows(w->dq), s->mla.q, dh, false);
+  BK_TRY(bk_linear_dgrad(rec, rows(w->dq), s->mla.q_b, w->dq_an, false));
+  BK_TRY(latent_norm_dgrad(rec, a->q_a, s->mla.q_norm, a->q_rstd, w->dq_an, w->dq_a));
+  return bk_linear_dgrad(rec, w->dq_a, s->mla.q_a, dh, false);
 }
 
-static bk_status mla_key_value_bwd(bk_exec *ex, const bk_sublayer *s, const bk_mla_acts *a,
+static bk_status mla_key_value_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                    const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor none = {0};
-  BK_TRY(bk_exec_call(ex, BK_OP_COPY, &(bk_copy_args){nope_part(s, w->dk), nope_part(s, w->dkv)}));
-  BK_TRY(rope(ex, s, tail_part(s, w->dk), none, key_pe_part(s, w->dkv_a, w->dk.shape[1]), true));
-  BK_TRY(bk_linear_dgrad(ex, rows(w->dkv), s->mla.kv_b, w->dkv_an, false));
-  BK_TRY(latent_norm_dgrad(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an,
+  BK_TRY(bk_record(rec, BK_OP_COPY, &(bk_copy_args){nope_part(s, w->dk), nope_part(s, w->dkv)}));
+  BK_TRY(rope(rec, s, tail_part(s, w->dk), none, key_pe_part(s, w->dkv_a, w->dk.shape[1]), true));
+  BK_TRY(bk_linear_dgrad(rec, rows(w->dkv), s->mla.kv_b, w->dkv_an, false));
+  BK_TRY(latent_norm_dgrad(rec, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an,
                            latent_part(s, w->dkv_a)));
-  return bk_linear_dgrad(ex, w->dkv_a, s->mla.kv_a, dh, true);
+  return bk_linear_dgrad(rec, w->dkv_a, s->mla.kv_a, dh, true);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_mla_acts *a = &acts->mla;
   const bk_mla_scratch *w = &scratch->mla;
-  BK_TRY(bk_linear_dgrad(ex, df, s->mla.o, rows(w->dout), false));
-  BK_TRY(mla_attend_bwd(ex, s, a, w));
-  BK_TRY(mla_query_bwd(ex, s, a, w, dh));
-  return mla_key_value_bwd(ex, s, a, w, dh);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ATTENTION, BK_PASS_D));
+  BK_TRY(bk_linear_dgrad(rec, df, s->mla.o, rows(w->dout), false));
+  BK_TRY(mla_attend_bwd(rec, s, a, w));
+  BK_TRY(mla_query_bwd(rec, s, a, w, dh));
+  return mla_key_value_bwd(rec, s, a, w, dh);
 }
 
 /* ---- wgrad ---- */
-static bk_status latent_norm_wgrad(bk_exec *ex, bk_tensor x, const bk_param_block *w,
+static bk_status latent_norm_wgrad(bk_recorder *rec, bk_tensor x, const bk_param_block *w,
                                    bk_tensor rstd, bk_tensor dy) {
-  return bk_exec_call(
-      ex, BK_OP_RMSNORM_BWD,
+  BK_TRY(bk_record_adds_to(rec, w));
+  return bk_record(
+      rec, BK_OP_RMSNORM_BWD,
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_mla_acts *a = &acts->mla;
   const bk_mla_scratch *w = &scratch->mla;
-  BK_TRY(bk_linear_wgrad(ex, df, rows(a->o), s->mla.o));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ATTENTION, BK_PASS_W));
+  BK_TRY(bk_linear_wgrad(rec, df, rows(a->o), s->mla.o));
   if (s->mla.q_a) {
-    BK_TRY(bk_linear_wgrad(ex, rows(w->dq), a->q_an, s->mla.q_b));
-    BK_TRY(latent_norm_wgrad(ex, a->q_a, s->mla.q_norm, a->q_rstd, w->dq_an));
-    BK_TRY(bk_linear_wgrad(ex, w->dq_a, h, s->mla.q_a));
+    BK_TRY(bk_linear_wgrad(rec, rows(w->dq), a->q_an, s->mla.q_b));
+    BK_TRY(latent_norm_wgrad(rec, a->q_a, s->mla.q_norm, a->q_rstd, w->dq_an));
+    BK_TRY(bk_linear_wgrad(rec, w->dq_a, h, s->mla.q_a));
   } else {
-    BK_TRY(bk_linear_wgrad(ex, rows(w->dq), h, s->mla.q));
+    BK_TRY(bk_linear_wgrad(rec, rows(w->dq), h, s->mla.q));
   }
-  BK_TRY(bk_linear_wgrad(ex, rows(w->dkv), a->kv_an, s->mla.kv_b));
-  BK_TRY(latent_norm_wgrad(ex, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an));
-  return bk_linear_wgrad(ex, w->dkv_a, h, s->mla.kv_a);
+  BK_TRY(bk_linear_wgrad(rec, rows(w->dkv), a->kv_an, s->mla.kv_b));
+  BK_TRY(latent_norm_wgrad(rec, latent_part(s, a->kv_a), s->mla.kv_norm, a->kv_rstd, w->dkv_an));
+  return bk_linear_wgrad(rec, w->dkv_a, h, s->mla.kv_a);
 }
 
 const bk_f_ops bk_mla_ops = {"mla", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};

@@ -12,38 +12,36 @@ bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m) {
 }
 
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m) {
-  return (bk_mlp_scratch){
-      .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, m->width),
-      .dgate_up = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, 2 * m->width)};
+  return (bk_mlp_scratch){.act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, p->tokens, m->width),
+                          .dgate_up = bk_planner_2d(p, p->left, p->st, p->tokens, 2 * m->width)};
 }
 
-static bk_status mlp_act(bk_exec *ex, const bk_mlp_acts *a, const bk_mlp_scratch *w) {
-  return bk_exec_call(ex, BK_OP_SWIGLU,
-                      &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
+static bk_status mlp_act(bk_recorder *rec, const bk_mlp_acts *a, const bk_mlp_scratch *w) {
+  return bk_record(rec, BK_OP_SWIGLU,
+                   &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_forward(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                          const bk_mlp_scratch *w, bk_tensor h, bk_tensor f) {
-  BK_TRY(bk_linear(ex, h, m->gate_up, a->gate_up));
-  BK_TRY(mlp_act(ex, a, w));
-  return bk_linear(ex, w->act, m->down, f);
+  BK_TRY(bk_linear(rec, h, m->gate_up, a->gate_up));
+  BK_TRY(mlp_act(rec, a, w));
+  return bk_linear(rec, w->act, m->down, f);
 }
 
-bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_dgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate) {
-  BK_TRY(bk_linear_dgrad(ex, df, m->down, w->act, false));
-  BK_TRY(
-      bk_exec_call(ex, BK_OP_SWIGLU_BWD,
+  BK_TRY(bk_linear_dgrad(rec, df, m->down, w->act, false));
+  BK_TRY(bk_record(rec, BK_OP_SWIGLU_BWD,
                    &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
                                          bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
-  return bk_linear_dgrad(ex, w->dgate_up, m->gate_up, dh, accumulate);
+  return bk_linear_dgrad(rec, w->dgate_up, m->gate_up, dh, accumulate);
 }
 
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_wgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor h, bk_tensor df) {
-  BK_TRY(bk_linear_wgrad(ex, w->dgate_up, h, m->gate_up));
-  BK_TRY(mlp_act(ex, a, w));
-  return bk_linear_wgrad(ex, df, w->act, m->down);
+  BK_TRY(bk_linear_wgrad(rec, w->dgate_up, h, m->gate_up));
+  BK_TRY(mlp_act(rec, a, w));
+  return bk_linear_wgrad(rec, df, w->act, m->down);
 }
 
 /* ---- the vtable of a dense FFN ---- */
@@ -57,19 +55,22 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
   w->mlp = bk_mlp_plan_backward(p, &s->mlp);
 }
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a,
+static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                          const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
-  return bk_mlp_forward(ex, &s->mlp, &a->mlp, &w->mlp, h, f);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_MLP, BK_PASS_F));
+  return bk_mlp_forward(rec, &s->mlp, &a->mlp, &w->mlp, h, f);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
-                       bk_tensor df, bk_tensor dh) {
-  return bk_mlp_dgrad(ex, &s->mlp, &a->mlp, &w->mlp, df, dh, false);
+static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                       const bk_f_scratch *w, bk_tensor df, bk_tensor dh) {
+  BK_TRY(bk_f_piece(rec, s, BK_PART_MLP, BK_PASS_D));
+  return bk_mlp_dgrad(rec, &s->mlp, &a->mlp, &w->mlp, df, dh, false);
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
-                       bk_tensor h, bk_tensor df) {
-  return bk_mlp_wgrad(ex, &s->mlp, &a->mlp, &w->mlp, h, df);
+static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                       const bk_f_scratch *w, bk_tensor h, bk_tensor df) {
+  BK_TRY(bk_f_piece(rec, s, BK_PART_MLP, BK_PASS_W));
+  return bk_mlp_wgrad(rec, &s->mlp, &a->mlp, &w->mlp, h, df);
 }
 
 const bk_f_ops bk_mlp_ops = {"mlp", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};

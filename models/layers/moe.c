@@ -1,8 +1,9 @@
-/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four calls: route (scores, choice,
- * order by expert), dispatch (tokens to their experts), experts, combine (weighted sum, back at
- * the token); dispatch and combine move rows inside the device here. Shared experts are one
- * dense MLP beside them. Of the M = N k rows only gate_up and the outputs y are kept: the
- * permuted input and swiglu's output are rebuilt in wgrad by the same ops. */
+/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four pieces: route (scores,
+ * choice, order by expert), dispatch (tokens to their experts), experts, combine (weighted sum,
+ * back at the token); dispatch and combine move rows inside the device here. Shared experts are
+ * one dense MLP beside them, a piece of its own. Of the M = N k rows only gate_up and the
+ * outputs y are kept: the permuted input and swiglu's output are rebuilt in wgrad by the same
+ * ops. */
 #include "models/layers/sublayer.h"
 
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
@@ -37,143 +38,154 @@ static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   w->moe = (bk_moe_scratch){
-      .logits = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->n_routed_experts),
+      .logits = bk_planner_2d(p, p->left, p->ct, p->tokens, c->n_routed_experts),
       .x = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
       .act = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->moe_intermediate_size),
-      .dgate_up =
-          bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), 2 * c->moe_intermediate_size),
-      .dy = bk_planner_2d(p, BK_MEM_WORKSPACE, p->st, n_rows(p), c->hidden_size),
+      .dgate_up = bk_planner_2d(p, p->left, p->st, n_rows(p), 2 * c->moe_intermediate_size),
+      .dy = bk_planner_2d(p, p->left, p->st, n_rows(p), c->hidden_size),
       .dweights = bk_planner_2d(p, BK_MEM_WORKSPACE, p->ct, p->tokens, c->num_experts_per_tok),
   };
   if (s->moe.shared.gate_up) w->moe.shared = bk_mlp_plan_backward(p, &s->moe.shared);
 }
 
 /* ---- forward ---- */
-static bk_status moe_route(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+static bk_status moe_route(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                            const bk_moe_scratch *w, bk_tensor h) {
   const bk_model_config *c = s->config;
-  BK_TRY(bk_linear(ex, h, s->moe.gate, w->logits));
-  BK_TRY(bk_exec_call(ex, BK_OP_ROUTER,
-                      &(bk_router_args){.logits = w->logits,
-                                        .bias = s->moe.bias->weight,
-                                        .scores = a->scores,
-                                        .index = a->index,
-                                        .weights = a->weights,
-                                        .n_group = (int)c->n_group,
-                                        .topk_group = (int)c->topk_group,
-                                        .norm_topk_prob = c->norm_topk_prob,
-                                        .routed_scaling_factor = c->routed_scaling_factor}));
-  return bk_exec_call(ex, BK_OP_MOE_INDEX,
-                      &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
+  BK_TRY(bk_linear(rec, h, s->moe.gate, w->logits));
+  BK_TRY(bk_record(rec, BK_OP_ROUTER,
+                   &(bk_router_args){.logits = w->logits,
+                                     .bias = s->moe.bias->weight,
+                                     .scores = a->scores,
+                                     .index = a->index,
+                                     .weights = a->weights,
+                                     .n_group = (int)c->n_group,
+                                     .topk_group = (int)c->topk_group,
+                                     .norm_topk_prob = c->norm_topk_prob,
+                                     .routed_scaling_factor = c->routed_scaling_factor}));
+  return bk_record(rec, BK_OP_MOE_INDEX,
+                   &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
 }
 
-static bk_status moe_dispatch(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+static bk_status moe_dispatch(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                               const bk_moe_scratch *w, bk_tensor h) {
-  return bk_exec_call(ex, BK_OP_PERMUTE,
-                      &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
+  return bk_record(rec, BK_OP_PERMUTE,
+                   &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
 }
 
-static bk_status moe_act(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w) {
-  return bk_exec_call(ex, BK_OP_SWIGLU,
-                      &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
+static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w) {
+  return bk_record(rec, BK_OP_SWIGLU,
+                   &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-static bk_status moe_experts(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              const bk_moe_scratch *w) {
   bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2),
             down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM,
-                      &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
-  BK_TRY(moe_act(ex, a, w));
-  return bk_exec_call(ex, BK_OP_GROUPED_GEMM,
-                      &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
+  BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
+                   &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
+  BK_TRY(moe_act(rec, a, w));
+  return bk_record(rec, BK_OP_GROUPED_GEMM,
+                   &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
 }
 
 /* Adds to what the shared experts left in f. */
-static bk_status moe_combine(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a, bk_tensor f) {
-  return bk_exec_call(
-      ex, BK_OP_UNPERMUTE,
+static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
+                             bk_tensor f) {
+  return bk_record(
+      rec, BK_OP_UNPERMUTE,
       &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
-static bk_status forward(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
-  BK_TRY(moe_route(ex, s, a, w, h));
-  BK_TRY(moe_dispatch(ex, s, a, w, h));
-  if (s->moe.shared.gate_up)
-    BK_TRY(bk_mlp_forward(ex, &s->moe.shared, &a->shared, &w->shared, h, f));
-  BK_TRY(moe_experts(ex, s, a, w));
-  return moe_combine(ex, s, a, f);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ROUTE, BK_PASS_F));
+  BK_TRY(moe_route(rec, s, a, w, h));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_DISPATCH, BK_PASS_F));
+  BK_TRY(moe_dispatch(rec, s, a, w, h));
+  if (s->moe.shared.gate_up) {
+    BK_TRY(bk_f_piece(rec, s, BK_PART_SHARED, BK_PASS_F));
+    BK_TRY(bk_mlp_forward(rec, &s->moe.shared, &a->shared, &w->shared, h, f));
+  }
+  BK_TRY(bk_f_piece(rec, s, BK_PART_EXPERTS, BK_PASS_F));
+  BK_TRY(moe_experts(rec, s, a, w));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_COMBINE, BK_PASS_F));
+  return moe_combine(rec, s, a, f);
 }
 
 /* ---- dgrad: the mirror ---- */
-static bk_status moe_combine_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w,
+static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                  bk_tensor df) {
-  return bk_exec_call(ex, BK_OP_UNPERMUTE_BWD,
-                      &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
+  return bk_record(rec, BK_OP_UNPERMUTE_BWD,
+                   &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
 }
 
-static bk_status moe_experts_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                  const bk_moe_scratch *w) {
-  BK_TRY(bk_exec_call(ex, BK_OP_GROUPED_GEMM,
-                      &(bk_grouped_gemm_args){w->dy, s->moe.down->weight, a->offsets, w->act}));
-  BK_TRY(
-      bk_exec_call(ex, BK_OP_SWIGLU_BWD,
+  BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
+                   &(bk_grouped_gemm_args){w->dy, s->moe.down->weight, a->offsets, w->act}));
+  BK_TRY(bk_record(rec, BK_OP_SWIGLU_BWD,
                    &(bk_swiglu_bwd_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act,
                                          bk_gate_half(w->dgate_up), bk_up_half(w->dgate_up)}));
-  return bk_exec_call(
-      ex, BK_OP_GROUPED_GEMM,
-      &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
+  return bk_record(rec, BK_OP_GROUPED_GEMM,
+                   &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
 }
 
-static bk_status moe_dispatch_bwd(bk_exec *ex, const bk_moe_acts *a, const bk_moe_scratch *w,
+static bk_status moe_dispatch_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                   bk_tensor dh) {
-  return bk_exec_call(
-      ex, BK_OP_UNPERMUTE,
-      &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
+  return bk_record(rec, BK_OP_UNPERMUTE,
+                   &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
 }
 
-static bk_status moe_route_bwd(bk_exec *ex, const bk_sublayer *s, const bk_moe_acts *a,
+static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                const bk_moe_scratch *w, bk_tensor dh) {
-  BK_TRY(bk_exec_call(
-      ex, BK_OP_ROUTER_BWD,
+  BK_TRY(bk_record(
+      rec, BK_OP_ROUTER_BWD,
       &(bk_router_bwd_args){a->scores, a->index, w->dweights, w->logits, s->config->norm_topk_prob,
                             s->config->routed_scaling_factor}));
-  return bk_linear_dgrad(ex, w->logits, s->moe.gate, dh, true);
+  return bk_linear_dgrad(rec, w->logits, s->moe.gate, dh, true);
 }
 
-static bk_status dgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
-  BK_TRY(moe_combine_bwd(ex, a, w, df));
-  BK_TRY(moe_experts_bwd(ex, s, a, w));
-  BK_TRY(moe_dispatch_bwd(ex, a, w, dh));
-  BK_TRY(moe_route_bwd(ex, s, a, w, dh));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_COMBINE, BK_PASS_D));
+  BK_TRY(moe_combine_bwd(rec, a, w, df));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_EXPERTS, BK_PASS_D));
+  BK_TRY(moe_experts_bwd(rec, s, a, w));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_DISPATCH, BK_PASS_D));
+  BK_TRY(moe_dispatch_bwd(rec, a, w, dh));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ROUTE, BK_PASS_D));
+  BK_TRY(moe_route_bwd(rec, s, a, w, dh));
   if (!s->moe.shared.gate_up) return BK_OK;
-  return bk_mlp_dgrad(ex, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_SHARED, BK_PASS_D));
+  return bk_mlp_dgrad(rec, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
-static bk_status moe_linear_wgrad(bk_exec *ex, const bk_moe_acts *a, bk_tensor dy, bk_tensor x,
+static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_tensor dy, bk_tensor x,
                                   bk_param_block *w) {
-  bool overwrite = !bk_param_block_adds(w, ex->preparing);
-  return bk_exec_call(ex, BK_OP_GROUPED_WGRAD,
-                      &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
+  bool overwrite = !bk_record_accumulates(rec, w);
+  return bk_record(rec, BK_OP_GROUPED_WGRAD,
+                   &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
 }
 
-static bk_status wgrad(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *acts,
+static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;
   const bk_moe_scratch *w = &scratch->moe;
-  BK_TRY(bk_linear_wgrad(ex, w->logits, h, s->moe.gate));
-  BK_TRY(moe_dispatch(ex, s, a, w, h));
-  BK_TRY(moe_linear_wgrad(ex, a, w->dgate_up, w->x, s->moe.gate_up));
-  BK_TRY(moe_act(ex, a, w));
-  BK_TRY(moe_linear_wgrad(ex, a, w->dy, w->act, s->moe.down));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_ROUTE, BK_PASS_W));
+  BK_TRY(bk_linear_wgrad(rec, w->logits, h, s->moe.gate));
+  BK_TRY(bk_f_piece(rec, s, BK_PART_EXPERTS, BK_PASS_W));
+  BK_TRY(moe_dispatch(rec, s, a, w, h));
+  BK_TRY(moe_linear_wgrad(rec, a, w->dgate_up, w->x, s->moe.gate_up));
+  BK_TRY(moe_act(rec, a, w));
+  BK_TRY(moe_linear_wgrad(rec, a, w->dy, w->act, s->moe.down));
   if (!s->moe.shared.gate_up) return BK_OK;
-  return bk_mlp_wgrad(ex, &s->moe.shared, &a->shared, &w->shared, h, df);
+  BK_TRY(bk_f_piece(rec, s, BK_PART_SHARED, BK_PASS_W));
+  return bk_mlp_wgrad(rec, &s->moe.shared, &a->shared, &w->shared, h, df);
 }
 
 const bk_f_ops bk_moe_ops = {"moe", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};

@@ -1,9 +1,9 @@
 /* F, the function inside a sublayer, behind one small vtable: f [N,C] from the normed input h
- * [N,C], N = B*T. forward keeps what the backward needs in the slot's activations; dgrad maps df
- * -> dh; wgrad adds parameter gradients and reads only what the slot kept, the same h and df,
- * and what dgrad left in the scratch. dgrad and wgrad are separate calls, because pipeline
- * schedules move wgrad. Shapes are planned before any memory exists: plan reserves tensors, the
- * step only uses them. */
+ * [N,C], N = B*T. forward, dgrad and wgrad record their pieces (program.h). forward keeps what the
+ * backward needs in the slot's activations; dgrad maps df -> dh; wgrad writes parameter gradients
+ * and reads only what the slot kept, the same h and df, and what dgrad left for it. dgrad and wgrad
+ * are separate pieces, because pipeline schedules move wgrad. Shapes are planned before any memory
+ * exists: plan reserves tensors, the step only uses them. */
 #ifndef BK_SUBLAYER_H
 #define BK_SUBLAYER_H
 
@@ -53,8 +53,8 @@ typedef struct bk_f_acts {
   };
 } bk_f_acts;
 
-/* ---- scratch shared by all slots: alive during one forward, or from dgrad to the end of wgrad
- * ---- */
+/* ---- scratch: of one forward, or from dgrad to the end of wgrad. What wgrad reads of it ("left")
+ * has a place in each slot where wgrad is deferred; the rest is shared by all slots. ---- */
 typedef struct bk_mla_scratch {
   bk_tensor dq, dk;             /* as q, k */
   bk_tensor dkv, dkv_an, dkv_a; /* as kv, kv_an, kv_a */
@@ -83,6 +83,7 @@ typedef struct bk_f_scratch {
 typedef struct bk_planner {
   bk_memory *memory;
   bk_memory_class keep; /* class of a slot's activations: workspace where nothing is kept */
+  bk_memory_class left; /* of what dgrad leaves for wgrad: activations where wgrad is deferred */
   const bk_model_config *config;
   bk_dtype st, ct;
   int64_t batch, seq_len, tokens;
@@ -108,12 +109,12 @@ typedef struct bk_f_ops {
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   void (*plan_forward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
   void (*plan_backward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
-  bk_status (*forward)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
-                       bk_tensor h, bk_tensor f);
-  bk_status (*dgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
-                     bk_tensor df, bk_tensor dh);
-  bk_status (*wgrad)(bk_exec *ex, const bk_sublayer *s, const bk_f_acts *a, const bk_f_scratch *w,
-                     bk_tensor h, bk_tensor df);
+  bk_status (*forward)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                       const bk_f_scratch *w, bk_tensor h, bk_tensor f);
+  bk_status (*dgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                     const bk_f_scratch *w, bk_tensor df, bk_tensor dh);
+  bk_status (*wgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                     const bk_f_scratch *w, bk_tensor h, bk_tensor df);
 } bk_f_ops;
 
 struct bk_sublayer {
@@ -129,17 +130,23 @@ struct bk_sublayer {
   };
 };
 
+/* What follows is a piece of this sublayer, on the compute lane. */
+static inline bk_status bk_f_piece(bk_recorder *rec, const bk_sublayer *s, bk_part part,
+                                   bk_pass pass) {
+  return bk_record_piece(rec, part, pass, s->index, BK_LANE_COMPUTE);
+}
+
 extern const bk_f_ops bk_mla_ops, bk_mlp_ops, bk_moe_ops;
 
 /* ---- mlp.c, shared with the shared experts ---- */
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m);
-bk_status bk_mlp_forward(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_forward(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                          const bk_mlp_scratch *w, bk_tensor h, bk_tensor f);
-bk_status bk_mlp_dgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_dgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate);
-bk_status bk_mlp_wgrad(bk_exec *ex, const bk_mlp_params *m, const bk_mlp_acts *a,
+bk_status bk_mlp_wgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor h, bk_tensor df);
 /* Gate and up halves of [M,2I]. */
 static inline bk_tensor bk_gate_half(bk_tensor t) {
@@ -150,10 +157,10 @@ static inline bk_tensor bk_up_half(bk_tensor t) {
 }
 
 /* ---- linear.c: y = x W^T with W [out, in]; all tensors 2-D ---- */
-bk_status bk_linear(bk_exec *ex, bk_tensor x, const bk_param_block *w, bk_tensor y);
-bk_status bk_linear_dgrad(bk_exec *ex, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
+bk_status bk_linear(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_tensor y);
+bk_status bk_linear_dgrad(bk_recorder *rec, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
                           bool accumulate);
-/* see bk_param_block_adds */
-bk_status bk_linear_wgrad(bk_exec *ex, bk_tensor dy, bk_tensor x, bk_param_block *w);
+/* adds, or overwrites: bk_record_accumulates */
+bk_status bk_linear_wgrad(bk_recorder *rec, bk_tensor dy, bk_tensor x, bk_param_block *w);
 
 #endif

@@ -9,12 +9,16 @@
  *   helper values FILE NAME        its values, one a line
  *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
+ *   helper arithmetic              a word for the bits that the C library's functions and plain
+ *                                  sums of products have here; then the floats in a vector of the
+ *                                  portable code, "4" where nothing but SSE2 or NEON is compiled in
  *   helper peak COMMAND...         runs it; the most memory it had, in bytes (77: the build has a
  *                                  sanitizer, with memory of its own)
  *   helper hangup COMMAND...       becomes it, with SIGHUP as it is by default, whatever the
  *                                  caller does with it
  * Exit status 0, or 1 with a message. */
 #include <jansson.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -212,6 +216,54 @@ static int run_bin(const char *path, int width, int argc, char **argv) {
   return fclose(f) != 0;
 }
 
+/* ---- arithmetic ---- */
+
+/* FNV-1a over the bits of a double. */
+static uint64_t mix(uint64_t hash, double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  for (int b = 0; b < 64; b += 8) hash = (hash ^ (bits >> b & 255)) * 1099511628211u;
+  return hash;
+}
+
+/* What the ops take from the C library, over the ranges in which they take it, and sums of
+ * products in both precisions: these differ where the compiler fuses or reorders them. u: one of
+ * many numbers in [0, 1). */
+static uint64_t mix_functions(uint64_t hash, double u) {
+  float f = (float)u, g = 0.3f, h = 1.7f;
+  hash = mix(hash, exp(60 * u - 50));
+  hash = mix(hash, log(0.001 + 100 * u));
+  hash = mix(hash, pow(10000, -u));
+  hash = mix(hash, sin(100 * u));
+  hash = mix(hash, cos(100 * u));
+  hash = mix(hash, tanh(8 * u - 4));
+  hash = mix(hash, expm1(-u));
+  hash = mix(hash, sqrt(u));
+  hash = mix(hash, u * 0.3 + 1.7 * (1 - u) + u * u);
+  return mix(hash, (double)(f * g + h * (1 - f) + f * f));
+}
+
+#if defined(__AVX512F__)
+#define VECTOR_FLOATS "16"
+#elif defined(__AVX2__)
+#define VECTOR_FLOATS "8"
+#elif defined(__FMA__)
+#define VECTOR_FLOATS "4, fused"
+#else
+#define VECTOR_FLOATS "4"
+#endif
+
+static int run_arithmetic(void) {
+  volatile uint64_t start = 20;
+  uint64_t hash = 14695981039346656037u, x = start;
+  for (int i = 0; i < 20000; i++) {
+    x = x * 6364136223846793005u + 1442695040888963407u;
+    hash = mix_functions(hash, (double)(x >> 11) / 9007199254740992.0);
+  }
+  printf("%016llx %s\n", (unsigned long long)hash, VECTOR_FLOATS);
+  return 0;
+}
+
 /* ---- memory ---- */
 
 static int run_peak(char **command) {
@@ -240,6 +292,7 @@ static int run_hangup(char **command) {
 int main(int argc, char **argv) {
   bk_context_options options = {.log = print_log, .log_level = BK_LOG_WARN};
   bk_context *ctx = NULL;
+  if (argc == 2 && strcmp(argv[1], "arithmetic") == 0) return run_arithmetic();
   if (argc < 3) return fprintf(stderr, "helper: see helper.c\n"), 1;
   if (strcmp(argv[1], "json") == 0) return run_json(argv[2], argc > 3 ? argv[3] : NULL);
   if (strcmp(argv[1], "peak") == 0) return run_peak(argv + 2);

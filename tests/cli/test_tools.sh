@@ -153,6 +153,16 @@ holds "ratio, apart" "$(json ratio) / ($(json seconds) / $(json compare/seconds)
 holds "plain is smaller" "$(json compare/bytes_planned) < $(json bytes_planned)"
 refused 2 'goes with --compare' "nothing to be apart from" "$BIRKHOFF" bench step --model tiny --apart
 ok "as a table" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 --seconds 0
+ok "what a step does" "$BIRKHOFF" bench step --model tiny --set micro_batch_size=2 batch_size=8 --program
+has "its lines" '^ *[0-9]* *backward, first *compute *attention\.W *wgrad *2 *gemm ' out
+has "and the next micro-batch" '^ *[0-9]* *backward, next ' out
+equal "one lane" "$(grep -c 'urgent\|(signal)\|(wait)' out)" 0
+ok "on two lanes, as JSON" "$BIRKHOFF" bench step --model tiny --batch-size 1 --program --json --set merge_stream=true
+equal "an urgent merge" "$(json 22/lane) $(json 22/piece) $(json 22/sublayer) $(json 22/op)" "urgent merge 1 hc_merge_mix"
+equal "that is waited for" "$(json 24/lane) $(json 24/piece) $(json 24/op) $(json 24/kernel)" "compute attention (wait) urgent"
+equal "a single micro-batch" "$(grep -c next out)" 0
+refused 2 'does not go with --seconds' "times nothing" "$BIRKHOFF" bench step --model tiny --program --seconds 1
+refused 2 '--program is for bench step' "of steps alone" "$BIRKHOFF" bench ops --program
 refused 2 'ops or step' "bench what" "$BIRKHOFF" bench all
 refused 2 '--op is for bench ops' "an option of the other bench" "$BIRKHOFF" bench step --model tiny --op hc_pre
 refused 2 '--apart is for bench step' "and the other way round" "$BIRKHOFF" bench ops --apart

@@ -124,9 +124,8 @@ static BK_UNUSED double end_step(bk_model *m, int64_t kept) {
   return results.loss_sum / (double)kept;
 }
 
-/* Gradients zeroed, forward, backward; the mean loss. */
+/* Forward, backward, gradients overwritten; the mean loss. */
 static BK_UNUSED double run_step(rig *r, const int32_t *ids, const int32_t *targets, int64_t kept) {
-  OK(bk_model_zero_grads(r->model));
   begin_step(r->model, kept);
   OK(bk_runner_forward(r->runner, 0, ids, targets));
   OK(bk_runner_backward(r->runner, 0));

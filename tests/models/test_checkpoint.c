@@ -660,7 +660,7 @@ enum { B = 2, T = 7 };
  * streams are apart. */
 static void look_at_streams(bk_model *m, const bk_runner *r, double *mean_square, double *apart) {
   int64_t C = m->config.hidden_size, n = m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
-  double *x = read_tensor(m, bk_runner_output(r, 0));
+  double *x = read_tensor(m, bk_runner_last_streams(r, 0));
   for (int64_t t = 0; n == 1 && mean_square && t < B * T; t++) {
     double norm = norm_of(x + t * C, C);
     mean_square[t] = norm * norm / (double)C;

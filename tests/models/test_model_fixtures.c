@@ -212,7 +212,6 @@ static void train_step(fixture *f, bk_optimizer *optimizer, const json_t *train,
                            .max_norm = number(recipe, "grad_clip"),
                            .loss_scale = 1.0 / (double)kept,
                            .balance_rate = number(recipe, "router_bias_lr")};
-  OK(bk_model_zero_grads(f->r.model));
   OK(bk_step_begin(f->r.model, &values));
   for (int64_t b = 0; b < f->B; b++) {
     sequence(json_array_get(rows, (size_t)b), f->T, ids, targets);

@@ -189,7 +189,6 @@ START_TEST(test_slots) {
   for (int turn = 0; turn < 4; turn++) {
     bk_runner_options options = training_options(B, 2, turn / 2 ? 2 : 0);
     rig r = rig_open("ref", 1, &c, BK_F64, &options);
-    OK(bk_model_zero_grads(r.model));
     begin_step(r.model, kept);
     for (int i = 0; i < 2; i++) OK(bk_runner_forward(r.runner, i, ids[i], targets[i]));
     for (int i = 0; i < 2; i++) OK(bk_runner_backward(r.runner, turn % 2 ? 1 - i : i));
@@ -214,7 +213,6 @@ START_TEST(test_micro_batches) {
   rig a = rig_open("ref", 1, &c, BK_F64, &whole), b = rig_open("ref", 1, &c, BK_F64, &part);
   const char *name;
   double loss = run_step(&a, ids, targets, kept), *want = read_grads(a.model, &count);
-  OK(bk_model_zero_grads(b.model));
   begin_step(b.model, kept);
   for (int i = 0; i < 2; i++) {
     OK(bk_runner_forward(b.runner, 0, ids + i * 2 * T, targets + i * 2 * T));
@@ -287,7 +285,6 @@ static double *grads_of_third_step(bool merge_stream, const bk_model_config *c, 
   rig r = rig_open(fast_device(), 1, c, BK_F32, &options);
   int64_t kept = make_tokens(c->vocab_size, B * T, 35, ids, targets);
   for (int i = 0; i < 3; i++) {
-    OK(bk_model_zero_grads(r.model));
     *loss = run_step(&r, ids, targets, kept);
   }
   double *grads = read_grads(r.model, count);
@@ -342,8 +339,7 @@ static void check_decode(const char *device, bk_dtype dtype, int kind, double bo
       .batch = B, .seq_len = 3, .slots = 1, .keep_logits = true, .cache_len = T + 2};
   OK(bk_runner_create(r.model, &o, &prefill));
   o.seq_len = 1;
-  o.cache_of = prefill;
-  OK(bk_runner_create(r.model, &o, &one));
+  OK(bk_runner_create_sharing(r.model, &o, prefill, &one));
   begin_step(r.model, 1);
   OK(bk_runner_forward(r.runner, 0, ids, NULL));
   int64_t n = B * T * c.vocab_size;
@@ -405,17 +401,20 @@ static void check_stages(int kind, int head, int64_t cut, int64_t recompute) {
   OK(bk_runner_create(whole.model, &options, &whole.runner));
   double loss = run_step(&whole, ids, targets, kept);
   for (int i = 0; i < 2; i++) {
-    bk_model_options o = {.trainable = true, .begin = i ? cut : 0, .end = i ? 0 : cut};
+    bk_model_options o = {.trainable = true, .n_chunks = 1};
+    o.chunks[0] = (bk_chunk_range){i ? cut : 0, i ? 2 * c.num_hidden_layers : cut};
     OK(bk_model_create(whole.device, &c, BK_F64, &o, &m[i]));
     OK(bk_model_init(m[i], 7));
     OK(bk_runner_create(m[i], &options, &r[i]));
     begin_step(m[i], kept);
   }
   OK(bk_runner_forward(r[0], 0, ids, NULL));
-  hand_over(m[0], bk_runner_output(r[0], 0), bk_runner_input(r[1], 0));
+  hand_over(m[0], bk_chunk_output(bk_runner_chunk(r[0], 0), 0).streams,
+            bk_chunk_input(bk_runner_chunk(r[1], 0), 0).streams);
   OK(bk_runner_forward(r[1], 0, NULL, targets));
   OK(bk_runner_backward(r[1], 0));
-  hand_over(m[0], bk_runner_stream_grad(r[1]), bk_runner_stream_grad(r[0]));
+  hand_over(m[0], bk_chunk_input_grad(bk_runner_chunk(r[1], 0), 0).streams,
+            bk_chunk_output_grad(bk_runner_chunk(r[0], 0), 0).streams);
   OK(bk_runner_backward(r[0], 0));
   ck_assert_double_eq(end_step(m[1], kept), loss);
   for (int i = 0; i < 2; i++) {
@@ -457,7 +456,6 @@ START_TEST(test_no_allocation) {
                              .max_norm = 1.0,
                              .loss_scale = 1.0 / (double)kept,
                              .balance_rate = 1e-3};
-    OK(bk_model_zero_grads(r.model));
     OK(bk_step_begin(r.model, &values));
     OK(bk_runner_forward(r.runner, 0, ids, targets));
     OK(bk_runner_backward(r.runner, 0));
@@ -491,7 +489,6 @@ START_TEST(test_not_finite) {
   for (int i = 0; i < 12; i++) inf[i] = INFINITY;
   OK(bk_tensor_write_f64(r.model->stream, &one, inf));
   double *before = read_tensor(r.model, w);
-  OK(bk_model_zero_grads(r.model));
   begin_step(r.model, kept);
   OK(bk_runner_forward(r.runner, 0, ids, targets));
   OK(bk_runner_backward(r.runner, 0));
@@ -542,9 +539,9 @@ START_TEST(test_refusals) {
   bk_model *model = NULL;
   ck_assert_int_eq(bk_model_create(r.device, &c, BK_F64, NULL, &model), BK_ERR_UNSUPPORTED);
   unit_expect("does not store models in fp64");
-  ck_assert_int_eq(
-      bk_model_create(r.device, &c, BK_F32, &(bk_model_options){.begin = 4, .end = 9}, &model),
-      BK_ERR_ARGUMENT);
+  ck_assert_int_eq(bk_model_create(r.device, &c, BK_F32,
+                                   &(bk_model_options){.n_chunks = 1, .chunks = {{4, 9}}}, &model),
+                   BK_ERR_ARGUMENT);
   unit_expect("range [4, 9)");
   ck_assert_ptr_null(none);
   ck_assert_ptr_null(model);

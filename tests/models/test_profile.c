@@ -8,7 +8,7 @@
 
 #include "io/json_in.h"
 #include "models/profile.h"
-#include "models/runner_priv.h"
+#include "models/runner.h"
 #include "models/trainer.h"
 
 #define TOKENS 12
@@ -42,7 +42,6 @@ static void bench_close(bench *b) {
 
 static void bench_step(bench *b, int micro_batches) {
   begin_step(b->r.model, b->kept * micro_batches);
-  OK(bk_model_zero_grads(b->r.model));
   for (int i = 0; i < micro_batches; i++) {
     OK(bk_runner_forward(b->r.runner, 0, b->ids, b->targets));
     OK(bk_runner_backward(b->r.runner, 0));
@@ -60,50 +59,31 @@ static const bk_profile_step *last_step(const bk_profile *p) {
 
 /* ---- what is recorded ---- */
 
-/* The launches of one list are next in the trace. */
-static int expect_list(const bk_profile_step *step, int at, const bk_calls *calls, bk_phase phase,
-                       int sublayer) {
-  for (int i = 0; i < calls->count; i++, at++) {
+/* The launches of one program are next in the trace. */
+static int expect_program(const bk_profile_step *step, int at, const bk_runner *r, int id) {
+  const bk_program *p = bk_chunk_program(bk_runner_chunk(r, 0), 0, id);
+  ck_assert_ptr_nonnull(p);
+  for (int i = 0; i < p->n_calls; i++) {
+    const bk_call *call = &p->calls[i];
+    const bk_piece *piece = &p->pieces[call->piece];
+    if (call->kind != BK_CALL_OP) continue;
     ck_assert_int_lt(at, step->count);
-    const bk_profile_record *r = &step->records[at];
-    ck_assert_msg(r->op == calls->call[i].op && r->phase == phase && r->sublayer == sublayer,
+    const bk_profile_record *record = &step->records[at++];
+    ck_assert_msg(record->op == call->op && record->phase == piece->phase &&
+                      record->sublayer == piece->sublayer,
                   "launch %d: %s in %s of sublayer %d, expected %s in %s of %d", at,
-                  bk_op_name(r->op), bk_phase_name(r->phase), r->sublayer,
-                  bk_op_name(calls->call[i].op), bk_phase_name(phase), sublayer);
-    ck_assert_str_eq(r->kernel, calls->call[i].plan.kernel->name);
+                  bk_op_name(record->op), bk_phase_name(record->phase), record->sublayer,
+                  bk_op_name(call->op), bk_phase_name(piece->phase), piece->sublayer);
+    ck_assert_str_eq(record->kernel, call->of->plan.kernel->name);
   }
   return at;
 }
 
-static int expect_rebuild(const bk_runner *r, const bk_profile_step *step, int at, int s) {
-  int first = s - s % (int)r->block;
-  return expect_list(step, at, &r->calls[first].rebuild, BK_PHASE_REBUILD, first);
-}
-
-static int expect_forward(const bk_runner *r, const bk_profile_step *step, int at) {
-  at = expect_list(step, at, &r->embed, BK_PHASE_EMBED, -1);
-  at = expect_list(step, at, &r->calls[0].mix, BK_PHASE_MIX, 0);
-  for (int s = 0; s < r->n; s++) {
-    at = expect_list(step, at, &r->calls[s].forward, BK_PHASE_FORWARD, s);
-    at = expect_list(step, at, &r->calls[s].merge, BK_PHASE_MERGE, s);
-  }
-  at = expect_list(step, at, &r->head_norm, BK_PHASE_HEAD, -1);
-  at = expect_list(step, at, &r->piece_logits[BK_PIECE_FULL], BK_PHASE_HEAD, -1);
-  at = expect_list(step, at, &r->piece_loss[BK_PIECE_FULL], BK_PHASE_LOSS, -1);
-  return expect_list(step, at, &r->loss_sum, BK_PHASE_LOSS, -1);
-}
-
-static int expect_backward(const bk_runner *r, const bk_profile_step *step, int at) {
-  at = expect_list(step, at, &r->head_bwd, BK_PHASE_HEAD_BWD, -1);
-  if (r->block) at = expect_rebuild(r, step, at, r->n - 1);
-  at = expect_list(step, at, &r->calls[r->n - 1].merge_bwd, BK_PHASE_MERGE_BWD, r->n - 1);
-  for (int s = r->n - 1; s >= 0; s--) {
-    at = expect_list(step, at, &r->calls[s].dgrad, BK_PHASE_DGRAD, s);
-    at = expect_list(step, at, &r->calls[s].wgrad, BK_PHASE_WGRAD, s);
-    if (r->block && s > 0 && s % r->block == 0) at = expect_rebuild(r, step, at, s - 1);
-    at = expect_list(step, at, &r->calls[s].mix_bwd, BK_PHASE_MIX_BWD, s);
-  }
-  return expect_list(step, at, &r->embed_bwd, BK_PHASE_EMBED_BWD, -1);
+static int expect_micro_batch(const bk_profile_step *step, int at, const bk_runner *r,
+                              bk_micro micro) {
+  at = expect_program(step, at, r, BK_PROGRAM_FORWARD);
+  at = expect_program(step, at, r, BK_PROGRAM_LOSS + (int)micro);
+  return expect_program(step, at, r, BK_PROGRAM_BACKWARD + (int)micro);
 }
 
 /* The rest is the optimiser's: norms, one clip, as many updates as norms, a balance per MoE
@@ -132,7 +112,7 @@ START_TEST(covers_every_launch) {
       const bk_profile_step *step = last_step(b.profile);
       int at = 0;
       for (int i = 0; i < 2; i++)
-        at = expect_backward(b.r.runner, step, expect_forward(b.r.runner, step, at));
+        at = expect_micro_batch(step, at, b.r.runner, i ? BK_MICRO_NEXT : BK_MICRO_FIRST);
       ck_assert_int_gt(at, 100);
       ck_assert_int_eq(expect_optimizer(step, at, bk_runner_n_moe(b.r.runner)), step->count);
       ck_assert_int_eq(step->lost, 0);

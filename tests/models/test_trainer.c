@@ -627,7 +627,8 @@ START_TEST(test_refusals) {
   bk_model *fixed = NULL, *part = NULL, *whole = NULL;
   bk_trainer *t = NULL;
   OK(bk_model_create(device, &c, BK_F32, NULL, &fixed));
-  OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true, .begin = 2},
+  OK(bk_model_create(device, &c, BK_F32,
+                     &(bk_model_options){.trainable = true, .n_chunks = 1, .chunks = {{2, 6}}},
                      &part));
   OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true}, &whole));
   ck_assert_int_eq(bk_trainer_create(fixed, &recipe, data, NULL, &t), BK_ERR_ARGUMENT);

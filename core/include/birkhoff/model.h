@@ -11,11 +11,19 @@ extern "C" {
 
 typedef struct bk_model bk_model;
 
+/* A range [begin, end) of the 2 * num_hidden_layers sublayers: attention and feed-forward in turn.
+ * The embedding belongs to begin == 0, final collapse, norm and head to
+ * end == 2 * num_hidden_layers. */
+typedef struct bk_chunk_range {
+  int64_t begin, end;
+} bk_chunk_range;
+#define BK_CHUNKS_MAX 16
+
 typedef struct bk_model_options {
   bool trainable; /* gradients, masters and moments too */
-  /* sublayer range [begin, end) of 2 * num_hidden_layers; end 0 = all. The embedding belongs to
-   * begin == 0, final collapse, norm and head to end == 2 * num_hidden_layers */
-  int64_t begin, end;
+  /* The parts that this model is made of; no two may overlap. 0: one chunk, the whole model. */
+  int n_chunks;
+  bk_chunk_range chunks[BK_CHUNKS_MAX];
   bool plan_only; /* sizes only: no memory is committed (`birkhoff plan`) */
   /* a checkpoint with NaN or infinities is loaded, with a warning; else it is refused */
   bool allow_nonfinite;

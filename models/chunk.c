@@ -1,0 +1,219 @@
+/* Creation, ports and uploads of a chunk: see chunk.h. */
+#include "models/chunk_priv.h"
+
+/* ---- creation ---- */
+static bk_status check_options(const bk_model *m, int index, const bk_chunk_options *o,
+                               const bk_chunk *of) {
+  bk_context *ctx = m->ctx;
+  int64_t widest = m->config.num_experts_per_tok > bk_model_streams(m)
+                       ? m->config.num_experts_per_tok
+                       : bk_model_streams(m);
+  if (index < 0 || index >= m->options.n_chunks)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: no chunk %d of %d", index, m->options.n_chunks);
+  if (o->batch < 1 || o->seq_len < 1 || o->slots < 1) {
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "runner: batch %lld, seq_len %lld and slots %d must be at least 1",
+                   (long long)o->batch, (long long)o->seq_len, o->slots);
+  }
+  if (o->seq_len > INT32_MAX / o->batch / widest) {
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "runner: %lld sequences of %lld tokens are more than row indices can count",
+                   (long long)o->batch, (long long)o->seq_len);
+  }
+  if (o->backward && !m->options.trainable)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: backward needs a trainable model");
+  if (o->defer_wgrad && !o->backward)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: without backward there is no wgrad to defer");
+  if (o->cache_len < 0 ||
+      (o->cache_len && (o->backward || o->cache_len < o->seq_len || o->cache_len > INT32_MAX))) {
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "runner: a cache of %lld positions does not go with backward or with %lld "
+                   "tokens at once",
+                   (long long)o->cache_len, (long long)o->seq_len);
+  }
+  if (of && (of->model != m || of->options.batch != o->batch ||
+             of->options.cache_len != o->cache_len || !o->cache_len)) {
+    return bk_fail(
+        ctx, BK_ERR_ARGUMENT,
+        "runner: a cache can be shared only by runners of one model, batch and cache_len");
+  }
+  return BK_OK;
+}
+
+static bk_status make_slot(bk_chunk *c, bk_slot *slot) {
+  bk_context *ctx = c->model->ctx;
+  size_t n = (size_t)c->n;
+  slot->mix = bk_alloc_array(ctx, n, sizeof *slot->mix);
+  slot->grads = bk_alloc_array(ctx, n, sizeof *slot->grads);
+  slot->f = bk_alloc_array(ctx, n, sizeof *slot->f);
+  slot->backward = bk_alloc_array(ctx, n, sizeof *slot->backward);
+  slot->df = bk_alloc_array(ctx, n, sizeof *slot->df);
+  bool ok = slot->mix && slot->grads && slot->f && slot->backward && slot->df;
+  return ok ? BK_OK : BK_ERR_MEMORY;
+}
+
+static bk_status make_arrays(bk_chunk *c) {
+  bk_context *ctx = c->model->ctx;
+  c->forward = bk_alloc_array(ctx, (size_t)c->n, sizeof *c->forward);
+  c->slots = bk_alloc_array(ctx, (size_t)c->options.slots, sizeof *c->slots);
+  if (!c->forward || !c->slots) return BK_ERR_MEMORY;
+  for (int i = 0; i < c->options.slots; i++) BK_TRY(make_slot(c, &c->slots[i]));
+  return BK_OK;
+}
+
+static bk_status make_staging(bk_chunk *c) {
+  bk_device *device = c->model->device;
+  for (int i = 0; i < c->options.slots; i++) {
+    BK_TRY(device->ops->host_alloc(device, 2 * (size_t)c->tokens * sizeof(int32_t),
+                                   (void **)&c->slots[i].host));
+    BK_TRY(device->ops->event_create(device, &c->slots[i].uploaded));
+  }
+  return BK_OK;
+}
+
+static bk_status record_all(bk_chunk *c) {
+  bk_model *m = c->model;
+  bk_recorder rec;
+  bk_status status =
+      bk_recorder_init(&rec, m->device, &m->lanes, &c->plans, m->blocks, m->n_blocks);
+  for (int i = 0; status == BK_OK && i < c->options.slots; i++)
+    status = bk_chunk_record(c, &rec, &c->slots[i]);
+  bk_recorder_fini(&rec);
+  bk_plans_close(&c->plans);
+  return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
+}
+
+static bk_status chunk_fill(bk_chunk *c) {
+  bk_model *m = c->model;
+  BK_TRY(make_arrays(c));
+  BK_TRY(bk_memory_create(m->device, &c->memory));
+  BK_TRY(bk_chunk_plan(c));
+  if (c->options.merge_stream) BK_TRY(bk_lanes_open(&m->lanes, BK_LANE_URGENT));
+  BK_TRY(record_all(c));
+  if (m->options.plan_only) return BK_OK;
+  BK_TRY(bk_memory_commit(c->memory));
+  return make_staging(c);
+}
+
+bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *options,
+                          const bk_chunk *cache_of, bk_chunk **chunk) {
+  BK_TRY(check_options(m, index, options, cache_of));
+  bk_chunk *c = bk_alloc(m->ctx, sizeof *c);
+  if (!c) return BK_ERR_MEMORY;
+  const bk_chunk_range *range = &m->options.chunks[index];
+  int64_t block = options->backward ? bk_recompute_block(&m->config, options->hc_recompute) : 0;
+  *c = (bk_chunk){.model = m, .options = *options, .cache_of = cache_of};
+  c->sublayers = m->sublayers + bk_model_chunk_first(m, index);
+  c->n = bk_model_chunk_count(m, index);
+  c->has_embed = range->begin == 0;
+  c->has_head = range->end == 2 * m->config.num_hidden_layers;
+  c->tokens = options->batch * options->seq_len;
+  c->block = block > c->n ? c->n : block;
+  bk_status status = chunk_fill(c);
+  if (status == BK_OK) *chunk = c;
+  else bk_chunk_destroy(c);
+  return status;
+}
+
+static void free_slot(bk_chunk *c, bk_slot *s) {
+  bk_device *device = c->model->device;
+  void *arrays[] = {s->mix, s->grads, s->f, s->backward, s->df};
+  for (int i = 0; i < BK_PROGRAMS; i++) bk_program_fini(&s->programs[i]);
+  if (s->uploaded) s->uploaded->ops->destroy(s->uploaded);
+  if (s->host) device->ops->host_free(device, s->host, 2 * (size_t)c->tokens * sizeof(int32_t));
+  for (size_t i = 0; i < BK_COUNT(arrays); i++) bk_free(device->ctx, arrays[i]);
+}
+
+void bk_chunk_destroy(bk_chunk *c) {
+  if (!c) return;
+  bk_context *ctx = c->model->ctx;
+  bk_lanes_sync(&c->model->lanes);
+  for (int i = 0; c->slots && i < c->options.slots; i++) free_slot(c, &c->slots[i]);
+  bk_plans_fini(&c->plans);
+  bk_chunk_free_pools(c);
+  bk_memory_destroy(c->memory);
+  bk_free(ctx, c->slots);
+  bk_free(ctx, c->forward);
+  bk_free(ctx, c);
+}
+
+size_t bk_chunk_bytes(const bk_chunk *c, bk_memory_class m) {
+  return bk_memory_bytes(c->memory, m);
+}
+bool bk_chunk_has_embed(const bk_chunk *c) { return c->has_embed; }
+bool bk_chunk_has_head(const bk_chunk *c) { return c->has_head; }
+
+bk_program *bk_chunk_program(const bk_chunk *c, int slot, int program) {
+  bk_program *p = &c->slots[slot].programs[program];
+  return p->n_pieces ? p : NULL;
+}
+
+/* ---- ports ---- */
+bk_port bk_chunk_input(const bk_chunk *c, int slot) {
+  const bk_mix_acts *first = &c->slots[slot].mix[0];
+  return c->has_embed ? (bk_port){0} : (bk_port){first->x, first->carry};
+}
+
+bk_port bk_chunk_output(const bk_chunk *c, int slot) {
+  const bk_slot *s = &c->slots[slot];
+  return c->has_head ? (bk_port){0} : (bk_port){s->last, s->last_carry};
+}
+
+static bk_port gradient(const bk_chunk *c, int slot, bool crosses) {
+  const bk_slot *s = &c->slots[slot];
+  return crosses ? (bk_port){s->D, s->D_carry} : (bk_port){0};
+}
+
+bk_port bk_chunk_output_grad(const bk_chunk *c, int slot) {
+  return gradient(c, slot, !c->has_head);
+}
+
+bk_port bk_chunk_input_grad(const bk_chunk *c, int slot) {
+  return gradient(c, slot, !c->has_embed);
+}
+
+static bk_status copy_tensor(bk_stream *stream, const bk_tensor *from, const bk_tensor *to) {
+  if (!bk_tensor_present(from) && !bk_tensor_present(to)) return BK_OK;
+  if (from->dtype != to->dtype || !bk_tensor_same_shape(from, to))
+    return bk_fail(stream->device->ctx, BK_ERR_ARGUMENT,
+                   "ports: what leaves one chunk is not what the next one takes");
+  return stream->ops->copy(stream, (bk_place){to->buffer, to->offset},
+                           (bk_place){from->buffer, from->offset}, bk_tensor_bytes(from));
+}
+
+bk_status bk_port_copy(bk_stream *stream, const bk_port *from, const bk_port *to) {
+  BK_TRY(copy_tensor(stream, &from->streams, &to->streams));
+  return copy_tensor(stream, &from->carry, &to->carry);
+}
+
+/* ---- uploads ---- */
+static bk_status upload_rows(bk_chunk *c, const bk_tensor *t, int32_t *staging,
+                             const int32_t *src) {
+  bk_stream *stream = c->model->stream;
+  for (int64_t i = 0; i < c->tokens; i++) staging[i] = src[i];
+  return stream->ops->upload(stream, (bk_place){t->buffer, t->offset}, staging,
+                             (size_t)c->tokens * sizeof *staging);
+}
+
+bk_status bk_chunk_upload(bk_chunk *c, int slot_index, const int32_t *ids, const int32_t *targets) {
+  bk_slot *slot = &c->slots[slot_index];
+  bk_stream *stream = c->model->stream;
+  if (slot->uploading) BK_TRY(slot->uploaded->ops->sync(slot->uploaded)); /* of last time */
+  slot->uploading = false;
+  if (ids && c->has_embed) BK_TRY(upload_rows(c, &slot->ids, slot->host, ids));
+  if (targets && c->has_head)
+    BK_TRY(upload_rows(c, &slot->targets, slot->host + c->tokens, targets));
+  BK_TRY(stream->ops->event_record(stream, slot->uploaded));
+  slot->uploading = true;
+  return BK_OK;
+}
+
+bk_status bk_chunk_upload_past(bk_chunk *c, int64_t past) {
+  bk_stream *stream = c->model->stream;
+  bk_slot *slot = &c->slots[0];
+  if (slot->uploading) BK_TRY(slot->uploaded->ops->sync(slot->uploaded));
+  slot->uploading = false;
+  c->past_host = (int32_t)past;
+  return stream->ops->upload(stream, (bk_place){c->past.buffer, c->past.offset}, &c->past_host,
+                             sizeof c->past_host);
+}

@@ -1,0 +1,88 @@
+/* The insides of a chunk: chunk.c (creation, ports, uploads), places.c (where tensors live),
+ * pieces.c (what the sublayers do), ends.c (what embedding and head do). */
+#ifndef BK_CHUNK_PRIV_H
+#define BK_CHUNK_PRIV_H
+
+#include "models/chunk.h"
+#include "models/model_priv.h"
+
+/* A piece of the head's logits has at most so many elements, and whole multiples of BK_HEAD_ROWS
+ * rows if it has that many. Every piece reads the head's weights and reads and writes their
+ * gradient: a GPU needs some 2,000 rows before its products outweigh that (reckoned for 3.3 TB/s
+ * and 700 TFLOP/s). */
+#define BK_HEAD_PIECE_HOST ((int64_t)1 << 25)
+#define BK_HEAD_PIECE_DEVICE ((int64_t)1 << 28)
+#define BK_HEAD_ROWS 256
+
+typedef struct bk_head_acts {
+  /* final norm: x is the collapsed [N,C] stream, or the streams (learned head), or x_L itself
+   * (plain) */
+  bk_mix_acts mix;
+  bk_tensor dh; /* [N,C] gradient of the normed input of lm_head, made in the forward pass */
+} bk_head_acts;
+
+typedef struct bk_slot {
+  bk_mix_acts *mix;         /* [n] */
+  bk_mix_grads *grads;      /* [n] */
+  bk_f_acts *f;             /* [n] */
+  bk_f_scratch *backward;   /* [n] */
+  bk_tensor *df;            /* [n] gradient of F's output */
+  bk_tensor last;           /* streams after the last sublayer */
+  bk_tensor last_carry;     /* what it hands on beside them */
+  bk_tensor D, D_carry, dh; /* gradient of the streams, of the carry, of F's input */
+  bk_head_acts head;
+  bk_tensor ids, targets; /* [N] i32 */
+  int32_t *host;          /* staging of ids, then targets: [2N] */
+  bk_event *uploaded;     /* the staging may be written again */
+  bool uploading;
+  bk_program programs[BK_PROGRAMS]; /* without calls: not recorded */
+} bk_slot;
+
+struct bk_chunk {
+  bk_model *model;
+  bk_chunk_options options;
+  const bk_chunk *cache_of;
+  bk_sublayer *sublayers; /* [n], the model's */
+  int n;
+  bool has_embed, has_head;
+  int64_t tokens;
+  int64_t block; /* sublayers per recompute block, 0 = off; places count from the chunk's first */
+  bk_memory *memory;
+  bk_plans plans;
+  bk_slot *slots;
+
+  /* shared by all slots */
+  struct bk_pool *pools; /* places.c: the places of tensors that are not kept */
+  bk_f_scratch *forward; /* [n] */
+  bk_mix_grads head_grads;
+  bk_tensor embedding, head_row; /* [N,C] each, scratch of the ends */
+  /* [piece rows, V]: logits in ct, their gradient in st; one memory where these are the same */
+  bk_tensor piece, dpiece;
+  int64_t piece_rows;
+  bk_tensor logits, row_losses, past;
+  int32_t past_host;
+};
+
+static inline bool bk_chunk_plain(const bk_chunk *c) {
+  return c->model->config.residual == BK_HC_PLAIN;
+}
+/* The streams are summed before the final norm. */
+static inline bool bk_chunk_sums(const bk_chunk *c) {
+  return !bk_chunk_plain(c) && c->model->parts->head.kind == BK_HC_PLAIN;
+}
+
+/* places.c: plans all tensors; the memory comes with the commit of chunk->memory. */
+bk_status bk_chunk_plan(bk_chunk *chunk);
+void bk_chunk_free_pools(bk_chunk *chunk);
+
+/* pieces.c: records all programs of a slot. */
+bk_status bk_chunk_record(bk_chunk *chunk, bk_recorder *rec, bk_slot *slot);
+
+/* ends.c: the pieces of the ends, into the program that is being recorded. */
+typedef enum bk_head_use { BK_HEAD_LOGITS, BK_HEAD_EVALUATE, BK_HEAD_TRAIN } bk_head_use;
+bk_status bk_record_embed(bk_chunk *chunk, bk_recorder *rec, const bk_slot *slot);
+bk_status bk_record_head(bk_chunk *chunk, bk_recorder *rec, const bk_slot *slot, bk_head_use use);
+bk_status bk_record_head_bwd(bk_chunk *chunk, bk_recorder *rec, const bk_slot *slot);
+bk_status bk_record_embed_bwd(bk_chunk *chunk, bk_recorder *rec, const bk_slot *slot);
+
+#endif

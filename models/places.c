@@ -1,0 +1,342 @@
+/* Where the tensors of a chunk live. The tables below say it for what lies around F in each
+ * sublayer; F's own and the ends' follow.
+ *
+ * KEPT tensors are in class activations, one for each slot and sublayer. All others are in class
+ * workspace and shared by all slots: they live no longer than one program of one slot. */
+#include "models/chunk_priv.h"
+
+typedef enum place {
+  NONE,         /* there is no such tensor */
+  ONE,          /* one for all sublayers */
+  TURN,         /* two, by turns from sublayer to sublayer */
+  BLOCK,        /* by the sublayer's position in its recompute block */
+  BLOCK_TURN,   /* the same, but first sublayers of blocks have two, by turns: a block is rebuilt
+                   while the first sublayer of the one after it still needs its own */
+  BLOCK_STARTS, /* first sublayers of blocks: KEPT; the others: BLOCK */
+  KEPT,
+} place;
+
+typedef enum shape {
+  STREAMS, /* [N,n,C] st; plain [N,C] */
+  ROW,     /* [N,C] st */
+  VECTOR,  /* [N] ct */
+  PROJ,    /* ct, see op.h */
+  RINV,    /* ct */
+  GATES,   /* [N,n] ct */
+  COMB,    /* [N,n,n] ct; none for ihc */
+  CARRY,   /* [N,carry] ct; none without such */
+} shape;
+
+typedef enum mode { FORWARD, BACKWARD, RECOMPUTE, MODES } mode;
+
+/* Where a row's tensor is: a member of one of the slot's arrays. */
+typedef enum home { IN_MIX, IN_GRADS, IN_DF } home;
+
+typedef struct rule {
+  home home;
+  size_t member;
+  shape shape;
+  place by_mode[MODES]; /* forward alone; with backward; with backward and recompute */
+  place deferred;       /* with backward and wgrad deferred, in the place of the two before */
+} rule;
+
+#define MIX(f) IN_MIX, offsetof(bk_mix_acts, f)
+#define GRAD(f) IN_GRADS, offsetof(bk_mix_grads, f)
+/* clang-format off */
+static const rule stream_rules[] = {
+    /*                        forward  backward  recompute       wgrad deferred */
+    {MIX(x),      STREAMS, {TURN,    KEPT,     BLOCK_STARTS},  NONE},
+    {MIX(carry),  CARRY,   {TURN,    KEPT,     BLOCK_STARTS},  NONE},
+    {MIX(y),      ROW,     {ONE,     KEPT,     BLOCK_TURN},    NONE},
+    {MIX(h),      ROW,     {ONE,     KEPT,     BLOCK},         KEPT},
+    {MIX(rstd),   VECTOR,  {ONE,     KEPT,     BLOCK_TURN},    NONE},
+    {MIX(f),      ROW,     {ONE,     KEPT,     KEPT},          NONE},
+    {MIX(proj),   PROJ,    {ONE,     KEPT,     KEPT},          NONE},
+    {MIX(rinv),   RINV,    {ONE,     KEPT,     KEPT},          NONE},
+    {MIX(pre),    GATES,   {KEPT,    KEPT,     KEPT},          NONE},
+    {MIX(post),   GATES,   {KEPT,    KEPT,     KEPT},          NONE},
+    {MIX(comb),   COMB,    {KEPT,    KEPT,     KEPT},          NONE},
+    {IN_DF, 0,    ROW,     {NONE,    ONE,      ONE},           KEPT},
+    {GRAD(dpre),  GATES,   {NONE,    ONE,      ONE},           NONE},
+    {GRAD(dproj), PROJ,    {NONE,    ONE,      ONE},           NONE},
+    {GRAD(drinv), RINV,    {NONE,    ONE,      ONE},           NONE},
+    /* from the merge of a sublayer to its mix, with the merge of the one before in between */
+    {GRAD(dpost), GATES,   {NONE,    TURN,     TURN},          NONE},
+    {GRAD(dcomb), COMB,    {NONE,    TURN,     TURN},          NONE},
+};
+static const rule plain_rules[] = {
+    {MIX(x),      STREAMS, {TURN,    KEPT,     BLOCK_STARTS},  NONE},
+    {MIX(h),      ROW,     {ONE,     KEPT,     BLOCK},         KEPT},
+    {MIX(rstd),   VECTOR,  {ONE,     KEPT,     BLOCK_TURN},    NONE},
+    {MIX(f),      ROW,     {ONE,     ONE,      KEPT},          NONE},
+    /* the gradient of the streams itself, but for a deferred wgrad, by when that has changed */
+    {IN_DF, 0,    ROW,     {NONE,    NONE,     NONE},          KEPT},
+};
+/* clang-format on */
+enum { RULES_MAX = BK_COUNT(stream_rules), X_RULE = 0 };
+
+/* The places of a rule that are shared, by index; planned at their first use. */
+typedef struct bk_pool {
+  bk_tensor *places;
+} bk_pool;
+
+typedef struct plan {
+  bk_chunk *c;
+  bk_planner p;
+  mode mode;
+  const rule *rules;
+  int n_rules;
+} plan;
+
+/* ---- shapes ---- */
+static bk_tensor plan_proj(bk_chunk *c, bk_planner *p, bk_memory_class m, bk_hc_kind kind) {
+  int n = (int)bk_model_streams(c->model);
+  int64_t rows = kind == BK_HC_HC ? c->tokens * n : c->tokens;
+  return bk_planner_2d(p, m, p->ct, rows, bk_hc_rows(kind, n));
+}
+
+static bk_tensor plan_rinv(bk_chunk *c, bk_planner *p, bk_memory_class m, bk_hc_kind kind) {
+  return bk_planner_1d(p, m, p->ct,
+                       kind == BK_HC_HC ? c->tokens * bk_model_streams(c->model) : c->tokens);
+}
+
+static bk_tensor plan_streams(bk_chunk *c, bk_planner *p, bk_memory_class m) {
+  int64_t C = c->model->config.hidden_size;
+  if (bk_chunk_plain(c)) return bk_planner_2d(p, m, p->st, c->tokens, C);
+  return bk_planner_tensor(p, m, p->st, 3, (int64_t[]){c->tokens, bk_model_streams(c->model), C});
+}
+
+static bk_tensor plan_row(bk_chunk *c, bk_planner *p, bk_memory_class m) {
+  return bk_planner_2d(p, m, p->st, c->tokens, c->model->config.hidden_size);
+}
+
+static bk_tensor plan_carry(bk_chunk *c, bk_planner *p, bk_memory_class m) {
+  int64_t columns =
+      bk_connection_carry((bk_hc_kind)c->model->config.residual, (int)bk_model_streams(c->model));
+  return columns ? bk_planner_2d(p, m, p->ct, c->tokens, columns) : (bk_tensor){0};
+}
+
+static bk_tensor plan_shape(bk_chunk *c, bk_planner *p, bk_memory_class m, shape shape) {
+  bk_hc_kind kind = (bk_hc_kind)c->model->config.residual;
+  int64_t n = bk_model_streams(c->model), N = c->tokens;
+  switch (shape) {
+    case STREAMS: return plan_streams(c, p, m);
+    case ROW: return plan_row(c, p, m);
+    case VECTOR: return bk_planner_1d(p, m, p->ct, N);
+    case PROJ: return plan_proj(c, p, m, kind);
+    case RINV: return plan_rinv(c, p, m, kind);
+    case GATES: return bk_planner_2d(p, m, p->ct, N, n);
+    case COMB:
+      if (kind == BK_HC_IHC) return (bk_tensor){0};
+      return bk_planner_tensor(p, m, p->ct, 3, (int64_t[]){N, n, n});
+    case CARRY: return plan_carry(c, p, m);
+  }
+  return (bk_tensor){0};
+}
+
+/* ---- places ---- */
+/* The index among the shared places of a rule; -1: not shared. */
+static int64_t shared_index(const bk_chunk *c, place place, int s) {
+  int64_t at = c->block ? s % c->block : 0;
+  switch (place) {
+    case TURN: return s & 1;
+    case BLOCK: return at;
+    case BLOCK_TURN: return at == 0 && s / c->block % 2 ? c->block : at;
+    case BLOCK_STARTS: return at == 0 ? -1 : at;
+    case KEPT: return -1;
+    default: return 0;
+  }
+}
+
+static place place_of(const plan *pl, const rule *r) {
+  bool deferred = pl->c->options.defer_wgrad && r->deferred != NONE;
+  return deferred ? r->deferred : r->by_mode[pl->mode];
+}
+
+static bk_tensor plan_place(plan *pl, int rule, int s) {
+  const struct rule *r = &pl->rules[rule];
+  place place = place_of(pl, r);
+  if (place == NONE) return (bk_tensor){0};
+  int64_t at = shared_index(pl->c, place, s);
+  if (at < 0) return plan_shape(pl->c, &pl->p, BK_MEM_ACTIVATIONS, r->shape);
+  bk_tensor *shared = &pl->c->pools[rule].places[at];
+  if (!bk_tensor_present(shared)) *shared = plan_shape(pl->c, &pl->p, BK_MEM_WORKSPACE, r->shape);
+  return *shared;
+}
+
+static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
+  switch (r->home) {
+    case IN_MIX: return (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
+    case IN_GRADS: return (bk_tensor *)(void *)((char *)&slot->grads[s] + r->member);
+    default: return &slot->df[s];
+  }
+}
+
+static void plan_sublayers(plan *pl) {
+  for (int s = 0; s < pl->c->n; s++)
+    for (int i = 0; i < pl->c->options.slots; i++)
+      for (int k = 0; k < pl->n_rules; k++)
+        *member_of(&pl->c->slots[i], &pl->rules[k], s) = plan_place(pl, k, s);
+}
+
+static bk_status make_pools(bk_chunk *c) {
+  size_t places = (size_t)(c->block > 1 ? c->block : 1) + 1;
+  c->pools = bk_alloc_array(c->model->ctx, RULES_MAX, sizeof *c->pools);
+  for (int i = 0; c->pools && i < RULES_MAX; i++)
+    if (!(c->pools[i].places = bk_alloc_array(c->model->ctx, places, sizeof(bk_tensor))))
+      return BK_ERR_MEMORY;
+  return c->pools ? BK_OK : BK_ERR_MEMORY;
+}
+
+void bk_chunk_free_pools(bk_chunk *c) {
+  for (int i = 0; c->pools && i < RULES_MAX; i++) bk_free(c->model->ctx, c->pools[i].places);
+  bk_free(c->model->ctx, c->pools);
+  c->pools = NULL;
+}
+
+/* ---- between sublayers: the streams after the last one, and gradients ---- */
+static void plan_last(plan *pl) {
+  bk_chunk *c = pl->c;
+  bool collapsed = c->has_head && bk_chunk_sums(c);
+  bk_tensor shared = {0};
+  if (pl->mode != FORWARD && collapsed) shared = plan_streams(c, &pl->p, BK_MEM_WORKSPACE);
+  for (int i = 0; i < c->options.slots; i++) {
+    bk_slot *slot = &c->slots[i];
+    bool own = pl->mode != FORWARD && !collapsed;
+    if (pl->mode == FORWARD) slot->last = plan_place(pl, X_RULE, c->n);
+    if (pl->mode != FORWARD && collapsed) slot->last = shared;
+    if (own) slot->last = plan_streams(c, &pl->p, BK_MEM_ACTIVATIONS);
+    if (!c->has_head) slot->last_carry = plan_carry(c, &pl->p, BK_MEM_ACTIVATIONS);
+  }
+}
+
+/* The gradient of the streams is rewritten in place from sublayer to sublayer; where it crosses an
+ * edge of the chunk, each slot has its own. */
+static void plan_gradients(plan *pl) {
+  bk_chunk *c = pl->c;
+  bool crosses = !c->has_embed || !c->has_head;
+  bk_memory_class m = crosses ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE;
+  bk_tensor dh = plan_row(c, &pl->p, BK_MEM_WORKSPACE);
+  for (int i = 0; i < c->options.slots; i++) {
+    bk_slot *slot = &c->slots[i];
+    bool first = i == 0 || crosses;
+    slot->dh = dh;
+    slot->D = first ? plan_streams(c, &pl->p, m) : c->slots[0].D;
+    slot->D_carry = first ? plan_carry(c, &pl->p, m) : c->slots[0].D_carry;
+    for (int s = 0; s < c->n; s++)
+      if (!bk_tensor_present(&slot->df[s])) slot->df[s] = slot->D;
+  }
+}
+
+/* ---- the ends ---- */
+static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
+  bk_mix_acts *a = &slot->head.mix;
+  bk_memory_class keep = p->keep;
+  bk_hc_kind kind = c->model->parts->head.kind;
+  a->x = bk_chunk_sums(c) ? plan_row(c, p, keep) : slot->last;
+  a->h = c->head_row;
+  a->rstd = bk_planner_1d(p, keep, p->ct, c->tokens);
+  if (c->options.backward) slot->head.dh = plan_row(c, p, keep);
+  if (kind != BK_HC_HEAD) return;
+  a->y = plan_row(c, p, keep);
+  a->proj = plan_proj(c, p, keep, kind);
+  a->rinv = plan_rinv(c, p, keep, kind);
+  a->pre = bk_planner_2d(p, keep, p->ct, c->tokens, bk_model_streams(c->model));
+}
+
+static int64_t head_piece_rows(const bk_chunk *c) {
+  /* without gradients fewer rows do */
+  bool small = c->model->device->props.host_memory || !c->options.backward;
+  int64_t V = c->model->config.vocab_size;
+  int64_t rows = (small ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / V;
+  return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
+}
+
+static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
+  bk_memory_class ws = BK_MEM_WORKSPACE;
+  int64_t V = c->model->config.vocab_size;
+  bool backward = c->options.backward;
+  c->piece_rows = c->options.head_rows > 0 ? c->options.head_rows : head_piece_rows(c);
+  if (c->piece_rows > c->tokens) c->piece_rows = c->tokens;
+  c->head_row = plan_row(c, p, ws);
+  bool apart = backward && (p->st != p->ct || c->options.keep_logits);
+  if (!c->options.keep_logits) c->piece = bk_planner_2d(p, ws, p->ct, c->piece_rows, V);
+  c->dpiece = apart ? bk_planner_2d(p, ws, p->st, c->piece_rows, V) : c->piece;
+  if (!backward || c->model->parts->head.kind != BK_HC_HEAD) return;
+  c->head_grads.dpre = bk_planner_2d(p, ws, p->ct, c->tokens, bk_model_streams(c->model));
+  c->head_grads.dproj = plan_proj(c, p, ws, BK_HC_HEAD);
+  c->head_grads.drinv = plan_rinv(c, p, ws, BK_HC_HEAD);
+}
+
+/* Nothing of a sublayer's F is alive beside the scratch of the ends. */
+static void plan_ends(bk_chunk *c, bk_planner *p) {
+  bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
+  if (c->has_embed && !bk_chunk_plain(c)) c->embedding = plan_row(c, p, BK_MEM_WORKSPACE);
+  if (c->has_head) plan_head_scratch(c, p);
+  for (int i = 0; c->has_head && i < c->options.slots; i++) plan_head_acts(c, p, &c->slots[i]);
+  bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
+}
+
+static void plan_inputs(bk_chunk *c, bk_planner *p) {
+  bk_memory_class keep = BK_MEM_ACTIVATIONS;
+  for (int i = 0; i < c->options.slots; i++) {
+    if (c->has_embed) c->slots[i].ids = bk_planner_1d(p, keep, BK_I32, c->tokens);
+    if (c->has_head) c->slots[i].targets = bk_planner_1d(p, keep, BK_I32, c->tokens);
+  }
+  if (c->options.cache_len) c->past = bk_planner_1d(p, keep, BK_I32, 1);
+  if (!c->has_head) return;
+  c->row_losses = bk_planner_1d(p, keep, p->ct, c->tokens);
+  if (c->options.keep_logits)
+    c->logits = bk_planner_2d(p, keep, p->ct, c->tokens, c->model->config.vocab_size);
+}
+
+/* ---- F ---- */
+/* Activations: kept in each slot, or without backward one place for all sublayers. Scratch of all
+ * sublayers lies in one place; what a deferred wgrad reads of it is in the slots. */
+static void plan_f(bk_chunk *c, bk_planner *p, int s) {
+  const bk_sublayer *l = &c->sublayers[s];
+  bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
+  p->past = c->past;
+  p->cache_of = c->cache_of ? &c->cache_of->slots[0].f[s] : NULL;
+  for (int i = 0; i < c->options.slots; i++) {
+    if (i == 0 || c->options.backward) l->ops->plan_acts(p, l, &c->slots[i].f[s]);
+    else c->slots[i].f[s] = c->slots[0].f[s];
+  }
+  l->ops->plan_forward(p, l, &c->forward[s]);
+  for (int i = 0; c->options.backward && i < c->options.slots; i++) {
+    bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
+    l->ops->plan_backward(p, l, &c->slots[i].backward[s]);
+  }
+  bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
+}
+
+bk_status bk_chunk_plan(bk_chunk *c) {
+  const bk_model *m = c->model;
+  const bk_chunk_options *o = &c->options;
+  bool plain = bk_chunk_plain(c);
+  plan pl = {.c = c,
+             .mode = !o->backward ? FORWARD
+                     : c->block   ? RECOMPUTE
+                                  : BACKWARD,
+             .rules = plain ? plain_rules : stream_rules,
+             .n_rules = (int)(plain ? BK_COUNT(plain_rules) : BK_COUNT(stream_rules)),
+             .p = {.memory = c->memory,
+                   .keep = o->backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
+                   .left = o->defer_wgrad ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
+                   .config = &m->config,
+                   .st = m->dtype,
+                   .ct = m->ct,
+                   .batch = o->batch,
+                   .seq_len = o->seq_len,
+                   .tokens = c->tokens,
+                   .backward = o->backward,
+                   .cache_len = o->cache_len}};
+  BK_TRY(make_pools(c));
+  plan_inputs(c, &pl.p);
+  plan_sublayers(&pl);
+  plan_last(&pl);
+  if (o->backward) plan_gradients(&pl);
+  plan_ends(c, &pl.p);
+  for (int s = 0; s < c->n; s++) plan_f(c, &pl.p, s);
+  return pl.p.status;
+}

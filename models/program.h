@@ -1,0 +1,194 @@
+/* Programs: what a step launches, recorded once when a model is made ready; running one is a
+ * loop.
+ *
+ * A program is an array of calls; a call is an op with its arguments and the plan that was
+ * prepared for them, or the zeroing of a tensor, or what orders lanes: a signal on one, a wait
+ * on another. Calls lie in pieces. A piece is a range that belongs together and runs on one
+ * lane: a schedule may run the pieces of a program one by one, with pieces of other chunks in
+ * between, as long as it keeps their order. Arguments never change: a step that does something
+ * else is another program. So there are two of each that writes gradients: *first*, which
+ * overwrites them, for the first micro-batch of a step, and *next*, which adds.
+ *
+ * Recording: bk_record_begin, then bk_record_piece and bk_record as the step goes,
+ * bk_record_end. The recorder prepares plans (equal calls share one), asks for the lanes'
+ * workspaces, and finds out from the ops' descriptors where a lane must wait for another: where
+ * a call touches what was written, or writes what was touched, on another lane since the last
+ * wait. The first piece on another lane waits for the compute lane, and at its end a program has
+ * joined all lanes to it. */
+#ifndef BK_PROGRAM_H
+#define BK_PROGRAM_H
+
+#include "models/graph.h"
+#include "models/lanes.h"
+#include "models/model.h"
+
+/* What the calls of a piece are for, as profiles count them. `loss` has the head's own dgrad and
+ * wgrad, `merge` and `mix_bwd` the mix of the next and the merge of the previous sublayer where
+ * the two are one op. X(ID, name) */
+#define BK_PHASE_LIST(X)    \
+  X(EMBED, "embed")         \
+  X(MIX, "mix")             \
+  X(FORWARD, "forward")     \
+  X(MERGE, "merge")         \
+  X(HEAD, "head")           \
+  X(LOSS, "loss")           \
+  X(HEAD_BWD, "head_bwd")   \
+  X(REBUILD, "rebuild")     \
+  X(MERGE_BWD, "merge_bwd") \
+  X(DGRAD, "dgrad")         \
+  X(WGRAD, "wgrad")         \
+  X(MIX_BWD, "mix_bwd")     \
+  X(EMBED_BWD, "embed_bwd") \
+  X(OPTIMIZER, "optimizer")
+typedef enum bk_phase {
+#define BK_PHASE_ENUM(id, name) BK_PHASE_##id,
+  BK_PHASE_LIST(BK_PHASE_ENUM)
+#undef BK_PHASE_ENUM
+      BK_PHASE_COUNT
+} bk_phase;
+const char *bk_phase_name(bk_phase phase);
+
+/* The kinds of pieces: a part of the model in one of three passes. F is the forward pass, D the
+ * gradients of activations (with those of parameters that come in the same op), W the gradients of
+ * parameters alone. X(PART, name, phase in F, in D, in W); a phase of COUNT: no such piece. */
+#define BK_PIECE_LIST(X)                           \
+  X(EMBED, "embed", EMBED, EMBED_BWD, COUNT)       \
+  X(MIX, "mix", MIX, MIX_BWD, COUNT)               \
+  X(ATTENTION, "attention", FORWARD, DGRAD, WGRAD) \
+  X(MLP, "mlp", FORWARD, DGRAD, WGRAD)             \
+  X(ROUTE, "route", FORWARD, DGRAD, WGRAD)         \
+  X(DISPATCH, "dispatch", FORWARD, DGRAD, COUNT)   \
+  X(SHARED, "shared", FORWARD, DGRAD, WGRAD)       \
+  X(EXPERTS, "experts", FORWARD, DGRAD, WGRAD)     \
+  X(COMBINE, "combine", FORWARD, DGRAD, COUNT)     \
+  X(MERGE, "merge", MERGE, MERGE_BWD, COUNT)       \
+  X(REBUILD, "rebuild", COUNT, REBUILD, COUNT)     \
+  X(HEAD, "head", HEAD, HEAD_BWD, COUNT)           \
+  X(LOSS, "loss", LOSS, COUNT, COUNT)              \
+  X(LOSS_SUM, "loss_sum", LOSS, COUNT, COUNT)      \
+  X(OPTIMIZER, "optimizer", OPTIMIZER, COUNT, COUNT)
+typedef enum bk_part {
+#define BK_PART_ENUM(id, name, f, d, w) BK_PART_##id,
+  BK_PIECE_LIST(BK_PART_ENUM)
+#undef BK_PART_ENUM
+      BK_PARTS
+} bk_part;
+typedef enum bk_pass { BK_PASS_F, BK_PASS_D, BK_PASS_W, BK_PASSES } bk_pass;
+const char *bk_part_name(bk_part part);
+const char *bk_pass_name(bk_pass pass); /* "F" */
+
+typedef struct bk_piece {
+  bk_part part;
+  bk_pass pass;
+  bk_phase phase;
+  bk_lane lane;
+  int sublayer;   /* in the whole model; -1: none */
+  int begin, end; /* its calls */
+} bk_piece;
+
+typedef enum bk_call_kind { BK_CALL_OP, BK_CALL_ZERO, BK_CALL_SIGNAL, BK_CALL_WAIT } bk_call_kind;
+
+typedef struct bk_call {
+  bk_call_kind kind;
+  bk_op op;     /* OP */
+  bk_lane lane; /* that it runs on; SIGNAL: that signals; WAIT: that waits */
+  bk_lane from; /* WAIT: the lane whose last signal is waited for */
+  int piece;
+  const void *args;            /* OP: the op's arguments, ZERO: a bk_tensor */
+  const struct bk_plan_of *of; /* OP */
+} bk_call;
+
+/* A plan, shared by all calls with the same key (bk_op_plan_key) on the same lane. */
+typedef struct bk_plan_of {
+  bk_op op;
+  bk_lane lane;
+  uint64_t hash;
+  void *key; /* NULL once no more is recorded, but in debug builds */
+  bk_plan plan;
+} bk_plan_of;
+
+/* The plans of one owner of programs; they end after its programs. */
+typedef struct bk_plans {
+  bk_context *ctx;
+  bk_plan_of **list;
+  int count;
+  size_t capacity;
+} bk_plans;
+void bk_plans_fini(bk_plans *plans); /* safe on a zeroed one */
+/* No more is recorded with these: what finds plans again is dropped. */
+void bk_plans_close(bk_plans *plans);
+
+typedef struct bk_program {
+  bk_context *ctx;
+  bk_lanes *lanes;
+  bk_call *calls;
+  bk_piece *pieces;
+  char *args; /* of its calls, but those that it shares with another program */
+  int n_calls, n_pieces;
+  size_t calls_capacity, pieces_capacity, args_used, args_capacity;
+  bk_event *signals[BK_LANES]; /* the last of each lane; NULL where a lane gives none */
+  bk_graph graph;
+} bk_program;
+void bk_program_fini(bk_program *program); /* safe on a zeroed one */
+
+/* ---- recording ---- */
+typedef struct bk_touch { /* bytes that a call reads or writes */
+  const bk_buffer *buffer;
+  size_t begin, end;
+  bk_lane lane;
+  bool writes;
+} bk_touch;
+
+typedef struct bk_recorder {
+  bk_device *device;
+  bk_lanes *lanes;
+  bk_plans *plans;
+  const bk_param_block *blocks; /* whose gradients are told apart; NULL: none */
+  int n_blocks;
+  bk_program *program;
+  const bk_program *like; /* whose arguments are shared; NULL: none */
+  int at_like;            /* its next call */
+  size_t *args_at; /* by call: where in program->args, until that has its place; SIZE_MAX: shared */
+  size_t args_at_capacity;
+  bool first;       /* gradients are overwritten */
+  uint8_t *written; /* [n_blocks]: this program has written the gradient */
+  bk_touch *touches;
+  size_t touches_capacity;
+  int n_touches, seen[BK_LANES][BK_LANES]; /* [waits][signals]: touches that are waited for */
+  bool entered[BK_LANES];                  /* has waited for the compute lane */
+  bool idle[BK_LANES];                     /* nothing since its last signal */
+} bk_recorder;
+
+bk_status bk_recorder_init(bk_recorder *rec, bk_device *device, bk_lanes *lanes, bk_plans *plans,
+                           const bk_param_block *blocks, int n_blocks);
+void bk_recorder_fini(bk_recorder *rec); /* safe on a zeroed one */
+/* Into a zeroed program. `like`: one that launches the same ops in the same order and lives as
+ * long; arguments that are equal are kept once. NULL: there is none. */
+void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk_program *like);
+/* What follows belongs to this piece. On a lane that is not open: on compute. */
+bk_status bk_record_piece(bk_recorder *rec, bk_part part, bk_pass pass, int sublayer, bk_lane lane);
+bk_status bk_record(bk_recorder *rec, bk_op op, const void *args);
+/* The next call adds to this block's gradient: in a *first* program it is zeroed before, once. */
+bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block);
+/* Whether the product that comes next adds to this block's gradient or overwrites it. */
+bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block);
+/* graph_name: as in graph.h; NULL: it is never captured. `warned` is the model's. */
+bk_status bk_record_end(bk_recorder *rec, const char *graph_name, bool *warned);
+
+/* ---- running ---- */
+/* After a piece: BK_OK, or what ends the run. */
+typedef bk_status (*bk_look_fn)(void *arg, const bk_piece *piece);
+
+typedef struct bk_run {
+  struct bk_profile *profile; /* profile.h; NULL: launches are not timed */
+  bk_look_fn look;            /* NULL: nobody looks between the pieces */
+  void *look_arg;
+} bk_run;
+
+/* All of it. Profiled runs stay on the compute lane; neither these nor such that somebody looks at
+ * are captured. */
+bk_status bk_program_run(bk_program *program, const bk_run *run);
+/* One piece, call by call: for schedules. */
+bk_status bk_program_run_piece(const bk_program *program, const bk_piece *piece, const bk_run *run);
+
+#endif

@@ -1,0 +1,37 @@
+/* The step block and the optimiser: one of each for a model, whatever its chunks. */
+#ifndef BK_STEP_H
+#define BK_STEP_H
+
+#include "models/program.h"
+
+typedef struct bk_step_values {
+  double lr, bc1, bc2, max_norm, loss_scale, balance_rate;
+} bk_step_values;
+/* Writes the block with one copy (results zeroed), zeroes expert loads. */
+bk_status bk_step_begin(bk_model *model, const bk_step_values *values);
+typedef struct bk_step_results {
+  double loss_sum, grad_norm, clip;
+  bool finite;
+} bk_step_results;
+/* The first program of a kind that writes gradients of a chunk in a step overwrites them, the next
+ * ones add: which of the two this one is, from now on no longer the first. `kind`: one of the
+ * program ids that there are two of (chunk.h). */
+typedef enum bk_micro { BK_MICRO_FIRST, BK_MICRO_NEXT, BK_MICROS } bk_micro;
+bk_micro bk_step_micro(bk_model *model, int chunk, int kind);
+/* Reads the block once; synchronises. */
+bk_status bk_step_end(bk_model *model, bk_step_results *results);
+
+/* AdamW over all blocks, gradient norm and clip, balancing update: one program. */
+typedef struct bk_optimizer bk_optimizer;
+typedef struct bk_optimizer_options {
+  double beta1, beta2, eps, weight_decay;
+} bk_optimizer_options;
+bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options,
+                              bk_optimizer **optimizer);
+void bk_optimizer_destroy(bk_optimizer *optimizer);
+/* norm -> clip -> AdamW -> balance; then the results are read with bk_step_end. Non-finite:
+ * weights unchanged. */
+bk_status bk_optimizer_step(bk_optimizer *optimizer);
+const bk_program *bk_optimizer_program(const bk_optimizer *optimizer);
+
+#endif
