@@ -31,7 +31,9 @@ static bk_status check_options(const bk_model *m, int index, const bk_chunk_opti
                    "tokens at once",
                    (long long)o->cache_len, (long long)o->seq_len);
   }
-  if (of && (of->model != m || of->options.batch != o->batch ||
+  int first = bk_model_chunk_first(m, index);
+  if (of && (of->model != m || of->sublayers != m->sublayers + first ||
+             of->n != bk_model_chunk_count(m, index) || of->options.batch != o->batch ||
              of->options.cache_len != o->cache_len || !o->cache_len)) {
     return bk_fail(
         ctx, BK_ERR_ARGUMENT,

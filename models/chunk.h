@@ -15,7 +15,7 @@ typedef struct bk_chunk_options {
   bool backward;
   /* the gradients of parameters may wait: what they read has places of its own in every slot */
   bool defer_wgrad;
-  /* logits [B*T, V] in fp32 (ct) stay readable after forward; otherwise made in chunks of rows */
+  /* logits [B*T, V] in fp32 (ct) stay readable after forward; otherwise some rows at a time */
   bool keep_logits;
   /* rows of logits made at a time; 0: as many as fit 2^25 elements, with gradients on a GPU 2^28 */
   int64_t head_rows;
@@ -26,8 +26,9 @@ typedef struct bk_chunk_options {
   int64_t cache_len; /* > 0: decoding with a KV cache of that many positions; no backward */
 } bk_chunk_options;
 
-/* The programs of a slot. Backward is all of it, or where wgrad is deferred the gradients of the
- * streams (and what comes with them) alone; wgrad is then the rest. */
+/* The programs of a slot. One of the head's follows a FORWARD at once, before another program of
+ * the chunk. Backward is all of it, or where wgrad is deferred the gradients of the streams (and
+ * what comes with them) alone; wgrad is then the rest. */
 typedef enum bk_program_id {
   BK_PROGRAM_FORWARD,  /* to the streams after the last sublayer */
   BK_PROGRAM_LOGITS,   /* the head without a loss */

@@ -56,9 +56,9 @@ struct bk_chunk {
   bk_f_scratch *forward; /* [n] */
   bk_mix_grads head_grads;
   bk_tensor embedding, head_row; /* [N,C] each, scratch of the ends */
-  /* [piece rows, V]: logits in ct, their gradient in st; one memory where these are the same */
-  bk_tensor piece, dpiece;
-  int64_t piece_rows;
+  /* [head_rows, V]: logits in ct, their gradient in st; one memory where these are the same */
+  bk_tensor logit_rows, dlogit_rows;
+  int64_t head_rows;
   bk_tensor logits, row_losses, past;
   int32_t past_host;
 };

@@ -291,6 +291,7 @@ bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets
   bk_runner_look(r, look, &s);
   bk_status status = bk_runner_forward(r, 0, ids, targets);
   if (status == BK_OK) status = bk_runner_backward(r, 0);
+  while (status == BK_OK && bk_runner_waiting(r) > 0) status = bk_runner_wgrad(r);
   bk_runner_look(r, NULL, NULL);
   bk_free(ctx, s.piece);
   return status;

@@ -29,7 +29,7 @@ static bk_status rows_loss(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
                            bk_tensor logits, bool train) {
   bk_param_block *w = c->model->parts->lm_head;
   int64_t rows = logits.shape[0];
-  bk_tensor none = {0}, dlogits = train ? bk_tensor_slice(c->dpiece, 0, 0, rows) : none;
+  bk_tensor none = {0}, dlogits = train ? bk_tensor_slice(c->dlogit_rows, 0, 0, rows) : none;
   bk_cross_entropy_args loss = {logits, bk_tensor_slice(slot->targets, 0, first, rows),
                                 c->model->step, bk_tensor_slice(c->row_losses, 0, first, rows),
                                 dlogits};
@@ -44,7 +44,7 @@ static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
                            int64_t rows, bk_head_use use) {
   bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
   bk_tensor logits = c->options.keep_logits ? bk_tensor_slice(c->logits, 0, first, rows)
-                                            : bk_tensor_slice(c->piece, 0, 0, rows);
+                                            : bk_tensor_slice(c->logit_rows, 0, 0, rows);
   if (first > 0) BK_TRY(piece(rec, BK_PART_HEAD, BK_PASS_F));
   BK_TRY(bk_linear(rec, h, c->model->parts->lm_head, logits));
   return use == BK_HEAD_LOGITS ? BK_OK
@@ -52,7 +52,7 @@ static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
 }
 
 bk_status bk_record_head(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, bk_head_use use) {
-  int64_t N = c->tokens, P = c->piece_rows;
+  int64_t N = c->tokens, P = c->head_rows;
   BK_TRY(piece(rec, BK_PART_HEAD, BK_PASS_F));
   BK_TRY(head_norm(c, rec, slot));
   for (int64_t first = 0; first < N; first += P)

@@ -17,6 +17,11 @@ static bk_status check_apart(bk_context *ctx, const bk_chunk_range *a, const bk_
 
 static bk_status check_chunks(bk_context *ctx, const bk_model_config *config, bk_model_options *o) {
   int64_t n = 2 * config->num_hidden_layers;
+  for (int i = o->n_chunks < 0 ? 0 : o->n_chunks; i < BK_CHUNKS_MAX; i++)
+    if (o->chunks[i].begin || o->chunks[i].end)
+      return bk_fail(ctx, BK_ERR_ARGUMENT,
+                     "a model of %d chunks: another one is given, [%lld, %lld)", o->n_chunks,
+                     (long long)o->chunks[i].begin, (long long)o->chunks[i].end);
   if (o->n_chunks == 0) {
     o->n_chunks = 1;
     o->chunks[0] = (bk_chunk_range){0, n};

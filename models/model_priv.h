@@ -6,8 +6,8 @@
 #include "models/layers/sublayer.h"
 
 struct bk_model_parts {
-  bk_param_block *embed;   /* [V,C]; NULL outside of the range */
-  bk_param_block *lm_head; /* [V,C]; NULL outside of the range */
+  bk_param_block *embed;   /* [V,C]; NULL where no chunk has it */
+  bk_param_block *lm_head; /* [V,C]; NULL where no chunk has it */
   /* final norm: kind HEAD where learned, else PLAIN (on the summed streams, or on x itself) */
   bk_connection head;
   int n_moe;
@@ -20,7 +20,9 @@ struct bk_model_parts {
     double f64[BK_STEP_SLOTS];
   } step_host;                   /* staging of the step block, in ct */
   uint32_t begun[BK_CHUNKS_MAX]; /* a bit for each kind of program that has run in this step */
-  bool graph_warned;             /* of a capture that failed */
+  int waiting_wgrads;            /* deferred in this step and not done */
+  uint64_t steps_begun;
+  bool graph_warned; /* of a capture that failed */
 };
 
 static inline bk_tensor bk_step_slot(const bk_model *m, int slot) {

@@ -11,8 +11,8 @@
 #include "models/chunk_priv.h"
 
 /* Merges of feed-forward sublayers, with what is one op with them, are what others wait for. */
-static bk_lane lane_of_merge(const bk_sublayer *s) {
-  return s->index % 2 == 1 ? BK_LANE_URGENT : BK_LANE_COMPUTE;
+static bk_lane lane_of_merge(const bk_chunk *c, const bk_sublayer *s) {
+  return c->options.merge_stream && s->index % 2 == 1 ? BK_LANE_URGENT : BK_LANE_COMPUTE;
 }
 
 /* ---- forward ---- */
@@ -26,7 +26,7 @@ static bk_status first_mix(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
 static bk_status merge(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {
   const bk_sublayer *l = &c->sublayers[s];
   const bk_mix_acts *a = &slot->mix[s];
-  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_F, l->index, lane_of_merge(l)));
+  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_F, l->index, lane_of_merge(c, l)));
   if (s + 1 == c->n) return bk_connection_merge(rec, &l->connection, a, slot->last);
   return bk_connection_merge_mix(rec, &l->connection, a, &l[1].connection, &a[1]);
 }
@@ -67,7 +67,7 @@ static bk_status rebuild(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int
 static bk_status last_merge_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   int s = c->n - 1;
   const bk_sublayer *l = &c->sublayers[s];
-  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_D, l->index, lane_of_merge(l)));
+  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_D, l->index, lane_of_merge(c, l)));
   return bk_connection_merge_bwd(rec, &l->connection, &slot->mix[s], &slot->grads[s], slot->D,
                                  slot->df[s]);
 }
@@ -77,7 +77,7 @@ static bk_status mix_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int
   const bk_sublayer *l = &c->sublayers[s];
   const bk_mix_acts *a = &slot->mix[s];
   const bk_mix_grads *g = &slot->grads[s];
-  bk_lane lane = s > 0 ? lane_of_merge(l - 1) : BK_LANE_COMPUTE;
+  bk_lane lane = s > 0 ? lane_of_merge(c, l - 1) : BK_LANE_COMPUTE;
   BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_D, l->index, lane));
   if (s == 0) return bk_connection_mix_bwd(rec, &l->connection, a, g, slot->dh, slot->D, true);
   return bk_connection_merge_mix_bwd(rec, &l->connection, a, g, a - 1, g - 1, slot->dh, slot->D,
@@ -123,8 +123,8 @@ static bk_status head_train(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) 
 
 typedef bk_status (*record_fn)(bk_chunk *c, bk_recorder *rec, const bk_slot *slot);
 
-/* first: of the two programs that write gradients, the first; NULL: it is none of two. What is
- * decoded changes its shapes' meaning from token to token and is never captured. */
+/* first: of the two programs that write gradients, the first; NULL: it is none of two. Decoding
+ * is never captured. */
 static bk_status record(bk_chunk *c, bk_recorder *rec, bk_slot *slot, int program, record_fn fn,
                         const char *name, const bk_program *first) {
   bk_program *p = &slot->programs[program];

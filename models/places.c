@@ -2,7 +2,8 @@
  * sublayer; F's own and the ends' follow.
  *
  * KEPT tensors are in class activations, one for each slot and sublayer. All others are in class
- * workspace and shared by all slots: they live no longer than one program of one slot. */
+ * workspace and shared by all slots: they live no longer than one program of one slot, but for the
+ * streams after the last sublayer where a head follows, which its program reads. */
 #include "models/chunk_priv.h"
 
 typedef enum place {
@@ -80,13 +81,13 @@ typedef struct bk_pool {
   bk_tensor *places;
 } bk_pool;
 
-typedef struct plan {
+typedef struct placing {
   bk_chunk *c;
   bk_planner p;
   mode mode;
   const rule *rules;
   int n_rules;
-} plan;
+} placing;
 
 /* ---- shapes ---- */
 static bk_tensor plan_proj(bk_chunk *c, bk_planner *p, bk_memory_class m, bk_hc_kind kind) {
@@ -148,12 +149,12 @@ static int64_t shared_index(const bk_chunk *c, place place, int s) {
   }
 }
 
-static place place_of(const plan *pl, const rule *r) {
+static place place_of(const placing *pl, const rule *r) {
   bool deferred = pl->c->options.defer_wgrad && r->deferred != NONE;
   return deferred ? r->deferred : r->by_mode[pl->mode];
 }
 
-static bk_tensor plan_place(plan *pl, int rule, int s) {
+static bk_tensor plan_place(placing *pl, int rule, int s) {
   const struct rule *r = &pl->rules[rule];
   place place = place_of(pl, r);
   if (place == NONE) return (bk_tensor){0};
@@ -172,7 +173,7 @@ static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
   }
 }
 
-static void plan_sublayers(plan *pl) {
+static void plan_sublayers(placing *pl) {
   for (int s = 0; s < pl->c->n; s++)
     for (int i = 0; i < pl->c->options.slots; i++)
       for (int k = 0; k < pl->n_rules; k++)
@@ -195,24 +196,30 @@ void bk_chunk_free_pools(bk_chunk *c) {
 }
 
 /* ---- between sublayers: the streams after the last one, and gradients ---- */
-static void plan_last(plan *pl) {
+/* Where the streams cross an edge of the chunk, each slot has its own. */
+static void plan_last(placing *pl) {
   bk_chunk *c = pl->c;
-  bool collapsed = c->has_head && bk_chunk_sums(c);
-  bk_tensor shared = {0};
-  if (pl->mode != FORWARD && collapsed) shared = plan_streams(c, &pl->p, BK_MEM_WORKSPACE);
+  bool shared = c->has_head && (pl->mode == FORWARD || bk_chunk_sums(c));
   for (int i = 0; i < c->options.slots; i++) {
     bk_slot *slot = &c->slots[i];
-    bool own = pl->mode != FORWARD && !collapsed;
-    if (pl->mode == FORWARD) slot->last = plan_place(pl, X_RULE, c->n);
-    if (pl->mode != FORWARD && collapsed) slot->last = shared;
-    if (own) slot->last = plan_streams(c, &pl->p, BK_MEM_ACTIVATIONS);
+    if (!shared) slot->last = plan_streams(c, &pl->p, BK_MEM_ACTIVATIONS);
+    else if (pl->mode == FORWARD) slot->last = plan_place(pl, X_RULE, c->n);
+    else slot->last = i ? c->slots[0].last : plan_streams(c, &pl->p, BK_MEM_WORKSPACE);
     if (!c->has_head) slot->last_carry = plan_carry(c, &pl->p, BK_MEM_ACTIVATIONS);
+  }
+}
+
+static void plan_first(placing *pl) {
+  bk_chunk *c = pl->c;
+  for (int i = 0; pl->mode == FORWARD && !c->has_embed && i < c->options.slots; i++) {
+    c->slots[i].mix[0].x = plan_streams(c, &pl->p, BK_MEM_ACTIVATIONS);
+    c->slots[i].mix[0].carry = plan_carry(c, &pl->p, BK_MEM_ACTIVATIONS);
   }
 }
 
 /* The gradient of the streams is rewritten in place from sublayer to sublayer; where it crosses an
  * edge of the chunk, each slot has its own. */
-static void plan_gradients(plan *pl) {
+static void plan_gradients(placing *pl) {
   bk_chunk *c = pl->c;
   bool crosses = !c->has_embed || !c->has_head;
   bk_memory_class m = crosses ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE;
@@ -244,7 +251,7 @@ static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
   a->pre = bk_planner_2d(p, keep, p->ct, c->tokens, bk_model_streams(c->model));
 }
 
-static int64_t head_piece_rows(const bk_chunk *c) {
+static int64_t head_rows_of(const bk_chunk *c) {
   /* without gradients fewer rows do */
   bool small = c->model->device->props.host_memory || !c->options.backward;
   int64_t V = c->model->config.vocab_size;
@@ -256,12 +263,12 @@ static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
   bk_memory_class ws = BK_MEM_WORKSPACE;
   int64_t V = c->model->config.vocab_size;
   bool backward = c->options.backward;
-  c->piece_rows = c->options.head_rows > 0 ? c->options.head_rows : head_piece_rows(c);
-  if (c->piece_rows > c->tokens) c->piece_rows = c->tokens;
+  c->head_rows = c->options.head_rows > 0 ? c->options.head_rows : head_rows_of(c);
+  if (c->head_rows > c->tokens) c->head_rows = c->tokens;
   c->head_row = plan_row(c, p, ws);
   bool apart = backward && (p->st != p->ct || c->options.keep_logits);
-  if (!c->options.keep_logits) c->piece = bk_planner_2d(p, ws, p->ct, c->piece_rows, V);
-  c->dpiece = apart ? bk_planner_2d(p, ws, p->st, c->piece_rows, V) : c->piece;
+  if (!c->options.keep_logits) c->logit_rows = bk_planner_2d(p, ws, p->ct, c->head_rows, V);
+  c->dlogit_rows = apart ? bk_planner_2d(p, ws, p->st, c->head_rows, V) : c->logit_rows;
   if (!backward || c->model->parts->head.kind != BK_HC_HEAD) return;
   c->head_grads.dpre = bk_planner_2d(p, ws, p->ct, c->tokens, bk_model_streams(c->model));
   c->head_grads.dproj = plan_proj(c, p, ws, BK_HC_HEAD);
@@ -314,26 +321,27 @@ bk_status bk_chunk_plan(bk_chunk *c) {
   const bk_model *m = c->model;
   const bk_chunk_options *o = &c->options;
   bool plain = bk_chunk_plain(c);
-  plan pl = {.c = c,
-             .mode = !o->backward ? FORWARD
-                     : c->block   ? RECOMPUTE
-                                  : BACKWARD,
-             .rules = plain ? plain_rules : stream_rules,
-             .n_rules = (int)(plain ? BK_COUNT(plain_rules) : BK_COUNT(stream_rules)),
-             .p = {.memory = c->memory,
-                   .keep = o->backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
-                   .left = o->defer_wgrad ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
-                   .config = &m->config,
-                   .st = m->dtype,
-                   .ct = m->ct,
-                   .batch = o->batch,
-                   .seq_len = o->seq_len,
-                   .tokens = c->tokens,
-                   .backward = o->backward,
-                   .cache_len = o->cache_len}};
+  placing pl = {.c = c,
+                .mode = !o->backward ? FORWARD
+                        : c->block   ? RECOMPUTE
+                                     : BACKWARD,
+                .rules = plain ? plain_rules : stream_rules,
+                .n_rules = (int)(plain ? BK_COUNT(plain_rules) : BK_COUNT(stream_rules)),
+                .p = {.memory = c->memory,
+                      .keep = o->backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
+                      .left = o->defer_wgrad ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
+                      .config = &m->config,
+                      .st = m->dtype,
+                      .ct = m->ct,
+                      .batch = o->batch,
+                      .seq_len = o->seq_len,
+                      .tokens = c->tokens,
+                      .backward = o->backward,
+                      .cache_len = o->cache_len}};
   BK_TRY(make_pools(c));
   plan_inputs(c, &pl.p);
   plan_sublayers(&pl);
+  plan_first(&pl);
   plan_last(&pl);
   if (o->backward) plan_gradients(&pl);
   plan_ends(c, &pl.p);

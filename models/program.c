@@ -75,20 +75,21 @@ static bk_status find_plan(bk_recorder *rec, bk_op op, bk_lane lane, const void 
                            const bk_plan_of **of) {
   bk_plans *plans = rec->plans;
   size_t size = bk_op_describe(op)->args_size;
-  void *key = bk_alloc(plans->ctx, size);
-  if (!key) return BK_ERR_MEMORY;
+  _Alignas(16) char key[BK_OP_MAX_ARGS];
   bk_op_plan_key(op, args, key);
-  bk_plan_of like = {.op = op, .lane = lane, .hash = bk_hash64(key, size), .key = key};
+  bk_plan_of like = {.op = op, .lane = lane, .hash = bk_hash64(key, size)};
   for (int i = 0; i < plans->count; i++) {
     const bk_plan_of *p = plans->list[i];
     if (p->hash != like.hash || p->op != op || p->lane != lane || memcmp(p->key, key, size) != 0)
       continue;
-    bk_free(plans->ctx, key);
     *of = p;
     return BK_OK;
   }
+  like.key = bk_alloc(plans->ctx, size);
+  if (!like.key) return BK_ERR_MEMORY;
+  memcpy(like.key, key, size);
   bk_status status = add_plan(plans, rec->device, &like, args, of);
-  if (status != BK_OK) bk_free(plans->ctx, key);
+  if (status != BK_OK) bk_free(plans->ctx, like.key);
   return status;
 }
 
@@ -370,12 +371,9 @@ void bk_program_fini(bk_program *p) {
 #ifdef BK_DEBUG
 /* The arguments of a call are still those that its plan was prepared for. */
 static bk_status check_args(const bk_program *p, const bk_call *c) {
-  size_t size = bk_op_describe(c->op)->args_size;
-  void *key = bk_alloc(p->ctx, size);
-  if (!key) return BK_ERR_MEMORY;
+  _Alignas(16) char key[BK_OP_MAX_ARGS];
   bk_op_plan_key(c->op, c->args, key);
-  bool same = memcmp(key, c->of->key, size) == 0;
-  bk_free(p->ctx, key);
+  bool same = memcmp(key, c->of->key, bk_op_describe(c->op)->args_size) == 0;
   if (same) return BK_OK;
   return bk_fail(p->ctx, BK_ERR_ARGUMENT,
                  "program: %s is launched with other arguments than it was prepared with",
@@ -388,24 +386,26 @@ static inline bk_status check_args(const bk_program *p, const bk_call *c) {
 }
 #endif
 
-static bk_status launch(const bk_program *p, int at, const bk_run *run) {
+static bk_status launch(const bk_program *p, int at, bk_stream *stream, const bk_run *run) {
   const bk_call *c = &p->calls[at];
   BK_TRY(check_args(p, c));
   if (run->profile) return bk_profile_launch(run->profile, p, at);
-  return bk_plan_launch(p->lanes->stream[c->lane], &c->of->plan, c->args,
-                        p->lanes->workspace[c->lane]);
+  return bk_plan_launch(stream, &c->of->plan, c->args, p->lanes->workspace[c->lane]);
 }
+
+/* Profiles time op by op and a look reads what was written: then all is on the compute lane. */
+static bool on_one_lane(const bk_run *run) { return run->profile || run->look; }
 
 static bk_status run_call(const bk_program *p, int at, const bk_run *run) {
   const bk_call *c = &p->calls[at];
-  bk_stream *stream = p->lanes->stream[run->profile ? BK_LANE_COMPUTE : c->lane];
+  bool one = on_one_lane(run);
+  bk_stream *stream = p->lanes->stream[one ? BK_LANE_COMPUTE : c->lane];
   switch (c->kind) {
-    case BK_CALL_OP: return launch(p, at, run);
+    case BK_CALL_OP: return launch(p, at, stream, run);
     case BK_CALL_ZERO: return bk_tensor_zero(stream, c->args);
     case BK_CALL_SIGNAL:
-      return run->profile ? BK_OK : stream->ops->event_record(stream, p->signals[c->lane]);
-    case BK_CALL_WAIT:
-      return run->profile ? BK_OK : stream->ops->event_wait(stream, p->signals[c->from]);
+      return one ? BK_OK : stream->ops->event_record(stream, p->signals[c->lane]);
+    case BK_CALL_WAIT: return one ? BK_OK : stream->ops->event_wait(stream, p->signals[c->from]);
   }
   return BK_OK;
 }
@@ -420,13 +420,16 @@ typedef struct walk {
   const bk_run *run;
 } walk;
 
-static bk_status run_all(void *arg) {
+static bk_status run_pieces(void *arg) {
   const walk *w = arg;
   for (int i = 0; i < w->program->n_pieces; i++)
     BK_TRY(bk_program_run_piece(w->program, &w->program->pieces[i], w->run));
   return BK_OK;
 }
 
+/* What ends early has not joined its lanes: what comes next must not meet what is under way. */
 bk_status bk_program_run(bk_program *p, const bk_run *run) {
-  return bk_graph_run(&p->graph, !run->look && !run->profile, run_all, &(walk){p, run});
+  bk_status status = bk_graph_run(&p->graph, !on_one_lane(run), run_pieces, &(walk){p, run});
+  if (status != BK_OK) bk_lanes_sync(p->lanes);
+  return status;
 }

@@ -185,10 +185,10 @@ typedef struct bk_run {
   void *look_arg;
 } bk_run;
 
-/* All of it. Profiled runs stay on the compute lane; neither these nor such that somebody looks at
- * are captured. */
+/* All of it. What is profiled or looked at runs on the compute lane alone and is not captured. On
+ * failure it waits for the lanes. */
 bk_status bk_program_run(bk_program *program, const bk_run *run);
-/* One piece, call by call: for schedules. */
+/* One piece, call by call: for schedules, which on failure wait for the lanes (bk_lanes_sync). */
 bk_status bk_program_run_piece(const bk_program *program, const bk_piece *piece, const bk_run *run);
 
 #endif

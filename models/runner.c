@@ -15,6 +15,7 @@ struct bk_runner {
   slot_state *states; /* [slots] */
   int *queue;         /* [slots] whose wgrad waits, the oldest first */
   int n_queue;
+  uint64_t step; /* that the queue belongs to */
   bk_look_fn look;
   void *look_arg;
 };
@@ -108,12 +109,29 @@ static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
 /* ---- passes ---- */
 static bool has_head(const bk_runner *r) { return r->chunks[r->n - 1]->has_head; }
 
-/* A program of a slot; of those that there are two of, the one for this micro-batch. */
+/* Which of the two programs of a kind is due. Backward without deferring is the wgrad as well. */
+static bk_status due(const bk_runner *r, int chunk, int program, bk_micro *micro) {
+  *micro = bk_step_micro(r->model, chunk, program);
+  if (program != BK_PROGRAM_BACKWARD || r->options.defer_wgrad) return BK_OK;
+  if (bk_step_micro(r->model, chunk, BK_PROGRAM_WGRAD) == *micro) return BK_OK;
+  return bk_fail(r->model->ctx, BK_ERR_ARGUMENT,
+                 "runner: backward with wgrad at once, in a step whose wgrads were deferred");
+}
+
 static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
-  if (program >= BK_PROGRAM_LOSS) program += (int)bk_step_micro(r->model, chunk, program);
+  bk_micro micro = BK_MICRO_FIRST;
+  if (program >= BK_PROGRAM_LOSS) BK_TRY(due(r, chunk, program, &micro));
   bk_run how = {.profile = bk_profile_of(r->model), .look = r->look, .look_arg = r->look_arg};
-  bk_program *p = bk_chunk_program(r->chunks[chunk], slot, program);
+  bk_program *p = bk_chunk_program(r->chunks[chunk], slot, program + (int)micro);
   return p ? bk_program_run(p, &how) : BK_OK;
+}
+
+/* What waited in a step that was given up waits no longer. */
+static void forget_earlier_steps(bk_runner *r) {
+  if (r->step == r->model->parts->steps_begun) return;
+  r->step = r->model->parts->steps_begun;
+  for (int i = 0; i < r->n_queue; i++) r->states[r->queue[i]] = EMPTY;
+  r->n_queue = 0;
 }
 
 /* Through all chunks, then `head`, one of the head's programs. */
@@ -132,10 +150,10 @@ static bk_status forward(bk_runner *r, int slot, const int32_t *ids, const int32
   return run(r, r->n - 1, slot, head);
 }
 
-static bk_status check_forward(const bk_runner *r, int slot, const int32_t *ids,
-                               const int32_t *targets) {
+static bk_status check_forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets) {
   bk_context *ctx = r->model->ctx;
   BK_TRY(check_run(r, slot, false));
+  forget_earlier_steps(r);
   if (r->states[slot] == WAITS_FOR_WGRAD)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: slot %d waits for its wgrad", slot);
   if (!ids && r->chunks[0]->has_embed)
@@ -159,6 +177,7 @@ bk_status bk_runner_evaluate(bk_runner *r, int slot, const int32_t *ids, const i
 
 bk_status bk_runner_backward(bk_runner *r, int slot) {
   BK_TRY(check_run(r, slot, false));
+  forget_earlier_steps(r);
   if (!r->options.backward || r->states[slot] != FORWARDED) {
     return bk_fail(r->model->ctx, BK_ERR_ARGUMENT,
                    "runner: backward needs a runner made for it and a forward with targets");
@@ -174,16 +193,19 @@ bk_status bk_runner_backward(bk_runner *r, int slot) {
   }
   if (!r->options.defer_wgrad) return BK_OK;
   r->queue[r->n_queue++] = slot;
+  r->model->parts->waiting_wgrads++;
   r->states[slot] = WAITS_FOR_WGRAD;
   return BK_OK;
 }
 
 bk_status bk_runner_wgrad(bk_runner *r) {
+  forget_earlier_steps(r);
   if (r->n_queue == 0) return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no wgrad waits");
   int slot = r->queue[0];
   for (int i = r->n - 1; i >= 0; i--) BK_TRY(run(r, i, slot, BK_PROGRAM_WGRAD));
   for (int i = 1; i < r->n_queue; i++) r->queue[i - 1] = r->queue[i];
   r->n_queue--;
+  r->model->parts->waiting_wgrads--;
   r->states[slot] = EMPTY;
   return BK_OK;
 }
@@ -195,10 +217,14 @@ bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
                    "runner: %lld tokens after %lld do not fit a cache of %lld positions",
                    (long long)r->options.seq_len, (long long)past, (long long)r->options.cache_len);
   }
+  if (!ids && r->chunks[0]->has_embed)
+    return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: decoding needs token ids");
   BK_TRY(check_tokens(r, ids, NULL));
   for (int i = 0; i < r->n; i++) BK_TRY(bk_chunk_upload_past(r->chunks[i], past));
   return forward(r, 0, ids, NULL, BK_PROGRAM_LOGITS);
 }
+
+int bk_runner_waiting(const bk_runner *r) { return r->n_queue; }
 
 void bk_runner_look(bk_runner *r, bk_look_fn look, void *arg) {
   r->look = look;

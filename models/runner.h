@@ -36,6 +36,7 @@ bk_status bk_runner_evaluate(bk_runner *runner, int slot, const int32_t *ids,
 bk_status bk_runner_backward(bk_runner *runner, int slot);
 /* The wgrad that has waited longest, which frees its slot; BK_ERR_ARGUMENT where none waits. */
 bk_status bk_runner_wgrad(bk_runner *runner);
+int bk_runner_waiting(const bk_runner *runner); /* slots whose wgrad waits */
 /* Decoding: forward with the cache: tokens land at positions past .. past+T-1. */
 bk_status bk_runner_decode(bk_runner *runner, int64_t past, const int32_t *ids);
 /* The next passes call `look` after every piece, and are not captured; NULL: no longer. */

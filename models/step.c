@@ -1,4 +1,4 @@
-/* The step block and the optimiser: see runner.h and op.h. Everything is enqueued on the model's
+/* The step block and the optimiser: see step.h and op.h. Everything is enqueued on the model's
  * stream; only bk_step_end waits. */
 #include "models/model_priv.h"
 #include "models/profile.h"
@@ -26,9 +26,12 @@ static bk_status zero_loads(bk_model *m) {
 bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   if (m->options.plan_only)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
-  BK_TRY(m->stream->ops->sync(m->stream)); /* the staging of an earlier step that was never ended */
+  /* the staging, and what is under way, of an earlier step that was never ended */
+  BK_TRY(bk_lanes_sync(&m->lanes));
   if (m->profile) BK_TRY(bk_profile_step_begin(m->profile));
   for (int i = 0; i < BK_CHUNKS_MAX; i++) m->parts->begun[i] = 0;
+  m->parts->waiting_wgrads = 0;
+  m->parts->steps_begun++;
   for (int i = 0; i < BK_STEP_SLOTS; i++) put(m, i, 0.0);
   put(m, BK_STEP_LR, values->lr);
   put(m, BK_STEP_BC1, values->bc1);
@@ -214,5 +217,9 @@ const bk_program *bk_optimizer_program(const bk_optimizer *o) { return &o->progr
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only)
     return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
+  if (o->model->parts->waiting_wgrads > 0)
+    return bk_fail(o->model->ctx, BK_ERR_ARGUMENT,
+                   "optimiser: the gradients are not whole, %d deferred wgrads wait",
+                   o->model->parts->waiting_wgrads);
   return bk_program_run(&o->program, &(bk_run){.profile = bk_profile_of(o->model)});
 }

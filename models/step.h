@@ -30,7 +30,8 @@ bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *optio
                               bk_optimizer **optimizer);
 void bk_optimizer_destroy(bk_optimizer *optimizer);
 /* norm -> clip -> AdamW -> balance; then the results are read with bk_step_end. Non-finite:
- * weights unchanged. */
+ * weights unchanged. The gradients are what the passes of this step have written; of what none has,
+ * those of the step before. Deferred wgrads that still wait: BK_ERR_ARGUMENT. */
 bk_status bk_optimizer_step(bk_optimizer *optimizer);
 const bk_program *bk_optimizer_program(const bk_optimizer *optimizer);
 

@@ -10,8 +10,6 @@
 
 #include <string.h>
 
-#define MAX_ARGS 8192 /* more bytes than any args struct has */
-
 typedef struct fallback_state {
   bk_op op;
   bk_plan plan;         /* on the other device */
@@ -19,7 +17,7 @@ typedef struct fallback_state {
   bk_buffer *staging;   /* NULL: works in place */
 } fallback_state;
 
-#define CHECK_ARGS_SIZE(id, name, args) _Static_assert(sizeof(args) <= MAX_ARGS, name);
+#define CHECK_ARGS_SIZE(id, name, args) _Static_assert(sizeof(args) <= BK_OP_MAX_ARGS, name);
 BK_OP_LIST(CHECK_ARGS_SIZE)
 #undef CHECK_ARGS_SIZE
 
@@ -106,7 +104,7 @@ static bk_status run_there(const fallback_state *s, bk_stream *other, const void
 static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other,
                                const void *args) {
   range ranges[BK_OP_MAX_FIELDS];
-  _Alignas(16) char copy[MAX_ARGS];
+  _Alignas(16) char copy[BK_OP_MAX_ARGS];
   int count = ranges_collect(s->op, args, ranges);
   char *host = s->staging->handle;
   for (int i = 0; i < count; i++) {

@@ -505,6 +505,7 @@ typedef struct bk_op_param {
 } bk_op_param;
 #define BK_OP_MAX_FIELDS 69 /* of a descriptor */
 #define BK_OP_MAX_PARAMS 8
+#define BK_OP_MAX_ARGS 8192 /* at least the bytes of any args struct */
 typedef struct bk_op_desc {
   bk_op op;
   const char *name;

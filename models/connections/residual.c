@@ -288,6 +288,7 @@ bk_status bk_residual_create(bk_device *device, const bk_residual_options *optio
 void bk_residual_destroy(bk_residual *r) {
   if (!r) return;
   bk_program *all[] = {&r->mix, &r->merge, &r->merge_bwd, &r->mix_bwd};
+  if (r->stream) bk_lanes_sync(&r->lanes);
   for (size_t i = 0; i < BK_COUNT(all); i++) bk_program_fini(all[i]);
   bk_plans_fini(&r->plans);
   bk_lanes_fini(&r->lanes);

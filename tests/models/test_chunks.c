@@ -144,6 +144,87 @@ START_TEST(bits_on_cpu) {
 }
 END_TEST
 
+/* ---- pieces of two chunks in turn, as a schedule overlaps a forward and a backward ---- */
+
+static void run_in_turn(const bk_program *a, const bk_program *b) {
+  const bk_run how = {0};
+  for (int i = 0, j = 0; i < a->n_pieces || j < b->n_pieces;) {
+    if (i < a->n_pieces) OK(bk_program_run_piece(a, &a->pieces[i++], &how));
+    for (int k = 0; k < 2 && j < b->n_pieces; k++)
+      OK(bk_program_run_piece(b, &b->pieces[j++], &how));
+  }
+}
+
+static void run_program(const bk_chunk *c, int slot, int id) {
+  OK(bk_program_run(bk_chunk_program(c, slot, id), &(bk_run){0}));
+}
+
+static void cross(const bk_model *m, bk_port from, bk_port to) {
+  OK(bk_port_copy(m->stream, &from, &to));
+}
+
+/* Two micro-batches through two chunks: the first chunk's forward of the second and the second
+ * chunk's backward of the first in turn, piece by piece; then the other way round. */
+static double run_overlapped(rig *r, const tokens *t) {
+  bk_chunk *a = bk_runner_chunk(r->runner, 0), *b = bk_runner_chunk(r->runner, 1);
+  begin_step(r->model, t->kept);
+  for (int s = 0; s < 2; s++) {
+    OK(bk_chunk_upload(a, s, t->ids[s], NULL));
+    OK(bk_chunk_upload(b, s, NULL, t->targets[s]));
+  }
+  run_program(a, 0, BK_PROGRAM_FORWARD);
+  cross(r->model, bk_chunk_output(a, 0), bk_chunk_input(b, 0));
+  run_program(b, 0, BK_PROGRAM_FORWARD);
+  run_program(b, 0, BK_PROGRAM_LOSS);
+  run_in_turn(bk_chunk_program(a, 1, BK_PROGRAM_FORWARD),
+              bk_chunk_program(b, 0, BK_PROGRAM_BACKWARD));
+  cross(r->model, bk_chunk_output(a, 1), bk_chunk_input(b, 1));
+  cross(r->model, bk_chunk_input_grad(b, 0), bk_chunk_output_grad(a, 0));
+  run_in_turn(bk_chunk_program(b, 1, BK_PROGRAM_FORWARD),
+              bk_chunk_program(a, 0, BK_PROGRAM_BACKWARD));
+  run_program(b, 1, BK_PROGRAM_LOSS + BK_MICRO_NEXT);
+  run_program(b, 1, BK_PROGRAM_BACKWARD + BK_MICRO_NEXT);
+  cross(r->model, bk_chunk_input_grad(b, 1), bk_chunk_output_grad(a, 1));
+  for (int s = 0; s < 2; s++) run_program(b, s, BK_PROGRAM_WGRAD + s);
+  run_program(a, 1, BK_PROGRAM_BACKWARD + BK_MICRO_NEXT);
+  for (int s = 0; s < 2; s++) run_program(a, s, BK_PROGRAM_WGRAD + s);
+  return end_step(r->model, t->kept);
+}
+
+static double run_two(rig *r, const tokens *t) {
+  begin_step(r->model, t->kept);
+  for (int s = 0; s < 2; s++) {
+    OK(bk_runner_forward(r->runner, s, t->ids[s], t->targets[s]));
+    OK(bk_runner_backward(r->runner, s));
+  }
+  return end_step(r->model, t->kept);
+}
+
+START_TEST(two_chunks_in_turn) {
+  for (size_t k = 0; k < 2 * BK_COUNT(kinds); k++) {
+    bk_device *device = open_device(fast_device(), 1);
+    bk_model_config c = small_config(kinds[k / 2]);
+    tokens t = make_all_tokens(c.vocab_size);
+    bk_model_options whole = {.trainable = true}, cut = cut_at((int[]){3, 0}, 2);
+    bk_runner_options plain = options_of(0, false), overlapped = options_of(k % 2 ? 2 : 0, true);
+    int64_t count;
+    overlapped.merge_stream = true;
+    rig one = open_cut(device, &c, BK_F32, &whole, &plain),
+        two = open_cut(device, &c, BK_F32, &cut, &overlapped);
+    double loss = run_two(&one, &t), again = run_overlapped(&two, &t);
+    double *want = read_grads(one.model, &count), *got = read_grads(two.model, &count);
+    ck_assert_double_eq(loss, again);
+    ck_assert_msg(memcmp(want, got, (size_t)count * sizeof *got) == 0,
+                  "kind %d: gradients differ by %g", kinds[k / 2], distance(want, got, count));
+    bk_free(ctx, want);
+    bk_free(ctx, got);
+    close_cut(&one);
+    close_cut(&two);
+    bk_device_close(device);
+  }
+}
+END_TEST
+
 /* ---- training ---- */
 typedef bk_tensor (*view_fn)(const bk_model *, const bk_param *);
 
@@ -249,6 +330,36 @@ START_TEST(ports) {
 }
 END_TEST
 
+/* Without backward too: two micro-batches under way do not meet at an edge. */
+START_TEST(ports_without_backward) {
+  bk_model_config c = small_config(BK_HC_MHC);
+  tokens t = make_all_tokens(c.vocab_size);
+  bk_device *device = open_device("cpu", 1);
+  bk_model_options cut = cut_at((int[]){2, 4}, 2);
+  bk_runner_options options = {.batch = B, .seq_len = T, .slots = 2};
+  rig r = open_cut(device, &c, BK_F32, &cut, &options);
+  const bk_chunk *middle = bk_runner_chunk(r.runner, 1);
+  size_t places[4];
+  for (int s = 0; s < 2; s++) {
+    places[2 * s] = bk_chunk_input(middle, s).streams.offset;
+    places[2 * s + 1] = bk_chunk_output(middle, s).streams.offset;
+  }
+  for (int i = 0; i < 4; i++)
+    for (int j = 0; j < i; j++) ck_assert(places[i] != places[j]);
+  begin_step(r.model, t.kept);
+  OK(bk_runner_evaluate(r.runner, 0, t.ids[0], t.targets[0]));
+  double cut_loss = end_step(r.model, t.kept);
+  close_cut(&r);
+  bk_model_options whole = {.trainable = true};
+  r = open_cut(device, &c, BK_F32, &whole, &options);
+  begin_step(r.model, t.kept);
+  OK(bk_runner_evaluate(r.runner, 1, t.ids[0], t.targets[0]));
+  ck_assert_double_eq(end_step(r.model, t.kept), cut_loss);
+  close_cut(&r);
+  bk_device_close(device);
+}
+END_TEST
+
 /* Both tensors of a port cross; what does not fit is refused. */
 START_TEST(port_copy) {
   bk_device *device = open_device("cpu", 1);
@@ -281,7 +392,7 @@ START_TEST(port_copy) {
 }
 END_TEST
 
-/* What a deferred wgrad reads has its price, and without deferring nobody pays it. */
+/* What a deferred wgrad reads has its price. */
 START_TEST(deferring_costs_memory) {
   bk_model_config c = small_config(BK_HC_MHC);
   bk_device *device = open_device("cpu", 1);
@@ -319,6 +430,9 @@ START_TEST(refusals) {
   refuse_model(device, &c, &(bk_model_options){.n_chunks = 1, .chunks = {{3, 3}}},
                "[3, 3) is not within");
   refuse_model(device, &c, &(bk_model_options){.n_chunks = 17}, "a model of 17 chunks");
+  refuse_model(device, &c, &(bk_model_options){.n_chunks = -1}, "a model of -1 chunks");
+  refuse_model(device, &c, &(bk_model_options){.chunks = {{2, 4}}},
+               "a model of 0 chunks: another one is given, [2, 4)");
   /* two that do not follow each other can be held, not run by the trivial schedule */
   bk_model *m = NULL;
   bk_runner *runner = NULL;
@@ -362,10 +476,62 @@ START_TEST(queue) {
   ck_assert_int_eq(bk_runner_wgrad(r.runner), BK_ERR_ARGUMENT);
   unit_expect("no wgrad waits");
   OK(bk_runner_forward(r.runner, 1, t.ids[1], t.targets[1]));
+  OK(bk_runner_backward(r.runner, 1));
+  bk_optimizer *o = NULL;
+  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o));
+  ck_assert_int_eq(bk_optimizer_step(o), BK_ERR_ARGUMENT);
+  unit_expect("1 deferred wgrads wait");
+  /* the step is given up: its slot is free in the next one */
+  begin_step(r.model, t.kept);
+  OK(bk_runner_forward(r.runner, 1, t.ids[1], t.targets[1]));
+  ck_assert_int_eq(bk_runner_waiting(r.runner), 0);
+  OK(bk_runner_backward(r.runner, 1));
+  OK(bk_runner_wgrad(r.runner));
+  OK(bk_optimizer_step(o));
+  end_step(r.model, t.kept);
+  bk_optimizer_destroy(o);
+  close_cut(&r);
+  bk_device_close(device);
+}
+END_TEST
+
+/* Two runners of a model may share a step, but not one that defers with one that does not. */
+START_TEST(two_runners_in_a_step) {
+  bk_model_config c = small_config(BK_HC_MHC);
+  tokens t = make_all_tokens(c.vocab_size);
+  bk_device *device = open_device("cpu", 1);
+  bk_model_options whole = {.trainable = true};
+  bk_runner_options at_once = options_of(0, false), deferred = options_of(0, true);
+  rig r = open_cut(device, &c, BK_F32, &whole, &at_once);
+  bk_runner *other = NULL, *defers = NULL;
+  OK(bk_runner_create(r.model, &at_once, &other));
+  OK(bk_runner_create(r.model, &deferred, &defers));
+  double loss = run_two(&r, &t);
+  int64_t count;
+  double *want = read_grads(r.model, &count);
+  begin_step(r.model, t.kept);
+  OK(bk_runner_forward(r.runner, 0, t.ids[0], t.targets[0]));
+  OK(bk_runner_backward(r.runner, 0));
+  OK(bk_runner_forward(other, 0, t.ids[1], t.targets[1]));
+  OK(bk_runner_backward(other, 0));
+  ck_assert_double_eq(end_step(r.model, t.kept), loss);
+  double *got = read_grads(r.model, &count);
+  ck_assert_mem_eq(want, got, (size_t)count * sizeof *got);
+  begin_step(r.model, t.kept);
+  OK(bk_runner_forward(defers, 0, t.ids[0], t.targets[0]));
+  OK(bk_runner_backward(defers, 0));
+  OK(bk_runner_forward(other, 0, t.ids[1], t.targets[1]));
+  ck_assert_int_eq(bk_runner_backward(other, 0), BK_ERR_ARGUMENT);
+  unit_expect("in a step whose wgrads were deferred");
+  bk_free(ctx, want);
+  bk_free(ctx, got);
+  bk_runner_destroy(defers);
+  bk_runner_destroy(other);
   close_cut(&r);
   bk_device_close(device);
 }
 END_TEST
 
 UNIT_MAIN("chunks", unit_folder_open, unit_folder_close, bits_on_ref, bits_on_cpu,
-          trainer_takes_chunks, ports, port_copy, deferring_costs_memory, refusals, queue)
+          two_chunks_in_turn, trainer_takes_chunks, ports, ports_without_backward, port_copy,
+          deferring_costs_memory, refusals, queue, two_runners_in_a_step)

@@ -109,7 +109,13 @@ static void check_lanes(const rig *r, int id, const char *what) {
   ck_assert_msg(urgent >= 2, "%s: %d urgent pieces", what, urgent);
   for (int i = 0; i < p->n_calls; i++)
     if (p->calls[i].kind == BK_CALL_WAIT) needed += count_races(p, i) > 0;
-  /* the first wait of a lane is for what came before the program */
+  /* the first wait of a lane is for what came before the program, so before its first call */
+  for (int i = 0; i < p->n_calls; i++) {
+    const bk_call *c = &p->calls[i];
+    if (c->lane != BK_LANE_URGENT) continue;
+    ck_assert_msg(c->kind == BK_CALL_WAIT && c->from == BK_LANE_COMPUTE, "%s: call %d", what, i);
+    break;
+  }
   ck_assert_msg(needed >= count_kind(p, BK_CALL_WAIT) - 1, "%s: %d of %d waits are needed", what,
                 needed, count_kind(p, BK_CALL_WAIT));
 }

@@ -21,7 +21,8 @@ typedef struct bk_chunk_range {
 
 typedef struct bk_model_options {
   bool trainable; /* gradients, masters and moments too */
-  /* The parts that this model is made of; no two may overlap. 0: one chunk, the whole model. */
+  /* The parts that this model is made of; no two may overlap. 0: one chunk, the whole model.
+   * Training wants all of the model, each chunk where the one before it ends. */
   int n_chunks;
   bk_chunk_range chunks[BK_CHUNKS_MAX];
   bool plan_only; /* sizes only: no memory is committed (`birkhoff plan`) */
