@@ -18,7 +18,7 @@ typedef struct port {
 
 typedef enum port_id { X, H, F, OUT, DOUT, DX, DF, DH, PORTS } port_id;
 
-typedef enum stage { IDLE, MIXED, MERGED, MERGE_WALKED } stage; /* what was done last */
+typedef enum stage { IDLE, MIXED, MERGED, MERGED_BACK } stage; /* what was done last */
 
 struct bk_residual {
   bk_context *ctx;
@@ -346,12 +346,12 @@ bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, fl
   BK_TRY(run(&r->merge_bwd));
   BK_TRY(deliver(r, DX, dx));
   BK_TRY(deliver(r, DF, df));
-  r->stage = MERGE_WALKED;
+  r->stage = MERGED_BACK;
   return BK_OK;
 }
 
 bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
-  BK_TRY(check_stage(r, MERGE_WALKED, "mix_bwd", "merge_bwd"));
+  BK_TRY(check_stage(r, MERGED_BACK, "mix_bwd", "merge_bwd"));
   BK_TRY(attach(r, DH, dh, true));
   BK_TRY(attach(r, DX, dx, true));
   BK_TRY(run(&r->mix_bwd));
