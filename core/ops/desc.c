@@ -261,7 +261,7 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "fields_HC_REBUILD lists the layers");
 
 /* ---- parameters ---- */
 #define PARAM(type, f) \
-  { #f, offsetof(type, f), sizeof(((type *)0)->f) }
+  { offsetof(type, f), sizeof(((type *)0)->f) }
 #define MAPS(type, part) \
   PARAM(type, part kind), PARAM(type, part n), PARAM(type, part iters), PARAM(type, part hc_eps)
 #define KIND_AND_N(type) PARAM(type, kind), PARAM(type, n)
@@ -384,7 +384,7 @@ void bk_op_plan_key(bk_op op, const void *args, void *key) {
     k->buffer = NULL;
     k->offset = t->offset % BK_ARENA_ALIGN + (size_t)first_at_place(d, args, i) * BK_ARENA_ALIGN;
   }
-  for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].name; i++) {
+  for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].size; i++) {
     const bk_op_param *p = &d->params[i];
     memcpy((char *)key + p->offset, (const char *)args + p->offset, p->size);
   }

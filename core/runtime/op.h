@@ -500,8 +500,7 @@ typedef struct bk_op_field {
 } bk_op_field;
 /* What is no tensor in an args struct: numbers that choose what a kernel does. */
 typedef struct bk_op_param {
-  const char *name;
-  size_t offset, size;
+  uint16_t offset, size; /* in the args struct; size 0: no more */
 } bk_op_param;
 #define BK_OP_MAX_FIELDS 69 /* of a descriptor */
 #define BK_OP_MAX_PARAMS 8
@@ -512,7 +511,7 @@ typedef struct bk_op_desc {
   size_t args_size;
   const bk_op_field *fields;
   int n_fields;
-  const bk_op_param *params; /* [BK_OP_MAX_PARAMS], those that are there first: name not NULL */
+  const bk_op_param *params; /* [BK_OP_MAX_PARAMS], those that are there first */
   /* shape rules; logs the op, the field and what would be right */
   bk_status (*check)(bk_context *ctx, const void *args);
   /* multiply-add = 2 flops; each operand moved once */

@@ -342,7 +342,7 @@ START_TEST(descriptors_cover_args) {
     char covered[sizeof(bk_hc_rebuild_args)] = {0};
     for (int i = 0; i < d->n_fields; i++)
       memset(covered + d->fields[i].offset, 1, sizeof(bk_tensor));
-    for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].name; i++) {
+    for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].size; i++) {
       ck_assert_uint_le(d->params[i].offset + d->params[i].size, d->args_size);
       memset(covered + d->params[i].offset, 1, d->params[i].size);
     }
