@@ -132,7 +132,7 @@ void bk_chunk_destroy(bk_chunk *c) {
   bk_lanes_sync(&c->model->lanes);
   for (int i = 0; c->slots && i < c->options.slots; i++) free_slot(c, &c->slots[i]);
   bk_plans_fini(&c->plans);
-  bk_chunk_free_pools(c);
+  bk_chunk_free_places(c);
   bk_memory_destroy(c->memory);
   bk_free(ctx, c->slots);
   bk_free(ctx, c->forward);
@@ -142,8 +142,6 @@ void bk_chunk_destroy(bk_chunk *c) {
 size_t bk_chunk_bytes(const bk_chunk *c, bk_memory_class m) {
   return bk_memory_bytes(c->memory, m);
 }
-bool bk_chunk_has_embed(const bk_chunk *c) { return c->has_embed; }
-bool bk_chunk_has_head(const bk_chunk *c) { return c->has_head; }
 
 bk_program *bk_chunk_program(const bk_chunk *c, int slot, int program) {
   bk_program *p = &c->slots[slot].programs[program];

@@ -52,8 +52,6 @@ bk_status bk_chunk_create(bk_model *model, int index, const bk_chunk_options *op
 void bk_chunk_destroy(bk_chunk *chunk); /* NULL is allowed */
 /* Planned bytes by class, without the model and its lanes. */
 size_t bk_chunk_bytes(const bk_chunk *chunk, bk_memory_class c);
-bool bk_chunk_has_embed(const bk_chunk *chunk);
-bool bk_chunk_has_head(const bk_chunk *chunk);
 
 /* The program of a slot; NULL: the chunk's options have no use for it. */
 bk_program *bk_chunk_program(const bk_chunk *chunk, int slot, int program);

@@ -6,12 +6,12 @@
 #include "models/chunk.h"
 #include "models/model_priv.h"
 
-/* A piece of the head's logits has at most so many elements, and whole multiples of BK_HEAD_ROWS
- * rows if it has that many. Every piece reads the head's weights and reads and writes their
- * gradient: a GPU needs some 2,000 rows before its products outweigh that (reckoned for 3.3 TB/s
- * and 700 TFLOP/s). */
-#define BK_HEAD_PIECE_HOST ((int64_t)1 << 25)
-#define BK_HEAD_PIECE_DEVICE ((int64_t)1 << 28)
+/* The head's logits are made some rows at a time: at most so many elements, and whole multiples of
+ * BK_HEAD_ROWS rows if it is that many. Each time, the head's weights are read and their gradient
+ * is read and written: a GPU needs some 2,000 rows before its products outweigh that (reckoned for
+ * 3.3 TB/s and 700 TFLOP/s). */
+#define BK_HEAD_ELEMENTS_HOST ((int64_t)1 << 25)
+#define BK_HEAD_ELEMENTS_DEVICE ((int64_t)1 << 28)
 #define BK_HEAD_ROWS 256
 
 typedef struct bk_head_acts {
@@ -52,7 +52,7 @@ struct bk_chunk {
   bk_slot *slots;
 
   /* shared by all slots */
-  struct bk_pool *pools; /* places.c: the places of tensors that are not kept */
+  bk_tensor **shared;    /* places.c: of each rule, the tensors that are not kept */
   bk_f_scratch *forward; /* [n] */
   bk_mix_grads head_grads;
   bk_tensor embedding, head_row; /* [N,C] each, scratch of the ends */
@@ -73,7 +73,7 @@ static inline bool bk_chunk_sums(const bk_chunk *c) {
 
 /* places.c: plans all tensors; the memory comes with the commit of chunk->memory. */
 bk_status bk_chunk_plan(bk_chunk *chunk);
-void bk_chunk_free_pools(bk_chunk *chunk);
+void bk_chunk_free_places(bk_chunk *chunk);
 
 /* pieces.c: records all programs of a slot. */
 bk_status bk_chunk_record(bk_chunk *chunk, bk_recorder *rec, bk_slot *slot);

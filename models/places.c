@@ -76,11 +76,6 @@ static const rule plain_rules[] = {
 /* clang-format on */
 enum { RULES_MAX = BK_COUNT(stream_rules), X_RULE = 0 };
 
-/* The places of a rule that are shared, by index; planned at their first use. */
-typedef struct bk_pool {
-  bk_tensor *places;
-} bk_pool;
-
 typedef struct placing {
   bk_chunk *c;
   bk_planner p;
@@ -160,7 +155,7 @@ static bk_tensor plan_place(placing *pl, int rule, int s) {
   if (place == NONE) return (bk_tensor){0};
   int64_t at = shared_index(pl->c, place, s);
   if (at < 0) return plan_shape(pl->c, &pl->p, BK_MEM_ACTIVATIONS, r->shape);
-  bk_tensor *shared = &pl->c->pools[rule].places[at];
+  bk_tensor *shared = &pl->c->shared[rule][at];
   if (!bk_tensor_present(shared)) *shared = plan_shape(pl->c, &pl->p, BK_MEM_WORKSPACE, r->shape);
   return *shared;
 }
@@ -180,19 +175,20 @@ static void plan_sublayers(placing *pl) {
         *member_of(&pl->c->slots[i], &pl->rules[k], s) = plan_place(pl, k, s);
 }
 
-static bk_status make_pools(bk_chunk *c) {
+/* Room for the tensors of each rule that are shared; they are planned at their first use. */
+static bk_status make_shared(bk_chunk *c) {
   size_t places = (size_t)(c->block > 1 ? c->block : 1) + 1;
-  c->pools = bk_alloc_array(c->model->ctx, RULES_MAX, sizeof *c->pools);
-  for (int i = 0; c->pools && i < RULES_MAX; i++)
-    if (!(c->pools[i].places = bk_alloc_array(c->model->ctx, places, sizeof(bk_tensor))))
+  c->shared = bk_alloc_array(c->model->ctx, RULES_MAX, sizeof *c->shared);
+  for (int i = 0; c->shared && i < RULES_MAX; i++)
+    if (!(c->shared[i] = bk_alloc_array(c->model->ctx, places, sizeof(bk_tensor))))
       return BK_ERR_MEMORY;
-  return c->pools ? BK_OK : BK_ERR_MEMORY;
+  return c->shared ? BK_OK : BK_ERR_MEMORY;
 }
 
-void bk_chunk_free_pools(bk_chunk *c) {
-  for (int i = 0; c->pools && i < RULES_MAX; i++) bk_free(c->model->ctx, c->pools[i].places);
-  bk_free(c->model->ctx, c->pools);
-  c->pools = NULL;
+void bk_chunk_free_places(bk_chunk *c) {
+  for (int i = 0; c->shared && i < RULES_MAX; i++) bk_free(c->model->ctx, c->shared[i]);
+  bk_free(c->model->ctx, c->shared);
+  c->shared = NULL;
 }
 
 /* ---- between sublayers: the streams after the last one, and gradients ---- */
@@ -255,7 +251,7 @@ static int64_t head_rows_of(const bk_chunk *c) {
   /* without gradients fewer rows do */
   bool small = c->model->device->props.host_memory || !c->options.backward;
   int64_t V = c->model->config.vocab_size;
-  int64_t rows = (small ? BK_HEAD_PIECE_HOST : BK_HEAD_PIECE_DEVICE) / V;
+  int64_t rows = (small ? BK_HEAD_ELEMENTS_HOST : BK_HEAD_ELEMENTS_DEVICE) / V;
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
 
@@ -338,7 +334,7 @@ bk_status bk_chunk_plan(bk_chunk *c) {
                       .tokens = c->tokens,
                       .backward = o->backward,
                       .cache_len = o->cache_len}};
-  BK_TRY(make_pools(c));
+  BK_TRY(make_shared(c));
   plan_inputs(c, &pl.p);
   plan_sublayers(&pl);
   plan_first(&pl);

@@ -13,7 +13,7 @@
  * bk_record_end. The recorder prepares plans (equal calls share one), asks for the lanes'
  * workspaces, and finds out from the ops' descriptors where a lane must wait for another: where
  * a call touches what was written, or writes what was touched, on another lane since the last
- * wait. The first piece on another lane waits for the compute lane, and at its end a program has
+ * wait. The first call on another lane waits for the compute lane, and at its end a program has
  * joined all lanes to it. */
 #ifndef BK_PROGRAM_H
 #define BK_PROGRAM_H

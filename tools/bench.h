@@ -2,6 +2,7 @@
 #ifndef BK_BENCH_H
 #define BK_BENCH_H
 
+#include "models/runner.h"
 #include "tools/cli.h"
 
 /* Measured on the device itself, with the same threads, best of the samples: flops per second of
@@ -34,7 +35,7 @@ bk_status bench_ops(cli_session *s);
 bk_status bench_step(cli_session *s);
 /* Prints what a step of this many micro-batches does: one line for each call. */
 bk_status bench_program(cli_session *s, const bk_model_config *config, bk_dtype dtype,
-                        const bk_train_config *recipe, int64_t batch, int64_t seq_len,
+                        const bk_runner_options *runner_options, const bk_optimizer_options *adam,
                         int64_t micro_batches);
 
 #endif

@@ -4,11 +4,9 @@
 #include <jansson.h>
 #include <stdio.h>
 
-#include "models/runner.h"
 #include "tools/bench.h"
 
 typedef struct listing {
-  cli_session *s;
   json_t *rows; /* with --json */
   const char *what;
   int n;
@@ -71,7 +69,7 @@ static bk_status list_step(listing *l, const bk_runner *r, const bk_optimizer *o
 
 static bk_status print_step(cli_session *s, const bk_runner *r, const bk_optimizer *o,
                             int64_t micro_batches) {
-  listing l = {.s = s, .rows = s->json ? json_array() : NULL};
+  listing l = {.rows = s->json ? json_array() : NULL};
   if (s->json && !l.rows) return BK_ERR_MEMORY;
   if (!s->json) {
     printf("# micro-batches of a step: %lld%s\n", (long long)micro_batches,
@@ -88,22 +86,15 @@ static bk_status print_step(cli_session *s, const bk_runner *r, const bk_optimiz
 }
 
 bk_status bench_program(cli_session *s, const bk_model_config *config, bk_dtype dtype,
-                        const bk_train_config *t, int64_t batch, int64_t seq_len,
+                        const bk_runner_options *runner_options, const bk_optimizer_options *adam,
                         int64_t micro_batches) {
   bk_model *model = NULL;
   bk_runner *runner = NULL;
   bk_optimizer *optimizer = NULL;
-  bk_runner_options options = {.batch = batch,
-                               .seq_len = seq_len,
-                               .slots = 1,
-                               .backward = true,
-                               .hc_recompute = t->hc_recompute,
-                               .merge_stream = t->merge_stream};
-  bk_optimizer_options adam = {t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
   bk_model_options planned = {.trainable = true, .plan_only = true};
   bk_status status = bk_model_create(s->device, config, dtype, &planned, &model);
-  if (status == BK_OK) status = bk_runner_create(model, &options, &runner);
-  if (status == BK_OK) status = bk_optimizer_create(model, &adam, &optimizer);
+  if (status == BK_OK) status = bk_runner_create(model, runner_options, &runner);
+  if (status == BK_OK) status = bk_optimizer_create(model, adam, &optimizer);
   if (status == BK_OK) status = print_step(s, runner, optimizer, micro_batches);
   bk_optimizer_destroy(optimizer);
   bk_runner_destroy(runner);

@@ -102,22 +102,30 @@ static bk_status make_tokens(step_bench *b) {
   return BK_OK;
 }
 
-static bk_status make_side(step_bench *b, contender *c) {
+static bk_runner_options runner_options(const step_bench *b) {
+  return (bk_runner_options){.batch = b->batch,
+                             .seq_len = b->seq_len,
+                             .slots = 1,
+                             .backward = true,
+                             .hc_recompute = b->recipe.hc_recompute,
+                             .merge_stream = b->recipe.merge_stream};
+}
+
+static bk_optimizer_options adam_options(const step_bench *b) {
   const bk_train_config *t = &b->recipe;
+  return (bk_optimizer_options){t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
+}
+
+static bk_status make_side(step_bench *b, contender *c) {
   bk_model_options model = {.trainable = true};
-  bk_runner_options runner = {.batch = b->batch,
-                              .seq_len = b->seq_len,
-                              .slots = 1,
-                              .backward = true,
-                              .hc_recompute = t->hc_recompute,
-                              .merge_stream = t->merge_stream};
-  bk_optimizer_options adam = {t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
+  bk_runner_options runner = runner_options(b);
+  bk_optimizer_options adam = adam_options(b);
   bk_model_count(&c->config, b->seq_len, &c->counts);
   for (int p = 0; p < PHASES; p++)
     if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p])))
       return BK_ERR_MEMORY;
   BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
-  BK_TRY(bk_model_init_rough(c->model, t->seed));
+  BK_TRY(bk_model_init_rough(c->model, b->recipe.seed));
   BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
   return bk_optimizer_create(c->model, &adam, &c->optimizer);
 }
@@ -319,9 +327,10 @@ bk_status bench_step(cli_session *s) {
   step_bench b = {.s = s, .dtype = BK_F32, .seconds = 5};
   BK_TRY(cli_open_device(s));
   BK_TRY(read_options(&b));
+  bk_runner_options runner = runner_options(&b);
+  bk_optimizer_options adam = adam_options(&b);
   if (cli_given(&s->args, "program"))
-    return bench_program(s, &b.sides[0].config, b.dtype, &b.recipe, b.batch, b.seq_len,
-                         micro_batches(&b));
+    return bench_program(s, &b.sides[0].config, b.dtype, &runner, &adam, micro_batches(&b));
   cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
   if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);

@@ -3,6 +3,7 @@
 #ifndef BK_TESTS_MODELS_H
 #define BK_TESTS_MODELS_H
 
+#include "io/dataset.h"
 #include "models/runner.h"
 #include "tests/unit/unit.h"
 
@@ -187,6 +188,32 @@ static BK_UNUSED double worst_grad_error(const bk_model *m, const double *a, con
     at += n;
   }
   return worst;
+}
+
+/* Weights, masters, moments and gradients bit for bit; on devices whose memory is the host's. */
+static BK_UNUSED void check_same_params(const bk_model *a, const bk_model *b, const char *what) {
+  typedef bk_tensor (*view_fn)(const bk_model *, const bk_param *);
+  static const view_fn views[] = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v,
+                                  bk_param_grad};
+  for (int i = 0; i < a->n_params; i++)
+    for (size_t k = 0; k < BK_COUNT(views); k++) {
+      bk_tensor x = views[k](a, &a->params[i]), y = views[k](b, &b->params[i]);
+      if (!bk_tensor_present(&x)) continue;
+      ck_assert_msg(memcmp(bk_tensor_data(&x), bk_tensor_data(&y), bk_tensor_bytes(&x)) == 0,
+                    "%s: %s differs (part %d)", what, a->params[i].name, (int)k);
+    }
+}
+
+/* 400 letters, for training and validation both; wants the folder of unit_folder_open. */
+static BK_UNUSED bk_dataset *small_text(void) {
+  bk_dataset *data = NULL;
+  const char *file = unit_path("text.txt");
+  char text[401] = "";
+  for (int i = 0; i < 400; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
+  OK(bk_file_write_atomic(ctx, file, text, 400));
+  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
+                     &data));
+  return data;
 }
 
 #endif

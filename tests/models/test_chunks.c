@@ -226,39 +226,13 @@ START_TEST(two_chunks_in_turn) {
 END_TEST
 
 /* ---- training ---- */
-typedef bk_tensor (*view_fn)(const bk_model *, const bk_param *);
-
-static void check_same(const bk_model *a, const bk_model *b) {
-  static const view_fn views[] = {bk_param_weight, bk_param_m, bk_param_v};
-  ck_assert_int_eq(a->n_params, b->n_params);
-  for (int i = 0; i < a->n_params; i++)
-    for (size_t k = 0; k < BK_COUNT(views); k++) {
-      bk_tensor x = views[k](a, &a->params[i]), y = views[k](b, &b->params[i]);
-      ck_assert_str_eq(a->params[i].name, b->params[i].name);
-      if (bk_tensor_present(&x))
-        ck_assert_msg(memcmp(bk_tensor_data(&x), bk_tensor_data(&y), bk_tensor_bytes(&x)) == 0,
-                      "%s differs (part %d)", a->params[i].name, (int)k);
-    }
-}
-
-static bk_dataset *make_data(void) {
-  bk_dataset *data = NULL;
-  const char *file = unit_path("text.txt");
-  char text[401] = "";
-  for (int i = 0; i < 400; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, file, text, 400));
-  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
-                     &data));
-  return data;
-}
-
 /* The trainer takes a model of chunks as it takes one of one chunk: validation, gains, loads, AdamW
  * over all of them. */
 START_TEST(trainer_takes_chunks) {
   bk_model_config c = small_config(BK_HC_MHC);
   bk_train_config recipe;
   bk_device *device = open_device("cpu", 2);
-  bk_dataset *data = make_data();
+  bk_dataset *data = small_text();
   bk_model *models[2];
   bk_trainer *trainers[2];
   bk_model_options options[2] = {{.trainable = true}, cut_at((int[]){1, 4}, 2)};
@@ -283,7 +257,8 @@ START_TEST(trainer_takes_chunks) {
     if (rows[0].has_val) ck_assert(rows[0].val_loss == rows[1].val_loss);
     if (rows[0].has_gain) ck_assert(rows[0].gain_forward == rows[1].gain_forward);
   }
-  check_same(models[0], models[1]);
+  ck_assert_int_eq(models[0]->n_params, models[1]->n_params);
+  check_same_params(models[0], models[1], "three chunks");
   for (int i = 0; i < 2; i++) {
     bk_trainer_destroy(trainers[i]);
     bk_model_destroy(models[i]);

@@ -49,14 +49,9 @@ static bk_train_config make_recipe(int64_t micro, int64_t recompute) {
 static run run_open(bool on, bool composed, bk_dtype dtype, const bk_model_config *c,
                     const bk_train_config *recipe) {
   run r = {0};
-  const char *file = unit_path("text.txt");
-  char text[401] = "";
   bk_device_options options = {
       .threads = 1, .no_graph = !on, .composed_only = composed, .allow_fallback = true};
-  for (int i = 0; i < 400; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, file, text, 400));
-  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
-                     &r.data));
+  r.data = small_text();
   OK(bk_device_open(ctx, "graphs", &options, &r.device));
   OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
   OK(bk_model_init(r.model, 7));
@@ -69,21 +64,6 @@ static void run_close(run *r) {
   bk_model_destroy(r->model);
   bk_dataset_close(r->data);
   bk_device_close(r->device);
-}
-
-typedef bk_tensor (*view_fn)(const bk_model *, const bk_param *);
-
-/* Weights, masters, moments and gradients bit for bit. */
-static void check_same(const bk_model *a, const bk_model *b, const char *what) {
-  static const view_fn views[] = {bk_param_weight, bk_param_master, bk_param_m, bk_param_v,
-                                  bk_param_grad};
-  for (int i = 0; i < a->n_params; i++)
-    for (size_t k = 0; k < BK_COUNT(views); k++) {
-      bk_tensor x = views[k](a, &a->params[i]), y = views[k](b, &b->params[i]);
-      if (!bk_tensor_present(&x)) continue;
-      ck_assert_msg(memcmp(bk_tensor_data(&x), bk_tensor_data(&y), bk_tensor_bytes(&x)) == 0,
-                    "%s: %s differs (part %d)", what, a->params[i].name, (int)k);
-    }
 }
 
 static bool same_double(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
@@ -136,7 +116,7 @@ static void check_training(int kind, bk_dtype dtype, bool composed, int64_t micr
   int forward = graphs.noted; /* with two micro-batches, it has run twice */
   ck_assert_int_eq(forward > 0, micro == 1);
   for (int s = 2; s <= 5; s++) step_both(&with, &without, what);
-  check_same(with.model, without.model, what);
+  check_same_params(with.model, without.model, what);
   ck_assert_msg(graphs.captures == graphs_of_a_step(micro) && graphs.held == graphs.captures,
                 "%s: %d captures, %d graphs", what, graphs.captures, graphs.held);
   ck_assert_msg(graphs.replays == launches_of_steps(micro, 5), "%s: %d launches of graphs", what,
@@ -178,7 +158,7 @@ START_TEST(preset_with_all_between) {
   run with = run_open(true, false, BK_F32, &c, &recipe),
       without = run_open(false, false, BK_F32, &c, &recipe);
   for (int s = 1; s <= 7; s++) step_both(&with, &without, "tiny");
-  check_same(with.model, without.model, "tiny");
+  check_same_params(with.model, without.model, "tiny");
   int64_t windows = bk_dataset_eval_windows(with.data, recipe.seq_len);
   ck_assert_int_gt(windows, 2);
   ck_assert_int_eq(graphs.captures, graphs_of_a_step(1) + 1);
@@ -245,7 +225,7 @@ START_TEST(diagnosis_runs_call_by_call) {
     x[5] = was;
   }
   for (int s = 0; s < 4; s++) step_both(&with, &without, "after");
-  check_same(with.model, without.model, "after");
+  check_same_params(with.model, without.model, "after");
   ck_assert(graphs.captures == captures && graphs.held == held);
   run_close(&with);
   run_close(&without);
@@ -348,7 +328,7 @@ START_TEST(any_order_as_call_by_call) {
       do_act(&without, steps[s / 4][i], ids, targets);
     }
     ck_assert(same_double(end_step(with.model, kept), end_step(without.model, kept)));
-    check_same(with.model, without.model, what);
+    check_same_params(with.model, without.model, what);
   }
   ck_assert_int_gt(graphs.replays, 60);
   rig_close(&with);
@@ -401,7 +381,7 @@ static void check_failure(graph_counts how, const char *reason) {
   ck_assert_msg(strchr(unit_messages, '\n') == strrchr(unit_messages, '\n'),
                 "more than one line:\n%s", unit_messages);
   unit_expect(reason);
-  check_same(with.model, without.model, reason);
+  check_same_params(with.model, without.model, reason);
   ck_assert_int_eq(graphs.begun_and_not_ended, 0);
   if (!how.refuse_launch) {
     ck_assert_int_eq(graphs.captures, graphs_of_a_step(1)); /* each is tried once */
@@ -459,7 +439,7 @@ START_TEST(op_on_another_device) {
       "warning: the forward pass cannot be captured as a graph and runs call by call: graphs: a "
       "sync during a capture");
   step_both(&with, &without, "fallback");
-  check_same(with.model, without.model, "fallback");
+  check_same_params(with.model, without.model, "fallback");
   ck_assert(graphs.captures == graphs_of_a_step(2) && graphs.held == 2);
   run_close(&with);
   run_close(&without);
