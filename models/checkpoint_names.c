@@ -3,17 +3,12 @@
 #include <string.h>
 
 #include "models/checkpoint_priv.h"
+#include "runtime/connection.h"
 
-/* transformers' module names for our leaf names. */
+/* transformers' names of a connection's parameter NAME, and ours. */
 static const struct {
-  const char *leaf, *other;
-} other_names[] = {
-    {"hc_attn_fn", "attn_hc.fn"},          {"hc_attn_base", "attn_hc.base"},
-    {"hc_attn_scale", "attn_hc.scale"},    {"hc_ffn_fn", "ffn_hc.fn"},
-    {"hc_ffn_base", "ffn_hc.base"},        {"hc_ffn_scale", "ffn_hc.scale"},
-    {"hc_head_fn", "hc_head.hc_fn"},       {"hc_head_base", "hc_head.hc_base"},
-    {"hc_head_scale", "hc_head.hc_scale"},
-};
+  const char *other, *ours;
+} spellings[] = {{"attn_hc.", "hc_attn_"}, {"ffn_hc.", "hc_ffn_"}, {"hc_head.hc_", "hc_head_"}};
 
 static bool skip_text(const char **at, const char *text) {
   size_t length = strlen(text);
@@ -28,17 +23,25 @@ static const char *without_wrappers(const char *name) {
   return name;
 }
 
-/* Where `name` ends in transformers' spelling of a leaf, ours, and the length before it; else
- * NULL. */
-static const char *leaf_of(const char *name, size_t *before) {
-  size_t length = strlen(name);
-  for (size_t i = 0; i < BK_COUNT(other_names); i++) {
-    size_t other = strlen(other_names[i].other);
-    if (length < other || strcmp(name + length - other, other_names[i].other) != 0) continue;
-    *before = length - other;
-    return other_names[i].leaf;
+/* Whether some kind has a parameter of this name. */
+static bool is_connection_param(const char *name) {
+  const bk_connection_kind *kind;
+  for (int k = 0; (kind = bk_connection_kind_of((bk_hc_kind)k)); k++)
+    for (const bk_connection_param *p = kind->params; p->name; p++)
+      if (strcmp(p->name, name) == 0) return true;
+  return false;
+}
+
+/* What comes before, and the name, a connection's parameter in our spelling. */
+static char *with_our_leaf(bk_context *ctx, const char *before, const char *name) {
+  for (size_t i = 0; i < BK_COUNT(spellings); i++) {
+    const char *at = strstr(name, spellings[i].other);
+    if (!at || (at != name && at[-1] != '.')) continue;
+    const char *leaf = at + strlen(spellings[i].other);
+    if (is_connection_param(leaf))
+      return bk_format(ctx, "%s%.*s%s%s", before, (int)(at - name), name, spellings[i].ours, leaf);
   }
-  return NULL;
+  return bk_format(ctx, "%s%s", before, name);
 }
 
 static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
@@ -47,9 +50,7 @@ static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
     name = without_wrappers(name);
     if (strncmp(name, "model.", 6) != 0 && strcmp(name, "lm_head.weight") != 0) model = "model.";
   }
-  size_t before = strlen(name);
-  const char *leaf = leaf_of(name, &before);
-  return bk_format(ctx, "%s%.*s%s", model, (int)before, name, leaf ? leaf : "");
+  return with_our_leaf(ctx, model, name);
 }
 
 static int compare_weights(const void *a, const void *b) {

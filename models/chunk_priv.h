@@ -68,7 +68,7 @@ static inline bool bk_chunk_plain(const bk_chunk *c) {
 }
 /* The streams are summed before the final norm. */
 static inline bool bk_chunk_sums(const bk_chunk *c) {
-  return !bk_chunk_plain(c) && c->model->parts->head.kind == BK_HC_PLAIN;
+  return !bk_chunk_plain(c) && c->model->parts->head.kind->max_streams == 1;
 }
 
 /* places.c: plans all tensors; the memory comes with the commit of chunk->memory. */

@@ -1,6 +1,6 @@
 /* Parameter counts and flops from the configuration alone. Matrices and the rest are counted
  * apart, because flops follow the matrices. */
-#include "models/model.h"
+#include "models/model_priv.h"
 
 typedef struct tally {
   int64_t matrices, vectors;
@@ -16,12 +16,16 @@ static int64_t attention_matrices(const bk_model_config *c) {
 }
 
 /* One connection, its norm in front of F not counted. */
-static tally connection(const bk_model_config *c, bk_hc_kind kind) {
-  if (kind == BK_HC_PLAIN) return (tally){0, 0};
-  int n = (int)c->hc_mult;
-  int64_t columns = kind == BK_HC_HC ? c->hidden_size : n * c->hidden_size;
-  return (tally){bk_hc_rows(kind, n) * columns,
-                 bk_hc_base_count(kind, n) + bk_hc_scale_count(kind)};
+static tally connection(const bk_model_config *c, const bk_connection_kind *kind) {
+  tally t = {0, 0};
+  int64_t shape[BK_MAX_DIMS];
+  for (const bk_connection_param *p = kind->params; p->name; p++) {
+    int64_t count = 1;
+    p->shape(kind, (int)c->hc_mult, c->hidden_size, shape);
+    for (int d = 0; d < p->ndim; d++) count *= shape[d];
+    *(p->decays ? &t.matrices : &t.vectors) += count;
+  }
+  return t;
 }
 
 void bk_model_count(const bk_model_config *c, int64_t seq_len, bk_model_counts *counts) {
@@ -29,9 +33,8 @@ void bk_model_count(const bk_model_config *c, int64_t seq_len, bk_model_counts *
           expert = 3 * C * c->moe_intermediate_size;
   int64_t dense = c->first_k_dense_replace < layers ? c->first_k_dense_replace : layers,
           sparse = layers - dense;
-  bool learned = c->residual != BK_HC_PLAIN && c->hc_head == BK_HEAD_LEARNED;
-  tally site = connection(c, (bk_hc_kind)c->residual),
-        head = connection(c, learned ? BK_HC_HEAD : BK_HC_PLAIN);
+  tally site = connection(c, bk_connection_kind_of((bk_hc_kind)c->residual)),
+        head = connection(c, bk_model_head_kind(c));
 
   int64_t matrices = layers * attention_matrices(c) + dense * 3 * C * c->intermediate_size;
   matrices += sparse * (E * C + c->n_shared_experts * expert + c->num_experts_per_tok * expert);

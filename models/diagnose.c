@@ -96,7 +96,7 @@ static bk_status check_gradients(const search *s, const bk_model *m, bk_param_bl
   return BK_OK;
 }
 
-enum { F_BLOCKS = 8, CONNECTION_BLOCKS = 4 };
+enum { F_BLOCKS = 8, CONNECTION_BLOCKS = BK_CONNECTION_MAX_PARAMS + 1 };
 
 /* The blocks that F of a sublayer owns, in the order of the forward pass. */
 static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
@@ -120,10 +120,8 @@ static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
 }
 
 static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNECTION_BLOCKS]) {
-  out[0] = c->fn;
-  out[1] = c->base;
-  out[2] = c->scale;
-  out[3] = c->norm;
+  for (int i = 0; i < BK_CONNECTION_MAX_PARAMS; i++) out[i] = c->param[i];
+  out[BK_CONNECTION_MAX_PARAMS] = c->norm;
 }
 
 /* ---- pieces ---- */
@@ -158,6 +156,19 @@ static bk_status look_embed(const search *s, const spot *at) {
   return check_named(s, at->m, &at->slot->mix[0].x, "the streams after", "the embedding");
 }
 
+/* Those that are kept: others may have been overwritten. */
+static bk_status look_maps(const search *s, const spot *at, const bk_mix_acts *a,
+                           const char *where) {
+  const bk_connection_map *maps = at->l->connection.kind->calls->maps;
+  char what[64];
+  for (int i = 0; maps[i].name; i++) {
+    if (!maps[i].shown) continue;
+    snprintf(what, sizeof what, "the %s of", maps[i].name);
+    BK_TRY(check_named(s, at->m, &a->map[i], what, where));
+  }
+  return BK_OK;
+}
+
 static bk_status look_mix(const search *s, const spot *at) {
   const bk_mix_acts *a = &at->slot->mix[at->s];
   char text[64];
@@ -166,9 +177,7 @@ static bk_status look_mix(const search *s, const spot *at) {
   BK_TRY(check_named(s, at->m, &a->x, "the streams in front of", where));
   connection_blocks(&at->l->connection, blocks);
   BK_TRY(check_weights(s, at->m, blocks, CONNECTION_BLOCKS));
-  BK_TRY(check_named(s, at->m, &a->pre, "the pre map of", where));
-  BK_TRY(check_named(s, at->m, &a->post, "the post map of", where));
-  BK_TRY(check_named(s, at->m, &a->comb, "the residual map of", where));
+  BK_TRY(look_maps(s, at, a, where));
   return check_named(s, at->m, &a->h, "the normed input of", where);
 }
 

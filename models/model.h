@@ -35,7 +35,10 @@ typedef struct bk_param {
   bk_init_kind init;
   double init_std;           /* NORMAL */
   double init_value;         /* CONST */
-  const double *init_values; /* VALUES: base tensors; owned by the model */
+  const double *init_values; /* VALUES; owned by the model */
+  /* what it is of a residual connection, and the number of its sublayer; NULL: something else */
+  const struct bk_connection_param *connection;
+  int sublayer;
 } bk_param;
 
 struct bk_model {

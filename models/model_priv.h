@@ -8,7 +8,7 @@
 struct bk_model_parts {
   bk_param_block *embed;   /* [V,C]; NULL where no chunk has it */
   bk_param_block *lm_head; /* [V,C]; NULL where no chunk has it */
-  /* final norm: kind HEAD where learned, else PLAIN (on the summed streams, or on x itself) */
+  /* final norm: of bk_model_head_kind */
   bk_connection head;
   int n_moe;
   bk_tensor load;  /* [n_moe, E] i32, choices counted since bk_step_begin */
@@ -34,6 +34,9 @@ int bk_model_chunk_first(const bk_model *model, int chunk);
 static inline int bk_model_chunk_count(const bk_model *m, int chunk) {
   return (int)(m->options.chunks[chunk].end - m->options.chunks[chunk].begin);
 }
+
+/* The connection at the end: the learned head, or plain (on the summed streams, or on x itself). */
+const bk_connection_kind *bk_model_head_kind(const bk_model_config *config);
 
 /* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */
 bk_status bk_model_build(bk_model *model);

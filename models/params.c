@@ -5,7 +5,10 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-enum { BLOCKS_PER_SUBLAYER = 12, BLOCKS_OF_ENDS = 8 };
+enum {
+  BLOCKS_PER_SUBLAYER = 9 + BK_CONNECTION_MAX_PARAMS,
+  BLOCKS_OF_ENDS = 3 + BK_CONNECTION_MAX_PARAMS
+};
 
 /* Errors stick in `status`, so that the builders read as lists. */
 typedef struct builder {
@@ -134,28 +137,48 @@ static double *new_values(builder *b, int64_t n) {
   return values;
 }
 
-static void connection(builder *b, bk_connection *r, int sublayer, const char *name) {
+const bk_connection_kind *bk_model_head_kind(const bk_model_config *config) {
+  bool learned = config->residual != BK_HC_PLAIN && config->hc_head == BK_HEAD_LEARNED;
+  return bk_connection_kind_of(learned ? BK_HC_HEAD : BK_HC_PLAIN);
+}
+
+/* One parameter; prefix: "hc_attn_". */
+static bk_param_block *connection_param(builder *b, const bk_connection *r,
+                                        const bk_connection_param *p, int sublayer,
+                                        const char *prefix) {
+  int64_t shape[BK_MAX_DIMS], count = 1;
+  p->shape(r->kind, r->n, r->width, shape);
+  for (int d = 0; d < p->ndim; d++) count *= shape[d];
+  bk_param_block *blk = block(b, p->decays ? MATRIX_CT : VECTOR_CT, p->ndim, shape);
+  bk_param *q = param(b, blk, 0, p->ndim, shape, "%s%s", prefix, p->name);
+  double *values = p->first ? new_values(b, count) : NULL;
+  if (!values) return blk;
+  q->init = BK_INIT_VALUES;
+  q->init_values = values;
+  p->first(values, count, r->n, sublayer);
+  return blk;
+}
+
+/* prefix: of the parameters' names, "hc_attn_". */
+static void connection(builder *b, bk_connection *r, const bk_connection_kind *kind, int sublayer,
+                       const char *prefix) {
   const bk_model_config *c = b->c;
-  char text[32];
-  r->kind = (bk_hc_kind)c->residual;
-  r->n = (int)bk_model_streams(b->m);
+  r->kind = kind;
+  r->n = kind->max_streams > 1 ? (int)bk_model_streams(b->m) : 1;
   r->iters = (int)c->hc_sinkhorn_iters;
   r->width = c->hidden_size;
-  r->hc_eps = r->kind == BK_HC_HC ? 0.0 : c->hc_eps;
+  r->hc_eps = kind->signed_maps ? 0.0 : c->hc_eps;
   r->norm_eps = c->rms_norm_eps;
-  if (r->kind == BK_HC_PLAIN) return;
-  int64_t columns = r->kind == BK_HC_HC ? r->width : r->n * r->width,
-          n_base = bk_hc_base_count(r->kind, r->n);
-  snprintf(text, sizeof text, "hc_%s_fn", name);
-  r->fn = matrix(b, MATRIX_CT, bk_hc_rows(r->kind, r->n), columns, text);
-  r->base = block_1d(b, VECTOR_CT, n_base);
-  bk_param *q = param(b, r->base, 0, 1, (int64_t[]){n_base}, "hc_%s_base", name);
-  q->init = BK_INIT_VALUES;
-  double *values = new_values(b, n_base);
-  q->init_values = values;
-  if (values) bk_connection_first_base(values, r->kind, r->n, sublayer);
-  snprintf(text, sizeof text, "hc_%s_scale", name);
-  r->scale = constant(b, VECTOR_CT, bk_hc_scale_count(r->kind), 0.01, text);
+  for (int i = 0; kind->params[i].name; i++) {
+    r->param[i] = connection_param(b, r, &kind->params[i], sublayer, prefix);
+    if (b->status == BK_OK) b->m->params[b->m->n_params - 1].connection = &kind->params[i];
+    if (b->status == BK_OK) b->m->params[b->m->n_params - 1].sublayer = sublayer;
+  }
+}
+
+static void sublayer_connection(builder *b, bk_sublayer *s, const char *prefix) {
+  connection(b, &s->connection, bk_connection_kind_of((bk_hc_kind)b->c->residual), s->index,
+             prefix);
 }
 
 /* ---- sublayers ---- */
@@ -179,7 +202,7 @@ static void attention(builder *b, bk_sublayer *s) {
   a->kv_b = matrix(b, MATRIX, H * (c->qk_nope_head_dim + c->v_head_dim), c->kv_lora_rank,
                    "self_attn.kv_b_proj.weight");
   a->o = matrix(b, MATRIX, C, H * c->v_head_dim, "self_attn.o_proj.weight");
-  connection(b, &s->connection, s->index, "attn");
+  sublayer_connection(b, s, "hc_attn_");
 }
 
 static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
@@ -225,7 +248,7 @@ static void feed_forward(builder *b, bk_sublayer *s) {
   } else {
     moe(b, s);
   }
-  connection(b, &s->connection, s->index, "ffn");
+  sublayer_connection(b, s, "hc_ffn_");
 }
 
 static void sublayer(builder *b, bk_sublayer *s, int index) {
@@ -241,21 +264,9 @@ static void sublayer(builder *b, bk_sublayer *s, int index) {
 static void head(builder *b) {
   const bk_model_config *c = b->c;
   struct bk_model_parts *parts = b->m->parts;
-  bool learned = c->residual != BK_HC_PLAIN && c->hc_head == BK_HEAD_LEARNED;
-  int n = (int)bk_model_streams(b->m);
-  parts->head = (bk_connection){.kind = learned ? BK_HC_HEAD : BK_HC_PLAIN,
-                                .n = learned ? n : 1,
-                                .iters = 1,
-                                .width = c->hidden_size,
-                                .hc_eps = c->hc_eps,
-                                .norm_eps = c->rms_norm_eps};
   snprintf(b->prefix, sizeof b->prefix, "model.");
   parts->head.norm = norm(b, c->hidden_size, "norm.weight");
-  if (learned) {
-    parts->head.fn = matrix(b, MATRIX_CT, n, n * c->hidden_size, "hc_head_fn");
-    parts->head.base = constant(b, VECTOR_CT, n, 0.0, "hc_head_base");
-    parts->head.scale = constant(b, VECTOR_CT, 1, 1.0, "hc_head_scale");
-  }
+  connection(b, &parts->head, bk_model_head_kind(c), 0, "hc_head_");
   b->prefix[0] = '\0';
   parts->lm_head = matrix(b, MATRIX, c->vocab_size, c->hidden_size, "lm_head.weight");
 }

@@ -69,7 +69,7 @@ static bk_status last_merge_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *sl
   const bk_sublayer *l = &c->sublayers[s];
   BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_D, l->index, lane_of_merge(c, l)));
   return bk_connection_merge_bwd(rec, &l->connection, &slot->mix[s], &slot->grads[s], slot->D,
-                                 slot->df[s]);
+                                 slot->D, slot->df[s]);
 }
 
 /* Through the mix of sublayer s and the merge of the one before it. */
@@ -80,8 +80,8 @@ static bk_status mix_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int
   bk_lane lane = s > 0 ? lane_of_merge(c, l - 1) : BK_LANE_COMPUTE;
   BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_D, l->index, lane));
   if (s == 0) return bk_connection_mix_bwd(rec, &l->connection, a, g, slot->dh, slot->D, true);
-  return bk_connection_merge_mix_bwd(rec, &l->connection, a, g, a - 1, g - 1, slot->dh, slot->D,
-                                     slot->df[s - 1]);
+  return bk_connection_merge_mix_bwd(rec, &l->connection, &l[-1].connection, a, g, a - 1, g - 1,
+                                     slot->dh, slot->D, slot->df[s - 1]);
 }
 
 static bk_status wgrad(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {

@@ -21,17 +21,13 @@ typedef enum shape {
   STREAMS, /* [N,n,C] st; plain [N,C] */
   ROW,     /* [N,C] st */
   VECTOR,  /* [N] ct */
-  PROJ,    /* ct, see op.h */
-  RINV,    /* ct */
-  GATES,   /* [N,n] ct */
-  COMB,    /* [N,n,n] ct; none for ihc */
   CARRY,   /* [N,carry] ct; none without such */
 } shape;
 
 typedef enum mode { FORWARD, BACKWARD, RECOMPUTE, MODES } mode;
 
 /* Where a row's tensor is: a member of one of the slot's arrays. */
-typedef enum home { IN_MIX, IN_GRADS, IN_DF } home;
+typedef enum home { IN_MIX, IN_DF } home;
 
 typedef struct rule {
   home home;
@@ -42,7 +38,6 @@ typedef struct rule {
 } rule;
 
 #define MIX(f) IN_MIX, offsetof(bk_mix_acts, f)
-#define GRAD(f) IN_GRADS, offsetof(bk_mix_grads, f)
 /* clang-format off */
 static const rule stream_rules[] = {
     /*                        forward  backward  recompute       wgrad deferred */
@@ -52,18 +47,7 @@ static const rule stream_rules[] = {
     {MIX(h),      ROW,     {ONE,     KEPT,     BLOCK},         KEPT},
     {MIX(rstd),   VECTOR,  {ONE,     KEPT,     BLOCK_TURN},    NONE},
     {MIX(f),      ROW,     {ONE,     KEPT,     KEPT},          NONE},
-    {MIX(proj),   PROJ,    {ONE,     KEPT,     KEPT},          NONE},
-    {MIX(rinv),   RINV,    {ONE,     KEPT,     KEPT},          NONE},
-    {MIX(pre),    GATES,   {KEPT,    KEPT,     KEPT},          NONE},
-    {MIX(post),   GATES,   {KEPT,    KEPT,     KEPT},          NONE},
-    {MIX(comb),   COMB,    {KEPT,    KEPT,     KEPT},          NONE},
     {IN_DF, 0,    ROW,     {NONE,    ONE,      ONE},           KEPT},
-    {GRAD(dpre),  GATES,   {NONE,    ONE,      ONE},           NONE},
-    {GRAD(dproj), PROJ,    {NONE,    ONE,      ONE},           NONE},
-    {GRAD(drinv), RINV,    {NONE,    ONE,      ONE},           NONE},
-    /* from the merge of a sublayer to its mix, with the merge of the one before in between */
-    {GRAD(dpost), GATES,   {NONE,    TURN,     TURN},          NONE},
-    {GRAD(dcomb), COMB,    {NONE,    TURN,     TURN},          NONE},
 };
 static const rule plain_rules[] = {
     {MIX(x),      STREAMS, {TURN,    KEPT,     BLOCK_STARTS},  NONE},
@@ -75,6 +59,7 @@ static const rule plain_rules[] = {
 };
 /* clang-format on */
 enum { RULES_MAX = BK_COUNT(stream_rules), X_RULE = 0 };
+enum { SHARED_MAX = RULES_MAX + 2 * BK_CONNECTION_MAX_MAPS };
 
 typedef struct placing {
   bk_chunk *c;
@@ -85,15 +70,17 @@ typedef struct placing {
 } placing;
 
 /* ---- shapes ---- */
-static bk_tensor plan_proj(bk_chunk *c, bk_planner *p, bk_memory_class m, bk_hc_kind kind) {
-  int n = (int)bk_model_streams(c->model);
-  int64_t rows = kind == BK_HC_HC ? c->tokens * n : c->tokens;
-  return bk_planner_2d(p, m, p->ct, rows, bk_hc_rows(kind, n));
+/* One of a kind's maps, or its gradient; absent where the kind has none. */
+static bk_tensor plan_map(bk_chunk *c, bk_planner *p, bk_memory_class m,
+                          const bk_connection_kind *kind, const bk_connection_map *map) {
+  int64_t shape[BK_MAX_DIMS];
+  int ndim = map->shape(kind, (int)bk_model_streams(c->model), c->model->config.hidden_size,
+                        c->tokens, shape);
+  return ndim ? bk_planner_tensor(p, m, p->ct, ndim, shape) : (bk_tensor){0};
 }
 
-static bk_tensor plan_rinv(bk_chunk *c, bk_planner *p, bk_memory_class m, bk_hc_kind kind) {
-  return bk_planner_1d(p, m, p->ct,
-                       kind == BK_HC_HC ? c->tokens * bk_model_streams(c->model) : c->tokens);
+static const bk_connection_kind *kind_of(const bk_chunk *c) {
+  return bk_connection_kind_of((bk_hc_kind)c->model->config.residual);
 }
 
 static bk_tensor plan_streams(bk_chunk *c, bk_planner *p, bk_memory_class m) {
@@ -107,24 +94,15 @@ static bk_tensor plan_row(bk_chunk *c, bk_planner *p, bk_memory_class m) {
 }
 
 static bk_tensor plan_carry(bk_chunk *c, bk_planner *p, bk_memory_class m) {
-  int64_t columns =
-      bk_connection_carry((bk_hc_kind)c->model->config.residual, (int)bk_model_streams(c->model));
+  int64_t columns = bk_connection_carry(kind_of(c), (int)bk_model_streams(c->model));
   return columns ? bk_planner_2d(p, m, p->ct, c->tokens, columns) : (bk_tensor){0};
 }
 
 static bk_tensor plan_shape(bk_chunk *c, bk_planner *p, bk_memory_class m, shape shape) {
-  bk_hc_kind kind = (bk_hc_kind)c->model->config.residual;
-  int64_t n = bk_model_streams(c->model), N = c->tokens;
   switch (shape) {
     case STREAMS: return plan_streams(c, p, m);
     case ROW: return plan_row(c, p, m);
-    case VECTOR: return bk_planner_1d(p, m, p->ct, N);
-    case PROJ: return plan_proj(c, p, m, kind);
-    case RINV: return plan_rinv(c, p, m, kind);
-    case GATES: return bk_planner_2d(p, m, p->ct, N, n);
-    case COMB:
-      if (kind == BK_HC_IHC) return (bk_tensor){0};
-      return bk_planner_tensor(p, m, p->ct, 3, (int64_t[]){N, n, n});
+    case VECTOR: return bk_planner_1d(p, m, p->ct, c->tokens);
     case CARRY: return plan_carry(c, p, m);
   }
   return (bk_tensor){0};
@@ -149,44 +127,70 @@ static place place_of(const placing *pl, const rule *r) {
   return deferred ? r->deferred : r->by_mode[pl->mode];
 }
 
-static bk_tensor plan_place(placing *pl, int rule, int s) {
-  const struct rule *r = &pl->rules[rule];
-  place place = place_of(pl, r);
+/* What a tensor is: of a rule, or a map of the kind. */
+typedef struct what {
+  int key; /* among all that may be shared */
+  shape shape;
+  const bk_connection_map *map;
+} what;
+
+static bk_tensor plan_what(placing *pl, const what *w, bk_memory_class m) {
+  return w->map ? plan_map(pl->c, &pl->p, m, kind_of(pl->c), w->map)
+                : plan_shape(pl->c, &pl->p, m, w->shape);
+}
+
+static bk_tensor plan_place(placing *pl, const what *w, place place, int s) {
   if (place == NONE) return (bk_tensor){0};
   int64_t at = shared_index(pl->c, place, s);
-  if (at < 0) return plan_shape(pl->c, &pl->p, BK_MEM_ACTIVATIONS, r->shape);
-  bk_tensor *shared = &pl->c->shared[rule][at];
-  if (!bk_tensor_present(shared)) *shared = plan_shape(pl->c, &pl->p, BK_MEM_WORKSPACE, r->shape);
+  if (at < 0) return plan_what(pl, w, BK_MEM_ACTIVATIONS);
+  bk_tensor *shared = &pl->c->shared[w->key][at];
+  if (!bk_tensor_present(shared)) *shared = plan_what(pl, w, BK_MEM_WORKSPACE);
   return *shared;
 }
 
+static bk_tensor plan_rule(placing *pl, int rule, int s) {
+  const struct rule *r = &pl->rules[rule];
+  return plan_place(pl, &(what){rule, r->shape, NULL}, place_of(pl, r), s);
+}
+
 static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
-  switch (r->home) {
-    case IN_MIX: return (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
-    case IN_GRADS: return (bk_tensor *)(void *)((char *)&slot->grads[s] + r->member);
-    default: return &slot->df[s];
-  }
+  return r->home == IN_DF ? &slot->df[s] : (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
+}
+
+/* Map i of a sublayer and its gradient. What is shown after a forward pass is kept in it; a
+ * gradient that goes from the merge to the mix has the merge of the sublayer before in between. */
+static void plan_maps(placing *pl, bk_slot *slot, int s, int i) {
+  const bk_connection_map *map = &kind_of(pl->c)->calls->maps[i];
+  what value = {RULES_MAX + 2 * i, 0, map}, gradient = {RULES_MAX + 2 * i + 1, 0, map};
+  bool backward = pl->mode != FORWARD;
+  slot->mix[s].map[i] = plan_place(pl, &value, backward || map->shown ? KEPT : ONE, s);
+  if (backward)
+    slot->grads[s].map[i] = plan_place(pl, &gradient, map->grad_crosses ? TURN : ONE, s);
 }
 
 static void plan_sublayers(placing *pl) {
+  const bk_connection_map *maps = kind_of(pl->c)->calls->maps;
   for (int s = 0; s < pl->c->n; s++)
-    for (int i = 0; i < pl->c->options.slots; i++)
+    for (int i = 0; i < pl->c->options.slots; i++) {
+      bk_slot *slot = &pl->c->slots[i];
       for (int k = 0; k < pl->n_rules; k++)
-        *member_of(&pl->c->slots[i], &pl->rules[k], s) = plan_place(pl, k, s);
+        *member_of(slot, &pl->rules[k], s) = plan_rule(pl, k, s);
+      for (int k = 0; maps[k].name; k++) plan_maps(pl, slot, s, k);
+    }
 }
 
 /* Room for the tensors of each rule that are shared; they are planned at their first use. */
 static bk_status make_shared(bk_chunk *c) {
   size_t places = (size_t)(c->block > 1 ? c->block : 1) + 1;
-  c->shared = bk_alloc_array(c->model->ctx, RULES_MAX, sizeof *c->shared);
-  for (int i = 0; c->shared && i < RULES_MAX; i++)
+  c->shared = bk_alloc_array(c->model->ctx, SHARED_MAX, sizeof *c->shared);
+  for (int i = 0; c->shared && i < SHARED_MAX; i++)
     if (!(c->shared[i] = bk_alloc_array(c->model->ctx, places, sizeof(bk_tensor))))
       return BK_ERR_MEMORY;
   return c->shared ? BK_OK : BK_ERR_MEMORY;
 }
 
 void bk_chunk_free_places(bk_chunk *c) {
-  for (int i = 0; c->shared && i < RULES_MAX; i++) bk_free(c->model->ctx, c->shared[i]);
+  for (int i = 0; c->shared && i < SHARED_MAX; i++) bk_free(c->model->ctx, c->shared[i]);
   bk_free(c->model->ctx, c->shared);
   c->shared = NULL;
 }
@@ -199,7 +203,7 @@ static void plan_last(placing *pl) {
   for (int i = 0; i < c->options.slots; i++) {
     bk_slot *slot = &c->slots[i];
     if (!shared) slot->last = plan_streams(c, &pl->p, BK_MEM_ACTIVATIONS);
-    else if (pl->mode == FORWARD) slot->last = plan_place(pl, X_RULE, c->n);
+    else if (pl->mode == FORWARD) slot->last = plan_rule(pl, X_RULE, c->n);
     else slot->last = i ? c->slots[0].last : plan_streams(c, &pl->p, BK_MEM_WORKSPACE);
     if (!c->has_head) slot->last_carry = plan_carry(c, &pl->p, BK_MEM_ACTIVATIONS);
   }
@@ -235,16 +239,14 @@ static void plan_gradients(placing *pl) {
 static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
   bk_mix_acts *a = &slot->head.mix;
   bk_memory_class keep = p->keep;
-  bk_hc_kind kind = c->model->parts->head.kind;
+  const bk_connection_kind *kind = c->model->parts->head.kind;
   a->x = bk_chunk_sums(c) ? plan_row(c, p, keep) : slot->last;
   a->h = c->head_row;
   a->rstd = bk_planner_1d(p, keep, p->ct, c->tokens);
   if (c->options.backward) slot->head.dh = plan_row(c, p, keep);
-  if (kind != BK_HC_HEAD) return;
-  a->y = plan_row(c, p, keep);
-  a->proj = plan_proj(c, p, keep, kind);
-  a->rinv = plan_rinv(c, p, keep, kind);
-  a->pre = bk_planner_2d(p, keep, p->ct, c->tokens, bk_model_streams(c->model));
+  if (kind->max_streams > 1) a->y = plan_row(c, p, keep);
+  for (int i = 0; kind->calls->maps[i].name; i++)
+    a->map[i] = plan_map(c, p, keep, kind, &kind->calls->maps[i]);
 }
 
 static int64_t head_rows_of(const bk_chunk *c) {
@@ -265,10 +267,9 @@ static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
   bool apart = backward && (p->st != p->ct || c->options.keep_logits);
   if (!c->options.keep_logits) c->logit_rows = bk_planner_2d(p, ws, p->ct, c->head_rows, V);
   c->dlogit_rows = apart ? bk_planner_2d(p, ws, p->st, c->head_rows, V) : c->logit_rows;
-  if (!backward || c->model->parts->head.kind != BK_HC_HEAD) return;
-  c->head_grads.dpre = bk_planner_2d(p, ws, p->ct, c->tokens, bk_model_streams(c->model));
-  c->head_grads.dproj = plan_proj(c, p, ws, BK_HC_HEAD);
-  c->head_grads.drinv = plan_rinv(c, p, ws, BK_HC_HEAD);
+  const bk_connection_kind *kind = c->model->parts->head.kind;
+  for (int i = 0; backward && kind->calls->maps[i].name; i++)
+    c->head_grads.map[i] = plan_map(c, p, ws, kind, &kind->calls->maps[i]);
 }
 
 /* Nothing of a sublayer's F is alive beside the scratch of the ends. */

@@ -268,10 +268,7 @@ bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *
     return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no sublayer %d in slot %d", sublayer,
                    slot);
   }
-  const bk_mix_acts *a = &c->slots[slot].mix[at];
-  *pre = a->pre;
-  *post = a->post;
-  *comb = a->comb;
+  bk_connection_show(&c->sublayers[at].connection, &c->slots[slot].mix[at], pre, post, comb);
   return BK_OK;
 }
 

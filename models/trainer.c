@@ -1,5 +1,6 @@
 /* One training step after the other, and evaluation. See trainer.h. */
 #include "models/trainer.h"
+#include "runtime/connection.h"
 
 #include "models/profile.h"
 #include "models/watch.h"
@@ -99,10 +100,10 @@ struct bk_trainer {
   double *load_share;          /* [MoE layers][experts] */
 };
 
-/* The host copy of the maps whose gain is measured; plain and ihc have none. */
+/* The host copy of the maps whose gain is measured; some kinds have none. */
 static size_t map_bytes(const bk_trainer *t) {
   const bk_model_config *c = &t->model->config;
-  if (t->recipe.gain_every <= 0 || c->residual == BK_HC_PLAIN || c->residual == BK_HC_IHC) return 0;
+  if (t->recipe.gain_every <= 0 || !bk_connection_kind_of((bk_hc_kind)c->residual)->comb) return 0;
   return (size_t)(bk_runner_n_sublayers(t->runner) * t->micro * t->recipe.seq_len * c->hc_mult *
                   c->hc_mult) *
          sizeof(double);

@@ -26,11 +26,10 @@ typedef struct sizes {
 } sizes;
 
 /* Room and alignment for the arguments of any op: a member of each. */
-#define MEMBER(id, name, args) args id;
+#define OP(ID, name, ...) bk_##name##_args ID;
 typedef union any_args {
-  BK_OP_LIST(MEMBER)
+#include "runtime/ops.def"
 } any_args;
-#undef MEMBER
 
 #define S1(a) bk_tensor_1d(z->st, a)
 #define S2(a, b) bk_tensor_2d(z->st, a, b)
@@ -114,10 +113,10 @@ CASE(HC_RMS, bk_hc_rms_args, .x = S2(N, n *C), .rinv = K1(N), .eps = 1e-6)
 CASE(HC_RMS_BWD, bk_hc_rms_bwd_args, .x = S2(N, n *C), .rinv = K1(N), .drinv = K1(N),
      .dx = S2(N, n *C))
 CASE(HC_LOGITS, bk_hc_logits_args, .proj = K2(N, R), .rinv = K1(N), .scale = K1(3), .base = K1(R),
-     .logits = K2(N, R), .kind = BK_HC_MHC, .n = (int)n)
+     .logits = K2(N, R), .n = (int)n)
 CASE(HC_LOGITS_BWD, bk_hc_logits_bwd_args, .proj = K2(N, R), .rinv = K1(N), .scale = K1(3),
      .dlogits = K2(N, R), .dproj = K2(N, R), .drinv = K1(N), .dscale = K1(3), .dbase = K1(R),
-     .kind = BK_HC_MHC, .n = (int)n)
+     .n = (int)n)
 CASE(HC_GATES, bk_hc_gates_args, .logits = K2(N, R), .pre = GATES, .post = GATES)
 CASE(HC_GATES_BWD, bk_hc_gates_bwd_args, .logits = K2(N, R), .dpre = GATES, .dpost = GATES,
      .dlogits = K2(N, R))
@@ -182,8 +181,10 @@ CASE(HC_REBUILD, bk_hc_rebuild_args, .layer = {REBUILD, REBUILD, REBUILD, {REBUI
      .layers = 4, .eps = 1e-6)
 
 typedef void (*make_fn)(const sizes *z, void *out);
-#define ENTRY(id, name, args) [BK_OP_##id] = make_##id,
-static const make_fn makers[BK_OP_COUNT] = {BK_OP_LIST(ENTRY)};
+#define OP(ID, ...) [BK_OP_##ID] = make_##ID,
+static const make_fn makers[BK_OP_COUNT] = {
+#include "runtime/ops.def"
+};
 
 /* Cases beside the first one of an op: rows behind it, with names of their own. */
 static const struct {

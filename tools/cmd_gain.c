@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "runtime/connection.h"
 #include "tools/cli.h"
 #include "tools/svg.h"
 
@@ -103,7 +104,7 @@ static void print_gains(const bk_gain_row *row) {
 
 static bk_status print_text(gain_run *r) {
   const bk_gain *g = r->gain;
-  bool hc = r->model->config.residual == BK_HC_HC;
+  bool hc = bk_connection_kind_of((bk_hc_kind)r->model->config.residual)->signed_maps;
   printf(
       "Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n",
       (long long)g->tokens, (long long)r->seq_len,

@@ -23,7 +23,7 @@ static bk_status check_convertible(cli_session *s, const bk_model_config *was,
   }
   if (now->residual == BK_HC_PLAIN)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT,
-                   "init --from: --set residual=mhc (or hc, mhc_lite, ihc) is needed");
+                   "init --from: --set residual=mhc, or another kind but plain, is needed");
   return BK_OK;
 }
 

@@ -3,13 +3,14 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "runtime/connection.h"
 #include "tools/cli.h"
 
 json_t *cli_number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
 const char *cli_residual_name(int kind) {
-  static const char *const names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc"};
-  return kind >= 0 && (size_t)kind < BK_COUNT(names) ? names[kind] : "?";
+  const bk_connection_kind *k = bk_connection_kind_of((bk_hc_kind)kind);
+  return k ? k->name : "?";
 }
 
 bk_status cli_flush_stdout(cli_session *s) {

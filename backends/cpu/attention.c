@@ -60,15 +60,13 @@ bk_attention_sizes bk_cpu_attention_bwd_sizes(const bk_attention_bwd_args *a) {
   return s;
 }
 
-bk_status bk_cpu_attention_prepare(bk_device *device, const void *args, void **state,
-                                   size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_attention_prepare) {
   *state = NULL;
   *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_cpu_attention_sizes(args).worker;
   return BK_OK;
 }
 
-bk_status bk_cpu_attention_bwd_prepare(bk_device *device, const void *args, void **state,
-                                       size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_attention_bwd_prepare) {
   *state = NULL;
   *workspace_bytes = (size_t)bk_cpu_workers(device) * bk_cpu_attention_bwd_sizes(args).worker;
   return BK_OK;

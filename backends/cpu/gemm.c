@@ -74,8 +74,7 @@ static bool is_turned(const bk_tensor *c, int d) {
   return !(c->shape[d + 1] > 1 && (c->stride[d + 1] == 1 || c->stride[d] != 1 || c->shape[d] == 1));
 }
 
-bk_status bk_cpu_gemm_prepare(bk_device *device, const void *args, void **state,
-                              size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_gemm_prepare) {
   const bk_gemm_args *a = args;
   int d = a->c.ndim - 2, workers = bk_cpu_workers(device);
   bk_gemm_state *made = bk_alloc(device->ctx, sizeof *made);
@@ -99,15 +98,13 @@ static bk_status prepare_grouped(bk_device *device, int64_t groups, int64_t rows
   return BK_OK;
 }
 
-bk_status bk_cpu_grouped_gemm_prepare(bk_device *device, const void *args, void **state,
-                                      size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_grouped_gemm_prepare) {
   const bk_grouped_gemm_args *a = args;
   return prepare_grouped(device, a->b.shape[0], a->a.shape[0], a->c.shape[1], state,
                          workspace_bytes);
 }
 
-bk_status bk_cpu_grouped_wgrad_prepare(bk_device *device, const void *args, void **state,
-                                       size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_grouped_wgrad_prepare) {
   const bk_grouped_wgrad_args *a = args;
   return prepare_grouped(device, a->c.shape[0], a->c.shape[1], a->c.shape[2], state,
                          workspace_bytes);

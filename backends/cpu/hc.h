@@ -13,8 +13,7 @@
 /* Rows of logits of one token: n(n+2) = 80 for mhc at n = 8, 2n + n! = 130 for mhc_lite at n =
  * 5. */
 #define BK_HC_MAX_ROWS 136
-#define BK_HC_MAX_ITERS 64
-#define BK_HC_LITE_MAX_N 5
+#define BK_HC_MAX_ITERS BK_SINKHORN_MAX_ITERS
 /* of any instruction set: sizes of workspaces do not depend on the set */
 #define BK_HC_MAX_LANES 16
 
@@ -56,13 +55,10 @@ static inline size_t bk_hc_project_bwd_floats(int64_t tokens, int64_t rows, int6
   return (size_t)(1 + bk_hc_pieces(tokens)) * bk_hc_panel_floats(rows, columns);
 }
 
-/* One gradient in dscale and dbase per group of rows and row: the doubles of one piece. */
-static inline int64_t bk_hc_partial_count(bk_hc_kind kind, int n) {
-  return bk_hc_base_count(kind, n) + bk_hc_scale_count(kind);
-}
-
-static inline size_t bk_hc_partials_bytes(int64_t tokens, bk_hc_kind kind, int n) {
-  return (size_t)(bk_hc_pieces(tokens) * bk_hc_partial_count(kind, n)) * sizeof(double);
+/* One gradient in dscale and dbase per group of rows and row: the doubles of all pieces. */
+static inline size_t bk_hc_partials_bytes(int64_t tokens, const bk_tensor *dbase,
+                                          const bk_tensor *dscale) {
+  return (size_t)(bk_hc_pieces(tokens) * (dbase->shape[0] + dscale->shape[0])) * sizeof(double);
 }
 
 /* HC_MERGE_MIX_BWD: the workspaces of its parts. */

@@ -47,7 +47,7 @@ bk_status BK_ISA_NAME(bk_cpu_hc_merge_mix)(bk_stream *stream, const bk_plan *pla
                                            bk_place workspace) {
   const bk_hc_merge_mix_args *a = args;
   merge_mix_job job = {
-      a, bk_place_data(workspace), {a->maps, plan->state, bk_hc_rows(a->maps.kind, a->maps.n)}};
+      a, bk_place_data(workspace), {a->maps, plan->state, (int)a->maps.proj.shape[1]}};
   project_pack(stream, &a->project.fn, bk_place_data(workspace));
   bk_cpu_run(stream, a->merge.x.shape[0], bk_hc_block_grain(a->merge.x.shape[0]), merge_mix_piece,
              &job);

@@ -140,9 +140,10 @@ typedef struct partials {
   int base, scale;
 } partials;
 
-static inline partials partials_of(bk_place workspace, int64_t tokens, bk_hc_kind kind, int n) {
+static inline partials partials_of(bk_place workspace, int64_t tokens, const bk_tensor *dbase,
+                                   const bk_tensor *dscale) {
   return (partials){bk_place_data(workspace), bk_hc_grain(tokens), bk_hc_pieces(tokens),
-                    bk_hc_base_count(kind, n), bk_hc_scale_count(kind)};
+                    (int)dbase->shape[0], (int)dscale->shape[0]};
 }
 /* The sums of the piece that begins at `begin`: rows of base, then of scale, as lanes. */
 static inline void partials_store(const partials *p, int64_t begin, const float *sums) {
@@ -244,8 +245,8 @@ static inline void maps_bwd_tokens(const maps_bwd_job *job, int64_t i, int64_t l
 static inline maps_bwd_job maps_bwd_of(const bk_hc_maps_bwd_args *a, const bk_plan *plan,
                                        bk_place workspace) {
   int64_t tokens = a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0];
-  return (maps_bwd_job){*a, plan->state, bk_hc_rows(a->kind, a->n),
-                        partials_of(workspace, tokens, a->kind, a->n)};
+  return (maps_bwd_job){*a, plan->state, (int)a->proj.shape[1],
+                        partials_of(workspace, tokens, &a->dbase, &a->dscale)};
 }
 
 #endif

@@ -20,7 +20,7 @@ bk_status BK_ISA_NAME(bk_cpu_hc_maps)(bk_stream *stream, const bk_plan *plan, co
   maps_job job = {*(const bk_hc_maps_args *)args, plan->state, 0};
   int64_t tokens = job.a.kind == BK_HC_HC ? job.a.proj.shape[0] / job.a.n : job.a.proj.shape[0];
   (void)workspace;
-  job.rows = bk_hc_rows(job.a.kind, job.a.n);
+  job.rows = (int)job.a.proj.shape[1];
   bk_cpu_run(stream, tokens, bk_hc_grain(tokens), maps_piece, &job);
   return BK_OK;
 }
@@ -157,7 +157,7 @@ bk_status BK_ISA_NAME(bk_cpu_hc_tanh_bwd)(bk_stream *stream, const bk_plan *plan
                             .n = a->n}};
   int64_t tokens = a->proj.shape[0] / a->n;
   (void)plan;
-  job.p = partials_of(workspace, tokens, BK_HC_HC, a->n);
+  job.p = partials_of(workspace, tokens, &a->dbase, &a->dscale);
   bk_cpu_run(stream, tokens, job.p.grain, maps_bwd_piece, &job);
   partials_add(&job.p, &a->dscale, &a->dbase);
   return BK_OK;
@@ -211,7 +211,7 @@ static void logits_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) 
 bk_status BK_ISA_NAME(bk_cpu_hc_logits_bwd)(bk_stream *stream, const bk_plan *plan,
                                             const void *args, bk_place workspace) {
   const bk_hc_logits_bwd_args *a = args;
-  logits_bwd_job job = {a, partials_of(workspace, a->proj.shape[0], a->kind, a->n)};
+  logits_bwd_job job = {a, partials_of(workspace, a->proj.shape[0], &a->dbase, &a->dscale)};
   (void)plan;
   bk_cpu_run(stream, a->proj.shape[0], job.p.grain, logits_bwd_piece, &job);
   partials_add(&job.p, &a->dscale, &a->dbase);

@@ -4,7 +4,7 @@
 #include "backends/cpu/optimizer.h"
 
 void bk_hc_permutations(int n, uint8_t *table) {
-  uint8_t p[BK_HC_LITE_MAX_N];
+  uint8_t p[BK_HC_PERM_MAX_N];
   for (int m = 0; m < n; m++) p[m] = (uint8_t)m;
   for (;;) {
     memcpy(table, p, (size_t)n);
@@ -21,9 +21,6 @@ void bk_hc_permutations(int n, uint8_t *table) {
 }
 
 static bk_status permutations_create(bk_device *device, int n, void **state) {
-  if (n < 1 || n > BK_HC_LITE_MAX_N)
-    return bk_fail(device->ctx, BK_ERR_UNSUPPORTED,
-                   "cpu: mhc_lite with n = %d, 1 to %d are possible", n, BK_HC_LITE_MAX_N);
   uint8_t *table = bk_alloc(device->ctx, (size_t)bk_factorial(n) * (size_t)n);
   if (!table) return BK_ERR_MEMORY;
   bk_hc_permutations(n, table);
@@ -31,80 +28,60 @@ static bk_status permutations_create(bk_device *device, int n, void **state) {
   return BK_OK;
 }
 
-bk_status bk_cpu_sumsq_prepare(bk_device *device, const void *args, void **state,
-                               size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_sumsq_prepare) {
   const bk_sumsq_args *a = args;
-  (void)device, (void)state;
   *workspace_bytes =
       (size_t)bk_cpu_pieces(bk_tensor_count(&a->x), bk_sumsq_grain(bk_tensor_count(&a->x))) *
       sizeof(double);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_logits_bwd_prepare(bk_device *device, const void *args, void **state,
-                                       size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_logits_bwd_prepare) {
   const bk_hc_logits_bwd_args *a = args;
-  (void)device, (void)state;
-  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0], &a->dbase, &a->dscale);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_perm_prepare(bk_device *device, const void *args, void **state,
-                                 size_t *workspace_bytes) {
-  (void)workspace_bytes;
+BK_PREPARE(bk_cpu_hc_perm_prepare) {
   return permutations_create(device, ((const bk_hc_perm_args *)args)->n, state);
 }
 
-bk_status bk_cpu_hc_perm_bwd_prepare(bk_device *device, const void *args, void **state,
-                                     size_t *workspace_bytes) {
-  (void)workspace_bytes;
+BK_PREPARE(bk_cpu_hc_perm_bwd_prepare) {
   return permutations_create(device, ((const bk_hc_perm_bwd_args *)args)->n, state);
 }
 
-bk_status bk_cpu_hc_tanh_bwd_prepare(bk_device *device, const void *args, void **state,
-                                     size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_tanh_bwd_prepare) {
   const bk_hc_tanh_bwd_args *a = args;
-  (void)device, (void)state;
-  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0] / a->n, BK_HC_HC, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->proj.shape[0] / a->n, &a->dbase, &a->dscale);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_maps_prepare(bk_device *device, const void *args, void **state,
-                                 size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_maps_prepare) {
   const bk_hc_maps_args *a = args;
-  (void)workspace_bytes;
   return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_maps_bwd_prepare(bk_device *device, const void *args, void **state,
-                                     size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_maps_bwd_prepare) {
   const bk_hc_maps_bwd_args *a = args;
-  *workspace_bytes = bk_hc_partials_bytes(
-      a->kind == BK_HC_HC ? a->proj.shape[0] / a->n : a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = bk_hc_partials_bytes(a->dpre.shape[0], &a->dbase, &a->dscale);
   return a->kind == BK_HC_MHC_LITE ? permutations_create(device, a->n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_project_prepare(bk_device *device, const void *args, void **state,
-                                    size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_project_prepare) {
   const bk_hc_project_args *a = args;
-  (void)device, (void)state;
   *workspace_bytes = bk_hc_project_floats(a->fn.shape[0], a->fn.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_project_bwd_prepare(bk_device *device, const void *args, void **state,
-                                        size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_project_bwd_prepare) {
   const bk_hc_project_bwd_args *a = args;
-  (void)device, (void)state;
   *workspace_bytes =
       bk_hc_project_bwd_floats(a->x.shape[0], a->fn.shape[0], a->x.shape[1]) * sizeof(float);
   return BK_OK;
 }
 
-bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, void **state,
-                                         size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_pre_norm_bwd_prepare) {
   const bk_hc_pre_norm_bwd_args *a = args;
-  (void)device, (void)state;
   *workspace_bytes = (size_t)(bk_hc_pieces(a->x.shape[0]) * a->x.shape[2]) * sizeof(float);
   return BK_OK;
 }
@@ -112,7 +89,7 @@ bk_status bk_cpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, vo
 bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_args *a,
                                                      bk_place workspace) {
   int64_t tokens = a->merge.x.shape[0];
-  size_t maps = bk_hc_partials_bytes(tokens, a->maps.kind, a->maps.n);
+  size_t maps = bk_hc_partials_bytes(tokens, &a->maps.dbase, &a->maps.dscale);
   size_t pre_norm = (size_t)(bk_hc_pieces(tokens) * a->pre_norm.x.shape[2]) * sizeof(float);
   size_t project = bk_hc_project_bwd_floats(tokens, a->project.fn.shape[0], a->project.x.shape[1]) *
                    sizeof(float);
@@ -123,16 +100,14 @@ bk_hc_merge_mix_bwd_places bk_hc_merge_mix_bwd_split(const bk_hc_merge_mix_bwd_a
   return at;
 }
 
-bk_status bk_cpu_hc_merge_mix_prepare(bk_device *device, const void *args, void **state,
-                                      size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_merge_mix_prepare) {
   const bk_hc_merge_mix_args *a = args;
   *workspace_bytes =
       bk_hc_project_floats(a->project.fn.shape[0], a->project.fn.shape[1]) * sizeof(float);
   return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;
 }
 
-bk_status bk_cpu_hc_merge_mix_bwd_prepare(bk_device *device, const void *args, void **state,
-                                          size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_hc_merge_mix_bwd_prepare) {
   const bk_hc_merge_mix_bwd_args *a = args;
   *workspace_bytes = bk_hc_merge_mix_bwd_split(a, (bk_place){0}).bytes;
   return a->maps.kind == BK_HC_MHC_LITE ? permutations_create(device, a->maps.n, state) : BK_OK;

@@ -1,6 +1,7 @@
 /* The kernels of the cpu backend, in one list for each pair of families. K(op, dtypes of the
  * leading tensor, name): launch only, bk_cpu_<name>_<isa>. P(op, dtypes, name): also
- * bk_cpu_<name>_prepare (workspace and state), one for all instruction sets. */
+ * bk_cpu_<name>_prepare (workspace and state), one for all instruction sets. M(op, dtypes, name,
+ * kinds of residual connection): P for an op that has a kind. */
 #ifndef BK_CPU_KERNELS_H
 #define BK_CPU_KERNELS_H
 
@@ -38,16 +39,14 @@
   K(UNPERMUTE_BWD, BK_CPU_ST, unpermute_bwd) \
   K(BALANCE, BK_CPU_INT, balance)
 
-#define BK_CPU_KERNELS(K, P) BK_CPU_KERNELS_DENSE(K, P) BK_CPU_KERNELS_HC(K, P)
+#define BK_CPU_KERNELS(K, P, M) BK_CPU_KERNELS_DENSE(K, P) BK_CPU_KERNELS_HC(K, P, M)
 
-#define BK_CPU_LAUNCH(isa, ISA, name)                                                       \
-  bk_status bk_cpu_##name##_##isa(bk_stream *stream, const bk_plan *plan, const void *args, \
-                                  bk_place workspace);
+#define BK_CPU_LAUNCH(isa, ISA, name) BK_LAUNCH_FN(bk_cpu_##name##_##isa);
 #define BK_CPU_DECLARE_K(op, dtypes, name) BK_CPU_ISAS(BK_CPU_LAUNCH, name)
-#define BK_CPU_DECLARE_P(op, dtypes, name)                                             \
-  BK_CPU_DECLARE_K(op, dtypes, name)                                                   \
-  bk_status bk_cpu_##name##_prepare(bk_device *device, const void *args, void **state, \
-                                    size_t *workspace_bytes);
-BK_CPU_KERNELS(BK_CPU_DECLARE_K, BK_CPU_DECLARE_P)
+#define BK_CPU_DECLARE_P(op, dtypes, name) \
+  BK_CPU_DECLARE_K(op, dtypes, name)       \
+  BK_PREPARE(bk_cpu_##name##_prepare);
+#define BK_CPU_DECLARE_M(op, dtypes, name, kinds) BK_CPU_DECLARE_P(op, dtypes, name)
+BK_CPU_KERNELS(BK_CPU_DECLARE_K, BK_CPU_DECLARE_P, BK_CPU_DECLARE_M)
 
 #endif

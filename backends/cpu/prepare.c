@@ -4,20 +4,16 @@
 #include "backends/cpu/router.h"
 #include "backends/cpu/walk.h"
 
-bk_status bk_cpu_sum_prepare(bk_device *device, const void *args, void **state,
-                             size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_sum_prepare) {
   const bk_sum_args *a = args;
-  (void)device;
   *state = NULL;
   *workspace_bytes = (size_t)bk_cpu_pieces(a->x.shape[0], BK_CPU_WALK_CHUNK) * sizeof(double);
   return BK_OK;
 }
 
-bk_status bk_cpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, void **state,
-                                     size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_rmsnorm_bwd_prepare) {
   const bk_rmsnorm_bwd_args *a = args;
   int64_t rows = a->x.shape[0], width = a->x.shape[1];
-  (void)device;
   *state = NULL;
   *workspace_bytes = 0;
   if (bk_tensor_present(&a->dw))
@@ -27,8 +23,7 @@ bk_status bk_cpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, void *
   return BK_OK;
 }
 
-bk_status bk_cpu_router_prepare(bk_device *device, const void *args, void **state,
-                                size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_router_prepare) {
   const bk_router_args *a = args;
   *state = NULL;
   *workspace_bytes =
@@ -36,10 +31,8 @@ bk_status bk_cpu_router_prepare(bk_device *device, const void *args, void **stat
   return BK_OK;
 }
 
-bk_status bk_cpu_moe_index_prepare(bk_device *device, const void *args, void **state,
-                                   size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_moe_index_prepare) {
   const bk_moe_index_args *a = args;
-  (void)device;
   *state = NULL;
   *workspace_bytes = (size_t)a->offsets.shape[0] * sizeof(int32_t);
   return BK_OK;

@@ -46,8 +46,7 @@ static bk_cpu_rope_table *table_make(bk_context *ctx, int64_t width, double thet
 
 /* A table too short for a new plan stays, since older plans point at it, and a longer one is
  * made beside it. */
-bk_status bk_cpu_rope_prepare(bk_device *device, const void *args, void **state,
-                              size_t *workspace_bytes) {
+BK_PREPARE(bk_cpu_rope_prepare) {
   const bk_rope_args *a = args;
   bk_cpu_device *cpu = (bk_cpu_device *)device;
   int64_t width = a->x.shape[3], positions = a->x.shape[1];

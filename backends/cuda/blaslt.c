@@ -283,7 +283,8 @@ static bk_status fail(bk_context *ctx, const bk_cublaslt *l, cublasStatus_t stat
 BK_CUDA_ACCEPTS(gemm_cublaslt) {
   const bk_cuda_device *d = bk_cuda_of(device);
   plan_state s;
-  if (!d->blaslt || !types_fit(args) || !bk_cuda_gemm_fp32_accepts(device, args)) return false;
+  if (!d->blaslt || !types_fit(args) || !bk_cuda_gemm_fp32_accepts(self, device, args))
+    return false;
   if (state_make(d, args, &s) != CUBLAS_STATUS_SUCCESS) return false;
   state_release(d->blaslt, &s);
   return true;
@@ -292,7 +293,7 @@ BK_CUDA_ACCEPTS(gemm_cublaslt) {
 /* The workspace is large enough for our own kernel too: see launch. */
 BK_CUDA_PREPARE(gemm_cublaslt) {
   const bk_cuda_device *d = bk_cuda_of(device);
-  BK_TRY(bk_cuda_gemm_fp32_prepare(device, args, state, workspace_bytes));
+  BK_TRY(bk_cuda_gemm_fp32_prepare(self, device, args, state, workspace_bytes));
   plan_state *s = bk_alloc(device->ctx, sizeof *s);
   if (!s) return BK_ERR_MEMORY;
   cublasStatus_t status = state_make(d, args, s);

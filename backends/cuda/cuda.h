@@ -101,49 +101,35 @@ bk_status bk_cuda_event_create(bk_device *device, bk_event **event);
 extern const bk_kernel bk_cuda_kernels[];
 
 /* ---- declaring kernels: kernels/FAMILY.h ---- */
-#define BK_CUDA_LAUNCH(name)                                                         \
-  bk_status bk_cuda_##name(bk_stream *stream, const bk_plan *plan, const void *args, \
-                           bk_place workspace)
-#define BK_CUDA_PREPARE(name)                                                           \
-  bk_status bk_cuda_##name##_prepare(bk_device *device, const void *args, void **state, \
-                                     size_t *workspace_bytes)
-#define BK_CUDA_ACCEPTS(name) \
-  bool bk_cuda_##name##_accepts(const bk_device *device, const void *args)
+#define BK_CUDA_LAUNCH(name) BK_LAUNCH_FN(bk_cuda_##name)
+#define BK_CUDA_PREPARE(name) BK_PREPARE(bk_cuda_##name##_prepare)
+#define BK_CUDA_ACCEPTS(name) BK_ACCEPTS(bk_cuda_##name##_accepts)
 #define BK_CUDA_RELEASE(name) void bk_cuda_##name##_release(bk_device *device, void *state)
 
-/* Rows of the kernel table: plain; with a limit on what it takes; with a workspace; with both;
- * with a state of its own besides. `dtypes` is about the leading tensor. */
 #define BK_CUDA_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
 #define BK_CUDA_F32 BK_DT(BK_F32)
 #define BK_CUDA_BF16 BK_DT(BK_BF16)
 #define BK_CUDA_I32 BK_DT(BK_I32)
+/* Kinds of residual connection whose maps come from logits, and all that kernels/maps.cuh makes. */
+#define BK_CUDA_LOGITS_KINDS \
+  (BK_KIND(BK_HC_MHC) | BK_KIND(BK_HC_MHC_LITE) | BK_KIND(BK_HC_IHC) | BK_KIND(BK_HC_HEAD))
+#define BK_CUDA_MAPS_KINDS (BK_CUDA_LOGITS_KINDS | BK_KIND(BK_HC_HC))
+
+/* Rows of the kernel table: plain; with a limit on what it takes; with a workspace; with both;
+ * with a state of its own besides; and of ops with a kind. `dtypes` is about the leading tensor. */
 #define BK_CUDA_ROW(ID, name, dtypes) BK_KERNEL(BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name),
 #define BK_CUDA_ROW_IF(ID, name, dtypes) \
   BK_KERNEL_IF(BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name##_accepts, bk_cuda_##name),
 #define BK_CUDA_ROW_WORK(ID, name, dtypes) \
-  {BK_OP_##ID,                             \
-   dtypes,                                 \
-   "cuda_" #name,                          \
-   bk_kernel_accepts_all,                  \
-   bk_cuda_##name##_prepare,               \
-   bk_cuda_##name,                         \
-   bk_kernel_release_none},
+  BK_KERNEL_WORK(BK_OP_##ID, dtypes, "cuda_" #name, bk_cuda_##name##_prepare, bk_cuda_##name),
+#define BK_CUDA_ROW_KINDS(ID, name, dtypes, kinds, accepts, prepare)                        \
+  BK_KERNEL_ROW(BK_OP_##ID, dtypes, kinds, "cuda_" #name, accepts, prepare, bk_cuda_##name, \
+                bk_kernel_release_none),
 #define BK_CUDA_ROW_IF_WORK(ID, name, dtypes) \
-  {BK_OP_##ID,                                \
-   dtypes,                                    \
-   "cuda_" #name,                             \
-   bk_cuda_##name##_accepts,                  \
-   bk_cuda_##name##_prepare,                  \
-   bk_cuda_##name,                            \
-   bk_kernel_release_none},
-#define BK_CUDA_ROW_STATE(ID, name, dtypes) \
-  {BK_OP_##ID,                              \
-   dtypes,                                  \
-   "cuda_" #name,                           \
-   bk_cuda_##name##_accepts,                \
-   bk_cuda_##name##_prepare,                \
-   bk_cuda_##name,                          \
-   bk_cuda_##name##_release},
+  BK_CUDA_ROW_KINDS(ID, name, dtypes, 0, bk_cuda_##name##_accepts, bk_cuda_##name##_prepare)
+#define BK_CUDA_ROW_STATE(ID, name, dtypes)                                     \
+  BK_KERNEL_ROW(BK_OP_##ID, dtypes, 0, "cuda_" #name, bk_cuda_##name##_accepts, \
+                bk_cuda_##name##_prepare, bk_cuda_##name, bk_cuda_##name##_release),
 
 #ifdef __cplusplus
 }

@@ -293,7 +293,7 @@ static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_
 BK_CUDA_ACCEPTS(attention_cudnn) {
   const bk_attention_args *a = args;
   const operands x = operands_of_forward(a);
-  return !bk_tensor_present(&a->past) && bk_cuda_attention_simt_accepts(device, args) &&
+  return !bk_tensor_present(&a->past) && bk_cuda_attention_simt_accepts(self, device, args) &&
          entry_for(bk_cuda_of(device), &x) != NULL;
 }
 
@@ -307,21 +307,22 @@ BK_CUDA_LAUNCH(attention_cudnn) {
   const operands x = operands_of_forward(args);
   BK_TRY(bk_cuda_begin(stream, plan));
   if (serve(stream, plan, &x, workspace)) return bk_cuda_end(stream);
-  return (bk_cuda_attention_mma_accepts(stream->device, args)
+  return (bk_cuda_attention_mma_accepts(plan->kernel, stream->device, args)
               ? bk_cuda_attention_mma
               : bk_cuda_attention_simt)(stream, plan, args, workspace);
 }
 
 BK_CUDA_ACCEPTS(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
-  return bk_cuda_of(device)->capability < 100 && bk_cuda_attention_bwd_simt_accepts(device, args) &&
+  return bk_cuda_of(device)->capability < 100 &&
+         bk_cuda_attention_bwd_simt_accepts(self, device, args) &&
          entry_for(bk_cuda_of(device), &x) != NULL;
 }
 
 /* The workspace is large enough for our own kernels too: both ask for the same. */
 BK_CUDA_PREPARE(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
-  BK_TRY(bk_cuda_attention_bwd_simt_prepare(device, args, state, workspace_bytes));
+  BK_TRY(bk_cuda_attention_bwd_simt_prepare(self, device, args, state, workspace_bytes));
   return prepare(device, &x, state, workspace_bytes);
 }
 
@@ -329,7 +330,7 @@ BK_CUDA_LAUNCH(attention_bwd_cudnn) {
   const operands x = operands_of_backward(args);
   BK_TRY(bk_cuda_begin(stream, plan));
   if (serve(stream, plan, &x, workspace)) return bk_cuda_end(stream);
-  return (bk_cuda_attention_bwd_mma_accepts(stream->device, args)
+  return (bk_cuda_attention_bwd_mma_accepts(plan->kernel, stream->device, args)
               ? bk_cuda_attention_bwd_mma
               : bk_cuda_attention_bwd_simt)(stream, plan, args, workspace);
 }

@@ -5,11 +5,11 @@
 
 const bk_gpu_kernel bk_gpu_kernel_table[] = {BK_GPU_KERNEL_ROWS};
 
-bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state,
-                         size_t *workspace_bytes) {
+BK_PREPARE(bk_gpu_prepare) {
+  const bk_gpu_prepare_fn *prepare = self->own;
   bk_gpu_state *made = bk_alloc(device->ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
-  bk_status status = fn(device, args, made, workspace_bytes);
+  bk_status status = (*prepare)(device, args, made, workspace_bytes);
   if (status == BK_OK) *state = made;
   else bk_gpu_release(device, made);
   return status;
@@ -101,10 +101,10 @@ int64_t bk_gpu_piece(const bk_device *device) {
   return (reach < most ? reach : most) / BK_GPU_PIECE * BK_GPU_PIECE;
 }
 
-bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args) {
+BK_ACCEPTS(bk_gpu_accepts) {
   const bk_gpu_device *d = (const bk_gpu_device *)device;
-  const bk_op_desc *desc = bk_op_describe(op);
-  const bool any_size = bk_gpu_takes_pieces(op, args) && bk_gpu_piece(device) > 0;
+  const bk_op_desc *desc = bk_op_describe(self->op);
+  const bool any_size = bk_gpu_takes_pieces(self->op, args) && bk_gpu_piece(device) > 0;
   for (int i = 0; i < desc->n_fields; i++) {
     const bk_tensor *t = (const bk_tensor *)((const char *)args + desc->fields[i].offset);
     if (!bk_tensor_present(t)) continue;

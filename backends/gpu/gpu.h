@@ -137,29 +137,33 @@ bk_status bk_gpu_add_chunks_build(bk_device *device, bk_gpu_pipeline **pipeline)
 bk_status bk_gpu_add_chunks_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *p,
                                 bk_place partial, int64_t chunks, const bk_tensor *y);
 
-/* ---- rows: a family's header lists X(OP_ID, name, dtypes of the leading tensor); it has
- * bk_gpu_name_prepare and bk_gpu_name ---- */
+/* ---- rows: a family's header lists ROW(OP_ID, name, dtypes of the leading tensor), and MAPS with
+ * the kinds of connection besides; it has bk_gpu_name_prepare and bk_gpu_name. All rows accept what
+ * lies within nearly 2^31 elements and the device's binding range, and have a state around what the
+ * op prepares. ---- */
 #define BK_GPU_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
 #define BK_GPU_F32 BK_DT(BK_F32)
 #define BK_GPU_I32 BK_DT(BK_I32)
+typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s,
+                                       size_t *workspace_bytes);
 #define BK_GPU_DECLARE(ID, name, dtypes)                                                  \
   bk_status bk_gpu_##name##_prepare(bk_device *device, const void *args, bk_gpu_state *s, \
                                     size_t *workspace_bytes);                             \
-  bk_status bk_gpu_##name(bk_stream *stream, const bk_plan *plan, const void *args,       \
-                          bk_place workspace);
-/* Before a backend's table: what the row accepts (every operand within nearly 2^31 elements and
- * the device's binding range), and a state around what the op prepares. In the table: the row. */
-#define BK_GPU_DEFINE(ID, name, dtypes)                                                   \
-  static bool accepts_##name(const bk_device *device, const void *args) {                 \
-    return bk_gpu_accepts(device, BK_OP_##ID, args);                                      \
-  }                                                                                       \
-  static bk_status prepare_##name(bk_device *device, const void *args, void **state,      \
-                                  size_t *workspace_bytes) {                              \
-    return bk_gpu_prepare(device, args, bk_gpu_##name##_prepare, state, workspace_bytes); \
-  }
-#define BK_GPU_ROW(ID, name, dtypes) \
-  {BK_OP_##ID, dtypes, "gpu_" #name, accepts_##name, prepare_##name, bk_gpu_##name, bk_gpu_release},
-bool bk_gpu_accepts(const bk_device *device, bk_op op, const void *args);
+  BK_LAUNCH_FN(bk_gpu_##name);
+#define BK_GPU_DECLARE_MAPS(ID, name, dtypes, kinds) BK_GPU_DECLARE(ID, name, dtypes)
+#define BK_GPU_ROW_MAPS(ID, name_, dtypes_, kinds_)             \
+  {.op = BK_OP_##ID,                                            \
+   .dtypes = dtypes_,                                           \
+   .kinds = kinds_,                                             \
+   .name = "gpu_" #name_,                                       \
+   .own = &(const bk_gpu_prepare_fn){bk_gpu_##name_##_prepare}, \
+   .accepts = bk_gpu_accepts,                                   \
+   .prepare = bk_gpu_prepare,                                   \
+   .launch = bk_gpu_##name_,                                    \
+   .release = bk_gpu_release},
+#define BK_GPU_ROW(ID, name, dtypes) BK_GPU_ROW_MAPS(ID, name, dtypes, 0)
+BK_ACCEPTS(bk_gpu_accepts);
+BK_PREPARE(bk_gpu_prepare);
 /* COPY, ADD, SUM, SUMSQ and ADAMW on tensors without gaps are launched in pieces, so that they
  * may be larger than a kernel can reach. A piece is a multiple of BK_GPU_PIECE elements. */
 #define BK_GPU_PIECE 16384
@@ -171,10 +175,6 @@ static inline bk_place bk_gpu_at_element(const bk_tensor *t, int64_t elements) {
              ? (bk_place){t->buffer, t->offset + (size_t)elements * bk_dtype_size(t->dtype)}
              : (bk_place){NULL, 0};
 }
-typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes);
-bk_status bk_gpu_prepare(bk_device *device, const void *args, bk_gpu_prepare_fn fn, void **state,
-                         size_t *workspace_bytes);
 void bk_gpu_release(bk_device *device, void *state);
 
 /* ---- for the backends ---- */

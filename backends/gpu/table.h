@@ -11,14 +11,14 @@
 #include "backends/gpu/maps.h"
 #include "backends/gpu/streams.h"
 
-#define BK_GPU_ROWS(ROW)     \
-  BK_GPU_ROWS_BASIC(ROW)     \
-  BK_GPU_ROWS_GEMM(ROW)      \
-  BK_GPU_ROWS_LAYERS(ROW)    \
-  BK_GPU_ROWS_ATTENTION(ROW) \
-  BK_GPU_ROWS_EXPERTS(ROW)   \
-  BK_GPU_ROWS_STREAMS(ROW)   \
-  BK_GPU_ROWS_MAPS(ROW)      \
+#define BK_GPU_ROWS(ROW, MAPS) \
+  BK_GPU_ROWS_BASIC(ROW)       \
+  BK_GPU_ROWS_GEMM(ROW)        \
+  BK_GPU_ROWS_LAYERS(ROW)      \
+  BK_GPU_ROWS_ATTENTION(ROW)   \
+  BK_GPU_ROWS_EXPERTS(ROW)     \
+  BK_GPU_ROWS_STREAMS(ROW)     \
+  BK_GPU_ROWS_MAPS(ROW, MAPS)  \
   BK_GPU_ROWS_FUSED(ROW)
 
 #endif

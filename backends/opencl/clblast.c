@@ -118,7 +118,7 @@ static bool fits(const bk_gpu_matrix *c, int64_t k) {
   return k < 512 || c->batches * c->rows * c->columns >= 1 << 18;
 }
 
-bool bk_cl_clblast_accepts(const bk_device *device, const void *args) {
+BK_ACCEPTS(bk_cl_clblast_accepts) {
   const bk_gemm_args *g = args;
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), c = bk_gpu_matrix_of(&g->c);
   product p;

@@ -139,9 +139,8 @@ bk_status bk_cl_event_create(bk_device *device, bk_event **event);
 extern const bk_kernel bk_opencl_kernels[];
 
 /* clblast.c: GEMM by CLBlast */
-bool bk_cl_clblast_accepts(const bk_device *device, const void *args);
-bk_status bk_cl_clblast_prepare(bk_device *device, const void *args, void **state,
-                                size_t *workspace_bytes);
+BK_ACCEPTS(bk_cl_clblast_accepts);
+BK_PREPARE(bk_cl_clblast_prepare);
 bk_status bk_cl_clblast(bk_stream *stream, const bk_plan *plan, const void *args,
                         bk_place workspace);
 void bk_cl_clblast_release(bk_device *device, void *state);

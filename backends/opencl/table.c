@@ -4,9 +4,7 @@
 
 #include "backends/gpu/table.h"
 
-BK_GPU_ROWS(BK_GPU_DEFINE)
-
 const bk_kernel bk_opencl_kernels[] = {
-    {BK_OP_GEMM, BK_GPU_F32, "clblast", bk_cl_clblast_accepts, bk_cl_clblast_prepare, bk_cl_clblast,
-     bk_cl_clblast_release},
-    BK_GPU_ROWS(BK_GPU_ROW) BK_KERNEL_END};
+    BK_KERNEL_ROW(BK_OP_GEMM, BK_GPU_F32, 0, "clblast", bk_cl_clblast_accepts,
+                  bk_cl_clblast_prepare, bk_cl_clblast, bk_cl_clblast_release),
+    BK_GPU_ROWS(BK_GPU_ROW, BK_GPU_ROW_MAPS) BK_KERNEL_END};

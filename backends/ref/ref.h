@@ -123,74 +123,71 @@ static inline double bk_ref_dot(const double *a, const double *b, int64_t count)
   return sum;
 }
 
-/* ---- kernels: bk_ref_<op>, one launch function per op, and prepare functions where an op needs
- * a workspace ---- */
-#define BK_REF_LAUNCH(name)                                                           \
-  bk_status bk_ref_##name(bk_stream *stream BK_UNUSED, const bk_plan *plan BK_UNUSED, \
-                          const void *args, bk_place workspace BK_UNUSED)
-#define BK_REF_PREPARE(name)                                                       \
-  bk_status bk_ref_##name##_prepare(bk_device *device BK_UNUSED, const void *args, \
-                                    void **state BK_UNUSED, size_t *workspace_bytes)
-#define BK_REF_ACCEPTS(name) \
-  bool bk_ref_##name##_accepts(const bk_device *device BK_UNUSED, const void *args)
+/* ---- kernels, one line each: K(op, name, dtypes of the leading tensor) has the launch function
+ * bk_ref_name; A also bk_ref_name_accepts, a limit on what it takes; P bk_ref_name_prepare, which
+ * says how large a workspace is; AP both ---- */
+#define BK_REF_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
+#define BK_REF_INTS BK_DT(BK_I32)
+#define BK_REF_KERNELS(K, A, P, AP)                                         \
+  A(COPY, copy, BK_REF_FLOATS | BK_REF_INTS | BK_DT(BK_I64) | BK_DT(BK_U8)) \
+  K(ADD, add, BK_REF_FLOATS)                                                \
+  K(SUM, sum, BK_REF_FLOATS)                                                \
+  K(GEMM, gemm, BK_REF_FLOATS)                                              \
+  K(GROUPED_GEMM, grouped_gemm, BK_REF_FLOATS)                              \
+  K(GROUPED_WGRAD, grouped_wgrad, BK_REF_FLOATS)                            \
+  K(RMSNORM, rmsnorm, BK_REF_FLOATS)                                        \
+  K(RMSNORM_BWD, rmsnorm_bwd, BK_REF_FLOATS)                                \
+  K(ROPE, rope, BK_REF_FLOATS)                                              \
+  K(CACHE_WRITE, cache_write, BK_REF_FLOATS)                                \
+  P(ATTENTION, attention, BK_REF_FLOATS)                                    \
+  P(ATTENTION_BWD, attention_bwd, BK_REF_FLOATS)                            \
+  K(SWIGLU, swiglu, BK_REF_FLOATS)                                          \
+  K(SWIGLU_BWD, swiglu_bwd, BK_REF_FLOATS)                                  \
+  K(EMBED, embed, BK_REF_INTS)                                              \
+  P(EMBED_BWD, embed_bwd, BK_REF_INTS)                                      \
+  K(CROSS_ENTROPY, cross_entropy, BK_REF_FLOATS)                            \
+  P(ROUTER, router, BK_REF_FLOATS)                                          \
+  K(ROUTER_BWD, router_bwd, BK_REF_FLOATS)                                  \
+  K(MOE_INDEX, moe_index, BK_REF_INTS)                                      \
+  K(PERMUTE, permute, BK_REF_FLOATS)                                        \
+  K(UNPERMUTE, unpermute, BK_REF_FLOATS)                                    \
+  K(UNPERMUTE_BWD, unpermute_bwd, BK_REF_FLOATS)                            \
+  K(BALANCE, balance, BK_REF_INTS)                                          \
+  K(SUMSQ, sumsq, BK_REF_FLOATS)                                            \
+  K(CLIP, clip, BK_REF_FLOATS)                                              \
+  K(ADAMW, adamw, BK_REF_FLOATS)                                            \
+  K(HC_EXPAND, hc_expand, BK_REF_FLOATS)                                    \
+  K(HC_COLLAPSE, hc_collapse, BK_REF_FLOATS)                                \
+  K(HC_RMS, hc_rms, BK_REF_FLOATS)                                          \
+  K(HC_RMS_BWD, hc_rms_bwd, BK_REF_FLOATS)                                  \
+  K(HC_LOGITS, hc_logits, BK_REF_FLOATS)                                    \
+  K(HC_LOGITS_BWD, hc_logits_bwd, BK_REF_FLOATS)                            \
+  K(HC_GATES, hc_gates, BK_REF_FLOATS)                                      \
+  K(HC_GATES_BWD, hc_gates_bwd, BK_REF_FLOATS)                              \
+  A(SINKHORN, sinkhorn, BK_REF_FLOATS)                                      \
+  AP(SINKHORN_BWD, sinkhorn_bwd, BK_REF_FLOATS)                             \
+  A(HC_PERM, hc_perm, BK_REF_FLOATS)                                        \
+  A(HC_PERM_BWD, hc_perm_bwd, BK_REF_FLOATS)                                \
+  K(HC_TANH, hc_tanh, BK_REF_FLOATS)                                        \
+  K(HC_TANH_BWD, hc_tanh_bwd, BK_REF_FLOATS)                                \
+  K(HC_PRE, hc_pre, BK_REF_FLOATS)                                          \
+  K(HC_PRE_BWD, hc_pre_bwd, BK_REF_FLOATS)                                  \
+  K(HC_RES, hc_res, BK_REF_FLOATS)                                          \
+  A(HC_RES_BWD, hc_res_bwd, BK_REF_FLOATS)                                  \
+  K(HC_POST, hc_post, BK_REF_FLOATS)                                        \
+  K(HC_POST_BWD, hc_post_bwd, BK_REF_FLOATS)
 
-BK_REF_LAUNCH(copy);
-BK_REF_ACCEPTS(copy);
-BK_REF_LAUNCH(add);
-BK_REF_LAUNCH(sum);
-BK_REF_LAUNCH(gemm);
-BK_REF_LAUNCH(grouped_gemm);
-BK_REF_LAUNCH(grouped_wgrad);
-BK_REF_LAUNCH(rmsnorm);
-BK_REF_LAUNCH(rmsnorm_bwd);
-BK_REF_LAUNCH(rope);
-BK_REF_LAUNCH(cache_write);
-BK_REF_LAUNCH(attention);
-BK_REF_PREPARE(attention);
-BK_REF_LAUNCH(attention_bwd);
-BK_REF_PREPARE(attention_bwd);
-BK_REF_LAUNCH(swiglu);
-BK_REF_LAUNCH(swiglu_bwd);
-BK_REF_LAUNCH(embed);
-BK_REF_LAUNCH(embed_bwd);
-BK_REF_PREPARE(embed_bwd);
-BK_REF_LAUNCH(cross_entropy);
-BK_REF_LAUNCH(router);
-BK_REF_PREPARE(router);
-BK_REF_LAUNCH(router_bwd);
-BK_REF_LAUNCH(moe_index);
-BK_REF_LAUNCH(permute);
-BK_REF_LAUNCH(unpermute);
-BK_REF_LAUNCH(unpermute_bwd);
-BK_REF_LAUNCH(balance);
-BK_REF_LAUNCH(sumsq);
-BK_REF_LAUNCH(clip);
-BK_REF_LAUNCH(adamw);
-BK_REF_LAUNCH(hc_expand);
-BK_REF_LAUNCH(hc_collapse);
-BK_REF_LAUNCH(hc_rms);
-BK_REF_LAUNCH(hc_rms_bwd);
-BK_REF_LAUNCH(hc_logits);
-BK_REF_LAUNCH(hc_logits_bwd);
-BK_REF_LAUNCH(hc_gates);
-BK_REF_LAUNCH(hc_gates_bwd);
-BK_REF_LAUNCH(sinkhorn);
-BK_REF_ACCEPTS(sinkhorn);
-BK_REF_LAUNCH(sinkhorn_bwd);
-BK_REF_ACCEPTS(sinkhorn_bwd);
-BK_REF_PREPARE(sinkhorn_bwd);
-BK_REF_LAUNCH(hc_perm);
-BK_REF_ACCEPTS(hc_perm);
-BK_REF_LAUNCH(hc_perm_bwd);
-BK_REF_ACCEPTS(hc_perm_bwd);
-BK_REF_LAUNCH(hc_tanh);
-BK_REF_LAUNCH(hc_tanh_bwd);
-BK_REF_LAUNCH(hc_pre);
-BK_REF_LAUNCH(hc_pre_bwd);
-BK_REF_LAUNCH(hc_res);
-BK_REF_LAUNCH(hc_res_bwd);
-BK_REF_ACCEPTS(hc_res_bwd);
-BK_REF_LAUNCH(hc_post);
-BK_REF_LAUNCH(hc_post_bwd);
+#define BK_REF_LAUNCH(name) BK_LAUNCH_FN(bk_ref_##name)
+#define BK_REF_ACCEPTS(name) BK_ACCEPTS(bk_ref_##name##_accepts)
+#define BK_REF_PREPARE(name) BK_PREPARE(bk_ref_##name##_prepare)
+#define BK_REF_DECLARE_K(ID, name, dtypes) BK_REF_LAUNCH(name);
+#define BK_REF_DECLARE_A(ID, name, dtypes) \
+  BK_REF_LAUNCH(name);                     \
+  BK_REF_ACCEPTS(name);
+#define BK_REF_DECLARE_P(ID, name, dtypes) \
+  BK_REF_LAUNCH(name);                     \
+  BK_REF_PREPARE(name);
+#define BK_REF_DECLARE_AP(ID, name, dtypes) BK_REF_DECLARE_A(ID, name, ) BK_REF_PREPARE(name);
+BK_REF_KERNELS(BK_REF_DECLARE_K, BK_REF_DECLARE_A, BK_REF_DECLARE_P, BK_REF_DECLARE_AP)
 
 #endif

@@ -4,6 +4,4 @@
 
 #include "backends/gpu/table.h"
 
-BK_GPU_ROWS(BK_GPU_DEFINE)
-
-const bk_kernel bk_vulkan_kernels[] = {BK_GPU_ROWS(BK_GPU_ROW) BK_KERNEL_END};
+const bk_kernel bk_vulkan_kernels[] = {BK_GPU_ROWS(BK_GPU_ROW, BK_GPU_ROW_MAPS) BK_KERNEL_END};

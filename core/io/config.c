@@ -6,12 +6,12 @@
 #include <string.h>
 
 #include "io/config_priv.h"
+#include "runtime/connection.h"
 
 #define INT32_TOP 2147483647.0
 #define PARAMETERS_MAX 0x1p50 /* keeps every product of sizes, times a few bytes, inside 63 bits */
 #define MIN_EPS 1e-30
 
-static const char *const residual_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", NULL};
 static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
 static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
@@ -51,9 +51,9 @@ const bk_option bk_model_keys[] = {
     DOUBLE(rms_norm_eps, MIN_EPS, 1, "eps of the RMS norms"),
     DOUBLE(rope_theta, 1, 1e15, "base of the rotary frequencies"),
     DOUBLE(initializer_range, 0, 100, "standard deviation of initial matrices"),
-    ENUM(residual, residual_names, "residual connection"),
-    INT(hc_mult, 1, BK_HC_MAX_N, "streams n of the residual connection (mhc_lite: up to 5)"),
-    INT(hc_sinkhorn_iters, 1, 64, "Sinkhorn iterations (mhc)"),
+    ENUM(residual, bk_connection_names, "residual connection"),
+    INT(hc_mult, 1, BK_HC_MAX_N, "streams n of the residual connection (some kinds take fewer)"),
+    INT(hc_sinkhorn_iters, 1, BK_SINKHORN_MAX_ITERS, "Sinkhorn iterations (mhc)"),
     DOUBLE(hc_eps, 0, 1, "eps of the connection's maps; 0: the paper's form, 1e-6: DeepSeek-V4's"),
     ENUM(hc_head, head_names, "how streams become one at the end"),
     {.name = NULL},
@@ -248,12 +248,12 @@ static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model
 }
 
 static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
-  if (m->residual == BK_HC_MHC_LITE && m->hc_mult > 5)
-    return bk_fail(ctx, BK_ERR_CONFIG,
-                   "%s: hc_mult (%lld) must be at most 5 with residual mhc_lite, which has n! "
-                   "permutations",
-                   origin, (long long)m->hc_mult);
-  return BK_OK;
+  const bk_connection_kind *kind = bk_connection_kind_of((bk_hc_kind)m->residual);
+  char text[64];
+  if (kind->max_streams == 1 || bk_connection_takes(kind, m->hc_mult)) return BK_OK;
+  return bk_fail(ctx, BK_ERR_CONFIG, "%s: hc_mult (%lld) must be %s with residual %s", origin,
+                 (long long)m->hc_mult, bk_connection_streams_text(kind, text, sizeof text),
+                 kind->name);
 }
 
 /* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past

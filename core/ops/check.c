@@ -1,209 +1,269 @@
-/* The engine of the shape rules; the little language is explained in ops.h. */
+/* The engine of the checks: shapes, dtypes, strides and places of all operands against the op's
+ * descriptor (the words are explained in runtime/ops.def), then its parameters and conditions. */
 #include "ops/ops.h"
 
-#include <ctype.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-
-void bk_dims_init(bk_dims *dims, bk_context *ctx, bk_op op, const void *args) {
-  dims->ctx = ctx;
-  dims->op = op;
-  dims->args = args;
-  dims->storage = BK_NONE;
-  for (size_t i = 0; i < BK_COUNT(dims->value); i++) dims->value[i] = -1;
-}
 
 void bk_dims_bind(bk_dims *dims, char letter, int64_t value) {
   dims->value[(unsigned char)letter & 127] = value;
 }
 
-/* One parsed rule. Dimension d is the text dim[d], of length dim_length[d]. */
-typedef struct {
-  char field[32];
-  char type;
-  int ndim;
-  const char *dim[BK_MAX_DIMS];
-  int dim_length[BK_MAX_DIMS];
-  const char *dims_text; /* "N,D" */
-  int dims_length;
-  bool any_strides, dense_block;
-} rule;
+const bk_tensor *bk_dims_operand(const bk_dims *dims, const char *field) {
+  return bk_op_field_get(dims->args, bk_op_field_find(dims->desc->op, field));
+}
 
-/* Reads the rule at `text` and returns the start of the next, or NULL after the last. */
-static const char *rule_parse(const char *text, rule *r) {
-  const char *colon = strchr(text, ':');
-  memset(r, 0, sizeof *r);
-  memcpy(r->field, text, (size_t)(colon - text));
-  r->type = colon[1];
-  const char *p = colon + 3;
-  r->dims_text = p;
-  for (; *p != ']'; p++) {
-    if (p == r->dims_text || p[-1] == ',') r->dim[r->ndim++] = p;
-    if (*p != ',') r->dim_length[r->ndim - 1]++;
+static int type_of(const bk_op_field *field) { return field->type & BK_TYPE_MASK; }
+
+/* ---- dimensions ---- */
+
+static unsigned first_letter(uint32_t dim) { return dim >> 8 & 127; }
+static unsigned second_letter(uint32_t dim) { return dim >> 16 & 127; }
+static int64_t number_of(uint32_t dim) { return dim & 255; }
+static bool may_be_0(uint32_t dim) { return dim >> 31; }
+static bool is_letter(uint32_t dim) {
+  return first_letter(dim) && !second_letter(dim) && number_of(dim) == 0;
+}
+
+/* Value of a dimension, or -1 if a letter in it is not bound. */
+static int64_t dim_value(const bk_dims *dims, uint32_t dim) {
+  int64_t product = first_letter(dim) ? dims->value[first_letter(dim)] : 0;
+  if (second_letter(dim)) {
+    int64_t second = dims->value[second_letter(dim)];
+    product = product < 0 || second < 0 ? -1 : product * second;
   }
-  r->dims_length = (int)(p - r->dims_text);
-  for (p++; *p == '~' || *p == '='; p++) *(*p == '~' ? &r->any_strides : &r->dense_block) = true;
-  return *p == ' ' ? p + 1 : NULL;
+  return product < 0 ? -1 : product + number_of(dim);
 }
 
-/* Value of a dimension's expression, or -1 if a letter in it is not bound. */
-static int64_t dim_value(const bk_dims *dims, const char *text, int length) {
-  int64_t result = 0;
-  char operation = '+';
-  for (int i = 0; i < length; i++) {
-    int64_t term;
-    if (isdigit((unsigned char)text[i])) {
-      for (term = 0; i < length && isdigit((unsigned char)text[i]); i++)
-        term = 10 * term + (text[i] - '0');
-      i--;
-    } else if (isalpha((unsigned char)text[i])) {
-      term = dims->value[(unsigned char)text[i]];
-      if (term < 0) return -1;
-    } else {
-      operation = text[i];
-      continue;
-    }
-    result = operation == '*' ? result * term : result + term;
+static int dims_count(const bk_op_field *field) {
+  int count = 0;
+  while (field->dim[count]) count++;
+  return count;
+}
+
+/* The dimensions of the descriptor that this tensor lacks in front: 1 for one of a batch. */
+static int dims_missing(const bk_op_field *field, const bk_tensor *t) {
+  return field->type & BK_BATCHED && t->ndim == dims_count(field) - 1;
+}
+
+/* First the letters that stand alone, so that the order of the operands does not matter. A batch
+ * that is not there counts 0. */
+static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
+  int missing = dims_missing(field, t), count = dims_count(field);
+  if (missing && dims->value[first_letter(field->dim[0])] < 0)
+    dims->value[first_letter(field->dim[0])] = 0;
+  for (int d = missing; d < count && d - missing < t->ndim; d++) {
+    unsigned letter = first_letter(field->dim[d]);
+    if (is_letter(field->dim[d]) && dims->value[letter] < 0)
+      dims->value[letter] = t->shape[d - missing];
   }
-  return result;
 }
 
-static bool dim_is_letter(const rule *r, int d) {
-  return isalpha((unsigned char)r->dim[d][0]) && (r->dim_length[d] == 1 || r->dim[d][1] == '?');
-}
-
-/* Length of the expression without the trailing "?". */
-static int dim_expression_length(const rule *r, int d) {
-  int length = r->dim_length[d];
-  return r->dim[d][length - 1] == '?' ? length - 1 : length;
-}
-
-static bool dims_agree(bk_dims *dims, const rule *r, const bk_tensor *t) {
-  if (t->ndim != r->ndim) return false;
-  for (int d = 0; d < r->ndim; d++) {
-    int length = dim_expression_length(r, d);
-    int64_t want = dim_value(dims, r->dim[d], length);
-    if (t->shape[d] < (length < r->dim_length[d] ? 0 : 1)) return false;
-    if (want < 0 && dim_is_letter(r, d)) bk_dims_bind(dims, r->dim[d][0], want = t->shape[d]);
-    if (want != t->shape[d]) return false;
+static bool dims_agree(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
+  int missing = dims_missing(field, t);
+  if (t->ndim != dims_count(field) - missing) return false;
+  if (missing && dims->value[first_letter(field->dim[0])] != 0) return false;
+  for (int d = 0; d < t->ndim; d++) {
+    uint32_t dim = field->dim[d + missing];
+    if (t->shape[d] < (may_be_0(dim) ? 0 : 1) || t->shape[d] != dim_value(dims, dim)) return false;
   }
   return true;
 }
 
-static bool same_family(bk_dtype a, bk_dtype b) { return (a == BK_F64) == (b == BK_F64); }
-
-/* The dtype a rule asks for, BK_NONE when several are right. */
-static bk_dtype rule_dtype(const bk_dims *dims, const rule *r) {
-  if (r->type == 'i') return BK_I32;
-  if (dims->storage == BK_NONE || r->type == 'f') return BK_NONE;
-  return r->type == 'c' ? bk_coef_dtype(dims->storage) : dims->storage;
+/* Operands of any one shape: that of the first. */
+static bool alike(const bk_dims *dims, const bk_tensor *t) {
+  const bk_tensor *first = bk_op_field_get(dims->args, &dims->desc->fields[0]);
+  for (int d = 0; d < t->ndim; d++)
+    if (t->shape[d] < 0) return false;
+  return bk_tensor_same_shape(first, t);
 }
 
-static bool dtype_agrees(bk_dims *dims, const rule *r, bk_dtype dtype) {
-  if (r->type == 'i') return dtype == BK_I32;
+static bool shape_agrees(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
+  if (t->ndim < 1 || t->ndim > BK_MAX_DIMS) return false;
+  return field->type & BK_ALIKE ? alike(dims, t) : dims_agree(dims, field, t);
+}
+
+/* ---- dtypes and strides ---- */
+
+static bool same_family(bk_dtype a, bk_dtype b) { return (a == BK_F64) == (b == BK_F64); }
+
+/* The dtype that is right, BK_NONE when several are. */
+static bk_dtype dtype_wanted(const bk_dims *dims, const bk_op_field *field) {
+  if (type_of(field) == BK_TYPE_I) return BK_I32;
+  if (dims->storage == BK_NONE || type_of(field) == BK_TYPE_F) return BK_NONE;
+  return type_of(field) == BK_TYPE_C ? bk_coef_dtype(dims->storage) : dims->storage;
+}
+
+static bool dtype_agrees(bk_dims *dims, const bk_op_field *field, bk_dtype dtype) {
+  if (type_of(field) == BK_TYPE_I) return dtype == BK_I32;
   if (!bk_dtype_is_float(dtype)) return false;
   if (dims->storage == BK_NONE) {
-    if (r->type == 'c' && dtype == BK_BF16) return false;
+    if (type_of(field) == BK_TYPE_C && dtype == BK_BF16) return false;
     dims->storage = dtype;
     return true;
   }
-  if (r->type == 'f') return same_family(dtype, dims->storage);
-  return dtype == rule_dtype(dims, r);
+  if (type_of(field) == BK_TYPE_F) return same_family(dtype, dims->storage);
+  return dtype == dtype_wanted(dims, field);
 }
 
-static bool strides_agree(const rule *r, const bk_tensor *t, bool written) {
+static bool strides_agree(const bk_op_field *field, const bk_tensor *t) {
   int last = t->ndim - 1;
   for (int d = 0; d < t->ndim; d++) {
+    bool written = field->role != BK_IN;
     if (t->stride[d] < 0 || (written && t->stride[d] == 0 && t->shape[d] > 1)) return false;
   }
-  if (!r->any_strides && t->shape[last] > 1 && t->stride[last] != 1) return false;
-  return !r->dense_block || t->shape[last - 1] <= 1 || t->stride[last - 1] == t->shape[last];
+  if (!(field->type & BK_ANY_STRIDES) && t->shape[last] > 1 && t->stride[last] != 1) return false;
+  return !(field->type & BK_DENSE_BLOCK) || t->shape[last - 1] <= 1 ||
+         t->stride[last - 1] == t->shape[last];
+}
+
+/* ---- messages ---- */
+
+typedef struct line {
+  char *text;
+  size_t size, used;
+} line;
+
+static void add(line *l, const char *format, ...) BK_PRINTF(2, 3);
+static void add(line *l, const char *format, ...) {
+  if (l->used >= l->size) return;
+  va_list args;
+  va_start(args, format);
+  int n = vsnprintf(l->text + l->used, l->size - l->used, format, args);
+  va_end(args);
+  l->used += n > 0 ? (size_t)n : 0;
+}
+
+/* "N*k", "E+1", "K?", "32" */
+static void add_dim(line *l, uint32_t dim) {
+  if (first_letter(dim)) add(l, "%c", (char)first_letter(dim));
+  if (second_letter(dim)) add(l, "*%c", (char)second_letter(dim));
+  if (number_of(dim) || !first_letter(dim))
+    add(l, first_letter(dim) ? "+%d" : "%d", (int)number_of(dim));
+  if (may_be_0(dim)) add(l, "?");
 }
 
 /* "[N,D] = [3,8]", numbers for what is known. */
-static void rule_describe(const bk_dims *dims, const rule *r, char *text, size_t size) {
-  int used = snprintf(text, size, "[%.*s]", r->dims_length, r->dims_text);
-  for (int d = 0; d < r->ndim && used > 0 && (size_t)used < size; d++) {
-    int64_t value = dim_value(dims, r->dim[d], dim_expression_length(r, d));
-    const char *lead = d ? "," : " = [";
-    if (value >= 0)
-      used += snprintf(text + used, size - (size_t)used, "%s%lld", lead, (long long)value);
-    else
-      used +=
-          snprintf(text + used, size - (size_t)used, "%s%.*s", lead, r->dim_length[d], r->dim[d]);
+static void add_shape(line *l, const bk_dims *dims, const bk_op_field *field, int missing) {
+  for (int d = missing; field->dim[d]; d++) {
+    add(l, d > missing ? "," : "[");
+    add_dim(l, field->dim[d]);
   }
-  if (used > 0 && (size_t)used < size) snprintf(text + used, size - (size_t)used, "]");
+  add(l, "] = ");
+  for (int d = missing; field->dim[d]; d++) {
+    int64_t value = dim_value(dims, field->dim[d]);
+    add(l, d > missing ? "," : "[");
+    if (value >= 0) add(l, "%lld", (long long)value);
+    else add_dim(l, field->dim[d]);
+  }
+  add(l, "]");
 }
 
-static const char *rule_type_text(const bk_dims *dims, const rule *r) {
-  bk_dtype dtype = rule_dtype(dims, r);
+static const char *type_text(const bk_dims *dims, const bk_op_field *field) {
+  bk_dtype dtype = dtype_wanted(dims, field);
   if (dtype != BK_NONE) return bk_dtype_name(dtype);
-  if (r->type == 'f' && dims->storage != BK_NONE)
+  if (type_of(field) == BK_TYPE_F && dims->storage != BK_NONE)
     return same_family(dims->storage, BK_F64) ? "fp64" : "fp32 or bf16";
-  return r->type == 'c' ? "fp32 or fp64" : "fp32, bf16 or fp64";
+  return type_of(field) == BK_TYPE_C ? "fp32 or fp64" : "fp32, bf16 or fp64";
 }
 
-static bk_status rule_fail(const bk_dims *dims, const rule *r, const bk_tensor *t,
-                           const char *what) {
-  char have[160], want[160];
-  rule_describe(dims, r, want, sizeof want);
+static bk_status field_fail(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t,
+                            const char *what) {
+  char have[160], want[160] = "";
+  line l = {want, sizeof want, 0};
+  if (field->type & BK_ALIKE) add(&l, "shaped as %s", dims->desc->fields[0].name);
+  else add_shape(&l, dims, field, dims_missing(field, t));
   return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s: wrong %s, it should be %s in %s%s",
-                 bk_op_name(dims->op), r->field, bk_tensor_describe(t, have, sizeof have), what,
-                 want, rule_type_text(dims, r),
-                 r->any_strides   ? ""
-                 : r->dense_block ? ", the last two dimensions one dense block"
-                                  : ", rows dense");
+                 dims->desc->name, field->name, bk_tensor_describe(t, have, sizeof have), what,
+                 want, type_text(dims, field),
+                 field->type & BK_ANY_STRIDES   ? ""
+                 : field->type & BK_DENSE_BLOCK ? ", the last two dimensions one dense block"
+                                                : ", rows dense");
 }
 
-bk_status bk_dims_place(const bk_dims *dims, const char *field) {
-  const bk_tensor *t = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field));
+/* ---- one operand ---- */
+
+/* Within its buffer, as soon as there is one, and aligned to its element. */
+static bk_status check_place(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   if (t->offset % bk_dtype_size(t->dtype) != 0) {
     return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
-                   "%s: %s starts at byte %zu, which should be a multiple of %zu",
-                   bk_op_name(dims->op), field, t->offset, bk_dtype_size(t->dtype));
+                   "%s: %s starts at byte %zu, which should be a multiple of %zu", dims->desc->name,
+                   field->name, t->offset, bk_dtype_size(t->dtype));
   }
   if (!t->buffer || !t->buffer->handle) return BK_OK;
   size_t span = bk_tensor_span(t);
   if (span > t->buffer->size || t->offset > t->buffer->size - span) {
     return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s takes bytes %zu to %zu of a buffer of %zu",
-                   bk_op_name(dims->op), field, t->offset, t->offset + span, t->buffer->size);
+                   dims->desc->name, field->name, t->offset, t->offset + span, t->buffer->size);
   }
   return BK_OK;
 }
 
-static bk_status rule_check(bk_dims *dims, const rule *r) {
-  const bk_op_field *field = bk_op_field_find(dims->op, r->field);
+static bk_status check_field(bk_dims *dims, const bk_op_field *field) {
   const bk_tensor *t = bk_op_field_get(dims->args, field);
-  if (!bk_tensor_present(t)) {
-    return field->optional ? BK_OK : bk_dims_present(dims, r->field, true);
-  }
-  if (t->ndim < 1 || t->ndim > BK_MAX_DIMS || !dims_agree(dims, r, t))
-    return rule_fail(dims, r, t, "shape");
-  if (!dtype_agrees(dims, r, t->dtype)) return rule_fail(dims, r, t, "dtype");
-  if (!strides_agree(r, t, field->role != BK_IN)) return rule_fail(dims, r, t, "strides");
-  return bk_dims_place(dims, r->field);
+  if (!bk_tensor_present(t))
+    return field->optional ? BK_OK : bk_dims_present(dims, field->name, true);
+  if (type_of(field) == BK_TYPE_FREE) return check_place(dims, field, t);
+  if (!shape_agrees(dims, field, t)) return field_fail(dims, field, t, "shape");
+  if (!dtype_agrees(dims, field, t->dtype)) return field_fail(dims, field, t, "dtype");
+  if (!strides_agree(field, t)) return field_fail(dims, field, t, "strides");
+  return check_place(dims, field, t);
 }
 
-bk_status bk_dims_check(bk_dims *dims, const char *rules) {
-  while (rules) {
-    rule r;
-    rules = rule_parse(rules, &r);
-    BK_TRY(rule_check(dims, &r));
+static bk_status check_fields(bk_dims *dims) {
+  const bk_op_desc *d = dims->desc;
+  for (int i = 0; i < d->n_fields; i++) {
+    const bk_tensor *t = bk_op_field_get(dims->args, &d->fields[i]);
+    if (bk_tensor_present(t)) bind_letters(dims, &d->fields[i], t);
+  }
+  for (int i = 0; i < d->n_fields; i++) BK_TRY(check_field(dims, &d->fields[i]));
+  return dims->value['n'] < 0 ? BK_OK : bk_dims_range(dims, "n", dims->value['n'], 1, BK_HC_MAX_N);
+}
+
+/* ---- parameters ---- */
+
+static bk_status check_param(const bk_dims *dims, const bk_op_param *p) {
+  const char *at = (const char *)dims->args + p->offset;
+  double real;
+  int number;
+  if (p->type == BK_PARAM_INT) {
+    memcpy(&number, at, sizeof number);
+    return bk_dims_range(dims, p->name, number, p->low, p->high);
+  }
+  if (p->type != BK_PARAM_NOT_NEGATIVE) return BK_OK;
+  memcpy(&real, at, sizeof real);
+  if (isfinite(real) && real >= 0) return BK_OK;
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %g, it should be finite and not negative",
+                 dims->desc->name, p->name, real);
+}
+
+static bk_status check_apart(const bk_dims *dims) {
+  for (size_t i = 0; i < BK_COUNT(dims->desc->apart); i++) {
+    const char *const *pair = dims->desc->apart[i];
+    if (pair[0]) BK_TRY(bk_dims_apart(dims, pair[0], pair[1]));
   }
   return BK_OK;
 }
 
-bk_status bk_check_rules(bk_context *ctx, bk_op op, const void *args, const char *rules) {
-  bk_dims dims;
-  bk_dims_init(&dims, ctx, op, args);
-  return bk_dims_check(&dims, rules);
+bk_status bk_op_check(bk_context *ctx, bk_op op, const void *args) {
+  bk_dims dims = {.ctx = ctx, .desc = bk_op_describe(op), .args = args, .storage = BK_NONE};
+  for (size_t i = 0; i < BK_COUNT(dims.value); i++) dims.value[i] = -1;
+  if (dims.desc->before) BK_TRY(dims.desc->before(&dims));
+  BK_TRY(check_fields(&dims));
+  for (const bk_op_param *p = dims.desc->params; p->type != BK_PARAM_END; p++)
+    BK_TRY(check_param(&dims, p));
+  BK_TRY(check_apart(&dims));
+  return dims.desc->after ? dims.desc->after(&dims) : BK_OK;
 }
+
+/* ---- for conditions ---- */
 
 bk_status bk_dims_present(const bk_dims *dims, const char *field, bool present) {
-  const bk_tensor *t = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field));
+  const bk_tensor *t = bk_dims_operand(dims, field);
   if (bk_tensor_present(t) == present) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s here", bk_op_name(dims->op), field,
+  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %s here", dims->desc->name, field,
                  present ? "absent, it is needed" : "given, it has no meaning");
 }
 
@@ -211,14 +271,7 @@ bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t valu
                         int64_t high) {
   if (value >= low && value <= high) return BK_OK;
   return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %lld, it should be %lld to %lld",
-                 bk_op_name(dims->op), parameter, (long long)value, (long long)low,
-                 (long long)high);
-}
-
-bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value) {
-  if (isfinite(value) && value >= 0) return BK_OK;
-  return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %g, it should be finite and not negative",
-                 bk_op_name(dims->op), parameter, value);
+                 dims->desc->name, parameter, (long long)value, (long long)low, (long long)high);
 }
 
 static bool same_place(const bk_tensor *a, const bk_tensor *b) {
@@ -226,21 +279,21 @@ static bool same_place(const bk_tensor *a, const bk_tensor *b) {
 }
 
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b) {
-  const bk_tensor *a = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_a));
-  const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
+  const bk_tensor *a = bk_dims_operand(dims, field_a);
+  const bk_tensor *b = bk_dims_operand(dims, field_b);
   bool agree = bk_tensor_count(a) == bk_tensor_count(b) && a->dtype == b->dtype;
   if (agree && (!a->buffer || !b->buffer || same_place(a, b))) return BK_OK;
   return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s and %s should be the same memory",
-                 bk_op_name(dims->op), field_a, field_b);
+                 dims->desc->name, field_a, field_b);
 }
 
-bk_status bk_dims_distinct(const bk_dims *dims, const char *field_a, const char *field_b) {
-  const bk_tensor *a = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_a));
-  const bk_tensor *b = bk_op_field_get(dims->args, bk_op_field_find(dims->op, field_b));
+bk_status bk_dims_apart(const bk_dims *dims, const char *field_a, const char *field_b) {
+  const bk_tensor *a = bk_dims_operand(dims, field_a);
+  const bk_tensor *b = bk_dims_operand(dims, field_b);
   if (!bk_tensor_present(a) || !bk_tensor_present(b) || !same_place(a, b) ||
       bk_tensor_count(a) == 0)
     return BK_OK;
   return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
-                 "%s: %s and %s are the same memory, they should not overlap", bk_op_name(dims->op),
+                 "%s: %s and %s are the same memory, they should not overlap", dims->desc->name,
                  field_a, field_b);
 }

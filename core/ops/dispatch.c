@@ -3,21 +3,23 @@
  * kernel. */
 #include "ops/ops.h"
 
-static const bk_kernel *table_find(const bk_kernel *table, const bk_device *device, bk_op op,
-                                   bk_dtype dtype, const void *args) {
-  for (const bk_kernel *k = table; k->op != BK_OP_NONE; k++) {
-    if (k->op == op && (k->dtypes & BK_DT(dtype)) && k->accepts(device, args)) return k;
-  }
+bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args) {
+  bk_hc_kind kind = bk_op_kind(kernel->op, args);
+  return kernel->dtypes & BK_DT(bk_op_leading_dtype(kernel->op, args)) &&
+         (kind == BK_HC_PLAIN || kernel->kinds & BK_KIND(kind)) &&
+         kernel->accepts(kernel, device, args);
+}
+
+static const bk_kernel *own_kernel(const bk_device *device, bk_op op, const void *args) {
+  for (const bk_kernel *k = device->backend->kernels; k->op != BK_OP_NONE; k++)
+    if (k->op == op && bk_kernel_takes(k, device, args)) return k;
   return NULL;
 }
 
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args) {
-  bk_dtype dtype = bk_op_leading_dtype(op, args);
-  if (!device->options.composed_only || !bk_op_is_fused_slot(op)) {
-    const bk_kernel *own = table_find(device->backend->kernels, device, op, dtype, args);
-    if (own) return own;
-  }
-  return table_find(bk_composite_kernels, device, op, dtype, args);
+  bool composed = device->options.composed_only && bk_op_describe(op)->compose;
+  const bk_kernel *own = composed ? NULL : own_kernel(device, op, args);
+  return own ? own : bk_composite_find(device, op, args);
 }
 
 static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
@@ -29,11 +31,10 @@ static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
 }
 
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
-  const bk_op_desc *desc = bk_op_describe(op);
-  if (!desc)
+  if (!bk_op_describe(op))
     return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op,
                    BK_OP_COUNT - 1);
-  BK_TRY(desc->check(device->ctx, args));
+  BK_TRY(bk_op_check(device->ctx, op, args));
   const bk_kernel *kernel = bk_kernel_find(device, op, args);
   if (!kernel) {
     bk_status status = device->options.allow_fallback ? bk_fallback_prepare(device, op, args, plan)
@@ -41,7 +42,7 @@ bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan
     return status == BK_ERR_UNSUPPORTED ? unsupported(device, op, args) : status;
   }
   bk_plan made = {.kernel = kernel, .device = device};
-  BK_TRY(kernel->prepare(device, args, &made.state, &made.workspace_bytes));
+  BK_TRY(kernel->prepare(kernel, device, args, &made.state, &made.workspace_bytes));
   *plan = made;
   return BK_OK;
 }

@@ -17,10 +17,6 @@ typedef struct fallback_state {
   bk_buffer *staging;   /* NULL: works in place */
 } fallback_state;
 
-#define CHECK_ARGS_SIZE(id, name, args) _Static_assert(sizeof(args) <= BK_OP_MAX_ARGS, name);
-BK_OP_LIST(CHECK_ARGS_SIZE)
-#undef CHECK_ARGS_SIZE
-
 /* A range of bytes of one buffer, and where in the staging buffer it goes. */
 typedef struct range {
   bk_buffer *buffer;
@@ -141,9 +137,11 @@ static void fallback_release(bk_device *device, void *state) {
   bk_free(device->ctx, s);
 }
 
-static const bk_kernel fallback_kernel = {
-    BK_OP_NONE,      0, "fallback", bk_kernel_accepts_all, bk_kernel_prepare_none, fallback_launch,
-    fallback_release};
+static const bk_kernel fallback_kernel = {.name = "fallback",
+                                          .accepts = bk_kernel_accepts_all,
+                                          .prepare = bk_kernel_prepare_none,
+                                          .launch = fallback_launch,
+                                          .release = fallback_release};
 
 /* Opens the device to fall back on, once. */
 static bk_status fallback_open(bk_device *device) {
@@ -175,12 +173,11 @@ bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_
     fallback_release(device, s);
     return status;
   }
-  if (!(device->fallback_ops >> op & 1)) {
+  if (!device->fell_back[op]) {
     bk_warn(device->ctx, "%s has no kernel for %s: it runs on %s", device->backend->name,
             bk_op_name(op), device->fallback->backend->name);
-    device->fallback_ops |= UINT64_C(1) << op;
+    device->fell_back[op] = true;
   }
   *plan = (bk_plan){.kernel = &fallback_kernel, .device = device, .state = s};
   return BK_OK;
 }
-_Static_assert(BK_OP_COUNT <= 64, "fallback_ops has one bit for each op");

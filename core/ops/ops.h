@@ -1,16 +1,10 @@
-/* ops: what the files of this folder share. The op descriptors, their checks and costs, the
- * kernel lookup and the composed defaults of the fused slots. Internal header. */
+/* ops: what the files of this folder share. The op descriptors (rows of runtime/ops.def), their
+ * checks and costs, the kernel lookup and the composed defaults of the fused slots. Internal
+ * header. */
 #ifndef BK_OPS_H
 #define BK_OPS_H
 
 #include "runtime/backend.h"
-
-/* One check and one cost function for each op of BK_OP_LIST; reached through bk_op_describe. */
-#define BK_OPS_DECLARE(id, name, args)                         \
-  bk_status bk_check_##id(bk_context *ctx, const void *args_); \
-  void bk_cost_##id(const void *args_, double *flops, double *bytes);
-BK_OP_LIST(BK_OPS_DECLARE)
-#undef BK_OPS_DECLARE
 
 /* The tensor of a field. */
 static inline const bk_tensor *bk_op_field_get(const void *args, const bk_op_field *field) {
@@ -36,42 +30,54 @@ static inline bk_dtype bk_coef_dtype(bk_dtype storage) {
   return storage == BK_F64 ? BK_F64 : BK_F32;
 }
 
-/* ---- check.c: rules written as text ---- A rule is "field:T[dims]" and rules are separated by
- * one space, e.g. "x:s[N,D] w:c[D] rstd:c[N]". T: s storage dtype (the same for all of the op),
- * c its coefficient dtype, f any float of the same family (fp64, or fp32 and bf16), i i32. dims:
- * a letter is bound by its first use (or before, with bk_dims_bind) and must agree from then on;
- * sums and products of letters and numbers, evaluated from left to right ("N*k", "E+1"); "?"
- * after a lone letter lets the size be 0. "~" after "]": any strides; otherwise the last
- * dimension is dense. "=" after "]": the last two dimensions are one dense block. A field that
- * the descriptor calls optional may be absent. */
-typedef struct bk_dims {
+/* ---- shapes (check.c). The words of runtime/ops.def in numbers; table.c writes them down. ---- */
+/* A bk_op_field's type: who it must agree with, and flags. */
+enum bk_operand_type { BK_TYPE_FREE, BK_TYPE_S, BK_TYPE_C, BK_TYPE_F, BK_TYPE_I, BK_TYPE_MASK = 7 };
+enum bk_operand_flags { BK_ANY_STRIDES = 8, BK_DENSE_BLOCK = 16, BK_BATCHED = 32, BK_ALIKE = 64 };
+/* A dimension: letter times letter plus number; a letter that is missing counts as 1, without any
+ * letter it is the number alone. A letter by itself is bound by its first use (or before, with
+ * bk_dims_bind) and must agree from then on. */
+#define BK_DIM_LETTER(c) ((uint32_t)(c) << 8)
+#define BK_DIM_TIMES(a, b) ((a) | (b) << 8)
+#define BK_DIM_OR_0(a) ((a) | UINT32_C(1) << 31)
+
+/* What the check of one op's args has found out. */
+struct bk_dims {
   bk_context *ctx;
-  bk_op op;
+  const bk_op_desc *desc;
   const void *args;
   bk_dtype storage;   /* BK_NONE until bound */
   int64_t value[128]; /* by letter; -1 = not bound */
-} bk_dims;
-void bk_dims_init(bk_dims *dims, bk_context *ctx, bk_op op, const void *args);
+};
 void bk_dims_bind(bk_dims *dims, char letter, int64_t value);
-bk_status bk_dims_check(bk_dims *dims, const char *rules);
 /* The field must be there (or must not). */
 bk_status bk_dims_present(const bk_dims *dims, const char *field, bool present);
 /* value within [low, high], else an error that names op, parameter, value and range. */
 bk_status bk_dims_range(const bk_dims *dims, const char *parameter, int64_t value, int64_t low,
                         int64_t high);
-/* finite and >= 0 */
-bk_status bk_dims_positive(const bk_dims *dims, const char *parameter, double value);
-/* The field lies within its buffer, as soon as there is one, and is aligned to its element
- * (rules check this too). */
-bk_status bk_dims_place(const bk_dims *dims, const char *field);
 /* Both fields must be the same memory from the same place on (checked once both have a buffer). */
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b);
-bk_status bk_dims_distinct(const bk_dims *dims, const char *field_a, const char *field_b);
-bk_status bk_check_rules(bk_context *ctx, bk_op op, const void *args, const char *rules);
+bk_status bk_dims_apart(const bk_dims *dims, const char *field_a, const char *field_b);
+/* The operand of that name. */
+const bk_tensor *bk_dims_operand(const bk_dims *dims, const char *field);
 
 /* ---- composite.c ---- */
-extern const bk_kernel bk_composite_kernels[];
-bool bk_op_is_fused_slot(bk_op op);
+#define SLOT(ID, name, ...) void bk_compose_##name(const void *args_, bk_composition *c);
+#define SLOT_OF(ID, name, ...) SLOT(ID, name, )
+#define OP(ID, name, ...)
+#include "runtime/ops.def"
+/* The row that runs a slot as its composed default, or NULL: not a slot, or a step has no kernel
+ * on the device. */
+const bk_kernel *bk_composite_find(const bk_device *device, bk_op op, const void *args);
+/* The next step; args live no longer than the call. */
+void bk_compose_step(bk_composition *c, bk_op op, const void *args);
+/* A contiguous tensor in the workspace, of the shape of `like`. */
+bk_tensor bk_compose_scratch(bk_composition *c, const bk_tensor *like);
+#define BK_COMPOSE(c, ID, name, ...)                                        \
+  do {                                                                      \
+    const bk_##name##_args step_ = {__VA_ARGS__}; /* ends with the block */ \
+    bk_compose_step(c, BK_OP_##ID, &step_);                                 \
+  } while (0)
 
 /* ---- fallback.c ---- */
 /* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED

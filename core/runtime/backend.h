@@ -13,7 +13,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 6u /* raise on any change of this header or of op.h */
+#define BK_BACKEND_ABI 7u /* raise on any change of this header, op.h or ops.def */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;
@@ -85,10 +85,10 @@ struct bk_device {
   /* ever made, counted by bk_buffer_alloc; tests check that a step makes none */
   uint64_t buffer_allocs;
   /* ops/fallback.c: the device that serves ops this one lacks, opened at need, closed by
-   * bk_device_close (stream first); a bit for each op that was logged */
+   * bk_device_close (stream first); which ops were logged */
   bk_device *fallback;
   bk_stream *fallback_stream;
-  uint64_t fallback_ops;
+  bool fell_back[BK_OP_COUNT];
   /* Set where the registry is at hand (bk_device_open), NULL otherwise: opens the device to fall
    * back on, *fallback NULL if there is none. */
   bk_status (*open_fallback)(const bk_device *device, bk_device **fallback);
@@ -137,39 +137,60 @@ struct bk_event {
 /* ---- kernels ---- */
 
 /* One row of the kernel table, best first. Lookup takes the first row with the op, the leading
- * tensor's dtype in `dtypes` and accepts() true: `supports` and dispatch are this one lookup.
- * The leading tensor is the first field of the args struct (EMBED: ids, so i32).
+ * tensor's dtype in `dtypes`, the connection's kind in `kinds` where the op's args name one, and
+ * accepts() true: `supports` and dispatch are this one lookup. The leading tensor is the first
+ * field of the args struct (EMBED: ids, so i32). Registration refuses a row of an op with a kind
+ * that takes none.
  *
+ * accepts: what dtype and kind do not say. `self` is the row, so that one function can serve many.
  * prepare: once, when a model is built; args carry dtypes, shapes, strides and parameters, buffers
  *   may be NULL. It may allocate and leaves its state in *state. The plan then serves all calls on
  *   one stream whose args have the same dtypes, shapes, strides and parameters, whose operands lie
  *   at the same offsets modulo 256 and are the same places where they were.
  * launch: gets workspace_bytes of device memory at `workspace` (256-byte aligned), and such args
- *   with buffers; it never allocates, compiles or synchronises. */
-typedef struct bk_kernel {
+ *   with buffers; it never allocates, compiles or synchronises. The row is plan->kernel. */
+typedef struct bk_kernel bk_kernel;
+#define BK_ACCEPTS(function)                                                        \
+  bool function(const bk_kernel *self BK_UNUSED, const bk_device *device BK_UNUSED, \
+                const void *args BK_UNUSED)
+#define BK_PREPARE(function)                                                       \
+  bk_status function(const bk_kernel *self BK_UNUSED, bk_device *device BK_UNUSED, \
+                     const void *args BK_UNUSED, void **state BK_UNUSED,           \
+                     size_t *workspace_bytes BK_UNUSED)
+#define BK_LAUNCH_FN(function)                                                   \
+  bk_status function(bk_stream *stream BK_UNUSED, const bk_plan *plan BK_UNUSED, \
+                     const void *args BK_UNUSED, bk_place workspace BK_UNUSED)
+struct bk_kernel {
   bk_op op;        /* BK_OP_NONE ends the table */
   uint32_t dtypes; /* set of 1u << bk_dtype */
+  uint32_t kinds;  /* set of BK_KIND(bk_hc_kind); 0 where the op has no kind */
+  int variant;     /* the backend's own: an instruction set, say */
   const char *name;
-  bool (*accepts)(const bk_device *device, const void *args);
-  bk_status (*prepare)(bk_device *device, const void *args, void **state, size_t *workspace_bytes);
-  bk_status (*launch)(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace);
+  const void *own; /* the backend's own */
+  BK_ACCEPTS((*accepts));
+  BK_PREPARE((*prepare));
+  BK_LAUNCH_FN((*launch));
   void (*release)(bk_device *device, void *state);
-} bk_kernel;
+};
 
 #define BK_DT(d) (1u << (d))
-/* Rows without / with a workspace or state of their own. */
-#define BK_KERNEL(op, dtypes, name, launch)                                  \
-  {                                                                          \
-    op, dtypes, name, bk_kernel_accepts_all, bk_kernel_prepare_none, launch, \
-        bk_kernel_release_none                                               \
+#define BK_KIND(kind) (1u << (kind))
+#define BK_KINDS_ALL UINT32_MAX
+/* Rows: with all there is (kinds 0: the op has none); with a limit on what they take; with a
+ * workspace; with neither. */
+#define BK_KERNEL_ROW(op_, dtypes_, kinds_, name_, accepts_, prepare_, launch_, release_) \
+  {                                                                                       \
+    .op = op_, .dtypes = dtypes_, .kinds = kinds_, .name = name_, .accepts = accepts_,    \
+    .prepare = prepare_, .launch = launch_, .release = release_                           \
   }
-#define BK_KERNEL_IF(op, dtypes, name, accepts, launch) \
-  { op, dtypes, name, accepts, bk_kernel_prepare_none, launch, bk_kernel_release_none }
-#define BK_KERNEL_END                                                                        \
-  {                                                                                          \
-    BK_OP_NONE, 0, "", bk_kernel_accepts_all, bk_kernel_prepare_none, bk_kernel_launch_none, \
-        bk_kernel_release_none                                                               \
-  }
+#define BK_KERNEL_IF(op, dtypes, name, accepts, launch)                       \
+  BK_KERNEL_ROW(op, dtypes, 0, name, accepts, bk_kernel_prepare_none, launch, \
+                bk_kernel_release_none)
+#define BK_KERNEL_WORK(op, dtypes, name, prepare, launch) \
+  BK_KERNEL_ROW(op, dtypes, 0, name, bk_kernel_accepts_all, prepare, launch, bk_kernel_release_none)
+#define BK_KERNEL(op, dtypes, name, launch) \
+  BK_KERNEL_IF(op, dtypes, name, bk_kernel_accepts_all, launch)
+#define BK_KERNEL_END BK_KERNEL(BK_OP_NONE, 0, "", bk_kernel_launch_none)
 
 struct bk_plan {
   const bk_kernel *kernel;
@@ -261,24 +282,24 @@ bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan
 static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, const void *args,
                                        bk_place workspace) {
 #ifdef BK_DEBUG
-  const bk_op_desc *desc = bk_op_describe(plan->kernel->op);
-  if (desc) BK_TRY(desc->check(stream->device->ctx, args));
+  if (plan->kernel->op != BK_OP_NONE)
+    BK_TRY(bk_op_check(stream->device->ctx, plan->kernel->op, args));
 #endif
   return plan->kernel->launch(stream, plan, args, workspace);
 }
 void bk_plan_release(bk_plan *plan); /* safe on a zeroed plan; zeroes it */
-/* The lookup alone: the row that would serve, or NULL. */
+/* Whether a row serves these args of its op; the lookup alone: the row that would serve, or
+ * NULL. */
+bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args);
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args);
 /* Prepare, launch with a workspace of its own, sync, release: for tests and tools, not for
  * steps. */
 bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args);
 
 /* ---- shared stubs (runtime/stubs.c) ---- */
-bool bk_kernel_accepts_all(const bk_device *device, const void *args);
-bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state,
-                                 size_t *workspace_bytes);
-bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args,
-                                bk_place workspace);
+BK_ACCEPTS(bk_kernel_accepts_all);
+BK_PREPARE(bk_kernel_prepare_none);
+BK_LAUNCH_FN(bk_kernel_launch_none);
 void bk_kernel_release_none(bk_device *device, void *state);
 bk_status bk_stream_capture_begin_none(bk_stream *stream);
 bk_status bk_stream_capture_end_none(bk_stream *stream, void **graph);

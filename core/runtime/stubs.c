@@ -2,22 +2,15 @@
  * for NULL. */
 #include "runtime/backend.h"
 
-bool bk_kernel_accepts_all(const bk_device *device, const void *args) {
-  (void)device, (void)args;
-  return true;
-}
+BK_ACCEPTS(bk_kernel_accepts_all) { return true; }
 
-bk_status bk_kernel_prepare_none(bk_device *device, const void *args, void **state,
-                                 size_t *workspace_bytes) {
-  (void)device, (void)args;
+BK_PREPARE(bk_kernel_prepare_none) {
   *state = NULL;
   *workspace_bytes = 0;
   return BK_OK;
 }
 
-bk_status bk_kernel_launch_none(bk_stream *stream, const bk_plan *plan, const void *args,
-                                bk_place workspace) {
-  (void)plan, (void)args, (void)workspace;
+BK_LAUNCH_FN(bk_kernel_launch_none) {
   return bk_fail(stream->device->ctx, BK_ERR_UNSUPPORTED,
                  "%s: launch of a kernel that does not exist", stream->device->backend->name);
 }

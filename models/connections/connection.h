@@ -1,45 +1,75 @@
-/* The residual connection of one sublayer (design.md section 3): mix makes the normed input h of
- * F from the streams x, merge puts F's output f back.
- *   plain:                    h = rmsnorm(x);                                        x' = x + f
- *                             x [N,C]
- *   hc, mhc, mhc_lite, ihc:   maps from x; y = sum_m pre[m] x[m]; h = rmsnorm(y);    x'[k] =
- *                             post[k] f + sum_m comb[m][k] x[m]
- *        x [N,n,C]
- * The learned head is a connection of kind BK_HC_HEAD that only mixes. Backwards: D, the
- * gradient of the streams, is one buffer that is rewritten in place from sublayer to sublayer.
- * Fused neighbours (merge_mix) give the same bits as merge, then mix, on ref and cpu; a backend
- * may add up a projection in another order there, so a model cut into stages may differ from the
- * whole in the last bits. */
+/* The residual connection of one sublayer, as models use it: mix makes the normed input h of F from
+ * the streams x, merge puts F's output f back into them. What these are made of is the business of
+ * the kind (runtime/connection.h): each kind has its calls, the functions here only ask for them.
+ *
+ * The learned head is a connection that only mixes. Backwards: D, the gradient of the streams, is
+ * one buffer that is rewritten in place from sublayer to sublayer. Fused neighbours (merge_mix)
+ * give the same bits as merge, then mix, on ref and cpu; a backend may add up a projection in
+ * another order there, so a model cut into stages may differ from the whole in the last bits. */
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
 #include "models/program.h"
+#include "runtime/connection.h"
 
 typedef struct bk_connection {
-  bk_hc_kind kind;
+  const bk_connection_kind *kind;
   int n, iters;
   int64_t width; /* C */
   double hc_eps, norm_eps;
-  bk_param_block *norm;              /* the norm in front of F: [C] */
-  bk_param_block *fn, *base, *scale; /* NULL for plain */
+  bk_param_block *norm; /* the norm in front of F: [C]; NULL: there is none, h is the mix itself */
+  bk_param_block *param[BK_CONNECTION_MAX_PARAMS]; /* in the order of kind->params; then NULL */
 } bk_connection;
+
+/* What a kind keeps of a mix besides the streams. Each map is a tensor in ct. */
+#define BK_CONNECTION_MAX_MAPS 8
+typedef struct bk_connection_map {
+  const char *name; /* in messages; NULL: no more */
+  /* The shape for so many tokens; returns its dimensions, 0: the kind has no such map. */
+  int (*shape)(const bk_connection_kind *kind, int n, int64_t width, int64_t tokens,
+               int64_t *shape);
+  bool shown;        /* read after the forward pass (gains, `forward --maps`): kept there too */
+  bool grad_crosses; /* its gradient goes from merge_bwd to the mix_bwd of the same sublayer */
+} bk_connection_map;
 
 /* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have
  * are absent. */
 typedef struct bk_mix_acts {
-  bk_tensor x;               /* [N,n,C] streams in, or [N,C] */
-  bk_tensor proj, rinv;      /* see op.h */
-  bk_tensor pre, post, comb; /* [N,n] [N,n] [N,n,n] ct */
-  bk_tensor y, h;            /* [N,C] st; plain has no y */
-  bk_tensor rstd;            /* [N] ct */
-  bk_tensor f;               /* [N,C] F's output */
-  bk_tensor carry;           /* [N,carry] ct, from the sublayer before; absent without such */
+  bk_tensor x;     /* [N,n,C] streams in, or [N,C] */
+  bk_tensor y, h;  /* [N,C] st: the mix, and normed */
+  bk_tensor rstd;  /* [N] ct */
+  bk_tensor f;     /* [N,C] F's output */
+  bk_tensor carry; /* [N,carry] ct, from the sublayer before; absent without such */
+  bk_tensor map[BK_CONNECTION_MAX_MAPS]; /* in the order of calls->maps */
 } bk_mix_acts;
 
-/* Gradients of the maps. dpost and dcomb go from merge_bwd to mix_bwd of the same sublayer. */
 typedef struct bk_mix_grads {
-  bk_tensor dpre, dpost, dcomb, dproj, drinv;
+  bk_tensor map[BK_CONNECTION_MAX_MAPS];
 } bk_mix_grads;
+
+struct bk_connection_calls {
+  bool reads_f; /* merge_bwd reads f and writes df; otherwise df is D itself, untouched */
+  bk_connection_map maps[BK_CONNECTION_MAX_MAPS + 1];
+  /* What a sublayer hands to the next beside the streams, in columns of ct for each token; NULL:
+   * nothing. It travels with the streams, from chunk to chunk too. */
+  int64_t (*carry)(int n);
+  bk_status (*mix)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
+  bk_status (*merge)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a, bk_tensor out);
+  bk_status (*merge_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                         const bk_mix_grads *g, bk_tensor dout, bk_tensor dx, bk_tensor df);
+  bk_status (*mix_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                       const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
+  /* Together with the neighbour; NULL: one after the other. */
+  bk_status (*merge_mix)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                         const bk_connection *c_next, const bk_mix_acts *next);
+  bk_status (*merge_mix_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                             const bk_mix_grads *g, const bk_mix_acts *prev,
+                             const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D, bk_tensor df);
+  bk_status (*rebuild)(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
+                       int count);
+  /* Of the shown maps: pre and post [N,n], comb [N,n,n]; absent ones stay so. NULL: no streams. */
+  void (*show)(const bk_mix_acts *a, bk_tensor *pre, bk_tensor *post, bk_tensor *comb);
+};
 
 bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
 bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
@@ -52,25 +82,32 @@ bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, cons
 bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                 const bk_mix_acts *a, int count);
 
-/* D is the gradient of the output; becomes the part of the input's gradient that bypasses F; df
- * (plain: D itself, untouched, or where wgrad is deferred a copy of it). */
+/* dout is the gradient of the output, dx the part of the input's gradient that bypasses F, in a
+ * model both the same memory, D; df (without reads_f: that memory too, untouched, or where wgrad is
+ * deferred a copy of it). */
 bk_status bk_connection_merge_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
-                                  const bk_mix_grads *g, bk_tensor D, bk_tensor df);
+                                  const bk_mix_grads *g, bk_tensor dout, bk_tensor dx,
+                                  bk_tensor df);
 /* Adds to D (or overwrites it) what comes through the mix; adds parameter gradients. */
 bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
 /* mix_bwd of c, then merge_bwd of the sublayer before it. */
 bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
-                                      const bk_mix_acts *a, const bk_mix_grads *g,
-                                      const bk_mix_acts *prev, const bk_mix_grads *g_prev,
-                                      bk_tensor dh, bk_tensor D, bk_tensor df);
+                                      const bk_connection *c_prev, const bk_mix_acts *a,
+                                      const bk_mix_grads *g, const bk_mix_acts *prev,
+                                      const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
+                                      bk_tensor df);
 
-/* What a sublayer hands to the next beside the streams, in columns of ct for each token: 0, so
- * there is no such tensor, for all kinds that there are. A connection whose mix is predicted by the
- * sublayer before has some; they are kept and cross ports as the streams do. */
-int64_t bk_connection_carry(bk_hc_kind kind, int n);
+/* calls->show, all absent for kinds without. */
+void bk_connection_show(const bk_connection *c, const bk_mix_acts *a, bk_tensor *pre,
+                        bk_tensor *post, bk_tensor *comb);
+/* Columns of the carry, 0 for kinds without. */
+int64_t bk_connection_carry(const bk_connection_kind *kind, int n);
+/* Before a call that adds to the gradients of the norm and of all parameters. */
+bk_status bk_connection_adds(bk_recorder *rec, const bk_connection *c);
 
-/* Initial values of base (design.md section 3): v [bk_hc_base_count(kind, n)]. */
-void bk_connection_first_base(double *v, bk_hc_kind kind, int n, int sublayer);
+/* The kinds (kinds.c lists them; a kind's file is the only other one that knows its name). */
+extern const bk_connection_kind bk_connection_plain, bk_connection_hc, bk_connection_mhc,
+    bk_connection_mhc_lite, bk_connection_ihc, bk_connection_head;
 
 #endif

@@ -1,13 +1,12 @@
 /* A connection by itself, over host arrays of the caller's: see birkhoff/residual.h. */
 #include <birkhoff/residual.h>
 
-#include "models/connections/connection.h"
+#include "models/connections/streams.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #define FN_STD 0.02
-#define SCALE_START 0.01
 
 /* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it
  * where the host's memory is not the device's. */
@@ -30,30 +29,46 @@ struct bk_residual {
   bk_plans plans;
   bk_program mix, merge, merge_bwd, mix_bwd;
   port ports[PORTS];
-  bk_tensor param[BK_RESIDUAL_PARAMS], grad[BK_RESIDUAL_PARAMS];
-  bk_mix_acts acts; /* maps, proj and rinv; the rest are ports */
+  bk_param_block param[BK_RESIDUAL_PARAMS]; /* weight and grad */
+  bk_connection connection;
+  bk_mix_acts acts;
   bk_mix_grads grads;
   stage stage;
 };
 
 /* ---- creation ---- */
 
+/* Kinds with streams whose parameters are those that this interface has names for. */
+static const bk_connection_kind *kind_of(bk_hc_kind number) {
+  const bk_connection_kind *kind = bk_connection_kind_of(number);
+  return kind && number != BK_HC_HEAD && kind->calls == &bk_streams_calls ? kind : NULL;
+}
+
+static bk_status refuse_kind(bk_context *ctx, bk_hc_kind kind) {
+  char names[128] = "";
+  size_t used = 0;
+  for (int i = 0; bk_connection_names[i] && used < sizeof names; i++)
+    if (kind_of((bk_hc_kind)i))
+      used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", used ? ", " : "",
+                               bk_connection_names[i]);
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is none of %s", (int)kind, names);
+}
+
 static bk_status check_options(bk_device *device, const bk_residual_options *o) {
   bk_context *ctx = device->ctx;
-  int most = o->kind == BK_HC_MHC_LITE ? 5 : BK_HC_MAX_N;
-  if (o->kind != BK_HC_HC && o->kind != BK_HC_MHC && o->kind != BK_HC_MHC_LITE &&
-      o->kind != BK_HC_IHC)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is not hc, mhc, mhc_lite or ihc",
-                   (int)o->kind);
-  if (o->streams < 1 || o->streams > most)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %d streams, 1 to %d can be", o->streams, most);
+  const bk_connection_kind *kind = kind_of(o->kind);
+  char text[64];
+  if (!kind) return refuse_kind(ctx, o->kind);
+  if (!bk_connection_takes(kind, o->streams))
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: %d streams, %s can be", o->streams,
+                   bk_connection_streams_text(kind, text, sizeof text));
   if (o->width < 1 || o->width > INT32_MAX / o->streams || o->tokens < 1 ||
       o->tokens > INT32_MAX / o->streams)
     return bk_fail(
         ctx, BK_ERR_ARGUMENT,
         "residual: %lld tokens of width %lld: each at least 1, and below 2^31 times the streams",
         (long long)o->tokens, (long long)o->width);
-  if (o->sinkhorn_iters < 1 || o->sinkhorn_iters > 64 || o->sublayer < 0)
+  if (o->sinkhorn_iters < 1 || o->sinkhorn_iters > BK_SINKHORN_MAX_ITERS || o->sublayer < 0)
     return bk_fail(ctx, BK_ERR_ARGUMENT,
                    "residual: sinkhorn_iters %d (1 to 64), sublayer %d (from 0)", o->sinkhorn_iters,
                    o->sublayer);
@@ -73,35 +88,28 @@ static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int6
 }
 
 static bk_status plan_params(bk_residual *r) {
-  int64_t n = r->o.streams, columns = r->o.kind == BK_HC_HC ? r->o.width : n * r->o.width;
-  int64_t shapes[BK_RESIDUAL_PARAMS][2] = {{bk_hc_rows(r->o.kind, r->o.streams), columns},
-                                           {bk_hc_base_count(r->o.kind, r->o.streams), 1},
-                                           {bk_hc_scale_count(r->o.kind), 1}};
+  const bk_connection_kind *kind = r->connection.kind;
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
-    BK_TRY(reserve(r, BK_MEM_WEIGHTS, i == BK_RESIDUAL_FN ? 2 : 1, shapes[i], &r->param[i]));
-    BK_TRY(reserve(r, BK_MEM_GRADIENTS, i == BK_RESIDUAL_FN ? 2 : 1, shapes[i], &r->grad[i]));
+    const bk_connection_param *p = &kind->params[i];
+    int64_t shape[BK_MAX_DIMS];
+    p->shape(kind, r->o.streams, r->o.width, shape);
+    BK_TRY(reserve(r, BK_MEM_WEIGHTS, p->ndim, shape, &r->param[i].weight));
+    BK_TRY(reserve(r, BK_MEM_GRADIENTS, p->ndim, shape, &r->param[i].grad));
+    r->connection.param[i] = &r->param[i];
   }
   return BK_OK;
 }
 
 static bk_status plan_maps(bk_residual *r) {
-  bool hc = r->o.kind == BK_HC_HC;
-  int64_t n = r->o.streams, N = r->o.tokens, rows = hc ? N * n : N;
-  int64_t proj[] = {rows, bk_hc_rows(r->o.kind, r->o.streams)}, gates[] = {N, n},
-          comb[] = {N, n, n};
-  bk_mix_acts *a = &r->acts;
-  bk_mix_grads *g = &r->grads;
-  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, proj, &a->proj));
-  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 1, &rows, &a->rinv));
-  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, gates, &a->pre));
-  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 2, gates, &a->post));
-  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, proj, &g->dproj));
-  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 1, &rows, &g->drinv));
-  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, gates, &g->dpre));
-  BK_TRY(reserve(r, BK_MEM_WORKSPACE, 2, gates, &g->dpost));
-  if (r->o.kind == BK_HC_IHC) return BK_OK;
-  BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, 3, comb, &a->comb));
-  return reserve(r, BK_MEM_WORKSPACE, 3, comb, &g->dcomb);
+  const bk_connection_kind *kind = r->connection.kind;
+  for (int i = 0; kind->calls->maps[i].name; i++) {
+    int64_t shape[BK_MAX_DIMS];
+    int ndim = kind->calls->maps[i].shape(kind, r->o.streams, r->o.width, r->o.tokens, shape);
+    if (!ndim) continue;
+    BK_TRY(reserve(r, BK_MEM_ACTIVATIONS, ndim, shape, &r->acts.map[i]));
+    BK_TRY(reserve(r, BK_MEM_WORKSPACE, ndim, shape, &r->grads.map[i]));
+  }
+  return BK_OK;
 }
 
 static bk_status plan_ports(bk_residual *r) {
@@ -123,88 +131,31 @@ static bk_status plan_ports(bk_residual *r) {
 
 /* ---- the four passes, a program each ---- */
 
-static bk_tensor project_view(const bk_residual *r, bk_tensor x) {
-  int64_t n = r->o.streams;
-  int64_t each[] = {r->o.tokens * n, r->o.width}, whole[] = {r->o.tokens, n * r->o.width};
-  return bk_tensor_reshape(x, 2, r->o.kind == BK_HC_HC ? each : whole);
+static bk_status begin(bk_recorder *rec, bk_program *program, bk_part part, bk_pass pass) {
+  bk_record_begin(rec, program, false, NULL);
+  return bk_record_piece(rec, part, pass, -1, BK_LANE_COMPUTE);
 }
 
 static bk_status record_mix(bk_residual *r, bk_recorder *rec) {
-  const bk_mix_acts *a = &r->acts;
-  bk_tensor x = r->ports[X].t;
-  bk_record_begin(rec, &r->mix, false, NULL);
-  BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_F, -1, BK_LANE_COMPUTE));
-  BK_TRY(bk_record(rec, BK_OP_HC_PROJECT,
-                   &(bk_hc_project_args){project_view(r, x), r->param[BK_RESIDUAL_FN], a->proj,
-                                         a->rinv, r->o.norm_eps}));
-  BK_TRY(bk_record(rec, BK_OP_HC_MAPS,
-                   &(bk_hc_maps_args){.proj = a->proj,
-                                      .rinv = a->rinv,
-                                      .scale = r->param[BK_RESIDUAL_SCALE],
-                                      .base = r->param[BK_RESIDUAL_BASE],
-                                      .pre = a->pre,
-                                      .post = a->post,
-                                      .comb = a->comb,
-                                      .kind = r->o.kind,
-                                      .n = r->o.streams,
-                                      .iters = r->o.sinkhorn_iters,
-                                      .hc_eps = r->o.hc_eps}));
-  return bk_record(rec, BK_OP_HC_PRE, &(bk_hc_pre_args){x, a->pre, r->ports[H].t});
+  BK_TRY(begin(rec, &r->mix, BK_PART_MIX, BK_PASS_F));
+  return bk_connection_mix(rec, &r->connection, &r->acts);
 }
 
 static bk_status record_merge(bk_residual *r, bk_recorder *rec) {
-  bk_record_begin(rec, &r->merge, false, NULL);
-  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_F, -1, BK_LANE_COMPUTE));
-  return bk_record(
-      rec, BK_OP_HC_POST_RES, &(bk_hc_post_res_args) {
-        r->ports[X].t, r->ports[F].t, r->acts.post, r->acts.comb, r->ports[OUT].t
-      });
+  BK_TRY(begin(rec, &r->merge, BK_PART_MERGE, BK_PASS_F));
+  return bk_connection_merge(rec, &r->connection, &r->acts, r->ports[OUT].t);
 }
 
 static bk_status record_merge_bwd(bk_residual *r, bk_recorder *rec) {
-  bk_record_begin(rec, &r->merge_bwd, false, NULL);
-  BK_TRY(bk_record_piece(rec, BK_PART_MERGE, BK_PASS_D, -1, BK_LANE_COMPUTE));
-  return bk_record(
-      rec, BK_OP_HC_POST_RES_BWD, &(bk_hc_post_res_bwd_args) {
-        .x = r->ports[X].t, .f = r->ports[F].t, .post = r->acts.post, .comb = r->acts.comb,
-        .dout = r->ports[DOUT].t, .dx = r->ports[DX].t, .df = r->ports[DF].t,
-        .dpost = r->grads.dpost, .dcomb = r->grads.dcomb
-      });
+  BK_TRY(begin(rec, &r->merge_bwd, BK_PART_MERGE, BK_PASS_D));
+  return bk_connection_merge_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DOUT].t,
+                                 r->ports[DX].t, r->ports[DF].t);
 }
 
 static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
-  const bk_mix_acts *a = &r->acts;
-  const bk_mix_grads *g = &r->grads;
-  bk_tensor x = r->ports[X].t, dx = r->ports[DX].t;
-  bk_record_begin(rec, &r->mix_bwd, false, NULL);
-  BK_TRY(bk_record_piece(rec, BK_PART_MIX, BK_PASS_D, -1, BK_LANE_COMPUTE));
-  BK_TRY(bk_record(rec, BK_OP_HC_PRE_BWD,
-                   &(bk_hc_pre_bwd_args){x, a->pre, r->ports[DH].t, dx, g->dpre, true}));
-  BK_TRY(bk_record(rec, BK_OP_HC_MAPS_BWD,
-                   &(bk_hc_maps_bwd_args){.proj = a->proj,
-                                          .rinv = a->rinv,
-                                          .scale = r->param[BK_RESIDUAL_SCALE],
-                                          .base = r->param[BK_RESIDUAL_BASE],
-                                          .dpre = g->dpre,
-                                          .dpost = g->dpost,
-                                          .dcomb = g->dcomb,
-                                          .dproj = g->dproj,
-                                          .drinv = g->drinv,
-                                          .dscale = r->grad[BK_RESIDUAL_SCALE],
-                                          .dbase = r->grad[BK_RESIDUAL_BASE],
-                                          .kind = r->o.kind,
-                                          .n = r->o.streams,
-                                          .iters = r->o.sinkhorn_iters,
-                                          .hc_eps = r->o.hc_eps}));
-  return bk_record(rec, BK_OP_HC_PROJECT_BWD,
-                   &(bk_hc_project_bwd_args){.x = project_view(r, x),
-                                             .fn = r->param[BK_RESIDUAL_FN],
-                                             .rinv = a->rinv,
-                                             .dproj = g->dproj,
-                                             .drinv = g->drinv,
-                                             .dx = project_view(r, dx),
-                                             .dfn = r->grad[BK_RESIDUAL_FN],
-                                             .accumulate = true});
+  BK_TRY(begin(rec, &r->mix_bwd, BK_PART_MIX, BK_PASS_D));
+  return bk_connection_mix_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DH].t,
+                               r->ports[DX].t, true);
 }
 
 static bk_status record_all(bk_residual *r, bk_recorder *rec) {
@@ -220,7 +171,7 @@ static bk_status record_all(bk_residual *r, bk_recorder *rec) {
 
 static bk_status prepare(bk_residual *r) {
   bk_recorder rec;
-  BK_TRY(bk_recorder_init(&rec, r->device, &r->lanes, &r->plans, NULL, 0));
+  BK_TRY(bk_recorder_init(&rec, r->device, &r->lanes, &r->plans, r->param, BK_RESIDUAL_PARAMS));
   bk_status status = record_all(r, &rec);
   bk_recorder_fini(&rec);
   return status;
@@ -230,25 +181,23 @@ static bk_status run(bk_program *program) { return bk_program_run(program, &(bk_
 
 /* ---- initial values ---- */
 
-static void first_values(const bk_residual *r, bk_residual_param param, double *values,
-                         int64_t count) {
+static void first_values(const bk_residual *r, int param, double *values, int64_t count) {
+  const bk_connection_param *p = &r->connection.kind->params[param];
   char name[48];
-  snprintf(name, sizeof name, "sublayers.%d.hc_fn", r->o.sublayer);
+  snprintf(name, sizeof name, "sublayers.%d.hc_%s", r->o.sublayer, p->name);
   uint64_t stream = bk_hash64(name, strlen(name));
-  if (param == BK_RESIDUAL_BASE)
-    bk_connection_first_base(values, r->o.kind, r->o.streams, r->o.sublayer);
-  for (int64_t i = 0; param == BK_RESIDUAL_SCALE && i < count; i++) values[i] = SCALE_START;
-  for (int64_t i = 0; param == BK_RESIDUAL_FN && i < count; i++)
+  if (p->first) p->first(values, count, r->o.streams, r->o.sublayer);
+  for (int64_t i = 0; !p->first && i < count; i++)
     values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
 }
 
 static bk_status init_params(bk_residual *r) {
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
-    int64_t count = bk_tensor_count(&r->param[i]);
+    int64_t count = bk_tensor_count(&r->param[i].weight);
     double *values = bk_alloc_array(r->ctx, (size_t)count, sizeof *values);
     if (!values) return BK_ERR_MEMORY;
-    first_values(r, (bk_residual_param)i, values, count);
-    bk_status status = bk_tensor_write_f64(r->stream, &r->param[i], values);
+    first_values(r, i, values, count);
+    bk_status status = bk_tensor_write_f64(r->stream, &r->param[i].weight, values);
     bk_free(r->ctx, values);
     BK_TRY(status);
   }
@@ -262,6 +211,7 @@ static bk_status fill(bk_residual *r) {
   BK_TRY(plan_params(r));
   BK_TRY(plan_maps(r));
   BK_TRY(plan_ports(r));
+  r->acts.x = r->ports[X].t, r->acts.h = r->ports[H].t, r->acts.f = r->ports[F].t;
   BK_TRY(prepare(r));
   BK_TRY(bk_memory_commit(r->memory));
   return init_params(r);
@@ -272,13 +222,19 @@ bk_status bk_residual_create(bk_device *device, const bk_residual_options *optio
   bk_residual_options o = *options;
   if (o.sinkhorn_iters == 0) o.sinkhorn_iters = 20;
   if (o.norm_eps == 0) o.norm_eps = 1e-6;
-  if (o.kind == BK_HC_HC) o.hc_eps = 0;
+  if (kind_of(o.kind) && kind_of(o.kind)->signed_maps) o.hc_eps = 0;
   BK_TRY(check_options(device, &o));
   bk_residual *r = bk_alloc(device->ctx, sizeof *r);
   if (!r) return BK_ERR_MEMORY;
   r->ctx = device->ctx;
   r->device = device;
   r->o = o;
+  r->connection = (bk_connection){.kind = kind_of(o.kind),
+                                  .n = o.streams,
+                                  .iters = o.sinkhorn_iters,
+                                  .width = o.width,
+                                  .hc_eps = o.hc_eps,
+                                  .norm_eps = o.norm_eps};
   bk_status status = fill(r);
   if (status == BK_OK) *residual = r;
   else bk_residual_destroy(r);
@@ -366,10 +322,12 @@ static void identities(float *comb, int64_t tokens, int n) {
 
 bk_status bk_residual_maps(bk_residual *r, float *pre, float *post, float *comb) {
   if (r->stage == IDLE) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: maps come after mix");
-  if (pre) BK_TRY(bk_tensor_download(r->stream, &r->acts.pre, pre));
-  if (post) BK_TRY(bk_tensor_download(r->stream, &r->acts.post, post));
-  if (comb && r->o.kind == BK_HC_IHC) identities(comb, r->o.tokens, r->o.streams);
-  else if (comb) BK_TRY(bk_tensor_download(r->stream, &r->acts.comb, comb));
+  bk_tensor p, q, c;
+  bk_connection_show(&r->connection, &r->acts, &p, &q, &c);
+  if (pre) BK_TRY(bk_tensor_download(r->stream, &p, pre));
+  if (post) BK_TRY(bk_tensor_download(r->stream, &q, post));
+  if (comb && !bk_tensor_present(&c)) identities(comb, r->o.tokens, r->o.streams);
+  else if (comb) BK_TRY(bk_tensor_download(r->stream, &c, comb));
   return BK_OK;
 }
 
@@ -381,25 +339,25 @@ static bk_status check_param(const bk_residual *r, bk_residual_param param) {
 }
 
 int64_t bk_residual_count(const bk_residual *r, bk_residual_param param) {
-  return (unsigned)param < BK_RESIDUAL_PARAMS ? bk_tensor_count(&r->param[param]) : 0;
+  return (unsigned)param < BK_RESIDUAL_PARAMS ? bk_tensor_count(&r->param[param].weight) : 0;
 }
 
 bk_status bk_residual_get(bk_residual *r, bk_residual_param param, float *values) {
   BK_TRY(check_param(r, param));
-  return bk_tensor_download(r->stream, &r->param[param], values);
+  return bk_tensor_download(r->stream, &r->param[param].weight, values);
 }
 
 bk_status bk_residual_set(bk_residual *r, bk_residual_param param, const float *values) {
   BK_TRY(check_param(r, param));
-  return bk_tensor_upload(r->stream, &r->param[param], values);
+  return bk_tensor_upload(r->stream, &r->param[param].weight, values);
 }
 
 bk_status bk_residual_get_grad(bk_residual *r, bk_residual_param param, float *values) {
   BK_TRY(check_param(r, param));
-  return bk_tensor_download(r->stream, &r->grad[param], values);
+  return bk_tensor_download(r->stream, &r->param[param].grad, values);
 }
 
 bk_status bk_residual_zero_grads(bk_residual *r) {
-  for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) BK_TRY(bk_tensor_zero(r->stream, &r->grad[i]));
+  for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) BK_TRY(bk_tensor_zero(r->stream, &r->param[i].grad));
   return BK_OK;
 }

@@ -30,9 +30,8 @@ static void check_logits(grad_test *g, bk_hc_kind kind, int n) {
             logits = G(N, rows);
   bk_tensor dlogits = G(N, rows), dproj = G(N, rows), drinv = G(N), dscale = G(scales),
             dbase = G(rows);
-  bk_hc_logits_args forward = {proj, rinv, scale, base, logits, kind, n};
-  bk_hc_logits_bwd_args backward = {proj,  rinv,   scale, dlogits, dproj,
-                                    drinv, dscale, dbase, kind,    n};
+  bk_hc_logits_args forward = {proj, rinv, scale, base, logits, n};
+  bk_hc_logits_bwd_args backward = {proj, rinv, scale, dlogits, dproj, drinv, dscale, dbase, n};
   CHECK("hc_logits", BK_OP_HC_LOGITS, BK_OP_HC_LOGITS_BWD, &forward, &backward,
         {{&logits, &dlogits, 0}},
         {{&proj, &dproj, 0}, {&rinv, &drinv, 0}, {&scale, &dscale, 1}, {&base, &dbase, 1}}, NULL);

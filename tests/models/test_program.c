@@ -342,9 +342,9 @@ START_TEST(descriptors_cover_args) {
     char covered[sizeof(bk_hc_rebuild_args)] = {0};
     for (int i = 0; i < d->n_fields; i++)
       memset(covered + d->fields[i].offset, 1, sizeof(bk_tensor));
-    for (int i = 0; i < BK_OP_MAX_PARAMS && d->params[i].size; i++) {
-      ck_assert_uint_le(d->params[i].offset + d->params[i].size, d->args_size);
-      memset(covered + d->params[i].offset, 1, d->params[i].size);
+    for (const bk_op_param *p = d->params; p->type != BK_PARAM_END; p++) {
+      ck_assert_uint_le(p->offset + p->size, d->args_size);
+      memset(covered + p->offset, 1, p->size);
     }
     for (size_t i = 0, gap = 0; i < d->args_size; i++) {
       gap = covered[i] ? 0 : gap + 1;

@@ -51,7 +51,7 @@ static double product_length(bk_op op, const void *args) {
 }
 
 static bool runs_composed(const harness *h, bk_op op, const void *args) {
-  if (!bk_op_is_fused_slot(op)) return false;
+  if (!bk_op_describe(op)->compose) return false;
   const bk_kernel *kernel = bk_kernel_find(h->device, op, args);
   return kernel && strcmp(kernel->name, "composed") == 0;
 }

@@ -24,12 +24,12 @@ static void logits_case(harness *h, const int *level) {
   int64_t tokens = harness_tokens[level[TOKENS]], rows = bk_hc_rows(kind, n),
           scales = bk_hc_scale_count(kind);
   bk_tensor wide = h2(h->ct, pad, tokens, rows), rinv = h1(h->ct, tokens);
-  bk_hc_logits_args a = {wide, rinv, h1(h->ct, scales), h1(h->ct, rows), wide, kind, n};
+  bk_hc_logits_args a = {wide, rinv, h1(h->ct, scales), h1(h->ct, rows), wide, n};
   const fill fills[] = {RINV, FILL_END};
   harness_case(h, BK_OP_HC_LOGITS, &a, fills, NULL, "%s,N=%lld,n=%d,%s", kind_names[kind],
                (long long)tokens, n, pad ? "strided" : "dense");
   bk_hc_logits_bwd_args b = {
-      wide, rinv, h1(h->ct, scales), wide, wide, rinv, h1(h->ct, scales), h1(h->ct, rows), kind, n};
+      wide, rinv, h1(h->ct, scales), wide, wide, rinv, h1(h->ct, scales), h1(h->ct, rows), n};
   harness_case(h, BK_OP_HC_LOGITS_BWD, &b, fills, NULL, "%s,N=%lld,n=%d,%s", kind_names[kind],
                (long long)tokens, n, pad ? "strided" : "dense");
 }

@@ -1,4 +1,4 @@
-/* The operator harness: runs every op of BK_OP_LIST on a device and compares it with the
+/* The operator harness: runs every op of runtime/ops.def on a device and compares it with the
  * unrounded double result of `ref`.
  *
  * A case is an op, its args filled with tensors that have dtype, shape and strides but no

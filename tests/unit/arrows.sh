@@ -3,7 +3,7 @@
 #   base <- tensor <- runtime <- ops <- models <- tools;  base <- comm <- schedule <- models;  base <- io <- models.
 # comm posts its operations on streams, so it also knows tensor and runtime. A backend knows base, tensor, runtime and itself; those of
 # the GPU family also what they share, backends/gpu.
-# io also knows what is plain data: tensor.h (dtypes and shapes in files) and op.h (the kinds of residual connection).
+# io also knows what is plain data: tensor.h (dtypes and shapes in files), op.h and connection.h (the kinds of residual connection).
 set -u
 top=${TOP_SRCDIR:-$(dirname "$0")/../..}
 cd "$top" || exit 99
@@ -39,7 +39,7 @@ check core/runtime base tensor runtime
 check core/ops base tensor runtime ops
 check core/comm base tensor runtime comm
 check core/schedule base tensor runtime comm schedule
-check core/io base tensor/tensor.h runtime/op.h io
+check core/io base tensor/tensor.h runtime/op.h runtime/connection.h io
 for backend in backends/*/; do
   backend=${backend%/}
   case $backend in

@@ -174,7 +174,7 @@ START_TEST(ranges) {
   refused("{" NAMED ",\"hc_mult\":0}", "hc_mult must be an integer from 1 to 8, not 0");
   refused("{" NAMED ",\"hc_mult\":9}", "hc_mult must be an integer from 1 to 8, not 9");
   refused("{" NAMED ",\"hc_mult\":6,\"residual\":\"mhc_lite\"}",
-          "hc_mult (6) must be at most 5 with residual mhc_lite");
+          "hc_mult (6) must be 1 to 5 with residual mhc_lite");
   refused("{" NAMED ",\"hc_sinkhorn_iters\":65}",
           "hc_sinkhorn_iters must be an integer from 1 to 64, not 65");
   refused("{" NAMED ",\"hc_eps\":-1e-6}", "hc_eps must be a number from 0.0 to 1.0, not -1e-06");

@@ -52,10 +52,8 @@ START_TEST(registry_lists) {
 }
 END_TEST
 
-static const bk_kernel holed_kernels[] = {
-    {BK_OP_COPY, BK_DT(BK_F32), "holed", bk_kernel_accepts_all, bk_kernel_prepare_none, NULL,
-     bk_kernel_release_none},
-    BK_KERNEL_END};
+static const bk_kernel holed_kernels[] = {BK_KERNEL(BK_OP_COPY, BK_DT(BK_F32), "holed", NULL),
+                                          BK_KERNEL_END};
 static const bk_kernel unknown_op_kernels[] = {
     BK_KERNEL(BK_OP_COUNT, BK_DT(BK_F32), "unknown", bk_kernel_launch_none), BK_KERNEL_END};
 
@@ -374,8 +372,8 @@ START_TEST(stubs_refuse) {
   ck_assert_int_eq(stream->ops->graph_launch(stream, NULL), BK_ERR_UNSUPPORTED);
   unit_expect("captured");
   stream->ops->graph_destroy(stream, NULL);
-  ck_assert(bk_kernel_accepts_all(device, NULL));
-  ck_assert_int_eq(bk_kernel_prepare_none(device, NULL, &state, &workspace), BK_OK);
+  ck_assert(bk_kernel_accepts_all(NULL, device, NULL));
+  ck_assert_int_eq(bk_kernel_prepare_none(NULL, device, NULL, &state, &workspace), BK_OK);
   ck_assert(state == NULL && workspace == 0);
   ck_assert_int_eq(bk_kernel_launch_none(stream, &plan, NULL, (bk_place){0}), BK_ERR_UNSUPPORTED);
   unit_expect("does not exist");

@@ -46,9 +46,10 @@ static void run(bk_op op, const void *args) {
   bk_stream stream = {.device = &device};
   const bk_kernel *kernel = kernel_of(op, ((const bk_tensor *)args)->dtype);
   ck_assert_msg(kernel != NULL, "no kernel for op %d", op);
-  ck_assert(kernel->accepts(&device, args));
+  ck_assert(kernel->accepts(kernel, &device, args));
   bk_plan plan = {.kernel = kernel, .device = &device};
-  ck_assert_int_eq(kernel->prepare(&device, args, &plan.state, &plan.workspace_bytes), BK_OK);
+  ck_assert_int_eq(kernel->prepare(kernel, &device, args, &plan.state, &plan.workspace_bytes),
+                   BK_OK);
   bk_buffer space = {.handle = malloc(plan.workspace_bytes + 1), .size = plan.workspace_bytes};
   /* NaNs: a kernel may expect nothing of its workspace */
   memset(space.handle, 0xff, plan.workspace_bytes + 1);
@@ -533,22 +534,19 @@ START_TEST(hc_logits_by_hand) {
   /* n = 1: pre, post, comb */
   double proj[] = {1, 2, 3}, rinv = 0.5, scale[] = {2, 4, 8}, base[] = {10, 20, 30}, logits[3];
   RUN(HC_LOGITS, bk_hc_logits_args, .proj = F64(proj, 1, 3), .rinv = F64(&rinv, 1),
-      .scale = F64(scale, 3), .base = F64(base, 3), .logits = F64(logits, 1, 3), .kind = BK_HC_MHC,
-      .n = 1);
+      .scale = F64(scale, 3), .base = F64(base, 3), .logits = F64(logits, 1, 3), .n = 1);
   NEAR(logits, 11, 24, 42);
   double dlogits[] = {1, 10, 100}, dproj[3], drinv, dscale[] = {1, 1, 1}, dbase[] = {1, 1, 1};
   RUN(HC_LOGITS_BWD, bk_hc_logits_bwd_args, .proj = F64(proj, 1, 3), .rinv = F64(&rinv, 1),
       .scale = F64(scale, 3), .dlogits = F64(dlogits, 1, 3), .dproj = F64(dproj, 1, 3),
-      .drinv = F64(&drinv, 1), .dscale = F64(dscale, 3), .dbase = F64(dbase, 3), .kind = BK_HC_MHC,
-      .n = 1);
+      .drinv = F64(&drinv, 1), .dscale = F64(dscale, 3), .dbase = F64(dbase, 3), .n = 1);
   NEAR(dproj, 1, 20, 400);
   NEAR(&drinv, 2 + 80 + 2400);
   NEAR(dscale, 1.5, 11, 151);
   NEAR(dbase, 2, 11, 101);
   double head_proj[] = {1, 2, 3, 4}, head_logits[4], head_scale = 2, two[] = {1, 10};
   RUN(HC_LOGITS, bk_hc_logits_args, .proj = F64(head_proj, 2, 2), .rinv = F64(two, 2),
-      .scale = F64(&head_scale, 1), .base = F64(base, 2), .logits = F64(head_logits, 2, 2),
-      .kind = BK_HC_HEAD, .n = 2);
+      .scale = F64(&head_scale, 1), .base = F64(base, 2), .logits = F64(head_logits, 2, 2), .n = 2);
   NEAR(head_logits, 12, 24, 70, 100);
 }
 END_TEST

@@ -269,7 +269,7 @@ extern "C" BK_CUDA_LAUNCH(attention_mma) {
   const bk_attention_args *a = (const bk_attention_args *)args;
   const int64_t dk = a->q.shape[3], dv = a->v.shape[3];
   /* Operands can lie worse than those that were accepted. */
-  if (!bk_cuda_attention_mma_accepts(stream->device, args))
+  if (!bk_cuda_attention_mma_accepts(plan->kernel, stream->device, args))
     return bk_cuda_attention_simt(stream, plan, args, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
   if (dk <= 32 && dv <= 32) launch<32, 32>(stream, a);

@@ -246,7 +246,7 @@ extern "C" BK_CUDA_LAUNCH(attention_bwd_mma) {
                 padded = bk_att_padded(t);
   float *lse2 = (float *)bk_cuda_place(workspace),
         *delta = lse2 + a->q.shape[0] * a->q.shape[2] * padded;
-  if (!bk_cuda_attention_bwd_mma_accepts(stream->device, args))
+  if (!bk_cuda_attention_bwd_mma_accepts(plan->kernel, stream->device, args))
     return bk_cuda_attention_bwd_simt(stream, plan, args, workspace);
   BK_TRY(bk_cuda_begin(stream, plan));
   const backward_args f = {bk_att_view_of<const bk_bf16>(&a->q),

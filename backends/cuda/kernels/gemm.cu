@@ -201,7 +201,7 @@ extern "C" BK_CUDA_ACCEPTS(gemm_fp32) {
   return sizes_fit((const bk_gemm_args *)args);
 }
 extern "C" BK_CUDA_PREPARE(gemm_fp32) {
-  return bk_cuda_gemm_mma_prepare(device, args, state, workspace_bytes);
+  return bk_cuda_gemm_mma_prepare(self, device, args, state, workspace_bytes);
 }
 extern "C" BK_CUDA_LAUNCH(gemm_fp32) {
   return run(stream, plan, (const bk_gemm_args *)args, workspace, launch_fma);

@@ -37,15 +37,15 @@ extern "C" BK_CUDA_ACCEPTS(hc_merge_mix_bwd) {
   if (!widths_fit(a) || !a->project.accumulate || !bk_tensor_present(&a->project.dx)) return false;
   if (!bk_packs_fit(&p->x) || !bk_packs_fit(&p->y) || !bk_packs_fit(&p->dh) || p->w.offset % 16)
     return false;
-  return bk_cuda_hc_project_bwd_mma_accepts(device, &a->project);
+  return bk_cuda_hc_project_bwd_mma_accepts(self, device, &a->project);
 }
 
 extern "C" BK_CUDA_PREPARE(hc_merge_mix_bwd) {
   const bk_hc_merge_mix_bwd_args *a = (const bk_hc_merge_mix_bwd_args *)args;
   size_t pre = 0, maps = 0, project = 0;
-  BK_TRY(bk_cuda_hc_pre_norm_bwd_prepare(device, &a->pre_norm, state, &pre));
-  BK_TRY(bk_cuda_hc_maps_bwd_prepare(device, &a->maps, state, &maps));
-  BK_TRY(bk_cuda_hc_project_bwd_mma_prepare(device, &a->project, state, &project));
+  BK_TRY(bk_cuda_hc_pre_norm_bwd_prepare(self, device, &a->pre_norm, state, &pre));
+  BK_TRY(bk_cuda_hc_maps_bwd_prepare(self, device, &a->maps, state, &maps));
+  BK_TRY(bk_cuda_hc_project_bwd_mma_prepare(self, device, &a->project, state, &project));
   const size_t most = pre > maps ? pre : maps;
   *workspace_bytes = means_bytes(a) + (most > project ? most : project);
   return BK_OK;

@@ -19,7 +19,7 @@ template <int KIND, int L>
 constexpr int bk_maps_array = bk_maps_slots<KIND, L> ? bk_maps_slots<KIND, L> : 1;
 
 struct bk_maps_operands {
-  bk_rows<float> proj, pre, post, comb, logits; /* backward: dpre, dpost, dcomb; given dlogits */
+  bk_rows<float> proj, pre, post, comb; /* backward: dpre, dpost, dcomb */
   bk_rows<float> dproj;
   const float *rinv, *scale, *base;
   float *drinv, *partials; /* partials [columns][chunks] */
@@ -82,7 +82,8 @@ static inline void bk_maps_by_kind(bk_hc_kind kind, F f) {
     case BK_HC_MHC: f(bk_int<BK_HC_MHC>()); break;
     case BK_HC_MHC_LITE: f(bk_int<BK_HC_MHC_LITE>()); break;
     case BK_HC_IHC: f(bk_int<BK_HC_IHC>()); break;
-    default: f(bk_int<BK_HC_HEAD>()); break;
+    case BK_HC_HEAD: f(bk_int<BK_HC_HEAD>()); break;
+    default: break; /* the rows of the kernel table take no other kind (BK_CUDA_MAPS_KINDS) */
   }
 }
 

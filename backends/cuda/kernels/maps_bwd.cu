@@ -12,16 +12,16 @@ namespace {
 
 constexpr int threads = BK_MAPS_THREADS, sum_threads = 128;
 
-template <int KIND, int L, bool GIVEN>
+template <int KIND, int L>
 struct rooms_of {
   char nothing;
 };
 template <int L>
-struct rooms_of<BK_HC_MHC, L, false> {
+struct rooms_of<BK_HC_MHC, L> {
   bk_sinkhorn_bwd_room sinkhorn[BK_MAPS_WARPS];
 };
 template <int L>
-struct rooms_of<BK_HC_MHC_LITE, L, false> {
+struct rooms_of<BK_HC_MHC_LITE, L> {
   bk_perm_room<L, threads / L> perm;
 };
 
@@ -30,7 +30,7 @@ struct rooms_of<BK_HC_MHC_LITE, L, false> {
 template <int KIND, int L, int N>
 BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>],
                         const float (&dcomb)[L], bool live, int n, float *history,
-                        rooms_of<KIND, L, false> *rooms) {
+                        rooms_of<KIND, L> *rooms) {
   if constexpr (KIND == BK_HC_MHC) {
     const int warp = (int)threadIdx.x / BK_WARP;
     float dlogits[L];
@@ -56,7 +56,7 @@ BK_DEVICE float logit_of(const bk_maps_operands &o, float proj, float r, int m, 
 /* g: the gradients of all slots, from those of the maps; v: proj. */
 template <int KIND, int L, int N, int S>
 BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, const float (&v)[S],
-                         float r, int m, int n, float *history, rooms_of<KIND, L, false> *rooms,
+                         float r, int m, int n, float *history, rooms_of<KIND, L> *rooms,
                          float (&g)[S]) {
   const bool live = in && m < n;
   float slots[bk_maps_array<KIND, L>], dcomb[L] = {};
@@ -157,29 +157,24 @@ BK_DEVICE void store_partials(const bk_maps_operands &o, float (&sums)[S + 3], i
   }
 }
 
-/* GIVEN: o.logits holds the gradients of the logits. */
-template <int KIND, int L, int N, bool GIVEN>
+template <int KIND, int L, int N>
 __global__ void __launch_bounds__(threads, 4) maps_bwd_kernel(bk_maps_operands o) {
   constexpr int S = 2 + bk_maps_slots<KIND, L>;
   BK_SHARED_DYNAMIC(float, history);
-  __shared__ rooms_of<KIND, L, GIVEN> rooms;
+  __shared__ rooms_of<KIND, L> rooms;
   __shared__ float room[BK_MAPS_WARPS][L][S + 3];
   const int n = N ? N : o.n, m = (int)threadIdx.x % L;
   const int64_t begin = blockIdx.x * o.chunk,
                 end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
   float sums[S + 3] = {};
-  if constexpr (KIND == BK_HC_MHC_LITE && !GIVEN) bk_perm_table<L, threads / L>(n, &rooms.perm);
+  if constexpr (KIND == BK_HC_MHC_LITE) bk_perm_table<L, threads / L>(n, &rooms.perm);
   for (int64_t i = begin; i < end; i += threads / L) {
     const int64_t token = i + (int)threadIdx.x / L, row = KIND == BK_HC_HC ? token * n + m : token;
     const bool in = token < end && (KIND == BK_HC_MHC_LITE || m < n);
     const float r = in ? o.rinv[row] : 0.f;
     float v[S] = {}, g[S] = {};
     if (in) bk_maps_load<KIND, L, N>(o.proj.row(row), m, n, o.packed, v);
-    if constexpr (GIVEN) {
-      if (in) bk_maps_load<KIND, L, N>(o.logits.row(row), m, n, o.packed, g);
-    } else {
-      maps_back<KIND, L, N>(o, token, in, v, r, m, n, history, &rooms, g);
-    }
+    maps_back<KIND, L, N>(o, token, in, v, r, m, n, history, &rooms, g);
     const float drinv = logits_back<KIND>(o.scale, r, g, v, sums);
     store_back<KIND, L, N>(o, row, token, drinv, v, in, m, n);
   }
@@ -205,41 +200,24 @@ int64_t chunk_of(int64_t tokens, int n) {
   return bk_hc_chunk(tokens, threads / (n <= 4 ? 4 : 8), BK_HC_MAX_CHUNKS);
 }
 
-size_t partial_bytes(int64_t tokens, bk_hc_kind kind, int n) {
+size_t partial_bytes(int64_t tokens, int n, const bk_tensor *dbase, const bk_tensor *dscale) {
   const int64_t chunks = tokens > 0 ? bk_ceil_div(tokens, chunk_of(tokens, n)) : 0;
-  return (size_t)(chunks * (bk_hc_base_count(kind, n) + bk_hc_scale_count(kind))) * sizeof(float);
+  return (size_t)(chunks * (dbase->shape[0] + dscale->shape[0])) * sizeof(float);
 }
 
-template <int KIND, int L, int N, bool GIVEN>
+void start_sums(bk_stream *stream, const float *partials, int64_t chunks, const bk_tensor *dbase,
+                const bk_tensor *dscale) {
+  BK_LAUNCH((sums_kernel), (unsigned)(dbase->shape[0] + dscale->shape[0]), sum_threads, 0,
+            bk_cuda_raw(stream), partials, chunks, (float *)bk_cuda_data(dbase),
+            (float *)bk_cuda_data(dscale), (int)dbase->shape[0]);
+}
+
+template <int KIND, int L, int N>
 void start(bk_stream *stream, const bk_maps_operands &o) {
-  const size_t shared = KIND == BK_HC_MHC && !GIVEN
-                            ? BK_MAPS_WARPS * bk_sinkhorn_history(o.iters) * sizeof(float)
-                            : 0;
-  BK_LAUNCH((maps_bwd_kernel<KIND, L, N, GIVEN>), (unsigned)o.chunks, threads, shared,
-            bk_cuda_raw(stream), o);
-}
-
-template <bool GIVEN>
-void launch(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_maps_operands o,
-            bk_place workspace) {
-  const int columns = bk_hc_base_count(a->kind, a->n), all = columns + bk_hc_scale_count(a->kind);
-  o.proj = bk_rows_of<float>(&a->proj), o.dproj = bk_rows_of<float>(&a->dproj);
-  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.scale = (const float *)bk_cuda_data(&a->scale);
-  o.drinv = (float *)bk_cuda_data(&a->drinv), o.partials = (float *)bk_cuda_place(workspace);
-  o.tokens = a->proj.shape[0] / (a->kind == BK_HC_HC ? a->n : 1), o.n = a->n, o.iters = a->iters,
-  o.eps = a->hc_eps;
-  o.packed = o.packed && bk_lane_rows_fit(&a->proj) && bk_lane_rows_fit(&a->dproj);
-  if (o.tokens == 0) return;
-  o.chunk = chunk_of(o.tokens, a->n), o.chunks = bk_ceil_div(o.tokens, o.chunk);
-  bk_maps_by_kind(a->kind, [&](auto kind) {
-    constexpr int K = decltype(kind)::value;
-    if constexpr (GIVEN && K == BK_HC_HC) return; /* hc has no logits */
-    else if (o.n == 4) start<K, 4, 4, GIVEN>(stream, o);
-    else if (o.n < 4) start<K, 4, 0, GIVEN>(stream, o);
-    else start<K, 8, 0, GIVEN>(stream, o);
-  });
-  BK_LAUNCH((sums_kernel), (unsigned)all, sum_threads, 0, bk_cuda_raw(stream), o.partials, o.chunks,
-            (float *)bk_cuda_data(&a->dbase), (float *)bk_cuda_data(&a->dscale), columns);
+  const size_t shared =
+      KIND == BK_HC_MHC ? BK_MAPS_WARPS * bk_sinkhorn_history(o.iters) * sizeof(float) : 0;
+  BK_LAUNCH((maps_bwd_kernel<KIND, L, N>), (unsigned)o.chunks, threads, shared, bk_cuda_raw(stream),
+            o);
 }
 
 void launch_maps(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place workspace) {
@@ -249,15 +227,104 @@ void launch_maps(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_place works
   if (bk_tensor_present(&a->dpost)) o.post = bk_rows_of<float>(&a->dpost);
   if (bk_tensor_present(&a->dcomb))
     o.comb = bk_rows_of<float>(&a->dcomb), o.packed = bk_lane_rows_fit(&a->dcomb);
-  launch<false>(stream, a, o, workspace);
+  o.proj = bk_rows_of<float>(&a->proj), o.dproj = bk_rows_of<float>(&a->dproj);
+  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.scale = (const float *)bk_cuda_data(&a->scale);
+  o.drinv = (float *)bk_cuda_data(&a->drinv), o.partials = (float *)bk_cuda_place(workspace);
+  o.tokens = a->dpre.shape[0], o.n = a->n, o.iters = a->iters, o.eps = a->hc_eps;
+  o.packed = o.packed && bk_lane_rows_fit(&a->proj) && bk_lane_rows_fit(&a->dproj);
+  if (o.tokens == 0) return;
+  o.chunk = chunk_of(o.tokens, a->n), o.chunks = bk_ceil_div(o.tokens, o.chunk);
+  bk_maps_by_kind(a->kind, [&](auto kind) {
+    constexpr int K = decltype(kind)::value;
+    if (o.n == 4) start<K, 4, 4>(stream, o);
+    else if (o.n < 4) start<K, 4, 0>(stream, o);
+    else start<K, 8, 0>(stream, o);
+  });
+  start_sums(stream, o.partials, o.chunks, &a->dbase, &a->dscale);
+}
+
+/* ---- HC_LOGITS_BWD: a warp a token, a lane has every 32nd column, a strip of columns at a time
+ * ---- */
+
+constexpr int strip = 5; /* columns of a lane; one strip has all columns of every kind that is */
+
+struct logits_operands {
+  bk_rows<float> proj, dlogits, dproj;
+  const float *rinv, *scale;
+  float *drinv, *partials;
+  int64_t tokens, chunk, chunks;
+  int columns, scales, n;
+};
+
+__global__ void __launch_bounds__(threads) logits_bwd_kernel(logits_operands o) {
+  __shared__ float room[BK_MAPS_WARPS][strip * BK_WARP], scale_room[BK_MAPS_WARPS][3];
+  const int lane = (int)threadIdx.x % BK_WARP, warp = (int)threadIdx.x / BK_WARP;
+  const int64_t begin = blockIdx.x * o.chunk,
+                end = begin + o.chunk < o.tokens ? begin + o.chunk : o.tokens;
+  float scale_sums[3] = {};
+  for (int first = 0; first < o.columns; first += strip * BK_WARP) {
+    float sums[strip] = {};
+    for (int64_t token = begin + warp; token < end; token += BK_MAPS_WARPS) {
+      const float r = o.rinv[token];
+      float drinv = 0;
+#pragma unroll
+      for (int s = 0; s < strip; s++) {
+        const int j = first + s * BK_WARP + lane;
+        if (j >= o.columns) continue;
+        const int group = j < o.n ? 0 : j < 2 * o.n ? 1 : 2;
+        const float g = o.dlogits.row(token)[j], p = o.proj.row(token)[j], d = g * o.scale[group];
+        sums[s] += g;
+        scale_sums[0] += group == 0 ? g * p * r : 0.f;
+        scale_sums[1] += group == 1 ? g * p * r : 0.f;
+        scale_sums[2] += group == 2 ? g * p * r : 0.f;
+        drinv += d * p;
+        o.dproj.row(token)[j] = d * r;
+      }
+      drinv = bk_warp_sum(drinv);
+      if (lane == 0) o.drinv[token] = first ? o.drinv[token] + drinv : drinv;
+    }
+    if (first) __syncthreads(); /* the strip before has been read */
+#pragma unroll
+    for (int s = 0; s < strip; s++) room[warp][s * BK_WARP + lane] = sums[s];
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < strip * BK_WARP && first + i < o.columns; i += threads) {
+      float sum = 0;
+      for (int w = 0; w < BK_MAPS_WARPS; w++) sum += room[w][i];
+      o.partials[(first + i) * o.chunks + blockIdx.x] = sum;
+    }
+  }
+#pragma unroll
+  for (int g = 0; g < 3; g++) {
+    const float sum = bk_warp_sum(scale_sums[g]);
+    if (lane == 0) scale_room[warp][g] = sum;
+  }
+  __syncthreads();
+  for (int g = (int)threadIdx.x; g < o.scales; g += threads) {
+    float sum = 0;
+    for (int w = 0; w < BK_MAPS_WARPS; w++) sum += scale_room[w][g];
+    o.partials[(o.columns + g) * o.chunks + blockIdx.x] = sum;
+  }
+}
+
+void launch_logits(bk_stream *stream, const bk_hc_logits_bwd_args *a, bk_place workspace) {
+  logits_operands o = {};
+  o.proj = bk_rows_of<float>(&a->proj), o.dlogits = bk_rows_of<float>(&a->dlogits);
+  o.dproj = bk_rows_of<float>(&a->dproj);
+  o.rinv = (const float *)bk_cuda_data(&a->rinv), o.scale = (const float *)bk_cuda_data(&a->scale);
+  o.drinv = (float *)bk_cuda_data(&a->drinv), o.partials = (float *)bk_cuda_place(workspace);
+  o.tokens = a->proj.shape[0], o.columns = (int)a->proj.shape[1], o.n = a->n;
+  o.scales = (int)a->dscale.shape[0];
+  if (o.tokens == 0) return;
+  o.chunk = chunk_of(o.tokens, a->n), o.chunks = bk_ceil_div(o.tokens, o.chunk);
+  BK_LAUNCH((logits_bwd_kernel), (unsigned)o.chunks, threads, 0, bk_cuda_raw(stream), o);
+  start_sums(stream, o.partials, o.chunks, &a->dbase, &a->dscale);
 }
 
 } // namespace
 
 extern "C" BK_CUDA_PREPARE(hc_maps_bwd) {
   const bk_hc_maps_bwd_args *a = (const bk_hc_maps_bwd_args *)args;
-  (void)device, (void)state;
-  *workspace_bytes = partial_bytes(a->dpre.shape[0], a->kind, a->n);
+  *workspace_bytes = partial_bytes(a->dpre.shape[0], a->n, &a->dbase, &a->dscale);
   return BK_OK;
 }
 
@@ -274,8 +341,7 @@ extern "C" BK_CUDA_LAUNCH(hc_maps_bwd) {
 
 extern "C" BK_CUDA_PREPARE(hc_tanh_bwd) {
   const bk_hc_tanh_bwd_args *a = (const bk_hc_tanh_bwd_args *)args;
-  (void)device, (void)state;
-  *workspace_bytes = partial_bytes(a->dpre.shape[0], BK_HC_HC, a->n);
+  *workspace_bytes = partial_bytes(a->dpre.shape[0], a->n, &a->dbase, &a->dscale);
   return BK_OK;
 }
 
@@ -293,20 +359,12 @@ extern "C" BK_CUDA_LAUNCH(hc_tanh_bwd) {
 
 extern "C" BK_CUDA_PREPARE(hc_logits_bwd) {
   const bk_hc_logits_bwd_args *a = (const bk_hc_logits_bwd_args *)args;
-  (void)device, (void)state;
-  *workspace_bytes = partial_bytes(a->proj.shape[0], a->kind, a->n);
+  *workspace_bytes = partial_bytes(a->proj.shape[0], a->n, &a->dbase, &a->dscale);
   return BK_OK;
 }
 
 extern "C" BK_CUDA_LAUNCH(hc_logits_bwd) {
-  const bk_hc_logits_bwd_args *a = (const bk_hc_logits_bwd_args *)args;
-  bk_hc_maps_bwd_args maps = {};
-  bk_maps_operands o = {};
-  maps.proj = a->proj, maps.rinv = a->rinv, maps.scale = a->scale, maps.dproj = a->dproj,
-  maps.drinv = a->drinv;
-  maps.dscale = a->dscale, maps.dbase = a->dbase, maps.kind = a->kind, maps.n = a->n;
-  o.logits = bk_rows_of<float>(&a->dlogits), o.packed = bk_lane_rows_fit(&a->dlogits);
   BK_TRY(bk_cuda_begin(stream, plan));
-  launch<true>(stream, &maps, o, workspace);
+  launch_logits(stream, (const bk_hc_logits_bwd_args *)args, workspace);
   return bk_cuda_end(stream);
 }

@@ -71,27 +71,29 @@ BK_CUDA_PREPARE(hc_merge_mix_bwd);
 #endif
 
 /* Best first within an op. */
-#define BK_CUDA_ROWS_STREAMS                                            \
-  BK_CUDA_ROW(HC_EXPAND, hc_expand, BK_CUDA_FLOATS)                     \
-  BK_CUDA_ROW(HC_COLLAPSE, hc_collapse, BK_CUDA_FLOATS)                 \
-  BK_CUDA_ROW(HC_PRE, hc_pre, BK_CUDA_FLOATS)                           \
-  BK_CUDA_ROW(HC_PRE_BWD, hc_pre_bwd, BK_CUDA_FLOATS)                   \
-  BK_CUDA_ROW(HC_RES, hc_res, BK_CUDA_FLOATS)                           \
-  BK_CUDA_ROW(HC_RES_BWD, hc_res_bwd, BK_CUDA_FLOATS)                   \
-  BK_CUDA_ROW(HC_POST, hc_post, BK_CUDA_FLOATS)                         \
-  BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS)                 \
-  BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS)                           \
-  BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS)                   \
-  BK_CUDA_ROW_IF_WORK(HC_PROJECT, hc_project_mma, BK_CUDA_BF16)         \
-  BK_CUDA_ROW_WORK(HC_PROJECT, hc_project, BK_CUDA_FLOATS)              \
-  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd_mma, BK_CUDA_BF16) \
-  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS)   \
-  BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS)                 \
-  BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS)    \
-  BK_CUDA_ROW(HC_REBUILD, hc_rebuild, BK_CUDA_FLOATS)                   \
-  BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS)                 \
-  BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)         \
-  BK_CUDA_ROW_IF_WORK(HC_MERGE_MIX, hc_merge_mix, BK_CUDA_BF16)         \
-  BK_CUDA_ROW_IF_WORK(HC_MERGE_MIX_BWD, hc_merge_mix_bwd, BK_CUDA_BF16)
+#define BK_CUDA_ROWS_STREAMS                                                                \
+  BK_CUDA_ROW(HC_EXPAND, hc_expand, BK_CUDA_FLOATS)                                         \
+  BK_CUDA_ROW(HC_COLLAPSE, hc_collapse, BK_CUDA_FLOATS)                                     \
+  BK_CUDA_ROW(HC_PRE, hc_pre, BK_CUDA_FLOATS)                                               \
+  BK_CUDA_ROW(HC_PRE_BWD, hc_pre_bwd, BK_CUDA_FLOATS)                                       \
+  BK_CUDA_ROW(HC_RES, hc_res, BK_CUDA_FLOATS)                                               \
+  BK_CUDA_ROW(HC_RES_BWD, hc_res_bwd, BK_CUDA_FLOATS)                                       \
+  BK_CUDA_ROW(HC_POST, hc_post, BK_CUDA_FLOATS)                                             \
+  BK_CUDA_ROW(HC_POST_BWD, hc_post_bwd, BK_CUDA_FLOATS)                                     \
+  BK_CUDA_ROW(HC_RMS, hc_rms, BK_CUDA_FLOATS)                                               \
+  BK_CUDA_ROW(HC_RMS_BWD, hc_rms_bwd, BK_CUDA_FLOATS)                                       \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT, hc_project_mma, BK_CUDA_BF16)                             \
+  BK_CUDA_ROW_WORK(HC_PROJECT, hc_project, BK_CUDA_FLOATS)                                  \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd_mma, BK_CUDA_BF16)                     \
+  BK_CUDA_ROW_IF_WORK(HC_PROJECT_BWD, hc_project_bwd, BK_CUDA_FLOATS)                       \
+  BK_CUDA_ROW(HC_PRE_NORM, hc_pre_norm, BK_CUDA_FLOATS)                                     \
+  BK_CUDA_ROW_WORK(HC_PRE_NORM_BWD, hc_pre_norm_bwd, BK_CUDA_FLOATS)                        \
+  BK_CUDA_ROW(HC_REBUILD, hc_rebuild, BK_CUDA_FLOATS)                                       \
+  BK_CUDA_ROW(HC_POST_RES, hc_post_res, BK_CUDA_FLOATS)                                     \
+  BK_CUDA_ROW(HC_POST_RES_BWD, hc_post_res_bwd, BK_CUDA_FLOATS)                             \
+  BK_CUDA_ROW_KINDS(HC_MERGE_MIX, hc_merge_mix, BK_CUDA_BF16, BK_CUDA_LOGITS_KINDS,         \
+                    bk_cuda_hc_merge_mix_accepts, bk_cuda_hc_merge_mix_prepare)             \
+  BK_CUDA_ROW_KINDS(HC_MERGE_MIX_BWD, hc_merge_mix_bwd, BK_CUDA_BF16, BK_CUDA_LOGITS_KINDS, \
+                    bk_cuda_hc_merge_mix_bwd_accepts, bk_cuda_hc_merge_mix_bwd_prepare)
 
 #endif

@@ -34,8 +34,8 @@ extern "C" {
 typedef struct bk_residual bk_residual;
 
 typedef struct bk_residual_options {
-  bk_hc_kind kind;    /* BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE or BK_HC_IHC */
-  int streams;        /* n: 1 to 8, mhc_lite to 5 */
+  bk_hc_kind kind;    /* any but BK_HC_PLAIN and BK_HC_HEAD */
+  int streams;        /* n: 1 to 8, some kinds fewer: an error says which */
   int64_t width;      /* C */
   int64_t tokens;     /* N */
   int sinkhorn_iters; /* mhc: 1 to 64; 0 means 20 */

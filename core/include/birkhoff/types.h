@@ -23,9 +23,9 @@ size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
 const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
 bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
 
-/* Residual connections (design: H_res free, doubly stochastic by Sinkhorn, a mixture of
- * permutations, the identity); HEAD is the learned collapse of the streams at the end. Names in
- * configurations: plain hc mhc mhc_lite ihc. */
+/* Residual connections: the ordinary one; H_res free, doubly stochastic by Sinkhorn, a mixture of
+ * permutations, the identity. Names in configurations: the same in small letters. HEAD is the
+ * learned collapse of the streams at the end; it stays the last. */
 typedef enum bk_hc_kind {
   BK_HC_PLAIN,
   BK_HC_HC,

@@ -187,8 +187,7 @@ typedef struct rmsnorm_state {
   int64_t rows, width;
 } rmsnorm_state;
 
-static bk_status rmsnorm_prepare(bk_device *device, const void *args, void **state,
-                                 size_t *workspace_bytes) {
+static BK_PREPARE(rmsnorm_prepare) {
   const bk_rmsnorm_args *a = args; /* shapes and dtypes only: buffers may be NULL here */
   rmsnorm_state *s = bk_alloc(device->ctx, sizeof *s);
   if (!s) return BK_ERR_MEMORY;
@@ -247,8 +246,8 @@ static bk_status gemm(bk_stream *stream, const bk_plan *plan, const void *args,
 #define FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16)) /* of the leading tensor */
 static const bk_kernel kernels[] = {
     BK_KERNEL(BK_OP_ADD, FLOATS, "minimal_add", add),
-    {BK_OP_RMSNORM, FLOATS, "minimal_rmsnorm", bk_kernel_accepts_all, rmsnorm_prepare, rmsnorm,
-     rmsnorm_release},
+    BK_KERNEL_ROW(BK_OP_RMSNORM, FLOATS, 0, "minimal_rmsnorm", bk_kernel_accepts_all,
+                  rmsnorm_prepare, rmsnorm, rmsnorm_release),
     BK_KERNEL(BK_OP_GEMM, FLOATS, "minimal_gemm", gemm),
     BK_KERNEL_END,
 };

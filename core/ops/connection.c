@@ -1,0 +1,45 @@
+/* Questions to the list of connection kinds: see runtime/connection.h. */
+#include "runtime/connection.h"
+
+#include <stdio.h>
+
+/* models/connections/kinds.c; by number. Every kind is a file there; this folder knows none. */
+extern const bk_connection_kind *const bk_connection_kinds[];
+
+const bk_connection_kind *bk_connection_kind_of(bk_hc_kind kind) {
+  return kind >= BK_HC_PLAIN && kind <= BK_HC_HEAD ? bk_connection_kinds[kind] : NULL;
+}
+
+bool bk_connection_takes(const bk_connection_kind *kind, int64_t n) {
+  return n >= 1 && n <= kind->max_streams && (!kind->powers_of_two || (n & (n - 1)) == 0);
+}
+
+const char *bk_connection_streams_text(const bk_connection_kind *kind, char *text, size_t size) {
+  int used = snprintf(text, size, kind->max_streams == 1 ? "1" : "1 to %d", kind->max_streams);
+  for (int n = 1; kind->powers_of_two && n <= kind->max_streams && (size_t)used < size; n *= 2)
+    used = n == 1 ? snprintf(text, size, "1")
+                  : used + snprintf(text + used, size - (size_t)used, "%s%d",
+                                    2 * n > kind->max_streams ? " or " : ", ", n);
+  return text;
+}
+
+int bk_factorial(int n) {
+  int product = 1;
+  for (int i = 2; i <= n; i++) product *= i;
+  return product;
+}
+
+int bk_hc_rows(bk_hc_kind kind, int n) {
+  const bk_connection_kind *k = bk_connection_kind_of(kind);
+  return k && k->rows ? k->rows(n) : 0;
+}
+
+int bk_hc_base_count(bk_hc_kind kind, int n) {
+  const bk_connection_kind *k = bk_connection_kind_of(kind);
+  return k && k->base ? k->base(n) : 0;
+}
+
+int bk_hc_scale_count(bk_hc_kind kind) {
+  const bk_connection_kind *k = bk_connection_kind_of(kind);
+  return k ? k->scales : 0;
+}

@@ -1,0 +1,66 @@
+/* hc: hyper-connections without a constraint (arXiv 2409.19606 eq. 10-13). fn sees every stream by
+ * itself; pre, post and comb are base + scale tanh(.). */
+#include "models/connections/streams.h"
+
+#include <math.h>
+
+static int rows(int n) { return n + 2; }
+static int base(int n) { return n * (n + 2); }
+
+static void identity(double *values, int n) {
+  for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
+}
+/* One stream is read, all are written. */
+static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
+  for (int i = 0; i < n; i++) {
+    values[i] = i == sublayer % n ? 1.0 : 0.0;
+    values[n + i] = 1.0;
+  }
+  identity(values + 2 * n, n);
+}
+/* The gates themselves, as bk_streams_gates_from_plain wants them behind its sigmoids. */
+static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
+                            double hc_eps BK_UNUSED) {
+  double one = 2 / (1 + exp(-1.0)), rest = n > 1 ? ((double)n - one) / ((double)n - 1) : 1;
+  for (int i = 0; i < n; i++) {
+    values[i] = 1.0 / (double)n;
+    values[n + i] = n > 1 && i == sublayer % n ? one : rest;
+  }
+  identity(values + 2 * n, n);
+}
+
+static double flops(double logits BK_UNUSED, double maps, double comb BK_UNUSED, int n BK_UNUSED,
+                    int iters BK_UNUSED) {
+  return 4 * maps;
+}
+
+static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
+  BK_COMPOSE(c, HC_TANH, hc_tanh, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+             .base = a->base, .pre = a->pre, .post = a->post, .comb = a->comb, .n = a->n);
+}
+
+static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  BK_COMPOSE(c, HC_TANH_BWD, hc_tanh_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
+             .dpre = a->dpre, .dpost = a->dpost, .dcomb = a->dcomb, .dproj = a->dproj,
+             .drinv = a->drinv, .dscale = a->dscale, .dbase = a->dbase, .n = a->n);
+}
+
+const bk_connection_kind bk_connection_hc = {
+    .kind = BK_HC_HC,
+    .name = "hc",
+    .summary = "mixing without a constraint, by tanh",
+    .max_streams = BK_HC_MAX_N,
+    .signed_maps = true,
+    .rows = rows,
+    .base = base,
+    .scales = 3,
+    .per_stream = true,
+    .post = true,
+    .comb = true,
+    .flops = flops,
+    .compose_maps = compose_maps,
+    .compose_maps_bwd = compose_maps_bwd,
+    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, bk_streams_first_scale,
+                                bk_streams_scale_from_plain),
+    .calls = &bk_streams_calls,
+};

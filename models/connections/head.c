@@ -1,0 +1,49 @@
+/* The learned head: after the last sublayer, pre alone collapses the streams into one. Its
+ * parameters are hc_head_fn, hc_head_base and hc_head_scale. */
+#include "models/connections/streams.h"
+
+#include <math.h>
+
+static int rows(int n) { return n; }
+
+static void first_base(double *values, int64_t count, int n BK_UNUSED, int sublayer BK_UNUSED) {
+  for (int64_t i = 0; i < count; i++) values[i] = 0.0;
+}
+static void first_scale(double *values, int64_t count, int n BK_UNUSED, int sublayer BK_UNUSED) {
+  for (int64_t i = 0; i < count; i++) values[i] = 1.0;
+}
+/* Reads of 1/n: the mean of the streams. */
+static void base_from_plain(double *values, int64_t count, int n, int sublayer BK_UNUSED,
+                            double hc_eps) {
+  double read = 1.0 / (double)n - hc_eps;
+  for (int64_t i = 0; i < count; i++)
+    values[i] = read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
+}
+static void scale_from_plain(double *values, int64_t count, int n, int sublayer,
+                             double hc_eps BK_UNUSED) {
+  first_scale(values, count, n, sublayer);
+}
+
+static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
+  bk_streams_compose_gates(a, c);
+}
+
+static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
+  bk_streams_compose_logits_bwd(a, c, &l);
+}
+
+const bk_connection_kind bk_connection_head = {
+    .kind = BK_HC_HEAD,
+    .name = "head",
+    .summary = "the learned collapse of the streams at the end",
+    .max_streams = BK_HC_MAX_N,
+    .rows = rows,
+    .base = rows,
+    .scales = 1,
+    .flops = bk_streams_gates_flops,
+    .compose_maps = compose_maps,
+    .compose_maps_bwd = compose_maps_bwd,
+    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, first_scale, scale_from_plain),
+    .calls = &bk_streams_calls,
+};

@@ -1,0 +1,15 @@
+/* The list of kinds, in the order of their numbers (birkhoff/types.h). A new one adds its line to
+ * both. */
+#include "models/connections/connection.h"
+
+#define KINDS(X) \
+  X(plain)       \
+  X(hc)          \
+  X(mhc)         \
+  X(mhc_lite)    \
+  X(ihc)
+
+#define KIND(name) &bk_connection_##name,
+const bk_connection_kind *const bk_connection_kinds[] = {KINDS(KIND) & bk_connection_head, NULL};
+#define NAME(name) #name,
+const char *const bk_connection_names[] = {KINDS(NAME) NULL};

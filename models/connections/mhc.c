@@ -1,0 +1,60 @@
+/* mhc: manifold-constrained hyper-connections (arXiv 2512.24880 eq. 7-9). H_res = comb^T is doubly
+ * stochastic by Sinkhorn's iterations on n*n logits; pre and post are sigmoids of 2n more. */
+#include "models/connections/streams.h"
+
+static int rows(int n) { return n * (n + 2); }
+
+/* The identity, nearly. */
+static void identity_logits(double *values, int n) {
+  for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 0.0 : -8.0;
+}
+static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
+  bk_streams_first_gates(values, n, sublayer);
+  identity_logits(values + 2 * n, n);
+}
+static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
+                            double hc_eps) {
+  bk_streams_gates_from_plain(values, n, sublayer, hc_eps);
+  identity_logits(values + 2 * n, n);
+}
+
+static double flops(double logits, double maps, double comb, int n, int iters) {
+  return bk_streams_gates_flops(logits, maps, comb, n, iters) + comb * (3 + 4 * (double)iters);
+}
+
+static bk_tensor comb_logits(bk_tensor logits, int n) {
+  return bk_tensor_split(bk_streams_comb_columns(logits, n), 1, n);
+}
+
+static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
+  bk_tensor logits = bk_streams_compose_gates(a, c);
+  BK_COMPOSE(c, SINKHORN, sinkhorn, .logits = comb_logits(logits, a->n), .comb = a->comb,
+             .iters = a->iters, .hc_eps = a->hc_eps);
+}
+
+static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
+  BK_COMPOSE(c, SINKHORN_BWD, sinkhorn_bwd, .logits = comb_logits(l.logits, a->n),
+             .dcomb = a->dcomb, .dlogits = comb_logits(l.dlogits, a->n), .iters = a->iters,
+             .hc_eps = a->hc_eps);
+  bk_streams_compose_logits_bwd(a, c, &l);
+}
+
+const bk_connection_kind bk_connection_mhc = {
+    .kind = BK_HC_MHC,
+    .name = "mhc",
+    .summary = "mixing doubly stochastic by Sinkhorn's iterations",
+    .max_streams = BK_HC_MAX_N,
+    .iterates = true,
+    .rows = rows,
+    .base = rows,
+    .scales = 3,
+    .post = true,
+    .comb = true,
+    .flops = flops,
+    .compose_maps = compose_maps,
+    .compose_maps_bwd = compose_maps_bwd,
+    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, bk_streams_first_scale,
+                                bk_streams_scale_from_plain),
+    .calls = &bk_streams_calls,
+};

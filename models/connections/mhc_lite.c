@@ -1,0 +1,54 @@
+/* mhc_lite (arXiv 2601.05732): comb is a mixture of the n! permutations, by softmax; exactly doubly
+ * stochastic without iterations. pre and post as for mhc. */
+#include "models/connections/streams.h"
+
+static int rows(int n) { return 2 * n + bk_factorial(n); }
+
+/* The identity, which comes first, nearly alone. */
+static void identity_logits(double *values, int n) {
+  for (int i = 0; i < bk_factorial(n); i++) values[i] = i == 0 ? 0.0 : -8.0;
+}
+static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
+  bk_streams_first_gates(values, n, sublayer);
+  identity_logits(values + 2 * n, n);
+}
+static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
+                            double hc_eps) {
+  bk_streams_gates_from_plain(values, n, sublayer, hc_eps);
+  identity_logits(values + 2 * n, n);
+}
+
+static double flops(double logits, double maps, double comb, int n, int iters) {
+  return bk_streams_gates_flops(logits, maps, comb, n, iters) + (4 + n) * logits;
+}
+
+static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
+  bk_tensor logits = bk_streams_compose_gates(a, c);
+  BK_COMPOSE(c, HC_PERM, hc_perm, .logits = bk_streams_comb_columns(logits, a->n), .comb = a->comb,
+             .n = a->n);
+}
+
+static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
+  BK_COMPOSE(c, HC_PERM_BWD, hc_perm_bwd, .logits = bk_streams_comb_columns(l.logits, a->n),
+             .dcomb = a->dcomb, .dlogits = bk_streams_comb_columns(l.dlogits, a->n), .n = a->n);
+  bk_streams_compose_logits_bwd(a, c, &l);
+}
+
+const bk_connection_kind bk_connection_mhc_lite = {
+    .kind = BK_HC_MHC_LITE,
+    .name = "mhc_lite",
+    .summary = "mixing as a mixture of the n! permutations",
+    .max_streams = BK_HC_PERM_MAX_N,
+    .rows = rows,
+    .base = rows,
+    .scales = 3,
+    .post = true,
+    .comb = true,
+    .flops = flops,
+    .compose_maps = compose_maps,
+    .compose_maps_bwd = compose_maps_bwd,
+    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, bk_streams_first_scale,
+                                bk_streams_scale_from_plain),
+    .calls = &bk_streams_calls,
+};

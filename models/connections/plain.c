@@ -1,0 +1,54 @@
+/* plain: the ordinary residual connection, x' = x + F(rmsnorm(x)); x [N,C]. */
+#include "models/connections/connection.h"
+
+static bk_status mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
+  return bk_record(rec, BK_OP_RMSNORM,
+                   &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
+}
+
+static bk_status merge(bk_recorder *rec, const bk_connection *c BK_UNUSED, const bk_mix_acts *a,
+                       bk_tensor out) {
+  return bk_record(rec, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
+}
+
+static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
+                         int count) {
+  for (int i = 0; i < count; i++) {
+    BK_TRY(mix(rec, c[i], &a[i]));
+    if (i + 1 < count) BK_TRY(merge(rec, c[i], &a[i], a[i + 1].x));
+  }
+  return BK_OK;
+}
+
+static bool same(bk_tensor a, bk_tensor b) { return a.buffer == b.buffer && a.offset == b.offset; }
+
+/* dx and df are the memory of dout, but for a df that a deferred wgrad reads later. */
+static bk_status merge_bwd(bk_recorder *rec, const bk_connection *c BK_UNUSED,
+                           const bk_mix_acts *a BK_UNUSED, const bk_mix_grads *g BK_UNUSED,
+                           bk_tensor dout, bk_tensor dx, bk_tensor df) {
+  if (!same(dout, dx)) BK_TRY(bk_record(rec, BK_OP_COPY, &(bk_copy_args){dout, dx}));
+  return same(dout, df) ? BK_OK : bk_record(rec, BK_OP_COPY, &(bk_copy_args){dout, df});
+}
+
+static bk_status mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
+                         const bk_mix_grads *g BK_UNUSED, bk_tensor dh, bk_tensor D,
+                         bool accumulate) {
+  BK_TRY(bk_connection_adds(rec, c));
+  return bk_record(rec, BK_OP_RMSNORM_BWD,
+                   &(bk_rmsnorm_bwd_args){.x = a->x,
+                                          .w = c->norm->weight,
+                                          .rstd = a->rstd,
+                                          .dy = dh,
+                                          .dx = D,
+                                          .dw = c->norm->grad,
+                                          .accumulate = accumulate});
+}
+
+static const bk_connection_calls calls = {
+    .mix = mix, .merge = merge, .rebuild = rebuild, .merge_bwd = merge_bwd, .mix_bwd = mix_bwd};
+
+const bk_connection_kind bk_connection_plain = {.kind = BK_HC_PLAIN,
+                                                .name = "plain",
+                                                .summary = "the ordinary residual stream",
+                                                .max_streams = 1,
+                                                .calls = &calls};
