@@ -7,6 +7,7 @@
 
 #include "models/checkpoint.h"
 #include "models/profile.h"
+#include "runtime/connection.h"
 #include "tools/run_lock.h"
 #include "tools/train.h"
 
@@ -310,6 +311,12 @@ static void print_config_help(void) {
     printf("  %-20s %-10s %s\n", o->name, bk_option_value_text(o, &t, text, sizeof text), o->doc);
   printf("\nModel keys (config.json, --set KEY=VALUE):\n");
   for (const bk_option *o = bk_model_keys; o->name; o++) printf("  %-31s %s\n", o->name, o->doc);
+  printf("\nResidual connections, and the streams (hc_mult) that they can have:\n");
+  for (int i = 0; bk_connection_names[i]; i++) {
+    const bk_connection_kind *kind = bk_connection_kind_of((bk_hc_kind)i);
+    printf("  residual=%-22s %s; %s\n", kind->name, kind->summary,
+           bk_connection_streams_text(kind, text, sizeof text));
+  }
 }
 
 static bk_status run(cli_session *s) {

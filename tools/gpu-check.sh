@@ -138,6 +138,8 @@ what_failed() {
   else tail -n 30 "$1"
   fi
 }
+# Every kind of residual connection, from the command itself.
+kinds() { "$BIRKHOFF" train --help-config | sed -n 's/^ *residual=\([a-z_]*\) .*/\1/p'; }
 # Seconds that are left of the call, and a command with a time-out: within SECONDS COMMAND... It is waited for in a way that a signal ends both.
 left() { echo $((LIMIT - SECONDS)); }
 within() {
@@ -478,7 +480,7 @@ stage_train() {
   if [ ${#DTYPES[@]} -lt 2 ]; then skip "bf16: $DEVICE does not store it"
   else compare_losses bf16 "$steps" "$every" 1e-2 "means of $every losses" "$oracle in fp32"
   fi
-  for kind in plain hc mhc mhc_lite ihc; do
+  for kind in $(kinds); do
     check $((60 * PATIENCE)) "verify tiny, $kind" "$OUT/verify-$kind.log" "$BIRKHOFF" verify tiny "${verify_sizes[@]}" --device "$DEVICE" --set residual="$kind"
   done
 }

@@ -38,14 +38,14 @@ typedef struct product {
   matrix a, b, c;
 } product;
 
-typedef struct state {
+typedef struct clblast_state {
   bk_gpu_state own; /* first: our own launch code reads the plan's state as this */
   const bk_cl_api *cl;
   size_t temporary, align; /* bytes */
   bool fails;
   cl_mem parent, part; /* the sub-buffer, and of what */
   size_t part_at;
-} state;
+} clblast_state;
 
 /* ---- which library, which device ---- */
 
@@ -126,7 +126,7 @@ BK_ACCEPTS(bk_cl_clblast_accepts) {
   if (g->a.dtype != BK_F32 || g->b.dtype != BK_F32 || g->c.dtype != BK_F32) return false;
   if (!c.batches || !c.rows || !c.columns || !a.columns || !product_of(g, &p)) return false;
   return wanted(device, &forced) && (forced || fits(&c, a.columns)) &&
-         bk_gpu_accepts(device, BK_OP_GEMM, args);
+         bk_gpu_accepts(self, device, args);
 }
 
 /* ---- prepare ---- */
@@ -158,7 +158,7 @@ static void try_out(bk_cl_device *d) {
   d->clblast_tried = true;
 }
 
-static bk_status prepare_state(bk_device *device, const bk_gemm_args *g, state *s,
+static bk_status prepare_state(bk_device *device, const bk_gemm_args *g, clblast_state *s,
                                size_t *workspace_bytes) {
   bk_cl_device *d = bk_cl_of(device);
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), c = bk_gpu_matrix_of(&g->c);
@@ -183,18 +183,17 @@ static bk_status prepare_state(bk_device *device, const bk_gemm_args *g, state *
   return BK_OK;
 }
 
-void bk_cl_clblast_release(bk_device *device, void *plan_state) {
-  state *s = plan_state;
+void bk_cl_clblast_release(bk_device *device, void *state) {
+  clblast_state *s = state;
   if (s->part) (void)s->cl->ReleaseMemObject(s->part);
   bk_free(device->ctx, s);
 }
 
-bk_status bk_cl_clblast_prepare(bk_device *device, const void *args, void **plan_state,
-                                size_t *workspace_bytes) {
-  state *s = bk_alloc(device->ctx, sizeof *s);
+BK_PREPARE(bk_cl_clblast_prepare) {
+  clblast_state *s = bk_alloc(device->ctx, sizeof *s);
   if (!s) return BK_ERR_MEMORY;
   bk_status status = prepare_state(device, args, s, workspace_bytes);
-  if (status == BK_OK) *plan_state = s;
+  if (status == BK_OK) *state = s;
   else bk_cl_clblast_release(device, s);
   return status;
 }
@@ -203,7 +202,7 @@ bk_status bk_cl_clblast_prepare(bk_device *device, const void *args, void **plan
 
 /* The part of the workspace that CLBlast may use; the same one at every launch of a plan, as a
  * rule. */
-static cl_int temporary(state *s, bk_place workspace, cl_mem *out) {
+static cl_int temporary(clblast_state *s, bk_place workspace, cl_mem *out) {
   const cl_buffer_region region = {BK_ALIGN_UP(workspace.offset, s->align), s->temporary};
   cl_int error = CL_SUCCESS;
   *out = NULL;
@@ -220,7 +219,7 @@ static cl_int temporary(state *s, bk_place workspace, cl_mem *out) {
   return error;
 }
 
-static int call(bk_stream *stream, state *s, const bk_gemm_args *g, bk_place workspace) {
+static int call(bk_stream *stream, clblast_state *s, const bk_gemm_args *g, bk_place workspace) {
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b),
                       c = bk_gpu_matrix_of(&g->c);
   const size_t a_at = g->a.offset / sizeof(float), b_at = g->b.offset / sizeof(float),
@@ -251,7 +250,7 @@ static bool is_of_device(int error) {
 bk_status bk_cl_clblast(bk_stream *stream, const bk_plan *plan, const void *args,
                         bk_place workspace) {
   const bk_gemm_args *g = args;
-  state *s = plan->state;
+  clblast_state *s = plan->state;
   const bool half_done = g->accumulate && g->c.ndim == 3 && g->c.shape[0] > 1;
   BK_TRY(bk_cl_enter(stream));
   ((bk_cl_stream *)stream)->last = plan->kernel->name;

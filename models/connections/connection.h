@@ -106,8 +106,4 @@ int64_t bk_connection_carry(const bk_connection_kind *kind, int n);
 /* Before a call that adds to the gradients of the norm and of all parameters. */
 bk_status bk_connection_adds(bk_recorder *rec, const bk_connection *c);
 
-/* The kinds (kinds.c lists them; a kind's file is the only other one that knows its name). */
-extern const bk_connection_kind bk_connection_plain, bk_connection_hc, bk_connection_mhc,
-    bk_connection_mhc_lite, bk_connection_ihc, bk_connection_head;
-
 #endif

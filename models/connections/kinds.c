@@ -1,5 +1,5 @@
 /* The list of kinds, in the order of their numbers (birkhoff/types.h). A new one adds its line to
- * both. */
+ * both; its file has the rest. */
 #include "models/connections/connection.h"
 
 #define KINDS(X) \
@@ -9,7 +9,11 @@
   X(mhc_lite)    \
   X(ihc)
 
-#define KIND(name) &bk_connection_##name,
-const bk_connection_kind *const bk_connection_kinds[] = {KINDS(KIND) & bk_connection_head, NULL};
+#define DECLARE(name) extern const bk_connection_kind bk_connection_##name;
+KINDS(DECLARE)
+DECLARE(head)
+
+#define ADDRESS(name) &bk_connection_##name,
+const bk_connection_kind *const bk_connection_kinds[] = {KINDS(ADDRESS) ADDRESS(head) NULL};
 #define NAME(name) #name,
 const char *const bk_connection_names[] = {KINDS(NAME) NULL};

@@ -14,6 +14,9 @@ trap 'rm -rf "$W"' EXIT
 trap 'exit 1' HUP INT TERM
 cd "$W" || exit 1
 
+# Every kind of residual connection, from the command itself.
+kinds() { "$BIRKHOFF" train --help-config | sed -n 's/^ *residual=\([a-z_]*\) .*/\1/p'; }
+
 pass() { passed=$((passed + 1)); }
 
 fail() {

@@ -13,6 +13,13 @@ has "what was set is kept" '"allow_tf32": true' "$state"
 ok "help" "$BIRKHOFF" train --help-config
 has "lists cuda_graph, on" '^  cuda_graph  *true ' out
 has "lists allow_tf32, off" '^  allow_tf32  *false ' out
+# ---- the kinds of residual connection: README's table is what the command says ----
+kinds | while read -r kind; do
+  sed -n "s/^ *residual=$kind  *\(.*\); \(.*\)/| \`$kind\` | \1 | \2 |/p" out
+done >kinds.table
+sed -n '/^| `residual` /,/^$/p' "$TOP_SRCDIR/README.md" | sed '1,2d;/^$/d' >readme.table
+ok "README has every kind" cmp kinds.table readme.table
+holds "there are some" "$(wc -l <kinds.table) > 4"
 refused 2 'cuda_graph must be true or false' "a value that is none" "$BIRKHOFF" eval run --data data.txt --set cuda_graph=maybe
 cp -r run old
 sed -e '/"allow_tf32"/d' -e '/"cuda_graph"/d' -e '/"merge_stream"/d' -e 's/\("data_dtype": "[a-z0-9]*"\),/\1/' "$state" >"old/step-000001/trainer_state.json"

@@ -90,7 +90,7 @@ refused 2 '--data' "no data" "$BIRKHOFF" gain mhc
 refused 1 'data.txt/g.svg' "an SVG that cannot be" "$BIRKHOFF" gain mhc --data data.txt --svg data.txt/g.svg --seq-len 64
 
 # ---- verify ----
-for residual in plain hc mhc mhc_lite ihc; do
+for residual in $(kinds); do
   ok "verify $residual" "$BIRKHOFF" verify tiny --device cpu --set residual=$residual --seq-len 24 --json
   equal "$residual: no failures" "$(grep -c '"pass": false' out)" 0
   holds "$residual: logits, loss, choices, gradients, steps" "$(json '#') > 150"

@@ -25,7 +25,7 @@ worst_tensor() { sed -n 's/.*"nmse": *\([0-9.eE+-]*\).*/\1/p' out | awk '{ if ($
 
 ok devices "$BIRKHOFF" devices --json
 has "the device is there" '"name": *"cuda:0"' out
-for kind in plain hc mhc mhc_lite ihc; do
+for kind in $(kinds); do
   ok "$kind on cpu" "$BIRKHOFF" $small residual=$kind --device cpu --out cpu-$kind
   ok "$kind on cuda" "$BIRKHOFF" $small residual=$kind --device cuda:0 --out cuda-$kind
   holds "$kind: losses agree" "$(worst cuda-$kind cpu-$kind) < 1e-5"

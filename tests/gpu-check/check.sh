@@ -82,7 +82,7 @@ says "bits of the parts" '^- passed: post + res and pre have the bits of their p
 says "train: ref" '^- passed: tiny on ref ('
 says "train: fp32" '^- passed: losses of steps 1 to 5, fp32 against ref: within '
 says "train: bf16 by means" '^- passed: means of 3 losses, bf16 against ref in fp32: within '
-for kind in plain hc mhc mhc_lite ihc; do says "verify" "^- passed: verify tiny, $kind ("; done
+for kind in $(kinds); do says "verify" "^- passed: verify tiny, $kind ("; done
 for what in 'two runs' 'merges on a stream of their own' 'recompute or not'; do says "bits" "^- passed: fp32: 3 steps, $what: the same bits\$"; done
 says "ops" '^hc_pre  '
 says "roofs" '^- roofs, fp32: a copy moves [0-9.]* GB/s at .*, a product makes [0-9.]* GFLOP/s$'

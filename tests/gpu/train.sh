@@ -25,7 +25,7 @@ weights() {
 worst_weight() { weights | grep -v 'layers\.0\.hc_attn' | awk '{ if ($2 > w) w = $2; n++ } END { printf "%.3e", n ? w : 9 }'; }
 worst_tensor() { weights | awk '{ if ($2 > w) w = $2; n++ } END { printf "%.3e", n ? w : 9 }'; }
 
-for kind in plain hc mhc mhc_lite ihc; do
+for kind in $(kinds); do
   ok "$kind on $oracle" "$BIRKHOFF" $small residual=$kind --device $oracle --out $oracle-$kind
   ok "$kind on $device" "$BIRKHOFF" $small residual=$kind --device $device:0 --out gpu-$kind
   holds "$kind: losses agree" "$(worst gpu-$kind $oracle-$kind) < 1e-5"

@@ -53,7 +53,7 @@ typedef struct bk_model_config {
   int64_t max_position_embeddings;
   bool norm_topk_prob;
   double routed_scaling_factor, rms_norm_eps, rope_theta, initializer_range;
-  /* bk_hc_kind: PLAIN, HC, MHC, MHC_LITE, IHC; key "residual": plain hc mhc mhc_lite ihc */
+  /* bk_hc_kind, any but HEAD; key "residual": its name in small letters */
   int residual;
   int64_t hc_mult, hc_sinkhorn_iters;
   double hc_eps;

@@ -71,11 +71,8 @@ bk_status bk_residual_mix_bwd(bk_residual *residual, const float *dh, float *dx)
 bk_status bk_residual_maps(bk_residual *residual, float *pre, float *post, float *comb);
 
 /* Parameters, for an optimiser of the caller's; no weight decay on base and scale.
- *            fn             base      scale
- * mhc        [n(n+2), nC]   [n(n+2)]  [3]
- * mhc_lite   [2n+n!, nC]    [2n+n!]   [3]
- * ihc        [2n, nC]       [2n]      [2]
- * hc         [n+2, C]       [n(n+2)]  [3] */
+ * fn is [R, nC] (hc: [R, C]), base [Q], scale [G]; doc/connections.md has R, Q and G of every
+ * kind. */
 typedef enum bk_residual_param {
   BK_RESIDUAL_FN,
   BK_RESIDUAL_BASE,
