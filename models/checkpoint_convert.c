@@ -13,7 +13,7 @@ static bk_status fill_connection(bk_model *model, const bk_param *p) {
   double *values = bk_alloc_array(model->ctx, (size_t)count, sizeof *values);
   if (!values) return BK_ERR_MEMORY;
   if (p->connection->from_plain)
-    p->connection->from_plain(values, count, (int)c->hc_mult, p->sublayer, c->hc_eps);
+    p->connection->from_plain(p->kind, values, count, (int)c->hc_mult, p->sublayer, c->hc_eps);
   bk_status status = BK_OK;
   for (int k = 0; k < 2 && status == BK_OK; k++)
     if (bk_tensor_present(&views[k]))

@@ -36,8 +36,10 @@ typedef struct bk_param {
   double init_std;           /* NORMAL */
   double init_value;         /* CONST */
   const double *init_values; /* VALUES; owned by the model */
-  /* what it is of a residual connection, and the number of its sublayer; NULL: something else */
+  /* what it is of a residual connection, of which kind, and the number of its sublayer; NULL:
+   * something else */
   const struct bk_connection_param *connection;
+  const struct bk_connection_kind *kind;
   int sublayer;
 } bk_param;
 

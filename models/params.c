@@ -151,11 +151,14 @@ static bk_param_block *connection_param(builder *b, const bk_connection *r,
   for (int d = 0; d < p->ndim; d++) count *= shape[d];
   bk_param_block *blk = block(b, p->decays ? MATRIX_CT : VECTOR_CT, p->ndim, shape);
   bk_param *q = param(b, blk, 0, p->ndim, shape, "%s%s", prefix, p->name);
+  q->connection = p;
+  q->kind = r->kind;
+  q->sublayer = sublayer;
   double *values = p->first ? new_values(b, count) : NULL;
   if (!values) return blk;
   q->init = BK_INIT_VALUES;
   q->init_values = values;
-  p->first(values, count, r->n, sublayer);
+  p->first(r->kind, values, count, r->n, sublayer);
   return blk;
 }
 
@@ -169,11 +172,8 @@ static void connection(builder *b, bk_connection *r, const bk_connection_kind *k
   r->width = c->hidden_size;
   r->hc_eps = kind->signed_maps ? 0.0 : c->hc_eps;
   r->norm_eps = c->rms_norm_eps;
-  for (int i = 0; kind->params[i].name; i++) {
+  for (int i = 0; kind->params[i].name; i++)
     r->param[i] = connection_param(b, r, &kind->params[i], sublayer, prefix);
-    if (b->status == BK_OK) b->m->params[b->m->n_params - 1].connection = &kind->params[i];
-    if (b->status == BK_OK) b->m->params[b->m->n_params - 1].sublayer = sublayer;
-  }
 }
 
 static void sublayer_connection(builder *b, bk_sublayer *s, const char *prefix) {

@@ -18,10 +18,11 @@ typedef struct bk_connection_param {
   void (*shape)(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
   bool decays; /* under weight decay: matrices */
   /* count values for a new model; NULL: normal, with the model's initializer_range */
-  void (*first)(double *values, int64_t count, int n, int sublayer);
+  void (*first)(const bk_connection_kind *kind, double *values, int64_t count, int n, int sublayer);
   /* count values that make the mean of the streams follow the residual stream of the plain model
    * that a model is made from; NULL: zeros */
-  void (*from_plain)(double *values, int64_t count, int n, int sublayer, double hc_eps);
+  void (*from_plain)(const bk_connection_kind *kind, double *values, int64_t count, int n,
+                     int sublayer, double hc_eps);
 } bk_connection_param;
 #define BK_CONNECTION_MAX_PARAMS 8
 
@@ -43,6 +44,9 @@ struct bk_connection_kind {
   int scales;         /* G, entries of scale */
   bool per_stream; /* J: fn sees every stream by itself, proj has n rows a token; otherwise one */
   bool post, comb; /* which maps there are beside pre; comb absent = identity */
+  /* the entries of base behind the gates' 2n with which comb is the identity, or nearly; NULL:
+   * there are none */
+  void (*identity)(double *values, int n);
   /* flops of HC_MAPS: of logits, of all maps and of comb together there are so many entries */
   double (*flops)(double logits, double maps, double comb, int n, int iters);
   /* the steps of HC_MAPS and HC_MAPS_BWD where no kernel takes the kind (ops/ops.h) */

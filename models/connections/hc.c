@@ -11,16 +11,17 @@ static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
 }
 /* One stream is read, all are written. */
-static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
+static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values,
+                       int64_t count BK_UNUSED, int n, int sublayer) {
   for (int i = 0; i < n; i++) {
     values[i] = i == sublayer % n ? 1.0 : 0.0;
     values[n + i] = 1.0;
   }
   identity(values + 2 * n, n);
 }
-/* The gates themselves, as bk_streams_gates_from_plain wants them behind its sigmoids. */
-static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
-                            double hc_eps BK_UNUSED) {
+/* The gates themselves, as bk_streams_base_from_plain wants them behind its sigmoids. */
+static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values,
+                            int64_t count BK_UNUSED, int n, int sublayer, double hc_eps BK_UNUSED) {
   double one = 2 / (1 + exp(-1.0)), rest = n > 1 ? ((double)n - one) / ((double)n - 1) : 1;
   for (int i = 0; i < n; i++) {
     values[i] = 1.0 / (double)n;
@@ -57,6 +58,7 @@ const bk_connection_kind bk_connection_hc = {
     .per_stream = true,
     .post = true,
     .comb = true,
+    .identity = identity,
     .flops = flops,
     .compose_maps = compose_maps,
     .compose_maps_bwd = compose_maps_bwd,

@@ -6,22 +6,24 @@
 
 static int rows(int n) { return n; }
 
-static void first_base(double *values, int64_t count, int n BK_UNUSED, int sublayer BK_UNUSED) {
+static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
+                       int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 0.0;
 }
-static void first_scale(double *values, int64_t count, int n BK_UNUSED, int sublayer BK_UNUSED) {
+static void first_scale(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
+                        int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 1.0;
 }
 /* Reads of 1/n: the mean of the streams. */
-static void base_from_plain(double *values, int64_t count, int n, int sublayer BK_UNUSED,
-                            double hc_eps) {
+static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
+                            int n, int sublayer BK_UNUSED, double hc_eps) {
   double read = 1.0 / (double)n - hc_eps;
   for (int64_t i = 0; i < count; i++)
     values[i] = read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
 }
-static void scale_from_plain(double *values, int64_t count, int n, int sublayer,
-                             double hc_eps BK_UNUSED) {
-  first_scale(values, count, n, sublayer);
+static void scale_from_plain(const bk_connection_kind *kind, double *values, int64_t count, int n,
+                             int sublayer, double hc_eps BK_UNUSED) {
+  first_scale(kind, values, count, n, sublayer);
 }
 
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {

@@ -3,14 +3,6 @@
 
 static int rows(int n) { return 2 * n; }
 
-static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
-  bk_streams_first_gates(values, n, sublayer);
-}
-static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
-                            double hc_eps) {
-  bk_streams_gates_from_plain(values, n, sublayer, hc_eps);
-}
-
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
   bk_streams_compose_gates(a, c);
 }
@@ -32,7 +24,6 @@ const bk_connection_kind bk_connection_ihc = {
     .flops = bk_streams_gates_flops,
     .compose_maps = compose_maps,
     .compose_maps_bwd = compose_maps_bwd,
-    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, bk_streams_first_scale,
-                                bk_streams_scale_from_plain),
+    .params = BK_STREAMS_GATED_PARAMS,
     .calls = &bk_streams_calls,
 };

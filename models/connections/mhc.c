@@ -5,17 +5,8 @@
 static int rows(int n) { return n * (n + 2); }
 
 /* The identity, nearly. */
-static void identity_logits(double *values, int n) {
+static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 0.0 : -8.0;
-}
-static void first_base(double *values, int64_t count BK_UNUSED, int n, int sublayer) {
-  bk_streams_first_gates(values, n, sublayer);
-  identity_logits(values + 2 * n, n);
-}
-static void base_from_plain(double *values, int64_t count BK_UNUSED, int n, int sublayer,
-                            double hc_eps) {
-  bk_streams_gates_from_plain(values, n, sublayer, hc_eps);
-  identity_logits(values + 2 * n, n);
 }
 
 static double flops(double logits, double maps, double comb, int n, int iters) {
@@ -51,10 +42,10 @@ const bk_connection_kind bk_connection_mhc = {
     .scales = 3,
     .post = true,
     .comb = true,
+    .identity = identity,
     .flops = flops,
     .compose_maps = compose_maps,
     .compose_maps_bwd = compose_maps_bwd,
-    .params = BK_STREAMS_PARAMS(first_base, base_from_plain, bk_streams_first_scale,
-                                bk_streams_scale_from_plain),
+    .params = BK_STREAMS_GATED_PARAMS,
     .calls = &bk_streams_calls,
 };

@@ -186,7 +186,7 @@ static void first_values(const bk_residual *r, int param, double *values, int64_
   char name[48];
   snprintf(name, sizeof name, "sublayers.%d.hc_%s", r->o.sublayer, p->name);
   uint64_t stream = bk_hash64(name, strlen(name));
-  if (p->first) p->first(values, count, r->o.streams, r->o.sublayer);
+  if (p->first) p->first(r->connection.kind, values, count, r->o.streams, r->o.sublayer);
   for (int64_t i = 0; !p->first && i < count; i++)
     values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
 }

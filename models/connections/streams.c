@@ -257,21 +257,28 @@ void bk_streams_scale_shape(const bk_connection_kind *kind, int n BK_UNUSED,
   shape[0] = kind->scales;
 }
 
-void bk_streams_first_scale(double *values, int64_t count, int n BK_UNUSED,
-                            int sublayer BK_UNUSED) {
+void bk_streams_first_scale(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
+                            int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 0.01;
 }
 
-void bk_streams_scale_from_plain(double *values, int64_t count, int n, int sublayer,
-                                 double hc_eps BK_UNUSED) {
-  bk_streams_first_scale(values, count, n, sublayer);
+void bk_streams_scale_from_plain(const bk_connection_kind *kind, double *values, int64_t count,
+                                 int n, int sublayer, double hc_eps BK_UNUSED) {
+  bk_streams_first_scale(kind, values, count, n, sublayer);
 }
 
-void bk_streams_first_gates(double *values, int n, int sublayer) {
+static void add_identity(const bk_connection_kind *kind, double *values, int n) {
+  if (kind->identity) kind->identity(values + 2 * n, n);
+}
+
+void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64_t count BK_UNUSED,
+                           int n, int sublayer) {
   for (int i = 0; i < n; i++) values[i] = values[n + i] = i == sublayer % n ? 1.0 : -1.0;
+  add_identity(kind, values, n);
 }
 
-void bk_streams_gates_from_plain(double *values, int n, int sublayer, double hc_eps) {
+void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values,
+                                int64_t count BK_UNUSED, int n, int sublayer, double hc_eps) {
   double read = 1.0 / (double)n - hc_eps, one = 2 / (1 + exp(-1.0)),
          rest = n > 1 ? ((double)n - one) / ((double)n - 1) : 1;
   for (int i = 0; i < n; i++) {
@@ -279,6 +286,7 @@ void bk_streams_gates_from_plain(double *values, int n, int sublayer, double hc_
     values[n + i] = i == sublayer % n ? 1 : log(rest / 2 / (1 - rest / 2));
     if (n == 1) values[n + i] = 0;
   }
+  add_identity(kind, values, n);
 }
 
 /* ---- maps from logits ---- */

@@ -20,18 +20,26 @@ extern const bk_connection_calls bk_streams_calls;
         {"base", 1, bk_streams_base_shape, false, first_base, base_from_plain},       \
         {"scale", 1, bk_streams_scale_shape, false, first_scale, scale_from_plain},   \
   }
+/* Of the kinds with sigmoid gates. */
+#define BK_STREAMS_GATED_PARAMS                                                                \
+  BK_STREAMS_PARAMS(bk_streams_first_base, bk_streams_base_from_plain, bk_streams_first_scale, \
+                    bk_streams_scale_from_plain)
 void bk_streams_fn_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_base_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_scale_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 /* Scale starts at 0.01: the maps hardly depend on the token. */
-void bk_streams_first_scale(double *values, int64_t count, int n, int sublayer);
-void bk_streams_scale_from_plain(double *values, int64_t count, int n, int sublayer, double hc_eps);
-/* The 2n entries of base for sigmoid gates: the streams must differ, or symmetric values never
- * separate them, so stream (sublayer mod n) is read and written most. */
-void bk_streams_first_gates(double *values, int n, int sublayer);
+void bk_streams_first_scale(const bk_connection_kind *kind, double *values, int64_t count, int n,
+                            int sublayer);
+void bk_streams_scale_from_plain(const bk_connection_kind *kind, double *values, int64_t count,
+                                 int n, int sublayer, double hc_eps);
+/* The 2n entries of base for sigmoid gates, then kind->identity. The streams must differ, or
+ * symmetric values never separate them, so stream (sublayer mod n) is read and written most. */
+void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64_t count, int n,
+                           int sublayer);
 /* The same for a model made from a plain one: reads of 1/n each, writes that sum to n with more on
  * stream (sublayer mod n), so that the mean of the streams follows the plain residual stream. */
-void bk_streams_gates_from_plain(double *values, int n, int sublayer, double hc_eps);
+void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values, int64_t count,
+                                int n, int sublayer, double hc_eps);
 
 /* ---- maps from logits: composed defaults (ops/ops.h) ---- */
 /* Logits of all rows, and the gates pre and post from the first 2n; returns the logits. */

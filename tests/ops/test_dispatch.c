@@ -4,6 +4,7 @@
 
 #include "ops/ops.h"
 
+#include <ctype.h>
 #include <math.h>
 
 static bk_device *device;
@@ -27,6 +28,55 @@ static void close_device(void) {
 }
 
 /* ---- descriptors ---- */
+
+static unsigned letter(uint32_t dim, int which) { return dim >> (8 * which) & 127; }
+
+/* Whether an operand that must be there has the letter by itself, so that it gets a value. */
+static bool letter_stands_alone(const bk_op_desc *d, unsigned wanted) {
+  for (int i = 0; i < d->n_fields; i++)
+    for (const uint32_t *dim = d->fields[i].dim; *dim && !d->fields[i].optional; dim++)
+      if (letter(*dim, 1) == wanted && !letter(*dim, 2) && !(*dim & 255)) return true;
+  return false;
+}
+
+/* Letters of sums and products are bound somewhere: by an operand, or by a condition before. */
+static void check_letters(const bk_op_desc *d, const bk_op_field *f) {
+  for (const uint32_t *dim = f->dim; *dim; dim++)
+    for (int which = 1; which <= 2; which++) {
+      unsigned l = letter(*dim, which);
+      if (l) ck_assert_msg(isalpha((int)l) != 0, "%s: %s has a letter %u", d->name, f->name, l);
+      if (l && (letter(*dim, 2) || *dim & 255))
+        ck_assert_msg(letter_stands_alone(d, l) || d->before, "%s: %s: nothing binds %c", d->name,
+                      f->name, (char)l);
+    }
+}
+
+/* A row of ops.def that means nothing shows here, and not when somebody's model is built. */
+START_TEST(rows_mean_something) {
+  for (int op = 1; op < BK_OP_COUNT; op++) {
+    const bk_op_desc *d = bk_op_describe((bk_op)op);
+    for (int i = 0; i < d->n_fields; i++) {
+      const bk_op_field *f = &d->fields[i];
+      int type = f->type & BK_TYPE_MASK, free = type == BK_TYPE_FREE || f->type & BK_ALIKE;
+      ck_assert_int_le(type, BK_TYPE_I);
+      ck_assert_int_eq(f->dim[BK_MAX_DIMS], 0);
+      ck_assert_msg(free == !f->dim[0], "%s: %s has no shape", d->name, f->name);
+      ck_assert_msg(f->role <= BK_INOUT, "%s: %s has no role", d->name, f->name);
+      check_letters(d, f);
+    }
+    for (const bk_op_param *p = d->params; p->type != BK_PARAM_END; p++) {
+      ck_assert_msg(p->low <= p->high, "%s: no value is right for %s", d->name, p->name);
+      ck_assert_msg(p->size == (p->type == BK_PARAM_FLAG           ? 1
+                                : p->type <= BK_PARAM_NOT_NEGATIVE ? 8
+                                                                   : 4),
+                    "%s: %s has another type in the struct", d->name, p->name);
+    }
+    for (int i = 0; i < 2; i++)
+      for (int k = 0; k < 2 && d->apart[i][0]; k++)
+        ck_assert_ptr_nonnull(bk_op_field_find((bk_op)op, d->apart[i][k]));
+  }
+}
+END_TEST
 
 START_TEST(descriptors_are_whole) {
   for (int op = 1; op < BK_OP_COUNT; op++) {
@@ -465,13 +515,24 @@ START_TEST(fallback_in_place) { check_fallback(true); }
 END_TEST
 
 int main(void) {
-  const TTest *const tests[] = {
-      descriptors_are_whole,    empty_args_are_refused, row_counts,
-      rules_of_rmsnorm,         rules_of_places,        debug_builds_check_launches,
-      rules_of_products,        rules_of_maps,          rules_of_rebuild,
-      rules_of_cross_entropy,   rules_of_router,        costs,
-      slots_are_composed,       unsupported_says_what,  unsupported_on_both,
-      fallback_through_staging, fallback_in_place};
+  const TTest *const tests[] = {descriptors_are_whole,
+                                rows_mean_something,
+                                empty_args_are_refused,
+                                row_counts,
+                                rules_of_rmsnorm,
+                                rules_of_places,
+                                debug_builds_check_launches,
+                                rules_of_products,
+                                rules_of_maps,
+                                rules_of_rebuild,
+                                rules_of_cross_entropy,
+                                rules_of_router,
+                                costs,
+                                slots_are_composed,
+                                unsupported_says_what,
+                                unsupported_on_both,
+                                fallback_through_staging,
+                                fallback_in_place};
   Suite *suite = suite_create("dispatch");
   TCase *both = tcase_create("launch");
   unit_case(suite, "dispatch", open_all, unit_close, tests, BK_COUNT(tests));
