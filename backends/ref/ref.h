@@ -168,6 +168,8 @@ static inline double bk_ref_dot(const double *a, const double *b, int64_t count)
   AP(SINKHORN_BWD, sinkhorn_bwd, BK_REF_FLOATS)                             \
   A(HC_PERM, hc_perm, BK_REF_FLOATS)                                        \
   A(HC_PERM_BWD, hc_perm_bwd, BK_REF_FLOATS)                                \
+  K(HC_KRON, hc_kron, BK_REF_FLOATS)                                        \
+  K(HC_KRON_BWD, hc_kron_bwd, BK_REF_FLOATS)                                \
   K(HC_TANH, hc_tanh, BK_REF_FLOATS)                                        \
   K(HC_TANH_BWD, hc_tanh_bwd, BK_REF_FLOATS)                                \
   K(HC_PRE, hc_pre, BK_REF_FLOATS)                                          \

@@ -110,8 +110,8 @@ static bool dtype_agrees(bk_dims *dims, const bk_op_field *field, bk_dtype dtype
 
 static bool strides_agree(const bk_op_field *field, const bk_tensor *t) {
   int last = t->ndim - 1;
+  bool written = field->role != BK_IN && bk_tensor_count(t) > 0; /* nothing: rows 0 apart */
   for (int d = 0; d < t->ndim; d++) {
-    bool written = field->role != BK_IN;
     if (t->stride[d] < 0 || (written && t->stride[d] == 0 && t->shape[d] > 1)) return false;
   }
   if (!(field->type & BK_ANY_STRIDES) && t->shape[last] > 1 && t->stride[last] != 1) return false;

@@ -200,6 +200,22 @@ static bk_status permutations_bwd(bk_dims *dims) {
   return permutations_of(dims, ((const bk_hc_perm_bwd_args *)dims->args)->n);
 }
 
+/* A pair of logits for each bit of a stream's number. */
+static bk_status kronecker_factors(bk_dims *dims) {
+  bool forward = dims->desc->op == BK_OP_HC_KRON;
+  const bk_tensor *comb = bk_dims_operand(dims, forward ? "comb" : "dcomb");
+  if (!bk_tensor_present(comb) || comb->ndim != 3) return BK_OK; /* told with the shapes */
+  int64_t n = comb->shape[1], factors = 0;
+  while (factors < 62 && INT64_C(1) << factors < n) factors++;
+  if (n != INT64_C(1) << factors || n > BK_HC_MAX_N)
+    return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
+                   "%s: n is %lld, it should be a power of two and at most %d", dims->desc->name,
+                   (long long)n, BK_HC_MAX_N);
+  bk_dims_bind(dims, 'n', n);
+  bk_dims_bind(dims, 'P', 2 * factors);
+  return BK_OK;
+}
+
 static bk_status tanh_of(bk_dims *dims, int n) {
   BK_TRY(bk_dims_range(dims, "n", n, 1, BK_HC_MAX_N));
   bk_dims_bind(dims, 'n', n);
