@@ -19,6 +19,8 @@
   K(SINKHORN_BWD, BK_CPU_CT, sinkhorn_bwd)                                        \
   P(HC_PERM, BK_CPU_CT, hc_perm)                                                  \
   P(HC_PERM_BWD, BK_CPU_CT, hc_perm_bwd)                                          \
+  K(HC_KRON, BK_CPU_CT, hc_kron)                                                  \
+  K(HC_KRON_BWD, BK_CPU_CT, hc_kron_bwd)                                          \
   K(HC_TANH, BK_CPU_CT, hc_tanh)                                                  \
   P(HC_TANH_BWD, BK_CPU_CT, hc_tanh_bwd)                                          \
   K(HC_PRE, BK_CPU_ST, hc_pre)                                                    \
