@@ -18,6 +18,8 @@
   ROW(SINKHORN_BWD, sinkhorn_bwd, BK_GPU_F32)           \
   ROW(HC_PERM, hc_perm, BK_GPU_F32)                     \
   ROW(HC_PERM_BWD, hc_perm_bwd, BK_GPU_F32)             \
+  ROW(HC_KRON, hc_kron, BK_GPU_F32)                     \
+  ROW(HC_KRON_BWD, hc_kron_bwd, BK_GPU_F32)             \
   ROW(HC_TANH, hc_tanh, BK_GPU_F32)                     \
   ROW(HC_TANH_BWD, hc_tanh_bwd, BK_GPU_F32)             \
   MAPS(HC_MAPS, hc_maps, BK_GPU_F32, BK_GPU_MAPS_KINDS) \
