@@ -14,6 +14,9 @@ BK_CUDA_LAUNCH(sinkhorn_bwd);
 /* perm.cu */
 BK_CUDA_LAUNCH(hc_perm);
 BK_CUDA_LAUNCH(hc_perm_bwd);
+/* kron.cu */
+BK_CUDA_LAUNCH(hc_kron);
+BK_CUDA_LAUNCH(hc_kron_bwd);
 /* maps.cu */
 BK_CUDA_LAUNCH(hc_logits);
 BK_CUDA_LAUNCH(hc_gates);
@@ -44,6 +47,8 @@ void bk_cuda_maps_bwd_start(bk_stream *stream, const bk_hc_maps_bwd_args *a, bk_
   BK_CUDA_ROW(HC_GATES_BWD, hc_gates_bwd, BK_CUDA_F32)                                        \
   BK_CUDA_ROW(HC_PERM, hc_perm, BK_CUDA_F32)                                                  \
   BK_CUDA_ROW(HC_PERM_BWD, hc_perm_bwd, BK_CUDA_F32)                                          \
+  BK_CUDA_ROW(HC_KRON, hc_kron, BK_CUDA_F32)                                                  \
+  BK_CUDA_ROW(HC_KRON_BWD, hc_kron_bwd, BK_CUDA_F32)                                          \
   BK_CUDA_ROW(HC_TANH, hc_tanh, BK_CUDA_F32)                                                  \
   BK_CUDA_ROW_WORK(HC_TANH_BWD, hc_tanh_bwd, BK_CUDA_F32)                                     \
   BK_CUDA_ROW_KINDS(HC_MAPS, hc_maps, BK_CUDA_F32, BK_CUDA_MAPS_KINDS, bk_kernel_accepts_all, \
