@@ -46,6 +46,7 @@ typedef union any_args {
 #define GATES K2(N, n)
 #define COMB K3(N, n, n)
 #define BASE (n * (n + 2))
+#define PAIRS (n < 2 ? 0 : n < 4 ? 2 : n < 8 ? 4 : 6) /* columns of a pair for each bit of n */
 
 /* CASE(op, args type, its fields). */
 #define CASE(id, type, ...)                                                                 \
@@ -126,6 +127,9 @@ CASE(SINKHORN_BWD, bk_sinkhorn_bwd_args, .logits = COMB, .dcomb = COMB, .dlogits
 CASE(HC_PERM, bk_hc_perm_args, .logits = K2(N, bk_factorial((int)n)), .comb = COMB, .n = (int)n)
 CASE(HC_PERM_BWD, bk_hc_perm_bwd_args, .logits = K2(N, bk_factorial((int)n)), .dcomb = COMB,
      .dlogits = K2(N, bk_factorial((int)n)), .n = (int)n)
+CASE(HC_KRON, bk_hc_kron_args, .logits = K2(N, PAIRS), .comb = COMB)
+CASE(HC_KRON_BWD, bk_hc_kron_bwd_args, .logits = K2(N, PAIRS), .dcomb = COMB,
+     .dlogits = K2(N, PAIRS))
 CASE(HC_TANH, bk_hc_tanh_args, .proj = K2(N * n, n + 2), .rinv = K1(N * n), .scale = K1(3),
      .base = K1(BASE), .pre = GATES, .post = GATES, .comb = COMB, .n = (int)n)
 CASE(HC_TANH_BWD, bk_hc_tanh_bwd_args, .proj = K2(N * n, n + 2), .rinv = K1(N * n), .scale = K1(3),
@@ -465,8 +469,11 @@ static bk_status read_options(bench *b) {
   return cli_int(s, "vocabulary", 2, 1 << 24, &z->V);
 }
 
-static bool skipped(const bench *b, bk_op op) { /* n! rows past what the model allows */
-  return (op == BK_OP_HC_PERM || op == BK_OP_HC_PERM_BWD) && b->sizes.n > 5;
+/* n! rows past what the model allows, a product of factors for no power of two. */
+static bool skipped(const bench *b, bk_op op) {
+  int64_t n = b->sizes.n;
+  return ((op == BK_OP_HC_PERM || op == BK_OP_HC_PERM_BWD) && n > 5) ||
+         ((op == BK_OP_HC_KRON || op == BK_OP_HC_KRON_BWD) && (n & (n - 1)));
 }
 
 static bk_status bench_one(bench *b, bk_op op, const char *name, make_fn make, json_t *list) {

@@ -72,6 +72,16 @@ static void check_perm(grad_test *g, int n) {
   grad_reset(g);
 }
 
+static void check_kron(grad_test *g, int n, int factors) {
+  bk_tensor logits = G(N, 2 * factors), comb = G(N, n, n), dcomb = G(N, n, n),
+            dlogits = G(N, 2 * factors);
+  bk_hc_kron_args forward = {logits, comb};
+  bk_hc_kron_bwd_args backward = {logits, dcomb, dlogits};
+  CHECK("hc_kron", BK_OP_HC_KRON, BK_OP_HC_KRON_BWD, &forward, &backward, {{&comb, &dcomb, 0}},
+        {{&logits, &dlogits, 0}}, NULL);
+  grad_reset(g);
+}
+
 static void check_tanh(grad_test *g, int n) {
   bk_tensor proj = G(N * n, n + 2), rinv = g_uniform(g, N * n, 0.5, 2), scale = G(3),
             base = G(n * (n + 2));
@@ -121,6 +131,8 @@ void grad_streams(grad_test *g) {
   const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HEAD};
   check_rms(g, false);
   check_rms(g, true);
+  for (int factors = 1; 1 << factors <= BK_HC_MAX_N; factors++)
+    check_kron(g, 1 << factors, factors);
   for (int n = 1; n <= BK_HC_MAX_N; n++) {
     check_expand(g, n);
     for (int i = 0; i < 4; i++) {

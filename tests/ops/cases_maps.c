@@ -1,5 +1,5 @@
-/* Cases of the maps: logits, gates, Sinkhorn, permutations, tanh, and the fused slot of all of
- * them. */
+/* Cases of the maps: logits, gates, Sinkhorn, permutations, Kronecker products, tanh, and the fused
+ * slot of all of them. */
 #include "tests/ops/harness.h"
 
 static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HEAD, BK_HC_HC};
@@ -54,7 +54,7 @@ static void gates_case(harness *h, const int *level) {
                kind_names[kind], (long long)tokens, n, spread, pad ? "strided" : "dense");
 }
 
-/* ---- Sinkhorn, permutations, tanh ---- */
+/* ---- Sinkhorn, permutations, Kronecker products, tanh ---- */
 
 static void sinkhorn_case(harness *h, const int *level) {
   int n = level[0] + 1, pad = level[2] * HARNESS_PAD;
@@ -85,6 +85,20 @@ static void perm_case(harness *h, const int *level) {
   bk_hc_perm_bwd_args b = {logits, comb, logits, n};
   if (n == 1) return; /* one permutation: no gradient */
   harness_case(h, BK_OP_HC_PERM_BWD, &b, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens,
+               n, spread, pad ? "strided" : "dense");
+}
+
+static void kron_case(harness *h, const int *level) {
+  int factors = level[0], n = 1 << factors, pad = level[2] * HARNESS_PAD;
+  int64_t tokens = harness_tokens[level[1]];
+  double spread = level[3] ? 60 : 2;
+  bk_tensor logits = h2(h->ct, pad, tokens, 2 * factors), comb = h_blocks(h->ct, pad, tokens, n);
+  const fill fills[] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL}, FILL_END};
+  bk_hc_kron_args a = {logits, comb};
+  harness_case(h, BK_OP_HC_KRON, &a, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens, n,
+               spread, pad ? "strided" : "dense");
+  bk_hc_kron_bwd_args b = {logits, comb, logits};
+  harness_case(h, BK_OP_HC_KRON_BWD, &b, fills, NULL, "N=%lld,n=%d,spread=%g,%s", (long long)tokens,
                n, spread, pad ? "strided" : "dense");
 }
 
@@ -142,6 +156,7 @@ void cases_maps(harness *h) {
   harness_pairwise(h, (const int[]){4, 5, 8, 2, 3}, 5, gates_case);
   harness_pairwise(h, (const int[]){8, 5, 2, 4, 3, 3}, 6, sinkhorn_case);
   harness_pairwise(h, (const int[]){5, 5, 2, 2}, 4, perm_case);
+  harness_pairwise(h, (const int[]){4, 5, 2, 2}, 4, kron_case);
   harness_pairwise(h, (const int[]){8, 5, 2}, 3, tanh_case);
   harness_pairwise(h, (const int[]){5, 5, 8, 2, 3}, 5, maps_case);
 }

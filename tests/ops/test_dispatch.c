@@ -251,6 +251,30 @@ START_TEST(rules_of_maps) {
 }
 END_TEST
 
+START_TEST(rules_of_kron) {
+  bk_tensor wide = bk_tensor_2d(BK_F32, 3, 24), comb = bk_tensor_3d(BK_F32, 3, 4, 4);
+  bk_hc_kron_args a = {bk_tensor_slice(wide, 1, 20, 4), comb};
+  bk_hc_kron_bwd_args b = {a.logits, comb, a.logits};
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON, &a), BK_OK);
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON_BWD, &b), BK_OK);
+  a.comb = bk_tensor_3d(BK_F32, 3, 2, 2);
+  refuse(BK_OP_HC_KRON, &a,
+         "hc_kron: logits is [3,4] fp32 strides [24,1]: wrong shape, it should be [N,P?] = [3,2]");
+  a.comb = bk_tensor_3d(BK_F32, 3, 3, 3);
+  refuse(BK_OP_HC_KRON, &a, "hc_kron: n is 3, it should be a power of two and at most 8");
+  b.dcomb = bk_tensor_3d(BK_F32, 3, 16, 16);
+  refuse(BK_OP_HC_KRON_BWD, &b, "hc_kron_bwd: n is 16, it should be a power of two and at most 8");
+  /* one stream: no columns, in a wider tensor or by themselves */
+  a.comb = b.dcomb = bk_tensor_3d(BK_F32, 3, 1, 1);
+  a.logits = b.logits = b.dlogits = bk_tensor_slice(wide, 1, 24, 0);
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON, &a), BK_OK);
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON_BWD, &b), BK_OK);
+  a.logits = b.logits = b.dlogits = bk_tensor_2d(BK_F32, 3, 0);
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON, &a), BK_OK);
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_KRON_BWD, &b), BK_OK);
+}
+END_TEST
+
 static bk_hc_rebuild_args rebuild_args(int layers) {
   bk_hc_rebuild_args a = {.layers = layers, .eps = 1e-6};
   for (int i = 0; i < layers; i++) {
@@ -524,6 +548,7 @@ int main(void) {
                                 debug_builds_check_launches,
                                 rules_of_products,
                                 rules_of_maps,
+                                rules_of_kron,
                                 rules_of_rebuild,
                                 rules_of_cross_entropy,
                                 rules_of_router,

@@ -729,6 +729,52 @@ START_TEST(perm_is_lexicographic) {
 }
 END_TEST
 
+/* ---- Kronecker products ---- */
+
+/* Two factors, p = 3/4 and 1/4; the first one's bit is the upper one of the stream's number. */
+START_TEST(kron_by_hand) {
+  double logits[] = {LN3, 0, 0, LN3}, comb[16], dcomb[16] = {0}, dlogits[4];
+  RUN(HC_KRON, bk_hc_kron_args, .logits = F64(logits, 1, 4), .comb = F64(comb, 1, 4, 4));
+  NEAR(comb, 0.1875, 0.5625, 0.0625, 0.1875, 0.5625, 0.1875, 0.1875, 0.0625, 0.0625, 0.1875, 0.1875,
+       0.5625, 0.1875, 0.0625, 0.5625, 0.1875);
+  for (int m = 0; m < 4; m++) {
+    double sum = 0;
+    for (int k = 0; k < 4; k++) {
+      ck_assert_double_eq(comb[m * 4 + k], comb[k * 4 + m]);
+      sum += comb[m * 4 + k];
+    }
+    ck_assert_double_eq_tol(sum, 1, 1e-15);
+  }
+  dcomb[0 * 4 + 1] = 1; /* p0 (1 - p1): dp0 = 3/4, dp1 = -3/4; both slopes are 3/16 */
+  RUN(HC_KRON_BWD, bk_hc_kron_bwd_args, .logits = F64(logits, 1, 4), .dcomb = F64(dcomb, 1, 4, 4),
+      .dlogits = F64(dlogits, 1, 4));
+  NEAR(dlogits, 0.140625, -0.140625, -0.140625, 0.140625);
+}
+END_TEST
+
+/* What 1 - p would make 0. */
+START_TEST(kron_of_large_gaps) {
+  double logits[] = {100, 0}, comb[4], dcomb[] = {1, 0, 0, 0}, dlogits[2];
+  RUN(HC_KRON, bk_hc_kron_args, .logits = F64(logits, 1, 2), .comb = F64(comb, 1, 2, 2));
+  ck_assert_double_eq_tol(comb[1] / exp(-100), 1, 1e-14);
+  RUN(HC_KRON_BWD, bk_hc_kron_bwd_args, .logits = F64(logits, 1, 2), .dcomb = F64(dcomb, 1, 2, 2),
+      .dlogits = F64(dlogits, 1, 2));
+  ck_assert_double_eq_tol(dlogits[0] / exp(-100), 1, 1e-14);
+}
+END_TEST
+
+/* One stream: no factors, a view without columns at the end of a wider tensor. */
+START_TEST(kron_of_one_stream) {
+  double wide[] = {1, 2, 3, 4}, comb[2] = {0}, dcomb[] = {5, 6};
+  bk_tensor none = bk_tensor_slice(F64(wide, 2, 2), 1, 2, 0);
+  RUN(HC_KRON, bk_hc_kron_args, .logits = none, .comb = F64(comb, 2, 1, 1));
+  NEAR(comb, 1, 1);
+  RUN(HC_KRON_BWD, bk_hc_kron_bwd_args, .logits = none, .dcomb = F64(dcomb, 2, 1, 1),
+      .dlogits = none);
+  NEAR(wide, 1, 2, 3, 4);
+}
+END_TEST
+
 /* ---- streams: one token, n = 2, C = 2 ---- */
 
 START_TEST(expand_and_collapse) {
@@ -798,7 +844,8 @@ int main(void) {
   CASE("optimiser", clip_writes_norm_factor_and_flag, adamw_by_hand, adamw_with_a_master);
   CASE("maps", hc_rms_by_hand, hc_logits_by_hand, hc_gates_by_hand, hc_tanh_by_hand,
        sinkhorn_by_hand, sinkhorn_reaches_the_limit, sinkhorn_of_large_gaps,
-       sinkhorn_of_gap_800_by_hand, sinkhorn_gradient_by_differences, perm_is_lexicographic);
+       sinkhorn_of_gap_800_by_hand, sinkhorn_gradient_by_differences, perm_is_lexicographic,
+       kron_by_hand, kron_of_large_gaps, kron_of_one_stream);
   CASE("streams", expand_and_collapse, pre_by_hand, res_by_hand, post_by_hand);
   SRunner *runner = srunner_create(suite);
   srunner_run_all(runner, CK_ENV);
