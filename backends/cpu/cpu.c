@@ -145,13 +145,4 @@ static bk_status cpu_open(bk_context *ctx, int index, const bk_device_options *o
   return BK_OK;
 }
 
-const bk_backend bk_backend_cpu = {
-    .abi = BK_BACKEND_ABI,
-    .name = "cpu",
-    .priority = 10,
-    .probe = cpu_probe,
-    .device_count = cpu_device_count,
-    .describe = cpu_describe,
-    .open = cpu_open,
-    .kernels = bk_cpu_kernels,
-};
+const bk_backend bk_backend_cpu = BK_BACKEND(cpu, 10, bk_cpu_kernels);

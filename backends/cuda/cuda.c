@@ -243,16 +243,7 @@ static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *
   return BK_OK;
 }
 
-const bk_backend bk_backend_cuda = {
-    .abi = BK_BACKEND_ABI,
-    .name = "cuda",
-    .priority = 100,
-    .probe = cuda_probe,
-    .device_count = cuda_device_count,
-    .describe = cuda_describe,
-    .open = cuda_open,
-    .kernels = bk_cuda_kernels,
-};
+const bk_backend bk_backend_cuda = BK_BACKEND(cuda, 100, bk_cuda_kernels);
 
 /* What the loader of modules asks for. */
 const bk_backend *bk_backend_module(void);

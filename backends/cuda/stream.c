@@ -261,21 +261,7 @@ static void stream_graph_destroy(bk_stream *stream, void *graph) {
   if (graph) (void)cudaGraphExecDestroy((cudaGraphExec_t)graph);
 }
 
-static const bk_stream_ops cuda_stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event_record,
-    .event_wait = stream_event_wait,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = stream_capture_begin,
-    .capture_end = stream_capture_end,
-    .graph_launch = stream_graph_launch,
-    .graph_destroy = stream_graph_destroy,
-};
+static const bk_stream_ops cuda_stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_CAPTURES(stream)};
 
 /* CUDA counts the other way round, and only so far: smaller is more urgent. */
 static int clamp_priority(int priority) {
@@ -317,8 +303,7 @@ static bk_status event_sync(bk_event *event) {
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   const bk_cuda_event *from = (bk_cuda_event *)begin, *to = (bk_cuda_event *)end;
   float milliseconds = 0;
-  if (!from->recorded || !to->recorded)
-    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (!from->recorded || !to->recorded) return bk_event_never_recorded(begin);
   cudaError_t error = cudaEventElapsedTime(&milliseconds, from->event, to->event);
   if (error != cudaSuccess) return bk_cuda_fail(begin->device->ctx, error, "reading events");
   *seconds = milliseconds * 1e-3;

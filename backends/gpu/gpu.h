@@ -144,11 +144,12 @@ bk_status bk_gpu_add_chunks_run(bk_stream *stream, const bk_plan *plan, const bk
 #define BK_GPU_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16))
 #define BK_GPU_F32 BK_DT(BK_F32)
 #define BK_GPU_I32 BK_DT(BK_I32)
-typedef bk_status (*bk_gpu_prepare_fn)(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes);
-#define BK_GPU_DECLARE(ID, name, dtypes)                                                  \
-  bk_status bk_gpu_##name##_prepare(bk_device *device, const void *args, bk_gpu_state *s, \
-                                    size_t *workspace_bytes);                             \
+#define BK_GPU_PREPARE(function)                                                     \
+  bk_status function(bk_device *device, const void *args, bk_gpu_state *s BK_UNUSED, \
+                     size_t *workspace_bytes BK_UNUSED)
+typedef BK_GPU_PREPARE((*bk_gpu_prepare_fn));
+#define BK_GPU_DECLARE(ID, name, dtypes)   \
+  BK_GPU_PREPARE(bk_gpu_##name##_prepare); \
   BK_LAUNCH_FN(bk_gpu_##name);
 #define BK_GPU_DECLARE_MAPS(ID, name, dtypes, kinds) BK_GPU_DECLARE(ID, name, dtypes)
 #define BK_GPU_ROW_MAPS(ID, name_, dtypes_, kinds_)             \

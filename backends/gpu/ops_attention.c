@@ -58,10 +58,8 @@ static bk_status build_few(bk_device *device, const bk_attention_args *a, bk_gpu
   return bk_gpu_build(device, BK_GPU_attention_few, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_attention_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                   size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_attention_prepare) {
   const bk_attention_args *a = args;
-  (void)workspace_bytes;
   if (kind_for(device) == VECTORS) return build_vectors(device, a, s);
   if (a->q.shape[1] <= FEW) return build_few(device, a, s);
   s->group = tile_for(device, a->q.shape[1]);
@@ -77,12 +75,10 @@ bk_status bk_gpu_attention_prepare(bk_device *device, const void *args, bk_gpu_s
 }
 
 /* The kernels of all kinds have the same operands and parameters. */
-bk_status bk_gpu_attention(bk_stream *stream, const bk_plan *plan, const void *args,
-                           bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_attention) {
   const bk_attention_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const bool has_lse = bk_tensor_present(&a->lse);
-  (void)workspace;
   bk_gpu_attention_call call = {.q = bk_gpu_at(&a->q),
                                 .k = bk_gpu_at(&a->k),
                                 .v = bk_gpu_at(&a->v),
@@ -132,8 +128,7 @@ static bk_status build_tiles_bwd(bk_device *device, const bk_attention_bwd_args 
   return bk_gpu_build(device, BK_GPU_attention_dv, &dvs, &s->kernel[DV]);
 }
 
-bk_status bk_gpu_attention_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_attention_bwd_prepare) {
   const bk_attention_bwd_args *a = args;
   bk_gpu_attention_stats_consts stats = {
       .GROUP = bk_gpu_group(device, 1), .BF16 = bk_gpu_half(&a->q), .DV = (int32_t)a->v.shape[3]};
@@ -242,8 +237,7 @@ static bk_status run_vectors_bwd(bk_stream *stream, const bk_plan *plan,
   return bk_gpu_run(stream, plan, s->kernel[DK], &dkv, blocks_of(&a->q, LANES));
 }
 
-bk_status bk_gpu_attention_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                               bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_attention_bwd) {
   const bk_attention_bwd_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const float scale = (float)a->scale;

@@ -71,15 +71,13 @@ static bool copies_pairs(const bk_copy_args *a, const view *v) {
          v->size[3] % 2 == 0;
 }
 
-bk_status bk_gpu_copy_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                              size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_copy_prepare) {
   const bk_copy_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->x, &a->y}, 2);
   const bk_gpu_shape shape = bk_gpu_shape_of(device, v.size[3]);
   bk_gpu_copy_consts consts = {shape.group,        shape.items,        shape.batches,
                                bk_gpu_half(&a->x), bk_gpu_half(&a->y), v.dense};
   bk_gpu_copy_words_consts words = {shape.group, shape.items, shape.batches, v.dense};
-  (void)workspace_bytes;
   if (copies_words(a) || copies_pairs(a, &v))
     BK_TRY(bk_gpu_build(device, BK_GPU_copy_words, &words, &s->kernel[1]));
   return copies_words(a) ? BK_OK : bk_gpu_build(device, BK_GPU_copy, &consts, &s->kernel[0]);
@@ -109,11 +107,9 @@ static bk_status run_copy(bk_stream *stream, const bk_plan *plan, const bk_copy_
 _Static_assert(sizeof(bk_gpu_copy_call) == sizeof(bk_gpu_copy_words_call),
                "one call struct serves both");
 
-bk_status bk_gpu_copy(bk_stream *stream, const bk_plan *plan, const void *args,
-                      bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_copy) {
   const bk_copy_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->x, &a->y}, 2);
-  (void)workspace;
   const bool pairs = copies_pairs(a, &v) && a->x.offset % 4 == 0 && a->y.offset % 4 == 0;
   if (bk_tensor_count(&a->y) == 0) return BK_OK;
   if (v.rows > 1 || !v.dense) return run_copy(stream, plan, a, &v, copies_words(a), 0, v.size[3]);
@@ -128,13 +124,11 @@ bk_status bk_gpu_copy(bk_stream *stream, const bk_plan *plan, const void *args,
 
 /* ---- add ---- */
 
-bk_status bk_gpu_add_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                             size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_add_prepare) {
   const bk_add_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->a, &a->b, &a->y}, 3);
   const bk_gpu_shape shape = bk_gpu_shape_of(device, v.size[3]);
   bk_gpu_add_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->a), v.dense};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_add, &consts, &s->kernel[0]);
 }
 
@@ -164,10 +158,9 @@ static bk_status run_add(bk_stream *stream, const bk_plan *plan, const bk_add_ar
   return bk_gpu_run(stream, plan, p, &call, v->rows * call.blocks);
 }
 
-bk_status bk_gpu_add(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_add) {
   const bk_add_args *a = args;
   const view v = view_of((const bk_tensor *const[]){&a->a, &a->b, &a->y}, 3);
-  (void)workspace;
   if (bk_tensor_count(&a->y) == 0) return BK_OK;
   if (v.rows > 1 || !v.dense) return run_add(stream, plan, a, &v, 0, v.size[3]);
   for (int64_t first = 0, piece = piece_of(stream->device, v.size[3]); first < v.size[3];
@@ -213,24 +206,17 @@ static bk_status run_sum(bk_stream *stream, const bk_plan *plan, const bk_sum_ar
   return bk_gpu_run(stream, plan, s->kernel[1], &finish, 1);
 }
 
-bk_status bk_gpu_sum_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                             size_t *workspace_bytes) {
-  return prepare_sum(device, args, false, s, workspace_bytes);
-}
+BK_GPU_PREPARE(bk_gpu_sum_prepare) { return prepare_sum(device, args, false, s, workspace_bytes); }
 
-bk_status bk_gpu_sum(bk_stream *stream, const bk_plan *plan, const void *args, bk_place workspace) {
-  return run_sum(stream, plan, args, workspace);
-}
+BK_LAUNCH_FN(bk_gpu_sum) { return run_sum(stream, plan, args, workspace); }
 
-bk_status bk_gpu_sumsq_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                               size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_sumsq_prepare) {
   const bk_sumsq_args *a = args;
   bk_sum_args same = {a->x, a->y, a->accumulate};
   return prepare_sum(device, &same, true, s, workspace_bytes);
 }
 
-bk_status bk_gpu_sumsq(bk_stream *stream, const bk_plan *plan, const void *args,
-                       bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_sumsq) {
   const bk_sumsq_args *a = args;
   bk_sum_args same = {a->x, a->y, a->accumulate};
   return run_sum(stream, plan, &same, workspace);
@@ -238,21 +224,17 @@ bk_status bk_gpu_sumsq(bk_stream *stream, const bk_plan *plan, const void *args,
 
 /* ---- expand, collapse ---- */
 
-bk_status bk_gpu_hc_expand_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                   size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_expand_prepare) {
   const bk_hc_expand_args *a = args;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->x.shape[1]);
   bk_gpu_hc_expand_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->x)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_hc_expand, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_expand(bk_stream *stream, const bk_plan *plan, const void *args,
-                           bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_expand) {
   const bk_hc_expand_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   const int64_t width = a->x.shape[1];
-  (void)workspace;
   bk_gpu_hc_expand_call call = {.x = bk_gpu_at(&a->x),
                                 .y = bk_gpu_at(&a->y),
                                 .width = (int32_t)width,
@@ -264,21 +246,17 @@ bk_status bk_gpu_hc_expand(bk_stream *stream, const bk_plan *plan, const void *a
   return bk_gpu_run(stream, plan, p, &call, a->x.shape[0] * call.blocks);
 }
 
-bk_status bk_gpu_hc_collapse_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_collapse_prepare) {
   const bk_hc_collapse_args *a = args;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->y.shape[1]);
   bk_gpu_hc_collapse_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->x)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_hc_collapse, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_collapse(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_collapse) {
   const bk_hc_collapse_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   const int64_t width = a->y.shape[1];
-  (void)workspace;
   bk_gpu_hc_collapse_call call = {.x = bk_gpu_at(&a->x),
                                   .y = bk_gpu_at(&a->y),
                                   .width = (int32_t)width,

@@ -1,21 +1,17 @@
 /* Launches of embed.k */
 #include "backends/gpu/layers.h"
 
-bk_status bk_gpu_embed_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                               size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_embed_prepare) {
   const bk_embed_args *a = args;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->y.shape[1]);
   bk_gpu_embed_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->y)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_embed, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_embed(bk_stream *stream, const bk_plan *plan, const void *args,
-                       bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_embed) {
   const bk_embed_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   const int64_t width = a->y.shape[1], blocks = bk_gpu_blocks(p, width);
-  (void)workspace;
   bk_gpu_embed_call call = {.ids = bk_gpu_at(&a->ids),
                             .table = bk_gpu_at(&a->table),
                             .y = bk_gpu_at(&a->y),
@@ -64,8 +60,7 @@ static sorting sorting_of(const bk_embed_bwd_args *a) {
   return s;
 }
 
-bk_status bk_gpu_embed_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                   size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_embed_bwd_prepare) {
   const bk_embed_bwd_args *a = args;
   const bool on_cpu = bk_gpu_of(device)->on_cpu;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->dy.shape[1]);
@@ -120,8 +115,7 @@ static bk_status sort_pass(bk_stream *stream, const bk_plan *plan, const bk_tens
   return bk_gpu_run(stream, plan, kernel[pass ? PLACE : PLACE_FIRST], &place, groups);
 }
 
-bk_status bk_gpu_embed_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                           bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_embed_bwd) {
   const bk_embed_bwd_args *a = args;
   bk_gpu_pipeline *const *kernel = bk_gpu_state_of(plan)->kernel;
   const sorting sort = sorting_of(a);

@@ -65,8 +65,7 @@ static void cut_k(const tile *t, const bk_gpu_matrix *c, int64_t k, bk_gpu_state
   s->chunks = s->chunk ? bk_gpu_ceil_div(k, s->chunk) : 1;
 }
 
-bk_status bk_gpu_gemm_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                              size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_gemm_prepare) {
   const bk_gemm_args *g = args;
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b),
                       c = bk_gpu_matrix_of(&g->c);
@@ -103,8 +102,7 @@ static bk_status add_parts(bk_stream *stream, const bk_plan *plan, const bk_gemm
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(count, p->consts[0]));
 }
 
-bk_status bk_gpu_gemm(bk_stream *stream, const bk_plan *plan, const void *args,
-                      bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_gemm) {
   const bk_gemm_args *g = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b),
@@ -142,8 +140,7 @@ bk_status bk_gpu_gemm(bk_stream *stream, const bk_plan *plan, const void *args,
 
 /* ---- GROUPED_GEMM ---- */
 
-bk_status bk_gpu_grouped_gemm_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                      size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_grouped_gemm_prepare) {
   const bk_grouped_gemm_args *g = args;
   const bk_gpu_matrix b = bk_gpu_matrix_of(&g->b);
   if (bk_gpu_on_cpu(device)) return bk_gpu_grouped_gemm_cpu_prepare(device, g, s, workspace_bytes);
@@ -152,8 +149,7 @@ bk_status bk_gpu_grouped_gemm_prepare(bk_device *device, const void *args, bk_gp
   return bk_gpu_build(device, BK_GPU_grouped_gemm_tile, &consts, &s->kernel[MULTIPLY]);
 }
 
-bk_status bk_gpu_grouped_gemm(bk_stream *stream, const bk_plan *plan, const void *args,
-                              bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_grouped_gemm) {
   const bk_grouped_gemm_args *g = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[MULTIPLY];
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b);
@@ -179,8 +175,7 @@ bk_status bk_gpu_grouped_gemm(bk_stream *stream, const bk_plan *plan, const void
 
 /* ---- GROUPED_WGRAD ---- */
 
-bk_status bk_gpu_grouped_wgrad_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_grouped_wgrad_prepare) {
   const bk_grouped_wgrad_args *g = args;
   const bk_gpu_matrix c = bk_gpu_matrix_of(&g->c);
   if (bk_gpu_on_cpu(device)) return bk_gpu_grouped_wgrad_cpu_prepare(device, g, s, workspace_bytes);
@@ -189,8 +184,7 @@ bk_status bk_gpu_grouped_wgrad_prepare(bk_device *device, const void *args, bk_g
   return bk_gpu_build(device, BK_GPU_grouped_wgrad_tile, &consts, &s->kernel[MULTIPLY]);
 }
 
-bk_status bk_gpu_grouped_wgrad(bk_stream *stream, const bk_plan *plan, const void *args,
-                               bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_grouped_wgrad) {
   const bk_grouped_wgrad_args *g = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[MULTIPLY];
   const bk_gpu_matrix a = bk_gpu_matrix_of(&g->a), b = bk_gpu_matrix_of(&g->b),

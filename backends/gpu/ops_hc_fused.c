@@ -61,20 +61,15 @@ bk_status bk_gpu_pre_norm_run(bk_stream *stream, const bk_plan *plan, const bk_g
   return bk_gpu_run(stream, plan, p, &call, a->x.shape[0]);
 }
 
-bk_status bk_gpu_hc_pre_norm_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
-  (void)workspace_bytes;
+BK_GPU_PREPARE(bk_gpu_hc_pre_norm_prepare) {
   return bk_gpu_pre_norm_build(device, &((const bk_hc_pre_norm_args *)args)->x, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_pre_norm(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
-  (void)workspace;
+BK_LAUNCH_FN(bk_gpu_hc_pre_norm) {
   return bk_gpu_pre_norm_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], args);
 }
 
-bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                         size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_pre_norm_bwd_prepare) {
   const bk_hc_pre_norm_bwd_args *a = args;
   const int64_t width = a->x.shape[2];
   const int group = bk_gpu_keeping_group(device, width);
@@ -94,8 +89,7 @@ bk_status bk_gpu_hc_pre_norm_bwd_prepare(bk_device *device, const void *args, bk
   return bk_gpu_build(device, BK_GPU_hc_pre_norm_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_pre_norm_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                                 bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_pre_norm_bwd) {
   const bk_hc_pre_norm_bwd_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int64_t tokens = a->x.shape[0], width = a->x.shape[2];
@@ -166,23 +160,17 @@ bk_status bk_gpu_post_res_run(bk_stream *stream, const bk_plan *plan, const bk_g
   return bk_gpu_run(stream, plan, p, &call, a->x.shape[0] * s->chunks);
 }
 
-bk_status bk_gpu_hc_post_res_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
-  (void)workspace_bytes;
+BK_GPU_PREPARE(bk_gpu_hc_post_res_prepare) {
   return bk_gpu_post_res_build(device, args, s, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_post_res(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
-  (void)workspace;
+BK_LAUNCH_FN(bk_gpu_hc_post_res) {
   return bk_gpu_post_res_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], args);
 }
 
-bk_status bk_gpu_hc_post_res_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                         size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_post_res_bwd_prepare) {
   const bk_hc_post_res_bwd_args *a = args;
   int group = bk_gpu_group(device, a->x.shape[2]);
-  (void)workspace_bytes;
   /* the sums take many registers: small groups fill a multiprocessor better */
   if (group > 128) group = 128;
   bk_gpu_hc_post_res_bwd_consts consts = {.GROUP = group,
@@ -196,10 +184,8 @@ bk_status bk_gpu_hc_post_res_bwd_prepare(bk_device *device, const void *args, bk
   return bk_gpu_build(device, BK_GPU_hc_post_res_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_post_res_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                                 bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_post_res_bwd) {
   const bk_hc_post_res_bwd_args *a = args;
-  (void)workspace;
   bk_gpu_hc_post_res_bwd_call call = {.x = bk_gpu_at(&a->x),
                                       .f = bk_gpu_at(&a->f),
                                       .post = bk_gpu_at(&a->post),

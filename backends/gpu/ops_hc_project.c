@@ -34,8 +34,7 @@ static bk_status build_project_cpu(bk_device *device, const bk_hc_project_args *
   return bk_gpu_build(device, BK_GPU_hc_project_cpu, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_project_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_project_prepare) {
   const bk_hc_project_args *a = args;
   bk_gpu_hc_project_end_consts end = {.GROUP = 64};
   BK_TRY(bk_gpu_build(device, BK_GPU_hc_project_end, &end, &s->kernel[1]));
@@ -79,8 +78,7 @@ static bk_status run_project_cpu(bk_stream *stream, const bk_plan *plan,
   return bk_gpu_run(stream, plan, p, &call, bk_gpu_ceil_div(tokens, CPU_TOKENS));
 }
 
-bk_status bk_gpu_hc_project(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_project) {
   const bk_hc_project_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int64_t tokens = a->x.shape[0], rows = a->fn.shape[0], width = a->x.shape[1];
@@ -151,8 +149,7 @@ static bk_status build_bwd(bk_device *device, const bk_hc_project_bwd_args *a, b
   return bk_gpu_build(device, BK_GPU_hc_project_bwd, &consts, &s->kernel[BWD]);
 }
 
-bk_status bk_gpu_hc_project_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                        size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_project_bwd_prepare) {
   const bk_hc_project_bwd_args *a = args;
   const bool wants_dfn = bk_tensor_present(&a->dfn);
   bk_gpu_hc_project_dx_consts dx = {.GROUP = bk_gpu_group(device, a->x.shape[1]),
@@ -215,8 +212,7 @@ static bk_status run_bwd(bk_stream *stream, const bk_plan *plan, const bk_hc_pro
   return bk_gpu_run(stream, plan, s->kernel[BWD], &call, s->group * s->chunks);
 }
 
-bk_status bk_gpu_hc_project_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                                bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_project_bwd) {
   const bk_hc_project_bwd_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   if (s->kernel[BWD]) BK_TRY(run_bwd(stream, plan, a, workspace));

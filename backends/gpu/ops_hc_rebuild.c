@@ -34,11 +34,9 @@ static bk_status build_next(bk_device *device, const bk_hc_rebuild_args *a,
   return bk_gpu_build(device, BK_GPU_hc_post_res_pre_norm, &consts, pipeline);
 }
 
-bk_status bk_gpu_hc_rebuild_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_rebuild_prepare) {
   const bk_hc_rebuild_args *a = args;
   bool alike = true;
-  (void)workspace_bytes;
   BK_TRY(bk_gpu_pre_norm_build(device, &a->layer[0].x, &s->kernel[FIRST]));
   if (a->layers == 1) return BK_OK;
   for (int i = 0; i + 1 < a->layers; i++) alike = alike && same_strides(a, i);
@@ -73,11 +71,9 @@ static bk_status run_next(bk_stream *stream, const bk_plan *plan, const bk_hc_re
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[NEXT], &call, l->x.shape[0]);
 }
 
-bk_status bk_gpu_hc_rebuild(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_rebuild) {
   const bk_hc_rebuild_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  (void)workspace;
   for (int i = 0; i < a->layers; i++) {
     const bk_hc_pre_norm_args mix = mix_of(a, i);
     if (i > 0 && same_strides(a, i - 1)) {

@@ -6,20 +6,16 @@
 
 /* ---- norm of a row ---- */
 
-bk_status bk_gpu_hc_rms_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_rms_prepare) {
   const bk_hc_rms_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_hc_rms_consts consts = {.GROUP = bk_gpu_group(device, a->x.shape[1]),
                                  .BF16 = bk_gpu_half(&a->x)};
   return bk_gpu_build(device, BK_GPU_hc_rms, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_rms(bk_stream *stream, const bk_plan *plan, const void *args,
-                        bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_rms) {
   const bk_hc_rms_args *a = args;
   const int64_t width = a->x.shape[1];
-  (void)workspace;
   bk_gpu_hc_rms_call call = {.x = bk_gpu_at(&a->x),
                              .rinv = bk_gpu_at(&a->rinv),
                              .width = (int32_t)width,
@@ -37,21 +33,17 @@ static int group_of(bk_device *device, bk_gpu_state *s, int64_t width) {
   return s->group;
 }
 
-bk_status bk_gpu_hc_rms_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_rms_bwd_prepare) {
   const bk_hc_rms_bwd_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_hc_rms_bwd_consts consts = {.GROUP = group_of(device, s, a->x.shape[1]),
                                      .BF16 = bk_gpu_half(&a->x)};
   return bk_gpu_build(device, BK_GPU_hc_rms_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_rms_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_rms_bwd) {
   const bk_hc_rms_bwd_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int64_t width = a->x.shape[1];
-  (void)workspace;
   bk_gpu_hc_rms_bwd_call call = {.x = bk_gpu_at(&a->x),
                                  .rinv = bk_gpu_at(&a->rinv),
                                  .drinv = bk_gpu_at(&a->drinv),
@@ -68,21 +60,17 @@ bk_status bk_gpu_hc_rms_bwd(bk_stream *stream, const bk_plan *plan, const void *
 
 /* ---- pre ---- */
 
-bk_status bk_gpu_hc_pre_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_pre_prepare) {
   const bk_hc_pre_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_hc_pre_consts consts = {.GROUP = group_of(device, s, a->x.shape[2]),
                                  .BF16 = bk_gpu_half(&a->x),
                                  .N = (int32_t)a->x.shape[1]};
   return bk_gpu_build(device, BK_GPU_hc_pre, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_pre(bk_stream *stream, const bk_plan *plan, const void *args,
-                        bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_pre) {
   const bk_hc_pre_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  (void)workspace;
   bk_gpu_hc_pre_call call = {.x = bk_gpu_at(&a->x),
                              .pre = bk_gpu_at(&a->pre),
                              .y = bk_gpu_at(&a->y),
@@ -96,20 +84,16 @@ bk_status bk_gpu_hc_pre(bk_stream *stream, const bk_plan *plan, const void *args
   return bk_gpu_run(stream, plan, s->kernel[0], &call, a->x.shape[0] * s->chunks);
 }
 
-bk_status bk_gpu_hc_pre_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_pre_bwd_prepare) {
   const bk_hc_pre_bwd_args *a = args;
   const int group = bk_gpu_group(device, a->x.shape[2]), n = (int)a->x.shape[1];
-  (void)workspace_bytes;
   bk_gpu_hc_pre_bwd_consts consts = {
       .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = n, .SUMS = bk_gpu_sums(group, n)};
   return bk_gpu_build(device, BK_GPU_hc_pre_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_pre_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_pre_bwd) {
   const bk_hc_pre_bwd_args *a = args;
-  (void)workspace;
   bk_gpu_hc_pre_bwd_call call = {.x = bk_gpu_at(&a->x),
                                  .pre = bk_gpu_at(&a->pre),
                                  .dy = bk_gpu_at(&a->dy),
@@ -129,21 +113,17 @@ bk_status bk_gpu_hc_pre_bwd(bk_stream *stream, const bk_plan *plan, const void *
 
 /* ---- res ---- */
 
-bk_status bk_gpu_hc_res_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_res_prepare) {
   const bk_hc_res_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_hc_res_consts consts = {.GROUP = group_of(device, s, a->x.shape[2]),
                                  .BF16 = bk_gpu_half(&a->x),
                                  .N = (int32_t)a->x.shape[1]};
   return bk_gpu_build(device, BK_GPU_hc_res, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_res(bk_stream *stream, const bk_plan *plan, const void *args,
-                        bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_res) {
   const bk_hc_res_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  (void)workspace;
   bk_gpu_hc_res_call call = {.x = bk_gpu_at(&a->x),
                              .comb = bk_gpu_at(&a->comb),
                              .y = bk_gpu_at(&a->y),
@@ -158,20 +138,16 @@ bk_status bk_gpu_hc_res(bk_stream *stream, const bk_plan *plan, const void *args
   return bk_gpu_run(stream, plan, s->kernel[0], &call, a->x.shape[0] * s->chunks);
 }
 
-bk_status bk_gpu_hc_res_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_res_bwd_prepare) {
   const bk_hc_res_bwd_args *a = args;
   const int group = bk_gpu_group(device, a->x.shape[2]), n = (int)a->x.shape[1];
-  (void)workspace_bytes;
   bk_gpu_hc_res_bwd_consts consts = {
       .GROUP = group, .BF16 = bk_gpu_half(&a->x), .N = n, .SUMS = bk_gpu_sums(group, n * n)};
   return bk_gpu_build(device, BK_GPU_hc_res_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_res_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_res_bwd) {
   const bk_hc_res_bwd_args *a = args;
-  (void)workspace;
   bk_gpu_hc_res_bwd_call call = {.x = bk_gpu_at(&a->x),
                                  .comb = bk_gpu_at(&a->comb),
                                  .dy = bk_gpu_at(&a->dy),
@@ -191,21 +167,17 @@ bk_status bk_gpu_hc_res_bwd(bk_stream *stream, const bk_plan *plan, const void *
 
 /* ---- post ---- */
 
-bk_status bk_gpu_hc_post_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                 size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_post_prepare) {
   const bk_hc_post_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_hc_post_consts consts = {.GROUP = group_of(device, s, a->y.shape[2]),
                                   .BF16 = bk_gpu_half(&a->f),
                                   .N = (int32_t)a->y.shape[1]};
   return bk_gpu_build(device, BK_GPU_hc_post, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_post(bk_stream *stream, const bk_plan *plan, const void *args,
-                         bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_post) {
   const bk_hc_post_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
-  (void)workspace;
   bk_gpu_hc_post_call call = {.f = bk_gpu_at(&a->f),
                               .post = bk_gpu_at(&a->post),
                               .y = bk_gpu_at(&a->y),
@@ -219,20 +191,16 @@ bk_status bk_gpu_hc_post(bk_stream *stream, const bk_plan *plan, const void *arg
   return bk_gpu_run(stream, plan, s->kernel[0], &call, a->y.shape[0] * s->chunks);
 }
 
-bk_status bk_gpu_hc_post_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_hc_post_bwd_prepare) {
   const bk_hc_post_bwd_args *a = args;
   const int group = bk_gpu_group(device, a->dy.shape[2]), n = (int)a->dy.shape[1];
-  (void)workspace_bytes;
   bk_gpu_hc_post_bwd_consts consts = {
       .GROUP = group, .BF16 = bk_gpu_half(&a->f), .N = n, .SUMS = bk_gpu_sums(group, n)};
   return bk_gpu_build(device, BK_GPU_hc_post_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_hc_post_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_hc_post_bwd) {
   const bk_hc_post_bwd_args *a = args;
-  (void)workspace;
   bk_gpu_hc_post_bwd_call call = {.f = bk_gpu_at(&a->f),
                                   .post = bk_gpu_at(&a->post),
                                   .dy = bk_gpu_at(&a->dy),

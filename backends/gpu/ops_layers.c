@@ -3,20 +3,16 @@
 
 /* ---- rmsnorm ---- */
 
-bk_status bk_gpu_rmsnorm_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                 size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_rmsnorm_prepare) {
   const bk_rmsnorm_args *a = args;
-  (void)workspace_bytes;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->x.shape[1]);
   bk_gpu_rmsnorm_consts consts = {shape.group, shape.items, bk_gpu_half(&a->x)};
   return bk_gpu_build(device, BK_GPU_rmsnorm, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_rmsnorm(bk_stream *stream, const bk_plan *plan, const void *args,
-                         bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_rmsnorm) {
   const bk_rmsnorm_args *a = args;
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
-  (void)workspace;
   bk_gpu_rmsnorm_call call = {.x = bk_gpu_at(&a->x),
                               .w = bk_gpu_at(&a->w),
                               .y = bk_gpu_at(&a->y),
@@ -32,8 +28,7 @@ bk_status bk_gpu_rmsnorm(bk_stream *stream, const bk_plan *plan, const void *arg
 
 enum { BWD_DX, BWD_DW, BWD_ADD };
 
-bk_status bk_gpu_rmsnorm_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_rmsnorm_bwd_prepare) {
   const bk_rmsnorm_bwd_args *a = args;
   const int64_t rows = a->x.shape[0], width = a->x.shape[1];
   const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
@@ -70,8 +65,7 @@ static bk_status run_dw(bk_stream *stream, const bk_plan *plan, const bk_rmsnorm
   return bk_gpu_add_chunks_run(stream, plan, s->kernel[BWD_ADD], workspace, s->chunks, &a->dw);
 }
 
-bk_status bk_gpu_rmsnorm_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_rmsnorm_bwd) {
   const bk_rmsnorm_bwd_args *a = args;
   if (bk_tensor_present(&a->dw)) BK_TRY(run_dw(stream, plan, a, workspace));
   if (!bk_tensor_present(&a->dx)) return BK_OK;
@@ -101,23 +95,19 @@ static void rows_of(const bk_tensor *const *t, int tensors, int64_t *rows, int64
   *rows = 1;
 }
 
-bk_status bk_gpu_swiglu_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_swiglu_prepare) {
   const bk_swiglu_args *a = args;
   int64_t rows, width;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->y}, 3, &rows, &width);
   const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
   bk_gpu_swiglu_consts consts = {shape.group, shape.items, shape.batches, bk_gpu_half(&a->gate)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_swiglu, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_swiglu(bk_stream *stream, const bk_plan *plan, const void *args,
-                        bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_swiglu) {
   const bk_swiglu_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   int64_t rows, width;
-  (void)workspace;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->y}, 3, &rows, &width);
   const int64_t blocks = bk_gpu_blocks(p, width);
   bk_gpu_swiglu_call call = {.gate = bk_gpu_at(&a->gate),
@@ -131,8 +121,7 @@ bk_status bk_gpu_swiglu(bk_stream *stream, const bk_plan *plan, const void *args
   return bk_gpu_run(stream, plan, p, &call, rows * blocks);
 }
 
-bk_status bk_gpu_swiglu_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_swiglu_bwd_prepare) {
   const bk_swiglu_bwd_args *a = args;
   int64_t rows, width;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->dy, &a->dgate, &a->dup}, 5, &rows,
@@ -140,16 +129,13 @@ bk_status bk_gpu_swiglu_bwd_prepare(bk_device *device, const void *args, bk_gpu_
   const bk_gpu_shape shape = bk_gpu_shape_of(device, width);
   bk_gpu_swiglu_bwd_consts consts = {shape.group, shape.items, shape.batches,
                                      bk_gpu_half(&a->gate)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_swiglu_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_swiglu_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_swiglu_bwd) {
   const bk_swiglu_bwd_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   int64_t rows, width;
-  (void)workspace;
   rows_of((const bk_tensor *const[]){&a->gate, &a->up, &a->dy, &a->dgate, &a->dup}, 5, &rows,
           &width);
   const int64_t blocks = bk_gpu_blocks(p, width);

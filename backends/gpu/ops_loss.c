@@ -3,20 +3,16 @@
 
 _Static_assert(BK_STEP_LOSS_SCALE == 4, "loss.k has the number of the slot");
 
-bk_status bk_gpu_cross_entropy_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_cross_entropy_prepare) {
   const bk_cross_entropy_args *a = args;
   const bk_gpu_shape shape = bk_gpu_shape_of(device, a->logits.shape[1]);
   bk_gpu_cross_entropy_consts consts = {shape.group, shape.items, bk_gpu_half(&a->logits),
                                         bk_gpu_half(&a->dlogits), bk_tensor_present(&a->dlogits)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_cross_entropy, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_cross_entropy(bk_stream *stream, const bk_plan *plan, const void *args,
-                               bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_cross_entropy) {
   const bk_cross_entropy_args *a = args;
-  (void)workspace;
   bk_gpu_cross_entropy_call call = {.logits = bk_gpu_at(&a->logits),
                                     .targets = bk_gpu_at(&a->targets),
                                     .step = bk_gpu_at(&a->step),

@@ -17,21 +17,17 @@ static bk_status fit_local(bk_device *device, const char *op, int64_t experts, i
 
 /* ---- router ---- */
 
-bk_status bk_gpu_router_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_router_prepare) {
   const bk_router_args *a = args;
   const int64_t experts = a->logits.shape[1];
-  (void)workspace_bytes;
   bk_gpu_router_consts consts = {
       .GROUP = group_for(device, experts), .EXPERTS = (int32_t)experts, .GROUPS = a->n_group};
   BK_TRY(fit_local(device, "router", experts, 4 * (2 * experts + a->n_group)));
   return bk_gpu_build(device, BK_GPU_router, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_router(bk_stream *stream, const bk_plan *plan, const void *args,
-                        bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_router) {
   const bk_router_args *a = args;
-  (void)workspace;
   bk_gpu_router_call call = {.logits = bk_gpu_at(&a->logits),
                              .bias = bk_gpu_at(&a->bias),
                              .scores = bk_gpu_at(&a->scores),
@@ -48,18 +44,14 @@ bk_status bk_gpu_router(bk_stream *stream, const bk_plan *plan, const void *args
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, a->logits.shape[0]);
 }
 
-bk_status bk_gpu_router_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                    size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_router_bwd_prepare) {
   const bk_router_bwd_args *a = args;
-  (void)workspace_bytes;
   bk_gpu_router_bwd_consts consts = {.GROUP = group_for(device, a->dlogits.shape[1])};
   return bk_gpu_build(device, BK_GPU_router_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_router_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                            bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_router_bwd) {
   const bk_router_bwd_args *a = args;
-  (void)workspace;
   bk_gpu_router_bwd_call call = {.scores = bk_gpu_at(&a->scores),
                                  .index = bk_gpu_at(&a->index),
                                  .dweights = bk_gpu_at(&a->dweights),
@@ -88,8 +80,7 @@ static int64_t chunk_for(const bk_device *device, int64_t total) {
   return chunk;
 }
 
-bk_status bk_gpu_moe_index_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                   size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_moe_index_prepare) {
   const bk_moe_index_args *a = args;
   const int64_t experts = a->offsets.shape[0] - 1, total = a->order.shape[0],
                 chunk = chunk_for(device, total);
@@ -112,8 +103,7 @@ bk_status bk_gpu_moe_index_prepare(bk_device *device, const void *args, bk_gpu_s
 }
 
 /* The serial kernels have the same operands and parameters. */
-bk_status bk_gpu_moe_index(bk_stream *stream, const bk_plan *plan, const void *args,
-                           bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_moe_index) {
   const bk_moe_index_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const int32_t total = (int32_t)a->order.shape[0], k = (int32_t)a->index.shape[1],
@@ -153,20 +143,16 @@ bk_status bk_gpu_moe_index(bk_stream *stream, const bk_plan *plan, const void *a
 
 static int32_t cols_for(const bk_device *device) { return bk_gpu_on_cpu(device) ? 32 : 4; }
 
-bk_status bk_gpu_permute_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                 size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_permute_prepare) {
   const bk_permute_args *a = args;
   const int32_t cols = cols_for(device);
-  (void)workspace_bytes;
   bk_gpu_permute_consts consts = {
       .GROUP = group_for(device, a->y.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
   return bk_gpu_build(device, BK_GPU_permute, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_permute(bk_stream *stream, const bk_plan *plan, const void *args,
-                         bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_permute) {
   const bk_permute_args *a = args;
-  (void)workspace;
   bk_gpu_permute_call call = {.x = bk_gpu_at(&a->x),
                               .order = bk_gpu_at(&a->order),
                               .y = bk_gpu_at(&a->y),
@@ -177,21 +163,17 @@ bk_status bk_gpu_permute(bk_stream *stream, const bk_plan *plan, const void *arg
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, a->y.shape[0]);
 }
 
-bk_status bk_gpu_unpermute_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                   size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_unpermute_prepare) {
   const bk_unpermute_args *a = args;
   const int32_t cols = cols_for(device);
-  (void)workspace_bytes;
   bk_gpu_unpermute_consts consts = {
       .GROUP = group_for(device, a->y.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
   return bk_gpu_build(device, BK_GPU_unpermute, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_unpermute(bk_stream *stream, const bk_plan *plan, const void *args,
-                           bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_unpermute) {
   const bk_unpermute_args *a = args;
   const bool weighted = bk_tensor_present(&a->weights);
-  (void)workspace;
   bk_gpu_unpermute_call call = {.x = bk_gpu_at(&a->x),
                                 .slot = bk_gpu_at(&a->slot),
                                 .weights = bk_gpu_at(&a->weights),
@@ -207,11 +189,9 @@ bk_status bk_gpu_unpermute(bk_stream *stream, const bk_plan *plan, const void *a
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call, a->y.shape[0]);
 }
 
-bk_status bk_gpu_unpermute_bwd_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                       size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_unpermute_bwd_prepare) {
   const bk_unpermute_bwd_args *a = args;
   const int32_t cols = cols_for(device);
-  (void)workspace_bytes;
   bk_gpu_unpermute_bwd_consts consts = {
       .GROUP = group_for(device, a->dy.shape[1] / cols), .BF16 = bk_gpu_half(&a->x), .COLS = cols};
   bk_gpu_unpermute_bwd_serial_consts serial = {.GROUP = 1, .BF16 = bk_gpu_half(&a->x)};
@@ -220,12 +200,10 @@ bk_status bk_gpu_unpermute_bwd_prepare(bk_device *device, const void *args, bk_g
   return bk_gpu_build(device, BK_GPU_unpermute_bwd, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_unpermute_bwd(bk_stream *stream, const bk_plan *plan, const void *args,
-                               bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_unpermute_bwd) {
   const bk_unpermute_bwd_args *a = args;
   const bool weighted = bk_tensor_present(&a->weights),
              has_dweights = bk_tensor_present(&a->dweights);
-  (void)workspace;
   bk_gpu_unpermute_bwd_call call = {.x = bk_gpu_at(&a->x),
                                     .slot = bk_gpu_at(&a->slot),
                                     .weights = bk_gpu_at(&a->weights),

@@ -33,20 +33,17 @@ static int64_t heads_of_item(const bk_gpu_device *d, int64_t heads) {
   return d->on_cpu || heads < 8 ? heads : 8;
 }
 
-bk_status bk_gpu_rope_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                              size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_rope_prepare) {
   const bk_rope_args *a = args;
   const bk_gpu_device *d = bk_gpu_of(device);
   const int64_t heads_x = a->x.shape[2], heads_y = a->y.shape[2];
   bk_gpu_rope_consts consts = {d->on_cpu ? 1 : 64, pairs_of_item(d), bk_gpu_half(&a->x),
                                heads_y == 1 && heads_x != 1};
-  (void)workspace_bytes;
   BK_TRY(make_table(device, a->theta, a->x.shape[3], s));
   return bk_gpu_build(device, BK_GPU_rope, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_rope(bk_stream *stream, const bk_plan *plan, const void *args,
-                      bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_rope) {
   const bk_rope_args *a = args;
   const bk_gpu_state *s = bk_gpu_state_of(plan);
   const bk_gpu_device *d = bk_gpu_of(stream->device);
@@ -57,7 +54,6 @@ bk_status bk_gpu_rope(bk_stream *stream, const bk_plan *plan, const void *args,
   const int64_t per = heads_y == 1 ? heads : heads_of_item(d, heads),
                 blocks = bk_gpu_ceil_div(heads, per);
   const int64_t work = a->x.shape[0] * a->x.shape[1] * blocks * batches;
-  (void)workspace;
   bk_gpu_rope_call call = {.x = bk_gpu_at(&a->x),
                            .table = {s->table, 0},
                            .past = bk_gpu_at(&a->past),
@@ -81,21 +77,17 @@ bk_status bk_gpu_rope(bk_stream *stream, const bk_plan *plan, const void *args,
                     bk_gpu_ceil_div(work, s->kernel[0]->consts[0]));
 }
 
-bk_status bk_gpu_cache_write_prepare(bk_device *device, const void *args, bk_gpu_state *s,
-                                     size_t *workspace_bytes) {
+BK_GPU_PREPARE(bk_gpu_cache_write_prepare) {
   const bk_cache_write_args *a = args;
   bk_gpu_cache_write_consts consts = {bk_gpu_group(device, a->x.shape[3]), bk_gpu_half(&a->x)};
-  (void)workspace_bytes;
   return bk_gpu_build(device, BK_GPU_cache_write, &consts, &s->kernel[0]);
 }
 
-bk_status bk_gpu_cache_write(bk_stream *stream, const bk_plan *plan, const void *args,
-                             bk_place workspace) {
+BK_LAUNCH_FN(bk_gpu_cache_write) {
   const bk_cache_write_args *a = args;
   const bk_gpu_pipeline *p = bk_gpu_state_of(plan)->kernel[0];
   const int64_t *x = a->x.stride, *y = a->y.stride, width = a->x.shape[3],
                 blocks = bk_gpu_ceil_div(width, p->consts[0]);
-  (void)workspace;
   bk_gpu_cache_write_call call = {.x = bk_gpu_at(&a->x),
                                   .past = bk_gpu_at(&a->past),
                                   .y = bk_gpu_at(&a->y),

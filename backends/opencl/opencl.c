@@ -171,23 +171,13 @@ static void device_buffer_free(bk_device *device, void *handle, size_t bytes) {
   (void)bk_cl_of(device)->cl->ReleaseMemObject(handle);
 }
 
-static bk_status device_host_alloc(bk_device *device, size_t bytes, void **ptr) {
-  *ptr = bk_alloc(device->ctx, bytes);
-  return *ptr ? BK_OK : BK_ERR_MEMORY;
-}
-
-static void device_host_free(bk_device *device, void *ptr, size_t bytes) {
-  (void)bytes;
-  bk_free(device->ctx, ptr);
-}
-
 static const bk_device_ops opencl_device_ops = {
     .close = device_close,
     .memory_info = device_memory_info,
     .buffer_alloc = device_buffer_alloc,
     .buffer_free = device_buffer_free,
-    .host_alloc = device_host_alloc,
-    .host_free = device_host_free,
+    .host_alloc = bk_host_buffer_alloc,
+    .host_free = bk_host_buffer_free,
     .stream_create = bk_cl_stream_create,
     .event_create = bk_cl_event_create,
 };
@@ -263,16 +253,8 @@ static bk_status opencl_open(bk_context *ctx, int index, const bk_device_options
   return BK_OK;
 }
 
-const bk_backend bk_backend_opencl = {
-    .abi = BK_BACKEND_ABI,
-    .name = "opencl",
-    .priority = 5, /* below cpu where it is the same processor; asked for by name */
-    .probe = opencl_probe,
-    .device_count = opencl_device_count,
-    .describe = opencl_describe,
-    .open = opencl_open,
-    .kernels = bk_opencl_kernels,
-};
+/* Below cpu where it is the same processor; asked for by name. */
+const bk_backend bk_backend_opencl = BK_BACKEND(opencl, 5, bk_opencl_kernels);
 
 /* What the loader of modules asks for. */
 const bk_backend *bk_backend_module(void);

@@ -172,21 +172,7 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
   return BK_OK;
 }
 
-static const bk_stream_ops opencl_stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event_record,
-    .event_wait = stream_event_wait,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = bk_stream_capture_begin_none,
-    .capture_end = bk_stream_capture_end_none,
-    .graph_launch = bk_stream_graph_launch_none,
-    .graph_destroy = bk_stream_graph_destroy_none,
-};
+static const bk_stream_ops opencl_stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_NO_CAPTURES};
 
 bk_status bk_cl_stream_create(bk_device *device, int priority, bk_stream **stream) {
   bk_cl_device *d = bk_cl_of(device);
@@ -224,8 +210,7 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
   const bk_cl_api *cl = bk_cl_of(begin->device)->cl;
   const bk_cl_event *from = (bk_cl_event *)begin, *to = (bk_cl_event *)end;
   cl_ulong a = 0, b = 0;
-  if (!from->event || !to->event)
-    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (!from->event || !to->event) return bk_event_never_recorded(begin);
   cl_int error =
       cl->GetEventProfilingInfo(from->event, CL_PROFILING_COMMAND_END, sizeof a, &a, NULL);
   if (error == CL_SUCCESS)
@@ -238,9 +223,5 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
 static const bk_event_ops opencl_event_ops = {event_destroy, event_sync, event_elapsed};
 
 bk_status bk_cl_event_create(bk_device *device, bk_event **event) {
-  bk_cl_event *e = bk_alloc(device->ctx, sizeof *e);
-  if (!e) return BK_ERR_MEMORY;
-  e->base = (bk_event){.ops = &opencl_event_ops, .device = device};
-  *event = &e->base;
-  return BK_OK;
+  return bk_event_make(device, &opencl_event_ops, sizeof(bk_cl_event), event);
 }

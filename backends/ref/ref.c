@@ -63,13 +63,4 @@ static bk_status ref_open(bk_context *ctx, int index, const bk_device_options *o
   return BK_OK;
 }
 
-const bk_backend bk_backend_ref = {
-    .abi = BK_BACKEND_ABI,
-    .name = "ref",
-    .priority = 0,
-    .probe = ref_probe,
-    .device_count = ref_device_count,
-    .describe = ref_describe,
-    .open = ref_open,
-    .kernels = ref_kernels,
-};
+const bk_backend bk_backend_ref = BK_BACKEND(ref, 0, ref_kernels);

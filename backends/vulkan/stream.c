@@ -475,21 +475,7 @@ static void stream_destroy(bk_stream *stream) {
   bk_free(stream->device->ctx, s);
 }
 
-static const bk_stream_ops vulkan_stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event_record,
-    .event_wait = stream_event_wait,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = bk_vk_capture_begin,
-    .capture_end = bk_vk_capture_end,
-    .graph_launch = bk_vk_graph_launch,
-    .graph_destroy = bk_vk_graph_destroy,
-};
+static const bk_stream_ops vulkan_stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_CAPTURES(bk_vk)};
 
 bk_status bk_vk_timeline_take(bk_vk_device *d, bk_vk_timeline **timeline) {
   const VkSemaphoreTypeCreateInfo type = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_TYPE_CREATE_INFO,
@@ -600,8 +586,7 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
   const bk_vk_event *from = (bk_vk_event *)begin, *to = (bk_vk_event *)end;
   const uint32_t bits = d->traits.timestamp_bits;
   uint64_t a = 0, b = 0;
-  if (!from->timeline || !to->timeline)
-    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (!from->timeline || !to->timeline) return bk_event_never_recorded(begin);
   if (!bits)
     return bk_fail(begin->device->ctx, BK_ERR_UNSUPPORTED,
                    "vulkan:%d: the device has no clock for events", begin->device->index);

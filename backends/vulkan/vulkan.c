@@ -369,24 +369,13 @@ static void device_close(bk_device *device) {
   bk_free(device->ctx, d);
 }
 
-static bk_status device_host_alloc(bk_device *device, size_t bytes, void **ptr) {
-  /* transfers go through the stream's own mapped memory anyway */
-  *ptr = bk_alloc(device->ctx, bytes);
-  return *ptr ? BK_OK : BK_ERR_MEMORY;
-}
-
-static void device_host_free(bk_device *device, void *ptr, size_t bytes) {
-  (void)bytes;
-  bk_free(device->ctx, ptr);
-}
-
 static const bk_device_ops vulkan_device_ops = {
     .close = device_close,
     .memory_info = bk_vk_memory_info,
     .buffer_alloc = bk_vk_buffer_alloc,
     .buffer_free = bk_vk_buffer_free,
-    .host_alloc = device_host_alloc,
-    .host_free = device_host_free,
+    .host_alloc = bk_host_buffer_alloc, /* transfers go through the stream's mapped memory */
+    .host_free = bk_host_buffer_free,
     .stream_create = bk_vk_stream_create,
     .event_create = bk_vk_event_create,
 };
@@ -462,16 +451,8 @@ static bk_status vulkan_open(bk_context *ctx, int index, const bk_device_options
   return BK_OK;
 }
 
-const bk_backend bk_backend_vulkan = {
-    .abi = BK_BACKEND_ABI,
-    .name = "vulkan",
-    .priority = 4, /* below opencl, and cpu where it is the same processor; asked for by name */
-    .probe = vulkan_probe,
-    .device_count = vulkan_device_count,
-    .describe = vulkan_describe,
-    .open = vulkan_open,
-    .kernels = bk_vulkan_kernels,
-};
+/* Below opencl, and cpu where it is the same processor; asked for by name. */
+const bk_backend bk_backend_vulkan = BK_BACKEND(vulkan, 4, bk_vulkan_kernels);
 
 /* What the loader of modules asks for. */
 const bk_backend *bk_backend_module(void);

@@ -13,7 +13,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 7u /* raise on any change of this header, op.h or ops.def */
+#define BK_BACKEND_ABI 8u /* raise on any change of this header, op.h or ops.def */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;
@@ -119,6 +119,19 @@ typedef struct bk_stream_ops {
   void (*graph_destroy)(bk_stream *stream, void *graph);
 } bk_stream_ops;
 
+/* A table is these two lists, of functions that are called as their members are, behind a prefix:
+ * stream_upload is BK_STREAM_OPS(stream)'s. A stream that cannot be captured has the stubs. */
+#define BK_STREAM_OPS(prefix)                                                            \
+  .destroy = prefix##_destroy, .upload = prefix##_upload, .download = prefix##_download, \
+  .copy = prefix##_copy, .fill = prefix##_fill, .event_record = prefix##_event_record,   \
+  .event_wait = prefix##_event_wait, .sync = prefix##_sync, .query = prefix##_query
+#define BK_STREAM_CAPTURES(prefix)                                              \
+  .capture_begin = prefix##_capture_begin, .capture_end = prefix##_capture_end, \
+  .graph_launch = prefix##_graph_launch, .graph_destroy = prefix##_graph_destroy
+#define BK_STREAM_NO_CAPTURES                                                               \
+  .capture_begin = bk_stream_capture_begin_none, .capture_end = bk_stream_capture_end_none, \
+  .graph_launch = bk_stream_graph_launch_none, .graph_destroy = bk_stream_graph_destroy_none
+
 struct bk_stream {
   const bk_stream_ops *ops;
   bk_device *device;
@@ -215,6 +228,15 @@ struct bk_backend {
   const bk_kernel *kernels;
 };
 
+/* The table of a backend `cpu` whose functions are cpu_probe, cpu_device_count, cpu_describe and
+ * cpu_open. */
+#define BK_BACKEND(name_, priority_, kernels_)                                                \
+  {                                                                                           \
+    .abi = BK_BACKEND_ABI, .name = #name_, .priority = priority_, .probe = name_##_probe,     \
+    .device_count = name_##_device_count, .describe = name_##_describe, .open = name_##_open, \
+    .kernels = kernels_                                                                       \
+  }
+
 /* A loadable module exports this symbol: `const bk_backend *bk_backend_module(void)`. */
 #define BK_BACKEND_MODULE_SYMBOL "bk_backend_module"
 typedef const bk_backend *(*bk_backend_module_fn)(void);
@@ -244,6 +266,13 @@ const bk_refused_module *bk_loader_refused_get(int i);
 /* bk_device_open, bk_device_open_backend, bk_device_close, bk_device_options: birkhoff/device.h */
 bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
 void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
+/* For a backend: a struct of `bytes` that begins with bk_stream or bk_event, zero-filled, with its
+ * base filled in. The table's destroy frees it. */
+bk_status bk_stream_make(bk_device *device, const bk_stream_ops *ops, size_t bytes,
+                         bk_stream **stream);
+bk_status bk_event_make(bk_device *device, const bk_event_ops *ops, size_t bytes, bk_event **event);
+/* What elapsed returns for an event that was never recorded. */
+bk_status bk_event_never_recorded(const bk_event *event);
 
 /* ---- buffer (runtime/buffer.c) ---- */
 /* zero-filled */

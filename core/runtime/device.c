@@ -54,3 +54,25 @@ bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream) 
 void bk_stream_destroy(bk_stream *stream) {
   if (stream) stream->ops->destroy(stream);
 }
+
+bk_status bk_stream_make(bk_device *device, const bk_stream_ops *ops, size_t bytes,
+                         bk_stream **stream) {
+  bk_stream *made = bk_alloc(device->ctx, bytes);
+  if (!made) return BK_ERR_MEMORY;
+  *made = (bk_stream){.ops = ops, .device = device};
+  *stream = made;
+  return BK_OK;
+}
+
+bk_status bk_event_make(bk_device *device, const bk_event_ops *ops, size_t bytes,
+                        bk_event **event) {
+  bk_event *made = bk_alloc(device->ctx, bytes);
+  if (!made) return BK_ERR_MEMORY;
+  *made = (bk_event){.ops = ops, .device = device};
+  *event = made;
+  return BK_OK;
+}
+
+bk_status bk_event_never_recorded(const bk_event *event) {
+  return bk_fail(event->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+}

@@ -100,29 +100,11 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
 
 static void stream_destroy(bk_stream *stream) { bk_free(stream->device->ctx, stream); }
 
-static const bk_stream_ops host_stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event_record,
-    .event_wait = stream_event_wait,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = bk_stream_capture_begin_none,
-    .capture_end = bk_stream_capture_end_none,
-    .graph_launch = bk_stream_graph_launch_none,
-    .graph_destroy = bk_stream_graph_destroy_none,
-};
+static const bk_stream_ops host_stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_NO_CAPTURES};
 
 bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream) {
   (void)priority;
-  bk_stream *made = bk_alloc(device->ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  *made = (bk_stream){.ops = &host_stream_ops, .device = device};
-  *stream = made;
-  return BK_OK;
+  return bk_stream_make(device, &host_stream_ops, sizeof(bk_stream), stream);
 }
 
 /* ---- events ---- */
@@ -136,8 +118,7 @@ static bk_status event_sync(bk_event *event) {
 
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   double from = ((host_event *)begin)->seconds, to = ((host_event *)end)->seconds;
-  if (from == 0 || to == 0)
-    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (from == 0 || to == 0) return bk_event_never_recorded(begin);
   *seconds = to - from;
   return BK_OK;
 }
@@ -145,9 +126,5 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
 static const bk_event_ops host_event_ops = {event_destroy, event_sync, event_elapsed};
 
 bk_status bk_host_event_create(bk_device *device, bk_event **event) {
-  host_event *made = bk_alloc(device->ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  made->base = (bk_event){.ops = &host_event_ops, .device = device};
-  *event = &made->base;
-  return BK_OK;
+  return bk_event_make(device, &host_event_ops, sizeof(host_event), event);
 }

@@ -136,7 +136,7 @@ static void stream_destroy(bk_stream *stream) {
 
 /* ---- captures ---- */
 
-static bk_status capture_begin(bk_stream *stream) {
+static bk_status stream_capture_begin(bk_stream *stream) {
   bk_context *ctx = stream->device->ctx;
   graphs.captures++;
   if (of(stream)->taping) return bk_fail(ctx, BK_ERR_DEVICE, "graphs: a capture within a capture");
@@ -146,7 +146,7 @@ static bk_status capture_begin(bk_stream *stream) {
   return BK_OK;
 }
 
-static bk_status capture_end(bk_stream *stream, void **graph) {
+static bk_status stream_capture_end(bk_stream *stream, void **graph) {
   bk_context *ctx = stream->device->ctx;
   tape *t = of(stream)->taping;
   if (!t) return bk_fail(ctx, BK_ERR_DEVICE, "graphs: there is no capture to end");
@@ -170,7 +170,7 @@ static bk_status replay(bk_stream *stream, const note *n) {
   return launch_now(stream, &n->plan, n->args, n->dst);
 }
 
-static bk_status graph_launch(bk_stream *stream, void *graph) {
+static bk_status stream_graph_launch(bk_stream *stream, void *graph) {
   const tape *t = graph;
   BK_TRY(refuse(stream, "a graph"));
   graphs.replays++;
@@ -178,33 +178,18 @@ static bk_status graph_launch(bk_stream *stream, void *graph) {
   return BK_OK;
 }
 
-static void graph_destroy(bk_stream *stream, void *graph) {
+static void stream_graph_destroy(bk_stream *stream, void *graph) {
   if (graph) graphs.held--;
   tape_free(stream->device->ctx, graph);
 }
 
-static const bk_stream_ops stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event_record,
-    .event_wait = stream_event_wait,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = capture_begin,
-    .capture_end = capture_end,
-    .graph_launch = graph_launch,
-    .graph_destroy = graph_destroy,
-};
+static const bk_stream_ops stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_CAPTURES(stream)};
 
 static bk_status stream_create(bk_device *device, int priority, bk_stream **stream) {
-  graph_stream *made = bk_alloc(device->ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  *made = (graph_stream){.base = {.ops = &stream_ops, .device = device}};
-  bk_status status = bk_host_stream_create(device, priority, &made->inner);
-  if (status == BK_OK) *stream = &made->base;
+  bk_stream *made = NULL;
+  BK_TRY(bk_stream_make(device, &stream_ops, sizeof(graph_stream), &made));
+  bk_status status = bk_host_stream_create(device, priority, &of(made)->inner);
+  if (status == BK_OK) *stream = made;
   else bk_free(device->ctx, made);
   return status;
 }
@@ -215,7 +200,7 @@ static bk_device_ops device_ops;
 
 static const bk_backend backend;
 
-static bk_status device_open(bk_context *ctx, int index, const bk_device_options *options,
+static bk_status graphs_open(bk_context *ctx, int index, const bk_device_options *options,
                              bk_device **device) {
   BK_TRY(bk_backend_cpu.open(ctx, index, options, device));
   device_ops = *(*device)->ops;
@@ -226,25 +211,17 @@ static bk_status device_open(bk_context *ctx, int index, const bk_device_options
   return BK_OK;
 }
 
-static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
+static bk_status graphs_probe(bk_context *ctx, char *reason, size_t reason_size) {
   return bk_backend_cpu.probe(ctx, reason, reason_size);
 }
-static int device_count(bk_context *ctx) { return bk_backend_cpu.device_count(ctx); }
-static bk_status describe(bk_context *ctx, int index, bk_device_props *props,
-                          size_t *memory_bytes) {
+static int graphs_device_count(bk_context *ctx) { return bk_backend_cpu.device_count(ctx); }
+static bk_status graphs_describe(bk_context *ctx, int index, bk_device_props *props,
+                                 size_t *memory_bytes) {
   return bk_backend_cpu.describe(ctx, index, props, memory_bytes);
 }
 
-static const bk_backend backend = {
-    .abi = BK_BACKEND_ABI,
-    .name = "graphs",
-    .priority = -1, /* never the default */
-    .probe = probe,
-    .device_count = device_count,
-    .describe = describe,
-    .open = device_open,
-    .kernels = rows,
-};
+/* Never the default. */
+static const bk_backend backend = BK_BACKEND(graphs, -1, rows);
 
 bk_status graph_backend_register(bk_context *ctx, bk_op lacks) {
   int n = 0;

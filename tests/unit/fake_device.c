@@ -70,9 +70,13 @@ static bk_status stream_fill(bk_stream *stream, bk_place dst, uint8_t value, siz
   return BK_OK;
 }
 
-static bk_status stream_event(bk_stream *stream, bk_event *event) {
+static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   (void)stream, (void)event;
   return BK_OK;
+}
+
+static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
+  return stream_event_record(stream, event);
 }
 
 static bk_status stream_sync(bk_stream *stream) {
@@ -87,21 +91,7 @@ static bk_status stream_query(bk_stream *stream, bool *done) {
   return BK_OK;
 }
 
-static const bk_stream_ops stream_ops = {
-    .destroy = stream_destroy,
-    .upload = stream_upload,
-    .download = stream_download,
-    .copy = stream_copy,
-    .fill = stream_fill,
-    .event_record = stream_event,
-    .event_wait = stream_event,
-    .sync = stream_sync,
-    .query = stream_query,
-    .capture_begin = bk_stream_capture_begin_none,
-    .capture_end = bk_stream_capture_end_none,
-    .graph_launch = bk_stream_graph_launch_none,
-    .graph_destroy = bk_stream_graph_destroy_none,
-};
+static const bk_stream_ops stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_NO_CAPTURES};
 static const bk_stream_ops stream_ops_holed = {.destroy = stream_destroy, .sync = stream_sync};
 
 static bk_status fake_stream_create(bk_device *device, int priority, bk_stream **stream) {
@@ -157,13 +147,5 @@ static bk_status fake_open(bk_context *ctx, int index, const bk_device_options *
 
 static const bk_kernel kernels[] = {BK_KERNEL_END};
 
-const bk_backend fake_backend = {
-    .abi = BK_BACKEND_ABI,
-    .name = "fake",
-    .priority = -1, /* never the default */
-    .probe = fake_probe,
-    .device_count = fake_device_count,
-    .describe = fake_describe,
-    .open = fake_open,
-    .kernels = kernels,
-};
+/* Never the default. */
+const bk_backend fake_backend = BK_BACKEND(fake, -1, kernels);

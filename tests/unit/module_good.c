@@ -2,7 +2,7 @@
  * program for no symbol. */
 #include "tests/unit/module.h"
 
-static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
+static bk_status testmodule_probe(bk_context *ctx, char *reason, size_t reason_size) {
   static const char why[] = "a module for tests has no device";
   (void)ctx;
   for (size_t i = 0; i < reason_size && i < sizeof why; i++) reason[i] = why[i];
@@ -10,32 +10,23 @@ static bk_status probe(bk_context *ctx, char *reason, size_t reason_size) {
   return BK_ERR_ABSENT;
 }
 
-static int device_count(bk_context *ctx) {
+static int testmodule_device_count(bk_context *ctx) {
   (void)ctx;
   return 0;
 }
 
-static bk_status describe(bk_context *ctx, int index, bk_device_props *props,
-                          size_t *memory_bytes) {
+static bk_status testmodule_describe(bk_context *ctx, int index, bk_device_props *props,
+                                     size_t *memory_bytes) {
   (void)ctx, (void)index, (void)props, (void)memory_bytes;
   return BK_ERR_ABSENT;
 }
 
-static bk_status open_device(bk_context *ctx, int index, const bk_device_options *options,
-                             bk_device **device) {
+static bk_status testmodule_open(bk_context *ctx, int index, const bk_device_options *options,
+                                 bk_device **device) {
   (void)ctx, (void)index, (void)options, (void)device;
   return BK_ERR_ABSENT;
 }
 
-static const bk_backend backend = {
-    .abi = BK_BACKEND_ABI,
-    .name = "testmodule",
-    .priority = -2,
-    .probe = probe,
-    .device_count = device_count,
-    .describe = describe,
-    .open = open_device,
-    .kernels = kernels,
-};
+static const bk_backend backend = BK_BACKEND(testmodule, -2, kernels);
 
 const bk_backend *bk_backend_module(void) { return &backend; }

@@ -117,11 +117,7 @@ static const bk_stream_ops stream_ops = {
 
 static bk_status stream_create(bk_device *device, int priority, bk_stream **stream) {
   (void)priority;
-  bk_stream *made = bk_alloc(device->ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  *made = (bk_stream){.ops = &stream_ops, .device = device};
-  *stream = made;
-  return BK_OK;
+  return bk_stream_make(device, &stream_ops, sizeof(bk_stream), stream);
 }
 
 static void event_destroy(bk_event *e) { bk_free(e->device->ctx, e); }
@@ -133,8 +129,7 @@ static bk_status event_sync(bk_event *e) {
 
 static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) {
   double from = ((event *)begin)->seconds, to = ((event *)end)->seconds;
-  if (from == 0 || to == 0)
-    return bk_fail(begin->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
+  if (from == 0 || to == 0) return bk_event_never_recorded(begin);
   *seconds = to - from;
   return BK_OK;
 }
@@ -142,11 +137,7 @@ static bk_status event_elapsed(bk_event *begin, bk_event *end, double *seconds) 
 static const bk_event_ops event_ops = {event_destroy, event_sync, event_elapsed};
 
 static bk_status event_create(bk_device *device, bk_event **e) {
-  event *made = bk_alloc(device->ctx, sizeof *made);
-  if (!made) return BK_ERR_MEMORY;
-  made->base = (bk_event){.ops = &event_ops, .device = device};
-  *e = &made->base;
-  return BK_OK;
+  return bk_event_make(device, &event_ops, sizeof(event), e);
 }
 
 /* ---- 3. kernels: bf16 is a 16-bit integer in memory, arithmetic is fp32, a result is rounded
