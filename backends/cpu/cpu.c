@@ -62,16 +62,7 @@ static void cpu_close(bk_device *device) {
   bk_free(device->ctx, cpu);
 }
 
-static const bk_device_ops cpu_device_ops = {
-    .close = cpu_close,
-    .memory_info = bk_host_memory_info,
-    .buffer_alloc = bk_host_buffer_alloc,
-    .buffer_free = bk_host_buffer_free,
-    .host_alloc = bk_host_buffer_alloc,
-    .host_free = bk_host_buffer_free,
-    .stream_create = bk_host_stream_create,
-    .event_create = bk_host_event_create,
-};
+static const bk_device_ops cpu_device_ops = {.close = cpu_close, BK_HOST_DEVICE_OPS};
 
 static void props_fill(bk_device_props *props, bk_cpu_isa isa, bool blas, int threads) {
   snprintf(props->name, sizeof props->name, "host processor");

@@ -215,11 +215,7 @@ static bk_status device_fill(bk_cuda_device *d, bk_context *ctx, int index,
     error =
         cudaDeviceGetAttribute(&d->smem_optin, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
   if (error != cudaSuccess) return bk_cuda_fail(ctx, error, "opening a device");
-  d->base = (bk_device){.ops = &bk_cuda_device_ops,
-                        .backend = &bk_backend_cuda,
-                        .ctx = ctx,
-                        .index = index,
-                        .options = *options};
+  bk_device_init(&d->base, ctx, &bk_backend_cuda, index, options, &bk_cuda_device_ops);
   fill_props(ordinal, &props, &d->base.props);
   d->ordinal = ordinal;
   d->capability = capability_of(ordinal);

@@ -209,11 +209,7 @@ static bk_status device_fill(bk_cl_device *d, bk_context *ctx, int index,
   cl_int error;
   BK_TRY(locate(ctx, index, &d->cl, &at));
   const bk_cl_api *cl = d->cl;
-  d->gpu.base = (bk_device){.ops = &opencl_device_ops,
-                            .backend = &bk_backend_opencl,
-                            .ctx = ctx,
-                            .index = index,
-                            .options = *options};
+  bk_device_init(&d->gpu.base, ctx, &bk_backend_opencl, index, options, &opencl_device_ops);
   fill_props(cl, at.device, &d->gpu.base.props);
   d->gpu.gpu = &opencl_gpu_ops;
   d->gpu.max_group = bk_cl_max_group(cl, at.device);

@@ -15,16 +15,7 @@ static const bk_kernel ref_kernels[] = {BK_REF_KERNELS(K, A, P, AP) BK_KERNEL_EN
 
 static void ref_close(bk_device *device) { bk_free(device->ctx, device); }
 
-static const bk_device_ops ref_device_ops = {
-    .close = ref_close,
-    .memory_info = bk_host_memory_info,
-    .buffer_alloc = bk_host_buffer_alloc,
-    .buffer_free = bk_host_buffer_free,
-    .host_alloc = bk_host_buffer_alloc,
-    .host_free = bk_host_buffer_free,
-    .stream_create = bk_host_stream_create,
-    .event_create = bk_host_event_create,
-};
+static const bk_device_ops ref_device_ops = {.close = ref_close, BK_HOST_DEVICE_OPS};
 
 static void ref_init(bk_device *device, bk_context *ctx, int index,
                      const bk_device_options *options) {

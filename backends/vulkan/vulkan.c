@@ -418,11 +418,7 @@ static bk_status make_device(bk_vk_device *d) {
 
 static bk_status device_fill(bk_vk_device *d, bk_context *ctx, int index,
                              const bk_device_options *options) {
-  d->gpu.base = (bk_device){.ops = &vulkan_device_ops,
-                            .backend = &bk_backend_vulkan,
-                            .ctx = ctx,
-                            .index = index,
-                            .options = *options};
+  bk_device_init(&d->gpu.base, ctx, &bk_backend_vulkan, index, options, &vulkan_device_ops);
   BK_TRY(locate(ctx, index, &d->in, &d->traits));
   const bk_vk_traits *t = &d->traits;
   BK_TRY(choose_bindings(ctx, t, &d->addresses, &d->halves));

@@ -266,6 +266,9 @@ const bk_refused_module *bk_loader_refused_get(int i);
 /* bk_device_open, bk_device_open_backend, bk_device_close, bk_device_options: birkhoff/device.h */
 bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
 void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
+/* For a backend's open: fills in what every device begins with. `options` may be NULL. */
+void bk_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
+                    const bk_device_options *options, const bk_device_ops *ops);
 /* For a backend: a struct of `bytes` that begins with bk_stream or bk_event, zero-filled, with its
  * base filled in. The table's destroy frees it. */
 bk_status bk_stream_make(bk_device *device, const bk_stream_ops *ops, size_t bytes,
@@ -345,5 +348,11 @@ bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle);
 void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes);
 bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream);
 bk_status bk_host_event_create(bk_device *device, bk_event **event);
+/* The table of such a device, but for `close`. */
+#define BK_HOST_DEVICE_OPS                                                  \
+  .memory_info = bk_host_memory_info, .buffer_alloc = bk_host_buffer_alloc, \
+  .buffer_free = bk_host_buffer_free, .host_alloc = bk_host_buffer_alloc,   \
+  .host_free = bk_host_buffer_free, .stream_create = bk_host_stream_create, \
+  .event_create = bk_host_event_create
 
 #endif

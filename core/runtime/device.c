@@ -32,6 +32,15 @@ bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
   return bk_device_open_from(ctx, backend, 0, options, device);
 }
 
+void bk_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
+                    const bk_device_options *options, const bk_device_ops *ops) {
+  device->ops = ops;
+  device->backend = backend;
+  device->ctx = ctx;
+  device->index = index;
+  if (options) device->options = *options;
+}
+
 void bk_device_close(bk_device *device) {
   if (!device) return;
   bk_stream_destroy(device->fallback_stream);

@@ -11,11 +11,7 @@ typedef struct host_event {
 
 void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
                          const bk_device_options *options, const bk_device_ops *ops) {
-  device->ops = ops;
-  device->backend = backend;
-  device->ctx = ctx;
-  device->index = index;
-  if (options) device->options = *options;
+  bk_device_init(device, ctx, backend, index, options, ops);
   device->options.isa = NULL; /* the caller's text; props.isa says what came of it */
   device->props.host_memory = true;
   device->props.max_alloc = 0;

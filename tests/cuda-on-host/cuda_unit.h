@@ -1,18 +1,11 @@
 /* What the unit tests of the cuda backend on the host share: the module's folder is set before
- * the registry is initialised, and tensors go to and from the device. */
+ * the registry is initialised. */
 #ifndef BK_TESTS_CUDA_UNIT_H
 #define BK_TESTS_CUDA_UNIT_H
 
-#include "tests/unit/unit.h"
-
-#include "runtime/backend.h"
+#include "tests/gpu/gpu_device.h"
 
 #include <unistd.h>
-
-#define SKIPPED 77
-
-static bk_device *device;
-static bk_stream *stream;
 
 /* False with a message where the module has not been built. */
 static BK_UNUSED bool cuda_find_module(void) {
@@ -37,21 +30,12 @@ static BK_UNUSED void cuda_registry(void) {
 
 static BK_UNUSED void cuda_open(void) {
   cuda_registry();
-  ck_assert_int_eq(bk_device_open(ctx, "cuda", NULL, &device), BK_OK);
-  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
+  gpu_device_open("cuda");
 }
 
 static BK_UNUSED void cuda_close(void) {
-  bk_stream_destroy(stream);
-  bk_device_close(device);
+  gpu_device_close();
   unit_close();
 }
-
-/* Gives a dense tensor memory of its own. */
-static BK_UNUSED bk_tensor cuda_tensor_on(bk_device *on, bk_tensor t) {
-  ck_assert_int_eq(bk_buffer_alloc(on, bk_tensor_bytes(&t), BK_MEM_STAGING, &t.buffer), BK_OK);
-  return t;
-}
-static BK_UNUSED bk_tensor cuda_tensor(bk_tensor t) { return cuda_tensor_on(device, t); }
 
 #endif

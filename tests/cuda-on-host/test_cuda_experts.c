@@ -34,9 +34,9 @@ static void sort_case(int tokens, int k, int experts, int spread) {
   int32_t *offsets = malloc(((size_t)experts + 1) * sizeof *offsets),
           *load = calloc((size_t)experts, sizeof *load);
   bk_moe_index_args a = {
-      cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)), cuda_tensor(bk_tensor_1d(BK_I32, experts + 1)),
-      cuda_tensor(bk_tensor_1d(BK_I32, total)), cuda_tensor(bk_tensor_2d(BK_I32, tokens, k)),
-      cuda_tensor(bk_tensor_1d(BK_I32, experts))};
+      gpu_tensor(bk_tensor_2d(BK_I32, tokens, k)), gpu_tensor(bk_tensor_1d(BK_I32, experts + 1)),
+      gpu_tensor(bk_tensor_1d(BK_I32, total)), gpu_tensor(bk_tensor_2d(BK_I32, tokens, k)),
+      gpu_tensor(bk_tensor_1d(BK_I32, experts))};
   for (int c = 0; c < total; c++)
     index[c] =
         spread ? (int32_t)(pow(bk_uniform(7, 0, (uint64_t)c), spread) * experts) : experts - 1;
@@ -98,11 +98,11 @@ static void route_on(bk_device *on, int tokens, int experts, int k, const int gr
                       .topk_group = groups[1],
                       .norm_topk_prob = true,
                       .routed_scaling_factor = 2.5};
-  a.logits = cuda_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
-  a.bias = cuda_tensor_on(on, bk_tensor_1d(BK_F32, experts));
-  a.scores = cuda_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
-  a.index = cuda_tensor_on(on, bk_tensor_2d(BK_I32, tokens, k));
-  a.weights = cuda_tensor_on(on, bk_tensor_2d(BK_F32, tokens, k));
+  a.logits = gpu_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
+  a.bias = gpu_tensor_on(on, bk_tensor_1d(BK_F32, experts));
+  a.scores = gpu_tensor_on(on, bk_tensor_2d(BK_F32, tokens, experts));
+  a.index = gpu_tensor_on(on, bk_tensor_2d(BK_I32, tokens, k));
+  a.weights = gpu_tensor_on(on, bk_tensor_2d(BK_F32, tokens, k));
   ck_assert_int_eq(bk_stream_create(on, 0, &s), BK_OK);
   ck_assert_int_eq(bk_tensor_upload(s, &a.logits, logits), BK_OK);
   ck_assert_int_eq(bk_tensor_upload(s, &a.bias, bias), BK_OK);

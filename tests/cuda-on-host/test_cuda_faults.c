@@ -4,73 +4,14 @@
  * captures. Strided copies run rows_kernel, dense additions flat_kernel: so a fault can be given
  * to one op. */
 #include "tests/cuda-on-host/cuda_unit.h"
-
-enum { side = 8, count = side * side };
-
-static void set(const char *name, const char *value) {
-  ck_assert_int_eq(setenv(name, value, 1), 0);
-}
-
-/* ---- a little work: y = x^T (copy), then y = y + x (add), as often as asked ---- */
-
-typedef struct work {
-  bk_tensor x, y;
-  bk_copy_args copy;
-  bk_add_args add;
-  bk_plan copying, adding;
-} work;
-
-static void work_open(work *w) {
-  float values[count];
-  for (int i = 0; i < count; i++) values[i] = (float)(i * i % 31);
-  w->x = cuda_tensor(bk_tensor_2d(BK_F32, side, side));
-  w->y = cuda_tensor(bk_tensor_2d(BK_F32, side, side));
-  w->copy = (bk_copy_args){bk_tensor_transpose(w->x, 0, 1), w->y};
-  w->add = (bk_add_args){w->y, w->x, w->y};
-  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_COPY, &w->copy, &w->copying), BK_OK);
-  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_ADD, &w->add, &w->adding), BK_OK);
-  ck_assert_int_eq(bk_tensor_upload(stream, &w->x, values), BK_OK);
-}
-
-static void work_close(work *w) {
-  bk_plan_release(&w->copying);
-  bk_plan_release(&w->adding);
-  bk_buffer_free(w->x.buffer);
-  bk_buffer_free(w->y.buffer);
-}
-
-static bk_status copy(work *w, bk_stream *on) {
-  return bk_plan_launch(on, &w->copying, &w->copy, (bk_place){0});
-}
-static bk_status add(work *w, bk_stream *on) {
-  return bk_plan_launch(on, &w->adding, &w->add, (bk_place){0});
-}
-
-/* y must be x^T + times x. */
-static void expect_result(work *w, bk_stream *on, int times) {
-  float x[count], y[count];
-  ck_assert_int_eq(bk_tensor_download(on, &w->x, x), BK_OK);
-  ck_assert_int_eq(bk_tensor_download(on, &w->y, y), BK_OK);
-  for (int i = 0; i < count; i++)
-    ck_assert_float_eq(y[i], x[i % side * side + i / side] + (float)times * x[i]);
-}
+#include "tests/gpu/gpu_work.h"
 
 /* ---- no device ---- */
 
 static void expect_absent(const char *driver, const char *why) {
-  const bk_backend *cuda = bk_backend_find("cuda");
   char reason[256] = "";
-  bk_device *d = NULL;
-  ck_assert_ptr_nonnull(cuda);
   set("BK_CUDA_DRIVER", driver);
-  ck_assert_int_eq(cuda->probe(ctx, reason, sizeof reason), BK_ERR_ABSENT);
-  ck_assert_msg(strstr(reason, why) != NULL, "expected \"%s\" in: %s", why, reason);
-  unit_expect(NULL); /* a probe says nothing of its own */
-  ck_assert_int_eq(bk_device_open(ctx, "cuda:0", NULL, &d), BK_ERR_ABSENT);
-  unit_expect(reason);
-  ck_assert_int_eq(bk_device_open(ctx, NULL, NULL, &d), BK_OK); /* the default is another */
-  ck_assert_str_ne(d->backend->name, "cuda");
-  bk_device_close(d);
+  gpu_expect_refused("cuda", "cuda:0", why, reason, sizeof reason);
 }
 
 START_TEST(driver_absent) { expect_absent("none", "there is no NVIDIA driver"); }
@@ -118,23 +59,13 @@ END_TEST
 
 /* ---- memory ---- */
 
-static bk_status commit_weights(int64_t bytes, bk_memory **memory) {
-  bk_tensor t;
-  ck_assert_int_eq(bk_memory_create(device, memory), BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_ACTIVATIONS, BK_F32, 1, (int64_t[]){1000}, &t),
-                   BK_OK);
-  ck_assert_int_eq(bk_memory_tensor(*memory, BK_MEM_WEIGHTS, BK_U8, 1, &bytes, &t), BK_OK);
-  return bk_memory_commit(*memory);
-}
-
 START_TEST(out_of_memory) {
   bk_memory *memory = NULL;
   size_t free_before = 0, free_after = 0, total = 0;
-  work w;
   set("BK_CUDA_MEMORY", "1000000");
   ck_assert_int_eq(device->ops->memory_info(device, &free_before, &total), BK_OK);
   ck_assert_uint_eq(total, 1000000);
-  ck_assert_int_eq(commit_weights(3000000, &memory), BK_ERR_MEMORY);
+  ck_assert_int_eq(gpu_commit_weights(3000000, &memory), BK_ERR_MEMORY);
   ck_assert_ptr_nonnull(
       strstr(unit_messages, "cuda:0: cannot allocate 3000000 bytes of device memory; "));
   ck_assert_ptr_nonnull(strstr(unit_messages, " of 1000000 bytes are free"));
@@ -142,13 +73,7 @@ START_TEST(out_of_memory) {
   bk_memory_destroy(memory);
   ck_assert_int_eq(device->ops->memory_info(device, &free_after, &total), BK_OK);
   ck_assert_uint_eq(free_after, free_before);
-  /* less of it goes on in the same process */
-  ck_assert_int_eq(commit_weights(300000, &memory), BK_OK);
-  work_open(&w);
-  ck_assert_int_eq(copy(&w, stream), BK_OK);
-  expect_result(&w, stream, 0);
-  work_close(&w);
-  bk_memory_destroy(memory);
+  gpu_expect_little_fits();
 }
 END_TEST
 
@@ -179,7 +104,7 @@ START_TEST(pinned_memory) {
 END_TEST
 
 START_TEST(buffers_start_as_zeros) {
-  bk_tensor t = cuda_tensor(bk_tensor_1d(BK_F32, 1000));
+  bk_tensor t = gpu_tensor(bk_tensor_1d(BK_F32, 1000));
   float values[1000];
   ck_assert_int_eq(bk_tensor_download(stream, &t, values), BK_OK);
   for (int i = 0; i < 1000; i++) ck_assert_float_eq(values[i], 0);
@@ -362,22 +287,11 @@ END_TEST
 
 /* ---- kernels that fault: CUDA forgives no such error in the life of a process ---- */
 
-static void expect_poisoned(work *w, bk_stream *on) {
+/* Nor can anything be captured or made on the device. */
+static void expect_lost(work *w, bk_stream *on) {
   void *graph = NULL;
-  bool done = false;
-  char byte = 0;
-  const bk_place at = {w->y.buffer, 0};
   bk_event *event = NULL;
-  bk_event *const unused = NULL; /* a poisoned stream does not look at it */
-  ck_assert_int_eq(copy(w, on), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->event_wait(on, unused), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->event_record(on, unused), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->sync(on), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->query(on, &done), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->upload(on, at, &byte, 1), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->download(on, &byte, at, 1), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->copy(on, at, (bk_place){w->x.buffer, 0}, 1), BK_ERR_DEVICE);
-  ck_assert_int_eq(on->ops->fill(on, at, 0, 1), BK_ERR_DEVICE);
+  expect_poisoned(w, on, BK_ERR_DEVICE);
   ck_assert_int_eq(on->ops->capture_begin(on), BK_ERR_DEVICE);
   ck_assert_int_eq(on->ops->graph_launch(on, NULL), BK_ERR_DEVICE);
   unit_expect(NULL); /* it was said once */
@@ -398,7 +312,7 @@ START_TEST(fault_of_one_op) {
   unit_expect(
       "cuda: cuda_copy failed on the device: an illegal memory access was encountered "
       "(cudaErrorIllegalAddress); the stream cannot go on");
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   work_close(&w);
 }
 END_TEST
@@ -418,7 +332,7 @@ START_TEST(fault_among_several) {
       strstr(unit_messages, "one of 3 ops failed on the device: an illegal memory access"));
   ck_assert_ptr_nonnull(strstr(unit_messages, "BIRKHOFF_CUDA_SYNC=1"));
   unit_expect("under way were cuda_add, cuda_copy, cuda_add;");
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   work_close(&w);
 }
 END_TEST
@@ -450,7 +364,7 @@ START_TEST(fault_met_by_a_download) {
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   ck_assert_int_eq(bk_tensor_download(stream, &w.y, y), BK_ERR_DEVICE);
   unit_expect("cuda_copy failed on the device");
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   work_close(&w);
 }
 END_TEST
@@ -463,7 +377,7 @@ START_TEST(fault_met_by_a_query) {
   ck_assert_int_eq(copy(&w, stream), BK_OK);
   ck_assert_int_eq(stream->ops->query(stream, &done), BK_ERR_DEVICE);
   unit_expect("cuda_copy failed on the device");
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   work_close(&w);
 }
 END_TEST
@@ -511,7 +425,7 @@ START_TEST(fault_amid_a_capture) {
   ck_assert_int_eq(stream->ops->capture_end(stream, &graph), BK_ERR_DEVICE);
   unit_expect(NULL);
   ck_assert_ptr_null(graph);
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   ck_assert_int_eq(other->ops->capture_begin(other), BK_ERR_DEVICE);
   unit_expect(NULL);
   bk_stream_destroy(other);
@@ -531,7 +445,7 @@ START_TEST(fault_in_a_graph) {
   ck_assert_int_eq(stream->ops->graph_launch(stream, graph), BK_OK);
   ck_assert_int_eq(stream->ops->sync(stream), BK_ERR_DEVICE);
   unit_expect("cuda: a captured graph failed on the device: an illegal memory access");
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   stream->ops->graph_destroy(stream, graph);
   work_close(&w);
 }
@@ -540,8 +454,7 @@ END_TEST
 static void open_synchronous(void) {
   cuda_registry();
   set("BIRKHOFF_CUDA_SYNC", "1");
-  ck_assert_int_eq(bk_device_open(ctx, "cuda", NULL, &device), BK_OK);
-  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
+  gpu_device_open("cuda");
 }
 
 START_TEST(synchronous_fault_names_the_op) {
@@ -554,7 +467,7 @@ START_TEST(synchronous_fault_names_the_op) {
   ck_assert_int_eq(unit_errors(), 1);
   unit_expect("cuda: cuda_copy failed on the device: ");
   ck_assert_int_eq(add(&w, stream), BK_ERR_DEVICE);
-  expect_poisoned(&w, stream);
+  expect_lost(&w, stream);
   work_close(&w);
 }
 END_TEST

@@ -27,7 +27,7 @@ static void teardown(void) {
 /* Copies `count` numbers of one buffer from the number `from` to the number `to`; `text` is what
  * was recorded. */
 static void recorded_copy(int64_t from, int64_t to, int64_t room) {
-  bk_tensor all = cuda_tensor(bk_tensor_1d(BK_F32, room));
+  bk_tensor all = gpu_tensor(bk_tensor_1d(BK_F32, room));
   bk_copy_args a = {bk_tensor_slice(all, 0, from, count), bk_tensor_slice(all, 0, to, count)};
   ck_assert_int_eq(bk_tensor_upload(stream, &a.x, values), BK_OK);
   ck_assert_int_eq(setenv("BK_CUDA_RECORD", path, 1), 0);

@@ -40,10 +40,10 @@ static void free_all(bk_tensor *const *tensors, size_t count) {
 
 static void check_forward(int64_t rows) {
   const int64_t tokens = 35, width = 296;
-  bk_hc_project_args a = {cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
-                          cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
-                          cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
-                          cuda_tensor(bk_tensor_1d(BK_F32, tokens)), 1e-6};
+  bk_hc_project_args a = {gpu_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+                          gpu_tensor(bk_tensor_2d(BK_F32, rows, width)),
+                          gpu_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
+                          gpu_tensor(bk_tensor_1d(BK_F32, tokens)), 1e-6};
   bk_tensor *const all[] = {&a.x, &a.fn, &a.proj, &a.rinv};
   served_by(BK_OP_HC_PROJECT, &a, "cuda_hc_project_mma");
   upload(&a.x, one_a_row);
@@ -68,13 +68,13 @@ END_TEST
 
 static void check_backward(int64_t rows) {
   const int64_t tokens = 40, width = 296;
-  bk_hc_project_bwd_args a = {.x = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
-                              .fn = cuda_tensor(bk_tensor_2d(BK_F32, rows, width)),
-                              .rinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)),
-                              .dproj = cuda_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
-                              .drinv = cuda_tensor(bk_tensor_1d(BK_F32, tokens)),
-                              .dx = cuda_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
-                              .dfn = cuda_tensor(bk_tensor_2d(BK_F32, rows, width))};
+  bk_hc_project_bwd_args a = {.x = gpu_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+                              .fn = gpu_tensor(bk_tensor_2d(BK_F32, rows, width)),
+                              .rinv = gpu_tensor(bk_tensor_1d(BK_F32, tokens)),
+                              .dproj = gpu_tensor(bk_tensor_2d(BK_F32, tokens, rows)),
+                              .drinv = gpu_tensor(bk_tensor_1d(BK_F32, tokens)),
+                              .dx = gpu_tensor(bk_tensor_2d(BK_BF16, tokens, width)),
+                              .dfn = gpu_tensor(bk_tensor_2d(BK_F32, rows, width))};
   bk_tensor *const all[] = {&a.x, &a.fn, &a.rinv, &a.dproj, &a.drinv, &a.dx, &a.dfn};
   served_by(BK_OP_HC_PROJECT_BWD, &a, "cuda_hc_project_bwd_mma");
   upload(&a.x, one_a_row);

@@ -84,7 +84,7 @@ static void make(int64_t b, int64_t t, int64_t h) {
   for (int i = 0; i < TENSORS; i++) {
     bk_tensor *x = tensor_at(&args, i);
     const int64_t count = bk_tensor_count(x);
-    *x = cuda_tensor(*x);
+    *x = gpu_tensor(*x);
     double *values = bk_alloc_array(ctx, (size_t)count, sizeof *values);
     for (int64_t n = 0; n < count; n++)
       values[n] = i < 4 ? bk_normal(7, (uint64_t)i, (uint64_t)n) : (double)NAN;

@@ -18,6 +18,8 @@
 #define CL_USE_DEPRECATED_OPENCL_1_2_APIS
 #include <CL/cl.h>
 
+#include "tests/gpu/fake_fault.h"
+
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -41,17 +43,8 @@ static cl_device_id const device_beside = (cl_device_id)&held;
 
 /* ---- faults ---- */
 
-/* Whether a fault is on; *value: what stands behind =. */
 static bool fault(const char *name, size_t *value) {
-  const char *at = getenv("BK_FAKE_OPENCL");
-  size_t length = strlen(name);
-  for (; at && *at; at += strcspn(at, ","), at += *at == ',') {
-    /* strchr finds the NUL too */
-    if (strncmp(at, name, length) != 0 || !strchr("=,", at[length])) continue;
-    if (value) *value = at[length] == '=' ? strtoull(at + length + 1, NULL, 10) : 0;
-    return true;
-  }
-  return false;
+  return fault_is_on("BK_FAKE_OPENCL", name, value);
 }
 
 static bool lost(const char *name) {

@@ -2,53 +2,33 @@
  * libOpenCL (fake_opencl.c): libraries, platforms and devices that are missing or refused, no
  * memory, a device that is lost, kernels that do not compile, kept programs. Without a real
  * device only the first part runs. */
-#include "tests/gpu/gpu_unit.h"
+static const char gpu_name[] = "opencl", faults[] = "BK_FAKE_OPENCL",
+                  library_is[] = "BIRKHOFF_OPENCL_LIBRARY";
+#include "tests/gpu/gpu_faults.h"
 
-#include <dlfcn.h>
-
-static char library[600];
 static int *builds, *sets; /* counted by the stand-in */
-
-static void fault(const char *text) { set("BK_FAKE_OPENCL", text); }
-
-static void find_fake(void) {
-  const char *build = getenv("TOP_BUILDDIR");
-  snprintf(library, sizeof library, "%s/tests/opencl/.libs/fake_opencl.so", build ? build : ".");
-  (void)setenv("BIRKHOFF_OPENCL_LIBRARY", library, 1); /* before there is a test that could fail */
-  (void)unsetenv("BK_FAKE_OPENCL");
-  void *fake = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-  builds = fake ? dlsym(fake, "bk_fake_opencl_builds") : NULL;
-  sets = fake ? dlsym(fake, "bk_fake_opencl_sets") : NULL;
-}
 
 static void faults_open(void) {
   fault("");
   set("BIRKHOFF_CACHE", NULL);
   set("BIRKHOFF_OPENCL_AS_GPU", NULL);
-  set("BIRKHOFF_OPENCL_LIBRARY", library);
-  gpu_open("opencl");
+  set(library_is, library);
+  gpu_open(gpu_name);
 }
 
 static void registry_open(void) {
   fault("");
-  set("BIRKHOFF_OPENCL_LIBRARY", library);
+  set(library_is, library);
   gpu_registry();
 }
 
 /* ---- no device ---- */
 
-/* First: what is loaded stays. */
-START_TEST(no_library) {
-  set("BIRKHOFF_OPENCL_LIBRARY", "/nowhere/libOpenCL.so.1");
-  gpu_expect_absent("opencl", "there is no /nowhere/libOpenCL.so.1 (BIRKHOFF_OPENCL_LIBRARY)");
-}
+START_TEST(no_library) { expect_no_library("/nowhere/libOpenCL.so.1"); }
 END_TEST
 
 START_TEST(library_is_another) {
-  char other[600];
-  snprintf(other, sizeof other, "%s/birkhoff_opencl.so", getenv("BIRKHOFF_BACKEND_DIR"));
-  set("BIRKHOFF_OPENCL_LIBRARY", other);
-  gpu_expect_absent("opencl", "the OpenCL loader is older than 1.2: it has no cl");
+  expect_library_is_another("the OpenCL loader is older than 1.2: it has no cl");
 }
 END_TEST
 
@@ -73,17 +53,14 @@ END_TEST
 /* ---- devices that are refused ---- */
 
 START_TEST(refused_devices) {
-  static const char *const faults[][2] = {
+  static const char *const refused[][2] = {
       {"old", "it has less than OpenCL 1.2"},
       {"no_compiler", "its driver has no compiler"},
       {"big_endian", "it is big-endian"},
       {"unavailable", "its driver says that it is not available"},
       {"little_local", "it has less than 16 KiB of local memory"},
       {"small_group", "its work groups have fewer than 64 items"}};
-  for (size_t i = 0; i < BK_COUNT(faults); i++) {
-    fault(faults[i][0]);
-    gpu_expect_absent("opencl", faults[i][1]);
-  }
+  expect_each_absent(refused, BK_COUNT(refused));
 }
 END_TEST
 
@@ -104,21 +81,9 @@ END_TEST
 /* ---- memory ---- */
 
 static void run_short_of_memory(const char *how, const char *message) {
-  bk_memory *memory = NULL;
-  work w;
   fault(how);
-  ck_assert_int_eq(gpu_commit_weights(3000000, &memory), BK_ERR_MEMORY);
-  ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_msg(strstr(unit_messages, message) != NULL, "%s", unit_messages);
-  unit_expect("memory: weights needs 3000000 bytes");
-  bk_memory_destroy(memory);
-  /* less of it goes on in the same process */
-  ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK);
-  work_open(&w);
-  ck_assert_int_eq(copy(&w, stream), BK_OK);
-  expect_result(&w, stream, 0);
-  work_close(&w);
-  bk_memory_destroy(memory);
+  expect_short_of_memory(3000000, message);
+  gpu_expect_little_fits();
 }
 
 START_TEST(out_of_memory) {
@@ -212,19 +177,6 @@ END_TEST
 
 /* ---- kernels ---- */
 
-static void reopen(void) {
-  bk_stream_destroy(stream);
-  bk_device_close(device);
-  ck_assert_int_eq(bk_device_open(ctx, "opencl", NULL, &device), BK_OK);
-  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
-}
-
-static bk_status prepare_add(bk_plan *plan) {
-  bk_tensor t = bk_tensor_2d(BK_F32, side, side);
-  bk_add_args args = {t, t, t};
-  return bk_plan_prepare(device, BK_OP_ADD, &args, plan);
-}
-
 static int builds_of_add(void) {
   bk_plan plan = {0};
   int before = *builds;
@@ -252,7 +204,7 @@ START_TEST(groups_too_large_for_a_kernel) {
   bk_plan plan = {0};
   fault("group=4");
   set("BIRKHOFF_OPENCL_AS_GPU", "1"); /* processors have small groups */
-  reopen();
+  open_again();
   ck_assert_int_eq(prepare_add(&plan), BK_ERR_UNSUPPORTED);
   unit_expect("opencl:0: the device runs kernel add in groups of at most 4, not ");
 }
@@ -260,23 +212,14 @@ END_TEST
 
 /* ---- kept programs ---- */
 
-static void works(void) {
-  work w;
-  work_open(&w);
-  ck_assert_int_eq(copy(&w, stream), BK_OK);
-  ck_assert_int_eq(add(&w, stream), BK_OK);
-  expect_result(&w, stream, 1);
-  work_close(&w);
-}
-
 START_TEST(kept_and_found) {
   ck_assert_int_eq(builds_of_add(), 1);
   ck_assert_int_eq(builds_of_add(), 0); /* in the device's memory */
-  reopen();
+  open_again();
   ck_assert_int_eq(builds_of_add(), 0); /* on disk */
   works();
   set("BIRKHOFF_CACHE", "off");
-  reopen();
+  open_again();
   ck_assert_int_eq(builds_of_add(), 1);
 }
 END_TEST
@@ -284,10 +227,10 @@ END_TEST
 START_TEST(kept_by_another_driver) {
   ck_assert_int_eq(builds_of_add(), 1);
   fault("driver");
-  reopen();
+  open_again();
   ck_assert_int_eq(builds_of_add(), 1);
   fault("");
-  reopen();
+  open_again();
   ck_assert_int_eq(builds_of_add(), 0); /* the first one's is still there */
 }
 END_TEST
@@ -295,7 +238,7 @@ END_TEST
 START_TEST(kept_and_refused) {
   ck_assert_int_eq(builds_of_add(), 1);
   fault("no_binary");
-  reopen();
+  open_again();
   ck_assert_int_eq(builds_of_add(), 1);
   works();
 }
@@ -305,9 +248,9 @@ START_TEST(kept_and_spoilt) {
   ck_assert_int_eq(builds_of_add(), 1);
   for (int halve = 0; halve < 2; halve++) {
     gpu_spoil_kept(halve);
-    reopen();
+    open_again();
     ck_assert_int_eq(builds_of_add(), 1);
-    reopen();
+    open_again();
     ck_assert_int_eq(builds_of_add(), 0);
   }
   works();
@@ -315,13 +258,9 @@ START_TEST(kept_and_spoilt) {
 END_TEST
 
 START_TEST(cannot_be_kept) {
-  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("file"), "x", 1), BK_OK);
-  set("XDG_CACHE_HOME", unit_path("file"));
-  reopen();
+  no_folder_to_keep_in();
   ck_assert_int_eq(builds_of_add(), 1);
-  ck_assert_int_eq(unit_errors(), 0);
-  unit_expect(
-      "warning: opencl:0: compiled kernels are not kept for the next run: cannot make folder ");
+  expect_not_kept();
   works(); /* builds another, and says nothing more */
 }
 END_TEST
@@ -359,12 +298,13 @@ int main(void) {
                                 kept_and_spoilt,
                                 cannot_be_kept,
                                 arguments_are_remembered};
-  find_fake();
+  builds = find_fake("builds");
+  sets = find_fake("sets");
   if (!builds || !sets) {
     printf("SKIP: there is no %s\n", library);
     return SKIPPED;
   }
-  const bool here = gpu_is_here("opencl");
+  const bool here = gpu_is_here(gpu_name);
   Suite *suite = suite_create("opencl_faults");
   unit_case(suite, "absent", registry_open, gpu_close, first, BK_COUNT(first));
   if (here) {

@@ -18,6 +18,8 @@
 #define VK_NO_PROTOTYPES
 #include <vulkan/vulkan.h>
 
+#include "tests/gpu/fake_fault.h"
+
 #include <dlfcn.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -32,17 +34,8 @@ static size_t cache_bytes, cache_pipelines; /* of the data as it was given; pipe
 
 /* ---- faults ---- */
 
-/* Whether a fault is on; *value: what stands behind =. */
 static bool fault(const char *name, size_t *value) {
-  const char *at = getenv("BK_FAKE_VULKAN");
-  size_t length = strlen(name);
-  for (; at && *at; at += strcspn(at, ","), at += *at == ',') {
-    /* strchr finds the NUL too */
-    if (strncmp(at, name, length) != 0 || !strchr("=,", at[length])) continue;
-    if (value) *value = at[length] == '=' ? strtoull(at + length + 1, NULL, 10) : 0;
-    return true;
-  }
-  return false;
+  return fault_is_on("BK_FAKE_VULKAN", name, value);
 }
 
 typedef struct counter {

@@ -1,30 +1,17 @@
 /* What can go wrong between the vulkan backend and Vulkan, made to happen by a stand-in for
  * libvulkan (fake_vulkan.c): a library, drivers and devices that are missing or refused, no
  * memory, a device that is lost, kernels that do not compile, kept pipelines. */
-#include "tests/gpu/gpu_unit.h"
+static const char gpu_name[] = "vulkan", faults[] = "BK_FAKE_VULKAN",
+                  library_is[] = "BIRKHOFF_VULKAN_LIBRARY";
+#include "tests/gpu/gpu_faults.h"
 
-#include <dlfcn.h>
-
-static char library[600];
 static int *alive, *given; /* counted by the stand-in */
-
-static void fault(const char *text) { set("BK_FAKE_VULKAN", text); }
-
-static void find_fake(void) {
-  const char *build = getenv("TOP_BUILDDIR");
-  snprintf(library, sizeof library, "%s/tests/vulkan/.libs/fake_vulkan.so", build ? build : ".");
-  (void)setenv("BIRKHOFF_VULKAN_LIBRARY", library, 1); /* before there is a test that could fail */
-  (void)unsetenv("BK_FAKE_VULKAN");
-  void *fake = dlopen(library, RTLD_NOW | RTLD_LOCAL);
-  alive = fake ? dlsym(fake, "bk_fake_vulkan_alive") : NULL;
-  given = fake ? dlsym(fake, "bk_fake_vulkan_given") : NULL;
-}
 
 static void defaults(void) {
   fault("");
   set("BIRKHOFF_CACHE", NULL);
   set("BIRKHOFF_VULKAN_BINDINGS", NULL);
-  set("BIRKHOFF_VULKAN_LIBRARY", library);
+  set(library_is, library);
 }
 
 static void registry_open(void) {
@@ -33,7 +20,7 @@ static void registry_open(void) {
 }
 static void faults_open(void) {
   defaults();
-  gpu_open("vulkan");
+  gpu_open(gpu_name);
 }
 
 /* Nothing of Vulkan's is left either. */
@@ -42,75 +29,42 @@ static void faults_close(void) {
   ck_assert_int_eq(*alive, 0);
 }
 
-static void shut(void) {
-  if (stream) bk_stream_destroy(stream);
-  if (device) bk_device_close(device);
-  stream = NULL;
-  device = NULL;
-}
-
 /* Bytes that the new device's pipeline cache was made from: what was kept. */
 static int reopen(void) {
-  shut();
-  ck_assert_int_eq(bk_device_open(ctx, "vulkan", NULL, &device), BK_OK);
-  ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
+  open_again();
   return *given;
 }
 
 /* ---- no device ---- */
 
-/* First: what is loaded stays. */
-START_TEST(no_library) {
-  set("BIRKHOFF_VULKAN_LIBRARY", "/nowhere/libvulkan.so.1");
-  gpu_expect_absent("vulkan", "there is no /nowhere/libvulkan.so.1 (BIRKHOFF_VULKAN_LIBRARY)");
-}
+START_TEST(no_library) { expect_no_library("/nowhere/libvulkan.so.1"); }
 END_TEST
 
 START_TEST(library_is_another) {
-  char other[600];
-  snprintf(other, sizeof other, "%s/birkhoff_vulkan.so", getenv("BIRKHOFF_BACKEND_DIR"));
-  set("BIRKHOFF_VULKAN_LIBRARY", other);
-  gpu_expect_absent("vulkan", "the Vulkan loader has no vkGetInstanceProcAddr");
+  expect_library_is_another("the Vulkan loader has no vkGetInstanceProcAddr");
 }
 END_TEST
 
 START_TEST(absent_devices) {
-  static const char *const faults[][2] = {
+  static const char *const absent[][2] = {
       {"old_loader", "the Vulkan loader is older than 1.2"},
       {"no_driver", "no Vulkan driver is installed"},
       {"no_device", "the Vulkan drivers that are installed find no device"},
       {"old", "it has Vulkan 1.1, 1.2 is needed"},
       {"no_timeline", "it has no timeline semaphores"}};
-  for (size_t i = 0; i < BK_COUNT(faults); i++) {
-    fault(faults[i][0]);
-    gpu_expect_absent("vulkan", faults[i][1]);
-  }
+  expect_each_absent(absent, BK_COUNT(absent));
 }
 END_TEST
 
 /* ---- memory ---- */
 
-static void works(void) {
-  work w;
-  work_open(&w);
-  ck_assert_int_eq(copy(&w, stream), BK_OK);
-  ck_assert_int_eq(add(&w, stream), BK_OK);
-  expect_result(&w, stream, 1);
-  work_close(&w);
-}
-
 /* A large buffer has memory of its own; a smaller one goes on in the same process. */
 START_TEST(out_of_memory) {
   bk_memory *memory = NULL;
   fault("oom=1");
-  ck_assert_int_eq(gpu_commit_weights(30000000, &memory), BK_ERR_MEMORY);
-  ck_assert_int_eq(unit_errors(), 1);
-  ck_assert_msg(strstr(unit_messages,
-                       "vulkan:0: cannot allocate 30000000 bytes of device memory: "
-                       "VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)") != NULL,
-                "%s", unit_messages);
-  unit_expect("memory: weights needs 30000000 bytes");
-  bk_memory_destroy(memory);
+  expect_short_of_memory(30000000,
+                         "vulkan:0: cannot allocate 30000000 bytes of device memory: "
+                         "VK_ERROR_OUT_OF_DEVICE_MEMORY (-2)");
   ck_assert_int_eq(gpu_commit_weights(300000, &memory), BK_OK);
   works();
   bk_memory_destroy(memory);
@@ -172,14 +126,12 @@ static void cannot_make(const char *bindings) {
     char text[40];
     bk_event *e = NULL;
     bk_plan plan = {0};
-    bk_tensor t = bk_tensor_2d(BK_F32, side, side);
-    bk_add_args args = {t, t, t};
     snprintf(text, sizeof text, "create=%d", n);
     fault(text);
     bk_status status = bk_device_open(ctx, "vulkan", NULL, &device);
     if (status == BK_OK) status = bk_stream_create(device, 0, &stream);
     if (status == BK_OK) status = device->ops->event_create(device, &e);
-    if (status == BK_OK) status = bk_plan_prepare(device, BK_OP_ADD, &args, &plan);
+    if (status == BK_OK) status = prepare_add(&plan);
     bk_plan_release(&plan);
     if (e) e->ops->destroy(e);
     fault("");
@@ -189,7 +141,7 @@ static void cannot_make(const char *bindings) {
       ck_assert_msg(status == BK_ERR_MEMORY && unit_errors() == 1, "%d: status %d\n%s", n,
                     (int)status, unit_messages);
     unit_expect(whole ? NULL : "VK_ERROR_OUT_OF_");
-    shut();
+    gpu_device_close();
     ck_assert_int_eq(*alive, 0);
     if (whole) break;
     failed++;
@@ -257,7 +209,7 @@ START_TEST(lost_while_waiting) {
   unit_expect(NULL);
   e->ops->destroy(e);
   work_close(&w);
-  shut();
+  gpu_device_close();
   unit_expect(NULL); /* closing says nothing more */
   fault("");
   (void)reopen();
@@ -289,10 +241,8 @@ END_TEST
 
 START_TEST(does_not_compile) {
   bk_plan plan = {0};
-  bk_tensor t = bk_tensor_2d(BK_F32, side, side);
-  bk_add_args args = {t, t, t};
   fault("no_build");
-  ck_assert_int_eq(bk_plan_prepare(device, BK_OP_ADD, &args, &plan), BK_ERR_DEVICE);
+  ck_assert_int_eq(prepare_add(&plan), BK_ERR_DEVICE);
   ck_assert_int_eq(unit_errors(), 1);
   unit_expect("vulkan:0: kernel add (basic.k) does not compile: VK_ERROR_UNKNOWN (-13)");
   fault("");
@@ -314,11 +264,11 @@ END_TEST
 /* 0: a driver of another version; 1: a file that says it is another device's; 2: a driver that
  * refuses what it wrote itself. */
 START_TEST(kept_and_not_taken) {
-  static const char *const faults[] = {"driver", "foreign", "refused"};
-  fault(_i == 1 ? faults[_i] : ""); /* while it is written */
+  static const char *const refusals[] = {"driver", "foreign", "refused"};
+  fault(_i == 1 ? refusals[_i] : ""); /* while it is written */
   works();
-  if (_i == 1) shut();
-  fault(_i == 1 ? "" : faults[_i]); /* when it is read */
+  if (_i == 1) gpu_device_close();
+  fault(_i == 1 ? "" : refusals[_i]); /* when it is read */
   ck_assert_int_eq(reopen(), 0);
   works();
   fault("");
@@ -339,14 +289,10 @@ START_TEST(kept_and_spoilt) {
 END_TEST
 
 START_TEST(cannot_be_kept) {
-  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("file"), "x", 1), BK_OK);
-  set("XDG_CACHE_HOME", unit_path("file"));
-  (void)reopen();
+  no_folder_to_keep_in();
   works();
   ck_assert_int_eq(reopen(), 0);
-  ck_assert_int_eq(unit_errors(), 0);
-  unit_expect(
-      "warning: vulkan:0: compiled kernels are not kept for the next run: cannot make folder ");
+  expect_not_kept();
 }
 END_TEST
 
@@ -357,12 +303,13 @@ int main(void) {
                                 no_memory_to_submit, lost_at_a_submission,   lost_at_a_graph,
                                 does_not_compile,    kept_and_found,         kept_and_spoilt,
                                 cannot_be_kept};
-  find_fake();
+  alive = find_fake("alive");
+  given = find_fake("given");
   const char *missing = !alive || !given                                  ? library
                         : dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL) ? NULL
                                                                           : "libvulkan.so.1";
   if (missing) printf("SKIP: there is no %s\n", missing);
-  if (missing || !gpu_is_here("vulkan")) return SKIPPED;
+  if (missing || !gpu_is_here(gpu_name)) return SKIPPED;
   Suite *suite = suite_create("vulkan_faults");
   TCase *loops = tcase_create("loops");
   unit_case(suite, "absent", registry_open, faults_close, first, BK_COUNT(first));

@@ -290,11 +290,7 @@ static bk_status open_device(bk_context *ctx, int index, const bk_device_options
   /* a GPU's struct begins with bk_device and has the driver's objects behind it */
   bk_device *d = bk_alloc(ctx, sizeof *d);
   if (!d) return BK_ERR_MEMORY;
-  *d = (bk_device){.ops = &device_ops,
-                   .backend = &minimal_backend,
-                   .ctx = ctx,
-                   .index = index,
-                   .options = *options};
+  bk_device_init(d, ctx, &minimal_backend, index, options, &device_ops);
   bk_status status = describe(ctx, index, &d->props, &bytes);
   if (status == BK_OK) *device = d;
   else bk_free(ctx, d);
