@@ -48,6 +48,14 @@ static BK_UNUSED bk_model_config small_config(int residual) {
                            .hc_head = BK_HEAD_SUM};
 }
 
+/* For texts of bytes. */
+static BK_UNUSED bk_model_config text_config(int residual) {
+  bk_model_config c = small_config(residual);
+  c.vocab_size = 257;
+  c.initializer_range = 0.1;
+  return c;
+}
+
 /* The backend that is compared with ref: cpu, or what BK_TEST_DEVICE names. */
 static BK_UNUSED const char *fast_device(void) {
   const char *name = getenv("BK_TEST_DEVICE");
@@ -204,16 +212,18 @@ static BK_UNUSED void check_same_params(const bk_model *a, const bk_model *b, co
     }
 }
 
-/* 400 letters, for training and validation both; wants the folder of unit_folder_open. */
-static BK_UNUSED bk_dataset *small_text(void) {
+/* So many letters, for training and validation both; wants the folder of unit_folder_open. */
+static BK_UNUSED bk_dataset *text_of(size_t letters) {
   bk_dataset *data = NULL;
   const char *file = unit_path("text.txt");
-  char text[401] = "";
-  for (int i = 0; i < 400; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, file, text, 400));
+  char text[2000];
+  ck_assert_uint_le(letters, sizeof text);
+  for (size_t i = 0; i < letters; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
+  OK(bk_file_write_atomic(ctx, file, text, letters));
   OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
                      &data));
   return data;
 }
+static BK_UNUSED bk_dataset *small_text(void) { return text_of(400); }
 
 #endif

@@ -2,7 +2,7 @@
  * program captured once and launched from then on, nothing of the host in a graph, failed
  * captures, lifetimes, no allocation in a launch. */
 #include "tests/models/graph_device.h"
-#include "tests/models/models.h"
+#include "tests/models/run.h"
 
 #include "models/generator.h"
 #include "models/model_priv.h"
@@ -24,23 +24,8 @@ static void graph_close(void) {
 
 /* ---- rigs ---- */
 
-typedef struct run {
-  bk_device *device;
-  bk_model *model;
-  bk_dataset *data;
-  bk_trainer *trainer;
-} run;
-
 static bk_train_config make_recipe(int64_t micro, int64_t recompute) {
-  bk_train_config t;
-  bk_train_config_default(&t);
-  t.steps = 100;
-  t.batch_size = 2;
-  t.micro_batch_size = micro;
-  t.seq_len = 16;
-  t.lr = 3e-3;
-  t.warmup_steps = 2;
-  t.eval_every = t.gain_every = 0;
+  bk_train_config t = run_recipe(micro);
   t.eval_tokens = 0;
   t.hc_recompute = recompute;
   return t;
@@ -48,22 +33,11 @@ static bk_train_config make_recipe(int64_t micro, int64_t recompute) {
 
 static run run_open(bool on, bool composed, bk_dtype dtype, const bk_model_config *c,
                     const bk_train_config *recipe) {
-  run r = {0};
+  bk_device *device = NULL;
   bk_device_options options = {
       .threads = 1, .no_graph = !on, .composed_only = composed, .allow_fallback = true};
-  r.data = small_text();
-  OK(bk_device_open(ctx, "graphs", &options, &r.device));
-  OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
-  OK(bk_model_init(r.model, 7));
-  OK(bk_trainer_create(r.model, recipe, r.data, r.data, &r.trainer));
-  return r;
-}
-
-static void run_close(run *r) {
-  bk_trainer_destroy(r->trainer);
-  bk_model_destroy(r->model);
-  bk_dataset_close(r->data);
-  bk_device_close(r->device);
+  OK(bk_device_open(ctx, "graphs", &options, &device));
+  return run_begin(device, small_text(), dtype, c, recipe);
 }
 
 static bool same_double(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }

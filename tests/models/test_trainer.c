@@ -39,13 +39,6 @@ typedef struct run {
   bk_trainer *trainer;
 } run;
 
-static bk_model_config text_config(int residual) {
-  bk_model_config c = small_config(residual);
-  c.vocab_size = 257;
-  c.initializer_range = 0.1;
-  return c;
-}
-
 static bk_train_config make_recipe(int64_t steps) {
   bk_train_config t;
   bk_train_config_default(&t);

@@ -1,7 +1,7 @@
 /* Watching over a run: spikes are warned about once and not without cause; what is not finite is
  * named, in the order in which a step makes things; the same bits for any number of threads; no
  * allocation at all, the C library's included, in a step. */
-#include "tests/models/models.h"
+#include "tests/models/run.h"
 
 #include "models/profile.h"
 #include "models/trainer.h"
@@ -44,54 +44,9 @@ void *memalign(size_t align, size_t bytes) { return aligned_alloc(align, bytes);
 
 /* ---- rigs ---- */
 
-typedef struct run {
-  bk_device *device;
-  bk_model *model;
-  bk_dataset *data;
-  bk_trainer *trainer;
-} run;
-
-static bk_train_config make_recipe(void) {
-  bk_train_config t;
-  bk_train_config_default(&t);
-  t.steps = 100;
-  t.batch_size = 2;
-  t.micro_batch_size = 1;
-  t.seq_len = 16;
-  t.lr = 3e-3;
-  t.warmup_steps = 2;
-  t.eval_every = t.gain_every = 0;
-  return t;
-}
-
-static bk_model_config text_config(int residual) {
-  bk_model_config c = small_config(residual);
-  c.vocab_size = 257;
-  c.initializer_range = 0.1;
-  return c;
-}
-
 static run run_open(int threads, bk_dtype dtype, const bk_model_config *c,
                     const bk_train_config *recipe) {
-  static const char *const path = "text.txt";
-  run r = {.device = open_device("cpu", threads)};
-  const char *file = unit_path(path);
-  char text[2001] = "";
-  for (int i = 0; i < 2000; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, file, text, 2000));
-  OK(bk_dataset_open(ctx, &file, 1, &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL},
-                     &r.data));
-  OK(bk_model_create(r.device, c, dtype, &(bk_model_options){.trainable = true}, &r.model));
-  OK(bk_model_init(r.model, 7));
-  OK(bk_trainer_create(r.model, recipe, r.data, r.data, &r.trainer));
-  return r;
-}
-
-static void run_close(run *r) {
-  bk_trainer_destroy(r->trainer);
-  bk_model_destroy(r->model);
-  bk_dataset_close(r->data);
-  bk_device_close(r->device);
+  return run_begin(open_device("cpu", threads), text_of(2000), dtype, c, recipe);
 }
 
 /* ---- spikes ---- */
@@ -136,7 +91,7 @@ END_TEST
  * other message. */
 START_TEST(spikes_of_a_run) {
   bk_model_config c = text_config(BK_HC_HC);
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_metrics_row row;
   recipe.lr = 0;
   recipe.router_bias_lr = 0;
@@ -180,7 +135,7 @@ typedef struct blame {
 
 static void check_blame(int kind, bk_dtype dtype, int64_t recompute, const blame *b) {
   bk_model_config c = text_config(kind);
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_metrics_row row = {.step = -1};
   char words[256];
   recipe.hc_recompute = recompute;
@@ -229,7 +184,7 @@ END_TEST
  * 1e30, the square sum overflows or the gradients themselves do. */
 START_TEST(blames_a_gradient) {
   bk_model_config c = text_config(BK_HC_PLAIN);
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_metrics_row row;
   recipe.lr = 0;
   run r = run_open(1, BK_F32, &c, &recipe);
@@ -253,7 +208,7 @@ END_TEST
 
 START_TEST(stored_values) {
   bk_model_config c = text_config(BK_HC_MHC);
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_suspect suspect;
   run r = run_open(1, BK_BF16, &c, &recipe);
   OK(bk_watch_stored(r.model, &suspect));
@@ -273,7 +228,7 @@ END_TEST
 static uint64_t trained_hash(const bk_model_config *c, bk_dtype dtype, int threads, double *loss) {
   static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {
       bk_param_weight, bk_param_master, bk_param_m, bk_param_v};
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_metrics_row row = {.loss = 0};
   uint64_t hash = 0;
   recipe.seq_len = 37;
@@ -318,7 +273,7 @@ END_TEST
 
 static void check_no_malloc(int kind, bool profiled) {
   bk_model_config c = text_config(kind);
-  bk_train_config recipe = make_recipe();
+  bk_train_config recipe = run_recipe(1);
   bk_memory_stats before, after;
   bk_metrics_row row;
   bk_profile *profile = NULL;
