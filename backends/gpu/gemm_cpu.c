@@ -140,21 +140,38 @@ static bk_status convert(bk_stream *stream, const bk_plan *plan, const bk_tensor
                     width ? bk_gpu_ceil_div(a->batches * rows, chunk) : 0);
 }
 
+/* ---- both, as all three ops have them ---- */
+
+static bk_status operands_prepare(bk_device *device, const bk_tensor *a, const bk_tensor *b,
+                                  bk_gpu_state *s, size_t *workspace_bytes) {
+  const bk_gpu_matrix b_matrix = bk_gpu_matrix_of(b);
+  *workspace_bytes = packed_bytes(device, &b_matrix) + converted_bytes(a);
+  BK_TRY(fit(device, &b_matrix, a));
+  BK_TRY(pack_prepare(device, b, s));
+  return convert_prepare(device, a, s);
+}
+
+/* b goes to the beginning of the workspace, a behind it where it is converted. */
+static bk_status operands(bk_stream *stream, const bk_plan *plan, const bk_tensor *a,
+                          const bk_tensor *b, bk_gpu_matrix *a_matrix,
+                          const bk_gpu_matrix *b_matrix, bk_place workspace, bk_place *a_at) {
+  const bk_place behind = bk_gpu_work(workspace, packed_bytes(stream->device, b_matrix));
+  BK_TRY(pack(stream, plan, b, b_matrix, workspace));
+  return convert(stream, plan, a, a_matrix, behind, a_at);
+}
+
 /* ---- GEMM ---- */
 
 bk_status bk_gpu_gemm_cpu_prepare(bk_device *device, const bk_gemm_args *g, bk_gpu_state *s,
                                   size_t *workspace_bytes) {
-  const bk_gpu_matrix b = bk_gpu_matrix_of(&g->b), c = bk_gpu_matrix_of(&g->c);
+  const bk_gpu_matrix c = bk_gpu_matrix_of(&g->c);
   bk_gpu_gemm_cpu_consts consts = {.GROUP = 1,
                                    .V = vector_of(device),
                                    .MR = rows_of(device, c.rows),
                                    .KC = KC,
                                    .BLOCK_TILES = BLOCK_TILES,
                                    .C_BF16 = bk_gpu_half(&g->c)};
-  *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
-  BK_TRY(fit(device, &b, &g->a));
-  BK_TRY(pack_prepare(device, &g->b, s));
-  BK_TRY(convert_prepare(device, &g->a, s));
+  BK_TRY(operands_prepare(device, &g->a, &g->b, s, workspace_bytes));
   return bk_gpu_build(device, BK_GPU_gemm_cpu, &consts, &s->kernel[MULTIPLY]);
 }
 
@@ -165,9 +182,7 @@ bk_status bk_gpu_gemm_cpu(bk_stream *stream, const bk_plan *plan, const bk_gemm_
   const cut cut = cut_of(stream->device, c.batches, c.rows, c.columns, a.columns);
   bk_place a_at;
   if (!c.batches || !c.rows || !c.columns) return BK_OK;
-  BK_TRY(pack(stream, plan, &g->b, &b, workspace));
-  BK_TRY(convert(stream, plan, &g->a, &a, bk_gpu_work(workspace, packed_bytes(stream->device, &b)),
-                 &a_at));
+  BK_TRY(operands(stream, plan, &g->a, &g->b, &a, &b, workspace, &a_at));
   bk_gpu_gemm_cpu_call call = {.a = a_at,
                                .packed = workspace,
                                .c = bk_gpu_at(&g->c),
@@ -192,17 +207,13 @@ bk_status bk_gpu_gemm_cpu(bk_stream *stream, const bk_plan *plan, const bk_gemm_
 
 bk_status bk_gpu_grouped_gemm_cpu_prepare(bk_device *device, const bk_grouped_gemm_args *g,
                                           bk_gpu_state *s, size_t *workspace_bytes) {
-  const bk_gpu_matrix b = bk_gpu_matrix_of(&g->b);
   bk_gpu_grouped_gemm_cpu_consts consts = {.GROUP = 1,
                                            .V = vector_of(device),
                                            .MR = rows_of(device, g->a.shape[0]),
                                            .KC = KC,
                                            .BLOCK_TILES = BLOCK_TILES,
                                            .C_BF16 = bk_gpu_half(&g->c)};
-  *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
-  BK_TRY(fit(device, &b, &g->a));
-  BK_TRY(pack_prepare(device, &g->b, s));
-  BK_TRY(convert_prepare(device, &g->a, s));
+  BK_TRY(operands_prepare(device, &g->a, &g->b, s, workspace_bytes));
   return bk_gpu_build(device, BK_GPU_grouped_gemm_cpu, &consts, &s->kernel[MULTIPLY]);
 }
 
@@ -217,9 +228,7 @@ bk_status bk_gpu_grouped_gemm_cpu(bk_stream *stream, const bk_plan *plan,
   const int64_t down = a.rows / size + (b.batches < a.rows ? b.batches : a.rows);
   bk_place a_at;
   if (!a.rows || !b.columns) return BK_OK;
-  BK_TRY(pack(stream, plan, &g->b, &b, workspace));
-  BK_TRY(convert(stream, plan, &g->a, &a, bk_gpu_work(workspace, packed_bytes(stream->device, &b)),
-                 &a_at));
+  BK_TRY(operands(stream, plan, &g->a, &g->b, &a, &b, workspace, &a_at));
   bk_gpu_grouped_gemm_cpu_call call = {.a = a_at,
                                        .packed = workspace,
                                        .offsets = bk_gpu_at(&g->offsets),
@@ -240,17 +249,13 @@ bk_status bk_gpu_grouped_gemm_cpu(bk_stream *stream, const bk_plan *plan,
 
 bk_status bk_gpu_grouped_wgrad_cpu_prepare(bk_device *device, const bk_grouped_wgrad_args *g,
                                            bk_gpu_state *s, size_t *workspace_bytes) {
-  const bk_gpu_matrix b = bk_gpu_matrix_of(&g->b);
   bk_gpu_grouped_wgrad_cpu_consts consts = {.GROUP = 1,
                                             .V = vector_of(device),
                                             .MR = rows_of(device, g->c.shape[1]),
                                             .KC = KC,
                                             .BLOCK_TILES = BLOCK_TILES,
                                             .C_BF16 = bk_gpu_half(&g->c)};
-  *workspace_bytes = packed_bytes(device, &b) + converted_bytes(&g->a);
-  BK_TRY(fit(device, &b, &g->a));
-  BK_TRY(pack_prepare(device, &g->b, s));
-  BK_TRY(convert_prepare(device, &g->a, s));
+  BK_TRY(operands_prepare(device, &g->a, &g->b, s, workspace_bytes));
   return bk_gpu_build(device, BK_GPU_grouped_wgrad_cpu, &consts, &s->kernel[MULTIPLY]);
 }
 
@@ -263,9 +268,7 @@ bk_status bk_gpu_grouped_wgrad_cpu(bk_stream *stream, const bk_plan *plan,
   bk_place a_at;
   if (!c.batches || !c.rows || !c.columns) return BK_OK;
   a.column = 1; /* rows are dense, also where a stride of 1 says nothing */
-  BK_TRY(pack(stream, plan, &g->b, &b, workspace));
-  BK_TRY(convert(stream, plan, &g->a, &a, bk_gpu_work(workspace, packed_bytes(stream->device, &b)),
-                 &a_at));
+  BK_TRY(operands(stream, plan, &g->a, &g->b, &a, &b, workspace, &a_at));
   bk_gpu_grouped_wgrad_cpu_call call = {.a = a_at,
                                         .packed = workspace,
                                         .offsets = bk_gpu_at(&g->offsets),

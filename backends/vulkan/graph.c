@@ -73,17 +73,7 @@ bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBu
 
 static bk_status make_commands(bk_stream *stream, bk_vk_graph *g) {
   bk_vk_device *d = device_of(stream);
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                        .queueFamilyIndex = d->traits.family};
-  VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &g->pool);
-  if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {
-        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-        .commandPool = g->pool,
-        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-        .commandBufferCount = 1};
-    result = d->vk.AllocateCommandBuffers(d->handle, &info, &g->commands);
-  }
+  VkResult result = bk_vk_commands_make(d, 0, &g->pool, &g->commands);
   if (result == VK_SUCCESS) { /* the host may be ahead: the same graph twice in the queue */
     const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                             .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};

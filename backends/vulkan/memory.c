@@ -296,18 +296,8 @@ static VkResult fill_bytes(bk_vk_device *d) {
 }
 
 bk_status bk_vk_memory_init(bk_vk_device *d) {
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                        .queueFamilyIndex = d->traits.family};
   BK_TRY(bk_vk_timeline_take(d, &d->setup_timeline));
-  VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &d->setup_pool);
-  if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {
-        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-        .commandPool = d->setup_pool,
-        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-        .commandBufferCount = 1};
-    result = d->vk.AllocateCommandBuffers(d->handle, &info, &d->setup);
-  }
+  VkResult result = bk_vk_commands_make(d, 0, &d->setup_pool, &d->setup);
   if (result == VK_SUCCESS) result = fill_bytes(d);
   return result == VK_SUCCESS
              ? BK_OK

@@ -500,19 +500,24 @@ bk_status bk_vk_timeline_take(bk_vk_device *d, bk_vk_timeline **timeline) {
   return BK_OK;
 }
 
-static bk_status make_slot(bk_vk_device *d, bk_vk_slot *slot) {
-  const VkCommandPoolCreateInfo pool = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
-                                        .flags = VK_COMMAND_POOL_CREATE_TRANSIENT_BIT,
+VkResult bk_vk_commands_make(bk_vk_device *d, VkCommandPoolCreateFlags flags, VkCommandPool *pool,
+                             VkCommandBuffer *commands) {
+  const VkCommandPoolCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_POOL_CREATE_INFO,
+                                        .flags = flags,
                                         .queueFamilyIndex = d->traits.family};
-  VkResult result = d->vk.CreateCommandPool(d->handle, &pool, NULL, &slot->pool);
-  if (result == VK_SUCCESS) {
-    const VkCommandBufferAllocateInfo info = {
-        .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
-        .commandPool = slot->pool,
-        .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
-        .commandBufferCount = 1};
-    result = d->vk.AllocateCommandBuffers(d->handle, &info, &slot->commands);
-  }
+  VkResult result = d->vk.CreateCommandPool(d->handle, &info, NULL, pool);
+  if (result != VK_SUCCESS) return result;
+  const VkCommandBufferAllocateInfo buffer = {
+      .sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
+      .commandPool = *pool,
+      .level = VK_COMMAND_BUFFER_LEVEL_PRIMARY,
+      .commandBufferCount = 1};
+  return d->vk.AllocateCommandBuffers(d->handle, &buffer, commands);
+}
+
+static bk_status make_slot(bk_vk_device *d, bk_vk_slot *slot) {
+  VkResult result =
+      bk_vk_commands_make(d, VK_COMMAND_POOL_CREATE_TRANSIENT_BIT, &slot->pool, &slot->commands);
   return result == VK_SUCCESS ? BK_OK
                               : bk_vk_fail(d->gpu.base.ctx, result, "making command buffers");
 }

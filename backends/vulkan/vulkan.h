@@ -296,6 +296,9 @@ bk_status bk_vk_event_create(bk_device *device, bk_event **event);
 /* All streams of the device have done what they were given. */
 void bk_vk_settle(bk_vk_device *d);
 bk_status bk_vk_timeline_take(bk_vk_device *d, bk_vk_timeline **timeline);
+/* A pool of one command buffer. Where that fails, the caller destroys what was made of it. */
+VkResult bk_vk_commands_make(bk_vk_device *d, VkCommandPoolCreateFlags flags, VkCommandPool *pool,
+                             VkCommandBuffer *commands);
 /* Posts a command buffer (or none), after what the stream waits for. Adds 1 to the timeline. */
 bk_status bk_vk_submit(bk_stream *stream, VkCommandBuffer commands);
 /* What is recorded is submitted. */

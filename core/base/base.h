@@ -173,6 +173,10 @@ bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine 
 bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name);
 /* no . or ..; bk_names_free */
 bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count);
+/* The same, where a folder that cannot be listed is no failure: *error is then below 0, an errno,
+ * and the names are those that were read before. */
+bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
+                         int *error);
 void bk_names_free(bk_context *ctx, char **names, size_t count);
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
 /* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system

@@ -149,16 +149,30 @@ static void name_list_add(void *arg, const char *name) {
   else list->status = BK_ERR_MEMORY;
 }
 
-bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count) {
+bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
+                         int *error) {
   name_list list = {.ctx = ctx, .status = BK_OK};
-  int rc = ctx->fs.list(ctx->fs.user, path, name_list_add, &list);
-  if (rc < 0 && list.status == BK_OK) list.status = io_fail(ctx, "list", path, rc);
+  *error = ctx->fs.list(ctx->fs.user, path, name_list_add, &list);
   if (list.status != BK_OK) {
     bk_names_free(ctx, list.names, list.count);
     return list.status;
   }
   *names = list.names;
   *count = list.count;
+  return BK_OK;
+}
+
+bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count) {
+  char **read;
+  size_t n;
+  int error;
+  BK_TRY(bk_folder_list(ctx, path, &read, &n, &error));
+  if (error < 0) {
+    bk_names_free(ctx, read, n);
+    return io_fail(ctx, "list", path, error);
+  }
+  *names = read;
+  *count = n;
   return BK_OK;
 }
 

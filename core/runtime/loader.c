@@ -53,28 +53,10 @@ bk_status bk_loader_load(bk_context *ctx, const char *path) {
   return BK_OK;
 }
 
-typedef struct module_list {
-  bk_context *ctx;
-  char **names;
-  size_t count, capacity;
-  bk_status status;
-} module_list;
-
 static bool is_module(const char *name) {
   size_t length = strlen(name), suffix = strlen(MODULE_SUFFIX);
   return strncmp(name, MODULE_PREFIX, strlen(MODULE_PREFIX)) == 0 && length > suffix &&
          strcmp(name + length - suffix, MODULE_SUFFIX) == 0;
-}
-
-static void module_list_add(void *arg, const char *name) {
-  module_list *list = arg;
-  if (list->status != BK_OK || !is_module(name)) return;
-  list->status =
-      bk_grow(list->ctx, (void **)&list->names, &list->capacity, list->count + 1, sizeof(char *));
-  if (list->status != BK_OK) return;
-  char *copy = bk_strdup(list->ctx, name);
-  if (copy) list->names[list->count++] = copy;
-  else list->status = BK_ERR_MEMORY;
 }
 
 static int by_name(const void *a, const void *b) {
@@ -82,28 +64,31 @@ static int by_name(const void *a, const void *b) {
 }
 
 /* In the order of names, so that the outcome does not depend on the file system. */
-static bk_status load_list(module_list *list, const char *folder) {
-  if (list->count) qsort(list->names, list->count, sizeof *list->names, by_name);
-  for (size_t i = 0; i < list->count; i++) {
-    char *path = list->status == BK_OK ? bk_path_join(list->ctx, folder, list->names[i]) : NULL;
+static bk_status load_list(bk_context *ctx, const char *folder, char **names, size_t count) {
+  if (count) qsort(names, count, sizeof *names, by_name);
+  for (size_t i = 0; i < count; i++) {
+    if (!is_module(names[i])) continue;
+    char *path = bk_path_join(ctx, folder, names[i]);
+    if (!path) return BK_ERR_MEMORY;
     /* a bad module has been warned about and stops nobody */
-    if (path) (void)bk_loader_load(list->ctx, path);
-    else if (list->status == BK_OK) list->status = BK_ERR_MEMORY;
-    bk_free(list->ctx, path);
-    bk_free(list->ctx, list->names[i]);
+    (void)bk_loader_load(ctx, path);
+    bk_free(ctx, path);
   }
-  bk_free(list->ctx, list->names);
-  return list->status;
+  return BK_OK;
 }
 
 bk_status bk_loader_load_all(bk_context *ctx) {
   const char *asked = getenv("BIRKHOFF_BACKEND_DIR");
   const char *folder = asked && *asked ? asked : BK_BACKEND_DIR;
-  module_list list = {.ctx = ctx, .status = BK_OK};
-  int rc = ctx->fs.list(ctx->fs.user, folder, module_list_add, &list);
-  if (rc < 0 && folder == asked)
-    bk_warn(ctx, "BIRKHOFF_BACKEND_DIR: cannot list %s: %s", folder, strerror(-rc));
-  return load_list(&list, folder);
+  char **names;
+  size_t count;
+  int error;
+  BK_TRY(bk_folder_list(ctx, folder, &names, &count, &error));
+  if (error < 0 && folder == asked)
+    bk_warn(ctx, "BIRKHOFF_BACKEND_DIR: cannot list %s: %s", folder, strerror(-error));
+  bk_status status = load_list(ctx, folder, names, count);
+  bk_names_free(ctx, names, count);
+  return status;
 }
 
 #else
