@@ -242,25 +242,12 @@ bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64
   return read_data(reader, entry, (uint64_t)first * width, dst, (size_t)count * width);
 }
 
-static double element_value(const char *p, bk_dtype dtype, size_t width) {
-  union {
-    float f;
-    uint16_t h;
-    double d;
-    int32_t i;
-    int64_t l;
-    uint8_t u;
-  } v = {.l = 0};
-  memcpy(&v, p, width);
-  switch (dtype) {
-    case BK_F32: return (double)v.f;
-    case BK_BF16: return (double)bk_bf16_to_f32(v.h);
-    case BK_F64: return v.d;
-    case BK_I32: return (double)v.i;
-    case BK_I64: return (double)v.l;
-    case BK_NONE: return (double)bk_f16_to_f32(v.h); /* the only one of these that is loaded */
-    default: return (double)v.u;
-  }
+/* F16 is the only one of the dtypes that no tensor has which is loaded. */
+static double element_value(const char *p, bk_dtype dtype) {
+  uint16_t half;
+  if (dtype != BK_NONE) return bk_dtype_load(dtype, p);
+  memcpy(&half, p, sizeof half);
+  return bk_f16_to_f32(half);
 }
 
 /* The stored elements, no wider than a double, come to the end of dst and are widened in place
@@ -274,7 +261,7 @@ bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t
   BK_TRY(bk_st_read_range(reader, entry, first, count,
                           (char *)dst + (size_t)count * (sizeof *dst - width)));
   for (int64_t i = 0; i < count; i++) {
-    double value = element_value(stored + (size_t)i * width, entry->dtype, width);
+    double value = element_value(stored + (size_t)i * width, entry->dtype);
     memcpy(dst + i, &value, sizeof value);
   }
   return BK_OK;

@@ -96,29 +96,6 @@ bk_status bk_tensor_zero(bk_stream *stream, const bk_tensor *t) {
 
 /* ---- any layout, as doubles ---- */
 
-static double load(const char *p, bk_dtype dtype) {
-  union {
-    float f;
-    uint16_t h;
-    double d;
-    int32_t i;
-    int64_t l;
-    uint8_t u;
-  } v;
-  memcpy(&v, p, bk_dtype_size(dtype));
-  switch (dtype) {
-    case BK_F32: return v.f;
-    case BK_BF16: return bk_bf16_to_f32(v.h);
-    case BK_F64: return v.d;
-    case BK_I32: return v.i;
-    case BK_I64: return (double)v.l;
-    case BK_U8: return v.u;
-    case BK_NONE:
-    case BK_DTYPE_COUNT: break;
-  }
-  return NAN;
-}
-
 static int64_t to_integer(double x, double low, double high) {
   double r = nearbyint(x);
   if (!(r > low)) return (int64_t)low; /* NaN too */
@@ -166,7 +143,7 @@ static void advance(const bk_tensor *t, int64_t at[BK_MAX_DIMS]) {
 static void gather(const bk_tensor *t, const char *base, double *dst) {
   int64_t at[BK_MAX_DIMS] = {0}, count = bk_tensor_count(t);
   for (int64_t i = 0; i < count; i++, advance(t, at))
-    dst[i] = load(base + element_offset(t, at), t->dtype);
+    dst[i] = bk_dtype_load(t->dtype, base + element_offset(t, at));
 }
 
 static void scatter(const bk_tensor *t, char *base, const double *src) {

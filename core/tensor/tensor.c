@@ -1,13 +1,37 @@
-/* Shape arithmetic of tensors and their views. Nothing here touches memory. */
+/* Shape arithmetic of tensors and their views, and elements of any dtype as doubles. */
 #include "tensor/tensor.h"
 
 #ifndef BK_DEBUG
 /* a wrong view is a fault of the library's own code: only debug builds look for it */
 #define NDEBUG
 #endif
+#include <math.h>
 #include <assert.h>
 #include <stdio.h>
 #include <string.h>
+
+double bk_dtype_load(bk_dtype dtype, const void *p) {
+  union {
+    float f;
+    uint16_t h;
+    double d;
+    int32_t i;
+    int64_t l;
+    uint8_t u;
+  } v;
+  memcpy(&v, p, bk_dtype_size(dtype));
+  switch (dtype) {
+    case BK_F32: return v.f;
+    case BK_BF16: return bk_bf16_to_f32(v.h);
+    case BK_F64: return v.d;
+    case BK_I32: return v.i;
+    case BK_I64: return (double)v.l;
+    case BK_U8: return v.u;
+    case BK_NONE:
+    case BK_DTYPE_COUNT: break;
+  }
+  return NAN;
+}
 
 size_t bk_dtype_size(bk_dtype dtype) {
   switch (dtype) {

@@ -43,6 +43,9 @@ static inline uint16_t bk_f32_to_bf16(float f) {
   return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 
+/* The element at p, of any alignment; NaN for a dtype that has none. */
+double bk_dtype_load(bk_dtype dtype, const void *p);
+
 #define BK_MAX_DIMS 4
 typedef struct bk_buffer bk_buffer; /* runtime/backend.h */
 
