@@ -2,7 +2,6 @@
  * the stream's own calls. */
 #include "runtime/buffer_priv.h"
 
-#include <math.h>
 #include <string.h>
 
 bk_status bk_buffer_create(bk_device *device, bk_memory_class c, bk_buffer **buffer) {
@@ -96,36 +95,6 @@ bk_status bk_tensor_zero(bk_stream *stream, const bk_tensor *t) {
 
 /* ---- any layout, as doubles ---- */
 
-static int64_t to_integer(double x, double low, double high) {
-  double r = nearbyint(x);
-  if (!(r > low)) return (int64_t)low; /* NaN too */
-  return r < high ? (int64_t)r : high >= 0x1p63 ? INT64_MAX : (int64_t)high;
-}
-
-/* bf16 is rounded by way of fp32, as weights are made from their fp32 masters. Integers
- * saturate. */
-static void store(char *p, bk_dtype dtype, double x) {
-  union {
-    float f;
-    uint16_t h;
-    double d;
-    int32_t i;
-    int64_t l;
-    uint8_t u;
-  } v = {.l = 0};
-  switch (dtype) {
-    case BK_F32: v.f = (float)x; break;
-    case BK_BF16: v.h = bk_f32_to_bf16((float)x); break;
-    case BK_F64: v.d = x; break;
-    case BK_I32: v.i = (int32_t)to_integer(x, INT32_MIN, INT32_MAX); break;
-    case BK_I64: v.l = to_integer(x, -0x1p63, 0x1p63); break;
-    case BK_U8: v.u = (uint8_t)to_integer(x, 0, UINT8_MAX); break;
-    case BK_NONE:
-    case BK_DTYPE_COUNT: return;
-  }
-  memcpy(p, &v, bk_dtype_size(dtype));
-}
-
 static size_t element_offset(const bk_tensor *t, const int64_t at[BK_MAX_DIMS]) {
   int64_t offset = 0;
   for (int i = 0; i < t->ndim; i++) offset += at[i] * t->stride[i];
@@ -149,7 +118,7 @@ static void gather(const bk_tensor *t, const char *base, double *dst) {
 static void scatter(const bk_tensor *t, char *base, const double *src) {
   int64_t at[BK_MAX_DIMS] = {0}, count = bk_tensor_count(t);
   for (int64_t i = 0; i < count; i++, advance(t, at))
-    store(base + element_offset(t, at), t->dtype, src[i]);
+    bk_dtype_store(t->dtype, base + element_offset(t, at), src[i]);
 }
 
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst) {

@@ -5,20 +5,23 @@
 /* a wrong view is a fault of the library's own code: only debug builds look for it */
 #define NDEBUG
 #endif
-#include <math.h>
 #include <assert.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
+/* as it lies in memory */
+typedef union element {
+  float f;
+  uint16_t h;
+  double d;
+  int32_t i;
+  int64_t l;
+  uint8_t u;
+} element;
+
 double bk_dtype_load(bk_dtype dtype, const void *p) {
-  union {
-    float f;
-    uint16_t h;
-    double d;
-    int32_t i;
-    int64_t l;
-    uint8_t u;
-  } v;
+  element v;
   memcpy(&v, p, bk_dtype_size(dtype));
   switch (dtype) {
     case BK_F32: return v.f;
@@ -31,6 +34,27 @@ double bk_dtype_load(bk_dtype dtype, const void *p) {
     case BK_DTYPE_COUNT: break;
   }
   return NAN;
+}
+
+static int64_t to_integer(double x, double low, double high) {
+  double r = nearbyint(x);
+  if (!(r > low)) return (int64_t)low; /* NaN too */
+  return r < high ? (int64_t)r : high >= 0x1p63 ? INT64_MAX : (int64_t)high;
+}
+
+void bk_dtype_store(bk_dtype dtype, void *p, double x) {
+  element v = {.l = 0};
+  switch (dtype) {
+    case BK_F32: v.f = (float)x; break;
+    case BK_BF16: v.h = bk_f32_to_bf16((float)x); break;
+    case BK_F64: v.d = x; break;
+    case BK_I32: v.i = (int32_t)to_integer(x, INT32_MIN, INT32_MAX); break;
+    case BK_I64: v.l = to_integer(x, -0x1p63, 0x1p63); break;
+    case BK_U8: v.u = (uint8_t)to_integer(x, 0, UINT8_MAX); break;
+    case BK_NONE:
+    case BK_DTYPE_COUNT: return;
+  }
+  memcpy(p, &v, bk_dtype_size(dtype));
 }
 
 size_t bk_dtype_size(bk_dtype dtype) {

@@ -45,6 +45,9 @@ static inline uint16_t bk_f32_to_bf16(float f) {
 
 /* The element at p, of any alignment; NaN for a dtype that has none. */
 double bk_dtype_load(bk_dtype dtype, const void *p);
+/* bf16 is rounded by way of fp32, as weights are made from their fp32 masters. Integers
+ * saturate. */
+void bk_dtype_store(bk_dtype dtype, void *p, double x);
 
 #define BK_MAX_DIMS 4
 typedef struct bk_buffer bk_buffer; /* runtime/backend.h */
