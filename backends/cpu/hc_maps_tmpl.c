@@ -1,5 +1,6 @@
-/* hc_maps: logits, gates, Sinkhorn, permutations, Kronecker products and tanh maps, and all of them in one go,
- * forward and backward. Template, see cpu.h. The work on blocks of tokens is in hc_maps.h. */
+/* hc_maps: logits, gates, Sinkhorn, permutations, Kronecker products and tanh maps, and all maps
+ * in one go, forward and backward. Template, see cpu.h. The work on blocks of tokens is in
+ * hc_maps.h. */
 #include "backends/cpu/hc_maps.h"
 
 /* ---- all maps in one go; the hc kind's are at the end ---- */

@@ -7,7 +7,8 @@
   X(hc)          \
   X(mhc)         \
   X(mhc_lite)    \
-  X(ihc)
+  X(ihc)         \
+  X(kromhc)
 
 #define DECLARE(name) extern const bk_connection_kind bk_connection_##name;
 KINDS(DECLARE)

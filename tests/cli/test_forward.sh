@@ -5,7 +5,7 @@
 # worst_nmse REPORT: of the tensors that both files have
 worst_nmse() { awk '$2 ~ /e[-+]/ && NF == 3 && $2 + 0 > worst + 0 { worst = $2 } END { print worst + 0 }' "$1"; }
 
-for kind in plain plain_qlora hc mhc mhc_eps mhc_lite mhc_lite_n3 ihc; do
+for kind in plain plain_qlora hc mhc mhc_eps mhc_lite mhc_lite_n3 ihc kromhc; do
   f=$FIXTURES/$kind maps=--maps
   case $kind in plain*) maps= ;; esac
   ok "$kind on ref" "$BIRKHOFF" forward "$f" --tokens "$f/input.safetensors" --out $kind.safetensors --backward $maps --device ref --dtype fp64

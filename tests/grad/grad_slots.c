@@ -125,12 +125,14 @@ static void check_merge_mix(grad_test *g, bk_hc_kind kind, int n, bool inplace) 
 }
 
 void grad_slots(grad_test *g) {
-  const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HC, BK_HC_HEAD};
+  const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC,
+                              BK_HC_HC,  BK_HC_HEAD,     BK_HC_KROMHC};
   check_project(g, false);
   check_project(g, true);
   for (int n = 1; n <= 5; n++) {
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 6; i++) {
       if (kinds[i] == BK_HC_MHC_LITE && n > 4) continue;
+      if (kinds[i] == BK_HC_KROMHC && n != 1 && n != 2 && n != 4) continue;
       check_maps(g, kinds[i], n, 0);
       if (kinds[i] != BK_HC_HC) check_maps(g, kinds[i], n, 1e-2);
       if (kinds[i] != BK_HC_HEAD) check_merge_mix(g, kinds[i], n, n % 2);

@@ -17,6 +17,10 @@ typedef struct rig {
   bk_runner *runner;
 } rig;
 
+/* Every kind of connection between sublayers. */
+static BK_UNUSED const int kinds[] = {BK_HC_PLAIN,    BK_HC_HC,  BK_HC_MHC,
+                                      BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_KROMHC};
+
 /* Three layers, the first dense; every size different, so that mixed-up dimensions show. */
 static BK_UNUSED bk_model_config small_config(int residual) {
   return (bk_model_config){.vocab_size = 23,

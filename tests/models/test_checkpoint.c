@@ -7,8 +7,6 @@
 
 #include <errno.h>
 
-static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
-
 /* Under sanitizers and valgrind: fewer of the same. */
 static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 
@@ -745,7 +743,8 @@ START_TEST(test_convert) {
   };
   for (size_t w = 0; w < BK_COUNT(ways); w++)
     for (size_t k = 1; k < BK_COUNT(kinds); k++)
-      for (int64_t n = 1; n <= 4; n += quick() ? 3 : 1) check_converted(&ways[w], kinds[k], n);
+      for (int64_t n = 1; n <= 4; n += quick() ? 3 : 1)
+        if (n != 3 || kinds[k] != BK_HC_KROMHC) check_converted(&ways[w], kinds[k], n);
 }
 END_TEST
 
@@ -758,6 +757,7 @@ START_TEST(test_convert_eps) {
     check_converted(&exact, BK_HC_HC, n);
     check_converted(&exact, BK_HC_IHC, n);
     check_converted(&exact, BK_HC_MHC_LITE, n);
+    if (n != 3) check_converted(&exact, BK_HC_KROMHC, n);
     check_converted(&mixed, BK_HC_MHC, n);
   }
 }

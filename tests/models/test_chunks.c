@@ -8,8 +8,6 @@
 
 enum { B = 1, T = 5, MICRO = 3, SUBLAYERS = 6 };
 
-static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
-
 typedef struct tokens {
   int32_t ids[MICRO][B * T], targets[MICRO][B * T];
   int64_t kept;

@@ -110,7 +110,6 @@ START_TEST(test_build) {
   fault_each_allocation("context", make_context, 1);
   fault_each_allocation("cpu device", open_cpu, 1);
   fault_each_allocation("ref device", open_ref, 1);
-  static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     prepare("cpu", i % 2 ? BK_BF16 : BK_F32, kinds[i], false);
     int64_t n = fault_each_allocation("model build", build_model, quick() ? 7 : 1);

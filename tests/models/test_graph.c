@@ -108,7 +108,6 @@ static void check_training(int kind, bk_dtype dtype, bool composed, int64_t micr
 }
 
 START_TEST(same_bits) {
-  static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
   for (size_t k = 0; k < BK_COUNT(kinds); k++)
     for (int64_t micro = 1; micro <= 2; micro++) {
       check_training(kinds[k], BK_F32, false, micro, 0);

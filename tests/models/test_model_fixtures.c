@@ -272,8 +272,8 @@ static void check_training(const char *name, const char *device, bk_dtype dtype,
   fixture_close(&f);
 }
 
-static const char *const cases[] = {"plain",   "plain_qlora", "hc",          "mhc",
-                                    "mhc_eps", "mhc_lite",    "mhc_lite_n3", "ihc"};
+static const char *const cases[] = {"plain",    "plain_qlora", "hc",  "mhc",   "mhc_eps",
+                                    "mhc_lite", "mhc_lite_n3", "ihc", "kromhc"};
 static const bounds exact = {.value = 1e-11, .gradient = 1e-9, .training = 1e-9, .after = 1e-8};
 static const bounds single = {.value = 2e-5, .gradient = 2e-4, .training = 2e-6, .after = 1e-4};
 

@@ -156,6 +156,14 @@ START_TEST(test_ihc) {
 }
 END_TEST
 
+START_TEST(test_kromhc) {
+  bk_model_config c = small_config(BK_HC_KROMHC);
+  c.hc_mult = 4;
+  c.hc_eps = 1e-2;
+  check_model(&c, 5);
+}
+END_TEST
+
 START_TEST(test_one_stream) {
   bk_model_config c = small_config(BK_HC_MHC);
   c.hc_mult = 1;
@@ -165,4 +173,4 @@ START_TEST(test_one_stream) {
 END_TEST
 
 UNIT_MAIN("model_grad", unit_open, unit_close, test_plain, test_hc, test_mhc, test_mhc_eps_learned,
-          test_mhc_lite_learned, test_ihc, test_one_stream)
+          test_mhc_lite_learned, test_ihc, test_kromhc, test_one_stream)

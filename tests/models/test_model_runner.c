@@ -4,8 +4,6 @@
 
 enum { B = 2, T = 6 };
 
-static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
-
 static bk_runner_options training_options(int64_t batch, int slots, int64_t recompute) {
   return (bk_runner_options){
       .batch = batch, .seq_len = T, .slots = slots, .backward = true, .hc_recompute = recompute};
@@ -293,7 +291,6 @@ static double *grads_of_third_step(bool merge_stream, const bk_model_config *c, 
 }
 
 START_TEST(test_merge_stream) {
-  static const int kinds[] = {BK_HC_PLAIN, BK_HC_MHC};
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     bk_model_config c = small_config(kinds[i]);
     int64_t count;

@@ -8,8 +8,6 @@
 
 enum { B = 2, T = 6 };
 
-static const int kinds[] = {BK_HC_PLAIN, BK_HC_HC, BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC};
-
 static rig open_with(int kind, int64_t recompute, bool merge_stream, bool deferred) {
   bk_model_config c = small_config(kind);
   bk_runner_options options = {.batch = B,

@@ -64,6 +64,22 @@ static void permutations(int n, const double *logits, double *comb) {
   }
 }
 
+/* comb[m][k] of independent bits: bit b of the streams agrees with the chance that its pair of
+ * logits gives, the first pair the highest bit. */
+static void bits(int n, const double *logits, double *comb) {
+  int pairs = n > 2 ? 2 : n > 1 ? 1 : 0; /* n is at most MOST_N */
+  for (int m = 0; m < n; m++)
+    for (int k = 0; k < n; k++) {
+      double product = 1;
+      for (int b = 0; b < pairs; b++) {
+        double keep = exp(logits[2 * b]), swap = exp(logits[2 * b + 1]);
+        bool differ = ((m ^ k) >> (pairs - 1 - b) & 1) != 0;
+        product *= (differ ? swap : keep) / (keep + swap);
+      }
+      comb[m * n + k] = product;
+    }
+}
+
 static double dot_over_rms(const double *fn, const double *v, int count) {
   double dot = 0, square = 0;
   for (int i = 0; i < count; i++) dot += fn[i] * v[i], square += v[i] * v[i];
@@ -104,6 +120,7 @@ static void maps(const spec *s, const point *p, const double *x, double *pre, do
   if (s->kind == BK_HC_MHC) memcpy(comb, logits + 2 * n, (size_t)(n * n) * sizeof *comb);
   if (s->kind == BK_HC_MHC) sinkhorn(s, comb);
   if (s->kind == BK_HC_MHC_LITE) permutations(n, logits + 2 * n, comb);
+  if (s->kind == BK_HC_KROMHC) bits(n, logits + 2 * n, comb);
   for (int m = 0; s->kind == BK_HC_IHC && m < n; m++) comb[m * n + m] = 1;
 }
 
@@ -205,10 +222,11 @@ static void check_close(const char *what, const spec *s, const float *got, const
                 (int)s->kind, s->n, s->hc_eps, error / norm);
 }
 
-static const spec specs[] = {{BK_HC_MHC, 4, 20, 0},   {BK_HC_MHC, 4, 3, 1e-3},
-                             {BK_HC_MHC, 1, 2, 0},    {BK_HC_MHC_LITE, 3, 1, 0},
-                             {BK_HC_IHC, 4, 1, 1e-2}, {BK_HC_HC, 3, 1, 0},
-                             {BK_HC_MHC, 2, 5, 0}};
+static const spec specs[] = {{BK_HC_MHC, 4, 20, 0},      {BK_HC_MHC, 4, 3, 1e-3},
+                             {BK_HC_MHC, 1, 2, 0},       {BK_HC_MHC_LITE, 3, 1, 0},
+                             {BK_HC_IHC, 4, 1, 1e-2},    {BK_HC_HC, 3, 1, 0},
+                             {BK_HC_MHC, 2, 5, 0},       {BK_HC_KROMHC, 4, 1, 0},
+                             {BK_HC_KROMHC, 2, 1, 1e-3}, {BK_HC_KROMHC, 1, 1, 0}};
 
 static void check_spec(const spec *s) {
   bk_residual *r = NULL;

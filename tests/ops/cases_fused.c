@@ -119,7 +119,7 @@ static void post_res_case(harness *h, const int *level) {
 /* ---- merge + mix ---- */
 
 static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HC};
-static const char *const kind_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", "head"};
+static const char *const kind_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", "kromhc", "head"};
 
 /* Everything that a merge_mix case is made of. */
 typedef struct mix {
@@ -227,6 +227,18 @@ static void long_merge_mix_bwd_cases(harness *h) {
                     0.01);
 }
 
+/* No backend fuses its maps, so the composed defaults serve; n a power of two. */
+static void kromhc_cases(harness *h) {
+  const shape shapes[] = {{.tokens = 13, .n = 4, .width = 136},
+                          {.tokens = 3, .n = 8, .width = 31},
+                          {.tokens = 5, .n = 2, .width = 64},
+                          {.tokens = 5, .n = 1, .width = 31}};
+  for (size_t i = 0; i < BK_COUNT(shapes); i++) {
+    merge_mix_run(h, mix_for(h, BK_HC_KROMHC, shapes[i]));
+    merge_mix_bwd_run(h, mix_for(h, BK_HC_KROMHC, shapes[i]), 1);
+  }
+}
+
 /* ---- rebuild ---- */
 
 typedef struct rebuild {
@@ -314,4 +326,5 @@ void cases_fused(harness *h) {
   long_project_case(h, 9, 4 * 5122);
   long_merge_mix_cases(h);
   long_merge_mix_bwd_cases(h);
+  kromhc_cases(h);
 }

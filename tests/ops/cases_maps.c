@@ -3,7 +3,7 @@
 #include "tests/ops/harness.h"
 
 static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HEAD, BK_HC_HC};
-static const char *const kind_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", "head"};
+static const char *const kind_names[] = {"plain", "hc", "mhc", "mhc_lite", "ihc", "kromhc", "head"};
 
 enum { KIND, TOKENS, STREAMS, PAD, VARIANT };
 
@@ -120,8 +120,7 @@ static void tanh_case(harness *h, const int *level) {
 
 /* ---- all maps in one go ---- */
 
-static void maps_case(harness *h, const int *level) {
-  bk_hc_kind kind = kinds[level[KIND]];
+static void maps_run(harness *h, bk_hc_kind kind, const int *level) {
   int n = streams_of(kind, level[STREAMS]), pad = level[PAD] * HARNESS_PAD;
   int64_t tokens = harness_tokens[level[TOKENS]], per_token = kind == BK_HC_HC ? n : 1;
   int iters = level[VARIANT] == 1 ? 3 : 20;
@@ -142,6 +141,13 @@ static void maps_case(harness *h, const int *level) {
                kind_names[kind], (long long)tokens, n, iters, eps, pad ? "strided" : "dense");
 }
 
+static void maps_case(harness *h, const int *level) { maps_run(h, kinds[level[KIND]], level); }
+
+/* Cases of their own, so that those of the kinds before stay what they are; all powers of two. */
+static void kromhc_case(harness *h, const int *level) {
+  maps_run(h, BK_HC_KROMHC, (const int[]){0, level[0], (1 << level[1]) - 1, level[2], level[3]});
+}
+
 void cases_maps(harness *h) {
   if (h->st == BK_BF16) return; /* coefficients only: the same as in fp32 */
   if (h->roof) {
@@ -159,4 +165,5 @@ void cases_maps(harness *h) {
   harness_pairwise(h, (const int[]){4, 5, 2, 2}, 4, kron_case);
   harness_pairwise(h, (const int[]){8, 5, 2}, 3, tanh_case);
   harness_pairwise(h, (const int[]){5, 5, 8, 2, 3}, 5, maps_case);
+  harness_pairwise(h, (const int[]){5, 4, 2, 3}, 4, kromhc_case);
 }

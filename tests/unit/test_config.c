@@ -162,9 +162,9 @@ START_TEST(wrong_types) {
           "norm_topk_prob must be true or false, not an integer");
   refused("{" NAMED ",\"rms_norm_eps\":\"1e-6\"}", "rms_norm_eps must be a number");
   refused("{" NAMED ",\"residual\":3}",
-          "residual must be one of plain, hc, mhc, mhc_lite, ihc, not an integer");
+          "residual must be one of plain, hc, mhc, mhc_lite, ihc, kromhc, not an integer");
   refused("{" NAMED ",\"residual\":\"MHC\"}",
-          "residual must be one of plain, hc, mhc, mhc_lite, ihc, not MHC");
+          "residual must be one of plain, hc, mhc, mhc_lite, ihc, kromhc, not MHC");
   refused("{" NAMED ",\"q_lora_rank\":0}",
           "q_lora_rank must be an integer from 1 to 16777216, or null, not 0");
 }
@@ -173,6 +173,8 @@ END_TEST
 START_TEST(ranges) {
   refused("{" NAMED ",\"hc_mult\":0}", "hc_mult must be an integer from 1 to 8, not 0");
   refused("{" NAMED ",\"hc_mult\":9}", "hc_mult must be an integer from 1 to 8, not 9");
+  refused("{" NAMED ",\"hc_mult\":6,\"residual\":\"kromhc\"}",
+          "hc_mult (6) must be 1, 2, 4 or 8 with residual kromhc");
   refused("{" NAMED ",\"hc_mult\":6,\"residual\":\"mhc_lite\"}",
           "hc_mult (6) must be 1 to 5 with residual mhc_lite");
   refused("{" NAMED ",\"hc_sinkhorn_iters\":65}",
@@ -306,7 +308,7 @@ START_TEST(set_refused) {
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "hc_recompute=-1"), BK_ERR_CONFIG);
   expect_once("hc_recompute must be an integer from 1 to 1000000, or auto, or off, not -1");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "residual=none"), BK_ERR_CONFIG);
-  expect_once("residual must be one of plain, hc, mhc, mhc_lite, ihc, not none");
+  expect_once("residual must be one of plain, hc, mhc, mhc_lite, ihc, kromhc, not none");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "lr"), BK_ERR_ARGUMENT);
   expect_once("KEY=VALUE");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "=1"), BK_ERR_ARGUMENT);

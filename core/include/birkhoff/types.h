@@ -24,14 +24,15 @@ const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "
 bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
 
 /* Residual connections: the ordinary one; H_res free, doubly stochastic by Sinkhorn, a mixture of
- * permutations, the identity. Names in configurations: the same in small letters. HEAD is the
- * learned collapse of the streams at the end; it stays the last. */
+ * permutations, the identity, a Kronecker product. Names in configurations: the same in small
+ * letters. HEAD is the learned collapse of the streams at the end; it stays the last. */
 typedef enum bk_hc_kind {
   BK_HC_PLAIN,
   BK_HC_HC,
   BK_HC_MHC,
   BK_HC_MHC_LITE,
   BK_HC_IHC,
+  BK_HC_KROMHC,
   BK_HC_HEAD
 } bk_hc_kind;
 

@@ -1,0 +1,53 @@
+/* kromhc (arXiv 2601.21579): n = 2^K streams; comb is the Kronecker product of K matrices
+ * [[p, 1-p], [1-p, p]], p = softmax over a pair of logits (identity, swap), the first factor
+ * outermost; exactly doubly stochastic, with 2K logits where mhc has n*n. pre and post as for
+ * mhc. */
+#include "models/connections/streams.h"
+
+/* log2(n) */
+static int factors(int n) {
+  int count = 0;
+  while (1 << count < n) count++;
+  return count;
+}
+static int rows(int n) { return 2 * n + 2 * factors(n); }
+
+/* Of every pair nearly the identity alone. */
+static void identity(double *values, int n) {
+  for (int i = 0; i < 2 * factors(n); i++) values[i] = i % 2 == 0 ? 0.0 : -8.0;
+}
+
+static double flops(double logits, double maps, double comb, int n, int iters) {
+  return bk_streams_gates_flops(logits, maps, comb, n, iters) + 2 * comb * factors(n);
+}
+
+static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
+  bk_tensor logits = bk_streams_compose_gates(a, c);
+  BK_COMPOSE(c, HC_KRON, hc_kron, .logits = bk_streams_comb_columns(logits, a->n), .comb = a->comb);
+}
+
+static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
+  BK_COMPOSE(c, HC_KRON_BWD, hc_kron_bwd, .logits = bk_streams_comb_columns(l.logits, a->n),
+             .dcomb = a->dcomb, .dlogits = bk_streams_comb_columns(l.dlogits, a->n));
+  bk_streams_compose_logits_bwd(a, c, &l);
+}
+
+const bk_connection_kind bk_connection_kromhc = {
+    .kind = BK_HC_KROMHC,
+    .name = "kromhc",
+    .summary = "mixing as a Kronecker product of log2(n) mixtures of two",
+    .max_streams = BK_HC_MAX_N,
+    .powers_of_two = true,
+    .rows = rows,
+    .base = rows,
+    .scales = 3,
+    .post = true,
+    .comb = true,
+    .identity = identity,
+    .flops = flops,
+    .compose_maps = compose_maps,
+    .compose_maps_bwd = compose_maps_bwd,
+    .params = BK_STREAMS_GATED_PARAMS,
+    .calls = &bk_streams_calls,
+};
