@@ -19,27 +19,26 @@ static int type_of(const bk_op_field *field) { return field->type & BK_TYPE_MASK
 
 /* ---- dimensions ---- */
 
-static unsigned first_letter(uint32_t dim) { return dim >> 8 & 127; }
-static unsigned second_letter(uint32_t dim) { return dim >> 16 & 127; }
-static int64_t number_of(uint32_t dim) { return dim & 255; }
-static bool may_be_0(uint32_t dim) { return dim >> 31; }
-static bool is_letter(uint32_t dim) {
-  return first_letter(dim) && !second_letter(dim) && number_of(dim) == 0;
+static bool may_be_0(uint16_t dim) { return dim >> 15; }
+static bool is_letter(uint16_t dim) {
+  return bk_dim_first(dim) && !bk_dim_second(dim) && bk_dim_number(dim) == 0;
 }
 
+static int64_t value_of(const bk_dims *dims, char letter) { return dims->value[(int)letter]; }
+
 /* Value of a dimension, or -1 if a letter in it is not bound. */
-static int64_t dim_value(const bk_dims *dims, uint32_t dim) {
-  int64_t product = first_letter(dim) ? dims->value[first_letter(dim)] : 0;
-  if (second_letter(dim)) {
-    int64_t second = dims->value[second_letter(dim)];
+static int64_t dim_value(const bk_dims *dims, uint16_t dim) {
+  int64_t product = bk_dim_first(dim) ? value_of(dims, bk_dim_first(dim)) : 0;
+  if (bk_dim_second(dim)) {
+    int64_t second = value_of(dims, bk_dim_second(dim));
     product = product < 0 || second < 0 ? -1 : product * second;
   }
-  return product < 0 ? -1 : product + number_of(dim);
+  return product < 0 ? -1 : product + bk_dim_number(dim);
 }
 
 static int dims_count(const bk_op_field *field) {
   int count = 0;
-  while (field->dim[count]) count++;
+  while (count < BK_MAX_DIMS && field->dim[count]) count++;
   return count;
 }
 
@@ -52,10 +51,10 @@ static int dims_missing(const bk_op_field *field, const bk_tensor *t) {
  * that is not there counts 0. */
 static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   int missing = dims_missing(field, t), count = dims_count(field);
-  if (missing && dims->value[first_letter(field->dim[0])] < 0)
-    dims->value[first_letter(field->dim[0])] = 0;
+  if (missing && dims->value[(int)bk_dim_first(field->dim[0])] < 0)
+    dims->value[(int)bk_dim_first(field->dim[0])] = 0;
   for (int d = missing; d < count && d - missing < t->ndim; d++) {
-    unsigned letter = first_letter(field->dim[d]);
+    int letter = bk_dim_first(field->dim[d]);
     if (is_letter(field->dim[d]) && dims->value[letter] < 0)
       dims->value[letter] = t->shape[d - missing];
   }
@@ -64,9 +63,9 @@ static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tenso
 static bool dims_agree(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   int missing = dims_missing(field, t);
   if (t->ndim != dims_count(field) - missing) return false;
-  if (missing && dims->value[first_letter(field->dim[0])] != 0) return false;
+  if (missing && dims->value[(int)bk_dim_first(field->dim[0])] != 0) return false;
   for (int d = 0; d < t->ndim; d++) {
-    uint32_t dim = field->dim[d + missing];
+    uint16_t dim = field->dim[d + missing];
     if (t->shape[d] < (may_be_0(dim) ? 0 : 1) || t->shape[d] != dim_value(dims, dim)) return false;
   }
   return true;
@@ -137,22 +136,22 @@ static void add(line *l, const char *format, ...) {
 }
 
 /* "N*k", "E+1", "K?", "32" */
-static void add_dim(line *l, uint32_t dim) {
-  if (first_letter(dim)) add(l, "%c", (char)first_letter(dim));
-  if (second_letter(dim)) add(l, "*%c", (char)second_letter(dim));
-  if (number_of(dim) || !first_letter(dim))
-    add(l, first_letter(dim) ? "+%d" : "%d", (int)number_of(dim));
+static void add_dim(line *l, uint16_t dim) {
+  if (bk_dim_first(dim)) add(l, "%c", bk_dim_first(dim));
+  if (bk_dim_second(dim)) add(l, "*%c", bk_dim_second(dim));
+  if (bk_dim_number(dim) || !bk_dim_first(dim))
+    add(l, bk_dim_first(dim) ? "+%d" : "%d", (int)bk_dim_number(dim));
   if (may_be_0(dim)) add(l, "?");
 }
 
 /* "[N,D] = [3,8]", numbers for what is known. */
 static void add_shape(line *l, const bk_dims *dims, const bk_op_field *field, int missing) {
-  for (int d = missing; field->dim[d]; d++) {
+  for (int d = missing; d < dims_count(field); d++) {
     add(l, d > missing ? "," : "[");
     add_dim(l, field->dim[d]);
   }
   add(l, "] = ");
-  for (int d = missing; field->dim[d]; d++) {
+  for (int d = missing; d < dims_count(field); d++) {
     int64_t value = dim_value(dims, field->dim[d]);
     add(l, d > missing ? "," : "[");
     if (value >= 0) add(l, "%lld", (long long)value);

@@ -34,12 +34,22 @@ static inline bk_dtype bk_coef_dtype(bk_dtype storage) {
 /* A bk_op_field's type: who it must agree with, and flags. */
 enum bk_operand_type { BK_TYPE_FREE, BK_TYPE_S, BK_TYPE_C, BK_TYPE_F, BK_TYPE_I, BK_TYPE_MASK = 7 };
 enum bk_operand_flags { BK_ANY_STRIDES = 8, BK_DENSE_BLOCK = 16, BK_BATCHED = 32, BK_ALIKE = 64 };
-/* A dimension: letter times letter plus number; a letter that is missing counts as 1, without any
- * letter it is the number alone. A letter by itself is bound by its first use (or before, with
- * bk_dims_bind) and must agree from then on. */
-#define BK_DIM_LETTER(c) ((uint32_t)(c) << 8)
-#define BK_DIM_TIMES(a, b) ((a) | (b) << 8)
-#define BK_DIM_OR_0(a) ((a) | UINT32_C(1) << 31)
+/* A dimension in 16 bits: letter times letter plus number; a letter that is missing counts as 1,
+ * without any letter it is the number alone. A letter by itself is bound by its first use (or
+ * before, with bk_dims_bind) and must agree from then on. The letters are the capitals, k and n. */
+#define BK_DIM_CODE(c) ((c) == 'k' ? 27 : (c) == 'n' ? 28 : (c) - 'A' + 1)
+#define BK_DIM_LETTER(c) (BK_DIM_CODE(c) << 5)
+#define BK_DIM_TIMES(a, b) ((a) | (b) << 5)
+#define BK_DIM_OR_0(a) ((a) | 1 << 15)
+#define BK_DIM_STEP 31 /* as a number: BK_STEP_SLOTS; others are below it */
+static inline char bk_dim_letter(unsigned code) {
+  return code == 0 ? '\0' : code == 27 ? 'k' : code == 28 ? 'n' : (char)('A' + code - 1);
+}
+static inline char bk_dim_first(uint16_t dim) { return bk_dim_letter(dim >> 5 & 31); }
+static inline char bk_dim_second(uint16_t dim) { return bk_dim_letter(dim >> 10 & 31); }
+static inline int64_t bk_dim_number(uint16_t dim) {
+  return (dim & 31) == BK_DIM_STEP ? BK_STEP_SLOTS : dim & 31;
+}
 
 /* What the check of one op's args has found out. */
 struct bk_dims {

@@ -353,13 +353,13 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 
 #define TEXT(x) #x
 #define OPERAND(role, optional, name, f, type, ...) \
-  {name, offsetof(A, f), role, optional, (uint16_t)(type), {__VA_ARGS__}},
-#define IN(f, ...) OPERAND(BK_IN, false, TEXT(f), f, __VA_ARGS__, 0)
-#define IN_OPT(f, ...) OPERAND(BK_IN, true, TEXT(f), f, __VA_ARGS__, 0)
-#define OUT(f, ...) OPERAND(BK_OUT, false, TEXT(f), f, __VA_ARGS__, 0)
-#define OUT_OPT(f, ...) OPERAND(BK_OUT, true, TEXT(f), f, __VA_ARGS__, 0)
-#define INOUT(f, ...) OPERAND(BK_INOUT, false, TEXT(f), f, __VA_ARGS__, 0)
-#define INOUT_OPT(f, ...) OPERAND(BK_INOUT, true, TEXT(f), f, __VA_ARGS__, 0)
+  {name, offsetof(A, f), role, optional, type, {__VA_ARGS__}},
+#define IN(f, ...) OPERAND(BK_IN, false, TEXT(f), f, __VA_ARGS__)
+#define IN_OPT(f, ...) OPERAND(BK_IN, true, TEXT(f), f, __VA_ARGS__)
+#define OUT(f, ...) OPERAND(BK_OUT, false, TEXT(f), f, __VA_ARGS__)
+#define OUT_OPT(f, ...) OPERAND(BK_OUT, true, TEXT(f), f, __VA_ARGS__)
+#define INOUT(f, ...) OPERAND(BK_INOUT, false, TEXT(f), f, __VA_ARGS__)
+#define INOUT_OPT(f, ...) OPERAND(BK_INOUT, true, TEXT(f), f, __VA_ARGS__)
 #define PARAMETER(f, type, low, high) \
   {TEXT(f), offsetof(A, f), sizeof(((A *)0)->f), type, low, high},
 #define REAL(f) PARAMETER(f, BK_PARAM_REAL, 0, 0)
@@ -383,7 +383,7 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
   ;                \
   static const bk_op_param params[] = {
 #define DESCRIPTOR(ID, name_)                                        \
-  { NULL, 0, 0, BK_PARAM_END, 0, 0 }                                 \
+  { "", 0, 0, BK_PARAM_END, 0, 0 }                                   \
   }                                                                  \
   ;                                                                  \
   static const bk_op_desc desc = {.op = BK_OP_##ID,                  \
@@ -436,6 +436,7 @@ const bk_op_desc *bk_op_describe(bk_op op) {
     L(k, 'k'),
     L(n, 'n')
   };
+  enum { STEP = BK_DIM_STEP };
   switch (op) {
 #include "runtime/ops.def"
     default: return NULL;

@@ -114,12 +114,12 @@ typedef struct {
 /* an OUT that may also accumulate is INOUT */
 typedef enum bk_role { BK_IN, BK_OUT, BK_INOUT } bk_role;
 typedef struct bk_op_field {
-  const char *name;
+  char name[16];   /* in place: hundreds of pointers would have to be relocated */
   uint16_t offset; /* of a bk_tensor in the args struct */
   uint8_t role;    /* bk_role */
   bool optional;
-  uint16_t type;                 /* ops/ops.h: bk_operand_type and flags */
-  uint32_t dim[BK_MAX_DIMS + 1]; /* ops/ops.h: BK_DIM_*; 0: no more */
+  uint8_t type;              /* ops/ops.h: bk_operand_type and flags */
+  uint16_t dim[BK_MAX_DIMS]; /* ops/ops.h: BK_DIM_*; 0: no more */
 } bk_op_field;
 /* What is no tensor in an args struct: numbers that choose what a kernel does. */
 typedef enum bk_op_param_type {
@@ -131,7 +131,7 @@ typedef enum bk_op_param_type {
   BK_PARAM_KIND
 } bk_op_param_type;
 typedef struct bk_op_param {
-  const char *name;
+  char name[24];
   uint16_t offset; /* in the args struct */
   uint8_t size;
   uint8_t type;      /* bk_op_param_type */

@@ -29,26 +29,34 @@ static void close_device(void) {
 
 /* ---- descriptors ---- */
 
-static unsigned letter(uint32_t dim, int which) { return dim >> (8 * which) & 127; }
+static int dims_of(const bk_op_field *f) {
+  int count = 0;
+  while (count < BK_MAX_DIMS && f->dim[count]) count++;
+  return count;
+}
 
 /* Whether an operand that must be there has the letter by itself, so that it gets a value. */
-static bool letter_stands_alone(const bk_op_desc *d, unsigned wanted) {
+static bool letter_stands_alone(const bk_op_desc *d, char wanted) {
   for (int i = 0; i < d->n_fields; i++)
-    for (const uint32_t *dim = d->fields[i].dim; *dim && !d->fields[i].optional; dim++)
-      if (letter(*dim, 1) == wanted && !letter(*dim, 2) && !(*dim & 255)) return true;
+    for (int k = 0; k < dims_of(&d->fields[i]) && !d->fields[i].optional; k++) {
+      uint16_t dim = d->fields[i].dim[k];
+      if (bk_dim_first(dim) == wanted && !bk_dim_second(dim) && !bk_dim_number(dim)) return true;
+    }
   return false;
 }
 
 /* Letters of sums and products are bound somewhere: by an operand, or by a condition before. */
 static void check_letters(const bk_op_desc *d, const bk_op_field *f) {
-  for (const uint32_t *dim = f->dim; *dim; dim++)
-    for (int which = 1; which <= 2; which++) {
-      unsigned l = letter(*dim, which);
-      if (l) ck_assert_msg(isalpha((int)l) != 0, "%s: %s has a letter %u", d->name, f->name, l);
-      if (l && (letter(*dim, 2) || *dim & 255))
-        ck_assert_msg(letter_stands_alone(d, l) || d->before, "%s: %s: nothing binds %c", d->name,
-                      f->name, (char)l);
+  for (int i = 0; i < dims_of(f); i++) {
+    uint16_t dim = f->dim[i];
+    const char letters[] = {bk_dim_first(dim), bk_dim_second(dim)};
+    bool alone = !letters[1] && !bk_dim_number(dim);
+    for (int k = 0; k < 2 && letters[k]; k++) {
+      ck_assert_msg(isalpha((int)letters[k]) != 0, "%s: %s has no letter", d->name, f->name);
+      ck_assert_msg(alone || letter_stands_alone(d, letters[k]) || d->before,
+                    "%s: %s: nothing binds %c", d->name, f->name, letters[k]);
     }
+  }
 }
 
 /* A row of ops.def that means nothing shows here, and not when somebody's model is built. */
@@ -59,7 +67,7 @@ START_TEST(rows_mean_something) {
       const bk_op_field *f = &d->fields[i];
       int type = f->type & BK_TYPE_MASK, free = type == BK_TYPE_FREE || f->type & BK_ALIKE;
       ck_assert_int_le(type, BK_TYPE_I);
-      ck_assert_int_eq(f->dim[BK_MAX_DIMS], 0);
+      ck_assert_int_lt((int)strlen(f->name), (int)sizeof f->name);
       ck_assert_msg(free == !f->dim[0], "%s: %s has no shape", d->name, f->name);
       ck_assert_msg(f->role <= BK_INOUT, "%s: %s has no role", d->name, f->name);
       check_letters(d, f);
