@@ -192,7 +192,7 @@ bk_status bk_profile_launch(bk_profile *p, const bk_program *program, int at) {
                            .sublayer = piece->sublayer,
                            .op = (uint16_t)call->op,
                            .phase = (uint16_t)piece->phase};
-  bk_op_describe(call->op)->cost(args, &r->flops, &r->bytes);
+  bk_op_cost(call->op, args, &r->flops, &r->bytes);
   BK_TRY(begin_event(p, neighbour, &r->first));
   BK_TRY(bk_plan_launch(stream, plan, args, program->lanes->workspace[call->lane]));
   p->chain = r->last = p->n_events++;

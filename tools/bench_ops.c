@@ -384,7 +384,7 @@ static bk_status measure_gemm(bench *b, double *flops_per_s) {
     bk_gemm_args gemm = {.a = S2(n, n), .b = S2(n, n), .c = S2(n, n), .alpha = 1};
     memcpy(&args, &gemm, sizeof gemm);
     BK_TRY(time_args(b, BK_OP_GEMM, &args, &time, NULL));
-    bk_op_describe(BK_OP_GEMM)->cost(&args, &flops, &bytes);
+    bk_op_cost(BK_OP_GEMM, &args, &flops, &bytes);
     if (flops / time.best > *flops_per_s) *flops_per_s = flops / time.best;
   }
   return BK_OK;
@@ -486,7 +486,7 @@ static bk_status bench_one(bench *b, bk_op op, const char *name, make_fn make, j
   make(&b->sizes, &args);
   BK_TRY(time_args(b, op, &args, &measured, &kernel));
   double time = measured.median;
-  bk_op_describe(op)->cost(&args, &flops, &bytes);
+  bk_op_cost(op, &args, &flops, &bytes);
   double share = bench_share(&b->roof, flops, bytes, time);
   snprintf(shown, sizeof shown, time < 1e-3 ? "%.1f us" : "%.3f ms",
            time < 1e-3 ? time * 1e6 : time * 1e3);

@@ -239,9 +239,11 @@ static bk_status check_param(const bk_dims *dims, const bk_op_param *p) {
 }
 
 static bk_status check_apart(const bk_dims *dims) {
-  for (size_t i = 0; i < BK_COUNT(dims->desc->apart); i++) {
-    const char *const *pair = dims->desc->apart[i];
-    if (pair[0]) BK_TRY(bk_dims_apart(dims, pair[0], pair[1]));
+  const char *first = dims->desc->apart;
+  while (first && *first) {
+    const char *second = first + strlen(first) + 1;
+    BK_TRY(bk_dims_apart(dims, first, second));
+    first = second + strlen(second) + 1;
   }
   return BK_OK;
 }

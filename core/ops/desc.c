@@ -36,6 +36,17 @@ char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
   return text;
 }
 
+void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes) {
+  const bk_op_desc *desc = bk_op_describe(op);
+  double less;
+  *flops = desc->flops(args, &less);
+  *bytes = -less;
+  for (int i = 0; i < desc->n_fields; i++) {
+    double one = (double)bk_tensor_bytes(bk_op_field_get(args, &desc->fields[i]));
+    *bytes += desc->fields[i].role == BK_INOUT ? 2 * one : one;
+  }
+}
+
 bk_hc_kind bk_op_kind(bk_op op, const void *args) {
   bk_hc_kind kind = BK_HC_PLAIN;
   for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_PARAM_END; p++)

@@ -7,21 +7,9 @@
 
 /* ---- costs ---- */
 
-/* Every operand moved once, what is added to twice. */
-static double operand_bytes(bk_op op, const void *args) {
-  const bk_op_desc *desc = bk_op_describe(op);
-  double bytes = 0;
-  for (int i = 0; i < desc->n_fields; i++) {
-    double one = (double)bk_tensor_bytes(bk_op_field_get(args, &desc->fields[i]));
-    bytes += desc->fields[i].role == BK_INOUT ? 2 * one : one;
-  }
-  return bytes;
-}
-
 static double flops_of(bk_op op, const void *args) {
-  double flops, bytes;
-  bk_op_describe(op)->cost(args, &flops, &bytes);
-  return flops;
+  double less;
+  return bk_op_describe(op)->flops(args, &less);
 }
 
 /* Pairs of positions that attend: T (T + 1) / 2, or all of a cache. */
@@ -333,17 +321,17 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 #define DIM(f, d) ((double)a->f.shape[d])
 #define HAS(f) (bk_tensor_present(&a->f) ? 1.0 : 0.0)
 #define WHEN(condition, value) ((condition) ? (value) : 0.0)
-#define OP(ID, name, operands, parameters, flops_, less, conditions)       \
-  static void cost_##ID(const void *args_, double *flops, double *bytes) { \
-    const bk_##name##_args *a = args_;                                     \
-    *flops = (flops_);                                                     \
-    *bytes = operand_bytes(BK_OP_##ID, a) - (less);                        \
-  }                                                                        \
+#define OP(ID, name, operands, parameters, flops, less_, conditions) \
+  static double flops_##ID(const void *args, double *less) {         \
+    const bk_##name##_args *a BK_UNUSED = args;                      \
+    *less = (less_);                                                 \
+    return (flops);                                                  \
+  }                                                                  \
   _Static_assert(sizeof(bk_##name##_args) <= BK_OP_MAX_ARGS, #name);
-#define SLOT(ID, name, operands, parameters, flops_, less, conditions) \
-  OP(ID, name, , , flops_, less, )
-#define SLOT_OF(ID, name, members, operands, parameters, flops_, less, conditions) \
-  OP(ID, name, , , flops_, less, )
+#define SLOT(ID, name, operands, parameters, flops, less, conditions) \
+  OP(ID, name, , , flops, less, )
+#define SLOT_OF(ID, name, members, operands, parameters, flops, less, conditions) \
+  OP(ID, name, , , flops, less, )
 #include "runtime/ops.def"
 #undef N
 #undef BYTES
@@ -368,8 +356,8 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 #define INT_IN(f, low, high) PARAMETER(f, BK_PARAM_INT, low, high)
 #define FLAG(f) PARAMETER(f, BK_PARAM_FLAG, 0, 0)
 #define KIND(f) PARAMETER(f, BK_PARAM_KIND, 0, 0)
-#define APART(x, y) .apart[0] = {TEXT(x), TEXT(y)},
-#define APART_TOO(x, y) .apart[1] = {TEXT(x), TEXT(y)},
+#define APART(x, y) .apart = TEXT(x) "\0" TEXT(y) "\0",
+#define APART_BOTH(x, y, z) .apart = TEXT(x) "\0" TEXT(z) "\0" TEXT(y) "\0" TEXT(z) "\0",
 #define BEFORE(f) .before = f,
 #define AFTER(f) .after = f,
 #define TIMES(a, b) BK_DIM_TIMES(a, b)
@@ -392,7 +380,7 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
                                   .fields = fields,                  \
                                   .n_fields = (int)BK_COUNT(fields), \
                                   .params = params,                  \
-                                  .cost = cost_##ID,
+                                  .flops = flops_##ID,
 #define END                                                                 \
   }                                                                         \
   ;                                                                         \

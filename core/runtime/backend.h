@@ -178,8 +178,8 @@ struct bk_kernel {
   uint32_t dtypes; /* set of 1u << bk_dtype */
   uint32_t kinds;  /* set of BK_KIND(bk_hc_kind); 0 where the op has no kind */
   int variant;     /* the backend's own: an instruction set, say */
-  const char *name;
   const void *own; /* the backend's own */
+  char name[32];   /* in place: a pointer would be one more to relocate in every row */
   BK_ACCEPTS((*accepts));
   BK_PREPARE((*prepare));
   BK_LAUNCH_FN((*launch));

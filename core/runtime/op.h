@@ -148,18 +148,20 @@ typedef struct bk_op_desc {
   const bk_op_field *fields;
   int n_fields;
   const bk_op_param *params; /* ends with BK_PARAM_END */
-  /* pairs that may not be the same memory; NULL: none */
-  const char *apart[2][2];
+  /* Names of pairs that may not be the same memory: "x\0y\0", an empty one ends it; NULL: none. */
+  const char *apart;
   /* what the shapes do not say, before and after they are looked at; NULL: nothing */
   bk_status (*before)(bk_dims *dims);
   bk_status (*after)(bk_dims *dims);
-  /* multiply-add = 2 flops; each operand moved once */
-  void (*cost)(const void *args, double *flops, double *bytes);
+  /* floating point operations; *less: bytes to take off the sum of the operands */
+  double (*flops)(const void *args, double *less);
   /* the steps of a slot's composed default; NULL: the op is no slot */
   void (*compose)(const void *args, bk_composition *c);
 } bk_op_desc;
 const bk_op_desc *bk_op_describe(bk_op op);
 const char *bk_op_name(bk_op op);
+/* A multiply-add is 2 flops; each operand is moved once. */
+void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes);
 /* Shapes, dtypes, strides, places and parameters; logs the op, the operand and what would be
  * right. */
 bk_status bk_op_check(bk_context *ctx, bk_op op, const void *args);

@@ -15,6 +15,8 @@ bool bk_vtable_has_hole(const void *vtable, size_t bytes) {
   return false;
 }
 
+static bool named(const bk_kernel *k) { return k->name[0] && memchr(k->name, 0, sizeof k->name); }
+
 static bool has_kind(bk_op op) {
   for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_PARAM_END; p++)
     if (p->type == BK_PARAM_KIND) return true;
@@ -25,7 +27,7 @@ static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason
   for (int i = 0; i < KERNELS_MAX; i++) {
     const bk_kernel *k = &b->kernels[i];
     if (k->op == BK_OP_NONE) return BK_OK;
-    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && k->name && k->accepts &&
+    bool whole = (unsigned)k->op < BK_OP_COUNT && k->dtypes && named(k) && k->accepts &&
                  k->prepare && k->launch && k->release;
     if (whole && (k->kinds || !has_kind(k->op))) continue;
     if (whole) {
@@ -34,7 +36,7 @@ static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason
       return BK_ERR_ABI;
     }
     snprintf(reason, reason_size, "row %d (%s) of its kernel table has a hole", i,
-             k->name ? k->name : "no name");
+             named(k) ? k->name : "no name");
     return BK_ERR_ABI;
   }
   snprintf(reason, reason_size, "its kernel table has no end within %d rows", KERNELS_MAX);

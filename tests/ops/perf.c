@@ -50,7 +50,7 @@ static bk_status roof_op(harness *h, bk_op op, bk_gemm_args *gemm, bk_copy_args 
   bk_status status = time_op(h, op, args, &seconds, &kernel);
   bk_buffer_free(buffer);
   if (status != BK_OK) return status;
-  bk_op_describe(op)->cost(args, &flops, &bytes);
+  bk_op_cost(op, args, &flops, &bytes);
   *per_second = (op == BK_OP_GEMM ? flops : bytes) / seconds;
   return BK_OK;
 }
@@ -69,7 +69,7 @@ bk_status perf_case(harness *h, const char *name, bk_op op, const void *args) {
   const char *kernel;
   double seconds, flops, bytes;
   BK_TRY(time_op(h, op, args, &seconds, &kernel));
-  bk_op_describe(op)->cost(args, &flops, &bytes);
+  bk_op_cost(op, args, &flops, &bytes);
   double by_bytes = bytes / h->roof->bandwidth, by_flops = flops / h->roof->rate;
   double least = by_bytes > by_flops ? by_bytes : by_flops;
   printf("%-56s %-22s %9.3f ms %8.2f GB/s %8.2f GFLOP/s %5.1f%%\n", name, kernel, seconds * 1e3,
