@@ -558,7 +558,7 @@ static void run_case(run *r, const void *args, const fill *fills, derive_fn deri
 static bool too_much(const harness *h, bk_op op, const void *args) {
   double flops, bytes;
   if (h->large) return false;
-  bk_op_describe(op)->cost(args, &flops, &bytes);
+  bk_op_cost(op, args, &flops, &bytes);
   return (h->quick && (flops > 2e5 || bytes > 4e4)) || (h->tiny && (flops > 2e4 || bytes > 1e4));
 }
 
