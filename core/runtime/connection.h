@@ -4,7 +4,7 @@
  * to add one.
  *
  * n: residual streams; C: width of one; N: tokens. The maps of a token (pre, post, comb) come from
- * the projection fn . x of its streams; the tables of R, J, Q and G say how large they are. */
+ * the projection fn . x of its streams; R, J, Q and G below say how large things are. */
 #ifndef BK_CONNECTION_KIND_H
 #define BK_CONNECTION_KIND_H
 

@@ -434,6 +434,24 @@ static void operands_open(operands *o) {
   ck_assert_int_eq(bk_buffer_alloc(device, BYTES, BK_MEM_WORKSPACE, &o->buffer), BK_OK);
 }
 
+/* A kind that no row lists is composed of what its file says; a row for it is never guessed. */
+START_TEST(kinds_without_a_row_are_composed) {
+  operands o;
+  open_device("cpu", (bk_device_options){.threads = 1});
+  operands_open(&o);
+  bk_hc_maps_args a = mix_args(&o).maps;
+  ck_assert_str_ne(bk_kernel_find(device, BK_OP_HC_MAPS, &a)->name, "composed");
+  for (const bk_kernel *k = device->backend->kernels; k->op != BK_OP_NONE; k++)
+    ck_assert_msg(k->op != BK_OP_HC_MAPS || !(k->kinds & BK_KIND(BK_HC_KROMHC)), "%s", k->name);
+  a.kind = BK_HC_KROMHC; /* two streams: two rows of logits beside the gates' four */
+  a.proj.shape[1] = a.base.shape[0] = 6;
+  ck_assert_int_eq(bk_op_check(ctx, BK_OP_HC_MAPS, &a), BK_OK);
+  ck_assert_str_eq(bk_kernel_find(device, BK_OP_HC_MAPS, &a)->name, "composed");
+  bk_buffer_free(o.buffer);
+  close_device();
+}
+END_TEST
+
 START_TEST(slots_are_composed) {
   operands o;
   open_device("ref", (bk_device_options){.composed_only = true});
@@ -560,6 +578,7 @@ int main(void) {
                                 rules_of_cross_entropy,
                                 rules_of_router,
                                 costs,
+                                kinds_without_a_row_are_composed,
                                 slots_are_composed,
                                 unsupported_says_what,
                                 unsupported_on_both,

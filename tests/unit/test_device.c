@@ -57,6 +57,10 @@ static const bk_kernel holed_kernels[] = {BK_KERNEL(BK_OP_COPY, BK_DT(BK_F32), "
 static const bk_kernel unknown_op_kernels[] = {
     BK_KERNEL(BK_OP_COUNT, BK_DT(BK_F32), "unknown", bk_kernel_launch_none), BK_KERNEL_END};
 
+/* An op whose args name a kind of connection: a row that takes none would never serve. */
+static const bk_kernel no_kind_kernels[] = {
+    BK_KERNEL(BK_OP_HC_MAPS, BK_DT(BK_F32), "no_kind", bk_kernel_launch_none), BK_KERNEL_END};
+
 static void expect_refused(bk_backend bad, bk_status status, const char *why) {
   int n = bk_backend_count();
   ck_assert_int_eq(bk_backend_register(ctx, &bad), status);
@@ -78,6 +82,8 @@ START_TEST(registry_refuses) {
   expect_refused(bad, BK_ERR_ABI, "hole");
   bad = fake_backend, bad.name = "other", bad.kernels = holed_kernels;
   expect_refused(bad, BK_ERR_ABI, "row 0 (holed)");
+  bad = fake_backend, bad.name = "other", bad.kernels = no_kind_kernels;
+  expect_refused(bad, BK_ERR_ABI, "row 0 (no_kind) of its kernel table takes no kind");
   bad = fake_backend, bad.name = "other", bad.kernels = unknown_op_kernels;
   expect_refused(bad, BK_ERR_ABI, "row 0 (unknown)");
   bad = fake_backend;
