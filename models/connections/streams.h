@@ -24,6 +24,12 @@ extern const bk_connection_calls bk_streams_calls;
 #define BK_STREAMS_GATED_PARAMS                                                                \
   BK_STREAMS_PARAMS(bk_streams_first_base, bk_streams_base_from_plain, bk_streams_first_scale, \
                     bk_streams_scale_from_plain)
+/* The members of a kind with sigmoid gates and a comb from the logits behind theirs; its file has
+ * the functions of these names. */
+#define BK_STREAMS_MIXED_KIND                                                                \
+  .rows = rows, .base = rows, .scales = 3, .post = true, .comb = true, .identity = identity, \
+  .flops = flops, .compose_maps = compose_maps, .compose_maps_bwd = compose_maps_bwd,        \
+  .params = BK_STREAMS_GATED_PARAMS, .calls = &bk_streams_calls
 void bk_streams_fn_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_base_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_scale_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
