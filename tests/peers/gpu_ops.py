@@ -264,7 +264,7 @@ def sublayer_forms(ops, best, compiler):
     return {name: sublayer_of(compiler(mix_of(form["project"], form["maps"], form["pre"])), compiler(form["post_res"]))}
 
 
-# ---- bytes, as core/ops/cost.c counts them: each operand once, what is added to twice ----
+# ---- bytes, as core/runtime/ops.def counts them: each operand once, what is added to twice ----
 
 
 def bytes_of(z):
