@@ -104,7 +104,7 @@ script() {
 
 # The large shapes run in gcc, and everywhere at the long level. What is slow to compile or to run is compiled and run as few times as
 # serves: the cuda backend by nvcc for one target here (for all of them in full, and by tools/gpu-check.sh for the card that is there),
-# its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind.
+# its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind at the long level.
 NO_GPU="--with-opencl=no --with-vulkan=no"
 build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static --with-opencl=yes --with-vulkan=yes CUDA_ARCHS=90a; }
 # No optional part: the built-in products, no modules, one fast instruction set beside portable C; small, and linked statically where

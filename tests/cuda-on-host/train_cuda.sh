@@ -3,7 +3,8 @@
 # with step graphs on and off, bf16 near fp32, verify, what devices says.
 . "$(dirname "$0")/on_host.sh"
 # A quick run takes fewer steps (BK_TEST_STEPS says how many) of fewer tokens and compares step graphs with single launches for mhc alone.
-STEPS=${BK_TEST_STEPS:-20} also="plain mhc" sizes="--batch-size 2 --seq-len 16" bytes=4000
+[ -n "${BK_TEST_LONG:-}" ] && steps=20 || steps=12
+STEPS=${BK_TEST_STEPS:-$steps} also="plain mhc" sizes="--batch-size 2 --seq-len 16" bytes=4000
 [ -z "${BK_TEST_QUICK:-}" ] || STEPS=${BK_TEST_STEPS:-4} also=mhc sizes="--batch-size 1 --seq-len 16" bytes=1000
 . "$TOP_SRCDIR/tests/gpu/curves.sh"
 

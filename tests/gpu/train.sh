@@ -1,7 +1,8 @@
 # birkhoff on `device`: training of tiny with each residual connection against ref, the same bits in two runs, bf16 near fp32, verify,
 # eval, generate, a run that goes on. A quick run takes fewer tokens (BK_TEST_STEPS says how many steps) and compares with cpu.
 . "$(dirname "$0")/../gpu/lib.sh"
-STEPS=${BK_TEST_STEPS:-20} oracle=ref sizes="--batch-size 2 --seq-len 24" bytes=4000
+[ -n "${BK_TEST_LONG:-}" ] && steps=20 || steps=12
+STEPS=${BK_TEST_STEPS:-$steps} oracle=ref sizes="--batch-size 2 --seq-len 24" bytes=4000
 [ -z "${BK_TEST_QUICK:-}" ] || oracle=cpu sizes="--batch-size 1 --seq-len 16" bytes=1000
 . "$TOP_SRCDIR/tests/gpu/curves.sh"
 
