@@ -317,13 +317,13 @@ static void plan_f(bk_chunk *c, bk_planner *p, int s) {
 bk_status bk_chunk_plan(bk_chunk *c) {
   const bk_model *m = c->model;
   const bk_chunk_options *o = &c->options;
-  bool plain = bk_chunk_plain(c);
+  bool reads_f = kind_of(c)->calls->reads_f;
   placing pl = {.c = c,
                 .mode = !o->backward ? FORWARD
                         : c->block   ? RECOMPUTE
                                      : BACKWARD,
-                .rules = plain ? plain_rules : stream_rules,
-                .n_rules = (int)(plain ? BK_COUNT(plain_rules) : BK_COUNT(stream_rules)),
+                .rules = reads_f ? stream_rules : plain_rules,
+                .n_rules = (int)(reads_f ? BK_COUNT(stream_rules) : BK_COUNT(plain_rules)),
                 .p = {.memory = c->memory,
                       .keep = o->backward ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,
                       .left = o->defer_wgrad ? BK_MEM_ACTIVATIONS : BK_MEM_WORKSPACE,

@@ -15,11 +15,10 @@ bool bk_connection_takes(const bk_connection_kind *kind, int64_t n) {
 }
 
 const char *bk_connection_streams_text(const bk_connection_kind *kind, char *text, size_t size) {
-  int used = snprintf(text, size, kind->max_streams == 1 ? "1" : "1 to %d", kind->max_streams);
-  for (int n = 1; kind->powers_of_two && n <= kind->max_streams && (size_t)used < size; n *= 2)
-    used = n == 1 ? snprintf(text, size, "1")
-                  : used + snprintf(text + used, size - (size_t)used, "%s%d",
-                                    2 * n > kind->max_streams ? " or " : ", ", n);
+  int most = kind->max_streams, used = snprintf(text, size, "1");
+  if (most > 1 && !kind->powers_of_two) snprintf(text, size, "1 to %d", most);
+  for (int n = 2; kind->powers_of_two && n <= most && (size_t)used < size; n *= 2)
+    used += snprintf(text + used, size - (size_t)used, "%s%d", 2 * n > most ? " or " : ", ", n);
   return text;
 }
 

@@ -72,7 +72,7 @@ bk_status bk_dims_apart(const bk_dims *dims, const char *field_a, const char *fi
 const bk_tensor *bk_dims_operand(const bk_dims *dims, const char *field);
 
 /* ---- composite.c ---- */
-#define SLOT(ID, name, ...) void bk_compose_##name(const void *args_, bk_composition *c);
+#define SLOT(ID, name, ...) void bk_compose_##name(const void *args, bk_composition *c);
 #define SLOT_OF(ID, name, ...) SLOT(ID, name, )
 #define OP(ID, name, ...)
 #include "runtime/ops.def"

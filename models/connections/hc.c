@@ -2,8 +2,6 @@
  * itself; pre, post and comb are base + scale tanh(.). */
 #include "models/connections/streams.h"
 
-#include <math.h>
-
 static int rows(int n) { return n + 2; }
 static int base(int n) { return n * (n + 2); }
 
@@ -22,10 +20,10 @@ static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values,
 /* The gates themselves, as bk_streams_base_from_plain wants them behind its sigmoids. */
 static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values,
                             int64_t count BK_UNUSED, int n, int sublayer, double hc_eps BK_UNUSED) {
-  double one = 2 / (1 + exp(-1.0)), rest = n > 1 ? ((double)n - one) / ((double)n - 1) : 1;
+  double rest = bk_streams_write_rest(n);
   for (int i = 0; i < n; i++) {
     values[i] = 1.0 / (double)n;
-    values[n + i] = n > 1 && i == sublayer % n ? one : rest;
+    values[n + i] = n > 1 && i == sublayer % n ? BK_STREAMS_WRITE_MOST : rest;
   }
   identity(values + 2 * n, n);
 }

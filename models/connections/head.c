@@ -2,8 +2,6 @@
  * parameters are hc_head_fn, hc_head_base and hc_head_scale. */
 #include "models/connections/streams.h"
 
-#include <math.h>
-
 static int rows(int n) { return n; }
 
 static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
@@ -17,22 +15,11 @@ static void first_scale(const bk_connection_kind *kind BK_UNUSED, double *values
 /* Reads of 1/n: the mean of the streams. */
 static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
                             int n, int sublayer BK_UNUSED, double hc_eps) {
-  double read = 1.0 / (double)n - hc_eps;
-  for (int64_t i = 0; i < count; i++)
-    values[i] = read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
+  for (int64_t i = 0; i < count; i++) values[i] = bk_streams_read_logit(n, hc_eps);
 }
 static void scale_from_plain(const bk_connection_kind *kind, double *values, int64_t count, int n,
                              int sublayer, double hc_eps BK_UNUSED) {
   first_scale(kind, values, count, n, sublayer);
-}
-
-static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
-  bk_streams_compose_gates(a, c);
-}
-
-static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
-  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
-  bk_streams_compose_logits_bwd(a, c, &l);
 }
 
 const bk_connection_kind bk_connection_head = {
@@ -44,8 +31,8 @@ const bk_connection_kind bk_connection_head = {
     .base = rows,
     .scales = 1,
     .flops = bk_streams_gates_flops,
-    .compose_maps = compose_maps,
-    .compose_maps_bwd = compose_maps_bwd,
+    .compose_maps = bk_streams_compose_gates_alone,
+    .compose_maps_bwd = bk_streams_compose_gates_alone_bwd,
     .params = BK_STREAMS_PARAMS(first_base, base_from_plain, first_scale, scale_from_plain),
     .calls = &bk_streams_calls,
 };

@@ -1,8 +1,6 @@
 /* The calls of the kinds with n streams: see streams.h. */
 #include "models/connections/streams.h"
 
-#include <math.h>
-
 static const bk_tensor absent = {0};
 
 /* x as the projection sees it: hc projects every stream by itself, the others the flattened nC
@@ -277,12 +275,20 @@ void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64
   add_identity(kind, values, n);
 }
 
+double bk_streams_read_logit(int n, double hc_eps) {
+  double read = 1.0 / (double)n - hc_eps;
+  return read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
+}
+
+double bk_streams_write_rest(int n) {
+  return n > 1 ? ((double)n - BK_STREAMS_WRITE_MOST) / ((double)n - 1) : 1;
+}
+
 void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values,
                                 int64_t count BK_UNUSED, int n, int sublayer, double hc_eps) {
-  double read = 1.0 / (double)n - hc_eps, one = 2 / (1 + exp(-1.0)),
-         rest = n > 1 ? ((double)n - one) / ((double)n - 1) : 1;
+  double rest = bk_streams_write_rest(n);
   for (int i = 0; i < n; i++) {
-    values[i] = read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
+    values[i] = bk_streams_read_logit(n, hc_eps);
     values[n + i] = i == sublayer % n ? 1 : log(rest / 2 / (1 - rest / 2));
     if (n == 1) values[n + i] = 0;
   }
@@ -319,6 +325,15 @@ void bk_streams_compose_logits_bwd(const bk_hc_maps_bwd_args *a, bk_composition 
   BK_COMPOSE(c, HC_LOGITS_BWD, hc_logits_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
              .dlogits = l->dlogits, .dproj = a->dproj, .drinv = a->drinv, .dscale = a->dscale,
              .dbase = a->dbase, .n = a->n);
+}
+
+void bk_streams_compose_gates_alone(const bk_hc_maps_args *a, bk_composition *c) {
+  bk_streams_compose_gates(a, c);
+}
+
+void bk_streams_compose_gates_alone_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
+  bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
+  bk_streams_compose_logits_bwd(a, c, &l);
 }
 
 bk_tensor bk_streams_comb_columns(bk_tensor logits, int n) {

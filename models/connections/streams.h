@@ -8,6 +8,8 @@
 #include "models/connections/connection.h"
 #include "ops/ops.h"
 
+#include <math.h>
+
 enum { BK_STREAMS_PROJ, BK_STREAMS_RINV, BK_STREAMS_PRE, BK_STREAMS_POST, BK_STREAMS_COMB };
 enum { BK_STREAMS_FN, BK_STREAMS_BASE, BK_STREAMS_SCALE };
 
@@ -46,6 +48,10 @@ void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64
  * stream (sublayer mod n), so that the mean of the streams follows the plain residual stream. */
 void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values, int64_t count,
                                 int n, int sublayer, double hc_eps);
+/* Of that: the logit of a read of 1/n, and what a stream that is not written most is written. */
+double bk_streams_read_logit(int n, double hc_eps);
+double bk_streams_write_rest(int n);
+#define BK_STREAMS_WRITE_MOST (2 / (1 + exp(-1.0))) /* 2 sigmoid(1) */
 
 /* ---- maps from logits: composed defaults (ops/ops.h) ---- */
 /* Logits of all rows, and the gates pre and post from the first 2n; returns the logits. */
@@ -58,6 +64,9 @@ bk_streams_logits bk_streams_compose_gates_bwd(const bk_hc_maps_bwd_args *a, bk_
 /* From the gradients of the logits to those of proj, rinv, scale and base. */
 void bk_streams_compose_logits_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c,
                                    const bk_streams_logits *l);
+/* All maps of a kind that has gates alone. */
+void bk_streams_compose_gates_alone(const bk_hc_maps_args *a, bk_composition *c);
+void bk_streams_compose_gates_alone_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c);
 /* The columns behind the gates'. */
 bk_tensor bk_streams_comb_columns(bk_tensor logits, int n);
 /* flops of logits and sigmoid gates */
