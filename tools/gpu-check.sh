@@ -168,7 +168,7 @@ check() {
 }
 
 # ---- build ----
-defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 "-DBK_STATIC_BACKEND=bk_backend_$BACKEND" -DBK_VERSION='"gpu-check"' -DBK_COMMIT="\"$COMMIT\""
+defines=(-D_GNU_SOURCE -DHAVE_DLOPEN=1 -DHAVE_JANSSON=1 -DSIZEOF_SIZE_T=8 "-DBK_STATIC_BACKEND=bk_backend_$BACKEND" -DBK_COMMIT="\"$COMMIT\""
   -DBK_BACKEND_DIR='"/nowhere"' -Icore -Icore/include -I.)
 optimise=(-O2 -g)
 # shellcheck disable=SC2206

@@ -35,7 +35,7 @@ static void print_usage(FILE *to) {
 
 static bk_status print_version(bk_context *ctx) {
   BK_TRY(bk_registry_init(ctx));
-  printf("birkhoff %s (%s)\nbackends:", BK_VERSION, BK_COMMIT);
+  printf("birkhoff %s (%s)\nbackends:", bk_version(), BK_COMMIT);
   for (int i = 0; i < bk_backend_count(); i++) printf(" %s", bk_backend_get(i)->name);
   printf("\n");
   return BK_OK;

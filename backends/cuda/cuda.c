@@ -242,5 +242,4 @@ static bk_status cuda_open(bk_context *ctx, int index, const bk_device_options *
 const bk_backend bk_backend_cuda = BK_BACKEND(cuda, 100, bk_cuda_kernels);
 
 /* What the loader of modules asks for. */
-const bk_backend *bk_backend_module(void);
 const bk_backend *bk_backend_module(void) { return &bk_backend_cuda; }

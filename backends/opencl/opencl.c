@@ -253,5 +253,4 @@ static bk_status opencl_open(bk_context *ctx, int index, const bk_device_options
 const bk_backend bk_backend_opencl = BK_BACKEND(opencl, 5, bk_opencl_kernels);
 
 /* What the loader of modules asks for. */
-const bk_backend *bk_backend_module(void);
 const bk_backend *bk_backend_module(void) { return &bk_backend_opencl; }

@@ -451,5 +451,4 @@ static bk_status vulkan_open(bk_context *ctx, int index, const bk_device_options
 const bk_backend bk_backend_vulkan = BK_BACKEND(vulkan, 4, bk_vulkan_kernels);
 
 /* What the loader of modules asks for. */
-const bk_backend *bk_backend_module(void);
 const bk_backend *bk_backend_module(void) { return &bk_backend_vulkan; }

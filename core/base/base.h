@@ -7,7 +7,10 @@
 #include <birkhoff/status.h>
 
 #define BK_UNUSED __attribute__((unused))
-#define BK_PRINTF(f, a) __attribute__((format(printf, f, a)))
+/* What loadable backends may use beside the installed API: the functions with this mark, and no
+ * others, are exported for them. They follow the modules' ABI number (BK_BACKEND_ABI), not that of
+ * the library; a test keeps their number small. */
+#define BK_MODULE_API BK_API
 #define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
 #define BK_ALIGN_UP(x, a) (((x) + (a)-1) / (a) * (a))
 
@@ -34,28 +37,13 @@ struct bk_context {
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
 
-/* ---- log.c. Style: lower case, the exact cause, values and what would be right; no full stop.
+/* ---- log.c: bk_log and bk_fail are in birkhoff/context.h. Style of messages: lower case, the exact cause, values and what would be right; no full stop.
  * ---- */
-void bk_log(bk_context *ctx, bk_log_level level, const char *format, ...) BK_PRINTF(3, 4);
 #define bk_warn(ctx, ...) bk_log(ctx, BK_LOG_WARN, __VA_ARGS__)
 #define bk_info(ctx, ...) bk_log(ctx, BK_LOG_INFO, __VA_ARGS__)
 #define bk_debug(ctx, ...) bk_log(ctx, BK_LOG_DEBUG, __VA_ARGS__)
-/* Logs an error and returns `status`: `return bk_fail(ctx, BK_ERR_DATA, "tensor %s: ...",
- * name);` */
-bk_status bk_fail(bk_context *ctx, bk_status status, const char *format, ...) BK_PRINTF(3, 4);
-/* error warn info debug trace */
-bk_status bk_log_level_parse(const char *text, bk_log_level *level);
 
-/* ---- alloc.c. Memory is zeroed; the size is kept by the block itself, so bk_free needs no
- * size. ---- */
-/* 64-byte aligned; NULL + log on failure; bytes 0 gives a valid pointer */
-void *bk_alloc(bk_context *ctx, size_t bytes);
-void *bk_alloc_array(bk_context *ctx, size_t count, size_t element); /* overflow checked */
-/* at least doubles */
-bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed, size_t element);
-char *bk_strdup(bk_context *ctx, const char *text);
-char *bk_format(bk_context *ctx, const char *format, ...) BK_PRINTF(2, 3); /* a string to bk_free */
-void bk_free(bk_context *ctx, void *ptr);                                  /* NULL is allowed */
+/* ---- alloc.c ---- */
 /* False on overflow; *product is then as it was. */
 bool bk_mul_size(size_t a, size_t b, size_t *product);
 
@@ -67,7 +55,7 @@ void bk_pages_prefer_large(void *block, size_t bytes);
 
 /* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
 /* FNV-1a 64 over bytes, then a finaliser */
-uint64_t bk_hash64(const void *bytes, size_t count);
+BK_MODULE_API uint64_t bk_hash64(const void *bytes, size_t count);
 void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]);
 double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index); /* (0,1), 53 bits */
 /* Standard normal by the inverse distribution function in our own integer and polynomial code
@@ -127,21 +115,21 @@ void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, voi
 int bk_edit_distance(const char *a, const char *b);
 /* Nearest of `count` names to `text` by edit distance (at most half of its length + 1), or NULL. */
 const char *bk_nearest(const char *text, const char *const *names, size_t count);
-bool bk_parse_int64(const char *text, int64_t *value); /* whole string, decimal */
+BK_MODULE_API bool bk_parse_int64(const char *text, int64_t *value); /* whole string, decimal */
 /* whole string, finite; locale independent: always '.' */
 bool bk_parse_double(const char *text, double *value);
 /* For printf: a NaN without its sign, which says nothing and would be printed as "-nan". */
 double bk_unsigned_nan(double x);
-bool bk_parse_bool(const char *text, bool *value); /* true false 1 0 */
+BK_MODULE_API bool bk_parse_bool(const char *text, bool *value); /* true false 1 0 */
 /* of the well-formed character at s, 0 if there is none */
 size_t bk_utf8_length(const unsigned char *s, size_t left);
 
 /* ---- context.c: the operating system as the context sees it. In an embedded one: no clock
  * (NAN), one processor, memory unknown (false), no variable set (NULL). ---- */
-double bk_context_seconds(const bk_context *ctx);
+BK_MODULE_API double bk_context_seconds(const bk_context *ctx);
 int bk_context_cpu_count(const bk_context *ctx);
 bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes);
-const char *bk_context_environment(const bk_context *ctx, const char *name);
+BK_MODULE_API const char *bk_context_environment(const bk_context *ctx, const char *name);
 
 /* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own
  * code asks the context ---- */
@@ -163,29 +151,32 @@ void bk_cgroup_memory(const char *root, size_t *free_bytes, size_t *total_bytes)
  * or a device, which has no size and cannot be read from any place: BK_ERR_DATA. */
 bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file);
 /* NUL appended; bk_free */
-bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data,
-                           size_t *bytes);
+BK_MODULE_API bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes,
+                                         char **data, size_t *bytes);
 /* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
-bk_status bk_mkdirs(bk_context *ctx, const char *path);      /* what is made survives a crash */
+BK_MODULE_API bk_status bk_mkdirs(bk_context *ctx,
+                                  const char *path);         /* what is made survives a crash */
 bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
 /* the same of FOLDER/NAME */
-bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name);
+BK_MODULE_API bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name);
 /* no . or ..; bk_names_free */
-bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count);
+BK_MODULE_API bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names,
+                                        size_t *count);
 /* The same, where a folder that cannot be listed is no failure: *error is then below 0, an errno,
  * and the names are those that were read before. */
 bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
                          int *error);
-void bk_names_free(bk_context *ctx, char **names, size_t count);
+BK_MODULE_API void bk_names_free(bk_context *ctx, char **names, size_t count);
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
 /* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system
  * cannot say. Where absence leads to other actions than an error does, this is to be asked and
  * not the two below, which take "cannot say" for "no". */
 bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind);
-bool bk_path_exists(bk_context *ctx, const char *path);
+BK_MODULE_API bool bk_path_exists(bk_context *ctx, const char *path);
 bool bk_path_is_dir(bk_context *ctx, const char *path);
-char *bk_path_join(bk_context *ctx, const char *folder, const char *name); /* bk_free */
+BK_MODULE_API char *bk_path_join(bk_context *ctx, const char *folder,
+                                 const char *name); /* bk_free */
 /* ---- os.c, fs_posix.c, fs_none.c ---- */
 extern const bk_fs bk_fs_posix;
 extern const bk_fs bk_fs_none; /* no files: every call returns -ENOSYS */

@@ -163,8 +163,8 @@ bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_
 }
 
 bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names, size_t *count) {
-  char **read;
-  size_t n;
+  char **read = NULL;
+  size_t n = 0;
   int error;
   BK_TRY(bk_folder_list(ctx, path, &read, &n, &error));
   if (error < 0) {

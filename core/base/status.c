@@ -22,3 +22,10 @@ const char *bk_status_name(bk_status status) {
   }
   return "unknown";
 }
+
+#define DIGITS(number) #number
+#define TEXT(number) DIGITS(number)
+
+const char *bk_version(void) {
+  return TEXT(BK_VERSION_MAJOR) "." TEXT(BK_VERSION_MINOR) "." TEXT(BK_VERSION_PATCH);
+}

@@ -237,8 +237,9 @@ struct bk_backend {
     .kernels = kernels_                                                                       \
   }
 
-/* A loadable module exports this symbol: `const bk_backend *bk_backend_module(void)`. */
+/* A loadable module defines this function; the symbol is all that it exports. */
 #define BK_BACKEND_MODULE_SYMBOL "bk_backend_module"
+BK_API const bk_backend *bk_backend_module(void);
 typedef const bk_backend *(*bk_backend_module_fn)(void);
 
 /* ---- registry (runtime/registry.c): the only mutable global of the library ---- */
@@ -264,23 +265,26 @@ const bk_refused_module *bk_loader_refused_get(int i);
 
 /* ---- device (runtime/device.c, by name: runtime/open.c) ---- */
 /* bk_device_open, bk_device_open_backend, bk_device_close, bk_device_options: birkhoff/device.h */
-bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
-void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
+BK_MODULE_API bk_status bk_stream_create(bk_device *device, int priority, bk_stream **stream);
+BK_MODULE_API void bk_stream_destroy(bk_stream *stream); /* NULL is allowed */
 /* For a backend's open: fills in what every device begins with. `options` may be NULL. */
-void bk_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
-                    const bk_device_options *options, const bk_device_ops *ops);
+BK_MODULE_API void bk_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend,
+                                  int index, const bk_device_options *options,
+                                  const bk_device_ops *ops);
 /* For a backend: a struct of `bytes` that begins with bk_stream or bk_event, zero-filled, with its
  * base filled in. The table's destroy frees it. */
-bk_status bk_stream_make(bk_device *device, const bk_stream_ops *ops, size_t bytes,
-                         bk_stream **stream);
-bk_status bk_event_make(bk_device *device, const bk_event_ops *ops, size_t bytes, bk_event **event);
+BK_MODULE_API bk_status bk_stream_make(bk_device *device, const bk_stream_ops *ops, size_t bytes,
+                                       bk_stream **stream);
+BK_MODULE_API bk_status bk_event_make(bk_device *device, const bk_event_ops *ops, size_t bytes,
+                                      bk_event **event);
 /* What elapsed returns for an event that was never recorded. */
-bk_status bk_event_never_recorded(const bk_event *event);
+BK_MODULE_API bk_status bk_event_never_recorded(const bk_event *event);
 
 /* ---- buffer (runtime/buffer.c) ---- */
 /* zero-filled */
-bk_status bk_buffer_alloc(bk_device *device, size_t bytes, bk_memory_class c, bk_buffer **buffer);
-void bk_buffer_free(bk_buffer *buffer); /* NULL is allowed */
+BK_MODULE_API bk_status bk_buffer_alloc(bk_device *device, size_t bytes, bk_memory_class c,
+                                        bk_buffer **buffer);
+BK_MODULE_API void bk_buffer_free(bk_buffer *buffer); /* NULL is allowed */
 /* Whole contiguous tensors to and from host memory; synchronous. */
 bk_status bk_tensor_upload(bk_stream *stream, const bk_tensor *t, const void *src);
 bk_status bk_tensor_download(bk_stream *stream, const bk_tensor *t, void *dst);
@@ -329,25 +333,27 @@ const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *a
 bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args);
 
 /* ---- shared stubs (runtime/stubs.c) ---- */
-BK_ACCEPTS(bk_kernel_accepts_all);
-BK_PREPARE(bk_kernel_prepare_none);
-BK_LAUNCH_FN(bk_kernel_launch_none);
-void bk_kernel_release_none(bk_device *device, void *state);
-bk_status bk_stream_capture_begin_none(bk_stream *stream);
-bk_status bk_stream_capture_end_none(bk_stream *stream, void **graph);
-bk_status bk_stream_graph_launch_none(bk_stream *stream, void *graph);
-void bk_stream_graph_destroy_none(bk_stream *stream, void *graph);
+BK_MODULE_API BK_ACCEPTS(bk_kernel_accepts_all);
+BK_MODULE_API BK_PREPARE(bk_kernel_prepare_none);
+BK_MODULE_API BK_LAUNCH_FN(bk_kernel_launch_none);
+BK_MODULE_API void bk_kernel_release_none(bk_device *device, void *state);
+BK_MODULE_API bk_status bk_stream_capture_begin_none(bk_stream *stream);
+BK_MODULE_API bk_status bk_stream_capture_end_none(bk_stream *stream, void **graph);
+BK_MODULE_API bk_status bk_stream_graph_launch_none(bk_stream *stream, void *graph);
+BK_MODULE_API void bk_stream_graph_destroy_none(bk_stream *stream, void *graph);
 
 /* ---- host.c: what ref and cpu share: host memory, inline streams and events. A host backend's
  * open() makes its device struct, calls this to fill ops and host props, then adds its own.
  * `close` frees the struct itself. ---- */
-void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
-                         const bk_device_options *options, const bk_device_ops *ops);
-bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes);
-bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle);
-void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes);
-bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream);
-bk_status bk_host_event_create(bk_device *device, bk_event **event);
+BK_MODULE_API void bk_host_device_init(bk_device *device, bk_context *ctx,
+                                       const bk_backend *backend, int index,
+                                       const bk_device_options *options, const bk_device_ops *ops);
+BK_MODULE_API bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes,
+                                            size_t *total_bytes);
+BK_MODULE_API bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle);
+BK_MODULE_API void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes);
+BK_MODULE_API bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream);
+BK_MODULE_API bk_status bk_host_event_create(bk_device *device, bk_event **event);
 /* The table of such a device, but for `close`. */
 #define BK_HOST_DEVICE_OPS                                                  \
   .memory_info = bk_host_memory_info, .buffer_alloc = bk_host_buffer_alloc, \

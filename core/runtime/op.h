@@ -59,7 +59,7 @@ enum {
 #define BK_HC_MAX_N 8
 #define BK_HC_PERM_MAX_N 5 /* n! grows */
 #define BK_SINKHORN_MAX_ITERS 64
-int bk_factorial(int n);
+BK_MODULE_API int bk_factorial(int n);
 /* Of a kind: rows of fn, entries of base and of scale; 0 for a kind without maps. */
 int bk_hc_rows(bk_hc_kind kind, int n);
 int bk_hc_base_count(bk_hc_kind kind, int n);
@@ -158,7 +158,7 @@ typedef struct bk_op_desc {
   /* the steps of a slot's composed default; NULL: the op is no slot */
   void (*compose)(const void *args, bk_composition *c);
 } bk_op_desc;
-const bk_op_desc *bk_op_describe(bk_op op);
+BK_MODULE_API const bk_op_desc *bk_op_describe(bk_op op);
 const char *bk_op_name(bk_op op);
 /* A multiply-add is 2 flops; each operand is moved once. */
 void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes);

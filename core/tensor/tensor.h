@@ -68,21 +68,21 @@ bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b);
 bk_tensor bk_tensor_3d(bk_dtype dtype, int64_t a, int64_t b, int64_t c);
 bk_tensor bk_tensor_4d(bk_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 static inline bool bk_tensor_present(const bk_tensor *t) { return t->dtype != BK_NONE; }
-int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if absent */
-size_t bk_tensor_bytes(const bk_tensor *t);  /* of the elements, without gaps */
+BK_MODULE_API int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if absent */
+size_t bk_tensor_bytes(const bk_tensor *t);                /* of the elements, without gaps */
 /* bytes from the first to past the last element, gaps included */
-size_t bk_tensor_span(const bk_tensor *t);
-bool bk_tensor_contiguous(const bk_tensor *t);
+BK_MODULE_API size_t bk_tensor_span(const bk_tensor *t);
+BK_MODULE_API bool bk_tensor_contiguous(const bk_tensor *t);
 /* True when the rows (last dimension) are dense: stride[ndim-1] == 1 or shape 1. */
 bool bk_tensor_rows_dense(const bk_tensor *t);
-bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
+BK_MODULE_API bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
 /* "[2,3,4] fp32 strides [12,4,1]" into text (at most `size` bytes); returns text. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 
 /* Views: same memory. */
 /* What a view needs is checked by assert in debug builds (configure --enable-debug). */
 /* caller keeps within shape */
-bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
+BK_MODULE_API bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);

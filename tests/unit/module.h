@@ -5,8 +5,6 @@
 
 #include "runtime/backend.h"
 
-const bk_backend *bk_backend_module(void);
-
 static BK_ACCEPTS(accepts) { return false; }
 
 static BK_PREPARE(prepare) { return BK_ERR_ABSENT; }

@@ -1,8 +1,6 @@
 /* A module of another ABI for test_loader: behind the number nothing is as this library expects. */
 #include "runtime/backend.h"
 
-const bk_backend *bk_backend_module(void);
-
 static const struct {
   uint32_t abi;
   char other[sizeof(bk_backend)];

@@ -11,5 +11,6 @@
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>
 #include <birkhoff/types.h>
+#include <birkhoff/version.h>
 
 #endif

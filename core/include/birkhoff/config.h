@@ -68,7 +68,7 @@ typedef struct bk_model_config {
    * loaded, and 0 is written */
   int64_t num_nextn_predict_layers;
 } bk_model_config;
-extern const bk_option bk_model_keys[]; /* ends with name NULL */
+extern BK_API const bk_option bk_model_keys[]; /* ends with name NULL */
 
 typedef enum bk_lr_schedule { BK_LR_STEP, BK_LR_COSINE, BK_LR_CONSTANT } bk_lr_schedule;
 /* hc_recompute: -1 = auto (L_r = round(sqrt(n L / (n + 2)))), 0 = off, >= 1 = sublayers per
@@ -94,38 +94,38 @@ typedef struct bk_train_config {
   /* for whoever opens the device: bk_device_options allow_tf32 and no_graph; no effect on a CPU */
   bool allow_tf32, cuda_graph;
 } bk_train_config;
-extern const bk_option bk_train_keys[];
+extern BK_API const bk_option bk_train_keys[];
 
-void bk_train_config_default(bk_train_config *t);
+BK_API void bk_train_config_default(bk_train_config *t);
 
 /* Applies "KEY=VALUE" to the struct that has KEY. Unknown key: BK_ERR_NOT_FOUND naming the
  * nearest of both tables; a bad or out-of-range value: BK_ERR_CONFIG with the range. Either
  * pointer may be NULL (then its keys are refused with the reason). */
-bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
-                        const char *assignment);
+BK_API bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
+                               const char *assignment);
 /* Ranges, sizes that do not divide, products that are too large. Logs a message for every
  * reason, not only for the first. */
-bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m);
-bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t);
+BK_API bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m);
+BK_API bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t);
 /* L_r in force: number of sublayers per recompute block, 0 = off. */
-int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute);
+BK_API int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute);
 /* Learning rate of step t (1-based): linear warm-up over warmup_steps, then the schedule. step:
  * x 0.316 from 80 % of the steps, x 0.1 from 90 % (of the base rate; arXiv 2512.24880 appendix);
  * cosine: to min_lr_ratio x lr at the last step; constant. */
-double bk_learning_rate(const bk_train_config *t, int64_t step);
+BK_API double bk_learning_rate(const bk_train_config *t, int64_t step);
 /* Values as text (for --help-config, logs): into text, returns text. */
-char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size);
+BK_API char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size);
 
 /* ---- config_json.c (jansson) ---- */
 /* Reads, checks, validates. BK_ERR_DATA: no JSON object; BK_ERR_CONFIG: a model that is not
  * built here, with a message for every reason, which begins with the path (or `origin`). Another
  * family's name is the only reason given where the keys above are not all there: by which rules
  * would the rest be judged? */
-bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m);
-bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin,
-                                bk_model_config *m);
-bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
-                                bk_dtype dtype);
+BK_API bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m);
+BK_API bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes,
+                                       const char *origin, bk_model_config *m);
+BK_API bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
+                                       bk_dtype dtype);
 /* The recipe and the trainer's state as one JSON document (trainer_state.json). */
 typedef struct bk_trainer_state {
   bk_train_config recipe;
@@ -134,14 +134,15 @@ typedef struct bk_trainer_state {
   uint64_t data_hash;
   bk_dtype dtype;
 } bk_trainer_state;
-bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s);
-bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s);
+BK_API bk_status bk_trainer_state_write(bk_context *ctx, const char *path,
+                                        const bk_trainer_state *s);
+BK_API bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s);
 
 /* ---- presets: tiny, demo, mhc-3b, mhc-9b, mhc-27b ---- */
 /* BK_ERR_NOT_FOUND lists the presets; also sets the recipe that goes with it; t may be NULL */
-bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,
-                          bk_train_config *t);
-const char *const *bk_model_preset_names(void); /* ends with NULL */
+BK_API bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,
+                                 bk_train_config *t);
+BK_API const char *const *bk_model_preset_names(void); /* ends with NULL */
 
 #ifdef __cplusplus
 }

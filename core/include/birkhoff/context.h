@@ -70,16 +70,17 @@ typedef struct bk_context_options {
 } bk_context_options;
 
 /* options may be NULL: C library memory, no log, operating system files. */
-bk_status bk_context_create(const bk_context_options *options, bk_context **context);
+BK_API bk_status bk_context_create(const bk_context_options *options, bk_context **context);
 /* For programs without an operating system, or that want nothing of it: uses only what options
  * hand in. The allocator is needed; without fs every access to a file fails, without a log there
  * are no messages. There is one thread (devices run inline), no clock (tokens_per_s is not a
  * number), no environment variable and no loadable module. A static link of a program that makes
  * no other context, and opens its device with bk_device_open_backend, holds no code that needs
  * an operating system. */
-bk_status bk_context_create_embedded(const bk_context_options *options, bk_context **context);
+BK_API bk_status bk_context_create_embedded(const bk_context_options *options,
+                                            bk_context **context);
 /* NULL is allowed. */
-void bk_context_destroy(bk_context *context);
+BK_API void bk_context_destroy(bk_context *context);
 
 /* Bytes of host memory now held through the context, and the largest value so far; number of
  * allocations ever made. */
@@ -87,7 +88,38 @@ typedef struct bk_memory_stats {
   size_t current_bytes, peak_bytes;
   uint64_t allocations;
 } bk_memory_stats;
-void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats);
+BK_API void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats);
+
+/* ---- memory and messages of a context, as the library itself uses them ---- */
+
+#if defined(__GNUC__)
+#define BK_PRINTF(format_at, first_at) __attribute__((format(printf, format_at, first_at)))
+#else
+#define BK_PRINTF(format_at, first_at)
+#endif
+
+/* Memory from the context's allocator: zeroed, aligned to 64 bytes, released with bk_free. NULL,
+ * with a message, if there is none; 0 bytes give a valid pointer. */
+BK_API void *bk_alloc(bk_context *ctx, size_t bytes);
+/* count x element bytes; a product that is too large is a failure like any other. */
+BK_API void *bk_alloc_array(bk_context *ctx, size_t count, size_t element);
+/* Makes room for at least `needed` elements: *array moves and *capacity at least doubles where it
+ * has less. Both stay as they were on failure. */
+BK_API bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed,
+                         size_t element);
+BK_API char *bk_strdup(bk_context *ctx, const char *text);
+BK_API char *bk_format(bk_context *ctx, const char *format, ...) BK_PRINTF(2, 3);
+/* Releases what these functions made, and what other functions of the library say is to be
+ * released with it. The context must be the one that it was made with; NULL is allowed. */
+BK_API void bk_free(bk_context *ctx, void *memory);
+
+/* One message to the context's log, if its level allows it. */
+BK_API void bk_log(bk_context *ctx, bk_log_level level, const char *format, ...) BK_PRINTF(3, 4);
+/* Logs an error and returns `status`: `return bk_fail(ctx, BK_ERR_DATA, "%s: empty", path);` */
+BK_API bk_status bk_fail(bk_context *ctx, bk_status status, const char *format, ...)
+    BK_PRINTF(3, 4);
+/* "error" "warn" "info" "debug" "trace"; others: BK_ERR_ARGUMENT, without a message. */
+BK_API bk_status bk_log_level_parse(const char *text, bk_log_level *level);
 
 #ifdef __cplusplus
 }

@@ -33,35 +33,35 @@ typedef struct bk_dataset_options {
  * last byte (in the split that has the file's end: val or all; with val data given separately
  * the caller asks for ALL). Empty files, an empty result and what is no regular file:
  * BK_ERR_DATA. */
-bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
-                          const bk_dataset_options *options, bk_dataset **ds);
+BK_API bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
+                                 const bk_dataset_options *options, bk_dataset **ds);
 /* `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4) in this
  * machine's byte order. They are read in place: they stay the caller's, unchanged, until the
  * dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
-bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
-                                 int token_bytes, int64_t vocab_size, bk_dataset **ds);
-void bk_dataset_close(bk_dataset *ds);
-int64_t bk_dataset_tokens(const bk_dataset *ds);
+BK_API bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
+                                        int token_bytes, int64_t vocab_size, bk_dataset **ds);
+BK_API void bk_dataset_close(bk_dataset *ds);
+BK_API int64_t bk_dataset_tokens(const bk_dataset *ds);
 /* bytes of text behind the tokens; -1 if a .bin is among them, or from memory */
-int64_t bk_dataset_bytes(const bk_dataset *ds);
-uint64_t bk_dataset_hash(const bk_dataset *ds);
-int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
+BK_API int64_t bk_dataset_bytes(const bk_dataset *ds);
+BK_API uint64_t bk_dataset_hash(const bk_dataset *ds);
+BK_API int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
 
 /* Training order: a pure function of (seed, sequence number), so that the position is one
  * integer. Windows of seq_len inputs + the next token; each epoch visits every window once, in a
  * pseudo-random order, cut at a pseudo-random offset of the epoch. Sequence number s (from 0):
  * ids [seq_len], targets [seq_len] (ids shifted by one). Data shorter than seq_len + 1:
  * bk_dataset_check_seq_len gives BK_ERR_DATA with both lengths. */
-bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len);
-void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s,
-                               int32_t *ids, int32_t *targets);
+BK_API bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len);
+BK_API void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len,
+                                      int64_t s, int32_t *ids, int32_t *targets);
 
 /* Evaluation: window i of seq_len inputs from i*seq_len, the last one shorter; every token but
  * the first is predicted once. Fills seq_len entries; past the end ids are 0 and targets -100.
  * Returns the number of kept targets. */
-int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
-int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids,
-                               int32_t *targets);
+BK_API int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
+BK_API int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i,
+                                      int32_t *ids, int32_t *targets);
 
 /* One training step's numbers, as in metrics.jsonl. */
 typedef struct bk_metrics_row {

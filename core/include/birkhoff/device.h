@@ -38,20 +38,20 @@ typedef enum bk_memory_class {
   BK_MEM_CLASS_COUNT
 } bk_memory_class;
 /* "weights" "masters" "gradients" "optimizer" ... */
-const char *bk_memory_class_name(bk_memory_class c);
+BK_API const char *bk_memory_class_name(bk_memory_class c);
 
 /* name: "cpu", "ref", "cuda:1"; NULL: the best that probes. An unknown backend: BK_ERR_NOT_FOUND
  * with a list of those that are there; a known one that is absent: BK_ERR_ABSENT with its
  * reason. */
-bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
-                         bk_device **device);
+BK_API bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
+                                bk_device **device);
 /* The first device of a backend that is linked in, by its address: no list of backends and no
  * loadable modules come with it, so that a static link holds this backend alone. allow_fallback
  * then finds no other device. */
-extern const bk_backend bk_backend_cpu, bk_backend_ref;
-bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
-                                 const bk_device_options *options, bk_device **device);
-void bk_device_close(bk_device *device); /* NULL is allowed */
+extern BK_API const bk_backend bk_backend_cpu, bk_backend_ref;
+BK_API bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
+                                        const bk_device_options *options, bk_device **device);
+BK_API void bk_device_close(bk_device *device); /* NULL is allowed */
 
 #ifdef __cplusplus
 }

@@ -30,15 +30,15 @@ typedef struct bk_model_options {
   bool allow_nonfinite;
 } bk_model_options;
 
-bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
-                          const bk_model_options *options, bk_model **model);
-void bk_model_destroy(bk_model *model); /* NULL is allowed */
+BK_API bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
+                                 const bk_model_options *options, bk_model **model);
+BK_API void bk_model_destroy(bk_model *model); /* NULL is allowed */
 /* Initial values from (seed, hash of name, element), the same bits on every machine and backend;
  * masters, zero moments. */
-bk_status bk_model_init(bk_model *model, uint64_t seed);
+BK_API bk_status bk_model_init(bk_model *model, uint64_t seed);
 
 /* Bytes of the weights, gradients, ... of the model itself. */
-size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
+BK_API size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
 
 /* Counts from the configuration alone. Active: the routed experts a token uses, and one of the
  * two vocabulary matrices. */
@@ -47,7 +47,7 @@ typedef struct bk_model_counts {
   /* training: 6 x active matrix parameters + causal attention at seq_len, recompute not counted */
   double flops_per_token;
 } bk_model_counts;
-void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_counts *counts);
+BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_counts *counts);
 
 /* ---- checkpoints ---- */
 
@@ -84,7 +84,7 @@ void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_cou
  * is whole (BK_CHECKPOINT_READ). *path is to be bk_free'd. Neither: BK_ERR_DATA that says what
  * is missing. Where a crash interrupted the replacement of a checkpoint, the older one that was
  * moved aside (PATH.old.tmp), with a warning. */
-bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
+BK_API bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path);
 /* What a step folder has to have to count: its name alone; config.json and weights;
  * optimizer.safetensors and trainer_state.json too. */
 typedef enum bk_checkpoint_use {
@@ -97,35 +97,36 @@ typedef enum bk_checkpoint_use {
  * Newer ones that are not whole are passed over with a warning that says what they lack. *step =
  * -1 if there is no step folder or no folder; step folders of which none is whole: BK_ERR_DATA
  * that names the newest and what it lacks. */
-bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
-                               int64_t *step);
+BK_API bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
+                                      int64_t *step);
 /* "DIR/step-000123"; bk_free */
-char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step);
+BK_API char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_t step);
 /* Keeps the newest `keep` step folders from which training can go on (BK_CHECKPOINT_RESUME),
  * removes what is older, and left-over *.tmp folders. A folder that is not whole does not count,
  * and stays unless it is older. */
-bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
+BK_API bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
 
 /* state NULL: weights only (no optimiser, no trainer state). A checkpoint that is at `path` is
  * replaced; anything else there is left alone: BK_ERR_ARGUMENT. */
-bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *path);
+BK_API bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state,
+                                    const char *path);
 
 /* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices (of
  * F16: fp32). Trainable models get masters from the weights and zero moments. */
-bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
-                             const bk_model_options *options, bk_model **model);
+BK_API bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
+                                    const bk_model_options *options, bk_model **model);
 /* Weights of the folder PATH into a model that exists. Every tensor must be there, none may be
  * left over. What is not finite is named (file, tensor, first element and its value, how many
  * further tensors): BK_ERR_DATA once all is loaded, a warning with allow_nonfinite. */
-bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
+BK_API bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
 /* Moments and masters, for a bit-exact resume; the same holds for what is not finite. */
-bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path);
+BK_API bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path);
 /* The dtype of the matrices in the folder PATH; of half precision (F16) fp32, which holds it
  * exactly. */
-bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype);
+BK_API bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype);
 /* Whether all weights, masters and moments in the folder's files are finite. BK_ERR_NOT_FINITE,
  * not logged, with *what (bk_free) saying which is not; else *what is NULL. */
-bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what);
+BK_API bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what);
 
 /* `init --from`: fills `model` (any residual kind) from a plain checkpoint such that its logits
  * are the same: the reads average the streams (pre = 1/n), the writes sum to n, every mixing
@@ -134,7 +135,7 @@ bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **w
  * the sum, the final norm sees n times the value and its eps weighs 1/n^2. With hc_eps > 0 mhc's
  * mixing matrices sum to 1 - hc_eps, not 1, and the logits agree to about that; hc_eps of
  * 1/hc_mult or more: BK_ERR_CONFIG. */
-bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path);
+BK_API bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path);
 
 #ifdef __cplusplus
 }

@@ -51,24 +51,25 @@ typedef struct bk_residual_options {
 
 /* The device must outlive the connection. Options out of range, or too large for the device:
  * BK_ERR_ARGUMENT. */
-bk_status bk_residual_create(bk_device *device, const bk_residual_options *options,
-                             bk_residual **residual);
-void bk_residual_destroy(bk_residual *residual); /* NULL is allowed */
+BK_API bk_status bk_residual_create(bk_device *device, const bk_residual_options *options,
+                                    bk_residual **residual);
+BK_API void bk_residual_destroy(bk_residual *residual); /* NULL is allowed */
 
 /* x [N,n,C] -> h [N,C] */
-bk_status bk_residual_mix(bk_residual *residual, const float *x, float *h);
+BK_API bk_status bk_residual_mix(bk_residual *residual, const float *x, float *h);
 /* f [N,C] -> out [N,n,C], which must not overlap x */
-bk_status bk_residual_merge(bk_residual *residual, const float *f, float *out);
+BK_API bk_status bk_residual_merge(bk_residual *residual, const float *f, float *out);
 /* dout [N,n,C], the gradient of out -> df [N,C], and dx [N,n,C], the part of the streams'
  * gradient that bypasses F. dx may be dout. */
-bk_status bk_residual_merge_bwd(bk_residual *residual, const float *dout, float *dx, float *df);
+BK_API bk_status bk_residual_merge_bwd(bk_residual *residual, const float *dout, float *dx,
+                                       float *df);
 /* dh [N,C], the gradient of h: adds to dx [N,n,C] what comes through the mix (dx as merge_bwd
  * left it), and to the gradients of fn, base and scale. */
-bk_status bk_residual_mix_bwd(bk_residual *residual, const float *dh, float *dx);
+BK_API bk_status bk_residual_mix_bwd(bk_residual *residual, const float *dh, float *dx);
 
 /* Maps of the last mix: pre [N,n], post [N,n], comb [N,n,n] (source, destination; for ihc the
  * identity); each may be NULL. */
-bk_status bk_residual_maps(bk_residual *residual, float *pre, float *post, float *comb);
+BK_API bk_status bk_residual_maps(bk_residual *residual, float *pre, float *post, float *comb);
 
 /* Parameters, for an optimiser of the caller's; no weight decay on base and scale.
  * fn is [R, nC] (hc: [R, C]), base [Q], scale [G]; doc/connections.md has R, Q and G of every
@@ -79,12 +80,15 @@ typedef enum bk_residual_param {
   BK_RESIDUAL_SCALE,
   BK_RESIDUAL_PARAMS
 } bk_residual_param;
-int64_t bk_residual_count(const bk_residual *residual, bk_residual_param param); /* elements */
-bk_status bk_residual_get(bk_residual *residual, bk_residual_param param, float *values);
-bk_status bk_residual_set(bk_residual *residual, bk_residual_param param, const float *values);
+BK_API int64_t bk_residual_count(const bk_residual *residual,
+                                 bk_residual_param param); /* elements */
+BK_API bk_status bk_residual_get(bk_residual *residual, bk_residual_param param, float *values);
+BK_API bk_status bk_residual_set(bk_residual *residual, bk_residual_param param,
+                                 const float *values);
 /* Gradients add up from mix_bwd to mix_bwd until they are zeroed; zero at creation. */
-bk_status bk_residual_get_grad(bk_residual *residual, bk_residual_param param, float *values);
-bk_status bk_residual_zero_grads(bk_residual *residual);
+BK_API bk_status bk_residual_get_grad(bk_residual *residual, bk_residual_param param,
+                                      float *values);
+BK_API bk_status bk_residual_zero_grads(bk_residual *residual);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,8 @@
 #ifndef BIRKHOFF_STATUS_H
 #define BIRKHOFF_STATUS_H
 
+#include <birkhoff/version.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -35,7 +37,7 @@ typedef enum bk_status {
 } bk_status;
 
 /* A short lower-case name, "ok", "argument", ...; never NULL. */
-const char *bk_status_name(bk_status status);
+BK_API const char *bk_status_name(bk_status status);
 
 /* Leaves the enclosing function when a call did not return BK_OK. */
 #define BK_TRY(call)                                    \

@@ -32,17 +32,18 @@ typedef struct bk_trainer bk_trainer;
 /* model must be trainable and whole, recipe validated, train longer than seq_len (else
  * BK_ERR_ARGUMENT or BK_ERR_DATA; NULL is allowed where the model was only planned). train and
  * val stay the caller's; val may be NULL. Everything that a step needs is allocated here. */
-bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train,
-                            const bk_dataset *val, bk_trainer **trainer);
-void bk_trainer_destroy(bk_trainer *trainer); /* NULL is allowed */
+BK_API bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe,
+                                   const bk_dataset *train, const bk_dataset *val,
+                                   bk_trainer **trainer);
+BK_API void bk_trainer_destroy(bk_trainer *trainer); /* NULL is allowed */
 /* Bytes of activations, workspace, staging, ... beside the model's own. */
-size_t bk_trainer_bytes(const bk_trainer *trainer, bk_memory_class c);
+BK_API size_t bk_trainer_bytes(const bk_trainer *trainer, bk_memory_class c);
 /* The step that comes next is last_step + 1, after `tokens` training tokens in all, which say
  * where the data goes on and what the metrics count from; both 0 at creation; set them when
  * resuming. */
-void bk_trainer_set_step(bk_trainer *trainer, int64_t last_step, int64_t tokens);
-int64_t bk_trainer_step_done(const bk_trainer *trainer);
-int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
+BK_API void bk_trainer_set_step(bk_trainer *trainer, int64_t last_step, int64_t tokens);
+BK_API int64_t bk_trainer_step_done(const bk_trainer *trainer);
+BK_API int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
 
 /* One optimiser step: micro-batches forward and backward, clip, AdamW, balancing; every
  * gain_every steps the gains; every eval_every steps the validation loss. The row's expert_load
@@ -51,7 +52,7 @@ int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
  * BK_ERR_NOT_FINITE: loss or gradient norm not finite; weights and step are as before. The step
  * was then done again with a look at every tensor, and the message names the first that is not
  * finite; bk_trainer_refusal has the details. */
-bk_status bk_trainer_step(bk_trainer *trainer, bk_metrics_row *row);
+BK_API bk_status bk_trainer_step(bk_trainer *trainer, bk_metrics_row *row);
 /* Of the last step if it was refused (BK_ERR_NOT_FINITE), else NULL; valid until the next step. */
 typedef struct bk_refusal {
   bk_metrics_row row; /* of the step; without loads, validation and gain */
@@ -61,9 +62,9 @@ typedef struct bk_refusal {
   bool again;      /* it came again when the step was done again */
   char first[192]; /* the first tensor that is not finite, in words */
 } bk_refusal;
-const bk_refusal *bk_trainer_refusal(const bk_trainer *trainer);
+BK_API const bk_refusal *bk_trainer_refusal(const bk_trainer *trainer);
 /* Gains of the last step's last micro-batch, if that step computed them; else NULL. */
-const bk_gain *bk_trainer_gain(const bk_trainer *trainer);
+BK_API const bk_gain *bk_trainer_gain(const bk_trainer *trainer);
 
 typedef struct bk_eval_result {
   double loss_sum; /* nats over all predicted tokens */
@@ -72,30 +73,30 @@ typedef struct bk_eval_result {
 /* Mean loss of dataset windows on a model; max_tokens 0 = all (else the first windows up to
  * about that many). */
 typedef struct bk_evaluator bk_evaluator;
-bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len,
-                              bk_evaluator **evaluator);
-void bk_evaluator_destroy(bk_evaluator *evaluator);
-bk_status bk_evaluator_run(bk_evaluator *evaluator, const bk_dataset *data, int64_t max_tokens,
-                           bk_eval_result *result);
-size_t bk_evaluator_bytes(const bk_evaluator *evaluator, bk_memory_class c);
+BK_API bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len,
+                                     bk_evaluator **evaluator);
+BK_API void bk_evaluator_destroy(bk_evaluator *evaluator);
+BK_API bk_status bk_evaluator_run(bk_evaluator *evaluator, const bk_dataset *data,
+                                  int64_t max_tokens, bk_eval_result *result);
+BK_API size_t bk_evaluator_bytes(const bk_evaluator *evaluator, bk_memory_class c);
 
 /* ---- generation with a KV cache: one sequence ---- */
 typedef struct bk_generator bk_generator;
 /* Room for max_tokens of prompt and continuation together. */
-bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator **generator);
-void bk_generator_destroy(bk_generator *generator); /* NULL is allowed */
+BK_API bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator **generator);
+BK_API void bk_generator_destroy(bk_generator *generator); /* NULL is allowed */
 /* Appends tokens to the sequence; afterwards the logits are those of the last one.
  * BK_ERR_ARGUMENT past max_tokens. */
-bk_status bk_generator_feed(bk_generator *generator, const int32_t *ids, int64_t count);
+BK_API bk_status bk_generator_feed(bk_generator *generator, const int32_t *ids, int64_t count);
 /* Next token: temperature 0 is the arg max (ties: lowest index); else softmax(logits /
  * temperature) cut to the smallest set of most likely tokens whose mass reaches top_p; the draw
  * is a pure function of (seed, position). BK_ERR_ARGUMENT before the first token was fed,
  * BK_ERR_NOT_FINITE if any logit is not finite. */
-bk_status bk_generator_sample(bk_generator *generator, double temperature, double top_p,
-                              uint64_t seed, int32_t *token);
-int64_t bk_generator_length(const bk_generator *generator);
+BK_API bk_status bk_generator_sample(bk_generator *generator, double temperature, double top_p,
+                                     uint64_t seed, int32_t *token);
+BK_API int64_t bk_generator_length(const bk_generator *generator);
 /* the model's own excluded */
-size_t bk_generator_bytes(const bk_generator *generator, bk_memory_class c);
+BK_API size_t bk_generator_bytes(const bk_generator *generator, bk_memory_class c);
 
 #ifdef __cplusplus
 }

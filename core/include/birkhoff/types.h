@@ -19,9 +19,9 @@ typedef enum bk_dtype {
   BK_DTYPE_COUNT
 } bk_dtype;
 
-size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
-const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
-bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
+BK_API size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
+BK_API const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
+BK_API bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
 
 /* Residual connections: the ordinary one; H_res free, doubly stochastic by Sinkhorn, a mixture of
  * permutations, the identity, a Kronecker product. Names in configurations: the same in small

@@ -308,5 +308,4 @@ static const bk_backend minimal_backend = {
     .kernels = kernels,
 };
 
-const bk_backend *bk_backend_module(void);
 const bk_backend *bk_backend_module(void) { return &minimal_backend; }
