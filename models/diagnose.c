@@ -345,3 +345,10 @@ bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
   bk_free(m->ctx, s.piece);
   return status;
 }
+
+bk_status bk_model_check_finite(bk_model *m, char *what, size_t size) {
+  bk_suspect suspect;
+  bk_status status = bk_watch_stored(m, &suspect);
+  snprintf(what, size, "%s", status == BK_ERR_NOT_FINITE ? suspect.what : "");
+  return status;
+}

@@ -211,3 +211,50 @@ void bk_gain_finish(bk_gain *gain) {
   gain->total_backward /= tokens;
   for (int i = 0; i < gain->n * gain->n; i++) gain->mean_composite[i] /= tokens;
 }
+
+/* ---- of a model, on data ---- */
+
+static bk_status measure_windows(bk_gain *gain, bk_runner *runner, bk_model *m,
+                                 const bk_dataset *data, int64_t seq_len, int64_t windows) {
+  int32_t *ids = bk_alloc_array(m->ctx, (size_t)seq_len, sizeof *ids),
+          *targets = bk_alloc_array(m->ctx, (size_t)seq_len, sizeof *targets);
+  bk_status status = ids && targets ? BK_OK : BK_ERR_MEMORY;
+  for (int64_t i = 0; i < windows && status == BK_OK; i++) {
+    bk_dataset_eval_window(data, seq_len, i, ids, targets);
+    status = bk_step_begin(m, &(bk_step_values){.bc1 = 1, .bc2 = 1});
+    if (status == BK_OK) status = bk_runner_forward(runner, 0, ids, NULL);
+    if (status == BK_OK) status = bk_gain_add(gain, runner, 0);
+  }
+  bk_free(m->ctx, targets);
+  bk_free(m->ctx, ids);
+  return status;
+}
+
+/* Whole windows only: the padding of a short one is no token of the data. */
+bk_status bk_gain_measure(bk_model *m, const bk_dataset *data, int64_t seq_len, int64_t max_tokens,
+                          bk_gain **gain) {
+  if (seq_len < 1 || max_tokens < seq_len)
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT,
+                   "gain: windows of %lld tokens, at most %lld in all: one must fit",
+                   (long long)seq_len, (long long)max_tokens);
+  int64_t windows = (bk_dataset_tokens(data) - 1) / seq_len;
+  if (windows < 1)
+    return bk_fail(m->ctx, BK_ERR_DATA, "gain: the data has %lld tokens, at least %lld are needed",
+                   (long long)bk_dataset_tokens(data), (long long)seq_len + 1);
+  if (windows > max_tokens / seq_len) windows = max_tokens / seq_len;
+  bk_runner_options options = {.batch = 1, .seq_len = seq_len, .slots = 1};
+  bk_runner *runner = NULL;
+  bk_gain *made = NULL;
+  bk_status status = bk_runner_create(m, &options, &runner);
+  if (status == BK_OK)
+    status = bk_gain_create(m->ctx, bk_runner_n_sublayers(runner), (int)bk_model_streams(m), &made);
+  if (status == BK_OK) status = measure_windows(made, runner, m, data, seq_len, windows);
+  bk_runner_destroy(runner);
+  if (status == BK_OK) {
+    bk_gain_finish(made);
+    *gain = made;
+  } else {
+    bk_gain_destroy(made);
+  }
+  return status;
+}

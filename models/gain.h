@@ -7,7 +7,6 @@
 #include "models/runner.h"
 
 bk_status bk_gain_create(bk_context *ctx, int n_sublayers, int n, bk_gain **gain);
-void bk_gain_destroy(bk_gain *gain);
 /* Makes the host memory now that bk_gain_add needs for batches of up to `tokens`; else the first
  * one allocates. */
 bk_status bk_gain_reserve(bk_gain *gain, int64_t tokens);

@@ -147,3 +147,62 @@ bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {
   bk_tensor row = bk_tensor_slice(model->parts->load, 0, moe_layer, 1);
   return bk_tensor_reshape(row, 1, (int64_t[]){model->config.n_routed_experts});
 }
+
+/* ---- what programs ask: birkhoff/model.h ---- */
+
+const bk_model_config *bk_model_config_of(const bk_model *m) { return &m->config; }
+bk_dtype bk_model_dtype(const bk_model *m) { return m->dtype; }
+int bk_model_param_count(const bk_model *m) { return m->n_params; }
+
+static bk_status param_of(const bk_model *m, int i, const bk_param **p) {
+  if (i < 0 || i >= m->n_params)
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT, "parameter %d: the model has 0 to %d", i,
+                   m->n_params - 1);
+  *p = &m->params[i];
+  return BK_OK;
+}
+
+_Static_assert(BK_PARAM_MAX_DIMS == BK_MAX_DIMS, "a parameter has the dimensions of a tensor");
+
+bk_status bk_model_param_info(const bk_model *m, int i, bk_param_info *info) {
+  const bk_param *p = NULL;
+  BK_TRY(param_of(m, i, &p));
+  *info = (bk_param_info){
+      .name = p->name, .ndim = p->ndim, .count = 1, .trainable = bk_param_trainable(m, p)};
+  for (int d = 0; d < p->ndim; d++) {
+    info->shape[d] = p->shape[d];
+    info->count *= p->shape[d];
+  }
+  return BK_OK;
+}
+
+static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor *t) {
+  static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {
+      [BK_PARAM_WEIGHT] = bk_param_weight,
+      [BK_PARAM_GRAD] = bk_param_grad,
+      [BK_PARAM_MASTER] = bk_param_master,
+      [BK_PARAM_M] = bk_param_m,
+      [BK_PARAM_V] = bk_param_v};
+  static const char *const names[] = {"weight", "gradient", "master", "first moment",
+                                      "second moment"};
+  const bk_param *p = NULL;
+  BK_TRY(param_of(m, i, &p));
+  if ((unsigned)part >= BK_COUNT(views))
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: there is no part %d of a parameter", p->name,
+                   (int)part);
+  *t = views[part](m, p);
+  if (bk_tensor_present(t) && !m->options.plan_only) return BK_OK;
+  return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: this model has no %s of it", p->name, names[part]);
+}
+
+bk_status bk_model_param_read(const bk_model *m, int i, bk_param_part part, double *values) {
+  bk_tensor t;
+  BK_TRY(part_of(m, i, part, &t));
+  return bk_tensor_read_f64(m->stream, &t, values);
+}
+
+bk_status bk_model_param_write(bk_model *m, int i, bk_param_part part, const double *values) {
+  bk_tensor t;
+  BK_TRY(part_of(m, i, part, &t));
+  return bk_tensor_write_f64(m->stream, &t, values);
+}

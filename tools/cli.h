@@ -1,12 +1,15 @@
-/* What the subcommands share: argument tables, the session (context, device), loading, output. */
+/* What the subcommands share: argument tables, the session (context, device), loading, output. The
+ * command is a program like any other: it uses the installed functions of the library, and compiles
+ * two of its files of helpers (base/files.c, base/text.c) for itself. */
 #ifndef BK_CLI_H
 #define BK_CLI_H
 
+#include <birkhoff/birkhoff.h>
 #include <signal.h>
 #include <stdio.h>
 
-#include "io/dataset.h"
-#include "models/model.h"
+#include "base/files.h"
+#include "base/text.h"
 
 /* ---- args.c ---- */
 /* MANY: every following word up to the next --option */
@@ -83,6 +86,7 @@ bk_status cli_open_device(cli_session *s);
 /* cuda_graph and allow_tf32 as in the recipe */
 bk_status cli_open_device_for(cli_session *s, const bk_train_config *recipe);
 bk_status cli_open_named(cli_session *s, const char *name, bk_device **device);
+bool cli_stores(const bk_device *device, bk_dtype dtype);
 bk_status cli_dtype(cli_session *s, bk_dtype *dtype); /* --dtype; unset leaves it */
 /* --set on the structs (either may be NULL). */
 bk_status cli_apply_sets(cli_session *s, bk_model_config *m, bk_train_config *t);
@@ -138,6 +142,7 @@ struct json_t *cli_number(double x);                          /* null where it i
 char *cli_count_text(double x, char *text, size_t size);      /* 2.97B 27.0B 612M 12.3k 57 */
 char *cli_bytes_text(double x, char *text, size_t size);      /* 1.2 GiB */
 char *cli_time_text(double seconds, char *text, size_t size); /* 1:02:03, 4:05 */
+double cli_seconds(void);                                     /* of a clock that never goes back */
 const char *cli_residual_name(int kind);                      /* "mhc" of bk_hc_kind */
 /* BK_ERR_IO if results could not be written; where they are on disk it is a warning, given once. */
 bk_status cli_flush_stdout(cli_session *s);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 
 #include "models/profile.h"
-#include "models/trainer.h"
 #include "tools/cli.h"
 
 static bk_status print_result(cli_session *s, const cli_reading *reading, const bk_dataset *data,
@@ -58,7 +57,7 @@ static bk_status run(cli_session *s) {
   bk_model *model = NULL;
   char *folder = NULL;
   BK_TRY(cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &model, &folder));
-  bk_status status = cli_reading_of(s, folder, &model->config, &reading);
+  bk_status status = cli_reading_of(s, folder, bk_model_config_of(model), &reading);
   reading.data.split = split;
   if (status == BK_OK) status = evaluate(s, model, &reading);
   bk_free(s->ctx, folder);

@@ -1,5 +1,4 @@
-/* birkhoff forward: one pass over given tokens, every result in a safetensors file (design.md
- * section 5): logits [B,T,V], loss [1], with --backward grad.NAME, with --maps maps.pre and
+/* birkhoff forward: one pass over given tokens, every result in a safetensors file (doc/files.md): logits [B,T,V], loss [1], with --backward grad.NAME, with --maps maps.pre and
  * maps.post [S,B,T,n] and maps.res [S,B,T,n,n] (destination, source). The file is written beside
  * its final name and renamed. No state changes. */
 #include <jansson.h>
@@ -7,9 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "io/safetensors.h"
-#include "io/tokens.h"
-#include "models/runner.h"
 #include "tools/cli.h"
 
 #define CHUNK ((int64_t)1 << 18) /* elements moved at a time */
@@ -17,7 +13,10 @@
 typedef struct forward_run {
   cli_session *s;
   bk_model *model;
-  bk_runner *runner;
+  bk_forward *forward;
+  const bk_model_config *config;
+  int64_t sublayers;
+  bk_dtype dtype; /* of what is written */
   bool backward, maps;
   bk_tokens in;
   double loss;              /* mean over kept targets, nats */
@@ -27,15 +26,6 @@ typedef struct forward_run {
 } forward_run;
 
 /* ---- the pass ---- */
-
-/* One map of one sublayer, [N, count] doubles at dst; absent: the identity. */
-static bk_status read_map(forward_run *r, const bk_tensor *t, int64_t n, bool square, double *dst) {
-  int64_t tokens = r->in.batch * r->in.seq_len;
-  if (bk_tensor_present(t)) return bk_tensor_read_f64(r->model->stream, t, dst);
-  for (int64_t i = 0; square && i < tokens; i++)
-    for (int64_t m = 0; m < n; m++) dst[(i * n + m) * n + m] = 1;
-  return BK_OK;
-}
 
 /* comb[source][destination] -> res[destination][source], in place. */
 static void transpose_maps(double *maps, int64_t count, int64_t n) {
@@ -50,36 +40,27 @@ static void transpose_maps(double *maps, int64_t count, int64_t n) {
 
 static bk_status read_maps(forward_run *r) {
   bk_context *ctx = r->s->ctx;
-  int64_t S = bk_runner_n_sublayers(r->runner), N = r->in.batch * r->in.seq_len,
-          n = r->model->config.hc_mult;
+  int64_t S = r->sublayers, N = r->in.batch * r->in.seq_len, n = r->config->hc_mult;
   r->pre = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->pre);
   r->post = bk_alloc_array(ctx, (size_t)(S * N * n), sizeof *r->post);
   r->res = bk_alloc_array(ctx, (size_t)(S * N * n * n), sizeof *r->res);
   if (!r->pre || !r->post || !r->res) return BK_ERR_MEMORY;
-  for (int64_t i = 0; i < S; i++) {
-    bk_tensor pre, post, comb;
-    BK_TRY(bk_runner_maps(r->runner, 0, (int)i, &pre, &post, &comb));
-    BK_TRY(read_map(r, &pre, n, false, r->pre + i * N * n));
-    BK_TRY(read_map(r, &post, n, false, r->post + i * N * n));
-    BK_TRY(read_map(r, &comb, n, true, r->res + i * N * n * n));
-  }
+  for (int64_t i = 0; i < S; i++)
+    BK_TRY(bk_forward_maps(r->forward, (int)i, r->pre + i * N * n, r->post + i * N * n,
+                           r->res + i * N * n * n));
   transpose_maps(r->res, S * N, n);
   return BK_OK;
 }
 
 static bk_status pass(forward_run *r) {
-  bk_step_values values = {.bc1 = 1, .bc2 = 1, .loss_scale = 1 / (double)r->in.kept};
-  bk_step_results results;
-  bk_tensor logits = bk_runner_logits(r->runner);
-  r->logits = bk_alloc_array(r->s->ctx, (size_t)bk_tensor_count(&logits), sizeof *r->logits);
+  int64_t count = r->in.batch * r->in.seq_len * r->config->vocab_size;
+  r->logits = bk_alloc_array(r->s->ctx, (size_t)count, sizeof *r->logits);
   if (!r->logits) return BK_ERR_MEMORY;
-  BK_TRY(bk_step_begin(r->model, &values));
-  BK_TRY(bk_runner_forward(r->runner, 0, r->in.ids, r->in.targets));
-  BK_TRY(bk_tensor_read_f64(r->model->stream, &logits, r->logits));
+  BK_TRY(bk_forward_run(r->forward, r->in.ids, r->in.targets));
+  BK_TRY(bk_forward_logits(r->forward, r->logits));
   if (r->maps) BK_TRY(read_maps(r));
-  if (r->backward) BK_TRY(bk_runner_backward(r->runner, 0));
-  BK_TRY(bk_step_end(r->model, &results));
-  r->loss = results.loss_sum / (double)r->in.kept;
+  if (r->backward) BK_TRY(bk_forward_backward(r->forward));
+  BK_TRY(bk_forward_finish(r->forward, &r->loss));
   if (isfinite(r->loss)) return BK_OK;
   return bk_fail(r->s->ctx, BK_ERR_NOT_FINITE, "forward: the loss is not finite");
 }
@@ -88,7 +69,7 @@ static bk_status pass(forward_run *r) {
 
 static bk_status write_values(forward_run *r, bk_st_writer *out, const double *values,
                               int64_t count) {
-  if (r->model->ct == BK_F64) return bk_st_write(out, values, (size_t)count * sizeof *values);
+  if (r->dtype == BK_F64) return bk_st_write(out, values, (size_t)count * sizeof *values);
   float *piece = bk_alloc_array(r->s->ctx, CHUNK, sizeof *piece);
   bk_status status = piece ? BK_OK : BK_ERR_MEMORY;
   for (int64_t at = 0; at < count && status == BK_OK; at += CHUNK) {
@@ -100,41 +81,38 @@ static bk_status write_values(forward_run *r, bk_st_writer *out, const double *v
   return status;
 }
 
-static bk_status write_gradient(forward_run *r, bk_st_writer *out, const bk_param *p) {
-  bk_tensor grad = bk_param_grad(r->model, p);
-  int64_t count = bk_tensor_count(&grad);
+static bk_status write_gradient(forward_run *r, bk_st_writer *out, int i, int64_t count) {
   double *values = bk_alloc_array(r->s->ctx, (size_t)count, sizeof *values);
   if (!values) return BK_ERR_MEMORY;
-  bk_status status = bk_tensor_read_f64(r->model->stream, &grad, values);
+  bk_status status = bk_model_param_read(r->model, i, BK_PARAM_GRAD, values);
   if (status == BK_OK) status = write_values(r, out, values, count);
   bk_free(r->s->ctx, values);
   return status;
 }
 
-static bool has_gradient(const forward_run *r, const bk_param *p) {
-  bk_tensor grad = bk_param_grad(r->model, p);
-  return r->backward && bk_param_trainable(r->model, p) && bk_tensor_present(&grad);
+/* The next parameter from *i on that has a gradient; false: there is none. */
+static bool next_gradient(const forward_run *r, int *i, bk_param_info *info) {
+  for (; r->backward && *i < bk_model_param_count(r->model); ++*i)
+    if (bk_model_param_info(r->model, *i, info) == BK_OK && info->trainable) return true;
+  return false;
 }
 
 static bk_status declare(forward_run *r, bk_st_writer *out) {
-  const bk_model_config *c = &r->model->config;
-  bk_dtype dtype = r->model->ct;
-  int64_t B = r->in.batch, T = r->in.seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
+  int64_t B = r->in.batch, T = r->in.seq_len, S = r->sublayers, n = r->config->hc_mult;
+  bk_param_info info;
   BK_TRY(bk_st_add_metadata(out, "format", "pt"));
-  BK_TRY(bk_st_add(out, "logits", dtype, 3, (int64_t[]){B, T, c->vocab_size}));
-  BK_TRY(bk_st_add(out, "loss", dtype, 1, (int64_t[]){1}));
+  BK_TRY(bk_st_add(out, "logits", r->dtype, 3, (int64_t[]){B, T, r->config->vocab_size}));
+  BK_TRY(bk_st_add(out, "loss", r->dtype, 1, (int64_t[]){1}));
   if (r->maps) {
-    BK_TRY(bk_st_add(out, "maps.pre", dtype, 4, (int64_t[]){S, B, T, n}));
-    BK_TRY(bk_st_add(out, "maps.post", dtype, 4, (int64_t[]){S, B, T, n}));
-    BK_TRY(bk_st_add(out, "maps.res", dtype, 5, (int64_t[]){S, B, T, n, n}));
+    BK_TRY(bk_st_add(out, "maps.pre", r->dtype, 4, (int64_t[]){S, B, T, n}));
+    BK_TRY(bk_st_add(out, "maps.post", r->dtype, 4, (int64_t[]){S, B, T, n}));
+    BK_TRY(bk_st_add(out, "maps.res", r->dtype, 5, (int64_t[]){S, B, T, n, n}));
   }
   r->n_tensors = r->maps ? 5 : 2;
-  for (int i = 0; i < r->model->n_params; i++) {
-    const bk_param *p = &r->model->params[i];
-    if (!has_gradient(r, p)) continue;
-    char *name = bk_format(r->s->ctx, "grad.%s", p->name);
+  for (int i = 0; next_gradient(r, &i, &info); i++) {
+    char *name = bk_format(r->s->ctx, "grad.%s", info.name);
     if (!name) return BK_ERR_MEMORY;
-    bk_status status = bk_st_add(out, name, dtype, p->ndim, p->shape);
+    bk_status status = bk_st_add(out, name, r->dtype, info.ndim, info.shape);
     bk_free(r->s->ctx, name);
     BK_TRY(status);
     r->n_tensors++;
@@ -143,18 +121,17 @@ static bk_status declare(forward_run *r, bk_st_writer *out) {
 }
 
 static bk_status write_tensors(forward_run *r, bk_st_writer *out) {
-  const bk_model_config *c = &r->model->config;
-  int64_t N = r->in.batch * r->in.seq_len, S = bk_runner_n_sublayers(r->runner), n = c->hc_mult;
+  int64_t N = r->in.batch * r->in.seq_len, S = r->sublayers, n = r->config->hc_mult;
+  bk_param_info info;
   BK_TRY(declare(r, out));
-  BK_TRY(write_values(r, out, r->logits, N * c->vocab_size));
+  BK_TRY(write_values(r, out, r->logits, N * r->config->vocab_size));
   BK_TRY(write_values(r, out, &r->loss, 1));
   if (r->maps) {
     BK_TRY(write_values(r, out, r->pre, S * N * n));
     BK_TRY(write_values(r, out, r->post, S * N * n));
     BK_TRY(write_values(r, out, r->res, S * N * n * n));
   }
-  for (int i = 0; i < r->model->n_params; i++)
-    if (has_gradient(r, &r->model->params[i])) BK_TRY(write_gradient(r, out, &r->model->params[i]));
+  for (int i = 0; next_gradient(r, &i, &info); i++) BK_TRY(write_gradient(r, out, i, info.count));
   return BK_OK;
 }
 
@@ -169,10 +146,11 @@ static bk_status write_output(forward_run *r, const char *path) {
     if (status == BK_OK) status = bk_st_finish(out);
     if (status != BK_OK) bk_st_abandon(out);
   }
-  int rc = status == BK_OK ? ctx->fs.rename(ctx->fs.user, partial, path) : 0;
+  const bk_fs *fs = bk_context_fs(ctx);
+  int rc = status == BK_OK ? fs->rename(fs->user, partial, path) : 0;
   if (rc < 0) {
     status = bk_fail(ctx, BK_ERR_IO, "%s: cannot rename to %s: %s", partial, path, strerror(-rc));
-    ctx->fs.remove(ctx->fs.user, partial);
+    fs->remove(fs->user, partial);
   }
   bk_free(ctx, partial);
   return status;
@@ -194,7 +172,7 @@ static bk_status report(forward_run *r, const char *path) {
  * either way. */
 static bk_status recompute_setting(forward_run *r, int64_t *hc_recompute) {
   bk_train_config recipe;
-  bk_model_config ignored = r->model->config;
+  bk_model_config ignored = *r->config;
   bk_train_config_default(&recipe);
   recipe.hc_recompute = 0;
   BK_TRY(cli_apply_sets(r->s, &ignored, &recipe));
@@ -204,19 +182,19 @@ static bk_status recompute_setting(forward_run *r, int64_t *hc_recompute) {
 
 static bk_status forward(forward_run *r, const char *tokens, const char *out) {
   int64_t hc_recompute;
-  const bk_model_config *c = &r->model->config;
-  if (r->maps && r->model->config.residual == BK_HC_PLAIN)
+  const bk_model_config *c = r->config = bk_model_config_of(r->model);
+  r->dtype = bk_model_dtype(r->model) == BK_F64 ? BK_F64 : BK_F32;
+  r->sublayers = 2 * c->num_hidden_layers;
+  if (r->maps && c->residual == BK_HC_PLAIN)
     return bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
                    "forward: --maps: a model with residual plain has no maps");
   BK_TRY(recompute_setting(r, &hc_recompute));
   BK_TRY(bk_tokens_read(r->s->ctx, tokens, c->vocab_size, c->max_position_embeddings, &r->in));
-  bk_runner_options options = {.batch = r->in.batch,
-                               .seq_len = r->in.seq_len,
-                               .slots = 1,
-                               .backward = r->backward,
-                               .keep_logits = true,
-                               .hc_recompute = hc_recompute};
-  BK_TRY(bk_runner_create(r->model, &options, &r->runner));
+  bk_forward_options options = {.batch = r->in.batch,
+                                .seq_len = r->in.seq_len,
+                                .backward = r->backward,
+                                .hc_recompute = hc_recompute};
+  BK_TRY(bk_forward_create(r->model, &options, &r->forward));
   BK_TRY(pass(r));
   BK_TRY(write_output(r, out));
   return report(r, out);
@@ -238,7 +216,7 @@ static bk_status run(cli_session *s) {
   bk_free(s->ctx, r.pre);
   bk_free(s->ctx, r.logits);
   bk_tokens_fini(s->ctx, &r.in);
-  bk_runner_destroy(r.runner);
+  bk_forward_destroy(r.forward);
   bk_model_destroy(r.model);
   return status;
 }

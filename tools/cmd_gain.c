@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "models/gain.h"
 #include "runtime/connection.h"
 #include "tools/cli.h"
 #include "tools/svg.h"

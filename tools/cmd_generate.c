@@ -5,8 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "models/generator.h"
-#include "io/dataset.h"
 #include "tools/cli.h"
 
 #define DEFAULT_TOKENS 256
@@ -205,7 +203,7 @@ static bk_status choose_length(const run_state *r, int64_t *max_tokens) {
 
 static bk_status generate(run_state *r, bk_model *model, text *given, sampling *o) {
   bk_generator *g = NULL;
-  r->config = &model->config;
+  r->config = bk_model_config_of(model);
   BK_TRY(r->as_ids ? ids_to_tokens(r, given) : bytes_to_tokens(r, given));
   BK_TRY(choose_length(r, &o->max_tokens));
   bk_status status = bk_generator_create(model, r->n_given + 1 + o->max_tokens, &g);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "models/checkpoint.h"
 #include "tools/cli.h"
 
 /* Only the connection may change; everything else belongs to the weights. */

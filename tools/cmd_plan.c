@@ -4,8 +4,6 @@
 #include <jansson.h>
 #include <stdio.h>
 
-#include "models/checkpoint.h"
-#include "models/trainer.h"
 #include "tools/cli.h"
 
 typedef struct plan {

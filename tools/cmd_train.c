@@ -5,9 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "models/checkpoint.h"
 #include "models/profile.h"
-#include "runtime/connection.h"
 #include "tools/run_lock.h"
 #include "tools/train.h"
 
@@ -312,11 +310,9 @@ static void print_config_help(void) {
   printf("\nModel keys (config.json, --set KEY=VALUE):\n");
   for (const bk_option *o = bk_model_keys; o->name; o++) printf("  %-31s %s\n", o->name, o->doc);
   printf("\nResidual connections, and the streams (hc_mult) that they can have:\n");
-  for (int i = 0; bk_connection_names[i]; i++) {
-    const bk_connection_kind *kind = bk_connection_kind_of((bk_hc_kind)i);
-    printf("  residual=%-22s %s; %s\n", kind->name, kind->summary,
-           bk_connection_streams_text(kind, text, sizeof text));
-  }
+  bk_connection_info kind;
+  for (int i = 0; bk_connection_describe((bk_hc_kind)i, &kind); i++)
+    printf("  residual=%-22s %s; %s\n", kind.name, kind.summary, kind.streams);
 }
 
 static bk_status run(cli_session *s) {

@@ -6,8 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "io/safetensors.h"
-#include "models/checkpoint.h"
 #include "tools/compare.h"
 
 #define CHUNK ((int64_t)1 << 16)

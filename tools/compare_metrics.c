@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "io/metrics.h"
 #include "tools/compare.h"
 
 typedef struct run_file {
@@ -33,11 +32,13 @@ typedef struct comparison {
 
 /* ---- reading ---- */
 
-static bk_status add_row(void *arg, json_t *row, int64_t step) {
+static bk_status add_row(void *arg, int64_t step, const char *json, size_t bytes) {
   run_file *f = arg;
   (void)step;
   BK_TRY(bk_grow(f->ctx, (void **)&f->rows, &f->capacity, f->count + 1, sizeof *f->rows));
-  f->rows[f->count++] = json_incref(row);
+  f->rows[f->count] = json_loadb(json, bytes, JSON_REJECT_DUPLICATES, NULL);
+  if (!f->rows[f->count]) return bk_fail(f->ctx, BK_ERR_MEMORY, "out of memory for metrics");
+  f->count++;
   return BK_OK;
 }
 

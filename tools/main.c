@@ -1,4 +1,4 @@
-/* birkhoff: the command. One table of subcommands; see design.md section 5 and birkhoff(1). */
+/* birkhoff: the command. One table of subcommands; see doc/files.md and birkhoff(1). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +34,9 @@ static void print_usage(FILE *to) {
 }
 
 static bk_status print_version(bk_context *ctx) {
-  BK_TRY(bk_registry_init(ctx));
+  const char *name;
   printf("birkhoff %s (%s)\nbackends:", bk_version(), BK_COMMIT);
-  for (int i = 0; i < bk_backend_count(); i++) printf(" %s", bk_backend_get(i)->name);
+  for (int i = 0; (name = bk_backend_name(ctx, i)) != NULL; i++) printf(" %s", name);
   printf("\n");
   return BK_OK;
 }

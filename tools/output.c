@@ -2,15 +2,21 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
+#include <time.h>
 
-#include "runtime/connection.h"
 #include "tools/cli.h"
+
+double cli_seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
 
 json_t *cli_number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 
 const char *cli_residual_name(int kind) {
-  const bk_connection_kind *k = bk_connection_kind_of((bk_hc_kind)kind);
-  return k ? k->name : "?";
+  bk_connection_info info;
+  return bk_connection_describe((bk_hc_kind)kind, &info) ? info.name : "?";
 }
 
 bk_status cli_flush_stdout(cli_session *s) {

@@ -6,7 +6,7 @@
 #ifndef BK_TOOLS_RUN_LOCK_H
 #define BK_TOOLS_RUN_LOCK_H
 
-#include "base/base.h"
+#include "base/files.h"
 
 /* Takes the lock of a folder that is there. *fd is to be closed when the run has ended.
  * BK_ERR_BUSY: another run has it. BK_ERR_IO: the file cannot be made, or locks of its file

@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#include "models/checkpoint.h"
-
 static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe,
                           bk_device **device) {
   int64_t threads = 0;
@@ -32,15 +30,20 @@ bk_status cli_open_device_for(cli_session *s, const bk_train_config *recipe) {
   return open_for(s, cli_value(&s->args, "device"), recipe, &s->device);
 }
 
+bool cli_stores(const bk_device *device, bk_dtype dtype) {
+  return bk_device_properties(device)->storage_dtypes & BK_DT(dtype);
+}
+
 bk_status cli_dtype(cli_session *s, bk_dtype *dtype) {
   const char *text = cli_value(&s->args, "dtype");
   bk_dtype d;
   if (!text) return BK_OK;
   if (bk_dtype_parse(text, &d) != BK_OK)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: expected fp32, bf16 or fp64", text);
-  if (s->device && !(s->device->props.storage_dtypes & BK_DT(d)))
+  if (s->device && !cli_stores(s->device, d))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--dtype %s: device %s does not store it%s", text,
-                   s->device->backend->name, d == BK_F64 ? "; fp64 is for --device ref" : "");
+                   bk_device_backend_name(s->device),
+                   d == BK_F64 ? "; fp64 is for --device ref" : "");
   *dtype = d;
   return BK_OK;
 }
@@ -109,8 +112,7 @@ bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_
   if (status == BK_OK) status = cli_apply_sets(s, &config, &ignored);
   if (status == BK_OK) status = bk_model_config_validate(s->ctx, &config);
   if (status == BK_OK) status = bk_checkpoint_dtype(s->ctx, path, &dtype);
-  if (status == BK_OK && dtype == BK_F64 && !(s->device->props.storage_dtypes & BK_DT(BK_F64)))
-    dtype = BK_F32;
+  if (status == BK_OK && dtype == BK_F64 && !cli_stores(s->device, BK_F64)) dtype = BK_F32;
   if (status == BK_OK) status = cli_dtype(s, &dtype);
   if (status == BK_OK) status = bk_model_create(s->device, &config, dtype, &all, &made);
   if (status == BK_OK) status = bk_checkpoint_load_weights(made, path);

@@ -1,4 +1,5 @@
 /* See svg.h. A growing text; the first error sticks and is reported at the end. */
+#include "base/files.h"
 #include "tools/svg.h"
 
 #include <math.h>

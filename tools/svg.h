@@ -2,7 +2,7 @@
 #ifndef BK_SVG_H
 #define BK_SVG_H
 
-#include "models/gain.h"
+#include <birkhoff/train.h>
 
 /* Two panels as in the mHC paper (arXiv 2512.24880, figures 3, 7 and 8): gain against depth on a
  * log scale, of single sublayers and of composites, forward and backward; and a heat map of the

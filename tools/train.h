@@ -3,7 +3,6 @@
 #ifndef BK_TOOLS_TRAIN_H
 #define BK_TOOLS_TRAIN_H
 
-#include "models/trainer.h"
 #include "tools/cli.h"
 
 typedef struct train_run {

@@ -5,15 +5,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "models/checkpoint.h"
-#include "models/watch.h"
 #include "tools/train.h"
 
 /* ---- progress ---- */
 
 static void print_progress(train_run *r, const bk_metrics_row *row, bool live) {
   char rate[32], left[32], val[48] = "", gain[48] = "";
-  double elapsed = bk_seconds() - r->begin;
+  double elapsed = cli_seconds() - r->begin;
   double per_step = elapsed / (double)(row->step - r->resumed_step);
   cli_count_text(row->tokens_per_s, rate, sizeof rate);
   cli_time_text(per_step * (double)(r->recipe.steps - row->step), left, sizeof left);
@@ -33,7 +31,7 @@ typedef struct progress {
 } progress;
 
 static void show(train_run *r, progress *p, const bk_metrics_row *row) {
-  double now = bk_seconds();
+  double now = cli_seconds();
   bool milestone = row->has_val || row->step == r->recipe.steps;
   if (p->live && milestone) fprintf(stderr, "\r\033[K");
   if (milestone || (!p->live && (now - p->last > 10 || row->step == r->resumed_step + 1))) {
@@ -68,11 +66,11 @@ static const char *kept_text(const train_run *r, char *text, size_t size) {
 
 /* Weights that are not finite are never saved: they would push out the good ones. */
 static bk_status check_stored(train_run *r, int64_t step) {
-  bk_suspect suspect;
-  bk_status status = bk_watch_stored(r->model, &suspect);
+  char what[192];
+  bk_status status = bk_model_check_finite(r->model, what, sizeof what);
   if (status != BK_ERR_NOT_FINITE) return status;
   return bk_fail(r->s->ctx, status, "step %lld left %s: not finite, not saved", (long long)step,
-                 suspect.what);
+                 what);
 }
 
 /* A file or folder that lies where a step is to be saved (an unfinished checkpoint that was
@@ -89,7 +87,7 @@ static bk_status make_way(train_run *r, const char *path) {
     int taken = 0;
     status = aside ? bk_path_kind(ctx, aside, &taken) : BK_ERR_MEMORY;
     if (status == BK_OK && taken < 0) {
-      int rc = ctx->fs.rename(ctx->fs.user, path, aside);
+      int rc = bk_context_fs(ctx)->rename(bk_context_fs(ctx)->user, path, aside);
       if (rc < 0)
         status = bk_fail(ctx, BK_ERR_IO,
                          "%s lies where a checkpoint is to be saved and cannot be moved aside: %s",
@@ -191,7 +189,7 @@ static bool set_aside(train_run *r, const char *why) {
   char *path = bk_checkpoint_step_path(ctx, r->out, r->saved_step),
        *aside = path ? bk_format(ctx, "%s.refused", path) : NULL;
   bool moved = aside && bk_remove_tree(ctx, aside) == BK_OK &&
-               ctx->fs.rename(ctx->fs.user, path, aside) == 0;
+               bk_context_fs(ctx)->rename(bk_context_fs(ctx)->user, path, aside) == 0;
   if (moved) {
     fprintf(stderr, "birkhoff: %s %s; it is now %s\n", path, why, aside);
     if (bk_checkpoint_newest(ctx, r->out, BK_CHECKPOINT_RESUME, &r->saved_step) != BK_OK ||
@@ -328,7 +326,7 @@ static bk_status run_steps(train_run *r, progress *p) {
 
 bk_status train_loop(train_run *r) {
   progress p = {.live = isatty(2) != 0};
-  r->begin = bk_seconds();
+  r->begin = cli_seconds();
   bk_status status = run_steps(r, &p);
   if (status == BK_OK) return end_run(r, p.live);
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);

@@ -6,13 +6,9 @@
 #include <birkhoff/context.h>
 #include <birkhoff/status.h>
 
-#define BK_UNUSED __attribute__((unused))
-/* What loadable backends may use beside the installed API: the functions with this mark, and no
- * others, are exported for them. They follow the modules' ABI number (BK_BACKEND_ABI), not that of
- * the library; a test keeps their number small. */
-#define BK_MODULE_API BK_API
-#define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define BK_ALIGN_UP(x, a) (((x) + (a)-1) / (a) * (a))
+#include "base/files.h"
+#include "base/macros.h"
+#include "base/text.h"
 
 /* What a context has of the operating system beside memory, log and files; every use of it goes
  * through these. os.c has the only table; a context made by bk_context_create_embedded has none,
@@ -36,12 +32,6 @@ struct bk_context {
   const bk_os *os;       /* NULL: embedded */
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
-
-/* ---- log.c: bk_log and bk_fail are in birkhoff/context.h. Style of messages: lower case, the exact cause, values and what would be right; no full stop.
- * ---- */
-#define bk_warn(ctx, ...) bk_log(ctx, BK_LOG_WARN, __VA_ARGS__)
-#define bk_info(ctx, ...) bk_log(ctx, BK_LOG_INFO, __VA_ARGS__)
-#define bk_debug(ctx, ...) bk_log(ctx, BK_LOG_DEBUG, __VA_ARGS__)
 
 /* ---- alloc.c ---- */
 /* False on overflow; *product is then as it was. */
@@ -111,19 +101,6 @@ int bk_pool_size(const bk_pool *pool);
  * allocation. Callable from one thread at a time. */
 void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg);
 
-/* ---- text.c ---- */
-int bk_edit_distance(const char *a, const char *b);
-/* Nearest of `count` names to `text` by edit distance (at most half of its length + 1), or NULL. */
-const char *bk_nearest(const char *text, const char *const *names, size_t count);
-BK_MODULE_API bool bk_parse_int64(const char *text, int64_t *value); /* whole string, decimal */
-/* whole string, finite; locale independent: always '.' */
-bool bk_parse_double(const char *text, double *value);
-/* For printf: a NaN without its sign, which says nothing and would be printed as "-nan". */
-double bk_unsigned_nan(double x);
-BK_MODULE_API bool bk_parse_bool(const char *text, bool *value); /* true false 1 0 */
-/* of the well-formed character at s, 0 if there is none */
-size_t bk_utf8_length(const unsigned char *s, size_t left);
-
 /* ---- context.c: the operating system as the context sees it. In an embedded one: no clock
  * (NAN), one processor, memory unknown (false), no variable set (NULL). ---- */
 BK_MODULE_API double bk_context_seconds(const bk_context *ctx);
@@ -146,37 +123,6 @@ bool bk_system_memory(size_t *free_bytes, size_t *total_bytes);
 int bk_cgroup_cpus(const char *root, int cpus); /* quotas of time, rounded up to whole processors */
 void bk_cgroup_memory(const char *root, size_t *free_bytes, size_t *total_bytes);
 
-/* ---- files.c: helpers over ctx->fs; all log. ---- */
-/* Opens a regular file for reading; ctx->fs closes it. A folder: BK_ERR_IO. A pipe, a terminal
- * or a device, which has no size and cannot be read from any place: BK_ERR_DATA. */
-bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file);
-/* NUL appended; bk_free */
-BK_MODULE_API bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes,
-                                         char **data, size_t *bytes);
-/* Writes PATH.tmp, syncs, renames to PATH, syncs the folder. */
-bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes);
-BK_MODULE_API bk_status bk_mkdirs(bk_context *ctx,
-                                  const char *path);         /* what is made survives a crash */
-bk_status bk_remove_tree(bk_context *ctx, const char *path); /* missing is fine */
-/* the same of FOLDER/NAME */
-BK_MODULE_API bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name);
-/* no . or ..; bk_names_free */
-BK_MODULE_API bk_status bk_folder_names(bk_context *ctx, const char *path, char ***names,
-                                        size_t *count);
-/* The same, where a folder that cannot be listed is no failure: *error is then below 0, an errno,
- * and the names are those that were read before. */
-bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
-                         int *error);
-BK_MODULE_API void bk_names_free(bk_context *ctx, char **names, size_t count);
-bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes);
-/* *kind: 0 a file, 1 a folder, 2 something else, -1 nothing is there; BK_ERR_IO where the system
- * cannot say. Where absence leads to other actions than an error does, this is to be asked and
- * not the two below, which take "cannot say" for "no". */
-bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind);
-BK_MODULE_API bool bk_path_exists(bk_context *ctx, const char *path);
-bool bk_path_is_dir(bk_context *ctx, const char *path);
-BK_MODULE_API char *bk_path_join(bk_context *ctx, const char *folder,
-                                 const char *name); /* bk_free */
 /* ---- os.c, fs_posix.c, fs_none.c ---- */
 extern const bk_fs bk_fs_posix;
 extern const bk_fs bk_fs_none; /* no files: every call returns -ENOSYS */

@@ -68,3 +68,5 @@ bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t 
 const char *bk_context_environment(const bk_context *ctx, const char *name) {
   return ctx->os ? ctx->os->environment(name) : NULL;
 }
+
+const bk_fs *bk_context_fs(const bk_context *ctx) { return &ctx->fs; }

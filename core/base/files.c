@@ -1,6 +1,6 @@
 /* Helpers over the context's file access. Every failure is logged with the path and the system's
  * words. */
-#include "base/base.h"
+#include "base/files.h"
 
 #include <errno.h>
 #include <string.h>
@@ -10,15 +10,16 @@ static bk_status io_fail(bk_context *ctx, const char *what, const char *path, in
 }
 
 bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
+  const bk_fs *fs = bk_context_fs(ctx);
   bk_file *made;
-  int kind = ctx->fs.kind(ctx->fs.user, path);
+  int kind = fs->kind(fs->user, path);
   if (kind == 1) return io_fail(ctx, "read", path, -EISDIR);
   if (kind > 1)
     return bk_fail(ctx, BK_ERR_DATA,
                    "%s is not a regular file but a pipe, a terminal or a device, which cannot be "
                    "read here; write what comes out of it into a file first",
                    path);
-  int rc = kind < 0 ? kind : ctx->fs.open_read(ctx->fs.user, path, &made);
+  int rc = kind < 0 ? kind : fs->open_read(fs->user, path, &made);
   if (rc < 0) return io_fail(ctx, "open", path, rc);
   *file = made;
   return BK_OK;
@@ -26,15 +27,16 @@ bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
 
 static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes,
                             char **data, size_t *bytes) {
+  const bk_fs *fs = bk_context_fs(ctx);
   uint64_t size;
-  int rc = ctx->fs.size(ctx->fs.user, file, &size);
+  int rc = fs->size(fs->user, file, &size);
   if (rc < 0) return io_fail(ctx, "look at", path, rc);
   if (size > max_bytes || size >= SIZE_MAX)
     return bk_fail(ctx, BK_ERR_DATA, "%s has %llu bytes, at most %zu are allowed", path,
                    (unsigned long long)size, max_bytes);
   char *text = bk_alloc(ctx, (size_t)size + 1);
   if (!text) return BK_ERR_MEMORY;
-  int64_t got = ctx->fs.read_at(ctx->fs.user, file, 0, text, (size_t)size);
+  int64_t got = fs->read_at(fs->user, file, 0, text, (size_t)size);
   if (got < 0 || (uint64_t)got != size) {
     bk_free(ctx, text);
     if (got < 0) return io_fail(ctx, "read", path, (int)got);
@@ -48,30 +50,33 @@ static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, si
 
 bk_status bk_file_read_all(bk_context *ctx, const char *path, size_t max_bytes, char **data,
                            size_t *bytes) {
+  const bk_fs *fs = bk_context_fs(ctx);
   bk_file *file;
   BK_TRY(bk_file_open(ctx, path, &file));
   bk_status status = read_whole(ctx, file, path, max_bytes, data, bytes);
-  ctx->fs.close(ctx->fs.user, file);
+  fs->close(fs->user, file);
   return status;
 }
 
 bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
+  const bk_fs *fs = bk_context_fs(ctx);
   bk_file *file;
   BK_TRY(bk_file_open(ctx, path, &file));
-  int rc = ctx->fs.size(ctx->fs.user, file, bytes);
-  ctx->fs.close(ctx->fs.user, file);
+  int rc = fs->size(fs->user, file, bytes);
+  fs->close(fs->user, file);
   return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
 }
 
 static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
+  const bk_fs *fs = bk_context_fs(ctx);
   bk_file *file;
-  int rc = ctx->fs.open_write(ctx->fs.user, path, false, &file);
+  int rc = fs->open_write(fs->user, path, false, &file);
   if (rc < 0) return io_fail(ctx, "create", path, rc);
   const char *failed = NULL;
-  int64_t done = ctx->fs.write(ctx->fs.user, file, data, bytes);
+  int64_t done = fs->write(fs->user, file, data, bytes);
   if (done < 0 || (uint64_t)done < bytes) failed = "write", rc = done < 0 ? (int)done : -EIO;
-  if (!failed && (rc = ctx->fs.sync(ctx->fs.user, file)) < 0) failed = "sync";
-  int close_rc = ctx->fs.close(ctx->fs.user, file);
+  if (!failed && (rc = fs->sync(fs->user, file)) < 0) failed = "sync";
+  int close_rc = fs->close(fs->user, file);
   if (!failed && close_rc < 0) failed = "close", rc = close_rc;
   return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
 }
@@ -79,25 +84,27 @@ static bk_status write_synced(bk_context *ctx, const char *path, const void *dat
 /* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash.
  * `tolerated`: an error that is none. */
 static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
+  const bk_fs *fs = bk_context_fs(ctx);
   const char *slash = strrchr(path, '/');
   size_t length = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
   char *folder = slash ? bk_format(ctx, "%.*s", (int)length, path) : bk_strdup(ctx, ".");
   if (!folder) return BK_ERR_MEMORY;
-  int rc = ctx->fs.sync_dir(ctx->fs.user, folder);
+  int rc = fs->sync_dir(fs->user, folder);
   bk_status status = rc < 0 && rc != tolerated ? io_fail(ctx, "sync folder", folder, rc) : BK_OK;
   bk_free(ctx, folder);
   return status;
 }
 
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes) {
+  const bk_fs *fs = bk_context_fs(ctx);
   char *beside = bk_format(ctx, "%s.tmp", path);
   if (!beside) return BK_ERR_MEMORY;
   bk_status status = write_synced(ctx, beside, data, bytes);
   if (status == BK_OK) {
-    int rc = ctx->fs.rename(ctx->fs.user, beside, path);
+    int rc = fs->rename(fs->user, beside, path);
     if (rc < 0) status = io_fail(ctx, "rename to", path, rc);
   }
-  if (status != BK_OK) ctx->fs.remove(ctx->fs.user, beside);
+  if (status != BK_OK) fs->remove(fs->user, beside);
   else status = sync_parent(ctx, path, 0);
   bk_free(ctx, beside);
   return status;
@@ -109,6 +116,7 @@ static bk_status sync_made(bk_context *ctx, const char *path) {
 }
 
 bk_status bk_mkdirs(bk_context *ctx, const char *path) {
+  const bk_fs *fs = bk_context_fs(ctx);
   char *partial = bk_strdup(ctx, path);
   if (!partial) return BK_ERR_MEMORY;
   bk_status status =
@@ -118,9 +126,9 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
     while (*p && *p != '/') p++;
     char saved = *p;
     *p = '\0';
-    int kind, rc = ctx->fs.mkdir(ctx->fs.user, partial);
+    int kind, rc = fs->mkdir(fs->user, partial);
     if (rc == 0) status = sync_made(ctx, partial);
-    else if ((kind = ctx->fs.kind(ctx->fs.user, partial)) != 1)
+    else if ((kind = fs->kind(fs->user, partial)) != 1)
       status = io_fail(ctx, "make folder", partial,
                        rc != -EEXIST ? rc
                        : kind < 0    ? kind
@@ -151,8 +159,9 @@ static void name_list_add(void *arg, const char *name) {
 
 bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
                          int *error) {
+  const bk_fs *fs = bk_context_fs(ctx);
   name_list list = {.ctx = ctx, .status = BK_OK};
-  *error = ctx->fs.list(ctx->fs.user, path, name_list_add, &list);
+  *error = fs->list(fs->user, path, name_list_add, &list);
   if (list.status != BK_OK) {
     bk_names_free(ctx, list.names, list.count);
     return list.status;
@@ -202,29 +211,33 @@ static bk_status remove_contents(bk_context *ctx, const char *path) {
 /* Removal is tried before looking inside: a link to a folder is removed itself, never what it
  * points to. */
 bk_status bk_remove_tree(bk_context *ctx, const char *path) {
+  const bk_fs *fs = bk_context_fs(ctx);
   if (!path[strspn(path, "/")])
     return bk_fail(ctx, BK_ERR_ARGUMENT, "will not remove the folder \"%s\"", path);
-  int rc = ctx->fs.remove(ctx->fs.user, path);
+  int rc = fs->remove(fs->user, path);
   if (rc == 0 || rc == -ENOENT) return BK_OK;
   if (rc != -ENOTEMPTY && rc != -EEXIST) return io_fail(ctx, "remove", path, rc);
   BK_TRY(remove_contents(ctx, path));
-  rc = ctx->fs.remove(ctx->fs.user, path);
+  rc = fs->remove(fs->user, path);
   return rc < 0 && rc != -ENOENT ? io_fail(ctx, "remove", path, rc) : BK_OK;
 }
 
 bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind) {
-  int rc = ctx->fs.kind(ctx->fs.user, path);
+  const bk_fs *fs = bk_context_fs(ctx);
+  int rc = fs->kind(fs->user, path);
   if (rc < 0 && rc != -ENOENT && rc != -ENOTDIR) return io_fail(ctx, "look at", path, rc);
   *kind = rc < 0 ? -1 : rc;
   return BK_OK;
 }
 
 bool bk_path_exists(bk_context *ctx, const char *path) {
-  return ctx->fs.kind(ctx->fs.user, path) >= 0;
+  const bk_fs *fs = bk_context_fs(ctx);
+  return fs->kind(fs->user, path) >= 0;
 }
 
 bool bk_path_is_dir(bk_context *ctx, const char *path) {
-  return ctx->fs.kind(ctx->fs.user, path) == 1;
+  const bk_fs *fs = bk_context_fs(ctx);
+  return fs->kind(fs->user, path) == 1;
 }
 
 char *bk_path_join(bk_context *ctx, const char *folder, const char *name) {

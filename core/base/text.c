@@ -1,5 +1,5 @@
 /* Names and numbers as people type them. */
-#include "base/base.h"
+#include "base/text.h"
 
 #include <limits.h>
 #include <locale.h>

@@ -374,19 +374,21 @@ bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
 
 /* ---- rows, columns ---- */
 
-static bk_status give_rows(rows *r, bk_metrics_each each, void *arg) {
+typedef bk_status (*line_fn)(void *arg, const row_line *line);
+
+static bk_status give_rows(rows *r, line_fn each, void *arg) {
   row_line line;
   for (;;) {
     BK_TRY(rows_next(r, &line));
     if (line.kind == END) return BK_OK;
     if (line.kind != ROW) continue;
-    bk_status status = each(arg, line.row, line.step);
+    bk_status status = each(arg, &line);
     json_decref(line.row);
     BK_TRY(status);
   }
 }
 
-bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_each each, void *arg) {
+static bk_status for_lines(bk_context *ctx, const char *path, line_fn each, void *arg) {
   rows r;
   order o;
   BK_TRY(order_read(&o, ctx, path, INT64_MAX));
@@ -402,6 +404,20 @@ bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_each eac
   return status;
 }
 
+typedef struct receiver {
+  bk_metrics_row_fn each;
+  void *user;
+} receiver;
+
+static bk_status give_text(void *arg, const row_line *line) {
+  const receiver *to = arg;
+  return to->each(to->user, line->step, line->text, line->bytes);
+}
+
+bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_row_fn each, void *user) {
+  return for_lines(ctx, path, give_text, &(receiver){each, user});
+}
+
 typedef struct column {
   bk_context *ctx;
   const char *key;
@@ -410,12 +426,12 @@ typedef struct column {
   size_t count, step_capacity, value_capacity;
 } column;
 
-static bk_status column_add(void *arg, json_t *row, int64_t step) {
+static bk_status column_add(void *arg, const row_line *line) {
   column *c = arg;
-  const json_t *value = json_object_get(row, c->key);
+  const json_t *value = json_object_get(line->row, c->key);
   BK_TRY(bk_grow(c->ctx, (void **)&c->steps, &c->step_capacity, c->count + 1, sizeof *c->steps));
   BK_TRY(bk_grow(c->ctx, (void **)&c->values, &c->value_capacity, c->count + 1, sizeof *c->values));
-  c->steps[c->count] = step;
+  c->steps[c->count] = line->step;
   c->values[c->count++] = json_is_number(value) ? json_number_value(value) : (double)NAN;
   return BK_OK;
 }
@@ -423,7 +439,7 @@ static bk_status column_add(void *arg, json_t *row, int64_t step) {
 bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps,
                           double **values, int64_t *count) {
   column c = {.ctx = ctx, .key = key};
-  bk_status status = bk_metrics_rows(ctx, path, column_add, &c);
+  bk_status status = for_lines(ctx, path, column_add, &c);
   if (status != BK_OK) {
     bk_free(ctx, c.steps);
     bk_free(ctx, c.values);

@@ -1,6 +1,7 @@
 /* Questions to the list of connection kinds: see runtime/connection.h. */
 #include "runtime/connection.h"
 
+#include <birkhoff/config.h>
 #include <stdio.h>
 
 /* models/connections/kinds.c; by number. Every kind is a file there; this folder knows none. */
@@ -41,4 +42,13 @@ int bk_hc_base_count(bk_hc_kind kind, int n) {
 int bk_hc_scale_count(bk_hc_kind kind) {
   const bk_connection_kind *k = bk_connection_kind_of(kind);
   return k ? k->scales : 0;
+}
+
+bool bk_connection_describe(bk_hc_kind kind, bk_connection_info *info) {
+  const bk_connection_kind *k = bk_connection_kind_of(kind);
+  if (!k || kind == BK_HC_HEAD) return false;
+  *info =
+      (bk_connection_info){.name = k->name, .summary = k->summary, .signed_maps = k->signed_maps};
+  bk_connection_streams_text(k, info->streams, sizeof info->streams);
+  return true;
 }

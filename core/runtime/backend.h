@@ -41,27 +41,6 @@ static inline void *bk_place_data(bk_place p) {
   return p.buffer ? (char *)p.buffer->handle + p.offset : NULL;
 }
 
-typedef struct bk_device_props {
-  char name[128];
-  char driver[128];
-  /* buffer handles are host addresses; no copies needed to look at them */
-  bool host_memory;
-  size_t max_alloc;         /* bytes of one buffer; 0 = no limit */
-  size_t max_binding_range; /* bytes one kernel can address through one binding; 0 = no limit */
-  size_t offset_alignment;  /* of a tensor's offset in its buffer */
-  int threads;              /* host workers, or 0 */
-  /* what a stream is given can be captured as a graph and given again */
-  bool captures;
-  uint32_t storage_dtypes; /* set of 1u << bk_dtype that models may be stored in */
-  /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
-  char isa[32];
-  /* work items of a group that the device allows; 0: none, or not told */
-  int max_group;
-  size_t local_bytes; /* memory that a group shares; 0: none, or not told */
-  /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
-  char features[128];
-} bk_device_props;
-
 typedef struct bk_device_ops {
   void (*close)(bk_device *device);
   bk_status (*memory_info)(bk_device *device, size_t *free_bytes, size_t *total_bytes);
@@ -186,7 +165,6 @@ struct bk_kernel {
   void (*release)(bk_device *device, void *state);
 };
 
-#define BK_DT(d) (1u << (d))
 #define BK_KIND(kind) (1u << (kind))
 #define BK_KINDS_ALL UINT32_MAX
 /* Rows: with all there is (kinds 0: the op has none); with a limit on what they take; with a

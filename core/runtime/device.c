@@ -85,3 +85,6 @@ bk_status bk_event_make(bk_device *device, const bk_event_ops *ops, size_t bytes
 bk_status bk_event_never_recorded(const bk_event *event) {
   return bk_fail(event->device->ctx, BK_ERR_ARGUMENT, "elapsed: an event was never recorded");
 }
+
+const bk_device_props *bk_device_properties(const bk_device *device) { return &device->props; }
+const char *bk_device_backend_name(const bk_device *device) { return device->backend->name; }

@@ -57,22 +57,18 @@ static bk_status fail_unknown(bk_context *ctx, const char *name, const char *wha
                  present);
 }
 
-/* A backend of ours whose module is not installed: its device is absent, its name is not wrong. */
+/* Where only a module is missing, the device is absent and its name is not wrong. */
 static bk_status fail_not_registered(bk_context *ctx, const char *name, const char *family) {
-  static const char *const modules[] = {"cuda", "opencl", "vulkan"};
   char present[512];
-  for (size_t i = 0; i < BK_COUNT(modules); i++) {
-    if (strcmp(family, modules[i]) != 0) continue;
-    list_present(ctx, present, sizeof present);
-    return bk_fail(
-        ctx, BK_ERR_ABSENT,
-        "device %s is not here: the %s backend is not installed; devices that are there: %s", name,
-        family, present);
-  }
-  return fail_unknown(ctx, name, "there is no such backend");
+  if (!bk_registry_is_module(family)) return fail_unknown(ctx, name, "there is no such backend");
+  list_present(ctx, present, sizeof present);
+  return bk_fail(
+      ctx, BK_ERR_ABSENT,
+      "device %s is not here: the %s backend is not installed; devices that are there: %s", name,
+      family, present);
 }
 
-static const bk_backend *best_backend(bk_context *ctx) {
+const bk_backend *bk_device_best_backend(bk_context *ctx) {
   const bk_backend *best = NULL;
   for (int i = 0; i < bk_backend_count(); i++) {
     const bk_backend *b = bk_backend_get(i);
@@ -101,7 +97,7 @@ static bk_status select_backend(bk_context *ctx, const char *name, const bk_back
                                 int *index) {
   if (!name) {
     *index = 0;
-    *backend = best_backend(ctx);
+    *backend = bk_device_best_backend(ctx);
     if (*backend) return BK_OK;
     return bk_fail(ctx, BK_ERR_ABSENT, "no device is here: none of the %d backends finds one",
                    bk_backend_count());
@@ -115,15 +111,13 @@ static bk_status select_backend(bk_context *ctx, const char *name, const bk_back
   return check_present(ctx, *backend, name, *index);
 }
 
-/* The other host backend, the fast one first. */
+/* Another backend that every build has: for ops that the device lacks. */
 static bk_status open_fallback(const bk_device *device, bk_device **fallback) {
   bk_device_options options = {.threads = device->options.threads};
-  const char *candidates[] = {"cpu", "ref"};
-  for (size_t i = 0; i < BK_COUNT(candidates); i++) {
-    const bk_backend *backend = bk_backend_find(candidates[i]);
-    if (backend && backend != device->backend)
-      return bk_device_open(device->ctx, candidates[i], &options, fallback);
-  }
+  const bk_backend *backend;
+  for (size_t i = 0; (backend = bk_registry_host(i)) != NULL; i++)
+    if (backend != device->backend)
+      return bk_device_open(device->ctx, backend->name, &options, fallback);
   return BK_OK;
 }
 

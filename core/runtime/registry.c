@@ -20,6 +20,11 @@ static const bk_backend *const compiled_in[] = {
     &BK_STATIC_BACKEND,
 #endif
 };
+/* Those of them that any machine has, the fast one first: what other devices fall back on. */
+static const bk_backend *const hosts[] = {&bk_backend_cpu, &bk_backend_ref};
+/* Backends of this project that are modules: where one is not installed, its devices are absent
+ * and their names are not wrong. */
+static const char *const modules[] = {"cuda", "opencl", "vulkan"};
 
 static struct {
   pthread_mutex_t lock;      /* of the lists */
@@ -84,6 +89,14 @@ const bk_backend *bk_backend_find(const char *name) {
     if (strcmp(b->name, name) == 0) return b;
   }
   return NULL;
+}
+
+const bk_backend *bk_registry_host(size_t i) { return i < BK_COUNT(hosts) ? hosts[i] : NULL; }
+
+bool bk_registry_is_module(const char *name) {
+  for (size_t i = 0; i < BK_COUNT(modules); i++)
+    if (strcmp(name, modules[i]) == 0) return true;
+  return false;
 }
 
 void bk_registry_note_refused(const char *path, const char *reason) {

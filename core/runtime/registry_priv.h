@@ -1,4 +1,4 @@
-/* Shared by registry.c, loader.c, verify.c, device.c and open.c. */
+/* Shared by registry.c, loader.c, verify.c, device.c, open.c and report.c. */
 #ifndef BK_REGISTRY_PRIV_H
 #define BK_REGISTRY_PRIV_H
 
@@ -15,6 +15,13 @@ bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int in
 /* Verifies and adds a backend without a message; `reason` says why not. Adding one twice is
  * BK_OK. */
 bk_status bk_registry_add(const bk_backend *backend, char *reason, size_t reason_size);
+/* registry.c: the backends that every build has, the one to fall back on first; NULL past the
+ * last. */
+const bk_backend *bk_registry_host(size_t i);
+/* Whether this project has a module of that name, installed or not. */
+bool bk_registry_is_module(const char *name);
+/* open.c: the backend whose first device is opened where none is named, or NULL. */
+const bk_backend *bk_device_best_backend(bk_context *ctx);
 /* Remembers a module that was refused; past the capacity it is only logged. */
 void bk_registry_note_refused(const char *path, const char *reason);
 /* True if one of the function pointers that a vtable of `bytes` bytes consists of is NULL. */

@@ -6,8 +6,11 @@
 #include <birkhoff/context.h>
 #include <birkhoff/data.h>
 #include <birkhoff/device.h>
+#include <birkhoff/forward.h>
+#include <birkhoff/metrics.h>
 #include <birkhoff/model.h>
 #include <birkhoff/residual.h>
+#include <birkhoff/safetensors.h>
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>
 #include <birkhoff/types.h>

@@ -138,6 +138,16 @@ BK_API bk_status bk_trainer_state_write(bk_context *ctx, const char *path,
                                         const bk_trainer_state *s);
 BK_API bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s);
 
+/* ---- kinds of residual connections ---- */
+typedef struct bk_connection_info {
+  const char *name;    /* in configurations and on the command line: "mhc" */
+  const char *summary; /* a few words */
+  char streams[32];    /* numbers of streams (hc_mult) that it can have: "1 to 8" */
+  bool signed_maps;    /* entries of its maps may be negative, so that cancellation can hide gain */
+} bk_connection_info;
+/* False, and *info untouched: there is no such kind, or it is no residual connection (HEAD). */
+BK_API bool bk_connection_describe(bk_hc_kind kind, bk_connection_info *info);
+
 /* ---- presets: tiny, demo, mhc-3b, mhc-9b, mhc-27b ---- */
 /* BK_ERR_NOT_FOUND lists the presets; also sets the recipe that goes with it; t may be NULL */
 BK_API bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,

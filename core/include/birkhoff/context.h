@@ -90,6 +90,10 @@ typedef struct bk_memory_stats {
 } bk_memory_stats;
 BK_API void bk_context_memory_stats(const bk_context *context, bk_memory_stats *stats);
 
+/* The file access of a context: what was handed in, or the operating system's. Valid as long as
+ * the context; never NULL. */
+BK_API const bk_fs *bk_context_fs(const bk_context *context);
+
 /* ---- memory and messages of a context, as the library itself uses them ---- */
 
 #if defined(__GNUC__)

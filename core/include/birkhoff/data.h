@@ -40,10 +40,15 @@ BK_API bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int 
  * dataset is closed. A token not below vocab_size: BK_ERR_DATA names its position. */
 BK_API bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
                                         int token_bytes, int64_t vocab_size, bk_dataset **ds);
-BK_API void bk_dataset_close(bk_dataset *ds);
+BK_API void bk_dataset_close(bk_dataset *ds); /* NULL is allowed */
 BK_API int64_t bk_dataset_tokens(const bk_dataset *ds);
 /* bytes of text behind the tokens; -1 if a .bin is among them, or from memory */
 BK_API int64_t bk_dataset_bytes(const bk_dataset *ds);
+/* Whether a file is read as a stream of tokens and not as text: its name ends in .bin, in small or
+ * capital letters. */
+BK_API bool bk_path_is_bin(const char *path);
+/* Tokens of .bin files that BK_SPLIT_TRAIN has left to validation. */
+BK_API int64_t bk_dataset_kept_back(const bk_dataset *ds);
 BK_API uint64_t bk_dataset_hash(const bk_dataset *ds);
 BK_API int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
 
@@ -63,16 +68,22 @@ BK_API int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
 BK_API int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i,
                                       int32_t *ids, int32_t *targets);
 
-/* One training step's numbers, as in metrics.jsonl. */
-typedef struct bk_metrics_row {
-  int64_t step, tokens; /* tokens seen so far */
-  double loss, lr, grad_norm, tokens_per_s;
-  bool has_val, has_gain;                       /* absent keys are not written */
-  double val_loss, gain_forward, gain_backward; /* composite H_L ... H_1, mean over tokens */
-  int n_layers, n_experts;                      /* MoE layers; 0: no expert_load */
-  /* [n_layers][n_experts] share of the step's choices, sums to 1 per layer */
-  const double *expert_load;
-} bk_metrics_row;
+/* ---- tokens for one pass ---- */
+
+/* Tokens for one pass, as `birkhoff forward --tokens` takes them: a safetensors file with
+ * input_ids [B,T] (I32 or I64) and, optionally, targets [B,T] (-100 = ignored; default:
+ * targets[b,t] = input_ids[b,t+1], and -100 at the last t). */
+typedef struct bk_tokens {
+  int64_t batch, seq_len, kept; /* B, T, targets that count */
+  int32_t *ids, *targets;       /* [B,T] */
+} bk_tokens;
+
+/* Errors are BK_ERR_DATA, naming file, tensor and place: a wrong shape or dtype, sequences longer than
+ * `longest`, a token that is not below vocab_size, no kept target at all. */
+BK_API bk_status bk_tokens_read(bk_context *ctx, const char *path, int64_t vocab_size,
+                                int64_t longest, bk_tokens *tokens);
+/* Frees what bk_tokens_read made; safe on a zeroed struct. */
+BK_API void bk_tokens_fini(bk_context *ctx, bk_tokens *tokens);
 
 #ifdef __cplusplus
 }

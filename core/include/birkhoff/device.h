@@ -53,6 +53,54 @@ BK_API bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backe
                                         const bk_device_options *options, bk_device **device);
 BK_API void bk_device_close(bk_device *device); /* NULL is allowed */
 
+/* What a device is and what it can do. */
+typedef struct bk_device_props {
+  char name[128]; /* what the driver calls it */
+  char driver[128];
+  /* buffer handles are host addresses; no copies needed to look at them */
+  bool host_memory;
+  size_t max_alloc;         /* bytes of one buffer; 0 = no limit */
+  size_t max_binding_range; /* bytes one kernel can address through one binding; 0 = no limit */
+  size_t offset_alignment;  /* of a tensor's offset in its buffer */
+  int threads;              /* host workers, or 0 */
+  /* what a stream is given can be captured as a graph and given again */
+  bool captures;
+  uint32_t storage_dtypes; /* set of 1u << bk_dtype that models may be stored in */
+  /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
+  char isa[32];
+  /* work items of a group that the device allows; 0: none, or not told */
+  int max_group;
+  size_t local_bytes; /* memory that a group shares; 0: none, or not told */
+  /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
+  char features[128];
+} bk_device_props;
+/* Of an open device; as long as it is open. */
+BK_API const bk_device_props *bk_device_properties(const bk_device *device);
+/* "cpu", "cuda", ...: the backend that it belongs to. */
+BK_API const char *bk_device_backend_name(const bk_device *device);
+
+/* ---- all devices that are known ---- */
+typedef enum bk_device_state {
+  BK_DEVICE_OK,
+  BK_DEVICE_ABSENT, /* a backend is here, its hardware or driver is not */
+  BK_DEVICE_REFUSED /* a device, or a module of a backend, that cannot be used */
+} bk_device_state;
+typedef struct bk_device_report {
+  char name[128]; /* as bk_device_open takes it, "cuda:1"; of a module that is refused, its file */
+  bk_device_state state;
+  char reason[256];      /* why it cannot be used; empty where it can */
+  bk_device_props props; /* of one that can */
+  size_t memory_bytes;
+  bool is_default; /* what bk_device_open takes without a name */
+} bk_device_report;
+typedef bk_status (*bk_device_fn)(void *user, const bk_device_report *report);
+/* Gives each in turn until one call does not return BK_OK, which is returned. The first use of a
+ * context that has an operating system loads the modules. */
+BK_API bk_status bk_devices(bk_context *ctx, bk_device_fn each, void *user);
+/* The names of the backends that are here, whether their devices are or not: i from 0, NULL past
+ * the last. */
+BK_API const char *bk_backend_name(bk_context *ctx, int i);
+
 #ifdef __cplusplus
 }
 #endif

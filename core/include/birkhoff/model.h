@@ -37,6 +37,40 @@ BK_API void bk_model_destroy(bk_model *model); /* NULL is allowed */
  * masters, zero moments. */
 BK_API bk_status bk_model_init(bk_model *model, uint64_t seed);
 
+/* What it was made with. The configuration stays as long as the model. */
+BK_API const bk_model_config *bk_model_config_of(const bk_model *model);
+BK_API bk_dtype bk_model_dtype(const bk_model *model);
+
+/* ---- parameters: the tensors of a checkpoint, under their names there, in its order ---- */
+#define BK_PARAM_MAX_DIMS 4
+typedef struct bk_param_info {
+  const char *name; /* "model.layers.3.mlp.experts.7.up_proj.weight"; as long as the model */
+  int ndim;
+  int64_t shape[BK_PARAM_MAX_DIMS];
+  int64_t count;  /* elements */
+  bool trainable; /* the router's correction bias is not: the balancing rule writes it */
+} bk_param_info;
+BK_API int bk_model_param_count(const bk_model *model);
+BK_API bk_status bk_model_param_info(const bk_model *model, int i, bk_param_info *info);
+/* What there is of a parameter: a model that is not trainable has weights alone, and masters are
+ * there where the weights are not fp32 (or fp64) themselves. */
+typedef enum bk_param_part {
+  BK_PARAM_WEIGHT,
+  BK_PARAM_GRAD,
+  BK_PARAM_MASTER,
+  BK_PARAM_M,
+  BK_PARAM_V
+} bk_param_part;
+/* All elements as doubles, densely, to and from host memory of info.count doubles; waits for the
+ * device. What the model does not have: BK_ERR_ARGUMENT, logged. */
+BK_API bk_status bk_model_param_read(const bk_model *model, int i, bk_param_part part,
+                                     double *values);
+BK_API bk_status bk_model_param_write(bk_model *model, int i, bk_param_part part,
+                                      const double *values);
+/* Whether all weights, masters and moments on the device are finite. BK_ERR_NOT_FINITE, not
+ * logged, with the first that is not in `what`, in words; else `what` is empty. */
+BK_API bk_status bk_model_check_finite(bk_model *model, char *what, size_t size);
+
 /* Bytes of the weights, gradients, ... of the model itself. */
 BK_API size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
 
@@ -51,7 +85,7 @@ BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_mo
 
 /* ---- checkpoints ---- */
 
-/* Checkpoints (design.md section 5): a folder with config.json and model.safetensors, and for
+/* Checkpoints (doc/files.md): a folder with config.json and model.safetensors, and for
  * resuming optimizer.safetensors and trainer_state.json. Written beside its final name as
  * NAME.tmp, synced, renamed: a crash leaves the previous one whole.
  *
@@ -110,6 +144,9 @@ BK_API bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_
  * replaced; anything else there is left alone: BK_ERR_ARGUMENT. */
 BK_API bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state,
                                     const char *path);
+
+/* Bytes of the host copy through which saving and loading move tensors, whatever their sizes. */
+BK_API size_t bk_checkpoint_staging(void);
 
 /* Reads config.json and the weights. dtype BK_NONE: the dtype of the checkpoint's matrices (of
  * F16: fp32). Trainable models get masters from the weights and zero moments. */

@@ -12,10 +12,11 @@ extern "C" {
 
 typedef enum bk_status {
   BK_OK = 0,
-  /* argument: the caller passed something wrong; a command exits with 2 */
+  /* argument: the caller passed something wrong; the command exits with 2 */
   BK_ERR_ARGUMENT = 100,    /* a value outside its range, a NULL, a wrong shape or dtype */
   BK_ERR_CONFIG = 101,      /* a model or recipe configuration that cannot be honoured */
-  BK_ERR_UNSUPPORTED = 102, /* no kernel on the device for this op, dtypes and shapes */
+  BK_ERR_UNSUPPORTED = 102, /* no kernel on the device for this op, dtypes and shapes; exit
+                               * status 1 */
   BK_ERR_NOT_FOUND = 103,   /* a name that is not known (device, preset, key, tensor) */
   /* resource */
   BK_ERR_MEMORY = 200, /* an allocation failed or a limit was exceeded */

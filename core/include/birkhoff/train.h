@@ -4,13 +4,14 @@
 #define BIRKHOFF_TRAIN_H
 
 #include <birkhoff/data.h>
+#include <birkhoff/metrics.h>
 #include <birkhoff/model.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-/* Amax gain magnitude of residual maps (mHC paper section 3.1; design.md section 3), per token
+/* Amax gain magnitude of residual maps (mHC paper section 3.1; doc/numerics.md), per token
  * in double: forward(H) = max_k |sum_m H[k][m]|, backward(H) = max_m |sum_k H[k][m]|, H[k][m] =
  * comb[m][k]. Single sublayer, and composites forward at depth l: H_l ... H_1; backward at depth
  * l: H_L ... H_l. Mean and maximum over tokens. */
@@ -26,6 +27,12 @@ typedef struct bk_gain {
   double total_forward, total_backward; /* of H_L ... H_1: means over tokens */
   double *mean_composite; /* [n][n] destination, source: H_L ... H_1 averaged over tokens */
 } bk_gain;
+/* The gains of a model on data: whole windows of seq_len tokens from the beginning, max_tokens of
+ * them at most, and at least one. BK_ERR_DATA where the data has no whole window. plain and ihc
+ * count as identity maps: exactly 1. A model with max_position_embeddings below seq_len is refused. */
+BK_API bk_status bk_gain_measure(bk_model *model, const bk_dataset *data, int64_t seq_len,
+                                 int64_t max_tokens, bk_gain **gain);
+BK_API void bk_gain_destroy(bk_gain *gain); /* NULL is allowed */
 
 typedef struct bk_trainer bk_trainer;
 

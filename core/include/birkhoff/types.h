@@ -19,6 +19,9 @@ typedef enum bk_dtype {
   BK_DTYPE_COUNT
 } bk_dtype;
 
+/* A set of dtypes is the sum of these. */
+#define BK_DT(dtype) (1u << (dtype))
+
 BK_API size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
 BK_API const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
 BK_API bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
