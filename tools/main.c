@@ -1,4 +1,4 @@
-/* birkhoff: the command. One table of subcommands; see design.md section 5 and birkhoff(1). */
+/* birkhoff: the command. One table of subcommands; see doc/files.md and birkhoff(1). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

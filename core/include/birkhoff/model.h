@@ -51,7 +51,7 @@ void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_model_cou
 
 /* ---- checkpoints ---- */
 
-/* Checkpoints (design.md section 5): a folder with config.json and model.safetensors, and for
+/* Checkpoints (doc/files.md): a folder with config.json and model.safetensors, and for
  * resuming optimizer.safetensors and trainer_state.json. Written beside its final name as
  * NAME.tmp, synced, renamed: a crash leaves the previous one whole.
  *

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-/* Amax gain magnitude of residual maps (mHC paper section 3.1; design.md section 3), per token
+/* Amax gain magnitude of residual maps (mHC paper section 3.1; doc/numerics.md), per token
  * in double: forward(H) = max_k |sum_m H[k][m]|, backward(H) = max_m |sum_k H[k][m]|, H[k][m] =
  * comb[m][k]. Single sublayer, and composites forward at depth l: H_l ... H_1; backward at depth
  * l: H_L ... H_l. Mean and maximum over tokens. */
