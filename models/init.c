@@ -1,5 +1,5 @@
 /* Initial values, made on the host from (seed, hash of the tensor's name, element): the same
- * bits on every machine and backend (design.md section 3). Stored weights are the rounded fp32
+ * bits on every machine and backend (doc/numerics.md). Stored weights are the rounded fp32
  * master values. */
 #include "models/model_priv.h"
 

@@ -1,4 +1,4 @@
-/* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, design.md section 4): parameters on
+/* The mHC mixture-of-experts transformer (DeepSeek-V3 shape, doc/model.md): parameters on
  * a device. A bk_model holds weights (and, if trainable, gradients, masters, moments) of one or
  * more chunks, ranges of sublayers, with one set of lanes, one step block and one optimiser between
  * them. A bk_chunk (chunk.h) holds what one shape of batch needs to run one of them, a bk_runner

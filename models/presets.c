@@ -3,7 +3,7 @@
  * (2.97B/612M, 9.18B/1.66B, 27.0B/4.14B): query/key 128 + 64, value 128, no query compression,
  * dense FFN width = (active + shared) x expert width. Not stated there and chosen here: no
  * expert groups, weights normalised over the chosen experts and scaled by 2.5, as DeepSeek-V3.
- * rms_norm_eps and adam_eps: design.md section 4 and arXiv 2512.24880. */
+ * rms_norm_eps and adam_eps: doc/model.md and arXiv 2512.24880. */
 #include "models/model.h"
 
 #include <string.h>

@@ -1,4 +1,5 @@
-/* birkhoff forward: one pass over given tokens, every result in a safetensors file (doc/files.md): logits [B,T,V], loss [1], with --backward grad.NAME, with --maps maps.pre and
+/* birkhoff forward: one pass over given tokens, every result in a safetensors file
+ * (doc/files.md): logits [B,T,V], loss [1], with --backward grad.NAME, with --maps maps.pre and
  * maps.post [S,B,T,n] and maps.res [S,B,T,n,n] (destination, source). The file is written beside
  * its final name and renamed. No state changes. */
 #include <jansson.h>

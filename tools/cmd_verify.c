@@ -1,5 +1,5 @@
 /* birkhoff verify: one training step on two devices from the same weights and tokens, compared
- * tensor by tensor (design.md section 3, "Comparing"): expert choices, loss, logits, every
+ * tensor by tensor (doc/numerics.md, "Comparing"): expert choices, loss, logits, every
  * gradient, every weight's step. birkhoff-verify(1) states the bounds.
  *
  * nmse = sum (a - b)^2 / sum b^2, b on the reference device; for a gradient the denominator is

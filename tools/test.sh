@@ -26,8 +26,9 @@ done
 [ ${#STAGES[@]} -gt 0 ] || STAGES=("${ORDINARY[@]}")
 passed=0 failed=0 skipped=0
 export BK_TEST_CACHE=$ROOT/cache # what GPU drivers compile, for all stages together
+export BK_TEST_FORMAT=1 # the layout of sources is judged, not skipped
 
-install_packages "${BUILD_PACKAGES[@]}" "${GPU_BUILD_PACKAGES[@]}" "${GPU_TEST_PACKAGES[@]}" g++ check clang clang-format libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+install_packages "${BUILD_PACKAGES[@]}" "${GPU_BUILD_PACKAGES[@]}" "${GPU_TEST_PACKAGES[@]}" g++ check clang clang-format-14 libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
 # One log: check's "Checks:" line, a line "N passed, N failed[, N skipped]", or the test as a whole.
 count_log() {

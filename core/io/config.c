@@ -1,4 +1,4 @@
-/* The configuration's tables, defaults and rules. What is refused and why: design.md section 4.
+/* The configuration's tables, defaults and rules. What is refused and why: doc/model.md.
  * Defaults: the model has none of its own (an absent key takes Hugging Face's, see
  * bk_model_config_absent); the recipe's are those of arXiv 2512.24880's appendix scaled to small
  * runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20). */

@@ -54,8 +54,8 @@ bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_tr
  * reading: models/ sees no JSON library. */
 bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                         bool *whole);
-/* Hugging Face's DeepseekV3Config defaults (transformers 5.23), residual plain, and design.md
- * section 3's for hc_*. */
+/* Hugging Face's DeepseekV3Config defaults (transformers 5.23), residual plain, and
+ * doc/model.md's for hc_*. */
 extern const bk_model_config bk_model_config_absent;
 
 #endif

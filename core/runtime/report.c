@@ -10,7 +10,8 @@ typedef struct listing {
   void *user;
 } listing;
 
-/* A report for each line of what a probe said: devices that cannot be used, or why there is none. */
+/* A report for each line of what a probe said: devices that cannot be used, or why there is none.
+ */
 static bk_status list_reasons(const listing *l, const char *name, bk_device_state state,
                               const char *lines) {
   for (const char *end; *lines; lines = *end ? end + 1 : end) {

@@ -1,4 +1,4 @@
-/* Mixture of experts, DeepSeek-V3 (design.md section 4). F is four pieces: route (scores,
+/* Mixture of experts, DeepSeek-V3 (doc/model.md). F is four pieces: route (scores,
  * choice, order by expert), dispatch (tokens to their experts), experts, combine (weighted sum,
  * back at the token); dispatch and combine move rows inside the device here. Shared experts are
  * one dense MLP beside them, a piece of its own. Of the M = N k rows only gate_up and the

@@ -181,7 +181,7 @@ static BK_UNUSED double distance(const double *a, const double *b, int64_t n) {
   return sqrt(sum);
 }
 
-/* Worst over tensors of |a - b| / max(|b|, 1e-6 global |b|) (design.md section 3, Comparing);
+/* Worst over tensors of |a - b| / max(|b|, 1e-6 global |b|) (doc/numerics.md, Comparing);
  * names the tensor. */
 static BK_UNUSED double worst_grad_error(const bk_model *m, const double *a, const double *b,
                                          int64_t count, const char **name) {

@@ -129,7 +129,7 @@ START_TEST(test_presets) {
 }
 END_TEST
 
-/* Initial values: design.md section 3; the same on every backend; nothing depends on the order
+/* Initial values: doc/numerics.md; the same on every backend; nothing depends on the order
  * of creation. */
 static void check_values(const bk_model *m, const char *name, const double *want, int64_t n) {
   const bk_param *p = bk_model_find(m, name);

@@ -8,7 +8,7 @@
 
 typedef struct bounds {
   double value;    /* logits and loss, absolute, at sizes near 1 */
-  double gradient; /* per tensor, relative (design.md section 3, Comparing) */
+  double gradient; /* per tensor, relative (doc/numerics.md, Comparing) */
   double training; /* losses and gradient norms of ten steps, relative */
   double after;    /* weights after ten steps, relative to the tensor's norm */
 } bounds;

@@ -78,8 +78,8 @@ typedef struct bk_tokens {
   int32_t *ids, *targets;       /* [B,T] */
 } bk_tokens;
 
-/* Errors are BK_ERR_DATA, naming file, tensor and place: a wrong shape or dtype, sequences longer than
- * `longest`, a token that is not below vocab_size, no kept target at all. */
+/* Errors are BK_ERR_DATA, naming file, tensor and place: a wrong shape or dtype, sequences longer
+ * than `longest`, a token that is not below vocab_size, no kept target at all. */
 BK_API bk_status bk_tokens_read(bk_context *ctx, const char *path, int64_t vocab_size,
                                 int64_t longest, bk_tokens *tokens);
 /* Frees what bk_tokens_read made; safe on a zeroed struct. */

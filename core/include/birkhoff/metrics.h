@@ -45,7 +45,8 @@ BK_API void bk_metrics_close(bk_metrics *metrics);
  * PATH.damaged. Missing file: BK_OK. */
 BK_API bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step);
 /* Gives the rows in turn, as JSON text of `bytes` bytes that is valid for the call only, until one
- * call does not return BK_OK, which is returned. Damaged lines are passed over, with one warning. */
+ * call does not return BK_OK, which is returned. Damaged lines are passed over, with one warning.
+ */
 typedef bk_status (*bk_metrics_row_fn)(void *user, int64_t step, const char *json, size_t bytes);
 BK_API bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_row_fn each,
                                  void *user);

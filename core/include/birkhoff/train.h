@@ -29,7 +29,7 @@ typedef struct bk_gain {
 } bk_gain;
 /* The gains of a model on data: whole windows of seq_len tokens from the beginning, max_tokens of
  * them at most, and at least one. BK_ERR_DATA where the data has no whole window. plain and ihc
- * count as identity maps: exactly 1. A model with max_position_embeddings below seq_len is refused. */
+ * count as identity maps: exactly 1. A seq_len above max_position_embeddings is refused. */
 BK_API bk_status bk_gain_measure(bk_model *model, const bk_dataset *data, int64_t seq_len,
                                  int64_t max_tokens, bk_gain **gain);
 BK_API void bk_gain_destroy(bk_gain *gain); /* NULL is allowed */
