@@ -1,10 +1,15 @@
-/* Helpers over the context's file access. Every failure is logged with the path and the system's
- * words. */
+/* Helpers over the context's file access (bk_fs). Every failure is logged with the path and the
+ * system's words, and returns BK_ERR_IO; a file of the wrong kind or size returns BK_ERR_DATA.
+ *
+ * What is written here survives a crash once the call has returned: contents are synced before a
+ * name is given to them, and the folder is synced after. See fsync(2): a rename whose folder is
+ * not synced can be lost, and a rename before the contents are synced can leave an empty file. */
 #include "base/base.h"
 
 #include <errno.h>
 #include <string.h>
 
+/* bk_fs returns negated errno values. */
 static bk_status io_fail(bk_context *ctx, const char *what, const char *path, int error) {
   return bk_fail(ctx, BK_ERR_IO, "cannot %s %s: %s", what, path, strerror(-error));
 }
@@ -76,8 +81,8 @@ static bk_status write_synced(bk_context *ctx, const char *path, const void *dat
   return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
 }
 
-/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash.
- * `tolerated`: an error that is none. */
+/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. The
+ * negated errno value `tolerated` does not count as a failure; 0 tolerates none. */
 static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   const char *slash = strrchr(path, '/');
   size_t length = !slash ? 0 : slash == path ? 1 : (size_t)(slash - path);
@@ -89,6 +94,8 @@ static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   return status;
 }
 
+/* A reader sees the old contents or the new, never a part: the file is written beside its place
+ * and renamed into it. On failure PATH.tmp is removed and PATH is as it was. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   char *beside = bk_format(ctx, "%s.tmp", path);
   if (!beside) return BK_ERR_MEMORY;
@@ -103,11 +110,16 @@ bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *da
   return status;
 }
 
-/* A folder that one may write into and not read cannot be synced. */
+/* A folder that one may write into but not read cannot be opened, and so not be synced. Making a
+ * folder inside it has nevertheless succeeded. */
 static bk_status sync_made(bk_context *ctx, const char *path) {
   return sync_parent(ctx, path, -EACCES);
 }
 
+/* Makes each folder of the path in turn. mkdir comes first and the question what is there only
+ * after its failure, so that two processes may make the same folders at the same time. When
+ * something is in the way the error is mkdir's own, or says that a part of the path is no
+ * folder. */
 bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   char *partial = bk_strdup(ctx, path);
   if (!partial) return BK_ERR_MEMORY;
@@ -131,6 +143,8 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   return status;
 }
 
+/* Collects the names of a folder. bk_fs.list cannot be stopped by its callback, so that after a
+ * failure the rest of the names is passed over. */
 typedef struct name_list {
   bk_context *ctx;
   char **names;
@@ -138,6 +152,7 @@ typedef struct name_list {
   bk_status status;
 } name_list;
 
+/* A callback of bk_fs.list; `name` is valid during the call only. */
 static void name_list_add(void *arg, const char *name) {
   name_list *list = arg;
   if (list->status != BK_OK) return;
@@ -199,8 +214,9 @@ static bk_status remove_contents(bk_context *ctx, const char *path) {
   return status;
 }
 
-/* Removal is tried before looking inside: a link to a folder is removed itself, never what it
- * points to. */
+/* Removal is tried before looking inside, so that a link to a folder is removed itself, never what
+ * it points to. A path of slashes only, or an empty one, is refused: it would be the whole file
+ * system. */
 bk_status bk_remove_tree(bk_context *ctx, const char *path) {
   if (!path[strspn(path, "/")])
     return bk_fail(ctx, BK_ERR_ARGUMENT, "will not remove the folder \"%s\"", path);
@@ -212,6 +228,8 @@ bk_status bk_remove_tree(bk_context *ctx, const char *path) {
   return rc < 0 && rc != -ENOENT ? io_fail(ctx, "remove", path, rc) : BK_OK;
 }
 
+/* ENOENT and ENOTDIR both mean that nothing is there; any other error means that it cannot be
+ * known. */
 bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind) {
   int rc = ctx->fs.kind(ctx->fs.user, path);
   if (rc < 0 && rc != -ENOENT && rc != -ENOTDIR) return io_fail(ctx, "look at", path, rc);
