@@ -1,4 +1,5 @@
-/* What generic code asks of descriptors (table.c has them). */
+/* Questions that generic code asks about the args of any op, answered from its descriptor: its
+ * operands by name, its cost, its kind and the key of its plan. */
 #include "ops/ops.h"
 
 #include <stdio.h>
@@ -36,6 +37,8 @@ char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
   return text;
 }
 
+/* Every operand is counted as moved once, INOUT twice; the op's row says what to take off that
+ * sum, for example what is not read when nothing is accumulated. */
 void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes) {
   const bk_op_desc *desc = bk_op_describe(op);
   double less;
@@ -54,7 +57,8 @@ bk_hc_kind bk_op_kind(bk_op op, const void *args) {
   return kind;
 }
 
-/* The first field that begins where this one does. */
+/* The first operand that begins where this one does. It tells a key which operands share memory
+ * without telling where that is. */
 static int first_at_place(const bk_op_desc *d, const void *args, int field) {
   const bk_tensor *t = bk_op_field_get(args, &d->fields[field]);
   for (int i = 0; i < field; i++) {
