@@ -1,4 +1,9 @@
-/* Option tables: text to value, value to text, ranges. Knows no key by name. */
+/* Option tables: text to value, value to text, ranges. No key is known here by name; a table is a
+ * row of bk_option that gives name, type, range and the place in a struct.
+ *
+ * Two integer types have words for special values: null (0) for INT_OR_NULL, auto (-1) and off (0)
+ * for INT_OR_AUTO. Integers and floats are kept apart strictly, as transformers does in
+ * config.json. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +18,7 @@ const bk_option *bk_option_find(const bk_option *table, const char *name, size_t
   return NULL;
 }
 
+/* Words that are no option's name, such as the + in a sum, are passed over. */
 bk_option_set bk_option_bits(const bk_option *table, const char *names) {
   bk_option_set bits = 0;
   for (const char *word = names; *word; word += strspn(word, " ")) {
@@ -57,6 +63,7 @@ static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o,
                  bk_option_range_text(o, range, sizeof range), *given ? given : "empty");
 }
 
+/* The limits are stored as doubles; all of them are exact as int64. */
 static bool int_in_range(const bk_option *o, int64_t value) {
   return value >= (int64_t)o->min && value <= (int64_t)o->max;
 }
@@ -70,6 +77,7 @@ bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option
   return BK_OK;
 }
 
+/* The comparison is written so that NaN fails it. */
 bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o,
                                double value, void *config) {
   char given[BK_DOUBLE_TEXT];
@@ -89,7 +97,7 @@ static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option
   return refuse(ctx, origin, o, text);
 }
 
-/* The words of the two special integer types; false if `text` is none. */
+/* The words of the two special integer types; false if `text` is neither. */
 static bool special_word(const bk_option *o, const char *text, int64_t *value) {
   bool null = o->type == BK_OPT_INT_OR_NULL && strcmp(text, "null") == 0;
   bool off = o->type == BK_OPT_INT_OR_AUTO && strcmp(text, "off") == 0;

@@ -1,5 +1,10 @@
-/* Writing safetensors files: the header is made when the first data arrives, then everything is
- * appended. */
+/* Writing safetensors files. All tensors are declared first, because the header, which comes first
+ * in the file, has to know the place of each; it is written when the first data arrives. The data
+ * is then appended in the order of the declarations, in pieces of any size, so that a model is
+ * never in memory twice.
+ *
+ * A file counts only after bk_st_finish has synced it. Until then it may be torn, and
+ * bk_st_abandon removes it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -93,7 +98,7 @@ static void write_entry(bk_json_out *out, const bk_st_entry *e) {
   bk_json_out_text(out, "]}");
 }
 
-/* Bytes of a tensor; false if a size is negative or the product, added to `before`, leaves 63
+/* The end of a tensor that begins at `before`; false if a size is negative or the end leaves 63
  * bits. */
 static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t *shape,
                        uint64_t *end) {
@@ -141,6 +146,7 @@ static int compare_texts(const void *a, const void *b) {
   return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+/* Sorts the names, which are needed for nothing else any more. */
 static bk_status check_unique(bk_st_writer *w, char **names, size_t count) {
   if (count) qsort(names, count, sizeof *names, compare_texts);
   for (size_t i = 1; i < count; i++)
@@ -194,6 +200,7 @@ bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
   return BK_OK;
 }
 
+/* Frees the writer on success only: after a failure the caller still has to call bk_st_abandon. */
 bk_status bk_st_finish(bk_st_writer *w) {
   BK_TRY(begin(w));
   if (w->written != w->declared)

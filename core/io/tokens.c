@@ -1,4 +1,6 @@
-/* See tokens.h. */
+/* Tokens of one pass out of a safetensors file (tokens.h). Everything is checked here, so that the
+ * model may take ids and targets as they are: ids below the vocabulary, targets the same or
+ * IGNORED, the value that PyTorch's cross entropy passes over. */
 #include "io/tokens.h"
 
 #include "io/safetensors.h"
@@ -47,6 +49,7 @@ static bk_status read_ids(source *s, int64_t *values) {
   return BK_OK;
 }
 
+/* Every token predicts the next one of its own sequence; the last one predicts nothing. */
 static void default_targets(bk_tokens *t) {
   for (int64_t i = 0; i < t->batch * t->seq_len; i++)
     t->targets[i] = (i + 1) % t->seq_len ? t->ids[i + 1] : IGNORED;
