@@ -1,4 +1,7 @@
-/* A connection by itself, over host arrays of the caller's: see birkhoff/residual.h. */
+/* A connection by itself, over host arrays of the caller's (birkhoff/residual.h). It is the same
+ * code that models use: four programs, one for each pass, over a connection whose tensors are
+ * planned here. On a device with host memory the caller's arrays are the tensors' memory; on
+ * another they are copied in and out. */
 #include <birkhoff/residual.h>
 
 #include "models/connections/streams.h"
@@ -6,10 +9,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define FN_STD 0.02
+#define FN_STD 0.02 /* standard deviation of the first fn; the paper gives none */
 
-/* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it
- * where the host's memory is not the device's. */
+/* Where one of the caller's arrays meets the device: a tensor whose buffer points to the array, or
+ * one with memory of its own where the host's memory is not the device's. */
 typedef struct port {
   bk_tensor t;
   bk_buffer host;
@@ -17,7 +20,8 @@ typedef struct port {
 
 typedef enum port_id { X, H, F, OUT, DOUT, DX, DF, DH, PORTS } port_id;
 
-typedef enum stage { IDLE, MIXED, MERGED, MERGED_BACK } stage; /* what was done last */
+/* The pass that was done last; the next call must be the one that follows it. */
+typedef enum stage { IDLE, MIXED, MERGED, MERGED_BACK } stage;
 
 struct bk_residual {
   bk_context *ctx;
@@ -38,7 +42,8 @@ struct bk_residual {
 
 /* ---- creation ---- */
 
-/* Kinds with streams whose parameters are those that this interface has names for. */
+/* The kinds that can stand alone: those with streams whose parameters are fn, base and scale, for
+ * which this interface has names. */
 static const bk_connection_kind *kind_of(bk_hc_kind number) {
   const bk_connection_kind *kind = bk_connection_kind_of(number);
   return kind && number != BK_HC_HEAD && kind->calls == &bk_streams_calls ? kind : NULL;
@@ -112,6 +117,7 @@ static bk_status plan_maps(bk_residual *r) {
   return BK_OK;
 }
 
+/* The buffers of a host device have no memory yet: each call points them to the caller's arrays. */
 static bk_status plan_ports(bk_residual *r) {
   for (int i = 0; i < PORTS; i++) {
     port *p = &r->ports[i];
@@ -254,7 +260,8 @@ void bk_residual_destroy(bk_residual *r) {
 
 /* ---- calls ---- */
 
-/* The device sees `values` at this port from now on. */
+/* Makes `values` the contents of a port: its memory on a host device, else a copy of it for an
+ * input. */
 static bk_status attach(bk_residual *r, port_id id, const float *values, bool input) {
   port *p = &r->ports[id];
   if (!values) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: an array is NULL");
@@ -263,6 +270,8 @@ static bk_status attach(bk_residual *r, port_id id, const float *values, bool in
   return BK_OK;
 }
 
+/* Hands a port's contents to the caller when the stream has finished; on a host device they are
+ * there. */
 static bk_status deliver(bk_residual *r, port_id id, float *values) {
   if (r->device->props.host_memory) return r->stream->ops->sync(r->stream);
   return bk_tensor_download(r->stream, &r->ports[id].t, values);
@@ -274,6 +283,7 @@ static bk_status check_stage(const bk_residual *r, stage wanted, const char *cal
   return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: %s comes after %s", call, before);
 }
 
+/* A failure leaves the stage IDLE, so that no later pass can use half-made maps. */
 bk_status bk_residual_mix(bk_residual *r, const float *x, float *h) {
   BK_TRY(attach(r, X, x, true));
   BK_TRY(attach(r, H, h, false));
@@ -306,6 +316,7 @@ bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, fl
   return BK_OK;
 }
 
+/* dx comes in as merge_bwd left it, and this pass adds to it. */
 bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
   BK_TRY(check_stage(r, MERGED_BACK, "mix_bwd", "merge_bwd"));
   BK_TRY(attach(r, DH, dh, true));

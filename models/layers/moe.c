@@ -3,9 +3,13 @@
  * back at the token); dispatch and combine move rows inside the device here. Shared experts are
  * one dense MLP beside them, a piece of its own. Of the M = N k rows only gate_up and the
  * outputs y are kept: the permuted input and swiglu's output are rebuilt in wgrad by the same
- * ops. */
+ * ops.
+ *
+ * How many rows an expert gets is known on the device alone (offsets): shapes never depend on it,
+ * so that no step waits for the host. */
 #include "models/layers/sublayer.h"
 
+/* Rows of tokens sorted by expert: one for each of a token's k choices. */
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
 
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
@@ -89,7 +93,7 @@ static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_mo
                    &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
 }
 
-/* Adds to what the shared experts left in f. */
+/* Writes f, or adds to what the shared experts have left in it. */
 static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              bk_tensor f) {
   return bk_record(
@@ -116,6 +120,7 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
 }
 
 /* ---- dgrad: the mirror ---- */
+/* y is kept for this: a choice's weight has the gradient y . df. */
 static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                  bk_tensor df) {
   return bk_record(rec, BK_OP_UNPERMUTE_BWD,
@@ -139,6 +144,8 @@ static bk_status moe_dispatch_bwd(bk_recorder *rec, const bk_moe_acts *a, const 
                    &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
 }
 
+/* The choice of experts has no gradient, only their weights have. dh holds the experts' part
+ * already. */
 static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                const bk_moe_scratch *w, bk_tensor dh) {
   BK_TRY(bk_record(
@@ -165,6 +172,7 @@ static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *
   return bk_mlp_dgrad(rec, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
+/* An expert without tokens gets a gradient of zero where gradients are overwritten. */
 static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_tensor dy, bk_tensor x,
                                   bk_param_block *w) {
   bool overwrite = !bk_record_accumulates(rec, w);
