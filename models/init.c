@@ -1,13 +1,15 @@
 /* Initial values, made on the host from (seed, hash of the tensor's name, element): the same
  * bits on every machine and backend (design.md section 3). Stored weights are the rounded fp32
- * master values. */
+ * master values. Which stream of random numbers a tensor gets depends on its name alone, so that a
+ * model cut into stages starts with the values of the whole one. */
 #include "models/model_priv.h"
 
 #include <string.h>
 
 enum { PIECE = 1 << 14 }; /* elements made at a time */
-/* What is drawn of a tensor for a benchmark: all of one of up to 2^21 elements (a router whose
- * rows repeat would have experts that tie). */
+/* How much of a tensor is drawn for a benchmark: all of a tensor of up to 2^21 elements. A router
+ * whose rows repeat would have experts that tie, and its routing would be unlike that of a real
+ * one. */
 enum { ROUGH_WHOLE = 1 << 21, ROUGH_DRAWN = 64 * PIECE };
 
 static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, int64_t i) {
@@ -20,7 +22,8 @@ static bk_tensor piece(bk_tensor t, int64_t first, int64_t count) {
   return bk_tensor_slice(flat, 0, first, count);
 }
 
-/* Elements from `done` on are copies of those before, made on the device. */
+/* Fills the elements from `done` on with copies of those before, made on the device; each copy
+ * doubles what is there. */
 static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   int64_t count = bk_tensor_count(t);
   while (done < count) {
@@ -33,7 +36,7 @@ static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   return BK_OK;
 }
 
-/* distinct: elements of a larger tensor that are drawn, a whole number of pieces; the rest
+/* `distinct` is how many elements of a larger tensor are drawn, a whole number of pieces; the rest
  * repeats them. */
 static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct,
                             double *values) {

@@ -1,4 +1,5 @@
-/* Lanes: see lanes.h. */
+/* Lanes (lanes.h). A workspace that has become too small is replaced, but kept until the end:
+ * graphs that were captured before know its address. */
 #include "models/lanes.h"
 
 const char *bk_lane_name(bk_lane lane) {
@@ -54,6 +55,7 @@ bk_status bk_lanes_commit(bk_lanes *l) {
   return BK_OK;
 }
 
+/* All lanes are waited for, even after one has failed; the first failure is returned. */
 bk_status bk_lanes_sync(const bk_lanes *l) {
   bk_status status = BK_OK;
   for (int i = 0; i < BK_LANES; i++) {
