@@ -1,5 +1,9 @@
-/* Generation with a KV cache: whole pieces of the prompt through a runner of PREFILL positions,
- * the rest one by one. See generator.h. */
+/* Generation with a KV cache (birkhoff/train.h). A prompt goes through a runner of PREFILL
+ * positions as far as whole pieces go, and the rest token by token through another that shares its
+ * cache: both have fixed shapes, and nothing is allocated between two tokens.
+ *
+ * A token drawn depends on seed, position and logits alone: the same call gives the same text on
+ * any number of threads. */
 #include "models/generator.h"
 
 #include <math.h>
@@ -7,6 +11,7 @@
 
 #define PREFILL 32
 
+/* A token with its weight, exp((logit - largest) / temperature). */
 typedef struct candidate {
   double p;
   int32_t token;
@@ -106,8 +111,8 @@ static void sift_down(candidate *heap, int64_t at, int64_t count) {
   heap[at] = moved;
 }
 
-/* By falling probability, ties by token. A heap sort, because the C library's qsort may
- * allocate. */
+/* Sorts by falling probability, ties by token. It is a heap sort, because the C library's qsort
+ * may allocate. */
 static void sort_candidates(candidate *c, int64_t count) {
   for (int64_t i = count / 2 - 1; i >= 0; i--) sift_down(c, i, count);
   for (int64_t i = count - 1; i > 0; i--) {
@@ -141,6 +146,9 @@ static bk_status check_sample(const bk_generator *g, double temperature, double 
   return BK_OK;
 }
 
+/* Nucleus sampling: the most likely tokens are kept until their share reaches top_p, at least one,
+ * and one of them is drawn. Temperature 0 takes the most likely one. The weights are never divided
+ * by their sum; the draw is scaled instead. */
 bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p, uint64_t seed,
                               int32_t *token) {
   int64_t vocab = g->model->config.vocab_size;

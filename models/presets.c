@@ -74,6 +74,7 @@ typedef struct paper_row {
   double lr;
 } paper_row;
 
+/* The columns in which the paper's three models differ (arXiv 2512.24880 appendix A.1). */
 static const paper_row paper[] = {
     {"mhc-3b", 12, 1280, 16, 896, 64, 320, 30000, 8.6e-4},
     {"mhc-9b", 18, 1920, 24, 1280, 64, 512, 50000, 5.9e-4},
@@ -127,6 +128,8 @@ static void paper_recipe(const paper_row *p, bk_train_config *t) {
   t->router_bias_lr = 1e-3;
 }
 
+/* For the presets that train on a desktop computer within minutes: no micro-batches, short
+ * warm-up. */
 static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double lr,
                          bk_train_config *t) {
   t->steps = steps;

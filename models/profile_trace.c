@@ -25,7 +25,7 @@ static void put_int(bk_json_out *out, const char *key, int64_t value) {
   bk_json_out_int(out, value);
 }
 
-/* Nanoseconds are as fine as any clock here: three digits after the point. */
+/* Microseconds with three digits after the point: no clock here is finer than a nanosecond. */
 static void put_micros(bk_json_out *out, const char *key, double seconds) {
   put_key(out, key);
   bk_json_out_double(out, floor(seconds * 1e9 + 0.5) / 1e3);
