@@ -8,6 +8,8 @@
 
 #include <math.h>
 
+/* NULL options leave every default; a member that is NULL leaves its own. The log has no default:
+ * a library that nobody asked to speak is silent. */
 static bk_context from_options(const bk_context_options *options, const bk_context *defaults) {
   bk_context ctx = *defaults;
   if (!options) return ctx;
@@ -49,6 +51,8 @@ bk_status bk_context_create_embedded(const bk_context_options *options, bk_conte
   return bk_context_make(options, &defaults, context);
 }
 
+/* Memory that is still held means that something made from the context outlives it, which is a
+ * fault of the program; it is warned about and not freed. */
 void bk_context_destroy(bk_context *context) {
   if (!context) return;
   bk_context last = *context; /* the context's own block is freed through a copy of it */

@@ -14,6 +14,8 @@ static bk_status io_fail(bk_context *ctx, const char *what, const char *path, in
   return bk_fail(ctx, BK_ERR_IO, "cannot %s %s: %s", what, path, strerror(-error));
 }
 
+/* Only regular files can be read at any place and have a size; both are needed here. A folder is
+ * reported as the system itself would do it. */
 bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   bk_file *made;
   int kind = ctx->fs.kind(ctx->fs.user, path);
@@ -29,6 +31,8 @@ bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   return BK_OK;
 }
 
+/* The limit is the caller's: no configuration file is so large that reading it should exhaust
+ * memory. A NUL follows the contents, so that they can be used as a string. */
 static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes,
                             char **data, size_t *bytes) {
   uint64_t size;
@@ -68,6 +72,7 @@ bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
   return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
 }
 
+/* The first failure is the one that is reported; the file is closed in any case. */
 static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   bk_file *file;
   int rc = ctx->fs.open_write(ctx->fs.user, path, false, &file);
@@ -164,6 +169,8 @@ static void name_list_add(void *arg, const char *name) {
   else list->status = BK_ERR_MEMORY;
 }
 
+/* Two failures are told apart here: want of memory is returned, and a folder that cannot be listed
+ * is handed to the caller, to whom it may matter or not. */
 bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
                          int *error) {
   name_list list = {.ctx = ctx, .status = BK_OK};

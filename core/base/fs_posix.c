@@ -131,6 +131,7 @@ static int posix_remove(void *user, const char *path) {
   return remove(path) == 0 ? 0 : -errno;
 }
 
+/* Syncing the folder is what makes a new name in it survive a crash. */
 static int posix_sync_dir(void *user, const char *path) {
   (void)user;
   int fd = open_fd(path, O_RDONLY | O_DIRECTORY);

@@ -94,6 +94,8 @@ static void await_job(threads *pool, unsigned seen) {
   pthread_mutex_unlock(&pool->lock);
 }
 
+/* A worker counts the jobs it has seen by `generation`; the one that it enters may be newer
+ * still. */
 static void *worker_main(void *arg) {
   worker *self = arg;
   threads *pool = self->pool;
@@ -112,6 +114,8 @@ static void wake_sleepers(threads *pool) {
   pthread_mutex_unlock(&pool->lock);
 }
 
+/* `caller_waits` is set under the lock before `inside` is looked at again, so that the last worker
+ * out either is seen by this look or sees the flag and signals. */
 static void await_workers(threads *pool) {
   for (int i = 0; i < pool->spin_turns; i++) {
     if (atomic_load(&pool->inside) == 0) return;
@@ -171,6 +175,7 @@ static bk_status start_workers(threads *pool) {
                  pool->n_started + 2, pool->base.n_threads, strerror(error));
 }
 
+/* Also ends a pool of which only some workers were started. */
 static void threads_destroy(bk_pool *base) {
   threads *pool = (threads *)base;
   atomic_store(&pool->stop, true);

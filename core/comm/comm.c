@@ -54,6 +54,8 @@ static bool whole(const bk_comm_ops *o) {
          o->all_gather && o->all_to_all && o->all_to_allv && o->broadcast && o->barrier && o->abort;
 }
 
+/* A transport may be a module, like a backend: its number is compared and its table checked before
+ * anything of it is used. */
 bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world) {
   bk_context *ctx = device->ctx;
   char reason[256] = "";
@@ -149,6 +151,7 @@ static bk_status check_counts(bk_comm *comm, const bk_comm_counts *counts, int64
   return BK_OK;
 }
 
+/* The number of rows may differ from rank to rank, but the shape of a row may not. */
 bk_status bk_comm_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                               const bk_comm_counts *send, const bk_tensor *dst,
                               const bk_comm_counts *recv, bk_event *done) {

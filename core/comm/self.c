@@ -87,6 +87,8 @@ static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *
   return copy_whole(stream, src, dst, done);
 }
 
+/* The counts of the one rank must agree with themselves; where only one side has them on the host,
+ * that one counts. */
 static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                                   const bk_comm_counts *send, const bk_tensor *dst,
                                   const bk_comm_counts *recv, bk_event *done) {

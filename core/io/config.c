@@ -172,6 +172,7 @@ void bk_train_config_default(bk_train_config *t) {
 
 /* ---- --set ---- */
 
+/* A key may be of the model or of the recipe; the nearest name is looked for among both. */
 static bk_status unknown_key(bk_context *ctx, const char *key) {
   const char *names[BK_COUNT(bk_model_keys) + BK_COUNT(bk_train_keys)];
   size_t count = 0;
@@ -251,6 +252,8 @@ static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model
                  origin, k, kept * (experts / groups), kept, groups, experts);
 }
 
+/* Which numbers of streams are possible is the kind's business; a plain model has one whatever
+ * hc_mult says. */
 static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
   const bk_connection_kind *kind = bk_connection_kind_of((bk_hc_kind)m->residual);
   char text[64];
@@ -372,6 +375,8 @@ static const rule rules[] = {
     {check_further_layers, ""},
 };
 
+/* A rule needs all of its keys to be known: a rule on a key that was already refused would only
+ * repeat the complaint in other words. */
 bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m,
                                 bk_option_set known) {
   bk_status status = bk_options_check(ctx, origin, bk_model_keys, m, &known);

@@ -92,6 +92,9 @@ static bk_status refuse_names(bk_context *ctx, const char *origin, const names *
       origin, type, n->type && n->architecture ? " and " : "", architecture);
 }
 
+/* A file without names is accepted only with all of the family's own keys; a file with foreign
+ * names is refused even then. Where it has some of the keys, the other faults are still worth
+ * telling. */
 bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root,
                                  bool *alone) {
   char missing[LIST_TEXT] = "";
@@ -175,6 +178,7 @@ static bool is_harmless(const sibling *s, const json_t *value) {
 }
 
 /* Newer files name the kind of each layer's attention. */
+/* Newer files name the kind of each layer's attention; only full attention is built. */
 static bk_status check_layer_types(bk_context *ctx, const char *origin, const json_t *root) {
   const json_t *list = json_object_get(root, layer_types), *kind;
   size_t i;

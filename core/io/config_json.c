@@ -30,6 +30,7 @@ typedef struct document {
   json_t *root;
 } document;
 
+/* A text that is no JSON is no failure here: the answer is false. */
 bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                         bool *whole) {
   json_t *root = NULL;
@@ -185,6 +186,8 @@ static bk_status check_rope_members(const document *doc, const char *name, json_
   return BK_OK;
 }
 
+/* rope_theta may stand outside of the rope object, inside, or in both places with the same
+ * value. */
 static bk_status read_rope(const document *doc, const char *name, reading *r) {
   json_t *rope = json_object_get(doc->root, name),
          *outside = json_object_get(doc->root, "rope_theta");
@@ -279,6 +282,7 @@ static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
 /* Two names for the number of multi-token prediction layers. */
 static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"};
 
+/* Where a file has both names they must agree. */
 static bk_status read_further_layers(const document *doc, bk_model_config *m) {
   const char *said_by = NULL;
   char given[BK_JSON_SHOWN];
@@ -364,6 +368,8 @@ static bool is_expected(const char *key) {
   return false;
 }
 
+/* An unknown key may be misspelt. The nearest known name is suggested, but an unknown key is never
+ * an error: files on the hub carry many that nobody reads. */
 static void warn_unknown(const document *doc) {
   const char *key, *names[BK_COUNT(fixed) + 64];
   json_t *value;
@@ -425,6 +431,7 @@ static bool take_null(const document *doc, const char *name, bk_model_config *m)
   return strcmp(name, "topk_group") == 0 || (strcmp(name, "rope_theta") == 0 && inside);
 }
 
+/* A key counts as known if its value was read well, or if its absence has a meaning. */
 static void read_keys(const document *doc, reading *r) {
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     json_t *value = json_object_get(doc->root, o->name);
@@ -573,6 +580,8 @@ bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_mode
 
 /* ---- trainer_state.json ---- */
 
+/* The hash of the data is written as text, because 64 bits do not fit the numbers of every JSON
+ * reader. */
 bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s) {
   char hash[24];
   BK_TRY(bk_train_config_check(ctx, path, &s->recipe));
@@ -661,6 +670,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
   return bk_train_config_check(doc->ctx, doc->origin, t);
 }
 
+/* The format's number comes first: of another format nothing else can be judged. */
 static bk_status read_state(const document *doc, bk_trainer_state *s) {
   bk_trainer_state read = {.step = 0};
   int64_t format = 0;

@@ -178,6 +178,8 @@ static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   return BK_OK;
 }
 
+/* The contents are looked at before the split is cut: a compressed text must not be cut into
+ * tenths. */
 static bk_status load_file(bk_dataset *ds, const char *path, const bk_dataset_options *options) {
   source s = {
       .ctx = ds->ctx, .path = path, .options = options, .width = token_width(path, options)};
@@ -233,6 +235,7 @@ bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths
   return status;
 }
 
+/* Tokens in memory stay the caller's and must outlive the data set. */
 static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, int width,
                              const bk_dataset_options *options) {
   const source s = {.ctx = ds->ctx, .path = "tokens in memory", .options = options, .width = width};

@@ -124,6 +124,8 @@ static bk_status write_rows(bk_metrics *m) {
                  done < 0 ? strerror((int)-done) : "fewer bytes were taken than given");
 }
 
+/* The new row joins those that wait, and all are written in one piece when an attempt is due. The
+ * limit on what waits makes a run on a full disk lose rows and not its memory. */
 bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   size_t before = m->rows.length;
   if (before > PENDING_MAX_BYTES)

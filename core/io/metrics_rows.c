@@ -270,6 +270,8 @@ typedef struct cut {
   const char *aside_path;
 } cut;
 
+/* The file for damaged lines is appended to, so that a second resume does not lose those of the
+ * first. */
 static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
   bk_context *ctx = r->lines.ctx;
   const bk_fs *fs = &ctx->fs;
@@ -283,6 +285,8 @@ static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
              : BK_OK;
 }
 
+/* While everything so far stays, the end of the file's good part is enough to know. From the first
+ * line that does not stay, the rows behind it have to be written anew. */
 static void keep(rows *r, cut *c, const row_line *line) {
   if (c->dropped) c->prefix = false;
   else c->end = lines_offset(&r->lines);

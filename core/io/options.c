@@ -130,6 +130,7 @@ bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_optio
                                   : refuse(ctx, origin, o, text);
 }
 
+/* 0 stands for null or off in the two special types, and may then lie below the range. */
 static bool value_in_range(const bk_option *o, const void *config) {
   int64_t i;
   switch (o->type) {

@@ -42,6 +42,7 @@ typedef enum family { PACKED, ARRAY, WEIGHTS, PYTORCH, DOCUMENT, OTHER } family;
   "write its token ids alone, as uint16 or uint32, into a .bin file (in Python: " \
   "ids.astype(\"uint16\").tofile(\"NAME.bin\"))"
 
+/* What a user should do depends on the kind of file and on what was wanted of it. */
 static const char *advice(family f, const view *v) {
   if (f == PACKED || f == OTHER || v->wanted == BK_WANTED_JSON) return NULL;
   if (f == DOCUMENT) return wants_data(v) ? "write its text into a text file first" : NULL;
@@ -291,6 +292,7 @@ typedef struct census {
   size_t invalid;  /* bytes that are not UTF-8 */
 } census;
 
+/* One pass over the sample counts what the tests for text and for binary data need. */
 static void take_census(const view *v, census *c) {
   bool seen[256] = {false};
   *c = (census){0};
@@ -465,6 +467,9 @@ static bool is_signed(const view *v) {
          say_signed(v, "a stream of 32-bit integers, some of them negative");
 }
 
+/* The order of the tests matters: a wide type comes before the narrow ones, whose tests its
+ * numbers may pass too, and the weakest evidence (tiny upper halves) comes last, and only where
+ * the user did not name the type. */
 static bool is_wider(const view *v) {
   places s;
   const size_t *n = s.nonzero;
@@ -488,6 +493,8 @@ static bool is_wider(const view *v) {
 
 /* ---- all of it ---- */
 
+/* Kinds with a mark come first. Only then is the general nature of the bytes, text or stream,
+ * judged against what is wanted. */
 bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wanted wanted,
                   char *words, size_t room) {
   const view v = {

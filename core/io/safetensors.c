@@ -69,6 +69,8 @@ static bk_status file_size(const bk_st_file *r, uint64_t *bytes) {
              : BK_OK;
 }
 
+/* The whole header is read into memory and parsed there; its length was checked against the
+ * file's. */
 static bk_status read_header(bk_st_file *r, bk_st_table *table) {
   uint64_t file_bytes = 0, length = 0;
   BK_TRY(file_size(r, &file_bytes));
@@ -104,6 +106,7 @@ bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **
   return r->path ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* The file is counted at once, so that bk_st_close closes it even if reading it fails. */
 bk_status bk_st_reader_add(bk_st_reader *r, const char *path, bk_st_table *table) {
   BK_TRY(bk_grow(r->ctx, (void **)&r->files, &r->file_capacity, r->n_files + 1, sizeof *r->files));
   bk_st_file *file = &r->files[r->n_files];

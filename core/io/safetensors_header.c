@@ -177,6 +177,7 @@ static size_t string_bound(const parser *p) {
   return (size_t)(q - p->at);
 }
 
+/* The string is made in one allocation of the largest size it can have. */
 static bk_status take_string(parser *p, char **text) {
   BK_TRY(expect(p, '"'));
   char *made = bk_alloc(p->ctx, string_bound(p) + 1);
@@ -275,6 +276,7 @@ static bk_status take_fields(parser *p, bk_st_entry *e) {
   return seen & 4 ? BK_OK : fail_at(p, "data_offsets is missing");
 }
 
+/* An empty dimension makes the product 0, whatever the other sizes are. */
 static bool element_count(const bk_st_entry *e, uint64_t *count) {
   uint64_t product = 1;
   for (int i = 0; i < e->ndim; i++) {
@@ -408,6 +410,7 @@ static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
   return take_metadata(p, table);
 }
 
+/* Strict at both ends: the first byte must be '{', and only white space may follow the last '}'. */
 static bk_status take_header(parser *p, bk_st_table *table, uint64_t data_bytes) {
   bool again = true, has_metadata = false;
   if (p->at >= p->end || *p->at != '{') return fail_at(p, "it does not begin with '{'");
@@ -477,6 +480,7 @@ static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_
                  table->count ? table->entries[table->count - 1].name : "there is none");
 }
 
+/* Sorting by place comes before the index by name, which points into the sorted entries. */
 bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes,
                             uint64_t data_bytes) {
   parser p = {.ctx = table->ctx, .path = path, .at = text, .start = text, .end = text + bytes};

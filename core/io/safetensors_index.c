@@ -74,6 +74,7 @@ static bk_status collect_shards(shard_index *x) {
   return BK_OK;
 }
 
+/* Unknown keys are passed over with a warning: other tools write some of their own. */
 static bk_status take_members(shard_index *x) {
   const char *key;
   json_t *value;
@@ -182,6 +183,7 @@ static bk_status check_promises(const shard_index *x, const bk_st_reader *reader
   return BK_OK;
 }
 
+/* The reader's table is sorted by name once, when all shards are in it. */
 static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
   bk_st_reader *r = NULL;
   BK_TRY(check_present(x));
@@ -237,6 +239,7 @@ bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **
   return status;
 }
 
+/* For a question about a file and not an error: what is missing is returned as text. */
 bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name, char **lack) {
   int kind = -1;
   bool whole = false;

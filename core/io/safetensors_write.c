@@ -112,6 +112,8 @@ static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t 
   return bytes <= (uint64_t)INT64_MAX - before;
 }
 
+/* The entry's text is made at once, and only the name is remembered, to find one that comes
+ * twice. */
 bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
                     const int64_t *shape) {
   bk_st_entry e = {
@@ -172,6 +174,7 @@ static void make_header(bk_st_writer *w, bk_json_out *out) {
   for (int i = 0; i < 8; i++) out->data[i] = (char)(length >> 8 * i & 0xff);
 }
 
+/* Ends the declarations and writes the header, once. */
 static bk_status begin(bk_st_writer *w) {
   if (w->begun) return BK_OK;
   BK_TRY(check_unique(w, w->names, w->count));

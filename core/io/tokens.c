@@ -74,6 +74,7 @@ static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) 
   return BK_OK;
 }
 
+/* The number of tokens must fit 31 bits, in which kernels count rows. */
 static bk_status check_shape(source *s, const bk_st_entry *e) {
   if (!e) return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor input_ids is missing", bk_st_path(s->in));
   BK_TRY(check_integers(s, e));
@@ -92,6 +93,7 @@ static bk_status check_shape(source *s, const bk_st_entry *e) {
   return BK_OK;
 }
 
+/* A pass without any kept target has no loss to speak of: its mean would divide by 0. */
 static bk_status read_all(source *s) {
   BK_TRY(check_shape(s, bk_st_find(s->in, "input_ids")));
   bk_tokens *t = &s->t;

@@ -64,6 +64,8 @@ static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tenso
   }
 }
 
+/* A size of 0 is legal only where the descriptor says so (OR_0): kernels need not handle empty
+ * tensors elsewhere. */
 static bool dims_agree(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   int missing = dims_missing(field, t);
   if (t->ndim != dims_count(field) - missing) return false;
@@ -176,6 +178,8 @@ static const char *type_text(const bk_dims *dims, const bk_op_field *field) {
   return type_of(field) == BK_TYPE_C ? "fp32 or fp64" : "fp32, bf16 or fp64";
 }
 
+/* The message shows the shape in letters and in the numbers that the other operands gave them, so
+ * that a user can see which operand is the odd one. */
 static bk_status field_fail(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t,
                             const char *what) {
   char have[160], want[160] = "";
@@ -219,6 +223,7 @@ static bk_status check_field(bk_dims *dims, const bk_op_field *field) {
   return check_place(dims, field, t);
 }
 
+/* Two passes: all letters are bound before anything is compared. */
 static bk_status check_fields(bk_dims *dims) {
   const bk_op_desc *d = dims->desc;
   for (int i = 0; i < d->n_fields; i++) {
@@ -231,6 +236,8 @@ static bk_status check_fields(bk_dims *dims) {
 
 /* ---- parameters ---- */
 
+/* Only counts and what must not be negative have a range here; a condition of the op checks its
+ * kind. */
 static bk_status check_param(const bk_dims *dims, const bk_op_param *p) {
   const char *at = (const char *)dims->args + p->offset;
   double real;
@@ -288,6 +295,8 @@ static bool same_place(const bk_tensor *a, const bk_tensor *b) {
   return a->buffer && a->buffer == b->buffer && a->offset == b->offset;
 }
 
+/* Where only one of the two has a buffer yet, number of elements and dtype must do: a plan is made
+ * before buffers are known. */
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_dims_operand(dims, field_a);
   const bk_tensor *b = bk_dims_operand(dims, field_b);

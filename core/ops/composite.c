@@ -154,6 +154,7 @@ void bk_compose_hc_merge_mix_bwd(const void *args, bk_composition *c) {
 
 /* ---- rebuild ---- */
 
+/* The last layer has no merge: its streams belong to the next block. */
 void bk_compose_hc_rebuild(const void *args, bk_composition *c) {
   const bk_hc_rebuild_args *a = args;
   for (int i = 0; i < a->layers; i++) {
@@ -197,6 +198,9 @@ static bk_status prepare_step(bk_composition *c, bk_op op, const void *args) {
   return BK_OK;
 }
 
+/* Two walks over the steps: the first counts them, so that the state is one allocation; the second
+ * prepares a plan for each. Steps may be composed themselves; their workspace is then that of
+ * their own steps. */
 static BK_PREPARE(composite_prepare) {
   bk_composition count = {0}, c = {.visit = prepare_step, .device = device};
   compose(self->op, args, &count);

@@ -69,6 +69,9 @@ static int first_at_place(const bk_op_desc *d, const void *args, int field) {
   return field;
 }
 
+/* A plan may depend on how an operand is aligned, but not on where it lies; two operands in one
+ * place may take another path through a kernel than two apart (in-place forms), so that the key
+ * says which operand each one coincides with. */
 void bk_op_plan_key(bk_op op, const void *args, void *key) {
   const bk_op_desc *d = bk_op_describe(op);
   memset(key, 0, d->args_size);

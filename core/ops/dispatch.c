@@ -34,6 +34,7 @@ static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
                  device->options.allow_fallback ? ", nor has the device to fall back on" : "");
 }
 
+/* Checks come before the lookup: a row's `accepts` may rely on args that make sense. */
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
   if (!bk_op_describe(op))
     return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op,
@@ -56,6 +57,8 @@ void bk_plan_release(bk_plan *plan) {
   *plan = (bk_plan){0};
 }
 
+/* Waits even after a failed launch, because the workspace must not be freed under a running
+ * kernel. */
 static bk_status launch_and_sync(bk_stream *stream, const bk_plan *plan, const void *args) {
   bk_buffer *workspace = NULL;
   if (plan->workspace_bytes) {

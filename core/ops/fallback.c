@@ -104,6 +104,8 @@ static bk_status run_there(const fallback_state *s, bk_stream *other, const void
   return other->ops->sync(other);
 }
 
+/* Three parts, each of which waits for the one before: everything to the host, the kernel there,
+ * and the written ranges back. The arguments are copied, since they are the caller's. */
 static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other,
                                const void *args) {
   range ranges[BK_OP_MAX_FIELDS];
@@ -170,6 +172,8 @@ static bk_status prepare_there(bk_device *device, bk_op op, const void *args, fa
   return bk_buffer_alloc(device->fallback, staging_bytes(op, args), BK_MEM_STAGING, &s->staging);
 }
 
+/* The lookup on the other device comes first, so that a failure there is told by the caller in
+ * terms of the device that the user asked for. */
 bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
   BK_TRY(fallback_open(device));
   if (!bk_kernel_find(device->fallback, op, args)) return BK_ERR_UNSUPPORTED;

@@ -330,7 +330,10 @@ static bk_status rebuild_places(bk_dims *dims) {
 }
 _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 
-/* ---- the rows ---- */
+/* ---- the rows ----
+ * runtime/ops.def is included twice: once for a function of each op that computes its flops, and
+ * once, inside bk_op_describe, for the descriptors. There the letters of the rows are enumerators
+ * of the function, so that no other code meets names as short as C or N. */
 #define NONE
 #define N(f) ((double)bk_tensor_count(&a->f))
 #define BYTES(f) ((double)bk_tensor_bytes(&a->f))

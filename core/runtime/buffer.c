@@ -125,6 +125,8 @@ static void scatter(const bk_tensor *t, char *base, const double *src) {
     bk_dtype_store(t->dtype, base + element_offset(t, at), src[i]);
 }
 
+/* On host memory the elements are read where they lie, without a copy, once the stream has
+ * finished. */
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst) {
   BK_TRY(check_place(stream, t, "read"));
   size_t span = bk_tensor_span(t);

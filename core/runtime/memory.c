@@ -84,6 +84,8 @@ static bk_status add_buffer(bk_memory *memory, bk_memory_class c) {
   return BK_OK;
 }
 
+/* The output is written only on success, and nothing can be planned after commit: the buffers have
+ * their final sizes then. */
 bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim,
                            const int64_t *shape, bk_tensor *t) {
   bk_context *ctx = memory->device->ctx;

@@ -87,6 +87,8 @@ static const bk_backend *best_backend(bk_context *ctx) {
   return best;
 }
 
+/* Each way in which a device can be absent has its own message: the driver's reason, no device at
+ * all, or a number that is too high. */
 static bk_status check_present(bk_context *ctx, const bk_backend *b, const char *name, int index) {
   char reason[BK_REASON_MAX] = "";
   bk_status status = b->probe(ctx, reason, sizeof reason);

@@ -240,6 +240,7 @@ bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b) {
   return t;
 }
 
+/* The inner stride remains, unless the inner dimension has size 1 and no stride to speak of. */
 bk_tensor bk_tensor_merge(bk_tensor t, int dim) {
   assert(dim >= 0 && dim + 1 < t.ndim);
   assert(t.shape[dim] == 1 || t.shape[dim + 1] == 1 ||
