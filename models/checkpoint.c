@@ -107,6 +107,8 @@ static bk_status add_file_lack(bk_context *ctx, const char *path, const char *na
   return more ? add_lack(ctx, lack, more) : BK_ERR_MEMORY;
 }
 
+/* What has to be there depends on the use: a model to be read needs its configuration and weights,
+ * a run to be resumed also the optimiser's and the trainer's state. */
 static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_use use,
                                char **lack) {
   char *more;
@@ -143,6 +145,7 @@ static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step,
   return BK_OK;
 }
 
+/* Looks again for the reason, which costs little in a case that is rare. */
 static bk_status warn_passed_over(bk_context *ctx, const char *folder, int64_t step,
                                   bk_checkpoint_use use) {
   char *lack;
@@ -181,6 +184,7 @@ static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint
   return BK_OK;
 }
 
+/* A folder that is not there has no checkpoint, which is no error: a run may just begin. */
 bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
                                int64_t *step) {
   int64_t *steps = NULL;
@@ -241,6 +245,8 @@ static bk_status fail_no_weights(bk_context *ctx, const char *folder) {
                  folder);
 }
 
+/* A path may be a checkpoint itself or a run's folder, whose newest whole checkpoint is then
+ * meant. */
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path) {
   int kind;
   int64_t step = -1;
@@ -306,6 +312,8 @@ static bk_status remove_older(bk_context *ctx, const char *folder, char *const *
   return BK_OK;
 }
 
+/* Partial folders, which an interrupted save or removal has left, are removed whatever their
+ * step. */
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep) {
   char **names;
   int64_t *steps = NULL, keep_from;

@@ -26,6 +26,8 @@ static bk_status fill_connection(bk_model *model, const bk_param *p) {
   return status;
 }
 
+/* hc_eps is added to each read gate, so that a read of 1/n is out of reach where hc_eps is not
+ * below it. */
 bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path) {
   static const bk_column weights[] = {{"", weight_but_connections}};
   const bk_model_config *c = &model->config;

@@ -144,6 +144,7 @@ static bk_status read_tensor(loader *l, const load_job *job) {
 
 /* ---- which tensor ---- */
 
+/* FP8 weights are refused by name, because they are what the published DeepSeek-V3 has. */
 static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e) {
   if (bk_st_is_float(e)) return BK_OK;
   if (strncmp(e->dtype_name, "F8_", 3) == 0)
@@ -292,6 +293,8 @@ static bk_status report_finding(const loader *l) {
   return status;
 }
 
+/* Values that are not finite are noted while everything is read, and reported once at the end with
+ * their number: a user learns whether one tensor or all are bad. */
 static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
                            const bk_column *columns, int n_columns, bk_param_view second) {
   bk_context *ctx = model->ctx;
@@ -342,6 +345,8 @@ bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
 
 /* ---- the whole ---- */
 
+/* The embedding's dtype stands for the model's: every checkpoint has it, and norms and gates may
+ * be stored in a wider type. */
 static bk_status dtype_of(bk_context *ctx, const bk_st_reader *reader, bk_dtype *dtype) {
   static const char name[] = "model.embed_tokens.weight";
   bk_weights weights;
@@ -384,6 +389,7 @@ bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype
 
 /* ---- finite or not, without a model ---- */
 
+/* One find is enough for a tensor; the next tensor is searched then. */
 static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk,
                               finding *f) {
   if (!bk_st_is_float(e)) return BK_OK;

@@ -47,6 +47,7 @@ static char *with_our_leaf(bk_context *ctx, const char *before, const char *name
   return bk_format(ctx, "%s%s", before, name);
 }
 
+/* A base model (DeepseekV3Model) has names without "model."; only lm_head lies beside it. */
 static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
   const char *model = "";
   if (prefixes) {
@@ -60,6 +61,7 @@ static int compare_weights(const void *a, const void *b) {
   return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name);
 }
 
+/* Sorted by name for look-ups, which also brings two spellings of one name side by side. */
 static bk_status name_all(bk_weights *w, const bk_st_reader *reader, bool prefixes) {
   int count = bk_st_count(reader);
   if (!(w->list = bk_alloc_array(w->ctx, (size_t)count, sizeof *w->list))) return BK_ERR_MEMORY;
@@ -114,6 +116,8 @@ static const struct {
                    {".up_proj.weight", "gate_up_proj", 1, 2},
                    {".down_proj.weight", "down_proj", 0, 1}};
 
+/* The name of the tensor of all experts that would hold this matrix, whether or not a file has
+ * it. */
 bk_status bk_fused_name(bk_context *ctx, const char *name, bk_fused *fused) {
   static const char experts[] = ".mlp.experts.";
   const char *at = strstr(name, experts);

@@ -67,6 +67,8 @@ static bk_tensor separate_master(const bk_model *model, const bk_param *p) {
   return bk_param_master(model, p);
 }
 
+/* optimizer.safetensors has the masters, which are the true weights of a bf16 model, beside both
+ * moments. A weight in ct has no master of its own; it lies in model.safetensors already. */
 static bk_status save_into(bk_model *model, const bk_trainer_state *state, const char *folder) {
   static const bk_column weights[] = {{"", bk_param_weight}};
   static const bk_column optimizer[] = {
@@ -161,6 +163,7 @@ static bk_status save_beside(bk_model *model, const bk_trainer_state *state, con
   return status;
 }
 
+/* Trailing slashes are dropped, because names beside the folder are made from its own. */
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *given) {
   bk_context *ctx = model->ctx;
   if (state && !model->options.trainable)

@@ -93,6 +93,7 @@ static bk_status record_all(bk_chunk *c) {
   return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
 }
 
+/* The lane must be open before the recording, which puts pieces on open lanes only. */
 static bk_status chunk_fill(bk_chunk *c) {
   bk_model *m = c->model;
   BK_TRY(make_arrays(c));
@@ -105,6 +106,8 @@ static bk_status chunk_fill(bk_chunk *c) {
   return make_staging(c);
 }
 
+/* A block of recompute never crosses the edge of a chunk (arXiv 2512.24880 section 4.3.2), and is
+ * no longer than the chunk. */
 bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *options,
                           const bk_chunk *cache_of, bk_chunk **chunk) {
   BK_TRY(check_options(m, index, options, cache_of));
@@ -134,6 +137,7 @@ static void free_slot(bk_chunk *c, bk_slot *s) {
   for (size_t i = 0; i < BK_COUNT(arrays); i++) bk_free(device->ctx, arrays[i]);
 }
 
+/* Waits first: a program may still be running on this memory. Programs end before their plans. */
 void bk_chunk_destroy(bk_chunk *c) {
   if (!c) return;
   bk_context *ctx = c->model->ctx;

@@ -55,6 +55,8 @@ static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, in
   return BK_OK;
 }
 
+/* The message says which element it is: its place may show that one token or one column is to
+ * blame. */
 static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, const char *what) {
   int64_t index;
   double value, squares;
@@ -212,6 +214,7 @@ static bk_status look_loss(const search *s, const spot *at) {
   return check_named(s, at->m, &at->c->row_losses, "the loss", "of a token");
 }
 
+/* The gradient of lm_head was written in the forward pass, so that it comes first. */
 static bk_status look_head_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   connection_blocks(&at->m->parts->head, blocks);
@@ -298,6 +301,7 @@ static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
   return s->piece ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Deferred wgrads are done at once: their gradients belong to the pass too. */
 bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect) {
   bk_context *ctx = bk_runner_stream(r)->device->ctx;

@@ -52,6 +52,8 @@ static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
                                : rows_loss(c, rec, slot, first, logits, use == BK_HEAD_TRAIN);
 }
 
+/* Losses of tokens are summed once over all rows, so that the order of the sum does not depend on
+ * how many rows are made at a time. The sum adds to that of earlier micro-batches. */
 bk_status bk_record_head(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, bk_head_use use) {
   int64_t N = c->tokens, P = c->head_rows;
   BK_TRY(piece(rec, BK_PART_HEAD, BK_PASS_F));

@@ -194,6 +194,7 @@ static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, boo
   return BK_OK;
 }
 
+/* Maps are read as the last forward left them, before another uses the slot. */
 bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
   gain_state *g = (gain_state *)gain;
   bool identity;

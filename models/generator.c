@@ -78,6 +78,8 @@ static bk_status read_logits(bk_generator *g, const bk_tensor *row) {
   return BK_OK;
 }
 
+/* A whole piece is fed where there are tokens for it, else a single token. Only the logits of the
+ * last token are read. A pass belongs to a step, so that one is begun for each. */
 bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
   bk_context *ctx = g->model->ctx;
   if (count < 1 || count > g->max_tokens - g->length)
@@ -130,6 +132,7 @@ static int32_t arg_max(const double *x, int64_t count) {
   return (int32_t)best;
 }
 
+/* Sampling from logits that are not finite would give a token all the same, and hide the fault. */
 static bk_status check_sample(const bk_generator *g, double temperature, double top_p) {
   bk_context *ctx = g->model->ctx;
   if (g->length == 0)

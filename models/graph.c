@@ -55,6 +55,7 @@ static void warn_once(bk_graph *g, bk_status status, const char *reason) {
           g->name, reason[0] ? reason : bk_status_name(status));
 }
 
+/* A capture only notes what is given to the stream; the launch of the graph then does it. */
 static bk_status run_second(bk_graph *g, bk_graph_walk walk, void *arg) {
   char reason[REASON_MAX] = "";
   bk_status status = capture_quietly(g, walk, arg, reason);

@@ -60,6 +60,7 @@ static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64
   return bk_tensor_present(&master) ? repeat(m, &master, count) : BK_OK;
 }
 
+/* Memory comes zeroed, but a model may be initialised again after it was trained. */
 static bk_status zero_moments(bk_model *m) {
   for (int i = 0; i < m->n_blocks; i++) {
     const bk_param_block *b = &m->blocks[i];

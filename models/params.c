@@ -80,6 +80,8 @@ static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) {
 /* ---- named views ---- */
 static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
                        const int64_t *shape, const char *format, ...) BK_PRINTF(6, 7);
+/* A view takes the configuration's initializer_range unless its builder says otherwise. After an
+ * error a writable dummy is returned, so that no caller has to test for NULL. */
 static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
                        const int64_t *shape, const char *format, ...) {
   bk_model *m = b->m;
@@ -224,6 +226,7 @@ static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
   param(b, m->down, 0, 2, (int64_t[]){C, width}, "%s.down_proj.weight", name);
 }
 
+/* Each expert has its gate rows, then its up rows, so that one grouped product makes both. */
 static void experts(builder *b, bk_moe_params *m) {
   int64_t C = b->c->hidden_size, E = b->c->n_routed_experts, I = b->c->moe_intermediate_size;
   m->gate_up = block(b, MATRIX, 3, (int64_t[]){E, 2 * I, C});
@@ -249,6 +252,7 @@ static void moe(builder *b, bk_sublayer *s) {
     mlp(b, &s->moe.shared, c->n_shared_experts * c->moe_intermediate_size, "mlp.shared_experts");
 }
 
+/* The first layers are dense (first_k_dense_replace), the others have experts. */
 static void feed_forward(builder *b, bk_sublayer *s) {
   s->connection.norm = norm(b, b->c->hidden_size, "post_attention_layernorm.weight");
   if (s->index / 2 < b->c->first_k_dense_replace) {
@@ -280,6 +284,7 @@ static void head(builder *b) {
   parts->lm_head = matrix(b, MATRIX, c->vocab_size, c->hidden_size, "lm_head.weight");
 }
 
+/* One tensor for the loads of all layers, so that one fill zeroes them at the start of a step. */
 static void expert_loads(builder *b) {
   struct bk_model_parts *parts = b->m->parts;
   if (!parts->n_moe) return;
@@ -317,6 +322,7 @@ static bool holds(const bk_model *m, int64_t sublayer) {
   return false;
 }
 
+/* Shapes first, then memory: reserve_blocks needs all blocks to group them. */
 bk_status bk_model_build(bk_model *m) {
   builder b = {.m = m, .c = &m->config};
   size_t n = (size_t)m->n_sublayers;

@@ -149,6 +149,7 @@ static bk_status record_both(bk_chunk *c, bk_recorder *rec, bk_slot *slot, int p
   return record(c, rec, slot, program + BK_MICRO_NEXT, fn, name, first);
 }
 
+/* Which programs of the head there are depends on the use: a decoder has logits only. */
 static bk_status record_heads(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   static const char name[] = "the forward pass";
   if (c->options.keep_logits)

@@ -177,6 +177,7 @@ static void plan_maps(placing *pl, bk_slot *slot, int s, int i) {
     slot->grads[s].map[i] = plan_place(pl, &gradient, map->grad_crosses ? TURN : ONE, s);
 }
 
+/* Slots inside, sublayers outside: places that are shared by all slots are planned at the first. */
 static void plan_sublayers(placing *pl) {
   const bk_connection_map *maps = kind_of(pl->c)->calls->maps;
   for (int s = 0; s < pl->c->n; s++)
@@ -266,6 +267,8 @@ static int64_t head_rows_of(const bk_chunk *c) {
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
 
+/* logits are in ct. Their gradient may take their memory where it has their dtype and they are not
+ * kept. */
 static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
   bk_memory_class ws = BK_MEM_WORKSPACE;
   int64_t V = c->model->config.vocab_size;
@@ -291,6 +294,7 @@ static void plan_ends(bk_chunk *c, bk_planner *p) {
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
 }
 
+/* ids and targets are kept per slot: the backward of the embedding reads the ids again. */
 static void plan_inputs(bk_chunk *c, bk_planner *p) {
   bk_memory_class keep = BK_MEM_ACTIVATIONS;
   for (int i = 0; i < c->options.slots; i++) {
@@ -324,6 +328,8 @@ static void plan_f(bk_chunk *c, bk_planner *p, int s) {
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
 }
 
+/* The order decides what may overlap in the workspace: what lives across sublayers first, then the
+ * ends and each F, which take turns in the rest. */
 bk_status bk_chunk_plan(bk_chunk *c) {
   const bk_model *m = c->model;
   const bk_chunk_options *o = &c->options;

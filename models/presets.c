@@ -81,6 +81,7 @@ static const paper_row paper[] = {
     {"mhc-27b", 30, 2560, 32, 1536, 72, 1280, 50000, 4.0e-4},
 };
 
+/* The paper counts 6 active and 2 shared experts in all three models. */
 static bk_model_config paper_model(const paper_row *p) {
   int64_t active = 6, shared = 2;
   return (bk_model_config){.vocab_size = 129280,

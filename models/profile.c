@@ -25,6 +25,7 @@ static bk_status reserve(bk_profile *p) {
   return bk_grow(ctx, (void **)&p->ops, &p->ops_capacity, OPS_RESERVED, sizeof *p->ops);
 }
 
+/* Attached to the model at once, because bk_step_begin looks there. */
 bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
   bk_context *ctx = model->ctx;
   if (model->profile) return bk_fail(ctx, BK_ERR_ARGUMENT, "the model is being profiled already");
@@ -106,6 +107,7 @@ static bk_status since_begin(const bk_profile *p, int event, double *seconds) {
   return begin->ops->elapsed(begin, p->events[event], seconds);
 }
 
+/* Sums take every launch; the list for the trace has room for some, and counts the rest. */
 static bk_status read_record(bk_profile *p, bk_profile_record *r) {
   bk_profile_step *step = current(p);
   bk_profile_row *row;
@@ -154,6 +156,7 @@ bk_status bk_profile_step_begin(bk_profile *p) {
 
 bk_status bk_profile_step_close(bk_profile *p) { return p->open ? record(p, STEP_END) : BK_OK; }
 
+/* Called after the step's sync. Only now is the step whole and enters the sums. */
 bk_status bk_profile_step_read(bk_profile *p) {
   bk_profile_step *step = current(p);
   if (!p->open) return BK_OK;

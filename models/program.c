@@ -166,6 +166,7 @@ static bk_status add_args(bk_recorder *rec, const void *args, size_t size) {
   return BK_OK;
 }
 
+/* Grows everything before it writes anything: a failure leaves the program as it was. */
 static bk_status add_call(bk_recorder *rec, bk_call call, const void *args, size_t size) {
   bk_program *p = rec->program;
   BK_TRY(bk_grow(p->ctx, (void **)&p->calls, &p->calls_capacity, (size_t)p->n_calls + 1,
@@ -283,6 +284,7 @@ static bk_status enter_lane(bk_recorder *rec, bk_lane lane) {
   return wait_lane(rec, lane, BK_LANE_COMPUTE);
 }
 
+/* Order matters: waits go in front of the call, its touches behind it. */
 bk_status bk_record(bk_recorder *rec, bk_op op, const void *args) {
   bk_program *p = rec->program;
   bk_call call = {.kind = BK_CALL_OP, .op = op, .lane = last_piece(p)->lane};
@@ -413,6 +415,8 @@ static bk_status launch(const bk_program *p, int at, bk_stream *stream, const bk
  * order, so that all lanes are then replaced by compute, and signals and waits are left out. */
 static bool on_one_lane(const bk_run *run) { return run->profile || run->look; }
 
+/* The workspace follows the lane of the call, even where a profile moves the call to compute: it
+ * was sized for the kernels of that lane. */
 static bk_status run_call(const bk_program *p, int at, const bk_run *run) {
   const bk_call *c = &p->calls[at];
   bool one = on_one_lane(run);

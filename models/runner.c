@@ -38,6 +38,7 @@ static bk_status check_chunks(const bk_model *m) {
   return BK_OK;
 }
 
+/* One chunk object for each of the model's ranges, in their order. */
 static bk_status runner_fill(bk_runner *r, const bk_runner *cache_of) {
   bk_model *m = r->model;
   BK_TRY(check_chunks(m));
@@ -98,6 +99,7 @@ static bk_status check_tokens(const bk_runner *r, const int32_t *ids, const int3
   return BK_OK;
 }
 
+/* A runner with a cache only decodes, and one without cannot decode. */
 static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
   bk_context *ctx = r->model->ctx;
   if (r->model->options.plan_only)
@@ -185,6 +187,7 @@ bk_status bk_runner_evaluate(bk_runner *r, int slot, const int32_t *ids, const i
   return forward(r, slot, ids, targets, targets ? BK_PROGRAM_EVALUATE : BK_PROGRAM_LOGITS);
 }
 
+/* From the last chunk to the first. Between two chunks the gradient is copied from port to port. */
 bk_status bk_runner_backward(bk_runner *r, int slot) {
   BK_TRY(check_run(r, slot, false));
   forget_earlier_steps(r);
@@ -221,6 +224,8 @@ bk_status bk_runner_wgrad(bk_runner *r) {
   return BK_OK;
 }
 
+/* The position is a tensor on the device, uploaded before each pass, since arguments never
+ * change. */
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
   BK_TRY(check_run(r, 0, true));
   if (past < 0 || past + r->options.seq_len > r->options.cache_len) {

@@ -27,6 +27,7 @@ static bk_status zero_loads(bk_model *m) {
                               bk_tensor_bytes(load));
 }
 
+/* All fields go over in one copy. Counters that say which micro-batch is the first begin anew. */
 bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   if (m->options.plan_only)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
@@ -144,6 +145,8 @@ static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
+/* One launch for each span. Weight decay is decoupled (AdamW), and 0 where a span does not
+ * decay. */
 static bk_status update(const bk_optimizer *o, bk_recorder *rec) {
   for (int i = 0; i < o->n_spans; i++) {
     const span *s = &o->spans[i];
@@ -225,6 +228,7 @@ void bk_optimizer_destroy(bk_optimizer *o) {
 
 const bk_program *bk_optimizer_program(const bk_optimizer *o) { return &o->program; }
 
+/* Gradients with a wgrad missing would train a part of the model on half a step. */
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only)
     return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");

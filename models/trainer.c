@@ -130,6 +130,7 @@ static bk_status make_buffers(bk_trainer *t) {
   return t->ids && t->targets && t->load && t->load_share ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Everything that a run needs is made here, so that a step allocates nothing. */
 static bk_status build(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
   bk_runner_options runner = {.batch = t->micro,
@@ -150,6 +151,7 @@ static bk_status build(bk_trainer *t) {
   return make_buffers(t);
 }
 
+/* Without data a model that is only planned can be sized. */
 static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
                            const bk_dataset *train) {
   int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
@@ -253,6 +255,7 @@ static bk_status read_loads(bk_trainer *t) {
   return BK_OK;
 }
 
+/* The maps are those of the step's last micro-batch, which are still in the runner. */
 static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   t->gain_fresh = false;
   if (!due(row->step, t->recipe.gain_every, t->recipe.steps)) return BK_OK;
@@ -302,6 +305,7 @@ static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_susp
   return status == BK_ERR_NOT_FINITE ? BK_OK : status;
 }
 
+/* The row of a refused step is kept for its reader, without the loads, which were not read. */
 static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_values *values) {
   bk_suspect suspect = {.found = false};
   t->refusal = (bk_refusal){.row = *row};

@@ -59,6 +59,7 @@ static bk_status refuse_kind(bk_context *ctx, bk_hc_kind kind) {
   return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is none of %s", (int)kind, names);
 }
 
+/* Rows and columns of the flattened streams must fit 31 bits. */
 static bk_status check_options(bk_device *device, const bk_residual_options *o) {
   bk_context *ctx = device->ctx;
   const bk_connection_kind *kind = kind_of(o->kind);
@@ -187,6 +188,8 @@ static bk_status run(bk_program *program) { return bk_program_run(program, &(bk_
 
 /* ---- initial values ---- */
 
+/* The random stream is named after the parameter and the number of the sublayer, so that
+ * connections with different numbers start with different values. */
 static void first_values(const bk_residual *r, int param, double *values, int64_t count) {
   const bk_connection_param *p = &r->connection.kind->params[param];
   char name[48];
@@ -223,6 +226,8 @@ static bk_status fill(bk_residual *r) {
   return init_params(r);
 }
 
+/* Zeros in the options stand for defaults; hc_eps means nothing for kinds whose maps may be
+ * negative. */
 bk_status bk_residual_create(bk_device *device, const bk_residual_options *options,
                              bk_residual **residual) {
   bk_residual_options o = *options;
@@ -331,6 +336,7 @@ static void identities(float *comb, int64_t tokens, int n) {
   for (int64_t i = 0; i < tokens * n * n; i++) comb[i] = i % (n * n) % (n + 1) == 0 ? 1.0f : 0.0f;
 }
 
+/* A kind without comb has the identity, which is written out here. */
 bk_status bk_residual_maps(bk_residual *r, float *pre, float *post, float *comb) {
   if (r->stage == IDLE) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: maps come after mix");
   bk_tensor p, q, c;

@@ -39,6 +39,7 @@ static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   a->v_cache = plan_4d(p, BK_MEM_ACTIVATIONS, p->cache_len, p->config->v_head_dim);
 }
 
+/* Everything that the backward reads is kept: it is the price of not running F again. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   const bk_model_config *c = p->config;
   bk_mla_acts *a = &acts->mla;
@@ -71,6 +72,7 @@ static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   w->mla = (bk_mla_scratch){0};
 }
 
+/* `left` marks what wgrad reads after dgrad has ended. */
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   bk_memory_class ws = BK_MEM_WORKSPACE, left = p->left;
@@ -201,6 +203,7 @@ static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk
                                             .scale = 1.0 / sqrt((double)query_width(s->config))});
 }
 
+/* The mirror of mla_query. The first product into dh overwrites it. */
 static bk_status mla_query_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor dq_pe = tail_part(s, w->dq), none = {0};

@@ -39,6 +39,7 @@ static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   if (s->moe.shared.gate_up) w->moe.shared = bk_mlp_plan_forward(p, &s->moe.shared);
 }
 
+/* `left` marks what wgrad reads after dgrad has ended: the gradients in front of each product. */
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   w->moe = (bk_moe_scratch){
@@ -180,6 +181,8 @@ static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_ten
                    &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
 }
 
+/* x and act are made again here, where the products read them: dgrad has used their places for
+ * their gradients. */
 static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;
