@@ -302,6 +302,7 @@ static bk_status remove_step(bk_context *ctx, const char *folder, const char *na
   return status;
 }
 
+/* Whole or not, a step before keep_from goes. */
 static bk_status remove_older(bk_context *ctx, const char *folder, char *const *names, size_t count,
                               int64_t keep_from) {
   for (size_t i = 0; i < count; i++) {

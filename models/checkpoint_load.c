@@ -369,6 +369,7 @@ bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype
   return status;
 }
 
+/* The dtype of the file is the model's, unless the caller wants another. */
 bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
                              const bk_model_options *options, bk_model **model) {
   bk_context *ctx = device->ctx;
@@ -420,6 +421,7 @@ static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what)
   return status;
 }
 
+/* Looks at the weights first, then at the optimiser's state if there is any. */
 bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what) {
   bk_st_reader *reader = NULL;
   int kind = -1;

@@ -9,6 +9,7 @@
 
 #include "models/checkpoint_priv.h"
 
+/* Tensors of models are contiguous, so that a piece of their flat form is a range of memory. */
 static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t,
                               void *chunk) {
   int64_t count = bk_tensor_count(t);
@@ -147,6 +148,8 @@ static bk_status put_in_place(bk_context *ctx, const char *partial, const char *
   return bk_remove_tree(ctx, old); /* which an earlier, interrupted save may have left, too */
 }
 
+/* A partial folder that an earlier attempt left is removed first, and this one's after a
+ * failure. */
 static bk_status save_beside(bk_model *model, const bk_trainer_state *state, const char *path,
                              const char *partial, const char *old, const char *parent) {
   bk_context *ctx = model->ctx;

@@ -207,6 +207,8 @@ static bk_status upload_rows(bk_chunk *c, const bk_tensor *t, int32_t *staging,
                              (size_t)c->tokens * sizeof *staging);
 }
 
+/* ids and targets are copied to the staging, so that the caller's arrays are free at once; an
+ * event says when the staging itself may be written again. */
 bk_status bk_chunk_upload(bk_chunk *c, int slot_index, const int32_t *ids, const int32_t *targets) {
   bk_slot *slot = &c->slots[slot_index];
   bk_stream *stream = c->model->stream;

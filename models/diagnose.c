@@ -254,6 +254,7 @@ static bk_status look_embed_bwd(const search *s, const spot *at) {
 /* Which look is due after a piece. F may have several pieces in a pass, and is looked at after the
  * last of them; its gradients after its W pieces. */
 typedef bk_status (*look_fn)(const search *s, const spot *at);
+/* Pieces whose results a later piece of the same pass completes are passed over. */
 static look_fn look_of(const bk_piece *piece, const spot *at) {
   bool shared = at->l && at->l->ops == &bk_moe_ops && at->l->moe.shared.gate_up;
   switch (piece->part) {
@@ -317,6 +318,7 @@ bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets
   return status;
 }
 
+/* Used when every gradient is finite but the sum of their squares is not. */
 bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
   search s;
   double largest = -1, squares, value;
@@ -338,6 +340,7 @@ bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
   return status;
 }
 
+/* Looks at the state between two steps; whatever is bad there was bad before the next step. */
 bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
   static const struct {
     param_view view;

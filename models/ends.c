@@ -41,6 +41,8 @@ static bk_status rows_loss(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
   return bk_linear_wgrad(rec, dlogits, bk_tensor_slice(slot->head.mix.h, 0, first, rows), w);
 }
 
+/* The first part of rows belongs to the piece that made the norm; each later one is a piece of its
+ * own. */
 static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int64_t first,
                            int64_t rows, bk_head_use use) {
   bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
@@ -78,6 +80,7 @@ bk_status bk_record_head_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot)
   return bk_record(rec, BK_OP_HC_EXPAND, &(bk_hc_expand_args){c->head_row, slot->D});
 }
 
+/* The gradient of a copy to n streams is the sum over the streams. */
 bk_status bk_record_embed_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool plain = bk_chunk_plain(c);
   bk_param_block *embed = c->model->parts->embed;

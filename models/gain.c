@@ -148,6 +148,7 @@ static void add_backward(bk_gain_row *row, const map *a, int n) {
 static void add_token(bk_gain *g, const double *comb, size_t stride) {
   int n = g->n;
   map up = map_identity(n), down = up;
+  /* forward: `up` is H_s ... H_1, what sublayer s makes of the streams at the beginning */
   for (int s = 0; s < g->n_sublayers; s++) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
     add_forward(&g->sublayers[s], &h, n);
@@ -155,6 +156,7 @@ static void add_token(bk_gain *g, const double *comb, size_t stride) {
     up = map_product(&h, &up, n);
     add_forward(&g->composite[s], &up, n);
   }
+  /* backward: `down` is H_L ... H_s, what the gradient at the end becomes at sublayer s */
   for (int s = g->n_sublayers - 1; s >= 0; s--) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
     down = map_product(&down, &h, n);

@@ -156,6 +156,7 @@ bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p,
                               int32_t *token) {
   int64_t vocab = g->model->config.vocab_size;
   BK_TRY(check_sample(g, temperature, top_p));
+  /* the largest logit is taken off before exp, so that no weight overflows */
   int32_t best = arg_max(g->logits, vocab);
   if (temperature == 0) {
     *token = best;
@@ -170,6 +171,7 @@ bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p,
   double mass = 0;
   int64_t kept = 0;
   while (kept < vocab && (kept == 0 || mass < top_p * total)) mass += g->sorted[kept++].p;
+  /* the random number is that of the position, so that each token has its own */
   double draw = bk_uniform(seed, bk_hash64("generate", 8), (uint64_t)g->length) * mass;
   int64_t i = 0;
   while (i + 1 < kept && draw >= g->sorted[i].p) draw -= g->sorted[i++].p;

@@ -34,6 +34,7 @@ void bk_lanes_want(bk_lanes *l, bk_lane lane, size_t bytes) {
   if (bytes > l->wanted[lane]) l->wanted[lane] = bytes;
 }
 
+/* A workspace of its own for the new size; the old one stays for the graphs that know it. */
 static bk_status enlarge(bk_lanes *l, bk_lane lane) {
   bk_tensor t;
   bk_context *ctx = l->device->ctx;

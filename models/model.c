@@ -52,6 +52,8 @@ static bk_status check_options(bk_device *device, const bk_model_config *config,
   return check_chunks(device->ctx, config, o);
 }
 
+/* The order is that of the dependencies: the parameters say what memory is needed, the lanes bring
+ * the stream with which it will be filled. */
 static bk_status model_fill(bk_model *m) {
   m->parts = bk_alloc(m->ctx, sizeof *m->parts);
   if (!m->parts) return BK_ERR_MEMORY;
@@ -94,6 +96,7 @@ bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_d
   return BK_OK;
 }
 
+/* The lanes first, which wait for work under way on the memory. */
 void bk_model_destroy(bk_model *m) {
   if (!m) return;
   bk_lanes_fini(&m->lanes);

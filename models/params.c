@@ -62,6 +62,7 @@ static void reserve_part(builder *b, bk_param_block *p, block_part part) {
   *tensors[part] = reserve(b, classes[part], dtype, p->weight.ndim, p->weight.shape);
 }
 
+/* Part by part, group by group, and within a group in the order of the checkpoint. */
 static void reserve_blocks(builder *b) {
   bk_model *m = b->m;
   for (int part = 0; part < PARTS; part++)
@@ -216,6 +217,7 @@ static void attention(builder *b, bk_sublayer *s) {
   sublayer_connection(b, s, "hc_attn_");
 }
 
+/* The two halves of gate_up are two tensors of a checkpoint. */
 static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
   int64_t C = b->c->hidden_size;
   m->width = width;
@@ -241,6 +243,8 @@ static void experts(builder *b, bk_moe_params *m) {
   }
 }
 
+/* The router stays in ct whatever the storage dtype is, so that no rounding of its weights changes
+ * the choice of experts. The shared experts are one MLP whose width is the sum of theirs. */
 static void moe(builder *b, bk_sublayer *s) {
   const bk_model_config *c = b->c;
   s->ops = &bk_moe_ops;

@@ -35,6 +35,7 @@ static bk_status merge(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s
   return bk_connection_merge_mix(rec, &l->connection, a, &l[1].connection, &a[1]);
 }
 
+/* Without the embedding the streams come in through the chunk's port, into mix[0].x. */
 static bk_status forward(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (c->has_embed) BK_TRY(bk_record_embed(c, rec, slot));
   BK_TRY(first_mix(c, rec, slot));
@@ -159,6 +160,8 @@ static bk_status record_heads(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   return c->options.backward ? record_both(c, rec, slot, BK_PROGRAM_LOSS, head_train, name) : BK_OK;
 }
 
+/* A chunk without the head ends with the streams; a chunk with it has a program for each use of
+ * it. */
 bk_status bk_chunk_record(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   static const char name[] = "the backward pass";
   BK_TRY(record(c, rec, slot, BK_PROGRAM_FORWARD, forward, "the forward pass", NULL));

@@ -12,6 +12,7 @@
 
 /* ---- creation ---- */
 
+/* Everything that recording needs, so that a profiled step allocates nothing. */
 static bk_status reserve(bk_profile *p) {
   bk_device *device = p->model->device;
   bk_context *ctx = device->ctx;

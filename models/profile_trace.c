@@ -76,6 +76,7 @@ static void put_step(bk_json_out *out, const bk_profile_step *step) {
   for (int i = 0; i < step->count; i++) put_record(out, step, &step->records[i]);
 }
 
+/* The oldest step that is kept comes first; steps lie in a ring. */
 bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
   bk_json_out out;
   bk_json_out_init(&out, p->model->ctx);

@@ -116,6 +116,7 @@ void bk_recorder_fini(bk_recorder *rec) {
   *rec = (bk_recorder){0};
 }
 
+/* All lanes but compute begin idle: none has work of this program, and none needs a signal. */
 void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk_program *like) {
   *program = (bk_program){.ctx = rec->device->ctx, .lanes = rec->lanes};
   rec->program = program;
@@ -217,6 +218,7 @@ static bool conflicts(const bk_touch *a, const bk_touch *b) {
  * and ends where the lane has seen all others' touches. A wait covers everything before the
  * signal, so that more waits are rarely needed. */
 static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
+  /* touches before `known` were waited for, whichever lane made them */
   int known = rec->n_touches;
   for (int i = 0; i < BK_LANES; i++) {
     int seen = rec->seen[touch->lane][i];
@@ -224,6 +226,7 @@ static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
   }
   for (int i = rec->n_touches - 1; i >= known; i--) {
     const bk_touch *other = &rec->touches[i];
+    /* its own lane keeps its order, and an earlier wait may have covered the touch */
     if (other->lane == touch->lane || i < rec->seen[touch->lane][other->lane]) continue;
     if (conflicts(other, touch)) BK_TRY(wait_lane(rec, touch->lane, other->lane));
   }
@@ -288,7 +291,7 @@ static bk_status enter_lane(bk_recorder *rec, bk_lane lane) {
 bk_status bk_record(bk_recorder *rec, bk_op op, const void *args) {
   bk_program *p = rec->program;
   bk_call call = {.kind = BK_CALL_OP, .op = op, .lane = last_piece(p)->lane};
-  bool tracked = !one_lane(rec);
+  bool tracked = !one_lane(rec); /* with a single open lane there is nothing to order */
   BK_TRY(enter_lane(rec, call.lane));
   BK_TRY(find_plan(rec, op, call.lane, args, &call.of));
   bk_lanes_want(rec->lanes, call.lane, call.of->plan.workspace_bytes);
@@ -322,6 +325,8 @@ bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block) {
   return bk_record_accumulates(rec, block) ? BK_OK : record_zero(rec, &block->grad);
 }
 
+/* One event for each lane that signals, used again for each of its signals: a wait is for the
+ * last. */
 static bk_status make_signals(bk_program *p, bk_device *device) {
   for (int i = 0; i < p->n_calls; i++) {
     bk_event **event = &p->signals[p->calls[i].lane];

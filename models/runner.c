@@ -173,6 +173,8 @@ static bk_status check_forward(bk_runner *r, int slot, const int32_t *ids, const
   return check_tokens(r, ids, targets);
 }
 
+/* Targets mean a loss. A runner for training then uses the program that makes the head's gradients
+ * too. */
 bk_status bk_runner_forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets) {
   if (!has_head(r)) targets = NULL;
   BK_TRY(check_forward(r, slot, ids, targets));
@@ -288,6 +290,7 @@ bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *
   return BK_OK;
 }
 
+/* Layers with experts are counted among themselves, in the order of the model. */
 bk_status bk_runner_routing(const bk_runner *r, int slot, int moe_layer, bk_tensor *scores,
                             bk_tensor *index) {
   for (int s = 0; s < r->model->n_sublayers && slot >= 0 && slot < r->options.slots; s++) {

@@ -57,6 +57,8 @@ bk_micro bk_step_micro(bk_model *m, int chunk, int kind) {
   return micro;
 }
 
+/* The wait at the end of a step. The loss is looked at here as well, because the flag is set by
+ * the optimiser, and an evaluation has none. */
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
   bk_place place = {m->step.buffer, m->step.offset};
   if (m->profile) BK_TRY(bk_profile_step_close(m->profile));
@@ -111,6 +113,7 @@ static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
 static bool span_extend(span *s, const span *next) {
   bk_tensor *have[] = {&s->grad, &s->p, &s->master, &s->m, &s->v};
   const bk_tensor *more[] = {&next->grad, &next->p, &next->master, &next->m, &next->v};
+  /* `apart` is from the span's beginning; behind its end there may be a gap of alignment */
   int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
   if (s->group != next->group || gap < 0 ||
       (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN)
@@ -186,6 +189,7 @@ static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
   return bk_record_end(rec, "the optimiser's step", &o->model->parts->graph_warned);
 }
 
+/* The optimiser has no gradients of its own to tell apart, so that its recorder knows no blocks. */
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
   bk_recorder rec;

@@ -101,8 +101,8 @@ struct bk_trainer {
   bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
   bk_watch watch;
-  bk_refusal refusal;          /* row.step 0: the last step was taken */
-  int64_t step, tokens, micro; /* done: steps, training tokens */
+  bk_refusal refusal;          /* row.step is 0 where the last step was taken */
+  int64_t step, tokens, micro; /* steps and tokens done; sequences of a micro-batch */
   int32_t *ids, *targets;      /* one micro-batch */
   int32_t *load;               /* [experts] */
   double *load_share;          /* [MoE layers][experts] */
@@ -118,6 +118,7 @@ static size_t map_bytes(const bk_trainer *t) {
          sizeof(double);
 }
 
+/* Host memory for one micro-batch and for the loads of the experts. */
 static bk_status make_buffers(bk_trainer *t) {
   bk_context *ctx = t->model->ctx;
   size_t tokens = (size_t)(t->micro * t->recipe.seq_len),
@@ -341,6 +342,7 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                            .loss_scale = 1 / tokens,
                            .balance_rate = r->router_bias_lr};
   bk_step_results results;
+  /* all of the device's work of the step is enqueued before bk_step_end waits for it once */
   t->refusal.row.step = 0;
   BK_TRY(bk_step_begin(t->model, &values));
   BK_TRY(run_micro_batches(t));
@@ -356,6 +358,7 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                          .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
   if (!results.finite) return refuse(t, &made, &values);
+  /* from here on the step counts, even if reading its loads or validating fails */
   bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
   bk_trainer_set_step(t, step, made.tokens);
   BK_TRY(read_loads(t));

@@ -31,6 +31,7 @@ bool bk_watch_norm(bk_context *ctx, bk_watch *w, int64_t step, double norm, doub
   return true;
 }
 
+/* Forward and backward have one limit, and the larger of the two counts. */
 bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward,
                    double limit) {
   double largest = !(forward <= backward) ? forward : backward; /* a NaN in `forward` stays */

@@ -12,6 +12,7 @@ static bk_status merge(bk_recorder *rec, const bk_connection *c BK_UNUSED, const
   return bk_record(rec, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
 }
 
+/* With plain connections h and rstd are made again, and x of all sublayers but the first. */
 static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
                          int count) {
   for (int i = 0; i < count; i++) {

@@ -165,6 +165,7 @@ static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
                                r->ports[DX].t, true);
 }
 
+/* Gradients always add here (first is false): the caller zeroes them when a step begins. */
 static bk_status record_all(bk_residual *r, bk_recorder *rec) {
   bk_status (*const passes[])(bk_residual *, bk_recorder *) = {record_mix, record_merge,
                                                                record_merge_bwd, record_mix_bwd};
@@ -213,6 +214,7 @@ static bk_status init_params(bk_residual *r) {
   return bk_residual_zero_grads(r);
 }
 
+/* Planning first, then recording, which asks for workspaces, then the memory, then the values. */
 static bk_status fill(bk_residual *r) {
   BK_TRY(bk_lanes_init(&r->lanes, r->device, false));
   r->stream = r->lanes.stream[BK_LANE_COMPUTE];

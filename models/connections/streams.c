@@ -114,6 +114,7 @@ static bk_status unmix(bk_recorder *rec, const bk_connection *c, const bk_mix_ac
   return bk_record(rec, BK_OP_HC_PRE_NORM_BWD, &args);
 }
 
+/* dpost and dcomb have a place only where the kind has the map: the learned head has neither. */
 static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_acts *a,
                                          const bk_mix_grads *g) {
   return (bk_hc_maps_bwd_args){

@@ -188,6 +188,7 @@ static bk_status latent_norm_dgrad(bk_recorder *rec, bk_tensor x, const bk_param
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
 }
 
+/* dv is written into its half of dkv; the other half, of the unrotated keys, follows from dk. */
 static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                 const bk_mla_scratch *w) {
   return bk_record(rec, BK_OP_ATTENTION_BWD,
@@ -228,6 +229,7 @@ static bk_status mla_key_value_bwd(bk_recorder *rec, const bk_sublayer *s, const
   return bk_linear_dgrad(rec, w->dkv_a, s->mla.kv_a, dh, true);
 }
 
+/* The queries' part of dh comes first and overwrites; the keys' and values' part adds. */
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_mla_acts *a = &acts->mla;
@@ -248,6 +250,8 @@ static bk_status latent_norm_wgrad(bk_recorder *rec, bk_tensor x, const bk_param
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
 }
 
+/* One product for each matrix and one norm for each latent vector: what dgrad has left stands on
+ * the left side, what forward has kept on the right. */
 static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_mla_acts *a = &acts->mla;

@@ -12,6 +12,7 @@
 /* Rows of tokens sorted by expert: one for each of a token's k choices. */
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
 
+/* Routing is kept too: the backward must send the gradients the way the tokens went. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
   const bk_model_config *c = p->config;
   bk_memory_class keep = p->keep;
@@ -83,6 +84,7 @@ static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_sc
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
+/* Two grouped products over the rows sorted by expert, with SwiGLU between them. */
 static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              const bk_moe_scratch *w) {
   bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2),
@@ -102,6 +104,8 @@ static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_mo
       &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
+/* The shared experts write f and the routed ones add to it. Without shared experts combine writes
+ * f. */
 static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
   const bk_moe_acts *a = &acts->moe;
@@ -128,6 +132,8 @@ static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const b
                    &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
 }
 
+/* The weights are used as they are stored, [out, in], which is the transpose of the forward's
+ * view. */
 static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                  const bk_moe_scratch *w) {
   BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
@@ -156,6 +162,8 @@ static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_
   return bk_linear_dgrad(rec, w->logits, s->moe.gate, dh, true);
 }
 
+/* From the combine back to the route: dispatch overwrites dh, the router and the shared experts
+ * add. */
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_moe_acts *a = &acts->moe;
