@@ -35,6 +35,7 @@ bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const 
 
 /* ---- checkpoint_names.c: our names for what is in a file ---- */
 
+/* A tensor of a file under our name for it; `used` once a parameter has taken it. */
 typedef struct bk_weight {
   char *name; /* Hugging Face's, as bk_param has it */
   const bk_st_entry *entry;

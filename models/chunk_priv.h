@@ -14,6 +14,7 @@
 #define BK_HEAD_ELEMENTS_DEVICE ((int64_t)1 << 28)
 #define BK_HEAD_ROWS 256
 
+/* What the head keeps for one micro-batch. */
 typedef struct bk_head_acts {
   /* final norm: x is the collapsed [N,C] stream, or the streams (learned head), or x_L itself
    * (plain) */
@@ -21,11 +22,13 @@ typedef struct bk_head_acts {
   bk_tensor dh; /* [N,C] gradient of the normed input of lm_head, made in the forward pass */
 } bk_head_acts;
 
+/* The place of one micro-batch in flight. n is the number of the chunk's sublayers; the tensors are
+ * descriptors, and several slots may share memory (places.c). */
 typedef struct bk_slot {
-  bk_mix_acts *mix;         /* [n] */
-  bk_mix_grads *grads;      /* [n] */
-  bk_f_acts *f;             /* [n] */
-  bk_f_scratch *backward;   /* [n] */
+  bk_mix_acts *mix;         /* [n] what each connection keeps */
+  bk_mix_grads *grads;      /* [n] gradients of its maps */
+  bk_f_acts *f;             /* [n] what each F keeps */
+  bk_f_scratch *backward;   /* [n] scratch of F's backward */
   bk_tensor *df;            /* [n] gradient of F's output */
   bk_tensor last;           /* streams after the last sublayer */
   bk_tensor last_carry;     /* what it hands on beside them */

@@ -43,6 +43,7 @@ typedef struct bk_param {
   int sublayer;
 } bk_param;
 
+/* The structs of a model are its own: other code reads them, and only models/ writes them. */
 struct bk_model {
   bk_context *ctx;
   bk_device *device;

@@ -26,6 +26,7 @@ typedef struct builder {
   bk_status status;
 } builder;
 
+/* How a block is stored and trained: see block(). */
 typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
 
 static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim,

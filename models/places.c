@@ -67,6 +67,7 @@ static const rule plain_rules[] = {
 enum { RULES_MAX = BK_COUNT(stream_rules), X_RULE = 0 };
 enum { SHARED_MAX = RULES_MAX + 2 * BK_CONNECTION_MAX_MAPS };
 
+/* The planning of one chunk in progress. */
 typedef struct placing {
   bk_chunk *c;
   bk_planner p;

@@ -10,7 +10,7 @@
 
 #include <math.h>
 
-/* ---- the step block ---- */
+/* ---- the step block: one field in the host's copy, in ct ---- */
 static void put(bk_model *m, int slot, double value) {
   if (m->ct == BK_F64) m->parts->step_host.f64[slot] = value;
   else m->parts->step_host.f32[slot] = (float)value;

@@ -210,6 +210,8 @@ bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name
   return status;
 }
 
+/* The names are read to the end before anything is removed, since a listing of a folder that
+ * changes meanwhile may leave names out. */
 static bk_status remove_contents(bk_context *ctx, const char *path) {
   char **names;
   size_t count;

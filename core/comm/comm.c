@@ -7,6 +7,7 @@ static bk_status check_alive(bk_comm *comm, const char *what) {
   return comm->aborted ? bk_fail(comm->ctx, BK_ERR_COMM, "%s: the group was aborted", what) : BK_OK;
 }
 
+/* Transports move ranges of memory, so that tensors must be contiguous. */
 static bk_status check_tensor(bk_comm *comm, const bk_tensor *t, const char *what,
                               const char *field) {
   char text[128];

@@ -141,6 +141,7 @@ const bk_model_config bk_model_config_absent = {
     .hc_head = BK_HEAD_SUM,
 };
 
+/* Keys that are not listed are 0, false, or the first of their choices. */
 void bk_train_config_default(bk_train_config *t) {
   *t = (bk_train_config){
       .steps = 1000,
@@ -197,6 +198,8 @@ static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t
                  model ? "model" : "training recipe");
 }
 
+/* One assignment of the command line. Without a model (m NULL) or a recipe (t NULL) the keys of
+ * that one are refused: they were fixed when the run began. */
 bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
                         const char *assignment) {
   const char *equals = strchr(assignment, '=');
@@ -332,6 +335,7 @@ static bk_status check_total(bk_context *ctx, const char *origin, const bk_model
                  origin, total, PARAMETERS_MAX);
 }
 
+/* Read from files, and also set by programs, which may put anything there. */
 static bk_status check_end_tokens(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->n_eos_token_ids < 0 || m->n_eos_token_ids > BK_END_TOKENS)
     return bk_fail(ctx, BK_ERR_CONFIG, "%s: there can be 0 to %d end tokens, not %d", origin,

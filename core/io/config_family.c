@@ -78,6 +78,7 @@ static void read_architectures(bk_context *ctx, const char *origin, const json_t
         origin, odd == list ? "is" : "holds", bk_json_kind(odd));
 }
 
+/* The message shows whichever of the two names is foreign, and lists those that are known. */
 static bk_status refuse_names(bk_context *ctx, const char *origin, const names *n) {
   char type[BK_JSON_SHOWN + 32] = "", architecture[BK_JSON_SHOWN + 32] = "", text[BK_JSON_SHOWN];
   if (n->type) snprintf(type, sizeof type, "model_type \"%s\"", bk_json_shown(n->type, text));
@@ -196,6 +197,7 @@ static bk_status check_layer_types(bk_context *ctx, const char *origin, const js
                                        origin, bk_json_kind(list));
 }
 
+/* The keys of one row are reported together, since they would change the same thing. */
 bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const json_t *root) {
   bk_status status = check_layer_types(ctx, origin, root);
   for (size_t i = 0; i < BK_COUNT(siblings); i++) {

@@ -121,6 +121,8 @@ static const fixed_key fixed[] = {
     {"attention_dropout", FIXED_NUMBER, "0.0", "there is no dropout"},
 };
 
+/* Compares with the one value that is honoured, of exactly its kind: 1 is not 1.0 for an integer
+ * key. */
 static bool fixed_holds(const fixed_key *key, const json_t *value) {
   double wanted = 0;
   switch (key->kind) {
@@ -170,6 +172,7 @@ static bk_status check_rope_kind(const document *doc, const char *name, json_t *
   return BK_OK;
 }
 
+/* Any member but the kind and theta asks for a scaling of positions, which is not built. */
 static bk_status check_rope_members(const document *doc, const char *name, json_t *rope) {
   const char *key;
   json_t *value;
@@ -356,6 +359,7 @@ static const char *const silent[] = {
     "quantization_config",
 };
 
+/* Keys that end in _token_id concern the tokenizer, and there are many of them. */
 static bool is_expected(const char *key) {
   const char suffix[] = "_token_id";
   size_t length = strlen(key), tail = sizeof suffix - 1;
@@ -504,6 +508,7 @@ static void begin_member(bk_json_out *out, const char *indent, const char *key) 
   bk_json_out_text(out, ": ");
 }
 
+/* Words are quoted in JSON, except for null; numbers and booleans are not. */
 static void write_option(bk_json_out *out, const char *indent, const bk_option *o,
                          const void *config) {
   char text[BK_OPTION_TEXT];
@@ -533,6 +538,8 @@ static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
   if (m->n_eos_token_ids > 1) bk_json_out_text(out, "]");
 }
 
+/* Written so that transformers reads it, with every key in full: nothing depends on its
+ * defaults. */
 static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
   const char *torch = dtype == BK_BF16  ? "\"bfloat16\""
                       : dtype == BK_F64 ? "\"float64\""
@@ -567,6 +574,7 @@ static bk_status save(bk_json_out *out, const char *path) {
   return status;
 }
 
+/* Checked before it is written: a file that could not be read again must not come about. */
 bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
                                 bk_dtype dtype) {
   if (!bk_dtype_is_float(dtype))

@@ -134,6 +134,7 @@ static bk_status fail_token(const source *s, const segment *g, int64_t i) {
                  known ? "; " : "", words);
 }
 
+/* The end token is not stored with a text, so that it is checked by itself. */
 static bk_status check_tokens(const source *s, const segment *g) {
   int64_t vocab = s->options->vocab_size;
   for (int64_t i = 0; i < g->count - g->ends; i++)
@@ -249,6 +250,7 @@ static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, 
   return check_tokens(&s, ds->segments);
 }
 
+/* The tokens are read where they lie, and must therefore be aligned to their size. */
 bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
                                  int token_bytes, int64_t vocab_size, bk_dataset **ds) {
   const bk_dataset_options options = {.vocab_size = vocab_size, .split = BK_SPLIT_ALL};
@@ -336,6 +338,7 @@ static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t
   return x;
 }
 
+/* A sequence needs one token more than its length, for the last target. */
 bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len) {
   if (seq_len < 1)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "seq_len must be at least 1, not %lld",

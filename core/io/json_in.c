@@ -47,6 +47,8 @@ bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, siz
   return bk_json_parse(ctx, origin, text + skip, bytes - skip, root, error);
 }
 
+/* Where the text is no JSON, the message says what it is, if it can be recognised: most often a
+ * user has named the wrong file. */
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                        json_t **root) {
   json_error_t error;

@@ -52,6 +52,7 @@ static void add_escaped(bk_json_out *out, unsigned char c) {
   bk_json_out_text(out, code);
 }
 
+/* Only what JSON demands is escaped; the rest of UTF-8 goes out as it is. */
 void bk_json_out_string(bk_json_out *out, const char *text) {
   bk_json_out_text(out, "\"");
   for (const char *p = text; *p; p++) {

@@ -44,6 +44,8 @@ bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metric
   return status;
 }
 
+/* Whatever was not written by now is lost; bk_metrics_flush says so while it can still be
+ * helped. */
 void bk_metrics_close(bk_metrics *m) {
   if (!m) return;
   int rc = m->file ? m->ctx->fs.close(m->ctx->fs.user, m->file) : 0;

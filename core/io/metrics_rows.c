@@ -227,6 +227,7 @@ static void order_fini(order *o) {
   bk_free(o->ctx, o->line);
 }
 
+/* The first pass: the step and the line of every row, without its values. */
 static bk_status collect(rows *r, order *o) {
   row_line line;
   for (;;) {
@@ -313,6 +314,7 @@ static bk_status cut_torn(rows *r, cut *c) {
   return c->kept ? set_aside(r, c, l->data + l->at, bytes) : BK_OK;
 }
 
+/* The torn end, if there is one, is looked at last, when it is known whether it matters. */
 static bk_status cut_lines(rows *r, cut *c) {
   row_line line;
   for (;;) {
@@ -385,6 +387,7 @@ bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
 
 /* ---- rows, columns ---- */
 
+/* The second pass: the rows that count, one by one; the callback may end it with a failure. */
 static bk_status give_rows(rows *r, bk_metrics_each each, void *arg) {
   row_line line;
   for (;;) {
@@ -422,6 +425,7 @@ typedef struct column {
   size_t count, step_capacity, value_capacity;
 } column;
 
+/* A row without the key gives NaN, so that steps and values stay side by side. */
 static bk_status column_add(void *arg, json_t *row, int64_t step) {
   column *c = arg;
   const json_t *value = json_object_get(row, c->key);

@@ -37,6 +37,7 @@ static char *choices_text(const bk_option *o, char *text, size_t size) {
   return text;
 }
 
+/* In words that stand behind "must be" in a message. */
 char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
   char low[BK_DOUBLE_TEXT], high[BK_DOUBLE_TEXT];
   const char *words = o->type == BK_OPT_INT_OR_NULL   ? ", or null"
@@ -106,6 +107,7 @@ static bool special_word(const bk_option *o, const char *text, int64_t *value) {
   return null || off || automatic;
 }
 
+/* Texts come from --set and from JSON strings; both spell values alike. */
 bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o,
                              const char *text, void *config) {
   int64_t i;
@@ -166,6 +168,7 @@ static const char *choice_name(const bk_option *o, int value) {
   return "?";
 }
 
+/* The inverse of bk_option_set_text: the text reads back as the same value. */
 char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size) {
   char number[BK_DOUBLE_TEXT];
   int64_t i = 0;

@@ -186,6 +186,7 @@ static bool is_gguf(const view *v) {
   return say(v, "a GGUF file (llama.cpp)", WEIGHTS, NULL);
 }
 
+/* Such a file can be used once its header is cut off, so that the command to do it is given. */
 static bool say_llmc_tokens(const view *v, int width) {
   unsigned long long said = number_at(v, 8, 4),
                      room = v->size < 1024 ? 0 : (v->size - 1024) / (unsigned)width;
@@ -254,6 +255,7 @@ static bool is_utf16(const view *v, size_t begin, bool big) {
   return units > 0 && 2 * pairs < units;
 }
 
+/* Every unit must be a character: below 0x110000, no surrogate, no control character. */
 static bool is_utf32(const view *v, bool big) {
   if (v->size % 4 != 0 || v->n < 8) return false;
   for (size_t at = 4; at + 3 < v->n; at += 4) {
@@ -371,6 +373,7 @@ typedef struct places {
   size_t tiny[16]; /* how often each of 0 to 15 occurs in the second and the fourth word */
 } places;
 
+/* Read as little-endian words; big-endian numbers then show by the other halves being 0. */
 static void look_at_places(const view *v, places *s) {
   *s = (places){.rows = v->n / 8};
   for (size_t i = 0; i < 4 * s->rows; i++) {

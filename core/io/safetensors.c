@@ -14,6 +14,7 @@
 
 /* ---- opening ---- */
 
+/* A file may have become shorter since its length was read. */
 static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes,
                             const char *what) {
   int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
@@ -231,6 +232,7 @@ bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, 
   return read_data(reader, entry, 0, dst, bytes);
 }
 
+/* A dtype that cannot be loaded has no element size, and its tensors can be listed only. */
 static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
                              int64_t count) {
   size_t width = bk_st_element_size(entry);

@@ -139,6 +139,7 @@ static bk_status take_unicode(parser *p, char **out) {
   return BK_OK;
 }
 
+/* The eight short escapes of JSON and \u. */
 static bk_status take_escape(parser *p, char **out) {
   static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
   if (p->at >= p->end) return fail_at(p, "a string does not end");
@@ -209,6 +210,7 @@ static bk_status take_size(parser *p, uint64_t *value) {
 
 /* ---- one tensor ---- */
 
+/* An unknown dtype is refused, because the size of the tensor could not be checked. */
 static bk_status take_dtype(parser *p, bk_st_entry *e) {
   char *name;
   BK_TRY(take_string(p, &name));
@@ -258,6 +260,7 @@ static bk_status take_field(parser *p, const char *field, bk_st_entry *e, unsign
   return which == 0 ? take_dtype(p, e) : which == 1 ? take_shape(p, e) : take_offsets(p, e);
 }
 
+/* All three members must be there; another one is an error, not something to be passed over. */
 static bk_status take_fields(parser *p, bk_st_entry *e) {
   unsigned seen = 0;
   bool again = true;
@@ -392,6 +395,7 @@ static bk_status take_name(parser *p, char **name) {
   return BK_OK;
 }
 
+/* A member is a tensor or __metadata__, which may come anywhere and once. */
 static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
                              bool *has_metadata) {
   char *name;
@@ -450,6 +454,7 @@ bk_status bk_st_table_sort(bk_st_table *table, const char *path) {
   return BK_OK;
 }
 
+/* The entries are copied, and `from` forgets them so that its end does not free their names. */
 bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   if (from->count == 0) return BK_OK;
   BK_TRY(bk_grow(table->ctx, (void **)&table->entries, &table->capacity, table->count + from->count,

@@ -37,6 +37,7 @@ static bool is_plain_name(const char *name) {
   return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
+/* One entry of the map: a tensor's name and that of a file in the same folder. */
 static bk_status check_pair(const shard_index *x, const char *tensor, const json_t *value) {
   const char *shard = json_string_value(value);
   if (!is_printable(tensor) || (shard && !is_printable(shard)))
@@ -160,6 +161,7 @@ static bk_status check_entries(const shard_index *x, const char *path, const cha
   return BK_OK;
 }
 
+/* A shard is read into a table of its own and checked before it joins the others. */
 static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const char *shard) {
   bk_st_table table = {.ctx = x->ctx};
   char *path = bk_path_join(x->ctx, x->folder, shard);
@@ -256,6 +258,7 @@ bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name
   return *lack ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Of several shards that are not whole the first is named. */
 bk_status bk_st_folder_lacks(bk_context *ctx, const char *folder, char **lack) {
   shard_index x;
   bool shards;

@@ -81,6 +81,7 @@ bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value
   return w->metadata.status;
 }
 
+/* The JSON of one tensor, without white space; offsets count from the beginning of the data. */
 static void write_entry(bk_json_out *out, const bk_st_entry *e) {
   if (out->length) bk_json_out_text(out, ",");
   bk_json_out_string(out, e->name);
@@ -192,6 +193,7 @@ static bk_status begin(bk_st_writer *w) {
   return status;
 }
 
+/* Data is counted, so that a file never has more of it than its header says. */
 bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
   BK_TRY(begin(w));
   if (bytes > w->declared - w->written)

@@ -55,6 +55,7 @@ static void default_targets(bk_tokens *t) {
     t->targets[i] = (i + 1) % t->seq_len ? t->ids[i + 1] : IGNORED;
 }
 
+/* Targets have the shape of the ids; IGNORED marks those that do not count. */
 static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) {
   bk_tokens *t = &s->t;
   BK_TRY(check_integers(s, e));

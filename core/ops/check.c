@@ -212,6 +212,7 @@ static bk_status check_place(const bk_dims *dims, const bk_op_field *field, cons
   return BK_OK;
 }
 
+/* An operand of type FREE has only a place to be checked here; the op's conditions do the rest. */
 static bk_status check_field(bk_dims *dims, const bk_op_field *field) {
   const bk_tensor *t = bk_op_field_get(dims->args, field);
   if (!bk_tensor_present(t))
@@ -306,6 +307,8 @@ bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const cha
                  dims->desc->name, field_a, field_b);
 }
 
+/* Only the beginnings are compared; it is up to the caller to avoid views that overlap
+ * otherwise. */
 bk_status bk_dims_apart(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_dims_operand(dims, field_a);
   const bk_tensor *b = bk_dims_operand(dims, field_b);

@@ -22,6 +22,7 @@ bk_dtype bk_op_leading_dtype(bk_op op, const void *args) {
   return bk_op_field_get(args, &bk_op_describe(op)->fields[0])->dtype;
 }
 
+/* Ends early where the text is full, as messages about many operands may be. */
 char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
   const bk_op_desc *desc = bk_op_describe(op);
   size_t used = 0;

@@ -129,6 +129,7 @@ static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_st
   return stream->ops->sync(stream);
 }
 
+/* In place: the device's own stream must have finished with the operands first. */
 static bk_status fallback_launch(bk_stream *stream, const bk_plan *plan, const void *args,
                                  bk_place workspace BK_UNUSED) {
   const fallback_state *s = plan->state;
@@ -161,6 +162,7 @@ static bk_status fallback_open(bk_device *device) {
   return bk_stream_create(device->fallback, 0, &device->fallback_stream);
 }
 
+/* The workspace and the staging are made once, with the plan. */
 static bk_status prepare_there(bk_device *device, bk_op op, const void *args, fallback_state *s) {
   s->op = op;
   BK_TRY(bk_plan_prepare(device->fallback, op, args, &s->plan));

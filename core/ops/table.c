@@ -95,6 +95,7 @@ static bk_status grouped_matrices(bk_dims *dims) { return matrix(dims, "b"); }
 
 /* ---- conditions: layers ---- */
 
+/* With unequal heads x and y have different sizes, so that they cannot share memory. */
 static bk_status rope_heads(bk_dims *dims) {
   int64_t from = dims->value['X'], to = dims->value['Y'], width = dims->value['D'];
   if (from != to && from != 1 && to != 1) {
@@ -286,6 +287,7 @@ static bk_status merge_mix_places(bk_dims *dims) {
                                          {"pre_norm.pre", "maps.pre"}};
   return same_places(dims, BK_COUNT(pairs), pairs);
 }
+/* The mirror: the gradient of the streams is one buffer through all four parts. */
 static bk_status merge_mix_bwd_places(bk_dims *dims) {
   static const char *const pairs[][2] = {
       {"project.x", "pre_norm.x"},     {"maps.dpre", "pre_norm.dpre"},

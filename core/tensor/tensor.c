@@ -107,6 +107,7 @@ static void set_dense_strides(bk_tensor *t) {
   }
 }
 
+/* A shape may hold sizes of 0; the tensor then has no elements. */
 bk_tensor bk_tensor_make(bk_dtype dtype, int ndim, const int64_t *shape) {
   assert(ndim >= 0 && ndim <= BK_MAX_DIMS);
   bk_tensor t = {.dtype = dtype, .ndim = ndim};
@@ -180,6 +181,7 @@ static void append_list(char *text, size_t size, const int64_t *values, int n) {
   snprintf(text + used, size - used, n ? "]" : "[]");
 }
 
+/* Strides are named only where they are not those of a contiguous tensor. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size) {
   if (size == 0) return text;
   text[0] = '\0';

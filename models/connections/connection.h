@@ -58,6 +58,7 @@ struct bk_connection_calls {
   /* What a sublayer hands to the next beside the streams: the number of columns of ct for each
    * token; NULL: nothing. It travels with the streams, from chunk to chunk too. */
   int64_t (*carry)(int n);
+  /* The four passes; the functions of their names below say what each does. */
   bk_status (*mix)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
   bk_status (*merge)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a, bk_tensor out);
   bk_status (*merge_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
@@ -77,7 +78,9 @@ struct bk_connection_calls {
   void (*show)(const bk_mix_acts *a, bk_tensor *pre, bk_tensor *post, bk_tensor *comb);
 };
 
+/* Makes the maps of a sublayer, y and the normed input h of F from a->x. */
 bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
+/* Makes `out`, the streams of the next sublayer, from a->x, a->f and the maps that mix made. */
 bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                               bk_tensor out);
 /* Merge of c into next->x, then the mix of the next. */

@@ -1,7 +1,12 @@
 /* What the kinds with n streams share: maps pre, post and comb of every token, made from a
- * projection of its streams (fn, base, scale).
+ * projection of its streams (arXiv 2512.24880 eq. 7-9; for hc arXiv 2409.19606 eq. 10-13). For one
+ * token with streams x [n,C], flattened to v:
+ *   r = sqrt(mean(v^2) + norm_eps);  logits = scale (fn v) / r + base, with one scale a group
+ *   pre = sigmoid(logits of pre) + hc_eps;  post = 2 sigmoid(logits of post)
+ *   comb from the other logits, as the kind has it
  *   y = sum_m pre[m] x[m];  h = rmsnorm(y);  x'[k] = post[k] f + sum_m comb[m][k] x[m]
- * A kind says how large the projection is and how the maps come from it; the calls are the same. */
+ * A kind says how large the projection is and how the maps come from it; the calls are the same.
+ * The paper's H_pre, H_post and H_res are pre, post and the transpose of comb. */
 #ifndef BK_STREAMS_H
 #define BK_STREAMS_H
 
@@ -10,6 +15,7 @@
 
 #include <math.h>
 
+/* The order of the kept tensors in bk_mix_acts.map and of the parameters in bk_connection.param */
 enum { BK_STREAMS_PROJ, BK_STREAMS_RINV, BK_STREAMS_PRE, BK_STREAMS_POST, BK_STREAMS_COMB };
 enum { BK_STREAMS_FN, BK_STREAMS_BASE, BK_STREAMS_SCALE };
 

@@ -6,7 +6,11 @@
  * ops.
  *
  * How many rows an expert gets is known on the device alone (offsets): shapes never depend on it,
- * so that no step waits for the host. */
+ * so that no step waits for the host.
+ *   s = sigmoid(h Wg^T);  the k experts of a token are chosen by s + bias, within the best groups
+ *   w_j = s_j, divided by their sum if norm_topk_prob, times routed_scaling_factor
+ *   f = shared(h) + sum_j w_j expert_j(h), each expert a SwiGLU MLP
+ * The bias has no gradient: the balancing rule moves it after each step (arXiv 2408.15664). */
 #include "models/layers/sublayer.h"
 
 /* Rows of tokens sorted by expert: one for each of a token's k choices. */

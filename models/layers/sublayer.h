@@ -106,19 +106,25 @@ static inline bk_tensor bk_planner_2d(bk_planner *p, bk_memory_class c, bk_dtype
 }
 
 typedef struct bk_sublayer bk_sublayer;
+/* One kind of F. The three plan functions reserve what a sublayer keeps for a micro-batch, what its
+ * forward uses meanwhile, and what its backward does; the other three record its pieces. */
 typedef struct bk_f_ops {
   const char *name;
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   void (*plan_forward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
   void (*plan_backward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
+  /* f = F(h). */
   bk_status (*forward)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                        const bk_f_scratch *w, bk_tensor h, bk_tensor f);
+  /* dh, overwritten, from df. */
   bk_status (*dgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                      const bk_f_scratch *w, bk_tensor df, bk_tensor dh);
+  /* The gradients of F's parameters; after dgrad, at once or later. */
   bk_status (*wgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                      const bk_f_scratch *w, bk_tensor h, bk_tensor df);
 } bk_f_ops;
 
+/* One sublayer of the model: attention or feed-forward, with the connection around it. */
 struct bk_sublayer {
   const bk_f_ops *ops;
   const bk_model_config *config;
