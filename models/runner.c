@@ -136,7 +136,6 @@ static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
   return p ? bk_program_run(p, &how) : BK_OK;
 }
 
-/* What waited in a step that was given up waits no longer. */
 /* A wgrad that was deferred and never done belongs to its step: the next step's gradients begin
  * anew. */
 static void forget_earlier_steps(bk_runner *r) {

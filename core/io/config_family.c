@@ -178,7 +178,6 @@ static bool is_harmless(const sibling *s, const json_t *value) {
          json_number_value(value) == wanted;
 }
 
-/* Newer files name the kind of each layer's attention. */
 /* Newer files name the kind of each layer's attention; only full attention is built. */
 static bk_status check_layer_types(bk_context *ctx, const char *origin, const json_t *root) {
   const json_t *list = json_object_get(root, layer_types), *kind;

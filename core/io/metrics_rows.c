@@ -95,7 +95,7 @@ typedef struct row_line {
   line_kind kind;
   const char *text;
   size_t bytes;
-  json_t *row; /* of a ROW: to json_decref */
+  json_t *row; /* set for a ROW, to be json_decref'd */
   int64_t step;
 } row_line;
 
@@ -165,7 +165,7 @@ static bk_status rows_next(rows *r, row_line *line) {
 
 typedef struct order {
   bk_context *ctx;
-  int64_t *step, *line; /* of each object with a step, [count] */
+  int64_t *step, *line; /* [count]: step and line number of each object with a step */
   size_t count, step_capacity, line_capacity;
   bool ascends;
 } order;

@@ -12,7 +12,7 @@
 typedef struct view {
   const unsigned char *p; /* the first n bytes of the file */
   size_t n;
-  uint64_t size; /* of the whole */
+  uint64_t size; /* bytes of the whole file */
   bk_wanted wanted;
   char *words;
   size_t room;

@@ -15,7 +15,7 @@
 typedef struct fallback_state {
   bk_op op;
   bk_plan plan;         /* on the other device */
-  bk_buffer *workspace; /* of that plan, or NULL */
+  bk_buffer *workspace; /* workspace of that plan, or NULL */
   bk_buffer *staging;   /* NULL: works in place */
 } fallback_state;
 

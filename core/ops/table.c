@@ -205,7 +205,7 @@ static bk_status permutations_bwd(bk_dims *dims) {
 static bk_status kronecker_factors(bk_dims *dims) {
   bool forward = dims->desc->op == BK_OP_HC_KRON;
   const bk_tensor *comb = bk_dims_operand(dims, forward ? "comb" : "dcomb");
-  if (!bk_tensor_present(comb) || comb->ndim != 3) return BK_OK; /* told with the shapes */
+  if (!bk_tensor_present(comb) || comb->ndim != 3) return BK_OK; /* the check of shapes says it */
   int64_t n = comb->shape[1], factors = 0;
   while (factors < 62 && INT64_C(1) << factors < n) factors++;
   if (n != INT64_C(1) << factors || n > BK_HC_MAX_N)

@@ -39,7 +39,7 @@ enum {
   BK_STEP_MAX_NORM,     /* gradient clip, <= 0: off */
   BK_STEP_LOSS_SCALE,   /* 1 / number of kept targets of the step */
   BK_STEP_BALANCE_RATE, /* router_bias_lr */
-  BK_STEP_RESULTS = 16, /* from here on written by the device */
+  BK_STEP_RESULTS = 16, /* the fields from here on are written by the device */
   BK_STEP_LOSS = 16,    /* sum of the kept targets' losses, nats */
   BK_STEP_SUMSQ,        /* sum of squares of all gradients */
   BK_STEP_NORM,         /* sqrt of it */
@@ -114,7 +114,7 @@ typedef struct {
 typedef enum bk_role { BK_IN, BK_OUT, BK_INOUT } bk_role;
 typedef struct bk_op_field {
   char name[16];   /* in place: hundreds of pointers would have to be relocated */
-  uint16_t offset; /* of a bk_tensor in the args struct */
+  uint16_t offset; /* offset of the bk_tensor in the args struct */
   uint8_t role;    /* bk_role */
   bool optional;
   uint8_t type;              /* ops/ops.h: bk_operand_type and flags */
@@ -135,9 +135,9 @@ typedef struct bk_op_param {
   uint16_t offset; /* in the args struct */
   uint8_t size;
   uint8_t type;      /* bk_op_param_type */
-  int32_t low, high; /* of an INT */
+  int32_t low, high; /* range of an INT */
 } bk_op_param;
-#define BK_OP_MAX_FIELDS 69 /* of a descriptor */
+#define BK_OP_MAX_FIELDS 69 /* most operands of a descriptor: those of HC_REBUILD */
 #define BK_OP_MAX_ARGS 8192 /* at least the bytes of any args struct */
 typedef struct bk_dims bk_dims;
 typedef struct bk_composition bk_composition;

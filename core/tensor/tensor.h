@@ -84,6 +84,7 @@ char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 
 /* Views: tensors over the same memory. What a view needs of its tensor is the caller's duty; debug
  * builds (configure --enable-debug) check it by assert. */
+
 /* Elements [begin, begin + length) of dimension `dim`. */
 BK_MODULE_API bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
