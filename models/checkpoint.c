@@ -1,5 +1,11 @@
-/* Checkpoint folders: which there are, which of them are whole, which of them go. See
- * birkhoff/model.h. */
+/* Checkpoint folders (birkhoff/model.h): which of them there are, which are whole, and which are
+ * removed. A run's folder holds checkpoints "step-NNNNNN"; names that end in ".tmp" are what an
+ * interrupted save or removal has left.
+ *
+ * A checkpoint is whole when each of its files is there, the small JSON files can be parsed, and
+ * the others are as long as they say themselves. Tensors are not read for that: the aim is to find
+ * what a crash or an unfinished copy leaves, quickly, so that a run can go on from the newest
+ * checkpoint that will load. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,8 +18,8 @@
 
 size_t bk_checkpoint_staging(void) { return (size_t)BK_CHECKPOINT_CHUNK * sizeof(double); }
 
-/* "step-000123" -> 123; -1 for any other name, other spellings of a number ("step-123")
- * included: no path is made for them. */
+/* "step-000123" gives 123, any other name -1. Another spelling of a number ("step-123") is none of
+ * ours: no path is ever made for it. */
 static int64_t step_of_name(const char *name) {
   int64_t step;
   char spelling[32];
@@ -54,7 +60,7 @@ static bk_status list_steps(bk_context *ctx, const char *folder, int64_t **steps
 
 /* ---- whole or not ---- */
 
-/* Appends `more`, which is freed, to what is lacking so far. */
+/* Appends `more` to the text of what is lacking so far, and frees it. */
 static bk_status add_lack(bk_context *ctx, char **lack, char *more) {
   if (!more || !*lack) {
     if (more) *lack = more;
@@ -67,8 +73,8 @@ static bk_status add_lack(bk_context *ctx, char **lack, char *more) {
   return both ? BK_OK : BK_ERR_MEMORY;
 }
 
-/* What is wrong with a small JSON file, NULL: nothing; only what a crash or an unfinished copy
- * leaves is looked for. */
+/* What is wrong with a small JSON file, or NULL. Only what a crash or an unfinished copy leaves is
+ * looked for. */
 static bk_status json_lack(bk_context *ctx, const char *file, const char **lack) {
   int kind = -1;
   uint64_t bytes = 0;
@@ -80,7 +86,7 @@ static bk_status json_lack(bk_context *ctx, const char *file, const char **lack)
   if (*lack) return BK_OK;
   BK_TRY(bk_file_size(ctx, file, &bytes));
   if (bytes == 0 || bytes > JSON_BYTES_MAX) {
-    *lack = bytes == 0 ? "empty" : NULL; /* one that is too long is refused where it is read */
+    *lack = bytes == 0 ? "empty" : NULL; /* a file that is too long is refused when it is read */
     return BK_OK;
   }
   BK_TRY(bk_file_read_all(ctx, file, JSON_BYTES_MAX, &text, &length));
@@ -101,6 +107,8 @@ static bk_status add_file_lack(bk_context *ctx, const char *path, const char *na
   return more ? add_lack(ctx, lack, more) : BK_ERR_MEMORY;
 }
 
+/* What has to be there depends on the use: a model to be read needs its configuration and weights,
+ * a run to be resumed also the optimiser's and the trainer's state. */
 static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_use use,
                                char **lack) {
   char *more;
@@ -114,8 +122,8 @@ static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_
   return add_file_lack(ctx, path, "trainer_state.json", lack);
 }
 
-/* "model.safetensors is missing, trainer_state.json is empty"; NULL where the checkpoint of the
- * step is whole; bk_free. */
+/* What the checkpoint of a step lacks, as "model.safetensors is missing, trainer_state.json is
+ * empty"; NULL where it is whole; bk_free. */
 static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step,
                             bk_checkpoint_use use, char **lack) {
   *lack = NULL;
@@ -137,6 +145,7 @@ static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step,
   return BK_OK;
 }
 
+/* Looks again for the reason, which costs little in a case that is rare. */
 static bk_status warn_passed_over(bk_context *ctx, const char *folder, int64_t step,
                                   bk_checkpoint_use use) {
   char *lack;
@@ -159,6 +168,8 @@ static bk_status none_whole(bk_context *ctx, const char *folder, int64_t newest,
   return status;
 }
 
+/* Newer ones that are not whole are warned about, because the run then starts earlier than its
+ * user expects. If none is whole, the newest one's faults are the error. */
 static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint_use use,
                               const int64_t *steps, size_t n_steps, int64_t *step) {
   bool whole = false;
@@ -173,6 +184,7 @@ static bk_status newest_whole(bk_context *ctx, const char *folder, bk_checkpoint
   return BK_OK;
 }
 
+/* A folder that is not there has no checkpoint, which is no error: a run may just begin. */
 bk_status bk_checkpoint_newest(bk_context *ctx, const char *folder, bk_checkpoint_use use,
                                int64_t *step) {
   int64_t *steps = NULL;
@@ -193,7 +205,8 @@ char *bk_checkpoint_moved_aside(bk_context *ctx, const char *path) {
   return bk_format(ctx, "%.*s.old.tmp", (int)length, path);
 }
 
-/* A crash between the two renames of a save leaves only the older checkpoint, moved aside. */
+/* A crash between the two renames of a save leaves only the older checkpoint, under the name to
+ * which it was moved aside. It is then taken, with a warning. */
 static bk_status resolve_moved_aside(bk_context *ctx, const char *given, char **path) {
   char *old = bk_checkpoint_moved_aside(ctx, given);
   bool there = false;
@@ -208,8 +221,8 @@ static bk_status resolve_moved_aside(bk_context *ctx, const char *given, char **
   return status == BK_OK ? bk_fail(ctx, BK_ERR_IO, "%s: no such checkpoint folder", given) : status;
 }
 
-/* What PyTorch writes without safetensors is named: its user has weights, only not in a form
- * that is read. */
+/* Says that a folder has no weights. A file in PyTorch's own format is named, because its user has
+ * weights, only in a form that is not read. */
 static bk_status fail_no_weights(bk_context *ctx, const char *folder) {
   static const char *const pickled[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
   for (size_t i = 0; i < BK_COUNT(pickled); i++) {
@@ -232,6 +245,8 @@ static bk_status fail_no_weights(bk_context *ctx, const char *folder) {
                  folder);
 }
 
+/* A path may be a checkpoint itself or a run's folder, whose newest whole checkpoint is then
+ * meant. */
 bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path) {
   int kind;
   int64_t step = -1;
@@ -251,14 +266,15 @@ bk_status bk_checkpoint_resolve(bk_context *ctx, const char *given, char **path)
 
 /* ---- what goes ---- */
 
-/* What an interrupted save left: "step-000123.tmp", "step-000123.old.tmp". */
+/* Names that an interrupted save left: "step-000123.tmp", "step-000123.old.tmp". */
 static bool is_partial(const char *name) {
   size_t length = strlen(name);
   return strncmp(name, STEP_PREFIX, strlen(STEP_PREFIX)) == 0 && length > 4 &&
          strcmp(name + length - 4, ".tmp") == 0;
 }
 
-/* The oldest step that stays: the keep-th newest of those that are whole. */
+/* The oldest step that stays: the keep-th newest of those that are whole. Checkpoints that are not
+ * whole do not count, so that damage never removes the last good one. */
 static bk_status find_keep_from(bk_context *ctx, const char *folder, const int64_t *steps,
                                 size_t n_steps, int64_t keep, int64_t *keep_from) {
   *keep_from = INT64_MIN;
@@ -270,8 +286,8 @@ static bk_status find_keep_from(bk_context *ctx, const char *folder, const int64
   return BK_OK;
 }
 
-/* Renamed before it is emptied: a crash in between leaves nothing that looks like a checkpoint
- * and is none. */
+/* A checkpoint is renamed before it is emptied: a crash in between leaves nothing that looks like
+ * a checkpoint and is not one. */
 static bk_status remove_step(bk_context *ctx, const char *folder, const char *name) {
   char *path = bk_path_join(ctx, folder, name),
        *partial = path ? bk_format(ctx, "%s.tmp", path) : NULL;
@@ -286,6 +302,7 @@ static bk_status remove_step(bk_context *ctx, const char *folder, const char *na
   return status;
 }
 
+/* Whole or not, a step before keep_from goes. */
 static bk_status remove_older(bk_context *ctx, const char *folder, char *const *names, size_t count,
                               int64_t keep_from) {
   for (size_t i = 0; i < count; i++) {
@@ -296,6 +313,8 @@ static bk_status remove_older(bk_context *ctx, const char *folder, char *const *
   return BK_OK;
 }
 
+/* Partial folders, which an interrupted save or removal has left, are removed whatever their
+ * step. */
 bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep) {
   char **names;
   int64_t *steps = NULL, keep_from;

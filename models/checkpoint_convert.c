@@ -1,4 +1,7 @@
-/* A plain checkpoint into any residual kind: `init --from`. See birkhoff/model.h. */
+/* Loads a plain checkpoint into a model of any residual kind: `init --from` (birkhoff/model.h).
+ * The weights of F and of the ends are taken over; the connection's parameters get the values with
+ * which the mean of the streams follows the plain residual stream, so that the new model begins
+ * with the plain one's logits. */
 #include "models/checkpoint_priv.h"
 #include "runtime/connection.h"
 
@@ -6,6 +9,7 @@ static bk_tensor weight_but_connections(const bk_model *model, const bk_param *p
   return p->connection ? (bk_tensor){0} : bk_param_weight(model, p);
 }
 
+/* Each parameter in the weight and, where there is one, in its master. */
 static bk_status fill_connection(bk_model *model, const bk_param *p) {
   bk_tensor views[2] = {bk_param_weight(model, p), bk_param_master(model, p)};
   const bk_model_config *c = &model->config;
@@ -22,6 +26,8 @@ static bk_status fill_connection(bk_model *model, const bk_param *p) {
   return status;
 }
 
+/* hc_eps is added to each read gate, so that a read of 1/n is out of reach where hc_eps is not
+ * below it. */
 bk_status bk_checkpoint_convert_plain(bk_model *model, const char *path) {
   static const bk_column weights[] = {{"", weight_but_connections}};
   const bk_model_config *c = &model->config;

@@ -1,5 +1,10 @@
-/* Loading checkpoints: names, dtypes and shapes of everything are checked before anything is
- * read; whether the numbers are finite is seen on their way to the device. See birkhoff/model.h. */
+/* Loading checkpoints (birkhoff/model.h). The names, dtypes and shapes of everything are checked
+ * before anything is read, so that a file that does not fit changes nothing; whether the numbers
+ * are finite is seen on their way to the device. Files and configuration must agree both ways: a
+ * tensor that is missing is an error, and so is one that nothing takes.
+ *
+ * Elements are uploaded as they are where the file has the tensor's dtype, and converted by way of
+ * doubles otherwise. The weight and its master are both made from the file's values. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,15 +14,16 @@
 
 /* ---- what is not finite ---- */
 
+/* The elements that are not finite: how many tensors have some, and the first such element. */
 typedef struct finding {
-  const bk_st_entry *first, *last; /* tensors that have such elements, in file order */
-  int64_t tensors, index;          /* how many; of the first one's first such element */
+  const bk_st_entry *first, *last; /* the first and the last such tensor, in file order */
+  int64_t tensors, index;          /* how many tensors; the index in the first of them */
   double value;
-  bk_dtype dtype; /* what cannot hold the value; BK_NONE: the file's own value is not finite */
+  bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
 } finding;
 
 static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
-  if (f->last == e) return; /* again, for the master */
+  if (f->last == e) return; /* the same tensor again, or again for its master */
   f->last = e;
   if (f->tensors++) return;
   f->first = e;
@@ -26,8 +32,8 @@ static void note(finding *f, const bk_st_entry *e, int64_t index, double value, 
   f->dtype = isfinite(value) ? dtype : BK_NONE;
 }
 
-/* "FILE: tensor T is not finite: element 3 is nan, and 2 further tensors are not finite";
- * bk_free. */
+/* The finding in words, to bk_free: "FILE: tensor T is not finite: element 3 is nan, and 2 further
+ * tensors are not finite". */
 static char *finding_text(bk_context *ctx, const bk_st_reader *reader, const finding *f) {
   char more[96] = "", why[96] = "";
   long long further = (long long)f->tensors - 1;
@@ -43,8 +49,8 @@ static char *finding_text(bk_context *ctx, const bk_st_reader *reader, const fin
                    why, more);
 }
 
-/* Index of the first element whose exponent has all bits set, -1 if there is none; the first
- * loop is one for vectors. */
+/* The index of the first element whose exponent has all bits set (infinities and NaN), or -1. The
+ * first loop, which has no exit, is one that compilers turn into vector code. */
 #define FIRST_NOT_FINITE(name, type, bits)                                    \
   static int64_t name(const type *v, int64_t n) {                             \
     type any = 0;                                                             \
@@ -68,14 +74,15 @@ static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
                           : ((const double *)stored)[i];
 }
 
-/* The least magnitude that rounds to infinity, half a unit above the largest number. */
+/* The least magnitude that rounds to infinity: half a unit in the last place above the largest
+ * number. */
 static double limit_of(bk_dtype dtype) {
   if (dtype == BK_F32) return 0x1.ffffffp127;
   /* bf16 by way of fp32: the last fp32 below 0x1.ffp127 ends there */
   return dtype == BK_BF16 ? 0x1.feffffp127 : (double)INFINITY;
 }
 
-/* Index of the first that a dtype cannot hold as a finite number. */
+/* The index of the first element that the dtype cannot hold as a finite number, or -1. */
 static int64_t first_beyond(const double *v, bk_dtype dtype, int64_t n) {
   double limit = limit_of(dtype);
   int any = 0;
@@ -87,6 +94,7 @@ static int64_t first_beyond(const double *v, bk_dtype dtype, int64_t n) {
 
 /* ---- one tensor ---- */
 
+/* One parameter to be read: from where in the file, and into which one or two tensors. */
 typedef struct load_job {
   const bk_st_entry *entry;
   int64_t first; /* element of the entry where the parameter begins */
@@ -103,8 +111,8 @@ typedef struct loader {
   finding bad;
 } loader;
 
-/* Elements from `at` on: as they are where the file has the tensor's dtype, else by way of
- * doubles. */
+/* Reads elements from `at` on into a piece of a tensor: as they are where the file has the
+ * tensor's dtype, otherwise by way of doubles. */
 static bk_status read_piece(loader *l, const bk_st_entry *e, int64_t at, const bk_tensor *piece) {
   int64_t n = bk_tensor_count(piece), bad;
   if (piece->dtype == e->dtype) {
@@ -119,7 +127,7 @@ static bk_status read_piece(loader *l, const bk_st_entry *e, int64_t at, const b
   return bk_tensor_write_f64(l->model->stream, piece, l->chunk);
 }
 
-/* One entry, or a part of it, into up to two tensors (weight and master). */
+/* Reads one entry, or a part of it, into up to two tensors (weight and master). */
 static bk_status read_tensor(loader *l, const load_job *job) {
   int64_t count = bk_tensor_count(&job->a);
   for (int k = 0; k < 2; k++) {
@@ -136,6 +144,7 @@ static bk_status read_tensor(loader *l, const load_job *job) {
 
 /* ---- which tensor ---- */
 
+/* FP8 weights are refused by name, because they are what the published DeepSeek-V3 has. */
 static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const bk_st_entry *e) {
   if (bk_st_is_float(e)) return BK_OK;
   if (strncmp(e->dtype_name, "F8_", 3) == 0)
@@ -167,7 +176,7 @@ static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const 
                  shape_text(ndim, shape, wanted, sizeof wanted));
 }
 
-/* The parameter is one matrix of a tensor of all experts. */
+/* For a parameter that is one matrix of a tensor of all experts. */
 static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, const bk_param *p,
                             load_job *job) {
   int64_t shape[3] = {l->model->config.n_routed_experts, f->parts * p->shape[0], p->shape[1]};
@@ -183,7 +192,8 @@ static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load
   return check_entry(l->model->ctx, l->reader, w->entry, p->ndim, p->shape);
 }
 
-/* Under its own name, or as a part of a tensor of all experts. */
+/* Looks for a parameter under its own name, or as a part of a tensor of all experts. A file with
+ * both is refused, since nobody could say which is right. */
 static bk_status find_param(const loader *l, const char *name, const bk_param *p, load_job *job) {
   bk_context *ctx = l->model->ctx;
   bk_fused f;
@@ -208,14 +218,15 @@ static bool ends_in(const char *name, const char *end) {
   return length >= n && strcmp(name + length - n, end) == 0;
 }
 
-/* Frequencies that are computed here, and layers that predict further tokens. */
+/* Tensors that may be left over: RoPE frequencies, which are computed here, and the layers of
+ * multi-token prediction, which are not built. */
 static bool harmless_extra(const bk_model_config *c, const char *name) {
   int64_t layer = bk_layer_of_name(name) - c->num_hidden_layers;
   return strstr(name, "rotary_emb.inv_freq") != NULL ||
          (layer >= 0 && layer < c->num_nextn_predict_layers);
 }
 
-/* The first in the file that no parameter has taken. */
+/* The first tensor in the file that no parameter has taken. */
 static const bk_weight *find_extra(const loader *l) {
   const bk_weight *extra = NULL;
   for (size_t i = 0; i < l->weights.count; i++) {
@@ -240,13 +251,14 @@ static bk_status check_no_extra(const loader *l) {
 
 /* ---- one file ---- */
 
+/* In file order, so that the file is read from its beginning to its end. */
 static int by_place(const void *a, const void *b) {
   const load_job *x = a, *y = b;
   if (x->entry != y->entry) return x->entry < y->entry ? -1 : 1;
   return (x->first > y->first) - (x->first < y->first);
 }
 
-/* Every parameter of every column is found and checked; nothing is read. */
+/* Finds and checks every parameter of every column. Nothing is read yet. */
 static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
                            bk_param_view second) {
   bk_model *model = l->model;
@@ -267,7 +279,7 @@ static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
   return check_no_extra(l);
 }
 
-/* Refused, or a warning with the same words. */
+/* Refuses weights that are not finite, or warns with the same words where the user allows them. */
 static bk_status report_finding(const loader *l) {
   bk_context *ctx = l->model->ctx;
   if (!l->bad.tensors) return BK_OK;
@@ -281,6 +293,8 @@ static bk_status report_finding(const loader *l) {
   return status;
 }
 
+/* Values that are not finite are noted while everything is read, and reported once at the end with
+ * their number: a user learns whether one tensor or all are bad. */
 static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
                            const bk_column *columns, int n_columns, bk_param_view second) {
   bk_context *ctx = model->ctx;
@@ -331,6 +345,8 @@ bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
 
 /* ---- the whole ---- */
 
+/* The embedding's dtype stands for the model's: every checkpoint has it, and norms and gates may
+ * be stored in a wider type. */
 static bk_status dtype_of(bk_context *ctx, const bk_st_reader *reader, bk_dtype *dtype) {
   static const char name[] = "model.embed_tokens.weight";
   bk_weights weights;
@@ -339,7 +355,7 @@ static bk_status dtype_of(bk_context *ctx, const bk_st_reader *reader, bk_dtype 
   bk_status status =
       w ? check_dtype(ctx, reader, w->entry)
         : bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(reader), name);
-  /* half precision fits into fp32 */
+  /* half precision (F16, which has no bk_dtype) fits into fp32 */
   if (status == BK_OK) *dtype = w->entry->dtype == BK_NONE ? BK_F32 : w->entry->dtype;
   bk_weights_free(&weights);
   return status;
@@ -353,6 +369,7 @@ bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype
   return status;
 }
 
+/* The dtype of the file is the model's, unless the caller wants another. */
 bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
                              const bk_model_options *options, bk_model **model) {
   bk_context *ctx = device->ctx;
@@ -373,6 +390,7 @@ bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype
 
 /* ---- finite or not, without a model ---- */
 
+/* One find is enough for a tensor; the next tensor is searched then. */
 static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk,
                               finding *f) {
   if (!bk_st_is_float(e)) return BK_OK;
@@ -387,7 +405,7 @@ static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double
   return BK_OK;
 }
 
-/* Closes the reader. */
+/* Searches all tensors of a file, and closes its reader. */
 static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what) {
   finding f = {0};
   double *chunk = bk_checkpoint_chunk(ctx);
@@ -403,6 +421,7 @@ static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what)
   return status;
 }
 
+/* Looks at the weights first, then at the optimiser's state if there is any. */
 bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what) {
   bk_st_reader *reader = NULL;
   int kind = -1;

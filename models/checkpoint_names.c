@@ -1,11 +1,13 @@
-/* The names in files of weights, and ours. See checkpoint_priv.h. */
+/* From the names in files of weights to ours (checkpoint_priv.h). Files come from Hugging Face,
+ * from other training code and from wrappers around it, which spell names in their own ways; all
+ * of them are brought to the form that bk_param has. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "models/checkpoint_priv.h"
 #include "runtime/connection.h"
 
-/* transformers' names of a connection's parameter NAME, and ours. */
+/* How transformers names a connection's parameter NAME, and how we do. */
 static const struct {
   const char *other, *ours;
 } spellings[] = {{"attn_hc.", "hc_attn_"}, {"ffn_hc.", "hc_ffn_"}, {"hc_head.hc_", "hc_head_"}};
@@ -17,7 +19,8 @@ static bool skip_text(const char **at, const char *text) {
   return true;
 }
 
-/* What DataParallel, DistributedDataParallel and torch.compile put before a name. */
+/* Steps past the words that DataParallel, DistributedDataParallel and torch.compile put before a
+ * name. */
 static const char *without_wrappers(const char *name) {
   while (skip_text(&name, "module.") || skip_text(&name, "_orig_mod.")) continue;
   return name;
@@ -32,7 +35,7 @@ static bool is_connection_param(const char *name) {
   return false;
 }
 
-/* What comes before, and the name, a connection's parameter in our spelling. */
+/* `before` and the name, in our spelling if it is a connection's parameter. */
 static char *with_our_leaf(bk_context *ctx, const char *before, const char *name) {
   for (size_t i = 0; i < BK_COUNT(spellings); i++) {
     const char *at = strstr(name, spellings[i].other);
@@ -44,6 +47,7 @@ static char *with_our_leaf(bk_context *ctx, const char *before, const char *name
   return bk_format(ctx, "%s%s", before, name);
 }
 
+/* A base model (DeepseekV3Model) has names without "model."; only lm_head lies beside it. */
 static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
   const char *model = "";
   if (prefixes) {
@@ -57,6 +61,7 @@ static int compare_weights(const void *a, const void *b) {
   return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name);
 }
 
+/* Sorted by name for look-ups, which also brings two spellings of one name side by side. */
 static bk_status name_all(bk_weights *w, const bk_st_reader *reader, bool prefixes) {
   int count = bk_st_count(reader);
   if (!(w->list = bk_alloc_array(w->ctx, (size_t)count, sizeof *w->list))) return BK_ERR_MEMORY;
@@ -111,6 +116,8 @@ static const struct {
                    {".up_proj.weight", "gate_up_proj", 1, 2},
                    {".down_proj.weight", "down_proj", 0, 1}};
 
+/* The name of the tensor of all experts that would hold this matrix, whether or not a file has
+ * it. */
 bk_status bk_fused_name(bk_context *ctx, const char *name, bk_fused *fused) {
   static const char experts[] = ".mlp.experts.";
   const char *at = strstr(name, experts);

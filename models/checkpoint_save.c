@@ -1,9 +1,15 @@
-/* Saving checkpoints: beside the final name, synced, renamed. See birkhoff/model.h. */
+/* Saving checkpoints (birkhoff/model.h): a folder is written beside the final name, synced, and
+ * renamed into place. After a crash at any moment the older checkpoint or the new one is whole;
+ * only between two renames is the older one under another name, which bk_checkpoint_resolve knows.
+ *
+ * Tensors pass through one host copy of fixed size, so that saving a model of any size takes the
+ * same memory. */
 #include <stdio.h>
 #include <string.h>
 
 #include "models/checkpoint_priv.h"
 
+/* Tensors of models are contiguous, so that a piece of their flat form is a range of memory. */
 static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t,
                               void *chunk) {
   int64_t count = bk_tensor_count(t);
@@ -16,6 +22,7 @@ static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_te
   return BK_OK;
 }
 
+/* The header needs all names and shapes first, so that the parameters are walked twice. */
 static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_column *columns,
                                int n_columns) {
   bk_context *ctx = model->ctx;
@@ -61,6 +68,8 @@ static bk_tensor separate_master(const bk_model *model, const bk_param *p) {
   return bk_param_master(model, p);
 }
 
+/* optimizer.safetensors has the masters, which are the true weights of a bf16 model, beside both
+ * moments. A weight in ct has no master of its own; it lies in model.safetensors already. */
 static bk_status save_into(bk_model *model, const bk_trainer_state *state, const char *folder) {
   static const bk_column weights[] = {{"", bk_param_weight}};
   static const bk_column optimizer[] = {
@@ -94,7 +103,8 @@ static void foreign_each(void *arg, const char *name) {
   *(bool *)arg = true;
 }
 
-/* What is replaced is deleted: only a folder that holds nothing but a checkpoint may be. */
+/* What is replaced gets deleted in the end: only a folder that holds nothing but a checkpoint may
+ * be. */
 static bk_status check_replaceable(bk_context *ctx, const char *path) {
   int kind;
   BK_TRY(bk_path_kind(ctx, path, &kind));
@@ -117,8 +127,8 @@ static bk_status move_aside(bk_context *ctx, const char *path, const char *old) 
                 : BK_OK;
 }
 
-/* Makes `partial` the folder `path`; an older folder of that name moves aside to `old` first and
- * goes last. */
+/* Makes `partial` the folder `path`. An older folder of that name is moved aside to `old` first,
+ * and is deleted last, when the new one is safe. */
 static bk_status put_in_place(bk_context *ctx, const char *partial, const char *path,
                               const char *old, const char *parent) {
   int kind;
@@ -135,9 +145,11 @@ static bk_status put_in_place(bk_context *ctx, const char *partial, const char *
   }
   if ((rc = ctx->fs.sync_dir(ctx->fs.user, parent)) < 0)
     return bk_fail(ctx, BK_ERR_IO, "%s: cannot sync the folder: %s", parent, strerror(-rc));
-  return bk_remove_tree(ctx, old); /* also one that an interrupted save left */
+  return bk_remove_tree(ctx, old); /* which an earlier, interrupted save may have left, too */
 }
 
+/* A partial folder that an earlier attempt left is removed first, and this one's after a
+ * failure. */
 static bk_status save_beside(bk_model *model, const bk_trainer_state *state, const char *path,
                              const char *partial, const char *old, const char *parent) {
   bk_context *ctx = model->ctx;
@@ -154,6 +166,7 @@ static bk_status save_beside(bk_model *model, const bk_trainer_state *state, con
   return status;
 }
 
+/* Trailing slashes are dropped, because names beside the folder are made from its own. */
 bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state, const char *given) {
   bk_context *ctx = model->ctx;
   if (state && !model->options.trainable)

@@ -1,7 +1,11 @@
-/* Creation, ports and uploads of a chunk: see chunk.h. */
+/* Creation, ports and uploads of a chunk (chunk.h). Creation plans all tensors, records all
+ * programs, and only then takes memory: a chunk that does not fit fails before any of it is
+ * used. */
 #include "models/chunk_priv.h"
 
 /* ---- creation ---- */
+/* Rows of tokens times streams, and of tokens times chosen experts, are counted in 32 bits by
+ * kernels and index tensors: `widest` is the larger of the two factors. */
 static bk_status check_options(const bk_model *m, int index, const bk_chunk_options *o,
                                const bk_chunk *of) {
   bk_context *ctx = m->ctx;
@@ -63,6 +67,8 @@ static bk_status make_arrays(bk_chunk *c) {
   return BK_OK;
 }
 
+/* The host copy of ids and targets, from memory that the device can read directly where there is
+ * any. */
 static bk_status make_staging(bk_chunk *c) {
   bk_device *device = c->model->device;
   for (int i = 0; i < c->options.slots; i++) {
@@ -73,6 +79,8 @@ static bk_status make_staging(bk_chunk *c) {
   return BK_OK;
 }
 
+/* All slots share the plans. The workspaces of the lanes are enlarged once, when all wishes are
+ * known. */
 static bk_status record_all(bk_chunk *c) {
   bk_model *m = c->model;
   bk_recorder rec;
@@ -85,6 +93,7 @@ static bk_status record_all(bk_chunk *c) {
   return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
 }
 
+/* The lane must be open before the recording, which puts pieces on open lanes only. */
 static bk_status chunk_fill(bk_chunk *c) {
   bk_model *m = c->model;
   BK_TRY(make_arrays(c));
@@ -97,6 +106,8 @@ static bk_status chunk_fill(bk_chunk *c) {
   return make_staging(c);
 }
 
+/* A block of recompute never crosses the edge of a chunk (arXiv 2512.24880 section 4.3.2), and is
+ * no longer than the chunk. */
 bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *options,
                           const bk_chunk *cache_of, bk_chunk **chunk) {
   BK_TRY(check_options(m, index, options, cache_of));
@@ -126,6 +137,7 @@ static void free_slot(bk_chunk *c, bk_slot *s) {
   for (size_t i = 0; i < BK_COUNT(arrays); i++) bk_free(device->ctx, arrays[i]);
 }
 
+/* Waits first: a program may still be running on this memory. Programs end before their plans. */
 void bk_chunk_destroy(bk_chunk *c) {
   if (!c) return;
   bk_context *ctx = c->model->ctx;
@@ -195,10 +207,13 @@ static bk_status upload_rows(bk_chunk *c, const bk_tensor *t, int32_t *staging,
                              (size_t)c->tokens * sizeof *staging);
 }
 
+/* ids and targets are copied to the staging, so that the caller's arrays are free at once; an
+ * event says when the staging itself may be written again. */
 bk_status bk_chunk_upload(bk_chunk *c, int slot_index, const int32_t *ids, const int32_t *targets) {
   bk_slot *slot = &c->slots[slot_index];
   bk_stream *stream = c->model->stream;
-  if (slot->uploading) BK_TRY(slot->uploaded->ops->sync(slot->uploaded)); /* of last time */
+  /* the upload of this slot's last micro-batch may still be reading the staging */
+  if (slot->uploading) BK_TRY(slot->uploaded->ops->sync(slot->uploaded));
   slot->uploading = false;
   if (ids && c->has_embed) BK_TRY(upload_rows(c, &slot->ids, slot->host, ids));
   if (targets && c->has_head)

@@ -1,6 +1,9 @@
 /* bk_chunk: one of a model's ranges of sublayers, made ready for batches of one shape: planned
- * activations, prepared kernels, recorded programs. It knows nothing of other chunks: what comes in
- * and goes out passes its ports. Nothing is allocated after creation. */
+ * activations, prepared kernels, recorded programs. It knows nothing of other chunks: what comes
+ * in and goes out passes its ports. Nothing is allocated after creation.
+ *
+ * A *slot* is the place of one micro-batch in flight: its activations, its ports and its programs.
+ * A schedule with several micro-batches in flight at once (pipelines) needs as many slots. */
 #ifndef BK_CHUNK_H
 #define BK_CHUNK_H
 
@@ -10,12 +13,12 @@ typedef struct bk_chunk bk_chunk;
 
 typedef struct bk_chunk_options {
   int64_t batch, seq_len; /* B, T */
-  int slots;              /* micro-batch slots of kept activations, at least 1 */
-  /* gradients wanted: the head computes dlogits in the forward pass, activations are kept */
+  int slots;              /* micro-batches that can be in flight, at least 1 */
+  /* Gradients are wanted: activations are kept, and the head makes dlogits in the forward pass. */
   bool backward;
-  /* the gradients of parameters may wait: what they read has places of its own in every slot */
+  /* The gradients of parameters may come later: what they read is kept in every slot. */
   bool defer_wgrad;
-  /* logits [B*T, V] in fp32 (ct) stay readable after forward; otherwise some rows at a time */
+  /* Logits [B*T, V] in ct stay readable after forward; otherwise some rows exist at a time. */
   bool keep_logits;
   /* rows of logits made at a time; 0: as many as fit 2^25 elements, with gradients on a GPU 2^28 */
   int64_t head_rows;
@@ -26,9 +29,9 @@ typedef struct bk_chunk_options {
   int64_t cache_len; /* > 0: decoding with a KV cache of that many positions; no backward */
 } bk_chunk_options;
 
-/* The programs of a slot. One of the head's follows a FORWARD at once, before another program of
- * the chunk. Backward is all of it, or where wgrad is deferred the gradients of the streams (and
- * what comes with them) alone; wgrad is then the rest. */
+/* The programs of a slot. One of the head's programs follows a FORWARD at once, before any other
+ * program of the chunk. BACKWARD is all of the backward pass. Where wgrad is deferred it makes the
+ * gradients of the streams, and what comes with them, alone; WGRAD is then the rest. */
 typedef enum bk_program_id {
   BK_PROGRAM_FORWARD,  /* to the streams after the last sublayer */
   BK_PROGRAM_LOGITS,   /* the head without a loss */
@@ -45,15 +48,16 @@ typedef struct bk_port {
   bk_tensor carry;   /* what a sublayer hands to the next beside them; absent without such */
 } bk_port;
 
-/* index: among the model's chunks. cache_of: share the cache of another chunk object of the same
- * range and batch (prefill and decode); it must outlive this one. */
+/* `index` is the number of the range among the model's chunks. `cache_of` is another chunk object
+ * of the same range and batch whose cache this one shares (prefill and decode); it must outlive
+ * this one. */
 bk_status bk_chunk_create(bk_model *model, int index, const bk_chunk_options *options,
                           const bk_chunk *cache_of, bk_chunk **chunk);
 void bk_chunk_destroy(bk_chunk *chunk); /* NULL is allowed */
 /* Planned bytes by class, without the model and its lanes. */
 size_t bk_chunk_bytes(const bk_chunk *chunk, bk_memory_class c);
 
-/* The program of a slot; NULL: the chunk's options have no use for it. */
+/* A program of a slot; NULL where the chunk's options leave it out. */
 bk_program *bk_chunk_program(const bk_chunk *chunk, int slot, int program);
 
 /* Ports. A chunk with the embedding has no input, one with the head no output. The gradient of
@@ -64,11 +68,11 @@ bk_port bk_chunk_input(const bk_chunk *chunk, int slot);
 bk_port bk_chunk_output(const bk_chunk *chunk, int slot);
 bk_port bk_chunk_output_grad(const bk_chunk *chunk, int slot);
 bk_port bk_chunk_input_grad(const bk_chunk *chunk, int slot);
-/* Enqueues the copy of one port to another on the compute lane: two chunks on one device. */
+/* Enqueues the copy of one port to another on the compute lane, for two chunks on one device. */
 bk_status bk_port_copy(bk_stream *stream, const bk_port *from, const bk_port *to);
 
-/* Enqueues the upload of what the chunk reads of a micro-batch: ids for the embedding, targets for
- * the loss, [B*T] each; NULL: none. The arrays are free on return. */
+/* Enqueues the upload of a micro-batch's tokens: ids for the embedding, targets for the loss,
+ * [B*T] each; NULL: none. The caller may change the arrays as soon as the call returns. */
 bk_status bk_chunk_upload(bk_chunk *chunk, int slot, const int32_t *ids, const int32_t *targets);
 /* Decoding: the tokens of the bk_chunk_upload that follows land at positions past .. past+T-1. */
 bk_status bk_chunk_upload_past(bk_chunk *chunk, int64_t past);

@@ -6,14 +6,15 @@
 #include "models/chunk.h"
 #include "models/model_priv.h"
 
-/* The head's logits are made some rows at a time: at most so many elements, and whole multiples of
- * BK_HEAD_ROWS rows if it is that many. Each time, the head's weights are read and their gradient
- * is read and written: a GPU needs some 2,000 rows before its products outweigh that (reckoned for
- * 3.3 TB/s and 700 TFLOP/s). */
+/* The head's logits are made some rows at a time: at most so many elements, and in whole multiples
+ * of BK_HEAD_ROWS rows if there are that many. For each such part the head's weights are read, and
+ * their gradient is read and written. On a GPU of 3.3 TB/s and 700 TFLOP/s it takes about 2,000
+ * rows before the products outweigh that (computed, not measured). */
 #define BK_HEAD_ELEMENTS_HOST ((int64_t)1 << 25)
 #define BK_HEAD_ELEMENTS_DEVICE ((int64_t)1 << 28)
 #define BK_HEAD_ROWS 256
 
+/* What the head keeps for one micro-batch. */
 typedef struct bk_head_acts {
   /* final norm: x is the collapsed [N,C] stream, or the streams (learned head), or x_L itself
    * (plain) */
@@ -21,11 +22,13 @@ typedef struct bk_head_acts {
   bk_tensor dh; /* [N,C] gradient of the normed input of lm_head, made in the forward pass */
 } bk_head_acts;
 
+/* The place of one micro-batch in flight. n is the number of the chunk's sublayers; the tensors are
+ * descriptors, and several slots may share memory (places.c). */
 typedef struct bk_slot {
-  bk_mix_acts *mix;         /* [n] */
-  bk_mix_grads *grads;      /* [n] */
-  bk_f_acts *f;             /* [n] */
-  bk_f_scratch *backward;   /* [n] */
+  bk_mix_acts *mix;         /* [n] what each connection keeps */
+  bk_mix_grads *grads;      /* [n] gradients of its maps */
+  bk_f_acts *f;             /* [n] what each F keeps */
+  bk_f_scratch *backward;   /* [n] scratch of F's backward */
   bk_tensor *df;            /* [n] gradient of F's output */
   bk_tensor last;           /* streams after the last sublayer */
   bk_tensor last_carry;     /* what it hands on beside them */
@@ -33,7 +36,7 @@ typedef struct bk_slot {
   bk_head_acts head;
   bk_tensor ids, targets; /* [N] i32 */
   int32_t *host;          /* staging of ids, then targets: [2N] */
-  bk_event *uploaded;     /* the staging may be written again */
+  bk_event *uploaded;     /* recorded after an upload: the staging may then be written again */
   bool uploading;
   bk_program programs[BK_PROGRAMS]; /* without calls: not recorded */
 } bk_slot;
@@ -46,13 +49,13 @@ struct bk_chunk {
   int n;
   bool has_embed, has_head;
   int64_t tokens;
-  int64_t block; /* sublayers per recompute block, 0 = off; places count from the chunk's first */
+  int64_t block; /* sublayers per recompute block, counted from the chunk's first; 0: off */
   bk_memory *memory;
   bk_plans plans;
   bk_slot *slots;
 
   /* shared by all slots */
-  bk_tensor **shared;    /* places.c: of each rule, the tensors that are not kept */
+  bk_tensor **shared;    /* places.c: for each rule the tensors that are not kept per slot */
   bk_f_scratch *forward; /* [n] */
   bk_mix_grads head_grads;
   bk_tensor embedding, head_row; /* [N,C] each, scratch of the ends */
@@ -66,7 +69,7 @@ struct bk_chunk {
 static inline bool bk_chunk_plain(const bk_chunk *c) {
   return c->model->config.residual == BK_HC_PLAIN;
 }
-/* The streams are summed before the final norm. */
+/* Whether the streams are summed before the final norm: where there is no learned head. */
 static inline bool bk_chunk_sums(const bk_chunk *c) {
   return !bk_chunk_plain(c) && c->model->parts->head.kind->max_streams == 1;
 }

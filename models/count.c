@@ -1,5 +1,7 @@
-/* Parameter counts and flops from the configuration alone. Matrices and the rest are counted
- * apart, because flops follow the matrices. */
+/* Parameter counts and flops from the configuration alone, without a device. Matrices and the rest
+ * are counted apart, because flops follow the matrices: 2 flops for each of a matrix's entries in
+ * the forward pass and 4 in the backward pass, for each token. Attention adds its scores and
+ * weighted values, of which a causal mask leaves half. */
 #include "models/model_priv.h"
 
 typedef struct tally {
@@ -15,7 +17,7 @@ static int64_t attention_matrices(const bk_model_config *c) {
   return query + key_value + H * c->v_head_dim * C;
 }
 
-/* One connection, its norm in front of F not counted. */
+/* The parameters of one connection, without the norm in front of F. */
 static tally connection(const bk_model_config *c, const bk_connection_kind *kind) {
   tally t = {0, 0};
   int64_t shape[BK_MAX_DIMS];
@@ -28,6 +30,8 @@ static tally connection(const bk_model_config *c, const bk_connection_kind *kind
   return t;
 }
 
+/* Active are the parameters that one token meets: k of the E experts, and of the two vocabulary
+ * matrices the head only, since the embedding looks up one row. */
 void bk_model_count(const bk_model_config *c, int64_t seq_len, bk_model_counts *counts) {
   int64_t C = c->hidden_size, layers = c->num_hidden_layers, E = c->n_routed_experts,
           expert = 3 * C * c->moe_intermediate_size;

@@ -1,5 +1,8 @@
-/* The first tensor that is not finite. Tensors come to the host in pieces; nothing here is part
- * of a normal step. See watch.h. */
+/* The first tensor that is not finite (watch.h). A step that has failed is run again, and after
+ * each piece the tensors that it read and wrote are brought to the host, in pieces, and searched.
+ * The order of the search is that of the step, so that the first find is the cause and not a
+ * consequence: first the weights that a piece reads, then what it made. Nothing here runs in a
+ * normal step. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -9,6 +12,7 @@
 
 #define PIECE_BYTES ((size_t)1 << 16)
 
+/* A search in progress; the first find ends it with BK_ERR_NOT_FINITE. */
 typedef struct search {
   const bk_runner *runner; /* whose passes are looked at, in slot 0 */
   bk_suspect *suspect;
@@ -26,8 +30,8 @@ static double element(const void *piece, bk_dtype dtype, int64_t i) {
   }
 }
 
-/* Index of the first element that is not finite, or -1; the sum of squares of those before it.
- * Integers are always finite. */
+/* The index of the first element that is not finite, or -1, and the sum of the squares of those
+ * before it. Integers are always finite. */
 static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, int64_t *index,
                       double *value, double *squares) {
   *index = -1;
@@ -51,6 +55,8 @@ static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, in
   return BK_OK;
 }
 
+/* The message says which element it is: its place may show that one token or one column is to
+ * blame. */
 static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, const char *what) {
   int64_t index;
   double value, squares;
@@ -74,7 +80,7 @@ static bk_status check_param(const search *s, const bk_model *m, const bk_param 
   return check(s, m->stream, &t, what);
 }
 
-/* All named views of a block; NULL is allowed. */
+/* Checks all named views of a block, so that a message names the parameter; NULL is allowed. */
 static bk_status check_block(const search *s, const bk_model *m, const bk_param_block *b,
                              param_view view, const char *kind) {
   for (int i = 0; b && i < m->n_params; i++)
@@ -98,7 +104,7 @@ static bk_status check_gradients(const search *s, const bk_model *m, bk_param_bl
 
 enum { F_BLOCKS = 8, CONNECTION_BLOCKS = BK_CONNECTION_MAX_PARAMS + 1 };
 
-/* The blocks that F of a sublayer owns, in the order of the forward pass. */
+/* The blocks that F of a sublayer owns, in the order in which the forward pass reads them. */
 static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
   const bk_mla_params *a = &l->mla;
   size_t n = 0;
@@ -126,7 +132,7 @@ static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNEC
 
 /* ---- pieces ---- */
 
-/* Where a piece is: a chunk, its slot, and a sublayer of it. */
+/* Where a piece of a program is: its chunk, the slot, and the sublayer if it has one. */
 typedef struct spot {
   const bk_model *m;
   const bk_chunk *c;
@@ -156,7 +162,7 @@ static bk_status look_embed(const search *s, const spot *at) {
   return check_named(s, at->m, &at->slot->mix[0].x, "the streams after", "the embedding");
 }
 
-/* Those that are kept: others may have been overwritten. */
+/* Only maps that are kept are looked at; others may have been overwritten. */
 static bk_status look_maps(const search *s, const spot *at, const bk_mix_acts *a,
                            const char *where) {
   const bk_connection_map *maps = at->l->connection.kind->calls->maps;
@@ -181,7 +187,7 @@ static bk_status look_mix(const search *s, const spot *at) {
   return check_named(s, at->m, &a->h, "the normed input of", where);
 }
 
-/* The mix of the next sublayer comes with it. */
+/* The mix of the next sublayer is one op with the merge, so that it is looked at here. */
 static bk_status look_merge(const search *s, const spot *at) {
   if (at->s + 1 < at->c->n) {
     spot next = *at;
@@ -208,6 +214,7 @@ static bk_status look_loss(const search *s, const spot *at) {
   return check_named(s, at->m, &at->c->row_losses, "the loss", "of a token");
 }
 
+/* The gradient of lm_head was written in the forward pass, so that it comes first. */
 static bk_status look_head_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   connection_blocks(&at->m->parts->head, blocks);
@@ -219,6 +226,7 @@ static bk_status look_head_bwd(const search *s, const spot *at) {
                      "the last sublayer");
 }
 
+/* In the order of the backward pass, which goes through the blocks from the last to the first. */
 static bk_status look_f_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[F_BLOCKS], *reversed[F_BLOCKS];
   size_t count = f_blocks(at->l, blocks);
@@ -243,9 +251,10 @@ static bk_status look_embed_bwd(const search *s, const spot *at) {
   return check_block(s, at->m, at->m->parts->embed, bk_param_grad, "the gradient of ");
 }
 
-/* What there is to see after a piece; the pieces of F are looked at after the last of each pass,
- * the gradients of F after its W pieces. */
+/* Which look is due after a piece. F may have several pieces in a pass, and is looked at after the
+ * last of them; its gradients after its W pieces. */
 typedef bk_status (*look_fn)(const search *s, const spot *at);
+/* Pieces whose results a later piece of the same pass completes are passed over. */
 static look_fn look_of(const bk_piece *piece, const spot *at) {
   bool shared = at->l && at->l->ops == &bk_moe_ops && at->l->moe.shared.gate_up;
   switch (piece->part) {
@@ -264,7 +273,8 @@ static look_fn look_of(const bk_piece *piece, const spot *at) {
   }
 }
 
-/* Programs belong to one chunk, so the ends' pieces are those of the first or the last. */
+/* A program belongs to one chunk, so that a piece without a sublayer lies in the first chunk (the
+ * embedding) or the last (the head). */
 static spot spot_of(const bk_runner *r, const bk_piece *piece) {
   int n = bk_runner_n_chunks(r), i = piece->part == BK_PART_EMBED ? 0 : n - 1;
   const bk_chunk *c = bk_runner_chunk(r, i);
@@ -277,6 +287,7 @@ static spot spot_of(const bk_runner *r, const bk_piece *piece) {
   return at;
 }
 
+/* Called by the program after each of its pieces. */
 static bk_status look(void *arg, const bk_piece *piece) {
   const search *s = arg;
   spot at = spot_of(s->runner, piece);
@@ -291,6 +302,7 @@ static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
   return s->piece ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Deferred wgrads are done at once: their gradients belong to the pass too. */
 bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect) {
   bk_context *ctx = bk_runner_stream(r)->device->ctx;
@@ -306,6 +318,7 @@ bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets
   return status;
 }
 
+/* Used when every gradient is finite but the sum of their squares is not. */
 bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
   search s;
   double largest = -1, squares, value;
@@ -327,6 +340,7 @@ bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
   return status;
 }
 
+/* Looks at the state between two steps; whatever is bad there was bad before the next step. */
 bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
   static const struct {
     param_view view;

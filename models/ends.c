@@ -1,7 +1,7 @@
-/* The two ends of a model, as pieces: the embedding, and the final collapse, norm, head and
- * loss. Logits are made some rows at a time, and with gradients wanted the head's dgrad and
- * wgrad of these rows follow at once, in the forward pass: logits of all rows never exist (but
- * with keep_logits). The last chunk's forward is the heavier for it. */
+/* The two ends of a model, as pieces: the embedding, and the final collapse, norm, head and loss.
+ * Logits are made some rows at a time. With gradients wanted, the head's dgrad and wgrad of these
+ * rows follow at once, in the forward pass, so that the logits of all rows, [N, vocab_size], never
+ * exist (except with keep_logits). The last chunk's forward is heavier for it. */
 #include "models/chunk_priv.h"
 
 static bk_status piece(bk_recorder *rec, bk_part part, bk_pass pass) {
@@ -24,7 +24,8 @@ static bk_status head_norm(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   return bk_connection_mix(rec, &c->model->parts->head, &slot->head.mix);
 }
 
-/* Loss of some rows, and with TRAIN the head's dgrad and wgrad of them. */
+/* The loss of some rows, and with `train` the head's dgrad and wgrad of them. dlogits may lie in
+ * the memory of the logits, which are not needed any more. */
 static bk_status rows_loss(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int64_t first,
                            bk_tensor logits, bool train) {
   bk_param_block *w = c->model->parts->lm_head;
@@ -40,6 +41,8 @@ static bk_status rows_loss(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
   return bk_linear_wgrad(rec, dlogits, bk_tensor_slice(slot->head.mix.h, 0, first, rows), w);
 }
 
+/* The first part of rows belongs to the piece that made the norm; each later one is a piece of its
+ * own. */
 static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int64_t first,
                            int64_t rows, bk_head_use use) {
   bk_tensor h = bk_tensor_slice(slot->head.mix.h, 0, first, rows);
@@ -51,6 +54,8 @@ static bk_status head_rows(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, i
                                : rows_loss(c, rec, slot, first, logits, use == BK_HEAD_TRAIN);
 }
 
+/* Losses of tokens are summed once over all rows, so that the order of the sum does not depend on
+ * how many rows are made at a time. The sum adds to that of earlier micro-batches. */
 bk_status bk_record_head(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, bk_head_use use) {
   int64_t N = c->tokens, P = c->head_rows;
   BK_TRY(piece(rec, BK_PART_HEAD, BK_PASS_F));
@@ -64,6 +69,8 @@ bk_status bk_record_head(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, bk_
 }
 
 /* ---- backward ---- */
+/* The gradient of lm_head's input is there since the forward pass. A sum of streams goes back as a
+ * copy to each. */
 bk_status bk_record_head_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool sums = bk_chunk_sums(c);
   BK_TRY(piece(rec, BK_PART_HEAD, BK_PASS_D));
@@ -73,6 +80,7 @@ bk_status bk_record_head_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot)
   return bk_record(rec, BK_OP_HC_EXPAND, &(bk_hc_expand_args){c->head_row, slot->D});
 }
 
+/* The gradient of a copy to n streams is the sum over the streams. */
 bk_status bk_record_embed_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool plain = bk_chunk_plain(c);
   bk_param_block *embed = c->model->parts->embed;

@@ -1,5 +1,12 @@
-/* Amax gain magnitudes of residual maps: see gain.h. Maps are turned from comb (source,
- * destination) to H (destination, source). */
+/* Amax gain magnitudes of residual maps (gain.h, birkhoff/train.h), the measure of arXiv
+ * 2512.24880. Forward it is the largest absolute row sum of H_res: how much a signal that is equal
+ * in all streams grows on its way. Backward it is the largest absolute column sum, the same for
+ * gradients. Both are taken of each sublayer's map and of composites, the products of the maps up
+ * to a sublayer (forward) or from it on (backward), token by token, and then averaged over the
+ * tokens. Averaging the maps first would hide what single tokens do.
+ *
+ * Maps come as comb (source, destination) and are turned into H (destination, source). Everything
+ * is computed on the host in doubles. */
 #include "models/gain.h"
 
 #include <math.h>
@@ -12,6 +19,7 @@ typedef struct gain_state {
   size_t capacity;
 } gain_state;
 
+/* One token's H_res: h[destination][source]. */
 typedef struct map {
   double h[BK_HC_MAX_N][BK_HC_MAX_N];
 } map;
@@ -87,9 +95,10 @@ static map map_product(const map *a, const map *b, int n) {
   return c;
 }
 
-/* The larger one; what is not a number stays, so that it is seen. */
+/* The larger of the two; a NaN in `a` stays, so that it is seen in the result. */
 static double larger(double a, double b) { return a >= b || isnan(a) ? a : b; }
 
+/* The largest absolute row sum: sources m are summed for each destination k. */
 static double gain_forward(const map *a, int n) {
   double best = 0.0;
   for (int k = 0; k < n; k++) {
@@ -110,6 +119,8 @@ static double gain_backward(const map *a, int n) {
   return best;
 }
 
+/* The same with absolute values inside the sum (the maximum norm of the matrix), which signs that
+ * cancel cannot hide. */
 static double gain_absolute(const map *a, int n) {
   double best = 0.0;
   for (int k = 0; k < n; k++) {
@@ -137,6 +148,7 @@ static void add_backward(bk_gain_row *row, const map *a, int n) {
 static void add_token(bk_gain *g, const double *comb, size_t stride) {
   int n = g->n;
   map up = map_identity(n), down = up;
+  /* forward: `up` is H_s ... H_1, what sublayer s makes of the streams at the beginning */
   for (int s = 0; s < g->n_sublayers; s++) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
     add_forward(&g->sublayers[s], &h, n);
@@ -144,6 +156,7 @@ static void add_token(bk_gain *g, const double *comb, size_t stride) {
     up = map_product(&h, &up, n);
     add_forward(&g->composite[s], &up, n);
   }
+  /* backward: `down` is H_L ... H_s, what the gradient at the end becomes at sublayer s */
   for (int s = g->n_sublayers - 1; s >= 0; s--) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
     down = map_product(&down, &h, n);
@@ -161,6 +174,7 @@ void bk_gain_add_maps(bk_gain *gain, const double *comb, int64_t tokens) {
   gain->tokens += tokens;
 }
 
+/* A kind without comb has the identity in every sublayer, which needs no copies. */
 static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, bool *identity,
                            int64_t *tokens) {
   bk_tensor pre, post, comb;
@@ -182,6 +196,7 @@ static bk_status read_maps(gain_state *g, const bk_runner *runner, int slot, boo
   return BK_OK;
 }
 
+/* Maps are read as the last forward left them, before another uses the slot. */
 bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
   gain_state *g = (gain_state *)gain;
   bool identity;

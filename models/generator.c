@@ -1,5 +1,9 @@
-/* Generation with a KV cache: whole pieces of the prompt through a runner of PREFILL positions,
- * the rest one by one. See generator.h. */
+/* Generation with a KV cache (birkhoff/train.h). A prompt goes through a runner of PREFILL
+ * positions as far as whole pieces go, and the rest token by token through another that shares its
+ * cache: both have fixed shapes, and nothing is allocated between two tokens.
+ *
+ * A token drawn depends on seed, position and logits alone: the same call gives the same text on
+ * any number of threads. */
 #include "models/generator.h"
 
 #include <math.h>
@@ -7,6 +11,7 @@
 
 #define PREFILL 32
 
+/* A token with its weight, exp((logit - largest) / temperature). */
 typedef struct candidate {
   double p;
   int32_t token;
@@ -73,6 +78,8 @@ static bk_status read_logits(bk_generator *g, const bk_tensor *row) {
   return BK_OK;
 }
 
+/* A whole piece is fed where there are tokens for it, else a single token. Only the logits of the
+ * last token are read. A pass belongs to a step, so that one is begun for each. */
 bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) {
   bk_context *ctx = g->model->ctx;
   if (count < 1 || count > g->max_tokens - g->length)
@@ -106,8 +113,8 @@ static void sift_down(candidate *heap, int64_t at, int64_t count) {
   heap[at] = moved;
 }
 
-/* By falling probability, ties by token. A heap sort, because the C library's qsort may
- * allocate. */
+/* Sorts by falling probability, ties by token. It is a heap sort, because the C library's qsort
+ * may allocate. */
 static void sort_candidates(candidate *c, int64_t count) {
   for (int64_t i = count / 2 - 1; i >= 0; i--) sift_down(c, i, count);
   for (int64_t i = count - 1; i > 0; i--) {
@@ -125,6 +132,7 @@ static int32_t arg_max(const double *x, int64_t count) {
   return (int32_t)best;
 }
 
+/* Sampling from logits that are not finite would give a token all the same, and hide the fault. */
 static bk_status check_sample(const bk_generator *g, double temperature, double top_p) {
   bk_context *ctx = g->model->ctx;
   if (g->length == 0)
@@ -141,10 +149,14 @@ static bk_status check_sample(const bk_generator *g, double temperature, double 
   return BK_OK;
 }
 
+/* Nucleus sampling: the most likely tokens are kept until their share reaches top_p, at least one,
+ * and one of them is drawn. Temperature 0 takes the most likely one. The weights are never divided
+ * by their sum; the draw is scaled instead. */
 bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p, uint64_t seed,
                               int32_t *token) {
   int64_t vocab = g->model->config.vocab_size;
   BK_TRY(check_sample(g, temperature, top_p));
+  /* the largest logit is taken off before exp, so that no weight overflows */
   int32_t best = arg_max(g->logits, vocab);
   if (temperature == 0) {
     *token = best;
@@ -159,6 +171,7 @@ bk_status bk_generator_sample(bk_generator *g, double temperature, double top_p,
   double mass = 0;
   int64_t kept = 0;
   while (kept < vocab && (kept == 0 || mass < top_p * total)) mass += g->sorted[kept++].p;
+  /* the random number is that of the position, so that each token has its own */
   double draw = bk_uniform(seed, bk_hash64("generate", 8), (uint64_t)g->length) * mass;
   int64_t i = 0;
   while (i + 1 < kept && draw >= g->sorted[i].p) draw -= g->sorted[i++].p;

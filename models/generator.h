@@ -1,4 +1,4 @@
-/* Text generation: all of it is installed, in birkhoff/train.h. */
+/* Text generation: all that callers need is installed, in birkhoff/train.h. */
 #ifndef BK_GENERATOR_H
 #define BK_GENERATOR_H
 

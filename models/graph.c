@@ -1,4 +1,5 @@
-/* Walks of a step as captured graphs: see graph.h. */
+/* Walks of a step as captured graphs (graph.h). A failed capture is never a failed step: the walk
+ * is run call by call instead, with the same result. */
 #include "models/graph.h"
 
 #include <stdio.h>
@@ -13,12 +14,14 @@ void bk_graph_fini(bk_graph *g) {
   *g = (bk_graph){0};
 }
 
-/* What went wrong in a capture is the reason of a warning, not an error. */
+/* Errors logged during a capture become the reason of a warning, since the step itself goes on. */
 static void keep_reason(void *user, bk_log_level level, const char *message) {
   char *reason = user;
   if (level == BK_LOG_ERROR && !reason[0]) snprintf(reason, REASON_MAX, "%s", message);
 }
 
+/* capture_end is called even if the walk has failed, because only that takes the stream out of its
+ * capturing state. */
 static bk_status capture(bk_graph *g, bk_graph_walk walk, void *arg) {
   bk_stream *stream = g->stream;
   void *made = NULL;
@@ -32,6 +35,7 @@ static bk_status capture(bk_graph *g, bk_graph_walk walk, void *arg) {
   return status;
 }
 
+/* Swaps the context's log sink for the time of the capture. */
 static bk_status capture_quietly(bk_graph *g, bk_graph_walk walk, void *arg, char *reason) {
   bk_context *ctx = g->stream->device->ctx;
   bk_log_fn log = ctx->log;
@@ -51,6 +55,7 @@ static void warn_once(bk_graph *g, bk_status status, const char *reason) {
           g->name, reason[0] ? reason : bk_status_name(status));
 }
 
+/* A capture only notes what is given to the stream; the launch of the graph then does it. */
 static bk_status run_second(bk_graph *g, bk_graph_walk walk, void *arg) {
   char reason[REASON_MAX] = "";
   bk_status status = capture_quietly(g, walk, arg, reason);

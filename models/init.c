@@ -1,4 +1,5 @@
 /* Initial values, made on the host from (seed, hash of the tensor's name, element): the same
+
  * bits on every machine and backend (doc/numerics.md). Stored weights are the rounded fp32
  * master values. */
 #include "models/model_priv.h"
@@ -6,8 +7,9 @@
 #include <string.h>
 
 enum { PIECE = 1 << 14 }; /* elements made at a time */
-/* What is drawn of a tensor for a benchmark: all of one of up to 2^21 elements (a router whose
- * rows repeat would have experts that tie). */
+/* How much of a tensor is drawn for a benchmark: all of a tensor of up to 2^21 elements. A router
+ * whose rows repeat would have experts that tie, and its routing would be unlike that of a real
+ * one. */
 enum { ROUGH_WHOLE = 1 << 21, ROUGH_DRAWN = 64 * PIECE };
 
 static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, int64_t i) {
@@ -20,7 +22,8 @@ static bk_tensor piece(bk_tensor t, int64_t first, int64_t count) {
   return bk_tensor_slice(flat, 0, first, count);
 }
 
-/* Elements from `done` on are copies of those before, made on the device. */
+/* Fills the elements from `done` on with copies of those before, made on the device; each copy
+ * doubles what is there. */
 static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   int64_t count = bk_tensor_count(t);
   while (done < count) {
@@ -33,7 +36,7 @@ static bk_status repeat(bk_model *m, const bk_tensor *t, int64_t done) {
   return BK_OK;
 }
 
-/* distinct: elements of a larger tensor that are drawn, a whole number of pieces; the rest
+/* `distinct` is how many elements of a larger tensor are drawn, a whole number of pieces; the rest
  * repeats them. */
 static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64_t distinct,
                             double *values) {
@@ -57,6 +60,7 @@ static bk_status init_param(bk_model *m, const bk_param *p, uint64_t seed, int64
   return bk_tensor_present(&master) ? repeat(m, &master, count) : BK_OK;
 }
 
+/* Memory comes zeroed, but a model may be initialised again after it was trained. */
 static bk_status zero_moments(bk_model *m) {
   for (int i = 0; i < m->n_blocks; i++) {
     const bk_param_block *b = &m->blocks[i];

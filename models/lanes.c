@@ -1,4 +1,5 @@
-/* Lanes: see lanes.h. */
+/* Lanes (lanes.h). A workspace that has become too small is replaced, but kept until the end:
+ * graphs that were captured before know its address. */
 #include "models/lanes.h"
 
 const char *bk_lane_name(bk_lane lane) {
@@ -33,6 +34,7 @@ void bk_lanes_want(bk_lanes *l, bk_lane lane, size_t bytes) {
   if (bytes > l->wanted[lane]) l->wanted[lane] = bytes;
 }
 
+/* A workspace of its own for the new size; the old one stays for the graphs that know it. */
 static bk_status enlarge(bk_lanes *l, bk_lane lane) {
   bk_tensor t;
   bk_context *ctx = l->device->ctx;
@@ -54,6 +56,7 @@ bk_status bk_lanes_commit(bk_lanes *l) {
   return BK_OK;
 }
 
+/* All lanes are waited for, even after one has failed; the first failure is returned. */
 bk_status bk_lanes_sync(const bk_lanes *l) {
   bk_status status = BK_OK;
   for (int i = 0; i < BK_LANES; i++) {

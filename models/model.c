@@ -1,4 +1,8 @@
-/* Creation and destruction of a model, views of its parameters: see model.h. */
+/* Creation and destruction of a model, and views of its parameters (model.h). A model that holds
+ * only a part of the layers (for pipelines over ranks) is made the same way as a whole one: its
+ * chunks say which sublayers it has, and everything else follows from them.
+ *
+ * With plan_only nothing gets memory: sizes are planned, and the device is asked for nothing. */
 #include "models/model_priv.h"
 
 #include <string.h>
@@ -9,12 +13,15 @@ static bk_status check_range(bk_context *ctx, const bk_chunk_range *c, int64_t n
                  (long long)c->begin, (long long)c->end, (long long)n);
 }
 
+/* A sublayer in two chunks would have its parameters twice. */
 static bk_status check_apart(bk_context *ctx, const bk_chunk_range *a, const bk_chunk_range *b) {
   if (a->end <= b->begin || b->end <= a->begin) return BK_OK;
   return bk_fail(ctx, BK_ERR_ARGUMENT, "chunks [%lld, %lld) and [%lld, %lld) overlap",
                  (long long)a->begin, (long long)a->end, (long long)b->begin, (long long)b->end);
 }
 
+/* n_chunks 0 stands for a single chunk with all sublayers. A range past n_chunks that is filled in
+ * is refused, since its author must have meant it. */
 static bk_status check_chunks(bk_context *ctx, const bk_model_config *config, bk_model_options *o) {
   int64_t n = 2 * config->num_hidden_layers;
   for (int i = o->n_chunks < 0 ? 0 : o->n_chunks; i < BK_CHUNKS_MAX; i++)
@@ -45,6 +52,8 @@ static bk_status check_options(bk_device *device, const bk_model_config *config,
   return check_chunks(device->ctx, config, o);
 }
 
+/* The order is that of the dependencies: the parameters say what memory is needed, the lanes bring
+ * the stream with which it will be filled. */
 static bk_status model_fill(bk_model *m) {
   m->parts = bk_alloc(m->ctx, sizeof *m->parts);
   if (!m->parts) return BK_ERR_MEMORY;
@@ -56,7 +65,7 @@ static bk_status model_fill(bk_model *m) {
   return m->options.plan_only ? BK_OK : bk_memory_commit(m->memory);
 }
 
-/* The chunks may come in any order; the sublayers lie by their index. */
+/* The chunks may be given in any order; in model->sublayers the sublayers lie by their index. */
 int bk_model_chunk_first(const bk_model *m, int chunk) {
   int first = 0;
   for (int i = 0; i < m->options.n_chunks; i++)
@@ -87,6 +96,7 @@ bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_d
   return BK_OK;
 }
 
+/* The lanes first, which wait for work under way on the memory. */
 void bk_model_destroy(bk_model *m) {
   if (!m) return;
   bk_lanes_fini(&m->lanes);
@@ -112,6 +122,7 @@ const bk_param *bk_model_find(const bk_model *model, const char *name) {
   return NULL;
 }
 
+/* A parameter's part of one of its block's tensors, contiguous, in the checkpoint's shape. */
 static bk_tensor view(const bk_param *p, bk_tensor block) {
   if (!bk_tensor_present(&block)) return block;
   bk_tensor t = bk_tensor_make(block.dtype, p->ndim, p->shape);

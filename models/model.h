@@ -36,13 +36,14 @@ typedef struct bk_param {
   double init_std;           /* NORMAL */
   double init_value;         /* CONST */
   const double *init_values; /* VALUES; owned by the model */
-  /* what it is of a residual connection, of which kind, and the number of its sublayer; NULL:
-   * something else */
+  /* For a parameter of a residual connection: which one it is, of which kind, and the number of its
+   * sublayer. NULL for every other parameter. */
   const struct bk_connection_param *connection;
   const struct bk_connection_kind *kind;
   int sublayer;
 } bk_param;
 
+/* The structs of a model are its own: other code reads them, and only models/ writes them. */
 struct bk_model {
   bk_context *ctx;
   bk_device *device;
@@ -61,13 +62,14 @@ struct bk_model {
   /* layers/sublayer.h: [n_sublayers], those of all chunks, by their index in the whole model */
   struct bk_sublayer *sublayers;
   int n_sublayers;
-  struct bk_model_parts *parts; /* embedding, head and friends; private to models/ */
-  /* profile.h; NULL as a rule. While there is one, a step has to launch its ops one by one */
+  struct bk_model_parts *parts; /* embedding, head and the like; private to models/ */
+  /* profile.h; normally NULL. While there is one, a step launches its ops one by one, since a
+   * captured graph cannot be timed inside. */
   struct bk_profile *profile;
 };
 
 /* bk_model_create, _destroy, _init, _count and bk_model_options: birkhoff/model.h */
-/* Streams that the model carries: 1 for plain. */
+/* The number of residual streams that the model carries; 1 for plain. */
 static inline int64_t bk_model_streams(const bk_model *m) {
   return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
 }
@@ -79,8 +81,9 @@ bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
 bool bk_param_trainable(const bk_model *model, const bk_param *p);
-/* As bk_model_init, but a tensor of more than 2^21 repeats its first 2^20 values, by copies on
- * the device: for benchmarks of large models. */
+/* As bk_model_init, but a tensor of more than 2^21 elements repeats its first 2^20 values, by
+ * copies on the device: for benchmarks of large models, where drawing all values would take too
+ * long. */
 bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
 /* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory:
  * decaying in the storage type, decaying in ct, not decaying, not trained. */

@@ -8,7 +8,7 @@
 struct bk_model_parts {
   bk_param_block *embed;   /* [V,C]; NULL where no chunk has it */
   bk_param_block *lm_head; /* [V,C]; NULL where no chunk has it */
-  /* final norm: of bk_model_head_kind */
+  /* The final norm, as a connection of the kind bk_model_head_kind. */
   bk_connection head;
   int n_moe;
   bk_tensor load;  /* [n_moe, E] i32, choices counted since bk_step_begin */
@@ -20,11 +20,12 @@ struct bk_model_parts {
     double f64[BK_STEP_SLOTS];
   } step_host;                   /* staging of the step block, in ct */
   uint32_t begun[BK_CHUNKS_MAX]; /* a bit for each kind of program that has run in this step */
-  int waiting_wgrads;            /* deferred in this step and not done */
+  int waiting_wgrads;            /* wgrads deferred in this step and not done yet */
   uint64_t steps_begun;
-  bool graph_warned; /* of a capture that failed */
+  bool graph_warned; /* a capture has failed and was warned about */
 };
 
+/* One field of the step block as a tensor [1]. */
 static inline bk_tensor bk_step_slot(const bk_model *m, int slot) {
   return bk_tensor_slice(m->step, 0, slot, 1);
 }

@@ -1,16 +1,23 @@
 /* Parameters of the model: blocks of storage, their named views, and the flat list of sublayers
- * that uses them (model.h). */
+ * that uses them (model.h). A block is what a product or the optimiser sees; a view is what a
+ * checkpoint sees: all experts of a layer are one block of three dimensions, and gate and up of an
+ * MLP are the two halves of one matrix, so that a single product makes both.
+ *
+ * Names and order are those of Hugging Face's DeepseekV3; the connections' parameters come after
+ * those of their sublayer. */
 #include "models/model_priv.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 
+/* The most blocks that a sublayer and the ends can have: room is made before they are counted. */
 enum {
   BLOCKS_PER_SUBLAYER = 9 + BK_CONNECTION_MAX_PARAMS,
   BLOCKS_OF_ENDS = 3 + BK_CONNECTION_MAX_PARAMS
 };
 
-/* Errors stick in `status`, so that the builders read as lists. */
+/* An error sticks in `status` and makes what follows do nothing, so that the builders read as
+ * lists. */
 typedef struct builder {
   bk_model *m;
   const bk_model_config *c;
@@ -19,6 +26,7 @@ typedef struct builder {
   bk_status status;
 } builder;
 
+/* How a block is stored and trained: see block(). */
 typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
 
 static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim,
@@ -39,11 +47,12 @@ static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_
   return p;
 }
 
-/* What the optimiser treats alike lies side by side, in the same order in every class, so that
- * it can treat it at one go: step.c. Each class in turn: of a class shared by two (both moments)
- * one comes after the other. */
+/* Blocks that the optimiser treats alike lie side by side, in the same order in every class of
+ * memory, so that it can treat them in one go (step.c). The parts are reserved one after the
+ * other: where two parts share a class (both moments), one comes after all of the other. */
 typedef enum block_part { WEIGHT, GRAD, MASTER, M, V, PARTS } block_part;
 
+/* A weight in ct is its own master, and what is not trained by gradients has its weight alone. */
 static void reserve_part(builder *b, bk_param_block *p, block_part part) {
   static const bk_memory_class classes[PARTS] = {BK_MEM_WEIGHTS, BK_MEM_GRADIENTS, BK_MEM_MASTERS,
                                                  BK_MEM_OPTIMIZER, BK_MEM_OPTIMIZER};
@@ -54,6 +63,7 @@ static void reserve_part(builder *b, bk_param_block *p, block_part part) {
   *tensors[part] = reserve(b, classes[part], dtype, p->weight.ndim, p->weight.shape);
 }
 
+/* Part by part, group by group, and within a group in the order of the checkpoint. */
 static void reserve_blocks(builder *b) {
   bk_model *m = b->m;
   for (int part = 0; part < PARTS; part++)
@@ -72,6 +82,8 @@ static bk_param_block *block_1d(builder *b, block_kind kind, int64_t n) {
 /* ---- named views ---- */
 static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
                        const int64_t *shape, const char *format, ...) BK_PRINTF(6, 7);
+/* A view takes the configuration's initializer_range unless its builder says otherwise. After an
+ * error a writable dummy is returned, so that no caller has to test for NULL. */
 static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int ndim,
                        const int64_t *shape, const char *format, ...) {
   bk_model *m = b->m;
@@ -137,12 +149,13 @@ static double *new_values(builder *b, int64_t n) {
   return values;
 }
 
+/* A sum of the streams, like a plain model, needs only the final norm. */
 const bk_connection_kind *bk_model_head_kind(const bk_model_config *config) {
   bool learned = config->residual != BK_HC_PLAIN && config->hc_head == BK_HEAD_LEARNED;
   return bk_connection_kind_of(learned ? BK_HC_HEAD : BK_HC_PLAIN);
 }
 
-/* One parameter; prefix: "hc_attn_". */
+/* One parameter of a connection. `prefix` comes before its name: "hc_attn_". */
 static bk_param_block *connection_param(builder *b, const bk_connection *r,
                                         const bk_connection_param *p, int sublayer,
                                         const char *prefix) {
@@ -162,7 +175,7 @@ static bk_param_block *connection_param(builder *b, const bk_connection *r,
   return blk;
 }
 
-/* prefix: of the parameters' names, "hc_attn_". */
+/* Fills in a connection of a sublayer, or of the head, with its parameters. */
 static void connection(builder *b, bk_connection *r, const bk_connection_kind *kind, int sublayer,
                        const char *prefix) {
   const bk_model_config *c = b->c;
@@ -205,6 +218,7 @@ static void attention(builder *b, bk_sublayer *s) {
   sublayer_connection(b, s, "hc_attn_");
 }
 
+/* The two halves of gate_up are two tensors of a checkpoint. */
 static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
   int64_t C = b->c->hidden_size;
   m->width = width;
@@ -215,6 +229,7 @@ static void mlp(builder *b, bk_mlp_params *m, int64_t width, const char *name) {
   param(b, m->down, 0, 2, (int64_t[]){C, width}, "%s.down_proj.weight", name);
 }
 
+/* Each expert has its gate rows, then its up rows, so that one grouped product makes both. */
 static void experts(builder *b, bk_moe_params *m) {
   int64_t C = b->c->hidden_size, E = b->c->n_routed_experts, I = b->c->moe_intermediate_size;
   m->gate_up = block(b, MATRIX, 3, (int64_t[]){E, 2 * I, C});
@@ -229,6 +244,8 @@ static void experts(builder *b, bk_moe_params *m) {
   }
 }
 
+/* The router stays in ct whatever the storage dtype is, so that no rounding of its weights changes
+ * the choice of experts. The shared experts are one MLP whose width is the sum of theirs. */
 static void moe(builder *b, bk_sublayer *s) {
   const bk_model_config *c = b->c;
   s->ops = &bk_moe_ops;
@@ -240,6 +257,7 @@ static void moe(builder *b, bk_sublayer *s) {
     mlp(b, &s->moe.shared, c->n_shared_experts * c->moe_intermediate_size, "mlp.shared_experts");
 }
 
+/* The first layers are dense (first_k_dense_replace), the others have experts. */
 static void feed_forward(builder *b, bk_sublayer *s) {
   s->connection.norm = norm(b, b->c->hidden_size, "post_attention_layernorm.weight");
   if (s->index / 2 < b->c->first_k_dense_replace) {
@@ -271,6 +289,7 @@ static void head(builder *b) {
   parts->lm_head = matrix(b, MATRIX, c->vocab_size, c->hidden_size, "lm_head.weight");
 }
 
+/* One tensor for the loads of all layers, so that one fill zeroes them at the start of a step. */
 static void expert_loads(builder *b) {
   struct bk_model_parts *parts = b->m->parts;
   if (!parts->n_moe) return;
@@ -284,14 +303,15 @@ static void expert_loads(builder *b) {
   }
 }
 
-/* The chunk whose sublayers begin there in the list. */
+/* The chunk whose sublayers begin at that place in the list. */
 static int chunk_at(const bk_model *m, int first) {
   for (int i = 0; i < m->options.n_chunks; i++)
     if (bk_model_chunk_first(m, i) == first) return i;
   return -1;
 }
 
-/* The chunks by their place in the model, so that parameters come in the order of checkpoints. */
+/* Builds the sublayers of the chunks by their place in the model, so that parameters come in the
+ * order of checkpoints. */
 static void all_sublayers(builder *b) {
   bk_model *m = b->m;
   for (int at = 0; at < m->n_sublayers;) {
@@ -300,12 +320,14 @@ static void all_sublayers(builder *b) {
   }
 }
 
+/* Whether one of the chunks has that sublayer. */
 static bool holds(const bk_model *m, int64_t sublayer) {
   for (int i = 0; i < m->options.n_chunks; i++)
     if (m->options.chunks[i].begin <= sublayer && sublayer < m->options.chunks[i].end) return true;
   return false;
 }
 
+/* Shapes first, then memory: reserve_blocks needs all blocks to group them. */
 bk_status bk_model_build(bk_model *m) {
   builder b = {.m = m, .c = &m->config};
   size_t n = (size_t)m->n_sublayers;

@@ -1,16 +1,20 @@
-/* What a step does, as pieces: the sublayers of a chunk forward and backward. The residual
- * connection belongs here: mix -> F -> merge, the merge together with the mix of the next sublayer;
- * backward is the mirror.
+/* What a step does, as pieces: the sublayers of a chunk forward and backward. This is where the
+ * residual connection and F meet: mix, F, merge, with the merge and the mix of the next sublayer
+ * as one op; backward is the mirror.
  *
- *   forward    embed, mix 0, then of every sublayer F's pieces and merge
- *   backward   head, merge of the last sublayer, then of every sublayer from the last: F's D pieces
- *              and W pieces, and mix (with the merge of the sublayer before); embed
+ *   forward    embed, mix 0, then for every sublayer F's pieces and merge
+ *   backward   head, merge of the last sublayer, then for every sublayer from the last: F's D
+ *              pieces and W pieces, and mix (with the merge of the sublayer before); embed
  *   deferred   the same without W pieces; these, in the same order, are a program of their own
  *
- * With recompute, a block of sublayers is rebuilt before the first of its pieces that needs it. */
+ * With recompute, a block of sublayers is rebuilt before the first of its pieces that needs it
+ * (arXiv 2512.24880 section 4.3.2): kept are the streams at the start of each block, every f, and
+ * the maps; made again are x, y, h and rstd, but never F. */
 #include "models/chunk_priv.h"
 
-/* Merges of feed-forward sublayers, with what is one op with them, are what others wait for. */
+/* The merge of a feed-forward sublayer, together with whatever is one op with it, is what the
+ * exchange between ranks waits for (section 4.3.3), and therefore urgent. Odd sublayers are
+ * feed-forward. */
 static bk_lane lane_of_merge(const bk_chunk *c, const bk_sublayer *s) {
   return c->options.merge_stream && s->index % 2 == 1 ? BK_LANE_URGENT : BK_LANE_COMPUTE;
 }
@@ -31,6 +35,7 @@ static bk_status merge(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s
   return bk_connection_merge_mix(rec, &l->connection, a, &l[1].connection, &a[1]);
 }
 
+/* Without the embedding the streams come in through the chunk's port, into mix[0].x. */
 static bk_status forward(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (c->has_embed) BK_TRY(bk_record_embed(c, rec, slot));
   BK_TRY(first_mix(c, rec, slot));
@@ -54,8 +59,8 @@ static bk_status rebuild_some(bk_chunk *c, bk_recorder *rec, const bk_slot *slot
 }
 
 /* Rebuilds x, y, h and rstd of the block that ends with sublayer s, from its kept x, the f and the
- * maps. A block of more sublayers than one call takes: the next call begins with the last of the
- * call before, whose x is there by then. */
+ * maps. A block may have more sublayers than one call takes: the next call then begins with the
+ * last sublayer of the call before, whose x is there by then. */
 static bk_status rebuild(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {
   int first = s - s % (int)c->block;
   for (; s - first >= BK_HC_REBUILD_MAX; first += BK_HC_REBUILD_MAX - 1)
@@ -64,6 +69,7 @@ static bk_status rebuild(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int
 }
 
 /* ---- backward ---- */
+/* D is rewritten in place, from the gradient after the merge to the one before it. */
 static bk_status last_merge_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   int s = c->n - 1;
   const bk_sublayer *l = &c->sublayers[s];
@@ -72,7 +78,8 @@ static bk_status last_merge_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *sl
                                  slot->D, slot->df[s]);
 }
 
-/* Through the mix of sublayer s and the merge of the one before it. */
+/* The backward pass through the mix of sublayer s and the merge of the one before it. The first
+ * sublayer has none before it, or its merge lies in another chunk. */
 static bk_status mix_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {
   const bk_sublayer *l = &c->sublayers[s];
   const bk_mix_acts *a = &slot->mix[s];
@@ -89,6 +96,8 @@ static bk_status wgrad(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s
   return l->ops->wgrad(rec, l, &slot->f[s], &slot->backward[s], slot->mix[s].h, slot->df[s]);
 }
 
+/* A block is rebuilt as late as can be: just before the pass enters it with mix_bwd, whose part
+ * for the merge reads the x of the block's last sublayer. */
 static bk_status sublayer_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {
   const bk_sublayer *l = &c->sublayers[s];
   BK_TRY(l->ops->dgrad(rec, l, &slot->f[s], &slot->backward[s], slot->df[s], slot->dh));
@@ -123,8 +132,9 @@ static bk_status head_train(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) 
 
 typedef bk_status (*record_fn)(bk_chunk *c, bk_recorder *rec, const bk_slot *slot);
 
-/* first: of the two programs that write gradients, the first; NULL: it is none of two. Decoding
- * is never captured. */
+/* Records one program. `first` is the first of the two programs that write gradients, and NULL
+ * where there are not two: the second shares its arguments. Decoding is never captured as a
+ * graph. */
 static bk_status record(bk_chunk *c, bk_recorder *rec, bk_slot *slot, int program, record_fn fn,
                         const char *name, const bk_program *first) {
   bk_program *p = &slot->programs[program];
@@ -140,6 +150,7 @@ static bk_status record_both(bk_chunk *c, bk_recorder *rec, bk_slot *slot, int p
   return record(c, rec, slot, program + BK_MICRO_NEXT, fn, name, first);
 }
 
+/* Which programs of the head there are depends on the use: a decoder has logits only. */
 static bk_status record_heads(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   static const char name[] = "the forward pass";
   if (c->options.keep_logits)
@@ -149,6 +160,8 @@ static bk_status record_heads(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   return c->options.backward ? record_both(c, rec, slot, BK_PROGRAM_LOSS, head_train, name) : BK_OK;
 }
 
+/* A chunk without the head ends with the streams; a chunk with it has a program for each use of
+ * it. */
 bk_status bk_chunk_record(bk_chunk *c, bk_recorder *rec, bk_slot *slot) {
   static const char name[] = "the backward pass";
   BK_TRY(record(c, rec, slot, BK_PROGRAM_FORWARD, forward, "the forward pass", NULL));

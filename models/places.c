@@ -1,9 +1,14 @@
-/* Where the tensors of a chunk live. The tables below say it for what lies around F in each
- * sublayer; F's own and the ends' follow.
+/* Where the tensors of a chunk live. The two tables below say it for the tensors around F in each
+ * sublayer; those of F itself and of the ends follow in code.
  *
  * KEPT tensors are in class activations, one for each slot and sublayer. All others are in class
- * workspace and shared by all slots: they live no longer than one program of one slot, but for the
- * streams after the last sublayer where a head follows, which its program reads. */
+ * workspace and shared by all slots: they live no longer than one program of one slot, except for
+ * the streams after the last sublayer where a head follows, whose program reads them.
+ *
+ * A sublayer may share a place with another only if the first no longer needs it when the second
+ * writes. Forward alone that is the next sublayer but one for the streams (TURN) and the next one
+ * for the rest (ONE). With recompute (arXiv 2512.24880 section 4.3.2) it is the same position in
+ * another block. */
 #include "models/chunk_priv.h"
 
 typedef enum place {
@@ -26,9 +31,10 @@ typedef enum shape {
 
 typedef enum mode { FORWARD, BACKWARD, RECOMPUTE, MODES } mode;
 
-/* Where a row's tensor is: a member of one of the slot's arrays. */
+/* Which of a slot's arrays has the tensor of a rule. */
 typedef enum home { IN_MIX, IN_DF } home;
 
+/* One tensor of each sublayer: which it is, its shape, and its place in each mode. */
 typedef struct rule {
   home home;
   size_t member;
@@ -54,13 +60,14 @@ static const rule plain_rules[] = {
     {MIX(h),      ROW,     {ONE,     KEPT,     BLOCK},         KEPT},
     {MIX(rstd),   VECTOR,  {ONE,     KEPT,     BLOCK_TURN},    NONE},
     {MIX(f),      ROW,     {ONE,     ONE,      KEPT},          NONE},
-    /* the gradient of the streams itself, but for a deferred wgrad, by when that has changed */
+    /* df is the gradient of the streams itself; a deferred wgrad reads it when that has changed */
     {IN_DF, 0,    ROW,     {NONE,    NONE,     NONE},          KEPT},
 };
 /* clang-format on */
 enum { RULES_MAX = BK_COUNT(stream_rules), X_RULE = 0 };
 enum { SHARED_MAX = RULES_MAX + 2 * BK_CONNECTION_MAX_MAPS };
 
+/* The planning of one chunk in progress. */
 typedef struct placing {
   bk_chunk *c;
   bk_planner p;
@@ -70,7 +77,8 @@ typedef struct placing {
 } placing;
 
 /* ---- shapes ---- */
-/* One of a kind's maps, or its gradient; absent where the kind has none. */
+/* One of a kind's maps, or its gradient, which has the same shape; absent where the kind has
+ * none. */
 static bk_tensor plan_map(bk_chunk *c, bk_planner *p, bk_memory_class m,
                           const bk_connection_kind *kind, const bk_connection_map *map) {
   int64_t shape[BK_MAX_DIMS];
@@ -109,7 +117,7 @@ static bk_tensor plan_shape(bk_chunk *c, bk_planner *p, bk_memory_class m, shape
 }
 
 /* ---- places ---- */
-/* The index among the shared places of a rule; -1: not shared. */
+/* The index among the shared places of a rule, or -1 where the sublayer's tensor is kept. */
 static int64_t shared_index(const bk_chunk *c, place place, int s) {
   int64_t at = c->block ? s % c->block : 0;
   switch (place) {
@@ -127,9 +135,9 @@ static place place_of(const placing *pl, const rule *r) {
   return deferred ? r->deferred : r->by_mode[pl->mode];
 }
 
-/* What a tensor is: of a rule, or a map of the kind. */
+/* Which tensor is to be planned: that of a rule, or a map of the kind. */
 typedef struct what {
-  int key; /* among all that may be shared */
+  int key; /* its index in chunk->shared */
   shape shape;
   const bk_connection_map *map;
 } what;
@@ -139,6 +147,7 @@ static bk_tensor plan_what(placing *pl, const what *w, bk_memory_class m) {
                 : plan_shape(pl->c, &pl->p, m, w->shape);
 }
 
+/* A shared place is planned when the first sublayer asks for it, and handed to the others. */
 static bk_tensor plan_place(placing *pl, const what *w, place place, int s) {
   if (place == NONE) return (bk_tensor){0};
   int64_t at = shared_index(pl->c, place, s);
@@ -157,8 +166,9 @@ static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
   return r->home == IN_DF ? &slot->df[s] : (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
 }
 
-/* Map i of a sublayer and its gradient. What is shown after a forward pass is kept in it; a
- * gradient that goes from the merge to the mix has the merge of the sublayer before in between. */
+/* Map i of a sublayer and its gradient. A map that is shown after a forward pass is kept in that
+ * mode too. A gradient that goes from the merge to the mix of its sublayer has the merge of the
+ * sublayer before in between, so that two places take turns. */
 static void plan_maps(placing *pl, bk_slot *slot, int s, int i) {
   const bk_connection_map *map = &kind_of(pl->c)->calls->maps[i];
   what value = {RULES_MAX + 2 * i, 0, map}, gradient = {RULES_MAX + 2 * i + 1, 0, map};
@@ -168,6 +178,7 @@ static void plan_maps(placing *pl, bk_slot *slot, int s, int i) {
     slot->grads[s].map[i] = plan_place(pl, &gradient, map->grad_crosses ? TURN : ONE, s);
 }
 
+/* Slots inside, sublayers outside: places that are shared by all slots are planned at the first. */
 static void plan_sublayers(placing *pl) {
   const bk_connection_map *maps = kind_of(pl->c)->calls->maps;
   for (int s = 0; s < pl->c->n; s++)
@@ -250,13 +261,15 @@ static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
 }
 
 static int64_t head_rows_of(const bk_chunk *c) {
-  /* without gradients fewer rows do */
+  /* Without gradients the weights are only read, and fewer rows do. */
   bool small = c->model->device->props.host_memory || !c->options.backward;
   int64_t V = c->model->config.vocab_size;
   int64_t rows = (small ? BK_HEAD_ELEMENTS_HOST : BK_HEAD_ELEMENTS_DEVICE) / V;
   return rows < 1 ? 1 : rows < BK_HEAD_ROWS ? rows : rows / BK_HEAD_ROWS * BK_HEAD_ROWS;
 }
 
+/* logits are in ct. Their gradient may take their memory where it has their dtype and they are not
+ * kept. */
 static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
   bk_memory_class ws = BK_MEM_WORKSPACE;
   int64_t V = c->model->config.vocab_size;
@@ -272,7 +285,8 @@ static void plan_head_scratch(bk_chunk *c, bk_planner *p) {
     c->head_grads.map[i] = plan_map(c, p, ws, kind, &kind->calls->maps[i]);
 }
 
-/* Nothing of a sublayer's F is alive beside the scratch of the ends. */
+/* The scratch of the ends and that of the sublayers share one place: nothing of a sublayer's F is
+ * in use when the ends run. */
 static void plan_ends(bk_chunk *c, bk_planner *p) {
   bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
   if (c->has_embed && !bk_chunk_plain(c)) c->embedding = plan_row(c, p, BK_MEM_WORKSPACE);
@@ -281,6 +295,7 @@ static void plan_ends(bk_chunk *c, bk_planner *p) {
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
 }
 
+/* ids and targets are kept per slot: the backward of the embedding reads the ids again. */
 static void plan_inputs(bk_chunk *c, bk_planner *p) {
   bk_memory_class keep = BK_MEM_ACTIVATIONS;
   for (int i = 0; i < c->options.slots; i++) {
@@ -295,8 +310,8 @@ static void plan_inputs(bk_chunk *c, bk_planner *p) {
 }
 
 /* ---- F ---- */
-/* Activations: kept in each slot, or without backward one place for all sublayers. Scratch of all
- * sublayers lies in one place; what a deferred wgrad reads of it is in the slots. */
+/* F's activations: kept in each slot, or without a backward one place for all sublayers. The
+ * scratch of all sublayers lies in one place; what a deferred wgrad reads of it is in the slots. */
 static void plan_f(bk_chunk *c, bk_planner *p, int s) {
   const bk_sublayer *l = &c->sublayers[s];
   bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
@@ -314,6 +329,8 @@ static void plan_f(bk_chunk *c, bk_planner *p, int s) {
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
 }
 
+/* The order decides what may overlap in the workspace: what lives across sublayers first, then the
+ * ends and each F, which take turns in the rest. */
 bk_status bk_chunk_plan(bk_chunk *c) {
   const bk_model *m = c->model;
   const bk_chunk_options *o = &c->options;

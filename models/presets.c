@@ -74,12 +74,14 @@ typedef struct paper_row {
   double lr;
 } paper_row;
 
+/* The columns in which the paper's three models differ (arXiv 2512.24880 appendix A.1). */
 static const paper_row paper[] = {
     {"mhc-3b", 12, 1280, 16, 896, 64, 320, 30000, 8.6e-4},
     {"mhc-9b", 18, 1920, 24, 1280, 64, 512, 50000, 5.9e-4},
     {"mhc-27b", 30, 2560, 32, 1536, 72, 1280, 50000, 4.0e-4},
 };
 
+/* The paper counts 6 active and 2 shared experts in all three models. */
 static bk_model_config paper_model(const paper_row *p) {
   int64_t active = 6, shared = 2;
   return (bk_model_config){.vocab_size = 129280,
@@ -127,6 +129,8 @@ static void paper_recipe(const paper_row *p, bk_train_config *t) {
   t->router_bias_lr = 1e-3;
 }
 
+/* For the presets that train on a desktop computer within minutes: no micro-batches, short
+ * warm-up. */
 static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double lr,
                          bk_train_config *t) {
   t->steps = steps;

@@ -1,4 +1,6 @@
-/* Recording of a profile. See profile.h. */
+/* Recording of a profile (profile.h). Events are recorded around each launch and read when the
+ * step has ended, when no reading can hold the device up. A step enters the sums only when it is
+ * whole. */
 #include "models/profile.h"
 
 #include <string.h>
@@ -6,10 +8,11 @@
 #define STEP_BEGIN (2 * BK_PROFILE_POOL)
 #define STEP_END (STEP_BEGIN + 1)
 #define N_EVENTS (STEP_END + 1)
-#define OPS_RESERVED 128 /* kernels of ops; grows if a model has more */
+#define OPS_RESERVED 128 /* rows of kernels; the array grows if a model uses more */
 
 /* ---- creation ---- */
 
+/* Everything that recording needs, so that a profiled step allocates nothing. */
 static bk_status reserve(bk_profile *p) {
   bk_device *device = p->model->device;
   bk_context *ctx = device->ctx;
@@ -23,6 +26,7 @@ static bk_status reserve(bk_profile *p) {
   return bk_grow(ctx, (void **)&p->ops, &p->ops_capacity, OPS_RESERVED, sizeof *p->ops);
 }
 
+/* Attached to the model at once, because bk_step_begin looks there. */
 bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
   bk_context *ctx = model->ctx;
   if (model->profile) return bk_fail(ctx, BK_ERR_ARGUMENT, "the model is being profiled already");
@@ -69,6 +73,7 @@ static void add(bk_profile_figures *to, const bk_profile_figures *more) {
   to->bytes += more->bytes;
 }
 
+/* Rows are told apart by the kernel's name too: one op may have several kernels in a step. */
 static bk_status find_row(bk_profile *p, int op, const char *kernel, bk_profile_row **row) {
   for (size_t i = 0; i < p->n_ops; i++) {
     *row = &p->ops[i];
@@ -81,7 +86,8 @@ static bk_status find_row(bk_profile *p, int op, const char *kernel, bk_profile_
   return BK_OK;
 }
 
-/* Sets the step in progress to zero; with `keep` it is added to the sums before. */
+/* Sets the figures of the step in progress to zero. With `keep` they are added to the sums before;
+ * with `alone` the sums begin with them, which drops the first step, the one that warms up. */
 static void settle(bk_profile_row *row, bool keep, bool alone) {
   if (keep && alone) row->sum = (bk_profile_figures){0};
   if (keep) add(&row->sum, &row->now);
@@ -102,6 +108,7 @@ static bk_status since_begin(const bk_profile *p, int event, double *seconds) {
   return begin->ops->elapsed(begin, p->events[event], seconds);
 }
 
+/* Sums take every launch; the list for the trace has room for some, and counts the rest. */
 static bk_status read_record(bk_profile *p, bk_profile_record *r) {
   bk_profile_step *step = current(p);
   bk_profile_row *row;
@@ -118,7 +125,7 @@ static bk_status read_record(bk_profile *p, bk_profile_record *r) {
   return BK_OK;
 }
 
-/* Reads the times of all launches in the pool, which have happened, and empties it. */
+/* Reads the times of all launches in the pool, all of which have ended, and empties the pool. */
 static bk_status drain(bk_profile *p) {
   for (int i = 0; i < p->n_pool; i++) BK_TRY(read_record(p, &p->pool[i]));
   p->n_pool = p->n_events = 0;
@@ -136,7 +143,7 @@ bk_status bk_profile_step_begin(bk_profile *p) {
   bk_profile_step *step = current(p);
   p->open = false;
   if (p->paused) return BK_OK;
-  settle_all(p, false, false); /* of a step that was never ended */
+  settle_all(p, false, false); /* drops the figures of a step that was never ended */
   p->n_pool = p->n_events = 0;
   p->chain = -1;
   step->number = 0;
@@ -150,6 +157,7 @@ bk_status bk_profile_step_begin(bk_profile *p) {
 
 bk_status bk_profile_step_close(bk_profile *p) { return p->open ? record(p, STEP_END) : BK_OK; }
 
+/* Called after the step's sync. Only now is the step whole and enters the sums. */
 bk_status bk_profile_step_read(bk_profile *p) {
   bk_profile_step *step = current(p);
   if (!p->open) return BK_OK;
@@ -165,8 +173,7 @@ bk_status bk_profile_step_read(bk_profile *p) {
 
 /* ---- a launch ---- */
 
-/* The event at which the next op begins: that of its neighbour's end, or one that is recorded
- * now. */
+/* The event at which the next op begins: the one that ended its neighbour, or one recorded now. */
 static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
   if (p->shares && neighbour && p->chain >= 0) {
     *event = p->chain;
@@ -176,6 +183,8 @@ static bk_status begin_event(bk_profile *p, bool neighbour, int *event) {
   return record(p, *event);
 }
 
+/* An op is a neighbour of the one before it if they are in one piece with nothing in between; only
+ * then may they share an event. A full pool is emptied after a sync. */
 bk_status bk_profile_launch(bk_profile *p, const bk_program *program, int at) {
   const bk_call *call = &program->calls[at];
   const bk_piece *piece = &program->pieces[call->piece];

@@ -25,7 +25,7 @@ static void put_int(bk_json_out *out, const char *key, int64_t value) {
   bk_json_out_int(out, value);
 }
 
-/* Nanoseconds are as fine as any clock here: three digits after the point. */
+/* Microseconds with three digits after the point: no clock here is finer than a nanosecond. */
 static void put_micros(bk_json_out *out, const char *key, double seconds) {
   put_key(out, key);
   bk_json_out_double(out, floor(seconds * 1e9 + 0.5) / 1e3);
@@ -76,6 +76,7 @@ static void put_step(bk_json_out *out, const bk_profile_step *step) {
   for (int i = 0; i < step->count; i++) put_record(out, step, &step->records[i]);
 }
 
+/* The oldest step that is kept comes first; steps lie in a ring. */
 bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
   bk_json_out out;
   bk_json_out_init(&out, p->model->ctx);

@@ -1,4 +1,6 @@
-/* Programs: recording and running. See program.h. */
+/* Programs: recording and running (program.h). Recording may allocate and may be slow; running
+ * does neither. The order of the calls fixes the bits of a step, because every gradient is summed
+ * in it. */
 #include "models/program.h"
 
 #include "models/profile.h"
@@ -70,7 +72,9 @@ static bk_status add_plan(bk_plans *plans, bk_device *device, const bk_plan_of *
   return status;
 }
 
-/* The plan for these arguments: one that is there, or a new one. */
+/* The plan for these arguments: an earlier one with the same key on the same lane, or a new one.
+ * Lanes do not share plans, because a plan's state serves one stream at a time. The list is
+ * searched from its beginning, hash first; this happens while recording only. */
 static bk_status find_plan(bk_recorder *rec, bk_op op, bk_lane lane, const void *args,
                            const bk_plan_of **of) {
   bk_plans *plans = rec->plans;
@@ -112,6 +116,7 @@ void bk_recorder_fini(bk_recorder *rec) {
   *rec = (bk_recorder){0};
 }
 
+/* All lanes but compute begin idle: none has work of this program, and none needs a signal. */
 void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk_program *like) {
   *program = (bk_program){.ctx = rec->device->ctx, .lanes = rec->lanes};
   rec->program = program;
@@ -127,6 +132,7 @@ void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk
 
 static bk_piece *last_piece(const bk_program *p) { return &p->pieces[p->n_pieces - 1]; }
 
+/* Equal keys do not say where the operands are, so that this is compared here. */
 static bool same_places(bk_op op, const void *a, const void *b) {
   const bk_op_desc *d = bk_op_describe(op);
   for (int i = 0; i < d->n_fields; i++) {
@@ -136,8 +142,9 @@ static bool same_places(bk_op op, const void *a, const void *b) {
   return true;
 }
 
-/* The arguments of the other program's next op, if they are these: of the same key, because of the
- * same plan, at the same places. */
+/* The arguments of the next op of the program `like`, if they are these: equal plans mean equal
+ * keys, and the places are compared. The two programs of a kind differ only where gradients are
+ * written, so that most arguments are kept once. */
 static const void *shared_args(bk_recorder *rec, const bk_call *call, const void *args) {
   const bk_program *like = rec->like;
   while (like && rec->at_like < like->n_calls) {
@@ -148,7 +155,8 @@ static const void *shared_args(bk_recorder *rec, const bk_call *call, const void
   return NULL;
 }
 
-/* The arguments of the next call; where they lie is certain at the end. */
+/* Appends the arguments of the next call. Only the offset is noted: the array may move as it
+ * grows. */
 static bk_status add_args(bk_recorder *rec, const void *args, size_t size) {
   bk_program *p = rec->program;
   size_t begin = BK_ALIGN_UP(p->args_used, (size_t)ARGS_ALIGN);
@@ -159,6 +167,7 @@ static bk_status add_args(bk_recorder *rec, const void *args, size_t size) {
   return BK_OK;
 }
 
+/* Grows everything before it writes anything: a failure leaves the program as it was. */
 static bk_status add_call(bk_recorder *rec, bk_call call, const void *args, size_t size) {
   bk_program *p = rec->program;
   BK_TRY(bk_grow(p->ctx, (void **)&p->calls, &p->calls_capacity, (size_t)p->n_calls + 1,
@@ -186,7 +195,7 @@ static bk_status signal_lane(bk_recorder *rec, bk_lane lane) {
   return add_call(rec, (bk_call){.kind = BK_CALL_SIGNAL, .lane = lane}, NULL, 0);
 }
 
-/* `lane` waits for all that the other one was given; the signal for it is there. */
+/* Makes `lane` wait for everything that the other lane did up to its last signal. */
 static bk_status wait_lane(bk_recorder *rec, bk_lane lane, bk_lane from) {
   rec->seen[lane][from] = rec->n_touches;
   return add_call(rec, (bk_call){.kind = BK_CALL_WAIT, .lane = lane, .from = from}, NULL, 0);
@@ -198,13 +207,18 @@ static bool one_lane(const bk_recorder *rec) {
   return true;
 }
 
+/* Two touches conflict if they overlap and at least one of them writes. */
 static bool conflicts(const bk_touch *a, const bk_touch *b) {
   return a->buffer == b->buffer && (a->writes || b->writes) && a->begin < b->end &&
          b->begin < a->end;
 }
 
-/* Before a call that touches this: waits for the lanes that it would meet there. */
+/* Before a call that touches these bytes: makes its lane wait for each other lane with a
+ * conflicting touch that it has not waited for yet. The search goes back from the newest touch,
+ * and ends where the lane has seen all others' touches. A wait covers everything before the
+ * signal, so that more waits are rarely needed. */
 static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
+  /* touches before `known` were waited for, whichever lane made them */
   int known = rec->n_touches;
   for (int i = 0; i < BK_LANES; i++) {
     int seen = rec->seen[touch->lane][i];
@@ -212,6 +226,7 @@ static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
   }
   for (int i = rec->n_touches - 1; i >= known; i--) {
     const bk_touch *other = &rec->touches[i];
+    /* its own lane keeps its order, and an earlier wait may have covered the touch */
     if (other->lane == touch->lane || i < rec->seen[touch->lane][other->lane]) continue;
     if (conflicts(other, touch)) BK_TRY(wait_lane(rec, touch->lane, other->lane));
   }
@@ -229,7 +244,9 @@ static bk_status touch(bk_recorder *rec, const bk_touch *one) {
   return BK_OK;
 }
 
-/* What the op touches, from its descriptor: first the waits, then the call's own touches. */
+/* What an op touches, from its descriptor. With `before` its lane waits where it must; without,
+ * the touches are noted for later calls. The waits come first so that a call does not wait for
+ * itself. */
 static bk_status order_op(bk_recorder *rec, bk_op op, bk_lane lane, const void *args, bool before) {
   const bk_op_desc *d = bk_op_describe(op);
   for (int i = 0; i < d->n_fields; i++) {
@@ -242,8 +259,8 @@ static bk_status order_op(bk_recorder *rec, bk_op op, bk_lane lane, const void *
 }
 
 /* ---- recording: what the models call ---- */
-/* The lane of the piece before signals when it ends, and compute when another lane begins, so that
- * neither is held up by what comes later. */
+/* The lane of the piece before signals when it ends, and compute signals when another lane begins,
+ * so that neither is held up by what comes later. */
 bk_status bk_record_piece(bk_recorder *rec, bk_part part, bk_pass pass, int sublayer,
                           bk_lane lane) {
   bk_program *p = rec->program;
@@ -261,7 +278,8 @@ bk_status bk_record_piece(bk_recorder *rec, bk_part part, bk_pass pass, int subl
   return BK_OK;
 }
 
-/* Before the first call of a program on another lane: it waits for what came before the program. */
+/* Before the first call of a program on another lane: that lane waits for whatever was given to
+ * compute before the program. */
 static bk_status enter_lane(bk_recorder *rec, bk_lane lane) {
   if (lane == BK_LANE_COMPUTE || rec->entered[lane]) return BK_OK;
   rec->entered[lane] = true;
@@ -269,10 +287,11 @@ static bk_status enter_lane(bk_recorder *rec, bk_lane lane) {
   return wait_lane(rec, lane, BK_LANE_COMPUTE);
 }
 
+/* Order matters: waits go in front of the call, its touches behind it. */
 bk_status bk_record(bk_recorder *rec, bk_op op, const void *args) {
   bk_program *p = rec->program;
   bk_call call = {.kind = BK_CALL_OP, .op = op, .lane = last_piece(p)->lane};
-  bool tracked = !one_lane(rec);
+  bool tracked = !one_lane(rec); /* with a single open lane there is nothing to order */
   BK_TRY(enter_lane(rec, call.lane));
   BK_TRY(find_plan(rec, op, call.lane, args, &call.of));
   bk_lanes_want(rec->lanes, call.lane, call.of->plan.workspace_bytes);
@@ -306,6 +325,8 @@ bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block) {
   return bk_record_accumulates(rec, block) ? BK_OK : record_zero(rec, &block->grad);
 }
 
+/* One event for each lane that signals, used again for each of its signals: a wait is for the
+ * last. */
 static bk_status make_signals(bk_program *p, bk_device *device) {
   for (int i = 0; i < p->n_calls; i++) {
     bk_event **event = &p->signals[p->calls[i].lane];
@@ -315,7 +336,8 @@ static bk_status make_signals(bk_program *p, bk_device *device) {
   return BK_OK;
 }
 
-/* To the size of what is there: programs live as long as their owner. */
+/* Shrinks an array to what is used: a program lives as long as its owner, and doubling may have
+ * left half of it empty. */
 static bk_status shrink(bk_context *ctx, void **array, size_t *capacity, size_t used,
                         size_t element) {
   if (used == *capacity || used == 0) return BK_OK;
@@ -336,6 +358,7 @@ static bk_status shrink_all(bk_program *p) {
   return shrink(p->ctx, (void **)&p->args, &p->args_capacity, p->args_used, 1);
 }
 
+/* Joins all lanes to compute: what follows the program may take it for done once compute is. */
 bk_status bk_record_end(bk_recorder *rec, const char *graph_name, bool *warned) {
   bk_program *p = rec->program;
   for (int i = 0; i < BK_LANES; i++) {
@@ -369,7 +392,7 @@ void bk_program_fini(bk_program *p) {
 
 /* ---- running ---- */
 #ifdef BK_DEBUG
-/* The arguments of a call are still those that its plan was prepared for. */
+/* Checks that the arguments of a call are still those that its plan was prepared for. */
 static bk_status check_args(const bk_program *p, const bk_call *c) {
   _Alignas(16) char key[BK_OP_MAX_ARGS];
   bk_op_plan_key(c->op, c->args, key);
@@ -393,9 +416,12 @@ static bk_status launch(const bk_program *p, int at, bk_stream *stream, const bk
   return bk_plan_launch(stream, &c->of->plan, c->args, p->lanes->workspace[c->lane]);
 }
 
-/* Profiles time op by op and a look reads what was written: then all is on the compute lane. */
+/* A profile times op by op, and a look reads what was just written. Both need everything in one
+ * order, so that all lanes are then replaced by compute, and signals and waits are left out. */
 static bool on_one_lane(const bk_run *run) { return run->profile || run->look; }
 
+/* The workspace follows the lane of the call, even where a profile moves the call to compute: it
+ * was sized for the kernels of that lane. */
 static bk_status run_call(const bk_program *p, int at, const bk_run *run) {
   const bk_call *c = &p->calls[at];
   bool one = on_one_lane(run);
@@ -427,7 +453,8 @@ static bk_status run_pieces(void *arg) {
   return BK_OK;
 }
 
-/* What ends early has not joined its lanes: what comes next must not meet what is under way. */
+/* A run that ends early has not joined its lanes; they are waited for, so that what comes next
+ * does not meet work that is still under way. */
 bk_status bk_program_run(bk_program *p, const bk_run *run) {
   bk_status status = bk_graph_run(&p->graph, !on_one_lane(run), run_pieces, &(walk){p, run});
   if (status != BK_OK) bk_lanes_sync(p->lanes);

@@ -1,20 +1,19 @@
-/* Programs: what a step launches, recorded once when a model is made ready; running one is a
- * loop.
+/* Programs: what a step launches, recorded once when a model is made ready; running one is a loop.
  *
- * A program is an array of calls; a call is an op with its arguments and the plan that was
- * prepared for them, or the zeroing of a tensor, or what orders lanes: a signal on one, a wait
- * on another. Calls lie in pieces. A piece is a range that belongs together and runs on one
- * lane: a schedule may run the pieces of a program one by one, with pieces of other chunks in
- * between, as long as it keeps their order. Arguments never change: a step that does something
- * else is another program. So there are two of each that writes gradients: *first*, which
- * overwrites them, for the first micro-batch of a step, and *next*, which adds.
+ * A program is an array of calls. A call is an op with its arguments and the plan that was
+ * prepared for them, the zeroing of a tensor, or one of the two that order lanes: a signal on one
+ * lane, a wait for it on another. Calls lie in pieces. A piece is a range of calls that belong
+ * together and run on one lane: a schedule may run the pieces of a program one by one, with pieces
+ * of other chunks in between, as long as it keeps their order. Arguments never change; what a step
+ * does differently is another program. There are therefore two of each program that writes
+ * gradients: *first*, which overwrites them, for the first micro-batch of a step, and *next*,
+ * which adds.
  *
- * Recording: bk_record_begin, then bk_record_piece and bk_record as the step goes,
- * bk_record_end. The recorder prepares plans (equal calls share one), asks for the lanes'
- * workspaces, and finds out from the ops' descriptors where a lane must wait for another: where
- * a call touches what was written, or writes what was touched, on another lane since the last
- * wait. The first call on another lane waits for the compute lane, and at its end a program has
- * joined all lanes to it. */
+ * Recording: bk_record_begin, then bk_record_piece and bk_record as the step goes, bk_record_end.
+ * The recorder prepares plans (equal calls share one), asks for the lanes' workspaces, and finds
+ * out from the ops' descriptors where a lane must wait for another: where a call touches what was
+ * written, or writes what was touched, on another lane since the last wait. The first call on
+ * another lane waits for the compute lane, and at its end a program has joined all lanes to it. */
 #ifndef BK_PROGRAM_H
 #define BK_PROGRAM_H
 
@@ -22,9 +21,9 @@
 #include "models/lanes.h"
 #include "models/model.h"
 
-/* What the calls of a piece are for, as profiles count them. `loss` has the head's own dgrad and
- * wgrad, `merge` and `mix_bwd` the mix of the next and the merge of the previous sublayer where
- * the two are one op. X(ID, name) */
+/* What the calls of a piece are for, as profiles count them. `loss` includes the dgrad and wgrad
+ * of lm_head, which are done with the loss; `merge` and `mix_bwd` include the mix of the next and
+ * the merge of the previous sublayer where the two are one op. X(ID, name) */
 #define BK_PHASE_LIST(X)    \
   X(EMBED, "embed")         \
   X(MIX, "mix")             \
@@ -91,7 +90,7 @@ typedef enum bk_call_kind { BK_CALL_OP, BK_CALL_ZERO, BK_CALL_SIGNAL, BK_CALL_WA
 typedef struct bk_call {
   bk_call_kind kind;
   bk_op op;     /* OP */
-  bk_lane lane; /* that it runs on; SIGNAL: that signals; WAIT: that waits */
+  bk_lane lane; /* the lane it runs on; SIGNAL: that signals; WAIT: that waits */
   bk_lane from; /* WAIT: the lane whose last signal is waited for */
   int piece;
   const void *args;            /* OP: the op's arguments, ZERO: a bk_tensor */
@@ -103,11 +102,11 @@ typedef struct bk_plan_of {
   bk_op op;
   bk_lane lane;
   uint64_t hash;
-  void *key; /* NULL once no more is recorded, but in debug builds */
+  void *key; /* NULL once recording has ended, except in debug builds */
   bk_plan plan;
 } bk_plan_of;
 
-/* The plans of one owner of programs; they end after its programs. */
+/* The plans of one owner of programs, released after them. */
 typedef struct bk_plans {
   bk_context *ctx;
   bk_plan_of **list;
@@ -115,7 +114,7 @@ typedef struct bk_plans {
   size_t capacity;
 } bk_plans;
 void bk_plans_fini(bk_plans *plans); /* safe on a zeroed one */
-/* No more is recorded with these: what finds plans again is dropped. */
+/* Ends recording: frees the keys by which equal calls find their plan. */
 void bk_plans_close(bk_plans *plans);
 
 typedef struct bk_program {
@@ -123,10 +122,10 @@ typedef struct bk_program {
   bk_lanes *lanes;
   bk_call *calls;
   bk_piece *pieces;
-  char *args; /* of its calls, but those that it shares with another program */
+  char *args; /* arguments of its calls, except those that it shares with another program */
   int n_calls, n_pieces;
   size_t calls_capacity, pieces_capacity, args_used, args_capacity;
-  bk_event *signals[BK_LANES]; /* the last of each lane; NULL where a lane gives none */
+  bk_event *signals[BK_LANES]; /* one for each lane, used again and again; NULL: it never signals */
   bk_graph graph;
 } bk_program;
 void bk_program_fini(bk_program *program); /* safe on a zeroed one */
@@ -143,32 +142,35 @@ typedef struct bk_recorder {
   bk_device *device;
   bk_lanes *lanes;
   bk_plans *plans;
-  const bk_param_block *blocks; /* whose gradients are told apart; NULL: none */
+  const bk_param_block *blocks; /* blocks whose gradients the programs write; NULL: none */
   int n_blocks;
   bk_program *program;
-  const bk_program *like; /* whose arguments are shared; NULL: none */
+  const bk_program *like; /* a program whose arguments are shared where equal; NULL: none */
   int at_like;            /* its next call */
-  size_t *args_at; /* by call: where in program->args, until that has its place; SIZE_MAX: shared */
+  size_t *args_at; /* by call: its offset in program->args, which may still move; SIZE_MAX: none */
   size_t args_at_capacity;
   bool first;       /* gradients are overwritten */
   uint8_t *written; /* [n_blocks]: this program has written the gradient */
   bk_touch *touches;
   size_t touches_capacity;
-  int n_touches, seen[BK_LANES][BK_LANES]; /* [waits][signals]: touches that are waited for */
-  bool entered[BK_LANES];                  /* has waited for the compute lane */
-  bool idle[BK_LANES];                     /* nothing since its last signal */
+  /* seen[a][b]: how many touches there were when lane a last waited for lane b */
+  int n_touches, seen[BK_LANES][BK_LANES];
+  bool entered[BK_LANES]; /* the lane has waited for the compute lane */
+  bool idle[BK_LANES];    /* the lane has done nothing since its last signal */
 } bk_recorder;
 
 bk_status bk_recorder_init(bk_recorder *rec, bk_device *device, bk_lanes *lanes, bk_plans *plans,
                            const bk_param_block *blocks, int n_blocks);
 void bk_recorder_fini(bk_recorder *rec); /* safe on a zeroed one */
-/* Into a zeroed program. `like`: one that launches the same ops in the same order and lives as
- * long; arguments that are equal are kept once. NULL: there is none. */
+/* Begins to record into a zeroed program. `like` is a program that launches the same ops in the
+ * same order and lives as long: arguments that are equal are then kept once. NULL: there is
+ * none. */
 void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk_program *like);
-/* What follows belongs to this piece. On a lane that is not open: on compute. */
+/* What follows belongs to this piece. If its lane is not open, it runs on compute. */
 bk_status bk_record_piece(bk_recorder *rec, bk_part part, bk_pass pass, int sublayer, bk_lane lane);
 bk_status bk_record(bk_recorder *rec, bk_op op, const void *args);
-/* The next call adds to this block's gradient: in a *first* program it is zeroed before, once. */
+/* To be called before a call that adds to this block's gradient: in a *first* program the gradient
+ * is zeroed before, once. */
 bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block);
 /* Whether the product that comes next adds to this block's gradient or overwrites it. */
 bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block);
@@ -176,19 +178,20 @@ bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block);
 bk_status bk_record_end(bk_recorder *rec, const char *graph_name, bool *warned);
 
 /* ---- running ---- */
-/* After a piece: BK_OK, or what ends the run. */
+/* Called after each piece. A status other than BK_OK ends the run and is returned. */
 typedef bk_status (*bk_look_fn)(void *arg, const bk_piece *piece);
 
 typedef struct bk_run {
   struct bk_profile *profile; /* profile.h; NULL: launches are not timed */
-  bk_look_fn look;            /* NULL: nobody looks between the pieces */
+  bk_look_fn look;            /* called after each piece; NULL: nothing is */
   void *look_arg;
 } bk_run;
 
-/* All of it. What is profiled or looked at runs on the compute lane alone and is not captured. On
- * failure it waits for the lanes. */
+/* Runs all pieces. A run with a profile or a look uses the compute lane alone, so that its order
+ * in time is that of the program, and is not captured. After a failure it waits for the lanes. */
 bk_status bk_program_run(bk_program *program, const bk_run *run);
-/* One piece, call by call: for schedules, which on failure wait for the lanes (bk_lanes_sync). */
+/* Runs one piece, call by call. This is for schedules; after a failure they must wait for the
+ * lanes (bk_lanes_sync). */
 bk_status bk_program_run_piece(const bk_program *program, const bk_piece *piece, const bk_run *run);
 
 #endif

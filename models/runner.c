@@ -1,10 +1,15 @@
-/* The trivial schedule over a model's chunks: see runner.h. */
+/* The trivial schedule over a model's chunks (runner.h), and the checks that keep its callers to
+ * an order that makes sense. A schedule over ranks is other code over the same chunks.
+ *
+ * Each slot has a state: a backward needs a forward with targets in the same slot before it, and a
+ * slot whose wgrad is deferred cannot be used again until that is done, because it holds what the
+ * wgrad reads. */
 #include "models/runner.h"
 
 #include "models/chunk_priv.h"
 #include "models/profile.h"
 
-/* FORWARDED: backward may follow. */
+/* What a slot holds: nothing that is needed, what a backward needs, what a wgrad needs. */
 typedef enum slot_state { EMPTY, FORWARDED, WAITS_FOR_WGRAD } slot_state;
 
 struct bk_runner {
@@ -13,9 +18,9 @@ struct bk_runner {
   bk_chunk *chunks[BK_CHUNKS_MAX];
   int n;
   slot_state *states; /* [slots] */
-  int *queue;         /* [slots] whose wgrad waits, the oldest first */
+  int *queue;         /* [slots]: the slots whose wgrad waits, the oldest first */
   int n_queue;
-  uint64_t step; /* that the queue belongs to */
+  uint64_t step; /* the step that the queue belongs to */
   bk_look_fn look;
   void *look_arg;
 };
@@ -33,6 +38,7 @@ static bk_status check_chunks(const bk_model *m) {
   return BK_OK;
 }
 
+/* One chunk object for each of the model's ranges, in their order. */
 static bk_status runner_fill(bk_runner *r, const bk_runner *cache_of) {
   bk_model *m = r->model;
   BK_TRY(check_chunks(m));
@@ -75,6 +81,7 @@ void bk_runner_destroy(bk_runner *r) {
 }
 
 /* ---- checks ---- */
+/* Kernels take ids and targets as they are, so that they are checked here, on the host. */
 static bk_status check_tokens(const bk_runner *r, const int32_t *ids, const int32_t *targets) {
   int64_t V = r->model->config.vocab_size, tokens = bk_runner_tokens(r);
   for (int64_t i = 0; i < tokens; i++) {
@@ -92,6 +99,7 @@ static bk_status check_tokens(const bk_runner *r, const int32_t *ids, const int3
   return BK_OK;
 }
 
+/* A runner with a cache only decodes, and one without cannot decode. */
 static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
   bk_context *ctx = r->model->ctx;
   if (r->model->options.plan_only)
@@ -109,7 +117,9 @@ static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
 /* ---- passes ---- */
 static bool has_head(const bk_runner *r) { return r->chunks[r->n - 1]->has_head; }
 
-/* Which of the two programs of a kind is due. Backward without deferring is the wgrad as well. */
+/* Which of the two programs of a kind is to be run now. A backward that does not defer writes the
+ * gradients of the wgrad as well, so that a step must not mix the two ways: the first micro-batch
+ * of one would overwrite what the other had written. */
 static bk_status due(const bk_runner *r, int chunk, int program, bk_micro *micro) {
   *micro = bk_step_micro(r->model, chunk, program);
   if (program != BK_PROGRAM_BACKWARD || r->options.defer_wgrad) return BK_OK;
@@ -126,7 +136,8 @@ static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
   return p ? bk_program_run(p, &how) : BK_OK;
 }
 
-/* What waited in a step that was given up waits no longer. */
+/* A wgrad that was deferred and never done belongs to its step: the next step's gradients begin
+ * anew. */
 static void forget_earlier_steps(bk_runner *r) {
   if (r->step == r->model->parts->steps_begun) return;
   r->step = r->model->parts->steps_begun;
@@ -134,7 +145,7 @@ static void forget_earlier_steps(bk_runner *r) {
   r->n_queue = 0;
 }
 
-/* Through all chunks, then `head`, one of the head's programs. */
+/* Runs all chunks forward, then `head`, one of the head's programs. */
 static bk_status forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets,
                          int head) {
   r->states[slot] = EMPTY;
@@ -161,6 +172,8 @@ static bk_status check_forward(bk_runner *r, int slot, const int32_t *ids, const
   return check_tokens(r, ids, targets);
 }
 
+/* Targets mean a loss. A runner for training then uses the program that makes the head's gradients
+ * too. */
 bk_status bk_runner_forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets) {
   if (!has_head(r)) targets = NULL;
   BK_TRY(check_forward(r, slot, ids, targets));
@@ -175,6 +188,7 @@ bk_status bk_runner_evaluate(bk_runner *r, int slot, const int32_t *ids, const i
   return forward(r, slot, ids, targets, targets ? BK_PROGRAM_EVALUATE : BK_PROGRAM_LOGITS);
 }
 
+/* From the last chunk to the first. Between two chunks the gradient is copied from port to port. */
 bk_status bk_runner_backward(bk_runner *r, int slot) {
   BK_TRY(check_run(r, slot, false));
   forget_earlier_steps(r);
@@ -198,6 +212,7 @@ bk_status bk_runner_backward(bk_runner *r, int slot) {
   return BK_OK;
 }
 
+/* The oldest first: pipelines fill gaps with the wgrad that has waited longest. */
 bk_status bk_runner_wgrad(bk_runner *r) {
   forget_earlier_steps(r);
   if (r->n_queue == 0) return bk_fail(r->model->ctx, BK_ERR_ARGUMENT, "runner: no wgrad waits");
@@ -210,6 +225,8 @@ bk_status bk_runner_wgrad(bk_runner *r) {
   return BK_OK;
 }
 
+/* The position is a tensor on the device, uploaded before each pass, since arguments never
+ * change. */
 bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
   BK_TRY(check_run(r, 0, true));
   if (past < 0 || past + r->options.seq_len > r->options.cache_len) {
@@ -272,6 +289,7 @@ bk_status bk_runner_maps(const bk_runner *r, int slot, int sublayer, bk_tensor *
   return BK_OK;
 }
 
+/* Layers with experts are counted among themselves, in the order of the model. */
 bk_status bk_runner_routing(const bk_runner *r, int slot, int moe_layer, bk_tensor *scores,
                             bk_tensor *index) {
   for (int s = 0; s < r->model->n_sublayers && slot >= 0 && slot < r->options.slots; s++) {

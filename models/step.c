@@ -1,12 +1,16 @@
-/* The step block and the optimiser: see step.h and op.h. Everything is enqueued on the model's
- * stream; only bk_step_end waits. */
+/* The step block and the optimiser (step.h, and op.h for the block's fields). Everything is
+ * enqueued on the model's stream; only bk_step_end waits, once a step, for the results.
+ *
+ * Clipping and the test for finite numbers happen on the device: norm, clip factor and the flag
+ * are fields of the step block, which the update reads. The host learns of them when all is
+ * done. */
 #include "models/model_priv.h"
 #include "models/profile.h"
 #include "models/step.h"
 
 #include <math.h>
 
-/* ---- the step block ---- */
+/* ---- the step block: one field in the host's copy, in ct ---- */
 static void put(bk_model *m, int slot, double value) {
   if (m->ct == BK_F64) m->parts->step_host.f64[slot] = value;
   else m->parts->step_host.f32[slot] = (float)value;
@@ -23,10 +27,11 @@ static bk_status zero_loads(bk_model *m) {
                               bk_tensor_bytes(load));
 }
 
+/* All fields go over in one copy. Counters that say which micro-batch is the first begin anew. */
 bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   if (m->options.plan_only)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");
-  /* the staging, and what is under way, of an earlier step that was never ended */
+  /* An earlier step may never have been ended: its upload may be reading the staging still. */
   BK_TRY(bk_lanes_sync(&m->lanes));
   if (m->profile) BK_TRY(bk_profile_step_begin(m->profile));
   for (int i = 0; i < BK_CHUNKS_MAX; i++) m->parts->begun[i] = 0;
@@ -52,6 +57,8 @@ bk_micro bk_step_micro(bk_model *m, int chunk, int kind) {
   return micro;
 }
 
+/* The wait at the end of a step. The loss is looked at here as well, because the flag is set by
+ * the optimiser, and an evaluation has none. */
 bk_status bk_step_end(bk_model *m, bk_step_results *results) {
   bk_place place = {m->step.buffer, m->step.offset};
   if (m->profile) BK_TRY(bk_profile_step_close(m->profile));
@@ -68,9 +75,10 @@ bk_status bk_step_end(bk_model *m, bk_step_results *results) {
 }
 
 /* ---- the optimiser ---- */
-/* Neighbouring blocks as one flat tensor of each part, where they lie at the same distances in
- * all of them (reserve_blocks in params.c); the gaps between them are zero in every part and
- * stay so. A model in fp32 has two spans, whatever its size. */
+/* A span: neighbouring blocks as one flat tensor of each part (gradient, weight, master, moments),
+ * where they lie at the same distances in all parts (reserve_blocks in params.c). The gaps between
+ * the blocks are zero in every part, and AdamW leaves zeros zero. A model in fp32 has two spans,
+ * whatever its size, so that the update takes a few launches and not one for each tensor. */
 typedef struct span {
   bk_tensor grad, p, master, m, v;
   bool decay;
@@ -90,8 +98,8 @@ static bk_tensor flat(bk_tensor t) {
   return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)}) : t;
 }
 
-/* Elements from the beginning of `first` to that of `next`, or -1 where there is no such
- * distance. */
+/* Elements from the beginning of `first` to that of `next`, or -1 where they are not a whole
+ * number of elements apart in one buffer. */
 static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
   size_t size = bk_dtype_size(first->dtype);
   if (first->buffer != next->buffer || first->dtype != next->dtype || next->offset < first->offset)
@@ -100,9 +108,12 @@ static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
                                                : (int64_t)((next->offset - first->offset) / size);
 }
 
+/* Adds the next block to a span, or returns false. The gap must be less than the arena's
+ * alignment: anything larger is memory of something else. */
 static bool span_extend(span *s, const span *next) {
   bk_tensor *have[] = {&s->grad, &s->p, &s->master, &s->m, &s->v};
   const bk_tensor *more[] = {&next->grad, &next->p, &next->master, &next->m, &next->v};
+  /* `apart` is from the span's beginning; behind its end there may be a gap of alignment */
   int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
   if (s->group != next->group || gap < 0 ||
       (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN)
@@ -114,6 +125,7 @@ static bool span_extend(span *s, const span *next) {
   return true;
 }
 
+/* In the order in which the blocks lie in memory, so that neighbours come one after the other. */
 static void find_spans(bk_optimizer *o) {
   const bk_model *m = o->model;
   for (int group = 0; group < BK_UPDATE_GROUPS; group++)
@@ -127,6 +139,8 @@ static void find_spans(bk_optimizer *o) {
     }
 }
 
+/* The squares are summed over all gradients, span by span; the order is fixed, and so are the
+ * bits. */
 static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
   bk_tensor sum = bk_step_slot(o->model, BK_STEP_SUMSQ);
   for (int i = 0; i < o->n_spans; i++)
@@ -134,6 +148,8 @@ static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
+/* One launch for each span. Weight decay is decoupled (AdamW), and 0 where a span does not
+ * decay. */
 static bk_status update(const bk_optimizer *o, bk_recorder *rec) {
   for (int i = 0; i < o->n_spans; i++) {
     const span *s = &o->spans[i];
@@ -152,6 +168,7 @@ static bk_status update(const bk_optimizer *o, bk_recorder *rec) {
   return BK_OK;
 }
 
+/* Loss-free balancing of experts: it changes the biases of the router, which have no gradient. */
 static bk_status balance(const bk_optimizer *o, bk_recorder *rec) {
   const bk_model *m = o->model;
   for (int i = 0; i < m->n_sublayers; i++) {
@@ -172,6 +189,7 @@ static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
   return bk_record_end(rec, "the optimiser's step", &o->model->parts->graph_warned);
 }
 
+/* The optimiser has no gradients of its own to tell apart, so that its recorder knows no blocks. */
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
   bk_recorder rec;
@@ -214,6 +232,7 @@ void bk_optimizer_destroy(bk_optimizer *o) {
 
 const bk_program *bk_optimizer_program(const bk_optimizer *o) { return &o->program; }
 
+/* Gradients with a wgrad missing would train a part of the model on half a step. */
 bk_status bk_optimizer_step(bk_optimizer *o) {
   if (o->model->options.plan_only)
     return bk_fail(o->model->ctx, BK_ERR_ARGUMENT, "a model that was only planned cannot run");

@@ -1,4 +1,11 @@
-/* One training step after the other, and evaluation. See trainer.h. */
+/* One training step after the other, and evaluation (birkhoff/train.h). A step is: the
+ * micro-batches, whose gradients sum up in the model, the optimiser, and the reading of the
+ * results. Whatever depends on the step's number is computed here and goes to the device in the
+ * step block.
+ *
+ * A step whose loss or gradient norm is not finite is refused: the device has changed no weight
+ * (BK_STEP_FINITE), and the step is run again with a look at every tensor, to say where the first
+ * bad number came up. */
 #include "models/trainer.h"
 #include "runtime/connection.h"
 
@@ -50,8 +57,9 @@ size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) {
   return bk_runner_bytes(e->runner, c);
 }
 
-/* Losses of windows on any runner of the model: an evaluator's own, or the one that trains,
- * whose activations are free between two steps. ids, targets: one batch. */
+/* Sums the losses of a data set's windows on any runner of the model: an evaluator's own, or the
+ * one that trains, whose activations are free between two steps. `all_ids` and `all_targets` have
+ * room for one batch; rows past the last window are filled with ignored targets. */
 static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row,
                           int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
                           int64_t max_tokens, bk_eval_result *result) {
@@ -93,14 +101,15 @@ struct bk_trainer {
   bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
   bk_watch watch;
-  bk_refusal refusal;          /* row.step 0: the last step was taken */
-  int64_t step, tokens, micro; /* done: steps, training tokens */
+  bk_refusal refusal;          /* row.step is 0 where the last step was taken */
+  int64_t step, tokens, micro; /* steps and tokens done; sequences of a micro-batch */
   int32_t *ids, *targets;      /* one micro-batch */
   int32_t *load;               /* [experts] */
   double *load_share;          /* [MoE layers][experts] */
 };
 
-/* The host copy of the maps whose gain is measured; some kinds have none. */
+/* Bytes of the host copy of the maps whose gain is measured. Kinds without comb need none: their
+ * gain is 1. */
 static size_t map_bytes(const bk_trainer *t) {
   const bk_model_config *c = &t->model->config;
   if (t->recipe.gain_every <= 0 || !bk_connection_kind_of((bk_hc_kind)c->residual)->comb) return 0;
@@ -109,6 +118,7 @@ static size_t map_bytes(const bk_trainer *t) {
          sizeof(double);
 }
 
+/* Host memory for one micro-batch and for the loads of the experts. */
 static bk_status make_buffers(bk_trainer *t) {
   bk_context *ctx = t->model->ctx;
   size_t tokens = (size_t)(t->micro * t->recipe.seq_len),
@@ -121,6 +131,7 @@ static bk_status make_buffers(bk_trainer *t) {
   return t->ids && t->targets && t->load && t->load_share ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Everything that a run needs is made here, so that a step allocates nothing. */
 static bk_status build(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
   bk_runner_options runner = {.batch = t->micro,
@@ -141,6 +152,7 @@ static bk_status build(bk_trainer *t) {
   return make_buffers(t);
 }
 
+/* Without data a model that is only planned can be sized. */
 static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
                            const bk_dataset *train) {
   int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
@@ -180,7 +192,7 @@ void bk_trainer_destroy(bk_trainer *t) {
   bk_free(ctx, t);
 }
 
-/* Host copies: of token ids and targets in the runner and here, of the maps. */
+/* Bytes of the host copies of token ids and targets, in the runner and here, and of the maps. */
 static size_t staging_bytes(const bk_trainer *t) {
   return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t);
 }
@@ -203,14 +215,15 @@ const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
 
 static void read_sequences(const bk_trainer *t, int64_t first) {
   const bk_train_config *r = &t->recipe;
-  /* sequences; not step x batch_size: a resumed run may have another batch size */
+  /* The number of sequences done so far. It comes from the tokens and not from step x batch_size,
+   * since a resumed run may have another batch size. */
   int64_t done = t->tokens / r->seq_len;
   for (int64_t b = 0; b < t->micro; b++)
     bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b,
                               t->ids + b * r->seq_len, t->targets + b * r->seq_len);
 }
 
-/* All micro-batches of step t->step + 1: gradients summed in the model. */
+/* Runs all micro-batches of step t->step + 1; their gradients are summed in the model. */
 static bk_status run_micro_batches(bk_trainer *t) {
   for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
     read_sequences(t, first);
@@ -220,13 +233,16 @@ static bk_status run_micro_batches(bk_trainer *t) {
   return BK_OK;
 }
 
-/* Bias corrections that do not lose digits for small t. */
+/* AdamW's bias correction 1 - beta^t, written so that it loses no digits for small t. */
 static double bias_correction(double beta, int64_t t) { return -expm1((double)t * log(beta)); }
 
+/* Whether something that is done every so many steps is to be done now; the last step counts
+ * too. */
 static bool due(int64_t step, int64_t every, int64_t steps) {
   return every > 0 && (step % every == 0 || step == steps);
 }
 
+/* The share of each expert among all choices of a layer, for metrics. */
 static bk_status read_loads(bk_trainer *t) {
   int64_t experts = t->model->config.n_routed_experts;
   for (int l = 0; l < bk_runner_n_moe(t->runner); l++) {
@@ -240,6 +256,7 @@ static bk_status read_loads(bk_trainer *t) {
   return BK_OK;
 }
 
+/* The maps are those of the step's last micro-batch, which are still in the runner. */
 static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   t->gain_fresh = false;
   if (!due(row->step, t->recipe.gain_every, t->recipe.steps)) return BK_OK;
@@ -254,6 +271,7 @@ static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   return BK_OK;
 }
 
+/* Runs on the training runner: the step is over, and its activations are no longer needed. */
 static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   if (!t->val || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
   bk_eval_result result;
@@ -267,8 +285,9 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   return BK_OK;
 }
 
-/* The step again with a look at every tensor. The passes are the same, bit for bit, so the fault
- * comes again. */
+/* Runs the step again with a look at every tensor. The passes give the same bits as before, so
+ * that the fault comes up again. A norm that overflows although all gradients are finite is blamed
+ * on the largest gradient. */
 static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
@@ -287,6 +306,7 @@ static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_susp
   return status == BK_ERR_NOT_FINITE ? BK_OK : status;
 }
 
+/* The row of a refused step is kept for its reader, without the loads, which were not read. */
 static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_values *values) {
   bk_suspect suspect = {.found = false};
   t->refusal = (bk_refusal){.row = *row};
@@ -308,6 +328,9 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
                  suspect.what);
 }
 
+/* The loss of each token is scaled by 1 / (tokens of the step), so that gradients do not depend on
+ * how the batch is cut into micro-batches, except for rounding. The time that tokens_per_s reports
+ * covers the step alone, without validation and measurements. */
 bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   const bk_train_config *r = &t->recipe;
   double begin = bk_context_seconds(t->model->ctx), tokens = (double)(r->batch_size * r->seq_len);
@@ -319,6 +342,7 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                            .loss_scale = 1 / tokens,
                            .balance_rate = r->router_bias_lr};
   bk_step_results results;
+  /* all of the device's work of the step is enqueued before bk_step_end waits for it once */
   t->refusal.row.step = 0;
   BK_TRY(bk_step_begin(t->model, &values));
   BK_TRY(run_micro_batches(t));
@@ -334,6 +358,7 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                          .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
   if (!results.finite) return refuse(t, &made, &values);
+  /* from here on the step counts, even if reading its loads or validating fails */
   bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
   bk_trainer_set_step(t, step, made.tokens);
   BK_TRY(read_loads(t));

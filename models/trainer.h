@@ -2,6 +2,9 @@
 #ifndef BK_TRAINER_H
 #define BK_TRAINER_H
 
+/* Training and evaluation: all that callers need is installed, in birkhoff/train.h; this adds the
+ * headers that its implementation and the command-line tools share. */
+
 #include <birkhoff/train.h>
 
 #include "io/dataset.h"

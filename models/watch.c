@@ -1,9 +1,11 @@
-/* Spikes of the gradient norm and of the gain. See watch.h. */
+/* Spikes of the gradient norm and of the gain (watch.h). Warnings are given once a run: a run that
+ * has begun to diverge would warn in every step, and the first one is what matters. */
 #include "models/watch.h"
 
 #include <math.h>
 #include <string.h>
 
+/* By insertion; the window is small. The mean of the two middle ones for an even count. */
 static double median(const double *values, int count) {
   double sorted[BK_WATCH_WINDOW];
   for (int i = 0; i < count; i++) {
@@ -14,6 +16,8 @@ static double median(const double *values, int count) {
   return 0.5 * (sorted[(count - 1) / 2] + sorted[count / 2]);
 }
 
+/* The window must be full before anything can be a spike. The comparison is with the norms before
+ * this one. A norm that is not a number is no spike: a failed step is handled elsewhere. */
 bool bk_watch_norm(bk_context *ctx, bk_watch *w, int64_t step, double norm, double factor) {
   double usual = w->seen >= BK_WATCH_WINDOW ? median(w->norms, BK_WATCH_WINDOW) : INFINITY;
   bool warns = factor > 0 && !w->norm_warned && norm > factor * usual;
@@ -27,9 +31,10 @@ bool bk_watch_norm(bk_context *ctx, bk_watch *w, int64_t step, double norm, doub
   return true;
 }
 
+/* Forward and backward have one limit, and the larger of the two counts. */
 bool bk_watch_gain(bk_context *ctx, bk_watch *w, int64_t step, double forward, double backward,
                    double limit) {
-  double largest = !(forward <= backward) ? forward : backward;
+  double largest = !(forward <= backward) ? forward : backward; /* a NaN in `forward` stays */
   if (limit <= 0 || w->gain_warned || largest <= limit) return false;
   w->gain_warned = true;
   bk_warn(ctx,

@@ -9,8 +9,8 @@
 
 #define LANE_VECTORS (NR / BK_VW)
 
-/* Of a sliver whose first query has absolute position `first`, the keys from `begin` on, at most
- * `width`, that any lane may see. */
+/* The number of keys, at most `width`, from `begin` on that any lane of a sliver may see whose
+ * first query has absolute position `first`. */
 static int64_t keys_seen(int64_t first, int64_t begin, int64_t width) {
   int64_t seen = first + NR - begin;
   return seen < 0 ? 0 : seen < width ? seen : width;

@@ -42,7 +42,7 @@ static int64_t cut_cost(const bk_gemm_cut *cut, int64_t k, int64_t batches, int 
 static bk_gemm_cut packed_cut(int64_t m, int64_t n, int64_t k, int64_t batches, int workers) {
   int64_t rows = parts_of(m, BK_GEMM_TM), columns = parts_of(n, BK_GEMM_TN), least = INT64_MAX;
   bk_gemm_cut best = cut_in(m, n, rows, columns);
-  if (rows * columns > MOST_PARTS * (int64_t)workers) return best; /* even enough as it is */
+  if (rows * columns > MOST_PARTS * (int64_t)workers) return best; /* even enough already */
   for (int64_t r = rows; r <= parts_of(m, 24) && r <= rows + 2 * workers; r++)
     for (int64_t c = columns; c <= parts_of(n, 64) && c <= columns + 2 * workers; c++) {
       bk_gemm_cut cut = cut_in(m, n, r, c);

@@ -18,7 +18,7 @@
 #define BK_UNROLL /* clang unrolls loops of constant length by itself */
 #endif
 
-/* Tells the compiler what ops/ has checked. */
+/* Tells the compiler what the checks of core/ops have made sure of. */
 #define BK_HC_ASSUME_N(n)                                      \
   do {                                                         \
     if ((n) < 1 || (n) > BK_HC_MAX_N) __builtin_unreachable(); \

@@ -135,7 +135,8 @@ static bool rows_fit(const bk_tensor *t) {
 /* Older libraries read and write it packed, whatever strides are named. */
 static bool lse_fits(const bk_tensor *t) { return t->dtype == BK_F32 && bk_tensor_contiguous(t); }
 
-/* Where operands lie in a workspace, that is known at launch only. */
+/* Operands that lie in a workspace have a place at launch only, so that the alignment is checked
+ * then. */
 static bool places_fit(const operands *x) {
   for (int i = 0; i < x->count; i++)
     if (x->at[i]->offset % 16) return false;
@@ -152,8 +153,8 @@ static bool operands_fit(const operands *x) {
   return places_fit(x);
 }
 
-/* The cut of a backward, each of whose pieces must lie as well as the whole; with a T that is no
- * multiple of 4 the lse of some heads does not. */
+/* The cut of a backward into pieces. Each piece must be aligned as well as the whole; with a T
+ * that is no multiple of 4 the lse of some heads is not. */
 static bool cut_of(const operands *x, bk_cudnn_cut *cut) {
   *cut = bk_cudnn_cut_of(x->args, BK_CUDNN_MATRIX);
   for (int64_t i = 0; i < bk_cudnn_count(*cut); i++) {
@@ -270,8 +271,8 @@ static cudnnStatus_t run(bk_stream *stream, entry *e, const operands *x, bk_plac
   return status;
 }
 
-/* True where cuDNN has done it. What it wrote before a piece failed is overwritten by whoever
- * does it then. */
+/* True where cuDNN has done it. Whatever it wrote before a piece failed is overwritten by our own
+ * kernel, which then does the whole. */
 static bool serve(bk_stream *stream, const bk_plan *plan, const operands *x, bk_place workspace) {
   bk_context *ctx = stream->device->ctx;
   entry *e = plan->state;

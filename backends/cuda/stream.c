@@ -131,7 +131,7 @@ static void stream_destroy(bk_stream *stream) {
   bk_cuda_stream *s = of(stream);
   (void)cudaSetDevice(device_of(stream)->ordinal);
   if (s->capturing) drop_capture(s);
-  (void)cudaStreamDestroy(s->stream); /* waits for nothing: what is under way goes on */
+  (void)cudaStreamDestroy(s->stream); /* does not wait: work that is under way goes on */
   bk_free(stream->device->ctx, s);
 }
 
@@ -173,7 +173,7 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   return BK_OK;
 }
 
-/* Who waits for an event of a capture takes part in it, until the next wait. */
+/* A stream that waits for an event of a capture takes part in it, until its next wait. */
 static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   bk_cuda_stream *s = of(stream);
   enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -263,7 +263,7 @@ static void stream_graph_destroy(bk_stream *stream, void *graph) {
 
 static const bk_stream_ops cuda_stream_ops = {BK_STREAM_OPS(stream), BK_STREAM_CAPTURES(stream)};
 
-/* CUDA counts the other way round, and only so far: smaller is more urgent. */
+/* CUDA counts priorities the other way round, smaller is more urgent, and has few of them. */
 static int clamp_priority(int priority) {
   int least = 0, greatest = 0;
   if (cudaDeviceGetStreamPriorityRange(&least, &greatest) != cudaSuccess) return 0;

@@ -1,5 +1,5 @@
 /* The kernel table: the rows of all families, best first within an op (that cuBLASLt goes before
- * wgmma is not measured yet). Fused slots that no row serves run composed (ops/composite.c). */
+ * wgmma is not measured yet). Fused ops that no row serves run composed (ops/composite.c). */
 #include "backends/cuda/kernels/attention.h"
 #include "backends/cuda/kernels/basic.h"
 #include "backends/cuda/kernels/experts.h"

@@ -1,11 +1,13 @@
-/* gpu/cache: what drivers compile, kept on disk between runs: $XDG_CACHE_HOME/birkhoff or
- * $HOME/.cache/birkhoff; BIRKHOFF_CACHE=off, or neither variable set: nothing is kept. One file
- * an entry, NAME-HASH.bin:
+/* gpu/cache: programs that drivers have compiled, kept on disk between runs, in
+ * $XDG_CACHE_HOME/birkhoff or $HOME/.cache/birkhoff. With BIRKHOFF_CACHE=off, or with neither
+ * variable set, nothing is kept.
+ *
+ * One file an entry, NAME-HASH.bin:
  *   a header (magic and version, lengths of key and data, hash of both), the key, the data.
  * A file is used if every byte of it is what was written for the same key, and passed over
- * otherwise: nothing in it is trusted. A failure to read is as good as no entry; the first
- * failure to write is one warning for each device, and the device writes no more. Entries are
- * written beside and renamed. Several processes may share the folder. */
+ * otherwise: nothing in it is trusted. A failure to read is as good as no entry; the first failure
+ * to write is one warning for each device, and the device writes no more. Entries are written
+ * beside their place and renamed. Several processes may share the folder. */
 #ifndef BK_GPU_CACHE_H
 #define BK_GPU_CACHE_H
 

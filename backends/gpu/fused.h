@@ -1,4 +1,4 @@
-/* The fused slots of the residual connections. HC_MERGE_MIX and its backward are left to the
+/* The fused ops of the residual connections. HC_MERGE_MIX and its backward are left to the
  * composition in core/ops/composite.c: their parts are fused here, and what a launch of its own
  * would save (one read of the streams) the registers do not hold. */
 #ifndef BK_GPU_FUSED_H

@@ -5,12 +5,12 @@
 enum { MULTIPLY, PACK, CONVERT }; /* kernels of a plan */
 enum {
   KC = 512,
-  BLOCK_TILES = 32,        /* tiles of MR x NR that a work item has at most, */
-  MAX_PANELS = 5,          /* so many of them across, */
-  MAX_TILES = 8,           /* so many down */
-  GROUPS_PER_UNIT = 8,     /* work groups that let the units end at the same time, */
-  LEAST_WORK = 1 << 19,    /* where each has as many multiplications */
-  PACK_ELEMENTS = 1 << 13, /* of a work item that packs or converts */
+  BLOCK_TILES = 32,        /* most tiles of MR x NR of a work item */
+  MAX_PANELS = 5,          /* most tiles of a work item across */
+  MAX_TILES = 8,           /* most tiles of a work item down */
+  GROUPS_PER_UNIT = 8,     /* work groups for each unit, so that all units end at the same time */
+  LEAST_WORK = 1 << 19,    /* multiplications below which a work group is not made smaller */
+  PACK_ELEMENTS = 1 << 13, /* elements of a work item that packs or converts */
 };
 
 /* Tiles down and across of a work item's block, blocks down and across of one product. */
@@ -25,13 +25,13 @@ static int vector_of(const bk_device *device) {
 }
 static int64_t width_of(const bk_device *device) { return 2 * vector_of(device); }
 
-/* Rows of a tile. 32 registers come with vectors of 16 floats. */
+/* Rows of a tile. Processors with vectors of 16 floats have 32 registers, others 16. */
 static int32_t rows_of(const bk_device *device, int64_t m) {
   int most = vector_of(device) == 16 ? 12 : 6;
   return (int32_t)(m < 1 ? 1 : m < most ? m : most);
 }
 
-/* Panels across: what leaves the last block least empty. */
+/* Panels across: the number that leaves the last block least empty. */
 static int32_t panels_of(int64_t all) {
   int32_t best = 1;
   for (int32_t p = 2; p <= MAX_PANELS; p++)

@@ -80,7 +80,8 @@ bk_gpu_shape bk_gpu_shape_of(const bk_device *device, int64_t width) {
   return shape;
 }
 
-/* A kernel may count past the end by the elements of a work group before it looks. */
+/* A kernel may count past the end of a tensor by as many elements as a work group has, before it
+ * compares. */
 #define MAX_ELEMENTS (INT32_MAX - 65536)
 
 bool bk_gpu_takes_pieces(bk_op op, const void *args) {

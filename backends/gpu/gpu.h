@@ -85,14 +85,14 @@ static inline bk_gpu_device *bk_gpu_of(bk_device *device) { return (bk_gpu_devic
  * prepare worked out. */
 typedef struct bk_gpu_state {
   bk_gpu_pipeline *kernel[BK_GPU_MAX_KERNELS];
-  int32_t group, chunk; /* free for the op's use: work-group size, rows of a chunk */
+  int32_t group, chunk; /* for the op's own use: work-group size, rows of a chunk */
   int64_t chunks;
   /* what prepare made and put on the device (bk_gpu_table), or NULL; release frees it */
   bk_buffer *table;
 } bk_gpu_state;
-/* Builds kernel `id` (BK_GPU_name) or finds it built. consts: its bk_gpu_name_consts. */
+/* Builds kernel `id` (BK_GPU_name), or finds it already built. consts is its bk_gpu_name_consts. */
 bk_status bk_gpu_build(bk_device *device, int id, const void *consts, bk_gpu_pipeline **pipeline);
-/* call: its bk_gpu_name_call. Nothing is done for groups == 0. */
+/* call is the kernel's bk_gpu_name_call. With groups == 0 nothing is launched. */
 bk_status bk_gpu_run(bk_stream *stream, const bk_plan *plan, const bk_gpu_pipeline *pipeline,
                      const void *call, int64_t groups);
 static inline const bk_gpu_state *bk_gpu_state_of(const bk_plan *plan) { return plan->state; }

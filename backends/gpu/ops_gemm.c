@@ -6,7 +6,7 @@ enum {
   TILES_WANTED = 128, /* fewer leave a GPU idle: then k is cut into parts */
   PARTS_LEAST = 256,  /* of k in a part */
   PARTS_MOST = 32,
-  LARGE_TILES_LEAST = 64 /* so many large tiles there must be to choose them */
+  LARGE_TILES_LEAST = 64 /* large tiles below which small ones are chosen */
 };
 
 bk_gpu_matrix bk_gpu_matrix_of(const bk_tensor *t) {

@@ -238,15 +238,16 @@ static int call(bk_stream *stream, clblast_state *s, const bk_gemm_args *g, bk_p
   return error;
 }
 
-/* Not an objection of CLBlast's to what it was asked. */
+/* Whether a failure is of the device, and not CLBlast's objection to what it was asked. */
 static bool is_of_device(int error) {
   return error == CL_DEVICE_NOT_AVAILABLE || error == CL_MEM_OBJECT_ALLOCATION_FAILURE ||
          error == CL_OUT_OF_RESOURCES || error == CL_OUT_OF_HOST_MEMORY ||
          error == CL_INVALID_COMMAND_QUEUE || error == CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST;
 }
 
-/* A call that fails has changed nothing of the first matrix: CLBlast checks all before it
- * begins. Of a batch that accumulates, matrices may be done already: then there is no way back. */
+/* A call that fails has changed nothing of the first matrix, because CLBlast checks everything
+ * before it begins. In a batch that accumulates some matrices may be done by then, and there is no
+ * way back. */
 bk_status bk_cl_clblast(bk_stream *stream, const bk_plan *plan, const void *args,
                         bk_place workspace) {
   const bk_gemm_args *g = args;

@@ -135,7 +135,8 @@ static void device_close(bk_device *device) {
   bk_free(device->ctx, d);
 }
 
-/* OpenCL does not tell what is free: what this device object has is counted. */
+/* OpenCL does not tell how much memory is free; what this device object has allocated is
+ * counted. */
 static bk_status device_memory_info(bk_device *device, size_t *free_bytes, size_t *total_bytes) {
   bk_cl_device *d = bk_cl_of(device);
   *total_bytes =
@@ -197,7 +198,7 @@ static bk_status limit_group(bk_context *ctx, int *max_group) {
   return BK_OK;
 }
 
-/* BIRKHOFF_OPENCL_AS_GPU=1: what is chosen for GPUs, on a processor too; for tests. */
+/* BIRKHOFF_OPENCL_AS_GPU=1 makes the choices for GPUs on a processor too; for tests. */
 static bool as_gpu(const bk_context *ctx) {
   const char *text = bk_context_environment(ctx, "BIRKHOFF_OPENCL_AS_GPU");
   return text && text[0] == '1';

@@ -63,9 +63,9 @@ typedef struct bk_cl_device {
   cl_platform_id platform;
   cl_device_id id;
   cl_context context;
-  cl_command_queue queue; /* for what no stream is at hand for: zeroing new memory */
+  cl_command_queue queue; /* used where there is no stream: for zeroing new memory */
   size_t allocated;       /* bytes of device memory */
-  uint64_t freed;         /* buffers so far: a handle may come again for another buffer */
+  uint64_t freed;         /* buffers freed so far; a new buffer may get the handle of a freed one */
   bool clblast_tried, clblast_fails; /* clblast.c */
 } bk_cl_device;
 
@@ -73,8 +73,8 @@ typedef struct bk_cl_pipeline {
   bk_gpu_pipeline base;
   cl_program program;
   cl_kernel kernel;
-  /* The arguments as last set: those that are the same again are not set again. mem: as long as
-   * no buffer has been freed (`freed`) */
+  /* The arguments as they were set last; those that are the same again are not set again. This
+   * holds for mem only while no buffer has been freed since (`freed`). */
   bool set;
   uint64_t freed;
   cl_mem mem[BK_GPU_MAX_OPERANDS];
@@ -103,10 +103,10 @@ typedef struct bk_cl_found {
   cl_platform_id platform;
   cl_device_id device;
 } bk_cl_found;
-/* The devices that can be used, up to BK_CL_MAX_DEVICES; their number. reason: a line for each
- * that cannot; if there is neither, why. */
+/* The devices that can be used, up to BK_CL_MAX_DEVICES; returns their number. `reason` gets a
+ * line for each device that cannot be used; where there is no device at all, it says why. */
 int bk_cl_find(const bk_cl_api *cl, bk_cl_found *list, char *reason, size_t size);
-/* cut to `size` */
+/* The text is cut to `size` bytes. */
 void bk_cl_device_text(const bk_cl_api *cl, cl_device_id id, cl_device_info what, char *text,
                        size_t size);
 /* 0: the driver does not say */

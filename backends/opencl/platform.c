@@ -120,7 +120,7 @@ static void note_refused(char *reason, size_t size, const char *name, const char
     snprintf(reason + used, size - used, "%s%s: %s", used ? "\n" : "", name, why);
 }
 
-/* Those of one platform. */
+/* Adds the devices of one platform. */
 static int take_devices(const bk_cl_api *cl, cl_platform_id platform, bk_cl_found *list, int count,
                         char *refused, size_t size) {
   cl_device_id ids[BK_CL_MAX_DEVICES];

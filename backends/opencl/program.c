@@ -72,7 +72,7 @@ static cl_program read_program(bk_cl_device *d, const bk_gpu_kernel *kernel, con
   return NULL;
 }
 
-/* What the driver does not give is not kept. */
+/* A program that the driver does not hand out is not kept. */
 static void keep_program(bk_cl_device *d, const bk_gpu_kernel *kernel, const char *key,
                          cl_program program) {
   size_t bytes = 0;
@@ -120,7 +120,7 @@ static bk_status build_source(bk_cl_device *d, const bk_gpu_kernel *kernel, cons
   return status;
 }
 
-/* A device may run a kernel in smaller groups only than it promises for the simplest one. */
+/* A device may run a kernel only in smaller groups than it promises for the simplest kernel. */
 static bk_status check_kernel(bk_cl_device *d, const bk_cl_pipeline *p, const bk_gpu_kernel *kernel,
                               int32_t group) {
   size_t most = 0;

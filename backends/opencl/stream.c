@@ -4,9 +4,9 @@
 static bk_cl_stream *of(bk_stream *stream) { return (bk_cl_stream *)stream; }
 static const bk_cl_api *cl_of(bk_stream *stream) { return bk_cl_of(stream->device)->cl; }
 
-/* What a call on the stream returned. What fails on the device may come to light at any later
- * call. Transfers under way use the host's memory: they are waited for, since whoever is told of
- * an error, by this call or by a later sync, frees it. */
+/* Checks what a call on the stream returned. A failure on the device may come to light at any
+ * later call. Transfers under way use the host's memory and are waited for, because a caller that
+ * is told of an error, by this call or by a later sync, frees that memory. */
 bk_status bk_cl_check(bk_stream *stream, cl_int error, const char *what) {
   bk_cl_stream *s = of(stream);
   const bool other = s->last && s->last != what;

@@ -10,7 +10,7 @@ static int64_t block_size(int64_t total, int64_t begin) {
   return total - begin < BLOCK ? total - begin : BLOCK;
 }
 
-/* What of the block lies past the end of the matrix is left as it was. */
+/* The part of the block that lies past the end of the matrix is left as it was. */
 static void load_block(const bk_tensor *m, int64_t i0, int64_t j0, block out) {
   int64_t rows = block_size(m->shape[0], i0), columns = block_size(m->shape[1], j0);
   for (int64_t i = 0; i < rows; i++)

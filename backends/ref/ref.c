@@ -1,5 +1,5 @@
 /* The backend itself: one device, its kernel table. The device is host memory with inline
- * streams (runtime/host.c). The fused slots of op.h are left to their composed defaults, so that
+ * streams (runtime/host.c). The fused ops of op.h are left to their composed defaults, so that
  * the specification of each is its composition. */
 #include "backends/ref/ref.h"
 

@@ -1,10 +1,10 @@
-/* Captures: what a stream is given is recorded into a command buffer of its own, which is
- * submitted as often as wanted. One capture at a time is under way on a device. A stream that
- * waits for an event of the capture takes part in it: its commands go into the same command
- * buffer, one after the other. */
+/* Captures: the commands of a stream are recorded into a command buffer of its own, which is
+ * submitted as often as wanted. A device has one capture in progress at most. A stream that waits
+ * for an event of the capture takes part in it: its commands go into the same command buffer, one
+ * after the other. */
 #include "backends/vulkan/vulkan.h"
 
-#define SETS 256 /* made at a time */
+#define SETS 256 /* descriptor sets made at a time */
 
 typedef struct set_pool set_pool;
 struct set_pool {
@@ -19,7 +19,7 @@ struct bk_vk_graph {
   VkCommandPool pool;
   VkCommandBuffer commands;
   set_pool *sets; /* the newest first */
-  int used;       /* of the newest */
+  int used;       /* sets in use of the newest pool */
   bk_status failed;
 };
 
@@ -74,7 +74,7 @@ bk_status bk_vk_graph_command(bk_stream *stream, bk_vk_graph *graph, VkCommandBu
 static bk_status make_commands(bk_stream *stream, bk_vk_graph *g) {
   bk_vk_device *d = device_of(stream);
   VkResult result = bk_vk_commands_make(d, 0, &g->pool, &g->commands);
-  if (result == VK_SUCCESS) { /* the host may be ahead: the same graph twice in the queue */
+  if (result == VK_SUCCESS) { /* the host may be ahead, with the same graph twice in the queue */
     const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                             .flags = VK_COMMAND_BUFFER_USAGE_SIMULTANEOUS_USE_BIT};
     result = d->vk.BeginCommandBuffer(g->commands, &begin);
@@ -101,7 +101,7 @@ bk_status bk_vk_capture_begin(bk_stream *stream) {
   return BK_OK;
 }
 
-/* Whatever comes out, the capture has ended. */
+/* The capture has ended in any case, whether or not there is a graph. */
 bk_status bk_vk_capture_end(bk_stream *stream, void **graph) {
   bk_vk_device *d = device_of(stream);
   bk_vk_graph *g = d->capture;

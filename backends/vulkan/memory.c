@@ -12,7 +12,7 @@
 
 /* ---- blocks ---- */
 
-/* A type of device memory that the buffer may have; UINT32_MAX: none. */
+/* A type of device memory that the buffer may have; UINT32_MAX: there is none. */
 static uint32_t pick_type(const bk_vk_device *d, uint32_t allowed, VkMemoryPropertyFlags wanted,
                           bool own_heap) {
   const VkPhysicalDeviceMemoryProperties *m = &d->traits.memory;
@@ -35,7 +35,7 @@ static VkResult allocate(bk_vk_device *d, VkDeviceSize size, uint32_t type,
   return d->vk.AllocateMemory(d->handle, &info, NULL, memory);
 }
 
-/* Drivers on a CPU promise more than there is; what the heap does not have is not asked for. */
+/* Drivers on a CPU promise more memory than there is; more than the heap has is not asked for. */
 static VkResult make_block(bk_vk_device *d, VkDeviceSize size, uint32_t type, bk_vk_block **out) {
   VkDeviceSize heap =
       d->traits.memory.memoryHeaps[d->traits.memory.memoryTypes[type].heapIndex].size;
@@ -70,7 +70,7 @@ static void free_block(bk_vk_device *d, bk_vk_block *b) {
   bk_free(d->gpu.base.ctx, b);
 }
 
-/* The first gap of the block that is large enough: b goes there. */
+/* Puts b into the first gap of the block that is large enough. */
 static bool place_in(bk_vk_block *block, bk_vk_buffer *b, VkDeviceSize alignment) {
   VkDeviceSize begin = 0;
   bk_vk_buffer **at = &block->first;

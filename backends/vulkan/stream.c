@@ -1,10 +1,10 @@
 /* Streams: commands are recorded into a ring of command buffers, each submitted as a whole; a
- * barrier before every command keeps the order. A timeline semaphore counts a stream's
- * submissions up. All that recording needs is made with the stream.
+ * barrier before every command keeps the order. A timeline semaphore counts a stream's submissions
+ * up. All that recording needs is made with the stream.
  *
- * Streams share a queue, or there are two (plain and urgent). What was submitted to the same
- * queue before is before: a wait for an event of the same queue is nothing to do. Transfers go
- * through a mapped buffer, of which every command buffer of the ring has a part. */
+ * Streams share a queue, or there are two (plain and urgent). Work of one queue runs in the order
+ * of its submission: a wait for an event of the same queue needs no command. Transfers go through
+ * a mapped buffer, of which every command buffer of the ring has a part. */
 #include <stdio.h>
 #include <string.h>
 
@@ -61,7 +61,8 @@ static bk_status wait_value(bk_stream *stream, uint64_t value, const char *what)
       stream, vk_of(stream)->WaitSemaphores(device_of(stream)->handle, &info, UINT64_MAX), what);
 }
 
-/* What was downloaded by submissions up to `value`, which are done, goes where it was wanted. */
+/* Copies what was downloaded by the submissions up to `value`, which have ended, to where the
+ * callers wanted it. */
 static void deliver(bk_vk_stream *s, uint64_t value) {
   for (int i = 0; i < BK_VK_SLOTS; i++) {
     bk_vk_slot *slot = &s->slots[i];
@@ -73,7 +74,8 @@ static void deliver(bk_vk_stream *s, uint64_t value) {
   }
 }
 
-/* The slot that commands are recorded into; if the ring is full, this waits for the oldest. */
+/* Opens the command buffer of the ring that comes next; if the ring is full, this waits for the
+ * oldest. */
 static bk_status open_slot(bk_stream *stream) {
   const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                           .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
@@ -145,7 +147,7 @@ bk_status bk_vk_flush(bk_stream *stream) {
   bk_status status =
       bk_vk_check(stream, vk_of(stream)->EndCommandBuffer(slot->commands), "ending commands");
   if (status == BK_OK) status = bk_vk_submit(stream, slot->commands);
-  if (status != BK_OK) { /* they are lost: what follows may not be done without them */
+  if (status != BK_OK) { /* its commands are lost, and later ones must not run without them */
     slot->n_downloads = 0;
     if (s->poison == BK_OK) s->poison = status;
     return status;
@@ -155,7 +157,8 @@ bk_status bk_vk_flush(bk_stream *stream) {
   return BK_OK;
 }
 
-/* Where the next command goes, behind a barrier. *set: descriptors for it, in split mode. */
+/* Gives the command buffer for the next command, behind a barrier. *set gets descriptors for it,
+ * in split mode. */
 static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_vk_set **set) {
   bk_vk_stream *s = of(stream);
   bk_vk_graph *graph = bk_vk_capture_of(stream);
@@ -176,7 +179,7 @@ static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_v
 void bk_vk_settle(bk_vk_device *d) {
   for (bk_vk_timeline *t = d->timelines; t && !d->lost; t = t->next) {
     uint64_t done = 0;
-    /* nothing more is submitted; what was runs on */
+    /* nothing more is submitted; what was submitted before runs on */
     if (!t->stream || t->stream->poison != BK_OK) {
       const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
                                         .semaphoreCount = 1,
@@ -214,8 +217,8 @@ static uint32_t bind_operand(const bk_vk_device *d, const bk_gpu_pipeline *p, in
   return (uint32_t)(at->offset - offset) / (half && p->consts[half] ? 2 : 4);
 }
 
-/* What an earlier launch left behind the last operand is overwritten: nobody reads it, but
- * lavapipe follows it to buffers that are gone. */
+/* The words behind the last operand that an earlier launch has left are overwritten: no kernel
+ * reads them, but lavapipe follows them to buffers that are gone. */
 static void write_set(bk_stream *stream, bk_vk_set *set, const bk_gpu_pipeline *p,
                       const bk_place *operands, uint32_t *words) {
   const bk_vk_device *d = device_of(stream);
@@ -276,8 +279,8 @@ bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
 
 /* ---- transfers ---- */
 
-/* Room in the open slot's staging for up to `bytes`: at least one, in a slot that has room for
- * another download. */
+/* Room in the staging of the open command buffer for up to `bytes`: at least one byte, in a
+ * command buffer that can take another download. */
 static bk_status stage(bk_stream *stream, size_t bytes, VkCommandBuffer *commands, size_t *offset,
                        size_t *room) {
   bk_vk_stream *s = of(stream);
@@ -397,7 +400,7 @@ static bool is_done(const bk_vk_device *d, const bk_vk_event *e) {
 
 static bk_status event_sync(bk_event *event);
 
-/* Submits, so that another stream may wait for it. */
+/* Submits the commands before the event, so that another stream may wait for it. */
 static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   bk_vk_event *e = (bk_vk_event *)event;
   bk_vk_stream *s = of(stream);
@@ -405,9 +408,10 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
   VkCommandBuffer commands;
   BK_TRY(bk_vk_enter(stream));
   e->capture = graph ? bk_vk_capture_id(graph) : 0;
-  /* a mark of who takes part; what follows comes later in the same command buffer anyway */
+  /* The event marks the stream as a part of the capture; its order follows from the command
+   * buffer. */
   if (graph) return BK_OK;
-  /* its clock is in use on another stream */
+  /* Its timestamp query is in use on another stream. */
   if (e->timeline != s->timeline && !is_done(device_of(stream), e)) BK_TRY(event_sync(event));
   BK_TRY(next_command(stream, &commands, NULL));
   if (e->query) {
@@ -436,7 +440,7 @@ static bk_status add_wait(bk_stream *stream, const bk_vk_event *e) {
   return BK_OK;
 }
 
-/* Who waits for an event of a capture takes part in it, until the next wait. */
+/* A stream that waits for an event of a capture takes part in it, until its next wait. */
 static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   bk_vk_event *e = (bk_vk_event *)event;
   bk_vk_stream *s = of(stream);
@@ -449,9 +453,9 @@ static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
   }
   s->joined = 0;
   BK_TRY(bk_vk_refuse_capture(stream, "a wait for an event of before"));
-  /* submitted before what follows: the next barrier is behind it */
+  /* The event was submitted to this queue before what follows, whose barrier comes after it. */
   if (!e->timeline || e->queue == s->queue) return BK_OK;
-  if (s->open) BK_TRY(bk_vk_flush(stream)); /* what is recorded need not wait */
+  if (s->open) BK_TRY(bk_vk_flush(stream)); /* commands recorded before need not wait */
   return add_wait(stream, e);
 }
 
@@ -566,7 +570,7 @@ static bk_status event_sync(bk_event *event) {
   bk_vk_device *d = bk_vk_of(event->device);
   if (!e->timeline) return BK_OK;
   bk_vk_stream *s = e->timeline->stream;
-  if (d->lost && s) return bk_vk_enter(&s->base); /* each stream says it once */
+  if (d->lost && s) return bk_vk_enter(&s->base); /* each stream reports the loss once */
   const VkSemaphoreWaitInfo info = {.sType = VK_STRUCTURE_TYPE_SEMAPHORE_WAIT_INFO,
                                     .semaphoreCount = 1,
                                     .pSemaphores = &e->timeline->semaphore,

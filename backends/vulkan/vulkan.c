@@ -382,7 +382,8 @@ static const bk_device_ops vulkan_device_ops = {
 
 static const bk_gpu_device_ops vulkan_gpu_ops = {bk_vk_build, bk_vk_pipeline_free, bk_vk_dispatch};
 
-/* Two queues where there are, the second for urgent streams. Only what is used is switched on. */
+/* Two queues where the family has them, the second for urgent streams. Only what is used is
+ * switched on. */
 static bk_status make_device(bk_vk_device *d) {
   const bk_vk_traits *t = &d->traits;
   const float priorities[] = {0.5f, 1.0f};

@@ -147,7 +147,7 @@ struct bk_vk_timeline {
   VkSemaphore semaphore;
   uint64_t value; /* of the last submission */
   bool taken;
-  bk_vk_stream *stream; /* whose it is; NULL: the device's own, or nobody's */
+  bk_vk_stream *stream; /* the stream that counts on it; NULL: the device itself, or none */
 };
 
 typedef struct bk_vk_graph bk_vk_graph;
@@ -159,15 +159,15 @@ typedef struct bk_vk_device {
   bk_vk_api vk;
   VkDevice handle;
   VkQueue queue[2]; /* plain, urgent; the same one if there is one */
-  bool complete;    /* all of vk is there */
+  bool complete;    /* all functions of vk were found */
   int most_group;   /* work items that a group can have; gpu.max_group is what it should have */
   bool addresses, halves, lost;
   /* memory.c */
   bk_vk_block *blocks;
   int n_blocks;
   VkDeviceSize allocated;
-  /* each byte value four times: what odd ends of a fill are copied from; also stands for absent
-   * operands */
+  /* Each byte value four times, from which the odd ends of a fill are copied. It also stands for
+   * absent operands. */
   bk_vk_buffer bytes;
   VkCommandPool setup_pool;
   VkCommandBuffer setup;
@@ -176,11 +176,11 @@ typedef struct bk_vk_device {
   VkDescriptorSetLayout set_layout;
   VkPipelineLayout layout;
   VkPipelineCache cache;
-  size_t cache_bytes; /* of what was read from disk, as the driver gives it back */
+  size_t cache_bytes; /* size of the cache read from disk, as the driver reports it */
   /* stream.c, graph.c */
   bk_vk_timeline *timelines;
-  bk_vk_graph *capture; /* under way */
-  uint64_t captures;    /* ever begun: their ids */
+  bk_vk_graph *capture; /* the one in progress, or NULL */
+  uint64_t captures;    /* captures ever begun; the last number is the last one's id */
 } bk_vk_device;
 
 typedef struct bk_vk_pipeline {
@@ -188,15 +188,15 @@ typedef struct bk_vk_pipeline {
   VkPipeline handle;
 } bk_vk_pipeline;
 
-/* A stream has a ring of these. One is open (being recorded) at most; it is submitted at sync,
- * query, an event, or when it is full. */
+/* A command buffer of a stream's ring. One of the ring is open (being recorded) at most; it is
+ * submitted at sync, query, an event, or when it is full. */
 #define BK_VK_SLOTS 6
 #define BK_VK_SLOT_COMMANDS 96
 #define BK_VK_SLOT_DOWNLOADS 16
 #define BK_VK_SLOT_STAGING ((size_t)1 << 20)
 typedef struct bk_vk_download {
   void *dst;
-  size_t offset, bytes; /* in the slot's part of the staging buffer */
+  size_t offset, bytes; /* in this command buffer's part of the staging */
 } bk_vk_download;
 /* Descriptors, and how many of them point to a buffer. */
 typedef struct bk_vk_set {
@@ -220,17 +220,17 @@ struct bk_vk_stream {
   VkQueue queue;
   bk_vk_timeline *timeline;
   bk_vk_slot slots[BK_VK_SLOTS];
-  int at; /* the slot that is open, or the next one */
+  int at; /* the one that is open, or that will be next */
   bool open;
   VkDescriptorPool sets;
   VkBuffer staging;
   VkDeviceMemory staging_memory;
   char *staging_data;
-  VkSemaphore wait[BK_VK_WAITS]; /* before the next submission */
+  VkSemaphore wait[BK_VK_WAITS]; /* what the next submission waits for */
   uint64_t wait_value[BK_VK_WAITS];
   int n_waits;
   bk_status poison;
-  uint64_t joined; /* the capture that it takes part in: its id */
+  uint64_t joined; /* id of the capture that the stream takes part in */
   /* ring of the last launches, for the message when the device is lost */
   const char *trace[BK_VK_TRACE];
   uint64_t launches;
@@ -241,7 +241,7 @@ typedef struct bk_vk_event {
   bk_vk_timeline *timeline; /* NULL: never recorded */
   VkQueue queue;
   uint64_t value;
-  uint64_t capture; /* recorded in the capture of that id */
+  uint64_t capture; /* id of the capture in which it was recorded */
   VkQueryPool query;
 } bk_vk_event;
 

@@ -1,6 +1,10 @@
-/* Host memory through the context's allocator. Each block is preceded by a header of one
- * alignment unit that keeps its size, so that bk_free needs none and the context can count.
- * Worker threads never allocate: no atomics here. */
+/* Host memory through the context's allocator. Each block is preceded by a header of one alignment
+ * unit (64 bytes) that keeps its size. bk_free therefore needs no size, the context can count what
+ * is held, and every pointer handed out is aligned for any vector load.
+ *
+ * Memory comes zeroed. A failure is logged here and shows as NULL, or as BK_ERR_MEMORY from
+ * bk_grow. Only the thread that uses the context allocates, never a worker of a pool, so that the
+ * counters are plain integers and not atomics. */
 #include "base/base.h"
 
 #include <stdio.h>
@@ -14,6 +18,8 @@ static void count_block(bk_memory_stats *stats, size_t bytes) {
   stats->allocations++;
 }
 
+/* The size that is asked for, without the header, is what the statistics count, and what bk_free
+ * subtracts again. */
 void *bk_alloc(bk_context *ctx, size_t bytes) {
   char *block = NULL;
   if (bytes <= SIZE_MAX - BLOCK_ALIGN)
@@ -53,6 +59,8 @@ void *bk_alloc_array(bk_context *ctx, size_t count, size_t element) {
   return NULL;
 }
 
+/* Copies into a new block, since a bk_allocator knows no realloc. The array is left as it was when
+ * there is no memory. */
 bk_status bk_grow(bk_context *ctx, void **array, size_t *capacity, size_t needed, size_t element) {
   if (needed <= *capacity) return BK_OK;
   size_t larger = *capacity > SIZE_MAX / 2 ? needed : 2 * *capacity;
@@ -73,6 +81,7 @@ char *bk_strdup(bk_context *ctx, const char *text) {
   return copy;
 }
 
+/* The text is formatted twice: once for its length, once into a block of that length. */
 char *bk_format(bk_context *ctx, const char *format, ...) {
   va_list args;
   va_start(args, format);

@@ -1,5 +1,11 @@
 /* Offsets planned before memory exists: a bump allocator over chunks that remembers each chunk's
- * high-water mark. */
+ * high-water mark.
+ *
+ * A model's tensors are laid out with it before any buffer is made, so that the memory a run needs
+ * is known from its configuration alone. A chunk becomes one buffer later, and is therefore no
+ * longer than the largest allocation of the device (`chunk_limit`, in bytes). A reservation never
+ * straddles two chunks. Rewinding to a mark frees everything reserved since, as a stack would:
+ * activations of one sublayer take the place of those of another. */
 #include "base/base.h"
 
 void bk_arena_init(bk_arena *arena, bk_context *ctx, const char *name, size_t chunk_limit) {
@@ -11,12 +17,17 @@ void bk_arena_fini(bk_arena *arena) {
   *arena = (bk_arena){0};
 }
 
+/* The limit is lowered by one alignment unit so that rounding the end of a place up cannot
+ * overflow. */
 static bool fits(const bk_arena *arena, size_t used, size_t bytes) {
   size_t limit = arena->chunk_limit < SIZE_MAX - BK_ARENA_ALIGN ? arena->chunk_limit
                                                                 : SIZE_MAX - BK_ARENA_ALIGN;
   return used <= limit && bytes <= limit - used;
 }
 
+/* Goes on in the next chunk when the current one has no room. The rest of the current chunk is
+ * then lost to reservations until the arena is rewound. Chunks opened before a rewind are used
+ * again. */
 bk_status bk_arena_reserve(bk_arena *arena, size_t bytes, bk_arena_place *place) {
   if (!fits(arena, 0, bytes))
     return bk_fail(arena->ctx, BK_ERR_MEMORY,

@@ -12,11 +12,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define NAME_MAX_BYTES 1024 /* of a path; a longer one is passed over */
-#define LINE_MAX_BYTES 4096 /* of a line of the two tables; a longer one is passed over */
+#define NAME_MAX_BYTES 1024 /* longest path; a longer one is passed over */
+#define LINE_MAX_BYTES 4096 /* longest line of the two tables; a longer one is passed over */
 
-/* Where a group's files are: `path` below the mount's first `mount` bytes, which are the topmost
- * folder that can be seen. */
+/* Where a group's files are. The first `mount` bytes of `path` are the folder on which its tree is
+ * mounted, above which nothing can be seen. */
 typedef struct place {
   char path[NAME_MAX_BYTES];
   size_t mount;
@@ -37,7 +37,7 @@ static bool is_folder(const char *root, const char *folder) {
   return n > 0 && (size_t)n < sizeof path && stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* The next whole line, without its end; a longer one than fits is left out. */
+/* Reads the next whole line without its end. A line that is longer than `size` is left out. */
 static bool next_line(FILE *file, char *line, size_t size) {
   while (fgets(line, (int)size, file)) {
     size_t n = strlen(line);
@@ -52,7 +52,8 @@ static bool next_line(FILE *file, char *line, size_t size) {
   return false;
 }
 
-/* A whole number of at least 0 in front; what follows it. False: none, or one past the range. */
+/* Takes a whole number of at least 0 from the front of *text, which then points behind it. False:
+ * there is none, or it is too large for 64 bits. */
 static bool take_number(const char **text, uint64_t *value) {
   const char *p = *text;
   uint64_t sum = 0;
@@ -75,7 +76,7 @@ static bool first_line(const char *root, const char *folder, const char *name, c
   return found;
 }
 
-/* A file that holds one number. */
+/* Reads a file that holds one number. */
 static bool read_number(const char *root, const char *folder, const char *name, uint64_t *value) {
   char line[64];
   const char *at = line;
@@ -83,7 +84,7 @@ static bool read_number(const char *root, const char *folder, const char *name, 
          *at == '\0';
 }
 
-/* Of a file of lines "KEY NUMBER". */
+/* Reads the number of one key from a file of lines "KEY NUMBER". */
 static bool read_key(const char *root, const char *folder, const char *name, const char *key,
                      uint64_t *value) {
   FILE *file = open_below(root, folder, name);
@@ -100,7 +101,7 @@ static bool read_key(const char *root, const char *folder, const char *name, con
 
 /* ---- the two tables ---- */
 
-/* Cuts a field off at `mark` and steps behind it; NULL past the last. */
+/* Cuts a field off at `mark` and steps behind it; NULL past the last field. */
 static char *take_field(char **text, char mark) {
   char *field = *text;
   if (!field) return NULL;
@@ -117,9 +118,9 @@ static bool has_word(const char *list, const char *word) {
   return false;
 }
 
-/* "HIERARCHY:CONTROLLERS:PATH" of /proc/self/cgroup; version 2 has no controllers there. A path
- * with ".." in it, of a group outside of the namespace, cannot be seen: an empty one stands for
- * it, which is the top of a mount. */
+/* The group's path from /proc/self/cgroup, whose lines are "HIERARCHY:CONTROLLERS:PATH"; version 2
+ * has no controllers there (`controller` NULL). A path with ".." is that of a group outside of the
+ * namespace, which cannot be seen: it becomes empty, which means the top of a mount. */
 static bool group_path(const char *root, const char *controller, char *path) {
   FILE *file = open_below(root, "/proc/self", "cgroup");
   char line[LINE_MAX_BYTES];
@@ -135,7 +136,7 @@ static bool group_path(const char *root, const char *controller, char *path) {
   return found;
 }
 
-/* Blanks and the like are written as a backslash and three octal digits. */
+/* In /proc/self/mountinfo blanks and the like are written as a backslash and three octal digits. */
 static void unescape(char *text) {
   char *to = text;
   for (const char *p = text; *p; p++) {
@@ -148,11 +149,11 @@ static void unescape(char *text) {
 }
 
 typedef struct mount_line {
-  char *root, *point; /* what of its file system is mounted, and where */
-  bool match;         /* a file system of the controller, or of version 2 */
+  char *root, *point; /* which part of its file system is mounted, and where */
+  bool match;         /* it is a file system of the controller, or of version 2 */
 } mount_line;
 
-/* "36 35 98:0 ROOT POINT OPTIONS [FIELDS...] - TYPE SOURCE OPTIONS" */
+/* Parses "36 35 98:0 ROOT POINT OPTIONS [FIELDS...] - TYPE SOURCE OPTIONS", cutting the line up. */
 static bool parse_mount(char *line, const char *controller, mount_line *m) {
   char *rest = line;
   for (int i = 0; i < 3; i++) take_field(&rest, ' ');
@@ -185,8 +186,8 @@ static void set_place(place *p, const char *point, const char *below) {
   if (written < 0 || (size_t)written >= sizeof p->path) p->path[p->mount] = '\0';
 }
 
-/* The group's folder under the first mount that shows it; under none, the top of the first
- * mount: what is seen there is the own group, or one above it. */
+/* Finds the group's folder under the first mount that shows it. Where no mount does, it is the top
+ * of the first mount: what is seen there is the group itself or one above it. */
 static bool find_place(const char *root, const char *controller, place *found) {
   char group[NAME_MAX_BYTES], line[LINE_MAX_BYTES];
   if (!group_path(root, controller, group)) return false;
@@ -218,7 +219,8 @@ static bool go_up(place *p) {
 
 /* ---- processors ---- */
 
-/* Time of processors in each period, rounded up to whole processors; 0: no limit. */
+/* The time of processors that the group may use in each period, rounded up to whole processors; 0
+ * means that there is no limit. */
 static uint64_t quota_of(const char *root, const char *folder, bool v2) {
   char line[64];
   uint64_t quota = 0, period = 100000;
@@ -235,6 +237,8 @@ static uint64_t quota_of(const char *root, const char *folder, bool v2) {
   return quota > 0 && period > 0 ? (quota - 1) / period + 1 : 0;
 }
 
+/* A machine may have both versions at once, with a controller in either; all limits on the way up
+ * count. */
 int bk_cgroup_cpus(const char *root, int cpus) {
   for (int v2 = 0; v2 < 2; v2++) {
     place p;
@@ -249,8 +253,8 @@ int bk_cgroup_cpus(const char *root, int cpus) {
 
 /* ---- memory ---- */
 
-/* What a group may have and has not, with what the kernel would take back first: files read and
- * not used lately. */
+/* Lowers both numbers to a group's limit. Free is what the group may have and does not, and what
+ * the kernel would take back first: cached files that have not been used lately. */
 static void cap_at(const char *root, const char *folder, bool v2, size_t *free_bytes,
                    size_t *total_bytes) {
   uint64_t limit, used = 0, cache = 0;

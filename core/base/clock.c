@@ -1,4 +1,5 @@
-/* Time for measuring. */
+/* Time for measuring: seconds since some moment in the past. The clock is monotonic, so that a
+ * change of the system's date does not show in a duration. */
 #include "base/base.h"
 
 #include <time.h>

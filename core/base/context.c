@@ -1,9 +1,15 @@
-/* bk_context: made from the options, owns nothing but itself. Refers to nothing of the operating
- * system: see os.c. */
+/* bk_context: a copy of the options, with defaults for what they leave out. It owns nothing but
+ * its own block; the log sink, the file access and the allocator stay the caller's.
+ *
+ * This file refers to nothing of the operating system. What a context has of it comes in through
+ * `defaults` (os.c), so that a static link of a program with embedded contexts only stays free of
+ * threads, clock and files. */
 #include "base/base.h"
 
 #include <math.h>
 
+/* NULL options leave every default; a member that is NULL leaves its own. The log has no default:
+ * a library that nobody asked to speak is silent. */
 static bk_context from_options(const bk_context_options *options, const bk_context *defaults) {
   bk_context ctx = *defaults;
   if (!options) return ctx;
@@ -15,12 +21,15 @@ static bk_context from_options(const bk_context_options *options, const bk_conte
   return ctx;
 }
 
+/* The library calls each member without a test for NULL, so that a gap has to be found here. */
 static bool fs_complete(const bk_fs *fs) {
   return fs->open_read && fs->open_write && fs->read_at && fs->write && fs->size && fs->truncate &&
          fs->sync && fs->close && fs->mkdir && fs->rename && fs->remove && fs->sync_dir &&
          fs->list && fs->kind;
 }
 
+/* The context is first made on the stack, because its own block is allocated and counted through
+ * it; the copy then carries that count along. */
 bk_status bk_context_make(const bk_context_options *options, const bk_context *defaults,
                           bk_context **context) {
   if (!context) return BK_ERR_ARGUMENT;
@@ -42,6 +51,8 @@ bk_status bk_context_create_embedded(const bk_context_options *options, bk_conte
   return bk_context_make(options, &defaults, context);
 }
 
+/* Memory that is still held means that something made from the context outlives it, which is a
+ * fault of the program; it is warned about and not freed. */
 void bk_context_destroy(bk_context *context) {
   if (!context) return;
   bk_context last = *context; /* the context's own block is freed through a copy of it */

@@ -1,14 +1,21 @@
-/* Helpers over the context's file access. Every failure is logged with the path and the system's
- * words. */
+/* Helpers over the context's file access (bk_fs). Every failure is logged with the path and the
+ * system's words, and returns BK_ERR_IO; a file of the wrong kind or size returns BK_ERR_DATA.
+ *
+ * What is written here survives a crash once the call has returned: contents are synced before a
+ * name is given to them, and the folder is synced after. See fsync(2): a rename whose folder is
+ * not synced can be lost, and a rename before the contents are synced can leave an empty file. */
 #include "base/files.h"
 
 #include <errno.h>
 #include <string.h>
 
+/* bk_fs returns negated errno values. */
 static bk_status io_fail(bk_context *ctx, const char *what, const char *path, int error) {
   return bk_fail(ctx, BK_ERR_IO, "cannot %s %s: %s", what, path, strerror(-error));
 }
 
+/* Only regular files can be read at any place and have a size; both are needed here. A folder is
+ * reported as the system itself would do it. */
 bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   const bk_fs *fs = bk_context_fs(ctx);
   bk_file *made;
@@ -25,6 +32,8 @@ bk_status bk_file_open(bk_context *ctx, const char *path, bk_file **file) {
   return BK_OK;
 }
 
+/* The limit is the caller's: no configuration file is so large that reading it should exhaust
+ * memory. A NUL follows the contents, so that they can be used as a string. */
 static bk_status read_whole(bk_context *ctx, bk_file *file, const char *path, size_t max_bytes,
                             char **data, size_t *bytes) {
   const bk_fs *fs = bk_context_fs(ctx);
@@ -67,6 +76,7 @@ bk_status bk_file_size(bk_context *ctx, const char *path, uint64_t *bytes) {
   return rc < 0 ? io_fail(ctx, "look at", path, rc) : BK_OK;
 }
 
+/* The first failure is the one that is reported; the file is closed in any case. */
 static bk_status write_synced(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   const bk_fs *fs = bk_context_fs(ctx);
   bk_file *file;
@@ -81,8 +91,8 @@ static bk_status write_synced(bk_context *ctx, const char *path, const void *dat
   return failed ? io_fail(ctx, failed, path, rc) : BK_OK;
 }
 
-/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash.
- * `tolerated`: an error that is none. */
+/* Syncs the folder that holds `path`, so that a name made or changed in it survives a crash. The
+ * negated errno value `tolerated` does not count as a failure; 0 tolerates none. */
 static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   const bk_fs *fs = bk_context_fs(ctx);
   const char *slash = strrchr(path, '/');
@@ -95,6 +105,8 @@ static bk_status sync_parent(bk_context *ctx, const char *path, int tolerated) {
   return status;
 }
 
+/* A reader sees the old contents or the new, never a part: the file is written beside its place
+ * and renamed into it. On failure PATH.tmp is removed and PATH is as it was. */
 bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *data, size_t bytes) {
   const bk_fs *fs = bk_context_fs(ctx);
   char *beside = bk_format(ctx, "%s.tmp", path);
@@ -110,11 +122,16 @@ bk_status bk_file_write_atomic(bk_context *ctx, const char *path, const void *da
   return status;
 }
 
-/* A folder that one may write into and not read cannot be synced. */
+/* A folder that one may write into but not read cannot be opened, and so not be synced. Making a
+ * folder inside it has nevertheless succeeded. */
 static bk_status sync_made(bk_context *ctx, const char *path) {
   return sync_parent(ctx, path, -EACCES);
 }
 
+/* Makes each folder of the path in turn. mkdir comes first and the question what is there only
+ * after its failure, so that two processes may make the same folders at the same time. When
+ * something is in the way the error is mkdir's own, or says that a part of the path is no
+ * folder. */
 bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   const bk_fs *fs = bk_context_fs(ctx);
   char *partial = bk_strdup(ctx, path);
@@ -139,6 +156,8 @@ bk_status bk_mkdirs(bk_context *ctx, const char *path) {
   return status;
 }
 
+/* Collects the names of a folder. bk_fs.list cannot be stopped by its callback, so that after a
+ * failure the rest of the names is passed over. */
 typedef struct name_list {
   bk_context *ctx;
   char **names;
@@ -146,6 +165,7 @@ typedef struct name_list {
   bk_status status;
 } name_list;
 
+/* A callback of bk_fs.list; `name` is valid during the call only. */
 static void name_list_add(void *arg, const char *name) {
   name_list *list = arg;
   if (list->status != BK_OK) return;
@@ -157,6 +177,8 @@ static void name_list_add(void *arg, const char *name) {
   else list->status = BK_ERR_MEMORY;
 }
 
+/* Two failures are told apart here: want of memory is returned, and a folder that cannot be listed
+ * is handed to the caller, to whom it may matter or not. */
 bk_status bk_folder_list(bk_context *ctx, const char *path, char ***names, size_t *count,
                          int *error) {
   const bk_fs *fs = bk_context_fs(ctx);
@@ -197,6 +219,8 @@ bk_status bk_remove_member(bk_context *ctx, const char *folder, const char *name
   return status;
 }
 
+/* The names are read to the end before anything is removed, since a listing of a folder that
+ * changes meanwhile may leave names out. */
 static bk_status remove_contents(bk_context *ctx, const char *path) {
   char **names;
   size_t count;
@@ -208,8 +232,9 @@ static bk_status remove_contents(bk_context *ctx, const char *path) {
   return status;
 }
 
-/* Removal is tried before looking inside: a link to a folder is removed itself, never what it
- * points to. */
+/* Removal is tried before looking inside, so that a link to a folder is removed itself, never what
+ * it points to. A path of slashes only, or an empty one, is refused: it would be the whole file
+ * system. */
 bk_status bk_remove_tree(bk_context *ctx, const char *path) {
   const bk_fs *fs = bk_context_fs(ctx);
   if (!path[strspn(path, "/")])
@@ -222,6 +247,8 @@ bk_status bk_remove_tree(bk_context *ctx, const char *path) {
   return rc < 0 && rc != -ENOENT ? io_fail(ctx, "remove", path, rc) : BK_OK;
 }
 
+/* ENOENT and ENOTDIR both mean that nothing is there; any other error means that it cannot be
+ * known. */
 bk_status bk_path_kind(bk_context *ctx, const char *path, int *kind) {
   const bk_fs *fs = bk_context_fs(ctx);
   int rc = fs->kind(fs->user, path);

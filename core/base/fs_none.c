@@ -1,4 +1,5 @@
-/* File access of a context that was given none. */
+/* File access of a context that was given none: every call fails with -ENOSYS. The members have to
+ * be there all the same, because the library calls them without looking. */
 #include "base/base.h"
 
 #include <errno.h>

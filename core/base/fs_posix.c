@@ -1,5 +1,8 @@
-/* bk_fs over POSIX: descriptors closed on exec, interrupted calls repeated, partial transfers
- * continued. */
+/* bk_fs over POSIX. Descriptors are closed on exec, calls that a signal interrupts are repeated,
+ * and transfers that the system cuts short are continued: a read is short at the end of the file
+ * only, and a write is whole or an error. The host program may handle signals as it likes.
+ *
+ * The bk_file objects come from malloc, not from the context: bk_fs knows no context. */
 #include "base/base.h"
 
 #include <dirent.h>
@@ -11,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* one system call; the kernel's own limit is just under 2 GiB */
+/* Bytes moved by one system call. Linux moves at most just under 2 GiB in one. */
 #define TRANSFER_MAX ((size_t)1 << 30)
 
 struct bk_file {
@@ -69,7 +72,7 @@ static int64_t posix_write(void *user, bk_file *file, const void *src, size_t by
     size_t part = bytes - done < TRANSFER_MAX ? bytes - done : TRANSFER_MAX;
     ssize_t n = write(file->fd, (const char *)src + done, part);
     if (n < 0 && errno == EINTR) continue;
-    /* nothing taken and no reason given: never again and again */
+    /* The system took nothing and gave no reason: an error, since a retry could go on for ever. */
     if (n <= 0) return n < 0 ? -errno : -EIO;
     done += (size_t)n;
   }
@@ -106,7 +109,8 @@ static int posix_sync(void *user, bk_file *file) {
 
 static int posix_close(void *user, bk_file *file) {
   (void)user;
-  /* after EINTR the descriptor is gone (Linux) */
+  /* On Linux the descriptor is closed even if close says EINTR; a second close could hit
+   * another's. */
   int rc = close(file->fd) == 0 || errno == EINTR ? 0 : -errno;
   free(file);
   return rc;
@@ -127,6 +131,7 @@ static int posix_remove(void *user, const char *path) {
   return remove(path) == 0 ? 0 : -errno;
 }
 
+/* Syncing the folder is what makes a new name in it survive a crash. */
 static int posix_sync_dir(void *user, const char *path) {
   (void)user;
   int fd = open_fd(path, O_RDONLY | O_DIRECTORY);
@@ -136,6 +141,8 @@ static int posix_sync_dir(void *user, const char *path) {
   return rc == -EINVAL || rc == -ENOTSUP ? 0 : rc; /* some file systems cannot sync a folder */
 }
 
+/* readdir returns NULL at the end and after an error; errno, cleared before each call, tells
+ * which. */
 static int posix_list(void *user, const char *path, void (*each)(void *arg, const char *name),
                       void *arg) {
   (void)user;
@@ -153,6 +160,7 @@ static int posix_list(void *user, const char *path, void (*each)(void *arg, cons
   return rc;
 }
 
+/* Follows links, so that a link to a file counts as a file. */
 static int posix_kind(void *user, const char *path) {
   (void)user;
   struct stat st;

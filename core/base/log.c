@@ -1,5 +1,6 @@
-/* Messages to the context's sink. A message is made in a fixed buffer, so that "out of memory"
- * can be said without any; what does not fit ends in "...". */
+/* Messages to the context's sink. A message is made in a fixed buffer on the stack, so that "out
+ * of memory" can be said without any memory; a message that does not fit ends in "...". Nothing is
+ * printed here: a context without a sink is silent, and so is a call without a context (NULL). */
 #include "base/base.h"
 
 #include <stdio.h>

@@ -1,13 +1,17 @@
-/* bk_context_create, and all that a context has of the operating system. Nothing else of the
- * library refers to this file: a static link of a program that makes embedded contexts only
- * leaves it out, and with it threads, clock and files. */
+/* bk_context_create, and everything that a context has of the operating system: memory, files,
+ * clock, processors, environment and threads. No other file of the library refers to this one, so
+ * that a static link of a program that makes embedded contexts only leaves it out, and with it all
+ * of these. */
 #include "base/base.h"
 #include "base/pool_priv.h"
 
 #include <stdlib.h>
 
-#define LARGE_BLOCK (2 * BK_LARGE_PAGE) /* from here on a block begins at a large page */
+/* Bytes from which on a block begins at a large page. Rounding its size up to whole pages then
+ * wastes less than a third of what it takes. */
+#define LARGE_BLOCK (2 * BK_LARGE_PAGE)
 
+/* aligned_alloc wants a size that is a multiple of the alignment. */
 static void *libc_alloc(void *user, size_t bytes, size_t align) {
   (void)user;
   bool large = bytes >= LARGE_BLOCK;

@@ -1,4 +1,9 @@
-/* Pools as their users see them, and the pool of one thread, which is the caller's own. */
+/* Pools of threads as their users see them, and the pool of one thread, which is the caller's own
+ * and needs nothing of the operating system.
+ *
+ * A run cuts [0, count) into pieces of `grain`, and the cuts depend on these two numbers alone,
+ * not on the number of threads. A kernel that sums within a piece therefore gives the same bits on
+ * any number of threads. The pool of one thread makes the same cuts for that reason. */
 #include "base/pool_priv.h"
 
 static void inline_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg) {
@@ -32,6 +37,8 @@ void bk_pool_destroy(bk_pool *pool) {
 
 int bk_pool_size(const bk_pool *pool) { return pool->n_threads; }
 
+/* A job of a single piece runs in the caller at once: to wake workers would cost more than it
+ * saves. */
 void bk_pool_run(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg) {
   if (count <= 0) return;
   if (grain < 1) grain = 1;

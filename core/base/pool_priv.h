@@ -1,5 +1,5 @@
-/* The two halves of a pool: pool.c, which needs no thread, and threads.c, which a context's os
- * brings in. */
+/* What pool.c and threads.c share: pool.c has the pool of one thread and needs no operating
+ * system, threads.c has the others and comes in with the context's `os` only (os.c). */
 #ifndef BK_POOL_PRIV_H
 #define BK_POOL_PRIV_H
 
@@ -11,7 +11,7 @@ typedef struct bk_pool_ops {
   void (*run)(bk_pool *pool, int64_t count, int64_t grain, bk_pool_fn fn, void *arg);
 } bk_pool_ops;
 
-/* First member of an implementation's own struct. */
+/* The first member of each implementation's own struct. */
 struct bk_pool {
   const bk_pool_ops *ops;
   bk_context *ctx;

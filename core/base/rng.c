@@ -1,11 +1,14 @@
 /* Counter-based random numbers: the same bits on every machine, in any order, from any thread.
+ * There is no state: number `index` of stream `stream` under seed `seed` is a pure function of the
+ * three. A weight therefore starts at the same value whatever the order of initialisation, the
+ * number of threads or the device; and a test of one backend can repeat the inputs of another.
  *
- * Sources: Philox 4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC
- * 2011); the normal quantile is algorithm AS 241 (PPND16), Wichura, Applied Statistics 37 (1988)
- * 477-484. Only integer operations and IEEE 754 add, subtract, multiply, divide and square root
- * are used, each rounded by itself: this file must be compiled without contraction to fused
- * multiply-add and without excess precision. -std=c11 turns contraction off in GCC, the pragma
- * does in Clang, and the makefiles pass -ffp-contract=off besides. */
+ * Sources: Philox 4x32-10, Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011);
+ * the normal quantile is algorithm AS 241 (PPND16), Wichura, Applied Statistics 37 (1988) 477-484.
+ * Only integer operations and IEEE 754 add, subtract, multiply, divide and square root are used,
+ * each rounded by itself: this file must be compiled without contraction to fused multiply-add and
+ * without excess precision. -std=c11 turns contraction off in GCC, the pragma does in Clang, and
+ * the makefiles pass -ffp-contract=off besides. */
 #include "base/base.h"
 #include "base/rng_priv.h"
 
@@ -23,16 +26,21 @@ _Static_assert(FLT_EVAL_METHOD == 0,
 #error "the random numbers need IEEE arithmetic: compile without -ffast-math"
 #endif
 
+/* FNV-1a over 64 bits, with its usual offset and prime, then a finaliser. The hash of a weight's
+ * name is the number of its random stream, so that it must never change. */
 uint64_t bk_hash64(const void *bytes, size_t count) {
   const unsigned char *p = bytes;
   uint64_t h = UINT64_C(0xcbf29ce484222325);
   for (size_t i = 0; i < count; i++) h = (h ^ p[i]) * UINT64_C(0x100000001b3);
-  /* FNV's low bits mix poorly on short names; this is the finaliser of SplitMix64 */
+  /* FNV's low bits mix poorly on short names; this is the finaliser of SplitMix64. */
   h = (h ^ (h >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
   h = (h ^ (h >> 27)) * UINT64_C(0x94d049bb133111eb);
   return h ^ (h >> 31);
 }
 
+/* Ten rounds of the paper's 4x32 bijection: two multiplications into 64 bits, whose high halves
+ * are mixed with the key and with the words that were not multiplied; the key grows by two Weyl
+ * constants from round to round. Ten rounds pass the tests of BigCrush. */
 void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]) {
   uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
   uint32_t c0 = (uint32_t)counter_lo, c1 = (uint32_t)(counter_lo >> 32);
@@ -49,7 +57,8 @@ void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t 
   out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-/* An odd multiple of 2^-53: exact, symmetric about 1/2, never 0 or 1. */
+/* The result is an odd multiple of 2^-53: exact, symmetric about 1/2, and never 0 or 1, where the
+ * normal quantile would be infinite. */
 double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
   uint32_t r[4];
   bk_philox(seed, stream, index, r);
@@ -57,8 +66,10 @@ double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index) {
   return ((double)bits + 0.5) * 0x1p-52;
 }
 
-/* Natural logarithm of a positive normal number: x = m 2^e with m about 1, log m = 2 atanh((m -
- * 1) / (m + 1)). */
+/* Natural logarithm of a positive normal number, in place of the C library's, whose last bits
+ * differ from system to system. With x = m 2^e and m in (0.707, 1.415], log x = e log 2 + 2
+ * atanh((m - 1) / (m + 1)), and atanh is summed from its Taylor series. log 2 is split in two: the
+ * first part has so few bits that its product with e is exact. */
 static double log_of(double x) {
   uint64_t bits;
   memcpy(&bits, &x, sizeof bits);
@@ -68,17 +79,21 @@ static double log_of(double x) {
   memcpy(&m, &bits, sizeof m);
   if (m > 1.4142135623730951) m = m * 0.5, e++;
   double s = (m - 1) / (m + 1), z = s * s, sum = 0;
-  /* z <= 0.0295: the next term is below 2^-58 */
+  /* z is at most 0.0295, so that the first term left out is below 2^-58 of the sum. */
   for (int k = 23; k >= 1; k -= 2) sum = sum * z + 1.0 / k;
   return e * 0x1.62e42fefa38p-1 + (2 * s * sum + e * 0x1.ef35793c7673p-45);
 }
 
+/* A polynomial of degree 7 by Horner's rule; c[0] is the constant term. */
 static double poly7(const double c[8], double x) {
   double y = c[7];
   for (int i = 6; i >= 0; i--) y = y * x + c[i];
   return y;
 }
 
+/* AS 241 has three pairs of rational functions: around the middle in q = p - 1/2, and in the tails
+ * in r = sqrt(-log of the tail's probability), with another pair beyond r = 5. The names of the
+ * coefficients are the paper's; its constant terms 1 of the denominators are written out. */
 double bk_normal_quantile(double p) {
   static const double a[8] = {3.3871328727963666080e0,  1.3314166789178437745e+2,
                               1.9715909503065514427e+3, 1.3731693765509461125e+4,

@@ -1,4 +1,4 @@
-/* Inside of rng.c that its tests reach. */
+/* The part of rng.c that is not for callers but that its tests compare with tables. */
 #ifndef BK_RNG_PRIV_H
 #define BK_RNG_PRIV_H
 

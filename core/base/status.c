@@ -1,4 +1,5 @@
-/* Names of the status codes, for messages and tests. */
+/* Names of the status codes, for messages and tests. The switch has no default, so that the
+ * compiler warns about a code without a name. */
 #include <birkhoff/status.h>
 
 const char *bk_status_name(bk_status status) {

@@ -1,4 +1,5 @@
-/* What the process has of the machine: processors and memory. */
+/* What the process has of the machine: processors and memory. In a container the machine's own
+ * numbers are too large, so that the limits of control groups (cgroup.c) lower both. */
 #include "base/base.h"
 
 #ifdef __linux__
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+/* The processors that this process may run on, which taskset and job schedulers restrict. */
 static long processors(void) {
 #ifdef __linux__
   cpu_set_t set;
@@ -20,8 +22,8 @@ int bk_cpu_count(void) {
   return bk_cgroup_cpus("", n < 1 ? 1 : n > BK_MAX_THREADS ? BK_MAX_THREADS : (int)n);
 }
 
-/* MemAvailable counts what the kernel would give up (caches); the plain number of free pages
- * does not. */
+/* MemAvailable counts what the kernel would give up under pressure, above all its cache of files.
+ * The number of free pages does not, and is small on any machine that has run for a while. */
 static bool available_kib(unsigned long long *kib) {
   FILE *file = fopen("/proc/meminfo", "re");
   if (!file) return false;
@@ -33,6 +35,7 @@ static bool available_kib(unsigned long long *kib) {
   return found;
 }
 
+/* Where the system does not say what is free, the answer is 0 and not a guess. */
 static bool machine_memory(size_t *free_bytes, size_t *total_bytes) {
   long page = sysconf(_SC_PAGESIZE), pages = sysconf(_SC_PHYS_PAGES);
   if (page <= 0 || pages <= 0) return false;

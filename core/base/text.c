@@ -1,4 +1,6 @@
-/* Names and numbers as people type them. */
+/* Names and numbers as people type them in options and configuration files. The functions that
+ * parse take the whole text or nothing: "12x", " 12" and "" are no numbers, and *value is then as
+ * it was. Nothing is logged here; the caller knows what the text was for. */
 #include "base/text.h"
 
 #include <limits.h>
@@ -21,7 +23,8 @@ static int least(int a, int b, int c) {
   return m < c ? m : c;
 }
 
-/* Levenshtein, one row at a time. */
+/* The Levenshtein distance by the usual table, of which one row is kept: row[j] is the distance
+ * between the first i characters of a and the first j of b. */
 int bk_edit_distance(const char *a, const char *b) {
   size_t n = length_of(a, DISTANCE_MAX), m = length_of(b, DISTANCE_MAX);
   int row[DISTANCE_MAX + 1];
@@ -38,6 +41,8 @@ int bk_edit_distance(const char *a, const char *b) {
   return row[m];
 }
 
+/* A name is a suggestion only if at most half of the text's characters, and one more, are wrong.
+ * Of two that are equally near the first one is given. */
 const char *bk_nearest(const char *text, const char *const *names, size_t count) {
   const char *best = NULL;
   int best_distance = (int)(length_of(text, DISTANCE_MAX) / 2) + 2;
@@ -50,6 +55,8 @@ const char *bk_nearest(const char *text, const char *const *names, size_t count)
   return best;
 }
 
+/* The digits are summed without a sign, so that the smallest integer, whose positive counterpart
+ * does not exist, can be read too; its sign is applied in two steps for the same reason. */
 bool bk_parse_int64(const char *text, int64_t *value) {
   if (!text) return false;
   bool negative = *text == '-';
@@ -71,7 +78,8 @@ static const char *skip_digits(const char *p, int *count) {
   return p;
 }
 
-/* [sign] digits [. digits] [e [sign] digits], at least one digit before the exponent. */
+/* [sign] digits [. digits] [e [sign] digits], with at least one digit before the exponent. strtod
+ * would also take "inf", "nan", hexadecimal numbers and leading blanks. */
 static bool is_decimal(const char *text) {
   int digits = 0, exponent_digits = 0;
   const char *p = text + (*text == '-' || *text == '+');
@@ -84,7 +92,8 @@ static bool is_decimal(const char *text) {
   return exponent_digits > 0 && *p == '\0';
 }
 
-/* strtod reads the decimal point of the host program's locale: '.' is replaced by it first. */
+/* strtod reads the decimal point of the host program's locale, so that '.' is replaced by that
+ * first. */
 bool bk_parse_double(const char *text, double *value) {
   if (!text || !is_decimal(text)) return false;
   const char *point = localeconv()->decimal_point;
@@ -119,7 +128,8 @@ bool bk_parse_bool(const char *text, bool *value) {
 
 double bk_unsigned_nan(double x) { return isnan(x) ? (double)NAN : x; }
 
-/* RFC 3629: no overlong forms, no surrogates. */
+/* By RFC 3629: no overlong forms, no surrogates, nothing past U+10FFFF. The first byte tells the
+ * length, and four first bytes narrow the range of the second. */
 size_t bk_utf8_length(const unsigned char *s, size_t left) {
   unsigned char c = s[0];
   size_t length = c < 0x80                ? 1

@@ -1,12 +1,17 @@
-/* A pool of more than one worker thread that share one loop at a time.
+/* A pool of more than one thread: the caller and its workers, which share one loop at a time.
  *
- * A run opens a job; workers that are awake enter it (`inside`), take pieces from `next` until
- * none is left, and leave. The caller works too, then closes the job and waits for those inside:
- * a worker that is late simply misses it. The order that makes this safe is sequentially
- * consistent: a worker announces itself before it looks whether the job is open, the caller
- * closes before it looks who is inside. Waiting is a short spin, then a condition variable; the
- * same two-sided protocol (announce, then look) guards the sleepers. Workers never allocate and
- * block all signals. */
+ * A run opens a job. Workers that are awake enter it (`inside`), take pieces from `next` until
+ * none is left, and leave. The caller works too, then closes the job and waits for those inside; a
+ * worker that wakes too late misses the job, which costs nothing but its help.
+ *
+ * What makes this safe is the order of two pairs of sequentially consistent operations: a worker
+ * announces itself before it looks whether the job is open, and the caller closes the job before
+ * it looks who is inside. One of the two therefore sees the other. Sleeping is guarded the same
+ * way: a worker counts itself among `sleepers` before it looks for a new job, and the caller opens
+ * the job before it looks for sleepers.
+ *
+ * Waiting is a short spin, then a condition variable. Workers never allocate, and they block all
+ * signals, so that the host program's handlers run in its own threads. */
 #include "base/pool_priv.h"
 
 #include <pthread.h>
@@ -14,7 +19,9 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define SPIN_TURNS 2000 /* some tens of microseconds: the gap between two ops of a step */
+/* Turns of a spin before a thread sleeps: some tens of microseconds, which is the gap between two
+ * ops of a step. A worker that slept in each gap would be woken late for each op. */
+#define SPIN_TURNS 2000
 
 typedef struct threads threads;
 
@@ -29,13 +36,13 @@ struct threads {
   int n_started;
   int spin_turns;
   worker *workers;
-  /* the job, written while it is closed and nobody is inside */
+  /* The job. It is written while `open` is false and nobody is inside, and only read otherwise. */
   int64_t count, grain, pieces;
   bk_pool_fn fn;
   void *arg;
   _Atomic int64_t next;
   atomic_bool open, stop;
-  atomic_uint generation; /* of jobs opened */
+  atomic_uint generation; /* jobs opened so far; a worker compares it with the last it has seen */
   atomic_int inside, sleepers;
   atomic_bool caller_waits;
   pthread_mutex_t lock;
@@ -50,6 +57,8 @@ static inline void spin_pause(void) {
 #endif
 }
 
+/* Pieces are taken as threads get to them, so that a slow thread holds up one piece and not its
+ * share of the whole. Which thread computes a piece does not matter to the result. */
 static void run_pieces(threads *pool, int index) {
   for (;;) {
     int64_t piece = atomic_fetch_add(&pool->next, 1);
@@ -60,6 +69,8 @@ static void run_pieces(threads *pool, int index) {
   }
 }
 
+/* The last one out wakes the caller if that has gone to sleep. The lock is taken around the signal
+ * so that it cannot fall between the caller's look at `inside` and its wait. */
 static void enter_job(threads *pool, int index) {
   atomic_fetch_add(&pool->inside, 1);
   if (atomic_load(&pool->open)) run_pieces(pool, index);
@@ -83,6 +94,8 @@ static void await_job(threads *pool, unsigned seen) {
   pthread_mutex_unlock(&pool->lock);
 }
 
+/* A worker counts the jobs it has seen by `generation`; the one that it enters may be newer
+ * still. */
 static void *worker_main(void *arg) {
   worker *self = arg;
   threads *pool = self->pool;
@@ -101,6 +114,8 @@ static void wake_sleepers(threads *pool) {
   pthread_mutex_unlock(&pool->lock);
 }
 
+/* `caller_waits` is set under the lock before `inside` is looked at again, so that the last worker
+ * out either is seen by this look or sees the flag and signals. */
 static void await_workers(threads *pool) {
   for (int i = 0; i < pool->spin_turns; i++) {
     if (atomic_load(&pool->inside) == 0) return;
@@ -113,6 +128,8 @@ static void await_workers(threads *pool) {
   pthread_mutex_unlock(&pool->lock);
 }
 
+/* The caller returns only when nobody is inside, so that the next run may write the job's
+ * fields. */
 static void threads_run(bk_pool *base, int64_t count, int64_t grain, bk_pool_fn fn, void *arg) {
   threads *pool = (threads *)base;
   pool->count = count;
@@ -129,7 +146,7 @@ static void threads_run(bk_pool *base, int64_t count, int64_t grain, bk_pool_fn 
   await_workers(pool);
 }
 
-/* Returns an errno value. */
+/* Returns an errno value. `n_started` says how many workers threads_destroy has to join. */
 static int create_workers(threads *pool) {
   pthread_attr_t attributes;
   int error = pthread_attr_init(&attributes);
@@ -145,6 +162,8 @@ static int create_workers(threads *pool) {
   return error;
 }
 
+/* A new thread inherits the signal mask of its creator, so that signals are blocked in the
+ * meantime. */
 static bk_status start_workers(threads *pool) {
   sigset_t all, before;
   sigfillset(&all);
@@ -156,6 +175,7 @@ static bk_status start_workers(threads *pool) {
                  pool->n_started + 2, pool->base.n_threads, strerror(error));
 }
 
+/* Also ends a pool of which only some workers were started. */
 static void threads_destroy(bk_pool *base) {
   threads *pool = (threads *)base;
   atomic_store(&pool->stop, true);
@@ -172,6 +192,8 @@ static void threads_destroy(bk_pool *base) {
 
 static const bk_pool_ops threads_ops = {threads_destroy, threads_run};
 
+/* With more threads than processors a spin would only keep another thread from its work: no spin
+ * then. */
 bk_status bk_threads_create(bk_context *ctx, int n_threads, bk_pool **pool) {
   threads *made = bk_alloc(ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;

@@ -1,10 +1,13 @@
-/* The checked entry points: what every transport may rely on is tested here, once. */
+/* The checked entry points of communication. Whatever a transport may rely on is tested here,
+ * once, on each rank by itself: no check here talks to another rank. A rank whose arguments are
+ * refused has posted nothing, so that the others may wait for it until the group is aborted. */
 #include "comm/comm.h"
 
 static bk_status check_alive(bk_comm *comm, const char *what) {
   return comm->aborted ? bk_fail(comm->ctx, BK_ERR_COMM, "%s: the group was aborted", what) : BK_OK;
 }
 
+/* Transports move ranges of memory, so that tensors must be contiguous. */
 static bk_status check_tensor(bk_comm *comm, const bk_tensor *t, const char *what,
                               const char *field) {
   char text[128];
@@ -32,6 +35,7 @@ static bk_status check_pair(bk_comm *comm, const char *what, const bk_tensor *sr
                  bk_tensor_describe(dst, b, sizeof b));
 }
 
+/* Sums and maxima of floats are all that training reduces. */
 static bk_status check_reducible(bk_comm *comm, const char *what, bk_reduce op,
                                  const bk_tensor *t) {
   if ((op == BK_REDUCE_SUM || op == BK_REDUCE_MAX) && bk_dtype_is_float(t->dtype)) return BK_OK;
@@ -51,6 +55,8 @@ static bool whole(const bk_comm_ops *o) {
          o->all_gather && o->all_to_all && o->all_to_allv && o->broadcast && o->barrier && o->abort;
 }
 
+/* A transport may be a module, like a backend: its number is compared and its table checked before
+ * anything of it is used. */
 bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world) {
   bk_context *ctx = device->ctx;
   char reason[256] = "";
@@ -121,6 +127,8 @@ bk_status bk_comm_all_to_all(bk_comm *comm, bk_stream *stream, const bk_tensor *
                  (long long)bk_tensor_count(src), comm->size);
 }
 
+/* Counts on the host must fit the rows; counts on the device cannot be seen from here, so that
+ * only their dtype and number are checked. */
 static bk_status check_counts(bk_comm *comm, const bk_comm_counts *counts, int64_t rows,
                               const char *field) {
   if (!counts->host) {
@@ -144,6 +152,7 @@ static bk_status check_counts(bk_comm *comm, const bk_comm_counts *counts, int64
   return BK_OK;
 }
 
+/* The number of rows may differ from rank to rank, but the shape of a row may not. */
 bk_status bk_comm_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                               const bk_comm_counts *send, const bk_tensor *dst,
                               const bk_comm_counts *recv, bk_event *done) {
@@ -172,6 +181,7 @@ bk_status bk_comm_barrier(bk_comm *comm, bk_stream *stream, bk_event *done) {
   return comm->ops->barrier(comm, stream, done);
 }
 
+/* Marked before the transport is told, so that no operation can be posted in between. */
 void bk_comm_abort(bk_comm *comm) {
   comm->aborted = true;
   comm->ops->abort(comm);

@@ -1,20 +1,20 @@
 /* Communication between ranks: a vtable of its own, beside the compute backends.
  *
  * A comm is one rank's membership in a group of `size` ranks. Every operation is posted on a
- * stream of the rank's device and returns at once; where `done` is not NULL it is recorded at
- * the operation's end. A host transport progresses in a thread of its own; an inline one is
- * legal. All ranks of a group post the same operations in the same order; in an exchange the
+ * stream of the rank's device and returns at once; where `done` is not NULL it is recorded at the
+ * operation's end. A host transport progresses in a thread of its own, but one that runs inline is
+ * legal too. All ranks of a group post the same operations in the same order. In an exchange the
  * sends of a rank to a peer meet the peer's receives from it in the order in which they were
  * posted, and their tags must agree (checked in debug builds, always by `self`). Tensors are
  * contiguous and on the stream's device. A group must be idle when it is destroyed.
  *
  * Counts of all_to_allv are rows (of the first dimension) per peer. A comm with
- * `needs_host_counts` must be given them on the host; another also takes them as i32 [size]
- * tensors on the device, the host then knows only the tensors' sizes as an upper bound. Rows of
+ * `needs_host_counts` must be given them on the host. Another comm also takes them as i32 [size]
+ * tensors on the device; the host then knows only the tensors' sizes, as an upper bound. Rows of
  * dst past the received ones are unspecified.
  *
- * Errors: BK_ERR_ARGUMENT for what this rank passed wrong, BK_ERR_COMM when ranks disagree, the
- * transport failed or the group was aborted: the group is then of no further use. */
+ * Errors: BK_ERR_ARGUMENT for what this rank passed wrong; BK_ERR_COMM when ranks disagree, the
+ * transport failed or the group was aborted. After BK_ERR_COMM the group is of no further use. */
 #ifndef BK_COMM_H
 #define BK_COMM_H
 
@@ -78,15 +78,15 @@ typedef struct bk_comm_backend {
   uint32_t abi;     /* BK_COMM_ABI */
   const char *name; /* "self", ... */
   int priority;
-  bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size); /* as of bk_backend */
-  /* collective; the group of all ranks */
+  bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size); /* as in bk_backend */
+  /* Collective: makes the group of all ranks. */
   bk_status (*open)(bk_device *device, bk_comm **world);
 } bk_comm_backend;
 
-/* self.c: a group of one rank; everything is a copy or nothing. */
+/* self.c: a group of one rank, in which every operation is a copy or nothing. */
 extern const bk_comm_backend bk_comm_backend_self;
 
-/* ---- comm.c: checked entry points; everybody calls these, only they call the vtable ---- */
+/* ---- comm.c: checked entry points. All code calls these, and only they call the vtable. ---- */
 bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world);
 void bk_comm_destroy(bk_comm *comm); /* NULL is allowed */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group);

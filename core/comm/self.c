@@ -1,6 +1,9 @@
-/* self: a group of one rank. A reduction over one rank is its own value, every other operation a
- * copy on the stream. needs_host_counts is false: with counts on the device all rows are copied,
- * which the contract allows. */
+/* self: a group of one rank. A reduction over one rank is its own value, and every other operation
+ * is a copy on the stream, or nothing when source and destination are the same place. With counts
+ * on the device the host does not know how many rows there are, and copies all of them: the rows
+ * past those received are unspecified by contract. needs_host_counts can therefore be false.
+ *
+ * A model built for several ranks runs on one without a second code path. */
 #include "comm/comm.h"
 
 static bk_place place_of(const bk_tensor *t) { return (bk_place){t->buffer, t->offset}; }
@@ -33,7 +36,7 @@ static bk_status self_split(bk_comm *comm, int color, int key, bk_comm **group) 
   return BK_OK;
 }
 
-/* The next receive at or after `from`, or n. */
+/* The next send (or receive) at or after `from`, or n. */
 static int next_half(const bk_transfer *transfers, int n, int from, bool send) {
   while (from < n && transfers[from].send != send) from++;
   return from;
@@ -51,7 +54,8 @@ static bk_status check_match(bk_comm *comm, const bk_transfer *s, const bk_trans
                  (long long)bk_tensor_count(&r->data), bk_dtype_name(r->data.dtype));
 }
 
-/* The k-th send meets the k-th receive. Everything is checked before anything is copied. */
+/* The k-th send meets the k-th receive. The first of the two rounds checks, the second copies, so
+ * that a batch with a fault in it copies nothing. */
 static bk_status self_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers,
                                int n, bk_event *done) {
   for (int copying = 0; copying < 2; copying++) {
@@ -83,6 +87,8 @@ static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *
   return copy_whole(stream, src, dst, done);
 }
 
+/* The counts of the one rank must agree with themselves; where only one side has them on the host,
+ * that one counts. */
 static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                                   const bk_comm_counts *send, const bk_tensor *dst,
                                   const bk_comm_counts *recv, bk_event *done) {

@@ -1,7 +1,11 @@
 /* The configuration's tables, defaults and rules. What is refused and why: doc/model.md.
  * Defaults: the model has none of its own (an absent key takes Hugging Face's, see
  * bk_model_config_absent); the recipe's are those of arXiv 2512.24880's appendix scaled to small
- * runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20). */
+ * runs (warm-up 100 steps, not 2000; AdamW eps 1e-8, not 1e-20).
+ *
+ * Two tables hold every key once, with its range and its help text: reading, writing, --set and
+ * the manual all work from them. A range bounds one key by itself; rules[] below has what several
+ * keys must fulfil together. Every fault is logged, not only the first one. */
 #include <math.h>
 #include <string.h>
 
@@ -10,7 +14,7 @@
 
 #define INT32_TOP 2147483647.0
 #define PARAMETERS_MAX 0x1p50 /* keeps every product of sizes, times a few bytes, inside 63 bits */
-#define MIN_EPS 1e-30
+#define MIN_EPS 1e-30         /* above 0, and a normal number in fp32, in which kernels use it */
 
 static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
@@ -137,6 +141,7 @@ const bk_model_config bk_model_config_absent = {
     .hc_head = BK_HEAD_SUM,
 };
 
+/* Keys that are not listed are 0, false, or the first of their choices. */
 void bk_train_config_default(bk_train_config *t) {
   *t = (bk_train_config){
       .steps = 1000,
@@ -168,6 +173,7 @@ void bk_train_config_default(bk_train_config *t) {
 
 /* ---- --set ---- */
 
+/* A key may be of the model or of the recipe; the nearest name is looked for among both. */
 static bk_status unknown_key(bk_context *ctx, const char *key) {
   const char *names[BK_COUNT(bk_model_keys) + BK_COUNT(bk_train_keys)];
   size_t count = 0;
@@ -192,6 +198,8 @@ static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t
                  model ? "model" : "training recipe");
 }
 
+/* One assignment of the command line. Without a model (m NULL) or a recipe (t NULL) the keys of
+ * that one are refused: they were fixed when the run began. */
 bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
                         const char *assignment) {
   const char *equals = strchr(assignment, '=');
@@ -236,7 +244,7 @@ static bk_status check_kept_groups(bk_context *ctx, const char *origin, const bk
                  (long long)m->topk_group, (long long)m->n_group);
 }
 
-/* Nothing is said where the groups themselves do not fit, which has been. */
+/* Silent where the groups themselves do not fit, since check_groups has already said so. */
 static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model_config *m) {
   long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group,
             k = m->num_experts_per_tok;
@@ -247,6 +255,8 @@ static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model
                  origin, k, kept * (experts / groups), kept, groups, experts);
 }
 
+/* Which numbers of streams are possible is the kind's business; a plain model has one whatever
+ * hc_mult says. */
 static bk_status check_streams(bk_context *ctx, const char *origin, const bk_model_config *m) {
   const bk_connection_kind *kind = bk_connection_kind_of((bk_hc_kind)m->residual);
   char text[64];
@@ -256,8 +266,8 @@ static bk_status check_streams(bk_context *ctx, const char *origin, const bk_mod
                  kind->name);
 }
 
-/* Every width that a kernel meets fits 31 bits. Doubles are exact up to 2^53, and only grow past
- * it: no overflow is missed. */
+/* Every width that a kernel meets must fit 31 bits. The products are taken in doubles, which are
+ * exact up to 2^53 and do not wrap beyond, so that no overflow is missed. */
 static bk_status check_width(bk_context *ctx, const char *origin, const char *what, double value) {
   if (value <= INT32_TOP) return BK_OK;
   return bk_fail(ctx, BK_ERR_CONFIG, "%s: %s is %.0f, at most 2147483647 can be", origin, what,
@@ -277,7 +287,7 @@ static double value_width(const bk_model_config *m) {
   return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->v_head_dim);
 }
 
-/* Heads that are too many or too wide are said to be once. */
+/* Silent where check_query_width has already said that the heads are too many or too wide. */
 static bk_status check_value_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (query_width(m) > INT32_TOP) return BK_OK;
   return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + v_head_dim)",
@@ -297,6 +307,8 @@ static bk_status check_stream_width(bk_context *ctx, const char *origin, const b
                      (double)m->hc_mult * (double)m->hidden_size);
 }
 
+/* Weights of one layer's multi-head latent attention: queries (with their compression, where there
+ * is one), the compressed keys and values with the rotated key, their expansion, and the output. */
 static double attention_parameters(const bk_model_config *m) {
   double c = (double)m->hidden_size, heads = (double)m->num_attention_heads;
   double q = (double)m->q_lora_rank, kv = (double)m->kv_lora_rank;
@@ -307,8 +319,8 @@ static double attention_parameters(const bk_model_config *m) {
          heads * v * c;
 }
 
-/* Within a few percent: norms and connections are left out. A width that is too large has been
- * said to be. */
+/* The number of parameters within a few percent; norms and connections are left out. Silent where
+ * a width is too large, which has been said already. */
 static bk_status check_total(bk_context *ctx, const char *origin, const bk_model_config *m) {
   double c = (double)m->hidden_size, layers = (double)m->num_hidden_layers;
   double dense = fmin(layers, (double)m->first_k_dense_replace),
@@ -323,6 +335,7 @@ static bk_status check_total(bk_context *ctx, const char *origin, const bk_model
                  origin, total, PARAMETERS_MAX);
 }
 
+/* Read from files, and also set by programs, which may put anything there. */
 static bk_status check_end_tokens(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->n_eos_token_ids < 0 || m->n_eos_token_ids > BK_END_TOKENS)
     return bk_fail(ctx, BK_ERR_CONFIG, "%s: there can be 0 to %d end tokens, not %d", origin,
@@ -344,7 +357,7 @@ static bk_status check_further_layers(bk_context *ctx, const char *origin,
 
 typedef struct rule {
   bk_status (*check)(bk_context *ctx, const char *origin, const bk_model_config *m);
-  const char *keys; /* that it looks at */
+  const char *keys; /* the keys that it looks at: without them all it is not applied */
 } rule;
 
 static const rule rules[] = {
@@ -366,6 +379,8 @@ static const rule rules[] = {
     {check_further_layers, ""},
 };
 
+/* A rule needs all of its keys to be known: a rule on a key that was already refused would only
+ * repeat the complaint in other words. */
 bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_model_config *m,
                                 bk_option_set known) {
   bk_status status = bk_options_check(ctx, origin, bk_model_keys, m, &known);
@@ -402,8 +417,9 @@ bk_status bk_train_config_validate(bk_context *ctx, const bk_train_config *t) {
 
 /* ---- derived ---- */
 
-/* arXiv 2512.24880 section 4.3.2: L_r = sqrt(n L / (n + 2)) with L sublayers keeps the fewest
- * activations. */
+/* By arXiv 2512.24880 section 4.3.2 a block of L_r = sqrt(n L / (n + 2)) of L sublayers keeps the
+ * fewest activations: n C L / L_r for the streams at the start of each block, and (n + 2) C L_r
+ * for what is made again within one. 0 means that nothing is recomputed. */
 int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute) {
   int64_t sublayers = 2 * m->num_hidden_layers;
   if (m->residual == BK_HC_PLAIN || hc_recompute == 0) return 0;
@@ -413,13 +429,16 @@ int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute) {
   return block < 1 ? 1 : block > sublayers ? sublayers : block;
 }
 
-/* Steps done before `step`, in tenths of all, decide: exact in integers for any count. */
+/* The paper's step schedule: a factor of sqrt(0.1) after 80 % of the steps, of 0.1 after 90 %.
+ * Both are shares rounded up and computed from tenths in integers, which are exact for any number
+ * of steps. */
 static double step_factor(const bk_train_config *t, int64_t step) {
   int64_t done = step - 1, tenth = t->steps / 10, rest = t->steps % 10;
   int64_t eighty = 8 * tenth + (8 * rest + 9) / 10, ninety = 9 * tenth + (9 * rest + 9) / 10;
   return done >= ninety ? 0.1 : done >= eighty ? 0.316 : 1;
 }
 
+/* Half a cosine from 1 at the end of the warm-up down to min_lr_ratio at the last step. */
 static double cosine_factor(const bk_train_config *t, int64_t step) {
   const double pi = 3.14159265358979323846;
   int64_t length = t->steps - t->warmup_steps;
@@ -428,6 +447,7 @@ static double cosine_factor(const bk_train_config *t, int64_t step) {
   return t->min_lr_ratio + (1 - t->min_lr_ratio) * 0.5 * (1 + cos(pi * progress));
 }
 
+/* Steps count from 1, so that the first step of a warm-up already has a rate above 0. */
 double bk_learning_rate(const bk_train_config *t, int64_t step) {
   if (step <= t->warmup_steps) return t->lr * ((double)step / (double)t->warmup_steps);
   switch (t->lr_schedule) {

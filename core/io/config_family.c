@@ -1,4 +1,9 @@
-/* Which models a config.json may be of. See config_family.h. */
+/* Which models a config.json may describe (config_family.h). A file of another family must not be
+ * read as if it were one of these: most families share key names, so that such a file would parse,
+ * and its model would compute something else. The names come first; where there are none, keys
+ * decide that only this family has; and keys by which near relatives differ must ask for nothing.
+ *
+ * Every fault is logged, so that a user sees all of them at once. */
 #include "io/config_family.h"
 
 #include <stdio.h>
@@ -6,7 +11,7 @@
 
 #define LIST_TEXT 256
 
-/* Adds to "a, b"; what does not fit is left out. */
+/* Adds a name to a list such as "a, b"; a name that does not fit is left out. */
 static void add_name(char list[LIST_TEXT], const char *name) {
   size_t used = strlen(list), more = strlen(name) + (used ? 2 : 0);
   if (used + more >= LIST_TEXT) return;
@@ -19,15 +24,16 @@ static const char *const our_types[] = {"deepseek_v3", "birkhoff", NULL};
 static const char *const our_architectures[] = {"DeepseekV3ForCausalLM", "DeepseekV3Model",
                                                 "BirkhoffForCausalLM", NULL};
 
-/* What no other family brings all of. */
+/* Keys of which no other family's file has all. */
 static const char *const own_keys[] = {"kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim",
                                        "v_head_dim", "n_routed_experts"};
 
+/* What model_type and architectures say. */
 typedef struct names {
-  bool given, ours;   /* one of the two is there at all; one of them names this family */
-  const json_t *type; /* another family's, else NULL */
-  const json_t *architecture;
-  bk_status status; /* of their kinds */
+  bool given, ours;           /* one of the two keys is there; one of them names this family */
+  const json_t *type;         /* the model_type, if it is another family's, else NULL */
+  const json_t *architecture; /* the first architecture of another family, else NULL */
+  bk_status status;           /* a failure where a key is not of the right kind */
 } names;
 
 static bool is_one_of(const json_t *value, const char *const *list) {
@@ -48,6 +54,7 @@ static void read_type(bk_context *ctx, const char *origin, const json_t *root, n
   else n->type = type;
 }
 
+/* One known name in the list is enough. Some files have a single name in place of the list. */
 static void read_architectures(bk_context *ctx, const char *origin, const json_t *root, names *n) {
   const json_t *list = json_object_get(root, "architectures"), *entry;
   size_t i;
@@ -71,6 +78,7 @@ static void read_architectures(bk_context *ctx, const char *origin, const json_t
         origin, odd == list ? "is" : "holds", bk_json_kind(odd));
 }
 
+/* The message shows whichever of the two names is foreign, and lists those that are known. */
 static bk_status refuse_names(bk_context *ctx, const char *origin, const names *n) {
   char type[BK_JSON_SHOWN + 32] = "", architecture[BK_JSON_SHOWN + 32] = "", text[BK_JSON_SHOWN];
   if (n->type) snprintf(type, sizeof type, "model_type \"%s\"", bk_json_shown(n->type, text));
@@ -85,6 +93,9 @@ static bk_status refuse_names(bk_context *ctx, const char *origin, const names *
       origin, type, n->type && n->architecture ? " and " : "", architecture);
 }
 
+/* A file without names is accepted only with all of the family's own keys; a file with foreign
+ * names is refused even then. Where it has some of the keys, the other faults are still worth
+ * telling. */
 bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root,
                                  bool *alone) {
   char missing[LIST_TEXT] = "";
@@ -112,12 +123,15 @@ bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json
 
 typedef struct sibling {
   const char *keys[4];
-  const char *harmless; /* beside null, as written in JSON */
-  const char *why;
+  const char *harmless; /* the value, as written in JSON, that asks for nothing; null always does */
+  const char *why;      /* the end of the message */
 } sibling;
 
 static const char layer_types[] = "layer_types";
 
+/* Keys of near relatives (DeepSeek-V3.2, Qwen, Kimi, Granite and others) that change the function
+ * of the model. Left alone they would only be warned about as unknown, and the model would be
+ * wrong. */
 static const sibling siblings[] = {
     {{"index_topk", "index_n_heads", "index_head_dim"}, "null", "no sparse attention is built"},
     {{"sliding_window", "attention_chunk_size"}, "null", "attention looks at all earlier tokens"},
@@ -148,7 +162,7 @@ static const sibling siblings[] = {
     {{"use_mla"}, "true", "attention compresses keys and values"},
 };
 
-/* A window that is switched off is none. */
+/* A sliding window that is switched off by its own key asks for nothing. */
 static bool is_off(const json_t *root, const char *key) {
   return strcmp(key, "sliding_window") == 0 &&
          json_is_false(json_object_get(root, "use_sliding_window"));
@@ -164,7 +178,7 @@ static bool is_harmless(const sibling *s, const json_t *value) {
          json_number_value(value) == wanted;
 }
 
-/* Newer files name the kind of each layer's attention. */
+/* Newer files name the kind of each layer's attention; only full attention is built. */
 static bk_status check_layer_types(bk_context *ctx, const char *origin, const json_t *root) {
   const json_t *list = json_object_get(root, layer_types), *kind;
   size_t i;
@@ -182,6 +196,7 @@ static bk_status check_layer_types(bk_context *ctx, const char *origin, const js
                                        origin, bk_json_kind(list));
 }
 
+/* The keys of one row are reported together, since they would change the same thing. */
 bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const json_t *root) {
   bk_status status = check_layer_types(ctx, origin, root);
   for (size_t i = 0; i < BK_COUNT(siblings); i++) {

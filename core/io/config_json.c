@@ -7,7 +7,11 @@
  * agree with others (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for
  * nothing (config_family.h); what the model was made with (eos_token_id,
  * num_nextn_predict_layers); a key that says nothing about the model (silent[]); anything else,
- * which is a warning. */
+ * which is a warning.
+ *
+ * Reading config.json goes on past a fault so that a user sees all of them, and leaves the caller's
+ * struct alone if there is one. trainer_state.json is stricter: it was written by this library, and
+ * a run that continues with another recipe would not be the same run. */
 #include <stdio.h>
 #include <string.h>
 
@@ -17,14 +21,16 @@
 
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
 #define STATE_FORMAT 1
-#define COUNT_MAX (1LL << 60) /* a step may be added without overflow */
+#define COUNT_MAX (1LL << 60) /* of steps and tokens; a step can be added without overflow */
 
+/* An open JSON document; `origin` begins every message about it. */
 typedef struct document {
   bk_context *ctx;
   const char *origin;
   json_t *root;
 } document;
 
+/* A text that is no JSON is no failure here: the answer is false. */
 bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                         bool *whole) {
   json_t *root = NULL;
@@ -51,8 +57,8 @@ static bk_status wrong_kind(const document *doc, const bk_option *o, const json_
                  bk_option_range_text(o, range, sizeof range), bk_json_kind(value));
 }
 
-/* Integers are taken for float keys (files on the hub have "rope_theta": 10000), floats never
- * for integer keys. */
+/* Integers are accepted for float keys (files on the hub have "rope_theta": 10000), but floats
+ * never for integer keys. */
 static bk_status read_option(const document *doc, const bk_option *o, const json_t *value,
                              void *config) {
   bool word = o->type == BK_OPT_ENUM || o->type == BK_OPT_INT_OR_AUTO;
@@ -78,9 +84,10 @@ static bk_status read_option(const document *doc, const bk_option *o, const json
 typedef struct reading {
   bk_model_config m;
   bk_option_set known; /* keys of m whose value stands: what was read well, and defaults */
-  /* an absent key means Hugging Face's default: not where the document is another family's */
+  /* An absent key means Hugging Face's default; false where the document is another family's, of
+   * which that cannot be said. */
   bool defaults;
-  bk_status status; /* the first failure's */
+  bk_status status; /* the first failure */
 } reading;
 
 static void note(reading *r, bk_status status) {
@@ -102,6 +109,7 @@ typedef struct fixed_key {
   const char *why;
 } fixed_key;
 
+/* Keys of DeepSeek-V3 whose other values are not built. They are written with these values too. */
 static const fixed_key fixed[] = {
     {"moe_layer_freq", FIXED_INT, "1", "every layer past first_k_dense_replace has experts"},
     {"scoring_func", FIXED_STRING, "sigmoid", "no other score is built"},
@@ -113,6 +121,8 @@ static const fixed_key fixed[] = {
     {"attention_dropout", FIXED_NUMBER, "0.0", "there is no dropout"},
 };
 
+/* Compares with the one value that is honoured, of exactly its kind: 1 is not 1.0 for an integer
+ * key. */
 static bool fixed_holds(const fixed_key *key, const json_t *value) {
   double wanted = 0;
   switch (key->kind) {
@@ -143,11 +153,11 @@ static void check_fixed(const document *doc, reading *r) {
 
 /* ---- config.json: rotary position ---- */
 
-/* in older and in newer files */
+/* The first is the name in older files, the second in newer ones. */
 static const char *const rope_objects[] = {"rope_scaling", "rope_parameters"};
 
-/* Only the default kind, with its theta. What is wrong with the kind says it of all other
- * members. */
+/* Only the default kind is built, with its theta. A wrong kind makes the other members
+ * meaningless, so that it alone is reported. */
 static bk_status check_rope_kind(const document *doc, const char *name, json_t *rope) {
   static const char *const kinds[] = {"rope_type", "type"};
   char given[BK_JSON_SHOWN];
@@ -162,6 +172,7 @@ static bk_status check_rope_kind(const document *doc, const char *name, json_t *
   return BK_OK;
 }
 
+/* Any member but the kind and theta asks for a scaling of positions, which is not built. */
 static bk_status check_rope_members(const document *doc, const char *name, json_t *rope) {
   const char *key;
   json_t *value;
@@ -178,6 +189,8 @@ static bk_status check_rope_members(const document *doc, const char *name, json_
   return BK_OK;
 }
 
+/* rope_theta may stand outside of the rope object, inside, or in both places with the same
+ * value. */
 static bk_status read_rope(const document *doc, const char *name, reading *r) {
   json_t *rope = json_object_get(doc->root, name),
          *outside = json_object_get(doc->root, "rope_theta");
@@ -198,8 +211,9 @@ static bk_status read_rope(const document *doc, const char *name, reading *r) {
 
 /* ---- config.json: keys that must agree ---- */
 
-/* `with` holds the keys that make up `wanted`: where one is not known, nothing can be said.
- * `absent` < 0: an absent key agrees. null always does. */
+/* Compares a key that repeats others. `with` names the keys that make up `wanted`; where one of
+ * them is not known nothing can be said. `absent` is the value that a missing key stands for, or
+ * below 0 where a missing key agrees with anything. null always agrees. */
 static bk_status check_agrees(const document *doc, const reading *r, const char *name,
                               int64_t absent, int64_t wanted, const char *with) {
   json_t *value = json_object_get(doc->root, name);
@@ -218,6 +232,8 @@ static bk_status check_agrees(const document *doc, const reading *r, const char 
                  (long long)json_integer_value(value), with, (long long)wanted);
 }
 
+/* 128 is Hugging Face's default for num_key_value_heads, so that a file without it and with fewer
+ * heads describes grouped keys, which are not built. */
 static void check_agreements(const document *doc, reading *r) {
   const bk_model_config *m = &r->m;
   note(r, check_agrees(doc, r, "num_key_value_heads", 128, m->num_attention_heads,
@@ -244,7 +260,7 @@ static bool is_end_token(const json_t *value) {
 static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
   json_t *value = json_object_get(doc->root, "eos_token_id");
   char given[BK_JSON_SHOWN];
-  /* -1: some write it for none */
+  /* Some files write -1 for "none". */
   if (!value || json_is_null(value) || (json_is_integer(value) && json_integer_value(value) == -1))
     return BK_OK;
   size_t count = json_is_array(value) ? json_array_size(value) : 1;
@@ -266,9 +282,10 @@ static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
   return BK_OK;
 }
 
-/* two names of one thing */
+/* Two names for the number of multi-token prediction layers. */
 static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"};
 
+/* Where a file has both names they must agree. */
 static bk_status read_further_layers(const document *doc, bk_model_config *m) {
   const char *said_by = NULL;
   char given[BK_JSON_SHOWN];
@@ -292,7 +309,7 @@ static bk_status read_further_layers(const document *doc, bk_model_config *m) {
 
 /* ---- config.json: the other keys ---- */
 
-/* About files, tokens, generation or training, never about the model's function. */
+/* Keys about files, tokens, generation or training, never about the model's function. */
 static const char *const silent[] = {
     "architectures",
     "torch_dtype",
@@ -342,6 +359,7 @@ static const char *const silent[] = {
     "quantization_config",
 };
 
+/* Keys that end in _token_id concern the tokenizer, and there are many of them. */
 static bool is_expected(const char *key) {
   const char suffix[] = "_token_id";
   size_t length = strlen(key), tail = sizeof suffix - 1;
@@ -354,6 +372,8 @@ static bool is_expected(const char *key) {
   return false;
 }
 
+/* An unknown key may be misspelt. The nearest known name is suggested, but an unknown key is never
+ * an error: files on the hub carry many that nobody reads. */
 static void warn_unknown(const document *doc) {
   const char *key, *names[BK_COUNT(fixed) + 64];
   json_t *value;
@@ -372,7 +392,7 @@ static void warn_unknown(const document *doc) {
             doc->origin);
 }
 
-/* What passes, and yet the user should know of. */
+/* Warnings about what is accepted but may surprise the user. */
 static void warn(const document *doc, const bk_model_config *m) {
   warn_unknown(doc);
   for (int i = 0; i < m->n_eos_token_ids; i++)
@@ -396,8 +416,9 @@ static bool is_null(const document *doc, const char *name) {
   return json_is_null(json_object_get(doc->root, name));
 }
 
-/* The keys whose null says one thing only; topk_group's is n_group, see read_groups.
- * rope_theta's is what a rope object says. */
+/* Whether a key's null is understood and needs no value. For n_shared_experts and n_group it means
+ * one thing only; for topk_group it means n_group (read_groups); for rope_theta it means the value
+ * in a rope object, if there is one. */
 static bool take_null(const document *doc, const char *name, bk_model_config *m) {
   if (!is_null(doc, name)) return false;
   if (strcmp(name, "n_shared_experts") == 0) {
@@ -414,6 +435,7 @@ static bool take_null(const document *doc, const char *name, bk_model_config *m)
   return strcmp(name, "topk_group") == 0 || (strcmp(name, "rope_theta") == 0 && inside);
 }
 
+/* A key counts as known if its value was read well, or if its absence has a meaning. */
 static void read_keys(const document *doc, reading *r) {
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     json_t *value = json_object_get(doc->root, o->name);
@@ -425,8 +447,8 @@ static void read_keys(const document *doc, reading *r) {
   }
 }
 
-/* Without groups every expert may be chosen: no number of groups kept, or no groups at all,
- * means that all are kept. */
+/* Without groups every expert may be chosen: where no number of kept groups is given, or no groups
+ * at all, all groups are kept. */
 static void read_groups(const document *doc, reading *r) {
   bool absent = !json_object_get(doc->root, "topk_group");
   if (!is_null(doc, "topk_group") && !(absent && is_null(doc, "n_group"))) return;
@@ -435,8 +457,8 @@ static void read_groups(const document *doc, reading *r) {
   if (is_known(r, "n_group")) r->known |= bk_option_bits(bk_model_keys, "topk_group");
 }
 
-/* Goes on past a fault, so that all of them are said; a key that could not be read takes no part
- * in what follows from others. */
+/* Goes on past a fault so that all of them are reported. A key that could not be read takes no
+ * part in the rules that combine it with others. */
 static bk_status read_model(const document *doc, bk_model_config *m) {
   reading r = {.m = bk_model_config_absent};
   bool alone = false;
@@ -486,6 +508,7 @@ static void begin_member(bk_json_out *out, const char *indent, const char *key) 
   bk_json_out_text(out, ": ");
 }
 
+/* Words are quoted in JSON, except for null; numbers and booleans are not. */
 static void write_option(bk_json_out *out, const char *indent, const bk_option *o,
                          const void *config) {
   char text[BK_OPTION_TEXT];
@@ -502,7 +525,8 @@ static void write_text_member(bk_json_out *out, const char *key, const char *jso
   bk_json_out_text(out, json);
 }
 
-/* As they came: one as an integer, several as a list, none not at all. */
+/* The end tokens in the form in which they came: one as an integer, several as a list, none not at
+ * all. */
 static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
   if (m->n_eos_token_ids == 0) return;
   begin_member(out, "  ", "eos_token_id");
@@ -514,6 +538,8 @@ static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
   if (m->n_eos_token_ids > 1) bk_json_out_text(out, "]");
 }
 
+/* Written so that transformers reads it, with every key in full: nothing depends on its
+ * defaults. */
 static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dtype) {
   const char *torch = dtype == BK_BF16  ? "\"bfloat16\""
                       : dtype == BK_F64 ? "\"float64\""
@@ -535,7 +561,7 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
     else bk_json_out_text(out, fixed[i].text);
   }
   write_text_member(out, "rope_scaling", "null");
-  /* such layers are not loaded, so none are saved */
+  /* Layers for multi-token prediction are not loaded, so that none are saved. */
   write_text_member(out, "num_nextn_predict_layers", "0");
   write_end_tokens(out, m);
   bk_json_out_text(out, "\n}\n");
@@ -548,6 +574,7 @@ static bk_status save(bk_json_out *out, const char *path) {
   return status;
 }
 
+/* Checked before it is written: a file that could not be read again must not come about. */
 bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
                                 bk_dtype dtype) {
   if (!bk_dtype_is_float(dtype))
@@ -561,6 +588,8 @@ bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_mode
 
 /* ---- trainer_state.json ---- */
 
+/* The hash of the data is written as text, because 64 bits do not fit the numbers of every JSON
+ * reader. */
 bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s) {
   char hash[24];
   BK_TRY(bk_train_config_check(ctx, path, &s->recipe));
@@ -607,8 +636,9 @@ static bk_status read_hash(const document *doc, uint64_t *hash) {
   return BK_OK;
 }
 
-/* Keys that states may lack, and what stands for an absent one: what changes no bit of a run
- * that knew nothing of it. NULL: the default. */
+/* Keys that older states may lack, because they were added later, and the value that stands for an
+ * absent one: the value that changes no bit of a run that knew nothing of the key. NULL means the
+ * default. */
 static const struct {
   const char *name, *value;
 } later_keys[] = {
@@ -626,8 +656,8 @@ static bk_status read_absent(const document *doc, const bk_option *o, bk_train_c
   return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
 }
 
-/* Every other key must be there, and all must be known: a resumed run continues bit for bit or
- * not at all. */
+/* All keys but the later ones must be there, and all must be known: a resumed run continues bit
+ * for bit or not at all. */
 static bk_status read_recipe(const document *doc, bk_train_config *t) {
   json_t *recipe = json_object_get(doc->root, "recipe"), *value;
   const char *key;
@@ -648,6 +678,7 @@ static bk_status read_recipe(const document *doc, bk_train_config *t) {
   return bk_train_config_check(doc->ctx, doc->origin, t);
 }
 
+/* The format's number comes first: of another format nothing else can be judged. */
 static bk_status read_state(const document *doc, bk_trainer_state *s) {
   bk_trainer_state read = {.step = 0};
   int64_t format = 0;

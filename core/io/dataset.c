@@ -1,18 +1,22 @@
 /* Token data in memory: one segment per file, kept in the width it has on disk (bytes, uint16 or
- * uint32), or one of the caller's.
+ * uint32), or a single segment that is the caller's own. Every token is checked against the
+ * vocabulary once, on loading, so that no kernel has to.
  *
- * The end token belongs to the split that holds its file's last byte: `all` and `val`, or
- * `train` where the file is too short (fewer than 10 bytes) to have a validation part. */
+ * The end token belongs to the split that holds its file's last byte: `all` and `val`, or `train`
+ * where the file is too short (fewer than 10 bytes) to have a validation part.
+ *
+ * The order of training is a pure function of seed and position: nothing is shuffled in memory,
+ * and a resumed run finds its place by the number of the sequence alone. */
 #include "io/dataset.h"
 
 #include <string.h>
 
 #include "io/recognise.h"
 
-#define BIN_VAL_MIN 2 /* tokens: fewer predict nothing */
+#define BIN_VAL_MIN 2 /* tokens of a validation part; fewer predict nothing */
 
 typedef struct segment {
-  int64_t first; /* number of its first token in the whole */
+  int64_t first; /* number of its first token in the whole data */
   int64_t count; /* tokens, the end token included */
   int width;     /* bytes per stored token: 1 text, 2, 4 */
   bool ends;     /* text: BK_TOKEN_END after the stored bytes */
@@ -25,8 +29,8 @@ struct bk_dataset {
   segment *segments; /* none is empty */
   size_t n_segments;
   int64_t tokens, bytes;
-  int64_t kept_back; /* tokens of .bin files behind BK_SPLIT_TRAIN */
-  bool parted;       /* of some file BK_SPLIT_TRAIN has left something */
+  int64_t kept_back; /* tokens of .bin files that BK_SPLIT_TRAIN leaves for validation */
+  bool parted;       /* BK_SPLIT_TRAIN has left a part of some file for validation */
   uint64_t hash;
 };
 
@@ -88,7 +92,8 @@ static bk_status read_at(const source *s, bk_file *file, uint64_t begin, void *d
   return BK_OK;
 }
 
-/* By a sample of the beginning: what the name promises is looked for in the contents. */
+/* The name of a file says what is in it, text or a stream; a sample of its beginning must not say
+ * otherwise. */
 static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
   static const bk_wanted wanted[] = {
       [1] = BK_WANTED_TEXT, [2] = BK_WANTED_UINT16, [4] = BK_WANTED_UINT32};
@@ -114,7 +119,8 @@ static int64_t stored_token(const segment *g, int64_t i) {
   }
 }
 
-/* A file's stream may be of another width or byte order than was taken for granted. */
+/* The message about a wrong token. If the whole stream fits the vocabulary in another width or
+ * byte order, it says so. */
 static bk_status fail_token(const source *s, const segment *g, int64_t i) {
   char words[BK_RECOGNISE_TEXT] = "";
   int64_t vocab = s->options->vocab_size;
@@ -128,6 +134,7 @@ static bk_status fail_token(const source *s, const segment *g, int64_t i) {
                  known ? "; " : "", words);
 }
 
+/* The end token is not stored with a text, so that it is checked by itself. */
 static bk_status check_tokens(const source *s, const segment *g) {
   int64_t vocab = s->options->vocab_size;
   for (int64_t i = 0; i < g->count - g->ends; i++)
@@ -139,8 +146,8 @@ static bk_status check_tokens(const source *s, const segment *g) {
   return BK_OK;
 }
 
-/* Chained over the segments, so that no second copy of the data is needed. The order of files
- * counts. */
+/* The hash is chained over the segments, so that no second copy of the data is needed. The order
+ * of the files counts. */
 static uint64_t mix_hash(uint64_t hash, const segment *g) {
   int64_t stored = g->count - g->ends;
   uint64_t parts[4] = {hash, (uint64_t)g->count, (uint64_t)g->width,
@@ -148,7 +155,9 @@ static uint64_t mix_hash(uint64_t hash, const segment *g) {
   return bk_hash64(parts, sizeof parts);
 }
 
-/* bk_alloc zeroes, which costs one more pass; the data is read once per run. */
+/* bk_alloc zeroes the memory, which costs one more pass over it; the data is read once per run.
+ * Only text has a size in bytes, from which losses per byte are computed: a single stream among
+ * the files makes that of the whole data unknown (-1). */
 static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   uint64_t bytes = s->end - s->begin;
   if (bytes > (uint64_t)INT64_MAX / 2 || bytes >= SIZE_MAX)
@@ -170,6 +179,8 @@ static bk_status load_part(bk_dataset *ds, const source *s, bk_file *file) {
   return BK_OK;
 }
 
+/* The contents are looked at before the split is cut: a compressed text must not be cut into
+ * tenths. */
 static bk_status load_file(bk_dataset *ds, const char *path, const bk_dataset_options *options) {
   source s = {
       .ctx = ds->ctx, .path = path, .options = options, .width = token_width(path, options)};
@@ -225,6 +236,7 @@ bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths
   return status;
 }
 
+/* Tokens in memory stay the caller's and must outlive the data set. */
 static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, int width,
                              const bk_dataset_options *options) {
   const source s = {.ctx = ds->ctx, .path = "tokens in memory", .options = options, .width = width};
@@ -238,6 +250,7 @@ static bk_status take_tokens(bk_dataset *ds, const void *tokens, int64_t count, 
   return check_tokens(&s, ds->segments);
 }
 
+/* The tokens are read where they lie, and must therefore be aligned to their size. */
 bk_status bk_dataset_from_tokens(bk_context *ctx, const void *tokens, int64_t count,
                                  int token_bytes, int64_t vocab_size, bk_dataset **ds) {
   const bk_dataset_options options = {.vocab_size = vocab_size, .split = BK_SPLIT_ALL};
@@ -273,6 +286,7 @@ int64_t bk_dataset_bytes(const bk_dataset *ds) { return ds->bytes; }
 uint64_t bk_dataset_hash(const bk_dataset *ds) { return ds->hash; }
 int64_t bk_dataset_kept_back(const bk_dataset *ds) { return ds->kept_back; }
 
+/* The segment that holds token i, by bisection. */
 static size_t segment_of(const bk_dataset *ds, int64_t i) {
   size_t low = 0, high = ds->n_segments;
   while (high - low > 1) {
@@ -302,9 +316,9 @@ static void copy_tokens(const bk_dataset *ds, int64_t first, int64_t count, int3
 
 /* ---- training order ---- */
 
-/* A bijection of [0, count): four Feistel rounds on 2k bits, 4^k >= count, repeated until the
- * value is in range ("cycle walking", Black and Rogaway 2002); under four repetitions on
- * average. Round functions are Philox. */
+/* A random order of [0, count) without memory: a bijection made of four Feistel rounds on 2k bits
+ * with 4^k >= count, repeated until the value is in range ("cycle walking", Black and Rogaway
+ * 2002), which takes under four repetitions on average. The round functions are Philox. */
 static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t count,
                         uint64_t x) {
   unsigned half = 1;
@@ -324,6 +338,7 @@ static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t
   return x;
 }
 
+/* A sequence needs one token more than its length, for the last target. */
 bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len) {
   if (seq_len < 1)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "seq_len must be at least 1, not %lld",
@@ -335,13 +350,16 @@ bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_
                  (long long)seq_len, (long long)seq_len + 1);
 }
 
-/* Windows per epoch. From nine on one is left out, so that an epoch's offset has room for a
- * whole window. */
+/* Windows per epoch. From nine on one is left out, so that the offset at which an epoch begins has
+ * room for a whole window. */
 static int64_t train_windows(const bk_dataset *ds, int64_t seq_len) {
   int64_t all = (ds->tokens - 1) / seq_len;
   return all > 8 ? all - 1 : all;
 }
 
+/* Sequence s of a run. An epoch cuts the data into windows that do not overlap, from an offset
+ * that differs from epoch to epoch, so that a token is not always in the same place of its window,
+ * and visits each window once in a random order. */
 void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s,
                                int32_t *ids, int32_t *targets) {
   static const char order_name[] = "data order", offset_name[] = "data offset";
@@ -364,6 +382,8 @@ int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len) {
   return (ds->tokens - 1) / seq_len + ((ds->tokens - 1) % seq_len != 0);
 }
 
+/* Windows of evaluation cover the data in order, each token once. The last one is filled up with
+ * id 0, whose targets are ignored. */
 int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i, int32_t *ids,
                                int32_t *targets) {
   int64_t first = i * seq_len, left = ds->tokens - 1 - first;

@@ -1,5 +1,6 @@
-/* See json_in.h. The text is read twice: a character that was lost for want of memory is not
- * lost in the same place again. */
+/* JSON texts through the jansson library (json_in.h). jansson may lose a character without a word
+ * when an allocation fails. The text is therefore parsed twice: memory that runs out does not run
+ * out in the same place again, and two documents that differ show that it did. */
 #include "io/json_in.h"
 
 #include <stdio.h>
@@ -17,7 +18,7 @@ static bool memory_failed(const json_error_t *error) {
   return error->text[0] == '\0' || json_error_code(error) == json_error_out_of_memory;
 }
 
-/* Both times the same document, or both times none; else memory made the difference. */
+/* The result counts only if both parses give the same document, or both give none. */
 bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                         json_t **root, json_error_t *error) {
   json_error_t again;
@@ -34,7 +35,7 @@ bk_status bk_json_parse(bk_context *ctx, const char *origin, const char *text, s
   return none ? BK_ERR_DATA : no_memory(ctx, origin);
 }
 
-/* Past the mark that some editors put in front of UTF-8. */
+/* The length of the byte order mark that some editors put in front of UTF-8. */
 static size_t mark_length(const char *text, size_t bytes) {
   static const char mark[] = "\xef\xbb\xbf";
   return bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
@@ -46,6 +47,8 @@ bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, siz
   return bk_json_parse(ctx, origin, text + skip, bytes - skip, root, error);
 }
 
+/* Where the text is no JSON, the message says what it is, if it can be recognised: most often a
+ * user has named the wrong file. */
 bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                        json_t **root) {
   json_error_t error;
@@ -71,7 +74,8 @@ const char *bk_json_kind(const json_t *value) {
   }
 }
 
-/* Cut between two characters of UTF-8. */
+/* The string as far as it fits, cut between two characters of UTF-8, with '?' for control
+ * characters. */
 static void show_string(const char *string, char text[BK_JSON_SHOWN]) {
   size_t length = strlen(string), most = BK_JSON_SHOWN - sizeof "...";
   bool cut = length > most;

@@ -1,4 +1,5 @@
-/* JSON text under construction. See json_out.h. */
+/* JSON text under construction (json_out.h). A failure, which can only be want of memory, is kept
+ * in `status` and makes the later calls do nothing, so that a caller looks once, at the end. */
 #include "io/json_out.h"
 
 #include <inttypes.h>
@@ -21,6 +22,7 @@ void bk_json_out_clear(bk_json_out *out) {
   out->status = BK_OK;
 }
 
+/* One byte more than asked for, since the text always ends with a NUL. */
 void bk_json_out_reserve(bk_json_out *out, size_t bytes) {
   if (out->status != BK_OK) return;
   if (bytes >= SIZE_MAX - out->length) {
@@ -50,6 +52,7 @@ static void add_escaped(bk_json_out *out, unsigned char c) {
   bk_json_out_text(out, code);
 }
 
+/* Only what JSON demands is escaped; the rest of UTF-8 goes out as it is. */
 void bk_json_out_string(bk_json_out *out, const char *text) {
   bk_json_out_text(out, "\"");
   for (const char *p = text; *p; p++) {
@@ -66,12 +69,14 @@ void bk_json_out_int(bk_json_out *out, int64_t value) {
   bk_json_out_text(out, text);
 }
 
+/* JSON has no NaN and no infinity: both are written as null. */
 void bk_json_out_double(bk_json_out *out, double value) {
   char text[BK_DOUBLE_TEXT];
   bk_json_out_text(out, isfinite(value) ? bk_double_text(value, text) : "null");
 }
 
-/* Whatever the locale writes between the digits (one or more bytes) becomes one '.'. */
+/* Replaces whatever the host program's locale writes between the digits, one or more bytes, by
+ * '.'. */
 static void use_point(char *text) {
   static const char own[] = "0123456789+-eE";
   size_t head = strspn(text, own);
@@ -81,6 +86,8 @@ static void use_point(char *text) {
   memmove(text + head + 1, text + head + width, strlen(text + head + width) + 1);
 }
 
+/* The shortest of 15, 16 or 17 digits that reads back as the same double; 17 always do. A whole
+ * number gets ".0", because transformers takes a number without a point for an integer. */
 char *bk_double_text(double value, char text[BK_DOUBLE_TEXT]) {
   if (!isfinite(value)) {
     snprintf(text, BK_DOUBLE_TEXT, "%s", isnan(value) ? "nan" : value < 0 ? "-inf" : "inf");

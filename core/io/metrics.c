@@ -1,15 +1,16 @@
-/* Writing metrics.jsonl: rows are written in one piece each, so that a crash tears the last line
- * at most. Rows that cannot be written wait in memory; attempts come after 1, 2, 4, ... more
- * rows. Reading: metrics_rows.c. */
+/* Writing metrics.jsonl, one JSON object a line and a line a step. A row is written in one piece,
+ * so that a crash tears the last line at most. A run does not die of a full disk: rows that cannot
+ * be written wait in memory, and new attempts are made after 1, 2, 4, ... further rows. Reading is
+ * in metrics_rows.c. */
 #include "io/metrics.h"
 
 #include <string.h>
 
 #include "io/json_out.h"
 
-/* of rows that wait: at least a hundred thousand steps */
+/* The most bytes of rows that wait, enough for a hundred thousand steps at least. */
 #define PENDING_MAX_BYTES ((size_t)1 << 26)
-#define FIXED_BYTES 1024 /* all keys, and all numbers that are not expert loads */
+#define FIXED_BYTES 1024 /* room for all keys, and for all numbers that are not expert loads */
 
 /* ---- writing ---- */
 
@@ -20,7 +21,7 @@ struct bk_metrics {
   uint64_t length;                        /* bytes of whole rows in the file */
   bk_json_out rows;                       /* rows that are not in the file, the newest last */
   int64_t pending, first_step, last_step; /* number of those rows; their steps */
-  int64_t failures, wait;                 /* in a row; rows to come before the next attempt */
+  int64_t failures, wait; /* failed attempts in a row; rows to come before the next attempt */
 };
 
 static bk_status open_end(bk_metrics *m) {
@@ -43,6 +44,8 @@ bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metric
   return status;
 }
 
+/* Whatever was not written by now is lost; bk_metrics_flush says so while it can still be
+ * helped. */
 void bk_metrics_close(bk_metrics *m) {
   if (!m) return;
   int rc = m->file ? m->ctx->fs.close(m->ctx->fs.user, m->file) : 0;
@@ -82,6 +85,7 @@ static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
   bk_json_out_text(out, "]");
 }
 
+/* Reserves the whole row first, so that want of memory cannot leave half of one behind. */
 static void put_row(bk_json_out *out, const bk_metrics_row *row) {
   bool loads = row->n_layers > 0 && row->n_experts > 0 && row->expert_load;
   bk_json_out_reserve(
@@ -103,8 +107,8 @@ static void put_row(bk_json_out *out, const bk_metrics_row *row) {
   bk_json_out_text(out, "}\n");
 }
 
-/* A write that failed half-way leaves a torn row: it is cut off, so that the next attempt begins
- * with a whole one. */
+/* A write that failed half-way leaves a torn row. It is cut off at once and again before the next
+ * attempt, in case that failed too, so that a whole row always follows a whole one. */
 static bk_status write_rows(bk_metrics *m) {
   const bk_fs *fs = &m->ctx->fs;
   int rc = m->failures ? fs->truncate(fs->user, m->path, m->length) : 0;
@@ -122,6 +126,8 @@ static bk_status write_rows(bk_metrics *m) {
                  done < 0 ? strerror((int)-done) : "fewer bytes were taken than given");
 }
 
+/* The new row joins those that wait, and all are written in one piece when an attempt is due. The
+ * limit on what waits makes a run on a full disk lose rows and not its memory. */
 bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   size_t before = m->rows.length;
   if (before > PENDING_MAX_BYTES)

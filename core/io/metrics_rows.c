@@ -1,4 +1,6 @@
-/* Reading metrics.jsonl, and cutting it back for a resume. See metrics.h. */
+/* Reading metrics.jsonl, and cutting it back for a resume (metrics.h). A run that crashed may have
+ * written rows past its last checkpoint, and a disk may have damaged any line. Damage never stops
+ * a run or a report: damaged lines are warned about, and a cut moves them into a file beside. */
 #include "io/metrics.h"
 
 #include <errno.h>
@@ -10,7 +12,7 @@
 #include "io/json_in.h"
 #include "io/json_out.h"
 
-#define LINE_MAX_BYTES ((size_t)1 << 28) /* what is longer is damaged, and read in pieces */
+#define LINE_MAX_BYTES ((size_t)1 << 28) /* a longer line is damaged, and is read in pieces */
 #define READ_BYTES ((size_t)1 << 16)
 #define CAUSE_MAX 256
 
@@ -23,7 +25,7 @@ typedef struct lines {
   char *data;
   size_t capacity, fill, at; /* bytes held; the next line begins at `at` */
   uint64_t base;             /* file offset of data[0] */
-  int64_t number;            /* of the line given last, from 1 */
+  int64_t number;            /* number of the line given last, from 1 */
 } lines;
 
 /* Makes room and reads on; *more = false at the end of the file. */
@@ -43,7 +45,7 @@ static bk_status lines_fill(lines *l, bool *more) {
 }
 
 /* The next whole line without its newline (or LINE_MAX_BYTES of one that is longer), or *line =
- * NULL after the last. What follows the last newline is torn and not given. */
+ * NULL after the last. What follows the last newline is torn, and is not given. */
 static bk_status lines_next(lines *l, const char **line, size_t *bytes) {
   bool more = true;
   size_t seen = 0;
@@ -93,20 +95,20 @@ typedef struct row_line {
   line_kind kind;
   const char *text;
   size_t bytes;
-  json_t *row; /* of a ROW: to json_decref */
+  json_t *row; /* set for a ROW, to be json_decref'd */
   int64_t step;
 } row_line;
 
 typedef struct rows {
   lines lines;
   int64_t last_step; /* that is asked for */
-  /* numbers of the lines that are rows, ascending, [n_keep]; NULL while they are looked for:
-   * every object with a step counts */
+  /* Numbers of the lines that are rows, ascending, [n_keep]. NULL while they are being looked for:
+   * then every object with a step counts as one. */
   const int64_t *keep;
   size_t n_keep, at;
-  int64_t damaged;       /* lines so far */
+  int64_t damaged;       /* damaged lines so far */
   int64_t first;         /* number of the first of them */
-  char cause[CAUSE_MAX]; /* what is wrong with it */
+  char cause[CAUSE_MAX]; /* what is wrong with that one */
 } rows;
 
 static void BK_PRINTF(2, 3) note_damage(rows *r, const char *format, ...) {
@@ -118,6 +120,8 @@ static void BK_PRINTF(2, 3) note_damage(rows *r, const char *format, ...) {
   r->first = r->lines.number;
 }
 
+/* Whether the current line is among those that count; the numbers are walked along with the
+ * lines. */
 static bool stays(rows *r) {
   if (!r->keep) return true;
   while (r->at < r->n_keep && r->keep[r->at] < r->lines.number) r->at++;
@@ -161,7 +165,7 @@ static bk_status rows_next(rows *r, row_line *line) {
 
 typedef struct order {
   bk_context *ctx;
-  int64_t *step, *line; /* of each object with a step, [count] */
+  int64_t *step, *line; /* [count]: step and line number of each object with a step */
   size_t count, step_capacity, line_capacity;
   bool ascends;
 } order;
@@ -175,7 +179,7 @@ static bk_status order_add(order *o, int64_t step, int64_t line) {
   return BK_OK;
 }
 
-/* The place of the first of the `count` ends whose step is not below. */
+/* The first of the `count` ends whose step is not below `step`, by bisection. */
 static size_t lower_bound(const order *o, const int64_t *ends, size_t count, int64_t step) {
   size_t low = 0;
   while (count > 0) {
@@ -186,8 +190,8 @@ static size_t lower_bound(const order *o, const int64_t *ends, size_t count, int
   return low;
 }
 
-/* ends[k]: the row with the least step that ends an ascending run of k + 1 rows; before[i]: the
- * row before row i in its run. */
+/* The usual method for a longest ascending subsequence. ends[k] is the row with the least step
+ * that ends an ascending run of k + 1 rows, and before[i] the row before row i in its run. */
 static size_t find_runs(const order *o, int64_t *ends, int64_t *before) {
   size_t longest = 0;
   for (size_t i = 0; i < o->count; i++) {
@@ -223,6 +227,7 @@ static void order_fini(order *o) {
   bk_free(o->ctx, o->line);
 }
 
+/* The first pass: the step and the line of every row, without its values. */
 static bk_status collect(rows *r, order *o) {
   row_line line;
   for (;;) {
@@ -255,16 +260,19 @@ static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const ord
 /* ---- cutting ---- */
 
 typedef struct cut {
-  /* asked for; of the last row that stays, 0 before the first: steps count from 1 */
+  /* The last step that is asked for, and the step of the last row that stays: 0 before the first,
+   * since steps count from 1. */
   int64_t last_step, last;
-  uint64_t end;      /* of the rows that stay, where they are all of what comes before */
-  bool prefix;       /* they are, so far */
+  uint64_t end;      /* where the rows that stay end, while they are all that comes before */
+  bool prefix;       /* they have been so far: cutting the file off at `end` is enough */
   bool dropped;      /* something before here does not stay */
   bk_json_out *kept; /* NULL while only looking */
   bk_file *aside;    /* where damaged lines go; NULL before the first */
   const char *aside_path;
 } cut;
 
+/* The file for damaged lines is appended to, so that a second resume does not lose those of the
+ * first. */
 static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
   bk_context *ctx = r->lines.ctx;
   const bk_fs *fs = &ctx->fs;
@@ -278,6 +286,8 @@ static bk_status set_aside(rows *r, cut *c, const char *text, size_t bytes) {
              : BK_OK;
 }
 
+/* While everything so far stays, the end of the file's good part is enough to know. From the first
+ * line that does not stay, the rows behind it have to be written anew. */
 static void keep(rows *r, cut *c, const row_line *line) {
   if (c->dropped) c->prefix = false;
   else c->end = lines_offset(&r->lines);
@@ -293,8 +303,8 @@ static bk_status cut_line(rows *r, cut *c, const row_line *line) {
   return line->kind == DAMAGED && c->kept ? set_aside(r, c, line->text, line->bytes) : BK_OK;
 }
 
-/* A torn last line is what a crash leaves of a step that is done again, unless the last row that
- * should be there is missing. */
+/* A torn last line is what a crash leaves of a step that will be done again. It is damage only if
+ * the last row that should be there is missing. */
 static bk_status cut_torn(rows *r, cut *c) {
   const lines *l = &r->lines;
   size_t bytes = l->fill - l->at;
@@ -304,6 +314,7 @@ static bk_status cut_torn(rows *r, cut *c) {
   return c->kept ? set_aside(r, c, l->data + l->at, bytes) : BK_OK;
 }
 
+/* The torn end, if there is one, is looked at last, when it is known whether it matters. */
 static bk_status cut_lines(rows *r, cut *c) {
   row_line line;
   for (;;) {
@@ -315,8 +326,8 @@ static bk_status cut_lines(rows *r, cut *c) {
   }
 }
 
-/* The file anew, without what is damaged: beside it first, so that a crash leaves one or the
- * other. */
+/* Writes the file anew, without what is damaged: beside its place first, so that a crash leaves
+ * the old one or the new one. */
 static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int64_t last_step,
                          const char *aside_path) {
   rows r;
@@ -348,6 +359,8 @@ static bk_status truncate_at(bk_context *ctx, const char *path, uint64_t end) {
                 : BK_OK;
 }
 
+/* Looks first. In the usual case the file is good and only has rows at its end that are to be done
+ * again: then it is just made shorter. */
 static bk_status cut_to(bk_context *ctx, const char *path, const order *o, int64_t last_step) {
   rows r;
   cut c = {.last_step = last_step, .prefix = true};
@@ -376,6 +389,7 @@ bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
 
 typedef bk_status (*line_fn)(void *arg, const row_line *line);
 
+/* The second pass: the rows that count, one by one; the callback may end it with a failure. */
 static bk_status give_rows(rows *r, line_fn each, void *arg) {
   row_line line;
   for (;;) {
@@ -388,6 +402,7 @@ static bk_status give_rows(rows *r, line_fn each, void *arg) {
   }
 }
 
+/* Two passes over the file: the first finds which rows count, the second gives them. */
 static bk_status for_lines(bk_context *ctx, const char *path, line_fn each, void *arg) {
   rows r;
   order o;
@@ -426,6 +441,7 @@ typedef struct column {
   size_t count, step_capacity, value_capacity;
 } column;
 
+/* A row without the key gives NaN, so that steps and values stay side by side. */
 static bk_status column_add(void *arg, const row_line *line) {
   column *c = arg;
   const json_t *value = json_object_get(line->row, c->key);

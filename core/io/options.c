@@ -1,4 +1,9 @@
-/* Option tables: text to value, value to text, ranges. Knows no key by name. */
+/* Option tables: text to value, value to text, ranges. No key is known here by name; a table is a
+ * row of bk_option that gives name, type, range and the place in a struct.
+ *
+ * Two integer types have words for special values: null (0) for INT_OR_NULL, auto (-1) and off (0)
+ * for INT_OR_AUTO. Integers and floats are kept apart strictly, as transformers does in
+ * config.json. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +18,7 @@ const bk_option *bk_option_find(const bk_option *table, const char *name, size_t
   return NULL;
 }
 
+/* Words that are no option's name, such as the + in a sum, are passed over. */
 bk_option_set bk_option_bits(const bk_option *table, const char *names) {
   bk_option_set bits = 0;
   for (const char *word = names; *word; word += strspn(word, " ")) {
@@ -31,6 +37,7 @@ static char *choices_text(const bk_option *o, char *text, size_t size) {
   return text;
 }
 
+/* In words that stand behind "must be" in a message. */
 char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
   char low[BK_DOUBLE_TEXT], high[BK_DOUBLE_TEXT];
   const char *words = o->type == BK_OPT_INT_OR_NULL   ? ", or null"
@@ -57,6 +64,7 @@ static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o,
                  bk_option_range_text(o, range, sizeof range), *given ? given : "empty");
 }
 
+/* The limits are stored as doubles; all of them are exact as int64. */
 static bool int_in_range(const bk_option *o, int64_t value) {
   return value >= (int64_t)o->min && value <= (int64_t)o->max;
 }
@@ -70,6 +78,7 @@ bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option
   return BK_OK;
 }
 
+/* The comparison is written so that NaN fails it. */
 bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_option *o,
                                double value, void *config) {
   char given[BK_DOUBLE_TEXT];
@@ -89,7 +98,7 @@ static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option
   return refuse(ctx, origin, o, text);
 }
 
-/* The words of the two special integer types; false if `text` is none. */
+/* The words of the two special integer types; false if `text` is neither. */
 static bool special_word(const bk_option *o, const char *text, int64_t *value) {
   bool null = o->type == BK_OPT_INT_OR_NULL && strcmp(text, "null") == 0;
   bool off = o->type == BK_OPT_INT_OR_AUTO && strcmp(text, "off") == 0;
@@ -98,6 +107,7 @@ static bool special_word(const bk_option *o, const char *text, int64_t *value) {
   return null || off || automatic;
 }
 
+/* Texts come from --set and from JSON strings; both spell values alike. */
 bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_option *o,
                              const char *text, void *config) {
   int64_t i;
@@ -122,6 +132,7 @@ bk_status bk_option_set_text(bk_context *ctx, const char *origin, const bk_optio
                                   : refuse(ctx, origin, o, text);
 }
 
+/* 0 stands for null or off in the two special types, and may then lie below the range. */
 static bool value_in_range(const bk_option *o, const void *config) {
   int64_t i;
   switch (o->type) {
@@ -157,6 +168,7 @@ static const char *choice_name(const bk_option *o, int value) {
   return "?";
 }
 
+/* The inverse of bk_option_set_text: the text reads back as the same value. */
 char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size) {
   char number[BK_DOUBLE_TEXT];
   int64_t i = 0;

@@ -1,6 +1,9 @@
-/* See recognise.h. Where a kind's mark is short or could be text, more is asked than the mark: a
- * stream of tokens may begin with any bytes, and to refuse a good one by chance must be out of
- * the question. */
+/* What a file is that is not what was asked for (recognise.h). A user who names a compressed text,
+ * a NumPy array or a stream of another width learns so at once, and what to do about it.
+ *
+ * Where the mark of a kind is short or could be text, more is asked than the mark: a stream of
+ * tokens may begin with any bytes, and a good one must never be refused by chance. The constants
+ * below are chosen for that; a file that no test recognises counts as what was asked for. */
 #include "io/recognise.h"
 
 #include <stdio.h>
@@ -9,7 +12,7 @@
 typedef struct view {
   const unsigned char *p; /* the first n bytes of the file */
   size_t n;
-  uint64_t size; /* of the whole */
+  uint64_t size; /* bytes of the whole file */
   bk_wanted wanted;
   char *words;
   size_t room;
@@ -39,6 +42,7 @@ typedef enum family { PACKED, ARRAY, WEIGHTS, PYTORCH, DOCUMENT, OTHER } family;
   "write its token ids alone, as uint16 or uint32, into a .bin file (in Python: " \
   "ids.astype(\"uint16\").tofile(\"NAME.bin\"))"
 
+/* What a user should do depends on the kind of file and on what was wanted of it. */
 static const char *advice(family f, const view *v) {
   if (f == PACKED || f == OTHER || v->wanted == BK_WANTED_JSON) return NULL;
   if (f == DOCUMENT) return wants_data(v) ? "write its text into a text file first" : NULL;
@@ -50,7 +54,8 @@ static const char *advice(family f, const view *v) {
                       : "it holds a model's weights; give the text or the tokens to read";
 }
 
-/* `cure`: of this kind, whatever is wanted; NULL: the family's. */
+/* Writes "what; advice". `cure` is the advice for this kind, whatever is wanted; NULL stands for
+ * the advice of its family. */
 static bool say(const view *v, const char *what, family f, const char *cure) {
   const char *more = cure ? cure : advice(f, v);
   snprintf(v->words, v->room, "%s%s%s", what, more ? "; " : "", more ? more : "");
@@ -86,7 +91,7 @@ static const mark marks[] = {
     {MARK("ustar  \0"), 257, "a tar archive", PACKED, "unpack it first (tar -xf)"},
     {MARK("\x93NUMPY"), 0, "a NumPy array (.npy), which begins with a header", ARRAY, NULL},
     {MARK("\x89HDF\r\n\x1a\n"), 0, "an HDF5 file", ARRAY, NULL},
-    /* 0x15: Thrift's first field, of the first page or of the footer */
+    /* 0x15 is Thrift's first field of the first page or of the footer. */
     {MARK("PAR1\x15"), 0, "a Parquet file", ARRAY, NULL},
     {MARK("ARROW1\0\0"), 0, "an Arrow file (Feather)", ARRAY, NULL},
     {MARK("FEA1\0\0\0\0"), 0, "a Feather file of the old form", ARRAY, NULL},
@@ -121,7 +126,7 @@ static bool ends_with(const view *v, size_t begin, size_t length, const char *te
   return length >= tail && has(v, begin + length - tail, text, tail);
 }
 
-/* What a zip archive is for, its first member says. */
+/* Many formats are zip archives inside; the name of the first member tells which. */
 static bool is_zip(const view *v) {
   if (has(v, 0, "PK\5\6", 4)) return say(v, "an empty zip archive", OTHER, NULL);
   if (!has(v, 0, "PK\3\4", 4) || v->n < 30) return false;
@@ -140,8 +145,8 @@ static bool is_word(const view *v, size_t at, size_t count) {
   return true;
 }
 
-/* Protocols 2 and 3 begin with an object that is remembered ("]q", "}q") or a module's name
- * ("c..."), 4 and 5 with a frame that fits the file. */
+/* Pickles of protocols 2 and 3 begin with an object that is remembered ("]q", "}q") or with a
+ * module's name ("c..."), those of 4 and 5 with a frame that fits the file. */
 static bool is_pickle(const view *v) {
   static const char torch[] = "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
   if (has(v, 0, torch, sizeof torch - 1))
@@ -155,8 +160,8 @@ static bool is_pickle(const view *v) {
   return say(v, "a pickled Python object", ARRAY, NULL);
 }
 
-/* An Arrow stream (data sets of Hugging Face): a continuation mark, the length of the first
- * message, a flat buffer with its root near by. */
+/* An Arrow stream, as data sets of Hugging Face are: a continuation mark, the length of the first
+ * message, and a flat buffer whose root is near. */
 static bool is_arrow_stream(const view *v) {
   if (v->n < 16 || number_at(v, 0, 4) != 0xffffffff) return false;
   uint64_t length = number_at(v, 4, 4), root = number_at(v, 8, 4);
@@ -166,7 +171,7 @@ static bool is_arrow_stream(const view *v) {
   return say(v, "an Arrow stream", ARRAY, NULL);
 }
 
-/* Eight bytes of length, then a JSON object; no header in use comes near 2^32 bytes. */
+/* Eight bytes of length, then a JSON object. No header in use comes near 2^32 bytes. */
 static bool is_safetensors(const view *v) {
   if (v->wanted == BK_WANTED_TENSORS || v->n < 10 || v->p[8] != '{') return false;
   uint64_t length = number_at(v, 0, 8);
@@ -175,12 +180,13 @@ static bool is_safetensors(const view *v) {
          say(v, "a safetensors file", WEIGHTS, NULL);
 }
 
-/* Versions are below 256, in either byte order. */
+/* The version behind the mark is below 256, in either byte order. */
 static bool is_gguf(const view *v) {
   if (!has(v, 0, "GGUF", 4) || !(has(v, 5, "\0\0\0", 3) || has(v, 4, "\0\0\0", 3))) return false;
   return say(v, "a GGUF file (llama.cpp)", WEIGHTS, NULL);
 }
 
+/* Such a file can be used once its header is cut off, so that the command to do it is given. */
 static bool say_llmc_tokens(const view *v, int width) {
   unsigned long long said = number_at(v, 8, 4),
                      room = v->size < 1024 ? 0 : (v->size - 1024) / (unsigned)width;
@@ -194,8 +200,8 @@ static bool say_llmc_tokens(const view *v, int width) {
   return true;
 }
 
-/* llm.c: 256 int32 of header; the first is the date on which the format was made, the second a
- * small version. */
+/* Files of llm.c have a header of 256 int32. The first is the date on which the format was made,
+ * the second a small version. */
 static bool is_llmc(const view *v) {
   if (v->n < 12 || number_at(v, 4, 4) > 255) return false;
   switch (number_at(v, 0, 4)) {
@@ -209,7 +215,8 @@ static bool is_llmc(const view *v) {
   }
 }
 
-/* The two stand for a file that is elsewhere; both formats limit a pointer's size. */
+/* Pointers of Git LFS and of git-annex stand for a file that is elsewhere. Both formats limit the
+ * size of a pointer. */
 static bool is_pointer(const view *v) {
   static const char lfs[] = "version https://git-lfs.github.com/spec/v1",
                     hawser[] = "version https://hawser.github.com/spec/v1",
@@ -231,8 +238,9 @@ static unsigned unit_at(const view *v, size_t at, bool big) {
 
 static bool is_space(unsigned c) { return (c >= '\t' && c <= '\r') || c == ' '; }
 
-/* From `begin` on: surrogates in pairs and no control characters. Where most units are two bytes
- * of ASCII, those are bytes, and a mark is by chance. */
+/* Whether the text from `begin` on is UTF-16: surrogates in pairs and no control characters. Where
+ * most units are two bytes of ASCII it is not: the bytes are text themselves, and the mark is
+ * there by chance. */
 static bool is_utf16(const view *v, size_t begin, bool big) {
   size_t units = 0, pairs = 0;
   bool open = false; /* a high surrogate waits for its low one */
@@ -247,6 +255,7 @@ static bool is_utf16(const view *v, size_t begin, bool big) {
   return units > 0 && 2 * pairs < units;
 }
 
+/* Every unit must be a character: below 0x110000, no surrogate, no control character. */
 static bool is_utf32(const view *v, bool big) {
   if (v->size % 4 != 0 || v->n < 8) return false;
   for (size_t at = 4; at + 3 < v->n; at += 4) {
@@ -259,7 +268,8 @@ static bool is_utf32(const view *v, bool big) {
   return true;
 }
 
-/* A stream of tokens may begin with 65279: it takes many more characters to be taken for text. */
+/* A stream of tokens may begin with 65279, which is the mark of UTF-16. Many more characters must
+ * agree before a stream is taken for text. */
 static bool is_wide_text(const view *v) {
   bool stream = wants_tokens(v);
   if (!stream && ((has(v, 0, "\xff\xfe\0\0", 4) && is_utf32(v, false)) ||
@@ -275,14 +285,16 @@ static bool is_wide_text(const view *v) {
 /* ---- text or not ---- */
 
 typedef struct census {
-  /* bytes below 32 that texts do not have: all but \b \t \n \v \f \r and the escape of terminals */
+  /* Bytes below 32 that texts do not have: all but \b \t \n \v \f \r and the escape of
+   * terminals. */
   size_t control;
-  size_t kinds;    /* values of those that occur, of 25 */
-  size_t distinct; /* values of all bytes that occur */
+  size_t kinds;    /* how many of those 25 values occur */
+  size_t distinct; /* how many of the 256 values of a byte occur */
   size_t beyond;   /* bytes beyond ASCII */
   size_t invalid;  /* bytes that are not UTF-8 */
 } census;
 
+/* One pass over the sample counts what the tests for text and for binary data need. */
 static void take_census(const view *v, census *c) {
   bool seen[256] = {false};
   *c = (census){0};
@@ -302,7 +314,8 @@ static void take_census(const view *v, census *c) {
   }
 }
 
-/* Spaces and line ends have their NULs on one side; what is UTF-8 beyond ASCII is not looked at. */
+/* UTF-16 without its mark: spaces and line ends have a NUL on one side, always the same. Text that
+ * is valid UTF-8 beyond ASCII is not looked at. */
 static bool is_unmarked_utf16(const view *v, const census *c) {
   size_t nul[2] = {0};
   for (size_t i = 0; i < v->n; i++) nul[i % 2] += v->p[i] == 0;
@@ -319,9 +332,9 @@ static bool is_unmarked_utf16(const view *v, const census *c) {
   return true;
 }
 
-/* In texts control characters are few, or, where they separate fields and records, few in kind.
- * Random and packed bytes have one in ten, of all kinds, streams of tokens, programs and UTF-16
- * more. */
+/* In texts control characters are few, or, where they separate fields and records, of few kinds.
+ * Random and packed bytes have one in ten, of all kinds; streams of tokens, programs and UTF-16
+ * have more. */
 static bool is_binary(const view *v) {
   census c;
   if (v->n < 64) return false;
@@ -338,7 +351,8 @@ static bool is_binary(const view *v) {
   return true;
 }
 
-/* Nothing that a text does not have, in a length in which tokens would have had something. */
+/* The bytes have nothing that a text does not have, over a length in which tokens would have had
+ * something. */
 static bool is_text(const view *v) {
   census c;
   if (v->n < 128) return false;
@@ -351,12 +365,15 @@ static bool is_text(const view *v) {
 
 /* ---- streams of tokens read at the wrong width ---- */
 
-typedef struct places { /* of the four 16-bit words in every 8 bytes */
+/* A stream seen as rows of 8 bytes, each four words of 16 bits. Numbers that are wider than the
+ * tokens show by words that are always 0 or nearly so. */
+typedef struct places {
   size_t rows;
-  size_t nonzero[4], wide[4] /* 256 and more */;
-  size_t tiny[16]; /* of the second and the fourth: how often each of 0 to 15 occurs */
+  size_t nonzero[4], wide[4] /* words that are 256 and more */;
+  size_t tiny[16]; /* how often each of 0 to 15 occurs in the second and the fourth word */
 } places;
 
+/* Read as little-endian words; big-endian numbers then show by the other halves being 0. */
 static void look_at_places(const view *v, places *s) {
   *s = (places){.rows = v->n / 8};
   for (size_t i = 0; i < 4 * s->rows; i++) {
@@ -367,14 +384,14 @@ static void look_at_places(const view *v, places *s) {
   }
 }
 
-/* `used` of the words that would hold numbers are not 0, at least one in eight of them; of the
- * others none is. */
+/* `used` counts the words that would hold numbers and are not 0, of which there must be one in
+ * eight at least; `others` counts the words that must all be 0. */
 static bool only(const places *s, size_t used, size_t words_a_row, size_t others) {
   return others == 0 && 8 * used >= words_a_row * s->rows;
 }
 
-/* Ids of a large vocabulary: the upper halves are below 16, few in kind, and the lower ones, so
- * many a row, go far. */
+/* Ids of a vocabulary above 65536, stored as 32 or 64 bits: the upper halves are below 16 and of
+ * few kinds, and the lower halves (`words_a_row` of them in a row) use their whole range. */
 static bool has_tiny_halves(const places *s, size_t words_a_row) {
   size_t all = 0, most = 0;
   for (int i = 0; i < 16; i++) {
@@ -400,8 +417,8 @@ static bool say_uint32(const view *v) {
       OTHER, "set data_dtype=uint32 (--set data_dtype=uint32)");
 }
 
-/* Whether the numbers of so many bytes are all whole ones of 0 and more, below 2^31, as
- * floating-point numbers, and not all 0. */
+/* Whether the numbers, read as floating-point numbers of `width` bytes, are all whole, from 0 to
+ * 2^31, and not all 0. */
 static bool are_floats(const view *v, size_t width) {
   size_t nonzero = 0, count = v->n / width;
   for (size_t i = 0; i < count; i++) {
@@ -421,8 +438,8 @@ static bool say_floats(const view *v, const char *what) {
              "uint32 (in Python: ids.astype(\"uint16\").tofile(\"NAME.bin\"))");
 }
 
-/* Ids with negative numbers among them, as padding or as ignored targets: the upper halves are 0
- * or all ones. */
+/* Ids with negative numbers among them, used as padding or for targets to ignore: the upper halves
+ * are 0 or all ones. */
 static bool are_signed(const view *v, size_t width, size_t used) {
   size_t rows = v->n / width, negative = 0, seen = 0;
   for (size_t i = 0; i < rows; i++) {
@@ -453,12 +470,15 @@ static bool is_signed(const view *v) {
          say_signed(v, "a stream of 32-bit integers, some of them negative");
 }
 
+/* The order of the tests matters: a wide type comes before the narrow ones, whose tests its
+ * numbers may pass too, and the weakest evidence (tiny upper halves) comes last, and only where
+ * the user did not name the type. */
 static bool is_wider(const view *v) {
   places s;
   const size_t *n = s.nonzero;
   bool narrow = wants_uint16(v), tiny = v->wanted != BK_WANTED_UINT16_SAID;
   look_at_places(v, &s);
-  if (s.rows < (narrow ? 16u : 32u)) return false; /* 64 tokens */
+  if (s.rows < (narrow ? 16u : 32u)) return false; /* fewer than 64 tokens show nothing */
   if (only(&s, n[0], 1, n[2] + n[3] + (narrow ? n[1] : 0)))
     return say_width(v, "64-bit integers", "<i8");
   if (are_floats(v, 8)) return say_floats(v, "a stream of float64");
@@ -476,6 +496,8 @@ static bool is_wider(const view *v) {
 
 /* ---- all of it ---- */
 
+/* Kinds with a mark come first. Only then is the general nature of the bytes, text or stream,
+ * judged against what is wanted. */
 bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wanted wanted,
                   char *words, size_t room) {
   const view v = {
@@ -499,7 +521,7 @@ typedef struct reading {
   bool big;
 } reading;
 
-/* Tokens that are not below. */
+/* The number of tokens that are not below vocab_size. */
 static size_t count_above(const unsigned char *p, size_t bytes, const reading *r,
                           int64_t vocab_size) {
   size_t width = (size_t)r->width, above = 0;
@@ -511,8 +533,9 @@ static size_t count_above(const unsigned char *p, size_t bytes, const reading *r
   return above;
 }
 
-/* One token that is wrong among many that are right is a wrong token: a quarter of them has to
- * be. The widest first: any bytes are ids below 65536 if they are read as uint16. */
+/* One wrong token among many right ones is just a wrong token: a quarter of them must be wrong
+ * before another width is tried. The widest reading comes first, because any bytes are ids below
+ * 65536 if they are read as uint16. */
 bool bk_recognise_width(const void *stream, size_t bytes, int width, int64_t vocab_size,
                         char *words, size_t room) {
   static const reading readings[] = {

@@ -1,4 +1,9 @@
-/* Reading safetensors files. The header's text is in safetensors_header.c. */
+/* Reading safetensors files; the parser of the header's text is in safetensors_header.c. Data is
+ * read on demand, at its place, and never mapped: reading goes through the context's file access,
+ * which may not be a file system at all.
+ *
+ * A reader holds its files open until bk_st_close. Entries and the strings that are handed out
+ * belong to the reader. */
 #include "io/safetensors.h"
 
 #include <stdlib.h>
@@ -9,6 +14,7 @@
 
 /* ---- opening ---- */
 
+/* A file may have become shorter since its length was read. */
 static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes,
                             const char *what) {
   int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
@@ -21,7 +27,8 @@ static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, siz
   return BK_OK;
 }
 
-/* Whatever the first bytes would mean as a header's length. */
+/* Looks at the first bytes before they are taken for the length of a header, so that a user who
+ * names the wrong file learns what it is. */
 static bk_status check_kind(const bk_st_file *r, uint64_t file_bytes) {
   unsigned char head[BK_RECOGNISE_HEAD];
   char words[BK_RECOGNISE_TEXT];
@@ -31,6 +38,7 @@ static bk_status check_kind(const bk_st_file *r, uint64_t file_bytes) {
   return bk_fail(r->ctx, BK_ERR_DATA, "%s: not a safetensors file: it is %s", r->path, words);
 }
 
+/* 8 bytes, the lowest first. The limit of 100 MB is the format's own. */
 static bk_status read_header_length(bk_st_file *r, uint64_t file_bytes, uint64_t *length) {
   unsigned char raw[8];
   if (file_bytes < sizeof raw)
@@ -62,6 +70,8 @@ static bk_status file_size(const bk_st_file *r, uint64_t *bytes) {
              : BK_OK;
 }
 
+/* The whole header is read into memory and parsed there; its length was checked against the
+ * file's. */
 static bk_status read_header(bk_st_file *r, bk_st_table *table) {
   uint64_t file_bytes = 0, length = 0;
   BK_TRY(file_size(r, &file_bytes));
@@ -97,6 +107,7 @@ bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **
   return r->path ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* The file is counted at once, so that bk_st_close closes it even if reading it fails. */
 bk_status bk_st_reader_add(bk_st_reader *r, const char *path, bk_st_table *table) {
   BK_TRY(bk_grow(r->ctx, (void **)&r->files, &r->file_capacity, r->n_files + 1, sizeof *r->files));
   bk_st_file *file = &r->files[r->n_files];
@@ -127,7 +138,8 @@ void bk_st_close(bk_st_reader *reader) {
   bk_free(ctx, reader);
 }
 
-/* A length that cannot be one is left to whoever reads the file. */
+/* Whether the file is as long as its own header says. A length beyond the format's limit does not
+ * mean that something is missing; the code that reads the file will refuse it. */
 static bk_status look_at_length(bk_st_file *r, bool *whole) {
   unsigned char raw[8];
   uint64_t file_bytes = 0, n = 0;
@@ -137,7 +149,7 @@ static bk_status look_at_length(bk_st_file *r, bool *whole) {
   BK_TRY(read_bytes(r, 0, raw, sizeof raw, "the header length"));
   for (int i = 7; i >= 0; i--) n = n << 8 | raw[i];
   if (n > BK_ST_HEADER_MAX) return BK_OK;
-  /* zeros are what a crash leaves of a file whose length was written and whose data was not */
+  /* Zeros are what a crash leaves of a file whose length was written and whose data was not. */
   *whole = n > 0 && n <= file_bytes - sizeof raw;
   if (!*whole) return BK_OK;
   char *text = bk_alloc(r->ctx, (size_t)n + 1);
@@ -220,6 +232,7 @@ bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, 
   return read_data(reader, entry, 0, dst, bytes);
 }
 
+/* A dtype that cannot be loaded has no element size, and its tensors can be listed only. */
 static bk_status check_range(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
                              int64_t count) {
   size_t width = bk_st_element_size(entry);
@@ -242,7 +255,7 @@ bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64
   return read_data(reader, entry, (uint64_t)first * width, dst, (size_t)count * width);
 }
 
-/* F16 is the only one of the dtypes that no tensor has which is loaded. */
+/* F16 has no bk_dtype, since no tensor of the library has it, and is yet read from files. */
 static double element_value(const char *p, bk_dtype dtype) {
   uint16_t half;
   if (dtype != BK_NONE) return bk_dtype_load(dtype, p);
@@ -250,8 +263,8 @@ static double element_value(const char *p, bk_dtype dtype) {
   return bk_f16_to_f32(half);
 }
 
-/* The stored elements, no wider than a double, come to the end of dst and are widened in place
- * from the front: element i is written to bytes 8 i to 8 i + 8, and what is still to be read
+/* The stored elements, which are no wider than a double, are read to the end of dst and widened in
+ * place from the front: element i is written to bytes 8 i to 8 i + 8, and what is still to be read
  * lies at or behind them. */
 bk_status bk_st_read_f64(bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
                          int64_t count, double *dst) {

@@ -1,7 +1,11 @@
-/* The header's JSON: a strict parser for exactly the shape that the format allows, no recursion,
- * no tolerance, followed by the checks on the whole: names, sizes, and data laid end to end
- * (safetensors' format description: no overlap, no holes). Every message names the file, and the
- * tensor once its name is known. */
+/* The header's JSON: a strict parser for exactly the shape that the format allows, without
+ * recursion and without tolerance, followed by the checks on the whole: names, sizes, and data
+ * laid end to end (safetensors' format description: no overlap, no holes). Every message names the
+ * file, and the tensor once its name is known.
+ *
+ * It is written by hand, and not over the JSON library, because the file is untrusted and may be
+ * large: depth, duplicates and integers of 64 bits are decided here, and a failed allocation is
+ * told from a fault of the text. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +17,8 @@ typedef struct element_type {
   bk_dtype dtype;
 } element_type;
 
+/* Every dtype of the format, with the library's own where there is one. Files with the others can
+ * be listed. */
 static const element_type element_types[] = {
     {"F32", 32, BK_F32},     {"BF16", 16, BK_BF16},   {"F64", 64, BK_F64},
     {"I32", 32, BK_I32},     {"I64", 64, BK_I64},     {"U8", 8, BK_U8},
@@ -73,7 +79,7 @@ static bk_status expect(parser *p, char c) {
   return take(p, c) ? BK_OK : fail_at(p, what);
 }
 
-/* After a member: ',' goes on, `close` ends. */
+/* After a member: ',' means that another one follows, `close` that none does. */
 static bk_status more(parser *p, char close, bool *again) {
   *again = take(p, ',');
   return *again ? BK_OK : expect(p, close);
@@ -113,7 +119,8 @@ static char *put_utf8(char *out, unsigned code) {
   return out;
 }
 
-/* After "\u": one code unit or a surrogate pair. Zero is refused: names are C strings. */
+/* The part after "\u": one code unit, or a surrogate pair for a character beyond 16 bits. Zero is
+ * refused, because names are C strings. */
 static bk_status take_unicode(parser *p, char **out) {
   unsigned code, low;
   if (!hex4(p, &code)) return fail_at(p, "\\u needs four hexadecimal digits");
@@ -132,6 +139,7 @@ static bk_status take_unicode(parser *p, char **out) {
   return BK_OK;
 }
 
+/* The eight short escapes of JSON and \u. */
 static bk_status take_escape(parser *p, char **out) {
   static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
   if (p->at >= p->end) return fail_at(p, "a string does not end");
@@ -143,6 +151,8 @@ static bk_status take_escape(parser *p, char **out) {
   return BK_OK;
 }
 
+/* Copies the characters up to the closing quote, which it takes. `out` has room for
+ * string_bound. */
 static bk_status take_characters(parser *p, char *out) {
   while (p->at < p->end && *p->at != '"') {
     size_t length = bk_utf8_length((const unsigned char *)p->at, (size_t)(p->end - p->at));
@@ -161,13 +171,14 @@ static bk_status take_characters(parser *p, char *out) {
   return p->at < p->end ? expect(p, '"') : fail_at(p, "a string does not end");
 }
 
-/* Bytes from here to the closing quote at most: escapes only shrink. */
+/* The most bytes that the string from here to its closing quote can have: escapes only shrink. */
 static size_t string_bound(const parser *p) {
   const char *q = p->at;
   while (q < p->end && *q != '"') q += *q == '\\' && q + 1 < p->end ? 2 : 1;
   return (size_t)(q - p->at);
 }
 
+/* The string is made in one allocation of the largest size it can have. */
 static bk_status take_string(parser *p, char **text) {
   BK_TRY(expect(p, '"'));
   char *made = bk_alloc(p->ctx, string_bound(p) + 1);
@@ -199,6 +210,7 @@ static bk_status take_size(parser *p, uint64_t *value) {
 
 /* ---- one tensor ---- */
 
+/* An unknown dtype is refused, because the size of the tensor could not be checked. */
 static bk_status take_dtype(parser *p, bk_st_entry *e) {
   char *name;
   BK_TRY(take_string(p, &name));
@@ -235,7 +247,7 @@ static bk_status take_offsets(parser *p, bk_st_entry *e) {
   return expect(p, ']');
 }
 
-/* The three fields in any order, each once. `seen` has a bit for each. */
+/* The three members of a tensor in any order, each once. `seen` has a bit for each. */
 static bk_status take_field(parser *p, const char *field, bk_st_entry *e, unsigned *seen) {
   static const char *const names[] = {"dtype", "shape", "data_offsets"};
   unsigned which = 0;
@@ -248,6 +260,7 @@ static bk_status take_field(parser *p, const char *field, bk_st_entry *e, unsign
   return which == 0 ? take_dtype(p, e) : which == 1 ? take_shape(p, e) : take_offsets(p, e);
 }
 
+/* All three members must be there; another one is an error, not something to be passed over. */
 static bk_status take_fields(parser *p, bk_st_entry *e) {
   unsigned seen = 0;
   bool again = true;
@@ -266,6 +279,7 @@ static bk_status take_fields(parser *p, bk_st_entry *e) {
   return seen & 4 ? BK_OK : fail_at(p, "data_offsets is missing");
 }
 
+/* An empty dimension makes the product 0, whatever the other sizes are. */
 static bool element_count(const bk_st_entry *e, uint64_t *count) {
   uint64_t product = 1;
   for (int i = 0; i < e->ndim; i++) {
@@ -277,6 +291,8 @@ static bool element_count(const bk_st_entry *e, uint64_t *count) {
   return true;
 }
 
+/* The offsets must lie within the data and hold exactly as many bytes as dtype and shape say.
+ * Types of 4 and 6 bits must fill whole bytes. */
 static bk_status check_extent(const parser *p, const bk_st_entry *e, uint64_t data_bytes) {
   uint64_t count, bits = find_type(e->dtype_name)->bits;
   if (!element_count(e, &count) || count > (uint64_t)INT64_MAX / bits)
@@ -302,7 +318,7 @@ static bk_status check_extent(const parser *p, const bk_st_entry *e, uint64_t da
   return BK_OK;
 }
 
-/* `name` becomes the table's. */
+/* Takes the tensor that follows its name. The table owns `name` from here on, on failure too. */
 static bk_status take_tensor(parser *p, bk_st_table *table, char *name, uint64_t data_bytes) {
   bk_status status = bk_grow(p->ctx, (void **)&table->entries, &table->capacity, table->count + 1,
                              sizeof *table->entries);
@@ -343,7 +359,8 @@ static bool take_null(parser *p) {
   return true;
 }
 
-/* An object, or null, which says as much as no __metadata__. */
+/* An object of strings, or null, which means the same as no __metadata__ at all. Sorting finds
+ * keys that are given twice. */
 static bk_status take_metadata(parser *p, bk_st_table *table) {
   p->tensor = "__metadata__";
   bool again = !take_null(p);
@@ -367,7 +384,7 @@ static bk_status take_metadata(parser *p, bk_st_table *table) {
 
 /* ---- the whole ---- */
 
-/* Names go into messages and file names: no terminal codes. */
+/* Names go into messages and file names: they must not hold codes that control a terminal. */
 static bk_status take_name(parser *p, char **name) {
   BK_TRY(take_string(p, name));
   for (const char *c = *name; *c; c++) {
@@ -378,6 +395,7 @@ static bk_status take_name(parser *p, char **name) {
   return BK_OK;
 }
 
+/* A member is a tensor or __metadata__, which may come anywhere and once. */
 static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
                              bool *has_metadata) {
   char *name;
@@ -396,6 +414,7 @@ static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
   return take_metadata(p, table);
 }
 
+/* Strict at both ends: the first byte must be '{', and only white space may follow the last '}'. */
 static bk_status take_header(parser *p, bk_st_table *table, uint64_t data_bytes) {
   bool again = true, has_metadata = false;
   if (p->at >= p->end || *p->at != '{') return fail_at(p, "it does not begin with '{'");
@@ -413,6 +432,8 @@ static int compare_names(const void *a, const void *b) {
   return strcmp((*(const bk_st_entry *const *)a)->name, (*(const bk_st_entry *const *)b)->name);
 }
 
+/* Empty tensors may share a place with others; names then decide, so that the order is always
+ * one. */
 static int compare_places(const void *a, const void *b) {
   const bk_st_entry *x = a, *y = b;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
@@ -433,6 +454,7 @@ bk_status bk_st_table_sort(bk_st_table *table, const char *path) {
   return BK_OK;
 }
 
+/* The entries are copied, and `from` forgets them so that its end does not free their names. */
 bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   if (from->count == 0) return BK_OK;
   BK_TRY(bk_grow(table->ctx, (void **)&table->entries, &table->capacity, table->count + from->count,
@@ -443,6 +465,7 @@ bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   return BK_OK;
 }
 
+/* With the entries in order of their data, each must begin where the one before ended. */
 static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_t data_bytes) {
   uint64_t at = 0;
   for (size_t i = 0; i < table->count; i++) {
@@ -462,6 +485,7 @@ static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_
                  table->count ? table->entries[table->count - 1].name : "there is none");
 }
 
+/* Sorting by place comes before the index by name, which points into the sorted entries. */
 bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *text, size_t bytes,
                             uint64_t data_bytes) {
   parser p = {.ctx = table->ctx, .path = path, .at = text, .start = text, .end = text + bytes};
@@ -474,7 +498,7 @@ bk_status bk_st_table_parse(bk_st_table *table, const char *path, const char *te
 
 /* ---- the end of the data, from a text that nobody has checked ---- */
 
-/* The string that begins at p->at, behind its quote, is `text`; p->at is left behind it. */
+/* Whether the string that begins at p->at, behind its quote, is `text`. Steps past its end. */
 static bool string_is(parser *p, const char *text) {
   const char *begin = p->at;
   size_t length = string_bound(p);
@@ -482,6 +506,7 @@ static bool string_is(parser *p, const char *text) {
   return length == strlen(text) && memcmp(begin, text, length) == 0;
 }
 
+/* Digits past BK_ST_EXTENT_MAX are dropped: the number is then larger than any file anyway. */
 static bool digits(parser *p, uint64_t *value) {
   skip_space(p);
   const char *first = p->at;
@@ -490,6 +515,7 @@ static bool digits(parser *p, uint64_t *value) {
   return p->at > first;
 }
 
+/* Finds every "data_offsets" and takes the largest end, without any look at what is around them. */
 uint64_t bk_st_header_extent(const char *text, size_t bytes) {
   parser p = {.at = text, .start = text, .end = text + bytes};
   uint64_t begin, end, extent = 0;

@@ -1,6 +1,10 @@
-/* The weights of a folder: one file, or the shards that an index names (safetensors.h). The
- * index is untrusted as every file is; the names of shards come from it, and only files of the
- * folder itself are opened. */
+/* The weights of a folder: one file, or the shards that an index names (safetensors.h). The index
+ * is untrusted as every file is; the names of shards come from it, and only files of the folder
+ * itself are opened. Shards are opened all at once, and their tensors looked up as if they lay in
+ * one file.
+ *
+ * Index and shards must agree both ways: a tensor that only one of them knows means that files of
+ * two models were mixed, or that a download is not complete. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,24 +18,26 @@ typedef struct shard_index {
   bk_context *ctx;
   const char *folder;
   char *path;
-  json_t *root, *map;  /* the map is the root's */
-  const char **shards; /* each once, sorted; the strings are the root's */
+  json_t *root, *map;  /* the map is a part of the root */
+  const char **shards; /* each once, sorted; the strings belong to the root */
   size_t n_shards;
 } shard_index;
 
 /* ---- what the index says ---- */
 
-/* Names go into messages: no terminal codes. */
+/* Names go into messages, which may end in a terminal: they must not hold codes that control it. */
 static bool is_printable(const char *text) {
   for (const char *c = text; *c; c++)
     if ((unsigned char)*c < 0x20 || *c == 0x7f) return false;
   return true;
 }
 
+/* A name with a slash could lead out of the folder. */
 static bool is_plain_name(const char *name) {
   return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
+/* One entry of the map: a tensor's name and that of a file in the same folder. */
 static bk_status check_pair(const shard_index *x, const char *tensor, const json_t *value) {
   const char *shard = json_string_value(value);
   if (!is_printable(tensor) || (shard && !is_printable(shard)))
@@ -51,6 +57,7 @@ static int compare_texts(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
+/* Sorted, so that shards are opened in one order on every machine, and each is listed once. */
 static bk_status collect_shards(shard_index *x) {
   const char *tensor;
   json_t *value;
@@ -68,6 +75,7 @@ static bk_status collect_shards(shard_index *x) {
   return BK_OK;
 }
 
+/* Unknown keys are passed over with a warning: other tools write some of their own. */
 static bk_status take_members(shard_index *x) {
   const char *key;
   json_t *value;
@@ -96,7 +104,7 @@ static void close_index(shard_index *x) {
   bk_free(x->ctx, x->path);
 }
 
-/* On failure closed again. */
+/* Reads and checks the index. On failure nothing is left open. */
 static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x) {
   char *text = NULL;
   size_t bytes;
@@ -112,6 +120,7 @@ static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x)
 
 /* ---- the shards ---- */
 
+/* A tensor that the index promises in this shard, for a message. */
 static const char *first_tensor_of(const shard_index *x, const char *shard) {
   const char *tensor;
   json_t *value;
@@ -120,6 +129,7 @@ static const char *first_tensor_of(const shard_index *x, const char *shard) {
   return "";
 }
 
+/* All shards are looked for before the first is opened, which may take long to check. */
 static bk_status check_present(const shard_index *x) {
   bk_status status = BK_OK;
   for (size_t i = 0; i < x->n_shards && status == BK_OK; i++) {
@@ -151,6 +161,7 @@ static bk_status check_entries(const shard_index *x, const char *path, const cha
   return BK_OK;
 }
 
+/* A shard is read into a table of its own and checked before it joins the others. */
 static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const char *shard) {
   bk_st_table table = {.ctx = x->ctx};
   char *path = bk_path_join(x->ctx, x->folder, shard);
@@ -162,6 +173,7 @@ static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const cha
   return status;
 }
 
+/* The other way round: what the map says must be in the shards. */
 static bk_status check_promises(const shard_index *x, const bk_st_reader *reader) {
   const char *tensor;
   json_t *value;
@@ -173,6 +185,7 @@ static bk_status check_promises(const shard_index *x, const bk_st_reader *reader
   return BK_OK;
 }
 
+/* The reader's table is sorted by name once, when all shards are in it. */
 static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
   bk_st_reader *r = NULL;
   BK_TRY(check_present(x));
@@ -198,7 +211,8 @@ static bk_status is_there(bk_context *ctx, const char *folder, const char *name,
   return status;
 }
 
-/* Whether the shards count: an index is there, and no single file, which has precedence. */
+/* Whether the weights are in shards: an index is there, and no single file, which has
+ * precedence. */
 static bk_status has_shards(bk_context *ctx, const char *folder, bool *shards) {
   bool single;
   *shards = false;
@@ -227,6 +241,7 @@ bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **
   return status;
 }
 
+/* For a question about a file and not an error: what is missing is returned as text. */
 bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name, char **lack) {
   int kind = -1;
   bool whole = false;
@@ -243,6 +258,7 @@ bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name
   return *lack ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* Of several shards that are not whole the first is named. */
 bk_status bk_st_folder_lacks(bk_context *ctx, const char *folder, char **lack) {
   shard_index x;
   bool shards;

@@ -1,5 +1,10 @@
-/* Writing safetensors files: the header is made when the first data arrives, then everything is
- * appended. */
+/* Writing safetensors files. All tensors are declared first, because the header, which comes first
+ * in the file, has to know the place of each; it is written when the first data arrives. The data
+ * is then appended in the order of the declarations, in pieces of any size, so that a model is
+ * never in memory twice.
+ *
+ * A file counts only after bk_st_finish has synced it. Until then it may be torn, and
+ * bk_st_abandon removes it. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,6 +81,7 @@ bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value
   return w->metadata.status;
 }
 
+/* The JSON of one tensor, without white space; offsets count from the beginning of the data. */
 static void write_entry(bk_json_out *out, const bk_st_entry *e) {
   if (out->length) bk_json_out_text(out, ",");
   bk_json_out_string(out, e->name);
@@ -93,7 +99,7 @@ static void write_entry(bk_json_out *out, const bk_st_entry *e) {
   bk_json_out_text(out, "]}");
 }
 
-/* Bytes of a tensor; false if a size is negative or the product, added to `before`, leaves 63
+/* The end of a tensor that begins at `before`; false if a size is negative or the end leaves 63
  * bits. */
 static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t *shape,
                        uint64_t *end) {
@@ -107,6 +113,8 @@ static bool tensor_end(uint64_t before, bk_dtype dtype, int ndim, const int64_t 
   return bytes <= (uint64_t)INT64_MAX - before;
 }
 
+/* The entry's text is made at once, and only the name is remembered, to find one that comes
+ * twice. */
 bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
                     const int64_t *shape) {
   bk_st_entry e = {
@@ -141,6 +149,7 @@ static int compare_texts(const void *a, const void *b) {
   return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
+/* Sorts the names, which are needed for nothing else any more. */
 static bk_status check_unique(bk_st_writer *w, char **names, size_t count) {
   if (count) qsort(names, count, sizeof *names, compare_texts);
   for (size_t i = 1; i < count; i++)
@@ -166,6 +175,7 @@ static void make_header(bk_st_writer *w, bk_json_out *out) {
   for (int i = 0; i < 8; i++) out->data[i] = (char)(length >> 8 * i & 0xff);
 }
 
+/* Ends the declarations and writes the header, once. */
 static bk_status begin(bk_st_writer *w) {
   if (w->begun) return BK_OK;
   BK_TRY(check_unique(w, w->names, w->count));
@@ -183,6 +193,7 @@ static bk_status begin(bk_st_writer *w) {
   return status;
 }
 
+/* Data is counted, so that a file never has more of it than its header says. */
 bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
   BK_TRY(begin(w));
   if (bytes > w->declared - w->written)
@@ -194,6 +205,7 @@ bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
   return BK_OK;
 }
 
+/* Frees the writer on success only: after a failure the caller still has to call bk_st_abandon. */
 bk_status bk_st_finish(bk_st_writer *w) {
   BK_TRY(begin(w));
   if (w->written != w->declared)

@@ -1,4 +1,6 @@
-/* See tokens.h. */
+/* Tokens of one pass out of a safetensors file (tokens.h). Everything is checked here, so that the
+ * model may take ids and targets as they are: ids below the vocabulary, targets the same or
+ * IGNORED, the value that PyTorch's cross entropy passes over. */
 #include "io/tokens.h"
 
 #include "io/safetensors.h"
@@ -47,11 +49,13 @@ static bk_status read_ids(source *s, int64_t *values) {
   return BK_OK;
 }
 
+/* Every token predicts the next one of its own sequence; the last one predicts nothing. */
 static void default_targets(bk_tokens *t) {
   for (int64_t i = 0; i < t->batch * t->seq_len; i++)
     t->targets[i] = (i + 1) % t->seq_len ? t->ids[i + 1] : IGNORED;
 }
 
+/* Targets have the shape of the ids; IGNORED marks those that do not count. */
 static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) {
   bk_tokens *t = &s->t;
   BK_TRY(check_integers(s, e));
@@ -71,6 +75,7 @@ static bk_status read_targets(source *s, const bk_st_entry *e, int64_t *values) 
   return BK_OK;
 }
 
+/* The number of tokens must fit 31 bits, in which kernels count rows. */
 static bk_status check_shape(source *s, const bk_st_entry *e) {
   if (!e) return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor input_ids is missing", bk_st_path(s->in));
   BK_TRY(check_integers(s, e));
@@ -89,6 +94,7 @@ static bk_status check_shape(source *s, const bk_st_entry *e) {
   return BK_OK;
 }
 
+/* A pass without any kept target has no loss to speak of: its mean would divide by 0. */
 static bk_status read_all(source *s) {
   BK_TRY(check_shape(s, bk_st_find(s->in, "input_ids")));
   bk_tokens *t = &s->t;

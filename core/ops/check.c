@@ -1,5 +1,9 @@
-/* The engine of the checks: shapes, dtypes, strides and places of all operands against the op's
- * descriptor (the words are explained in runtime/ops.def), then its parameters and conditions. */
+/* The engine of the checks. It compares shapes, dtypes, strides and places of all operands with
+ * the op's descriptor (runtime/ops.def explains the words), then the parameters, then the
+ * conditions that an op adds. Kernels rely on these checks and make none of their own.
+ *
+ * The first fault found is logged with the operand, what it is and what it should be, and returned
+ * as BK_ERR_ARGUMENT. */
 #include "ops/ops.h"
 
 #include <math.h>
@@ -47,8 +51,8 @@ static int dims_missing(const bk_op_field *field, const bk_tensor *t) {
   return field->type & BK_BATCHED && t->ndim == dims_count(field) - 1;
 }
 
-/* First the letters that stand alone, so that the order of the operands does not matter. A batch
- * that is not there counts 0. */
+/* Binds the letters that stand alone in a dimension, before any comparison, so that the order of
+ * the operands does not matter. The letter of a batch that is not there is bound to 0. */
 static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   int missing = dims_missing(field, t), count = dims_count(field);
   if (missing && dims->value[(int)bk_dim_first(field->dim[0])] < 0)
@@ -60,6 +64,8 @@ static void bind_letters(bk_dims *dims, const bk_op_field *field, const bk_tenso
   }
 }
 
+/* A size of 0 is legal only where the descriptor says so (OR_0): kernels need not handle empty
+ * tensors elsewhere. */
 static bool dims_agree(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   int missing = dims_missing(field, t);
   if (t->ndim != dims_count(field) - missing) return false;
@@ -71,7 +77,7 @@ static bool dims_agree(const bk_dims *dims, const bk_op_field *field, const bk_t
   return true;
 }
 
-/* Operands of any one shape: that of the first. */
+/* Operands of any shape, which must be that of the first operand. */
 static bool alike(const bk_dims *dims, const bk_tensor *t) {
   const bk_tensor *first = bk_op_field_get(dims->args, &dims->desc->fields[0]);
   for (int d = 0; d < t->ndim; d++)
@@ -88,13 +94,15 @@ static bool shape_agrees(const bk_dims *dims, const bk_op_field *field, const bk
 
 static bool same_family(bk_dtype a, bk_dtype b) { return (a == BK_F64) == (b == BK_F64); }
 
-/* The dtype that is right, BK_NONE when several are. */
+/* The dtype that the operand should have; BK_NONE when several would do. */
 static bk_dtype dtype_wanted(const bk_dims *dims, const bk_op_field *field) {
   if (type_of(field) == BK_TYPE_I) return BK_I32;
   if (dims->storage == BK_NONE || type_of(field) == BK_TYPE_F) return BK_NONE;
   return type_of(field) == BK_TYPE_C ? bk_coef_dtype(dims->storage) : dims->storage;
 }
 
+/* The first float operand settles the op's storage dtype; one in the coefficient dtype cannot be
+ * bf16. */
 static bool dtype_agrees(bk_dims *dims, const bk_op_field *field, bk_dtype dtype) {
   if (type_of(field) == BK_TYPE_I) return dtype == BK_I32;
   if (!bk_dtype_is_float(dtype)) return false;
@@ -107,9 +115,11 @@ static bool dtype_agrees(bk_dims *dims, const bk_op_field *field, bk_dtype dtype
   return dtype == dtype_wanted(dims, field);
 }
 
+/* Negative strides are never legal, and two elements of an output may not lie in one place. */
 static bool strides_agree(const bk_op_field *field, const bk_tensor *t) {
   int last = t->ndim - 1;
-  bool written = field->role != BK_IN && bk_tensor_count(t) > 0; /* nothing: rows 0 apart */
+  /* the rows of an empty tensor are 0 elements apart, which harms nobody */
+  bool written = field->role != BK_IN && bk_tensor_count(t) > 0;
   for (int d = 0; d < t->ndim; d++) {
     if (t->stride[d] < 0 || (written && t->stride[d] == 0 && t->shape[d] > 1)) return false;
   }
@@ -168,6 +178,8 @@ static const char *type_text(const bk_dims *dims, const bk_op_field *field) {
   return type_of(field) == BK_TYPE_C ? "fp32 or fp64" : "fp32, bf16 or fp64";
 }
 
+/* The message shows the shape in letters and in the numbers that the other operands gave them, so
+ * that a user can see which operand is the odd one. */
 static bk_status field_fail(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t,
                             const char *what) {
   char have[160], want[160] = "";
@@ -184,7 +196,7 @@ static bk_status field_fail(const bk_dims *dims, const bk_op_field *field, const
 
 /* ---- one operand ---- */
 
-/* Within its buffer, as soon as there is one, and aligned to its element. */
+/* The operand must be aligned to its element, and lie within its buffer as soon as it has one. */
 static bk_status check_place(const bk_dims *dims, const bk_op_field *field, const bk_tensor *t) {
   if (t->offset % bk_dtype_size(t->dtype) != 0) {
     return bk_fail(dims->ctx, BK_ERR_ARGUMENT,
@@ -200,6 +212,7 @@ static bk_status check_place(const bk_dims *dims, const bk_op_field *field, cons
   return BK_OK;
 }
 
+/* An operand of type FREE has only a place to be checked here; the op's conditions do the rest. */
 static bk_status check_field(bk_dims *dims, const bk_op_field *field) {
   const bk_tensor *t = bk_op_field_get(dims->args, field);
   if (!bk_tensor_present(t))
@@ -211,6 +224,7 @@ static bk_status check_field(bk_dims *dims, const bk_op_field *field) {
   return check_place(dims, field, t);
 }
 
+/* Two passes: all letters are bound before anything is compared. */
 static bk_status check_fields(bk_dims *dims) {
   const bk_op_desc *d = dims->desc;
   for (int i = 0; i < d->n_fields; i++) {
@@ -223,6 +237,8 @@ static bk_status check_fields(bk_dims *dims) {
 
 /* ---- parameters ---- */
 
+/* Only counts and what must not be negative have a range here; a condition of the op checks its
+ * kind. */
 static bk_status check_param(const bk_dims *dims, const bk_op_param *p) {
   const char *at = (const char *)dims->args + p->offset;
   double real;
@@ -248,6 +264,7 @@ static bk_status check_apart(const bk_dims *dims) {
   return BK_OK;
 }
 
+/* The conditions `before` come first because they bind letters that no operand has by itself. */
 bk_status bk_op_check(bk_context *ctx, bk_op op, const void *args) {
   bk_dims dims = {.ctx = ctx, .desc = bk_op_describe(op), .args = args, .storage = BK_NONE};
   for (size_t i = 0; i < BK_COUNT(dims.value); i++) dims.value[i] = -1;
@@ -279,6 +296,8 @@ static bool same_place(const bk_tensor *a, const bk_tensor *b) {
   return a->buffer && a->buffer == b->buffer && a->offset == b->offset;
 }
 
+/* Where only one of the two has a buffer yet, number of elements and dtype must do: a plan is made
+ * before buffers are known. */
 bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_dims_operand(dims, field_a);
   const bk_tensor *b = bk_dims_operand(dims, field_b);
@@ -288,6 +307,8 @@ bk_status bk_dims_same_place(const bk_dims *dims, const char *field_a, const cha
                  dims->desc->name, field_a, field_b);
 }
 
+/* Only the beginnings are compared; it is up to the caller to avoid views that overlap
+ * otherwise. */
 bk_status bk_dims_apart(const bk_dims *dims, const char *field_a, const char *field_b) {
   const bk_tensor *a = bk_dims_operand(dims, field_a);
   const bk_tensor *b = bk_dims_operand(dims, field_b);

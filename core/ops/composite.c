@@ -1,11 +1,14 @@
-/* The composed defaults of the fused slots: kernel rows that are made of other ops.
+/* The composed defaults of the fused ops: kernel rows that are made of other ops. They are what
+ * makes the mathematics of a fused op hold on every device: a backend that has the plain ops has
+ * the fused ones too, and writes its own kernel for speed alone.
  *
- * A slot's compose function writes down its steps: ops with their args, operands taken from the
- * slot's args or from scratch memory in the workspace. The same function serves the lookup (are
- * all parts there?), prepare (a plan for each step) and launch (the plans in order), so that the
- * three cannot drift: each step goes to a visitor as soon as it is made, and lives no longer. It
- * may look at dtypes, shapes and strides only: the same steps must come out whatever the
- * buffers. Workspace: the scratch tensors, then the largest workspace of the steps. */
+ * The compose function of an op writes down its steps: ops with their args, operands taken from
+ * the fused op's args or from scratch memory in the workspace. The same function serves the lookup
+ * (are all parts there?), prepare (a plan for each step) and launch (the plans in order), so that
+ * the three cannot drift apart: each step goes to a visitor as soon as it is made, and lives no
+ * longer. It may look at dtypes, shapes and strides only, because the same steps must come out
+ * whatever the buffers are. The workspace holds the scratch tensors, then the largest workspace of
+ * any step. */
 #include "ops/ops.h"
 #include "runtime/connection.h"
 
@@ -19,11 +22,12 @@ typedef struct composite_state {
 typedef bk_status (*step_visitor)(bk_composition *c, bk_op op, const void *args);
 struct bk_composition {
   step_visitor visit; /* NULL: steps are only counted */
-  bk_status status;   /* the first that is not BK_OK ends the visits */
+  bk_status status;   /* the first failure; later steps are no longer visited */
   int n_steps;        /* so far */
   bk_place workspace;
   size_t scratch; /* bytes of scratch so far */
-  /* what the visitors work with */
+  /* What the visitors work with: the lookup with `asked`, prepare with `device`, launch with
+   * `stream`. */
   const bk_device *asked;
   bk_device *device;
   bk_stream *stream;
@@ -48,12 +52,16 @@ static bk_tensor transposed(bk_tensor t) { return bk_tensor_transpose(t, 0, 1); 
 
 /* ---- projection ---- */
 
+/* proj = x fn^T on the raw streams, and the norm's factor beside it. That the norm may be applied
+ * after the product is eq. 14-15 of arXiv 2512.24880: it only scales a row. */
 void bk_compose_hc_project(const void *args, bk_composition *c) {
   const bk_hc_project_args *a = args;
   BK_COMPOSE(c, GEMM, gemm, .a = a->x, .b = transposed(a->fn), .c = a->proj, .alpha = 1);
   BK_COMPOSE(c, HC_RMS, hc_rms, .x = a->x, .rinv = a->rinv, .eps = a->eps);
 }
 
+/* x enters twice, through the product and through the norm; the second part adds to dx. dfn, a
+ * parameter's gradient, always adds. */
 void bk_compose_hc_project_bwd(const void *args, bk_composition *c) {
   const bk_hc_project_bwd_args *a = args;
   if (bk_tensor_present(&a->dfn)) {
@@ -88,6 +96,7 @@ void bk_compose_hc_pre_norm(const void *args, bk_composition *c) {
   BK_COMPOSE(c, RMSNORM, rmsnorm, .x = a->y, .w = a->w, .y = a->h, .rstd = a->rstd, .eps = a->eps);
 }
 
+/* The gradient of y is needed only between the two steps. */
 void bk_compose_hc_pre_norm_bwd(const void *args, bk_composition *c) {
   const bk_hc_pre_norm_bwd_args *a = args;
   bk_tensor dy = bk_compose_scratch(c, &a->y);
@@ -107,8 +116,8 @@ void bk_compose_hc_post_res(const void *args, bk_composition *c) {
   BK_COMPOSE(c, HC_POST, hc_post, .f = a->f, .post = a->post, .y = a->out);
 }
 
-/* dx may be dout's memory, so dout is read to the end before dx is written: through scratch
- * where comb mixes streams. */
+/* dx may be dout's memory, so that dout must be read to the end before dx is written. Where comb
+ * mixes the streams dx is therefore made in scratch memory and copied. */
 void bk_compose_hc_post_res_bwd(const void *args, bk_composition *c) {
   const bk_hc_post_res_bwd_args *a = args;
   BK_COMPOSE(c, HC_POST_BWD, hc_post_bwd, .f = a->f, .post = a->post, .dy = a->dout, .df = a->df,
@@ -125,6 +134,8 @@ void bk_compose_hc_post_res_bwd(const void *args, bk_composition *c) {
 
 /* ---- merge + mix ---- */
 
+/* A merge of one sublayer followed by the mix of the next. The parts share their operands in
+ * place: ops/table.c checks that what one part writes is what the next one reads. */
 void bk_compose_hc_merge_mix(const void *args, bk_composition *c) {
   const bk_hc_merge_mix_args *a = args;
   bk_compose_step(c, BK_OP_HC_POST_RES, &a->merge);
@@ -143,6 +154,7 @@ void bk_compose_hc_merge_mix_bwd(const void *args, bk_composition *c) {
 
 /* ---- rebuild ---- */
 
+/* The last layer has no merge: its streams belong to the next block. */
 void bk_compose_hc_rebuild(const void *args, bk_composition *c) {
   const bk_hc_rebuild_args *a = args;
   for (int i = 0; i < a->layers; i++) {
@@ -186,6 +198,9 @@ static bk_status prepare_step(bk_composition *c, bk_op op, const void *args) {
   return BK_OK;
 }
 
+/* Two walks over the steps: the first counts them, so that the state is one allocation; the second
+ * prepares a plan for each. Steps may be composed themselves; their workspace is then that of
+ * their own steps. */
 static BK_PREPARE(composite_prepare) {
   bk_composition count = {0}, c = {.visit = prepare_step, .device = device};
   compose(self->op, args, &count);
@@ -202,7 +217,8 @@ static BK_PREPARE(composite_prepare) {
   return BK_OK;
 }
 
-/* Known at launch alone: nothing to do. */
+/* A copy whose two operands turn out to be one place. Only the launch can see it, because the
+ * buffers are not known before; prepare has made a plan for it all the same. */
 static bool copies_onto_itself(bk_op op, const void *args) {
   const bk_copy_args *a = args;
   return op == BK_OP_COPY && a->x.buffer && a->x.buffer == a->y.buffer &&

@@ -1,10 +1,11 @@
-/* Questions to the list of connection kinds: see runtime/connection.h. */
+/* Answers to questions about kinds of connection by number: see runtime/connection.h. The kinds
+ * themselves are files under models/connections; this folder knows none of them by name. */
 #include "runtime/connection.h"
 
 #include <birkhoff/config.h>
 #include <stdio.h>
 
-/* models/connections/kinds.c; by number. Every kind is a file there; this folder knows none. */
+/* Defined in models/connections/kinds.c; the index is the kind's number. */
 extern const bk_connection_kind *const bk_connection_kinds[];
 
 const bk_connection_kind *bk_connection_kind_of(bk_hc_kind kind) {

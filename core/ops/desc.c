@@ -1,4 +1,5 @@
-/* What generic code asks of descriptors (table.c has them). */
+/* Questions that generic code asks about the args of any op, answered from its descriptor: its
+ * operands by name, its cost, its kind and the key of its plan. */
 #include "ops/ops.h"
 
 #include <stdio.h>
@@ -21,6 +22,7 @@ bk_dtype bk_op_leading_dtype(bk_op op, const void *args) {
   return bk_op_field_get(args, &bk_op_describe(op)->fields[0])->dtype;
 }
 
+/* Ends early where the text is full, as messages about many operands may be. */
 char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
   const bk_op_desc *desc = bk_op_describe(op);
   size_t used = 0;
@@ -36,6 +38,8 @@ char *bk_op_describe_args(bk_op op, const void *args, char *text, size_t size) {
   return text;
 }
 
+/* Every operand is counted as moved once, INOUT twice; the op's row says what to take off that
+ * sum, for example what is not read when nothing is accumulated. */
 void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes) {
   const bk_op_desc *desc = bk_op_describe(op);
   double less;
@@ -54,7 +58,8 @@ bk_hc_kind bk_op_kind(bk_op op, const void *args) {
   return kind;
 }
 
-/* The first field that begins where this one does. */
+/* The first operand that begins where this one does. It tells a key which operands share memory
+ * without telling where that is. */
 static int first_at_place(const bk_op_desc *d, const void *args, int field) {
   const bk_tensor *t = bk_op_field_get(args, &d->fields[field]);
   for (int i = 0; i < field; i++) {
@@ -65,6 +70,9 @@ static int first_at_place(const bk_op_desc *d, const void *args, int field) {
   return field;
 }
 
+/* A plan may depend on how an operand is aligned, but not on where it lies; two operands in one
+ * place may take another path through a kernel than two apart (in-place forms), so that the key
+ * says which operand each one coincides with. */
 void bk_op_plan_key(bk_op op, const void *args, void *key) {
   const bk_op_desc *d = bk_op_describe(op);
   memset(key, 0, d->args_size);

@@ -1,6 +1,7 @@
 /* From an op to the kernel that runs it. The device's own table comes first, then the composed
- * defaults of the fused slots; a device asked for `allow_fallback` may then use another device's
- * kernel. */
+ * defaults of the fused ops, and a device that was opened with `allow_fallback` may at last use
+ * another device's kernel. There is no other list of what a device can do: to ask whether an op is
+ * supported is to make this lookup. */
 #include "ops/ops.h"
 
 bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args) {
@@ -10,12 +11,15 @@ bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const voi
          kernel->accepts(kernel, device, args);
 }
 
+/* A backend writes its best row first, so that the first match wins. */
 static const bk_kernel *own_kernel(const bk_device *device, bk_op op, const void *args) {
   for (const bk_kernel *k = device->backend->kernels; k->op != BK_OP_NONE; k++)
     if (k->op == op && bk_kernel_takes(k, device, args)) return k;
   return NULL;
 }
 
+/* `composed_only` passes the device's own fused kernels over, which shows what they are worth and
+ * lets a test compare them with the ops that they are made of. */
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args) {
   bool composed = device->options.composed_only && bk_op_describe(op)->compose;
   const bk_kernel *own = composed ? NULL : own_kernel(device, op, args);
@@ -30,6 +34,7 @@ static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
                  device->options.allow_fallback ? ", nor has the device to fall back on" : "");
 }
 
+/* Checks come before the lookup: a row's `accepts` may rely on args that make sense. */
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
   if (!bk_op_describe(op))
     return bk_fail(device->ctx, BK_ERR_ARGUMENT, "op %d does not exist, there are %d", (int)op,
@@ -52,6 +57,8 @@ void bk_plan_release(bk_plan *plan) {
   *plan = (bk_plan){0};
 }
 
+/* Waits even after a failed launch, because the workspace must not be freed under a running
+ * kernel. */
 static bk_status launch_and_sync(bk_stream *stream, const bk_plan *plan, const void *args) {
   bk_buffer *workspace = NULL;
   if (plan->workspace_bytes) {

@@ -1,11 +1,13 @@
-/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or
- * cpu is not there (open.c chooses; a device that was opened without the registry has no other).
+/* Ops that a device lacks, run on another: `cpu`, or `ref` where the device is `cpu` itself or cpu
+ * is not there. open.c makes that choice; a device that was opened without the registry has no
+ * other to fall back on.
  *
- * The other device is opened once per device (device->fallback, closed with it). Where both have
- * host memory its kernel works on the operands in place. Otherwise the operands' memory passes
- * through a staging buffer, byte for byte: ranges that overlap (views of one tensor, operands
- * that alias) travel as one, everything goes in, and what holds an output comes back. Launches
- * then synchronise, which kernels otherwise never do. */
+ * The other device is opened once per device (device->fallback) and closed with it. Where both
+ * have host memory its kernel works on the operands in place. Otherwise the operands' memory
+ * passes through a staging buffer, byte for byte: ranges that overlap (views of one tensor,
+ * operands that alias) travel as one, everything goes in, and the ranges that hold an output come
+ * back. Such launches synchronise the stream, which kernels otherwise never do: falling back is
+ * slow, and a warning says so once for each op. */
 #include "ops/ops.h"
 
 #include <string.h>
@@ -13,7 +15,7 @@
 typedef struct fallback_state {
   bk_op op;
   bk_plan plan;         /* on the other device */
-  bk_buffer *workspace; /* of that plan, or NULL */
+  bk_buffer *workspace; /* workspace of that plan, or NULL */
   bk_buffer *staging;   /* NULL: works in place */
 } fallback_state;
 
@@ -28,7 +30,8 @@ static bool ranges_touch(const range *a, const range *b) {
   return a->buffer == b->buffer && a->begin < b->end && b->begin < a->end;
 }
 
-/* Adds `r`, merging it with the ranges it overlaps; returns the new count. */
+/* Adds `r`, merging it with the ranges it overlaps, and returns the new count. A merge makes `r`
+ * longer, so that ranges passed before may now overlap it: the search starts anew. */
 static int ranges_add(range *ranges, int count, range r) {
   for (int i = 0; i < count;) {
     if (!ranges_touch(&ranges[i], &r)) {
@@ -45,6 +48,8 @@ static int ranges_add(range *ranges, int count, range r) {
   return count + 1;
 }
 
+/* The ranges of all operands, and their places in the staging buffer. A range that an output lies
+ * in is written back whole, with the bytes around it as they came. */
 static int ranges_collect(bk_op op, const void *args, range *ranges) {
   const bk_op_desc *desc = bk_op_describe(op);
   int count = 0;
@@ -65,7 +70,8 @@ static int ranges_collect(bk_op op, const void *args, range *ranges) {
   return count;
 }
 
-/* Enough for any aliasing: every operand on its own. */
+/* Room enough for any aliasing: every operand on its own, rounded up, and its skew. Prepare needs
+ * the size before the buffers are known. */
 static size_t staging_bytes(bk_op op, const void *args) {
   const bk_op_desc *desc = bk_op_describe(op);
   size_t bytes = 0;
@@ -77,6 +83,7 @@ static size_t staging_bytes(bk_op op, const void *args) {
   return bytes;
 }
 
+/* Each operand points to its place within the staging buffer instead. */
 static void redirect(bk_op op, void *args, const range *ranges, int count, bk_buffer *staging) {
   const bk_op_desc *desc = bk_op_describe(op);
   for (int i = 0; i < desc->n_fields; i++) {
@@ -97,6 +104,8 @@ static bk_status run_there(const fallback_state *s, bk_stream *other, const void
   return other->ops->sync(other);
 }
 
+/* Three parts, each of which waits for the one before: everything to the host, the kernel there,
+ * and the written ranges back. The arguments are copied, since they are the caller's. */
 static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_stream *other,
                                const void *args) {
   range ranges[BK_OP_MAX_FIELDS];
@@ -120,6 +129,7 @@ static bk_status launch_staged(bk_stream *stream, const fallback_state *s, bk_st
   return stream->ops->sync(stream);
 }
 
+/* In place: the device's own stream must have finished with the operands first. */
 static bk_status fallback_launch(bk_stream *stream, const bk_plan *plan, const void *args,
                                  bk_place workspace BK_UNUSED) {
   const fallback_state *s = plan->state;
@@ -152,6 +162,7 @@ static bk_status fallback_open(bk_device *device) {
   return bk_stream_create(device->fallback, 0, &device->fallback_stream);
 }
 
+/* The workspace and the staging are made once, with the plan. */
 static bk_status prepare_there(bk_device *device, bk_op op, const void *args, fallback_state *s) {
   s->op = op;
   BK_TRY(bk_plan_prepare(device->fallback, op, args, &s->plan));
@@ -163,6 +174,8 @@ static bk_status prepare_there(bk_device *device, bk_op op, const void *args, fa
   return bk_buffer_alloc(device->fallback, staging_bytes(op, args), BK_MEM_STAGING, &s->staging);
 }
 
+/* The lookup on the other device comes first, so that a failure there is told by the caller in
+ * terms of the device that the user asked for. */
 bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan) {
   BK_TRY(fallback_open(device));
   if (!bk_kernel_find(device->fallback, op, args)) return BK_ERR_UNSUPPORTED;

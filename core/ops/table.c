@@ -1,5 +1,7 @@
-/* The descriptors: the rows of runtime/ops.def written down as data, with what the rows name: flops
- * that are more than an expression, and conditions that shapes do not say. */
+/* The descriptors: the rows of runtime/ops.def as data, and what those rows name: functions for
+ * the flops that are more than an expression, and for the conditions that shapes do not say.
+ *
+ * A condition logs what it found and what would be right, and returns BK_ERR_ARGUMENT. */
 #include "ops/ops.h"
 #include "runtime/connection.h"
 
@@ -12,13 +14,15 @@ static double flops_of(bk_op op, const void *args) {
   return bk_op_describe(op)->flops(args, &less);
 }
 
-/* Pairs of positions that attend: T (T + 1) / 2, or all of a cache. */
+/* Pairs of positions of which one attends to the other: T (T + 1) / 2 for each sequence and head,
+ * or T times all of the cache, whose filled part the host does not know. */
 static double attention_pairs(const bk_tensor *q, double keys, bool cached) {
   double t = (double)q->shape[1];
   return (double)q->shape[0] * (double)q->shape[2] * (cached ? t * keys : t * (t + 1) / 2);
 }
 
-/* One normalisation of a matrix by rows or columns: a sum and a division per entry. */
+/* Two normalisations a round, by rows and by columns, each with a sum and a division per entry;
+ * three more per entry for the exponentials at the start. */
 static double sinkhorn_flops(double entries, int iters) {
   return entries * (3 + 4 * (double)iters);
 }
@@ -38,7 +42,7 @@ static double merge_mix_bwd_flops(const bk_hc_merge_mix_bwd_args *a) {
          flops_of(BK_OP_HC_PROJECT_BWD, &a->project) + flops_of(BK_OP_HC_POST_RES_BWD, &a->merge);
 }
 
-/* The streams are still at hand at every layer. */
+/* HC_REBUILD as layers times the mix and layers - 1 times the merge. */
 static double rebuild_flops(const bk_hc_rebuild_args *a) {
   const bk_tensor *x = &a->layer[0].x;
   double streams = (double)bk_tensor_count(x), layers = (double)a->layers,
@@ -49,6 +53,8 @@ static double rebuild_flops(const bk_hc_rebuild_args *a) {
 
 /* ---- conditions: dense operations ---- */
 
+/* y may not have two elements in one place, since the result would depend on the order of writing;
+ * x may, which is how a copy broadcasts. */
 static bk_status copy_is_possible(bk_dims *dims) {
   const bk_copy_args *a = dims->args;
   bool floats = bk_dtype_is_float(a->x.dtype) && bk_dtype_is_float(a->y.dtype), fits;
@@ -66,7 +72,8 @@ static bk_status copy_is_possible(bk_dims *dims) {
       bk_tensor_describe(&a->x, x, sizeof x), bk_tensor_describe(&a->y, y, sizeof y));
 }
 
-/* One of a matrix's two strides is 1; a dimension of size 1 has no stride to speak of. */
+/* A product takes a matrix or its transpose, so that one of the two strides is 1. A dimension of
+ * size 1 has no stride to speak of. */
 static bk_status matrix(const bk_dims *dims, const char *name) {
   const bk_tensor *t = bk_dims_operand(dims, name);
   int row = t->ndim - 2, column = t->ndim - 1;
@@ -88,6 +95,7 @@ static bk_status grouped_matrices(bk_dims *dims) { return matrix(dims, "b"); }
 
 /* ---- conditions: layers ---- */
 
+/* With unequal heads x and y have different sizes, so that they cannot share memory. */
 static bk_status rope_heads(bk_dims *dims) {
   int64_t from = dims->value['X'], to = dims->value['Y'], width = dims->value['D'];
   if (from != to && from != 1 && to != 1) {
@@ -109,6 +117,8 @@ static bk_status attention_lengths(bk_dims *dims) {
                  (long long)dims->value['S'], (long long)dims->value['T']);
 }
 
+/* A row of logits is replaced by its gradient element by element, which works in place only when
+ * both have elements of one size. */
 static bk_status dlogits_in_place(bk_dims *dims) {
   const bk_cross_entropy_args *a = dims->args;
   if (!bk_tensor_present(&a->dlogits) || a->dlogits.dtype == a->logits.dtype) return BK_OK;
@@ -119,6 +129,8 @@ static bk_status dlogits_in_place(bk_dims *dims) {
                  "cross_entropy: dlogits may lie in the memory of logits only in their dtype");
 }
 
+/* A group's score is the sum of its two best experts (DeepSeek-V3), so that it needs two; and
+ * there must be enough experts in the groups that are kept for k choices. */
 static bk_status router_groups(bk_dims *dims) {
   const bk_router_args *a = dims->args;
   int64_t experts = dims->value['E'];
@@ -152,7 +164,8 @@ static bk_status adamw_weights(bk_dims *dims) {
 
 /* ---- conditions: residual connections ---- */
 
-/* Groups of columns: pre, post, comb; a kind may have a scale for a group that it lacks. */
+/* The columns of the logits are those of pre, then of post, then of comb. R tells how many of the
+ * three there are; scale may have an entry for a group that the kind lacks. */
 static bk_status logits_groups(bk_dims *dims) {
   const bk_op_field *field = bk_op_field_find(dims->desc->op, "scale");
   int64_t R = dims->value['R'];
@@ -188,11 +201,11 @@ static bk_status permutations_bwd(bk_dims *dims) {
   return permutations_of(dims, ((const bk_hc_perm_bwd_args *)dims->args)->n);
 }
 
-/* A pair of logits for each bit of a stream's number. */
+/* Every bit of a stream's number has a factor of its own, and each factor a pair of logits. */
 static bk_status kronecker_factors(bk_dims *dims) {
   bool forward = dims->desc->op == BK_OP_HC_KRON;
   const bk_tensor *comb = bk_dims_operand(dims, forward ? "comb" : "dcomb");
-  if (!bk_tensor_present(comb) || comb->ndim != 3) return BK_OK; /* told with the shapes */
+  if (!bk_tensor_present(comb) || comb->ndim != 3) return BK_OK; /* the check of shapes says it */
   int64_t n = comb->shape[1], factors = 0;
   while (factors < 62 && INT64_C(1) << factors < n) factors++;
   if (n != INT64_C(1) << factors || n > BK_HC_MAX_N)
@@ -218,7 +231,8 @@ static bk_status tanh_bwd_columns(bk_dims *dims) {
   return tanh_of(dims, ((const bk_hc_tanh_bwd_args *)dims->args)->n);
 }
 
-/* Binds what a kind's maps are made of (runtime/connection.h), and asks for the maps it has. */
+/* Binds the letters that a kind's maps are made of (runtime/connection.h), and checks that exactly
+ * those maps are given that the kind has. */
 static bk_status maps_of(bk_dims *dims, bk_hc_kind kind, int n, int iters, const char *post,
                          const char *comb) {
   const bk_connection_kind *k = bk_connection_kind_of(kind);
@@ -263,6 +277,8 @@ static bk_status same_places(const bk_dims *dims, size_t count, const char *cons
   for (size_t i = 0; i < count; i++) BK_TRY(bk_dims_same_place(dims, pairs[i][0], pairs[i][1]));
   return BK_OK;
 }
+/* The parts of the fused op must hand their results on in place, as they do when they run one by
+ * one. */
 static bk_status merge_mix_places(bk_dims *dims) {
   static const char *const pairs[][2] = {{"project.x", "merge.out"},
                                          {"pre_norm.x", "merge.out"},
@@ -271,6 +287,7 @@ static bk_status merge_mix_places(bk_dims *dims) {
                                          {"pre_norm.pre", "maps.pre"}};
   return same_places(dims, BK_COUNT(pairs), pairs);
 }
+/* The mirror: the gradient of the streams is one buffer through all four parts. */
 static bk_status merge_mix_bwd_places(bk_dims *dims) {
   static const char *const pairs[][2] = {
       {"project.x", "pre_norm.x"},     {"maps.dpre", "pre_norm.dpre"},
@@ -287,7 +304,8 @@ static const char *layer_field(int layer, const char *name, char (*field)[32]) {
   return *field;
 }
 
-/* Which operands a layer has: all up to the last, which makes no streams; none from then on. */
+/* Which operands a layer must have: all of them before the last layer, only those of the mix in
+ * the last one, since it makes no streams, and none from then on. */
 static bk_status rebuild_layers(bk_dims *dims) {
   static const char *const mix[] = {"x", "pre", "w", "y", "h", "rstd"}, *const merge[] = {
                                                                             "f", "post", "comb"};
@@ -314,7 +332,10 @@ static bk_status rebuild_places(bk_dims *dims) {
 }
 _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 
-/* ---- the rows ---- */
+/* ---- the rows ----
+ * runtime/ops.def is included twice: once for a function of each op that computes its flops, and
+ * once, inside bk_op_describe, for the descriptors. There the letters of the rows are enumerators
+ * of the function, so that no other code meets names as short as C or N. */
 #define NONE
 #define N(f) ((double)bk_tensor_count(&a->f))
 #define BYTES(f) ((double)bk_tensor_bytes(&a->f))

@@ -22,7 +22,7 @@ typedef struct bk_plan bk_plan;
 
 struct bk_buffer {
   bk_device *device;
-  /* host backends: the address; others: their own object. NULL until the memory exists */
+  /* The address on a host backend, an object of its own on another. NULL until memory is bound. */
   void *handle;
   size_t size; /* bytes */
   bk_memory_class mem_class;
@@ -61,15 +61,15 @@ struct bk_device {
   int index;
   bk_device_options options;
   bk_device_props props;
-  /* ever made, counted by bk_buffer_alloc; tests check that a step makes none */
+  /* Buffers ever made on the device; tests check that a training step makes none. */
   uint64_t buffer_allocs;
-  /* ops/fallback.c: the device that serves ops this one lacks, opened at need, closed by
-   * bk_device_close (stream first); which ops were logged */
+  /* ops/fallback.c: the device that serves ops this one lacks. It is opened at the first need and
+   * closed by bk_device_close, its stream first. fell_back: the ops that were warned about. */
   bk_device *fallback;
   bk_stream *fallback_stream;
   bool fell_back[BK_OP_COUNT];
-  /* Set where the registry is at hand (bk_device_open), NULL otherwise: opens the device to fall
-   * back on, *fallback NULL if there is none. */
+  /* Opens the device to fall back on, or leaves *fallback NULL if there is none. Set by
+   * bk_device_open, which knows the registry; NULL in a device opened from a backend at hand. */
   bk_status (*open_fallback)(const bk_device *device, bk_device **fallback);
 };
 
@@ -77,10 +77,10 @@ struct bk_device {
  * caller may rely on two streams making progress at once. */
 typedef struct bk_stream_ops {
   void (*destroy)(bk_stream *stream);
-  /* src stays valid until sync */
+  /* The caller keeps src valid until the next sync. */
   bk_status (*upload)(bk_stream *stream, bk_place dst, const void *src, size_t bytes);
   bk_status (*download)(bk_stream *stream, void *dst, bk_place src, size_t bytes);
-  /* same device, no overlap */
+  /* Both places are on the stream's device and do not overlap. */
   bk_status (*copy)(bk_stream *stream, bk_place dst, bk_place src, size_t bytes);
   bk_status (*fill)(bk_stream *stream, bk_place dst, uint8_t value, size_t bytes);
   bk_status (*event_record)(bk_stream *stream, bk_event *event);
@@ -98,8 +98,9 @@ typedef struct bk_stream_ops {
   void (*graph_destroy)(bk_stream *stream, void *graph);
 } bk_stream_ops;
 
-/* A table is these two lists, of functions that are called as their members are, behind a prefix:
- * stream_upload is BK_STREAM_OPS(stream)'s. A stream that cannot be captured has the stubs. */
+/* A stream's table is made of two of these lists. They name the functions of one backend, which are
+ * called like the members behind a prefix: BK_STREAM_OPS(stream) means stream_upload, stream_copy
+ * and so on. A stream that cannot be captured takes the stubs as its second list. */
 #define BK_STREAM_OPS(prefix)                                                            \
   .destroy = prefix##_destroy, .upload = prefix##_upload, .download = prefix##_download, \
   .copy = prefix##_copy, .fill = prefix##_fill, .event_record = prefix##_event_record,   \
@@ -156,8 +157,8 @@ struct bk_kernel {
   bk_op op;        /* BK_OP_NONE ends the table */
   uint32_t dtypes; /* set of 1u << bk_dtype */
   uint32_t kinds;  /* set of BK_KIND(bk_hc_kind); 0 where the op has no kind */
-  int variant;     /* the backend's own: an instruction set, say */
-  const void *own; /* the backend's own */
+  int variant;     /* for the backend's use: an instruction set, for example */
+  const void *own; /* for the backend's use */
   char name[32];   /* in place: a pointer would be one more to relocate in every row */
   BK_ACCEPTS((*accepts));
   BK_PREPARE((*prepare));
@@ -167,8 +168,8 @@ struct bk_kernel {
 
 #define BK_KIND(kind) (1u << (kind))
 #define BK_KINDS_ALL UINT32_MAX
-/* Rows: with all there is (kinds 0: the op has none); with a limit on what they take; with a
- * workspace; with neither. */
+/* Four ways to write a row: with every member (kinds is 0 where the op has no kind), with a
+ * function that limits what it accepts, with a workspace, and with neither. */
 #define BK_KERNEL_ROW(op_, dtypes_, kinds_, name_, accepts_, prepare_, launch_, release_) \
   {                                                                                       \
     .op = op_, .dtypes = dtypes_, .kinds = kinds_, .name = name_, .accepts = accepts_,    \
@@ -206,8 +207,8 @@ struct bk_backend {
   const bk_kernel *kernels;
 };
 
-/* The table of a backend `cpu` whose functions are cpu_probe, cpu_device_count, cpu_describe and
- * cpu_open. */
+/* A backend's table. BK_BACKEND(cpu, ...) expects the functions cpu_probe, cpu_device_count,
+ * cpu_describe and cpu_open. */
 #define BK_BACKEND(name_, priority_, kernels_)                                                \
   {                                                                                           \
     .abi = BK_BACKEND_ABI, .name = #name_, .priority = priority_, .probe = name_##_probe,     \
@@ -227,13 +228,13 @@ bk_status bk_backend_register(bk_context *ctx, const bk_backend *backend);
 int bk_backend_count(void);
 const bk_backend *bk_backend_get(int i);
 const bk_backend *bk_backend_find(const char *name);
-/* the compiled-in list, then modules; called once, later calls return BK_OK */
+/* Registers the compiled-in backends, then the modules. Later calls do nothing and return BK_OK. */
 bk_status bk_registry_init(bk_context *ctx);
 /* loader.c: dlopens birkhoff_*.so of BIRKHOFF_BACKEND_DIR (or the installed folder); a bad
  * module is a warning. */
 bk_status bk_loader_load_all(bk_context *ctx);
-/* One module. What is wrong with it is a warning, remembered for `devices`, and the status
- * returned. */
+/* Loads one module. A fault of it is logged as a warning, remembered for the command `devices`, and
+ * returned as a status. */
 bk_status bk_loader_load(bk_context *ctx, const char *path);
 typedef struct bk_refused_module {
   char path[256], reason[256];
@@ -266,8 +267,8 @@ BK_MODULE_API void bk_buffer_free(bk_buffer *buffer); /* NULL is allowed */
 /* Whole contiguous tensors to and from host memory; synchronous. */
 bk_status bk_tensor_upload(bk_stream *stream, const bk_tensor *t, const void *src);
 bk_status bk_tensor_download(bk_stream *stream, const bk_tensor *t, void *dst);
-/* Any layout, any float dtype, to and from dense doubles; any integer dtype to doubles.
- * Synchronous, may allocate. */
+/* Tensors of any layout to and from dense doubles, row-major. Reading and writing convert any
+ * dtype. Synchronous; may allocate. */
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst);
 bk_status bk_tensor_write_f64(bk_stream *stream, const bk_tensor *t, const double *src);
 bk_status bk_tensor_zero(bk_stream *stream, const bk_tensor *t); /* contiguous */
@@ -291,8 +292,9 @@ bk_status bk_memory_commit(bk_memory *memory); /* BK_ERR_MEMORY names class and 
 /* Checks args (ops/), looks the kernel up and prepares it. BK_ERR_UNSUPPORTED names op, dtypes
  * and shapes. */
 bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
-/* Debug builds (configure --enable-debug) check args as prepare does, now with buffers; the
- * kernel that stands for a fallback has no op, the launch behind it is checked. */
+/* Launches a prepared plan. Debug builds (configure --enable-debug) check the args as prepare does,
+ * but now with buffers. The kernel that stands for a fallback has no op of its own; the launch on
+ * the other device behind it is checked instead. */
 static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, const void *args,
                                        bk_place workspace) {
 #ifdef BK_DEBUG
@@ -302,8 +304,8 @@ static inline bk_status bk_plan_launch(bk_stream *stream, const bk_plan *plan, c
   return plan->kernel->launch(stream, plan, args, workspace);
 }
 void bk_plan_release(bk_plan *plan); /* safe on a zeroed plan; zeroes it */
-/* Whether a row serves these args of its op; the lookup alone: the row that would serve, or
- * NULL. */
+/* The lookup alone: whether a row serves these args of its op, and the row that would serve an op,
+ * or NULL. */
 bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args);
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args);
 /* Prepare, launch with a workspace of its own, sync, release: for tests and tools, not for

@@ -1,5 +1,6 @@
-/* Buffers, and tensors to and from host memory. These transfers wait for the stream; a step uses
- * the stream's own calls. */
+/* Buffers on a device, and whole tensors to and from host memory. The transfers here wait for the
+ * stream; they are for loading, saving, tests and diagnostics. A training step uses the stream's
+ * own calls, which do not wait. */
 #include "runtime/buffer_priv.h"
 
 #include <string.h>
@@ -13,6 +14,8 @@ bk_status bk_buffer_create(bk_device *device, bk_memory_class c, bk_buffer **buf
   return BK_OK;
 }
 
+/* A buffer of 0 bytes still gets one byte of memory, because drivers refuse an allocation of
+ * nothing, and NULL as a handle means that no memory is bound. */
 bk_status bk_buffer_bind(bk_buffer *buffer, size_t bytes) {
   bk_device *device = buffer->device;
   size_t limit = device->props.max_alloc;
@@ -54,6 +57,7 @@ void bk_buffer_free(bk_buffer *buffer) {
   bk_free(buffer->device->ctx, buffer);
 }
 
+/* Strided tensors are checked by their span, gaps included. */
 static bk_status check_place(bk_stream *stream, const bk_tensor *t, const char *what) {
   bk_context *ctx = stream->device->ctx;
   if (!bk_tensor_present(t)) return bk_fail(ctx, BK_ERR_ARGUMENT, "%s: the tensor is absent", what);
@@ -121,6 +125,8 @@ static void scatter(const bk_tensor *t, char *base, const double *src) {
     bk_dtype_store(t->dtype, base + element_offset(t, at), src[i]);
 }
 
+/* On host memory the elements are read where they lie, without a copy, once the stream has
+ * finished. */
 bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst) {
   BK_TRY(check_place(stream, t, "read"));
   size_t span = bk_tensor_span(t);
@@ -139,8 +145,8 @@ bk_status bk_tensor_read_f64(bk_stream *stream, const bk_tensor *t, double *dst)
   return status;
 }
 
-/* Through a host copy of the span; what lies in the gaps of a strided tensor is fetched first
- * and goes back as it was. */
+/* Writes through a host copy of the tensor's span. The gaps of a strided tensor may hold other
+ * data: they are fetched first and go back as they were. */
 static bk_status write_through_copy(bk_stream *stream, const bk_tensor *t, const double *src,
                                     char *copy, size_t span) {
   if (!bk_tensor_contiguous(t)) {

@@ -1,4 +1,5 @@
-/* Shared by buffer.c and memory.c: the two halves of a buffer's life. */
+/* What buffer.c and memory.c share. A buffer's life has two halves: the object, to which tensors
+ * may point from the time of planning, and its memory, which is bound to it later. */
 #ifndef BK_BUFFER_PRIV_H
 #define BK_BUFFER_PRIV_H
 

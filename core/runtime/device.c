@@ -1,8 +1,10 @@
-/* Devices and streams of a backend that is at hand. Refers to no list of backends: that is
- * open.c. */
+/* Opening and closing devices of a backend that is at hand, and their streams. This file refers to
+ * no list of backends, so that a static link of an embedded program leaves the registry out;
+ * opening by name is in open.c. */
 #include "runtime/registry_priv.h"
 
-/* An opened device with a hole in its table would fail at some later call: refuse it now. */
+/* An opened device with a NULL in its table would fail at some later call: it is refused at
+ * once. */
 static bk_status check_opened(bk_context *ctx, bk_device *device) {
   const bk_device_ops *ops = device ? device->ops : NULL;
   if (ops && device->backend && device->ctx && !bk_vtable_has_hole(ops, sizeof *ops)) return BK_OK;
@@ -20,6 +22,8 @@ bk_status bk_device_open_from(bk_context *ctx, const bk_backend *backend, int in
   return BK_OK;
 }
 
+/* Opens the backend's device 0, without the registry. Such a device has no other to fall back
+ * on. */
 bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
                                  const bk_device_options *options, bk_device **device) {
   char reason[BK_REASON_MAX] = "";

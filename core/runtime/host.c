@@ -1,5 +1,9 @@
-/* What the host backends share: buffers are host memory from the context, streams run inline,
- * events are time stamps. */
+/* What the host backends (ref and cpu) share. A buffer is host memory from the context, so that a
+ * handle is an address. A stream runs inline: each call is done when it returns, and there is
+ * never anything to wait for. An event is the time at which it was recorded.
+ *
+ * Ranges are checked here in every call: a copy past the end of a buffer would be a silent fault
+ * of memory on the host, where a driver would report it. */
 #include "runtime/backend.h"
 
 #include <string.h>
@@ -9,6 +13,7 @@ typedef struct host_event {
   double seconds; /* when it was recorded last; 0 = never */
 } host_event;
 
+/* No limit on sizes, and any offset at which an element may lie. */
 void bk_host_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
                          const bk_device_options *options, const bk_device_ops *ops) {
   bk_device_init(device, ctx, backend, index, options, ops);
@@ -79,7 +84,7 @@ static bk_status stream_event_record(bk_stream *stream, bk_event *event) {
 }
 
 static bk_status stream_event_wait(bk_stream *stream, bk_event *event) {
-  (void)stream, (void)event; /* inline: what was recorded is done */
+  (void)stream, (void)event; /* work before a recorded event is done, since streams run inline */
   return BK_OK;
 }
 

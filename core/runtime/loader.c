@@ -1,6 +1,7 @@
-/* Backends as loadable modules. A module stays loaded for good once it is registered. What a
- * module does wrong is a warning and is remembered for `devices`; the program goes on with the
- * backends that it has. */
+/* Backends as loadable modules: shared objects that export bk_backend_module (backend.h). A module
+ * that has been registered stays loaded for good, since its devices and threads may be in use; one
+ * that is refused is unloaded. A fault of a module is a warning, and is remembered for the command
+ * `devices`; the program goes on with the backends that it has. */
 #include "runtime/registry_priv.h"
 
 #ifdef HAVE_DLOPEN
@@ -31,6 +32,8 @@ static bk_backend_module_fn entry_of(void *library) {
   return entry;
 }
 
+/* RTLD_LOCAL keeps the symbols of a module and of its driver from meeting those of another module.
+ * RTLD_NOW makes a missing symbol an error here and not in the middle of a step. */
 bk_status bk_loader_load(bk_context *ctx, const char *path) {
   char reason[BK_REASON_MAX];
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -70,13 +73,15 @@ static bk_status load_list(bk_context *ctx, const char *folder, char **names, si
     if (!is_module(names[i])) continue;
     char *path = bk_path_join(ctx, folder, names[i]);
     if (!path) return BK_ERR_MEMORY;
-    /* a bad module has been warned about and stops nobody */
+    /* A bad module has been warned about and does not stop the others. */
     (void)bk_loader_load(ctx, path);
     bk_free(ctx, path);
   }
   return BK_OK;
 }
 
+/* The installed folder may be missing, since modules are optional. A folder that the user named in
+ * BIRKHOFF_BACKEND_DIR may not, and is warned about. */
 bk_status bk_loader_load_all(bk_context *ctx) {
   const char *asked = getenv("BIRKHOFF_BACKEND_DIR");
   const char *folder = asked && *asked ? asked : BK_BACKEND_DIR;

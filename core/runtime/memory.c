@@ -1,6 +1,11 @@
-/* The memory planner: one arena of offsets per class, and per (class, chunk) one buffer object
- * that exists from the moment something is planned in it, so that tensors can point to it;
- * memory comes with commit. */
+/* The memory planner. A model first reserves all its tensors, class by class (weights, gradients,
+ * activations and so on), and then gets their memory in one commit. Between the two the need of
+ * each class is known exactly, without any of it being allocated.
+ *
+ * Each class has one arena of offsets. Each chunk of an arena has one buffer object, which exists
+ * from the moment something is planned in it, so that tensors can point to it before it has
+ * memory. A chunk is no larger than the device's largest allocation, so that large classes may
+ * have several. */
 #include "runtime/buffer_priv.h"
 
 typedef struct class_memory {
@@ -46,6 +51,8 @@ void bk_memory_destroy(bk_memory *memory) {
   bk_free(ctx, memory);
 }
 
+/* A tensor that is empty needs 0 bytes, whatever the product of its other dimensions is. Sizes
+ * stay below INT64_MAX, because shapes and strides are signed. */
 static bk_status shape_bytes(bk_context *ctx, bk_dtype dtype, int ndim, const int64_t *shape,
                              size_t *bytes) {
   size_t sum = bk_dtype_size(dtype);
@@ -77,6 +84,8 @@ static bk_status add_buffer(bk_memory *memory, bk_memory_class c) {
   return BK_OK;
 }
 
+/* The output is written only on success, and nothing can be planned after commit: the buffers have
+ * their final sizes then. */
 bk_status bk_memory_tensor(bk_memory *memory, bk_memory_class c, bk_dtype dtype, int ndim,
                            const int64_t *shape, bk_tensor *t) {
   bk_context *ctx = memory->device->ctx;
@@ -120,7 +129,7 @@ static bk_status bind_all(bk_memory *memory) {
     for (size_t i = 0; i < m->n_buffers; i++) {
       bk_status status = bk_buffer_bind(m->buffers[i], m->arena.chunk_bytes[i]);
       if (status == BK_OK) continue;
-      /* the device has said why; this says what for */
+      /* The device has said why it failed; this says what the memory was for. */
       bk_warn(memory->device->ctx,
               "memory: %s needs %zu bytes, %zu of them in one buffer that %s could not give",
               bk_memory_class_name((bk_memory_class)c), bk_arena_bytes(&m->arena),
@@ -131,6 +140,8 @@ static bk_status bind_all(bk_memory *memory) {
   return BK_OK;
 }
 
+/* All or nothing: after a failure no buffer has memory, and the caller may plan something
+ * smaller. */
 bk_status bk_memory_commit(bk_memory *memory) {
   if (memory->committed)
     return bk_fail(memory->device->ctx, BK_ERR_ARGUMENT, "memory: committed already");

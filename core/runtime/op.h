@@ -1,19 +1,16 @@
-/* Ops: ids and argument structs, plain data. All that a backend knows of the ops. The rows of
- * runtime/ops.def, one for each op, make both.
+/* Ops: ids and argument structs, plain data. This is all that a backend knows of the ops. Both are
+ * made from the rows of runtime/ops.def, one row for each op.
  *
  * Conventions.
- * - Letters: B sequences, T positions, N = B*T tokens, C model width, n residual streams, H
- *   heads, E experts, k experts per
- *   token, M rows, V vocabulary.  "st" is the storage dtype (fp32, bf16, or fp64 on ref), "ct"
- *                                 the coefficient dtype: fp32,
- *   or fp64 where st is fp64. Accumulators are at least fp32; results are rounded once, on
- *   store.
- * - Inputs come first, outputs last. `opt` operands may be absent (zeroed struct). Inputs of one
- *   kind may not overlap outputs
- *   unless the op says "may alias".
+ * - Letters: B sequences, T positions, N = B*T tokens, C model width, n residual streams, H heads,
+ *   E experts, k experts per token, M rows, V vocabulary. "st" is the storage dtype (fp32, bf16, or
+ *   fp64 on ref), "ct" the coefficient dtype: fp32, or fp64 where st is fp64. Accumulators are at
+ *   least fp32; results are rounded once, on store.
+ * - Inputs come first, outputs last. `opt` operands may be absent (zeroed struct). Inputs may not
+ *   overlap outputs unless the op says "may alias".
  * - Gradients of parameters (dw, dfn, dtable, dscale, dbase, wgrad) ADD to what is there, in ct,
- *   unless the op says otherwise. Gradients of
- *   activations overwrite, or add where `accumulate` is set.
+ *   unless the op says otherwise. Gradients of activations overwrite, or add where `accumulate` is
+ *   set.
  * - Last dimensions are dense (stride 1) unless the op says "any strides"; outer strides are free.
  * - Reductions have a fixed order for given shapes: same inputs, same bits, whatever the number
  *   of threads.
@@ -31,10 +28,10 @@ typedef enum bk_op {
   BK_OP_COUNT
 } bk_op;
 
-/* ---- the step block: everything that changes from step to step, one small tensor in ct,
- * [BK_STEP_SLOTS]. ---- The host writes all of it with one copy at the start of a step (results
- * zeroed, BK_STEP_FINITE = 1) and reads it once at the end. Ops take the whole block as a
- * tensor. */
+/* ---- the step block: everything that changes from step to step, in one small tensor in ct,
+ * [BK_STEP_SLOTS]. ---- The host writes all of its fields with one copy at the start of a step
+ * (results zeroed, BK_STEP_FINITE = 1) and reads them once at the end. Ops take the whole block as
+ * a tensor, so that neither plans nor captured graphs hold a number that changes. */
 enum {
   BK_STEP_LR,           /* learning rate of this step */
   BK_STEP_BC1,          /* 1 - beta1^t, t from 1 */
@@ -42,12 +39,13 @@ enum {
   BK_STEP_MAX_NORM,     /* gradient clip, <= 0: off */
   BK_STEP_LOSS_SCALE,   /* 1 / number of kept targets of the step */
   BK_STEP_BALANCE_RATE, /* router_bias_lr */
-  BK_STEP_RESULTS = 16, /* from here on written by the device */
+  BK_STEP_RESULTS = 16, /* the fields from here on are written by the device */
   BK_STEP_LOSS = 16,    /* sum of the kept targets' losses, nats */
   BK_STEP_SUMSQ,        /* sum of squares of all gradients */
   BK_STEP_NORM,         /* sqrt of it */
   BK_STEP_CLIP,         /* factor on the gradients: min(1, max_norm / norm) */
-  /* 1; 0 when loss or gradient norm is not finite: then ADAMW and BALANCE change nothing */
+  /* 1, or 0 when the loss or the gradient norm is not finite: ADAMW and BALANCE then change
+   * nothing. */
   BK_STEP_FINITE,
   BK_STEP_SLOTS = 32
 };
@@ -60,12 +58,13 @@ enum {
 #define BK_HC_PERM_MAX_N 5 /* n! grows */
 #define BK_SINKHORN_MAX_ITERS 64
 BK_MODULE_API int bk_factorial(int n);
-/* Of a kind: rows of fn, entries of base and of scale; 0 for a kind without maps. */
+/* Sizes of a kind's parameters: rows of fn, entries of base and of scale. 0 for a kind without
+ * maps. */
 int bk_hc_rows(bk_hc_kind kind, int n);
 int bk_hc_base_count(bk_hc_kind kind, int n);
 int bk_hc_scale_count(bk_hc_kind kind);
 
-/* The layers of HC_REBUILD. */
+/* The most layers that one HC_REBUILD can make again, and the operands of each. */
 #define BK_HC_REBUILD_MAX 8
 typedef struct {
   bk_tensor x, f, post, comb, pre, w, y, h, rstd;
@@ -115,13 +114,14 @@ typedef struct {
 typedef enum bk_role { BK_IN, BK_OUT, BK_INOUT } bk_role;
 typedef struct bk_op_field {
   char name[16];   /* in place: hundreds of pointers would have to be relocated */
-  uint16_t offset; /* of a bk_tensor in the args struct */
+  uint16_t offset; /* offset of the bk_tensor in the args struct */
   uint8_t role;    /* bk_role */
   bool optional;
   uint8_t type;              /* ops/ops.h: bk_operand_type and flags */
   uint16_t dim[BK_MAX_DIMS]; /* ops/ops.h: BK_DIM_*; 0: no more */
 } bk_op_field;
-/* What is no tensor in an args struct: numbers that choose what a kernel does. */
+/* The parameters of an op: members of its args struct that are no tensors but numbers, which choose
+ * what a kernel does. */
 typedef enum bk_op_param_type {
   BK_PARAM_END, /* no more */
   BK_PARAM_REAL,
@@ -135,9 +135,9 @@ typedef struct bk_op_param {
   uint16_t offset; /* in the args struct */
   uint8_t size;
   uint8_t type;      /* bk_op_param_type */
-  int32_t low, high; /* of an INT */
+  int32_t low, high; /* range of an INT */
 } bk_op_param;
-#define BK_OP_MAX_FIELDS 69 /* of a descriptor */
+#define BK_OP_MAX_FIELDS 69 /* most operands of a descriptor: those of HC_REBUILD */
 #define BK_OP_MAX_ARGS 8192 /* at least the bytes of any args struct */
 typedef struct bk_dims bk_dims;
 typedef struct bk_composition bk_composition;
@@ -148,14 +148,15 @@ typedef struct bk_op_desc {
   const bk_op_field *fields;
   int n_fields;
   const bk_op_param *params; /* ends with BK_PARAM_END */
-  /* Names of pairs that may not be the same memory: "x\0y\0", an empty one ends it; NULL: none. */
+  /* Names of pairs of operands that may not be the same memory, as "x\0y\0"; an empty name ends the
+   * list, and NULL means that there are none. */
   const char *apart;
-  /* what the shapes do not say, before and after they are looked at; NULL: nothing */
+  /* Conditions that the shapes do not say, checked before and after the shapes; NULL: none. */
   bk_status (*before)(bk_dims *dims);
   bk_status (*after)(bk_dims *dims);
-  /* floating point operations; *less: bytes to take off the sum of the operands */
+  /* Floating point operations. *less gets the bytes to take off the sum of all operands. */
   double (*flops)(const void *args, double *less);
-  /* the steps of a slot's composed default; NULL: the op is no slot */
+  /* The steps of a composed op's default; NULL: the op is not composed of others. */
   void (*compose)(const void *args, bk_composition *c);
 } bk_op_desc;
 BK_MODULE_API const bk_op_desc *bk_op_describe(bk_op op);
@@ -165,7 +166,8 @@ void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes);
 /* Shapes, dtypes, strides, places and parameters; logs the op, the operand and what would be
  * right. */
 bk_status bk_op_check(bk_context *ctx, bk_op op, const void *args);
-/* The residual connection's kind that args speak of, or BK_HC_PLAIN where the op has none. */
+/* The kind of residual connection that the args name, or BK_HC_PLAIN where the op has no such
+ * parameter. */
 bk_hc_kind bk_op_kind(bk_op op, const void *args);
 
 #endif

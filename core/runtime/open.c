@@ -1,4 +1,8 @@
-/* Opening devices by name: the one place where devices meet the registry. */
+/* Opening devices by name ("cpu", "cuda:1", or none for the best). It is the one place where
+ * devices meet the registry.
+ *
+ * A name that can be right on another machine is BK_ERR_ABSENT, so that a test can skip; a name
+ * that is no backend at all is BK_ERR_NOT_FOUND. Both messages list the devices that are there. */
 #include "runtime/registry_priv.h"
 
 #include <limits.h>
@@ -7,7 +11,7 @@
 
 #define NAME_MAX_BYTES 64
 
-/* "name[:index]" -> name, index (-1 if it is not there). */
+/* Takes "name[:index]" apart; *index is -1 where it is not given. False: it is no such name. */
 static bool parse_name(const char *text, char name[NAME_MAX_BYTES], int *index) {
   const char *colon = strchr(text, ':');
   size_t length = colon ? (size_t)(colon - text) : strlen(text);
@@ -57,7 +61,8 @@ static bk_status fail_unknown(bk_context *ctx, const char *name, const char *wha
                  present);
 }
 
-/* Where only a module is missing, the device is absent and its name is not wrong. */
+/* One of the library's own backends whose module is not installed: the name is right, but its
+ * device is absent. */
 static bk_status fail_not_registered(bk_context *ctx, const char *name, const char *family) {
   char present[512];
   if (!bk_registry_is_module(family)) return fail_unknown(ctx, name, "there is no such backend");
@@ -68,6 +73,7 @@ static bk_status fail_not_registered(bk_context *ctx, const char *name, const ch
       family, present);
 }
 
+/* Of equal priorities the first one registered wins. */
 const bk_backend *bk_device_best_backend(bk_context *ctx) {
   const bk_backend *best = NULL;
   for (int i = 0; i < bk_backend_count(); i++) {
@@ -77,6 +83,8 @@ const bk_backend *bk_device_best_backend(bk_context *ctx) {
   return best;
 }
 
+/* Each way in which a device can be absent has its own message: the driver's reason, no device at
+ * all, or a number that is too high. */
 static bk_status check_present(bk_context *ctx, const bk_backend *b, const char *name, int index) {
   char reason[BK_REASON_MAX] = "";
   bk_status status = b->probe(ctx, reason, sizeof reason);
@@ -111,7 +119,7 @@ static bk_status select_backend(bk_context *ctx, const char *name, const bk_back
   return check_present(ctx, *backend, name, *index);
 }
 
-/* Another backend that every build has: for ops that the device lacks. */
+/* The device to fall back on is the other host backend, with cpu, the faster of the two, first. */
 static bk_status open_fallback(const bk_device *device, bk_device **fallback) {
   bk_device_options options = {.threads = device->options.threads};
   const bk_backend *backend;

@@ -1,5 +1,10 @@
-/* The process's list of backends: the only mutable global of the library, guarded by one lock.
- * Entries are never removed: a device or a worker thread may still be using them. */
+/* The process's list of backends: the only mutable global of the library. Entries are never
+ * removed and never changed, because a device or a worker thread may still be using them; a
+ * pointer that was given out stays good without the lock.
+ *
+ * There are two locks. `lock` guards the lists and is held for a moment only. `init_lock` is held
+ * while the compiled-in backends and the modules are registered, which takes `lock` in turn: two
+ * threads that open a device at the same time both wait for the whole list. */
 #include "runtime/registry_priv.h"
 
 #include <pthread.h>
@@ -27,7 +32,7 @@ static const bk_backend *const hosts[] = {&bk_backend_cpu, &bk_backend_ref};
 static const char *const modules[] = {"cuda", "opencl", "vulkan"};
 
 static struct {
-  pthread_mutex_t lock;      /* of the lists */
+  pthread_mutex_t lock;      /* guards the lists */
   pthread_mutex_t init_lock; /* held while bk_registry_init runs */
   bool initialised;
   const bk_backend *backends[BACKENDS_MAX];
@@ -36,6 +41,7 @@ static struct {
   int n_refused;
 } registry = {.lock = PTHREAD_MUTEX_INITIALIZER, .init_lock = PTHREAD_MUTEX_INITIALIZER};
 
+/* Called with the lock held. The same table twice is no error: a program may register it itself. */
 static bk_status insert(const bk_backend *b, char *reason, size_t reason_size) {
   for (int i = 0; i < registry.n_backends; i++) {
     if (registry.backends[i] == b) return BK_OK;
@@ -60,6 +66,7 @@ bk_status bk_registry_add(const bk_backend *backend, char *reason, size_t reason
   return status;
 }
 
+/* The name of a table with another ABI may lie anywhere, so that it is not read for the message. */
 bk_status bk_backend_register(bk_context *ctx, const bk_backend *backend) {
   char reason[BK_REASON_MAX];
   bk_status status = bk_registry_add(backend, reason, sizeof reason);
@@ -130,7 +137,8 @@ static bk_status register_all(bk_context *ctx) {
 bk_status bk_registry_init(bk_context *ctx) {
   pthread_mutex_lock(&registry.init_lock);
   bk_status status = registry.initialised ? BK_OK : register_all(ctx);
-  /* an embedded context loads no modules, a later one may */
+  /* An embedded context loads no modules, but a later context may: only the latter ends the
+   * matter. */
   if (status == BK_OK && ctx->os) registry.initialised = true;
   pthread_mutex_unlock(&registry.init_lock);
   return status;

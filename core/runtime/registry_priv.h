@@ -1,4 +1,5 @@
-/* Shared by registry.c, loader.c, verify.c, device.c, open.c and report.c. */
+/* What registry.c, loader.c, verify.c, device.c, open.c and report.c share: how a backend is
+ * checked, added to the process's list and opened. */
 #ifndef BK_REGISTRY_PRIV_H
 #define BK_REGISTRY_PRIV_H
 

@@ -1,5 +1,6 @@
-/* Shared stand-ins for vtable members that a backend does not have, so that no call site tests
- * for NULL. */
+/* Shared stand-ins for vtable members that a backend does not have. With them no call site has to
+ * test for NULL. A stub either does the harmless thing (accepts, prepares nothing) or fails with
+ * BK_ERR_UNSUPPORTED. */
 #include "runtime/backend.h"
 
 BK_ACCEPTS(bk_kernel_accepts_all) { return true; }

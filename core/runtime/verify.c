@@ -1,11 +1,14 @@
-/* What is checked of a backend before anything of it is used. */
+/* What is checked of a backend before anything of it is used. A module may have been built for
+ * another version of this library, so that nothing in its table can be taken for granted. */
 #include "runtime/registry_priv.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#define KERNELS_MAX 4096 /* a longer table has lost its end mark */
+#define KERNELS_MAX 4096 /* rows; a longer table must have lost its end mark */
 
+/* Copies each pointer out of the table, since C allows no other look at a function pointer of
+ * unknown type. */
 bool bk_vtable_has_hole(const void *vtable, size_t bytes) {
   for (size_t at = 0; at + sizeof(void (*)(void)) <= bytes; at += sizeof(void (*)(void))) {
     void (*member)(void);
@@ -17,12 +20,15 @@ bool bk_vtable_has_hole(const void *vtable, size_t bytes) {
 
 static bool named(const bk_kernel *k) { return k->name[0] && memchr(k->name, 0, sizeof k->name); }
 
+/* Whether the op has a parameter that names a kind of connection. */
 static bool has_kind(bk_op op) {
   for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_PARAM_END; p++)
     if (p->type == BK_PARAM_KIND) return true;
   return false;
 }
 
+/* A row of an op with a kind must name the kinds it serves. A row without any would never be
+ * chosen, which its author would only notice by a missing kernel. */
 static bk_status verify_kernels(const bk_backend *b, char *reason, size_t reason_size) {
   for (int i = 0; i < KERNELS_MAX; i++) {
     const bk_kernel *k = &b->kernels[i];

@@ -1,8 +1,11 @@
-/* Shape arithmetic of tensors and their views, and elements of any dtype as doubles. */
+/* Shape arithmetic of tensors and their views, and single elements of any dtype as doubles.
+ * Nothing here touches a tensor's memory except bk_dtype_load and bk_dtype_store, which work on
+ * host memory and are meant for tests, diagnostics and files, not for kernels. */
 #include "tensor/tensor.h"
 
 #ifndef BK_DEBUG
-/* a wrong view is a fault of the library's own code: only debug builds look for it */
+/* A wrong view is a fault of the library's own code, never of its user: only debug builds look for
+ * it, by assert. */
 #define NDEBUG
 #endif
 #include <assert.h>
@@ -10,7 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* as it lies in memory */
+/* An element as it lies in memory; it is copied in and out, since `p` may have any alignment. */
 typedef union element {
   float f;
   uint16_t h;
@@ -36,6 +39,8 @@ double bk_dtype_load(bk_dtype dtype, const void *p) {
   return NAN;
 }
 
+/* The nearest whole number (ties to even) within the range, NaN as the lowest. `low` and `high`
+ * are doubles: 2^63, the bound of i64, is one past the largest value, which no double can hold. */
 static int64_t to_integer(double x, double low, double high) {
   double r = nearbyint(x);
   if (!(r > low)) return (int64_t)low; /* NaN too */
@@ -77,6 +82,7 @@ const char *bk_dtype_name(bk_dtype dtype) {
   return (unsigned)dtype < BK_DTYPE_COUNT ? names[dtype] : "invalid";
 }
 
+/* Only the dtypes that a configuration may ask for: those of weights and activations. */
 bk_status bk_dtype_parse(const char *text, bk_dtype *dtype) {
   static const bk_dtype known[] = {BK_F32, BK_BF16, BK_F64};
   for (size_t i = 0; text && i < BK_COUNT(known); i++) {
@@ -87,6 +93,7 @@ bk_status bk_dtype_parse(const char *text, bk_dtype *dtype) {
   return BK_ERR_ARGUMENT;
 }
 
+/* Past ndim the shape is 1 and the stride 0, so that a kernel may loop over all BK_MAX_DIMS. */
 static void set_dense_strides(bk_tensor *t) {
   int64_t stride = 1;
   for (int i = BK_MAX_DIMS - 1; i >= 0; i--) {
@@ -100,6 +107,7 @@ static void set_dense_strides(bk_tensor *t) {
   }
 }
 
+/* A shape may hold sizes of 0; the tensor then has no elements. */
 bk_tensor bk_tensor_make(bk_dtype dtype, int ndim, const int64_t *shape) {
   assert(ndim >= 0 && ndim <= BK_MAX_DIMS);
   bk_tensor t = {.dtype = dtype, .ndim = ndim};
@@ -142,7 +150,8 @@ size_t bk_tensor_span(const bk_tensor *t) {
   return (size_t)(last + 1) * bk_dtype_size(t->dtype);
 }
 
-/* The stride of a dimension of size 1 is never used, so it may be anything. */
+/* The stride of a dimension of size 1 is never used, so it may be anything; a tensor without
+ * elements is contiguous whatever its strides. */
 bool bk_tensor_contiguous(const bk_tensor *t) {
   int64_t expected = 1;
   for (int i = t->ndim - 1; i >= 0; i--) {
@@ -172,6 +181,7 @@ static void append_list(char *text, size_t size, const int64_t *values, int n) {
   snprintf(text + used, size - used, n ? "]" : "[]");
 }
 
+/* Strides are named only where they are not those of a contiguous tensor. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size) {
   if (size == 0) return text;
   text[0] = '\0';
@@ -216,6 +226,7 @@ bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b) {
   return t;
 }
 
+/* Element i of the dimension becomes element [i / b, i % b] of the two, for any stride. */
 bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b) {
   assert(t.ndim < BK_MAX_DIMS && dim >= 0 && dim < t.ndim);
   assert(b > 0 && t.shape[dim] % b == 0);
@@ -231,6 +242,7 @@ bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b) {
   return t;
 }
 
+/* The inner stride remains, unless the inner dimension has size 1 and no stride to speak of. */
 bk_tensor bk_tensor_merge(bk_tensor t, int dim) {
   assert(dim >= 0 && dim + 1 < t.ndim);
   assert(t.shape[dim] == 1 || t.shape[dim + 1] == 1 ||

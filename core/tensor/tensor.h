@@ -1,6 +1,7 @@
-/* Tensors: plain values that describe memory somewhere else: dtype, shape, strides and a place
- * (buffer, offset). A tensor owns nothing. dtype BK_NONE (all zero) means "absent": optional
- * operands of ops are left zero. */
+/* Tensors are plain values that describe memory somewhere else: dtype, shape, strides and a place
+ * (buffer and offset). A tensor owns nothing: it is copied and passed freely, and it is valid as
+ * long as its buffer is. A tensor that is all zero has dtype BK_NONE and means "absent": that is
+ * how optional operands of ops are left out. */
 #ifndef BK_TENSOR_H
 #define BK_TENSOR_H
 
@@ -19,8 +20,8 @@ static inline float bk_bf16_to_f32(uint16_t h) {
   } v = {.u = (uint32_t)h << 16};
   return v.f;
 }
-/* Half precision (IEEE binary16, in files alone): exact; subnormals become normal, infinities
- * and NaN stay what they are. */
+/* Half precision (IEEE binary16), which occurs in files alone. The conversion is exact: subnormals
+ * become normal numbers, and infinities and NaN stay what they are. */
 static inline float bk_f16_to_f32(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 0x1fu, mantissa = h & 0x3ffu;
   union {
@@ -33,7 +34,9 @@ static inline float bk_f16_to_f32(uint16_t h) {
   v.u |= sign;
   return v.f;
 }
-/* Round to nearest even; NaN stays NaN (quiet), infinities stay. */
+/* Rounds to nearest, ties to even. NaN stays NaN (made quiet) and infinities stay. Half a unit
+ * less one is added below the bits that are kept, and one more if the last of those is odd: a
+ * carry then rounds up, through the exponent too. */
 static inline uint16_t bk_f32_to_bf16(float f) {
   union {
     float f;
@@ -43,10 +46,10 @@ static inline uint16_t bk_f32_to_bf16(float f) {
   return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }
 
-/* The element at p, of any alignment; NaN for a dtype that has none. */
+/* The element at p, which may have any alignment; NaN for a dtype that has no elements. */
 double bk_dtype_load(bk_dtype dtype, const void *p);
-/* bf16 is rounded by way of fp32, as weights are made from their fp32 masters. Integers
- * saturate. */
+/* A bf16 is rounded by way of fp32, just as the weights of a model are made from their fp32
+ * masters. Integers are rounded to the nearest and saturate. */
 void bk_dtype_store(bk_dtype dtype, void *p, double x);
 
 #define BK_MAX_DIMS 4
@@ -61,7 +64,7 @@ typedef struct bk_tensor {
   int64_t stride[BK_MAX_DIMS]; /* in elements; entries past ndim are 0 */
 } bk_tensor;
 
-/* Contiguous, no place. bk_tensor_make(BK_F32, 2, (int64_t[]){3, 4}). */
+/* A contiguous tensor without a place, such as bk_tensor_make(BK_F32, 2, (int64_t[]){3, 4}). */
 bk_tensor bk_tensor_make(bk_dtype dtype, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_1d(bk_dtype dtype, int64_t a);
 bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b);
@@ -69,8 +72,8 @@ bk_tensor bk_tensor_3d(bk_dtype dtype, int64_t a, int64_t b, int64_t c);
 bk_tensor bk_tensor_4d(bk_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t d);
 static inline bool bk_tensor_present(const bk_tensor *t) { return t->dtype != BK_NONE; }
 BK_MODULE_API int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if absent */
-size_t bk_tensor_bytes(const bk_tensor *t);                /* of the elements, without gaps */
-/* bytes from the first to past the last element, gaps included */
+size_t bk_tensor_bytes(const bk_tensor *t);                /* bytes of the elements, without gaps */
+/* Bytes from the first element to past the last, gaps included. */
 BK_MODULE_API size_t bk_tensor_span(const bk_tensor *t);
 BK_MODULE_API bool bk_tensor_contiguous(const bk_tensor *t);
 /* True when the rows (last dimension) are dense: stride[ndim-1] == 1 or shape 1. */
@@ -79,17 +82,18 @@ BK_MODULE_API bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
 /* "[2,3,4] fp32 strides [12,4,1]" into text (at most `size` bytes); returns text. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 
-/* Views: same memory. */
-/* What a view needs is checked by assert in debug builds (configure --enable-debug). */
-/* caller keeps within shape */
+/* Views: tensors over the same memory. What a view needs of its tensor is the caller's duty; debug
+ * builds (configure --enable-debug) check it by assert. */
+
+/* Elements [begin, begin + length) of dimension `dim`. */
 BK_MODULE_API bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);
 /* Splits dimension `dim` of size a*b into two, [a, b]; legal for any stride. */
 bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b);
-/* Merges dimensions dim and dim+1; stride[dim] must be shape[dim+1]*stride[dim+1] (or shape[dim]
- * == 1). */
+/* Merges dimensions dim and dim + 1. stride[dim] must be shape[dim+1] * stride[dim+1], unless one
+ * of the two dimensions has size 1. */
 bk_tensor bk_tensor_merge(bk_tensor t, int dim);
 
 #endif

@@ -1,4 +1,5 @@
-/* From a connection to the calls of its kind: see connection.h. */
+/* From a connection to the calls of its kind (connection.h). A kind without a fused form of two
+ * neighbouring calls gets them one after the other. */
 #include "models/connections/connection.h"
 
 static const bk_connection_calls *calls_of(const bk_connection *c) { return c->kind->calls; }

@@ -1,11 +1,14 @@
-/* The residual connection of one sublayer, as models use it: mix makes the normed input h of F from
- * the streams x, merge puts F's output f back into them. What these are made of is the business of
- * the kind (runtime/connection.h): each kind has its calls, the functions here only ask for them.
+/* The residual connection of one sublayer, as models use it: mix makes the normed input h of F
+ * from the streams x, merge puts F's output f back into them. What these are made of is the
+ * business of the kind (runtime/connection.h): each kind has its table of calls, and the functions
+ * here only dispatch to it. All of them record ops into a program (program.h); nothing is
+ * launched.
  *
- * The learned head is a connection that only mixes. Backwards: D, the gradient of the streams, is
- * one buffer that is rewritten in place from sublayer to sublayer. Fused neighbours (merge_mix)
- * give the same bits as merge, then mix, on ref and cpu; a backend may add up a projection in
- * another order there, so a model cut into stages may differ from the whole in the last bits. */
+ * The learned head is a connection that only mixes. In the backward pass D, the gradient of the
+ * streams, is one buffer that is rewritten in place from sublayer to sublayer. Fused neighbours
+ * (merge_mix) give the same bits as merge, then mix, on ref and cpu. A backend may sum a
+ * projection in another order there, so that a model cut into stages may differ from the whole in
+ * the last bits. */
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
@@ -17,19 +20,21 @@ typedef struct bk_connection {
   int n, iters;
   int64_t width; /* C */
   double hc_eps, norm_eps;
-  bk_param_block *norm; /* the norm in front of F: [C]; NULL: there is none, h is the mix itself */
+  bk_param_block *norm; /* the norm in front of F: [C]; NULL: h is the mix itself */
   bk_param_block *param[BK_CONNECTION_MAX_PARAMS]; /* in the order of kind->params; then NULL */
 } bk_connection;
 
-/* What a kind keeps of a mix besides the streams. Each map is a tensor in ct. */
+/* What a kind keeps of a mix besides the streams: its maps, and what they were made from. Each is
+ * a tensor in ct. */
 #define BK_CONNECTION_MAX_MAPS 8
 typedef struct bk_connection_map {
   const char *name; /* in messages; NULL: no more */
-  /* The shape for so many tokens; returns its dimensions, 0: the kind has no such map. */
+  /* Writes the shape for `tokens` tokens and returns its dimensions; 0: the kind has no such
+   * map. */
   int (*shape)(const bk_connection_kind *kind, int n, int64_t width, int64_t tokens,
                int64_t *shape);
-  bool shown;        /* read after the forward pass (gains, `forward --maps`): kept there too */
-  bool grad_crosses; /* its gradient goes from merge_bwd to the mix_bwd of the same sublayer */
+  bool shown;        /* read after the forward pass (gains, `forward --maps`), so that it is kept */
+  bool grad_crosses; /* merge_bwd makes its gradient, which mix_bwd of the same sublayer reads */
 } bk_connection_map;
 
 /* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have
@@ -48,18 +53,19 @@ typedef struct bk_mix_grads {
 } bk_mix_grads;
 
 struct bk_connection_calls {
-  bool reads_f; /* merge_bwd reads f and writes df; otherwise df is D itself, untouched */
+  bool reads_f; /* merge_bwd reads f and writes df; otherwise df is D itself, unchanged */
   bk_connection_map maps[BK_CONNECTION_MAX_MAPS + 1];
-  /* What a sublayer hands to the next beside the streams, in columns of ct for each token; NULL:
-   * nothing. It travels with the streams, from chunk to chunk too. */
+  /* What a sublayer hands to the next beside the streams: the number of columns of ct for each
+   * token; NULL: nothing. It travels with the streams, from chunk to chunk too. */
   int64_t (*carry)(int n);
+  /* The four passes; the functions of their names below say what each does. */
   bk_status (*mix)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
   bk_status (*merge)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a, bk_tensor out);
   bk_status (*merge_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                          const bk_mix_grads *g, bk_tensor dout, bk_tensor dx, bk_tensor df);
   bk_status (*mix_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                        const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
-  /* Together with the neighbour; NULL: one after the other. */
+  /* The same together with the neighbour, as one fused op; NULL: one call after the other. */
   bk_status (*merge_mix)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                          const bk_connection *c_next, const bk_mix_acts *next);
   bk_status (*merge_mix_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
@@ -67,11 +73,14 @@ struct bk_connection_calls {
                              const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D, bk_tensor df);
   bk_status (*rebuild)(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
                        int count);
-  /* Of the shown maps: pre and post [N,n], comb [N,n,n]; absent ones stay so. NULL: no streams. */
+  /* Picks pre and post [N,n] and comb [N,n,n] among the maps; those that the kind lacks stay
+   * absent. NULL: the kind has no streams. */
   void (*show)(const bk_mix_acts *a, bk_tensor *pre, bk_tensor *post, bk_tensor *comb);
 };
 
+/* Makes the maps of a sublayer, y and the normed input h of F from a->x. */
 bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a);
+/* Makes `out`, the streams of the next sublayer, from a->x, a->f and the maps that mix made. */
 bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                               bk_tensor out);
 /* Merge of c into next->x, then the mix of the next. */
@@ -82,28 +91,31 @@ bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, cons
 bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                 const bk_mix_acts *a, int count);
 
-/* dout is the gradient of the output, dx the part of the input's gradient that bypasses F, in a
- * model both the same memory, D; df (without reads_f: that memory too, untouched, or where wgrad is
- * deferred a copy of it). */
+/* Backward of merge. dout is the gradient of its output, and dx the part of its input's gradient
+ * that bypasses F. In a model both are the same memory, D. df is the gradient of f; without
+ * reads_f that is D's memory too, unchanged, or a copy of it where wgrad is deferred. */
 bk_status bk_connection_merge_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_mix_grads *g, bk_tensor dout, bk_tensor dx,
                                   bk_tensor df);
-/* Adds to D (or overwrites it) what comes through the mix; adds parameter gradients. */
+/* Backward of mix: adds to D (or overwrites it with) what comes through the mix, and adds the
+ * parameters' gradients. */
 bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
-/* mix_bwd of c, then merge_bwd of the sublayer before it. */
+/* mix_bwd of c, then merge_bwd of the sublayer before it. F lies on the other side of the merge,
+ * so that these two neighbours need nothing between them. */
 bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
                                       const bk_connection *c_prev, const bk_mix_acts *a,
                                       const bk_mix_grads *g, const bk_mix_acts *prev,
                                       const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D,
                                       bk_tensor df);
 
-/* calls->show, all absent for kinds without. */
+/* The maps of a kind by calls->show; all are absent for a kind without it. */
 void bk_connection_show(const bk_connection *c, const bk_mix_acts *a, bk_tensor *pre,
                         bk_tensor *post, bk_tensor *comb);
 /* Columns of the carry, 0 for kinds without. */
 int64_t bk_connection_carry(const bk_connection_kind *kind, int n);
-/* Before a call that adds to the gradients of the norm and of all parameters. */
+/* To be called before an op that adds to the gradients of the norm and of all parameters: where
+ * the program is the first of its step to write them, they are zeroed. */
 bk_status bk_connection_adds(bk_recorder *rec, const bk_connection *c);
 
 #endif

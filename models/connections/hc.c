@@ -1,5 +1,6 @@
 /* hc: hyper-connections without a constraint (arXiv 2409.19606 eq. 10-13). fn sees every stream by
- * itself; pre, post and comb are base + scale tanh(.). */
+ * itself; pre, post and comb are base + scale tanh(.), so that they may be negative and products
+ * of many combs may grow. mhc was made against that growth (arXiv 2512.24880). */
 #include "models/connections/streams.h"
 
 static int rows(int n) { return n + 2; }
@@ -8,7 +9,9 @@ static int base(int n) { return n * (n + 2); }
 static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
 }
-/* One stream is read, all are written. */
+/* The paper's first values: but for the small part that depends on the token, the new model equals
+ * a plain one with its norm in front. Sublayer k reads stream k mod n and writes to all streams,
+ * which are not mixed. */
 static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values,
                        int64_t count BK_UNUSED, int n, int sublayer) {
   for (int i = 0; i < n; i++) {
@@ -17,7 +20,7 @@ static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values,
   }
   identity(values + 2 * n, n);
 }
-/* The gates themselves, as bk_streams_base_from_plain wants them behind its sigmoids. */
+/* Here base holds the gates themselves, where bk_streams_base_from_plain holds logits of them. */
 static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values,
                             int64_t count BK_UNUSED, int n, int sublayer, double hc_eps BK_UNUSED) {
   double rest = bk_streams_write_rest(n);

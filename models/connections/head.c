@@ -1,5 +1,6 @@
-/* The learned head: after the last sublayer, pre alone collapses the streams into one. Its
- * parameters are hc_head_fn, hc_head_base and hc_head_scale. */
+/* The learned head, as in DeepSeek-V4: after the last sublayer, pre alone collapses the streams
+ * into one. Its parameters are hc_head_fn, hc_head_base and hc_head_scale. It is a connection that
+ * only mixes; bk_hc_kind has a number for it, but no configuration names it as its residual. */
 #include "models/connections/streams.h"
 
 static int rows(int n) { return n; }
@@ -12,7 +13,7 @@ static void first_scale(const bk_connection_kind *kind BK_UNUSED, double *values
                         int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 1.0;
 }
-/* Reads of 1/n: the mean of the streams. */
+/* Reads of 1/n make the head the mean of the streams. */
 static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
                             int n, int sublayer BK_UNUSED, double hc_eps) {
   for (int64_t i = 0; i < count; i++) values[i] = bk_streams_read_logit(n, hc_eps);

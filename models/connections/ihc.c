@@ -1,4 +1,5 @@
-/* ihc: identity hyper-connections: pre and post as for mhc, and no mixing of the streams. */
+/* ihc: identity hyper-connections: pre and post as in mhc, and H_res = I, so that the streams are
+ * read and written but never mixed. comb is absent, which the ops take for the identity. */
 #include "models/connections/streams.h"
 
 static int rows(int n) { return 2 * n; }

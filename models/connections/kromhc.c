@@ -1,7 +1,7 @@
-/* kromhc (arXiv 2601.21579): n = 2^K streams; comb is the Kronecker product of K matrices
- * [[p, 1-p], [1-p, p]], p = softmax over a pair of logits (identity, swap), the first factor
- * outermost; exactly doubly stochastic, with 2K logits where mhc has n*n. pre and post as for
- * mhc. */
+/* kromhc (arXiv 2601.21579): n = 2^K streams. comb is the Kronecker product of K matrices [[p,
+ * 1-p], [1-p, p]], p = softmax over a pair of logits (identity, swap), with the first factor
+ * outermost. It is exactly doubly stochastic, with 2K logits where mhc has n*n, but of all such
+ * matrices it reaches only those with K degrees of freedom. pre and post are as in mhc. */
 #include "models/connections/streams.h"
 
 /* log2(n) */
@@ -12,7 +12,7 @@ static int factors(int n) {
 }
 static int rows(int n) { return 2 * n + 2 * factors(n); }
 
-/* Of every pair nearly the identity alone. */
+/* In every pair nearly the identity alone. */
 static void identity(double *values, int n) {
   for (int i = 0; i < 2 * factors(n); i++) values[i] = i % 2 == 0 ? 0.0 : -8.0;
 }

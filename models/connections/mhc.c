@@ -1,10 +1,14 @@
 /* mhc: manifold-constrained hyper-connections (arXiv 2512.24880 eq. 7-9). H_res = comb^T is doubly
- * stochastic by Sinkhorn's iterations on n*n logits; pre and post are sigmoids of 2n more. */
+ * stochastic: its rows and columns sum to 1, so that a product of any number of them keeps the
+ * mean of the streams and never amplifies. Sinkhorn's iterations on n*n logits make it so
+ * approximately: the row sums of H_res, which the last step makes, are exact, and the column sums
+ * become so with the iterations. pre and post are sigmoids of 2n more logits. */
 #include "models/connections/streams.h"
 
 static int rows(int n) { return n * (n + 2); }
 
-/* The identity, nearly. */
+/* Nearly the identity: exp(-8) beside exp(0). The paper gives no values; these are those of the
+ * mHC-lite authors' code. */
 static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 0.0 : -8.0;
 }
@@ -13,6 +17,7 @@ static double flops(double logits, double maps, double comb, int n, int iters) {
   return bk_streams_gates_flops(logits, maps, comb, n, iters) + comb * (3 + 4 * (double)iters);
 }
 
+/* The last n*n columns as [N,n,n]. */
 static bk_tensor comb_logits(bk_tensor logits, int n) {
   return bk_tensor_split(bk_streams_comb_columns(logits, n), 1, n);
 }

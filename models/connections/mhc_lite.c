@@ -1,10 +1,12 @@
-/* mhc_lite (arXiv 2601.05732): comb is a mixture of the n! permutations, by softmax; exactly doubly
- * stochastic without iterations. pre and post as for mhc. */
+/* mhc_lite (arXiv 2601.05732): comb is a mixture of the n! permutations, with weights by softmax.
+ * By the theorem of Birkhoff and von Neumann every doubly stochastic matrix is one, so that comb
+ * is exactly doubly stochastic without iterations, at the price of n! logits. pre and post are as
+ * in mhc. */
 #include "models/connections/streams.h"
 
 static int rows(int n) { return 2 * n + bk_factorial(n); }
 
-/* The identity, which comes first, nearly alone. */
+/* Nearly the identity alone, which is the first of the permutations in lexicographic order. */
 static void identity(double *values, int n) {
   for (int i = 0; i < bk_factorial(n); i++) values[i] = i == 0 ? 0.0 : -8.0;
 }

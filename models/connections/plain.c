@@ -1,4 +1,5 @@
-/* plain: the ordinary residual connection, x' = x + F(rmsnorm(x)); x [N,C]. */
+/* plain: the ordinary residual connection with its norm in front, x' = x + F(rmsnorm(x)); x is
+ * [N,C]. It has no maps and no streams; the gradient of f is the gradient of the streams. */
 #include "models/connections/connection.h"
 
 static bk_status mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
@@ -11,6 +12,7 @@ static bk_status merge(bk_recorder *rec, const bk_connection *c BK_UNUSED, const
   return bk_record(rec, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
 }
 
+/* With plain connections h and rstd are made again, and x of all sublayers but the first. */
 static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
                          int count) {
   for (int i = 0; i < count; i++) {
@@ -22,7 +24,8 @@ static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const 
 
 static bool same(bk_tensor a, bk_tensor b) { return a.buffer == b.buffer && a.offset == b.offset; }
 
-/* dx and df are the memory of dout, but for a df that a deferred wgrad reads later. */
+/* The gradient of a sum goes to both terms unchanged. In a model dx and df are dout's memory, and
+ * nothing is done; a df that a deferred wgrad reads later is a copy, because D changes by then. */
 static bk_status merge_bwd(bk_recorder *rec, const bk_connection *c BK_UNUSED,
                            const bk_mix_acts *a BK_UNUSED, const bk_mix_grads *g BK_UNUSED,
                            bk_tensor dout, bk_tensor dx, bk_tensor df) {

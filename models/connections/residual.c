@@ -1,4 +1,7 @@
-/* A connection by itself, over host arrays of the caller's: see birkhoff/residual.h. */
+/* A connection by itself, over host arrays of the caller's (birkhoff/residual.h). It is the same
+ * code that models use: four programs, one for each pass, over a connection whose tensors are
+ * planned here. On a device with host memory the caller's arrays are the tensors' memory; on
+ * another they are copied in and out. */
 #include <birkhoff/residual.h>
 
 #include "models/connections/streams.h"
@@ -6,10 +9,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#define FN_STD 0.02
+#define FN_STD 0.02 /* standard deviation of the first fn; the paper gives none */
 
-/* Where one of the caller's arrays meets the device: a buffer that points to it, or a copy of it
- * where the host's memory is not the device's. */
+/* Where one of the caller's arrays meets the device: a tensor whose buffer points to the array, or
+ * one with memory of its own where the host's memory is not the device's. */
 typedef struct port {
   bk_tensor t;
   bk_buffer host;
@@ -17,7 +20,8 @@ typedef struct port {
 
 typedef enum port_id { X, H, F, OUT, DOUT, DX, DF, DH, PORTS } port_id;
 
-typedef enum stage { IDLE, MIXED, MERGED, MERGED_BACK } stage; /* what was done last */
+/* The pass that was done last; the next call must be the one that follows it. */
+typedef enum stage { IDLE, MIXED, MERGED, MERGED_BACK } stage;
 
 struct bk_residual {
   bk_context *ctx;
@@ -38,7 +42,8 @@ struct bk_residual {
 
 /* ---- creation ---- */
 
-/* Kinds with streams whose parameters are those that this interface has names for. */
+/* The kinds that can stand alone: those with streams whose parameters are fn, base and scale, for
+ * which this interface has names. */
 static const bk_connection_kind *kind_of(bk_hc_kind number) {
   const bk_connection_kind *kind = bk_connection_kind_of(number);
   return kind && number != BK_HC_HEAD && kind->calls == &bk_streams_calls ? kind : NULL;
@@ -54,6 +59,7 @@ static bk_status refuse_kind(bk_context *ctx, bk_hc_kind kind) {
   return bk_fail(ctx, BK_ERR_ARGUMENT, "residual: kind %d is none of %s", (int)kind, names);
 }
 
+/* Rows and columns of the flattened streams must fit 31 bits. */
 static bk_status check_options(bk_device *device, const bk_residual_options *o) {
   bk_context *ctx = device->ctx;
   const bk_connection_kind *kind = kind_of(o->kind);
@@ -112,6 +118,7 @@ static bk_status plan_maps(bk_residual *r) {
   return BK_OK;
 }
 
+/* The buffers of a host device have no memory yet: each call points them to the caller's arrays. */
 static bk_status plan_ports(bk_residual *r) {
   for (int i = 0; i < PORTS; i++) {
     port *p = &r->ports[i];
@@ -158,6 +165,7 @@ static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
                                r->ports[DX].t, true);
 }
 
+/* Gradients always add here (first is false): the caller zeroes them when a step begins. */
 static bk_status record_all(bk_residual *r, bk_recorder *rec) {
   bk_status (*const passes[])(bk_residual *, bk_recorder *) = {record_mix, record_merge,
                                                                record_merge_bwd, record_mix_bwd};
@@ -181,6 +189,8 @@ static bk_status run(bk_program *program) { return bk_program_run(program, &(bk_
 
 /* ---- initial values ---- */
 
+/* The random stream is named after the parameter and the number of the sublayer, so that
+ * connections with different numbers start with different values. */
 static void first_values(const bk_residual *r, int param, double *values, int64_t count) {
   const bk_connection_param *p = &r->connection.kind->params[param];
   char name[48];
@@ -204,6 +214,7 @@ static bk_status init_params(bk_residual *r) {
   return bk_residual_zero_grads(r);
 }
 
+/* Planning first, then recording, which asks for workspaces, then the memory, then the values. */
 static bk_status fill(bk_residual *r) {
   BK_TRY(bk_lanes_init(&r->lanes, r->device, false));
   r->stream = r->lanes.stream[BK_LANE_COMPUTE];
@@ -217,6 +228,8 @@ static bk_status fill(bk_residual *r) {
   return init_params(r);
 }
 
+/* Zeros in the options stand for defaults; hc_eps means nothing for kinds whose maps may be
+ * negative. */
 bk_status bk_residual_create(bk_device *device, const bk_residual_options *options,
                              bk_residual **residual) {
   bk_residual_options o = *options;
@@ -254,7 +267,8 @@ void bk_residual_destroy(bk_residual *r) {
 
 /* ---- calls ---- */
 
-/* The device sees `values` at this port from now on. */
+/* Makes `values` the contents of a port: its memory on a host device, else a copy of it for an
+ * input. */
 static bk_status attach(bk_residual *r, port_id id, const float *values, bool input) {
   port *p = &r->ports[id];
   if (!values) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: an array is NULL");
@@ -263,6 +277,8 @@ static bk_status attach(bk_residual *r, port_id id, const float *values, bool in
   return BK_OK;
 }
 
+/* Hands a port's contents to the caller when the stream has finished; on a host device they are
+ * there. */
 static bk_status deliver(bk_residual *r, port_id id, float *values) {
   if (r->device->props.host_memory) return r->stream->ops->sync(r->stream);
   return bk_tensor_download(r->stream, &r->ports[id].t, values);
@@ -274,6 +290,7 @@ static bk_status check_stage(const bk_residual *r, stage wanted, const char *cal
   return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: %s comes after %s", call, before);
 }
 
+/* A failure leaves the stage IDLE, so that no later pass can use half-made maps. */
 bk_status bk_residual_mix(bk_residual *r, const float *x, float *h) {
   BK_TRY(attach(r, X, x, true));
   BK_TRY(attach(r, H, h, false));
@@ -306,6 +323,7 @@ bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, fl
   return BK_OK;
 }
 
+/* dx comes in as merge_bwd left it, and this pass adds to it. */
 bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
   BK_TRY(check_stage(r, MERGED_BACK, "mix_bwd", "merge_bwd"));
   BK_TRY(attach(r, DH, dh, true));
@@ -320,6 +338,7 @@ static void identities(float *comb, int64_t tokens, int n) {
   for (int64_t i = 0; i < tokens * n * n; i++) comb[i] = i % (n * n) % (n + 1) == 0 ? 1.0f : 0.0f;
 }
 
+/* A kind without comb has the identity, which is written out here. */
 bk_status bk_residual_maps(bk_residual *r, float *pre, float *post, float *comb) {
   if (r->stage == IDLE) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: maps come after mix");
   bk_tensor p, q, c;

@@ -1,10 +1,12 @@
-/* The calls of the kinds with n streams: see streams.h. */
+/* The calls of the kinds with n streams (streams.h): they fill in the arguments of the HC ops and
+ * record them. The functions NAME_args are used by the single ops and by the fused ones, so that
+ * both get the same tensors. */
 #include "models/connections/streams.h"
 
 static const bk_tensor absent = {0};
 
-/* x as the projection sees it: hc projects every stream by itself, the others the flattened nC
- * vector. */
+/* x as the projection sees it: hc projects every stream by itself (arXiv 2409.19606), the other
+ * kinds the flattened vector of n C entries (arXiv 2512.24880 eq. 7). */
 static bk_tensor project_view(const bk_connection *c, bk_tensor x) {
   int64_t rows = x.shape[0];
   if (c->kind->per_stream) return bk_tensor_reshape(x, 2, (int64_t[]){rows * c->n, c->width});
@@ -39,6 +41,9 @@ static bk_hc_post_res_args post_res_args(const bk_mix_acts *a, bk_tensor out) {
   return (bk_hc_post_res_args){a->x, a->f, a->map[BK_STREAMS_POST], a->map[BK_STREAMS_COMB], out};
 }
 
+/* The projection sees the streams before the norm: dividing by its root mean square afterwards is
+ * the same (eq. 14-16 of arXiv 2512.24880), and makes one pass over x enough for both. A
+ * connection without a norm in front of F has no fused form of its last step. */
 static bk_status streams_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
   bk_hc_project_args project = project_args(c, a);
   bk_hc_maps_args maps = maps_args(c, a);
@@ -64,6 +69,7 @@ static bk_status streams_merge_mix(bk_recorder *rec, const bk_connection *c BK_U
   return bk_record(rec, BK_OP_HC_MERGE_MIX, &args);
 }
 
+/* The last sublayer of a block only mixes: its merge belongs to the next block. */
 static bk_status streams_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                  const bk_mix_acts *a, int count) {
   bk_hc_rebuild_args args = {.layers = count, .eps = c[0]->norm_eps};
@@ -97,7 +103,7 @@ static bk_hc_pre_norm_bwd_args pre_norm_bwd_args(const bk_connection *c, const b
                                    .accumulate = accumulate};
 }
 
-/* From the gradient of h to those of pre and of the streams. */
+/* From the gradient of h to those of pre and of the streams, the first part of mix_bwd. */
 static bk_status unmix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                        const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate) {
   if (!c->norm)
@@ -108,6 +114,7 @@ static bk_status unmix(bk_recorder *rec, const bk_connection *c, const bk_mix_ac
   return bk_record(rec, BK_OP_HC_PRE_NORM_BWD, &args);
 }
 
+/* dpost and dcomb have a place only where the kind has the map: the learned head has neither. */
 static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_acts *a,
                                          const bk_mix_grads *g) {
   return (bk_hc_maps_bwd_args){
@@ -161,6 +168,9 @@ static bk_status streams_merge_bwd(bk_recorder *rec, const bk_connection *c BK_U
   return bk_record(rec, BK_OP_HC_POST_RES_BWD, &merge);
 }
 
+/* Three parts add to the gradient of x here: through pre, through the projection, and through its
+ * norm. The maps' gradients from the merge (dpost, dcomb) are there already, since the merge of a
+ * sublayer comes after its mix, and so before it in the backward pass. */
 static bk_status streams_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                  const bk_mix_grads *g, bk_tensor dh, bk_tensor D,
                                  bool accumulate) {
@@ -185,6 +195,7 @@ static bk_status streams_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
 
 /* ---- maps ---- */
 
+/* Rows of the projection. */
 static int64_t projected(const bk_connection_kind *kind, int n, int64_t tokens) {
   return kind->per_stream ? tokens * n : tokens;
 }
@@ -275,6 +286,7 @@ void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64
   add_identity(kind, values, n);
 }
 
+/* The gate is sigmoid(logit) + hc_eps, so that hc_eps is taken off first. */
 double bk_streams_read_logit(int n, double hc_eps) {
   double read = 1.0 / (double)n - hc_eps;
   return read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
@@ -284,6 +296,7 @@ double bk_streams_write_rest(int n) {
   return n > 1 ? ((double)n - BK_STREAMS_WRITE_MOST) / ((double)n - 1) : 1;
 }
 
+/* log(r / (2 - r)) is the logit whose gate 2 sigmoid gives r. With one stream both gates are 1. */
 void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values,
                                 int64_t count BK_UNUSED, int n, int sublayer, double hc_eps) {
   double rest = bk_streams_write_rest(n);
@@ -311,6 +324,8 @@ bk_tensor bk_streams_compose_gates(const bk_hc_maps_args *a, bk_composition *c) 
   return logits;
 }
 
+/* The logits are not kept from the forward pass: they cost little, and n^2 + 2n of them a token
+ * would have to be stored. */
 bk_streams_logits bk_streams_compose_gates_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
   bk_streams_logits l = {bk_compose_scratch(c, &a->proj), {0}};
   l.dlogits = bk_compose_scratch(c, &a->proj);

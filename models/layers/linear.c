@@ -1,4 +1,5 @@
-/* Linear layers over GEMM, and the planner's helper: see sublayer.h. */
+/* Linear layers over GEMM (y = x W^T, weights stored [out, in] as in checkpoints), and the
+ * planner's helper (sublayer.h). Transposition is a view: no weight is ever copied for it. */
 #include "models/layers/sublayer.h"
 
 bk_tensor bk_planner_tensor(bk_planner *p, bk_memory_class c, bk_dtype dtype, int ndim,
@@ -18,6 +19,7 @@ bk_status bk_linear_dgrad(bk_recorder *rec, bk_tensor dy, const bk_param_block *
   return bk_record(rec, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});
 }
 
+/* dW = dy^T x over all tokens, into ct. */
 bk_status bk_linear_wgrad(bk_recorder *rec, bk_tensor dy, bk_tensor x, bk_param_block *w) {
   bool adds = bk_record_accumulates(rec, w);
   return bk_record(rec, BK_OP_GEMM,

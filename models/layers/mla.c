@@ -1,11 +1,16 @@
 /* Multi-head latent attention, DeepSeek-V3 (arXiv 2412.19437 section 2.1.1; layouts as Hugging
- * Face's DeepseekV3Attention).
- *   q [H,(nope|rope)] = h Wq^T, or rmsnorm(h Wqa^T) Wqb^T;   (c | k_pe) = h Wkva^T;   (k_nope |
- *     v) per head = rmsnorm(c) Wkvb^T;
- *   q_pe and k_pe are turned by RoPE, k_pe is shared by all heads;   f = attention(q,
- *     (k_nope|k_pe), v) Wo^T.
+ * Face's DeepseekV3Attention). With nope and rope the widths of a head's unrotated and rotated
+ * parts:
+ *   q [H,(nope|rope)] = h Wq^T, or with query compression rmsnorm(h Wqa^T) Wqb^T
+ *   (c | k_pe) = h Wkva^T, where c is the latent vector that stands for keys and values
+ *   (k_nope | v) per head = rmsnorm(c) Wkvb^T
+ *   q_pe and k_pe are turned by RoPE, and k_pe is shared by all heads
+ *   f = attention(q, (k_nope|k_pe), v) Wo^T
  * The softmax scale is (nope + rope)^-1/2. The latent norms use eps 1e-6 whatever rms_norm_eps
- * says, as the originals do. */
+ * says, as the originals do.
+ *
+ * The cache of a decoder holds whole keys and values, not the latent vector: decoding is simple,
+ * at the price of a larger cache. */
 #include "models/layers/sublayer.h"
 
 #include <math.h>
@@ -21,6 +26,7 @@ static int64_t query_width(const bk_model_config *c) {
   return c->qk_nope_head_dim + c->qk_rope_head_dim;
 }
 
+/* The caches of a prefill are those of the decoding that goes on from it. */
 static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   if (!p->cache_len) return;
   a->past = p->past;
@@ -33,6 +39,7 @@ static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   a->v_cache = plan_4d(p, BK_MEM_ACTIVATIONS, p->cache_len, p->config->v_head_dim);
 }
 
+/* Everything that the backward reads is kept: it is the price of not running F again. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   const bk_model_config *c = p->config;
   bk_mla_acts *a = &acts->mla;
@@ -58,12 +65,14 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   plan_cache(p, a);
 }
 
+/* Every product goes into an activation that is kept, or into a place shared in its stead. */
 static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   (void)p;
   (void)s;
   w->mla = (bk_mla_scratch){0};
 }
 
+/* `left` marks what wgrad reads after dgrad has ended. */
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   bk_memory_class ws = BK_MEM_WORKSPACE, left = p->left;
@@ -115,6 +124,7 @@ static bk_status latent_norm(bk_recorder *rec, bk_tensor x, const bk_param_block
 }
 
 /* ---- forward ---- */
+/* The rotated part of the queries is turned in place. */
 static bk_status mla_query(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                            bk_tensor h) {
   if (s->mla.q_a) {
@@ -128,6 +138,8 @@ static bk_status mla_query(bk_recorder *rec, const bk_sublayer *s, const bk_mla_
   return rope(rec, s, q_pe, a->past, q_pe, false);
 }
 
+/* k is put together from two sources: the unrotated part of each head is copied out of kv, and the
+ * rotated part, one for all heads, is turned on its way to each. */
 static bk_status mla_key_value(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                bk_tensor h) {
   BK_TRY(bk_linear(rec, h, s->mla.kv_a, a->kv_a));
@@ -137,6 +149,8 @@ static bk_status mla_key_value(bk_recorder *rec, const bk_sublayer *s, const bk_
   return rope(rec, s, key_pe_part(s, a->kv_a, a->k.shape[1]), a->past, tail_part(s, a->k), false);
 }
 
+/* When decoding, the new keys and values are first written to the cache, so that a token sees
+ * itself. */
 static bk_status mla_attend(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a) {
   bk_tensor v = tail_part(s, a->kv);
   bk_attention_args args = {.q = a->q,
@@ -174,6 +188,7 @@ static bk_status latent_norm_dgrad(bk_recorder *rec, bk_tensor x, const bk_param
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
 }
 
+/* dv is written into its half of dkv; the other half, of the unrotated keys, follows from dk. */
 static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                 const bk_mla_scratch *w) {
   return bk_record(rec, BK_OP_ATTENTION_BWD,
@@ -189,6 +204,7 @@ static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk
                                             .scale = 1.0 / sqrt((double)query_width(s->config))});
 }
 
+/* The mirror of mla_query. The first product into dh overwrites it. */
 static bk_status mla_query_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor dq_pe = tail_part(s, w->dq), none = {0};
@@ -199,6 +215,9 @@ static bk_status mla_query_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_
   return bk_linear_dgrad(rec, w->dq_a, s->mla.q_a, dh, false);
 }
 
+/* The mirror of mla_key_value: the gradient of the rotated part is summed over the heads while it
+ * is turned back, into its columns of dkv_a; the latent part fills the others. dh already has the
+ * queries' part, so that the last product adds. */
 static bk_status mla_key_value_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                    const bk_mla_scratch *w, bk_tensor dh) {
   bk_tensor none = {0};
@@ -210,6 +229,7 @@ static bk_status mla_key_value_bwd(bk_recorder *rec, const bk_sublayer *s, const
   return bk_linear_dgrad(rec, w->dkv_a, s->mla.kv_a, dh, true);
 }
 
+/* The queries' part of dh comes first and overwrites; the keys' and values' part adds. */
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_mla_acts *a = &acts->mla;
@@ -230,6 +250,8 @@ static bk_status latent_norm_wgrad(bk_recorder *rec, bk_tensor x, const bk_param
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dw = w->grad});
 }
 
+/* One product for each matrix and one norm for each latent vector: what dgrad has left stands on
+ * the left side, what forward has kept on the right. */
 static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_mla_acts *a = &acts->mla;

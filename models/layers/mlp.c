@@ -1,6 +1,6 @@
 /* Dense SwiGLU MLP: f = (silu(h Wg^T) * (h Wu^T)) Wd^T. Gate and up are one product over the
- * stacked block [2I, C]. The product of gate and up is not kept: wgrad rebuilds it from gate_up
- * by the same op. */
+ * stacked block [2I, C]. The product of gate and up is not kept: wgrad makes it again from gate_up
+ * by the same op, which costs one pass and saves N I elements for each sublayer and slot. */
 #include "models/layers/sublayer.h"
 
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m) {
@@ -28,6 +28,8 @@ bk_status bk_mlp_forward(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_
   return bk_linear(rec, w->act, m->down, f);
 }
 
+/* `act` holds the gradient of swiglu's output here; what it held in the forward pass is not
+ * needed. */
 bk_status bk_mlp_dgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate) {
   BK_TRY(bk_linear_dgrad(rec, df, m->down, w->act, false));

@@ -3,11 +3,20 @@
  * back at the token); dispatch and combine move rows inside the device here. Shared experts are
  * one dense MLP beside them, a piece of its own. Of the M = N k rows only gate_up and the
  * outputs y are kept: the permuted input and swiglu's output are rebuilt in wgrad by the same
- * ops. */
+ * ops.
+ *
+ * How many rows an expert gets is known on the device alone (offsets): shapes never depend on it,
+ * so that no step waits for the host.
+ *   s = sigmoid(h Wg^T);  the k experts of a token are chosen by s + bias, within the best groups
+ *   w_j = s_j, divided by their sum if norm_topk_prob, times routed_scaling_factor
+ *   f = shared(h) + sum_j w_j expert_j(h), each expert a SwiGLU MLP
+ * The bias has no gradient: the balancing rule moves it after each step (arXiv 2408.15664). */
 #include "models/layers/sublayer.h"
 
+/* Rows of tokens sorted by expert: one for each of a token's k choices. */
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
 
+/* Routing is kept too: the backward must send the gradients the way the tokens went. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
   const bk_model_config *c = p->config;
   bk_memory_class keep = p->keep;
@@ -35,6 +44,7 @@ static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   if (s->moe.shared.gate_up) w->moe.shared = bk_mlp_plan_forward(p, &s->moe.shared);
 }
 
+/* `left` marks what wgrad reads after dgrad has ended: the gradients in front of each product. */
 static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   w->moe = (bk_moe_scratch){
@@ -78,6 +88,7 @@ static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_sc
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
+/* Two grouped products over the rows sorted by expert, with SwiGLU between them. */
 static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              const bk_moe_scratch *w) {
   bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2),
@@ -89,7 +100,7 @@ static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_mo
                    &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
 }
 
-/* Adds to what the shared experts left in f. */
+/* Writes f, or adds to what the shared experts have left in it. */
 static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              bk_tensor f) {
   return bk_record(
@@ -97,6 +108,8 @@ static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_mo
       &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
+/* The shared experts write f and the routed ones add to it. Without shared experts combine writes
+ * f. */
 static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *scratch, bk_tensor h, bk_tensor f) {
   const bk_moe_acts *a = &acts->moe;
@@ -116,12 +129,15 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
 }
 
 /* ---- dgrad: the mirror ---- */
+/* y is kept for this: a choice's weight has the gradient y . df. */
 static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                  bk_tensor df) {
   return bk_record(rec, BK_OP_UNPERMUTE_BWD,
                    &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
 }
 
+/* The weights are used as they are stored, [out, in], which is the transpose of the forward's
+ * view. */
 static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                  const bk_moe_scratch *w) {
   BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
@@ -139,6 +155,8 @@ static bk_status moe_dispatch_bwd(bk_recorder *rec, const bk_moe_acts *a, const 
                    &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
 }
 
+/* The choice of experts has no gradient, only their weights have. dh holds the experts' part
+ * already. */
 static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                const bk_moe_scratch *w, bk_tensor dh) {
   BK_TRY(bk_record(
@@ -148,6 +166,8 @@ static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_
   return bk_linear_dgrad(rec, w->logits, s->moe.gate, dh, true);
 }
 
+/* From the combine back to the route: dispatch overwrites dh, the router and the shared experts
+ * add. */
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_moe_acts *a = &acts->moe;
@@ -165,6 +185,7 @@ static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *
   return bk_mlp_dgrad(rec, &s->moe.shared, &a->shared, &w->shared, df, dh, true);
 }
 
+/* An expert without tokens gets a gradient of zero where gradients are overwritten. */
 static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_tensor dy, bk_tensor x,
                                   bk_param_block *w) {
   bool overwrite = !bk_record_accumulates(rec, w);
@@ -172,6 +193,8 @@ static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_ten
                    &(bk_grouped_wgrad_args){dy, x, a->offsets, w->grad, overwrite});
 }
 
+/* x and act are made again here, where the products read them: dgrad has used their places for
+ * their gradients. */
 static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;

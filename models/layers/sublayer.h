@@ -1,9 +1,10 @@
-/* F, the function inside a sublayer, behind one small vtable: f [N,C] from the normed input h
- * [N,C], N = B*T. forward, dgrad and wgrad record their pieces (program.h). forward keeps what the
- * backward needs in the slot's activations; dgrad maps df -> dh; wgrad writes parameter gradients
- * and reads only what the slot kept, the same h and df, and what dgrad left for it. dgrad and wgrad
- * are separate pieces, because pipeline schedules move wgrad. Shapes are planned before any memory
- * exists: plan reserves tensors, the step only uses them. */
+/* F, the function inside a sublayer, behind one small vtable: it makes f [N,C] from the normed
+ * input h [N,C], N = B*T. forward, dgrad and wgrad record their pieces (program.h). forward keeps
+ * what the backward pass needs in the activations of the micro-batch's slot; dgrad maps df to dh;
+ * wgrad writes the parameters' gradients, and reads only what forward kept, the same h and df, and
+ * what dgrad left for it. dgrad and wgrad are separate pieces because pipeline schedules move
+ * wgrad to fill gaps (zero bubble). Shapes are planned before any memory exists: the plan
+ * functions reserve tensors, the step only uses them. */
 #ifndef BK_SUBLAYER_H
 #define BK_SUBLAYER_H
 
@@ -53,8 +54,9 @@ typedef struct bk_f_acts {
   };
 } bk_f_acts;
 
-/* ---- scratch: of one forward, or from dgrad to the end of wgrad. What wgrad reads of it ("left")
- * has a place in each slot where wgrad is deferred; the rest is shared by all slots. ---- */
+/* ---- scratch: used by one forward, or from a dgrad to the end of its wgrad. What wgrad reads of
+ * it ("left") has a place in each slot where wgrad is deferred; the rest is shared by all slots.
+ * ---- */
 typedef struct bk_mla_scratch {
   bk_tensor dq, dk;             /* as q, k */
   bk_tensor dkv, dkv_an, dkv_a; /* as kv, kv_an, kv_a */
@@ -83,13 +85,13 @@ typedef struct bk_f_scratch {
 typedef struct bk_planner {
   bk_memory *memory;
   bk_memory_class keep; /* class of a slot's activations: workspace where nothing is kept */
-  bk_memory_class left; /* of what dgrad leaves for wgrad: activations where wgrad is deferred */
+  bk_memory_class left; /* class of what dgrad leaves for wgrad: activations if that is deferred */
   const bk_model_config *config;
   bk_dtype st, ct;
   int64_t batch, seq_len, tokens;
   bool backward;
   int64_t cache_len;
-  const bk_f_acts *cache_of; /* take the caches of these */
+  const bk_f_acts *cache_of; /* share the caches of these activations; NULL: make new ones */
   bk_tensor past;
   bk_status status;
 } bk_planner;
@@ -104,19 +106,25 @@ static inline bk_tensor bk_planner_2d(bk_planner *p, bk_memory_class c, bk_dtype
 }
 
 typedef struct bk_sublayer bk_sublayer;
+/* One kind of F. The three plan functions reserve what a sublayer keeps for a micro-batch, what its
+ * forward uses meanwhile, and what its backward does; the other three record its pieces. */
 typedef struct bk_f_ops {
   const char *name;
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   void (*plan_forward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
   void (*plan_backward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
+  /* f = F(h). */
   bk_status (*forward)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                        const bk_f_scratch *w, bk_tensor h, bk_tensor f);
+  /* dh, overwritten, from df. */
   bk_status (*dgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                      const bk_f_scratch *w, bk_tensor df, bk_tensor dh);
+  /* The gradients of F's parameters; after dgrad, at once or later. */
   bk_status (*wgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                      const bk_f_scratch *w, bk_tensor h, bk_tensor df);
 } bk_f_ops;
 
+/* One sublayer of the model: attention or feed-forward, with the connection around it. */
 struct bk_sublayer {
   const bk_f_ops *ops;
   const bk_model_config *config;
@@ -130,7 +138,7 @@ struct bk_sublayer {
   };
 };
 
-/* What follows is a piece of this sublayer, on the compute lane. */
+/* Begins a piece of this sublayer, on the compute lane. */
 static inline bk_status bk_f_piece(bk_recorder *rec, const bk_sublayer *s, bk_part part,
                                    bk_pass pass) {
   return bk_record_piece(rec, part, pass, s->index, BK_LANE_COMPUTE);
@@ -160,7 +168,8 @@ static inline bk_tensor bk_up_half(bk_tensor t) {
 bk_status bk_linear(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_tensor y);
 bk_status bk_linear_dgrad(bk_recorder *rec, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
                           bool accumulate);
-/* adds, or overwrites: bk_record_accumulates */
+/* Adds to the gradient, or overwrites it where this is the first of the step
+ * (bk_record_accumulates). */
 bk_status bk_linear_wgrad(bk_recorder *rec, bk_tensor dy, bk_tensor x, bk_param_block *w);
 
 #endif

@@ -1,5 +1,5 @@
-/* The fused slot HC_MERGE_MIX for bf16 streams, n = 4 or 2: HC_POST_RES and HC_PROJECT in one
- * kernel, which so reads the merged streams from registers; then the slot's maps and pre + norm,
+/* The fused op HC_MERGE_MIX for bf16 streams, n = 4 or 2: HC_POST_RES and HC_PROJECT in one
+ * kernel, which so reads the merged streams from registers; then the op's maps and pre + norm,
  * the launches of HC_MAPS and HC_PRE_NORM. Products: hc_project_mma.cuh.
  *
  * A block has 64 tokens, 16 a warp, and a slice of the channels, of all streams, in steps of 32.

@@ -1,4 +1,4 @@
-/* The fused slot HC_MERGE_MIX_BWD for bf16 streams, at most four, at most 32 rows of fn: the
+/* The fused op HC_MERGE_MIX_BWD for bf16 streams, at most four, at most 32 rows of fn: the
  * passes over the streams that its four parts share.
  *   1. y, dh and x give dpre, dw and a number a token, the mean in the norm's backward
  *   (pre_norm.cu); dx is not written here 2. the maps' backward (maps_bwd.cu) needs dpre and

@@ -1,4 +1,4 @@
-/* The fused slot HC_PROJECT: proj = x fn^T and the norm of x in one pass over x, in fp32
+/* The fused op HC_PROJECT: proj = x fn^T and the norm of x in one pass over x, in fp32
  * multiply-adds.
  *
  * A block has 64 tokens and a slice of K, in steps of 128 channels: a warp takes 16 of them, a

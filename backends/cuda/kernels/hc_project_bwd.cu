@@ -1,4 +1,4 @@
-/* The fused slot HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in
+/* The fused op HC_PROJECT_BWD: dx (+)= dproj fn - drinv rinv^3 x / K and dfn += dproj^T x in
  * one pass over x, in fp32 multiply-adds. For fp32, and for what hc_project_bwd_mma.cu does not
  * take.
  *

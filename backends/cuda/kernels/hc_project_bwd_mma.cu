@@ -1,4 +1,4 @@
-/* The fused slot HC_PROJECT_BWD for bf16 streams on tensor cores: dx (+)= dproj fn - drinv
+/* The fused op HC_PROJECT_BWD for bf16 streams on tensor cores: dx (+)= dproj fn - drinv
  * rinv^3 x / K and dfn += dproj^T x in one pass over x, at most 32 rows of fn. Floor: x read, dx
  * written (and read to accumulate), 6 bytes an element.
  *

@@ -1,4 +1,4 @@
-/* The fused slot HC_PROJECT for bf16 x on tensor cores: proj = x fn^T and the norm of x in one
+/* The fused op HC_PROJECT for bf16 x on tensor cores: proj = x fn^T and the norm of x in one
  * pass over x. Products: hc_project_mma.cuh.
  *
  * A block has 128 tokens, 32 a warp, and a slice of K in steps of 64 channels. x goes straight

@@ -1,4 +1,4 @@
-/* The fused slot HC_REBUILD: the streams and the sublayer inputs of a block of sublayers, from
+/* The fused op HC_REBUILD: the streams and the sublayer inputs of a block of sublayers, from
  * its first x, the kept f and maps.
  *
  * A block a token, through all layers. A thread has the channels that it has in HC_PRE_NORM, of

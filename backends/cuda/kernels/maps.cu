@@ -1,4 +1,4 @@
-/* HC_LOGITS, HC_GATES, HC_TANH and the fused slot HC_MAPS: all maps of a token in one launch,
+/* HC_LOGITS, HC_GATES, HC_TANH and the fused op HC_MAPS: all maps of a token in one launch,
  * from proj and rinv, with nothing stored in between. 4 or 8 lanes a token, see maps.cuh. Floor:
  * R + 1 floats read and n(n+2) written a token; bound by latency and, for mhc, by the arithmetic
  * of Sinkhorn. */
@@ -36,7 +36,7 @@ BK_DEVICE void to_logits(const bk_maps_operands &o, float r, int m, int n, float
   }
 }
 
-/* comb from the lane's slots. */
+/* comb from the lane's entries. */
 template <int KIND, int L, int N>
 BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live,
                       int n, rooms_of<KIND, L> *rooms, float (&comb)[L]) {

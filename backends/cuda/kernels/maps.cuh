@@ -10,7 +10,7 @@
 #define BK_MAPS_THREADS 64 /* two warps: few tokens spread over all multiprocessors */
 #define BK_MAPS_WARPS (BK_MAPS_THREADS / BK_WARP)
 
-/* Comb slots of a lane. */
+/* The number of comb entries that a lane has. */
 template <int KIND, int L>
 constexpr int bk_maps_slots = KIND == BK_HC_MHC || KIND == BK_HC_HC ? L
                               : KIND == BK_HC_MHC_LITE              ? bk_perm_slots<L>
@@ -29,7 +29,7 @@ struct bk_maps_operands {
   bool packed; /* rows of four are aligned */
 };
 
-/* Where slot s (0 pre, 1 post, from 2 on comb) of lane m lies in base; whether it is there. */
+/* Where entry s (0 pre, 1 post, from 2 on comb) of lane m lies in base; whether it is there. */
 template <int KIND, int L>
 BK_DEVICE int bk_maps_column(int m, int s, int n) {
   if (s < 2) return s * n + m;
@@ -41,14 +41,14 @@ BK_DEVICE bool bk_maps_present(int m, int s, int n) {
   if (s == 1) return m < n && KIND != BK_HC_HEAD;
   return KIND == BK_HC_MHC_LITE ? (s - 2) * L + m < perm_factorial(n) : m < n && s - 2 < n;
 }
-/* Offset of a slot in the row of proj that the lane reads: of the token, or for hc of the
+/* Offset of an entry in the row of proj that the lane reads: of the token, or for hc of the
  * token's stream m. */
 template <int KIND, int L>
 BK_DEVICE int bk_maps_in_row(int m, int s, int n) {
   return KIND == BK_HC_HC ? s : bk_maps_column<KIND, L>(m, s, n);
 }
 
-/* All slots of a lane from a row (absent ones 0). */
+/* All entries of a lane from a row (absent ones are 0). */
 template <int KIND, int L, int N, int S>
 BK_DEVICE void bk_maps_load(const float *row, int m, int n, bool packed, float (&v)[S]) {
 #pragma unroll

@@ -1,4 +1,4 @@
-/* HC_LOGITS_BWD, HC_TANH_BWD and the fused slot HC_MAPS_BWD: everything is made again from proj
+/* HC_LOGITS_BWD, HC_TANH_BWD and the fused op HC_MAPS_BWD: everything is made again from proj
  * and rinv; one launch for the gradients of proj and rinv and the partial sums of dscale and
  * dbase, and a small one that adds the partial sums up.
  *
@@ -46,14 +46,14 @@ BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<
   }
 }
 
-/* The logit of slot s. */
+/* The logit of entry s. */
 template <int KIND, int L>
 BK_DEVICE float logit_of(const bk_maps_operands &o, float proj, float r, int m, int s, int n) {
   if (!bk_maps_present<KIND, L>(m, s, n)) return 0.f;
   return proj * r * o.scale[s < 2 ? s : 2] + o.base[bk_maps_column<KIND, L>(m, s, n)];
 }
 
-/* g: the gradients of all slots, from those of the maps; v: proj. */
+/* g: the gradients of all entries, from those of the maps; v: proj. */
 template <int KIND, int L, int N, int S>
 BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, const float (&v)[S],
                          float r, int m, int n, float *history, rooms_of<KIND, L> *rooms,

@@ -51,7 +51,7 @@ BK_DEVICE float perm_group_sum(float x) {
   return x;
 }
 
-/* Softmax over the token's weights, in place; slots past the last one become 0. */
+/* Softmax over the token's weights, in place; those past the last one become 0. */
 template <int L>
 BK_DEVICE void perm_softmax(float (&w)[bk_perm_slots<L>], int count) {
   const int m = (int)threadIdx.x % L;
@@ -71,7 +71,7 @@ BK_DEVICE void perm_softmax(float (&w)[bk_perm_slots<L>], int count) {
   for (int s = 0; s < bk_perm_slots<L>; s++) w[s] *= sum;
 }
 
-/* Row m of comb from the logits in the slots. */
+/* Row m of comb from the lane's logits. */
 template <int L, int GROUPS>
 BK_DEVICE void bk_perm(float (&w)[bk_perm_slots<L>], float (&comb)[L], int n,
                        bk_perm_room<L, GROUPS> *room) {

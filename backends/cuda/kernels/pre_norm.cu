@@ -1,4 +1,4 @@
-/* The fused slots HC_PRE_NORM and HC_PRE_NORM_BWD.
+/* The fused ops HC_PRE_NORM and HC_PRE_NORM_BWD.
  *
  * Forward: a block a token. The collapsed row y stays in registers as it is stored (up to `kept`
  * accesses a thread; what a row has beyond that is read back, each thread what it wrote itself),

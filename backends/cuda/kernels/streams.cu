@@ -1,4 +1,4 @@
-/* HC_EXPAND, HC_COLLAPSE, HC_PRE, HC_RES, HC_POST and the fused slot HC_POST_RES.
+/* HC_EXPAND, HC_COLLAPSE, HC_PRE, HC_RES, HC_POST and the fused op HC_POST_RES.
  *
  * A block a token; a thread walks the token's channels by 16 bytes (8 if n > 4, one element
  * where rows are not aligned) and has the same channels of all n streams in registers: each

@@ -1,4 +1,4 @@
-/* HC_PRE_BWD, HC_RES_BWD, HC_POST_BWD and the fused slot HC_POST_RES_BWD.
+/* HC_PRE_BWD, HC_RES_BWD, HC_POST_BWD and the fused op HC_POST_RES_BWD.
  *
  * As in streams.cu a block has a token and a thread the same channels of all streams. Gradients
  * of coefficients are sums over the channels: each thread keeps its part in registers while it

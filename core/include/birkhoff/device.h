@@ -63,15 +63,15 @@ typedef struct bk_device_props {
   size_t max_binding_range; /* bytes one kernel can address through one binding; 0 = no limit */
   size_t offset_alignment;  /* of a tensor's offset in its buffer */
   int threads;              /* host workers, or 0 */
-  /* what a stream is given can be captured as a graph and given again */
+  /* streams can record launches as a graph and run it again */
   bool captures;
   uint32_t storage_dtypes; /* set of 1u << bk_dtype that models may be stored in */
   /* instruction set in use: "portable", "avx2", "avx512", "neon" or "" */
   char isa[32];
-  /* work items of a group that the device allows; 0: none, or not told */
+  /* most work items that a group may have; 0: it has no groups, or the driver does not say */
   int max_group;
-  size_t local_bytes; /* memory that a group shares; 0: none, or not told */
-  /* what else its driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
+  size_t local_bytes; /* memory that a group shares; 0: none, or the driver does not say */
+  /* what else the driver tells, for reports: "gpu, 60 units, subgroups of 64, fp16" */
   char features[128];
 } bk_device_props;
 /* Of an open device; as long as it is open. */
