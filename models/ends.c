@@ -65,7 +65,7 @@ bk_status bk_record_head(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, bk_
   if (use == BK_HEAD_LOGITS) return BK_OK;
   BK_TRY(piece(rec, BK_PART_LOSS_SUM, BK_PASS_F));
   return bk_record(rec, BK_OP_SUM,
-                   &(bk_sum_args){c->row_losses, bk_step_slot(c->model, BK_STEP_LOSS), true});
+                   &(bk_sum_args){c->row_losses, bk_step_field(c->model, BK_STEP_LOSS), true});
 }
 
 /* ---- backward ---- */

@@ -58,7 +58,7 @@ struct bk_model {
   int n_blocks;
   bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
   int n_params;
-  bk_tensor step; /* the step block, ct [BK_STEP_SLOTS], in class workspace */
+  bk_tensor step; /* the step block, ct [BK_STEP_FIELDS], in class workspace */
   /* layers/sublayer.h: [n_sublayers], those of all chunks, by their index in the whole model */
   struct bk_sublayer *sublayers;
   int n_sublayers;

@@ -16,8 +16,8 @@ struct bk_model_parts {
   size_t n_values, values_capacity;
   size_t params_capacity;
   union {
-    float f32[BK_STEP_SLOTS];
-    double f64[BK_STEP_SLOTS];
+    float f32[BK_STEP_FIELDS];
+    double f64[BK_STEP_FIELDS];
   } step_host;                   /* staging of the step block, in ct */
   uint32_t begun[BK_CHUNKS_MAX]; /* a bit for each kind of program that has run in this step */
   int waiting_wgrads;            /* wgrads deferred in this step and not done yet */
@@ -26,8 +26,8 @@ struct bk_model_parts {
 };
 
 /* One field of the step block as a tensor [1]. */
-static inline bk_tensor bk_step_slot(const bk_model *m, int slot) {
-  return bk_tensor_slice(m->step, 0, slot, 1);
+static inline bk_tensor bk_step_field(const bk_model *m, int field) {
+  return bk_tensor_slice(m->step, 0, field, 1);
 }
 
 /* Where the sublayers of a chunk begin in model->sublayers, and how many there are. */

@@ -342,7 +342,7 @@ bk_status bk_model_build(bk_model *m) {
   all_sublayers(&b);
   if (holds(m, 2 * m->config.num_hidden_layers - 1)) head(&b);
   reserve_blocks(&b);
-  m->step = reserve(&b, BK_MEM_WORKSPACE, m->ct, 1, (int64_t[]){BK_STEP_SLOTS});
+  m->step = reserve(&b, BK_MEM_WORKSPACE, m->ct, 1, (int64_t[]){BK_STEP_FIELDS});
   if (b.status == BK_OK) expert_loads(&b);
   return b.status;
 }

@@ -1,6 +1,7 @@
 /* Recording of a profile (profile.h). Events are recorded around each launch and read when the
  * step has ended, when no reading can hold the device up. A step enters the sums only when it is
  * whole. */
+#include "ops/plan.h"
 #include "models/profile.h"
 
 #include <string.h>

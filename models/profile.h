@@ -29,7 +29,7 @@
 #define BK_PROFILE_KEPT 32768
 
 typedef struct bk_profile_record {
-  const char *kernel; /* its row's name, "composed" for a composed slot */
+  const char *kernel; /* its row's name, "composed" for a composed op */
   double flops, bytes;
   double begin, seconds; /* begin: since the begin of the step */
   int first, last;       /* events, until the times are read */

@@ -11,13 +11,13 @@
 #include <math.h>
 
 /* ---- the step block: one field in the host's copy, in ct ---- */
-static void put(bk_model *m, int slot, double value) {
-  if (m->ct == BK_F64) m->parts->step_host.f64[slot] = value;
-  else m->parts->step_host.f32[slot] = (float)value;
+static void put(bk_model *m, int field, double value) {
+  if (m->ct == BK_F64) m->parts->step_host.f64[field] = value;
+  else m->parts->step_host.f32[field] = (float)value;
 }
 
-static double get(const bk_model *m, int slot) {
-  return m->ct == BK_F64 ? m->parts->step_host.f64[slot] : (double)m->parts->step_host.f32[slot];
+static double get(const bk_model *m, int field) {
+  return m->ct == BK_F64 ? m->parts->step_host.f64[field] : (double)m->parts->step_host.f32[field];
 }
 
 static bk_status zero_loads(bk_model *m) {
@@ -37,7 +37,7 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   for (int i = 0; i < BK_CHUNKS_MAX; i++) m->parts->begun[i] = 0;
   m->parts->waiting_wgrads = 0;
   m->parts->steps_begun++;
-  for (int i = 0; i < BK_STEP_SLOTS; i++) put(m, i, 0.0);
+  for (int i = 0; i < BK_STEP_FIELDS; i++) put(m, i, 0.0);
   put(m, BK_STEP_LR, values->lr);
   put(m, BK_STEP_BC1, values->bc1);
   put(m, BK_STEP_BC2, values->bc2);
@@ -142,7 +142,7 @@ static void find_spans(bk_optimizer *o) {
 /* The squares are summed over all gradients, span by span; the order is fixed, and so are the
  * bits. */
 static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
-  bk_tensor sum = bk_step_slot(o->model, BK_STEP_SUMSQ);
+  bk_tensor sum = bk_step_field(o->model, BK_STEP_SUMSQ);
   for (int i = 0; i < o->n_spans; i++)
     BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){o->spans[i].grad, sum, true}));
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});

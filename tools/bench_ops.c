@@ -40,7 +40,7 @@ typedef union any_args {
 #define K3(a, b, c) bk_tensor_3d(z->ct, a, b, c)
 #define I1(a) bk_tensor_1d(BK_I32, a)
 #define I2(a, b) bk_tensor_2d(BK_I32, a, b)
-#define STEP K1(BK_STEP_SLOTS)
+#define STEP K1(BK_STEP_FIELDS)
 #define STREAMS S3(N, n, C)
 #define ROWS S2(N, C)
 #define GATES K2(N, n)
@@ -96,11 +96,11 @@ CASE(ROUTER_BWD, bk_router_bwd_args, .scores = K2(N, EXPERTS), .index = I2(N, CH
      .dweights = K2(N, CHOICES), .dlogits = K2(N, EXPERTS), .norm_topk_prob = true,
      .routed_scaling_factor = 1)
 CASE(MOE_INDEX, bk_moe_index_args, .index = I2(N, CHOICES), .offsets = I1(EXPERTS + 1),
-     .order = I1(M), .slot = I2(N, CHOICES), .load = I1(EXPERTS))
+     .order = I1(M), .row_of = I2(N, CHOICES), .load = I1(EXPERTS))
 CASE(PERMUTE, bk_permute_args, .x = ROWS, .order = I1(M), .y = S2(M, C), .k = CHOICES)
-CASE(UNPERMUTE, bk_unpermute_args, .x = S2(M, C), .slot = I2(N, CHOICES), .weights = K2(N, CHOICES),
-     .y = ROWS)
-CASE(UNPERMUTE_BWD, bk_unpermute_bwd_args, .x = S2(M, C), .slot = I2(N, CHOICES),
+CASE(UNPERMUTE, bk_unpermute_args, .x = S2(M, C), .row_of = I2(N, CHOICES),
+     .weights = K2(N, CHOICES), .y = ROWS)
+CASE(UNPERMUTE_BWD, bk_unpermute_bwd_args, .x = S2(M, C), .row_of = I2(N, CHOICES),
      .weights = K2(N, CHOICES), .dy = ROWS, .dx = S2(M, C), .dweights = K2(N, CHOICES))
 CASE(BALANCE, bk_balance_args, .load = I1(EXPERTS), .step = STEP, .bias = K1(EXPERTS))
 CASE(SUMSQ, bk_sumsq_args, .x = K1(N * C), .y = K1(1))
@@ -259,7 +259,7 @@ static int32_t index_value(const sizes *z, const char *name, int64_t i, int64_t 
   int64_t step = coprime(count);
   if (strcmp(name, "offsets") == 0) return (int32_t)(i * z->N * CHOICES / (count - 1));
   if (strcmp(name, "index") == 0) return (int32_t)((i / last * 7 + i % last * 5) % EXPERTS);
-  if (strcmp(name, "order") == 0 || strcmp(name, "slot") == 0) return (int32_t)(i * step % count);
+  if (strcmp(name, "order") == 0 || strcmp(name, "row_of") == 0) return (int32_t)(i * step % count);
   if (strcmp(name, "past") == 0 || strcmp(name, "load") == 0) return 0;
   return (int32_t)(i * step % z->V); /* ids, targets */
 }
@@ -283,7 +283,7 @@ static bool is_positive(const char *name) {
 }
 
 static void step_values(double *v) {
-  memset(v, 0, BK_STEP_SLOTS * sizeof *v);
+  memset(v, 0, BK_STEP_FIELDS * sizeof *v);
   v[BK_STEP_LR] = 1e-6, v[BK_STEP_BC1] = 0.1, v[BK_STEP_BC2] = 0.05, v[BK_STEP_MAX_NORM] = 1,
   v[BK_STEP_LOSS_SCALE] = 1e-3;
   v[BK_STEP_SUMSQ] = 1, v[BK_STEP_NORM] = 1, v[BK_STEP_CLIP] = 1, v[BK_STEP_FINITE] = 1;

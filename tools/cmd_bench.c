@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ops/plan.h"
 #include "tools/bench.h"
 
 #define MAX_SAMPLES 4096

@@ -70,14 +70,14 @@ bk_status BK_ISA_NAME(bk_cpu_permute)(bk_stream *stream, const bk_plan *plan, co
 
 /* ---- unpermute: blocks of four vectors ---- */
 #define UNPERMUTE_BLOCK (4 * BK_VW)
-BK_INLINE void unpermute_block(const bk_unpermute_args *a, const int32_t *slot, const float *w,
+BK_INLINE void unpermute_block(const bk_unpermute_args *a, const int32_t *row_of, const float *w,
                                char *y, int64_t first, const int64_t n, int64_t k, const bool bf) {
   bk_vf s[4];
   for (int q = 0; q < 4; q++)
     s[q] = a->accumulate && q * BK_VW < n ? bk_v_get(y, first + q * BK_VW, bf, n - q * BK_VW)
                                           : bk_v_zero();
   for (int64_t j = 0; j < k; j++) {
-    const char *x = bk_cpu_at(&a->x, slot[j]);
+    const char *x = bk_cpu_at(&a->x, row_of[j]);
     bk_vf factor = bk_v_set(w ? w[j] : 1.f);
     for (int q = 0; q < 4; q++)
       if (q * BK_VW < n)
@@ -88,16 +88,16 @@ BK_INLINE void unpermute_block(const bk_unpermute_args *a, const int32_t *slot, 
 }
 BK_INLINE void unpermute_rows(const bk_unpermute_args *a, int64_t begin, int64_t end,
                               const bool bf) {
-  int64_t n = a->y.shape[1], k = a->slot.shape[1];
+  int64_t n = a->y.shape[1], k = a->row_of.shape[1];
   for (int64_t r = begin; r < end; r++) {
-    const int32_t *slot = int_row(&a->slot, r);
+    const int32_t *row_of = int_row(&a->row_of, r);
     const float *w = bk_tensor_present(&a->weights)
                          ? (const float *)(const void *)bk_cpu_at(&a->weights, r)
                          : NULL;
     char *y = bk_cpu_at(&a->y, r);
     for (int64_t i = 0; i < n; i += UNPERMUTE_BLOCK) {
-      if (n - i >= UNPERMUTE_BLOCK) unpermute_block(a, slot, w, y, i, UNPERMUTE_BLOCK, k, bf);
-      else unpermute_block(a, slot, w, y, i, n - i, k, bf);
+      if (n - i >= UNPERMUTE_BLOCK) unpermute_block(a, row_of, w, y, i, UNPERMUTE_BLOCK, k, bf);
+      else unpermute_block(a, row_of, w, y, i, n - i, k, bf);
     }
   }
 }
@@ -111,7 +111,7 @@ bk_status BK_ISA_NAME(bk_cpu_unpermute)(bk_stream *stream, const bk_plan *plan, 
                                         bk_place workspace) {
   const bk_unpermute_args *a = args;
   (void)plan, (void)workspace;
-  bk_cpu_run(stream, a->y.shape[0], bk_cpu_grain(4 * a->y.shape[1] * (a->slot.shape[1] + 1)),
+  bk_cpu_run(stream, a->y.shape[0], bk_cpu_grain(4 * a->y.shape[1] * (a->row_of.shape[1] + 1)),
              unpermute_piece, a);
   return BK_OK;
 }
@@ -130,12 +130,12 @@ BK_INLINE float unpermute_bwd_row(const char *x, const char *dy, float w, char *
 BK_INLINE void unpermute_bwd_rows(const bk_unpermute_bwd_args *a, int64_t begin, int64_t end,
                                   const bool bf) {
   for (int64_t r = begin; r < end; r++) {
-    const int32_t *slot = int_row(&a->slot, r);
+    const int32_t *row_of = int_row(&a->row_of, r);
     const float *w = (const float *)(const void *)bk_cpu_at(&a->weights, r);
     float *dw = (float *)(void *)bk_cpu_at(&a->dweights, r);
-    for (int64_t j = 0; j < a->slot.shape[1]; j++)
-      dw[j] = unpermute_bwd_row(bk_cpu_at(&a->x, slot[j]), bk_cpu_at(&a->dy, r), w[j],
-                                bk_cpu_at(&a->dx, slot[j]), a->dy.shape[1], bf);
+    for (int64_t j = 0; j < a->row_of.shape[1]; j++)
+      dw[j] = unpermute_bwd_row(bk_cpu_at(&a->x, row_of[j]), bk_cpu_at(&a->dy, r), w[j],
+                                bk_cpu_at(&a->dx, row_of[j]), a->dy.shape[1], bf);
   }
 }
 static void unpermute_bwd_piece(void *arg, int64_t begin, int64_t end, int worker) {
@@ -148,7 +148,7 @@ bk_status BK_ISA_NAME(bk_cpu_unpermute_bwd)(bk_stream *stream, const bk_plan *pl
                                             const void *args, bk_place workspace) {
   const bk_unpermute_bwd_args *a = args;
   (void)plan, (void)workspace;
-  bk_cpu_run(stream, a->dy.shape[0], bk_cpu_grain(8 * a->dy.shape[1] * a->slot.shape[1]),
+  bk_cpu_run(stream, a->dy.shape[0], bk_cpu_grain(8 * a->dy.shape[1] * a->row_of.shape[1]),
              unpermute_bwd_piece, a);
   return BK_OK;
 }

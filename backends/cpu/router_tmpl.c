@@ -138,10 +138,10 @@ bk_status BK_ISA_NAME(bk_cpu_moe_index)(bk_stream *stream, const bk_plan *plan, 
   }
   for (int64_t t = 0; t < n; t++) {
     const int32_t *index = (const int32_t *)(const void *)bk_cpu_at(&a->index, t);
-    int32_t *slot = (int32_t *)(void *)bk_cpu_at(&a->slot, t);
+    int32_t *row_of = (int32_t *)(void *)bk_cpu_at(&a->row_of, t);
     for (int64_t j = 0; j < k; j++) {
       int32_t row = next[index[j]]++;
-      slot[j] = row;
+      row_of[j] = row;
       order[row] = (int32_t)(t * k + j);
     }
   }

@@ -1,7 +1,7 @@
 /* Launches of loss.k */
 #include "backends/gpu/layers.h"
 
-_Static_assert(BK_STEP_LOSS_SCALE == 4, "loss.k has the number of the slot");
+_Static_assert(BK_STEP_LOSS_SCALE == 4, "loss.k has the number of the field");
 
 BK_GPU_PREPARE(bk_gpu_cross_entropy_prepare) {
   const bk_cross_entropy_args *a = args;

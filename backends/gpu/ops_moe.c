@@ -128,11 +128,11 @@ BK_LAUNCH_FN(bk_gpu_moe_index) {
   bk_gpu_moe_place_call place = {.index = bk_gpu_at(&a->index),
                                  .counts = counts,
                                  .order = bk_gpu_at(&a->order),
-                                 .slot = bk_gpu_at(&a->slot),
+                                 .row_of = bk_gpu_at(&a->row_of),
                                  .total = total,
                                  .k = k,
                                  .stride = stride,
-                                 .slot_stride = (int32_t)a->slot.stride[0]};
+                                 .row_of_stride = (int32_t)a->row_of.stride[0]};
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[0], &count, s->chunks));
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[1], &sum, groups));
   BK_TRY(bk_gpu_run(stream, plan, s->kernel[2], &start, groups));
@@ -175,13 +175,13 @@ BK_LAUNCH_FN(bk_gpu_unpermute) {
   const bk_unpermute_args *a = args;
   const bool weighted = bk_tensor_present(&a->weights);
   bk_gpu_unpermute_call call = {.x = bk_gpu_at(&a->x),
-                                .slot = bk_gpu_at(&a->slot),
+                                .row_of = bk_gpu_at(&a->row_of),
                                 .weights = bk_gpu_at(&a->weights),
                                 .y = bk_gpu_at(&a->y),
                                 .width = (int32_t)a->y.shape[1],
-                                .k = (int32_t)a->slot.shape[1],
+                                .k = (int32_t)a->row_of.shape[1],
                                 .xs = (int32_t)a->x.stride[0],
-                                .ss = (int32_t)a->slot.stride[0],
+                                .ss = (int32_t)a->row_of.stride[0],
                                 .ws = weighted ? (int32_t)a->weights.stride[0] : 0,
                                 .ys = (int32_t)a->y.stride[0],
                                 .weighted = weighted,
@@ -205,15 +205,15 @@ BK_LAUNCH_FN(bk_gpu_unpermute_bwd) {
   const bool weighted = bk_tensor_present(&a->weights),
              has_dweights = bk_tensor_present(&a->dweights);
   bk_gpu_unpermute_bwd_call call = {.x = bk_gpu_at(&a->x),
-                                    .slot = bk_gpu_at(&a->slot),
+                                    .row_of = bk_gpu_at(&a->row_of),
                                     .weights = bk_gpu_at(&a->weights),
                                     .dy = bk_gpu_at(&a->dy),
                                     .dx = bk_gpu_at(&a->dx),
                                     .dweights = bk_gpu_at(&a->dweights),
                                     .width = (int32_t)a->dy.shape[1],
-                                    .k = (int32_t)a->slot.shape[1],
+                                    .k = (int32_t)a->row_of.shape[1],
                                     .xs = (int32_t)a->x.stride[0],
-                                    .ss = (int32_t)a->slot.stride[0],
+                                    .ss = (int32_t)a->row_of.stride[0],
                                     .ws = weighted ? (int32_t)a->weights.stride[0] : 0,
                                     .dys = (int32_t)a->dy.stride[0],
                                     .dxs = (int32_t)a->dx.stride[0],
@@ -221,5 +221,5 @@ BK_LAUNCH_FN(bk_gpu_unpermute_bwd) {
                                     .weighted = weighted,
                                     .has_dweights = has_dweights};
   return bk_gpu_run(stream, plan, bk_gpu_state_of(plan)->kernel[0], &call,
-                    a->slot.shape[0] * a->slot.shape[1]);
+                    a->row_of.shape[0] * a->row_of.shape[1]);
 }

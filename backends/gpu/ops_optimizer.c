@@ -2,7 +2,7 @@
 #include "backends/gpu/basic.h"
 
 _Static_assert(BK_STEP_BALANCE_RATE == 5 && BK_STEP_LOSS == 16 && BK_STEP_FINITE == 20,
-               "optimizer.k has the numbers of the slots");
+               "optimizer.k has the numbers of the fields");
 
 BK_GPU_PREPARE(bk_gpu_clip_prepare) {
   bk_gpu_clip_consts consts = {1};

@@ -49,9 +49,9 @@ typedef struct clblast_state {
 
 /* ---- which library, which device ---- */
 
-static void take(void *from, const char *name, void *slot) {
+static void take(void *from, const char *name, void *into) {
   void *symbol = dlsym(from, name);
-  memcpy(slot, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
+  memcpy(into, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
 }
 
 static bool load(void) {

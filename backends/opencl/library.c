@@ -11,9 +11,9 @@
 static bk_cl_api api;
 static bool loaded;
 
-static bool take(void *library, const char *name, void *slot) {
+static bool take(void *library, const char *name, void *into) {
   void *symbol = dlsym(library, name);
-  memcpy(slot, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
+  memcpy(into, &symbol, sizeof symbol); /* ISO C has no conversion to a function pointer */
   return symbol != NULL;
 }
 

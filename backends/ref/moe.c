@@ -18,7 +18,7 @@ BK_REF_LAUNCH(moe_index) {
   for (int64_t c = 0; c < n * k; c++) {
     int32_t row = (*bk_ref_int(&a->offsets, at1(&a->offsets, geti2(&a->index, c / k, c % k))))++;
     *bk_ref_int(&a->order, at1(&a->order, row)) = (int32_t)c;
-    *bk_ref_int(&a->slot, at2(&a->slot, c / k, c % k)) = row;
+    *bk_ref_int(&a->row_of, at2(&a->row_of, c / k, c % k)) = row;
   }
   for (int64_t e = n_experts; e > 0; e--)
     *bk_ref_int(&a->offsets, at1(&a->offsets, e)) = geti1(&a->offsets, e - 1);
@@ -43,8 +43,8 @@ BK_REF_LAUNCH(unpermute) {
   for (int64_t i = 0; i < a->y.shape[0]; i++)
     for (int64_t c = 0; c < a->y.shape[1]; c++) {
       double sum = 0;
-      for (int64_t j = 0; j < a->slot.shape[1]; j++)
-        sum += weight_of(&a->weights, i, j) * get2(&a->x, geti2(&a->slot, i, j), c);
+      for (int64_t j = 0; j < a->row_of.shape[1]; j++)
+        sum += weight_of(&a->weights, i, j) * get2(&a->x, geti2(&a->row_of, i, j), c);
       put2(&a->y, i, c, sum, a->accumulate);
     }
   return BK_OK;
@@ -55,9 +55,9 @@ BK_REF_LAUNCH(unpermute) {
 BK_REF_LAUNCH(unpermute_bwd) {
   const bk_unpermute_bwd_args *a = args;
   int64_t width = a->dy.shape[1];
-  for (int64_t i = 0; i < a->slot.shape[0]; i++)
-    for (int64_t j = 0; j < a->slot.shape[1]; j++) {
-      int32_t row = geti2(&a->slot, i, j);
+  for (int64_t i = 0; i < a->row_of.shape[0]; i++)
+    for (int64_t j = 0; j < a->row_of.shape[1]; j++) {
+      int32_t row = geti2(&a->row_of, i, j);
       if (bk_tensor_present(&a->dweights)) {
         double dot = 0;
         for (int64_t c = 0; c < width; c++) dot += get2(&a->x, row, c) * get2(&a->dy, i, c);

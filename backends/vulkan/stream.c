@@ -64,30 +64,30 @@ static bk_status wait_value(bk_stream *stream, uint64_t value, const char *what)
 /* Copies what was downloaded by the submissions up to `value`, which have ended, to where the
  * callers wanted it. */
 static void deliver(bk_vk_stream *s, uint64_t value) {
-  for (int i = 0; i < BK_VK_SLOTS; i++) {
-    bk_vk_slot *slot = &s->slots[i];
-    if ((s->open && i == s->at) || slot->value > value) continue;
-    const char *data = s->staging_data + (size_t)i * BK_VK_SLOT_STAGING;
-    for (int k = 0; k < slot->n_downloads; k++)
-      memcpy(slot->downloads[k].dst, data + slot->downloads[k].offset, slot->downloads[k].bytes);
-    slot->n_downloads = 0;
+  for (int i = 0; i < BK_VK_BATCHES; i++) {
+    bk_vk_batch *batch = &s->batches[i];
+    if ((s->open && i == s->at) || batch->value > value) continue;
+    const char *data = s->staging_data + (size_t)i * BK_VK_BATCH_STAGING;
+    for (int k = 0; k < batch->n_downloads; k++)
+      memcpy(batch->downloads[k].dst, data + batch->downloads[k].offset, batch->downloads[k].bytes);
+    batch->n_downloads = 0;
   }
 }
 
 /* Opens the command buffer of the ring that comes next; if the ring is full, this waits for the
  * oldest. */
-static bk_status open_slot(bk_stream *stream) {
+static bk_status open_batch(bk_stream *stream) {
   const VkCommandBufferBeginInfo begin = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_BEGIN_INFO,
                                           .flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT};
   bk_vk_stream *s = of(stream);
-  bk_vk_slot *slot = &s->slots[s->at];
-  if (slot->value) BK_TRY(wait_value(stream, slot->value, "waiting for commands"));
-  deliver(s, slot->value);
-  VkResult result = vk_of(stream)->ResetCommandPool(device_of(stream)->handle, slot->pool, 0);
-  if (result == VK_SUCCESS) result = vk_of(stream)->BeginCommandBuffer(slot->commands, &begin);
+  bk_vk_batch *batch = &s->batches[s->at];
+  if (batch->value) BK_TRY(wait_value(stream, batch->value, "waiting for commands"));
+  deliver(s, batch->value);
+  VkResult result = vk_of(stream)->ResetCommandPool(device_of(stream)->handle, batch->pool, 0);
+  if (result == VK_SUCCESS) result = vk_of(stream)->BeginCommandBuffer(batch->commands, &begin);
   BK_TRY(bk_vk_check(stream, result, "beginning commands"));
-  slot->n_commands = 0;
-  slot->staged = 0;
+  batch->n_commands = 0;
+  batch->staged = 0;
   s->open = true;
   return BK_OK;
 }
@@ -141,19 +141,19 @@ static void barrier_for_host(bk_stream *stream, VkCommandBuffer commands) {
 bk_status bk_vk_flush(bk_stream *stream) {
   bk_vk_stream *s = of(stream);
   if (!s->open) return s->n_waits ? bk_vk_submit(stream, VK_NULL_HANDLE) : BK_OK;
-  bk_vk_slot *slot = &s->slots[s->at];
-  if (slot->n_downloads) barrier_for_host(stream, slot->commands);
+  bk_vk_batch *batch = &s->batches[s->at];
+  if (batch->n_downloads) barrier_for_host(stream, batch->commands);
   s->open = false;
   bk_status status =
-      bk_vk_check(stream, vk_of(stream)->EndCommandBuffer(slot->commands), "ending commands");
-  if (status == BK_OK) status = bk_vk_submit(stream, slot->commands);
+      bk_vk_check(stream, vk_of(stream)->EndCommandBuffer(batch->commands), "ending commands");
+  if (status == BK_OK) status = bk_vk_submit(stream, batch->commands);
   if (status != BK_OK) { /* its commands are lost, and later ones must not run without them */
-    slot->n_downloads = 0;
+    batch->n_downloads = 0;
     if (s->poison == BK_OK) s->poison = status;
     return status;
   }
-  slot->value = s->timeline->value;
-  s->at = (s->at + 1) % BK_VK_SLOTS;
+  batch->value = s->timeline->value;
+  s->at = (s->at + 1) % BK_VK_BATCHES;
   return BK_OK;
 }
 
@@ -165,12 +165,13 @@ static bk_status next_command(bk_stream *stream, VkCommandBuffer *commands, bk_v
   BK_TRY(bk_vk_enter(stream));
   if (graph) BK_TRY(bk_vk_graph_command(stream, graph, commands, set));
   else {
-    if (s->open && s->slots[s->at].n_commands == BK_VK_SLOT_COMMANDS) BK_TRY(bk_vk_flush(stream));
-    if (!s->open) BK_TRY(open_slot(stream));
-    bk_vk_slot *slot = &s->slots[s->at];
-    *commands = slot->commands;
-    if (set) *set = &slot->sets[slot->n_commands];
-    slot->n_commands++;
+    if (s->open && s->batches[s->at].n_commands == BK_VK_BATCH_COMMANDS)
+      BK_TRY(bk_vk_flush(stream));
+    if (!s->open) BK_TRY(open_batch(stream));
+    bk_vk_batch *batch = &s->batches[s->at];
+    *commands = batch->commands;
+    if (set) *set = &batch->sets[batch->n_commands];
+    batch->n_commands++;
   }
   barrier(stream, *commands);
   return BK_OK;
@@ -284,16 +285,16 @@ bk_status bk_vk_dispatch(bk_stream *stream, const char *name, const bk_gpu_pipel
 static bk_status stage(bk_stream *stream, size_t bytes, VkCommandBuffer *commands, size_t *offset,
                        size_t *room) {
   bk_vk_stream *s = of(stream);
-  const size_t least = bytes < BK_VK_SLOT_STAGING / 4 ? bytes : BK_VK_SLOT_STAGING / 4;
-  bk_vk_slot *slot = &s->slots[s->at];
+  const size_t least = bytes < BK_VK_BATCH_STAGING / 4 ? bytes : BK_VK_BATCH_STAGING / 4;
+  bk_vk_batch *batch = &s->batches[s->at];
   if (s->open &&
-      (BK_VK_SLOT_STAGING - slot->staged < least || slot->n_downloads == BK_VK_SLOT_DOWNLOADS))
+      (BK_VK_BATCH_STAGING - batch->staged < least || batch->n_downloads == BK_VK_BATCH_DOWNLOADS))
     BK_TRY(bk_vk_flush(stream));
   BK_TRY(next_command(stream, commands, NULL));
-  slot = &s->slots[s->at];
-  *offset = slot->staged;
-  *room = BK_VK_SLOT_STAGING - slot->staged < bytes ? BK_VK_SLOT_STAGING - slot->staged : bytes;
-  slot->staged = BK_ALIGN_UP(slot->staged + *room, 64);
+  batch = &s->batches[s->at];
+  *offset = batch->staged;
+  *room = BK_VK_BATCH_STAGING - batch->staged < bytes ? BK_VK_BATCH_STAGING - batch->staged : bytes;
+  batch->staged = BK_ALIGN_UP(batch->staged + *room, 64);
   return BK_OK;
 }
 
@@ -308,7 +309,7 @@ static bk_status stream_upload(bk_stream *stream, bk_place dst, const void *src,
   for (size_t done = 0, room, offset; done < bytes; done += room) {
     VkCommandBuffer commands;
     BK_TRY(stage(stream, bytes - done, &commands, &offset, &room));
-    offset += (size_t)s->at * BK_VK_SLOT_STAGING;
+    offset += (size_t)s->at * BK_VK_BATCH_STAGING;
     memcpy(s->staging_data + offset, (const char *)src + done, room);
     const VkBufferCopy region = {offset, dst.offset + done, room};
     vk_of(stream)->CmdCopyBuffer(commands, s->staging, buffer_of(dst), 1, &region);
@@ -323,9 +324,9 @@ static bk_status stream_download(bk_stream *stream, void *dst, bk_place src, siz
   for (size_t done = 0, room, offset; done < bytes; done += room) {
     VkCommandBuffer commands;
     BK_TRY(stage(stream, bytes - done, &commands, &offset, &room));
-    bk_vk_slot *slot = &s->slots[s->at];
-    slot->downloads[slot->n_downloads++] = (bk_vk_download){(char *)dst + done, offset, room};
-    const VkBufferCopy region = {src.offset + done, offset + (size_t)s->at * BK_VK_SLOT_STAGING,
+    bk_vk_batch *batch = &s->batches[s->at];
+    batch->downloads[batch->n_downloads++] = (bk_vk_download){(char *)dst + done, offset, room};
+    const VkBufferCopy region = {src.offset + done, offset + (size_t)s->at * BK_VK_BATCH_STAGING,
                                  room};
     vk_of(stream)->CmdCopyBuffer(commands, buffer_of(src), s->staging, 1, &region);
   }
@@ -472,8 +473,8 @@ static void stream_destroy(bk_stream *stream) {
     s->timeline->stream = NULL;
     s->timeline->taken = false;
   }
-  for (int i = 0; i < BK_VK_SLOTS; i++)
-    if (s->slots[i].pool) d->vk.DestroyCommandPool(d->handle, s->slots[i].pool, NULL);
+  for (int i = 0; i < BK_VK_BATCHES; i++)
+    if (s->batches[i].pool) d->vk.DestroyCommandPool(d->handle, s->batches[i].pool, NULL);
   if (s->sets) d->vk.DestroyDescriptorPool(d->handle, s->sets, NULL);
   bk_vk_staging_free(d, s->staging, s->staging_memory);
   bk_free(stream->device->ctx, s);
@@ -519,25 +520,25 @@ VkResult bk_vk_commands_make(bk_vk_device *d, VkCommandPoolCreateFlags flags, Vk
   return d->vk.AllocateCommandBuffers(d->handle, &buffer, commands);
 }
 
-static bk_status make_slot(bk_vk_device *d, bk_vk_slot *slot) {
+static bk_status make_batch(bk_vk_device *d, bk_vk_batch *batch) {
   VkResult result =
-      bk_vk_commands_make(d, VK_COMMAND_POOL_CREATE_TRANSIENT_BIT, &slot->pool, &slot->commands);
+      bk_vk_commands_make(d, VK_COMMAND_POOL_CREATE_TRANSIENT_BIT, &batch->pool, &batch->commands);
   return result == VK_SUCCESS ? BK_OK
                               : bk_vk_fail(d->gpu.base.ctx, result, "making command buffers");
 }
 
 static bk_status stream_fill_in(bk_vk_device *d, bk_vk_stream *s) {
-  bk_vk_set sets[BK_VK_SLOTS * BK_VK_SLOT_COMMANDS];
+  bk_vk_set sets[BK_VK_BATCHES * BK_VK_BATCH_COMMANDS];
   BK_TRY(bk_vk_timeline_take(d, &s->timeline));
   s->timeline->stream = s;
-  for (int i = 0; i < BK_VK_SLOTS; i++) BK_TRY(make_slot(d, &s->slots[i]));
+  for (int i = 0; i < BK_VK_BATCHES; i++) BK_TRY(make_batch(d, &s->batches[i]));
   if (!d->addresses) {
     BK_TRY(bk_vk_sets_alloc(d, BK_COUNT(sets), &s->sets, sets));
-    for (int i = 0; i < BK_VK_SLOTS; i++)
-      memcpy(s->slots[i].sets, sets + i * BK_VK_SLOT_COMMANDS, sizeof s->slots[i].sets);
+    for (int i = 0; i < BK_VK_BATCHES; i++)
+      memcpy(s->batches[i].sets, sets + i * BK_VK_BATCH_COMMANDS, sizeof s->batches[i].sets);
   }
-  return bk_vk_staging_alloc(d, BK_VK_SLOTS * BK_VK_SLOT_STAGING, &s->staging, &s->staging_memory,
-                             &s->staging_data);
+  return bk_vk_staging_alloc(d, BK_VK_BATCHES * BK_VK_BATCH_STAGING, &s->staging,
+                             &s->staging_memory, &s->staging_data);
 }
 
 bk_status bk_vk_stream_create(bk_device *device, int priority, bk_stream **stream) {

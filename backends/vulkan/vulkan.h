@@ -190,10 +190,10 @@ typedef struct bk_vk_pipeline {
 
 /* A command buffer of a stream's ring. One of the ring is open (being recorded) at most; it is
  * submitted at sync, query, an event, or when it is full. */
-#define BK_VK_SLOTS 6
-#define BK_VK_SLOT_COMMANDS 96
-#define BK_VK_SLOT_DOWNLOADS 16
-#define BK_VK_SLOT_STAGING ((size_t)1 << 20)
+#define BK_VK_BATCHES 6
+#define BK_VK_BATCH_COMMANDS 96
+#define BK_VK_BATCH_DOWNLOADS 16
+#define BK_VK_BATCH_STAGING ((size_t)1 << 20)
 typedef struct bk_vk_download {
   void *dst;
   size_t offset, bytes; /* in this command buffer's part of the staging */
@@ -203,15 +203,15 @@ typedef struct bk_vk_set {
   VkDescriptorSet handle;
   int written;
 } bk_vk_set;
-typedef struct bk_vk_slot {
+typedef struct bk_vk_batch {
   VkCommandPool pool;
   VkCommandBuffer commands;
-  bk_vk_set sets[BK_VK_SLOT_COMMANDS]; /* split mode */
-  uint64_t value;                      /* of its submission */
+  bk_vk_set sets[BK_VK_BATCH_COMMANDS]; /* split mode */
+  uint64_t value;                       /* of its submission */
   int n_commands, n_downloads;
   size_t staged;
-  bk_vk_download downloads[BK_VK_SLOT_DOWNLOADS];
-} bk_vk_slot;
+  bk_vk_download downloads[BK_VK_BATCH_DOWNLOADS];
+} bk_vk_batch;
 
 #define BK_VK_WAITS 8
 #define BK_VK_TRACE 8
@@ -219,7 +219,7 @@ struct bk_vk_stream {
   bk_stream base;
   VkQueue queue;
   bk_vk_timeline *timeline;
-  bk_vk_slot slots[BK_VK_SLOTS];
+  bk_vk_batch batches[BK_VK_BATCHES];
   int at; /* the one that is open, or that will be next */
   bool open;
   VkDescriptorPool sets;

@@ -135,7 +135,7 @@ void bk_compose_hc_post_res_bwd(const void *args, bk_composition *c) {
 /* ---- merge + mix ---- */
 
 /* A merge of one sublayer followed by the mix of the next. The parts share their operands in
- * place: ops/table.c checks that what one part writes is what the next one reads. */
+ * place: runtime/op_table.c checks that what one part writes is what the next one reads. */
 void bk_compose_hc_merge_mix(const void *args, bk_composition *c) {
   const bk_hc_merge_mix_args *a = args;
   bk_compose_step(c, BK_OP_HC_POST_RES, &a->merge);
@@ -170,7 +170,16 @@ void bk_compose_hc_rebuild(const void *args, bk_composition *c) {
 /* ---- from compositions to kernels ---- */
 
 static void compose(bk_op op, const void *args, bk_composition *c) {
-  bk_op_describe(op)->compose(args, c);
+  switch (op) {
+#define OP(...)
+#define COMPOSED(ID, name, ...) \
+  case BK_OP_##ID:              \
+    bk_compose_##name(args, c); \
+    break;
+#define COMPOSED_OF(ID, name, ...) COMPOSED(ID, name, )
+#include "runtime/ops.def"
+    default: break;
+  }
 }
 
 static bk_status find_step(bk_composition *c, bk_op op, const void *args) {
@@ -242,7 +251,7 @@ static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const 
 
 #define ALL_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
 #define OP(...)
-#define SLOT(ID, ...)            \
+#define COMPOSED(ID, ...)        \
   {.op = BK_OP_##ID,             \
    .dtypes = ALL_FLOATS,         \
    .kinds = BK_KINDS_ALL,        \
@@ -251,7 +260,7 @@ static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const 
    .prepare = composite_prepare, \
    .launch = composite_launch,   \
    .release = composite_release},
-#define SLOT_OF(ID, ...) SLOT(ID, )
+#define COMPOSED_OF(ID, ...) COMPOSED(ID, )
 static const bk_kernel composed[] = {
 #include "runtime/ops.def"
 };

@@ -21,7 +21,7 @@ static const bk_kernel *own_kernel(const bk_device *device, bk_op op, const void
 /* `composed_only` passes the device's own fused kernels over, which shows what they are worth and
  * lets a test compare them with the ops that they are made of. */
 const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *args) {
-  bool composed = device->options.composed_only && bk_op_describe(op)->compose;
+  bool composed = device->options.composed_only && bk_op_describe(op)->composed;
   const bk_kernel *own = composed ? NULL : own_kernel(device, op, args);
   return own ? own : bk_composite_find(device, op, args);
 }

@@ -29,7 +29,7 @@ typedef enum bk_op {
 } bk_op;
 
 /* ---- the step block: everything that changes from step to step, in one small tensor in ct,
- * [BK_STEP_SLOTS]. ---- The host writes all of its fields with one copy at the start of a step
+ * [BK_STEP_FIELDS]. ---- The host writes all of its fields with one copy at the start of a step
  * (results zeroed, BK_STEP_FINITE = 1) and reads them once at the end. Ops take the whole block as
  * a tensor, so that neither plans nor captured graphs hold a number that changes. */
 enum {
@@ -47,7 +47,7 @@ enum {
   /* 1, or 0 when the loss or the gradient norm is not finite: ADAMW and BALANCE then change
    * nothing. */
   BK_STEP_FINITE,
-  BK_STEP_SLOTS = 32
+  BK_STEP_FIELDS = 32
 };
 
 /* ---- residual connections (mHC, arXiv 2512.24880 eq. 7-9; HC, arXiv 2409.19606). x [N,n,C] st:
@@ -89,9 +89,9 @@ typedef struct {
   typedef struct {                              \
     operands parameters                         \
   } bk_##name##_args;
-#define SLOT_OF(ID, name, members, ...) \
-  typedef struct {                      \
-    members                             \
+#define COMPOSED_OF(ID, name, members, ...) \
+  typedef struct {                          \
+    members                                 \
   } bk_##name##_args;
 #include "runtime/ops.def"
 #undef NONE
@@ -108,7 +108,7 @@ typedef struct {
 #undef FLAG
 #undef KIND
 
-/* ---- descriptors (ops/table.c): what generic code (checks, dispatch, harness, fallback) needs to
+/* ---- descriptors (op_table.c): what generic code (checks, dispatch, harness, fallback) needs to
  * know of an args struct ---- */
 /* an OUT that may also accumulate is INOUT */
 typedef enum bk_role { BK_IN, BK_OUT, BK_INOUT } bk_role;
@@ -117,18 +117,18 @@ typedef struct bk_op_field {
   uint16_t offset; /* offset of the bk_tensor in the args struct */
   uint8_t role;    /* bk_role */
   bool optional;
-  uint8_t type;              /* ops/ops.h: bk_operand_type and flags */
-  uint16_t dim[BK_MAX_DIMS]; /* ops/ops.h: BK_DIM_*; 0: no more */
+  uint8_t type;              /* op_priv.h: bk_operand_type and flags */
+  uint16_t dim[BK_MAX_DIMS]; /* op_priv.h: BK_DIM_*; 0: no more */
 } bk_op_field;
 /* The parameters of an op: members of its args struct that are no tensors but numbers, which choose
  * what a kernel does. */
 typedef enum bk_op_param_type {
-  BK_PARAM_END, /* no more */
-  BK_PARAM_REAL,
-  BK_PARAM_NOT_NEGATIVE, /* double, finite */
-  BK_PARAM_INT,
-  BK_PARAM_FLAG,
-  BK_PARAM_KIND
+  BK_OP_PARAM_END, /* no more */
+  BK_OP_PARAM_REAL,
+  BK_OP_PARAM_NOT_NEGATIVE, /* double, finite */
+  BK_OP_PARAM_INT,
+  BK_OP_PARAM_FLAG,
+  BK_OP_PARAM_KIND
 } bk_op_param_type;
 typedef struct bk_op_param {
   char name[24];
@@ -147,7 +147,7 @@ typedef struct bk_op_desc {
   size_t args_size;
   const bk_op_field *fields;
   int n_fields;
-  const bk_op_param *params; /* ends with BK_PARAM_END */
+  const bk_op_param *params; /* ends with BK_OP_PARAM_END */
   /* Names of pairs of operands that may not be the same memory, as "x\0y\0"; an empty name ends the
    * list, and NULL means that there are none. */
   const char *apart;
@@ -156,8 +156,8 @@ typedef struct bk_op_desc {
   bk_status (*after)(bk_dims *dims);
   /* Floating point operations. *less gets the bytes to take off the sum of all operands. */
   double (*flops)(const void *args, double *less);
-  /* The steps of a composed op's default; NULL: the op is not composed of others. */
-  void (*compose)(const void *args, bk_composition *c);
+  /* Has a default that is made of other ops (ops/composite.c). */
+  bool composed;
 } bk_op_desc;
 BK_MODULE_API const bk_op_desc *bk_op_describe(bk_op op);
 const char *bk_op_name(bk_op op);

@@ -22,8 +22,8 @@ static bool named(const bk_kernel *k) { return k->name[0] && memchr(k->name, 0, 
 
 /* Whether the op has a parameter that names a kind of connection. */
 static bool has_kind(bk_op op) {
-  for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_PARAM_END; p++)
-    if (p->type == BK_PARAM_KIND) return true;
+  for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_OP_PARAM_END; p++)
+    if (p->type == BK_OP_PARAM_KIND) return true;
   return false;
 }
 

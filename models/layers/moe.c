@@ -27,7 +27,7 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
       .weights = bk_planner_2d(p, keep, p->ct, N, k),
       .offsets = bk_planner_1d(p, keep, BK_I32, E + 1),
       .order = bk_planner_1d(p, keep, BK_I32, N * k),
-      .slot = bk_planner_2d(p, keep, BK_I32, N, k),
+      .row_of = bk_planner_2d(p, keep, BK_I32, N, k),
       .gate_up = bk_planner_2d(p, keep, p->st, n_rows(p), 2 * c->moe_intermediate_size),
       .y = bk_planner_2d(p, keep, p->st, n_rows(p), c->hidden_size),
   };
@@ -74,7 +74,7 @@ static bk_status moe_route(bk_recorder *rec, const bk_sublayer *s, const bk_moe_
                                      .norm_topk_prob = c->norm_topk_prob,
                                      .routed_scaling_factor = c->routed_scaling_factor}));
   return bk_record(rec, BK_OP_MOE_INDEX,
-                   &(bk_moe_index_args){a->index, a->offsets, a->order, a->slot, s->moe.load});
+                   &(bk_moe_index_args){a->index, a->offsets, a->order, a->row_of, s->moe.load});
 }
 
 static bk_status moe_dispatch(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
@@ -105,7 +105,7 @@ static bk_status moe_combine(bk_recorder *rec, const bk_sublayer *s, const bk_mo
                              bk_tensor f) {
   return bk_record(
       rec, BK_OP_UNPERMUTE,
-      &(bk_unpermute_args){a->y, a->slot, a->weights, f, s->moe.shared.gate_up != NULL});
+      &(bk_unpermute_args){a->y, a->row_of, a->weights, f, s->moe.shared.gate_up != NULL});
 }
 
 /* The shared experts write f and the routed ones add to it. Without shared experts combine writes
@@ -133,7 +133,7 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
 static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                  bk_tensor df) {
   return bk_record(rec, BK_OP_UNPERMUTE_BWD,
-                   &(bk_unpermute_bwd_args){a->y, a->slot, a->weights, df, w->dy, w->dweights});
+                   &(bk_unpermute_bwd_args){a->y, a->row_of, a->weights, df, w->dy, w->dweights});
 }
 
 /* The weights are used as they are stored, [out, in], which is the transpose of the forward's
@@ -151,8 +151,9 @@ static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const b
 
 static bk_status moe_dispatch_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                   bk_tensor dh) {
-  return bk_record(rec, BK_OP_UNPERMUTE,
-                   &(bk_unpermute_args){.x = w->x, .slot = a->slot, .y = dh, .accumulate = false});
+  return bk_record(
+      rec, BK_OP_UNPERMUTE,
+      &(bk_unpermute_args){.x = w->x, .row_of = a->row_of, .y = dh, .accumulate = false});
 }
 
 /* The choice of experts has no gradient, only their weights have. dh holds the experts' part

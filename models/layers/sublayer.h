@@ -42,7 +42,7 @@ typedef struct bk_mlp_acts {
 } bk_mlp_acts;
 typedef struct bk_moe_acts {
   bk_tensor scores, index, weights; /* [N,E] [N,k] [N,k] */
-  bk_tensor offsets, order, slot;   /* [E+1] [Nk] [N,k] */
+  bk_tensor offsets, order, row_of; /* [E+1] [Nk] [N,k] */
   bk_tensor gate_up, y;             /* [Nk,2I] [Nk,C], sorted by expert */
   bk_mlp_acts shared;
 } bk_moe_acts;

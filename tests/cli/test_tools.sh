@@ -132,7 +132,7 @@ refused 2 'line 1' "no step" "$BIRKHOFF" compare broken.jsonl broken.jsonl
 
 # ---- bench ----
 ok "bench ops" "$BIRKHOFF" bench ops --seconds 0 --tokens 16 --width 64 --json
-equal "every op, attention in two shapes" "$(json ops/#)" "$(($(grep -Ec '^(OP|SLOT|SLOT_OF)\(' "$TOP_SRCDIR/core/runtime/ops.def") + 2))"
+equal "every op, attention in two shapes" "$(json ops/#)" "$(($(grep -Ec '^(OP|COMPOSED|COMPOSED_OF)\(' "$TOP_SRCDIR/core/runtime/ops.def") + 2))"
 for op in attention attention_bwd; do
   holds "$op: heads of 192 and 128" "$(json ops/op=${op}_192/gflop_per_s) > 0"
 done

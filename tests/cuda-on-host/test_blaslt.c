@@ -1,6 +1,7 @@
 /* Which row serves a dense product, and the ways around cuBLASLt: off, missing, broken, no
  * algorithm, operands that lie worse than planned, a product that fails. On the host, through
  * the stand-ins. */
+#include "ops/plan.h"
 #include "tests/cuda-on-host/cuda_unit.h"
 
 enum { M = 9, K = 24, N = 16, PLACE = 4096, BUFFER = 4 * PLACE };

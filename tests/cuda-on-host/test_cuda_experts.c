@@ -1,6 +1,7 @@
 /* The experts' kernels at sizes beyond those of the harness: many experts, many choices, several
  * tiles a chunk; and a router whose choice must be ref's, bit by bit of fp32 logits, however
  * close two scores are. */
+#include "ops/plan.h"
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <math.h>
@@ -10,7 +11,7 @@ static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 /* ---- moe_index against a plain stable sort ---- */
 
 static void expect_sorted(const int32_t *index, int total, int experts, const int32_t *offsets,
-                          const int32_t *order, const int32_t *slot) {
+                          const int32_t *order, const int32_t *row_of) {
   int32_t *next = calloc((size_t)experts + 1, sizeof *next);
   ck_assert_ptr_nonnull(next);
   for (int c = 0; c < total; c++) next[index[c] + 1]++;
@@ -18,7 +19,8 @@ static void expect_sorted(const int32_t *index, int total, int experts, const in
   ck_assert_mem_eq(offsets, next, ((size_t)experts + 1) * sizeof *next);
   for (int c = 0; c < total; c++) {
     int32_t row = next[index[c]]++;
-    ck_assert_msg(slot[c] == row, "slot[%d] is %d, it should be %d", c, (int)slot[c], (int)row);
+    ck_assert_msg(row_of[c] == row, "row_of[%d] is %d, it should be %d", c, (int)row_of[c],
+                  (int)row);
     ck_assert_msg(order[row] == c, "order[%d] is %d, it should be %d", (int)row, (int)order[row],
                   c);
   }
@@ -30,7 +32,7 @@ static void sort_case(int tokens, int k, int experts, int spread) {
   const int total = tokens * k;
   int32_t *index = malloc((size_t)total * sizeof *index),
           *order = malloc((size_t)total * sizeof *order);
-  int32_t *slot = malloc((size_t)total * sizeof *slot);
+  int32_t *row_of = malloc((size_t)total * sizeof *row_of);
   int32_t *offsets = malloc(((size_t)experts + 1) * sizeof *offsets),
           *load = calloc((size_t)experts, sizeof *load);
   bk_moe_index_args a = {
@@ -45,13 +47,13 @@ static void sort_case(int tokens, int k, int experts, int spread) {
   ck_assert_int_eq(bk_op_run(stream, BK_OP_MOE_INDEX, &a), BK_OK); /* load adds */
   ck_assert_int_eq(bk_tensor_download(stream, &a.offsets, offsets), BK_OK);
   ck_assert_int_eq(bk_tensor_download(stream, &a.order, order), BK_OK);
-  ck_assert_int_eq(bk_tensor_download(stream, &a.slot, slot), BK_OK);
+  ck_assert_int_eq(bk_tensor_download(stream, &a.row_of, row_of), BK_OK);
   ck_assert_int_eq(bk_tensor_download(stream, &a.load, load), BK_OK);
-  expect_sorted(index, total, experts, offsets, order, slot);
+  expect_sorted(index, total, experts, offsets, order, row_of);
   for (int e = 0; e < experts; e++) ck_assert_int_eq(load[e], 2 * (offsets[e + 1] - offsets[e]));
-  bk_tensor *const all[] = {&a.index, &a.offsets, &a.order, &a.slot, &a.load};
+  bk_tensor *const all[] = {&a.index, &a.offsets, &a.order, &a.row_of, &a.load};
   for (size_t i = 0; i < BK_COUNT(all); i++) bk_buffer_free(all[i]->buffer);
-  free(index), free(order), free(slot), free(offsets), free(load);
+  free(index), free(order), free(row_of), free(offsets), free(load);
 }
 
 START_TEST(sorts_many_choices) {
@@ -180,7 +182,7 @@ START_TEST(leaves_fp64_to_others) {
                          bk_tensor_2d(BK_F64, 4, 8)};
   bk_embed_bwd_args back = {bk_tensor_1d(BK_I32, 4), bk_tensor_2d(BK_F64, 4, 8),
                             bk_tensor_2d(BK_F64, 5, 8)};
-  bk_balance_args balance = {bk_tensor_1d(BK_I32, 4), bk_tensor_1d(BK_F64, BK_STEP_SLOTS),
+  bk_balance_args balance = {bk_tensor_1d(BK_I32, 4), bk_tensor_1d(BK_F64, BK_STEP_FIELDS),
                              bk_tensor_1d(BK_F64, 4)};
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_COPY, &copy));
   ck_assert_ptr_null(bk_kernel_find(device, BK_OP_EMBED, &embed));

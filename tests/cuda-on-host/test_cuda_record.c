@@ -1,5 +1,6 @@
 /* What record.cpp writes down of a launch, and that it finds out what a proof must not overlook:
  * memory that a kernel reads through one pointer and writes through another. */
+#include "ops/plan.h"
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <stdio.h>

@@ -1,6 +1,7 @@
 /* The projection on tensor cores keeps all 24 bits of its fp32 operands: where each sum has one
  * term, the result is that number exactly, which the harness's bounds are too wide to see. x has
  * a single 1 in every row (forward) and in every column (dfn). */
+#include "ops/plan.h"
 #include "tests/cuda-on-host/cuda_unit.h"
 
 static void upload(const bk_tensor *t, double (*value)(int64_t i, int64_t columns)) {

@@ -1,6 +1,7 @@
 /* Which row serves attention, and cuDNN's backward in pieces: what it computes, the workspace, a
  * piece that fails. On the host, where a stand-in keeps ds of at most 600 KiB: four heads of 256
  * tokens. */
+#include "ops/plan.h"
 #include "tests/cuda-on-host/cuda_unit.h"
 
 #include <math.h>

@@ -5,6 +5,7 @@
 #ifndef BK_TESTS_GPU_FAULTS_H
 #define BK_TESTS_GPU_FAULTS_H
 
+#include "ops/plan.h"
 #include "tests/gpu/gpu_unit.h"
 
 #include <dlfcn.h>

@@ -3,6 +3,7 @@
 #ifndef BK_TESTS_GPU_STREAMS_H
 #define BK_TESTS_GPU_STREAMS_H
 
+#include "ops/plan.h"
 #include "tests/gpu/gpu_unit.h"
 
 /* Nothing is kept: making what is kept takes some drivers a second compilation. */

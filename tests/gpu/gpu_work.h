@@ -3,6 +3,7 @@
 #ifndef BK_TESTS_GPU_WORK_H
 #define BK_TESTS_GPU_WORK_H
 
+#include "ops/plan.h"
 #include "tests/gpu/gpu_device.h"
 
 static BK_UNUSED void set(const char *name, const char *value) {

@@ -1,5 +1,5 @@
 # test_ops on `device`: small shapes, twice with the same bits (at the long level, BK_TEST_LONG, all shapes: each is a kernel to compile); then again with work groups
-# of at most 64 items, twice with the same bits, and with the fused slots composed, in very small shapes (at the long level in small ones, and with groups of at most 128);
+# of at most 64 items, twice with the same bits, and with the composed ops composed, in very small shapes (at the long level in small ones, and with groups of at most 128);
 # at the long level also with the variables of `also` (NAME=VALUE...).
 . "$(dirname "$0")/../gpu/lib.sh"
 needs tests/ops/test_ops

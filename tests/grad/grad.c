@@ -1,4 +1,5 @@
 /* The engine of grad.h. `ref` has host memory, so elements are read and written in place. */
+#include "ops/plan.h"
 #include "tests/grad/grad.h"
 
 #include <math.h>

@@ -57,6 +57,6 @@ void grad_check(grad_test *g, const grad_case *c);
 
 void grad_layers(grad_test *g);
 void grad_streams(grad_test *g);
-void grad_slots(grad_test *g);
+void grad_composed(grad_test *g);
 
 #endif

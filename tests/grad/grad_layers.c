@@ -95,7 +95,7 @@ static void check_embed(grad_test *g) {
 static void check_cross_entropy(grad_test *g) {
   const int32_t values[] = {2, -100, 0, 6, 3};
   bk_tensor targets = g_ints(g, 1, (int64_t[]){5}, values), logits = G(5, 7),
-            step = G(BK_STEP_SLOTS), loss = G(5), dlogits = G(5, 7);
+            step = G(BK_STEP_FIELDS), loss = G(5), dlogits = G(5, 7);
   bk_tensor scale = g_uniform(g, 5, 0.25, 0.25), none = {0};
   ((double *)bk_tensor_data(&step))[BK_STEP_LOSS_SCALE] = 0.25;
   bk_cross_entropy_args forward = {logits, targets, step, loss, none},
@@ -118,22 +118,23 @@ static void check_router(grad_test *g, bool norm) {
   grad_reset(g);
 }
 
-/* order and slot are inverse to each other: order[slot] = token k + j. */
+/* order and row_of are inverse to each other: order[row_of] = token k + j. */
 static void check_permute(grad_test *g) {
   const int32_t to[] = {3, 7, 0, 5, 1, 6, 2, 4}, back[] = {2, 4, 6, 0, 7, 3, 5, 1};
-  bk_tensor order = g_ints(g, 1, (int64_t[]){8}, to), slot = g_ints(g, 2, (int64_t[]){4, 2}, back),
-            none = {0};
+  bk_tensor order = g_ints(g, 1, (int64_t[]){8}, to),
+            row_of = g_ints(g, 2, (int64_t[]){4, 2}, back), none = {0};
   bk_tensor x = G(4, 5), rows = G(8, 5), drows = G(8, 5), dx = G(4, 5), y = G(4, 5), dy = G(4, 5);
   bk_tensor weights = G(4, 2), dweights = G(4, 2);
   for (int accumulate = 0; accumulate < 2; accumulate++) {
     bk_permute_args forward = {x, order, rows, 2};
-    bk_unpermute_args backward = {drows, slot, none, dx, accumulate};
+    bk_unpermute_args backward = {drows, row_of, none, dx, accumulate};
     CHECK("permute", BK_OP_PERMUTE, BK_OP_UNPERMUTE, &forward, &backward, {{&rows, &drows, 0}},
           {{&x, &dx, accumulate}}, NULL);
   }
-  bk_unpermute_args bare = {rows, slot, none, y, false}, weighted = {rows, slot, weights, y, false};
+  bk_unpermute_args bare = {rows, row_of, none, y, false},
+                    weighted = {rows, row_of, weights, y, false};
   bk_permute_args bare_backward = {dy, order, drows, 2};
-  bk_unpermute_bwd_args weighted_backward = {rows, slot, weights, dy, drows, dweights};
+  bk_unpermute_bwd_args weighted_backward = {rows, row_of, weights, dy, drows, dweights};
   CHECK("unpermute", BK_OP_UNPERMUTE, BK_OP_PERMUTE, &bare, &bare_backward, {{&y, &dy, 0}},
         {{&rows, &drows, 0}}, NULL);
   CHECK("unpermute with weights", BK_OP_UNPERMUTE, BK_OP_UNPERMUTE_BWD, &weighted,

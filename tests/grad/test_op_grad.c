@@ -1,4 +1,4 @@
-/* test_op_grad: every backward op is the derivative of its forward (grad.h). Fused slots are
+/* test_op_grad: every backward op is the derivative of its forward (grad.h). composed ops are
  * checked as `ref` has them and as composed. Every op whose name ends in _bwd must come up, and
  * the ops that are the backward of another. */
 #include "tests/grad/grad.h"
@@ -52,10 +52,10 @@ int main(void) {
   if (open_ref(&g, false) != BK_OK) return 1;
   grad_layers(&g);
   grad_streams(&g);
-  grad_slots(&g);
+  grad_composed(&g);
   close_ref(&g);
   if (open_ref(&g, true) != BK_OK) return 1;
-  grad_slots(&g);
+  grad_composed(&g);
   close_ref(&g);
   check_coverage(&g);
   bk_context_destroy(g.ctx);

@@ -1,5 +1,6 @@
 /* Runners: recompute, micro-batches, decoding with a cache, pipeline stages, and that a step
  * allocates nothing. */
+#include "ops/plan.h"
 #include "tests/models/models.h"
 
 enum { B = 2, T = 6 };

@@ -340,7 +340,7 @@ START_TEST(descriptors_cover_args) {
     char covered[sizeof(bk_hc_rebuild_args)] = {0};
     for (int i = 0; i < d->n_fields; i++)
       memset(covered + d->fields[i].offset, 1, sizeof(bk_tensor));
-    for (const bk_op_param *p = d->params; p->type != BK_PARAM_END; p++) {
+    for (const bk_op_param *p = d->params; p->type != BK_OP_PARAM_END; p++) {
       ck_assert_uint_le(p->offset + p->size, d->args_size);
       memset(covered + p->offset, 1, p->size);
     }

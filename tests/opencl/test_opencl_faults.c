@@ -4,6 +4,7 @@
  * device only the first part runs. */
 static const char gpu_name[] = "opencl", faults[] = "BK_FAKE_OPENCL",
                   library_is[] = "BIRKHOFF_OPENCL_LIBRARY";
+#include "ops/plan.h"
 #include "tests/gpu/gpu_faults.h"
 
 static int *builds, *sets; /* counted by the stand-in */

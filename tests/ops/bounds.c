@@ -4,8 +4,9 @@
  * growing with the length K of the sums beyond 1024; in bf16 5e-6, attention 2e-5. An fp32
  * output of a bf16 op is held to the fp32 bound (its inputs were rounded before ref saw them)
  * unless the op rounds something in between. Storing one result in bf16 takes 2.4e-6 of the 5e-6
- * (numbers of all magnitudes, 8 bits); a composed slot stores what it adds to at every step,
- * which a fused kernel does not, so composed slots have the bound once per step. */
+ * (numbers of all magnitudes, 8 bits); a composed op stores what it adds to at every step,
+ * which a fused kernel does not, so composed ops have the bound once per step. */
+#include "ops/plan.h"
 #include "tests/ops/harness.h"
 
 #include <string.h>
@@ -51,12 +52,12 @@ static double product_length(bk_op op, const void *args) {
 }
 
 static bool runs_composed(const harness *h, bk_op op, const void *args) {
-  if (!bk_op_describe(op)->compose) return false;
+  if (!bk_op_describe(op)->composed) return false;
   const bk_kernel *kernel = bk_kernel_find(h->device, op, args);
   return kernel && strcmp(kernel->name, "composed") == 0;
 }
 
-/* Slots that by their definition go on from what they stored. */
+/* Composed ops that by their definition go on from what they stored. */
 static bool goes_on_from_stored(bk_op op) {
   return op == BK_OP_HC_PRE_NORM || op == BK_OP_HC_PRE_NORM_BWD || op == BK_OP_HC_MERGE_MIX ||
          op == BK_OP_HC_MERGE_MIX_BWD || op == BK_OP_HC_REBUILD;
@@ -76,7 +77,7 @@ static double rebuild_stores(const harness *h, const bk_hc_rebuild_args *a) {
   return (a->layers - 1) * (twice ? 2 : 1) + 2;
 }
 
-/* Times that a slot stores in bf16 on the way to an output: by its definition, or because it
+/* Times that a composed op stores in bf16 on the way to an output: by its definition, or because it
  * runs composed. */
 static double stores(const harness *h, bk_op op, const void *args) {
   if (op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD) return 4;

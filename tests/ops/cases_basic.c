@@ -368,7 +368,7 @@ static void cases_clip(harness *h) {
   const double sums[] = {0, 0.25, 1, 77.5, INFINITY, NAN};
   for (int i = 0; i < 6; i++) {
     const fill fills[] = {{"step", FILL_CALL, sums[i], 1, NULL, fill_step}, FILL_END};
-    bk_clip_args a = {h1(h->ct, BK_STEP_SLOTS)};
+    bk_clip_args a = {h1(h->ct, BK_STEP_FIELDS)};
     harness_case(h, BK_OP_CLIP, &a, fills, NULL, "sumsq=%g", sums[i]);
   }
 }
@@ -379,7 +379,7 @@ static void cases_adamw(harness *h) {
     int64_t p = counts[i];
     bool master = i & 4 || i == 9, finite = i != 1 && i != 5;
     bk_adamw_args a = {h1(h->ct, p),
-                       h1(h->ct, BK_STEP_SLOTS),
+                       h1(h->ct, BK_STEP_FIELDS),
                        h1(master ? h->st : h->ct, p),
                        {0},
                        h1(h->ct, p),

@@ -139,19 +139,19 @@ static void permute_case(harness *h, const int *level) {
   bk_unpermute_args b = {
       h2(h->st, pad, n * k, width), h2(BK_I32, 0, n, k), {0}, h2(h->st, pad, n, width), accumulate};
   if (weights) b.weights = h2(h->ct, pad, n, k);
-  const fill slots[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL},
-                        {"y", accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL},
-                        FILL_END};
-  harness_case(h, BK_OP_UNPERMUTE, &b, slots, NULL, "N=%lld,C=%lld,k=%lld,weights=%d,acc=%d,%s",
+  const fill rows_of[] = {{"row_of", FILL_PERMUTATION, 0, 0, NULL, NULL},
+                          {"y", accumulate ? FILL_NORMAL : FILL_POISON, 0, 1, NULL, NULL},
+                          FILL_END};
+  harness_case(h, BK_OP_UNPERMUTE, &b, rows_of, NULL, "N=%lld,C=%lld,k=%lld,weights=%d,acc=%d,%s",
                (long long)n, (long long)width, (long long)k, weights, accumulate,
                pad ? "strided" : "dense");
   bk_unpermute_bwd_args c = {h2(h->st, pad, n * k, width), h2(BK_I32, 0, n, k),
                              h2(h->ct, pad, n, k),         h2(h->st, pad, n, width),
                              h2(h->st, pad, n * k, width), h2(h->ct, pad, n, k)};
-  const fill bwd[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL},
+  const fill bwd[] = {{"row_of", FILL_PERMUTATION, 0, 0, NULL, NULL},
                       {"dx", FILL_POISON, 0, 0, NULL, NULL},
                       FILL_END};
-  const fill inplace[] = {{"slot", FILL_PERMUTATION, 0, 0, NULL, NULL},
+  const fill inplace[] = {{"row_of", FILL_PERMUTATION, 0, 0, NULL, NULL},
                           {"dx", FILL_INPLACE, 0, 0, "x", NULL},
                           FILL_END};
   harness_case(h, BK_OP_UNPERMUTE_BWD, &c, weights ? bwd : inplace, NULL,
@@ -172,7 +172,7 @@ static void cases_balance(harness *h) {
   const int64_t counts[] = {1, 8, 64, 257};
   for (int i = 0; i < 8; i++) {
     int64_t experts = counts[i % 4];
-    bk_balance_args a = {h1(BK_I32, experts), h1(h->ct, BK_STEP_SLOTS), h1(h->ct, experts)};
+    bk_balance_args a = {h1(BK_I32, experts), h1(h->ct, BK_STEP_FIELDS), h1(h->ct, experts)};
     const fill fills[] = {{"load", FILL_INDEX, 0, i < 4 ? 3 : 1000000, NULL, NULL},
                           {"step", FILL_CALL, i != 6, 0, NULL, fill_rate},
                           FILL_END};

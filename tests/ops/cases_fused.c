@@ -1,6 +1,7 @@
-/* Cases of the fused slots on streams: projection + norm, pre + norm, post + res, merge + mix,
+/* Cases of the composed ops on streams: projection + norm, pre + norm, post + res, merge + mix,
  * and the rebuild of a block. On `ref` they run composed, so these cases also hold a backend's
  * fused kernels to the composed definition. */
+#include "ops/plan.h"
 #include "tests/ops/harness.h"
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
 /* Cases of norm, rope, cache, attention, swiglu, embedding and cross entropy. */
+#include "ops/plan.h"
 #include "tests/ops/harness.h"
 
 #include <math.h>
@@ -248,7 +249,7 @@ static void cross_entropy_case(harness *h, const int *level) {
   bk_dtype type = level[4] ? h->ct : h->st, gradient = variant == 3 ? h->st : type;
   double spread = level[5] ? 100 : 2;
   bk_cross_entropy_args a = {
-      h2(type, pad, n, vocabulary), h1(BK_I32, n), h1(h->ct, BK_STEP_SLOTS), h1(h->ct, n), {0}};
+      h2(type, pad, n, vocabulary), h1(BK_I32, n), h1(h->ct, BK_STEP_FIELDS), h1(h->ct, n), {0}};
   if (variant) a.dlogits = h2(gradient, pad, n, vocabulary);
   fill fills[5] = {{"logits", FILL_NORMAL, 0, spread, NULL, NULL},
                    {"targets", FILL_INDEX, vocabulary > 1 ? -vocabulary / 4 - 1 : 0,
@@ -270,7 +271,7 @@ static void fill_masked(const fill *f, const bk_tensor *t, uint64_t seed, uint64
 static void cases_cross_entropy_large(harness *h) {
   cross_entropy_case(h, (const int[]){2, 4, 0, 2, 0, 0});
   cross_entropy_case(h, (const int[]){2, 5, 0, 3, 1, 1});
-  bk_cross_entropy_args a = {h2(h->st, 0, 13, 1000), h1(BK_I32, 13), h1(h->ct, BK_STEP_SLOTS),
+  bk_cross_entropy_args a = {h2(h->st, 0, 13, 1000), h1(BK_I32, 13), h1(h->ct, BK_STEP_FIELDS),
                              h1(h->ct, 13), h2(h->st, 0, 13, 1000)};
   const fill fills[] = {{"logits", FILL_CALL, 900, 0, NULL, fill_masked},
                         {"targets", FILL_INDEX, 900, 1000, NULL, NULL},

@@ -1,5 +1,5 @@
 /* Cases of the maps: logits, gates, Sinkhorn, permutations, Kronecker products, tanh, and the fused
- * slot of all of them. */
+ * op of all of them. */
 #include "tests/ops/harness.h"
 
 static const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC, BK_HC_HEAD, BK_HC_HC};

@@ -1,4 +1,5 @@
 /* Running and judging one case; see harness.h. */
+#include "ops/plan.h"
 #include "tests/ops/harness.h"
 #include "tests/ops/perf.h"
 
@@ -13,7 +14,7 @@
 #define GUARD_BYTE 0xa5
 
 /* One operand of the case being run. */
-typedef struct slot {
+typedef struct operand {
   const bk_op_field *field;
   fill how;
   bk_tensor tensor; /* as the device has it; the offset is within the image */
@@ -22,16 +23,16 @@ typedef struct slot {
   double *values;     /* what goes in, rounded to tensor.dtype; NULL for an alias */
   double *want;       /* outputs: ref's result */
   double sensitivity; /* see measure_sensitivity; 0 until measured */
-  int alias;          /* slot whose memory this is, or -1 */
-} slot;
+  int alias;          /* operand whose memory this is, or -1 */
+} operand;
 
 typedef struct run {
   harness *h;
   bk_op op;
   const bk_op_desc *desc;
   char name[256];
-  slot slots[BK_OP_MAX_FIELDS];
-  int n_slots;
+  operand operands[BK_OP_MAX_FIELDS];
+  int n_operands;
   size_t bytes, ref_bytes;
   uint8_t *image, *mask; /* what the device gets; 1 where an output element lies */
   _Alignas(16) char ref_args[MAX_ARGS];
@@ -117,8 +118,8 @@ static fill default_fill(const bk_op_field *field) {
 }
 
 static int slot_find(const run *r, const char *name) {
-  for (int i = 0; i < r->n_slots; i++) {
-    if (strcmp(r->slots[i].field->name, name) == 0) return i;
+  for (int i = 0; i < r->n_operands; i++) {
+    if (strcmp(r->operands[i].field->name, name) == 0) return i;
   }
   fprintf(stderr, "%s: no field %s in this case\n", r->name, name);
   exit(1);
@@ -129,12 +130,12 @@ static void slots_make(run *r, const void *args, const fill *fills) {
     const bk_op_field *field = &r->desc->fields[i];
     const bk_tensor *t = bk_op_field_get(args, field);
     if (!bk_tensor_present(t)) continue;
-    slot *s = &r->slots[r->n_slots++];
-    *s = (slot){.field = field,
-                .how = default_fill(field),
-                .tensor = *t,
-                .count = bk_tensor_count(t),
-                .alias = -1};
+    operand *s = &r->operands[r->n_operands++];
+    *s = (operand){.field = field,
+                   .how = default_fill(field),
+                   .tensor = *t,
+                   .count = bk_tensor_count(t),
+                   .alias = -1};
     for (const fill *f = fills; f && f->field; f++) {
       if (strcmp(f->field, field->name) == 0) s->how = *f;
     }
@@ -147,8 +148,8 @@ static void slots_make(run *r, const void *args, const fill *fills) {
  * their own. */
 static void slots_place(run *r, bool odd_offsets) {
   r->bytes = HARNESS_GUARD;
-  for (int i = 0; i < r->n_slots; i++) {
-    slot *s = &r->slots[i];
+  for (int i = 0; i < r->n_operands; i++) {
+    operand *s = &r->operands[i];
     if (s->how.kind == FILL_ALIAS || s->how.kind == FILL_INPLACE)
       s->alias = slot_find(r, s->how.other);
     if (s->alias >= 0) continue;
@@ -156,21 +157,21 @@ static void slots_place(run *r, bool odd_offsets) {
     r->bytes = BK_ALIGN_UP(s->tensor.offset + bk_tensor_span(&s->tensor), (size_t)HARNESS_GUARD) +
                HARNESS_GUARD;
   }
-  for (int i = 0; i < r->n_slots; i++) {
-    slot *s = &r->slots[i];
-    if (s->alias >= 0) s->tensor.offset = r->slots[s->alias].tensor.offset;
+  for (int i = 0; i < r->n_operands; i++) {
+    operand *s = &r->operands[i];
+    if (s->alias >= 0) s->tensor.offset = r->operands[s->alias].tensor.offset;
     if (s->how.kind == FILL_ALIAS) continue;
     s->dense.offset = r->ref_bytes;
     r->ref_bytes += BK_ALIGN_UP(bk_tensor_bytes(&s->dense), (size_t)64);
   }
-  for (int i = 0; i < r->n_slots; i++) {
-    if (r->slots[i].how.kind == FILL_ALIAS)
-      r->slots[i].dense.offset = r->slots[r->slots[i].alias].dense.offset;
+  for (int i = 0; i < r->n_operands; i++) {
+    if (r->operands[i].how.kind == FILL_ALIAS)
+      r->operands[i].dense.offset = r->operands[r->operands[i].alias].dense.offset;
   }
 }
 
 /* Elements of a broadcast tensor (stride 0) share memory, and so their value: that of the last. */
-static void share_values(slot *s) {
+static void share_values(operand *s) {
   bool broadcast = false;
   for (int d = 0; d < s->tensor.ndim; d++)
     broadcast |= s->tensor.stride[d] == 0 && s->tensor.shape[d] > 1;
@@ -183,8 +184,8 @@ static void share_values(slot *s) {
 }
 
 static void slots_fill(run *r) {
-  for (int i = 0; i < r->n_slots; i++) {
-    slot *s = &r->slots[i];
+  for (int i = 0; i < r->n_operands; i++) {
+    operand *s = &r->operands[i];
     if (s->how.kind == FILL_ALIAS) continue;
     uint64_t stream =
         bk_hash64(r->name, strlen(r->name)) ^ bk_hash64(s->field->name, strlen(s->field->name));
@@ -197,19 +198,19 @@ static void slots_fill(run *r) {
 
 /* ---- ref's side ---- */
 
-static void ref_write(const slot *s) {
+static void ref_write(const operand *s) {
   for (int64_t i = 0; i < s->count; i++) {
     store((char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype),
           s->dense.dtype, s->values[i]);
   }
 }
 
-static double ref_value(const slot *s, int64_t i) {
+static double ref_value(const operand *s, int64_t i) {
   return load((const char *)bk_tensor_data(&s->dense) + (size_t)i * bk_dtype_size(s->dense.dtype),
               s->dense.dtype);
 }
 
-static void ref_take(slot *s) {
+static void ref_take(operand *s) {
   s->want = must_alloc((size_t)s->count, sizeof *s->want);
   for (int64_t i = 0; i < s->count; i++) s->want[i] = ref_value(s, i);
 }
@@ -217,16 +218,16 @@ static void ref_take(slot *s) {
 /* Fills ref's memory, completes derived inputs (rounded to their dtype) and runs the op. */
 static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *buffer) {
   memcpy(r->ref_args, args, r->desc->args_size);
-  for (int i = 0; i < r->n_slots; i++) {
-    slot *s = &r->slots[i];
+  for (int i = 0; i < r->n_operands; i++) {
+    operand *s = &r->operands[i];
     s->dense.buffer = buffer;
     *bk_op_field_ref(r->ref_args, s->field) = s->dense;
     if (s->values) ref_write(s);
   }
   if (derive) {
     BK_TRY(derive(r->h, r->ref_args));
-    for (int i = 0; i < r->n_slots; i++) {
-      slot *s = &r->slots[i];
+    for (int i = 0; i < r->n_operands; i++) {
+      operand *s = &r->operands[i];
       if (!s->values || s->field->role == BK_OUT) continue;
       for (int64_t j = 0; j < s->count; j++)
         s->values[j] = round_to(s->tensor.dtype, ref_value(s, j));
@@ -234,8 +235,8 @@ static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *
     }
   }
   BK_TRY(bk_op_run(r->h->ref_stream, r->op, r->ref_args));
-  for (int i = 0; i < r->n_slots; i++) {
-    if (r->slots[i].field->role != BK_IN) ref_take(&r->slots[i]);
+  for (int i = 0; i < r->n_operands; i++) {
+    if (r->operands[i].field->role != BK_IN) ref_take(&r->operands[i]);
   }
   return BK_OK;
 }
@@ -246,7 +247,7 @@ static double unit_of(const run *r) {
   return bf16 && harness_rounds_between(r->h, r->op, r->device_args) ? 0x1p-9 : 0x1p-24;
 }
 
-static void ref_write_moved(const slot *s, double unit, uint64_t stream) {
+static void ref_write_moved(const operand *s, double unit, uint64_t stream) {
   if (!s->values || s->field->role == BK_OUT || !bk_dtype_is_float(s->tensor.dtype)) {
     if (s->values) ref_write(s);
     return;
@@ -257,7 +258,7 @@ static void ref_write_moved(const slot *s, double unit, uint64_t stream) {
   }
 }
 
-static double moved_by(const slot *s) {
+static double moved_by(const operand *s) {
   double error = 0, norm = 0;
   for (int64_t i = 0; i < s->count; i++) {
     double d = ref_value(s, i) - s->want[i];
@@ -271,12 +272,12 @@ static double moved_by(const slot *s) {
  * than that. */
 static void measure_sensitivity(run *r) {
   for (int turn = 0; turn < 4; turn++) {
-    for (int i = 0; i < r->n_slots; i++)
-      ref_write_moved(&r->slots[i], unit_of(r), (uint64_t)(100 * turn + i));
+    for (int i = 0; i < r->n_operands; i++)
+      ref_write_moved(&r->operands[i], unit_of(r), (uint64_t)(100 * turn + i));
     if (bk_op_run(r->h->ref_stream, r->op, r->ref_args) != BK_OK) return;
-    for (int i = 0; i < r->n_slots; i++) {
-      if (r->slots[i].want)
-        r->slots[i].sensitivity = fmax(r->slots[i].sensitivity, moved_by(&r->slots[i]));
+    for (int i = 0; i < r->n_operands; i++) {
+      if (r->operands[i].want)
+        r->operands[i].sensitivity = fmax(r->operands[i].sensitivity, moved_by(&r->operands[i]));
     }
   }
 }
@@ -287,8 +288,8 @@ static void image_make(run *r) {
   r->image = must_alloc(r->bytes, 1);
   r->mask = must_alloc(r->bytes, 1);
   memset(r->image, GUARD_BYTE, r->bytes);
-  for (int i = 0; i < r->n_slots; i++) {
-    const slot *s = &r->slots[i];
+  for (int i = 0; i < r->n_operands; i++) {
+    const operand *s = &r->operands[i];
     size_t size = bk_dtype_size(s->tensor.dtype);
     for (int64_t j = 0; j < s->count; j++) {
       size_t at = s->tensor.offset + element_at(&s->tensor, j);
@@ -301,9 +302,9 @@ static void image_make(run *r) {
 /* device_args: the case's operands in `buffer`. */
 static void args_place(run *r, const void *args, bk_buffer *buffer) {
   memcpy(r->device_args, args, r->desc->args_size);
-  for (int i = 0; i < r->n_slots; i++) {
-    bk_tensor *t = bk_op_field_ref(r->device_args, r->slots[i].field);
-    *t = r->slots[i].tensor;
+  for (int i = 0; i < r->n_operands; i++) {
+    bk_tensor *t = bk_op_field_ref(r->device_args, r->operands[i].field);
+    *t = r->operands[i].tensor;
     t->buffer = buffer;
   }
 }
@@ -315,7 +316,7 @@ static void record_numbers(FILE *file, const int64_t *numbers, int count) {
 }
 
 /* name, role, address, bytes, type, shape, strides in elements */
-static void record_operand(FILE *file, const slot *s, const bk_buffer *buffer) {
+static void record_operand(FILE *file, const operand *s, const bk_buffer *buffer) {
   static const char *const roles[] = {[BK_IN] = "in", [BK_OUT] = "out", [BK_INOUT] = "inout"};
   const bk_tensor *t = &s->tensor;
   fprintf(file, "[\"%s\",\"%s\",%llu,%llu,\"%s\"", s->field->name, roles[s->field->role],
@@ -335,9 +336,9 @@ static void record_case(run *r, const bk_buffer *buffer) {
   if (!file) return;
   fprintf(file, "{\"case\":\"%s\",\"buffer\":%llu,\"operands\":[", r->name,
           (unsigned long long)(uintptr_t)buffer->handle);
-  for (int i = 0; i < r->n_slots; i++) {
+  for (int i = 0; i < r->n_operands; i++) {
     if (i) fprintf(file, ",");
-    record_operand(file, &r->slots[i], buffer);
+    record_operand(file, &r->operands[i], buffer);
   }
   fprintf(file, "]}\n");
   fclose(file);
@@ -363,9 +364,9 @@ static bk_status device_run(run *r, bk_stream *stream, const void *args, uint8_t
 /* ---- judging ---- */
 
 static const char *nearest_field(const run *r, size_t at) {
-  const slot *best = &r->slots[0];
-  for (int i = 0; i < r->n_slots; i++) {
-    const slot *s = &r->slots[i];
+  const operand *best = &r->operands[0];
+  for (int i = 0; i < r->n_operands; i++) {
+    const operand *s = &r->operands[i];
     if (s->tensor.offset <= at &&
         (best->tensor.offset > at || s->tensor.offset > best->tensor.offset))
       best = s;
@@ -412,13 +413,13 @@ static void sums_add(sums *m, bk_dtype dtype, int64_t i, double got, double want
   if (fabs(want) > m->largest) m->largest = fabs(want);
 }
 
-static double result_value(const slot *s, const uint8_t *result, int64_t i) {
+static double result_value(const operand *s, const uint8_t *result, int64_t i) {
   return load(result + s->tensor.offset + element_at(&s->tensor, i), s->tensor.dtype);
 }
 
 /* Adds up the finite elements; false after a complaint about one that must be exact or is
  * special. */
-static bool judge_elements(run *r, const slot *s, const uint8_t *result, bool exact, sums *m) {
+static bool judge_elements(run *r, const operand *s, const uint8_t *result, bool exact, sums *m) {
   for (int64_t i = 0; i < s->count; i++) {
     double got = result_value(s, result, i), want = s->want[i];
     bool finite;
@@ -433,13 +434,13 @@ static bool judge_elements(run *r, const slot *s, const uint8_t *result, bool ex
   return true;
 }
 
-static double bound_of(const run *r, const slot *s, const sums *m) {
+static double bound_of(const run *r, const operand *s, const sums *m) {
   double bound = harness_bound(r->h, r->op, s->field, r->device_args);
   return fmax(fmax(bound, 1.01 * nmse_of(m->rounding, m->norm)), 16 * s->sensitivity);
 }
 
 /* True when the output is within its bound; says what is wrong if `final`. */
-static bool judge_slot(run *r, const slot *s, const uint8_t *result, bool final) {
+static bool judge_operand(run *r, const operand *s, const uint8_t *result, bool final) {
   bool exact = harness_bound(r->h, r->op, s->field, r->device_args) == 0 ||
                !bk_dtype_is_float(s->tensor.dtype);
   sums m = {0};
@@ -467,12 +468,12 @@ static bool judge_slot(run *r, const slot *s, const uint8_t *result, bool final)
 static void judge(run *r, const uint8_t *result) {
   bool measured = false;
   judge_bytes(r, result);
-  for (int i = 0; i < r->n_slots; i++) {
-    const slot *s = &r->slots[i];
-    if (s->field->role == BK_IN || judge_slot(r, s, result, measured)) continue;
+  for (int i = 0; i < r->n_operands; i++) {
+    const operand *s = &r->operands[i];
+    if (s->field->role == BK_IN || judge_operand(r, s, result, measured)) continue;
     if (!measured) measure_sensitivity(r);
     measured = true;
-    judge_slot(r, s, result, true);
+    judge_operand(r, s, result, true);
   }
 }
 
@@ -491,7 +492,7 @@ static void judge_bits(run *r, const uint8_t *a, const uint8_t *b) {
   for (size_t i = 0; i < r->bytes; i++) {
     if (a[i] == b[i] || !bits_matter(r, nearest_field(r, i))) continue;
     if (r->h->like_composed)
-      complain(r, "bits differ from the composed slot's in %s", nearest_field(r, i));
+      complain(r, "bits differ from the composed op's in %s", nearest_field(r, i));
     else
       complain(r, "bits differ between %d and %d threads in %s", r->h->device->props.threads,
                r->h->second->props.threads, nearest_field(r, i));
@@ -546,9 +547,9 @@ static void run_case(run *r, const void *args, const fill *fills, derive_fn deri
   else run_compared(r, args, derive);
   if (h->log_lines != log_lines)
     complain(r, "%d lines of warnings or errors", h->log_lines - log_lines);
-  for (int i = 0; i < r->n_slots; i++) {
-    free(r->slots[i].values);
-    free(r->slots[i].want);
+  for (int i = 0; i < r->n_operands; i++) {
+    free(r->operands[i].values);
+    free(r->operands[i].want);
   }
   free(r->image);
   free(r->mask);

@@ -60,7 +60,7 @@ struct fill {
 struct perf_roof;
 typedef struct harness {
   bk_context *ctx;
-  /* second: the other thread count of --bits, or the composed slots of --like-composed */
+  /* second: the other thread count of --bits, or the composed ops of --like-composed */
   bk_device *device, *second, *ref;
   bk_stream *stream, *second_stream, *ref_stream;
   const char *op_filter, *case_filter;

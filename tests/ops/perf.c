@@ -1,4 +1,5 @@
 /* See perf.h. */
+#include "ops/plan.h"
 #include "tests/ops/perf.h"
 
 #include <stdio.h>

@@ -72,10 +72,10 @@ START_TEST(rows_mean_something) {
       ck_assert_msg(f->role <= BK_INOUT, "%s: %s has no role", d->name, f->name);
       check_letters(d, f);
     }
-    for (const bk_op_param *p = d->params; p->type != BK_PARAM_END; p++) {
+    for (const bk_op_param *p = d->params; p->type != BK_OP_PARAM_END; p++) {
       ck_assert_msg(p->low <= p->high, "%s: no value is right for %s", d->name, p->name);
-      ck_assert_msg(p->size == (p->type == BK_PARAM_FLAG           ? 1
-                                : p->type <= BK_PARAM_NOT_NEGATIVE ? 8
+      ck_assert_msg(p->size == (p->type == BK_OP_PARAM_FLAG           ? 1
+                                : p->type <= BK_OP_PARAM_NOT_NEGATIVE ? 8
                                                                    : 4),
                     "%s: %s has another type in the struct", d->name, p->name);
     }
@@ -325,7 +325,7 @@ END_TEST
 START_TEST(rules_of_cross_entropy) {
   bk_buffer buffer = {0};
   bk_cross_entropy_args a = {bk_tensor_2d(BK_F32, 3, 8), bk_tensor_1d(BK_I32, 3),
-                             bk_tensor_1d(BK_F32, BK_STEP_SLOTS), bk_tensor_1d(BK_F32, 3),
+                             bk_tensor_1d(BK_F32, BK_STEP_FIELDS), bk_tensor_1d(BK_F32, 3),
                              bk_tensor_2d(BK_BF16, 3, 8)};
   ck_assert_int_eq(bk_op_check(ctx, BK_OP_CROSS_ENTROPY, &a), BK_OK);
   a.logits.buffer = a.dlogits.buffer = &buffer;

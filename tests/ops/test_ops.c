@@ -1,7 +1,7 @@
 /* test_ops: every op on one device against `ref`; harness.h says how.
  *   --device NAME   default cpu        --isa NAME      this instruction set, faster kernels
  *                   stripped
- *   --threads N     default 2          --composed      fused slots as their composed default
+ *   --threads N     default 2          --composed      composed ops as their composed default
  *   --bits          also with 1 thread: the bits must be the same
  *   --like-composed hc_post_res and hc_pre_norm in fp32 alone, also composed: the streams and y
  *   must have the same bits

@@ -1,5 +1,6 @@
 /* Properties of Sinkhorn, by random search with a logit spread up to 30, on ref and cpu.
  * H_res[k][m] = comb[m][k], so a row sum of H_res is the sum over m of comb[m][k]. */
+#include "ops/plan.h"
 #include "tests/unit/unit.h"
 
 #include "runtime/backend.h"

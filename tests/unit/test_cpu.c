@@ -1,6 +1,7 @@
 /* The cpu backend beyond what the operator harness sees: the masks of instruction sets and of
  * CBLAS, and products and attention larger than one tile, block or panel, against `ref`, on
  * every engine and with the same bits for one and three threads. */
+#include "ops/plan.h"
 #include "backends/cpu/cpu.h"
 #include "backends/cpu/gemm.h"
 #include "tests/unit/unit.h"

@@ -234,13 +234,13 @@ static bk_tensor flat(bk_tensor t) {
   return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0], t.shape[1] * t.shape[2]});
 }
 
-/* Runs the slot, then the parts on the same operands: all of the buffer must be the same. */
-static void same_as_parts(bk_op slot, const void *args, const bk_op *parts,
+/* Runs the composed op, then the parts on the same operands: all of the buffer must be the same. */
+static void same_as_parts(bk_op whole, const void *args, const bk_op *parts,
                           const void *const *part_args, const char *what) {
   unsigned char *before = malloc(used), *after = malloc(used), *memory = buffer->handle;
   ck_assert(before && after);
   memcpy(before, memory, used);
-  run(slot, args);
+  run(whole, args);
   memcpy(after, memory, used);
   memcpy(memory, before, used);
   for (int i = 0; i < 4; i++) run(parts[i], part_args[i]);

@@ -338,11 +338,11 @@ END_TEST
 
 START_TEST(cross_entropy_by_hand) {
   int32_t targets[] = {1, -1, 0};
-  double logits[] = {0, LN3, 5, 6, 1000, 0}, step[BK_STEP_SLOTS] = {0}, loss[3];
+  double logits[] = {0, LN3, 5, 6, 1000, 0}, step[BK_STEP_FIELDS] = {0}, loss[3];
   step[BK_STEP_LOSS_SCALE] = 0.5;
   bk_tensor l = F64(logits, 3, 2);
   RUN(CROSS_ENTROPY, bk_cross_entropy_args, .logits = l, .targets = I32(targets, 3),
-      .step = F64(step, BK_STEP_SLOTS), .loss = F64(loss, 3), .dlogits = l);
+      .step = F64(step, BK_STEP_FIELDS), .loss = F64(loss, 3), .dlogits = l);
   NEAR(loss, -log(0.75), 0, 0);
   NEAR(logits, 0.125, -0.125, 0, 0, 0, 0);
 }
@@ -403,30 +403,30 @@ START_TEST(router_gradient_by_hand) {
 END_TEST
 
 START_TEST(moe_index_is_a_stable_sort) {
-  int32_t index[] = {2, 0, 0, 2, 1, 0}, offsets[5], order[6], slot[6], load[] = {10, 0, 0, 0};
+  int32_t index[] = {2, 0, 0, 2, 1, 0}, offsets[5], order[6], row_of[6], load[] = {10, 0, 0, 0};
   RUN(MOE_INDEX, bk_moe_index_args, .index = I32(index, 3, 2), .offsets = I32(offsets, 5),
-      .order = I32(order, 6), .slot = I32(slot, 3, 2), .load = I32(load, 4));
+      .order = I32(order, 6), .row_of = I32(row_of, 3, 2), .load = I32(load, 4));
   INTS(offsets, 0, 3, 4, 6, 6);
   INTS(order, 1, 2, 5, 4, 0, 3);
-  INTS(slot, 4, 0, 1, 5, 3, 2);
+  INTS(row_of, 4, 0, 1, 5, 3, 2);
   INTS(load, 13, 1, 2, 0);
 }
 END_TEST
 
 START_TEST(permute_and_back) {
-  int32_t order[] = {1, 2, 3, 0}, slot[] = {3, 0, 1, 2};
+  int32_t order[] = {1, 2, 3, 0}, row_of[] = {3, 0, 1, 2};
   double x[] = {1, 2, 3, 4}, y[8], weights[] = {0.5, 2, 1, 3}, z[] = {1, 1, 1, 1}, dweights[4];
   RUN(PERMUTE, bk_permute_args, .x = F64(x, 2, 2), .order = I32(order, 4), .y = F64(y, 4, 2),
       .k = 2);
   NEAR(y, 1, 2, 3, 4, 3, 4, 1, 2);
   bk_tensor rows = F64(y, 4, 2);
-  RUN(UNPERMUTE, bk_unpermute_args, .x = rows, .slot = I32(slot, 2, 2),
+  RUN(UNPERMUTE, bk_unpermute_args, .x = rows, .row_of = I32(row_of, 2, 2),
       .weights = F64(weights, 2, 2), .y = F64(z, 2, 2), .accumulate = true);
   NEAR(z, 3.5, 6, 13, 17);
-  RUN(UNPERMUTE, bk_unpermute_args, .x = rows, .slot = I32(slot, 2, 2), .y = F64(z, 2, 2));
+  RUN(UNPERMUTE, bk_unpermute_args, .x = rows, .row_of = I32(row_of, 2, 2), .y = F64(z, 2, 2));
   NEAR(z, 2, 4, 6, 8);
   double dy[] = {1, 10, 100, 1000};
-  RUN(UNPERMUTE_BWD, bk_unpermute_bwd_args, .x = rows, .slot = I32(slot, 2, 2),
+  RUN(UNPERMUTE_BWD, bk_unpermute_bwd_args, .x = rows, .row_of = I32(row_of, 2, 2),
       .weights = F64(weights, 2, 2), .dy = F64(dy, 2, 2), .dx = rows,
       .dweights = F64(dweights, 2, 2));
   NEAR(y, 2, 20, 100, 1000, 300, 3000, 0.5, 5);
@@ -436,10 +436,10 @@ END_TEST
 
 START_TEST(balance_moves_towards_the_mean) {
   int32_t load[] = {4, 0, 2};
-  double step[BK_STEP_SLOTS] = {0}, bias[] = {1, 1, 1};
+  double step[BK_STEP_FIELDS] = {0}, bias[] = {1, 1, 1};
   step[BK_STEP_BALANCE_RATE] = 0.25;
   bk_balance_args a = {
-      .load = I32(load, 3), .step = F64(step, BK_STEP_SLOTS), .bias = F64(bias, 3)};
+      .load = I32(load, 3), .step = F64(step, BK_STEP_FIELDS), .bias = F64(bias, 3)};
   run(BK_OP_BALANCE, &a);
   NEAR(bias, 1, 1, 1);
   step[BK_STEP_FINITE] = 1;
@@ -451,9 +451,9 @@ END_TEST
 /* ---- optimiser ---- */
 
 START_TEST(clip_writes_norm_factor_and_flag) {
-  double g[] = {3, 4}, step[BK_STEP_SLOTS] = {0};
+  double g[] = {3, 4}, step[BK_STEP_FIELDS] = {0};
   step[BK_STEP_SUMSQ] = 11;
-  bk_tensor block = F64(step, BK_STEP_SLOTS);
+  bk_tensor block = F64(step, BK_STEP_FIELDS);
   RUN(SUMSQ, bk_sumsq_args, .x = F64(g, 2), .y = bk_tensor_slice(block, 0, BK_STEP_SUMSQ, 1),
       .accumulate = true);
   NEAR(&step[BK_STEP_SUMSQ], 36);
@@ -475,13 +475,13 @@ END_TEST
 
 /* g' = 2, m = 1, v = 1, mhat = 2, sqrt(vhat) = 2: w = 1 - 0.5 (1 + 0.5) = 0.25. */
 START_TEST(adamw_by_hand) {
-  double g = 4, pmv[] = {1, 0, 0}, step[BK_STEP_SLOTS] = {0};
+  double g = 4, pmv[] = {1, 0, 0}, step[BK_STEP_FIELDS] = {0};
   step[BK_STEP_LR] = 0.5;
   step[BK_STEP_BC1] = 0.5;
   step[BK_STEP_BC2] = 0.25;
   step[BK_STEP_CLIP] = 0.5;
   bk_adamw_args a = {.grad = F64(&g, 1),
-                     .step = F64(step, BK_STEP_SLOTS),
+                     .step = F64(step, BK_STEP_FIELDS),
                      .p = F64(pmv, 1),
                      .m = F64(pmv + 1, 1),
                      .v = F64(pmv + 2, 1),
@@ -501,7 +501,7 @@ START_TEST(adamw_by_hand) {
 END_TEST
 
 START_TEST(adamw_with_a_master) {
-  float g = 4, m = 0, v = 0, master = 1, step[BK_STEP_SLOTS] = {0};
+  float g = 4, m = 0, v = 0, master = 1, step[BK_STEP_FIELDS] = {0};
   uint16_t p = 0;
   /* w = 1 - 2^-8 1.5: bf16 below 1 has steps of 2^-8, so p is a tie, to even */
   step[BK_STEP_LR] = 0.00390625f;
@@ -509,7 +509,7 @@ START_TEST(adamw_with_a_master) {
   step[BK_STEP_BC2] = 0.25f;
   step[BK_STEP_CLIP] = 0.5f;
   step[BK_STEP_FINITE] = 1;
-  RUN(ADAMW, bk_adamw_args, .grad = F32(&g, 1), .step = F32(step, BK_STEP_SLOTS), .p = B16(&p, 1),
+  RUN(ADAMW, bk_adamw_args, .grad = F32(&g, 1), .step = F32(step, BK_STEP_FIELDS), .p = B16(&p, 1),
       .master = F32(&master, 1), .m = F32(&m, 1), .v = F32(&v, 1), .beta1 = 0.5, .beta2 = 0.75,
       .weight_decay = 0.5);
   ck_assert(master == 1 - 1.5f / 256);

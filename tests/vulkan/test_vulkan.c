@@ -1,6 +1,7 @@
 /* Streams, events, captures and memory of the vulkan backend, through the tables that everybody
  * uses. Every test runs in each way of binding; the ops are the harness's concern
  * (tests/vulkan/ops_vulkan.sh). */
+#include "ops/plan.h"
 #include "tests/unit/unit.h"
 
 #include "runtime/backend.h"

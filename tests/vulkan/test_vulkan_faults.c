@@ -3,6 +3,7 @@
  * memory, a device that is lost, kernels that do not compile, kept pipelines. */
 static const char gpu_name[] = "vulkan", faults[] = "BK_FAKE_VULKAN",
                   library_is[] = "BIRKHOFF_VULKAN_LIBRARY";
+#include "ops/plan.h"
 #include "tests/gpu/gpu_faults.h"
 
 static int *alive, *given; /* counted by the stand-in */

@@ -19,7 +19,7 @@ namespace {
 
 constexpr int threads = BK_PROJECT_THREADS, n_tiles = 2, warp_tokens = 8 * n_tiles,
               tile_tokens = threads / BK_WARP * warp_tokens;
-constexpr int step = BK_PROJECT_COLUMNS, slots = 3 * BK_PROJECT_MULTIPROCESSORS;
+constexpr int step = BK_PROJECT_COLUMNS, at_once = 3 * BK_PROJECT_MULTIPROCESSORS;
 
 struct operands {
   bk_wide<bk_bf16> x, out;
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(threads, 3) merge_project_kernel(operands o) {
 
 int64_t slice_of(const bk_hc_merge_mix_args *a) {
   return bk_project_slice(bk_ceil_div(a->merge.x.shape[0], tile_tokens),
-                          bk_ceil_div(a->merge.x.shape[2], step), slots) *
+                          bk_ceil_div(a->merge.x.shape[2], step), at_once) *
          step;
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 constexpr int threads = BK_PROJECT_THREADS, n_tiles = 4, warp_tokens = 8 * n_tiles,
               tile_tokens = threads / BK_WARP * warp_tokens;
-constexpr int step = 2 * BK_PROJECT_COLUMNS, slots = 4 * BK_PROJECT_MULTIPROCESSORS;
+constexpr int step = 2 * BK_PROJECT_COLUMNS, at_once = 4 * BK_PROJECT_MULTIPROCESSORS;
 
 struct operands {
   bk_rows<bk_bf16> x;
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(threads, ROWS == 32 ? 3 : 4) project_kernel(op
 
 int64_t slice_of(const bk_hc_project_args *a) {
   return bk_project_slice(bk_ceil_div(a->x.shape[0], tile_tokens), bk_ceil_div(a->x.shape[1], step),
-                          slots) *
+                          at_once) *
          step;
 }
 

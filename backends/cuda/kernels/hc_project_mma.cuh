@@ -196,13 +196,13 @@ BK_DEVICE void bk_project_keep(const bk_project_end &end, int64_t slice, int64_t
 #define BK_PROJECT_MULTIPROCESSORS 132
 #define BK_PROJECT_MAX_SLICES 32
 /* Steps of a slice. `steps` are shared by slices of `tiles` blocks each: the fewest slices whose
- * blocks fill nine tenths of the rounds that `slots` blocks at a time take, else those that fill
+ * blocks fill nine tenths of the rounds that `at_once` blocks at a time take, else those that fill
  * most. From shapes alone; few, for their sums are written and read. */
-static inline int64_t bk_project_slice(int64_t tiles, int64_t steps, int64_t slots) {
+static inline int64_t bk_project_slice(int64_t tiles, int64_t steps, int64_t at_once) {
   int64_t best = 1, best_fill = 0; /* per mille */
   for (int64_t s = 1; s <= BK_PROJECT_MAX_SLICES && s <= steps && best_fill < 900; s++) {
     const int64_t blocks = (tiles < 1 ? 1 : tiles) * s,
-                  fill = 1000 * blocks / (bk_ceil_div(blocks, slots) * slots);
+                  fill = 1000 * blocks / (bk_ceil_div(blocks, at_once) * at_once);
     if (fill > best_fill) best = s, best_fill = fill;
   }
   return bk_ceil_div(steps, best);

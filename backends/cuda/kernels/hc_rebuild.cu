@@ -89,16 +89,16 @@ BK_DEVICE void merge(bk_raw<T, V> (&x)[M], const bk_raw<T, V> &f, int n,
 
 /* Into shared memory. */
 template <class T, int V>
-BK_DEVICE void put(T *slot, const bk_raw<T, V> &r) {
+BK_DEVICE void put(T *to, const bk_raw<T, V> &r) {
   if constexpr (sizeof(T) * V == 16)
-    *reinterpret_cast<uint4 *>(slot) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
-  else bk_raw_store<T, V>(slot, r);
+    *reinterpret_cast<uint4 *>(to) = make_uint4(r.w[0], r.w[1], r.w[2], r.w[3]);
+  else bk_raw_store<T, V>(to, r);
 }
 /* f on its way there. */
 template <class T, int V>
-BK_DEVICE void fetch(T *slot, const T *from) {
-  if constexpr (sizeof(T) * V == 16) bk_cp_async_16(slot, from);
-  else put<T, V>(slot, bk_raw_load<T, V>(from));
+BK_DEVICE void fetch(T *to, const T *from) {
+  if constexpr (sizeof(T) * V == 16) bk_cp_async_16(to, from);
+  else put<T, V>(to, bk_raw_load<T, V>(from));
 }
 
 /* ---- the kernel ---- */

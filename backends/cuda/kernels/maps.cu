@@ -38,16 +38,16 @@ BK_DEVICE void to_logits(const bk_maps_operands &o, float r, int m, int n, float
 
 /* comb from the lane's entries. */
 template <int KIND, int L, int N>
-BK_DEVICE void mix_of(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>], bool live,
-                      int n, rooms_of<KIND, L> *rooms, float (&comb)[L]) {
+BK_DEVICE void mix_of(const bk_maps_operands &o, float (&entries)[bk_maps_array<KIND, L>],
+                      bool live, int n, rooms_of<KIND, L> *rooms, float (&comb)[L]) {
   if constexpr (KIND == BK_HC_MHC) {
-    bk_sinkhorn<L, N>(slots, comb, live, n, o.iters, o.eps,
+    bk_sinkhorn<L, N>(entries, comb, live, n, o.iters, o.eps,
                       &rooms->sinkhorn[threadIdx.x / BK_WARP]);
   } else if constexpr (KIND == BK_HC_MHC_LITE) {
-    bk_perm<L, threads / L>(slots, comb, n, &rooms->perm);
+    bk_perm<L, threads / L>(entries, comb, n, &rooms->perm);
   } else if constexpr (KIND == BK_HC_HC) {
 #pragma unroll
-    for (int k = 0; k < L; k++) comb[k] = slots[k];
+    for (int k = 0; k < L; k++) comb[k] = entries[k];
   }
 }
 
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(threads, 4) maps_kernel(bk_maps_operands o) {
   const int64_t token = (int64_t)blockIdx.x * (threads / L) + (int)threadIdx.x / L,
                 row = KIND == BK_HC_HC ? token * n + m : token;
   const bool in = token < o.tokens, live = in && m < n;
-  float v[S] = {}, slots[bk_maps_array<KIND, L>], comb[L];
+  float v[S] = {}, entries[bk_maps_array<KIND, L>], comb[L];
   if constexpr (KIND == BK_HC_MHC_LITE) bk_perm_table<L, threads / L>(n, &rooms.perm);
   if (KIND == BK_HC_MHC_LITE ? in : live) {
     bk_maps_load<KIND, L, N>(o.proj.row(row), m, n, o.packed, v);
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(threads, 4) maps_kernel(bk_maps_operands o) {
   }
   if constexpr (bk_maps_slots < KIND, L >> 0) {
 #pragma unroll
-    for (int s = 2; s < S; s++) slots[s - 2] = v[s];
-    mix_of<KIND, L, N>(o, slots, live, n, &rooms, comb);
+    for (int s = 2; s < S; s++) entries[s - 2] = v[s];
+    mix_of<KIND, L, N>(o, entries, live, n, &rooms, comb);
     if (live) bk_lane_store<L, N>(o.comb.row(token) + m * n, n, o.packed, comb);
   }
 }

@@ -28,21 +28,21 @@ struct rooms_of<BK_HC_MHC_LITE, L> {
 /* ---- gradients of a token's logits (for hc: of the maps) ---- */
 
 template <int KIND, int L, int N>
-BK_DEVICE void mix_back(const bk_maps_operands &o, float (&slots)[bk_maps_array<KIND, L>],
+BK_DEVICE void mix_back(const bk_maps_operands &o, float (&entries)[bk_maps_array<KIND, L>],
                         const float (&dcomb)[L], bool live, int n, float *history,
                         rooms_of<KIND, L> *rooms) {
   if constexpr (KIND == BK_HC_MHC) {
     const int warp = (int)threadIdx.x / BK_WARP;
     float dlogits[L];
-    bk_sinkhorn_bwd<L, N>(slots, dcomb, dlogits, live, n, o.iters, o.eps,
+    bk_sinkhorn_bwd<L, N>(entries, dcomb, dlogits, live, n, o.iters, o.eps,
                           history + warp * bk_sinkhorn_history(o.iters), &rooms->sinkhorn[warp]);
 #pragma unroll
-    for (int k = 0; k < L; k++) slots[k] = dlogits[k];
+    for (int k = 0; k < L; k++) entries[k] = dlogits[k];
   } else if constexpr (KIND == BK_HC_MHC_LITE) {
-    bk_perm_bwd<L, threads / L>(slots, dcomb, n, &rooms->perm);
+    bk_perm_bwd<L, threads / L>(entries, dcomb, n, &rooms->perm);
   } else if constexpr (KIND == BK_HC_HC) {
 #pragma unroll
-    for (int k = 0; k < L; k++) slots[k] = dcomb[k];
+    for (int k = 0; k < L; k++) entries[k] = dcomb[k];
   }
 }
 
@@ -59,7 +59,7 @@ BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, cons
                          float r, int m, int n, float *history, rooms_of<KIND, L> *rooms,
                          float (&g)[S]) {
   const bool live = in && m < n;
-  float slots[bk_maps_array<KIND, L>], dcomb[L] = {};
+  float entries[bk_maps_array<KIND, L>], dcomb[L] = {};
 #pragma unroll
   for (int s = 0; s < 2; s++) {
     g[s] = 0;
@@ -72,10 +72,11 @@ BK_DEVICE void maps_back(const bk_maps_operands &o, int64_t token, bool in, cons
     if (live) bk_lane_load<L, N>(o.comb.row(token) + m * n, n, o.packed, dcomb);
 #pragma unroll
     for (int s = 2; s < S; s++)
-      slots[s - 2] = KIND == BK_HC_HC || !in ? 0.f : logit_of<KIND, L>(o, v[s], r, m, s, n);
-    mix_back<KIND, L, N>(o, slots, dcomb, live, n, history, rooms);
+      entries[s - 2] = KIND == BK_HC_HC || !in ? 0.f : logit_of<KIND, L>(o, v[s], r, m, s, n);
+    mix_back<KIND, L, N>(o, entries, dcomb, live, n, history, rooms);
 #pragma unroll
-    for (int s = 2; s < S; s++) g[s] = in && bk_maps_present<KIND, L>(m, s, n) ? slots[s - 2] : 0.f;
+    for (int s = 2; s < S; s++)
+      g[s] = in && bk_maps_present<KIND, L>(m, s, n) ? entries[s - 2] : 0.f;
   }
 }
 

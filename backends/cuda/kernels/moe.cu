@@ -12,15 +12,15 @@ constexpr int threads = 256, warps_of_block = threads / BK_WARP;
  * written; 3: every choice to its row. Within a chunk tiles of warps * 256 choices follow each
  * other, within a tile warps, within a warp batches of 32; a lane's rank in its batch is the
  * number of lower lanes with its expert (match). Integers only, so every order of atomic
- * additions gives the same counts. Floor: index read twice, order and slot written once. */
+ * additions gives the same counts. Floor: index read twice, order and row_of written once. */
 
 constexpr int batches = 8, warp_tile = batches * BK_WARP, most_chunks = 512;
 constexpr int most_experts = 6144; /* two rows of counters in 48 KB of shared memory */
 
 struct sort_job {
   const int *index;
-  int *slot, *order, *offsets, *load, *counts;
-  int64_t index_stride, slot_stride;
+  int *row_of, *order, *offsets, *load, *counts;
+  int64_t index_stride, row_of_stride;
   int total, k, experts, chunks, chunk; /* chunk: choices of one */
   bool alone;                           /* one tile is enough */
 };
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(threads) scatter_kernel(sort_job job) {
       if (c >= end) break;
       const int row = mine[expert[b]] + rank[b];
       job.order[row] = (int)c;
-      job.slot[at_choice((int)c, job.k, job.slot_stride)] = row;
+      job.row_of[at_choice((int)c, job.k, job.row_of_stride)] = row;
     }
     if constexpr (ALONE) break;
     __syncwarp(); /* before `mine` is zeroed */
@@ -218,11 +218,12 @@ BK_DEVICE void store_step(T *p, const float (&v)[N]) {
 
 struct row_job {
   const void *x, *dy;
-  const int *slot; /* or order */
+  const int *row_of; /* or order */
   const float *weights;
   void *y;
   float *dweights;
-  int64_t rows, width, x_stride, dy_stride, slot_stride, weights_stride, y_stride, dweights_stride;
+  int64_t rows, width, x_stride, dy_stride, row_of_stride, weights_stride, y_stride,
+      dweights_stride;
   int k;
   bool accumulate;
 };
@@ -234,7 +235,8 @@ template <class U>
 __global__ void __launch_bounds__(threads) permute_kernel(row_job job, int64_t units) {
   const int64_t r = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
   if (r >= job.rows) return;
-  const U *x = (const U *)job.x + (int64_t)((unsigned)job.slot[r] / (unsigned)job.k) * job.x_stride;
+  const U *x =
+      (const U *)job.x + (int64_t)((unsigned)job.row_of[r] / (unsigned)job.k) * job.x_stride;
   U *y = (U *)job.y + r * job.y_stride;
   for (int64_t u = (int64_t)blockIdx.y * segment + threadIdx.x % BK_WARP; u < units;
        u += (int64_t)gridDim.y * segment) {
@@ -248,18 +250,18 @@ __global__ void __launch_bounds__(threads) permute_kernel(row_job job, int64_t u
   }
 }
 
-/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[slot[i,j]], j ascending; a warp a token and 64 packs:
+/* ---- UNPERMUTE: y[i] (+)= sum_j w[i,j] x[row_of[i,j]], j ascending; a warp a token and 64 packs:
  * eight reads under way, two packs of four rows. Floor: x read once, y written once. ---- */
 constexpr int sums = 2, rows_at_once = 4;
 
 /* sum += w x over rows j .. j + J - 1; column: of each pack of the lane. */
 template <int J, class T, int N>
-BK_DEVICE void add_rows(const row_job &job, int my_slot, float my_weight, int j,
+BK_DEVICE void add_rows(const row_job &job, int my_row, float my_weight, int j,
                         const int64_t (&column)[sums], float (&sum)[sums][N]) {
   float v[J][sums][N];
 #pragma unroll
   for (int r = 0; r < J; r++) {
-    const T *x = (const T *)job.x + __shfl_sync(BK_FULL_MASK, my_slot, j + r) * job.x_stride;
+    const T *x = (const T *)job.x + __shfl_sync(BK_FULL_MASK, my_row, j + r) * job.x_stride;
 #pragma unroll
     for (int s = 0; s < sums; s++) load_step<false>(x + column[s], v[r][s]);
   }
@@ -279,7 +281,7 @@ __global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
   const int lane = (int)threadIdx.x % BK_WARP;
   const int64_t i = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
   if (i >= job.rows) return; /* the whole warp */
-  const int *slot = job.slot + i * job.slot_stride;
+  const int *row_of = job.row_of + i * job.row_of_stride;
   const float *weights = job.weights + (job.weights ? i * job.weights_stride : 0);
   T *y = (T *)job.y + i * job.y_stride;
   for (int64_t base = (int64_t)blockIdx.y * width; base < job.width;
@@ -293,13 +295,13 @@ __global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
     }
     for (int first = 0; first < job.k; first += BK_WARP) {
       const int count = job.k - first < BK_WARP ? job.k - first : BK_WARP;
-      const int my_slot = lane < count ? slot[first + lane] : 0;
+      const int my_row = lane < count ? row_of[first + lane] : 0;
       const float my_weight = lane < count && job.weights ? weights[first + lane] : 1.f;
       int j = 0;
       for (; j + rows_at_once <= count; j += rows_at_once)
-        add_rows<rows_at_once, T, step>(job, my_slot, my_weight, j, column, sum);
-      for (; j + 2 <= count; j += 2) add_rows<2, T, step>(job, my_slot, my_weight, j, column, sum);
-      if (j < count) add_rows<1, T, step>(job, my_slot, my_weight, j, column, sum);
+        add_rows<rows_at_once, T, step>(job, my_row, my_weight, j, column, sum);
+      for (; j + 2 <= count; j += 2) add_rows<2, T, step>(job, my_row, my_weight, j, column, sum);
+      if (j < count) add_rows<1, T, step>(job, my_row, my_weight, j, column, sum);
     }
 #pragma unroll
     for (int s = 0; s < sums; s++) {
@@ -315,7 +317,7 @@ __global__ void __launch_bounds__(threads) unpermute_kernel(row_job job) {
   }
 }
 
-/* ---- UNPERMUTE_BWD: dx[slot[i,j]] = w[i,j] dy[i], dw[i,j] = x[slot[i,j]] . dy[i]; a warp a
+/* ---- UNPERMUTE_BWD: dx[row_of[i,j]] = w[i,j] dy[i], dw[i,j] = x[row_of[i,j]] . dy[i]; a warp a
  * choice. The choices of a token are neighbours, so dy comes from the caches for all but the
  * first. A row of x belongs to one choice, and a lane reads its columns before it writes them:
  * dx may be x. Floor: x and dy read once, dx written once. ---- */
@@ -346,7 +348,7 @@ __global__ void __launch_bounds__(threads) unpermute_bwd_kernel(row_job job) {
   const int64_t choice = (int64_t)blockIdx.x * warps_of_block + threadIdx.x / BK_WARP;
   if (choice >= job.rows) return;
   const int64_t i = (unsigned)choice / (unsigned)job.k, j = (unsigned)choice % (unsigned)job.k,
-                row = job.slot[i * job.slot_stride + j];
+                row = job.row_of[i * job.row_of_stride + j];
   const float w = job.weights ? job.weights[i * job.weights_stride + j] : 1.f;
   const T *x = (const T *)job.x + row * job.x_stride, *dy = (const T *)job.dy + i * job.dy_stride;
   T *dx = (T *)job.y + row * job.y_stride;
@@ -417,12 +419,12 @@ extern "C" BK_CUDA_LAUNCH(moe_index) {
   BK_TRY(bk_cuda_begin(stream, plan));
   sort_job job = {};
   cut_chunks(a, &job);
-  job.index = (const int *)bk_cuda_data(&a->index), job.slot = (int *)bk_cuda_data(&a->slot),
+  job.index = (const int *)bk_cuda_data(&a->index), job.row_of = (int *)bk_cuda_data(&a->row_of),
   job.order = (int *)bk_cuda_data(&a->order);
   job.offsets = (int *)bk_cuda_data(&a->offsets),
   job.load = bk_tensor_present(&a->load) ? (int *)bk_cuda_data(&a->load) : nullptr;
   job.counts = (int *)bk_cuda_place(workspace), job.index_stride = a->index.stride[0],
-  job.slot_stride = a->slot.stride[0];
+  job.row_of_stride = a->row_of.stride[0];
   const int warps = sort_warps(job.experts);
   const size_t row = (size_t)job.experts * sizeof(int);
   cudaStream_t raw = bk_cuda_raw(stream);
@@ -442,7 +444,7 @@ extern "C" BK_CUDA_LAUNCH(permute) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
-  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->order),
+  job.x = bk_cuda_data(&a->x), job.row_of = (const int *)bk_cuda_data(&a->order),
   job.y = bk_cuda_data(&a->y);
   job.rows = a->y.shape[0], job.width = a->y.shape[1], job.x_stride = a->x.stride[0],
   job.y_stride = a->y.stride[0], job.k = a->k;
@@ -459,12 +461,13 @@ extern "C" BK_CUDA_LAUNCH(unpermute) {
   (void)workspace;
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
-  job.x = bk_cuda_data(&a->x), job.slot = (const int *)bk_cuda_data(&a->slot),
+  job.x = bk_cuda_data(&a->x), job.row_of = (const int *)bk_cuda_data(&a->row_of),
   job.y = bk_cuda_data(&a->y);
   job.weights = bk_tensor_present(&a->weights) ? (const float *)bk_cuda_data(&a->weights) : nullptr;
-  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.k = (int)a->slot.shape[1],
+  job.rows = a->y.shape[0], job.width = a->y.shape[1], job.k = (int)a->row_of.shape[1],
   job.accumulate = a->accumulate;
-  job.x_stride = a->x.stride[0], job.y_stride = a->y.stride[0], job.slot_stride = a->slot.stride[0];
+  job.x_stride = a->x.stride[0], job.y_stride = a->y.stride[0],
+  job.row_of_stride = a->row_of.stride[0];
   job.weights_stride = job.weights ? a->weights.stride[0] : 0;
   const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->y);
   if (job.rows > 0) BK_BY_STORAGE(a->x.dtype, launch_unpermute, (stream, job, packs));
@@ -477,12 +480,13 @@ extern "C" BK_CUDA_LAUNCH(unpermute_bwd) {
   BK_TRY(bk_cuda_begin(stream, plan));
   row_job job = {};
   job.x = bk_cuda_data(&a->x), job.dy = bk_cuda_data(&a->dy),
-  job.slot = (const int *)bk_cuda_data(&a->slot), job.y = bk_cuda_data(&a->dx);
+  job.row_of = (const int *)bk_cuda_data(&a->row_of), job.y = bk_cuda_data(&a->dx);
   job.weights = bk_tensor_present(&a->weights) ? (const float *)bk_cuda_data(&a->weights) : nullptr;
   job.dweights = bk_tensor_present(&a->dweights) ? (float *)bk_cuda_data(&a->dweights) : nullptr;
-  job.k = (int)a->slot.shape[1], job.rows = a->slot.shape[0] * job.k, job.width = a->dy.shape[1];
+  job.k = (int)a->row_of.shape[1], job.rows = a->row_of.shape[0] * job.k,
+  job.width = a->dy.shape[1];
   job.x_stride = a->x.stride[0], job.dy_stride = a->dy.stride[0], job.y_stride = a->dx.stride[0],
-  job.slot_stride = a->slot.stride[0];
+  job.row_of_stride = a->row_of.stride[0];
   job.weights_stride = job.weights ? a->weights.stride[0] : 0,
   job.dweights_stride = job.dweights ? a->dweights.stride[0] : 0;
   const bool packs = bk_packs_fit(&a->x) && bk_packs_fit(&a->dy) && bk_packs_fit(&a->dx);

@@ -17,7 +17,7 @@ typedef struct bk_device_options {
   /* strips faster kernels: "portable" "avx2" "avx512" "neon"; NULL = best (also
    * BIRKHOFF_CPU_ISA) */
   const char *isa;
-  bool composed_only;  /* fused slots run as their composed default (for tests) */
+  bool composed_only;  /* fused ops run as their composed default (for tests) */
   bool allow_fallback; /* ops without a kernel run on `cpu`, logged once per op */
   /* steps are given call by call, not as captured graphs; only matters where streams can be
    * captured */

@@ -1,8 +1,8 @@
-/* The descriptors: the rows of runtime/ops.def as data, and what those rows name: functions for
+/* The descriptors: the rows of ops.def as data, and what those rows name: functions for
  * the flops that are more than an expression, and for the conditions that shapes do not say.
  *
  * A condition logs what it found and what would be right, and returns BK_ERR_ARGUMENT. */
-#include "ops/ops.h"
+#include "runtime/op_priv.h"
 #include "runtime/connection.h"
 
 #include <stdio.h>
@@ -333,7 +333,7 @@ static bk_status rebuild_places(bk_dims *dims) {
 _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 
 /* ---- the rows ----
- * runtime/ops.def is included twice: once for a function of each op that computes its flops, and
+ * ops.def is included twice: once for a function of each op that computes its flops, and
  * once, inside bk_op_describe, for the descriptors. There the letters of the rows are enumerators
  * of the function, so that no other code meets names as short as C or N. */
 #define NONE
@@ -349,9 +349,9 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
     return (flops);                                                  \
   }                                                                  \
   _Static_assert(sizeof(bk_##name##_args) <= BK_OP_MAX_ARGS, #name);
-#define SLOT(ID, name, operands, parameters, flops, less, conditions) \
+#define COMPOSED(ID, name, operands, parameters, flops, less, conditions) \
   OP(ID, name, , , flops, less, )
-#define SLOT_OF(ID, name, members, operands, parameters, flops, less, conditions) \
+#define COMPOSED_OF(ID, name, members, operands, parameters, flops, less, conditions) \
   OP(ID, name, , , flops, less, )
 #include "runtime/ops.def"
 #undef N
@@ -371,12 +371,12 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 #define INOUT_OPT(f, ...) OPERAND(BK_INOUT, true, TEXT(f), f, __VA_ARGS__)
 #define PARAMETER(f, type, low, high) \
   {TEXT(f), offsetof(A, f), sizeof(((A *)0)->f), type, low, high},
-#define REAL(f) PARAMETER(f, BK_PARAM_REAL, 0, 0)
-#define NOT_NEGATIVE(f) PARAMETER(f, BK_PARAM_NOT_NEGATIVE, 0, 0)
-#define INT(f) PARAMETER(f, BK_PARAM_INT, INT32_MIN, INT32_MAX)
-#define INT_IN(f, low, high) PARAMETER(f, BK_PARAM_INT, low, high)
-#define FLAG(f) PARAMETER(f, BK_PARAM_FLAG, 0, 0)
-#define KIND(f) PARAMETER(f, BK_PARAM_KIND, 0, 0)
+#define REAL(f) PARAMETER(f, BK_OP_PARAM_REAL, 0, 0)
+#define NOT_NEGATIVE(f) PARAMETER(f, BK_OP_PARAM_NOT_NEGATIVE, 0, 0)
+#define INT(f) PARAMETER(f, BK_OP_PARAM_INT, INT32_MIN, INT32_MAX)
+#define INT_IN(f, low, high) PARAMETER(f, BK_OP_PARAM_INT, low, high)
+#define FLAG(f) PARAMETER(f, BK_OP_PARAM_FLAG, 0, 0)
+#define KIND(f) PARAMETER(f, BK_OP_PARAM_KIND, 0, 0)
 #define APART(x, y) .apart = TEXT(x) "\0" TEXT(y) "\0",
 #define APART_BOTH(x, y, z) .apart = TEXT(x) "\0" TEXT(z) "\0" TEXT(y) "\0" TEXT(z) "\0",
 #define BEFORE(f) .before = f,
@@ -392,7 +392,7 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
   ;                \
   static const bk_op_param params[] = {
 #define DESCRIPTOR(ID, name_)                                        \
-  { "", 0, 0, BK_PARAM_END, 0, 0 }                                   \
+  { "", 0, 0, BK_OP_PARAM_END, 0, 0 }                                \
   }                                                                  \
   ;                                                                  \
   static const bk_op_desc desc = {.op = BK_OP_##ID,                  \
@@ -411,12 +411,12 @@ _Static_assert(BK_HC_REBUILD_MAX == 8, "runtime/ops.def lists the layers");
 #define OP(ID, name, operands, parameters, flops, less, conditions) \
   ROW(ID, name) operands PARAMETERS parameters DESCRIPTOR(ID, name) \
   conditions END
-#define SLOT(ID, name, operands, parameters, flops, less, conditions) \
-  ROW(ID, name)                                                       \
-  operands PARAMETERS parameters DESCRIPTOR(ID, name).compose = bk_compose_##name, conditions END
-#define SLOT_OF(ID, name, members, operands, parameters, flops, less, conditions) \
-  ROW(ID, name)                                                                   \
-  operands PARAMETERS parameters DESCRIPTOR(ID, name).compose = bk_compose_##name, conditions END
+#define COMPOSED(ID, name, operands, parameters, flops, less, conditions) \
+  ROW(ID, name)                                                           \
+  operands PARAMETERS parameters DESCRIPTOR(ID, name).composed = true, conditions END
+#define COMPOSED_OF(ID, name, members, operands, parameters, flops, less, conditions) \
+  ROW(ID, name)                                                                       \
+  operands PARAMETERS parameters DESCRIPTOR(ID, name).composed = true, conditions END
 
 const bk_op_desc *bk_op_describe(bk_op op) {
   enum { FREE = BK_TYPE_FREE, s = BK_TYPE_S, c = BK_TYPE_C, f = BK_TYPE_F, i = BK_TYPE_I };

@@ -1,4 +1,4 @@
-/* Gradients of the fused slots. */
+/* Gradients of the composed ops. */
 #include "tests/grad/grad.h"
 
 #define CHECK(...) grad_check(g, &(grad_case){__VA_ARGS__})
@@ -124,7 +124,7 @@ static void check_merge_mix(grad_test *g, bk_hc_kind kind, int n, bool inplace) 
   grad_reset(g);
 }
 
-void grad_slots(grad_test *g) {
+void grad_composed(grad_test *g) {
   const bk_hc_kind kinds[] = {BK_HC_MHC, BK_HC_MHC_LITE, BK_HC_IHC,
                               BK_HC_HC,  BK_HC_HEAD,     BK_HC_KROMHC};
   check_project(g, false);

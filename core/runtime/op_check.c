@@ -4,7 +4,7 @@
  *
  * The first fault found is logged with the operand, what it is and what it should be, and returned
  * as BK_ERR_ARGUMENT. */
-#include "ops/ops.h"
+#include "runtime/op_priv.h"
 
 #include <math.h>
 #include <stdarg.h>
@@ -243,11 +243,11 @@ static bk_status check_param(const bk_dims *dims, const bk_op_param *p) {
   const char *at = (const char *)dims->args + p->offset;
   double real;
   int number;
-  if (p->type == BK_PARAM_INT) {
+  if (p->type == BK_OP_PARAM_INT) {
     memcpy(&number, at, sizeof number);
     return bk_dims_range(dims, p->name, number, p->low, p->high);
   }
-  if (p->type != BK_PARAM_NOT_NEGATIVE) return BK_OK;
+  if (p->type != BK_OP_PARAM_NOT_NEGATIVE) return BK_OK;
   memcpy(&real, at, sizeof real);
   if (isfinite(real) && real >= 0) return BK_OK;
   return bk_fail(dims->ctx, BK_ERR_ARGUMENT, "%s: %s is %g, it should be finite and not negative",
@@ -270,7 +270,7 @@ bk_status bk_op_check(bk_context *ctx, bk_op op, const void *args) {
   for (size_t i = 0; i < BK_COUNT(dims.value); i++) dims.value[i] = -1;
   if (dims.desc->before) BK_TRY(dims.desc->before(&dims));
   BK_TRY(check_fields(&dims));
-  for (const bk_op_param *p = dims.desc->params; p->type != BK_PARAM_END; p++)
+  for (const bk_op_param *p = dims.desc->params; p->type != BK_OP_PARAM_END; p++)
     BK_TRY(check_param(&dims, p));
   BK_TRY(check_apart(&dims));
   return dims.desc->after ? dims.desc->after(&dims) : BK_OK;

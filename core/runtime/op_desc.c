@@ -1,6 +1,6 @@
 /* Questions that generic code asks about the args of any op, answered from its descriptor: its
  * operands by name, its cost, its kind and the key of its plan. */
-#include "ops/ops.h"
+#include "runtime/op_priv.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -53,8 +53,8 @@ void bk_op_cost(bk_op op, const void *args, double *flops, double *bytes) {
 
 bk_hc_kind bk_op_kind(bk_op op, const void *args) {
   bk_hc_kind kind = BK_HC_PLAIN;
-  for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_PARAM_END; p++)
-    if (p->type == BK_PARAM_KIND) memcpy(&kind, (const char *)args + p->offset, sizeof kind);
+  for (const bk_op_param *p = bk_op_describe(op)->params; p->type != BK_OP_PARAM_END; p++)
+    if (p->type == BK_OP_PARAM_KIND) memcpy(&kind, (const char *)args + p->offset, sizeof kind);
   return kind;
 }
 
@@ -84,6 +84,6 @@ void bk_op_plan_key(bk_op op, const void *args, void *key) {
     k->buffer = NULL;
     k->offset = t->offset % BK_ARENA_ALIGN + (size_t)first_at_place(d, args, i) * BK_ARENA_ALIGN;
   }
-  for (const bk_op_param *p = d->params; p->type != BK_PARAM_END; p++)
+  for (const bk_op_param *p = d->params; p->type != BK_OP_PARAM_END; p++)
     memcpy((char *)key + p->offset, (const char *)args + p->offset, p->size);
 }
