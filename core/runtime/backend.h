@@ -13,7 +13,7 @@
 #include "runtime/op.h"
 #include "tensor/tensor.h"
 
-#define BK_BACKEND_ABI 7u /* raise on any change of this header, op.h or ops.def */
+#define BK_BACKEND_ABI 8u /* raise on any change of this header, op.h or ops.def */
 
 typedef struct bk_backend bk_backend;
 typedef struct bk_stream bk_stream;

@@ -76,7 +76,7 @@ START_TEST(rows_mean_something) {
       ck_assert_msg(p->low <= p->high, "%s: no value is right for %s", d->name, p->name);
       ck_assert_msg(p->size == (p->type == BK_OP_PARAM_FLAG           ? 1
                                 : p->type <= BK_OP_PARAM_NOT_NEGATIVE ? 8
-                                                                   : 4),
+                                                                      : 4),
                     "%s: %s has another type in the struct", d->name, p->name);
     }
     for (const char *name = d->apart; name && *name; name += strlen(name) + 1)
