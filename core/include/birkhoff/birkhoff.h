@@ -2,11 +2,13 @@
 #ifndef BIRKHOFF_BIRKHOFF_H
 #define BIRKHOFF_BIRKHOFF_H
 
+#include <birkhoff/bench.h>
 #include <birkhoff/config.h>
 #include <birkhoff/context.h>
 #include <birkhoff/data.h>
 #include <birkhoff/device.h>
 #include <birkhoff/model.h>
+#include <birkhoff/profile.h>
 #include <birkhoff/residual.h>
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>

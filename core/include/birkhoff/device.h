@@ -52,6 +52,11 @@ extern const bk_backend bk_backend_cpu, bk_backend_ref;
 bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
                                  const bk_device_options *options, bk_device **device);
 void bk_device_close(bk_device *device); /* NULL is allowed */
+/* The name of its backend, "cpu"; as long as the device. */
+BK_API const char *bk_device_name(const bk_device *device);
+/* Bytes in use at this moment: of the device's memory, whoever holds them; of a device whose
+ * memory is the host's, those of the context. */
+BK_API bk_status bk_device_memory_used(bk_device *device, size_t *bytes);
 
 #ifdef __cplusplus
 }

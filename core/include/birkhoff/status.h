@@ -4,6 +4,11 @@
 #ifndef BIRKHOFF_STATUS_H
 #define BIRKHOFF_STATUS_H
 
+/* In front of every function that the library exports. */
+#ifndef BK_API
+#define BK_API __attribute__((visibility("default")))
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
