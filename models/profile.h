@@ -1,5 +1,6 @@
 /* Where the time of a step goes: every op that a step launches, timed by events of the device,
  * with its cost from the op's own model.
+ *
  * What a profile is, and what a user of the library sees of it: birkhoff/profile.h. It is attached
  * to a model; bk_step_begin .. bk_step_end on that model is profiled, whichever runner or optimiser
  * launches the ops. Without one a launch costs one more pointer test.

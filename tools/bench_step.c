@@ -71,7 +71,8 @@ static bk_status read_sizes(step_bench *b) {
   all = r->batch_size / r->micro_batch_size;
   if (all < 1 || cli_given(&s->args, "batch-size") || !cli_given(&s->args, "program")) all = 1;
   r->batch_size = all * r->micro_batch_size;
-  /* steps and nothing else; so small a rate that weights stay what they are for any number */
+  /* Steps and nothing else, at a rate so small that the weights hardly move, however many steps
+   * are taken. */
   r->gain_every = r->eval_every = 0;
   r->spike_factor = 0;
   r->lr *= 1e-3;
