@@ -81,10 +81,6 @@ bk_tensor bk_param_master(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_m(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_v(const bk_model *model, const bk_param *p);
 bool bk_param_trainable(const bk_model *model, const bk_param *p);
-/* As bk_model_init, but a tensor of more than 2^21 elements repeats its first 2^20 values, by
- * copies on the device: for benchmarks of large models, where drawing all values would take too
- * long. */
-bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
 /* Groups of blocks that the optimiser treats alike, in the order in which they lie in memory:
  * decaying in the storage type, decaying in ct, not decaying, not trained. */
 enum { BK_UPDATE_GROUPS = 4 };

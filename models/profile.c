@@ -4,6 +4,7 @@
 #include "ops/plan.h"
 #include "models/profile.h"
 
+#include <math.h>
 #include <string.h>
 
 #define STEP_BEGIN (2 * BK_PROFILE_POOL)
@@ -30,6 +31,8 @@ static bk_status reserve(bk_profile *p) {
 /* Attached to the model at once, because bk_step_begin looks there. */
 bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
   bk_context *ctx = model->ctx;
+  if (isnan(bk_context_seconds(ctx)))
+    return bk_fail(ctx, BK_ERR_UNSUPPORTED, "profile: the context has no clock");
   if (model->profile) return bk_fail(ctx, BK_ERR_ARGUMENT, "the model is being profiled already");
   bk_profile *p = bk_alloc(ctx, sizeof *p);
   if (!p) return BK_ERR_MEMORY;
@@ -209,4 +212,27 @@ bk_status bk_profile_launch(bk_profile *p, const bk_program *program, int at) {
   BK_TRY(record(p, r->last));
   p->n_pool++;
   return BK_OK;
+}
+
+/* ---- what was measured ---- */
+
+void bk_profile_get_total(const bk_profile *p, bk_profile_total *total) {
+  *total = (bk_profile_total){p->done, bk_profile_counted(p), p->step_seconds, 0};
+  for (int i = 0; i < BK_PHASE_COUNT; i++) total->op_seconds += p->phases[i].sum.seconds;
+}
+
+int bk_profile_count(const bk_profile *p, bk_profile_table table) {
+  return table == BK_PROFILE_OPS ? (int)p->n_ops : BK_PHASE_COUNT;
+}
+
+void bk_profile_get(const bk_profile *p, bk_profile_table table, int i, bk_profile_line *line) {
+  bool ops = table == BK_PROFILE_OPS;
+  const bk_profile_row *row = ops ? &p->ops[i] : &p->phases[i];
+  const bk_profile_figures *sum = &row->sum;
+  *line = (bk_profile_line){ops ? bk_op_name((bk_op)row->id) : bk_phase_name((bk_phase)row->id),
+                            ops ? row->kernel : "",
+                            sum->calls,
+                            sum->seconds,
+                            sum->bytes,
+                            sum->flops};
 }

@@ -1,9 +1,9 @@
 /* Where the time of a step goes: every op that a step launches, timed by events of the device,
  * with its cost from the op's own model.
  *
- * A profile is attached to a model when it is made; from then on every bk_step_begin ..
- * bk_step_end on that model is profiled, whichever runner or optimiser launches the ops. Without
- * one a launch costs one more pointer test. The results of a step are the same, bit for bit.
+ * What a profile is, and what a user of the library sees of it: birkhoff/profile.h. It is attached
+ * to a model; bk_step_begin .. bk_step_end on that model is profiled, whichever runner or optimiser
+ * launches the ops. Without one a launch costs one more pointer test.
  *
  * An event stands before and one after each launch. Where the stream runs by itself, the end of
  * an op is also the begin of the next one of its piece, which halves the events; on host memory,
@@ -21,6 +21,8 @@
  * profile.c records, profile_trace.c writes. */
 #ifndef BK_PROFILE_H
 #define BK_PROFILE_H
+
+#include <birkhoff/profile.h>
 
 #include "models/program.h"
 
@@ -58,7 +60,7 @@ typedef struct bk_profile_step {
   int64_t lost; /* launches that found no room */
 } bk_profile_step;
 
-typedef struct bk_profile {
+struct bk_profile {
   bk_model *model;
   bk_event **events; /* two a launch, then begin and end of the step */
   bk_profile_record *pool;
@@ -74,14 +76,7 @@ typedef struct bk_profile {
   double step_seconds;                     /* summed over the steps that count */
   int64_t done;                            /* profiled steps that came to their end */
   bk_profile_step steps[BK_PROFILE_STEPS]; /* step `number` in [(number - 1) % BK_PROFILE_STEPS] */
-} bk_profile;
-
-/* The model has none yet, and outlives it. */
-bk_status bk_profile_create(bk_model *model, bk_profile **profile);
-void bk_profile_destroy(bk_profile *profile); /* NULL is allowed; the model goes on without */
-/* For passes that are no part of what is measured (a validation in between); NULL is allowed.
- * Between steps. */
-void bk_profile_pause(bk_profile *profile, bool paused);
+};
 
 /* Steps that count in the sums: the first is left out as soon as there are others, because it
  * warms up. */
@@ -99,10 +94,5 @@ bk_status bk_profile_step_close(bk_profile *profile);
 bk_status bk_profile_step_read(bk_profile *profile);
 /* For bk_program_run, in the place of the plain launch of call `at`. */
 bk_status bk_profile_launch(bk_profile *profile, const bk_program *program, int at);
-
-/* Writes the steps that are kept as a Chrome trace: a JSON object with traceEvents, complete
- * events (ph "X") with name = op, cat = phase, ts and dur in microseconds, args kernel, sublayer
- * (null: none), bytes and flops; a step is an event too, with cat "step". */
-bk_status bk_profile_write_trace(const bk_profile *profile, const char *path);
 
 #endif

@@ -102,6 +102,9 @@ struct bk_trainer {
   bool gain_fresh;
   bk_watch watch;
   bk_refusal refusal;          /* row.step is 0 where the last step was taken */
+  bool timed;                  /* the step in progress */
+  bk_step_times times;         /* of its parts so far */
+  double lap;                  /* when the part in progress began */
   int64_t step, tokens, micro; /* steps and tokens done; sequences of a micro-batch */
   int32_t *ids, *targets;      /* one micro-batch */
   int32_t *load;               /* [experts] */
@@ -223,12 +226,25 @@ static void read_sequences(const bk_trainer *t, int64_t first) {
                               t->ids + b * r->seq_len, t->targets + b * r->seq_len);
 }
 
+/* Ends a part of the step: adds its time to *seconds. Only a step that is timed waits for the
+ * device here. */
+static bk_status end_part(bk_trainer *t, double *seconds) {
+  if (!t->timed) return BK_OK;
+  BK_TRY(t->model->stream->ops->sync(t->model->stream));
+  double now = bk_context_seconds(t->model->ctx);
+  *seconds += now - t->lap;
+  t->lap = now;
+  return BK_OK;
+}
+
 /* Runs all micro-batches of step t->step + 1; their gradients are summed in the model. */
 static bk_status run_micro_batches(bk_trainer *t) {
   for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
     read_sequences(t, first);
     BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
+    BK_TRY(end_part(t, &t->times.forward));
     BK_TRY(bk_runner_backward(t->runner, 0));
+    BK_TRY(end_part(t, &t->times.backward));
   }
   return BK_OK;
 }
@@ -344,10 +360,12 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   bk_step_results results;
   /* all of the device's work of the step is enqueued before bk_step_end waits for it once */
   t->refusal.row.step = 0;
+  t->lap = begin;
   BK_TRY(bk_step_begin(t->model, &values));
   BK_TRY(run_micro_batches(t));
   BK_TRY(bk_optimizer_step(t->optimizer));
   BK_TRY(bk_step_end(t->model, &results));
+  BK_TRY(end_part(t, &t->times.optimizer));
   bk_metrics_row made = {.step = step,
                          .tokens = t->tokens + r->batch_size * r->seq_len,
                          .loss = results.loss_sum / tokens,
@@ -366,4 +384,21 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   BK_TRY(validate(t, &made));
   *row = made;
   return BK_OK;
+}
+
+bk_status bk_trainer_step_timed(bk_trainer *t, bk_metrics_row *row, bk_step_times *times) {
+  t->timed = true;
+  t->times = (bk_step_times){0};
+  bk_status status = bk_trainer_step(t, row);
+  t->timed = false;
+  if (status == BK_OK) *times = t->times;
+  return status;
+}
+
+int bk_trainer_warm_steps(const bk_trainer *t) {
+  return t->model->device->props.captures ? 2 : 1; /* graph.h: the second run is captured */
+}
+
+bk_status bk_trainer_program(const bk_trainer *t, bk_step_call_fn each, void *user) {
+  return bk_list_step(t->runner, t->optimizer, t->micro < t->recipe.batch_size, each, user);
 }

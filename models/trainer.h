@@ -10,5 +10,10 @@
 #include "io/dataset.h"
 #include "io/metrics.h"
 #include "models/gain.h"
+#include "models/runner.h"
+
+/* listing.c: what bk_trainer_program tells, of a step with several micro-batches or of one. */
+bk_status bk_list_step(const bk_runner *runner, const bk_optimizer *optimizer, bool several,
+                       bk_step_call_fn each, void *user);
 
 #endif

@@ -2,14 +2,15 @@
  * made-up tokens, as a share of the measured GEMM rate, and its memory; with --compare the same
  * model with another residual connection, one step of each in turn, so that both see the same
  * machine, or with --apart one after the other, where two do not fit. */
+#include <birkhoff/bench.h>
+#include <birkhoff/profile.h>
+#include <birkhoff/train.h>
 #include <jansson.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-#include "models/profile.h"
-#include "models/runner.h"
 #include "tools/bench.h"
 
 #define MAX_STEPS 4096
@@ -19,8 +20,7 @@ enum { FORWARD, BACKWARD, OPTIMIZER, STEP, PHASES };
 typedef struct contender {
   bk_model_config config;
   bk_model *model;
-  bk_runner *runner;
-  bk_optimizer *optimizer;
+  bk_trainer *trainer;
   bk_model_counts counts;
   double *times[PHASES]; /* [MAX_STEPS] */
   double median[PHASES];
@@ -32,15 +32,15 @@ typedef struct contender {
 
 typedef struct step_bench {
   cli_session *s;
-  bk_train_config recipe;
+  bk_train_config recipe; /* micro_batch_size and seq_len are those of --batch-size, --seq-len */
   bk_dtype dtype;
-  int64_t batch, seq_len;
   double seconds;
   bool apart;
-  int32_t *ids, *targets;
+  uint32_t *tokens; /* of a batch and one more */
+  bk_dataset *data; /* those */
   contender sides[2];
   int n_sides;
-  bench_roof roof;
+  double roof;         /* flops per second */
   bk_profile *profile; /* NULL: none asked for */
 } step_bench;
 
@@ -53,6 +53,30 @@ static bk_status parse_residual(cli_session *s, const char *text, int *kind) {
   bk_free(s->ctx, assignment);
   if (status == BK_OK) *kind = c.residual;
   return status;
+}
+
+/* A step that is timed is one micro-batch. One that is listed is the recipe's, where --batch-size
+ * does not make a step of its own. */
+static bk_status read_sizes(step_bench *b) {
+  cli_session *s = b->s;
+  bk_train_config *r = &b->recipe;
+  int64_t longest = b->sides[0].config.max_position_embeddings, all;
+  if (!r->micro_batch_size) r->micro_batch_size = r->batch_size;
+  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &r->micro_batch_size));
+  BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &r->seq_len));
+  if (r->seq_len > longest)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "--seq-len %lld: the model takes at most %lld (max_position_embeddings)",
+                   (long long)r->seq_len, (long long)longest);
+  all = r->batch_size / r->micro_batch_size;
+  if (all < 1 || cli_given(&s->args, "batch-size") || !cli_given(&s->args, "program")) all = 1;
+  r->batch_size = all * r->micro_batch_size;
+  /* Steps and nothing else, at a rate so small that the weights hardly move, however many steps
+   * are taken. */
+  r->gain_every = r->eval_every = 0;
+  r->spike_factor = 0;
+  r->lr *= 1e-3;
+  return BK_OK;
 }
 
 static bk_status read_options(step_bench *b) {
@@ -73,16 +97,8 @@ static bk_status read_options(step_bench *b) {
                      "bench step: --program times nothing and does not go with --%s", timing[i]);
   BK_TRY(cli_dtype(s, &b->dtype));
   BK_TRY(cli_model_config(s, name, &b->sides[0].config, &b->recipe));
-  b->batch = b->recipe.micro_batch_size ? b->recipe.micro_batch_size : b->recipe.batch_size;
-  b->seq_len = b->recipe.seq_len;
-  BK_TRY(cli_int(s, "batch-size", 1, 1 << 24, &b->batch));
-  BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &b->seq_len));
+  BK_TRY(read_sizes(b));
   BK_TRY(cli_double(s, "seconds", 0, 86400, &b->seconds));
-  int64_t longest = b->sides[0].config.max_position_embeddings;
-  if (b->seq_len > longest)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
-                   "--seq-len %lld: the model takes at most %lld (max_position_embeddings)",
-                   (long long)b->seq_len, (long long)longest);
   b->n_sides = compare ? 2 : 1;
   if (!compare) return BK_OK;
   b->sides[1].config = b->sides[0].config;
@@ -90,51 +106,39 @@ static bk_status read_options(step_bench *b) {
   return bk_model_config_validate(s->ctx, &b->sides[1].config);
 }
 
+static int64_t batch_tokens(const step_bench *b) {
+  return b->recipe.micro_batch_size * b->recipe.seq_len;
+}
+
+/* An xorshift generator: any tokens do, as long as they are the same in every run. */
 static bk_status make_tokens(step_bench *b) {
-  int64_t n = b->batch * b->seq_len, vocab = b->sides[0].config.vocab_size;
-  b->ids = bk_alloc_array(b->s->ctx, (size_t)n, sizeof *b->ids);
-  b->targets = bk_alloc_array(b->s->ctx, (size_t)n, sizeof *b->targets);
-  if (!b->ids || !b->targets) return BK_ERR_MEMORY;
+  int64_t n = batch_tokens(b) + 1, vocabulary = b->sides[0].config.vocab_size;
+  uint64_t state = 88172645463325252u;
+  b->tokens = bk_alloc_array(b->s->ctx, (size_t)n, sizeof *b->tokens);
+  if (!b->tokens) return BK_ERR_MEMORY;
   for (int64_t i = 0; i < n; i++) {
-    b->ids[i] = (int32_t)(bk_uniform(1, 1, (uint64_t)i) * (double)vocab);
-    b->targets[i] = (int32_t)(bk_uniform(1, 2, (uint64_t)i) * (double)vocab);
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    b->tokens[i] = (uint32_t)((state >> 32) % (uint64_t)vocabulary);
   }
-  return BK_OK;
-}
-
-static bk_runner_options runner_options(const step_bench *b) {
-  return (bk_runner_options){.batch = b->batch,
-                             .seq_len = b->seq_len,
-                             .slots = 1,
-                             .backward = true,
-                             .hc_recompute = b->recipe.hc_recompute,
-                             .merge_stream = b->recipe.merge_stream};
-}
-
-static bk_optimizer_options adam_options(const step_bench *b) {
-  const bk_train_config *t = &b->recipe;
-  return (bk_optimizer_options){t->adam_beta1, t->adam_beta2, t->adam_eps, t->weight_decay};
+  return bk_dataset_from_tokens(b->s->ctx, b->tokens, n, (int)sizeof *b->tokens, vocabulary,
+                                &b->data);
 }
 
 static bk_status make_side(step_bench *b, contender *c) {
   bk_model_options model = {.trainable = true};
-  bk_runner_options runner = runner_options(b);
-  bk_optimizer_options adam = adam_options(b);
-  bk_model_count(&c->config, b->seq_len, &c->counts);
+  bk_model_count(&c->config, b->recipe.seq_len, &c->counts);
   for (int p = 0; p < PHASES; p++)
     if (!(c->times[p] = bk_alloc_array(b->s->ctx, MAX_STEPS, sizeof *c->times[p])))
       return BK_ERR_MEMORY;
   BK_TRY(bk_model_create(b->s->device, &c->config, b->dtype, &model, &c->model));
   BK_TRY(bk_model_init_rough(c->model, b->recipe.seed));
-  BK_TRY(bk_runner_create(c->model, &runner, &c->runner));
-  return bk_optimizer_create(c->model, &adam, &c->optimizer);
+  return bk_trainer_create(c->model, &b->recipe, b->data, NULL, &c->trainer);
 }
 
 static void free_side(step_bench *b, contender *c) {
-  bk_optimizer_destroy(c->optimizer);
-  bk_runner_destroy(c->runner);
+  bk_trainer_destroy(c->trainer);
   bk_model_destroy(c->model);
-  c->optimizer = NULL, c->runner = NULL, c->model = NULL;
+  c->trainer = NULL, c->model = NULL;
   for (int p = 0; p < PHASES; p++) {
     bk_free(b->s->ctx, c->times[p]);
     c->times[p] = NULL;
@@ -144,55 +148,36 @@ static void free_side(step_bench *b, contender *c) {
 static double planned_bytes(const contender *c) {
   double sum = 0;
   for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
-    sum += (double)bk_model_bytes(c->model, k) + (double)bk_runner_bytes(c->runner, k);
+    sum += (double)bk_model_bytes(c->model, k) + (double)bk_trainer_bytes(c->trainer, k);
   return sum;
 }
 
 static bk_status bytes_in_use(cli_session *s, double *bytes) {
-  if (s->device->props.host_memory) {
-    bk_memory_stats stats;
-    bk_context_memory_stats(s->ctx, &stats);
-    *bytes = (double)stats.current_bytes;
-    return BK_OK;
-  }
-  size_t free_bytes = 0, total = 0;
-  BK_TRY(s->device->ops->memory_info(s->device, &free_bytes, &total));
-  *bytes = (double)total - (double)free_bytes;
+  size_t used = 0;
+  BK_TRY(bk_device_memory_used(s->device, &used));
+  *bytes = (double)used;
   return BK_OK;
 }
 
 /* ---- timing ---- */
 
-static bk_status lap(contender *c, int phase, int at, double *begin) {
-  BK_TRY(c->model->stream->ops->sync(c->model->stream));
-  double now = bk_seconds();
-  if (at >= 0) c->times[phase][at] = now - *begin;
-  *begin = now;
-  return BK_OK;
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* at < 0: to warm up. */
-static bk_status one_step(step_bench *b, contender *c, int at) {
-  const bk_train_config *t = &b->recipe;
-  double tokens = (double)(b->batch * b->seq_len), first = bk_seconds(), begin = first;
-  bk_step_values values = {.lr = t->lr * 1e-3,
-                           .bc1 = 1 - t->adam_beta1,
-                           .bc2 = 1 - t->adam_beta2,
-                           .max_norm = t->grad_clip,
-                           .loss_scale = 1 / tokens,
-                           .balance_rate = t->router_bias_lr};
-  bk_step_results results;
-  BK_TRY(bk_step_begin(c->model, &values));
-  BK_TRY(bk_runner_forward(c->runner, 0, b->ids, b->targets));
-  BK_TRY(lap(c, FORWARD, at, &begin));
-  BK_TRY(bk_runner_backward(c->runner, 0));
-  BK_TRY(lap(c, BACKWARD, at, &begin));
-  BK_TRY(bk_optimizer_step(c->optimizer));
-  BK_TRY(bk_step_end(c->model, &results));
-  BK_TRY(lap(c, OPTIMIZER, at, &begin));
-  if (at >= 0) c->times[STEP][at] = begin - first;
-  if (results.finite) return BK_OK;
-  return bk_fail(b->s->ctx, BK_ERR_NOT_FINITE, "bench step: the loss is not finite");
+static bk_status one_step(contender *c, int at) {
+  bk_metrics_row row;
+  bk_step_times times;
+  BK_TRY(bk_trainer_step_timed(c->trainer, &row, &times));
+  if (at < 0) return BK_OK;
+  c->times[FORWARD][at] = times.forward;
+  c->times[BACKWARD][at] = times.backward;
+  c->times[OPTIMIZER][at] = times.optimizer;
+  c->times[STEP][at] = times.forward + times.backward + times.optimizer;
+  return BK_OK;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -203,13 +188,12 @@ static int ascending(const void *a, const void *b) {
 /* Made, warmed up and measured. What other programs on the device take or give meanwhile is in
  * its memory too. */
 static bk_status ready_side(step_bench *b, contender *c) {
-  int warm = b->s->device->props.captures ? 2 : 1; /* the second step is captured */
   double before = 0, after = 0;
   BK_TRY(bytes_in_use(b->s, &before));
   BK_TRY(make_side(b, c));
   /* nothing where it was not asked for */
   if (c == b->sides) BK_TRY(cli_profile_begin(b->s, c->model, &b->profile));
-  for (int i = 0; i < warm; i++) BK_TRY(one_step(b, c, -1));
+  for (int i = 0; i < bk_trainer_warm_steps(c->trainer); i++) BK_TRY(one_step(c, -1));
   BK_TRY(bytes_in_use(b->s, &after));
   c->bytes_planned = planned_bytes(c);
   c->bytes_used = after - before;
@@ -226,11 +210,11 @@ static bk_status take_medians(contender *c) {
 }
 
 /* `count` sides in turn, for as long as --seconds says. */
-static bk_status time_steps(step_bench *b, contender *sides, int count, double seconds) {
-  double end = bk_seconds() + seconds;
-  while (sides->steps < MAX_STEPS && (sides->steps < 3 || bk_seconds() < end) && !cli_signal)
+static bk_status time_steps(contender *sides, int count, double seconds) {
+  double end = now() + seconds;
+  while (sides->steps < MAX_STEPS && (sides->steps < 3 || now() < end) && !cli_signal)
     for (int i = 0; i < count; i++) {
-      BK_TRY(one_step(b, &sides[i], sides[i].steps));
+      BK_TRY(one_step(&sides[i], sides[i].steps));
       sides[i].steps++;
     }
   for (int i = 0; i < count; i++) BK_TRY(take_medians(&sides[i]));
@@ -240,7 +224,7 @@ static bk_status time_steps(step_bench *b, contender *sides, int count, double s
 static bk_status time_apart(step_bench *b) {
   for (int i = 0; i < b->n_sides; i++) {
     BK_TRY(ready_side(b, &b->sides[i]));
-    BK_TRY(time_steps(b, &b->sides[i], 1, b->seconds / b->n_sides));
+    BK_TRY(time_steps(&b->sides[i], 1, b->seconds / b->n_sides));
     free_side(b, &b->sides[i]);
   }
   return BK_OK;
@@ -248,14 +232,14 @@ static bk_status time_apart(step_bench *b) {
 
 static bk_status time_together(step_bench *b) {
   for (int i = 0; i < b->n_sides; i++) BK_TRY(ready_side(b, &b->sides[i]));
-  BK_TRY(time_steps(b, b->sides, b->n_sides, b->seconds));
+  BK_TRY(time_steps(b->sides, b->n_sides, b->seconds));
   return b->profile ? bk_profile_write_trace(b->profile, cli_value(&b->s->args, "profile")) : BK_OK;
 }
 
 /* ---- results ---- */
 
 static double tokens_per_s(const step_bench *b, const contender *c) {
-  return (double)(b->batch * b->seq_len) / c->median[STEP];
+  return (double)batch_tokens(b) / c->median[STEP];
 }
 static double flops_per_s(const step_bench *b, const contender *c) {
   return tokens_per_s(b, c) * c->counts.flops_per_token;
@@ -267,7 +251,7 @@ static json_t *side_json(const step_bench *b, const contender *c) {
                    "seconds", c->median[STEP], "forward_seconds", c->median[FORWARD],
                    "backward_seconds", c->median[BACKWARD], "optimizer_seconds",
                    c->median[OPTIMIZER], "gflop_per_s", flops_per_s(b, c) * 1e-9, "share",
-                   flops_per_s(b, c) / b->roof.flops, "flops_per_token", c->counts.flops_per_token,
+                   flops_per_s(b, c) / b->roof, "flops_per_token", c->counts.flops_per_token,
                    "bytes_planned", (json_int_t)c->bytes_planned, "bytes_used",
                    (json_int_t)c->bytes_used);
 }
@@ -275,12 +259,12 @@ static json_t *side_json(const step_bench *b, const contender *c) {
 static bk_status print_json(step_bench *b) {
   json_t *result = side_json(b, &b->sides[0]);
   if (!result) return cli_print_json(b->s, NULL);
-  json_object_set_new(result, "device", json_string(b->s->device->backend->name));
+  json_object_set_new(result, "device", json_string(bk_device_backend_name(b->s->device)));
   json_object_set_new(result, "dtype", json_string(bk_dtype_name(b->dtype)));
-  json_object_set_new(result, "batch_size", json_integer((json_int_t)b->batch));
-  json_object_set_new(result, "seq_len", json_integer((json_int_t)b->seq_len));
+  json_object_set_new(result, "batch_size", json_integer((json_int_t)b->recipe.micro_batch_size));
+  json_object_set_new(result, "seq_len", json_integer((json_int_t)b->recipe.seq_len));
   json_object_set_new(result, "steps", json_integer(b->sides[0].steps));
-  json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof.flops * 1e-9));
+  json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof * 1e-9));
   if (b->n_sides == 2) {
     json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
     json_object_set_new(result, "ratio",
@@ -294,8 +278,9 @@ static bk_status print_json(step_bench *b) {
 
 static bk_status print_text(step_bench *b) {
   printf("%s, %s: %lld sequences of %lld tokens, median of %d steps; roof: %.2f GFLOP/s (gemm)\n",
-         b->s->device->backend->name, bk_dtype_name(b->dtype), (long long)b->batch,
-         (long long)b->seq_len, b->sides[0].steps, b->roof.flops * 1e-9);
+         bk_device_backend_name(b->s->device), bk_dtype_name(b->dtype),
+         (long long)b->recipe.micro_batch_size, (long long)b->recipe.seq_len, b->sides[0].steps,
+         b->roof * 1e-9);
   printf("%-9s %10s %10s %10s %10s %10s %9s %9s %11s %11s\n", "residual", "tokens/s", "step ms",
          "forward", "backward", "optimizer", "GFLOP/s", "of roof", "memory", "planned");
   for (int i = 0; i < b->n_sides; i++) {
@@ -304,7 +289,7 @@ static bk_status print_text(step_bench *b) {
     printf("%-9s %10.0f %10.2f %10.2f %10.2f %10.2f %9.2f %8.1f%% %11s %11s\n",
            cli_residual_name(c->config.residual), tokens_per_s(b, c), c->median[STEP] * 1e3,
            c->median[FORWARD] * 1e3, c->median[BACKWARD] * 1e3, c->median[OPTIMIZER] * 1e3,
-           flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof.flops,
+           flops_per_s(b, c) * 1e-9, 100 * flops_per_s(b, c) / b->roof,
            cli_bytes_text(c->bytes_used, used, sizeof used),
            cli_bytes_text(c->bytes_planned, planned, sizeof planned));
   }
@@ -317,28 +302,20 @@ static bk_status print_text(step_bench *b) {
   return cli_flush_stdout(b->s);
 }
 
-/* One, where --batch-size makes a step of its own. */
-static int64_t micro_batches(const step_bench *b) {
-  int64_t all = b->recipe.batch_size / b->batch;
-  return all < 1 || cli_given(&b->s->args, "batch-size") ? 1 : all;
-}
-
 bk_status bench_step(cli_session *s) {
   step_bench b = {.s = s, .dtype = BK_F32, .seconds = 5};
   BK_TRY(cli_open_device(s));
   BK_TRY(read_options(&b));
-  bk_runner_options runner = runner_options(&b);
-  bk_optimizer_options adam = adam_options(&b);
   if (cli_given(&s->args, "program"))
-    return bench_program(s, &b.sides[0].config, b.dtype, &runner, &adam, micro_batches(&b));
+    return bench_program(s, &b.sides[0].config, b.dtype, &b.recipe);
   cli_catch_signals(NULL);
   bk_status status = make_tokens(&b);
-  if (status == BK_OK) status = bench_measure_roof(s, b.dtype, 0.3, &b.roof);
+  if (status == BK_OK) status = bk_bench_product(s->device, b.dtype, 0.3, &b.roof);
   if (status == BK_OK) status = b.apart ? time_apart(&b) : time_together(&b);
   if (status == BK_OK) status = s->json ? print_json(&b) : print_text(&b);
   bk_profile_destroy(b.profile);
   for (int i = 0; i < b.n_sides; i++) free_side(&b, &b.sides[i]);
-  bk_free(s->ctx, b.targets);
-  bk_free(s->ctx, b.ids);
+  bk_dataset_close(b.data);
+  bk_free(s->ctx, b.tokens);
   return status;
 }

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "models/profile.h"
 #include "tools/cli.h"
 
 static bk_status print_result(cli_session *s, const cli_reading *reading, const bk_dataset *data,

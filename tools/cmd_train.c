@@ -5,7 +5,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "models/profile.h"
 #include "tools/run_lock.h"
 #include "tools/train.h"
 

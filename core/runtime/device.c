@@ -36,6 +36,17 @@ bk_status bk_device_open_backend(bk_context *ctx, const bk_backend *backend,
   return bk_device_open_from(ctx, backend, 0, options, device);
 }
 
+bk_status bk_device_memory_used(bk_device *device, size_t *bytes) {
+  size_t free_bytes = 0, total = 0;
+  if (device->props.host_memory) {
+    *bytes = device->ctx->stats.current_bytes;
+    return BK_OK;
+  }
+  BK_TRY(device->ops->memory_info(device, &free_bytes, &total));
+  *bytes = total - free_bytes;
+  return BK_OK;
+}
+
 void bk_device_init(bk_device *device, bk_context *ctx, const bk_backend *backend, int index,
                     const bk_device_options *options, const bk_device_ops *ops) {
   device->ops = ops;

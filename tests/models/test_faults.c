@@ -4,6 +4,8 @@
 #include "tests/unit/fault_alloc.h"
 #include "tests/unit/fault_fs.h"
 
+#include <birkhoff/bench.h>
+
 #include "io/safetensors.h"
 #include "models/checkpoint.h"
 #include "models/generator.h"
@@ -179,6 +181,39 @@ START_TEST(test_profile) {
   /* thousands of them are events */
   int64_t n = fault_each_allocation("profile", profile_step, quick() ? 397 : 23);
   ck_assert_int_gt(n, 2);
+  finish();
+}
+END_TEST
+
+static bk_status count_row(void *user, const bk_bench_row *row BK_UNUSED) {
+  ++*(int *)user;
+  return BK_OK;
+}
+
+static bk_status bench(void) {
+  static const char *const ops[] = {"sum", "gemm", "moe_index", "hc_merge_mix"};
+  bk_bench_options options = {.dtype = storage,
+                              .tokens = 4,
+                              .width = 64,
+                              .streams = 4,
+                              .vocabulary = 9,
+                              .ops = ops,
+                              .n_ops = (int)BK_COUNT(ops)};
+  bk_roof roof = {.flops_per_s = 1};
+  int rows = 0;
+  bk_status status = bk_bench_ops(device, &options, &roof, count_row, &rows);
+  ck_assert((status == BK_OK) == (rows == (int)BK_COUNT(ops)));
+  return status;
+}
+
+/* On a host; and with the events of a device. */
+START_TEST(test_bench) {
+  prepare("cpu", BK_BF16, BK_HC_MHC, false);
+  int64_t without = fault_each_allocation("bench", bench, quick() ? 41 : 1);
+  ck_assert_int_gt(without, 40);
+  device->props.host_memory = false;
+  ck_assert_int_gt(fault_each_allocation("bench by events", bench, quick() ? 41 : 1), without);
+  device->props.host_memory = true;
   finish();
 }
 END_TEST
@@ -492,5 +527,5 @@ static void close_in_memory(void) {
 }
 
 UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs_and_lanes,
-          test_training, test_training_composed, test_training_plain, test_profile,
+          test_training, test_training_composed, test_training_plain, test_profile, test_bench,
           test_checkpoints, test_conversion, test_files)

@@ -147,6 +147,31 @@ static bk_profile_figures total(const bk_profile_row *rows, size_t count) {
 
 static bool near(double a, double b) { return fabs(a - b) <= 1e-9 * fabs(b); }
 
+/* What a user of the library is told is what was recorded. */
+static void check_lines(const bk_profile *p, const bk_profile_figures *whole, int64_t steps) {
+  bk_profile_total total;
+  bk_profile_line line;
+  bk_profile_get_total(p, &total);
+  ck_assert_int_eq(total.steps, p->done);
+  ck_assert_int_eq(total.counted, steps);
+  ck_assert(total.step_seconds == p->step_seconds && near(total.op_seconds, whole->seconds));
+  ck_assert_int_eq(bk_profile_count(p, BK_PROFILE_PHASES), BK_PHASE_COUNT);
+  ck_assert_uint_eq((size_t)bk_profile_count(p, BK_PROFILE_OPS), p->n_ops);
+  for (int table = BK_PROFILE_OPS; table <= BK_PROFILE_PHASES; table++) {
+    bk_profile_figures sum = {0};
+    for (int i = 0; i < bk_profile_count(p, (bk_profile_table)table); i++) {
+      bk_profile_get(p, (bk_profile_table)table, i, &line);
+      sum.calls += line.calls, sum.seconds += line.seconds;
+      sum.bytes += line.bytes, sum.flops += line.flops;
+      ck_assert_str_eq(line.name, table == BK_PROFILE_OPS ? bk_op_name((bk_op)p->ops[i].id)
+                                                          : bk_phase_name((bk_phase)i));
+      ck_assert_str_eq(line.kernel, table == BK_PROFILE_OPS ? p->ops[i].kernel : "");
+    }
+    ck_assert(sum.calls == whole->calls && near(sum.seconds, whole->seconds) &&
+              near(sum.bytes, whole->bytes) && near(sum.flops, whole->flops));
+  }
+}
+
 /* `steps` of `launches` are in the sums, by op as by phase. */
 static void check_sums(const bk_profile *p, int64_t steps, int64_t launches) {
   bk_profile_figures ops = total(p->ops, p->n_ops), phases = total(p->phases, BK_PHASE_COUNT);
@@ -159,6 +184,7 @@ static void check_sums(const bk_profile *p, int64_t steps, int64_t launches) {
   for (size_t i = 0; i < p->n_ops; i++)
     for (size_t j = 0; j < i; j++)
       ck_assert(p->ops[i].id != p->ops[j].id || strcmp(p->ops[i].kernel, p->ops[j].kernel) != 0);
+  check_lines(p, &ops, steps);
 }
 
 START_TEST(sums_without_the_first_step) {
@@ -442,6 +468,76 @@ START_TEST(same_bits) {
 }
 END_TEST
 
+/* ---- the listing of a step ---- */
+
+typedef struct listed {
+  const bk_profile_step *step; /* NULL: nothing is compared */
+  int at, calls, limit;
+  bool next; /* there is a micro-batch after the first */
+} listed;
+
+/* Of the calls those that are ops are what the profile has recorded, in that order. */
+static bk_status compare_call(void *user, const bk_step_call *c) {
+  listed *l = user;
+  ck_assert(c->program[0] && c->lane[0] && c->part[0] && c->pass[0]);
+  l->next |= strcmp(c->program, "backward, next") == 0;
+  if (++l->calls == l->limit) return BK_INTERRUPTED;
+  if (!l->step || c->op[0] == '(') return BK_OK;
+  ck_assert_int_lt(l->at, l->step->count);
+  const bk_profile_record *r = &l->step->records[l->at++];
+  ck_assert_str_eq(c->op, bk_op_name((bk_op)r->op));
+  ck_assert_str_eq(c->phase, bk_phase_name((bk_phase)r->phase));
+  ck_assert_str_eq(c->kernel, r->kernel);
+  ck_assert_int_eq(c->sublayer, r->sublayer);
+  return BK_OK;
+}
+
+static void check_listing(int64_t batch) {
+  static uint8_t tokens[600];
+  bk_model_config c = small_config(BK_HC_MHC);
+  bk_train_config recipe;
+  bk_metrics_row row;
+  bk_device *device = open_device("cpu", 1);
+  bk_dataset *data = NULL;
+  bk_model *model = NULL, *planned = NULL;
+  bk_trainer *trainer = NULL, *of_planned = NULL;
+  bk_profile *profile = NULL;
+  bk_train_config_default(&recipe);
+  recipe.batch_size = batch, recipe.micro_batch_size = 1, recipe.seq_len = 16;
+  recipe.gain_every = recipe.eval_every = 0;
+  OK(bk_dataset_from_tokens(ctx, tokens, (int64_t)sizeof tokens, 1, c.vocab_size, &data));
+  OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true}, &model));
+  OK(bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true, .plan_only = true},
+                     &planned));
+  OK(bk_model_init(model, 7));
+  OK(bk_profile_create(model, &profile));
+  OK(bk_trainer_create(model, &recipe, data, NULL, &trainer));
+  OK(bk_trainer_create(planned, &recipe, NULL, NULL, &of_planned));
+  OK(bk_trainer_step(trainer, &row));
+  listed real = {.step = last_step(profile)}, plan = {.step = last_step(profile)},
+         cut = {.limit = 7};
+  OK(bk_trainer_program(trainer, compare_call, &real));
+  OK(bk_trainer_program(of_planned, compare_call, &plan));
+  ck_assert_int_eq(real.at, real.step->count);
+  ck_assert(real.at == plan.at && real.calls == plan.calls && real.calls > real.at);
+  ck_assert(real.next == (batch > 1));
+  ck_assert_int_eq(bk_trainer_program(trainer, compare_call, &cut), BK_INTERRUPTED);
+  ck_assert_int_eq(cut.calls, 7);
+  bk_profile_destroy(profile);
+  bk_trainer_destroy(trainer);
+  bk_trainer_destroy(of_planned);
+  bk_model_destroy(model);
+  bk_model_destroy(planned);
+  bk_dataset_close(data);
+  bk_device_close(device);
+}
+
+START_TEST(listing_is_what_runs) {
+  check_listing(1);
+  check_listing(2);
+}
+END_TEST
+
 UNIT_MAIN("profile", unit_folder_open, unit_folder_close, covers_every_launch,
           sums_without_the_first_step, costs, shared_events, more_than_the_pool, attached_once,
-          trace, trace_figures, same_bits)
+          trace, trace_figures, same_bits, listing_is_what_runs)

@@ -584,6 +584,52 @@ START_TEST(test_no_allocation) {
 }
 END_TEST
 
+/* ---- steps with the times of their parts ---- */
+
+/* The same bits, and parts that are no longer than the whole. */
+START_TEST(test_timed) {
+  bk_model_config c = text_config(BK_HC_MHC);
+  bk_train_config recipe = make_recipe(3);
+  recipe.micro_batch_size = 2;
+  run r = run_open("cpu", BK_BF16, &c, &recipe), control = run_open("cpu", BK_BF16, &c, &recipe);
+  ck_assert_int_eq(bk_trainer_warm_steps(r.trainer), 1);
+  for (int s = 0; s < 3; s++) {
+    bk_metrics_row row;
+    bk_step_times times = {-1, -1, -1};
+    double begin = bk_seconds();
+    OK(bk_trainer_step_timed(r.trainer, &row, &times));
+    double whole = bk_seconds() - begin;
+    ck_assert(times.forward > 0 && times.backward > 0 && times.optimizer > 0);
+    ck_assert(times.forward + times.backward + times.optimizer <= whole * (1 + 1e-9));
+    ck_assert(same_double(row.loss, step(&control).loss));
+  }
+  check_same(r.model, control.model, "timed steps");
+  r.device->props.captures = true; /* the second step is then captured */
+  ck_assert_int_eq(bk_trainer_warm_steps(r.trainer), 2);
+  r.device->props.captures = false;
+  run_close(&r);
+  run_close(&control);
+}
+END_TEST
+
+START_TEST(test_timed_and_refused) {
+  bk_model_config c = text_config(BK_HC_MHC);
+  bk_train_config recipe = make_recipe(3);
+  run r = run_open("cpu", BK_F32, &c, &recipe);
+  bk_metrics_row row;
+  bk_step_times times = {-1, -2, -3};
+  bk_tensor w = bk_param_weight(r.model, bk_model_find(r.model, "model.norm.weight"));
+  double *values = read_tensor(r.model, w);
+  values[0] = NAN;
+  OK(bk_tensor_write_f64(r.model->stream, &w, values));
+  ck_assert_int_eq(bk_trainer_step_timed(r.trainer, &row, &times), BK_ERR_NOT_FINITE);
+  unit_expect("step 1: loss ");
+  ck_assert(times.forward == -1 && times.backward == -2 && times.optimizer == -3);
+  bk_free(ctx, values);
+  run_close(&r);
+}
+END_TEST
+
 /* ---- learning rates: of the recipe, and those that a step uses ---- */
 START_TEST(test_learning_rates) {
   static const struct {
@@ -650,4 +696,4 @@ END_TEST
 UNIT_MAIN("trainer", unit_folder_open, unit_folder_close, test_learns, test_learns_on_ref,
           test_data_order, test_update, test_resume, test_micro_batches, test_recompute,
           test_not_finite, test_balance, test_evaluator, test_validation, test_no_allocation,
-          test_learning_rates, test_refusals)
+          test_timed, test_timed_and_refused, test_learning_rates, test_refusals)

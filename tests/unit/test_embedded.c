@@ -4,6 +4,8 @@
 
 #include <birkhoff/data.h>
 #include <birkhoff/device.h>
+#include <birkhoff/profile.h>
+#include <birkhoff/train.h>
 
 #include "runtime/backend.h"
 
@@ -183,6 +185,44 @@ START_TEST(tokens_are_checked) {
 }
 END_TEST
 
+/* ---- training without a clock ---- */
+
+START_TEST(times_are_no_numbers) {
+  static uint8_t tokens[100];
+  bk_model_config config;
+  bk_train_config recipe;
+  bk_device *device = NULL;
+  bk_dataset *data = NULL;
+  bk_model *model = NULL;
+  bk_trainer *trainer = NULL;
+  bk_profile *profile = NULL;
+  bk_metrics_row row;
+  bk_step_times times = {0};
+  ck_assert_int_eq(bk_model_preset(ctx, "tiny", &config, &recipe), BK_OK);
+  recipe.batch_size = recipe.micro_batch_size = 1;
+  recipe.seq_len = 8;
+  ck_assert_int_eq(bk_device_open_backend(ctx, &bk_backend_cpu, NULL, &device), BK_OK);
+  ck_assert_int_eq(
+      bk_dataset_from_tokens(ctx, tokens, (int64_t)sizeof tokens, 1, config.vocab_size, &data),
+      BK_OK);
+  ck_assert_int_eq(
+      bk_model_create(device, &config, BK_F32, &(bk_model_options){.trainable = true}, &model),
+      BK_OK);
+  ck_assert_int_eq(bk_model_init(model, 1), BK_OK);
+  ck_assert_int_eq(bk_profile_create(model, &profile), BK_ERR_UNSUPPORTED);
+  unit_expect("profile: the context has no clock");
+  ck_assert_ptr_null(profile);
+  ck_assert_int_eq(bk_trainer_create(model, &recipe, data, NULL, &trainer), BK_OK);
+  ck_assert_int_eq(bk_trainer_step_timed(trainer, &row, &times), BK_OK);
+  ck_assert(isnan(times.forward) && isnan(times.backward) && isnan(times.optimizer));
+  ck_assert(isfinite(row.loss) && isnan(row.tokens_per_s));
+  bk_trainer_destroy(trainer);
+  bk_model_destroy(model);
+  bk_dataset_close(data);
+  bk_device_close(device);
+}
+END_TEST
+
 UNIT_MAIN("embedded", embedded_open, embedded_close, has_nothing_of_the_system, needs_an_allocator,
           has_no_files, has_one_thread, opens_a_backend_by_address, refuses_a_bad_backend,
-          names_work_too, tokens_of_every_width, tokens_are_checked)
+          names_work_too, tokens_of_every_width, tokens_are_checked, times_are_no_numbers)

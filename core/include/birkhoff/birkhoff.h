@@ -2,6 +2,7 @@
 #ifndef BIRKHOFF_BIRKHOFF_H
 #define BIRKHOFF_BIRKHOFF_H
 
+#include <birkhoff/bench.h>
 #include <birkhoff/config.h>
 #include <birkhoff/context.h>
 #include <birkhoff/data.h>
@@ -9,6 +10,7 @@
 #include <birkhoff/forward.h>
 #include <birkhoff/metrics.h>
 #include <birkhoff/model.h>
+#include <birkhoff/profile.h>
 #include <birkhoff/residual.h>
 #include <birkhoff/safetensors.h>
 #include <birkhoff/status.h>

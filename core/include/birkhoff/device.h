@@ -78,6 +78,9 @@ typedef struct bk_device_props {
 BK_API const bk_device_props *bk_device_properties(const bk_device *device);
 /* "cpu", "cuda", ...: the backend that it belongs to. */
 BK_API const char *bk_device_backend_name(const bk_device *device);
+/* Bytes in use at this moment: of the device's memory, whoever holds them; of a device whose
+ * memory is the host's, those of the context. */
+BK_API bk_status bk_device_memory_used(bk_device *device, size_t *bytes);
 
 /* ---- all devices that are known ---- */
 typedef enum bk_device_state {

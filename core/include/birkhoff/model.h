@@ -36,6 +36,9 @@ BK_API void bk_model_destroy(bk_model *model); /* NULL is allowed */
 /* Initial values from (seed, hash of name, element), the same bits on every machine and backend;
  * masters, zero moments. */
 BK_API bk_status bk_model_init(bk_model *model, uint64_t seed);
+/* The same, but of a tensor of more than 2^21 elements the first 2^20 are drawn and repeated, by
+ * copies on the device: large models are ready in seconds, to be timed, not to be trained. */
+BK_API bk_status bk_model_init_rough(bk_model *model, uint64_t seed);
 
 /* What it was made with. The configuration stays as long as the model. */
 BK_API const bk_model_config *bk_model_config_of(const bk_model *model);

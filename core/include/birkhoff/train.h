@@ -60,6 +60,43 @@ BK_API int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
  * was then done again with a look at every tensor, and the message names the first that is not
  * finite; bk_trainer_refusal has the details. */
 BK_API bk_status bk_trainer_step(bk_trainer *trainer, bk_metrics_row *row);
+/* The same step with the times of its parts, in seconds, summed over its micro-batches; the
+ * device is waited for after each part, which a plain step does once, at its end. *times is
+ * written on success; in a context without a clock they are not numbers. */
+typedef struct bk_step_times {
+  double forward;  /* the head's gradients are part of it, and reading the tokens */
+  double backward; /* down to the embedding */
+  double optimizer;
+} bk_step_times;
+BK_API bk_status bk_trainer_step_timed(bk_trainer *trainer, bk_metrics_row *row,
+                                       bk_step_times *times);
+/* The first steps that take longer than those after them: 1, where steps are captured as graphs
+ * 2. */
+BK_API int bk_trainer_warm_steps(const bk_trainer *trainer);
+
+/* One call of a step: an op, the zeroing of a gradient or, where there are two lanes, what orders
+ * them. The texts live as long as the trainer. */
+typedef struct bk_step_call {
+  /* what it is part of: "forward"; "loss, first" and "backward, first" of the first micro-batch,
+   * which overwrites gradients, "loss, next" and "backward, next" of those after it, which add;
+   * "optimizer" */
+  const char *program;
+  const char *lane;  /* "compute", "urgent" */
+  const char *part;  /* of the model: "mix", "attention", "experts", ... */
+  const char *pass;  /* "F" forward, "D" gradients of activations, "W" of parameters alone */
+  const char *phase; /* as profiles count it */
+  int sublayer;      /* -1: none */
+  const char *op;    /* "(zero)", "(signal)" and "(wait)" are none */
+  /* that serves the op; of a wait the lane that it waits for; else "" */
+  const char *kernel;
+} bk_step_call;
+/* Takes one call, which is valid while it runs; anything but BK_OK ends the listing and is what
+ * bk_trainer_program returns. */
+typedef bk_status (*bk_step_call_fn)(void *user, const bk_step_call *call);
+/* What a step does, in order, without doing it: of its micro-batches the first and, where there
+ * are more, the second. The model may be one that was only planned. */
+BK_API bk_status bk_trainer_program(const bk_trainer *trainer, bk_step_call_fn each, void *user);
+
 /* Of the last step if it was refused (BK_ERR_NOT_FINITE), else NULL; valid until the next step. */
 typedef struct bk_refusal {
   bk_metrics_row row; /* of the step; without loads, validation and gain */

@@ -1,0 +1,45 @@
+/* A step as a list of its calls, without running it. See birkhoff/train.h. */
+#include "models/trainer.h"
+
+typedef struct listing {
+  bk_step_call_fn each;
+  void *user;
+} listing;
+
+static bk_step_call describe(const char *program, const bk_piece *piece, const bk_call *c) {
+  static const char *const others[] = {
+      [BK_CALL_ZERO] = "(zero)", [BK_CALL_SIGNAL] = "(signal)", [BK_CALL_WAIT] = "(wait)"};
+  return (bk_step_call){.program = program,
+                        .lane = bk_lane_name(c->lane),
+                        .part = bk_part_name(piece->part),
+                        .pass = bk_pass_name(piece->pass),
+                        .phase = bk_phase_name(piece->phase),
+                        .sublayer = piece->sublayer,
+                        .op = c->kind == BK_CALL_OP ? bk_op_name(c->op) : others[c->kind],
+                        .kernel = c->kind == BK_CALL_OP     ? c->of->plan.kernel->name
+                                  : c->kind == BK_CALL_WAIT ? bk_lane_name(c->from)
+                                                            : ""};
+}
+
+static bk_status list_program(const listing *l, const char *name, const bk_program *p) {
+  for (int i = 0; p && i < p->n_calls; i++) {
+    bk_step_call call = describe(name, &p->pieces[p->calls[i].piece], &p->calls[i]);
+    BK_TRY(l->each(l->user, &call));
+  }
+  return BK_OK;
+}
+
+bk_status bk_list_step(const bk_runner *runner, const bk_optimizer *optimizer, bool several,
+                       bk_step_call_fn each, void *user) {
+  static const char *const loss[] = {"loss, first", "loss, next"}, *const backward[] = {
+                                                                       "backward, first",
+                                                                       "backward, next"};
+  const listing l = {each, user};
+  const bk_chunk *c = bk_runner_chunk(runner, 0);
+  for (int micro = BK_MICRO_FIRST; micro <= (several ? BK_MICRO_NEXT : BK_MICRO_FIRST); micro++) {
+    BK_TRY(list_program(&l, "forward", bk_chunk_program(c, 0, BK_PROGRAM_FORWARD)));
+    BK_TRY(list_program(&l, loss[micro], bk_chunk_program(c, 0, BK_PROGRAM_LOSS + micro)));
+    BK_TRY(list_program(&l, backward[micro], bk_chunk_program(c, 0, BK_PROGRAM_BACKWARD + micro)));
+  }
+  return list_program(&l, "optimizer", bk_optimizer_program(optimizer));
+}
