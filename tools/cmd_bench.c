@@ -2,7 +2,6 @@
  * can do. */
 #include <string.h>
 
-#include "ops/plan.h"
 #include "tools/bench.h"
 
 /* Options of the other kind of bench would be ignored. */
