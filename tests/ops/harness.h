@@ -21,7 +21,7 @@
 #ifndef BK_TEST_HARNESS_H
 #define BK_TEST_HARNESS_H
 
-#include "ops/ops.h"
+#include "ops/judge.h"
 
 /* Distance of the guards, and the gap behind each row of a strided case, in elements (odd: it
  * breaks alignment). */
@@ -128,11 +128,5 @@ void cases_large(harness *h);
 /* Makes the values of a field. */
 void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream,
                   double *values);
-
-/* Whether the op, as the device runs it, stores in bf16 and goes on from what it stored: all
- * outputs carry that rounding. */
-bool harness_rounds_between(const harness *h, bk_op op, const void *args);
-/* NMSE bound of an output; 0 = exact. */
-double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args);
 
 #endif
