@@ -1,5 +1,5 @@
 /* birkhoff verify: one training step on two devices from the same weights and tokens, compared
- * tensor by tensor (birkhoff/verify.h). */
+ * tensor by tensor, or with --bisect call by call (birkhoff/verify.h). */
 #include <birkhoff/verify.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -13,6 +13,7 @@ typedef struct verify_command {
   bk_device *ref_device;
   bk_model *model, *reference;
   bk_verify_options options;
+  const char *case_file;
   bk_verify_row *rows; /* with names of their own */
   size_t n_rows, capacity;
 } verify_command;
@@ -106,6 +107,72 @@ static bk_status compare(verify_command *v) {
                  (long long)result.failed, (long long)result.rows);
 }
 
+/* ---- --bisect ---- */
+
+/* "dx[0,3]" */
+static const char *element_text(const bk_bisect_result *r, char *text, size_t size) {
+  size_t used = (size_t)snprintf(text, size, "%s", r->operand);
+  for (int d = 0; d < r->ndim && used < size; d++)
+    used += (size_t)snprintf(text + used, size - used, "%s%lld", d ? "," : "[",
+                             (long long)r->element[d]);
+  if (r->ndim && used < size) snprintf(text + used, size - used, "]");
+  return text;
+}
+
+static bk_status print_call_json(verify_command *v, const bk_bisect_result *r) {
+  static const char *const causes[] = {"", "value", "wrote", "changed"}; /* as bk_bisect_cause */
+  json_t *call = json_pack("{s:I,s:b}", "calls", (json_int_t)r->calls, "found", r->cause != 0);
+  if (!call || !r->cause) return cli_print_json(v->s, call);
+  json_t *element = json_array();
+  for (int d = 0; d < r->ndim; d++) json_array_append_new(element, json_integer(r->element[d]));
+  json_t *more = json_pack(
+      "{s:s,s:i,s:s,s:s,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o}", "cause", causes[r->cause], "micro_batch",
+      r->micro_batch, "stage", r->stage, "op", r->op, "kernel", r->kernel, "operand", r->operand,
+      "element", element, "got", cli_number(r->got), "expected", cli_number(r->expected), "nmse",
+      cli_number(r->nmse), "max_abs", cli_number(r->max_abs), "bound", cli_number(r->bound));
+  int failed = !more || json_object_update(call, more) != 0;
+  if (r->wrote_case) failed |= json_object_set_new(call, "case", json_string(v->case_file)) != 0;
+  json_decref(more);
+  if (!failed) return cli_print_json(v->s, call);
+  json_decref(call);
+  return cli_print_json(v->s, NULL);
+}
+
+static void print_found(const verify_command *v, const bk_bisect_result *r) {
+  char element[128], pass[32] = "";
+  if (r->micro_batch) snprintf(pass, sizeof pass, " (micro-batch %d)", r->micro_batch);
+  printf("call %lld differs: %s, kernel %s\n", (long long)r->calls, r->op, r->kernel);
+  printf("in       %s%s\n", r->stage, pass);
+  printf("%-8s %s is %.9g, should be %s%.9g\n", r->cause == BK_BISECT_VALUE ? "output" : "input",
+         element_text(r, element, sizeof element), r->got, r->bound > 0 ? "" : "exactly ",
+         r->expected);
+  if (r->cause == BK_BISECT_CHANGED)
+    printf("         as the call that made it left it: something has written there since\n");
+  else if (r->cause == BK_BISECT_WROTE)
+    printf("         as it was before the call, which may not write there\n");
+  else if (r->bound > 0)
+    printf("nmse     %.2e, bound %.0e; off by at most %.2e\n", r->nmse, r->bound, r->max_abs);
+  if (r->wrote_case)
+    printf("case     %s (test_ops --case %s --device %s)\n", v->case_file, v->case_file,
+           cli_value(&v->s->args, "device"));
+}
+
+static bk_status print_call_text(verify_command *v, const bk_bisect_result *r) {
+  print_setting(v, &r->setting);
+  if (r->cause) print_found(v, r);
+  else printf("no call differs past its bound: %lld calls compared\n", (long long)r->calls);
+  return cli_flush_stdout(v->s);
+}
+
+static bk_status bisect(verify_command *v) {
+  bk_bisect_options options = {v->options, v->case_file};
+  bk_bisect_result result;
+  BK_TRY(bk_bisect(v->model, v->reference, &options, &result));
+  BK_TRY(v->s->json ? print_call_json(v, &result) : print_call_text(v, &result));
+  if (!result.cause) return BK_OK;
+  return bk_fail(v->s->ctx, BK_ERR_BOUNDS, "verify: %s differs in %s", result.op, result.stage);
+}
+
 static void finish(verify_command *v) {
   for (size_t i = 0; i < v->n_rows; i++) bk_free(v->s->ctx, (void *)v->rows[i].tensor);
   bk_free(v->s->ctx, v->rows);
@@ -116,16 +183,22 @@ static void finish(verify_command *v) {
 
 static bk_status run(cli_session *s) {
   const char *against = cli_value(&s->args, "against");
-  verify_command v = {.s = s, .against = against ? against : "ref"};
+  const char *file = cli_value(&s->args, "case");
+  verify_command v = {.s = s,
+                      .against = against ? against : "ref",
+                      .case_file = file ? file : "bisect-case.safetensors"};
+  bool calls = cli_given(&s->args, "bisect");
   bk_verify_options_default(&v.options);
   if (!cli_given(&s->args, "device"))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --device NAME is needed");
+  if (file && !calls)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --case FILE is for --bisect");
   BK_TRY(cli_int(s, "batch-size", 1, 1 << 20, &v.options.batch));
   BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &v.options.seq_len));
   BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &v.options.seed));
   BK_TRY(cli_double(s, "bounds", 0, 1e12, &v.options.bounds));
   bk_status status = prepare(&v);
-  if (status == BK_OK) status = compare(&v);
+  if (status == BK_OK) status = calls ? bisect(&v) : compare(&v);
   finish(&v);
   return status;
 }
@@ -136,6 +209,8 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: 48)"},
     {"seed", CLI_ONE, "N", "of the tokens (default: 1)"},
     {"bounds", CLI_ONE, "X", "multiply the bounds by X (default: 1)"},
+    {"bisect", CLI_FLAG, NULL, "find the first call of an op that is wrong instead"},
+    {"case", CLI_ONE, "FILE", "that call, for test_ops (default: bisect-case.safetensors)"},
     CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };

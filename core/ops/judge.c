@@ -37,7 +37,8 @@ void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t cou
   for (int64_t i = 0; i < count; i++) {
     double rounded = bk_round_to(dtype, want[i]), d = fabs(got[i] - want[i]);
     if (!agree_special(got[i], rounded, &finite) || (finite && exact && got[i] != rounded)) {
-      *j = (bk_judgement){.element = i, .special = true, .error = d, .nmse = INFINITY};
+      *j = (bk_judgement){
+          .element = i, .special = true, .error = d, .nmse = INFINITY, .bound = exact ? 0 : bound};
       return;
     }
     if (!finite) continue;

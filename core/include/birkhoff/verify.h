@@ -62,6 +62,56 @@ typedef struct bk_verify_result {
 BK_API bk_status bk_verify(bk_model *model, bk_model *reference, const bk_verify_options *options,
                            bk_verify_row_fn each, void *user, bk_verify_result *result);
 
+/* ---- call by call: the way to the first wrong number ---- */
+
+/* Both models do the same step call by call (every launch of an op): forward and backward twice, so
+ * that the second micro-batch's gradients add to the first one's, then the optimiser. Before a call
+ * the device has what the reference has, bit by bit; its outputs are judged by the exact result,
+ * which `ref` computes in fp64 from the same inputs, as the op harness (doc/testing.md) judges
+ * them; then it is given the reference's outputs, so that no error travels on. The first call that
+ * differs ends it: no earlier rounding can have made it differ. Choices of experts whose scores are
+ * within 1e-6 may differ. */
+typedef struct bk_bisect_options {
+  bk_verify_options verify;
+  const char *case_file; /* where the call that differs is written; NULL: nowhere */
+} bk_bisect_options;
+
+typedef enum bk_bisect_cause {
+  BK_BISECT_NONE,  /* no call differs */
+  BK_BISECT_VALUE, /* an output of the call is past its bound */
+  BK_BISECT_WROTE, /* the call has written into an input */
+  /* an input is no longer what the call that made it has left there: another call, a copy or the
+   * zeroing of a tensor has written where it must not, or has not done what it should */
+  BK_BISECT_CHANGED
+} bk_bisect_cause;
+
+typedef struct bk_bisect_result {
+  bk_verify_setting setting;
+  int64_t calls; /* compared, that which differs included */
+  bk_bisect_cause cause;
+  /* of the call that differs, else zero */
+  int micro_batch;    /* 1 or 2; 0: the optimiser */
+  char stage[64];     /* "layers.1 feed-forward, experts, W"; F forward, D and W backward */
+  char op[32];        /* "grouped_wgrad" */
+  char kernel[32];    /* its name in the device's kernel table; "composed", "fallback" */
+  char operand[16];   /* "c" */
+  int ndim;           /* of the operand */
+  int64_t element[4]; /* the worst one, or the first that must be exact and is not */
+  double got, expected;
+  /* of the operand's elements; nmse is infinite where an element must be exact, or is not finite on
+   * one side alone; bound 0: all must be exact */
+  double nmse, max_abs, bound;
+  bool wrote_case;
+} bk_bisect_result;
+
+/* options NULL: the defaults, and no file. BK_OK, whether a call differs or not. BK_ERR_ARGUMENT:
+ * as bk_verify, and models in different dtypes, in several chunks, or whose steps are not made of
+ * the same calls. The file is a safetensors file with the call's op, parameters, inputs and the
+ * reference's outputs; tests/ops/test_ops --case FILE runs it again (doc/testing.md has the
+ * format). With BK_BISECT_CHANGED there is nothing to run again and none is written. */
+BK_API bk_status bk_bisect(bk_model *model, bk_model *reference, const bk_bisect_options *options,
+                           bk_bisect_result *result);
+
 #ifdef __cplusplus
 }
 #endif
