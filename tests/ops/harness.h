@@ -125,8 +125,7 @@ void cases_maps(harness *h);
 void cases_fused(harness *h);
 void cases_large(harness *h);
 
-/* The case that a file holds (case_file.c, doc/testing.md), which is not trusted: false, said,
- * where it is none. */
+/* The case that a file holds (case_file.h): false, said, where it is none. */
 bool harness_case_file(harness *h, const char *path);
 
 /* Makes the values of a field. */
