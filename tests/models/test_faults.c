@@ -1,5 +1,7 @@
 /* Allocation failures, one after the other, through everything that a training program does: an
  * error status, said once, nothing left behind, and the next attempt passes. */
+#include <birkhoff/verify.h>
+
 #include "tests/models/models.h"
 #include "tests/unit/fault_alloc.h"
 #include "tests/unit/fault_fs.h"
@@ -509,6 +511,60 @@ START_TEST(test_files) {
 }
 END_TEST
 
+/* ---- comparing two devices ---- */
+
+static bk_device *trusted;
+static double bisect_bounds; /* 0: the first call that rounds is written to a file */
+
+static bk_status make_reference(bk_model **reference) {
+  bk_status status = bk_model_create(trusted, &model->config, storage,
+                                     &(bk_model_options){.trainable = true}, reference);
+  if (status == BK_OK) status = bk_model_init(*reference, 7);
+  return status == BK_OK ? bk_model_init(model, 7) : status;
+}
+
+static bk_status compare_step(void) {
+  bk_model *reference = NULL;
+  bk_verify_options options = {.batch = 1, .seq_len = 4, .seed = 1, .bounds = 1};
+  bk_verify_result result = {.rows = -1};
+  bk_status status = make_reference(&reference);
+  if (status == BK_OK) status = bk_verify(model, reference, &options, NULL, NULL, &result);
+  ck_assert((status == BK_OK) == (result.rows > 0));
+  bk_model_destroy(reference);
+  return status;
+}
+
+static bk_status compare_calls(void) {
+  bk_model *reference = NULL;
+  char path[600];
+  snprintf(path, sizeof path, "%s-case", folder);
+  bk_bisect_options options = {{.batch = 1, .seq_len = 4, .seed = 1, .bounds = bisect_bounds},
+                               path};
+  bk_bisect_result result = {.calls = -1};
+  bk_status status = make_reference(&reference);
+  if (status == BK_OK) status = bk_bisect(model, reference, &options, &result);
+  ck_assert((status == BK_OK) == (result.calls > 0));
+  ck_assert(status != BK_OK || (bisect_bounds == 0) == result.wrote_case);
+  ck_assert(bk_path_exists(ctx, path) == result.wrote_case);
+  if (result.wrote_case) OK(bk_remove_tree(ctx, path));
+  bk_model_destroy(reference);
+  return status;
+}
+
+START_TEST(test_comparisons) {
+  prepare("cpu", BK_BF16, BK_HC_MHC, true);
+  trusted = open_device("ref", 1);
+  fault_each_allocation("verify", compare_step, quick() ? 97 : 7);
+  bisect_bounds = 0;
+  fault_each_allocation("bisect, to a case", compare_calls, quick() ? 97 : 7);
+  bisect_bounds = 1;
+  int64_t n = fault_each_allocation("bisect", compare_calls, quick() ? 797 : 97);
+  ck_assert_int_gt(n, 1000);
+  bk_device_close(trusted);
+  finish();
+}
+END_TEST
+
 /* Files lie in memory: thousands of saves wait for no disk. */
 static fault_fs files;
 
@@ -528,4 +584,4 @@ static void close_in_memory(void) {
 
 UNIT_MAIN("faults", open_in_memory, close_in_memory, test_build, test_room_for_graphs_and_lanes,
           test_training, test_training_composed, test_training_plain, test_profile, test_bench,
-          test_checkpoints, test_conversion, test_files)
+          test_checkpoints, test_conversion, test_files, test_comparisons)

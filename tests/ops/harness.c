@@ -63,19 +63,6 @@ static void complain(run *r, const char *format, ...) {
 
 /* ---- elements ---- */
 
-static double round_to(bk_dtype dtype, double v) {
-  if (dtype == BK_F32) return (double)(float)v;
-  if (dtype != BK_BF16) return v;
-  float f = (float)v;
-  union {
-    float f;
-    uint32_t u;
-  } odd = {.f = f};
-  if (!isnan(v) && (double)f != v && !(odd.u & 1u))
-    odd.u += fabs((double)f) > fabs(v) ? UINT32_MAX : 1u;
-  return (double)bk_bf16_to_f32(bk_f32_to_bf16(odd.f));
-}
-
 static void store(void *at, bk_dtype dtype, double v) {
   float f = (float)v;
   uint16_t half = bk_f32_to_bf16(f);
@@ -153,7 +140,8 @@ static void slots_place(run *r, bool odd_offsets) {
     if (s->how.kind == FILL_ALIAS || s->how.kind == FILL_INPLACE)
       s->alias = slot_find(r, s->how.other);
     if (s->alias >= 0) continue;
-    s->tensor.offset = r->bytes + (odd_offsets ? bk_dtype_size(s->tensor.dtype) : 0);
+    s->tensor.offset = r->bytes + s->tensor.offset % HARNESS_GUARD +
+                       (odd_offsets ? bk_dtype_size(s->tensor.dtype) : 0);
     r->bytes = BK_ALIGN_UP(s->tensor.offset + bk_tensor_span(&s->tensor), (size_t)HARNESS_GUARD) +
                HARNESS_GUARD;
   }
@@ -191,7 +179,8 @@ static void slots_fill(run *r) {
         bk_hash64(r->name, strlen(r->name)) ^ bk_hash64(s->field->name, strlen(s->field->name));
     s->values = must_alloc((size_t)s->count, sizeof *s->values);
     harness_fill(&s->how, &s->tensor, r->h->seed, stream, s->values);
-    for (int64_t j = 0; j < s->count; j++) s->values[j] = round_to(s->tensor.dtype, s->values[j]);
+    for (int64_t j = 0; j < s->count; j++)
+      s->values[j] = bk_round_to(s->tensor.dtype, s->values[j]);
     share_values(s);
   }
 }
@@ -230,7 +219,7 @@ static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *
       operand *s = &r->operands[i];
       if (!s->values || s->field->role == BK_OUT) continue;
       for (int64_t j = 0; j < s->count; j++)
-        s->values[j] = round_to(s->tensor.dtype, ref_value(s, j));
+        s->values[j] = bk_round_to(s->tensor.dtype, ref_value(s, j));
       ref_write(s);
     }
   }
@@ -241,39 +230,30 @@ static bk_status ref_run(run *r, const void *args, derive_fn derive, bk_buffer *
   return BK_OK;
 }
 
-/* The size of the roundings that the op may make on its way. */
-static double unit_of(const run *r) {
-  bool bf16 = bk_op_leading_dtype(r->op, r->device_args) == BK_BF16;
-  return bf16 && harness_rounds_between(r->h, r->op, r->device_args) ? 0x1p-9 : 0x1p-24;
-}
-
 static void ref_write_moved(const operand *s, double unit, uint64_t stream) {
   if (!s->values || s->field->role == BK_OUT || !bk_dtype_is_float(s->tensor.dtype)) {
     if (s->values) ref_write(s);
     return;
   }
   for (int64_t i = 0; i < s->count; i++) {
-    double moved = s->values[i] * (1 + unit * bk_normal(1, stream, (uint64_t)i));
+    double moved = bk_judge_move(s->values[i], unit, stream, (uint64_t)i);
     store((char *)bk_tensor_data(&s->dense) + (size_t)i * sizeof moved, BK_F64, moved);
   }
 }
 
 static double moved_by(const operand *s) {
-  double error = 0, norm = 0;
-  for (int64_t i = 0; i < s->count; i++) {
-    double d = ref_value(s, i) - s->want[i];
-    if (isfinite(d)) error += d * d, norm += s->want[i] * s->want[i];
-  }
-  return norm > 0 ? error / norm : 0;
+  if (s->dense.dtype != BK_F64) return 0;
+  return bk_judge_distance(bk_tensor_data(&s->dense), s->want, s->count);
 }
 
 /* How far each output moves, as a normalised mean squared error, when all inputs move by about
  * one rounding: the most of four tries. A sum that nearly cancels cannot be had more exactly
  * than that. */
 static void measure_sensitivity(run *r) {
-  for (int turn = 0; turn < 4; turn++) {
+  double unit = bk_op_rounding(r->h->device, r->op, r->device_args);
+  for (int turn = 0; turn < BK_JUDGE_TRIES; turn++) {
     for (int i = 0; i < r->n_operands; i++)
-      ref_write_moved(&r->operands[i], unit_of(r), (uint64_t)(100 * turn + i));
+      ref_write_moved(&r->operands[i], unit, (uint64_t)(100 * turn + i));
     if (bk_op_run(r->h->ref_stream, r->op, r->ref_args) != BK_OK) return;
     for (int i = 0; i < r->n_operands; i++) {
       if (r->operands[i].want)
@@ -382,87 +362,48 @@ static void judge_bytes(run *r, const uint8_t *result) {
   }
 }
 
-/* Whether a pair of values agrees where it is not a pair of finite numbers; *finite tells the
- * caller to go on. */
-static bool agree_special(bk_dtype dtype, double got, double want, bool *finite) {
-  double rounded = round_to(dtype, want);
-  *finite = isfinite(got) && isfinite(rounded);
-  if (*finite) return true;
-  if (isnan(got) || isnan(rounded)) return isnan(got) && isnan(rounded);
-  return got == rounded;
-}
-
-/* Sums over an output's elements. */
-typedef struct sums {
-  /* squares: of the error, the exact values, the error of storing the exact values */
-  double error, norm, rounding;
-  double largest_error, largest;
-  int64_t worst;
-} sums;
-
-static double nmse_of(double error, double norm) {
-  return norm > 0 ? error / norm : error > 0 ? INFINITY : 0;
-}
-
-static void sums_add(sums *m, bk_dtype dtype, int64_t i, double got, double want) {
-  double d = fabs(got - want), rounding = round_to(dtype, want) - want;
-  m->error += d * d;
-  m->norm += want * want;
-  m->rounding += rounding * rounding;
-  if (d > m->largest_error) m->largest_error = d, m->worst = i;
-  if (fabs(want) > m->largest) m->largest = fabs(want);
-}
-
 static double result_value(const operand *s, const uint8_t *result, int64_t i) {
   return load(result + s->tensor.offset + element_at(&s->tensor, i), s->tensor.dtype);
 }
 
-/* Adds up the finite elements; false after a complaint about one that must be exact or is
- * special. */
-static bool judge_elements(run *r, const operand *s, const uint8_t *result, bool exact, sums *m) {
-  for (int64_t i = 0; i < s->count; i++) {
-    double got = result_value(s, result, i), want = s->want[i];
-    bool finite;
-    if (!agree_special(s->tensor.dtype, got, want, &finite) ||
-        (finite && exact && got != round_to(s->tensor.dtype, want))) {
-      complain(r, "%s[%lld] is %.9g, should be %s%.9g", s->field->name, (long long)i, got,
-               exact ? "exactly " : "", want);
-      return false;
-    }
-    if (finite) sums_add(m, s->tensor.dtype, i, got, want);
+static void complain_of(run *r, const operand *s, double got, bool exact, const bk_judgement *j) {
+  if (j->special) {
+    complain(r, "%s[%lld] is %.9g, should be %s%.9g", s->field->name, (long long)j->element, got,
+             exact ? "exactly " : "", s->want[j->element]);
+    return;
   }
-  return true;
-}
-
-static double bound_of(const run *r, const operand *s, const sums *m) {
-  double bound = harness_bound(r->h, r->op, s->field, r->device_args);
-  return fmax(fmax(bound, 1.01 * nmse_of(m->rounding, m->norm)), 16 * s->sensitivity);
-}
-
-/* True when the output is within its bound; says what is wrong if `final`. */
-static bool judge_operand(run *r, const operand *s, const uint8_t *result, bool final) {
-  bool exact = harness_bound(r->h, r->op, s->field, r->device_args) == 0 ||
-               !bk_dtype_is_float(s->tensor.dtype);
-  sums m = {0};
-  if (!judge_elements(r, s, result, exact, &m)) return true; /* nothing to reconsider */
-  if (exact) return true;
-  double nmse = nmse_of(m.error, m.norm), bound = bound_of(r, s, &m),
-         cap = 8 * sqrt(bound) * m.largest;
-  bool within = nmse <= bound && m.largest_error <= cap;
-  if (!within && !final) return false;
-  const bool half = r->h->st == BK_BF16;
-  r->h->worst[r->op][half] = fmax(r->h->worst[r->op][half], nmse / bound);
-  r->h->nmse[r->op][half] = fmax(r->h->nmse[r->op][half], nmse);
-  if (r->h->verbose) {
-    printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, nmse, bound,
-           m.largest_error, m.largest);
-  }
-  if (!(nmse <= bound)) complain(r, "%s: nmse %.3e above %.0e", s->field->name, nmse, bound);
-  if (!(m.largest_error <= cap)) {
+  if (!(j->nmse <= j->bound))
+    complain(r, "%s: nmse %.3e above %.0e", s->field->name, j->nmse, j->bound);
+  if (!(j->error <= j->most)) {
     complain(r, "%s[%lld] is off by %.3e, above %.3e (largest value %.3e)", s->field->name,
-             (long long)m.worst, m.largest_error, cap, m.largest);
+             (long long)j->element, j->error, j->most, j->largest);
   }
-  return within;
+}
+
+static void note_judgement(run *r, const operand *s, const bk_judgement *j) {
+  const bool half = r->h->st == BK_BF16;
+  r->h->worst[r->op][half] = fmax(r->h->worst[r->op][half], j->nmse / j->bound);
+  r->h->nmse[r->op][half] = fmax(r->h->nmse[r->op][half], j->nmse);
+  if (r->h->verbose) {
+    printf("     %-14s nmse %.2e bound %.0e max %.2e of %.2e\n", s->field->name, j->nmse, j->bound,
+           j->error, j->largest);
+  }
+}
+
+/* False when the output is past a bound that may have to be reconsidered; says what is wrong if
+ * `final`. */
+static bool judge_operand(run *r, const operand *s, const uint8_t *result, bool final) {
+  double bound = bk_op_bound(r->h->device, r->op, s->field, r->device_args);
+  bool exact = bound == 0 || !bk_dtype_is_float(s->tensor.dtype);
+  double *got = must_alloc((size_t)s->count, sizeof *got);
+  bk_judgement j;
+  for (int64_t i = 0; i < s->count; i++) got[i] = result_value(s, result, i);
+  bk_judge(s->tensor.dtype, got, s->want, s->count, bound, s->sensitivity, &j);
+  bool settled = j.within || j.special || final;
+  if (settled && !exact && !j.special) note_judgement(r, s, &j);
+  if (settled && !j.within) complain_of(r, s, got[j.element], exact, &j);
+  free(got);
+  return settled;
 }
 
 static void judge(run *r, const uint8_t *result) {

@@ -21,7 +21,7 @@
 #ifndef BK_TEST_HARNESS_H
 #define BK_TEST_HARNESS_H
 
-#include "ops/ops.h"
+#include "ops/judge.h"
 
 /* Distance of the guards, and the gap behind each row of a strided case, in elements (odd: it
  * breaks alignment). */
@@ -85,8 +85,8 @@ typedef struct harness {
  * ops. args: ref's tensors. */
 typedef bk_status (*derive_fn)(harness *h, void *args);
 
-/* One case. Fields without a fill: inputs and INOUT are normal(0,1), outputs are poisoned.
- * `name` is a printf format. */
+/* One case. What a tensor's offset is modulo HARNESS_GUARD, it is on the device. Fields without a
+ * fill: inputs and INOUT are normal(0,1), outputs are poisoned. `name` is a printf format. */
 void harness_case(harness *h, bk_op op, const void *args, const fill *fills, derive_fn derive,
                   const char *name, ...) BK_PRINTF(6, 7);
 
@@ -125,14 +125,11 @@ void cases_maps(harness *h);
 void cases_fused(harness *h);
 void cases_large(harness *h);
 
+/* The case that a file holds (case_file.h): false, said, where it is none. */
+bool harness_case_file(harness *h, const char *path);
+
 /* Makes the values of a field. */
 void harness_fill(const fill *f, const bk_tensor *t, uint64_t seed, uint64_t stream,
                   double *values);
-
-/* Whether the op, as the device runs it, stores in bf16 and goes on from what it stored: all
- * outputs carry that rounding. */
-bool harness_rounds_between(const harness *h, bk_op op, const void *args);
-/* NMSE bound of an output; 0 = exact. */
-double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args);
 
 #endif

@@ -7,6 +7,8 @@
  *   must have the same bits
  *   --tf32          fp32 products may round their operands to TF32; the bounds allow for it
  *   --op NAME       this op only       --case TEXT     cases whose name contains TEXT
+ *   --case FILE     where it ends in .safetensors: only the case in that file, as `birkhoff verify
+ *                   --bisect` writes it, whatever its size
  *   --seed N        default 1          --list          names only        --verbose
  *   --report        lines "report OP FP32 BF16 SHARE": worst normalised mean squared error by
  *                   storage type, worst share of a bound
@@ -27,6 +29,7 @@ typedef struct options {
   const char *device;
   bk_device_options open;
   bool bits, like_composed, perf;
+  const char *file; /* of a case */
 } options;
 
 static void count_line(void *user, bk_log_level level, const char *message) {
@@ -47,11 +50,17 @@ static bool parse_flag(harness *h, options *o, const char *arg) {
   return false;
 }
 
+static bool is_file(const char *text) {
+  size_t length = strlen(text), ending = strlen(".safetensors");
+  return length > ending && strcmp(text + length - ending, ".safetensors") == 0;
+}
+
 static bool parse_value(harness *h, options *o, const char *arg, const char *value) {
   if (!value) return false;
   if (strcmp(arg, "--device") == 0) o->device = value;
   else if (strcmp(arg, "--isa") == 0) o->open.isa = value;
   else if (strcmp(arg, "--op") == 0) h->op_filter = value;
+  else if (strcmp(arg, "--case") == 0 && is_file(value)) o->file = value;
   else if (strcmp(arg, "--case") == 0) h->case_filter = value;
   else if (strcmp(arg, "--threads") == 0) o->open.threads = atoi(value);
   else if (strcmp(arg, "--seed") == 0) h->seed = strtoull(value, NULL, 10);
@@ -170,7 +179,9 @@ int main(int argc, char **argv) {
     status = perf_measure_roof(&h, &roof);
     h.roof = &roof;
   }
-  if (status == BK_OK) {
+  if (status == BK_OK && o.file) {
+    result = harness_case_file(&h, o.file) ? report(&h, &o, 0) : 2;
+  } else if (status == BK_OK) {
     all_cases(&h);
     result = report(&h, &o, o.perf || h.large ? 0 : check_coverage(&h));
   }

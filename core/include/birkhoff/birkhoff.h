@@ -16,6 +16,7 @@
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>
 #include <birkhoff/types.h>
+#include <birkhoff/verify.h>
 #include <birkhoff/version.h>
 
 #endif

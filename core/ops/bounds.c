@@ -6,8 +6,8 @@
  * unless the op rounds something in between. Storing one result in bf16 takes 2.4e-6 of the 5e-6
  * (numbers of all magnitudes, 8 bits); a composed op stores what it adds to at every step,
  * which a fused kernel does not, so composed ops have the bound once per step. */
+#include "ops/judge.h"
 #include "ops/plan.h"
-#include "tests/ops/harness.h"
 
 #include <string.h>
 
@@ -51,9 +51,9 @@ static double product_length(bk_op op, const void *args) {
   return 0;
 }
 
-static bool runs_composed(const harness *h, bk_op op, const void *args) {
+static bool runs_composed(const bk_device *device, bk_op op, const void *args) {
   if (!bk_op_describe(op)->composed) return false;
-  const bk_kernel *kernel = bk_kernel_find(h->device, op, args);
+  const bk_kernel *kernel = bk_kernel_find(device, op, args);
   return kernel && strcmp(kernel->name, "composed") == 0;
 }
 
@@ -63,38 +63,39 @@ static bool goes_on_from_stored(bk_op op) {
          op == BK_OP_HC_MERGE_MIX_BWD || op == BK_OP_HC_REBUILD;
 }
 
-bool harness_rounds_between(const harness *h, bk_op op, const void *args) {
-  return bk_op_leading_dtype(op, args) == BK_BF16 &&
-         (goes_on_from_stored(op) || runs_composed(h, op, args));
+double bk_op_rounding(const bk_device *device, bk_op op, const void *args) {
+  bool between = bk_op_leading_dtype(op, args) == BK_BF16 &&
+                 (goes_on_from_stored(op) || runs_composed(device, op, args));
+  return between ? 0x1p-9 : 0x1p-24;
 }
 
 /* The streams once a layer (twice, where the merge in it runs composed), then y and h. */
-static double rebuild_stores(const harness *h, const bk_hc_rebuild_args *a) {
+static double rebuild_stores(const bk_device *device, const bk_hc_rebuild_args *a) {
   bk_hc_post_res_args merge = {a->layer[0].x, a->layer[0].f, a->layer[0].post, a->layer[0].comb,
                                a->layer[1].x};
-  bool twice = a->layers > 1 && runs_composed(h, BK_OP_HC_REBUILD, a) &&
-               runs_composed(h, BK_OP_HC_POST_RES, &merge);
+  bool twice = a->layers > 1 && runs_composed(device, BK_OP_HC_REBUILD, a) &&
+               runs_composed(device, BK_OP_HC_POST_RES, &merge);
   return (a->layers - 1) * (twice ? 2 : 1) + 2;
 }
 
 /* Times that a composed op stores in bf16 on the way to an output: by its definition, or because it
  * runs composed. */
-static double stores(const harness *h, bk_op op, const void *args) {
+static double stores(const bk_device *device, bk_op op, const void *args) {
   if (op == BK_OP_HC_MERGE_MIX || op == BK_OP_HC_MERGE_MIX_BWD) return 4;
   if (op == BK_OP_HC_PRE_NORM) return 2;
-  if (op == BK_OP_HC_REBUILD) return rebuild_stores(h, args);
-  return runs_composed(h, op, args) ? 2 : 1;
+  if (op == BK_OP_HC_REBUILD) return rebuild_stores(device, args);
+  return runs_composed(device, op, args) ? 2 : 1;
 }
 
-double harness_bound(const harness *h, bk_op op, const bk_op_field *field, const void *args) {
+double bk_op_bound(const bk_device *device, bk_op op, const bk_op_field *field, const void *args) {
   bk_dtype dtype = bk_op_field_get(args, field)->dtype;
   bool carries = goes_on_from_stored(op) && bk_op_leading_dtype(op, args) == BK_BF16;
   family f = op_family(op);
   if (f == EXACT) return 0;
-  if (dtype == BK_BF16 || carries) return f == ATTENTION ? 2e-5 : 5e-6 * stores(h, op, args);
+  if (dtype == BK_BF16 || carries) return f == ATTENTION ? 2e-5 : 5e-6 * stores(device, op, args);
   if (f == ELEMENT) return 1e-10;
   /* each of two operands off by a part in 2^11 at most */
-  if (h->device->options.allow_tf32) return 1e-6;
+  if (device->options.allow_tf32) return 1e-6;
   double length = product_length(op, args);
   return 1e-9 * (length > 1024 ? length / 1024 : 1);
 }

@@ -1,12 +1,12 @@
-/* See verify.h. */
-#include "tools/verify.h"
+/* One model's part in a comparison, and choices of experts. See verify_priv.h. */
+#include "models/verify_priv.h"
 
 #include <math.h>
 #include <string.h>
 
-static int64_t n_tokens(const verify_batch *b) { return b->batch * b->seq_len; }
+static int64_t n_tokens(const bk_verify_batch *b) { return b->batch * b->seq_len; }
 
-static bk_status alloc_param_arrays(verify_side *side, double ***arrays) {
+static bk_status alloc_param_arrays(bk_verify_side *side, double ***arrays) {
   bk_context *ctx = side->model->ctx;
   *arrays = bk_alloc_array(ctx, (size_t)side->model->n_params, sizeof **arrays);
   if (!*arrays) return BK_ERR_MEMORY;
@@ -18,13 +18,13 @@ static bk_status alloc_param_arrays(verify_side *side, double ***arrays) {
   return BK_OK;
 }
 
-static void free_param_arrays(verify_side *side, double **arrays) {
+static void free_param_arrays(bk_verify_side *side, double **arrays) {
   for (int i = 0; arrays && i < side->model->n_params; i++) bk_free(side->model->ctx, arrays[i]);
   bk_free(side->model->ctx, arrays);
 }
 
 /* The weights as the optimiser sees them. */
-static bk_status read_weights(verify_side *side, double **values) {
+static bk_status read_weights(bk_verify_side *side, double **values) {
   for (int i = 0; i < side->model->n_params; i++) {
     const bk_param *p = &side->model->params[i];
     bk_tensor master = bk_param_master(side->model, p), weight = bk_param_weight(side->model, p);
@@ -34,9 +34,7 @@ static bk_status read_weights(verify_side *side, double **values) {
   return BK_OK;
 }
 
-bk_status verify_side_init(verify_side *side, bk_model *model, const verify_batch *batch) {
-  bk_context *ctx = model->ctx;
-  const bk_model_config *c = &model->config;
+bk_status bk_verify_side_init(bk_verify_side *side, bk_model *model, const bk_verify_batch *batch) {
   side->model = model;
   bk_runner_options options = {.batch = batch->batch,
                                .seq_len = batch->seq_len,
@@ -45,7 +43,12 @@ bk_status verify_side_init(verify_side *side, bk_model *model, const verify_batc
                                .keep_logits = true};
   bk_optimizer_options adam = {VERIFY_BETA1, VERIFY_BETA2, VERIFY_ADAM_EPS, VERIFY_WEIGHT_DECAY};
   BK_TRY(bk_runner_create(model, &options, &side->runner));
-  BK_TRY(bk_optimizer_create(model, &adam, &side->optimizer));
+  return bk_optimizer_create(model, &adam, &side->optimizer);
+}
+
+bk_status bk_verify_side_keep(bk_verify_side *side, const bk_verify_batch *batch) {
+  bk_context *ctx = side->model->ctx;
+  const bk_model_config *c = &side->model->config;
   size_t n = (size_t)n_tokens(batch), moe = (size_t)bk_runner_n_moe(side->runner);
   side->logits = bk_alloc_array(ctx, n * (size_t)c->vocab_size, sizeof *side->logits);
   side->scores = bk_alloc_array(ctx, moe * n * (size_t)c->n_routed_experts, sizeof *side->scores);
@@ -57,7 +60,7 @@ bk_status verify_side_init(verify_side *side, bk_model *model, const verify_batc
   return read_weights(side, side->before);
 }
 
-void verify_side_free(verify_side *side) {
+void bk_verify_side_fini(bk_verify_side *side) {
   if (!side->model) return;
   bk_context *ctx = side->model->ctx;
   free_param_arrays(side, side->after);
@@ -68,11 +71,10 @@ void verify_side_free(verify_side *side) {
   bk_free(ctx, side->logits);
   bk_optimizer_destroy(side->optimizer);
   bk_runner_destroy(side->runner);
-  bk_model_destroy(side->model);
-  *side = (verify_side){0};
+  *side = (bk_verify_side){0};
 }
 
-static bk_status read_choices(verify_side *side, const verify_batch *batch) {
+static bk_status read_choices(bk_verify_side *side, const bk_verify_batch *batch) {
   const bk_model_config *c = &side->model->config;
   int64_t n = n_tokens(batch);
   for (int l = 0; l < bk_runner_n_moe(side->runner); l++) {
@@ -86,21 +88,25 @@ static bk_status read_choices(verify_side *side, const verify_batch *batch) {
   return BK_OK;
 }
 
-bk_status verify_side_forward(verify_side *side, const verify_batch *batch) {
+bk_status bk_verify_step_begin(bk_model *model, const bk_verify_batch *batch, int micros) {
   bk_step_values values = {.lr = VERIFY_LR,
                            .bc1 = 1 - VERIFY_BETA1,
                            .bc2 = 1 - VERIFY_BETA2,
                            .max_norm = VERIFY_MAX_NORM,
-                           .loss_scale = 1 / (double)batch->kept,
+                           .loss_scale = 1 / ((double)batch->kept * micros),
                            .balance_rate = VERIFY_BALANCE_RATE};
+  return bk_step_begin(model, &values);
+}
+
+bk_status bk_verify_side_forward(bk_verify_side *side, const bk_verify_batch *batch) {
   bk_tensor logits = bk_runner_logits(side->runner);
-  BK_TRY(bk_step_begin(side->model, &values));
+  BK_TRY(bk_verify_step_begin(side->model, batch, 1));
   BK_TRY(bk_runner_forward(side->runner, 0, batch->ids, batch->targets));
   BK_TRY(bk_tensor_read_f64(side->model->stream, &logits, side->logits));
   return read_choices(side, batch);
 }
 
-bk_status verify_side_backward(verify_side *side) {
+bk_status bk_verify_side_backward(bk_verify_side *side) {
   BK_TRY(bk_runner_backward(side->runner, 0));
   for (int i = 0; i < side->model->n_params; i++) {
     bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
@@ -110,7 +116,7 @@ bk_status verify_side_backward(verify_side *side) {
   return BK_OK;
 }
 
-static bk_status write_gradients(verify_side *side, double *const *values) {
+static bk_status write_gradients(bk_verify_side *side, double *const *values) {
   for (int i = 0; i < side->model->n_params; i++) {
     bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
     if (bk_tensor_present(&grad))
@@ -119,7 +125,8 @@ static bk_status write_gradients(verify_side *side, double *const *values) {
   return BK_OK;
 }
 
-bk_status verify_side_step(verify_side *side, const verify_batch *batch, double *const *grad) {
+bk_status bk_verify_side_step(bk_verify_side *side, const bk_verify_batch *batch,
+                              double *const *grad) {
   bk_step_results results;
   if (grad) BK_TRY(write_gradients(side, grad));
   BK_TRY(bk_optimizer_step(side->optimizer));
@@ -135,16 +142,10 @@ bk_status verify_side_step(verify_side *side, const verify_batch *batch, double 
 
 /* ---- expert choices ---- */
 
-/* One token's view of a router: scores with the bias added, its groups' scores. */
-typedef struct router_view {
-  const bk_model_config *config;
-  const double *scores, *bias;
-} router_view;
+static double biased(const bk_router_view *v, int64_t e) { return v->scores[e] + v->bias[e]; }
 
-static double biased(const router_view *v, int64_t e) { return v->scores[e] + v->bias[e]; }
-
-static double group_score(const router_view *v, int64_t g) {
-  int64_t size = v->config->n_routed_experts / v->config->n_group;
+static double group_score(const bk_router_view *v, int64_t g) {
+  int64_t size = v->n_experts / v->n_group;
   double best = -INFINITY, second = -INFINITY;
   for (int64_t e = g * size; e < (g + 1) * size; e++) {
     double s = biased(v, e);
@@ -154,14 +155,14 @@ static double group_score(const router_view *v, int64_t g) {
   return size > 1 ? best + second : best;
 }
 
-static bool group_kept(const router_view *v, int64_t g) {
+static bool group_kept(const bk_router_view *v, int64_t g) {
   int64_t better = 0;
   double mine = group_score(v, g);
-  for (int64_t other = 0; other < v->config->n_group; other++) {
+  for (int64_t other = 0; other < v->n_group; other++) {
     double s = group_score(v, other);
     better += s > mine || (s == mine && other < g);
   }
-  return better < v->config->topk_group;
+  return better < v->topk_group;
 }
 
 static bool contains(const int32_t *list, int64_t count, int64_t e) {
@@ -170,30 +171,30 @@ static bool contains(const int32_t *list, int64_t count, int64_t e) {
   return false;
 }
 
-/* How far apart, in the reference's scores, what was taken and what was left are; -1: the same
- * choice. */
-static double flip_margin(const router_view *a, const router_view *ref, const int32_t *chosen,
-                          const int32_t *wanted) {
-  const bk_model_config *c = ref->config;
+double bk_router_margin(const bk_router_view *a, const bk_router_view *ref, const int32_t *chosen,
+                        const int32_t *wanted) {
   double low = INFINITY, high = -INFINITY;
   bool same = true;
-  for (int64_t j = 0; j < c->num_experts_per_tok; j++)
-    same = same && contains(wanted, c->num_experts_per_tok, chosen[j]);
+  for (int64_t j = 0; j < ref->k; j++) {
+    if (chosen[j] < 0 || chosen[j] >= ref->n_experts || contains(chosen, j, chosen[j]))
+      return INFINITY;
+    same = same && contains(wanted, ref->k, chosen[j]);
+  }
   if (same) return -1;
-  for (int64_t g = 0; g < c->n_group; g++)
+  for (int64_t g = 0; g < ref->n_group; g++)
     if (group_kept(a, g) != group_kept(ref, g))
       low = fmin(low, group_score(ref, g)), high = fmax(high, group_score(ref, g));
   if (high >= low) return high - low;
-  for (int64_t j = 0; j < c->num_experts_per_tok; j++) {
-    if (!contains(wanted, c->num_experts_per_tok, chosen[j]))
+  for (int64_t j = 0; j < ref->k; j++) {
+    if (!contains(wanted, ref->k, chosen[j]))
       low = fmin(low, biased(ref, chosen[j])), high = fmax(high, biased(ref, chosen[j]));
-    if (!contains(chosen, c->num_experts_per_tok, wanted[j]))
+    if (!contains(chosen, ref->k, wanted[j]))
       low = fmin(low, biased(ref, wanted[j])), high = fmax(high, biased(ref, wanted[j]));
   }
   return high - low;
 }
 
-static const double *bias_of_layer(const verify_side *side, int layer) {
+static const double *bias_of_layer(const bk_verify_side *side, int layer) {
   int found = 0;
   static const char leaf[] = "e_score_correction_bias";
   for (int i = 0; i < side->model->n_params; i++) {
@@ -206,17 +207,18 @@ static const double *bias_of_layer(const verify_side *side, int layer) {
   return NULL;
 }
 
-static void compare_layer(const verify_side *a, const verify_side *ref, const verify_batch *batch,
-                          int layer, double tolerance, const int64_t *clean, int64_t *first,
-                          verify_flips *flips) {
+static void compare_layer(const bk_verify_side *a, const bk_verify_side *ref,
+                          const bk_verify_batch *batch, int layer, double tolerance,
+                          const int64_t *clean, int64_t *first, bk_verify_flips *flips) {
   const bk_model_config *c = &ref->model->config;
   int64_t n = n_tokens(batch), E = c->n_routed_experts, k = c->num_experts_per_tok;
   const double *bias = bias_of_layer(ref, layer);
   for (int64_t i = 0; i < n; i++) {
     int64_t b = i / batch->seq_len, t = i % batch->seq_len, at = layer * n + i;
-    router_view va = {c, a->scores + at * E, bias}, vr = {c, ref->scores + at * E, bias};
+    bk_router_view va = {E, k, c->n_group, c->topk_group, a->scores + at * E, bias}, vr = va;
+    vr.scores = ref->scores + at * E;
     double margin =
-        t < clean[b] ? flip_margin(&va, &vr, a->index + at * k, ref->index + at * k) : -1;
+        t < clean[b] ? bk_router_margin(&va, &vr, a->index + at * k, ref->index + at * k) : -1;
     flips->choices++;
     if (margin < 0) continue;
     flips->flips++;
@@ -226,11 +228,11 @@ static void compare_layer(const verify_side *a, const verify_side *ref, const ve
   }
 }
 
-bk_status verify_compare_choices(const verify_side *a, const verify_side *ref,
-                                 const verify_batch *batch, double tolerance, int64_t *clean,
-                                 verify_flips *flips) {
+bk_status bk_verify_choices(const bk_verify_side *a, const bk_verify_side *ref,
+                            const bk_verify_batch *batch, double tolerance, int64_t *clean,
+                            bk_verify_flips *flips) {
   bk_context *ctx = ref->model->ctx;
-  *flips = (verify_flips){0};
+  *flips = (bk_verify_flips){0};
   int64_t *first = bk_alloc_array(ctx, (size_t)batch->batch, sizeof *first);
   if (!first) return BK_ERR_MEMORY;
   for (int64_t b = 0; b < batch->batch; b++) clean[b] = batch->seq_len;
