@@ -125,7 +125,7 @@ static void draw_gain_ticks(svg *d, const axes *a) {
       if (v < a->low || v > a->high || k % every) continue;
       line(d, a->left, y_of(a, v), a->left + a->width, y_of(a, v),
            fabs(v - 1) < 1e-9 ? "#999999" : FAINT, 1);
-      snprintf(text, sizeof text, "%.4g", v);
+      snprintf(text, sizeof text, "%.7g", v);
       label(d, a->left - 8, y_of(a, v) + 4, "end", 12, INK, text);
     }
 }
@@ -249,7 +249,7 @@ static void draw_legend(svg *d, const cli_svg_run *run, const char *color, doubl
   const char *tail = length > LONGEST_NAME ? run->name + length - LONGEST_NAME : run->name;
   char gains[128], name[LONGEST_NAME + 4];
   snprintf(gains, sizeof gains, "%d sublayers, forward %.4g, backward %.4g", run->gain->n_sublayers,
-           run->gain->total_forward, run->gain->total_backward);
+           bk_unsigned_nan(run->gain->total_forward), bk_unsigned_nan(run->gain->total_backward));
   snprintf(name, sizeof name, "%s%s", tail == run->name ? "" : "...", tail);
   draw_sample(d, left, y, color, "");
   draw_sample(d, left + 32, y, color, DASHED);
