@@ -1,6 +1,7 @@
-/* birkhoff gain: Amax gain magnitudes of a model's residual maps on data: a table, JSON, and an
- * SVG like the paper's figures. */
+/* birkhoff gain: Amax gain magnitudes of the residual maps of one or several models on data: a
+ * table, JSON, and an SVG like the paper's figures. */
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,13 +14,15 @@
 
 typedef struct gain_run {
   cli_session *s;
-  bk_model *model;
+  const char *name; /* as on the command line */
+  bk_model *model;  /* NULL once it is measured */
   bk_dataset *data;
   bk_runner *runner;
   bk_gain *gain;
   cli_reading reading;
   /* seq_len: that of the reading, or what the data and max_tokens leave of it */
   int64_t seq_len, max_tokens;
+  int residual;
 } gain_run;
 
 /* The validation part, unless a stream is among the files: all of it then. */
@@ -81,16 +84,26 @@ static json_t *matrix_json(const double *m, int n) {
   return rows;
 }
 
-static bk_status print_json(gain_run *r) {
+static json_t *run_json(const gain_run *r) {
   const bk_gain *g = r->gain;
-  return cli_print_json(
-      r->s, json_pack("{s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s}", "sublayers",
-                      rows_json(g->sublayers, g->n_sublayers), "composite",
-                      rows_json(g->composite, g->n_sublayers), "total_forward",
-                      cli_number(g->total_forward), "total_backward", cli_number(g->total_backward),
-                      "mean_composite", matrix_json(g->mean_composite, g->n), "tokens",
-                      (json_int_t)g->tokens, "seq_len", (json_int_t)r->seq_len, "residual",
-                      cli_residual_name(r->model->config.residual)));
+  return json_pack(
+      "{s:o,s:o,s:o,s:o,s:o,s:I,s:I,s:s}", "sublayers", rows_json(g->sublayers, g->n_sublayers),
+      "composite", rows_json(g->composite, g->n_sublayers), "total_forward",
+      cli_number(g->total_forward), "total_backward", cli_number(g->total_backward),
+      "mean_composite", matrix_json(g->mean_composite, g->n), "tokens", (json_int_t)g->tokens,
+      "seq_len", (json_int_t)r->seq_len, "residual", cli_residual_name(r->residual));
+}
+
+/* One run is its object; several are {"runs": [...]} of such objects, each with its "run". */
+static bk_status print_json(const gain_run *runs, int count) {
+  if (count == 1) return cli_print_json(runs->s, run_json(runs));
+  json_t *list = json_array();
+  for (int i = 0; i < count; i++) {
+    json_t *one = run_json(&runs[i]);
+    json_object_set_new(one, "run", json_string(runs[i].name));
+    json_array_append_new(list, one);
+  }
+  return cli_print_json(runs->s, json_pack("{s:o}", "runs", list));
 }
 
 static void print_gain(double v) { printf(v < 1000 ? " %9.5f" : " %9.3e", bk_unsigned_nan(v)); }
@@ -103,14 +116,22 @@ static void print_gains(const bk_gain_row *row) {
   print_gain(row->backward_max);
 }
 
-static bk_status print_text(gain_run *r) {
+static void print_map(const bk_gain *g) {
+  for (int k = 0; k < g->n; k++) {
+    for (int m = 0; m < g->n; m++)
+      printf(" %9.4f", bk_unsigned_nan(g->mean_composite[k * g->n + m]));
+    printf("\n");
+  }
+}
+
+static void print_run(const gain_run *r) {
   const bk_gain *g = r->gain;
-  bool hc = bk_connection_kind_of((bk_hc_kind)r->model->config.residual)->signed_maps;
+  bool hc = bk_connection_kind_of((bk_hc_kind)r->residual)->signed_maps;
   printf(
       "Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n",
       (long long)g->tokens, (long long)r->seq_len,
       r->seq_len == r->reading.seq_len ? r->reading.why : "as many as the data and --tokens have",
-      cli_residual_name(r->model->config.residual), g->n, g->n == 1 ? "" : "s");
+      cli_residual_name(r->residual), g->n, g->n == 1 ? "" : "s");
   printf("                   single sublayer                           composite\n");
   printf(
       "sublayer       forward       max  backward       max    forward       max  backward       "
@@ -127,18 +148,34 @@ static bk_status print_text(gain_run *r) {
       "H_L ... H_1: forward %.6g, backward %.6g (means over tokens)\nits mean over tokens (rows: "
       "destination, columns: source)\n",
       bk_unsigned_nan(g->total_forward), bk_unsigned_nan(g->total_backward));
-  for (int k = 0; k < g->n; k++) {
-    for (int m = 0; m < g->n; m++)
-      printf(" %9.4f", bk_unsigned_nan(g->mean_composite[k * g->n + m]));
-    printf("\n");
-  }
-  return cli_flush_stdout(r->s);
+  print_map(g);
 }
 
-static bk_status draw(gain_run *r, const char *path) {
+/* A line of each run, after the tables of several. */
+static void print_summary(const gain_run *runs, int count) {
+  printf("H_L ... H_1 of each run\nresidual    sublayers    forward   backward  run\n");
+  for (int i = 0; i < count; i++)
+    printf("%-10s %10d %10.4g %10.4g  %s\n", cli_residual_name(runs[i].residual),
+           runs[i].gain->n_sublayers, bk_unsigned_nan(runs[i].gain->total_forward),
+           bk_unsigned_nan(runs[i].gain->total_backward), runs[i].name);
+}
+
+static bk_status print_text(const gain_run *runs, int count) {
+  for (int i = 0; i < count; i++) {
+    if (count > 1) printf("%s%s:\n", i ? "\n" : "", runs[i].name);
+    print_run(&runs[i]);
+  }
+  if (count > 1) {
+    printf("\n");
+    print_summary(runs, count);
+  }
+  return cli_flush_stdout(runs->s);
+}
+
+static bk_status draw_one(const gain_run *r, const char *path) {
   char title[128], subtitle[160];
-  snprintf(title, sizeof title, "Residual gains, %s, n = %d",
-           cli_residual_name(r->model->config.residual), r->gain->n);
+  snprintf(title, sizeof title, "Residual gains, %s, n = %d", cli_residual_name(r->residual),
+           r->gain->n);
   snprintf(subtitle, sizeof subtitle,
            "%d sublayers, %lld tokens; H_L ... H_1: forward %.4g, backward %.4g",
            r->gain->n_sublayers, (long long)r->gain->tokens, r->gain->total_forward,
@@ -146,35 +183,98 @@ static bk_status draw(gain_run *r, const char *path) {
   return cli_svg_gain(r->s->ctx, path, r->gain, title, subtitle);
 }
 
-static bk_status gain(gain_run *r) {
-  const char *path = cli_value(&r->s->args, "svg");
+static bk_status draw(const gain_run *runs, int count, const char *path) {
+  cli_svg_run curves[CLI_SVG_MOST_RUNS];
+  if (count == 1) return draw_one(runs, path);
+  for (int i = 0; i < count; i++)
+    curves[i] = (cli_svg_run){runs[i].name, cli_residual_name(runs[i].residual), runs[i].gain};
+  return cli_svg_composites(runs->s->ctx, path, curves, count);
+}
+
+/* ---- measuring ---- */
+
+/* The gains are all that is kept of a model: several runs take the memory of the largest. */
+static void drop_model(gain_run *r) {
+  bk_runner_destroy(r->runner);
+  bk_dataset_close(r->data);
+  bk_model_destroy(r->model);
+  r->runner = NULL;
+  r->data = NULL;
+  r->model = NULL;
+}
+
+static bk_status measure_model(gain_run *r) {
   BK_TRY(open_data(r));
   bk_runner_options options = {.batch = 1, .seq_len = r->seq_len, .slots = 1};
   BK_TRY(bk_runner_create(r->model, &options, &r->runner));
   BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner),
                         (int)bk_model_streams(r->model), &r->gain));
-  BK_TRY(measure(r));
-  if (path) BK_TRY(draw(r, path));
-  return r->s->json ? print_json(r) : print_text(r);
+  return measure(r);
+}
+
+static bk_status measure_run(gain_run *r) {
+  cli_session *s = r->s;
+  char *folder = NULL;
+  bk_status status = cli_load_model(s, r->name, &(bk_model_options){0}, &r->model, &folder);
+  if (status == BK_OK) status = cli_reading_of(s, folder, &r->model->config, &r->reading);
+  if (status == BK_OK) r->residual = (int)r->model->config.residual;
+  if (status == BK_OK) status = measure_model(r);
+  drop_model(r);
+  bk_free(s->ctx, folder);
+  return status;
+}
+
+/* Gains of other tokens are other numbers, if only by a little. */
+static void warn_of_other_tokens(const gain_run *runs, int count) {
+  for (int i = 1; i < count; i++)
+    if (runs[i].seq_len != runs->seq_len || runs[i].gain->tokens != runs->gain->tokens) {
+      bk_warn(runs->s->ctx,
+              "gain: %s is measured on %lld tokens in sequences of %lld, %s on %lld in sequences "
+              "of %lld; --seq-len and --split make them alike",
+              runs->name, (long long)runs->gain->tokens, (long long)runs->seq_len, runs[i].name,
+              (long long)runs[i].gain->tokens, (long long)runs[i].seq_len);
+      return;
+    }
+}
+
+/* Everything is measured before the first result is written. */
+static bk_status gain(gain_run *runs, int count) {
+  const char *path = cli_value(&runs->s->args, "svg");
+  for (int i = 0; i < count; i++) BK_TRY(measure_run(&runs[i]));
+  warn_of_other_tokens(runs, count);
+  if (path) BK_TRY(draw(runs, count, path));
+  return runs->s->json ? print_json(runs, count) : print_text(runs, count);
+}
+
+static bk_status check_names(cli_session *s) {
+  const char **names = s->args.words;
+  if (s->args.n_words > CLI_SVG_MOST_RUNS)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: %d checkpoints are given, it takes at most %d",
+                   s->args.n_words, CLI_SVG_MOST_RUNS);
+  for (int i = 0; i < s->args.n_words; i++)
+    for (int k = 0; k < i; k++)
+      if (strcmp(names[i], names[k]) == 0)
+        return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: %s is given twice", names[i]);
+  return BK_OK;
 }
 
 static bk_status run(cli_session *s) {
-  gain_run r = {.s = s, .max_tokens = DEFAULT_TOKENS};
-  char *folder = NULL;
+  gain_run runs[CLI_SVG_MOST_RUNS] = {{0}}, first = {.s = s, .max_tokens = DEFAULT_TOKENS};
+  int count = s->args.n_words;
   if (!cli_given(&s->args, "data"))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "gain: --data FILE... is needed");
-  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &r.reading.seq_len));
-  BK_TRY(cli_int(s, "tokens", 1, INT64_MAX, &r.max_tokens));
-  BK_TRY(cli_split(s, &r.reading.data.split)); /* a wrong word is told before the model is read */
+  BK_TRY(check_names(s));
+  BK_TRY(cli_int(s, "seq-len", 1, 1 << 24, &first.reading.seq_len));
+  BK_TRY(cli_int(s, "tokens", 1, INT64_MAX, &first.max_tokens));
+  /* a wrong word is told before the model is read */
+  BK_TRY(cli_split(s, &first.reading.data.split));
   BK_TRY(cli_open_device(s));
-  bk_status status = cli_load_model(s, s->args.words[0], &(bk_model_options){0}, &r.model, &folder);
-  if (status == BK_OK) status = cli_reading_of(s, folder, &r.model->config, &r.reading);
-  if (status == BK_OK) status = gain(&r);
-  bk_gain_destroy(r.gain);
-  bk_runner_destroy(r.runner);
-  bk_dataset_close(r.data);
-  bk_model_destroy(r.model);
-  bk_free(s->ctx, folder);
+  for (int i = 0; i < count; i++) {
+    runs[i] = first;
+    runs[i].name = s->args.words[i];
+  }
+  bk_status status = gain(runs, count);
+  for (int i = 0; i < count; i++) bk_gain_destroy(runs[i].gain);
   return status;
 }
 
@@ -184,14 +284,15 @@ static const cli_option options[] = {
     {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
     {"seq-len", CLI_ONE, "N",
      "tokens per sequence (default: as in training, else max_position_embeddings, at most 1024)"},
-    {"svg", CLI_ONE, "FILE", "draw gain against depth and the composite map"},
+    {"svg", CLI_ONE, "FILE",
+     "draw gain against depth: of one checkpoint with its composite map, of several in one panel"},
     CLI_ALLOW_NONFINITE,
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_gain = {"gain",
-                              "CKPT --data FILE... [OPTIONS]",
+                              "CKPT... --data FILE... [OPTIONS]",
                               "Shows the gains of the residual maps, per sublayer and composite.",
                               options,
                               1,
-                              1,
+                              INT_MAX,
                               run};

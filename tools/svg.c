@@ -13,6 +13,7 @@
 #define FAINT "#dddddd"
 #define PANEL_TOP 86
 #define PANEL_HEIGHT 300
+#define DASHED " stroke-dasharray=\"6 4\""
 
 typedef struct svg {
   bk_context *ctx;
@@ -70,12 +71,13 @@ static void line(svg *d, double x1, double y1, double x2, double y2, const char 
 typedef struct axes {
   double left, width;
   double low, high; /* gains at the bottom and the top, log scale */
-  int count;        /* sublayers */
+  int count;        /* sublayers of the deepest model */
 } axes;
 
 typedef struct series {
   const char *name, *color, *dash;
   const bk_gain_row *rows;
+  int count;    /* rows */
   size_t field; /* offset in bk_gain_row */
 } series;
 
@@ -97,7 +99,7 @@ static double y_of(const axes *a, double v) {
 static void find_range(axes *a, const series *all, int n_series) {
   double low = 1 / 1.2, high = 1.2;
   for (int s = 0; s < n_series; s++)
-    for (int i = 0; i < a->count; i++) {
+    for (int i = 0; i < all[s].count; i++) {
       double v = value_of(&all[s], i);
       if (v < low) low = v;
       if (v > high) high = v;
@@ -124,7 +126,7 @@ static void draw_gain_ticks(svg *d, const axes *a) {
       if (v < a->low || v > a->high || k % every) continue;
       line(d, a->left, y_of(a, v), a->left + a->width, y_of(a, v),
            fabs(v - 1) < 1e-9 ? "#999999" : FAINT, 1);
-      snprintf(text, sizeof text, "%.4g", v);
+      snprintf(text, sizeof text, "%.7g", v);
       label(d, a->left - 8, y_of(a, v) + 4, "end", 12, INK, text);
     }
 }
@@ -144,41 +146,50 @@ static void draw_depth_ticks(svg *d, const axes *a) {
 
 static void draw_series(svg *d, const axes *a, const series *s) {
   add(d, "<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\"%s points=\"", s->color, s->dash);
-  for (int i = 0; i < a->count; i++) add(d, "%.1f,%.1f ", x_of(a, i), y_of(a, value_of(s, i)));
+  for (int i = 0; i < s->count; i++) add(d, "%.1f,%.1f ", x_of(a, i), y_of(a, value_of(s, i)));
   add(d, "\"/>\n");
-  for (int i = 0; i < a->count && a->count <= 64; i++)
+  for (int i = 0; i < s->count && a->count <= 64; i++)
     add(d, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"2.5\" fill=\"%s\"/>\n", x_of(a, i),
         y_of(a, value_of(s, i)), s->color);
 }
 
+/* The panel that the curves lie in: ticks of both axes, a frame and what the axes are. */
+static void draw_panel(svg *d, const axes *a, const char *heading) {
+  label(d, a->left, PANEL_TOP - 34, "start", 14, INK, heading);
+  draw_gain_ticks(d, a);
+  draw_depth_ticks(d, a);
+  add(d, "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"none\" stroke=\"%s\"/>\n",
+      a->left, PANEL_TOP, a->width, PANEL_HEIGHT, INK);
+  label(d, a->left + a->width / 2, PANEL_TOP + PANEL_HEIGHT + 42, "middle", 13, INK,
+        "sublayer (attention, FFN, attention, ...)");
+}
+
+/* A piece of the curve, for a legend; y: of the text beside it. */
+static void draw_sample(svg *d, double x, double y, const char *color, const char *dash) {
+  add(d,
+      "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
+      "stroke-width=\"2\"%s/>\n",
+      x, y - 4, x + 24, y - 4, color, dash);
+}
+
 static void draw_gains(svg *d, const bk_gain *gain, double left, double width) {
+  int n = gain->n_sublayers;
   const series all[] = {
-      {"single, forward", "#1f77b4", "", gain->sublayers, offsetof(bk_gain_row, forward)},
-      {"single, backward", "#ff7f0e", "", gain->sublayers, offsetof(bk_gain_row, backward)},
-      {"composite, forward", "#1f77b4", " stroke-dasharray=\"6 4\"", gain->composite,
-       offsetof(bk_gain_row, forward)},
-      {"composite, backward", "#ff7f0e", " stroke-dasharray=\"6 4\"", gain->composite,
+      {"single, forward", "#1f77b4", "", gain->sublayers, n, offsetof(bk_gain_row, forward)},
+      {"single, backward", "#ff7f0e", "", gain->sublayers, n, offsetof(bk_gain_row, backward)},
+      {"composite, forward", "#1f77b4", DASHED, gain->composite, n, offsetof(bk_gain_row, forward)},
+      {"composite, backward", "#ff7f0e", DASHED, gain->composite, n,
        offsetof(bk_gain_row, backward)},
   };
-  axes a = {.left = left, .width = width, .count = gain->n_sublayers};
+  axes a = {.left = left, .width = width, .count = n};
   find_range(&a, all, BK_COUNT(all));
-  label(d, left, PANEL_TOP - 34, "start", 14, INK,
-        "Amax gain magnitude (mean over tokens, log scale)");
-  draw_gain_ticks(d, &a);
-  draw_depth_ticks(d, &a);
-  add(d, "<rect x=\"%.1f\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"none\" stroke=\"%s\"/>\n",
-      left, PANEL_TOP, width, PANEL_HEIGHT, INK);
+  draw_panel(d, &a, "Amax gain magnitude (mean over tokens, log scale)");
   for (size_t s = 0; s < BK_COUNT(all); s++) {
     double x = left + (const double[]){0, 130, 268, 425}[s], y = PANEL_TOP - 14;
     draw_series(d, &a, &all[s]);
-    add(d,
-        "<line x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"%s\" "
-        "stroke-width=\"2\"%s/>\n",
-        x, y - 4, x + 24, y - 4, all[s].color, all[s].dash);
+    draw_sample(d, x, y, all[s].color, all[s].dash);
     label(d, x + 30, y, "start", 12, INK, all[s].name);
   }
-  label(d, left + width / 2, PANEL_TOP + PANEL_HEIGHT + 42, "middle", 13, INK,
-        "sublayer (attention, FFN, attention, ...)");
 }
 
 /* ---- heat map ---- */
@@ -227,21 +238,91 @@ static void draw_heat_map(svg *d, const bk_gain *gain, double left, double size)
   label(d, left + size + 26, PANEL_TOP + size + 20, "middle", 11, "#666666", "col. sum");
 }
 
+/* ---- composites of several runs ---- */
+
+#define RUNS_WIDTH 860 /* as wide as a page of text shows it */
+#define LEGEND_TOP (PANEL_TOP + PANEL_HEIGHT + 76)
+#define LEGEND_ROW 22
+#define LONGEST_NAME 40
+
+static void draw_legend(svg *d, const cli_svg_run *run, const char *color, double left, double y) {
+  size_t length = strlen(run->name);
+  const char *tail = length > LONGEST_NAME ? run->name + length - LONGEST_NAME : run->name;
+  char gains[128], name[LONGEST_NAME + 4];
+  snprintf(gains, sizeof gains, "%d sublayers, forward %.4g, backward %.4g", run->gain->n_sublayers,
+           bk_unsigned_nan(run->gain->total_forward), bk_unsigned_nan(run->gain->total_backward));
+  snprintf(name, sizeof name, "%s%s", tail == run->name ? "" : "...", tail);
+  draw_sample(d, left, y, color, "");
+  draw_sample(d, left + 32, y, color, DASHED);
+  label(d, left + 66, y, "start", 13, INK, run->residual);
+  label(d, left + 140, y, "start", 13, INK, gains);
+  label(d, RUNS_WIDTH - 20, y, "end", 12, "#666666", name);
+}
+
+static void draw_line_kinds(svg *d, double left, double y) {
+  draw_sample(d, left, y, INK, "");
+  label(d, left + 30, y, "start", 12, INK, "forward, of H_l ... H_1");
+  draw_sample(d, left + 200, y, INK, DASHED);
+  label(d, left + 230, y, "start", 12, INK, "backward, of H_L ... H_l");
+}
+
+static void draw_composites(svg *d, const cli_svg_run *runs, int count) {
+  static const char *const colors[CLI_SVG_MOST_RUNS] = {"#d62728", "#1f77b4", "#2ca02c", "#9467bd",
+                                                        "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"};
+  series all[2 * CLI_SVG_MOST_RUNS];
+  axes a = {.left = 70, .width = RUNS_WIDTH - 90};
+  for (int i = 0; i < count; i++) {
+    const bk_gain *g = runs[i].gain;
+    series s = {runs[i].name, colors[i],      "",
+                g->composite, g->n_sublayers, offsetof(bk_gain_row, forward)};
+    all[2 * i] = s;
+    s.dash = DASHED;
+    s.field = offsetof(bk_gain_row, backward);
+    all[2 * i + 1] = s;
+    if (g->n_sublayers > a.count) a.count = g->n_sublayers;
+  }
+  find_range(&a, all, 2 * count);
+  draw_panel(d, &a, "Amax gain magnitude of composites (mean over tokens, log scale)");
+  draw_line_kinds(d, a.left, PANEL_TOP - 14);
+  for (int s = 0; s < 2 * count; s++) draw_series(d, &a, &all[s]);
+  for (int i = 0; i < count; i++)
+    draw_legend(d, &runs[i], colors[i], a.left, LEGEND_TOP + i * LEGEND_ROW);
+}
+
+/* ---- files ---- */
+
+static void begin(svg *d, int width, int height, const char *title, const char *subtitle) {
+  add(d, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+  add(d,
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" "
+      "font-family=\"sans-serif\">\n",
+      width, height, width, height);
+  /* its own page, so that it can be read on a dark one, too */
+  add(d, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height);
+  label(d, 70, 26, "start", 17, INK, title);
+  label(d, width - 20, 26, "end", 12, "#666666", subtitle);
+}
+
+static bk_status end(svg *d, const char *path) {
+  add(d, "</svg>\n");
+  if (d->status == BK_OK) d->status = bk_file_write_atomic(d->ctx, path, d->text, d->length);
+  bk_free(d->ctx, d->text);
+  return d->status;
+}
+
 bk_status cli_svg_gain(bk_context *ctx, const char *path, const bk_gain *gain, const char *title,
                        const char *subtitle) {
   svg d = {.ctx = ctx};
-  add(&d, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-  add(&d,
-      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" "
-      "font-family=\"sans-serif\">\n",
-      WIDTH, HEIGHT, WIDTH, HEIGHT);
-  add(&d, "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", WIDTH, HEIGHT);
-  label(&d, 70, 26, "start", 17, INK, title);
-  label(&d, WIDTH - 20, 26, "end", 12, "#666666", subtitle);
+  begin(&d, WIDTH, HEIGHT, title, subtitle);
   draw_gains(&d, gain, 70, 580);
   draw_heat_map(&d, gain, 715, PANEL_HEIGHT);
-  add(&d, "</svg>\n");
-  if (d.status == BK_OK) d.status = bk_file_write_atomic(ctx, path, d.text, d.length);
-  bk_free(ctx, d.text);
-  return d.status;
+  return end(&d, path);
+}
+
+bk_status cli_svg_composites(bk_context *ctx, const char *path, const cli_svg_run *runs,
+                             int count) {
+  svg d = {.ctx = ctx};
+  begin(&d, RUNS_WIDTH, LEGEND_TOP + count * LEGEND_ROW, "Composite gain over depth", "");
+  draw_composites(&d, runs, count);
+  return end(&d, path);
 }

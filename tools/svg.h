@@ -12,4 +12,16 @@
 bk_status cli_svg_gain(bk_context *ctx, const char *path, const bk_gain *gain, const char *title,
                        const char *subtitle);
 
+typedef struct cli_svg_run {
+  const char *name, *residual; /* any bytes */
+  const bk_gain *gain;
+} cli_svg_run;
+#define CLI_SVG_MOST_RUNS 8 /* as many colours as can be told apart */
+
+/* One panel: the composites of every run against depth on a log scale, forward as a line and
+ * backward as a dashed one of the same colour, and a legend of the residual connections and runs
+ * with the gains of H_L ... H_1. Runs of different depths have one axis: the shorter ends earlier.
+ * From 1 to CLI_SVG_MOST_RUNS runs; written atomically. */
+bk_status cli_svg_composites(bk_context *ctx, const char *path, const cli_svg_run *runs, int count);
+
 #endif

@@ -86,6 +86,35 @@ equal "is a number" "$(json mean_composite)" "[[1.0]]"
 ok "train hc" "$BIRKHOFF" train $small --out hc --steps 6 --lr 0.01 --set residual=hc
 ok "gain of hc" "$BIRKHOFF" gain hc --data data.txt --json --seq-len 64 --svg hc.svg
 holds "hc is not bounded" "$(json composite/5/forward) > 1.001 || $(json composite/5/forward) < 0.999"
+# ---- gain of several runs ----
+ok "train a deeper one" "$BIRKHOFF" train $small --out deep --steps 2 --set num_hidden_layers=5
+ok "gain of three" "$BIRKHOFF" gain hc mhc deep --data data.txt --json --seq-len 64 --svg both.svg
+equal "three runs" "$(json runs/#)" 3
+equal "under their names" "$(json runs/0/run) $(json runs/1/run) $(json runs/2/run)" "hc mhc deep"
+equal "with their kinds" "$(json runs/0/residual) $(json runs/1/residual) $(json runs/2/residual)" "hc mhc mhc"
+equal "and depths" "$(json runs/0/composite/#) $(json runs/1/composite/#) $(json runs/2/composite/#)" "6 6 10"
+several=$(json runs/0/total_backward)
+ok "hc alone" "$BIRKHOFF" gain hc --data data.txt --json --seq-len 64
+equal "the same numbers as alone" "$several" "$(json total_backward)"
+equal "one run has no list and no name" "$(grep -c '"runs*"' out)" 0
+equal "two curves for each run" "$(grep -c '<polyline' both.svg)" 6
+equal "as many points as sublayers" "$(sed -n 's/.*points="//p' both.svg | tr -cd ',\n' | awk '{ print length }' | paste -sd ' ' -)" "6 6 6 6 10 10"
+for label in hc mhc deep; do has "the legend has $label" ">$label</text>" both.svg; done
+has "its residual connection and gains" '>10 sublayers, forward 1, backward [0-9.]*</text>' both.svg
+equal "as many texts opened as closed" "$(grep -o '<text' both.svg | wc -l)" "$(grep -o '</text>' both.svg | wc -l)"
+if command -v xmllint >/dev/null 2>&1; then ok "well formed" xmllint --noout both.svg; fi
+ok "as tables" "$BIRKHOFF" gain hc mhc --data data.txt --seq-len 64
+equal "each under its name" "$(grep -c -x 'hc:\|mhc:' out)" 2
+equal "and a line for each" "$(grep -c '^m*hc  *6  *[0-9.]*  *[0-9.]*  m*hc$' out)" 2
+ok "train with another window" "$BIRKHOFF" train $small --out short --steps 1 --seq-len 16
+warned 'sequences of 32, short on 592 in sequences of 16; --seq-len and --split' "other windows" "$BIRKHOFF" gain mhc short --data data.txt
+cp -r mhc 'a long name & more of it <which> no legend has room for'
+ok "any name" "$BIRKHOFF" gain hc 'a long name & more of it <which> no legend has room for' --data data.txt --seq-len 64 --svg named.svg
+has "is cut and escaped" '>[.][.][.]ore of it &lt;which&gt; no legend has room for</text>' named.svg
+refused 2 'mhc is given twice' "the same run twice" "$BIRKHOFF" gain mhc hc mhc --data data.txt
+refused 2 '9 checkpoints are given, it takes at most 8' "more than there are colours" "$BIRKHOFF" gain 1 2 3 4 5 6 7 8 9 --data data.txt
+refused 1 'nowhere' "one that is not there" "$BIRKHOFF" gain mhc nowhere --data data.txt --svg none.svg
+absent "nothing is drawn then" none.svg
 refused 2 '--data' "no data" "$BIRKHOFF" gain mhc
 refused 1 'data.txt/g.svg' "an SVG that cannot be" "$BIRKHOFF" gain mhc --data data.txt --svg data.txt/g.svg --seq-len 64
 
