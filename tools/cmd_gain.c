@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "models/gain.h"
-#include "runtime/connection.h"
 #include "tools/cli.h"
 #include "tools/svg.h"
 
@@ -17,7 +15,6 @@ typedef struct gain_run {
   const char *name; /* as on the command line */
   bk_model *model;  /* NULL once it is measured */
   bk_dataset *data;
-  bk_runner *runner;
   bk_gain *gain;
   cli_reading reading;
   /* seq_len: that of the reading, or what the data and max_tokens leave of it */
@@ -38,26 +35,6 @@ static bk_status open_data(gain_run *r) {
   if (r->seq_len > tokens - 1) r->seq_len = tokens - 1;
   if (r->seq_len > r->max_tokens) r->seq_len = r->max_tokens;
   return BK_OK;
-}
-
-/* Whole windows only: the padding of a short one is no token of the data. */
-static bk_status measure(gain_run *r) {
-  bk_context *ctx = r->s->ctx;
-  int64_t windows = (bk_dataset_tokens(r->data) - 1) / r->seq_len,
-          wanted = r->max_tokens / r->seq_len;
-  int32_t *ids = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *ids),
-          *targets = bk_alloc_array(ctx, (size_t)r->seq_len, sizeof *targets);
-  bk_status status = ids && targets ? BK_OK : BK_ERR_MEMORY;
-  for (int64_t i = 0; i < windows && i < wanted && status == BK_OK; i++) {
-    bk_dataset_eval_window(r->data, r->seq_len, i, ids, targets);
-    status = bk_step_begin(r->model, &(bk_step_values){.bc1 = 1, .bc2 = 1});
-    if (status == BK_OK) status = bk_runner_forward(r->runner, 0, ids, NULL);
-    if (status == BK_OK) status = bk_gain_add(r->gain, r->runner, 0);
-  }
-  if (status == BK_OK) bk_gain_finish(r->gain);
-  bk_free(ctx, targets);
-  bk_free(ctx, ids);
-  return status;
 }
 
 /* ---- results ---- */
@@ -126,7 +103,8 @@ static void print_map(const bk_gain *g) {
 
 static void print_run(const gain_run *r) {
   const bk_gain *g = r->gain;
-  bool hc = bk_connection_kind_of((bk_hc_kind)r->residual)->signed_maps;
+  bk_connection_info kind;
+  bool hc = bk_connection_describe((bk_hc_kind)r->residual, &kind) && kind.signed_maps;
   printf(
       "Amax gain magnitude, %lld tokens in sequences of %lld (%s), residual %s, %d stream%s\n",
       (long long)g->tokens, (long long)r->seq_len,
@@ -195,30 +173,22 @@ static bk_status draw(const gain_run *runs, int count, const char *path) {
 
 /* The gains are all that is kept of a model: several runs take the memory of the largest. */
 static void drop_model(gain_run *r) {
-  bk_runner_destroy(r->runner);
   bk_dataset_close(r->data);
   bk_model_destroy(r->model);
-  r->runner = NULL;
   r->data = NULL;
   r->model = NULL;
-}
-
-static bk_status measure_model(gain_run *r) {
-  BK_TRY(open_data(r));
-  bk_runner_options options = {.batch = 1, .seq_len = r->seq_len, .slots = 1};
-  BK_TRY(bk_runner_create(r->model, &options, &r->runner));
-  BK_TRY(bk_gain_create(r->s->ctx, bk_runner_n_sublayers(r->runner),
-                        (int)bk_model_streams(r->model), &r->gain));
-  return measure(r);
 }
 
 static bk_status measure_run(gain_run *r) {
   cli_session *s = r->s;
   char *folder = NULL;
   bk_status status = cli_load_model(s, r->name, &(bk_model_options){0}, &r->model, &folder);
-  if (status == BK_OK) status = cli_reading_of(s, folder, &r->model->config, &r->reading);
-  if (status == BK_OK) r->residual = (int)r->model->config.residual;
-  if (status == BK_OK) status = measure_model(r);
+  const bk_model_config *config = status == BK_OK ? bk_model_config_of(r->model) : NULL;
+  if (status == BK_OK) status = cli_reading_of(s, folder, config, &r->reading);
+  if (status == BK_OK) r->residual = config->residual;
+  if (status == BK_OK) status = open_data(r);
+  if (status == BK_OK)
+    status = bk_gain_measure(r->model, r->data, r->seq_len, r->max_tokens, &r->gain);
   drop_model(r);
   bk_free(s->ctx, folder);
   return status;

@@ -1,5 +1,6 @@
 /* See svg.h. A growing text; the first error sticks and is reported at the end. */
 #include "base/files.h"
+#include "base/text.h"
 #include "tools/svg.h"
 
 #include <math.h>
