@@ -99,4 +99,7 @@ done
 for example in "$top"/doc/examples/*.c; do
   $CC -std=c11 -Wall -Wextra -Wpedantic -Werror -I"$top/core/include" -fsyntax-only "$example" || { echo "FAIL: $example as C11"; bad=1; }
 done
+if command -v "${CXX%% *}" >/dev/null; then
+  $CXX -std=c++17 -Wall -Wextra -Wpedantic -Werror -I"$top/core/include" -fsyntax-only "$top/doc/examples/forward.cpp" || { echo "FAIL: forward.cpp as C++17"; bad=1; }
+fi
 exit $bad
