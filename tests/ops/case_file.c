@@ -137,7 +137,9 @@ static bk_status read_operand(case_file *c, const bk_op_field *f) {
 
 /* ---- numbers that are places ---- */
 
-/* Those of this input lie below it; -1: any number will do. Of an op that is not here none does. */
+#define ANY INT64_MAX
+
+/* Those of this input lie below it; ANY: all will do. Of an op that is not here none does. */
 static int64_t limit_of(const case_file *c, const char *name) {
   const char *a = c->args;
   switch (c->desc->op) {
@@ -148,7 +150,8 @@ static int64_t limit_of(const case_file *c, const char *name) {
     case BK_OP_CROSS_ENTROPY: return ((const bk_cross_entropy_args *)a)->logits.shape[1];
     case BK_OP_ROUTER_BWD: return ((const bk_router_bwd_args *)a)->scores.shape[1];
     case BK_OP_MOE_INDEX:
-      return strcmp(name, "index") == 0 ? ((const bk_moe_index_args *)a)->offsets.shape[0] - 1 : -1;
+      return strcmp(name, "index") == 0 ? ((const bk_moe_index_args *)a)->offsets.shape[0] - 1
+                                        : ANY;
     case BK_OP_PERMUTE:
       return ((const bk_permute_args *)a)->x.shape[0] * ((const bk_permute_args *)a)->k;
     case BK_OP_UNPERMUTE: return ((const bk_unpermute_args *)a)->x.shape[0];
@@ -159,7 +162,7 @@ static int64_t limit_of(const case_file *c, const char *name) {
     case BK_OP_ROPE:
     case BK_OP_CACHE_WRITE: return (int64_t)1 << 24;
     case BK_OP_COPY:
-    case BK_OP_BALANCE: return -1;
+    case BK_OP_BALANCE: return ANY;
     default: return 0;
   }
 }
@@ -169,7 +172,7 @@ static bk_status check_places(const case_file *c, const case_operand *o) {
   int64_t limit = limit_of(c, o->field->name);
   bool ignored = c->desc->op == BK_OP_CROSS_ENTROPY,
        rising = strcmp(o->field->name, "offsets") == 0;
-  if (t->dtype != BK_I32 || o->field->role == BK_OUT || limit < 0) return BK_OK;
+  if (t->dtype != BK_I32 || o->field->role == BK_OUT || limit == ANY) return BK_OK;
   for (int64_t i = 0; i < o->count; i++) {
     double v = o->values[i];
     if (v >= (double)limit || (v < 0 && !ignored) ||
@@ -181,14 +184,15 @@ static bk_status check_places(const case_file *c, const case_operand *o) {
 
 /* ---- the case ---- */
 
-/* The owner comes first, is in no other's memory, and has the same elements. */
+/* The owner comes first, is in no other's memory, and has the same elements. They are no integers:
+ * what is written would be read as a place that nobody has looked at. */
 static bk_status read_place(case_file *c, int i) {
   const char *name = c->operands[i].field->name, *other = said(c, "same.", name);
   const bk_tensor *t = bk_op_field_get(c->args, c->operands[i].field);
   for (int j = 0; other && j < i; j++) {
     const bk_tensor *o = bk_op_field_get(c->args, c->operands[j].field);
     if (strcmp(c->operands[j].field->name, other) == 0 && c->operands[j].same == j &&
-        o->dtype == t->dtype && o->offset == t->offset &&
+        bk_dtype_is_float(o->dtype) && o->dtype == t->dtype && o->offset == t->offset &&
         bk_tensor_count(o) == bk_tensor_count(t) && bk_tensor_span(o) == bk_tensor_span(t))
       c->operands[i].same = j;
   }
