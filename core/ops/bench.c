@@ -153,7 +153,7 @@ static int32_t index_value(const bk_bench_sizes *z, const char *name, int64_t i,
   int64_t step = coprime(count);
   if (is_among(name, "offsets\0")) return (int32_t)(i * z->N * BK_BENCH_CHOICES / (count - 1));
   if (is_among(name, "index\0")) return (int32_t)((i / last * 7 + i % last * 5) % BK_BENCH_EXPERTS);
-  if (is_among(name, "order\0slot\0")) return (int32_t)(i * step % count);
+  if (is_among(name, "order\0row_of\0")) return (int32_t)(i * step % count);
   if (is_among(name, "past\0load\0")) return 0;
   return (int32_t)(i * step % z->V); /* ids, targets */
 }

@@ -7,7 +7,7 @@
 
 /* A line for each case that is not like the first line, which holds for all:
  *   NAME: WORD WORD ...
- *   X=VALUE  a letter of the op's dimensions, or a parameter of that name (of a slot that holds
+ *   X=VALUE  a letter of the op's dimensions, or a parameter of that name (of an op that holds
  *            other ops' arguments, what stands behind the dot)
  *   x:c      the operand is in the coefficient dtype, not in the one that is stored
  *   x@y      the operand lies in the memory of y
