@@ -22,6 +22,8 @@ typedef struct finding {
   bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
 } finding;
 
+/* Called with the first bad element of a piece; of a tensor in several pieces the first call
+ * counts. */
 static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
   if (f->last == e) return; /* the same tensor again, or again for its master */
   f->last = e;
@@ -68,6 +70,7 @@ static int64_t first_bad(const void *stored, bk_dtype dtype, int64_t n) {
   return dtype == BK_BF16 ? first_bad_bf16(stored, n) : first_bad_f64(stored, n);
 }
 
+/* For the message about a bad element. */
 static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
   if (dtype == BK_F32) return (double)((const float *)stored)[i];
   return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i])
@@ -156,6 +159,7 @@ static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const 
                  bk_st_entry_path(reader, e), e->name, e->dtype_name);
 }
 
+/* "3,4" into text; returns text. */
 static char *shape_text(int ndim, const int64_t *shape, char *text, size_t size) {
   *text = '\0';
   for (int d = 0; d < ndim; d++)
@@ -186,6 +190,7 @@ static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, co
   return check_entry(l->model->ctx, l->reader, w->entry, 3, shape);
 }
 
+/* Marks the entry as used, whether or not its shape is right. */
 static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load_job *job) {
   w->used = true;
   job->entry = w->entry;
@@ -213,6 +218,7 @@ static bk_status find_param(const loader *l, const char *name, const bk_param *p
   return status;
 }
 
+/* For the leaves of names. */
 static bool ends_in(const char *name, const char *end) {
   size_t length = strlen(name), n = strlen(end);
   return length >= n && strcmp(name + length - n, end) == 0;
@@ -238,6 +244,7 @@ static const bk_weight *find_extra(const loader *l) {
   return extra;
 }
 
+/* Scales of FP8 weights are left over where a user has converted the config and not the weights. */
 static bk_status check_no_extra(const loader *l) {
   const bk_weight *w = find_extra(l);
   if (!w) return BK_OK;
@@ -311,6 +318,7 @@ static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
   return status;
 }
 
+/* To be closed with bk_st_close. */
 static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reader **reader) {
   char *path = bk_path_join(ctx, folder, "optimizer.safetensors");
   if (!path) return BK_ERR_MEMORY;
@@ -319,6 +327,7 @@ static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reade
   return status;
 }
 
+/* Weights have wrappers' prefixes taken off their names; what this library wrote has none. */
 bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
                                      int n_columns, bk_param_view second) {
   bk_st_reader *reader = NULL;
@@ -328,11 +337,13 @@ bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const 
   return status;
 }
 
+/* Masters get the file's values too, not those rounded to the weight's dtype. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
   static const bk_column weights[] = {{"", bk_param_weight}};
   return bk_checkpoint_load_columns(model, path, weights, BK_COUNT(weights), bk_param_master);
 }
 
+/* Written by this library alone, so that names must be exactly ours. */
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
   static const bk_column optimizer[] = {
       {"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};

@@ -4,11 +4,13 @@
  * exist (except with keep_logits). The last chunk's forward is heavier for it. */
 #include "models/chunk_priv.h"
 
+/* The ends belong to no sublayer, and run on the compute lane. */
 static bk_status piece(bk_recorder *rec, bk_part part, bk_pass pass) {
   return bk_record_piece(rec, part, pass, -1, BK_LANE_COMPUTE);
 }
 
 /* ---- forward ---- */
+/* ids to rows [N,C], then n copies of each, [N,n,C]; a plain model has the rows as its stream. */
 bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool plain = bk_chunk_plain(c);
   bk_tensor x = slot->mix[0].x, y = plain ? x : c->embedding;
@@ -18,6 +20,8 @@ bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   return plain ? BK_OK : bk_record(rec, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x});
 }
 
+/* The streams after the last sublayer to one row, and its final norm: summed first, or collapsed by
+ * the learned head's read gates in the mix, or as they are (plain). */
 static bk_status head_norm(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (bk_chunk_sums(c))
     BK_TRY(bk_record(rec, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));
