@@ -22,7 +22,8 @@
 /* Scores that are closer may be taken for equal: a sigmoid in fp32. */
 #define CHOICE_MARGIN 1e-6
 
-/* The whole comparison. `side` is the device under test, `reference` the one that is trusted. */
+/* This is the whole comparison. `side` is the device under test, `reference` the one that is
+ * trusted. */
 typedef struct bisect {
   bk_context *ctx;
   const bk_bisect_options *options;
@@ -40,7 +41,7 @@ typedef struct bisect {
   _Alignas(16) char args[BK_OP_MAX_ARGS]; /* ref's */
 } bisect;
 
-/* Written by the call, whether or not it is read as well. */
+/* An output is written by the call, whether or not it is read as well. */
 static bool is_output(const bk_bisect_operand *o) { return o->field->role != BK_IN; }
 
 /* ---- a call's operands ---- */
@@ -119,7 +120,7 @@ static bk_status make_room(bisect *b) {
   return BK_OK;
 }
 
-/* Safe where make_room has failed. */
+/* This is safe where make_room has failed. */
 static void drop_operands(bisect *b) {
   bk_buffer_free(b->memory);
   bk_free(b->ctx, b->values);
@@ -129,7 +130,7 @@ static void drop_operands(bisect *b) {
 
 /* ---- what is said of it ---- */
 
-/* Where in the step the call lies: "layers.1 feed-forward, experts, W". */
+/* The text says where in the step the call lies: "layers.1 feed-forward, experts, W". */
 static void stage_text(const bk_piece *p, char *text, size_t size) {
   const char *part = bk_part_name(p->part), *pass = bk_pass_name(p->pass);
   if (p->part == BK_PART_OPTIMIZER) {
@@ -144,7 +145,7 @@ static void stage_text(const bk_piece *p, char *text, size_t size) {
   }
 }
 
-/* Said before the call is run, so that a failure of the call itself can be named too. */
+/* The call is named before it is run, so that a failure of the call itself can be told of too. */
 static void name_call(bisect *b, const bk_program *p, int micro) {
   bk_bisect_result *r = b->result;
   r->micro_batch = micro;
@@ -153,7 +154,8 @@ static void name_call(bisect *b, const bk_program *p, int micro) {
   snprintf(r->kernel, sizeof r->kernel, "%s", b->here->of->plan.kernel->name);
 }
 
-/* The cause, and the element that decided, with its indices in the operand's shape. */
+/* The result gets the cause, and the element that decided, by its indices in the operand's
+ * shape. */
 static void name_element(bisect *b, bk_bisect_cause cause, const bk_bisect_operand *o,
                          const double *expected, const bk_judgement *j) {
   bk_bisect_result *r = b->result;
@@ -206,7 +208,7 @@ static bk_status nothing(void *arg, const bk_piece *piece) {
   return BK_OK;
 }
 
-/* Call `at` as a piece of its own, and waits for it. */
+/* Call `at` is run as a piece of its own, and waited for. */
 static bk_status run_call(const bk_verify_side *side, const bk_program *p, int at) {
   bk_piece one = {.begin = at, .end = at + 1};
   BK_TRY(bk_program_run_piece(p, &one, &(bk_run){.look = nothing}));
@@ -233,7 +235,7 @@ static bk_status run_exact(bisect *b, double rounding, int turn) {
   return bk_op_run(b->stream, b->here->op, b->args);
 }
 
-/* The exact outputs, not rounded to the device's dtype. */
+/* The exact outputs are not rounded to the device's dtype. */
 static bk_status find_exact(bisect *b) {
   BK_TRY(run_exact(b, 0, 0));
   for (int i = 0; i < b->n; i++)
@@ -259,7 +261,7 @@ static bk_status measure_sensitivity(bisect *b) {
 
 /* ---- judging ---- */
 
-/* The operand of that name; NULL where it is absent. */
+/* The result is NULL where the operand is absent. */
 static bk_bisect_operand *operand(bisect *b, const char *name) {
   for (int i = 0; i < b->n; i++)
     if (strcmp(b->operands[i].field->name, name) == 0) return &b->operands[i];
@@ -366,7 +368,7 @@ static bk_status check_inputs(bisect *b) {
   return BK_OK;
 }
 
-/* One call, from its operands to the verdict, and to the case file if it differs. */
+/* This takes one call from its operands to the verdict, and writes the case file if it differs. */
 static bk_status compare_op(bisect *b, const bk_program *here, const bk_program *there) {
   BK_TRY(find_operands(b));
   BK_TRY(make_room(b));
@@ -416,7 +418,8 @@ static bk_status compare_programs(bisect *b, const bk_program *here, const bk_pr
   return BK_OK;
 }
 
-/* Two micro-batches of the same tokens: the second runs the programs that add to gradients. */
+/* Two micro-batches of the same tokens are run: the second runs the programs that add to
+ * gradients. */
 static bk_status compare_chunks(bisect *b) {
   bk_chunk *here = bk_runner_chunk(b->side.runner, 0),
            *there = bk_runner_chunk(b->reference.runner, 0);
@@ -460,7 +463,7 @@ static bk_status bisect_all(bisect *b, bk_model *model, bk_model *reference) {
   return compare_chunks(b);
 }
 
-/* Safe on whatever was made before a failure. */
+/* This is safe on whatever was made before a failure. */
 static void finish(bisect *b) {
   bk_stream_destroy(b->stream);
   bk_device_close(b->ref);

@@ -12,14 +12,14 @@
 #include "io/json_out.h"
 #include "io/safetensors.h"
 
-/* A member of the metadata: kind + name. */
+/* The key of the member is kind + name. */
 static bk_status say(bk_st_writer *w, const char *kind, const char *name, const char *value) {
   char key[64];
   snprintf(key, sizeof key, "%s%s", kind, name);
   return bk_st_add_metadata(w, key, value);
 }
 
-/* Doubles as their shortest text that reads back to the same value. */
+/* A double is written as the shortest text that reads back to the same value. */
 static bk_status write_param(bk_st_writer *w, const bk_op_param *p, const void *args) {
   const char *at = (const char *)args + p->offset;
   char text[BK_DOUBLE_TEXT];
@@ -54,7 +54,7 @@ static bk_status write_layout(bk_st_writer *w, const bk_bisect_operand *operands
   return say(w, "stride.", name, text);
 }
 
-/* In the dtype that the device stores. */
+/* The tensor has the dtype in which the device stores it. */
 static bk_status declare(bk_st_writer *w, const char *kind, const bk_bisect_operand *o) {
   char name[32];
   snprintf(name, sizeof name, "%s%s", kind, o->field->name);

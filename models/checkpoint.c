@@ -49,7 +49,7 @@ static bk_status steps_of_names(bk_context *ctx, char *const *names, size_t coun
   return BK_OK;
 }
 
-/* Without a look at what is in them; *steps is to be freed. */
+/* Nobody looks at what is in the checkpoints. *steps is to be freed. */
 static bk_status list_steps(bk_context *ctx, const char *folder, int64_t **steps, size_t *n_steps) {
   char **names;
   size_t count;
@@ -138,7 +138,7 @@ static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step,
   return status;
 }
 
-/* Whether nothing lacks, where the reason does not matter. */
+/* This is for callers that need not know what is lacking. */
 static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step,
                             bk_checkpoint_use use, bool *whole) {
   char *lack;

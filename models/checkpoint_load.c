@@ -70,7 +70,6 @@ static int64_t first_bad(const void *stored, bk_dtype dtype, int64_t n) {
   return dtype == BK_BF16 ? first_bad_bf16(stored, n) : first_bad_f64(stored, n);
 }
 
-/* For the message about a bad element. */
 static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
   if (dtype == BK_F32) return (double)((const float *)stored)[i];
   return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i])
@@ -159,7 +158,7 @@ static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const 
                  bk_st_entry_path(reader, e), e->name, e->dtype_name);
 }
 
-/* "3,4" into text; returns text. */
+/* The shape [3,4] gives the text "3,4", which is returned. */
 static char *shape_text(int ndim, const int64_t *shape, char *text, size_t size) {
   *text = '\0';
   for (int d = 0; d < ndim; d++)
@@ -190,7 +189,7 @@ static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, co
   return check_entry(l->model->ctx, l->reader, w->entry, 3, shape);
 }
 
-/* Marks the entry as used, whether or not its shape is right. */
+/* The entry counts as used even if its shape is wrong, so that the message is about the shape. */
 static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load_job *job) {
   w->used = true;
   job->entry = w->entry;
@@ -218,7 +217,6 @@ static bk_status find_param(const loader *l, const char *name, const bk_param *p
   return status;
 }
 
-/* For the leaves of names. */
 static bool ends_in(const char *name, const char *end) {
   size_t length = strlen(name), n = strlen(end);
   return length >= n && strcmp(name + length - n, end) == 0;
@@ -318,7 +316,7 @@ static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
   return status;
 }
 
-/* To be closed with bk_st_close. */
+/* The reader is to be closed with bk_st_close. */
 static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reader **reader) {
   char *path = bk_path_join(ctx, folder, "optimizer.safetensors");
   if (!path) return BK_ERR_MEMORY;
@@ -343,7 +341,7 @@ bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
   return bk_checkpoint_load_columns(model, path, weights, BK_COUNT(weights), bk_param_master);
 }
 
-/* Written by this library alone, so that names must be exactly ours. */
+/* Only this library writes such a file, so that names must be exactly ours. */
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
   static const bk_column optimizer[] = {
       {"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};

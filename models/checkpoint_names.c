@@ -58,7 +58,7 @@ static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
   return with_our_leaf(ctx, model, name);
 }
 
-/* For qsort; bk_weights_find compares in the same way. */
+/* The order is the one by which bk_weights_find searches. */
 static int compare_weights(const void *a, const void *b) {
   return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name);
 }
@@ -102,7 +102,7 @@ static int compare_key(const void *key, const void *element) {
   return strcmp(key, ((const bk_weight *)element)->name);
 }
 
-/* By bisection; the list is sorted by our names. */
+/* The list is sorted by our names, so that it can be searched by bisection. */
 bk_weight *bk_weights_find(const bk_weights *weights, const char *name) {
   return weights->count
              ? bsearch(name, weights->list, weights->count, sizeof *weights->list, compare_key)

@@ -66,7 +66,7 @@ static bk_status save_file(bk_model *model, const char *folder, const char *name
   return status;
 }
 
-/* The master where there is one; otherwise an absent tensor, which is not written. */
+/* Where there is no master the tensor is absent and is not written. */
 static bk_tensor separate_master(const bk_model *model, const bk_param *p) {
   return bk_param_master(model, p);
 }
@@ -100,7 +100,7 @@ static char *parent_of(bk_context *ctx, const char *path) {
   return bk_format(ctx, "%.*s", slash == path ? 1 : (int)(slash - path), path);
 }
 
-/* For every name in a folder: sets *arg if it is none of a checkpoint's. */
+/* This is called for every name in a folder, and sets *arg if it is none of a checkpoint's. */
 static void foreign_each(void *arg, const char *name) {
   static const char *const ours[] = {"model.safetensors", "config.json", "optimizer.safetensors",
                                      "trainer_state.json"};

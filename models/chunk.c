@@ -46,7 +46,7 @@ static bk_status check_options(const bk_model *m, int index, const bk_chunk_opti
   return BK_OK;
 }
 
-/* Arrays of descriptors only; the tensors' memory is planned by places.c. */
+/* These are arrays of descriptors; the tensors' memory is planned by places.c. */
 static bk_status make_slot(bk_chunk *c, bk_slot *slot) {
   bk_context *ctx = c->model->ctx;
   size_t n = (size_t)c->n;
@@ -130,7 +130,7 @@ bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *option
   return status;
 }
 
-/* Programs first: they hold events and graphs that refer to the slot's memory. */
+/* Programs end first, since they hold events and graphs that refer to the slot's memory. */
 static void free_slot(bk_chunk *c, bk_slot *s) {
   bk_device *device = c->model->device;
   void *arrays[] = {s->mix, s->grads, s->f, s->backward, s->df};
@@ -154,7 +154,7 @@ void bk_chunk_destroy(bk_chunk *c) {
   bk_free(ctx, c);
 }
 
-/* Of one class, as planned; the slots' staging is not in it. */
+/* The slots' staging, which is host memory, is not counted. */
 size_t bk_chunk_bytes(const bk_chunk *c, bk_memory_class m) {
   return bk_memory_bytes(c->memory, m);
 }
@@ -166,13 +166,12 @@ bk_program *bk_chunk_program(const bk_chunk *c, int slot, int program) {
 }
 
 /* ---- ports ---- */
-/* The streams in front of the first sublayer: the place is its x. */
+/* The streams come in where the first sublayer has its x. */
 bk_port bk_chunk_input(const bk_chunk *c, int slot) {
   const bk_mix_acts *first = &c->slots[slot].mix[0];
   return c->has_embed ? (bk_port){0} : (bk_port){first->x, first->carry};
 }
 
-/* The streams after the last one. */
 bk_port bk_chunk_output(const bk_chunk *c, int slot) {
   const bk_slot *s = &c->slots[slot];
   return c->has_head ? (bk_port){0} : (bk_port){s->last, s->last_carry};

@@ -10,7 +10,7 @@ typedef struct tally {
   int64_t matrices, vectors;
 } tally;
 
-/* Entries of one layer's attention matrices, as mla.c multiplies them. */
+/* These are the entries of one layer's attention matrices, as mla.c multiplies them. */
 static int64_t attention_matrices(const bk_model_config *c) {
   int64_t C = c->hidden_size, H = c->num_attention_heads,
           D = c->qk_nope_head_dim + c->qk_rope_head_dim;

@@ -21,7 +21,6 @@ typedef struct search {
 
 /* ---- one tensor ---- */
 
-/* One element of a piece in host memory. */
 static double element(const void *piece, bk_dtype dtype, int64_t i) {
   switch (dtype) {
     case BK_F32: return ((const float *)piece)[i];
@@ -90,7 +89,7 @@ static bk_status check_block(const search *s, const bk_model *m, const bk_param_
   return BK_OK;
 }
 
-/* The blocks of a sublayer, in order; NULLs among them are passed over. */
+/* The blocks are looked at in their order; NULLs among them are passed over. */
 static bk_status check_weights(const search *s, const bk_model *m, bk_param_block *const *blocks,
                                size_t count) {
   for (size_t i = 0; i < count; i++)
@@ -154,7 +153,8 @@ static const char *sublayer_text(const bk_sublayer *l, char *text, size_t size) 
   return text;
 }
 
-/* "WHAT WHERE" in the message: "the output of", "model.layers.3's attention". */
+/* The message has `what` and `where` one after the other: "the output of", "model.layers.3's
+ * attention". */
 static bk_status check_named(const search *s, const bk_model *m, const bk_tensor *t,
                              const char *what, const char *where) {
   char text[128];
@@ -162,7 +162,7 @@ static bk_status check_named(const search *s, const bk_model *m, const bk_tensor
   return check(s, m->stream, t, text);
 }
 
-/* After the forward piece of the embedding. */
+/* This comes after the forward piece of the embedding. */
 static bk_status look_embed(const search *s, const spot *at) {
   BK_TRY(check_block(s, at->m, at->m->parts->embed, bk_param_weight, "weight "));
   return check_named(s, at->m, &at->slot->mix[0].x, "the streams after", "the embedding");
@@ -181,7 +181,7 @@ static bk_status look_maps(const search *s, const spot *at, const bk_mix_acts *a
   return BK_OK;
 }
 
-/* What the mix read and made, in this order: streams, parameters, maps, h. */
+/* The mix has read and made, in this order, streams, parameters, maps and h. */
 static bk_status look_mix(const search *s, const spot *at) {
   const bk_mix_acts *a = &at->slot->mix[at->s];
   char text[64];
@@ -204,7 +204,7 @@ static bk_status look_merge(const search *s, const spot *at) {
   return check_named(s, at->m, &at->slot->last, "the streams after", "the last sublayer");
 }
 
-/* After the last forward piece of F: its weights, then its output. */
+/* After the last forward piece of F its weights are looked at, then its output. */
 static bk_status look_f(const search *s, const spot *at) {
   bk_param_block *blocks[F_BLOCKS];
   char text[64];
@@ -213,7 +213,8 @@ static bk_status look_f(const search *s, const spot *at) {
                      sublayer_text(at->l, text, sizeof text));
 }
 
-/* After the sum of the losses: the head's weights, its input, and the losses of single tokens. */
+/* After the sum of the losses the head's weights are looked at, its input, and the losses of single
+ * tokens. */
 static bk_status look_loss(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   connection_blocks(&at->m->parts->head, blocks);
@@ -258,7 +259,7 @@ static bk_status look_mix_bwd(const search *s, const spot *at) {
                      sublayer_text(at->l, text, sizeof text));
 }
 
-/* The last of a step's gradients. */
+/* This is the last of a step's gradients. */
 static bk_status look_embed_bwd(const search *s, const spot *at) {
   return check_block(s, at->m, at->m->parts->embed, bk_param_grad, "the gradient of ");
 }
@@ -308,7 +309,7 @@ static bk_status look(void *arg, const bk_piece *piece) {
   return fn ? fn(s, &at) : BK_OK;
 }
 
-/* On success s->piece is to be freed. */
+/* On success the caller frees s->piece. */
 static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
   *suspect = (bk_suspect){.found = false};
   *s = (search){.suspect = suspect, .piece = bk_alloc(ctx, PIECE_BYTES)};

@@ -10,7 +10,8 @@ static bk_status piece(bk_recorder *rec, bk_part part, bk_pass pass) {
 }
 
 /* ---- forward ---- */
-/* ids to rows [N,C], then n copies of each, [N,n,C]; a plain model has the rows as its stream. */
+/* The ids become rows [N,C], of which n copies are the streams [N,n,C]; in a plain model the rows
+ * are the stream. */
 bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool plain = bk_chunk_plain(c);
   bk_tensor x = slot->mix[0].x, y = plain ? x : c->embedding;

@@ -21,7 +21,7 @@ struct bk_forward {
   forward_state state;
 };
 
-/* A runner of one slot; without `backward` activations of the sublayers share memory. */
+/* The runner has one slot; without `backward` the activations of its sublayers share memory. */
 bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
                             bk_forward **forward) {
   bk_context *ctx = model->ctx;
@@ -70,7 +70,7 @@ bk_status bk_forward_run(bk_forward *f, const int32_t *ids, const int32_t *targe
   return BK_OK;
 }
 
-/* Waits for the pass. */
+/* The call waits for the pass. */
 bk_status bk_forward_logits(bk_forward *f, double *logits) {
   if (f->state != RAN) return out_of_order(f, "logits");
   bk_tensor t = bk_runner_logits(f->runner);
@@ -85,7 +85,7 @@ static bk_status read_comb(const bk_forward *f, const bk_tensor *t, double *comb
   return BK_OK;
 }
 
-/* Comes before the backward pass, as logits do. */
+/* Maps are read before the backward pass, as logits are. */
 bk_status bk_forward_maps(bk_forward *f, int sublayer, double *pre, double *post, double *comb) {
   bk_tensor a, b, c;
   if (f->state != RAN) return out_of_order(f, "maps");
@@ -113,7 +113,8 @@ bk_status bk_forward_backward(bk_forward *f) {
   return BK_OK;
 }
 
-/* Allowed after a run with or without a backward; even on failure the next pass may begin. */
+/* This may come after a run with or without a backward. Even if it fails the next pass may
+ * begin. */
 bk_status bk_forward_finish(bk_forward *f, double *loss) {
   bk_step_results results;
   if (f->state == IDLE) return out_of_order(f, "finish");

@@ -64,7 +64,7 @@ void bk_gain_destroy(bk_gain *gain) {
   bk_free(ctx, g);
 }
 
-/* Before a new measurement; memory stays. */
+/* A new measurement begins; the memory stays. */
 void bk_gain_reset(bk_gain *gain) {
   memset(gain->sublayers, 0, (size_t)gain->n_sublayers * sizeof *gain->sublayers);
   memset(gain->composite, 0, (size_t)gain->n_sublayers * sizeof *gain->composite);
@@ -89,7 +89,7 @@ static map map_of_comb(const double *comb, int n) {
   return a;
 }
 
-/* a b: b acts first. */
+/* In the product a b the map b acts first. */
 static map map_product(const map *a, const map *b, int n) {
   map c = {{{0}}};
   for (int i = 0; i < n; i++) {
@@ -114,7 +114,7 @@ static double gain_forward(const map *a, int n) {
   return best;
 }
 
-/* The largest absolute column sum: what a gradient that is equal in all streams becomes. */
+/* The largest absolute column sum says what a gradient that is equal in all streams becomes. */
 static double gain_backward(const map *a, int n) {
   double best = 0.0;
   for (int m = 0; m < n; m++) {
@@ -137,7 +137,7 @@ static double gain_absolute(const map *a, int n) {
   return best;
 }
 
-/* Sums over tokens, of which bk_gain_finish makes means; maxima stay maxima. */
+/* These are sums over tokens, of which bk_gain_finish makes means; maxima stay maxima. */
 static void add_forward(bk_gain_row *row, const map *a, int n) {
   double f = gain_forward(a, n);
   row->forward += f;
@@ -174,7 +174,7 @@ static void add_token(bk_gain *g, const double *comb, size_t stride) {
   for (int i = 0; i < n * n; i++) g->mean_composite[i] += up.h[i / n][i % n];
 }
 
-/* The maps of one batch, sublayer outermost; NULL: identities. */
+/* In the maps of a batch the sublayer is the outermost index; NULL stands for identities. */
 void bk_gain_add_maps(bk_gain *gain, const double *comb, int64_t tokens) {
   size_t block = (size_t)(gain->n * gain->n), stride = block * (size_t)tokens;
   for (int64_t t = 0; t < tokens; t++)
@@ -227,7 +227,7 @@ static void to_means(bk_gain_row *rows, int count, double tokens) {
   }
 }
 
-/* Once, after the last batch. Without tokens everything is 0. */
+/* This comes once, after the last batch. Without tokens everything is 0. */
 void bk_gain_finish(bk_gain *gain) {
   double tokens = gain->tokens > 0 ? (double)gain->tokens : 1.0;
   to_means(gain->sublayers, gain->n_sublayers, tokens);
@@ -239,7 +239,7 @@ void bk_gain_finish(bk_gain *gain) {
 
 /* ---- of a model, on data ---- */
 
-/* Forward passes without targets. No step is ended, since nothing of the step block is wanted. */
+/* The passes have no targets. No step is ended, since nothing of the step block is wanted. */
 static bk_status measure_windows(bk_gain *gain, bk_runner *runner, bk_model *m,
                                  const bk_dataset *data, int64_t seq_len, int64_t windows) {
   int32_t *ids = bk_alloc_array(m->ctx, (size_t)seq_len, sizeof *ids),

@@ -103,7 +103,7 @@ bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) 
   return read_logits(g, &last);
 }
 
-/* A total order: no two candidates have the same token. */
+/* The order is total, because no two candidates have the same token. */
 static bool comes_before(const candidate *x, const candidate *y) {
   return x->p != y->p ? x->p > y->p : x->token < y->token;
 }
@@ -132,7 +132,7 @@ static void sort_candidates(candidate *c, int64_t count) {
   }
 }
 
-/* Of equal ones the first. */
+/* Of equal elements the first one is meant. */
 static int32_t arg_max(const double *x, int64_t count) {
   int64_t best = 0;
   for (int64_t i = 1; i < count; i++)

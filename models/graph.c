@@ -67,7 +67,7 @@ static bk_status run_second(bk_graph *g, bk_graph_walk walk, void *arg) {
   return walk(arg);
 }
 
-/* Four cases: never captured (or not now), captured, the second run, the first run. */
+/* The four cases are: never captured (or not now), captured, the second run, the first run. */
 bk_status bk_graph_run(bk_graph *g, bool may, bk_graph_walk walk, void *arg) {
   if (!g->stream || !may || g->failed) return walk(arg);
   if (g->graph) return g->stream->ops->graph_launch(g->stream, g->graph);

@@ -18,7 +18,7 @@ static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, i
   return p->init == BK_INIT_CONST ? p->init_value : p->init_values[i];
 }
 
-/* `count` elements from `first` on of a tensor seen as flat. */
+/* The tensor is seen as flat, and its elements [first, first + count) are meant. */
 static bk_tensor piece(bk_tensor t, int64_t first, int64_t count) {
   bk_tensor flat = bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)});
   return bk_tensor_slice(flat, 0, first, count);
@@ -73,7 +73,7 @@ static bk_status zero_moments(bk_model *m) {
   return BK_OK;
 }
 
-/* `distinct`: as in init_param. */
+/* `distinct` is that of init_param. */
 static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {
   if (m->options.plan_only)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned has no values");

@@ -15,7 +15,7 @@ bk_status bk_lanes_init(bk_lanes *l, bk_device *device, bool plan_only) {
   return bk_lanes_open(l, BK_LANE_COMPUTE);
 }
 
-/* Streams before memory: destroying a stream may still wait for its kernels. */
+/* Streams end before memory, since destroying a stream may still wait for its kernels. */
 void bk_lanes_fini(bk_lanes *l) {
   if (!l->device) return;
   bk_lanes_sync(l);
@@ -33,7 +33,7 @@ bk_status bk_lanes_open(bk_lanes *l, bk_lane lane) {
   return l->stream[lane] ? BK_OK : bk_stream_create(l->device, priorities[lane], &l->stream[lane]);
 }
 
-/* Only noted; several programs are recorded before memory is taken once. */
+/* The size is only noted: several programs are recorded before memory is taken once. */
 void bk_lanes_want(bk_lanes *l, bk_lane lane, size_t bytes) {
   if (bytes > l->wanted[lane]) l->wanted[lane] = bytes;
 }

@@ -2,7 +2,7 @@
  * order in which they run; those on another lane run beside what follows. */
 #include "models/trainer.h"
 
-/* Whom the calls are told to. */
+/* This is whom the calls are told to. */
 typedef struct listing {
   bk_step_call_fn each;
   void *user;
@@ -25,7 +25,7 @@ static bk_step_call describe(const char *program, const bk_piece *piece, const b
                                                             : ""};
 }
 
-/* NULL, a program that the chunk does not have, has no calls. */
+/* A program that the chunk does not have is NULL and has no calls. */
 static bk_status list_program(const listing *l, const char *name, const bk_program *p) {
   for (int i = 0; p && i < p->n_calls; i++) {
     bk_step_call call = describe(name, &p->pieces[p->calls[i].piece], &p->calls[i]);

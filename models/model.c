@@ -161,7 +161,7 @@ int bk_param_block_group(const bk_model *m, const bk_param_block *b) {
   return !b->decay ? 2 : b->weight.dtype == m->dtype ? 0 : 1;
 }
 
-/* A row of parts->load: the model's own memory, not a copy. */
+/* The result is the model's own memory, a row of parts->load, and not a copy. */
 bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {
   bk_tensor row = bk_tensor_slice(model->parts->load, 0, moe_layer, 1);
   return bk_tensor_reshape(row, 1, (int64_t[]){model->config.n_routed_experts});
@@ -217,14 +217,14 @@ static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor
   return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: this model has no %s of it", p->name, names[part]);
 }
 
-/* Row-major, as doubles; waits for the stream. */
+/* The values are row-major doubles. The call waits for the stream. */
 bk_status bk_model_param_read(const bk_model *m, int i, bk_param_part part, double *values) {
   bk_tensor t;
   BK_TRY(part_of(m, i, part, &t));
   return bk_tensor_read_f64(m->stream, &t, values);
 }
 
-/* Rounded to the part's dtype. Writing a weight leaves its master as it was. */
+/* The values are rounded to the part's dtype. Writing a weight leaves its master as it was. */
 bk_status bk_model_param_write(bk_model *m, int i, bk_param_part part, const double *values) {
   bk_tensor t;
   BK_TRY(part_of(m, i, part, &t));

@@ -81,7 +81,7 @@ struct bk_model {
 static inline int64_t bk_model_streams(const bk_model *m) {
   return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
 }
-/* A linear search, for tests and tools. The parameter belongs to the model. */
+/* The search is linear, for tests and tools. The parameter belongs to the model. */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
 /* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
 bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);

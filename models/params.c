@@ -33,7 +33,7 @@ typedef struct builder {
 /* How a block is stored and trained: see block(). */
 typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
 
-/* Plans memory; an absent tensor after an error. */
+/* The result is absent after an error. */
 static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim,
                          const int64_t *shape) {
   bk_tensor t = {0};
@@ -77,7 +77,7 @@ static void reserve_blocks(builder *b) {
         if (bk_param_block_group(m, &m->blocks[i]) == group)
           reserve_part(b, &m->blocks[i], (block_part)part);
 }
-/* A matrix [rows, columns], as products take it: [out, in]. */
+/* A matrix is [rows, columns], which for a product is [out, in]. */
 static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {
   return block(b, kind, 2, (int64_t[]){rows, columns});
 }
@@ -116,13 +116,13 @@ static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int n
   return q;
 }
 
-/* A part of a block that is a matrix of the checkpoint; offset in elements. */
+/* A part of the block is a matrix of the checkpoint. The offset is in elements. */
 static void matrix_view(builder *b, const bk_param_block *p, int64_t offset, int64_t rows,
                         int64_t columns, const char *name) {
   param(b, p, (size_t)offset, 2, (int64_t[]){rows, columns}, "%s", name);
 }
 
-/* A block that is one matrix of the checkpoint. */
+/* The block is one matrix of the checkpoint. */
 static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t columns,
                               const char *name) {
   bk_param_block *p = block_2d(b, kind, rows, columns);
@@ -130,7 +130,7 @@ static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t
   return p;
 }
 
-/* A vector whose elements all begin with one value. */
+/* The elements of the vector all begin with one value. */
 static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double value,
                                 const char *name) {
   bk_param_block *p = block_1d(b, kind, n);
@@ -146,7 +146,7 @@ static bk_param_block *norm(builder *b, int64_t n, const char *name) {
 }
 
 /* ---- residual connections ---- */
-/* Room for initial values, which belong to the model until it is destroyed; NULL after an error. */
+/* The values belong to the model until it is destroyed. The result is NULL after an error. */
 static double *new_values(builder *b, int64_t n) {
   struct bk_model_parts *parts = b->m->parts;
   if (b->status == BK_OK) {

@@ -95,24 +95,24 @@ static bk_tensor plan_map(bk_chunk *c, bk_planner *p, bk_memory_class m,
   return ndim ? bk_planner_tensor(p, m, p->ct, ndim, shape) : (bk_tensor){0};
 }
 
-/* The kind of all the chunk's sublayers. */
+/* All sublayers of a model have one kind. */
 static const bk_connection_kind *kind_of(const bk_chunk *c) {
   return bk_connection_kind_of((bk_hc_kind)c->model->config.residual);
 }
 
-/* The streams between two sublayers, in the shape that the kind takes. */
+/* A plain model has one stream and no dimension for its number. */
 static bk_tensor plan_streams(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   int64_t C = c->model->config.hidden_size;
   if (bk_chunk_plain(c)) return bk_planner_2d(p, m, p->st, c->tokens, C);
   return bk_planner_tensor(p, m, p->st, 3, (int64_t[]){c->tokens, bk_model_streams(c->model), C});
 }
 
-/* One row of width C for each token: mix, F's input and output, and their gradients. */
+/* Mix, F's input and output, and their gradients have one row of width C for each token. */
 static bk_tensor plan_row(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   return bk_planner_2d(p, m, p->st, c->tokens, c->model->config.hidden_size);
 }
 
-/* Absent for all kinds that hand nothing beside the streams to the next sublayer. */
+/* The result is absent for all kinds that hand nothing beside the streams to the next sublayer. */
 static bk_tensor plan_carry(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   int64_t columns = bk_connection_carry(kind_of(c), (int)bk_model_streams(c->model));
   return columns ? bk_planner_2d(p, m, p->ct, c->tokens, columns) : (bk_tensor){0};
@@ -155,7 +155,6 @@ typedef struct what {
   const bk_connection_map *map;
 } what;
 
-/* In the class of memory that its place asks for. */
 static bk_tensor plan_what(placing *pl, const what *w, bk_memory_class m) {
   return w->map ? plan_map(pl->c, &pl->p, m, kind_of(pl->c), w->map)
                 : plan_shape(pl->c, &pl->p, m, w->shape);
@@ -171,13 +170,12 @@ static bk_tensor plan_place(placing *pl, const what *w, place place, int s) {
   return *shared;
 }
 
-/* Tensor `rule` of sublayer s. */
 static bk_tensor plan_rule(placing *pl, int rule, int s) {
   const struct rule *r = &pl->rules[rule];
   return plan_place(pl, &(what){rule, r->shape, NULL}, place_of(pl, r), s);
 }
 
-/* Where the slot keeps the descriptor of that tensor. */
+/* This is where the slot keeps the descriptor of that tensor. */
 static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
   return r->home == IN_DF ? &slot->df[s] : (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
 }

@@ -42,7 +42,7 @@ static const bk_model_config tiny = {.vocab_size = 257,
                                      .hc_sinkhorn_iters = 20,
                                      .hc_head = BK_HEAD_SUM};
 
-/* For a run of minutes on a desktop computer. */
+/* This model trains within minutes on a desktop computer. */
 static const bk_model_config demo = {.vocab_size = 257,
                                      .hidden_size = 160,
                                      .intermediate_size = 480,
@@ -146,7 +146,7 @@ static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double l
   t->warmup_steps = steps / 20;
 }
 
-/* NULL for a name that is none of the paper's models. */
+/* The result is NULL for a name that is none of the paper's models. */
 static const paper_row *find_paper(const char *name) {
   for (size_t i = 0; i < BK_COUNT(paper); i++) {
     if (strcmp(name, paper[i].name) == 0) return &paper[i];
@@ -154,7 +154,7 @@ static const paper_row *find_paper(const char *name) {
   return NULL;
 }
 
-/* t may be NULL: the model alone is wanted then. */
+/* t may be NULL where the model alone is wanted. */
 bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,
                           bk_train_config *t) {
   const paper_row *p = find_paper(name);

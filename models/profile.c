@@ -106,10 +106,10 @@ static void settle_all(bk_profile *p, bool keep, bool alone) {
 
 /* ---- reading ---- */
 
-/* The step in progress, or the place of the next one, in the ring. */
+/* This is the place in the ring of the step in progress, or of the next one. */
 static bk_profile_step *current(bk_profile *p) { return &p->steps[p->done % BK_PROFILE_STEPS]; }
 
-/* Seconds from the begin of the step to an event, both of which have passed. */
+/* *seconds is the time from the begin of the step to the event, both of which have passed. */
 static bk_status since_begin(const bk_profile *p, int event, double *seconds) {
   bk_event *begin = p->events[STEP_BEGIN];
   return begin->ops->elapsed(begin, p->events[event], seconds);

@@ -137,7 +137,7 @@ void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk
   for (int i = 0; i < BK_LANES; i++) rec->idle[i] = i != BK_LANE_COMPUTE;
 }
 
-/* The piece that is being recorded. */
+/* This is the piece that is being recorded. */
 static bk_piece *last_piece(const bk_program *p) { return &p->pieces[p->n_pieces - 1]; }
 
 /* Equal keys do not say where the operands are, so that this is compared here. */
@@ -317,7 +317,7 @@ bk_status bk_record(bk_recorder *rec, bk_op op, const void *args) {
   return tracked ? order_op(rec, op, call.lane, args, false) : BK_OK;
 }
 
-/* The same as bk_record for the zeroing of a contiguous tensor, which has no plan. */
+/* This does the same as bk_record for the zeroing of a contiguous tensor, which has no plan. */
 static bk_status record_zero(bk_recorder *rec, const bk_tensor *t) {
   bk_program *p = rec->program;
   bk_call call = {.kind = BK_CALL_ZERO, .lane = last_piece(p)->lane};
@@ -338,7 +338,7 @@ bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block) {
   return adds;
 }
 
-/* For ops that can only add. Zeroing is a call of the program, in front of the op. */
+/* This is for ops that can only add. The zeroing is a call of the program, in front of the op. */
 bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block) {
   return bk_record_accumulates(rec, block) ? BK_OK : record_zero(rec, &block->grad);
 }
@@ -460,7 +460,7 @@ bk_status bk_program_run_piece(const bk_program *p, const bk_piece *piece, const
   return run->look ? run->look(run->look_arg, piece) : BK_OK;
 }
 
-/* The argument of run_pieces, which the graph calls. */
+/* This is the argument of run_pieces, which the graph calls. */
 typedef struct walk {
   const bk_program *program;
   const bk_run *run;

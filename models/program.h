@@ -76,7 +76,7 @@ typedef enum bk_pass { BK_PASS_F, BK_PASS_D, BK_PASS_W, BK_PASSES } bk_pass;
 const char *bk_part_name(bk_part part);
 const char *bk_pass_name(bk_pass pass); /* "F" */
 
-/* A range of calls of one program, on one lane, in the order in which they run. */
+/* A piece is a range of calls of one program, on one lane, in the order in which they run. */
 typedef struct bk_piece {
   bk_part part;
   bk_pass pass;
@@ -192,7 +192,7 @@ bk_status bk_record_end(bk_recorder *rec, const char *graph_name, bool *warned);
 /* Called after each piece. A status other than BK_OK ends the run and is returned. */
 typedef bk_status (*bk_look_fn)(void *arg, const bk_piece *piece);
 
-/* How a program is to be run; all zero is the plain way. */
+/* This says how a program is to be run; all zero is the plain way. */
 typedef struct bk_run {
   struct bk_profile *profile; /* profile.h; NULL: launches are not timed */
   bk_look_fn look;            /* called after each piece; NULL: nothing is */

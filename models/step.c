@@ -20,7 +20,7 @@ static double get(const bk_model *m, int field) {
   return m->ct == BK_F64 ? m->parts->step_host.f64[field] : (double)m->parts->step_host.f32[field];
 }
 
-/* On the stream, in front of the step's first pass. */
+/* The fill lies on the stream in front of the step's first pass. */
 static bk_status zero_loads(bk_model *m) {
   const bk_tensor *load = &m->parts->load;
   if (!bk_tensor_present(load)) return BK_OK;

@@ -4,7 +4,7 @@
 
 #include "models/program.h"
 
-/* What the host decides for a step; each is a field of the block (runtime/op.h). */
+/* The host decides these for a step; each is a field of the block (runtime/op.h). */
 typedef struct bk_step_values {
   double lr, bc1, bc2, max_norm, loss_scale, balance_rate;
 } bk_step_values;

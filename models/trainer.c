@@ -22,7 +22,7 @@
 
 /* ---- evaluation ---- */
 
-/* A runner without gradients, with room for one batch of tokens on the host. */
+/* An evaluator is a runner without gradients, with room for one batch of tokens on the host. */
 struct bk_evaluator {
   bk_model *model;
   bk_runner *runner;
@@ -49,7 +49,6 @@ bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len,
   return status;
 }
 
-/* Works on a half-made one; NULL is allowed. */
 void bk_evaluator_destroy(bk_evaluator *e) {
   if (!e) return;
   bk_context *ctx = e->model->ctx;
@@ -190,7 +189,6 @@ bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, cons
   return status;
 }
 
-/* In the reverse order of `build`. */
 void bk_trainer_destroy(bk_trainer *t) {
   if (!t) return;
   bk_context *ctx = t->model->ctx;
@@ -209,7 +207,7 @@ static size_t staging_bytes(const bk_trainer *t) {
   return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t);
 }
 
-/* Without the model, whose bytes are bk_model_bytes. */
+/* The model is not counted; see bk_model_bytes. */
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
   return bk_runner_bytes(t->runner, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
@@ -413,7 +411,7 @@ int bk_trainer_warm_steps(const bk_trainer *t) {
   return t->model->device->props.captures ? 2 : 1; /* graph.h: the second run is captured */
 }
 
-/* Nothing runs. */
+/* Nothing runs: the calls are only listed. */
 bk_status bk_trainer_program(const bk_trainer *t, bk_step_call_fn each, void *user) {
   return bk_list_step(t->runner, t->optimizer, t->micro < t->recipe.batch_size, each, user);
 }

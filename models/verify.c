@@ -70,7 +70,7 @@ static bk_status give_row(verify_run *r, bk_verify_row row) {
   return r->each ? r->each(r->user, &row) : BK_OK;
 }
 
-/* A row named prefix + name. `judged` is the share of the elements that was compared. */
+/* The row is named prefix + name. `judged` is the share of the elements that was compared. */
 static bk_status add_row(verify_run *r, const char *prefix, const char *name, double nmse,
                          double max_abs, double bound, double judged) {
   char *whole = bk_format(r->ctx, "%s%s", prefix, name);
@@ -83,7 +83,6 @@ static bk_status add_row(verify_run *r, const char *prefix, const char *name, do
   return status;
 }
 
-/* The square of the 2-norm. */
 static double norm2(const double *x, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; i++) sum += x[i] * x[i];
@@ -118,7 +117,7 @@ static bk_status compare_choices_row(verify_run *r) {
                                      f->worst_margin, r->bounds.choice, 1, f->forbidden == 0});
 }
 
-/* Over the clean positions only, all V logits of each. a is compared with b. */
+/* Only clean positions are compared, and all V logits of each. b is what a is measured by. */
 static double logits_error(const verify_run *r, const bk_verify_side *a, const bk_verify_side *b,
                            double *max_abs) {
   int64_t V = r->ref.model->config.vocab_size, T = r->batch.seq_len;
@@ -139,7 +138,6 @@ static bk_status compare_logits(verify_run *r) {
                  (double)r->n_clean / tokens);
 }
 
-/* Elements of parameter i. */
 static int64_t count_of(const verify_run *r, int i) {
   bk_tensor w = bk_param_weight(r->ref.model, &r->ref.model->params[i]);
   return bk_tensor_count(&w);
@@ -171,7 +169,7 @@ static void measure_noise(verify_run *r) {
     r->noise[i] = gradient_error(r, &r->ref, &r->exact, i, &unused);
 }
 
-/* For a small tensor the largest noise of those with the same name in all layers. */
+/* A small tensor takes the largest noise of those with the same name in all layers. */
 static double noise_of(const verify_run *r, int i) {
   const bk_model *m = r->ref.model;
   double noise = r->noise[i];
@@ -219,7 +217,8 @@ static bk_status compare_training(verify_run *r) {
 
 /* ---- the batch ---- */
 
-/* The same names and shapes in the same order; the weights themselves are the caller's business. */
+/* Names, shapes and their order must be the same; the weights themselves are the caller's
+ * business. */
 static bool alike(const bk_model *a, const bk_model *b) {
   if (a->n_params != b->n_params || a->n_sublayers != b->n_sublayers) return false;
   for (int i = 0; i < a->n_params; i++) {
@@ -319,7 +318,7 @@ static bk_status prepare(verify_run *r, bk_model *model, bk_model *reference) {
   return make_exact(r);
 }
 
-/* All sides on the same batch. Each begins a step of its own. */
+/* All sides run the same batch, and each begins a step of its own. */
 static bk_status forward_all(verify_run *r) {
   BK_TRY(bk_verify_side_forward(&r->ref, &r->batch));
   BK_TRY(bk_verify_side_forward(&r->side, &r->batch));

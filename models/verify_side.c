@@ -40,7 +40,7 @@ static bk_status read_weights(bk_verify_side *side, double **values) {
   return BK_OK;
 }
 
-/* One slot, the whole batch as one micro-batch. */
+/* The whole batch is one micro-batch. */
 bk_status bk_verify_side_init(bk_verify_side *side, bk_model *model, const bk_verify_batch *batch) {
   side->model = model;
   bk_runner_options options = {.batch = batch->batch,
@@ -81,7 +81,7 @@ void bk_verify_side_fini(bk_verify_side *side) {
   *side = (bk_verify_side){0};
 }
 
-/* Scores and index of every layer with experts, as the forward pass has left them in slot 0. */
+/* The forward pass has left scores and index of every layer with experts in slot 0. */
 static bk_status read_choices(bk_verify_side *side, const bk_verify_batch *batch) {
   const bk_model_config *c = &side->model->config;
   int64_t n = n_tokens(batch);
@@ -117,7 +117,7 @@ bk_status bk_verify_side_forward(bk_verify_side *side, const bk_verify_batch *ba
   return read_choices(side, batch);
 }
 
-/* Gradients before clipping. */
+/* The gradients are those before clipping. */
 bk_status bk_verify_side_backward(bk_verify_side *side) {
   BK_TRY(bk_runner_backward(side->runner, 0));
   for (int i = 0; i < side->model->n_params; i++) {
@@ -155,10 +155,11 @@ bk_status bk_verify_side_step(bk_verify_side *side, const bk_verify_batch *batch
 
 /* ---- expert choices ---- */
 
-/* What the router chooses by: the score and the balancing bias (arXiv 2412.19437 section 2.1.2). */
+/* The router chooses by the score and the balancing bias together (arXiv 2412.19437 section
+ * 2.1.2). */
 static double biased(const bk_router_view *v, int64_t e) { return v->scores[e] + v->bias[e]; }
 
-/* The sum of the two best biased scores in group g, as the op ROUTER has it. */
+/* A group's score is the sum of its two best biased scores, as the op ROUTER has it. */
 static double group_score(const bk_router_view *v, int64_t g) {
   int64_t size = v->n_experts / v->n_group;
   double best = -INFINITY, second = -INFINITY;
@@ -170,7 +171,7 @@ static double group_score(const bk_router_view *v, int64_t g) {
   return size > 1 ? best + second : best;
 }
 
-/* Whether g is among the topk_group best groups; of equal ones the lower index is better. */
+/* The topk_group best groups are kept; of equal ones the lower index is better. */
 static bool group_kept(const bk_router_view *v, int64_t g) {
   int64_t better = 0;
   double mine = group_score(v, g);
@@ -181,7 +182,6 @@ static bool group_kept(const bk_router_view *v, int64_t g) {
   return better < v->topk_group;
 }
 
-/* Whether e is among the first `count` of the list. */
 static bool contains(const int32_t *list, int64_t count, int64_t e) {
   for (int64_t i = 0; i < count; i++)
     if (list[i] == e) return true;
@@ -214,7 +214,7 @@ double bk_router_margin(const bk_router_view *a, const bk_router_view *ref, cons
   return high - low;
 }
 
-/* The bias of the layer-th router in the order of the parameters, as it was before the step. */
+/* Routers are counted in the order of the parameters. The bias is the one before the step. */
 static const double *bias_of_layer(const bk_verify_side *side, int layer) {
   int found = 0;
   static const char leaf[] = "e_score_correction_bias";

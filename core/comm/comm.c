@@ -45,7 +45,6 @@ static bk_status check_reducible(bk_comm *comm, const char *what, bk_reduce op,
                  bk_dtype_name(t->dtype));
 }
 
-/* For peers and roots alike. */
 static bk_status check_rank(bk_comm *comm, const char *what, int rank) {
   if (rank >= 0 && rank < comm->size) return BK_OK;
   return bk_fail(comm->ctx, BK_ERR_ARGUMENT, "%s: rank %d is not in 0..%d", what, rank,
@@ -84,7 +83,7 @@ void bk_comm_destroy(bk_comm *comm) {
   if (comm) comm->ops->destroy(comm);
 }
 
-/* No colour and no key is wrong on one rank by itself. */
+/* Any colour and key is legal: whether ranks agree is seen by the transport alone. */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group) {
   BK_TRY(check_alive(comm, "split"));
   return comm->ops->split(comm, color, key, group);

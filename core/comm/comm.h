@@ -78,7 +78,7 @@ struct bk_comm {
   bk_device *device;
   /* this process's number in the group, from 0, and the number of its members */
   int rank, size;
-  /* what all_to_allv takes (above); the transport sets it when it makes the group */
+  /* see the counts of all_to_allv above; the transport sets it when it makes the group */
   bool needs_host_counts;
   /* set by bk_comm_abort; later operations of this rank are refused */
   bool aborted;

@@ -21,7 +21,7 @@
 #define PARAMETERS_MAX 0x1p50 /* keeps every product of sizes, times a few bytes, inside 63 bits */
 #define MIN_EPS 1e-30         /* above 0, and a normal number in fp32, in which kernels use it */
 
-/* The choices of the enums, in the order of their numbers in birkhoff/config.h. */
+/* The choices of an enum stand in the order of their numbers in birkhoff/config.h. */
 static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
 static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
@@ -76,7 +76,7 @@ const bk_option bk_model_keys[] = {
 _Static_assert(BK_COUNT(bk_model_keys) <= 64, "bk_option_set has a bit for each");
 
 #define CONFIG bk_train_config
-/* The keys of the recipe, which trainer_state.json keeps. */
+/* These are the keys of the recipe, which trainer_state.json keeps. */
 const bk_option bk_train_keys[] = {
     INT(steps, 1, 1e15, "optimiser steps in all"),
     INT(batch_size, 1, 1 << 24, "sequences per step"),
@@ -121,7 +121,7 @@ const bk_option bk_train_keys[] = {
 #undef CONFIG
 _Static_assert(BK_COUNT(bk_train_keys) <= 64, "bk_option_set has a bit for each");
 
-/* What a key means that a config.json leaves out (config_priv.h). */
+/* This is what a key means that a config.json leaves out (config_priv.h). */
 const bk_model_config bk_model_config_absent = {
     .vocab_size = 129280,
     .hidden_size = 7168,
@@ -236,7 +236,7 @@ static bk_status check_rotation(bk_context *ctx, const char *origin, const bk_mo
                  (long long)m->qk_rope_head_dim);
 }
 
-/* Groups of equal size, with at least two experts each. */
+/* Groups must be of equal size, with at least two experts each. */
 static bool groups_fit(const bk_model_config *m) {
   return m->n_routed_experts % m->n_group == 0 && m->n_routed_experts / m->n_group >= 2;
 }
@@ -291,18 +291,17 @@ static bk_status check_width(bk_context *ctx, const char *origin, const char *wh
                  value);
 }
 
-/* Columns of all heads' queries together. */
+/* This is the number of rows of q_proj or q_b_proj. */
 static double query_width(const bk_model_config *m) {
   return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->qk_rope_head_dim);
 }
 
-/* The rows of q_proj or q_b_proj. */
 static bk_status check_query_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   return check_width(ctx, origin, "num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)",
                      query_width(m));
 }
 
-/* Rows of kv_b_proj: of every head the unrotated key and the value. */
+/* This is the number of rows of kv_b_proj: each head has an unrotated key and a value there. */
 static double value_width(const bk_model_config *m) {
   return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->v_head_dim);
 }
@@ -323,7 +322,7 @@ static bk_status check_shared_width(bk_context *ctx, const char *origin, const b
   return check_width(ctx, origin, "n_shared_experts x moe_intermediate_size", shared_width(m));
 }
 
-/* A row of fn, and the flattened streams of a token. */
+/* The flattened streams of a token, and so a row of fn, have this width. */
 static bk_status check_stream_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   return check_width(ctx, origin, "hc_mult x hidden_size",
                      (double)m->hc_mult * (double)m->hidden_size);
@@ -378,13 +377,13 @@ static bk_status check_further_layers(bk_context *ctx, const char *origin,
                  BK_NEXTN_MAX, (long long)m->num_nextn_predict_layers);
 }
 
-/* Something that several keys must fulfil together. */
+/* A rule is something that several keys must fulfil together. */
 typedef struct rule {
   bk_status (*check)(bk_context *ctx, const char *origin, const bk_model_config *m);
   const char *keys; /* the keys that it looks at: without them all it is not applied */
 } rule;
 
-/* In the order in which faults are reported. */
+/* Faults are reported in this order. */
 static const rule rules[] = {
     {check_rotation, "qk_rope_head_dim"},
     {check_groups, "n_routed_experts n_group"},
@@ -416,12 +415,12 @@ bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_mo
   return status;
 }
 
-/* For a configuration that a program has filled in: every key is known. */
+/* A program has filled this configuration in, so that every key counts as known. */
 bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m) {
   return bk_model_config_check(ctx, "model configuration", m, BK_OPTION_ALL);
 }
 
-/* Ranges first. micro_batch_size 0 means a single micro-batch of the whole batch. */
+/* Ranges are checked first. micro_batch_size 0 means a single micro-batch of the whole batch. */
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t) {
   bk_option_set all = BK_OPTION_ALL;
   BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t, &all));

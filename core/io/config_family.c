@@ -39,7 +39,6 @@ typedef struct names {
   bk_status status;           /* a failure where a key is not of the right kind */
 } names;
 
-/* `value` is a string. */
 static bool is_one_of(const json_t *value, const char *const *list) {
   for (; *list; list++)
     if (strcmp(json_string_value(value), *list) == 0) return true;
@@ -127,7 +126,7 @@ bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json
 
 /* ---- keys of siblings ---- */
 
-/* A row: keys that must ask for nothing, and why they cannot be had. */
+/* A row has keys that must ask for nothing, and says why more cannot be had. */
 typedef struct sibling {
   const char *keys[4];
   const char *harmless; /* the value, as written in JSON, that asks for nothing; null always does */
@@ -221,7 +220,7 @@ bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const js
   return status;
 }
 
-/* For the warning about unknown keys: these have been checked already. */
+/* The warning about unknown keys leaves these out, since they have been checked already. */
 bool bk_config_is_sibling_key(const char *key) {
   if (strcmp(key, layer_types) == 0) return true;
   for (size_t i = 0; i < BK_COUNT(siblings); i++)

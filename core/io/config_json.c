@@ -58,7 +58,7 @@ static bk_status load(document *doc, const char *json, size_t bytes) {
   return status;
 }
 
-/* A number where a string is wanted, and the like. */
+/* The message says what kind of value was wanted and what kind was found. */
 static bk_status wrong_kind(const document *doc, const bk_option *o, const json_t *value) {
   char range[BK_OPTION_TEXT];
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", doc->origin, o->name,
@@ -112,7 +112,7 @@ static bool is_known(const reading *r, const char *names) {
 /* ---- config.json: keys with one honoured value ---- */
 
 typedef enum fixed_kind { FIXED_INT, FIXED_NUMBER, FIXED_BOOL, FIXED_STRING } fixed_kind;
-/* A key that has one value only, and the reason in words. */
+/* A key that may have one value only, and the reason why, in words. */
 typedef struct fixed_key {
   const char *name;
   fixed_kind kind;
@@ -425,7 +425,7 @@ static void warn(const document *doc, const bk_model_config *m) {
 
 /* ---- config.json: all of it ---- */
 
-/* An absent key is no null. */
+/* A key that is absent is not null. */
 static bool is_null(const document *doc, const char *name) {
   return json_is_null(json_object_get(doc->root, name));
 }
@@ -518,7 +518,8 @@ bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_confi
 
 /* ---- writing ---- */
 
-/* Comma or not is seen from what stands before. Members stand on lines of their own, indented. */
+/* Whether a comma is needed is seen from what stands before. Every member gets a line of its
+ * own. */
 static void begin_member(bk_json_out *out, const char *indent, const char *key) {
   bool first = out->length > 0 && out->data[out->length - 1] == '{';
   bk_json_out_text(out, first ? "\n" : ",\n");
@@ -587,7 +588,7 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
   bk_json_out_text(out, "\n}\n");
 }
 
-/* Frees the text, written or not. */
+/* The text is freed, whether or not it could be written. */
 static bk_status save(bk_json_out *out, const char *path) {
   bk_status status = out->status;
   if (status == BK_OK) status = bk_file_write_atomic(out->ctx, path, out->data, out->length);
@@ -633,7 +634,7 @@ bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_tra
   return save(&out, path);
 }
 
-/* A member that must be there. */
+/* The member must be there, or the state is damaged. */
 static bk_status read_count(const document *doc, const char *name, int64_t *count) {
   json_t *value = json_object_get(doc->root, name);
   if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
@@ -645,7 +646,7 @@ static bk_status read_count(const document *doc, const char *name, int64_t *coun
   return BK_OK;
 }
 
-/* The inverse of how bk_trainer_state_write has written it. */
+/* This is the inverse of how bk_trainer_state_write has written it. */
 static bk_status read_hash(const document *doc, uint64_t *hash) {
   const char *text = json_string_value(json_object_get(doc->root, "data_hash"));
   if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
@@ -669,7 +670,7 @@ static const struct {
     {"allow_tf32", NULL},   {"merge_stream", NULL}, {"bin_validation", "false"},
 };
 
-/* Leaves the default in place where that is what absence means. */
+/* The default is left in place where that is what absence means. */
 static bk_status read_absent(const document *doc, const bk_option *o, bk_train_config *t) {
   for (size_t i = 0; i < BK_COUNT(later_keys); i++) {
     if (strcmp(o->name, later_keys[i].name) != 0) continue;

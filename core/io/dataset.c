@@ -21,7 +21,7 @@
 
 #define BIN_VAL_MIN 2 /* tokens of a validation part; fewer predict nothing */
 
-/* The tokens of one file, or those of the caller. */
+/* A segment holds the tokens of one file, or those of the caller. */
 typedef struct segment {
   int64_t first; /* number of its first token in the whole data */
   int64_t count; /* tokens, the end token included */
@@ -45,7 +45,7 @@ struct bk_dataset {
 
 /* ---- reading files ---- */
 
-/* A file while it is read: which part of it the split takes. */
+/* This describes a file while it is read, and which part of it the split takes. */
 typedef struct source {
   bk_context *ctx;
   const char *path;
@@ -56,7 +56,7 @@ typedef struct source {
   bool ends;
 } source;
 
-/* By the name alone: .bin files are streams of tokens, all others are text. */
+/* The name alone decides: .bin files are streams of tokens, all others are text. */
 bool bk_path_is_bin(const char *path) {
   size_t length = strlen(path);
   if (length < 4) return false;
@@ -126,7 +126,7 @@ static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
   return status;
 }
 
-/* Token i of the segment as it is stored: the end token is not. */
+/* The end token of a text is not stored, so that i must be below the number of stored tokens. */
 static int64_t stored_token(const segment *g, int64_t i) {
   switch (g->width) {
     case 1: return ((const uint8_t *)g->data)[i];
@@ -224,7 +224,7 @@ static bk_status fail_empty(bk_dataset *ds, const char *const *paths, int n_path
                          : "a .bin file 20 tokens");
 }
 
-/* All files at once: training visits the data in random order. */
+/* All files are read at once, because training visits the data in random order. */
 static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_paths,
                             const bk_dataset_options *options) {
   if (n_paths < 1) return bk_fail(ds->ctx, BK_ERR_DATA, "no data files were given");
@@ -316,18 +316,18 @@ static size_t segment_of(const bk_dataset *ds, int64_t i) {
   return low;
 }
 
-/* Token i of the segment, its end token included. */
+/* Token i of the segment may be its end token, which is not stored. */
 static int64_t segment_token(const segment *g, int64_t i) {
   return g->ends && i == g->count - 1 ? BK_TOKEN_END : stored_token(g, i);
 }
 
-/* One token by bisection; sequences are copied by copy_tokens. */
+/* Every call searches for the segment; whole sequences are copied by copy_tokens. */
 int64_t bk_dataset_at(const bk_dataset *ds, int64_t i) {
   const segment *g = &ds->segments[segment_of(ds, i)];
   return segment_token(g, i - g->first);
 }
 
-/* Tokens [first, first + count) of the whole data. */
+/* Copies the tokens [first, first + count) of the whole data. */
 static void copy_tokens(const bk_dataset *ds, int64_t first, int64_t count, int32_t *out) {
   size_t s = segment_of(ds, first);
   for (int64_t i = 0; i < count; i++) {

@@ -10,7 +10,6 @@
 #include "io/json_out.h"
 #include "io/recognise.h"
 
-/* jansson says nothing of how much it wanted. */
 static bk_status no_memory(bk_context *ctx, const char *origin) {
   return bk_fail(ctx, BK_ERR_MEMORY, "%s: out of memory while it was read", origin);
 }
@@ -43,7 +42,7 @@ static size_t mark_length(const char *text, size_t bytes) {
   return bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
 }
 
-/* Line and column in *error count from behind the mark. */
+/* Line and column in *error are counted from behind the mark. */
 bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                       json_t **root, json_error_t *error) {
   size_t skip = mark_length(text, bytes);
@@ -64,7 +63,7 @@ bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, si
                  error.text);
 }
 
-/* With its article, as a message goes on after "not". */
+/* The text has its article, so that a message can go on with it after "not". */
 const char *bk_json_kind(const json_t *value) {
   switch (json_typeof(value)) {
     case JSON_OBJECT: return "an object";

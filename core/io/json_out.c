@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Takes no memory yet. */
+/* No memory is taken until something is added. */
 void bk_json_out_init(bk_json_out *out, bk_context *ctx) {
   *out = (bk_json_out){.ctx = ctx, .status = BK_OK};
 }
@@ -43,12 +43,12 @@ void bk_json_out_bytes(bk_json_out *out, const char *bytes, size_t count) {
   out->data[out->length] = '\0';
 }
 
-/* No escapes: the caller writes JSON's own characters with it. */
+/* Nothing is escaped, since the caller writes JSON's own characters with it. */
 void bk_json_out_text(bk_json_out *out, const char *text) {
   bk_json_out_bytes(out, text, strlen(text));
 }
 
-/* The two characters that JSON escapes with a backslash, and control characters by their code. */
+/* Quotes and backslashes get a backslash in front, and control characters become their code. */
 static void add_escaped(bk_json_out *out, unsigned char c) {
   char code[8];
   if (c == '"' || c == '\\') snprintf(code, sizeof code, "\\%c", c);
@@ -67,7 +67,7 @@ void bk_json_out_string(bk_json_out *out, const char *text) {
   bk_json_out_text(out, "\"");
 }
 
-/* Without a point: JSON readers tell integers from floats by it. */
+/* There is no point in it, by which JSON readers tell floats from integers. */
 void bk_json_out_int(bk_json_out *out, int64_t value) {
   char text[24];
   snprintf(text, sizeof text, "%" PRId64, value);

@@ -65,7 +65,7 @@ void bk_metrics_close(bk_metrics *m) {
   bk_free(m->ctx, m);
 }
 
-/* After "{" without a comma, elsewhere behind one. */
+/* The first key of an object has no comma in front of it. */
 static void put_key(bk_json_out *out, const char *key) {
   bk_json_out_text(out, out->data[out->length - 1] == '{' ? "\"" : ", \"");
   bk_json_out_text(out, key);
@@ -82,7 +82,7 @@ static void put_double(bk_json_out *out, const char *key, double value) {
   bk_json_out_double(out, value);
 }
 
-/* [layers][experts] as nested lists. */
+/* The loads are a list for each layer with experts, of one number for each expert. */
 static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
   put_key(out, "expert_load");
   for (int l = 0; l < row->n_layers; l++) {
@@ -158,7 +158,7 @@ bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   return m->wait > 0 && --m->wait > 0 ? BK_OK : write_rows(m);
 }
 
-/* Tries at once, whatever the wait. */
+/* Here an attempt is made at once, even if none is due. */
 bk_status bk_metrics_flush(bk_metrics *m) { return m->pending ? write_rows(m) : BK_OK; }
 
 /* The steps mean something only where the result is not 0. */

@@ -8,8 +8,8 @@
  * second 1 to PATH.damaged, and drops 5 and the torn line, since those steps will be done again.
  *
  * A cut reads the file up to three times: to find out which rows stay (order_read), to see whether
- * making it shorter is enough (cut_to), and otherwise to copy what stays (rewrite). Nothing is
- * changed before the last. */
+ * making it shorter is enough (cut_to), and otherwise to copy what stays (rewrite). The file itself
+ * is changed only then. */
 #include "io/metrics.h"
 
 #include <errno.h>
@@ -97,7 +97,7 @@ static void lines_close(lines *l) {
 
 /* ---- row by row ---- */
 
-/* What a line turned out to be. END: there is no further line. */
+/* This is what a line has turned out to be. END means that there is no further line. */
 typedef enum line_kind {
   ROW,
   PAST /* a row after the last step that is asked for */,
@@ -114,7 +114,7 @@ typedef struct row_line {
   int64_t step;
 } row_line;
 
-/* A walk over the lines that says of each what it is. */
+/* This walks over the lines and says of each what it is. */
 typedef struct rows {
   lines lines;
   int64_t last_step; /* that is asked for */
@@ -181,7 +181,7 @@ static bk_status rows_next(rows *r, row_line *line) {
  * can (a longest ascending subsequence), so that a wrong one costs itself and not those behind
  * it; of equal ones the first. ---- */
 
-/* What the first pass has found out. */
+/* This is what the first pass has found out. */
 typedef struct order {
   bk_context *ctx;
   int64_t *step, *line; /* [count]: step and line number of each object with a step */
@@ -243,7 +243,6 @@ static bk_status keep_longest(order *o) {
   return status;
 }
 
-/* Safe after a failure. */
 static void order_fini(order *o) {
   bk_free(o->ctx, o->step);
   bk_free(o->ctx, o->line);
@@ -272,7 +271,8 @@ static bk_status order_read(order *o, bk_context *ctx, const char *path, int64_t
   return status;
 }
 
-/* The second pass; `none` makes a file without rows differ from a first pass. */
+/* This begins the second pass. `none` stands for a list without rows, because NULL means a first
+ * pass. */
 static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const order *o,
                            int64_t last_step) {
   static const int64_t none = 0;
@@ -282,7 +282,7 @@ static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const ord
 
 /* ---- cutting ---- */
 
-/* The walk that finds out what a cut has to do, and the one that does it. */
+/* Two walks use this: the one that finds out what a cut has to do, and the one that does it. */
 typedef struct cut {
   /* The last step that is asked for, and the step of the last row that stays: 0 before the first,
    * since steps count from 1. */
@@ -415,7 +415,7 @@ bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
 
 /* ---- rows, columns ---- */
 
-/* Called for each row that counts. */
+/* A line_fn is called for each row that counts. */
 typedef bk_status (*line_fn)(void *arg, const row_line *line);
 
 /* The second pass: the rows that count, one by one; the callback may end it with a failure. */
@@ -448,7 +448,7 @@ static bk_status for_lines(bk_context *ctx, const char *path, line_fn each, void
   return status;
 }
 
-/* The caller's function behind a line_fn. */
+/* This carries the caller's function through a line_fn. */
 typedef struct receiver {
   bk_metrics_row_fn each;
   void *user;
@@ -464,7 +464,7 @@ bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_row_fn e
   return for_lines(ctx, path, give_text, &(receiver){each, user});
 }
 
-/* Two arrays that grow together. */
+/* The steps and the values of one key are two arrays that grow together. */
 typedef struct column {
   bk_context *ctx;
   const char *key;

@@ -35,7 +35,7 @@ bk_option_set bk_option_bits(const bk_option *table, const char *names) {
   return bits;
 }
 
-/* "one of a, b, c", cut off where it does not fit. */
+/* The text is "one of a, b, c", cut off where it does not fit. */
 static char *choices_text(const bk_option *o, char *text, size_t size) {
   int used = snprintf(text, size, "one of");
   for (const char *const *c = o->choices; *c && used > 0 && (size_t)used < size; c++)
@@ -174,7 +174,7 @@ bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option 
   return status;
 }
 
-/* "?" for a number that no choice has, which only a message can show. */
+/* A number that no choice has is shown as "?", which happens in messages only. */
 static const char *choice_name(const bk_option *o, int value) {
   for (int i = 0; o->choices[i]; i++)
     if (i == value) return o->choices[i];

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* What is looked at, what was wanted of it, and where the words go. */
+/* A view says what is looked at, what was wanted of it, and where the words go. */
 typedef struct view {
   const unsigned char *p; /* the first n bytes of the file */
   size_t n;
@@ -19,19 +19,19 @@ typedef struct view {
   size_t room;
 } view;
 
-/* A little-endian number of `bytes` bytes; the caller has seen that they are there. */
+/* The number is little-endian. The caller has seen that all of its bytes are there. */
 static uint64_t number_at(const view *v, size_t at, int bytes) {
   uint64_t sum = 0;
   for (int i = bytes - 1; i >= 0; i--) sum = sum << 8 | v->p[at + (size_t)i];
   return sum;
 }
 
-/* Whether these bytes are at that place; false past the end of the sample. */
+/* The answer is false where the bytes would lie past the end of the sample. */
 static bool has(const view *v, size_t at, const void *bytes, size_t count) {
   return v->n >= at + count && memcmp(v->p + at, bytes, count) == 0;
 }
 
-/* What was asked for, in groups: a test may matter for some of them only. */
+/* These are groups of what may be wanted, because some tests make sense for one group only. */
 static bool wants_uint16(const view *v) {
   return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT16_SAID;
 }
@@ -119,7 +119,7 @@ static const mark marks[] = {
      0, "an ELF program or library", OTHER, NULL},
 };
 
-/* The first mark that fits; none is the beginning of another in the same place. */
+/* The first mark that fits decides; none is the beginning of another one in the same place. */
 static bool is_marked(const view *v) {
   for (size_t i = 0; i < BK_COUNT(marks); i++)
     if (has(v, marks[i].at, marks[i].bytes, marks[i].count))
@@ -148,7 +148,7 @@ static bool is_zip(const view *v) {
   return say(v, "a zip archive", PACKED, "unpack it first (unzip)");
 }
 
-/* Lower-case letters and underscores, as in the name of a Python module. */
+/* A word is made of lower-case letters and underscores, as the name of a Python module is. */
 static bool is_word(const view *v, size_t at, size_t count) {
   for (size_t i = at; i < at + count; i++)
     if (i >= v->n || !(v->p[i] == '_' || (v->p[i] >= 'a' && v->p[i] <= 'z'))) return false;
@@ -242,12 +242,10 @@ static bool is_pointer(const view *v) {
 
 /* ---- UTF-16 and UTF-32 with their mark ---- */
 
-/* Two bytes as a number, in either order. */
 static unsigned unit_at(const view *v, size_t at, bool big) {
   return big ? v->p[at] * 256u + v->p[at + 1] : v->p[at + 1] * 256u + v->p[at];
 }
 
-/* White space that texts have. */
 static bool is_space(unsigned c) { return (c >= '\t' && c <= '\r') || c == ' '; }
 
 /* Whether the text from `begin` on is UTF-16: surrogates in pairs and no control characters. Where
@@ -420,7 +418,7 @@ static bool has_tiny_halves(const places *s, size_t words_a_row) {
          4 * (s->wide[0] + s->wide[2]) >= words_a_row * s->rows;
 }
 
-/* With the line of Python that makes a right file of it. */
+/* The words end with the line of Python that makes a right file of it. */
 static bool say_width(const view *v, const char *what, const char *from) {
   const char *to = wants_uint16(v) ? "u2" : "u4";
   snprintf(v->words, v->room,
@@ -484,7 +482,7 @@ static bool say_signed(const view *v, const char *what) {
       "ids are not negative: leave such numbers out and write the others as uint16 or uint32");
 }
 
-/* The wider type first, as in is_wider. */
+/* The wider type is tried first, as in is_wider. */
 static bool is_signed(const view *v) {
   if (are_signed(v, 8, 4))
     return say_signed(v, "a stream of 64-bit integers, some of them negative");
@@ -537,7 +535,8 @@ bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wante
 
 /* ---- a stream that has failed the vocabulary ---- */
 
-/* A way to read the same bytes: its name, NumPy's, its width and order. */
+/* A reading is a way to see the same bytes as numbers, with its name and that which NumPy has for
+ * it. */
 typedef struct reading {
   const char *name, *numpy;
   int width;

@@ -67,7 +67,6 @@ static bk_status read_header_length(bk_st_file *r, uint64_t file_bytes, uint64_t
   return BK_OK;
 }
 
-/* As it is now; a file that is being written may be longer later. */
 static bk_status file_size(const bk_st_file *r, uint64_t *bytes) {
   int rc = r->ctx->fs.size(r->ctx->fs.user, r->file, bytes);
   return rc < 0
@@ -98,7 +97,6 @@ static bk_status open_file(bk_st_file *r, bk_context *ctx, const char *path) {
   return r->path ? bk_file_open(ctx, path, &r->file) : BK_ERR_MEMORY;
 }
 
-/* Safe on a zeroed one. */
 static void close_file(bk_st_file *r) {
   if (r->file) r->ctx->fs.close(r->ctx->fs.user, r->file);
   bk_free(r->ctx, r->path);
@@ -187,12 +185,11 @@ const bk_st_entry *bk_st_get(const bk_st_reader *reader, int i) {
   return i >= 0 && (size_t)i < reader->table.count ? &reader->table.entries[i] : NULL;
 }
 
-/* For bsearch over by_name. */
 static int compare_key(const void *key, const void *element) {
   return strcmp(key, (*(const bk_st_entry *const *)element)->name);
 }
 
-/* NULL if there is no such tensor. By bisection: a checkpoint may have tens of thousands. */
+/* The name is found by bisection, since a checkpoint may have tens of thousands of tensors. */
 const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
   const bk_st_table *t = &reader->table;
   if (t->count == 0) return NULL;
@@ -201,7 +198,7 @@ const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
   return found ? *found : NULL;
 }
 
-/* There are few pairs. */
+/* The pairs are few, so that they are searched one by one. */
 const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
   for (size_t i = 0; i < reader->table.n_metadata; i++)
     if (strcmp(reader->table.metadata[i].key, key) == 0) return reader->table.metadata[i].value;
@@ -219,7 +216,7 @@ const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entr
   return file_of(reader, entry)->path;
 }
 
-/* By its name, since it has no bk_dtype. */
+/* F16 is known by its name alone, since it has no bk_dtype. */
 static bool is_f16(const bk_st_entry *entry) { return strcmp(entry->dtype_name, "F16") == 0; }
 
 size_t bk_st_element_size(const bk_st_entry *entry) {

@@ -36,14 +36,14 @@ static const element_type element_types[] = {
     {"F6_E3M2", 6, BK_NONE}, {"F4", 4, BK_NONE},
 };
 
-/* NULL for a dtype that the format does not have. */
+/* The result is NULL for a dtype that the format does not have. */
 const char *bk_st_dtype_name(bk_dtype dtype) {
   for (size_t i = 0; i < BK_COUNT(element_types) && dtype != BK_NONE; i++)
     if (element_types[i].dtype == dtype) return element_types[i].name;
   return NULL;
 }
 
-/* NULL for a name that is none of the format's. */
+/* The result is NULL for a name that is none of the format's. */
 static const element_type *find_type(const char *name) {
   for (size_t i = 0; i < BK_COUNT(element_types); i++)
     if (strcmp(element_types[i].name, name) == 0) return &element_types[i];
@@ -62,7 +62,7 @@ typedef struct parser {
 
 /* ---- tokens ---- */
 
-/* Says where in the header it is, and of which tensor. */
+/* The message says where in the header the fault is, and of which tensor. */
 static bk_status fail_at(const parser *p, const char *what) {
   if (p->tensor)
     return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: %s (header byte %zu)", p->path, p->tensor,
@@ -71,7 +71,7 @@ static bk_status fail_at(const parser *p, const char *what) {
                  (size_t)(p->at - p->start));
 }
 
-/* The four characters that JSON allows between tokens. */
+/* JSON allows these four characters between tokens. */
 static void skip_space(parser *p) {
   while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r'))
     p->at++;
@@ -98,7 +98,7 @@ static bk_status more(parser *p, char close, bool *again) {
   return *again ? BK_OK : expect(p, close);
 }
 
-/* Four hexadecimal digits, which are not taken yet. */
+/* The four digits are looked at and not taken yet. */
 static bool hex4(const parser *p, unsigned *code) {
   if (p->end - p->at < 4) return false;
   *code = 0;
@@ -114,7 +114,7 @@ static bool hex4(const parser *p, unsigned *code) {
   return true;
 }
 
-/* One character as UTF-8; returns where the next one goes. */
+/* Writes one character as UTF-8, and returns where the next one goes. */
 static char *put_utf8(char *out, unsigned code) {
   if (code < 0x80) {
     *out++ = (char)code;
@@ -255,7 +255,7 @@ static bk_status take_shape(parser *p, bk_st_entry *e) {
   return BK_OK;
 }
 
-/* Exactly two; how they lie to each other and to the data is checked later (check_extent). */
+/* How the two lie to each other and to the data is checked later (check_extent). */
 static bk_status take_offsets(parser *p, bk_st_entry *e) {
   BK_TRY(expect(p, '['));
   BK_TRY(take_size(p, &e->begin));
@@ -366,12 +366,10 @@ static bk_status take_pair(parser *p, bk_st_table *table) {
   return take_string(p, &pair->value);
 }
 
-/* By key. */
 static int compare_pairs(const void *a, const void *b) {
   return strcmp(((const bk_st_pair *)a)->key, ((const bk_st_pair *)b)->key);
 }
 
-/* Takes the word null if it is next. */
 static bool take_null(parser *p) {
   skip_space(p);
   if (p->end - p->at < 4 || memcmp(p->at, "null", 4) != 0) return false;
@@ -449,7 +447,7 @@ static bk_status take_header(parser *p, bk_st_table *table, uint64_t data_bytes)
   return p->at == p->end ? BK_OK : fail_at(p, "something follows the closing '}'");
 }
 
-/* Over an array of pointers to entries. */
+/* The array holds pointers to entries. */
 static int compare_names(const void *a, const void *b) {
   return strcmp((*(const bk_st_entry *const *)a)->name, (*(const bk_st_entry *const *)b)->name);
 }
@@ -553,7 +551,7 @@ uint64_t bk_st_header_extent(const char *text, size_t bytes) {
   return extent;
 }
 
-/* Safe after a failure of parsing, at whatever point. */
+/* This is safe after a failure of parsing at whatever point. */
 void bk_st_table_fini(bk_st_table *table) {
   for (size_t i = 0; i < table->count; i++) bk_free(table->ctx, table->entries[i].name);
   for (size_t i = 0; i < table->n_metadata; i++) {

@@ -18,7 +18,7 @@
 #define WEIGHTS "model.safetensors"
 #define INDEX "model.safetensors.index.json"
 
-/* An index while the shards are opened; the reader keeps nothing of it. */
+/* An index lives while the shards are opened; the reader keeps nothing of it. */
 typedef struct shard_index {
   bk_context *ctx;
   const char *folder;
@@ -58,7 +58,7 @@ static bk_status check_pair(const shard_index *x, const char *tensor, const json
                  tensor, shard);
 }
 
-/* Over an array of strings. */
+/* The array holds strings. */
 static int compare_texts(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
@@ -104,7 +104,6 @@ static bk_status take_members(shard_index *x) {
   return collect_shards(x);
 }
 
-/* Safe on a half-made one. */
 static void close_index(shard_index *x) {
   bk_free(x->ctx, (void *)x->shards);
   json_decref(x->root);
@@ -212,7 +211,7 @@ static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
 
 /* ---- the folder ---- */
 
-/* A file or a folder of that name; which of the two does not matter here. */
+/* Whether a file or a folder has that name does not matter here. */
 static bk_status is_there(bk_context *ctx, const char *folder, const char *name, bool *there) {
   int kind = -1;
   char *path = bk_path_join(ctx, folder, name);
@@ -231,7 +230,7 @@ static bk_status has_shards(bk_context *ctx, const char *folder, bool *shards) {
   return single ? BK_OK : is_there(ctx, folder, INDEX, shards);
 }
 
-/* Whether the folder has weights at all, in one of the two forms. */
+/* This asks whether the folder has weights at all, in one of the two forms. */
 bk_status bk_st_folder_has(bk_context *ctx, const char *folder, bool *there) {
   BK_TRY(is_there(ctx, folder, WEIGHTS, there));
   return *there ? BK_OK : is_there(ctx, folder, INDEX, there);

@@ -34,7 +34,7 @@ static void free_names(bk_context *ctx, char **names, size_t count) {
   bk_free(ctx, names);
 }
 
-/* The file has been closed before. */
+/* The caller has closed the file before. */
 static void writer_free(bk_st_writer *w) {
   bk_json_out_fini(&w->tensors);
   bk_json_out_fini(&w->metadata);
@@ -80,7 +80,7 @@ static bk_status check_open(bk_st_writer *w, const char *name) {
                  w->path, name);
 }
 
-/* In the order of the calls. A key that comes twice is found when the header is made. */
+/* Members keep the order of the calls. A key that comes twice is found when the header is made. */
 bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value) {
   BK_TRY(check_open(w, key));
   BK_TRY(add_name(w->ctx, &w->keys, &w->n_keys, &w->key_capacity, key));
@@ -156,7 +156,6 @@ static bk_status write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
                  rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
 }
 
-/* For qsort over the list of names. */
 static int compare_texts(const void *a, const void *b) {
   return strcmp(*(char *const *)a, *(char *const *)b);
 }

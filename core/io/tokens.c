@@ -19,7 +19,7 @@ typedef struct source {
   bk_tokens t;
 } source;
 
-/* The elements of a tensor of i32 or i64, B*T of them, as int64. */
+/* `values` gets the B*T elements of a tensor of i32 or i64. */
 static bk_status read_integers(const source *s, const bk_st_entry *e, int64_t *values) {
   size_t count = (size_t)(s->t.batch * s->t.seq_len), bytes = (size_t)(e->end - e->begin);
   void *raw = bk_alloc(s->ctx, bytes);
@@ -31,7 +31,7 @@ static bk_status read_integers(const source *s, const bk_st_entry *e, int64_t *v
   return status;
 }
 
-/* Dtype and number of dimensions; the sizes are compared elsewhere. */
+/* Only dtype and number of dimensions are checked here; the sizes are compared elsewhere. */
 static bk_status check_integers(const source *s, const bk_st_entry *e) {
   if (e->dtype != BK_I32 && e->dtype != BK_I64)
     return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected I32 or I64",

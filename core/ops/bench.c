@@ -37,7 +37,7 @@ typedef struct bench {
   double *pattern;
 } bench;
 
-/* Seconds of one launch; the kernel's name is that of its row. */
+/* These are seconds of one launch; the kernel's name is that of its row. */
 typedef struct timing {
   double median, best;
   const char *kernel;
@@ -63,7 +63,7 @@ static bk_status launch(const gauge *g) {
   return BK_OK;
 }
 
-/* The seconds of one launch, on average over those of the sample. */
+/* *seconds gets the time of one launch, on average over those of the sample. */
 static bk_status sample(const gauge *g, double *seconds) {
   const bk_stream_ops *ops = g->stream->ops;
   double begin = g->begin ? 0 : bk_context_seconds(g->stream->device->ctx);
@@ -148,7 +148,8 @@ static bk_status time_op(const bench *b, bk_op op, const void *args, timing *tim
 
 /* ---- operands ---- */
 
-/* "project.x" -> "x": an operand of a fused op is filled as it is in the op that it comes from. */
+/* Of "project.x" this is "x": an operand of a fused op is filled as in the op that it comes
+ * from. */
 static const char *leaf(const char *name) {
   const char *dot = strrchr(name, '.');
   return dot ? dot + 1 : name;
@@ -354,7 +355,8 @@ static bk_status check_use(bk_device *device, bk_dtype dtype, double seconds) {
   return BK_OK;
 }
 
-/* Fixed random numbers: two runs time the same work. On failure `end` frees what there is. */
+/* The random numbers are fixed, so that two runs time the same work. After a failure `end` frees
+ * what there is. */
 static bk_status begin(bench *b, bk_device *device, bk_dtype dtype, double seconds) {
   *b = (bench){.device = device,
                .ctx = device->ctx,
@@ -422,7 +424,7 @@ static bk_status take_sizes(bench *b, const bk_bench_options *o) {
   return BK_OK;
 }
 
-/* wanted[op]; no list means all of them. */
+/* wanted[op] is set for the ops in the list; no list means all of them. */
 static bk_status find_ops(bk_context *ctx, const bk_bench_options *o, bool *wanted) {
   for (int op = 1; op < BK_OP_COUNT; op++) wanted[op] = !o->ops;
   for (int i = 0; o->ops && i < o->n_ops; i++) {
@@ -454,7 +456,7 @@ static bk_status measure_case(bench *b, const bk_roof *roof, bk_op op, const cha
   return BK_OK;
 }
 
-/* In the order of ops.def. A failure, or `each` saying so, ends the run. */
+/* Ops come in the order of ops.def. A failure, or `each` saying so, ends the run. */
 static bk_status measure_ops(bench *b, const bk_roof *roof, const bool *wanted,
                              bk_bench_row_fn each, void *user) {
   for (int i = 1; i < BK_OP_COUNT; i++) {

@@ -159,7 +159,7 @@ static bk_status letter_of(const one_case *c, char letter, int64_t *size) {
   return BK_OK;
 }
 
-/* "N*k", "E+1" or a number, as runtime/op_priv.h packs them. */
+/* A dimension is "N*k", "E+1" or a number, as runtime/op_priv.h packs them. */
 static bk_status dim_of(const one_case *c, uint16_t dim, int64_t *size) {
   *size = bk_dim_first(dim) ? 1 : 0;
   BK_TRY(letter_of(c, bk_dim_first(dim), size));

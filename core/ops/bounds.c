@@ -70,7 +70,7 @@ static bool goes_on_from_stored(bk_op op) {
          op == BK_OP_HC_MERGE_MIX_BWD || op == BK_OP_HC_REBUILD;
 }
 
-/* Half a unit in the last place, relative to the number: 2^-9 for bf16, 2^-24 for fp32. */
+/* This is half a unit in the last place, relative to the number: 2^-9 for bf16, 2^-24 for fp32. */
 double bk_op_rounding(const bk_device *device, bk_op op, const void *args) {
   bool between = bk_op_leading_dtype(op, args) == BK_BF16 &&
                  (goes_on_from_stored(op) || runs_composed(device, op, args));

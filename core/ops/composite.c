@@ -21,9 +21,10 @@ typedef struct composite_state {
   bk_plan plans[];
 } composite_state;
 
-/* What is done with a step: find_step, prepare_step or launch_step below. */
+/* A visitor does something with a step: find_step, prepare_step or launch_step below. */
 typedef bk_status (*step_visitor)(bk_composition *c, bk_op op, const void *args);
-/* One walk over the steps of a composed op. It lives on the stack of the function that walks. */
+/* This is one walk over the steps of a composed op. It lives on the stack of the function that
+ * walks. */
 struct bk_composition {
   step_visitor visit; /* NULL: steps are only counted */
   bk_status status;   /* the first failure; later steps are no longer visited */
@@ -55,7 +56,6 @@ bk_tensor bk_compose_scratch(bk_composition *c, const bk_tensor *like) {
   return t;
 }
 
-/* A view; the matrix is not moved. */
 static bk_tensor transposed(bk_tensor t) { return bk_tensor_transpose(t, 0, 1); }
 
 /* ---- projection ---- */
@@ -182,7 +182,8 @@ void bk_compose_hc_rebuild(const void *args, bk_composition *c) {
 
 /* ---- from compositions to kernels ---- */
 
-/* The one place where an op finds its compose function; made from the COMPOSED rows of ops.def. */
+/* This is the one place where an op finds its compose function. It is made from the COMPOSED rows
+ * of ops.def. */
 static void compose(bk_op op, const void *args, bk_composition *c) {
   switch (op) {
 #define OP(...)
@@ -269,7 +270,7 @@ static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const 
   return c.status;
 }
 
-/* A row for each composed op. Dtypes and kinds are not limited here, since the steps limit them. */
+/* Each composed op has a row. Dtypes and kinds are not limited here, since the steps limit them. */
 #define ALL_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
 #define OP(...)
 #define COMPOSED(ID, ...)        \

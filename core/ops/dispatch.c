@@ -74,7 +74,7 @@ static bk_status launch_and_sync(bk_stream *stream, const bk_plan *plan, const v
   return status != BK_OK ? status : synced;
 }
 
-/* Prepares anew each time, which a step never does. */
+/* The plan is prepared anew each time, which a step never does. */
 bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args) {
   bk_plan plan = {0};
   BK_TRY(bk_plan_prepare(stream->device, op, args, &plan));

@@ -150,7 +150,8 @@ static void fallback_release(bk_device *device, void *state) {
   bk_free(device->ctx, s);
 }
 
-/* No row of a table: its op is BK_OP_NONE, and no lookup finds it. The state knows the op. */
+/* This is a row of no table: its op is BK_OP_NONE, and no lookup finds it. The state knows the
+ * op. */
 static const bk_kernel fallback_kernel = {.name = "fallback",
                                           .accepts = bk_kernel_accepts_all,
                                           .prepare = bk_kernel_prepare_none,

@@ -27,7 +27,7 @@ static bool agree_special(double got, double rounded, bool *finite) {
   return got == rounded;
 }
 
-/* Normalised by the exact result. An output that is exactly zero allows no error. */
+/* The error is normalised by the exact result. An output that is exactly zero allows no error. */
 static double nmse_of(double error, double norm) {
   return norm > 0 ? error / norm : error > 0 ? INFINITY : 0;
 }
@@ -62,7 +62,7 @@ void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t cou
   j->within = j->nmse <= j->bound && j->error <= j->most;
 }
 
-/* One normal deviate, so that the moves of neighbours are independent. */
+/* Each element is moved by a normal deviate of its own, so that moves do not add up in a sum. */
 double bk_judge_move(double x, double rounding, uint64_t stream, uint64_t index) {
   return x * (1 + rounding * bk_normal(1, stream, index));
 }

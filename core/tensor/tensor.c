@@ -64,7 +64,7 @@ void bk_dtype_store(bk_dtype dtype, void *p, double x) {
   memcpy(p, &v, bk_dtype_size(dtype));
 }
 
-/* In bytes; 0 for "no dtype". */
+/* The size is in bytes, and 0 for no dtype. */
 size_t bk_dtype_size(bk_dtype dtype) {
   switch (dtype) {
     case BK_F32:
@@ -145,7 +145,7 @@ int64_t bk_tensor_count(const bk_tensor *t) {
   return count;
 }
 
-/* Right for a contiguous tensor's memory; for a view with gaps see bk_tensor_span. */
+/* This is what a contiguous tensor takes; what a view with gaps covers is bk_tensor_span. */
 size_t bk_tensor_bytes(const bk_tensor *t) {
   return (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype);
 }
@@ -169,7 +169,7 @@ bool bk_tensor_contiguous(const bk_tensor *t) {
   return true;
 }
 
-/* What most kernels ask of their operands, so that a row can be read as a vector. */
+/* Most kernels ask this of their operands, so that a row can be read as a vector. */
 bool bk_tensor_rows_dense(const bk_tensor *t) {
   return t->ndim == 0 || t->shape[t->ndim - 1] == 1 || t->stride[t->ndim - 1] == 1;
 }

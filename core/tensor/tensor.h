@@ -81,11 +81,12 @@ BK_MODULE_API int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if abs
 size_t bk_tensor_bytes(const bk_tensor *t);                /* bytes of the elements, without gaps */
 /* Bytes from the first element to past the last, gaps included. */
 BK_MODULE_API size_t bk_tensor_span(const bk_tensor *t);
-/* Row-major without gaps: what an upload, a file and a message between ranks need. */
+/* The elements lie row by row without gaps, as uploads, files and messages between ranks need
+ * them. */
 BK_MODULE_API bool bk_tensor_contiguous(const bk_tensor *t);
 /* True when the rows (last dimension) are dense: stride[ndim-1] == 1 or shape 1. */
 bool bk_tensor_rows_dense(const bk_tensor *t);
-/* Same number of dimensions and same sizes, whatever the dtypes and strides. */
+/* Dtypes and strides do not matter. */
 BK_MODULE_API bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
 /* "[2,3,4] fp32 strides [12,4,1]" into text (at most `size` bytes); returns text. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
@@ -97,7 +98,7 @@ char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 BK_MODULE_API bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
-/* Exchanges two dimensions; the usual way to hand a weight to a product. */
+/* Exchanges two dimensions, which is the usual way to hand a weight to a product. */
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);
 /* Splits dimension `dim` of size a*b into two, [a, b]; legal for any stride. */
 bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b);

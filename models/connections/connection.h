@@ -23,7 +23,7 @@
  * model's. */
 typedef struct bk_connection {
   const bk_connection_kind *kind;
-  /* n streams; iters: Sinkhorn's iterations (hc_sinkhorn_iters), for kinds that iterate */
+  /* n is the number of streams, iters that of Sinkhorn's iterations, for kinds that iterate */
   int n, iters;
   int64_t width; /* C */
   /* hc_eps is added to the read gates and in Sinkhorn's divisions, and is 0 for kinds with signed

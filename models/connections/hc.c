@@ -5,12 +5,12 @@
  * LayerNorm of each stream, which is an RMSNorm here as in the mHC paper's account. */
 #include "models/connections/streams.h"
 
-/* Per stream: one column for pre, one for post, n for its row of comb. */
+/* Each stream has one column for pre, one for post, and n for its row of comb. */
 static int rows(int n) { return n + 2; }
-/* The static parts: n of pre, n of post, n*n of comb. */
+/* The static parts are n entries of pre, n of post and n*n of comb. */
 static int base(int n) { return n * (n + 2); }
 
-/* comb = I exactly, since base is the map itself here and no logit of it. */
+/* comb is exactly the identity, since base is the map itself here and not a logit of it. */
 static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
 }
@@ -36,7 +36,7 @@ static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *va
   identity(values + 2 * n, n);
 }
 
-/* For each entry of a map: the norm's factor, a tanh, the scale and the base. */
+/* Each entry of a map takes the norm's factor, a tanh, the scale and the base. */
 static double flops(double logits BK_UNUSED, double maps, double comb BK_UNUSED, int n BK_UNUSED,
                     int iters BK_UNUSED) {
   return 4 * maps;

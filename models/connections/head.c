@@ -3,7 +3,7 @@
  * only mixes; bk_hc_kind has a number for it, but no configuration names it as its residual. */
 #include "models/connections/streams.h"
 
-/* One logit for the read gate of each stream; there is nothing to write and nothing to mix. */
+/* Each stream has one logit, of its read gate; there is nothing to write and nothing to mix. */
 static int rows(int n) { return n; }
 
 /* Zeros: every stream is read with sigmoid(0) = 1/2. The streams differ by then, so that nothing

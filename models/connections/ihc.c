@@ -4,7 +4,7 @@
  * the mHC paper (PMLR 306) has it as an ablation. */
 #include "models/connections/streams.h"
 
-/* The logits of pre and post alone. */
+/* There are the logits of pre and post alone. */
 static int rows(int n) { return 2 * n; }
 
 const bk_connection_kind bk_connection_ihc = {

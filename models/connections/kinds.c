@@ -16,7 +16,7 @@ KINDS(DECLARE)
 DECLARE(head)
 
 #define ADDRESS(name) &bk_connection_##name,
-/* By bk_hc_kind; NULL ends it. bk_connection_kind_of (runtime/connection.c) looks here. */
+/* The index is a bk_hc_kind. bk_connection_kind_of (runtime/connection.c) looks here. */
 const bk_connection_kind *const bk_connection_kinds[] = {KINDS(ADDRESS) ADDRESS(head) NULL};
 #define NAME(name) #name,
 const char *const bk_connection_names[] = {KINDS(NAME) NULL};

@@ -5,7 +5,7 @@
  * become so with the iterations. pre and post are sigmoids of 2n more logits. */
 #include "models/connections/streams.h"
 
-/* n logits of pre, n of post and n*n of comb, in this order. */
+/* The rows are n logits of pre, n of post and n*n of comb, in this order. */
 static int rows(int n) { return n * (n + 2); }
 
 /* Nearly the identity: exp(-8) beside exp(0). The paper gives no values; these are those of the
@@ -14,7 +14,7 @@ static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 0.0 : -8.0;
 }
 
-/* exp, sum and division of the softmax, then for each iteration two sums and two divisions. */
+/* The softmax takes exp, sum and division, and each iteration two sums and two divisions. */
 static double flops(double logits, double maps, double comb, int n, int iters) {
   return bk_streams_gates_flops(logits, maps, comb, n, iters) + comb * (3 + 4 * (double)iters);
 }

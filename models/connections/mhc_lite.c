@@ -12,7 +12,7 @@ static void identity(double *values, int n) {
   for (int i = 0; i < bk_factorial(n); i++) values[i] = i == 0 ? 0.0 : -8.0;
 }
 
-/* Softmax over the permutations, and n entries of comb that each of them adds to. */
+/* There is a softmax over the permutations, each of which adds to n entries of comb. */
 static double flops(double logits, double maps, double comb, int n, int iters) {
   return bk_streams_gates_flops(logits, maps, comb, n, iters) + (4 + n) * logits;
 }

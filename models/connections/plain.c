@@ -2,7 +2,7 @@
  * [N,C]. It has no maps and no streams; the gradient of f is the gradient of the streams. */
 #include "models/connections/connection.h"
 
-/* The pre-norm; there is no y, since the mix of one stream is the stream itself. */
+/* There is no y, since the mix of one stream is the stream itself. */
 static bk_status mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
   return bk_record(rec, BK_OP_RMSNORM,
                    &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
@@ -25,7 +25,7 @@ static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const 
   return BK_OK;
 }
 
-/* Whether both begin at one place; they have the same shape here. */
+/* Tensors of one shape that begin at one place are the same memory. */
 static bool same(bk_tensor a, bk_tensor b) { return a.buffer == b.buffer && a.offset == b.offset; }
 
 /* The gradient of a sum goes to both terms unchanged. In a model dx and df are dout's memory, and
@@ -52,7 +52,8 @@ static bk_status mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_
                                           .accumulate = accumulate});
 }
 
-/* No maps, no carry, no fused forms; reads_f is false, so that no f is kept without recompute. */
+/* There are no maps, no carry and no fused forms. reads_f is false, so that no f is kept without
+ * recompute. */
 static const bk_connection_calls calls = {
     .mix = mix, .merge = merge, .rebuild = rebuild, .merge_bwd = merge_bwd, .mix_bwd = mix_bwd};
 

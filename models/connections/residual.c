@@ -97,7 +97,7 @@ static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int6
   return bk_memory_tensor(r->memory, c, BK_F32, ndim, shape, t);
 }
 
-/* In the order of bk_residual_param, which is that of the kind's params: fn, base, scale. */
+/* The order is that of bk_residual_param and of the kind's params: fn, base, scale. */
 static bk_status plan_params(bk_residual *r) {
   const bk_connection_kind *kind = r->connection.kind;
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
@@ -145,32 +145,32 @@ static bk_status plan_ports(bk_residual *r) {
 
 /* ---- the four passes, a program each ---- */
 
-/* Every pass is a program with one piece. -1: the piece belongs to no sublayer of a model. */
+/* Every pass is a program with one piece, which belongs to no sublayer of a model (-1). */
 static bk_status begin(bk_recorder *rec, bk_program *program, bk_part part, bk_pass pass) {
   bk_record_begin(rec, program, false, NULL);
   return bk_record_piece(rec, part, pass, -1, BK_LANE_COMPUTE);
 }
 
-/* x to the maps and h. */
+/* Makes the maps and h from x. */
 static bk_status record_mix(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->mix, BK_PART_MIX, BK_PASS_F));
   return bk_connection_mix(rec, &r->connection, &r->acts);
 }
 
-/* x, f and the maps to out. */
+/* Makes out from x, f and the maps. */
 static bk_status record_merge(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->merge, BK_PART_MERGE, BK_PASS_F));
   return bk_connection_merge(rec, &r->connection, &r->acts, r->ports[OUT].t);
 }
 
-/* dout to dx (what bypasses F), df, and the gradients of post and comb. */
+/* Makes dx (the part that bypasses F), df and the gradients of post and comb from dout. */
 static bk_status record_merge_bwd(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->merge_bwd, BK_PART_MERGE, BK_PASS_D));
   return bk_connection_merge_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DOUT].t,
                                  r->ports[DX].t, r->ports[DF].t);
 }
 
-/* dh to the rest of dx, which is added, and to the gradients of the parameters. */
+/* Adds the rest of dx and the parameters' gradients, both from dh. */
 static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->mix_bwd, BK_PART_MIX, BK_PASS_D));
   return bk_connection_mix_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DH].t,
@@ -199,7 +199,6 @@ static bk_status prepare(bk_residual *r) {
   return status;
 }
 
-/* Without a profile and without a look. */
 static bk_status run(bk_program *program) { return bk_program_run(program, &(bk_run){0}); }
 
 /* ---- initial values ---- */
@@ -216,7 +215,7 @@ static void first_values(const bk_residual *r, int param, double *values, int64_
     values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
 }
 
-/* The weights, then zeros in the gradients. */
+/* The gradients begin with zeros, since the programs only add to them. */
 static bk_status init_params(bk_residual *r) {
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
     int64_t count = bk_tensor_count(&r->param[i].weight);
@@ -357,7 +356,7 @@ bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
   return BK_OK;
 }
 
-/* [N,n,n]: n is at most 8, so that i % (n*n) is the place within one token's matrix. */
+/* comb is [N,n,n], so that i % (n*n) is the place within one token's matrix. */
 static void identities(float *comb, int64_t tokens, int n) {
   for (int64_t i = 0; i < tokens * n * n; i++) comb[i] = i % (n * n) % (n + 1) == 0 ? 1.0f : 0.0f;
 }

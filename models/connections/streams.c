@@ -13,7 +13,7 @@ static bk_tensor project_view(const bk_connection *c, bk_tensor x) {
   return bk_tensor_reshape(x, 2, (int64_t[]){rows, c->n * c->width});
 }
 
-/* HC_PROJECT: x and fn to proj and rinv. norm_eps is under the root of rinv. */
+/* HC_PROJECT makes proj and rinv from x and fn. norm_eps is under the root of rinv. */
 static bk_hc_project_args project_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_project_args){project_view(c, a->x), c->param[BK_STREAMS_FN]->weight,
                               a->map[BK_STREAMS_PROJ], a->map[BK_STREAMS_RINV], c->norm_eps};
@@ -42,7 +42,8 @@ static bk_hc_pre_norm_args pre_norm_args(const bk_connection *c, const bk_mix_ac
       a->x, a->map[BK_STREAMS_PRE], c->norm->weight, a->y, a->h, a->rstd, c->norm_eps};
 }
 
-/* HC_POST_RES: the streams after the sublayer. It needs no parameters, only the maps of the mix. */
+/* HC_POST_RES makes the streams after the sublayer. It needs no parameters, only the maps of the
+ * mix. */
 static bk_hc_post_res_args post_res_args(const bk_mix_acts *a, bk_tensor out) {
   return (bk_hc_post_res_args){a->x, a->f, a->map[BK_STREAMS_POST], a->map[BK_STREAMS_COMB], out};
 }
@@ -145,7 +146,7 @@ static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_ac
       .hc_eps = c->hc_eps};
 }
 
-/* dproj and drinv to D, which adds, and to the gradient of fn. */
+/* Both D and the gradient of fn are added to, from dproj and drinv. */
 static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_mix_acts *a,
                                                const bk_mix_grads *g, bk_tensor D) {
   return (bk_hc_project_bwd_args){.x = project_view(c, a->x),
@@ -158,7 +159,7 @@ static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_
                                   .accumulate = true};
 }
 
-/* dout to dx, df and the gradients of post and comb. dx may be dout's memory. */
+/* Makes dx, df and the gradients of post and comb from dout. dx may be dout's memory. */
 static bk_hc_post_res_bwd_args post_res_bwd_args(const bk_mix_acts *a, const bk_mix_grads *g,
                                                  bk_tensor dout, bk_tensor dx, bk_tensor df) {
   return (bk_hc_post_res_bwd_args){
@@ -209,7 +210,7 @@ static bk_status streams_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
 
 /* ---- maps ---- */
 
-/* Rows of the projection: one for each token, or one for each stream of each token (hc). */
+/* The projection has one row for each token, or one for each stream of each token (hc). */
 static int64_t projected(const bk_connection_kind *kind, int n, int64_t tokens) {
   return kind->per_stream ? tokens * n : tokens;
 }
@@ -332,7 +333,7 @@ void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values,
 
 /* ---- maps from logits ---- */
 
-/* logits [N,R] = scale of the column's group * proj * rinv + base. */
+/* logits [N,R] are scale of the column's group * proj * rinv + base. */
 static void compose_logits(const bk_tensor *proj, const bk_tensor *rinv, const bk_tensor *scale,
                            const bk_tensor *base, bk_tensor logits, int n, bk_composition *c) {
   BK_COMPOSE(c, HC_LOGITS, hc_logits, .proj = *proj, .rinv = *rinv, .scale = *scale, .base = *base,

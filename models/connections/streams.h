@@ -24,7 +24,7 @@
 enum { BK_STREAMS_PROJ, BK_STREAMS_RINV, BK_STREAMS_PRE, BK_STREAMS_POST, BK_STREAMS_COMB };
 enum { BK_STREAMS_FN, BK_STREAMS_BASE, BK_STREAMS_SCALE };
 
-/* The calls of all kinds with n streams, and of the learned head: streams.c. */
+/* These are the calls of all kinds with n streams, and of the learned head (streams.c). */
 extern const bk_connection_calls bk_streams_calls;
 
 /* ---- parameters: fn [R, nC] (hc: [R, C]), base [Q], scale [G] ---- */

@@ -17,7 +17,7 @@ bk_status bk_linear(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_t
                    &(bk_gemm_args){x, bk_tensor_transpose(w->weight, 0, 1), y, 1.0, false});
 }
 
-/* dx = dy W: the weight as it is stored, in the other direction. */
+/* The product dx = dy W takes the weight as it is stored. */
 bk_status bk_linear_dgrad(bk_recorder *rec, bk_tensor dy, const bk_param_block *w, bk_tensor dx,
                           bool accumulate) {
   return bk_record(rec, BK_OP_GEMM, &(bk_gemm_args){dy, w->weight, dx, 1.0, accumulate});

@@ -29,7 +29,7 @@ static bk_tensor plan_4d(bk_planner *p, bk_memory_class c, int64_t T, int64_t D)
                            (int64_t[]){p->batch, T, p->config->num_attention_heads, D});
 }
 
-/* The width of one head's query and key. */
+/* A head's query and key have this width. */
 static int64_t query_width(const bk_model_config *c) {
   return c->qk_nope_head_dim + c->qk_rope_head_dim;
 }
@@ -106,7 +106,7 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 static bk_tensor rows(bk_tensor t) {
   return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0] * t.shape[1], t.shape[2] * t.shape[3]});
 }
-/* The unrotated columns of every head, for q, k and kv alike: they come first in all three. */
+/* The unrotated columns of every head come first in q, k and kv alike. */
 static bk_tensor nope_part(const bk_sublayer *s, bk_tensor t) {
   return bk_tensor_slice(t, 3, 0, s->config->qk_nope_head_dim);
 }
@@ -115,7 +115,7 @@ static bk_tensor tail_part(const bk_sublayer *s, bk_tensor t) {
   return bk_tensor_slice(t, 3, s->config->qk_nope_head_dim,
                          t.shape[3] - s->config->qk_nope_head_dim);
 }
-/* The first r columns of kv_a [N, r+rope]: the latent vector c. */
+/* The first r columns of kv_a [N, r+rope] are the latent vector c. */
 static bk_tensor latent_part(const bk_sublayer *s, bk_tensor kv_a) {
   return bk_tensor_slice(kv_a, 1, 0, s->config->kv_lora_rank);
 }

@@ -45,7 +45,7 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
   if (s->moe.shared.gate_up) a->moe.shared = bk_mlp_plan_acts(p, &s->moe.shared);
 }
 
-/* All of it is free again when the sublayer's forward has ended. */
+/* The places are free again when the sublayer's forward has ended. */
 static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   w->moe = (bk_moe_scratch){
@@ -99,7 +99,7 @@ static bk_status moe_dispatch(bk_recorder *rec, const bk_sublayer *s, const bk_m
                    &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
 }
 
-/* As in mlp.c, over rows of choices instead of tokens. */
+/* This is as in mlp.c, over rows of choices instead of tokens. */
 static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w) {
   return bk_record(rec, BK_OP_SWIGLU,
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});

@@ -145,7 +145,8 @@ typedef struct bk_sublayer bk_sublayer;
  * nothing; they fail only where the device has no kernel or memory runs out. */
 typedef struct bk_f_ops {
   const char *name;
-  /* Into p->keep, for one slot; called for every slot where there is a backward pass, else once. */
+  /* Reserves in p->keep for one slot. It is called for every slot where there is a backward pass,
+   * else once. */
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   /* Into the workspace, once for all slots. It is rewound afterwards, so that the next sublayer's
    * scratch lies in the same place: nothing of it lives longer than one forward. */
@@ -188,7 +189,7 @@ static inline bk_status bk_f_piece(bk_recorder *rec, const bk_sublayer *s, bk_pa
 extern const bk_f_ops bk_mla_ops, bk_mlp_ops, bk_moe_ops;
 
 /* ---- mlp.c, shared with the shared experts ---- */
-/* The same six functions as in bk_f_ops, without the piece: the caller has begun one. */
+/* These are the six functions of bk_f_ops without the piece, which the caller has begun. */
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m);
