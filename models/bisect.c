@@ -54,8 +54,8 @@ static bk_status differ(const bisect *b, const char *what) {
 }
 
 /* The same memory, as far as an op can have it: an output in the place of an input, or one part's
- * output that a later part reads. Places are compared on the device under test. b->n where no
- * earlier operand is there. */
+ * output that a later part reads. Places are compared on the device under test. The result is b->n
+ * where no earlier operand is there. */
 static int first_there(const bisect *b, const bk_tensor *t) {
   for (int i = 0; i < b->n; i++) {
     const bk_tensor *other = b->operands[i].here;
@@ -244,8 +244,8 @@ static bk_status find_exact(bisect *b) {
   return BK_OK;
 }
 
-/* How far the exact outputs move when all inputs move by one rounding, the largest of a few tries.
- * It costs as many runs on ref, and is therefore done for outputs past their bound only. */
+/* This is how far the exact outputs move when all inputs move by one rounding, the largest of a few
+ * tries. It costs as many runs on ref, and is therefore done for outputs past their bound only. */
 static bk_status measure_sensitivity(bisect *b) {
   double rounding = bk_op_rounding(b->side.model->device, b->here->op, b->here->args);
   for (int turn = 0; turn < BK_JUDGE_TRIES; turn++) {

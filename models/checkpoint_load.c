@@ -22,8 +22,8 @@ typedef struct finding {
   bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
 } finding;
 
-/* Called with the first bad element of a piece; of a tensor in several pieces the first call
- * counts. */
+/* This is called with the first bad element of a piece; of a tensor in several pieces the first
+ * call counts. */
 static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
   if (f->last == e) return; /* the same tensor again, or again for its master */
   f->last = e;
@@ -189,7 +189,6 @@ static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, co
   return check_entry(l->model->ctx, l->reader, w->entry, 3, shape);
 }
 
-/* The entry counts as used even if its shape is wrong, so that the message is about the shape. */
 static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load_job *job) {
   w->used = true;
   job->entry = w->entry;

@@ -92,8 +92,7 @@ static bk_status save_into(bk_model *model, const bk_trainer_state *state, const
   return status;
 }
 
-/* The folder that has the entry of the checkpoint's name, which must be synced for a rename to
- * last. */
+/* This folder has the entry of the checkpoint's name, and must be synced for a rename to last. */
 static char *parent_of(bk_context *ctx, const char *path) {
   const char *slash = strrchr(path, '/');
   if (!slash) return bk_strdup(ctx, ".");

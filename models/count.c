@@ -4,8 +4,8 @@
  * weighted values, of which a causal mask leaves half. */
 #include "models/model_priv.h"
 
-/* Numbers of parameters. "Vectors" are those that are no matrix of a product: norms, biases, scales
- * and bases. */
+/* These are numbers of parameters. "Vectors" are those that are no matrix of a product: norms,
+ * biases, scales and bases. */
 typedef struct tally {
   int64_t matrices, vectors;
 } tally;

@@ -21,8 +21,9 @@ bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   return plain ? BK_OK : bk_record(rec, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x});
 }
 
-/* The streams after the last sublayer to one row, and its final norm: summed first, or collapsed by
- * the learned head's read gates in the mix, or as they are (plain). */
+/* The streams after the last sublayer become one row, which gets the final norm: they are summed
+ * first, or collapsed by the learned head's read gates in the mix, or are one row already
+ * (plain). */
 static bk_status head_norm(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (bk_chunk_sums(c))
     BK_TRY(bk_record(rec, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));

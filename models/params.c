@@ -6,9 +6,9 @@
  * Names and order are those of Hugging Face's DeepseekV3; the connections' parameters come after
  * those of their sublayer.
  *
- * Memory classes: weights in BK_MEM_WEIGHTS; for what is trained also gradients, masters (where the
- * weight is not ct itself) and two moments, in classes of their own, so that a plan shows what each
- * costs. */
+ * Weights lie in memory class BK_MEM_WEIGHTS; what is trained also has gradients, masters (where
+ * the weight is not ct itself) and two moments, in classes of their own, so that a plan shows what
+ * each costs. */
 #include "models/model_priv.h"
 
 #include <stdarg.h>
@@ -210,8 +210,8 @@ static void sublayer_connection(builder *b, bk_sublayer *s, const char *prefix) 
 }
 
 /* ---- sublayers ---- */
-/* The blocks in the order of a checkpoint: norm, queries, latent vector, its expansion, output,
- * then the connection's. */
+/* The blocks come in the order of a checkpoint: norm, queries, latent vector, its expansion,
+ * output, then the connection's. */
 static void attention(builder *b, bk_sublayer *s) {
   const bk_model_config *c = b->c;
   bk_mla_params *a = &s->mla;

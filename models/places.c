@@ -279,7 +279,7 @@ static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
     a->map[i] = plan_map(c, p, keep, kind, &kind->calls->maps[i]);
 }
 
-/* As many rows as the limit on the elements of logits allows, in whole multiples of
+/* There are as many rows as the limit on the elements of logits allows, in whole multiples of
  * BK_HEAD_ROWS. */
 static int64_t head_rows_of(const bk_chunk *c) {
   /* Without gradients the weights are only read, and fewer rows do. */

@@ -12,8 +12,9 @@ static const char *const names[] = {"tiny", "demo", "mhc-3b", "mhc-9b", "mhc-27b
 
 const char *const *bk_model_preset_names(void) { return names; }
 
-/* For tests: every part of the architecture in a few hundred thousand parameters, query compression
- * and expert groups included. 257 are the byte tokens and the end token. */
+/* This model is for tests: it has every part of the architecture in a few hundred thousand
+ * parameters, query compression and expert groups included. 257 are the byte tokens and the end
+ * token. */
 static const bk_model_config tiny = {.vocab_size = 257,
                                      .hidden_size = 64,
                                      .intermediate_size = 96,

@@ -245,8 +245,8 @@ static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
   return BK_OK;
 }
 
-/* The span with its gaps: views of one tensor that interleave count as overlapping, which may make
- * a lane wait without need, and never too little. */
+/* A touch is the span of a tensor with its gaps: views of one tensor that interleave count as
+ * overlapping, which may make a lane wait without need, and never too little. */
 static bk_touch touch_of(const bk_tensor *t, bk_lane lane, bool writes) {
   return (bk_touch){t->buffer, t->offset, t->offset + bk_tensor_span(t), lane, writes};
 }

@@ -122,8 +122,8 @@ void bk_plans_fini(bk_plans *plans); /* safe on a zeroed one */
 /* Ends recording: frees the keys by which equal calls find their plan. */
 void bk_plans_close(bk_plans *plans);
 
-/* Recorded by a recorder, then constant: running it changes its graph alone. It refers to lanes,
- * plans and the tensors' buffers, all of which must outlive it. */
+/* A program is recorded once and then constant: running it changes its graph alone. It refers to
+ * lanes, plans and the tensors' buffers, all of which must outlive it. */
 typedef struct bk_program {
   bk_context *ctx;
   bk_lanes *lanes;
@@ -145,8 +145,8 @@ typedef struct bk_touch { /* bytes that a call reads or writes */
   bool writes;
 } bk_touch;
 
-/* The state of a recording. One recorder makes the programs of an owner one after the other, so
- * that they share plans; it is not needed to run them. */
+/* This is the state of a recording. One recorder makes the programs of an owner one after the
+ * other, so that they share plans; it is not needed to run them. */
 typedef struct bk_recorder {
   bk_device *device;
   bk_lanes *lanes;

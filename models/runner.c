@@ -130,8 +130,8 @@ static bk_status due(const bk_runner *r, int chunk, int program, bk_micro *micro
                  "runner: backward with wgrad at once, in a step whose wgrads were deferred");
 }
 
-/* One program of one chunk. A program that the chunk does not have does nothing, for example the
- * head's in a chunk without it. */
+/* Runs one program of one chunk. A program that the chunk does not have does nothing, for example
+ * the head's in a chunk without it. */
 static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
   bk_micro micro = BK_MICRO_FIRST;
   if (program >= BK_PROGRAM_LOSS) BK_TRY(due(r, chunk, program, &micro));

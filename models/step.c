@@ -183,8 +183,8 @@ static bk_status balance(const bk_optimizer *o, bk_recorder *rec) {
   return BK_OK;
 }
 
-/* One piece, since nothing can be put in between: the norm must be known before the first weight
- * changes. */
+/* The step is one piece, since nothing can be put in between: the norm must be known before the
+ * first weight changes. */
 static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
   bk_record_begin(rec, &o->program, false, NULL);
   BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));

@@ -261,7 +261,8 @@ static bk_status check_kept_groups(bk_context *ctx, const char *origin, const bk
                  (long long)m->topk_group, (long long)m->n_group);
 }
 
-/* Silent where the groups themselves do not fit, since check_groups has already said so. */
+/* Silent where the groups themselves do not fit, since check_groups has already said so. The
+ * experts of a token come from its kept groups alone, so that these must hold enough of them. */
 static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model_config *m) {
   long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group,
             k = m->num_experts_per_tok;

@@ -128,6 +128,8 @@ bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json
 
 /* A row has keys that must ask for nothing, and says why more cannot be had. */
 typedef struct sibling {
+  /* The keys of a row ask for the same thing; NULL follows the last where there are fewer than
+   * four. */
   const char *keys[4];
   const char *harmless; /* the value, as written in JSON, that asks for nothing; null always does */
   const char *why;      /* the end of the message */

@@ -322,7 +322,9 @@ static bk_status read_further_layers(const document *doc, bk_model_config *m) {
 
 /* ---- config.json: the other keys ---- */
 
-/* Keys about files, tokens, generation or training, never about the model's function. */
+/* Keys about files, tokens, generation or training, never about the model's function. Some are
+ * checked elsewhere (num_key_value_heads, head_dim, rope_scaling, quantization_config) and listed
+ * here so that no warning about an unknown key follows. */
 static const char *const silent[] = {
     "architectures",
     "torch_dtype",

@@ -13,8 +13,8 @@
 typedef uint64_t bk_option_set;
 #define BK_OPTION_ALL (~(bk_option_set)0)
 
-/* NULL if absent The rows of a table end with one without a name; `length` is that of `name`, which
- * need not end there. */
+/* The result is NULL where the name is in no row. The rows of a table end with one without a name;
+ * `length` is that of `name`, which need not end there. */
 const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length);
 /* of the options among the words of `names` */
 bk_option_set bk_option_bits(const bk_option *table, const char *names);

@@ -73,7 +73,9 @@ static int token_width(const char *path, const bk_dataset_options *o) {
   return o->data_dtype == 1 ? 2 : 4;
 }
 
-/* Bytes at the end of a file of `size` bytes that are its validation part. */
+/* Bytes at the end of a file of `size` bytes that are its validation part. It is the last tenth,
+ * rounded down to whole tokens. Of a text a tenth of its bytes is taken, wherever that cuts a word
+ * or a character. */
 static uint64_t validation_bytes(const source *s, uint64_t size) {
   if (s->width == 1) return size / 10;
   uint64_t tokens = s->options->whole_bin ? 0 : size / (uint64_t)s->width / 10;

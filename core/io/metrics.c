@@ -20,6 +20,7 @@
 
 /* ---- writing ---- */
 
+/* A file that is appended to, and the rows that could not be written to it yet. */
 struct bk_metrics {
   bk_context *ctx;
   char *path;
@@ -30,8 +31,8 @@ struct bk_metrics {
   int64_t failures, wait; /* failed attempts in a row; rows to come before the next attempt */
 };
 
-/* For appending: rows of the run so far stay. What a crash has torn is cut off before
- * (bk_metrics_cut). */
+/* The file is opened for appending, so that the rows of the run so far stay. What a crash has torn
+ * is cut off before (bk_metrics_cut). */
 static bk_status open_end(bk_metrics *m) {
   const bk_fs *fs = &m->ctx->fs;
   int rc = fs->open_write(fs->user, m->path, true, &m->file);

@@ -144,8 +144,8 @@ static bool stays(rows *r) {
   return r->at < r->n_keep && r->keep[r->at] == r->lines.number;
 }
 
-/* One line's JSON: a row, or what is wrong with it. BK_OK whatever the line is: damage is noted,
- * and only want of memory is a failure. */
+/* Reads one line's JSON: it is a row, or damage is noted. The result is BK_OK either way, since
+ * only want of memory is a failure. */
 static bk_status read_line(rows *r, row_line *line) {
   json_error_t error;
   bk_status status =

@@ -159,8 +159,8 @@ static bool value_in_range(const bk_option *o, const void *config) {
   return (i == BK_RECOMPUTE_AUTO && o->type == BK_OPT_INT_OR_AUTO) || int_in_range(o, i);
 }
 
-/* BK_ERR_CONFIG if one of them is out of range. Values that came as
- * text were checked when they were set; a program may have put anything into the struct. */
+/* The result is BK_ERR_CONFIG if one of them is out of range. Values that came as text were checked
+ * when they were set; a program may have put anything into the struct. */
 bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table,
                            const void *config, bk_option_set *set) {
   bk_status status = BK_OK;

@@ -40,8 +40,8 @@ static bool wants_data(const view *v) { return v->wanted == BK_WANTED_TEXT || wa
 
 /* ---- what would be right ---- */
 
-/* By what a user can do: unpack it, take the ids out, convert weights, save it again from PyTorch,
- * save its text, or nothing. */
+/* Families differ in what a user can do: unpack it, take the ids out, convert weights, save it
+ * again from PyTorch, save its text, or nothing. */
 typedef enum family { PACKED, ARRAY, WEIGHTS, PYTORCH, DOCUMENT, OTHER } family;
 
 #define IDS_ALONE                                                                 \
@@ -363,9 +363,9 @@ static bool is_binary(const view *v) {
 }
 
 /* The bytes have nothing that a text does not have, over a length in which tokens would have had
- * something. At least 128 bytes without a control character and with ten different values. A token of 16 bits
- * below 8192 has a high byte below 32, which is a control character more often than not; larger
- * ones are rarely UTF-8 for 1024 bytes. */
+ * something. There must be at least 128 bytes without a control character and with ten different
+ * values. A token of 16 bits below 8192 has a high byte below 32, which is a control character more
+ * often than not; larger ones are rarely UTF-8 for 1024 bytes. */
 static bool is_text(const view *v) {
   census c;
   if (v->n < 128) return false;
@@ -436,7 +436,7 @@ static bool say_uint32(const view *v) {
 }
 
 /* Whether the numbers, read as floating-point numbers of `width` bytes, are all whole, from 0 to
- * 2^31, and not all 0. At least 32 numbers, an eighth of them not 0. */
+ * 2^31, and not all 0. There must be 32 numbers, an eighth of them not 0. */
 static bool are_floats(const view *v, size_t width) {
   size_t nonzero = 0, count = v->n / width;
   for (size_t i = 0; i < count; i++) {

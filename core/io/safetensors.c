@@ -168,7 +168,7 @@ static bk_status look_at_length(bk_st_file *r, bool *whole) {
   return status;
 }
 
-/* *whole is written on success only. */
+/* *whole means something on success only. */
 bk_status bk_st_file_whole(bk_context *ctx, const char *path, bool *whole) {
   bk_st_file file = {0};
   bk_status status = open_file(&file, ctx, path);
@@ -238,7 +238,7 @@ static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry,
              : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
 }
 
-/* The whole tensor, for which the caller must know its size: a wrong one is a fault of the
+/* The whole tensor is read, whose size the caller must know: a wrong one is a fault of the
  * caller's. */
 bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes) {
   uint64_t size = entry->end - entry->begin;

@@ -486,8 +486,8 @@ bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   return BK_OK;
 }
 
-/* With the entries in order of their data, each must begin where the one before ended. Empty
- * tensors may stand anywhere between two others. */
+/* With the entries in order of their data, each must begin where the one before ended. An empty
+ * tensor may stand at any such boundary. */
 static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_t data_bytes) {
   uint64_t at = 0;
   for (size_t i = 0; i < table->count; i++) {

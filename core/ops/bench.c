@@ -2,8 +2,8 @@
  * bench_cases.c.
  *
  * A roof is a rate that no op can pass: the best flops of a square product, and the bytes that a
- * copy moves, by the size of the copy, for a small one stays in a cache. An op's share is the least
- * time that its flops and bytes need under these roofs, divided by the time that it took. */
+ * copy moves, by the size of the copy, since a small one stays in a cache. An op's share is the
+ * least time that its flops and bytes need under these roofs, divided by the time that it took. */
 #include <birkhoff/bench.h>
 #include <math.h>
 #include <stdlib.h>
@@ -78,8 +78,8 @@ static bk_status sample(const gauge *g, double *seconds) {
 }
 
 /* Warms up, and makes a sample as long as an event can tell well: about a millisecond. The first
- * launch is not counted, for it may load code. At most 100 launches, so that a very short one does
- * not fill the stream's queue. */
+ * launch is not counted, since it may load code. A sample has at most 100 launches, so that a very
+ * short one does not fill the stream's queue. */
 static bk_status gauge_start(gauge *g) {
   double warm;
   g->launches = 1;
@@ -95,8 +95,8 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* At least three, then until the time is up. A time of 0, which a coarse clock gives, counts as 1
- * ns. */
+/* At least three samples are taken, and more until the time is up. A time of 0, which a coarse
+ * clock gives, counts as 1 ns. */
 static bk_status take_samples(const bench *b, gauge *g, timing *time) {
   double *times = bk_alloc_array(b->ctx, MAX_SAMPLES, sizeof *times), end;
   int n = 0;
@@ -194,7 +194,7 @@ static bk_status fill_index(const bench *b, const bk_tensor *t, const char *name
   return status;
 }
 
-/* A step in which the optimiser does everything: finite, not clipped, with a small learning
+/* This is a step in which the optimiser does everything: finite, not clipped, with a small learning
  * rate. */
 static void step_values(double *v) {
   memset(v, 0, BK_STEP_FIELDS * sizeof *v);
@@ -225,7 +225,7 @@ static bk_status spread(const bench *b, const bk_tensor *t, int64_t done) {
 }
 
 /* Factors of norms, second moments and the like are positive; the others are random of either sign.
- * No operand is all zeros, for some devices multiply zeros with less power and so faster. */
+ * No operand is all zeros, since some devices multiply zeros with less power and so faster. */
 static bk_status fill_floats(const bench *b, const bk_tensor *t, const char *name) {
   int64_t count = bk_tensor_count(t), first = count < FIRST ? count : FIRST;
   double *values = bk_alloc_array(b->ctx, (size_t)first, sizeof *values);
@@ -332,8 +332,8 @@ static bk_status measure_copies(bench *b, bk_roof *roof) {
   return BK_OK;
 }
 
-/* By the copy whose size is nearest. The least seconds that this many flops and bytes can take, if
- * both go on at once. */
+/* The least seconds that this many flops and bytes can take, if both go on at once. Bytes move at
+ * the rate of the copy whose size is nearest. */
 static double least_time(const bk_roof *roof, double flops, double bytes) {
   int i = bytes > 1 ? (int)lround(log2(bytes)) - BK_ROOF_COPY_MIN : 0;
   i = i < 0 ? 0 : i >= BK_ROOF_COPY_SIZES ? BK_ROOF_COPY_SIZES - 1 : i;

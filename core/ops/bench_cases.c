@@ -75,8 +75,8 @@ static const char *words_of(const char *name) {
 
 #define WORD BK_BENCH_WORD
 
-/* The next word of the line. False at the end of the line, and for a word that is too long, which
- * no case may have. */
+/* The next word of the line. The result is false at the end of the line, and for a word that is too
+ * long, which no case may have. */
 static bool next_word(const char **at, char word[WORD]) {
   *at += strspn(*at, " ");
   size_t length = strcspn(*at, " \n");

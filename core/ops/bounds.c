@@ -11,8 +11,8 @@
 
 #include <string.h>
 
-/* Ops that move numbers; ops with a few roundings for each element; sums of products; and
- * attention, whose softmax turns an error of a score into an error of a weight. */
+/* The families are ops that move numbers, ops with a few roundings for each element, sums of
+ * products, and attention, whose softmax turns an error of a score into an error of a weight. */
 typedef enum { EXACT, ELEMENT, PRODUCT, ATTENTION } family;
 
 /* Everything that is not named is element-wise or a map. The two fused neighbours count as

@@ -117,7 +117,7 @@ void bk_compose_hc_pre_norm_bwd(const void *args, bk_composition *c) {
 
 /* ---- post + res ---- */
 
-/* The mixed streams first, then the post part is added, which rounds once more than a fused
+/* The mixed streams come first, then the post part is added, which rounds once more than a fused
  * kernel. */
 void bk_compose_hc_post_res(const void *args, bk_composition *c) {
   const bk_hc_post_res_args *a = args;

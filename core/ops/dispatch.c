@@ -4,8 +4,8 @@
  * supported is to make this lookup. */
 #include "ops/ops.h"
 
-/* By the leading dtype, the kind of connection where the op has one, and the row's own test, which
- * comes last because it may cost the most. */
+/* A row takes args by their leading dtype, by the kind of connection where the op has one, and by
+ * its own test, which comes last because it may cost the most. */
 bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args) {
   bk_hc_kind kind = bk_op_kind(kernel->op, args);
   return kernel->dtypes & BK_DT(bk_op_leading_dtype(kernel->op, args)) &&

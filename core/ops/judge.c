@@ -32,10 +32,10 @@ static double nmse_of(double error, double norm) {
   return norm > 0 ? error / norm : error > 0 ? INFINITY : 0;
 }
 
-/* Two tests: the nmse within the bound, and no single element further off than 8 times the error
- * that the bound allows on average, measured by the largest element; a single wrong element in a
- * large output would not show in the nmse. An element that must be exact, or that is not finite on
- * one side alone, ends the search at once. */
+/* There are two tests: the nmse must be within the bound, and no single element may be further off
+ * than 8 times the error that the bound allows on average, measured by the largest element; a
+ * single wrong element in a large output would not show in the nmse. An element that must be exact,
+ * or that is not finite on one side alone, ends the search at once. */
 void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t count, double bound,
               double sensitivity, bk_judgement *j) {
   bool exact = bound == 0 || !bk_dtype_is_float(dtype), finite;

@@ -38,7 +38,7 @@ bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const 
   return calls_of(c)->mix_bwd(rec, c, a, g, dh, D, accumulate);
 }
 
-/* Without a fused form: mix_bwd completes D, the gradient of the streams between the two sublayers,
+/* Without a fused form mix_bwd completes D, the gradient of the streams between the two sublayers,
  * and merge_bwd of the sublayer before rewrites it in place. */
 bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
                                       const bk_connection *c_prev, const bk_mix_acts *a,

@@ -102,8 +102,8 @@ bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk
 bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_connection *c_next, const bk_mix_acts *next);
 /* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x of
- * all but the first, from the first x, the kept f and maps. Reads as well the kept pre, post and
- * comb. Never reads the projection. */
+ * all but the first, from the first x, the kept f and maps. It also reads the kept pre, post and
+ * comb, and never the projection. */
 bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                 const bk_mix_acts *a, int count);
 

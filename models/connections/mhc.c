@@ -24,7 +24,7 @@ static bk_tensor comb_logits(bk_tensor logits, int n) {
   return bk_tensor_split(bk_streams_comb_columns(logits, n), 1, n);
 }
 
-/* The gates, then exp and `iters` rounds of normalisation. With hc_eps > 0 they are
+/* The gates come first, then exp and `iters` rounds of normalisation. With hc_eps > 0 they are
  * DeepSeek-V4's, whose eps acts as a floor on entries that the iterations must scale up
  * (runtime/ops.def, SINKHORN). */
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {

@@ -19,8 +19,8 @@ static bk_hc_project_args project_args(const bk_connection *c, const bk_mix_acts
                               a->map[BK_STREAMS_PROJ], a->map[BK_STREAMS_RINV], c->norm_eps};
 }
 
-/* HC_MAPS: proj and rinv, scale and base to pre, post and comb. post and comb are absent for kinds
- * without them, which the op takes as such. */
+/* HC_MAPS makes pre, post and comb from proj and rinv, scale and base. post and comb are absent for
+ * kinds without them, which the op takes as such. */
 static bk_hc_maps_args maps_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_maps_args){.proj = a->map[BK_STREAMS_PROJ],
                            .rinv = a->map[BK_STREAMS_RINV],
@@ -35,8 +35,8 @@ static bk_hc_maps_args maps_args(const bk_connection *c, const bk_mix_acts *a) {
                            .hc_eps = c->hc_eps};
 }
 
-/* HC_PRE_NORM: y = sum of the streams by pre, and h = rmsnorm(y) with the weight of the norm in
- * front of F. y is kept for the norm's backward. */
+/* HC_PRE_NORM makes y, the sum of the streams by pre, and h = rmsnorm(y) with the weight of the
+ * norm in front of F. y is kept for the norm's backward. */
 static bk_hc_pre_norm_args pre_norm_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_pre_norm_args){
       a->x, a->map[BK_STREAMS_PRE], c->norm->weight, a->y, a->h, a->rstd, c->norm_eps};
@@ -69,8 +69,8 @@ static bk_status streams_merge(bk_recorder *rec, const bk_connection *c BK_UNUSE
   return bk_record(rec, BK_OP_HC_POST_RES, &merge);
 }
 
-/* The four calls of merge and mix as one op, so that a kernel can take the new streams while they
- * are still at hand. `out` of the merge is next->x, which is written to memory as well. */
+/* The four calls of merge and mix are one op here, so that a kernel can take the new streams while
+ * they are still at hand. `out` of the merge is next->x, which is written to memory as well. */
 static bk_status streams_merge_mix(bk_recorder *rec, const bk_connection *c BK_UNUSED,
                                    const bk_mix_acts *a, const bk_connection *c_next,
                                    const bk_mix_acts *next) {
@@ -195,8 +195,8 @@ static bk_status streams_mix_bwd(bk_recorder *rec, const bk_connection *c, const
   return bk_record(rec, BK_OP_HC_PROJECT_BWD, &project);
 }
 
-/* Four parts in one op: pre_norm, maps and project of this sublayer, then post_res of the one
- * before, which takes the completed D as its dout and rewrites it. */
+/* These are four parts in one op: pre_norm, maps and project of this sublayer, then post_res of the
+ * one before, which takes the completed D as its dout and rewrites it. */
 static bk_status streams_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
                                        const bk_mix_acts *a, const bk_mix_grads *g,
                                        const bk_mix_acts *prev, const bk_mix_grads *g_prev,
@@ -295,8 +295,8 @@ void bk_streams_scale_from_plain(const bk_connection_kind *kind, double *values,
   bk_streams_first_scale(kind, values, count, n, sublayer);
 }
 
-/* What base needs behind the 2n logits of the gates, so that comb begins as the identity or nearly
- * so. */
+/* Adds what base needs behind the 2n logits of the gates, so that comb begins as the identity or
+ * nearly so. */
 static void add_identity(const bk_connection_kind *kind, double *values, int n) {
   if (kind->identity) kind->identity(values + 2 * n, n);
 }
@@ -380,7 +380,7 @@ bk_tensor bk_streams_comb_columns(bk_tensor logits, int n) {
   return bk_tensor_slice(logits, 1, 2 * n, logits.shape[1] - 2 * n);
 }
 
-/* 3 for each logit (two products and a sum), 4 for each entry of a gate (exp, sum, division,
+/* A logit takes 3 flops (two products and a sum), an entry of a gate 4 (exp, sum, division,
  * scale). */
 double bk_streams_gates_flops(double logits, double maps, double comb, int n BK_UNUSED,
                               int iters BK_UNUSED) {

@@ -19,8 +19,8 @@
 
 #include <math.h>
 
-/* The order of the kept tensors in bk_mix_acts.map and of the parameters in bk_connection.param
- * PROJ [N,R] (hc: [Nn,R]), RINV [N] ([Nn]), PRE and POST [N,n], COMB [N,n,n]. */
+/* The order of the kept tensors in bk_mix_acts.map and of the parameters in bk_connection.param.
+ * The shapes are PROJ [N,R] (hc: [Nn,R]), RINV [N] ([Nn]), PRE and POST [N,n], COMB [N,n,n]. */
 enum { BK_STREAMS_PROJ, BK_STREAMS_RINV, BK_STREAMS_PRE, BK_STREAMS_POST, BK_STREAMS_COMB };
 enum { BK_STREAMS_FN, BK_STREAMS_BASE, BK_STREAMS_SCALE };
 

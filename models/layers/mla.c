@@ -22,8 +22,8 @@
 
 #define LATENT_NORM_EPS 1e-6
 
-/* [B,T,H,D]: tokens outside, heads inside, so that a product writes all heads of a token as one row
- * [H D] and attention sees them by head without a copy. */
+/* The shape is [B,T,H,D], with tokens outside and heads inside, so that a product writes all heads
+ * of a token as one row [H D] and attention sees them by head without a copy. */
 static bk_tensor plan_4d(bk_planner *p, bk_memory_class c, int64_t T, int64_t D) {
   return bk_planner_tensor(p, c, p->st, 4,
                            (int64_t[]){p->batch, T, p->config->num_attention_heads, D});
@@ -186,8 +186,8 @@ static bk_status mla_attend(bk_recorder *rec, const bk_sublayer *s, const bk_mla
   return bk_record(rec, BK_OP_ATTENTION, &args);
 }
 
-/* Piece F of attention: h [N,C] to f [N,C]. There is no scratch, since every intermediate tensor is
- * kept for the backward (or shared by all sublayers where there is none). */
+/* This is piece F of attention, from h [N,C] to f [N,C]. There is no scratch, since every
+ * intermediate tensor is kept for the backward (or shared by all sublayers where there is none). */
 static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   (void)w;

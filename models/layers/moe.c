@@ -71,8 +71,9 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 }
 
 /* ---- forward ---- */
-/* Three ops: the router's logits (ct, since h is multiplied by a ct weight into a ct tensor), the
- * choice, and the sort of the N k choices by expert. The sort also adds to the expert loads. */
+/* Three ops are recorded: the router's logits (ct, since h is multiplied by a ct weight into a ct
+ * tensor), the choice, and the sort of the N k choices by expert. The sort also adds to the expert
+ * loads. */
 static bk_status moe_route(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                            const bk_moe_scratch *w, bk_tensor h) {
   const bk_model_config *c = s->config;

@@ -2,18 +2,18 @@
  * input h [N,C], N = B*T. forward, dgrad and wgrad record their pieces (program.h). forward keeps
  * what the backward pass needs in the activations of the micro-batch's slot; dgrad maps df to dh;
  * wgrad writes the parameters' gradients, and reads only what forward kept, the same h and df, and
- * what dgrad left for it. dgrad and wgrad are separate pieces because pipeline schedules move
- * wgrad to fill gaps (zero bubble). Shapes are planned before any memory exists: the plan
- * functions reserve tensors, the step only uses them.
+ * what dgrad left for it. dgrad and wgrad are separate pieces because pipeline schedules move wgrad
+ * to fill gaps (zero bubble). Shapes are planned before any memory exists: the plan functions
+ * reserve tensors, the step only uses them.
  *
  * Letters, beside those of runtime/op.h: H heads; nope and rope, the widths of the unrotated and
  * the rotated part of a head's query and key; v, the width of its value; rq and r, the ranks
  * q_lora_rank and kv_lora_rank; I, the inner width of an MLP; E experts, k of them chosen for each
  * token; S positions of a cache. Tensors are in st unless a comment says ct or i32.
  *
- * To add a kind of F: a struct of its blocks, one of what it keeps and one of its scratch in the
- * unions below, a file with its bk_f_ops, the builder of its blocks in params.c, its pieces in
- * program.h if they are new ones, and its blocks in f_blocks of diagnose.c. */
+ * To add a kind of F, write a struct of its blocks, one of what it keeps and one of its scratch in
+ * the unions below, a file with its bk_f_ops, the builder of its blocks in params.c, its pieces in
+ * program.h if they are new ones, its blocks in f_blocks of diagnose.c, and its size in count.c. */
 #ifndef BK_SUBLAYER_H
 #define BK_SUBLAYER_H
 
@@ -148,11 +148,11 @@ typedef struct bk_f_ops {
   /* Reserves in p->keep for one slot. It is called for every slot where there is a backward pass,
    * else once. */
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
-  /* Into the workspace, once for all slots. It is rewound afterwards, so that the next sublayer's
-   * scratch lies in the same place: nothing of it lives longer than one forward. */
+  /* Reserves in the workspace, once for all slots. It is rewound afterwards, so that the next
+   * sublayer's scratch lies in the same place: nothing of it lives longer than one forward. */
   void (*plan_forward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
-  /* For every slot: what wgrad reads into p->left, the rest into the workspace, which is rewound
-   * too. */
+  /* Is called for every slot. What wgrad reads goes into p->left, the rest into the workspace,
+   * which is rewound too. */
   void (*plan_backward)(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w);
   /* f = F(h). */
   bk_status (*forward)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
