@@ -2,7 +2,13 @@
  *
  * The programs of the two models are the same calls in the same order. Nothing here runs in a
  * normal step: a call is run as a piece of its own, which somebody looks at, so that all is on the
- * compute lane. */
+ * compute lane.
+ *
+ * For each op: the operands of both calls are paired (find_operands); the device gets the
+ * reference's values (take_inputs); both run (run_both); ref computes the exact outputs from the
+ * same inputs (find_exact); the device's outputs are judged by them (judge_call), and its inputs
+ * must be what they were (check_inputs). The device then has the reference's outputs, so that an
+ * error does not travel on. */
 #include "models/bisect.h"
 
 #include <math.h>
@@ -16,6 +22,8 @@
 /* Scores that are closer may be taken for equal: a sigmoid in fp32. */
 #define CHOICE_MARGIN 1e-6
 
+/* This is the whole comparison. `side` is the device under test, `reference` the one that is
+ * trusted. */
 typedef struct bisect {
   bk_context *ctx;
   const bk_bisect_options *options;
@@ -33,6 +41,7 @@ typedef struct bisect {
   _Alignas(16) char args[BK_OP_MAX_ARGS]; /* ref's */
 } bisect;
 
+/* An output is written by the call, whether or not it is read as well. */
 static bool is_output(const bk_bisect_operand *o) { return o->field->role != BK_IN; }
 
 /* ---- a call's operands ---- */
@@ -45,7 +54,8 @@ static bk_status differ(const bisect *b, const char *what) {
 }
 
 /* The same memory, as far as an op can have it: an output in the place of an input, or one part's
- * output that a later part reads. */
+ * output that a later part reads. Places are compared on the device under test. The result is b->n
+ * where no earlier operand is there. */
 static int first_there(const bisect *b, const bk_tensor *t) {
   for (int i = 0; i < b->n; i++) {
     const bk_tensor *other = b->operands[i].here;
@@ -56,6 +66,8 @@ static int first_there(const bisect *b, const bk_tensor *t) {
   return b->n;
 }
 
+/* Floats are computed in fp64 by ref, integers in their own dtype. Both models must have made the
+ * same call: same dtypes, same shapes. */
 static bk_status find_operands(bisect *b) {
   const bk_op_desc *desc = bk_op_describe(b->here->op);
   b->n = 0;
@@ -78,6 +90,9 @@ static bk_status find_operands(bisect *b) {
   return BK_OK;
 }
 
+/* One array of doubles for what is read of all operands, and one buffer on ref, in which operands
+ * share a place where they do on the device. The arguments for ref are the device's with other
+ * tensors. */
 static bk_status make_room(bisect *b) {
   size_t values = 0, bytes = 0;
   for (int i = 0; i < b->n; i++)
@@ -105,6 +120,7 @@ static bk_status make_room(bisect *b) {
   return BK_OK;
 }
 
+/* This is safe where make_room has failed. */
 static void drop_operands(bisect *b) {
   bk_buffer_free(b->memory);
   bk_free(b->ctx, b->values);
@@ -114,6 +130,7 @@ static void drop_operands(bisect *b) {
 
 /* ---- what is said of it ---- */
 
+/* The text says where in the step the call lies: "layers.1 feed-forward, experts, W". */
 static void stage_text(const bk_piece *p, char *text, size_t size) {
   const char *part = bk_part_name(p->part), *pass = bk_pass_name(p->pass);
   if (p->part == BK_PART_OPTIMIZER) {
@@ -128,6 +145,7 @@ static void stage_text(const bk_piece *p, char *text, size_t size) {
   }
 }
 
+/* The call is named before it is run, so that a failure of the call itself can be told of too. */
 static void name_call(bisect *b, const bk_program *p, int micro) {
   bk_bisect_result *r = b->result;
   r->micro_batch = micro;
@@ -136,6 +154,8 @@ static void name_call(bisect *b, const bk_program *p, int micro) {
   snprintf(r->kernel, sizeof r->kernel, "%s", b->here->of->plan.kernel->name);
 }
 
+/* The result gets the cause, and the element that decided, by its indices in the operand's
+ * shape. */
 static void name_element(bisect *b, bk_bisect_cause cause, const bk_bisect_operand *o,
                          const double *expected, const bk_judgement *j) {
   bk_bisect_result *r = b->result;
@@ -166,6 +186,7 @@ static bk_status take_input(bisect *b, bk_bisect_operand *o) {
   return BK_OK;
 }
 
+/* `before` are the reference's values, of outputs as well: an op may add to what is there. */
 static bk_status take_inputs(bisect *b) {
   for (int i = 0; i < b->n; i++)
     BK_TRY(bk_tensor_read_f64(b->reference.model->stream, b->operands[i].there,
@@ -181,17 +202,20 @@ static bk_status take_inputs(bisect *b) {
 
 /* ---- the call ---- */
 
+/* A look makes the program run on the compute lane alone (program.h). */
 static bk_status nothing(void *arg, const bk_piece *piece) {
   (void)arg, (void)piece;
   return BK_OK;
 }
 
+/* Call `at` is run as a piece of its own, and waited for. */
 static bk_status run_call(const bk_verify_side *side, const bk_program *p, int at) {
   bk_piece one = {.begin = at, .end = at + 1};
   BK_TRY(bk_program_run_piece(p, &one, &(bk_run){.look = nothing}));
   return side->model->stream->ops->sync(side->model->stream);
 }
 
+/* ref has host memory: its results can be read in place. */
 static double *ref_values(const bk_bisect_operand *o) { return bk_tensor_data(&o->exact); }
 
 /* On ref, inputs moved by about `rounding` of themselves. */
@@ -211,6 +235,7 @@ static bk_status run_exact(bisect *b, double rounding, int turn) {
   return bk_op_run(b->stream, b->here->op, b->args);
 }
 
+/* The exact outputs are not rounded to the device's dtype. */
 static bk_status find_exact(bisect *b) {
   BK_TRY(run_exact(b, 0, 0));
   for (int i = 0; i < b->n; i++)
@@ -219,6 +244,8 @@ static bk_status find_exact(bisect *b) {
   return BK_OK;
 }
 
+/* This is how far the exact outputs move when all inputs move by one rounding, the largest of a few
+ * tries. It costs as many runs on ref, and is therefore done for outputs past their bound only. */
 static bk_status measure_sensitivity(bisect *b) {
   double rounding = bk_op_rounding(b->side.model->device, b->here->op, b->here->args);
   for (int turn = 0; turn < BK_JUDGE_TRIES; turn++) {
@@ -234,6 +261,7 @@ static bk_status measure_sensitivity(bisect *b) {
 
 /* ---- judging ---- */
 
+/* The result is NULL where the operand is absent. */
 static bk_bisect_operand *operand(bisect *b, const char *name) {
   for (int i = 0; i < b->n; i++)
     if (strcmp(b->operands[i].field->name, name) == 0) return &b->operands[i];
@@ -249,7 +277,8 @@ static double order_margin(const bk_router_view *v, const int32_t *chosen, const
   return margin;
 }
 
-/* A choice between scores that are as good as equal counts as the exact one. */
+/* A choice between scores that are as good as equal counts as the exact one. The device's choice
+ * and weights of such a token are replaced by the exact ones before they are judged. */
 static bk_status settle_choices(bisect *b) {
   if (b->here->op != BK_OP_ROUTER) return BK_OK;
   const bk_router_args *a = b->here->args;
@@ -289,6 +318,8 @@ static const bk_bisect_operand *judge(const bisect *b, bk_judgement *j) {
   return NULL;
 }
 
+/* An output past its bound gets a second hearing with its sensitivity, unless it must be exact or
+ * is not finite. */
 static bk_status judge_call(bisect *b) {
   bk_judgement j;
   BK_TRY(settle_choices(b));
@@ -337,6 +368,7 @@ static bk_status check_inputs(bisect *b) {
   return BK_OK;
 }
 
+/* This takes one call from its operands to the verdict, and writes the case file if it differs. */
 static bk_status compare_op(bisect *b, const bk_program *here, const bk_program *there) {
   BK_TRY(find_operands(b));
   BK_TRY(make_room(b));
@@ -362,6 +394,8 @@ static const bk_call *next_call(const bk_program *p, int *at) {
   return NULL;
 }
 
+/* `micro` is 1 or 2, and 0 for the optimiser. Signals and waits may differ: lanes are not
+ * compared. */
 static bk_status compare_programs(bisect *b, const bk_program *here, const bk_program *there,
                                   int micro) {
   int i = 0, j = 0;
@@ -384,6 +418,8 @@ static bk_status compare_programs(bisect *b, const bk_program *here, const bk_pr
   return BK_OK;
 }
 
+/* Two micro-batches of the same tokens are run: the second runs the programs that add to
+ * gradients. */
 static bk_status compare_chunks(bisect *b) {
   bk_chunk *here = bk_runner_chunk(b->side.runner, 0),
            *there = bk_runner_chunk(b->reference.runner, 0);
@@ -403,6 +439,7 @@ static bk_status compare_chunks(bisect *b) {
 
 /* ---- all of it ---- */
 
+/* Two models make the same calls only in the same dtype and as one chunk. */
 static bk_status check_models(const bisect *b, const bk_model *model, const bk_model *reference) {
   if (model->dtype != reference->dtype)
     return bk_fail(b->ctx, BK_ERR_ARGUMENT, "bisect: one model is in %s and the other in %s",
@@ -411,6 +448,7 @@ static bk_status check_models(const bisect *b, const bk_model *model, const bk_m
   return bk_fail(b->ctx, BK_ERR_ARGUMENT, "bisect takes models of one chunk");
 }
 
+/* No fp64 model is made: each call is computed exactly by itself. */
 static bk_status bisect_all(bisect *b, bk_model *model, bk_model *reference) {
   BK_TRY(bk_verify_begin(model, reference, &b->options->verify, &b->result->setting, &b->batch));
   BK_TRY(check_models(b, model, reference));
@@ -425,6 +463,7 @@ static bk_status bisect_all(bisect *b, bk_model *model, bk_model *reference) {
   return compare_chunks(b);
 }
 
+/* This is safe on whatever was made before a failure. */
 static void finish(bisect *b) {
   bk_stream_destroy(b->stream);
   bk_device_close(b->ref);

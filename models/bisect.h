@@ -5,6 +5,8 @@
 #include "models/program.h"
 #include "ops/ops.h"
 
+/* One operand of the call that is compared. The four arrays have `count` doubles each, row-major,
+ * and belong to the comparison. */
 typedef struct bk_bisect_operand {
   const bk_op_field *field;
   const bk_tensor *here,
@@ -19,7 +21,8 @@ typedef struct bk_bisect_operand {
   double sensitivity; /* judge.h; 0 until measured */
 } bk_bisect_operand;
 
-/* Writes the case of a call to `path`: doc/testing.md has the format. args: the device's. */
+/* Writes the case of a call to `path`: doc/testing.md has the format. args: the device's. The file
+ * is removed again after a failure. */
 bk_status bk_case_write(bk_context *ctx, const char *path, const char *stage, bk_op op,
                         const void *args, const bk_bisect_operand *operands, int count);
 

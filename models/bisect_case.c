@@ -1,4 +1,9 @@
-/* Writing the case of a call: a safetensors file that the op harness runs again. See bisect.h. */
+/* Writing the case of a call: a safetensors file that the op harness runs again. See bisect.h.
+ *
+ * Metadata says what the call was: op, stage, parameters ("param.NAME"), and of operands what a
+ * kernel may depend on beside their values ("same.", "offset.", "stride."). Tensors are the inputs
+ * "in.NAME" as the device had them, and the reference's outputs "out.NAME". What is both has
+ * both. */
 #include "models/bisect.h"
 
 #include <stdio.h>
@@ -7,12 +12,14 @@
 #include "io/json_out.h"
 #include "io/safetensors.h"
 
+/* The key of the member is kind + name. */
 static bk_status say(bk_st_writer *w, const char *kind, const char *name, const char *value) {
   char key[64];
   snprintf(key, sizeof key, "%s%s", kind, name);
   return bk_st_add_metadata(w, key, value);
 }
 
+/* A double is written as the shortest text that reads back to the same value. */
 static bk_status write_param(bk_st_writer *w, const bk_op_param *p, const void *args) {
   const char *at = (const char *)args + p->offset;
   char text[BK_DOUBLE_TEXT];
@@ -47,12 +54,14 @@ static bk_status write_layout(bk_st_writer *w, const bk_bisect_operand *operands
   return say(w, "stride.", name, text);
 }
 
+/* The tensor has the dtype in which the device stores it. */
 static bk_status declare(bk_st_writer *w, const char *kind, const bk_bisect_operand *o) {
   char name[32];
   snprintf(name, sizeof name, "%s%s", kind, o->field->name);
   return bk_st_add(w, name, o->here->dtype, o->here->ndim, o->here->shape);
 }
 
+/* The order of the declarations is that in which bk_case_write writes the values. */
 static bk_status write_header(bk_st_writer *w, const char *stage, bk_op op, const void *args,
                               const bk_bisect_operand *operands, int count) {
   const bk_op_desc *desc = bk_op_describe(op);
@@ -69,6 +78,7 @@ static bk_status write_header(bk_st_writer *w, const char *stage, bk_op op, cons
   return BK_OK;
 }
 
+/* Values that came from the dtype go back into it without rounding. */
 static bk_status write_values(bk_context *ctx, bk_st_writer *w, bk_dtype dtype,
                               const double *values, int64_t count) {
   size_t size = bk_dtype_size(dtype);

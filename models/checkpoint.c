@@ -49,6 +49,7 @@ static bk_status steps_of_names(bk_context *ctx, char *const *names, size_t coun
   return BK_OK;
 }
 
+/* Nobody looks at what is in the checkpoints. *steps is to be freed. */
 static bk_status list_steps(bk_context *ctx, const char *folder, int64_t **steps, size_t *n_steps) {
   char **names;
   size_t count;
@@ -96,6 +97,7 @@ static bk_status json_lack(bk_context *ctx, const char *file, const char **lack)
   return status;
 }
 
+/* Appends "NAME is WHAT" if something is wrong. */
 static bk_status add_file_lack(bk_context *ctx, const char *path, const char *name, char **lack) {
   const char *what = NULL;
   char *file = bk_path_join(ctx, path, name);
@@ -136,6 +138,7 @@ static bk_status step_lacks(bk_context *ctx, const char *folder, int64_t step,
   return status;
 }
 
+/* This is for callers that need not know what is lacking. */
 static bk_status step_whole(bk_context *ctx, const char *folder, int64_t step,
                             bk_checkpoint_use use, bool *whole) {
   char *lack;
@@ -156,6 +159,7 @@ static bk_status warn_passed_over(bk_context *ctx, const char *folder, int64_t s
   return BK_OK;
 }
 
+/* Only the newest is described: the older ones were given up before it. */
 static bk_status none_whole(bk_context *ctx, const char *folder, int64_t newest,
                             bk_checkpoint_use use) {
   char *lack;

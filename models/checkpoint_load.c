@@ -22,6 +22,8 @@ typedef struct finding {
   bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
 } finding;
 
+/* This is called with the first bad element of a piece; of a tensor in several pieces the first
+ * call counts. */
 static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
   if (f->last == e) return; /* the same tensor again, or again for its master */
   f->last = e;
@@ -156,6 +158,7 @@ static bk_status check_dtype(bk_context *ctx, const bk_st_reader *reader, const 
                  bk_st_entry_path(reader, e), e->name, e->dtype_name);
 }
 
+/* The shape [3,4] gives the text "3,4", which is returned. */
 static char *shape_text(int ndim, const int64_t *shape, char *text, size_t size) {
   *text = '\0';
   for (int d = 0; d < ndim; d++)
@@ -238,6 +241,7 @@ static const bk_weight *find_extra(const loader *l) {
   return extra;
 }
 
+/* Scales of FP8 weights are left over where a user has converted the config and not the weights. */
 static bk_status check_no_extra(const loader *l) {
   const bk_weight *w = find_extra(l);
   if (!w) return BK_OK;
@@ -311,6 +315,7 @@ static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
   return status;
 }
 
+/* The reader is to be closed with bk_st_close. */
 static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reader **reader) {
   char *path = bk_path_join(ctx, folder, "optimizer.safetensors");
   if (!path) return BK_ERR_MEMORY;
@@ -319,6 +324,7 @@ static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reade
   return status;
 }
 
+/* Weights have wrappers' prefixes taken off their names; what this library wrote has none. */
 bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
                                      int n_columns, bk_param_view second) {
   bk_st_reader *reader = NULL;
@@ -328,11 +334,13 @@ bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const 
   return status;
 }
 
+/* Masters get the file's values too, not those rounded to the weight's dtype. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
   static const bk_column weights[] = {{"", bk_param_weight}};
   return bk_checkpoint_load_columns(model, path, weights, BK_COUNT(weights), bk_param_master);
 }
 
+/* Only this library writes such a file, so that names must be exactly ours. */
 bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
   static const bk_column optimizer[] = {
       {"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};

@@ -12,6 +12,7 @@ static const struct {
   const char *other, *ours;
 } spellings[] = {{"attn_hc.", "hc_attn_"}, {"ffn_hc.", "hc_ffn_"}, {"hc_head.hc_", "hc_head_"}};
 
+/* Steps past `text` if it stands there. */
 static bool skip_text(const char **at, const char *text) {
   size_t length = strlen(text);
   if (strncmp(*at, text, length) != 0) return false;
@@ -57,6 +58,7 @@ static char *our_name(bk_context *ctx, const char *name, bool prefixes) {
   return with_our_leaf(ctx, model, name);
 }
 
+/* The order is the one by which bk_weights_find searches. */
 static int compare_weights(const void *a, const void *b) {
   return strcmp(((const bk_weight *)a)->name, ((const bk_weight *)b)->name);
 }
@@ -100,6 +102,7 @@ static int compare_key(const void *key, const void *element) {
   return strcmp(key, ((const bk_weight *)element)->name);
 }
 
+/* The list is sorted by our names, so that it can be searched by bisection. */
 bk_weight *bk_weights_find(const bk_weights *weights, const char *name) {
   return weights->count
              ? bsearch(name, weights->list, weights->count, sizeof *weights->list, compare_key)
@@ -136,6 +139,7 @@ bk_status bk_fused_name(bk_context *ctx, const char *name, bk_fused *fused) {
   return BK_OK;
 }
 
+/* What comes behind the number and its dot does not matter. */
 int64_t bk_layer_of_name(const char *name) {
   char *end;
   if (!skip_text(&name, "model.layers.") || *name < '0' || *name > '9') return -1;

@@ -49,6 +49,8 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_c
   return status;
 }
 
+/* Metadata {"format": "pt"} is what transformers asks of a file. A failure removes what was
+ * written. */
 static bk_status save_file(bk_model *model, const char *folder, const char *name,
                            const bk_column *columns, int n_columns) {
   char *path = bk_path_join(model->ctx, folder, name);
@@ -64,6 +66,7 @@ static bk_status save_file(bk_model *model, const char *folder, const char *name
   return status;
 }
 
+/* Where there is no master the tensor is absent and is not written. */
 static bk_tensor separate_master(const bk_model *model, const bk_param *p) {
   return bk_param_master(model, p);
 }
@@ -89,12 +92,14 @@ static bk_status save_into(bk_model *model, const bk_trainer_state *state, const
   return status;
 }
 
+/* This folder has the entry of the checkpoint's name, and must be synced for a rename to last. */
 static char *parent_of(bk_context *ctx, const char *path) {
   const char *slash = strrchr(path, '/');
   if (!slash) return bk_strdup(ctx, ".");
   return bk_format(ctx, "%.*s", slash == path ? 1 : (int)(slash - path), path);
 }
 
+/* This is called for every name in a folder, and sets *arg if it is none of a checkpoint's. */
 static void foreign_each(void *arg, const char *name) {
   static const char *const ours[] = {"model.safetensors", "config.json", "optimizer.safetensors",
                                      "trainer_state.json"};
@@ -119,6 +124,7 @@ static bk_status check_replaceable(bk_context *ctx, const char *path) {
              : BK_OK;
 }
 
+/* An older one of that name, left by an interrupted save, goes first. */
 static bk_status move_aside(bk_context *ctx, const char *path, const char *old) {
   BK_TRY(bk_remove_tree(ctx, old));
   int rc = ctx->fs.rename(ctx->fs.user, path, old);

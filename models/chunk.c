@@ -46,6 +46,7 @@ static bk_status check_options(const bk_model *m, int index, const bk_chunk_opti
   return BK_OK;
 }
 
+/* These are arrays of descriptors; the tensors' memory is planned by places.c. */
 static bk_status make_slot(bk_chunk *c, bk_slot *slot) {
   bk_context *ctx = c->model->ctx;
   size_t n = (size_t)c->n;
@@ -58,6 +59,7 @@ static bk_status make_slot(bk_chunk *c, bk_slot *slot) {
   return ok ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* bk_chunk_destroy frees what there is, also after a failure here. */
 static bk_status make_arrays(bk_chunk *c) {
   bk_context *ctx = c->model->ctx;
   c->forward = bk_alloc_array(ctx, (size_t)c->n, sizeof *c->forward);
@@ -128,6 +130,7 @@ bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *option
   return status;
 }
 
+/* Programs end first, since they hold events and graphs that refer to the slot's memory. */
 static void free_slot(bk_chunk *c, bk_slot *s) {
   bk_device *device = c->model->device;
   void *arrays[] = {s->mix, s->grads, s->f, s->backward, s->df};
@@ -151,16 +154,19 @@ void bk_chunk_destroy(bk_chunk *c) {
   bk_free(ctx, c);
 }
 
+/* The slots' staging, which is host memory, is not counted. */
 size_t bk_chunk_bytes(const bk_chunk *c, bk_memory_class m) {
   return bk_memory_bytes(c->memory, m);
 }
 
+/* A program that was never recorded has no pieces. */
 bk_program *bk_chunk_program(const bk_chunk *c, int slot, int program) {
   bk_program *p = &c->slots[slot].programs[program];
   return p->n_pieces ? p : NULL;
 }
 
 /* ---- ports ---- */
+/* The streams come in where the first sublayer has its x. */
 bk_port bk_chunk_input(const bk_chunk *c, int slot) {
   const bk_mix_acts *first = &c->slots[slot].mix[0];
   return c->has_embed ? (bk_port){0} : (bk_port){first->x, first->carry};
@@ -171,6 +177,7 @@ bk_port bk_chunk_output(const bk_chunk *c, int slot) {
   return c->has_head ? (bk_port){0} : (bk_port){s->last, s->last_carry};
 }
 
+/* Both edges use D, since the backward pass rewrites it in place. */
 static bk_port gradient(const bk_chunk *c, int slot, bool crosses) {
   const bk_slot *s = &c->slots[slot];
   return crosses ? (bk_port){s->D, s->D_carry} : (bk_port){0};
@@ -184,6 +191,7 @@ bk_port bk_chunk_input_grad(const bk_chunk *c, int slot) {
   return gradient(c, slot, !c->has_embed);
 }
 
+/* Two neighbours of one model always agree; an error means that ports were mixed up. */
 static bk_status copy_tensor(bk_stream *stream, const bk_tensor *from, const bk_tensor *to) {
   if (!bk_tensor_present(from) && !bk_tensor_present(to)) return BK_OK;
   if (from->dtype != to->dtype || !bk_tensor_same_shape(from, to))
@@ -199,6 +207,7 @@ bk_status bk_port_copy(bk_stream *stream, const bk_port *from, const bk_port *to
 }
 
 /* ---- uploads ---- */
+/* The upload may still be under way on return: the staging must not change until it is done. */
 static bk_status upload_rows(bk_chunk *c, const bk_tensor *t, int32_t *staging,
                              const int32_t *src) {
   bk_stream *stream = c->model->stream;
@@ -223,6 +232,8 @@ bk_status bk_chunk_upload(bk_chunk *c, int slot_index, const int32_t *ids, const
   return BK_OK;
 }
 
+/* past_host is one number for the chunk, so that the upload before must have ended. Only decoders,
+ * with a single slot in use, come here. */
 bk_status bk_chunk_upload_past(bk_chunk *c, int64_t past) {
   bk_stream *stream = c->model->stream;
   bk_slot *slot = &c->slots[0];

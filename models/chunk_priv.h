@@ -23,7 +23,8 @@ typedef struct bk_head_acts {
 } bk_head_acts;
 
 /* The place of one micro-batch in flight. n is the number of the chunk's sublayers; the tensors are
- * descriptors, and several slots may share memory (places.c). */
+ * descriptors, and several slots may share memory (places.c). Below, n is the number of sublayers
+ * and N the tokens of a micro-batch. */
 typedef struct bk_slot {
   bk_mix_acts *mix;         /* [n] what each connection keeps */
   bk_mix_grads *grads;      /* [n] gradients of its maps */

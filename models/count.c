@@ -4,10 +4,13 @@
  * weighted values, of which a causal mask leaves half. */
 #include "models/model_priv.h"
 
+/* These are numbers of parameters. "Vectors" are those that are no matrix of a product: norms,
+ * biases, scales and bases. */
 typedef struct tally {
   int64_t matrices, vectors;
 } tally;
 
+/* These are the entries of one layer's attention matrices, as mla.c multiplies them. */
 static int64_t attention_matrices(const bk_model_config *c) {
   int64_t C = c->hidden_size, H = c->num_attention_heads,
           D = c->qk_nope_head_dim + c->qk_rope_head_dim;

@@ -72,6 +72,7 @@ static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, c
 
 typedef bk_tensor (*param_view)(const bk_model *model, const bk_param *p);
 
+/* `kind` is what the view is called in a message: "the gradient of ". */
 static bk_status check_param(const search *s, const bk_model *m, const bk_param *p, param_view view,
                              const char *kind) {
   char what[128];
@@ -88,6 +89,7 @@ static bk_status check_block(const search *s, const bk_model *m, const bk_param_
   return BK_OK;
 }
 
+/* The blocks are looked at in their order; NULLs among them are passed over. */
 static bk_status check_weights(const search *s, const bk_model *m, bk_param_block *const *blocks,
                                size_t count) {
   for (size_t i = 0; i < count; i++)
@@ -125,6 +127,7 @@ static size_t f_blocks(const bk_sublayer *l, bk_param_block *out[F_BLOCKS]) {
   return n;
 }
 
+/* Parameters that the kind lacks are NULL. */
 static void connection_blocks(const bk_connection *c, bk_param_block *out[CONNECTION_BLOCKS]) {
   for (int i = 0; i < BK_CONNECTION_MAX_PARAMS; i++) out[i] = c->param[i];
   out[BK_CONNECTION_MAX_PARAMS] = c->norm;
@@ -150,6 +153,8 @@ static const char *sublayer_text(const bk_sublayer *l, char *text, size_t size) 
   return text;
 }
 
+/* The message has `what` and `where` one after the other: "the output of", "model.layers.3's
+ * attention". */
 static bk_status check_named(const search *s, const bk_model *m, const bk_tensor *t,
                              const char *what, const char *where) {
   char text[128];
@@ -157,6 +162,7 @@ static bk_status check_named(const search *s, const bk_model *m, const bk_tensor
   return check(s, m->stream, t, text);
 }
 
+/* This comes after the forward piece of the embedding. */
 static bk_status look_embed(const search *s, const spot *at) {
   BK_TRY(check_block(s, at->m, at->m->parts->embed, bk_param_weight, "weight "));
   return check_named(s, at->m, &at->slot->mix[0].x, "the streams after", "the embedding");
@@ -175,6 +181,7 @@ static bk_status look_maps(const search *s, const spot *at, const bk_mix_acts *a
   return BK_OK;
 }
 
+/* The mix has read and made, in this order, streams, parameters, maps and h. */
 static bk_status look_mix(const search *s, const spot *at) {
   const bk_mix_acts *a = &at->slot->mix[at->s];
   char text[64];
@@ -197,6 +204,7 @@ static bk_status look_merge(const search *s, const spot *at) {
   return check_named(s, at->m, &at->slot->last, "the streams after", "the last sublayer");
 }
 
+/* After the last forward piece of F its weights are looked at, then its output. */
 static bk_status look_f(const search *s, const spot *at) {
   bk_param_block *blocks[F_BLOCKS];
   char text[64];
@@ -205,6 +213,8 @@ static bk_status look_f(const search *s, const spot *at) {
                      sublayer_text(at->l, text, sizeof text));
 }
 
+/* After the sum of the losses the head's weights are looked at, its input, and the losses of single
+ * tokens. */
 static bk_status look_loss(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   connection_blocks(&at->m->parts->head, blocks);
@@ -238,6 +248,8 @@ static bk_status look_f_bwd(const search *s, const spot *at) {
   return check_named(s, at->m, &at->slot->dh, "the gradient of the normed input of", where);
 }
 
+/* D is the gradient in front of this sublayer here, or already that of the one before it, where the
+ * two are one op. */
 static bk_status look_mix_bwd(const search *s, const spot *at) {
   bk_param_block *blocks[CONNECTION_BLOCKS];
   char text[64];
@@ -247,6 +259,7 @@ static bk_status look_mix_bwd(const search *s, const spot *at) {
                      sublayer_text(at->l, text, sizeof text));
 }
 
+/* This is the last of a step's gradients. */
 static bk_status look_embed_bwd(const search *s, const spot *at) {
   return check_block(s, at->m, at->m->parts->embed, bk_param_grad, "the gradient of ");
 }
@@ -296,6 +309,7 @@ static bk_status look(void *arg, const bk_piece *piece) {
   return fn ? fn(s, &at) : BK_OK;
 }
 
+/* On success the caller frees s->piece. */
 static bk_status search_begin(bk_context *ctx, bk_suspect *suspect, search *s) {
   *suspect = (bk_suspect){.found = false};
   *s = (search){.suspect = suspect, .piece = bk_alloc(ctx, PIECE_BYTES)};

@@ -4,11 +4,14 @@
  * exist (except with keep_logits). The last chunk's forward is heavier for it. */
 #include "models/chunk_priv.h"
 
+/* The ends belong to no sublayer, and run on the compute lane. */
 static bk_status piece(bk_recorder *rec, bk_part part, bk_pass pass) {
   return bk_record_piece(rec, part, pass, -1, BK_LANE_COMPUTE);
 }
 
 /* ---- forward ---- */
+/* The ids become rows [N,C], of which n copies are the streams [N,n,C]; in a plain model the rows
+ * are the stream. */
 bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   bool plain = bk_chunk_plain(c);
   bk_tensor x = slot->mix[0].x, y = plain ? x : c->embedding;
@@ -18,6 +21,9 @@ bk_status bk_record_embed(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   return plain ? BK_OK : bk_record(rec, BK_OP_HC_EXPAND, &(bk_hc_expand_args){y, x});
 }
 
+/* The streams after the last sublayer become one row, which gets the final norm: they are summed
+ * first, or collapsed by the learned head's read gates in the mix, or are one row already
+ * (plain). */
 static bk_status head_norm(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (bk_chunk_sums(c))
     BK_TRY(bk_record(rec, BK_OP_HC_COLLAPSE, &(bk_hc_collapse_args){slot->last, slot->head.mix.x}));

@@ -1,4 +1,8 @@
-/* bk_forward: one pass at a time through a runner with one slot. See birkhoff/forward.h. */
+/* bk_forward: one pass at a time through a runner with one slot. See birkhoff/forward.h.
+ *
+ * It is a runner with logits kept, a state that keeps its calls in order, and the mean loss:
+ * gradients are those of the mean over the kept targets because the step block's loss scale is 1 /
+ * kept. */
 #include <birkhoff/forward.h>
 
 #include <math.h>
@@ -17,6 +21,7 @@ struct bk_forward {
   forward_state state;
 };
 
+/* The runner has one slot; without `backward` the activations of its sublayers share memory. */
 bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
                             bk_forward **forward) {
   bk_context *ctx = model->ctx;
@@ -47,10 +52,13 @@ void bk_forward_destroy(bk_forward *f) {
   bk_free(f->model->ctx, f);
 }
 
+/* The calls may come only as birkhoff/forward.h lists them. */
 static bk_status out_of_order(const bk_forward *f, const char *call) {
   return bk_fail(f->model->ctx, BK_ERR_ARGUMENT, "forward: bk_forward_%s comes out of order", call);
 }
 
+/* After a failure the state is IDLE still, and run may be called again. Bias corrections are 1
+ * because no optimiser follows that would divide by them. */
 bk_status bk_forward_run(bk_forward *f, const int32_t *ids, const int32_t *targets) {
   if (f->state != IDLE) return out_of_order(f, "run");
   f->kept = 0;
@@ -62,12 +70,14 @@ bk_status bk_forward_run(bk_forward *f, const int32_t *ids, const int32_t *targe
   return BK_OK;
 }
 
+/* The call waits for the pass. */
 bk_status bk_forward_logits(bk_forward *f, double *logits) {
   if (f->state != RAN) return out_of_order(f, "logits");
   bk_tensor t = bk_runner_logits(f->runner);
   return bk_tensor_read_f64(f->model->stream, &t, logits);
 }
 
+/* Kinds without comb have the identity, which is written out: [B,T,n,n]. */
 static bk_status read_comb(const bk_forward *f, const bk_tensor *t, double *comb) {
   int64_t n = bk_model_streams(f->model);
   if (bk_tensor_present(t)) return bk_tensor_read_f64(f->model->stream, t, comb);
@@ -75,6 +85,7 @@ static bk_status read_comb(const bk_forward *f, const bk_tensor *t, double *comb
   return BK_OK;
 }
 
+/* Maps are read before the backward pass, as logits are. */
 bk_status bk_forward_maps(bk_forward *f, int sublayer, double *pre, double *post, double *comb) {
   bk_tensor a, b, c;
   if (f->state != RAN) return out_of_order(f, "maps");
@@ -90,6 +101,7 @@ bk_status bk_forward_maps(bk_forward *f, int sublayer, double *pre, double *post
   return read_comb(f, &c, comb);
 }
 
+/* Gradients stay in the model until the next pass overwrites them. */
 bk_status bk_forward_backward(bk_forward *f) {
   if (f->state != RAN || !f->backward) return out_of_order(f, "backward");
   if (!f->kept)
@@ -101,6 +113,8 @@ bk_status bk_forward_backward(bk_forward *f) {
   return BK_OK;
 }
 
+/* This may come after a run with or without a backward. Even if it fails the next pass may
+ * begin. */
 bk_status bk_forward_finish(bk_forward *f, double *loss) {
   bk_step_results results;
   if (f->state == IDLE) return out_of_order(f, "finish");

@@ -24,6 +24,8 @@ typedef struct map {
   double h[BK_HC_MAX_N][BK_HC_MAX_N];
 } map;
 
+/* What the caller gets is the first member of gain_state, so that a pointer to one is one to the
+ * other. */
 bk_status bk_gain_create(bk_context *ctx, int n_sublayers, int n, bk_gain **gain) {
   if (n_sublayers < 1 || n < 1 || n > BK_HC_MAX_N) {
     return bk_fail(ctx, BK_ERR_ARGUMENT, "gain: %d sublayers of %d streams; streams are 1 to %d",
@@ -62,6 +64,7 @@ void bk_gain_destroy(bk_gain *gain) {
   bk_free(ctx, g);
 }
 
+/* A new measurement begins; the memory stays. */
 void bk_gain_reset(bk_gain *gain) {
   memset(gain->sublayers, 0, (size_t)gain->n_sublayers * sizeof *gain->sublayers);
   memset(gain->composite, 0, (size_t)gain->n_sublayers * sizeof *gain->composite);
@@ -77,6 +80,7 @@ static map map_identity(int n) {
   return a;
 }
 
+/* H_res is the transpose of comb. */
 static map map_of_comb(const double *comb, int n) {
   map a = {{{0}}};
   for (int m = 0; m < n; m++) {
@@ -85,6 +89,7 @@ static map map_of_comb(const double *comb, int n) {
   return a;
 }
 
+/* In the product a b the map b acts first. */
 static map map_product(const map *a, const map *b, int n) {
   map c = {{{0}}};
   for (int i = 0; i < n; i++) {
@@ -109,6 +114,7 @@ static double gain_forward(const map *a, int n) {
   return best;
 }
 
+/* The largest absolute column sum says what a gradient that is equal in all streams becomes. */
 static double gain_backward(const map *a, int n) {
   double best = 0.0;
   for (int m = 0; m < n; m++) {
@@ -131,6 +137,7 @@ static double gain_absolute(const map *a, int n) {
   return best;
 }
 
+/* These are sums over tokens, of which bk_gain_finish makes means; maxima stay maxima. */
 static void add_forward(bk_gain_row *row, const map *a, int n) {
   double f = gain_forward(a, n);
   row->forward += f;
@@ -167,6 +174,7 @@ static void add_token(bk_gain *g, const double *comb, size_t stride) {
   for (int i = 0; i < n * n; i++) g->mean_composite[i] += up.h[i / n][i % n];
 }
 
+/* In the maps of a batch the sublayer is the outermost index; NULL stands for identities. */
 void bk_gain_add_maps(bk_gain *gain, const double *comb, int64_t tokens) {
   size_t block = (size_t)(gain->n * gain->n), stride = block * (size_t)tokens;
   for (int64_t t = 0; t < tokens; t++)
@@ -210,6 +218,7 @@ bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
   return BK_OK;
 }
 
+/* The maxima are over tokens already. */
 static void to_means(bk_gain_row *rows, int count, double tokens) {
   for (int i = 0; i < count; i++) {
     rows[i].forward /= tokens;
@@ -218,6 +227,7 @@ static void to_means(bk_gain_row *rows, int count, double tokens) {
   }
 }
 
+/* This comes once, after the last batch. Without tokens everything is 0. */
 void bk_gain_finish(bk_gain *gain) {
   double tokens = gain->tokens > 0 ? (double)gain->tokens : 1.0;
   to_means(gain->sublayers, gain->n_sublayers, tokens);
@@ -229,6 +239,7 @@ void bk_gain_finish(bk_gain *gain) {
 
 /* ---- of a model, on data ---- */
 
+/* The passes have no targets. No step is ended, since nothing of the step block is wanted. */
 static bk_status measure_windows(bk_gain *gain, bk_runner *runner, bk_model *m,
                                  const bk_dataset *data, int64_t seq_len, int64_t windows) {
   int32_t *ids = bk_alloc_array(m->ctx, (size_t)seq_len, sizeof *ids),

@@ -17,6 +17,7 @@ typedef struct candidate {
   int32_t token;
 } candidate;
 
+/* length is the number of tokens in the cache, which is also the position of the next one. */
 struct bk_generator {
   bk_model *model;
   /* `many` shares one's cache; NULL where the room is shorter than a piece */
@@ -26,6 +27,7 @@ struct bk_generator {
   candidate *sorted;
 };
 
+/* The cache has max_tokens positions and belongs to the runner for single tokens. */
 bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator **generator) {
   bk_context *ctx = model->ctx;
   if (max_tokens < 1)
@@ -50,6 +52,7 @@ bk_status bk_generator_create(bk_model *model, int64_t max_tokens, bk_generator 
   return status;
 }
 
+/* The runner that shares the cache ends before the one that owns it. */
 void bk_generator_destroy(bk_generator *g) {
   if (!g) return;
   bk_context *ctx = g->model->ctx;
@@ -60,6 +63,7 @@ void bk_generator_destroy(bk_generator *g) {
   bk_free(ctx, g);
 }
 
+/* The shared cache counts once, with its owner. */
 size_t bk_generator_bytes(const bk_generator *g, bk_memory_class c) {
   return bk_runner_bytes(g->one, c) + (g->many ? bk_runner_bytes(g->many, c) : 0);
 }
@@ -99,10 +103,13 @@ bk_status bk_generator_feed(bk_generator *g, const int32_t *ids, int64_t count) 
   return read_logits(g, &last);
 }
 
+/* The order is total, because no two candidates have the same token. */
 static bool comes_before(const candidate *x, const candidate *y) {
   return x->p != y->p ? x->p > y->p : x->token < y->token;
 }
 
+/* One step of the heap sort: lets heap[at] sink until both children come before it. The root is the
+ * one that comes last. */
 static void sift_down(candidate *heap, int64_t at, int64_t count) {
   candidate moved = heap[at];
   for (int64_t child; (child = 2 * at + 1) < count; at = child) {
@@ -125,6 +132,7 @@ static void sort_candidates(candidate *c, int64_t count) {
   }
 }
 
+/* Of equal elements the first one is meant. */
 static int32_t arg_max(const double *x, int64_t count) {
   int64_t best = 0;
   for (int64_t i = 1; i < count; i++)

@@ -6,6 +6,7 @@
 
 #define REASON_MAX 256
 
+/* A graph that may still be running is waited for. */
 void bk_graph_fini(bk_graph *g) {
   if (g->graph) {
     g->stream->ops->sync(g->stream);
@@ -48,6 +49,7 @@ static bk_status capture_quietly(bk_graph *g, bk_graph_walk walk, void *arg, cha
   return status;
 }
 
+/* `reason` is what the backend logged; without it the status must do. */
 static void warn_once(bk_graph *g, bk_status status, const char *reason) {
   if (*g->warned) return;
   *g->warned = true;
@@ -65,6 +67,7 @@ static bk_status run_second(bk_graph *g, bk_graph_walk walk, void *arg) {
   return walk(arg);
 }
 
+/* The four cases are: never captured (or not now), captured, the second run, the first run. */
 bk_status bk_graph_run(bk_graph *g, bool may, bk_graph_walk walk, void *arg) {
   if (!g->stream || !may || g->failed) return walk(arg);
   if (g->graph) return g->stream->ops->graph_launch(g->stream, g->graph);

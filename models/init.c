@@ -1,7 +1,6 @@
-/* Initial values, made on the host from (seed, hash of the tensor's name, element): the same
-
- * bits on every machine and backend (doc/numerics.md). Stored weights are the rounded fp32
- * master values. */
+/* Initial values, made on the host from (seed, hash of the tensor's name, element): the same bits
+ * on every machine and backend (doc/numerics.md). Stored weights are the rounded fp32 master
+ * values. */
 #include "models/model_priv.h"
 
 #include <string.h>
@@ -12,11 +11,14 @@ enum { PIECE = 1 << 14 }; /* elements made at a time */
  * one. */
 enum { ROUGH_WHOLE = 1 << 21, ROUGH_DRAWN = 64 * PIECE };
 
+/* The value depends on seed, name and element alone, and not on which other parameters there
+ * are. */
 static double initial_value(const bk_param *p, uint64_t seed, uint64_t stream, int64_t i) {
   if (p->init == BK_INIT_NORMAL) return p->init_std * bk_normal(seed, stream, (uint64_t)i);
   return p->init == BK_INIT_CONST ? p->init_value : p->init_values[i];
 }
 
+/* The tensor is seen as flat, and its elements [first, first + count) are meant. */
 static bk_tensor piece(bk_tensor t, int64_t first, int64_t count) {
   bk_tensor flat = bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)});
   return bk_tensor_slice(flat, 0, first, count);
@@ -71,6 +73,7 @@ static bk_status zero_moments(bk_model *m) {
   return BK_OK;
 }
 
+/* `distinct` is that of init_param. */
 static bk_status init_params(bk_model *m, uint64_t seed, int64_t distinct) {
   if (m->options.plan_only)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "a model that was only planned has no values");

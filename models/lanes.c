@@ -9,11 +9,13 @@ const char *bk_lane_name(bk_lane lane) {
   return (unsigned)lane < BK_COUNT(names) ? names[lane] : "?";
 }
 
+/* Further lanes are opened where a program wants them. */
 bk_status bk_lanes_init(bk_lanes *l, bk_device *device, bool plan_only) {
   *l = (bk_lanes){.device = device, .plan_only = plan_only};
   return bk_lanes_open(l, BK_LANE_COMPUTE);
 }
 
+/* Streams end before memory, since destroying a stream may still wait for its kernels. */
 void bk_lanes_fini(bk_lanes *l) {
   if (!l->device) return;
   bk_lanes_sync(l);
@@ -23,6 +25,7 @@ void bk_lanes_fini(bk_lanes *l) {
   *l = (bk_lanes){0};
 }
 
+/* Opening a lane that is open does nothing. */
 bk_status bk_lanes_open(bk_lanes *l, bk_lane lane) {
 #define PRIORITY(id, name, priority) priority,
   static const int priorities[] = {BK_LANE_LIST(PRIORITY)};
@@ -30,6 +33,7 @@ bk_status bk_lanes_open(bk_lanes *l, bk_lane lane) {
   return l->stream[lane] ? BK_OK : bk_stream_create(l->device, priorities[lane], &l->stream[lane]);
 }
 
+/* The size is only noted: several programs are recorded before memory is taken once. */
 void bk_lanes_want(bk_lanes *l, bk_lane lane, size_t bytes) {
   if (bytes > l->wanted[lane]) l->wanted[lane] = bytes;
 }
@@ -50,6 +54,7 @@ static bk_status enlarge(bk_lanes *l, bk_lane lane) {
   return BK_OK;
 }
 
+/* Programs look the workspace up at each launch, so that those recorded before use the new one. */
 bk_status bk_lanes_commit(bk_lanes *l) {
   for (int i = 0; i < BK_LANES; i++)
     if (l->wanted[i] > l->bytes[i]) BK_TRY(enlarge(l, (bk_lane)i));
@@ -66,6 +71,7 @@ bk_status bk_lanes_sync(const bk_lanes *l) {
   return status;
 }
 
+/* Those that were replaced count too, since they are kept. */
 size_t bk_lanes_bytes(const bk_lanes *l) {
   size_t sum = 0;
   for (int i = 0; i < l->n_memory; i++) sum += bk_memory_bytes(l->memory[i], BK_MEM_WORKSPACE);

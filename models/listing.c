@@ -1,11 +1,15 @@
-/* A step as a list of its calls, without running it. See birkhoff/train.h. */
+/* A step as a list of its calls, without running it. See birkhoff/train.h. The calls come in the
+ * order in which they run; those on another lane run beside what follows. */
 #include "models/trainer.h"
 
+/* This is whom the calls are told to. */
 typedef struct listing {
   bk_step_call_fn each;
   void *user;
 } listing;
 
+/* Of calls that are no ops the op's name is in parentheses, and the kernel is the lane that is
+ * waited for, or nothing. All strings are static, or live as long as the runner. */
 static bk_step_call describe(const char *program, const bk_piece *piece, const bk_call *c) {
   static const char *const others[] = {
       [BK_CALL_ZERO] = "(zero)", [BK_CALL_SIGNAL] = "(signal)", [BK_CALL_WAIT] = "(wait)"};
@@ -21,6 +25,7 @@ static bk_step_call describe(const char *program, const bk_piece *piece, const b
                                                             : ""};
 }
 
+/* A program that the chunk does not have is NULL and has no calls. */
 static bk_status list_program(const listing *l, const char *name, const bk_program *p) {
   for (int i = 0; p && i < p->n_calls; i++) {
     bk_step_call call = describe(name, &p->pieces[p->calls[i].piece], &p->calls[i]);
@@ -29,6 +34,8 @@ static bk_status list_program(const listing *l, const char *name, const bk_progr
   return BK_OK;
 }
 
+/* The programs of slot 0 of the first chunk. With `several` micro-batches the programs that add
+ * are listed behind those that overwrite. */
 bk_status bk_list_step(const bk_runner *runner, const bk_optimizer *optimizer, bool several,
                        bk_step_call_fn each, void *user) {
   static const char *const loss[] = {"loss, first", "loss, next"}, *const backward[] = {

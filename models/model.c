@@ -7,6 +7,7 @@
 
 #include <string.h>
 
+/* A range is [begin, end) of sublayers; the whole model has n of them. */
 static bk_status check_range(bk_context *ctx, const bk_chunk_range *c, int64_t n) {
   if (c->begin >= 0 && c->begin < c->end && c->end <= n) return BK_OK;
   return bk_fail(ctx, BK_ERR_ARGUMENT, "sublayer range [%lld, %lld) is not within [0, %lld)",
@@ -43,6 +44,7 @@ static bk_status check_chunks(bk_context *ctx, const bk_model_config *config, bk
   return BK_OK;
 }
 
+/* Fills in the chunks that the options leave open. */
 static bk_status check_options(bk_device *device, const bk_model_config *config, bk_dtype dtype,
                                bk_model_options *o) {
   if (!bk_dtype_is_float(dtype) || !(device->props.storage_dtypes & BK_DT(dtype))) {
@@ -74,6 +76,7 @@ int bk_model_chunk_first(const bk_model *m, int chunk) {
   return first;
 }
 
+/* The weights are zeros until bk_model_init or a checkpoint fills them. */
 bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
                           const bk_model_options *options, bk_model **model) {
   bk_model_options o = options ? *options : (bk_model_options){0};
@@ -111,6 +114,8 @@ void bk_model_destroy(bk_model *m) {
   bk_free(m->ctx, m);
 }
 
+/* Planned bytes; the workspaces of the kernels, which grow with every runner that is made, count
+ * too. */
 size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
   return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0);
 }
@@ -149,11 +154,14 @@ bool bk_param_trainable(const bk_model *m, const bk_param *p) {
   return m->blocks[p->block].trainable;
 }
 
+/* 0: decays, in the storage dtype; 1: decays, in ct; 2: does not decay; 3: not trained. In a model
+ * whose storage dtype is ct there is no group 1. */
 int bk_param_block_group(const bk_model *m, const bk_param_block *b) {
   if (!b->trainable) return 3;
   return !b->decay ? 2 : b->weight.dtype == m->dtype ? 0 : 1;
 }
 
+/* The result is the model's own memory, a row of parts->load, and not a copy. */
 bk_tensor bk_model_expert_load(const bk_model *model, int moe_layer) {
   bk_tensor row = bk_tensor_slice(model->parts->load, 0, moe_layer, 1);
   return bk_tensor_reshape(row, 1, (int64_t[]){model->config.n_routed_experts});
@@ -165,6 +173,7 @@ const bk_model_config *bk_model_config_of(const bk_model *m) { return &m->config
 bk_dtype bk_model_dtype(const bk_model *m) { return m->dtype; }
 int bk_model_param_count(const bk_model *m) { return m->n_params; }
 
+/* Parameters are numbered in the order of the checkpoint. */
 static bk_status param_of(const bk_model *m, int i, const bk_param **p) {
   if (i < 0 || i >= m->n_params)
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "parameter %d: the model has 0 to %d", i,
@@ -187,6 +196,8 @@ bk_status bk_model_param_info(const bk_model *m, int i, bk_param_info *info) {
   return BK_OK;
 }
 
+/* A part that the model does not have (gradients of a model that is not trainable, the master of an
+ * fp32 weight) is an error; it does not read as zeros. */
 static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor *t) {
   static bk_tensor (*const views[])(const bk_model *, const bk_param *) = {
       [BK_PARAM_WEIGHT] = bk_param_weight,
@@ -206,12 +217,14 @@ static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor
   return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: this model has no %s of it", p->name, names[part]);
 }
 
+/* The values are row-major doubles. The call waits for the stream. */
 bk_status bk_model_param_read(const bk_model *m, int i, bk_param_part part, double *values) {
   bk_tensor t;
   BK_TRY(part_of(m, i, part, &t));
   return bk_tensor_read_f64(m->stream, &t, values);
 }
 
+/* The values are rounded to the part's dtype. Writing a weight leaves its master as it was. */
 bk_status bk_model_param_write(bk_model *m, int i, bk_param_part part, const double *values) {
   bk_tensor t;
   BK_TRY(part_of(m, i, part, &t));

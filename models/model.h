@@ -13,14 +13,16 @@
 
 typedef enum bk_init_kind { BK_INIT_NORMAL, BK_INIT_CONST, BK_INIT_VALUES } bk_init_kind;
 
-/* One contiguous piece of storage that the optimiser and the products see: a matrix, or the
- * stacked matrices of all experts of a layer ([E, 2I, C] gate rows then up rows; [E, C, I]
- * down), or gate and up of a dense MLP ([2I, C]). */
+/* One contiguous piece of storage that the optimiser and the products see: a matrix, or the stacked
+ * matrices of all experts of a layer ([E, 2I, C] gate rows then up rows; [E, C, I] down), or gate
+ * and up of a dense MLP ([2I, C]). The optimiser changes weight (and master), m and v; only the
+ * programs of a runner write grad. */
 typedef struct bk_param_block {
   bk_tensor weight; /* st, or ct for hc_*, router gate, correction bias and norm weights */
   bk_tensor grad;   /* ct; absent unless trainable */
   bk_tensor master; /* ct; only where weight is not ct */
-  bk_tensor m, v;   /* ct */
+  /* AdamW's moments, shaped as the weight; absent where grad is */
+  bk_tensor m, v; /* ct */
   /* e_score_correction_bias is not trainable: the balancing rule writes it */
   bool decay, trainable;
 } bk_param_block;
@@ -28,7 +30,9 @@ typedef struct bk_param_block {
 /* One tensor of the checkpoint: a named, contiguous view of a block. */
 typedef struct bk_param {
   char *name; /* Hugging Face's: "model.layers.3.mlp.experts.7.up_proj.weight" */
+  /* index in bk_model.blocks */
   int block;
+  /* in elements, not bytes */
   size_t element_offset; /* of the view in its block */
   int ndim;
   int64_t shape[BK_MAX_DIMS];
@@ -48,12 +52,16 @@ struct bk_model {
   bk_context *ctx;
   bk_device *device;
   bk_lanes lanes;
+  /* Everything that touches the model's memory from the host goes through this stream. */
   bk_stream *stream; /* that of the compute lane */
   bk_model_config config;
   bk_dtype dtype;           /* st */
   bk_dtype ct;              /* BK_F64 if dtype is BK_F64, else BK_F32 */
   bk_model_options options; /* its chunks are filled in: n_chunks is at least 1 */
+  /* weights, gradients, masters, moments, the step block and the expert loads; with plan_only it is
+   * planned and never committed */
   bk_memory *memory;
+  /* [n_blocks]. The array never moves: sublayers and parts keep pointers into it. */
   bk_param_block *blocks;
   int n_blocks;
   bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
@@ -73,6 +81,7 @@ struct bk_model {
 static inline int64_t bk_model_streams(const bk_model *m) {
   return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
 }
+/* The search is linear, for tests and tools. The parameter belongs to the model. */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
 /* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
 bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);

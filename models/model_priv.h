@@ -5,15 +5,19 @@
 #include "models/program.h"
 #include "models/layers/sublayer.h"
 
+/* What a model has beside blocks and sublayers. embed and lm_head are two matrices: no weights are
+ * tied. */
 struct bk_model_parts {
   bk_param_block *embed;   /* [V,C]; NULL where no chunk has it */
   bk_param_block *lm_head; /* [V,C]; NULL where no chunk has it */
   /* The final norm, as a connection of the kind bk_model_head_kind. */
   bk_connection head;
+  /* sublayers with experts among those that the model holds */
   int n_moe;
   bk_tensor load;  /* [n_moe, E] i32, choices counted since bk_step_begin */
   double **values; /* initial values of the base tensors, owned */
   size_t n_values, values_capacity;
+  /* of bk_model.params, while it is built */
   size_t params_capacity;
   union {
     float f32[BK_STEP_FIELDS];
@@ -21,6 +25,7 @@ struct bk_model_parts {
   } step_host;                   /* staging of the step block, in ct */
   uint32_t begun[BK_CHUNKS_MAX]; /* a bit for each kind of program that has run in this step */
   int waiting_wgrads;            /* wgrads deferred in this step and not done yet */
+  /* by which a runner sees that its deferred wgrads are of an earlier step */
   uint64_t steps_begun;
   bool graph_warned; /* a capture has failed and was warned about */
 };

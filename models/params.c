@@ -4,7 +4,11 @@
  * MLP are the two halves of one matrix, so that a single product makes both.
  *
  * Names and order are those of Hugging Face's DeepseekV3; the connections' parameters come after
- * those of their sublayer. */
+ * those of their sublayer.
+ *
+ * Weights lie in memory class BK_MEM_WEIGHTS; what is trained also has gradients, masters (where
+ * the weight is not ct itself) and two moments, in classes of their own, so that a plan shows what
+ * each costs. */
 #include "models/model_priv.h"
 
 #include <stdarg.h>
@@ -29,6 +33,7 @@ typedef struct builder {
 /* How a block is stored and trained: see block(). */
 typedef enum block_kind { MATRIX, MATRIX_CT, VECTOR_CT, BIAS } block_kind;
 
+/* The result is absent after an error. */
 static bk_tensor reserve(builder *b, bk_memory_class c, bk_dtype dtype, int ndim,
                          const int64_t *shape) {
   bk_tensor t = {0};
@@ -72,6 +77,7 @@ static void reserve_blocks(builder *b) {
         if (bk_param_block_group(m, &m->blocks[i]) == group)
           reserve_part(b, &m->blocks[i], (block_part)part);
 }
+/* A matrix is [rows, columns], which for a product is [out, in]. */
 static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {
   return block(b, kind, 2, (int64_t[]){rows, columns});
 }
@@ -110,11 +116,13 @@ static bk_param *param(builder *b, const bk_param_block *p, size_t offset, int n
   return q;
 }
 
+/* A part of the block is a matrix of the checkpoint. The offset is in elements. */
 static void matrix_view(builder *b, const bk_param_block *p, int64_t offset, int64_t rows,
                         int64_t columns, const char *name) {
   param(b, p, (size_t)offset, 2, (int64_t[]){rows, columns}, "%s", name);
 }
 
+/* The block is one matrix of the checkpoint. */
 static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t columns,
                               const char *name) {
   bk_param_block *p = block_2d(b, kind, rows, columns);
@@ -122,6 +130,7 @@ static bk_param_block *matrix(builder *b, block_kind kind, int64_t rows, int64_t
   return p;
 }
 
+/* The elements of the vector all begin with one value. */
 static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double value,
                                 const char *name) {
   bk_param_block *p = block_1d(b, kind, n);
@@ -131,11 +140,13 @@ static bk_param_block *constant(builder *b, block_kind kind, int64_t n, double v
   return p;
 }
 
+/* RMSNorm weights begin with 1. */
 static bk_param_block *norm(builder *b, int64_t n, const char *name) {
   return constant(b, VECTOR_CT, n, 1.0, name);
 }
 
 /* ---- residual connections ---- */
+/* The values belong to the model until it is destroyed. The result is NULL after an error. */
 static double *new_values(builder *b, int64_t n) {
   struct bk_model_parts *parts = b->m->parts;
   if (b->status == BK_OK) {
@@ -155,7 +166,9 @@ const bk_connection_kind *bk_model_head_kind(const bk_model_config *config) {
   return bk_connection_kind_of(learned ? BK_HC_HEAD : BK_HC_PLAIN);
 }
 
-/* One parameter of a connection. `prefix` comes before its name: "hc_attn_". */
+/* One parameter of a connection. `prefix` comes before its name: "hc_attn_". fn, which is drawn at
+ * random, has no list of values (p->first is NULL) and keeps the default of `param`, a normal
+ * distribution. */
 static bk_param_block *connection_param(builder *b, const bk_connection *r,
                                         const bk_connection_param *p, int sublayer,
                                         const char *prefix) {
@@ -175,7 +188,8 @@ static bk_param_block *connection_param(builder *b, const bk_connection *r,
   return blk;
 }
 
-/* Fills in a connection of a sublayer, or of the head, with its parameters. */
+/* Fills in a connection of a sublayer, or of the head, with its parameters. The norm in front of F
+ * is the caller's business: its name is the sublayer's. */
 static void connection(builder *b, bk_connection *r, const bk_connection_kind *kind, int sublayer,
                        const char *prefix) {
   const bk_model_config *c = b->c;
@@ -189,12 +203,15 @@ static void connection(builder *b, bk_connection *r, const bk_connection_kind *k
     r->param[i] = connection_param(b, r, &kind->params[i], sublayer, prefix);
 }
 
+/* All sublayers have the kind that the configuration names. */
 static void sublayer_connection(builder *b, bk_sublayer *s, const char *prefix) {
   connection(b, &s->connection, bk_connection_kind_of((bk_hc_kind)b->c->residual), s->index,
              prefix);
 }
 
 /* ---- sublayers ---- */
+/* The blocks come in the order of a checkpoint: norm, queries, latent vector, its expansion,
+ * output, then the connection's. */
 static void attention(builder *b, bk_sublayer *s) {
   const bk_model_config *c = b->c;
   bk_mla_params *a = &s->mla;
@@ -269,6 +286,7 @@ static void feed_forward(builder *b, bk_sublayer *s) {
   sublayer_connection(b, s, "hc_ffn_");
 }
 
+/* index counts sublayers of the whole model; two of them are one layer of the checkpoint. */
 static void sublayer(builder *b, bk_sublayer *s, int index) {
   s->config = b->c;
   s->index = index;
@@ -279,6 +297,8 @@ static void sublayer(builder *b, bk_sublayer *s, int index) {
 }
 
 /* ---- ends ---- */
+/* The final norm, the learned head's parameters where there is one, and lm_head, which has no
+ * "model." in front of its name. */
 static void head(builder *b) {
   const bk_model_config *c = b->c;
   struct bk_model_parts *parts = b->m->parts;
@@ -303,7 +323,8 @@ static void expert_loads(builder *b) {
   }
 }
 
-/* The chunk whose sublayers begin at that place in the list. */
+/* The chunk whose sublayers begin at that place in the list. Chunks do not overlap, so that there
+ * is one for each place at which a chunk begins. */
 static int chunk_at(const bk_model *m, int first) {
   for (int i = 0; i < m->options.n_chunks; i++)
     if (bk_model_chunk_first(m, i) == first) return i;

@@ -8,7 +8,15 @@
  * A sublayer may share a place with another only if the first no longer needs it when the second
  * writes. Forward alone that is the next sublayer but one for the streams (TURN) and the next one
  * for the rest (ONE). With recompute (arXiv 2512.24880 section 4.3.2) it is the same position in
- * another block. */
+ * another block.
+ *
+ * An example with four sublayers and blocks of two: x of sublayers 0 and 2 is kept; x of 1 and 3
+ * shares one place, since block [2,3] is done with in the backward pass before x of block [0,1] is
+ * rebuilt. f of all four is kept, because F is never run again.
+ *
+ * Where to look: the tables for what lies where; shared_index for which sublayers share; plan_last,
+ * plan_first and plan_gradients for what crosses the edge of a chunk; plan_ends and plan_f for
+ * memory that is used by turns. */
 #include "models/chunk_priv.h"
 
 typedef enum place {
@@ -87,20 +95,24 @@ static bk_tensor plan_map(bk_chunk *c, bk_planner *p, bk_memory_class m,
   return ndim ? bk_planner_tensor(p, m, p->ct, ndim, shape) : (bk_tensor){0};
 }
 
+/* All sublayers of a model have one kind. */
 static const bk_connection_kind *kind_of(const bk_chunk *c) {
   return bk_connection_kind_of((bk_hc_kind)c->model->config.residual);
 }
 
+/* A plain model has one stream and no dimension for its number. */
 static bk_tensor plan_streams(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   int64_t C = c->model->config.hidden_size;
   if (bk_chunk_plain(c)) return bk_planner_2d(p, m, p->st, c->tokens, C);
   return bk_planner_tensor(p, m, p->st, 3, (int64_t[]){c->tokens, bk_model_streams(c->model), C});
 }
 
+/* Mix, F's input and output, and their gradients have one row of width C for each token. */
 static bk_tensor plan_row(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   return bk_planner_2d(p, m, p->st, c->tokens, c->model->config.hidden_size);
 }
 
+/* The result is absent for all kinds that hand nothing beside the streams to the next sublayer. */
 static bk_tensor plan_carry(bk_chunk *c, bk_planner *p, bk_memory_class m) {
   int64_t columns = bk_connection_carry(kind_of(c), (int)bk_model_streams(c->model));
   return columns ? bk_planner_2d(p, m, p->ct, c->tokens, columns) : (bk_tensor){0};
@@ -130,6 +142,7 @@ static int64_t shared_index(const bk_chunk *c, place place, int s) {
   }
 }
 
+/* A deferred wgrad reads h and df later than the pass that made them. */
 static place place_of(const placing *pl, const rule *r) {
   bool deferred = pl->c->options.defer_wgrad && r->deferred != NONE;
   return deferred ? r->deferred : r->by_mode[pl->mode];
@@ -162,6 +175,7 @@ static bk_tensor plan_rule(placing *pl, int rule, int s) {
   return plan_place(pl, &(what){rule, r->shape, NULL}, place_of(pl, r), s);
 }
 
+/* This is where the slot keeps the descriptor of that tensor. */
 static bk_tensor *member_of(bk_slot *slot, const rule *r, int s) {
   return r->home == IN_DF ? &slot->df[s] : (bk_tensor *)(void *)((char *)&slot->mix[s] + r->member);
 }
@@ -220,6 +234,8 @@ static void plan_last(placing *pl) {
   }
 }
 
+/* Forward alone x takes turns (TURN), but the first x comes in through the port of its slot, and
+ * must not be overwritten while another slot runs. */
 static void plan_first(placing *pl) {
   bk_chunk *c = pl->c;
   for (int i = 0; pl->mode == FORWARD && !c->has_embed && i < c->options.slots; i++) {
@@ -229,7 +245,8 @@ static void plan_first(placing *pl) {
 }
 
 /* The gradient of the streams is rewritten in place from sublayer to sublayer; where it crosses an
- * edge of the chunk, each slot has its own. */
+ * edge of the chunk, each slot has its own. Where df has no place of its own (plain connections),
+ * it is D itself. */
 static void plan_gradients(placing *pl) {
   bk_chunk *c = pl->c;
   bool crosses = !c->has_embed || !c->has_head;
@@ -247,6 +264,8 @@ static void plan_gradients(placing *pl) {
 }
 
 /* ---- the ends ---- */
+/* The head is a connection that only mixes: x, its maps, y and rstd, kept as a sublayer's are. h is
+ * scratch, because the head's wgrad reads it in the same program. */
 static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
   bk_mix_acts *a = &slot->head.mix;
   bk_memory_class keep = p->keep;
@@ -260,6 +279,8 @@ static void plan_head_acts(bk_chunk *c, bk_planner *p, bk_slot *slot) {
     a->map[i] = plan_map(c, p, keep, kind, &kind->calls->maps[i]);
 }
 
+/* There are as many rows as the limit on the elements of logits allows, in whole multiples of
+ * BK_HEAD_ROWS. */
 static int64_t head_rows_of(const bk_chunk *c) {
   /* Without gradients the weights are only read, and fewer rows do. */
   bool small = c->model->device->props.host_memory || !c->options.backward;
@@ -295,7 +316,9 @@ static void plan_ends(bk_chunk *c, bk_planner *p) {
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
 }
 
-/* ids and targets are kept per slot: the backward of the embedding reads the ids again. */
+/* ids and targets are kept per slot: the backward of the embedding reads the ids again. past,
+ * row_losses and logits are one for all slots: a decoder has one slot, and losses are summed in the
+ * program that makes them. */
 static void plan_inputs(bk_chunk *c, bk_planner *p) {
   bk_memory_class keep = BK_MEM_ACTIVATIONS;
   for (int i = 0; i < c->options.slots; i++) {

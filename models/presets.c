@@ -12,6 +12,9 @@ static const char *const names[] = {"tiny", "demo", "mhc-3b", "mhc-9b", "mhc-27b
 
 const char *const *bk_model_preset_names(void) { return names; }
 
+/* This model is for tests: it has every part of the architecture in a few hundred thousand
+ * parameters, query compression and expert groups included. 257 are the byte tokens and the end
+ * token. */
 static const bk_model_config tiny = {.vocab_size = 257,
                                      .hidden_size = 64,
                                      .intermediate_size = 96,
@@ -40,6 +43,7 @@ static const bk_model_config tiny = {.vocab_size = 257,
                                      .hc_sinkhorn_iters = 20,
                                      .hc_head = BK_HEAD_SUM};
 
+/* This model trains within minutes on a desktop computer. */
 static const bk_model_config demo = {.vocab_size = 257,
                                      .hidden_size = 160,
                                      .intermediate_size = 480,
@@ -113,6 +117,8 @@ static bk_model_config paper_model(const paper_row *p) {
                            .hc_head = BK_HEAD_SUM};
 }
 
+/* The recipe of the appendix. It says nothing of clipping, of the step of the router's bias and of
+ * micro_batch_size, which are chosen here. */
 static void paper_recipe(const paper_row *p, bk_train_config *t) {
   t->steps = p->steps;
   t->batch_size = p->batch;
@@ -141,6 +147,7 @@ static void small_recipe(int64_t steps, int64_t batch, int64_t seq_len, double l
   t->warmup_steps = steps / 20;
 }
 
+/* The result is NULL for a name that is none of the paper's models. */
 static const paper_row *find_paper(const char *name) {
   for (size_t i = 0; i < BK_COUNT(paper); i++) {
     if (strcmp(name, paper[i].name) == 0) return &paper[i];
@@ -148,6 +155,7 @@ static const paper_row *find_paper(const char *name) {
   return NULL;
 }
 
+/* t may be NULL where the model alone is wanted. */
 bk_status bk_model_preset(bk_context *ctx, const char *name, bk_model_config *m,
                           bk_train_config *t) {
   const paper_row *p = find_paper(name);

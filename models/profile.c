@@ -62,6 +62,7 @@ void bk_profile_destroy(bk_profile *p) {
   bk_free(ctx, p);
 }
 
+/* A step that is under way is given up: what it has recorded does not count. */
 void bk_profile_pause(bk_profile *p, bool paused) {
   if (!p) return;
   p->paused = paused;
@@ -105,8 +106,10 @@ static void settle_all(bk_profile *p, bool keep, bool alone) {
 
 /* ---- reading ---- */
 
+/* This is the place in the ring of the step in progress, or of the next one. */
 static bk_profile_step *current(bk_profile *p) { return &p->steps[p->done % BK_PROFILE_STEPS]; }
 
+/* *seconds is the time from the begin of the step to the event, both of which have passed. */
 static bk_status since_begin(const bk_profile *p, int event, double *seconds) {
   bk_event *begin = p->events[STEP_BEGIN];
   return begin->ops->elapsed(begin, p->events[event], seconds);
@@ -139,10 +142,12 @@ static bk_status drain(bk_profile *p) {
 
 /* ---- a step ---- */
 
+/* Everything runs on the model's stream while there is a profile. */
 static bk_status record(bk_profile *p, int event) {
   return p->model->stream->ops->event_record(p->model->stream, p->events[event]);
 }
 
+/* The events of the pool are used again from the first. */
 bk_status bk_profile_step_begin(bk_profile *p) {
   bk_profile_step *step = current(p);
   p->open = false;

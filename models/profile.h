@@ -8,7 +8,7 @@
  * An event stands before and one after each launch. Where the stream runs by itself, the end of
  * an op is also the begin of the next one of its piece, which halves the events; on host memory,
  * where events read the clock as the host passes by, each op has a pair of its own, so that no
- * time of the host between two ops counts as an op's. A composed slot counts as one op. What
+ * time of the host between two ops counts as an op's. A composed op counts as one op. What
  * lies between the ops (copies, zeros, gaps) is the rest: the time of the step less that of its
  * ops.
  *

@@ -9,6 +9,7 @@
 /* One process; the steps on one line, the ops under them on another. */
 enum { PROCESS = 1, STEPS = 1, OPS = 2 };
 
+/* The key always comes behind another member of the same object. */
 static void put_key(bk_json_out *out, const char *key) {
   bk_json_out_text(out, ",\"");
   bk_json_out_text(out, key);
@@ -31,6 +32,7 @@ static void put_micros(bk_json_out *out, const char *key, double seconds) {
   bk_json_out_double(out, floor(seconds * 1e9 + 0.5) / 1e3);
 }
 
+/* A metadata event says what a process or a line of the display is called. */
 static void put_name(bk_json_out *out, const char *what, int thread, const char *name) {
   bk_json_out_text(out, "{\"ph\":\"M\"");
   put_string(out, "name", what);
@@ -53,6 +55,7 @@ static void put_span(bk_json_out *out, const char *name, const char *category, i
   put_micros(out, "dur", seconds);
 }
 
+/* Times in the trace count from the creation of the profile. */
 static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_profile_record *r) {
   put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), OPS,
            step->at + r->begin, r->seconds);
@@ -65,6 +68,7 @@ static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_p
   bk_json_out_text(out, "}}");
 }
 
+/* The span of the step comes first, then those of its launches. */
 static void put_step(bk_json_out *out, const bk_profile_step *step) {
   char name[40];
   snprintf(name, sizeof name, "step %lld", (long long)step->number);

@@ -1,6 +1,9 @@
 /* Programs: recording and running (program.h). Recording may allocate and may be slow; running
  * does neither. The order of the calls fixes the bits of a step, because every gradient is summed
- * in it. */
+ * in it.
+ *
+ * Three things are found out while recording: the plan of each call, the waits between lanes, and
+ * whether a gradient is overwritten or added to. What a run does is then fixed. */
 #include "models/program.h"
 
 #include "models/profile.h"
@@ -30,6 +33,7 @@ const char *bk_pass_name(bk_pass pass) {
   return (unsigned)pass < BK_PASSES ? names[pass] : "?";
 }
 
+/* BK_PHASE_COUNT where the table has no such piece; nobody records one. */
 static bk_phase phase_of(bk_part part, bk_pass pass) {
 #define BK_PART_PHASES(id, name, f, d, w) {BK_PHASE_##f, BK_PHASE_##d, BK_PHASE_##w},
   static const bk_phase phases[BK_PARTS][BK_PASSES] = {BK_PIECE_LIST(BK_PART_PHASES)};
@@ -38,6 +42,7 @@ static bk_phase phase_of(bk_part part, bk_pass pass) {
 }
 
 /* ---- plans ---- */
+/* Works after a recording that failed, too. */
 void bk_plans_fini(bk_plans *plans) {
   for (int i = 0; i < plans->count; i++) {
     bk_plan_release(&plans->list[i]->plan);
@@ -59,6 +64,7 @@ void bk_plans_close(bk_plans *plans) {
 #endif
 }
 
+/* `like` has op, lane, hash and key; the key becomes the new plan's on success only. */
 static bk_status add_plan(bk_plans *plans, bk_device *device, const bk_plan_of *like,
                           const void *args, const bk_plan_of **of) {
   BK_TRY(bk_grow(plans->ctx, (void **)&plans->list, &plans->capacity, (size_t)plans->count + 1,
@@ -98,6 +104,7 @@ static bk_status find_plan(bk_recorder *rec, bk_op op, bk_lane lane, const void 
 }
 
 /* ---- recording: calls ---- */
+/* `written` has a byte for each block whose gradients the programs write. */
 bk_status bk_recorder_init(bk_recorder *rec, bk_device *device, bk_lanes *lanes, bk_plans *plans,
                            const bk_param_block *blocks, int n_blocks) {
   *rec = (bk_recorder){
@@ -130,6 +137,7 @@ void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk
   for (int i = 0; i < BK_LANES; i++) rec->idle[i] = i != BK_LANE_COMPUTE;
 }
 
+/* This is the piece that is being recorded. */
 static bk_piece *last_piece(const bk_program *p) { return &p->pieces[p->n_pieces - 1]; }
 
 /* Equal keys do not say where the operands are, so that this is compared here. */
@@ -182,6 +190,8 @@ static bk_status add_call(bk_recorder *rec, bk_call call, const void *args, size
   return BK_OK;
 }
 
+/* Now that the array no longer moves, calls point into it. Arguments that are shared point into the
+ * other program's. */
 static void place_args(bk_recorder *rec) {
   bk_program *p = rec->program;
   for (int i = 0; i < p->n_calls; i++)
@@ -189,6 +199,7 @@ static void place_args(bk_recorder *rec) {
 }
 
 /* ---- recording: lanes ---- */
+/* A lane that has done nothing since its last signal needs no other. */
 static bk_status signal_lane(bk_recorder *rec, bk_lane lane) {
   if (rec->idle[lane]) return BK_OK;
   rec->idle[lane] = true;
@@ -201,6 +212,7 @@ static bk_status wait_lane(bk_recorder *rec, bk_lane lane, bk_lane from) {
   return add_call(rec, (bk_call){.kind = BK_CALL_WAIT, .lane = lane, .from = from}, NULL, 0);
 }
 
+/* Most models have one lane only, and their programs no signals and waits. */
 static bool one_lane(const bk_recorder *rec) {
   for (int i = 0; i < BK_LANES; i++)
     if (i != BK_LANE_COMPUTE && bk_lanes_has(rec->lanes, (bk_lane)i)) return false;
@@ -233,10 +245,13 @@ static bk_status wait_for_others(bk_recorder *rec, const bk_touch *touch) {
   return BK_OK;
 }
 
+/* A touch is the span of a tensor with its gaps: views of one tensor that interleave count as
+ * overlapping, which may make a lane wait without need, and never too little. */
 static bk_touch touch_of(const bk_tensor *t, bk_lane lane, bool writes) {
   return (bk_touch){t->buffer, t->offset, t->offset + bk_tensor_span(t), lane, writes};
 }
 
+/* Touches are kept until the program is recorded. */
 static bk_status touch(bk_recorder *rec, const bk_touch *one) {
   BK_TRY(bk_grow(rec->device->ctx, (void **)&rec->touches, &rec->touches_capacity,
                  (size_t)rec->n_touches + 1, sizeof *rec->touches));
@@ -302,6 +317,7 @@ bk_status bk_record(bk_recorder *rec, bk_op op, const void *args) {
   return tracked ? order_op(rec, op, call.lane, args, false) : BK_OK;
 }
 
+/* This does the same as bk_record for the zeroing of a contiguous tensor, which has no plan. */
 static bk_status record_zero(bk_recorder *rec, const bk_tensor *t) {
   bk_program *p = rec->program;
   bk_call call = {.kind = BK_CALL_ZERO, .lane = last_piece(p)->lane};
@@ -314,6 +330,7 @@ static bk_status record_zero(bk_recorder *rec, const bk_tensor *t) {
   return tracked ? touch(rec, &one) : BK_OK;
 }
 
+/* Asking counts as writing: a caller asks once for each product that it records. */
 bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block) {
   uint8_t *written = &rec->written[block - rec->blocks];
   bool adds = !rec->first || *written;
@@ -321,6 +338,7 @@ bool bk_record_accumulates(bk_recorder *rec, const bk_param_block *block) {
   return adds;
 }
 
+/* This is for ops that can only add. The zeroing is a call of the program, in front of the op. */
 bk_status bk_record_adds_to(bk_recorder *rec, const bk_param_block *block) {
   return bk_record_accumulates(rec, block) ? BK_OK : record_zero(rec, &block->grad);
 }
@@ -409,6 +427,7 @@ static inline bk_status check_args(const bk_program *p, const bk_call *c) {
 }
 #endif
 
+/* With a profile the launch is the profile's, which puts events around it. */
 static bk_status launch(const bk_program *p, int at, bk_stream *stream, const bk_run *run) {
   const bk_call *c = &p->calls[at];
   BK_TRY(check_args(p, c));
@@ -441,6 +460,7 @@ bk_status bk_program_run_piece(const bk_program *p, const bk_piece *piece, const
   return run->look ? run->look(run->look_arg, piece) : BK_OK;
 }
 
+/* This is the argument of run_pieces, which the graph calls. */
 typedef struct walk {
   const bk_program *program;
   const bk_run *run;

@@ -76,6 +76,7 @@ typedef enum bk_pass { BK_PASS_F, BK_PASS_D, BK_PASS_W, BK_PASSES } bk_pass;
 const char *bk_part_name(bk_part part);
 const char *bk_pass_name(bk_pass pass); /* "F" */
 
+/* A piece is a range of calls of one program, on one lane, in the order in which they run. */
 typedef struct bk_piece {
   bk_part part;
   bk_pass pass;
@@ -85,8 +86,11 @@ typedef struct bk_piece {
   int begin, end; /* its calls */
 } bk_piece;
 
+/* OP launches a kernel; ZERO fills a tensor with zeros; SIGNAL records the lane's event; WAIT makes
+ * a lane wait for another's. */
 typedef enum bk_call_kind { BK_CALL_OP, BK_CALL_ZERO, BK_CALL_SIGNAL, BK_CALL_WAIT } bk_call_kind;
 
+/* The members that a kind of call has are said at each; the others are zero. */
 typedef struct bk_call {
   bk_call_kind kind;
   bk_op op;     /* OP */
@@ -106,7 +110,8 @@ typedef struct bk_plan_of {
   bk_plan plan;
 } bk_plan_of;
 
-/* The plans of one owner of programs, released after them. */
+/* The plans of one owner of programs, released after them. A chunk has one for all its slots, the
+ * optimiser has one, and so has every connection that stands alone. */
 typedef struct bk_plans {
   bk_context *ctx;
   bk_plan_of **list;
@@ -117,6 +122,8 @@ void bk_plans_fini(bk_plans *plans); /* safe on a zeroed one */
 /* Ends recording: frees the keys by which equal calls find their plan. */
 void bk_plans_close(bk_plans *plans);
 
+/* A program is recorded once and then constant: running it changes its graph alone. It refers to
+ * lanes, plans and the tensors' buffers, all of which must outlive it. */
 typedef struct bk_program {
   bk_context *ctx;
   bk_lanes *lanes;
@@ -138,6 +145,8 @@ typedef struct bk_touch { /* bytes that a call reads or writes */
   bool writes;
 } bk_touch;
 
+/* This is the state of a recording. One recorder makes the programs of an owner one after the
+ * other, so that they share plans; it is not needed to run them. */
 typedef struct bk_recorder {
   bk_device *device;
   bk_lanes *lanes;
@@ -168,6 +177,8 @@ void bk_recorder_fini(bk_recorder *rec); /* safe on a zeroed one */
 void bk_record_begin(bk_recorder *rec, bk_program *program, bool first, const bk_program *like);
 /* What follows belongs to this piece. If its lane is not open, it runs on compute. */
 bk_status bk_record_piece(bk_recorder *rec, bk_part part, bk_pass pass, int sublayer, bk_lane lane);
+/* The arguments are copied. Fails where the device has no kernel, with a message that names the
+ * op. */
 bk_status bk_record(bk_recorder *rec, bk_op op, const void *args);
 /* To be called before a call that adds to this block's gradient: in a *first* program the gradient
  * is zeroed before, once. */
@@ -181,6 +192,7 @@ bk_status bk_record_end(bk_recorder *rec, const char *graph_name, bool *warned);
 /* Called after each piece. A status other than BK_OK ends the run and is returned. */
 typedef bk_status (*bk_look_fn)(void *arg, const bk_piece *piece);
 
+/* This says how a program is to be run; all zero is the plain way. */
 typedef struct bk_run {
   struct bk_profile *profile; /* profile.h; NULL: launches are not timed */
   bk_look_fn look;            /* called after each piece; NULL: nothing is */

@@ -67,6 +67,7 @@ bk_status bk_runner_create_sharing(bk_model *model, const bk_runner_options *opt
   return status;
 }
 
+/* No cache is shared: a runner that decodes has its own, any other has none. */
 bk_status bk_runner_create(bk_model *model, const bk_runner_options *options, bk_runner **runner) {
   return bk_runner_create_sharing(model, options, NULL, runner);
 }
@@ -115,6 +116,7 @@ static bk_status check_run(const bk_runner *r, int slot, bool decoding) {
 }
 
 /* ---- passes ---- */
+/* A model that holds only the first part of the layers ends with streams. */
 static bool has_head(const bk_runner *r) { return r->chunks[r->n - 1]->has_head; }
 
 /* Which of the two programs of a kind is to be run now. A backward that does not defer writes the
@@ -128,6 +130,8 @@ static bk_status due(const bk_runner *r, int chunk, int program, bk_micro *micro
                  "runner: backward with wgrad at once, in a step whose wgrads were deferred");
 }
 
+/* Runs one program of one chunk. A program that the chunk does not have does nothing, for example
+ * the head's in a chunk without it. */
 static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
   bk_micro micro = BK_MICRO_FIRST;
   if (program >= BK_PROGRAM_LOSS) BK_TRY(due(r, chunk, program, &micro));
@@ -145,7 +149,8 @@ static void forget_earlier_steps(bk_runner *r) {
   r->n_queue = 0;
 }
 
-/* Runs all chunks forward, then `head`, one of the head's programs. */
+/* Runs all chunks forward, then `head`, one of the head's programs. The slot is EMPTY until the
+ * pass has been enqueued as a whole: a failure leaves nothing to go back from. */
 static bk_status forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets,
                          int head) {
   r->states[slot] = EMPTY;
@@ -161,6 +166,7 @@ static bk_status forward(bk_runner *r, int slot, const int32_t *ids, const int32
   return run(r, r->n - 1, slot, head);
 }
 
+/* ids are needed where the model has the embedding; without it the streams come through a port. */
 static bk_status check_forward(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets) {
   bk_context *ctx = r->model->ctx;
   BK_TRY(check_run(r, slot, false));
@@ -183,6 +189,7 @@ bk_status bk_runner_forward(bk_runner *r, int slot, const int32_t *ids, const in
   return BK_OK;
 }
 
+/* The slot stays EMPTY, so that a backward is refused. */
 bk_status bk_runner_evaluate(bk_runner *r, int slot, const int32_t *ids, const int32_t *targets) {
   BK_TRY(check_forward(r, slot, ids, targets));
   return forward(r, slot, ids, targets, targets ? BK_PROGRAM_EVALUATE : BK_PROGRAM_LOGITS);
@@ -241,6 +248,7 @@ bk_status bk_runner_decode(bk_runner *r, int64_t past, const int32_t *ids) {
   return forward(r, 0, ids, NULL, BK_PROGRAM_LOGITS);
 }
 
+/* Wgrads of an earlier step are still counted here until the next pass forgets them. */
 int bk_runner_waiting(const bk_runner *r) { return r->n_queue; }
 
 void bk_runner_look(bk_runner *r, bk_look_fn look, void *arg) {

@@ -11,6 +11,8 @@
 typedef struct bk_runner bk_runner;
 typedef bk_chunk_options bk_runner_options;
 
+/* The runner is the caller's, and must end before the model. BK_ERR_ARGUMENT for options that do
+ * not go together, with a message; BK_ERR_UNSUPPORTED where a kernel is missing. */
 bk_status bk_runner_create(bk_model *model, const bk_runner_options *options, bk_runner **runner);
 /* Decoding that shares the cache of another runner of the same model and batch (prefill and
  * decode), which must outlive this one. */

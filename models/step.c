@@ -20,6 +20,7 @@ static double get(const bk_model *m, int field) {
   return m->ct == BK_F64 ? m->parts->step_host.f64[field] : (double)m->parts->step_host.f32[field];
 }
 
+/* The fill lies on the stream in front of the step's first pass. */
 static bk_status zero_loads(bk_model *m) {
   const bk_tensor *load = &m->parts->load;
   if (!bk_tensor_present(load)) return BK_OK;
@@ -50,6 +51,7 @@ bk_status bk_step_begin(bk_model *m, const bk_step_values *values) {
   return zero_loads(m);
 }
 
+/* `begun` has a bit for each kind of program, and there is one word for each chunk. */
 bk_micro bk_step_micro(bk_model *m, int chunk, int kind) {
   uint32_t bit = 1u << kind, *begun = &m->parts->begun[chunk];
   bk_micro micro = *begun & bit ? BK_MICRO_NEXT : BK_MICRO_FIRST;
@@ -94,6 +96,7 @@ struct bk_optimizer {
   int n_spans;
 };
 
+/* Absent parts stay absent. */
 static bk_tensor flat(bk_tensor t) {
   return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)}) : t;
 }
@@ -180,6 +183,8 @@ static bk_status balance(const bk_optimizer *o, bk_recorder *rec) {
   return BK_OK;
 }
 
+/* The step is one piece, since nothing can be put in between: the norm must be known before the
+ * first weight changes. */
 static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
   bk_record_begin(rec, &o->program, false, NULL);
   BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
@@ -203,6 +208,7 @@ static bk_status optimizer_fill(bk_optimizer *o) {
   return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
 }
 
+/* Takes no memory on the device but workspace: moments and masters are the model's. */
 bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options,
                               bk_optimizer **optimizer) {
   if (!model->options.trainable)
@@ -220,6 +226,7 @@ bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *optio
   return BK_OK;
 }
 
+/* The plans end after the program that refers to them. */
 void bk_optimizer_destroy(bk_optimizer *o) {
   if (!o) return;
   bk_context *ctx = o->model->ctx;

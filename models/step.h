@@ -4,11 +4,15 @@
 
 #include "models/program.h"
 
+/* The host decides these for a step; each is a field of the block (runtime/op.h). */
 typedef struct bk_step_values {
   double lr, bc1, bc2, max_norm, loss_scale, balance_rate;
 } bk_step_values;
 /* Writes the block with one copy (results zeroed), zeroes expert loads. */
 bk_status bk_step_begin(bk_model *model, const bk_step_values *values);
+/* loss_sum is in nats, summed over the kept targets of all micro-batches, not divided by their
+ * number; grad_norm is the norm before clipping. Without an optimiser's step grad_norm and clip are
+ * 0. */
 typedef struct bk_step_results {
   double loss_sum, grad_norm, clip;
   bool finite;

@@ -5,7 +5,11 @@
  *
  * A step whose loss or gradient norm is not finite is refused: the device has changed no weight
  * (BK_STEP_FINITE), and the step is run again with a look at every tensor, to say where the first
- * bad number came up. */
+ * bad number came up.
+ *
+ * The state of a run beside the model: the numbers of steps and tokens done. A resumed run sets
+ * them (bk_trainer_set_step) and goes on with the same sequences, since the order of the data is a
+ * function of seed and position. */
 #include "models/trainer.h"
 #include "runtime/connection.h"
 
@@ -18,6 +22,7 @@
 
 /* ---- evaluation ---- */
 
+/* An evaluator is a runner without gradients, with room for one batch of tokens on the host. */
 struct bk_evaluator {
   bk_model *model;
   bk_runner *runner;
@@ -92,12 +97,14 @@ bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_
 
 /* ---- training ---- */
 
+/* The data sets and the model are the caller's and outlive it; the rest is its own. */
 struct bk_trainer {
   bk_model *model;
   bk_train_config recipe;
   const bk_dataset *train, *val;
   bk_runner *runner;
   bk_optimizer *optimizer;
+  /* gain_fresh: the last step has measured it */
   bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
   bk_watch watch;
@@ -200,10 +207,12 @@ static size_t staging_bytes(const bk_trainer *t) {
   return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t);
 }
 
+/* The model is not counted; see bk_model_bytes. */
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
   return bk_runner_bytes(t->runner, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
+/* The next step is last_step + 1. */
 void bk_trainer_set_step(bk_trainer *t, int64_t last_step, int64_t tokens) {
   t->step = last_step;
   t->tokens = tokens;
@@ -216,6 +225,7 @@ const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
   return t->refusal.row.step ? &t->refusal : NULL;
 }
 
+/* Fills ids and targets with the micro-batch that begins at sequence `first` of the step. */
 static void read_sequences(const bk_trainer *t, int64_t first) {
   const bk_train_config *r = &t->recipe;
   /* The number of sequences done so far. It comes from the tokens and not from step x batch_size,
@@ -386,6 +396,8 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
   return BK_OK;
 }
 
+/* A timed step waits for the device after each part, and is slower for it. *times is written on
+ * success only. */
 bk_status bk_trainer_step_timed(bk_trainer *t, bk_metrics_row *row, bk_step_times *times) {
   t->timed = true;
   t->times = (bk_step_times){0};
@@ -399,6 +411,7 @@ int bk_trainer_warm_steps(const bk_trainer *t) {
   return t->model->device->props.captures ? 2 : 1; /* graph.h: the second run is captured */
 }
 
+/* Nothing runs: the calls are only listed. */
 bk_status bk_trainer_program(const bk_trainer *t, bk_step_call_fn each, void *user) {
   return bk_list_step(t->runner, t->optimizer, t->micro < t->recipe.batch_size, each, user);
 }

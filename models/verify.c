@@ -22,12 +22,15 @@
 /* elements; one sample of the noise says little: the same tensor of other layers is asked too */
 #define SMALL_TENSOR 64
 
+/* Bounds on nmse (choice: on a difference of scores) before the noise is added and the option
+ * `bounds` multiplies them; from choose_bounds. */
 typedef struct bounds {
   double choice; /* margin of an allowed flip */
   double loss, logits, grad, step;
 } bounds;
 
 typedef struct verify_run {
+  /* side is the device under test, ref the reference, exact the reference in fp64. */
   const bk_verify_options *options;
   bk_verify_row_fn each;
   void *user;
@@ -60,12 +63,14 @@ static bounds choose_bounds(const bk_model *m) {
 
 /* ---- rows ---- */
 
+/* Counts the result and hands it to the caller, whose status ends the comparison. */
 static bk_status give_row(verify_run *r, bk_verify_row row) {
   r->result->rows++;
   r->result->failed += !row.pass;
   return r->each ? r->each(r->user, &row) : BK_OK;
 }
 
+/* The row is named prefix + name. `judged` is the share of the elements that was compared. */
 static bk_status add_row(verify_run *r, const char *prefix, const char *name, double nmse,
                          double max_abs, double bound, double judged) {
   char *whole = bk_format(r->ctx, "%s%s", prefix, name);
@@ -84,8 +89,11 @@ static double norm2(const double *x, int64_t count) {
   return sum;
 }
 
+/* Two results that are equal agree, even if both are zero. */
 static double ratio(double error, double size) { return error == 0 ? 0 : error / size; }
 
+/* Sums over elements: squares of differences, squares of the reference's values, and the largest
+ * difference. */
 typedef struct error_sum {
   double error, size, max_abs;
 } error_sum;
@@ -97,6 +105,7 @@ static void add_error(error_sum *e, double a, double b) {
   if (!(d <= e->max_abs)) e->max_abs = d; /* NaN shows */
 }
 
+/* The row says the share of choices that flipped. A model without experts has no such row. */
 static bk_status compare_choices_row(verify_run *r) {
   const bk_verify_flips *f = &r->flips;
   r->result->choices = f->choices;
@@ -108,6 +117,7 @@ static bk_status compare_choices_row(verify_run *r) {
                                      f->worst_margin, r->bounds.choice, 1, f->forbidden == 0});
 }
 
+/* Only clean positions are compared, and all V logits of each. b is what a is measured by. */
 static double logits_error(const verify_run *r, const bk_verify_side *a, const bk_verify_side *b,
                            double *max_abs) {
   int64_t V = r->ref.model->config.vocab_size, T = r->batch.seq_len;
@@ -119,6 +129,7 @@ static double logits_error(const verify_run *r, const bk_verify_side *a, const b
   return ratio(e.error, e.size);
 }
 
+/* The noise is measured in the same way: the reference in its dtype against itself in fp64. */
 static bk_status compare_logits(verify_run *r) {
   double max_abs, unused, noise = r->exact.model ? logits_error(r, &r->ref, &r->exact, &unused) : 0;
   double nmse = logits_error(r, &r->side, &r->ref, &max_abs),
@@ -132,6 +143,8 @@ static int64_t count_of(const verify_run *r, int i) {
   return bk_tensor_count(&w);
 }
 
+/* A gradient that is zero in theory has no size of its own to be measured by, so that a millionth
+ * of the global norm is the least. */
 static double gradient_error(const verify_run *r, const bk_verify_side *a, const bk_verify_side *b,
                              int i, double *max_abs) {
   double size = fmax(sqrt(norm2(b->grad[i], count_of(r, i))), 1e-6 * r->global_norm);
@@ -149,12 +162,14 @@ static const char *leaf(const char *name) {
   return dot ? dot + 1 : name;
 }
 
+/* Without an fp64 side all noise is 0, and the fixed bounds stand alone. */
 static void measure_noise(verify_run *r) {
   double unused;
   for (int i = 0; i < r->ref.model->n_params && r->exact.model; i++)
     r->noise[i] = gradient_error(r, &r->ref, &r->exact, i, &unused);
 }
 
+/* A small tensor takes the largest noise of those with the same name in all layers. */
 static double noise_of(const verify_run *r, int i) {
   const bk_model *m = r->ref.model;
   double noise = r->noise[i];
@@ -164,6 +179,7 @@ static double noise_of(const verify_run *r, int i) {
   return noise;
 }
 
+/* The bias of a router has no gradient and no row. */
 static bk_status compare_gradient(verify_run *r, int i) {
   const bk_param *p = &r->ref.model->params[i];
   double max_abs, nmse;
@@ -173,6 +189,7 @@ static bk_status compare_gradient(verify_run *r, int i) {
                  1);
 }
 
+/* A step is the weight after the update less the weight before it, on each side. */
 static bk_status compare_step(verify_run *r, int i) {
   const bk_param *p = &r->ref.model->params[i];
   error_sum e = {0};
@@ -184,6 +201,8 @@ static bk_status compare_step(verify_run *r, int i) {
   return add_row(r, "step.", p->name, ratio(e.error, e.size), e.max_abs, r->bounds.step, 1);
 }
 
+/* Loss, then gradients, then steps. The loss is one number: its nmse is the square of its relative
+ * error. */
 static bk_status compare_training(verify_run *r) {
   double loss_error = (r->side.loss - r->ref.loss) / r->ref.loss, sum = 0;
   for (int i = 0; i < r->ref.model->n_params; i++) sum += norm2(r->ref.grad[i], count_of(r, i));
@@ -198,6 +217,8 @@ static bk_status compare_training(verify_run *r) {
 
 /* ---- the batch ---- */
 
+/* Names, shapes and their order must be the same; the weights themselves are the caller's
+ * business. */
 static bool alike(const bk_model *a, const bk_model *b) {
   if (a->n_params != b->n_params || a->n_sublayers != b->n_sublayers) return false;
   for (int i = 0; i < a->n_params; i++) {
@@ -208,6 +229,8 @@ static bool alike(const bk_model *a, const bk_model *b) {
   return a->config.vocab_size == b->config.vocab_size;
 }
 
+/* seq_len 0 takes 48, or what the model can take. The first token of a sequence predicts the
+ * second, so that there must be two. */
 static bk_status check_batch(bk_context *ctx, bk_verify_batch *b, const bk_model_config *c) {
   int64_t longest = c->max_position_embeddings;
   if (b->seq_len > longest)
@@ -226,6 +249,7 @@ void bk_verify_options_default(bk_verify_options *options) {
   *options = (bk_verify_options){.batch = 2, .seed = 1, .bounds = 1};
 }
 
+/* The batch's arrays are made here and filled later: bk_verify_batch_fill. */
 bk_status bk_verify_begin(bk_model *model, bk_model *reference, const bk_verify_options *options,
                           bk_verify_setting *setting, bk_verify_batch *batch) {
   bk_context *ctx = reference->ctx;
@@ -243,6 +267,7 @@ bk_status bk_verify_begin(bk_model *model, bk_model *reference, const bk_verify_
   return batch->ids && batch->targets ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* The attempt is the random stream, so that another attempt has other tokens from the same seed. */
 void bk_verify_batch_fill(bk_verify_batch *b, uint64_t seed, uint64_t attempt, int64_t vocab) {
   int64_t n = b->batch * b->seq_len;
   for (int64_t i = 0; i < n; i++)
@@ -278,6 +303,7 @@ static bk_status make_exact(verify_run *r) {
   return bk_verify_side_keep(&r->exact, &r->batch);
 }
 
+/* What is made here is freed by `finish`, also after a failure. */
 static bk_status prepare(verify_run *r, bk_model *model, bk_model *reference) {
   BK_TRY(bk_verify_begin(model, reference, r->options, &r->result->setting, &r->batch));
   r->clean = bk_alloc_array(r->ctx, (size_t)r->batch.batch, sizeof *r->clean);
@@ -292,6 +318,7 @@ static bk_status prepare(verify_run *r, bk_model *model, bk_model *reference) {
   return make_exact(r);
 }
 
+/* All sides run the same batch, and each begins a step of its own. */
 static bk_status forward_all(verify_run *r) {
   BK_TRY(bk_verify_side_forward(&r->ref, &r->batch));
   BK_TRY(bk_verify_side_forward(&r->side, &r->batch));
@@ -340,6 +367,8 @@ static bk_status mask_targets(verify_run *r) {
   return b->kept ? forward_all(r) : BK_OK;
 }
 
+/* A forbidden flip ends the comparison after the logits: what follows would differ because of
+ * it. */
 static bk_status verify(verify_run *r) {
   BK_TRY(find_batch(r));
   BK_TRY(mask_targets(r));

@@ -66,10 +66,12 @@ typedef struct bk_router_view {
 double bk_router_margin(const bk_router_view *a, const bk_router_view *ref, const int32_t *chosen,
                         const int32_t *wanted);
 
-/* Expert choices. A choice that differs is a flip; it is allowed where the scores that decided
- * (of experts, or of groups) differ by less than `tolerance`. Flips at or after an earlier
- * layer's flip in the same sequence are its consequence and not judged. clean [B]: positions of
- * each sequence before its first flip. */
+/* Expert choices. A choice that differs is a flip; it is allowed where the scores that decided (of
+ * experts, or of groups) differ by less than `tolerance`. Flips at or after an earlier layer's flip
+ * in the same sequence are its consequence and not judged. clean [B]: positions of each sequence
+ * before its first flip. choices counts
+ * tokens times layers with experts, flips those of them whose experts differ, forbidden those past
+ * the tolerance. */
 typedef struct bk_verify_flips {
   int64_t choices, flips, forbidden;
   double worst_margin;

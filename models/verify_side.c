@@ -1,4 +1,8 @@
-/* One model's part in a comparison, and choices of experts. See verify_priv.h. */
+/* One model's part in a comparison, and choices of experts. See verify_priv.h.
+ *
+ * A side goes through init, keep, forward (once or more, for other batches), backward, step, fini;
+ * what each leaves is copied to host memory as doubles, so that two sides can be compared without
+ * their devices. bk_bisect, which compares call by call, needs no keep. */
 #include "models/verify_priv.h"
 
 #include <math.h>
@@ -6,6 +10,8 @@
 
 static int64_t n_tokens(const bk_verify_batch *b) { return b->batch * b->seq_len; }
 
+/* An array for each parameter, of its elements. What was made before a failure is freed by
+ * side_fini. */
 static bk_status alloc_param_arrays(bk_verify_side *side, double ***arrays) {
   bk_context *ctx = side->model->ctx;
   *arrays = bk_alloc_array(ctx, (size_t)side->model->n_params, sizeof **arrays);
@@ -34,6 +40,7 @@ static bk_status read_weights(bk_verify_side *side, double **values) {
   return BK_OK;
 }
 
+/* The whole batch is one micro-batch. */
 bk_status bk_verify_side_init(bk_verify_side *side, bk_model *model, const bk_verify_batch *batch) {
   side->model = model;
   bk_runner_options options = {.batch = batch->batch,
@@ -74,6 +81,7 @@ void bk_verify_side_fini(bk_verify_side *side) {
   *side = (bk_verify_side){0};
 }
 
+/* The forward pass has left scores and index of every layer with experts in slot 0. */
 static bk_status read_choices(bk_verify_side *side, const bk_verify_batch *batch) {
   const bk_model_config *c = &side->model->config;
   int64_t n = n_tokens(batch);
@@ -88,6 +96,8 @@ static bk_status read_choices(bk_verify_side *side, const bk_verify_batch *batch
   return BK_OK;
 }
 
+/* The first step: bias corrections are 1 - beta. The loss is a mean over the kept targets of all
+ * passes. */
 bk_status bk_verify_step_begin(bk_model *model, const bk_verify_batch *batch, int micros) {
   bk_step_values values = {.lr = VERIFY_LR,
                            .bc1 = 1 - VERIFY_BETA1,
@@ -98,6 +108,7 @@ bk_status bk_verify_step_begin(bk_model *model, const bk_verify_batch *batch, in
   return bk_step_begin(model, &values);
 }
 
+/* The step begins here and ends in side_step; another forward begins it anew. */
 bk_status bk_verify_side_forward(bk_verify_side *side, const bk_verify_batch *batch) {
   bk_tensor logits = bk_runner_logits(side->runner);
   BK_TRY(bk_verify_step_begin(side->model, batch, 1));
@@ -106,6 +117,7 @@ bk_status bk_verify_side_forward(bk_verify_side *side, const bk_verify_batch *ba
   return read_choices(side, batch);
 }
 
+/* The gradients are those before clipping. */
 bk_status bk_verify_side_backward(bk_verify_side *side) {
   BK_TRY(bk_runner_backward(side->runner, 0));
   for (int i = 0; i < side->model->n_params; i++) {
@@ -116,6 +128,7 @@ bk_status bk_verify_side_backward(bk_verify_side *side) {
   return BK_OK;
 }
 
+/* Replaces the side's own gradients. Parameters without one are passed over. */
 static bk_status write_gradients(bk_verify_side *side, double *const *values) {
   for (int i = 0; i < side->model->n_params; i++) {
     bk_tensor grad = bk_param_grad(side->model, &side->model->params[i]);
@@ -142,8 +155,11 @@ bk_status bk_verify_side_step(bk_verify_side *side, const bk_verify_batch *batch
 
 /* ---- expert choices ---- */
 
+/* The router chooses by the score and the balancing bias together (arXiv 2412.19437 section
+ * 2.1.2). */
 static double biased(const bk_router_view *v, int64_t e) { return v->scores[e] + v->bias[e]; }
 
+/* A group's score is the sum of its two best biased scores, as the op ROUTER has it. */
 static double group_score(const bk_router_view *v, int64_t g) {
   int64_t size = v->n_experts / v->n_group;
   double best = -INFINITY, second = -INFINITY;
@@ -155,6 +171,7 @@ static double group_score(const bk_router_view *v, int64_t g) {
   return size > 1 ? best + second : best;
 }
 
+/* The topk_group best groups are kept; of equal ones the lower index is better. */
 static bool group_kept(const bk_router_view *v, int64_t g) {
   int64_t better = 0;
   double mine = group_score(v, g);
@@ -171,6 +188,9 @@ static bool contains(const int32_t *list, int64_t count, int64_t e) {
   return false;
 }
 
+/* Where the kept groups differ, they have decided: the margin is the width of the range of the
+ * scores of those groups that only one side kept. Otherwise it is that of the experts that only one
+ * side took. */
 double bk_router_margin(const bk_router_view *a, const bk_router_view *ref, const int32_t *chosen,
                         const int32_t *wanted) {
   double low = INFINITY, high = -INFINITY;
@@ -194,6 +214,7 @@ double bk_router_margin(const bk_router_view *a, const bk_router_view *ref, cons
   return high - low;
 }
 
+/* Routers are counted in the order of the parameters. The bias is the one before the step. */
 static const double *bias_of_layer(const bk_verify_side *side, int layer) {
   int found = 0;
   static const char leaf[] = "e_score_correction_bias";
@@ -207,6 +228,8 @@ static const double *bias_of_layer(const bk_verify_side *side, int layer) {
   return NULL;
 }
 
+/* One layer's choices for every token. `clean` are the positions that earlier layers have left
+ * clean; `first` gets the position of this layer's first flip in each sequence. */
 static void compare_layer(const bk_verify_side *a, const bk_verify_side *ref,
                           const bk_verify_batch *batch, int layer, double tolerance,
                           const int64_t *clean, int64_t *first, bk_verify_flips *flips) {
@@ -228,6 +251,8 @@ static void compare_layer(const bk_verify_side *a, const bk_verify_side *ref,
   }
 }
 
+/* Layer by layer, because a flip in one changes what all later ones see of that position and the
+ * ones after it. */
 bk_status bk_verify_choices(const bk_verify_side *a, const bk_verify_side *ref,
                             const bk_verify_batch *batch, double tolerance, int64_t *clean,
                             bk_verify_flips *flips) {

@@ -1,5 +1,6 @@
 /* Spikes of the gradient norm and of the gain (watch.h). Warnings are given once a run: a run that
- * has begun to diverge would warn in every step, and the first one is what matters. */
+ * has begun to diverge would warn in every step, and the first one is what matters. The norms of
+ * refused steps are not given to it. */
 #include "models/watch.h"
 
 #include <math.h>

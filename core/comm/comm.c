@@ -3,6 +3,7 @@
  * refused has posted nothing, so that the others may wait for it until the group is aborted. */
 #include "comm/comm.h"
 
+/* The first check of every operation, since an aborted group is of no further use. */
 static bk_status check_alive(bk_comm *comm, const char *what) {
   return comm->aborted ? bk_fail(comm->ctx, BK_ERR_COMM, "%s: the group was aborted", what) : BK_OK;
 }
@@ -50,6 +51,7 @@ static bk_status check_rank(bk_comm *comm, const char *what, int rank) {
                  comm->size - 1);
 }
 
+/* A table with a hole is refused as a whole, so that no call has to test for NULL. */
 static bool whole(const bk_comm_ops *o) {
   return o->destroy && o->split && o->exchange && o->all_reduce && o->reduce_scatter &&
          o->all_gather && o->all_to_all && o->all_to_allv && o->broadcast && o->barrier && o->abort;
@@ -81,11 +83,13 @@ void bk_comm_destroy(bk_comm *comm) {
   if (comm) comm->ops->destroy(comm);
 }
 
+/* Any colour and key is legal: whether ranks agree is seen by the transport alone. */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group) {
   BK_TRY(check_alive(comm, "split"));
   return comm->ops->split(comm, color, key, group);
 }
 
+/* All transfers are checked before one is posted. */
 bk_status bk_comm_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n,
                            bk_event *done) {
   BK_TRY(check_alive(comm, "exchange"));
@@ -104,6 +108,7 @@ bk_status bk_comm_all_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, con
   return comm->ops->all_reduce(comm, stream, op, src, dst, done);
 }
 
+/* src has `size` pieces, dst one. */
 bk_status bk_comm_reduce_scatter(bk_comm *comm, bk_stream *stream, bk_reduce op,
                                  const bk_tensor *src, const bk_tensor *dst, bk_event *done) {
   BK_TRY(check_pair(comm, "reduce_scatter", src, dst, 1, comm->size));
@@ -111,12 +116,14 @@ bk_status bk_comm_reduce_scatter(bk_comm *comm, bk_stream *stream, bk_reduce op,
   return comm->ops->reduce_scatter(comm, stream, op, src, dst, done);
 }
 
+/* The other way round: dst has a piece of every rank. */
 bk_status bk_comm_all_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                              const bk_tensor *dst, bk_event *done) {
   BK_TRY(check_pair(comm, "all_gather", src, dst, comm->size, 1));
   return comm->ops->all_gather(comm, stream, src, dst, done);
 }
 
+/* Pieces are equal, so that the number of elements must divide by the number of ranks. */
 bk_status bk_comm_all_to_all(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                              const bk_tensor *dst, bk_event *done) {
   BK_TRY(check_pair(comm, "all_to_all", src, dst, 1, 1));

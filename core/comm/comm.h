@@ -14,7 +14,10 @@
  * dst past the received ones are unspecified.
  *
  * Errors: BK_ERR_ARGUMENT for what this rank passed wrong; BK_ERR_COMM when ranks disagree, the
- * transport failed or the group was aborted. After BK_ERR_COMM the group is of no further use. */
+ * transport failed or the group was aborted. After BK_ERR_COMM the group is of no further use.
+ *
+ * A group is the caller's from bk_comm_open or bk_comm_split until bk_comm_destroy. The memory of
+ * an operation's tensors must stay until the operation has ended; `done` stays the caller's. */
 #ifndef BK_COMM_H
 #define BK_COMM_H
 
@@ -24,12 +27,15 @@
 
 typedef struct bk_comm bk_comm;
 
+/* The reductions that training needs: sums of gradients and losses, maxima of norms. */
 typedef enum bk_reduce { BK_REDUCE_SUM, BK_REDUCE_MAX } bk_reduce;
 
 /* One half of a point-to-point transfer. */
 typedef struct bk_transfer {
   bool send; /* otherwise receive */
+  /* a rank of the group */
   int peer;
+  /* must be the same on both ends of a transfer; it is checked and selects nothing */
   int tag;
   bk_tensor data;
 } bk_transfer;
@@ -40,6 +46,8 @@ typedef struct bk_comm_counts {
   bk_tensor device;
 } bk_comm_counts;
 
+/* What a transport implements; no member may be NULL. comm.c has checked the arguments. The meaning
+ * of each is that of the entry point of the same name below. */
 typedef struct bk_comm_ops {
   void (*destroy)(bk_comm *comm);
   /* Collective: ranks that pass the same colour form a group, ordered by (key, rank); a negative
@@ -68,8 +76,11 @@ struct bk_comm {
   const bk_comm_ops *ops;
   bk_context *ctx;
   bk_device *device;
+  /* this process's number in the group, from 0, and the number of its members */
   int rank, size;
+  /* see the counts of all_to_allv above; the transport sets it when it makes the group */
   bool needs_host_counts;
+  /* set by bk_comm_abort; later operations of this rank are refused */
   bool aborted;
 };
 
@@ -87,6 +98,9 @@ typedef struct bk_comm_backend {
 extern const bk_comm_backend bk_comm_backend_self;
 
 /* ---- comm.c: checked entry points. All code calls these, and only they call the vtable. ---- */
+/* Collective where there are several ranks. BK_ERR_ABI: the transport was built for another
+ * version, or its table has a hole; otherwise what its probe returns where it cannot be used, with
+ * the reason. */
 bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world);
 void bk_comm_destroy(bk_comm *comm); /* NULL is allowed */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group);
@@ -112,8 +126,10 @@ bk_status bk_comm_all_to_all(bk_comm *comm, bk_stream *stream, const bk_tensor *
 bk_status bk_comm_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                               const bk_comm_counts *send, const bk_tensor *dst,
                               const bk_comm_counts *recv, bk_event *done);
+/* The data of rank `root` replaces that of all others. */
 bk_status bk_comm_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
                             bk_event *done);
+/* `done` is recorded when all ranks have come here. */
 bk_status bk_comm_barrier(bk_comm *comm, bk_stream *stream, bk_event *done);
 /* Gives up: operations in flight and later ones end with BK_ERR_COMM on every rank. */
 void bk_comm_abort(bk_comm *comm);

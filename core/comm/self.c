@@ -8,10 +8,12 @@
 
 static bk_place place_of(const bk_tensor *t) { return (bk_place){t->buffer, t->offset}; }
 
+/* The end of every operation: `done` is recorded behind its copies on the stream. */
 static bk_status finish(bk_stream *stream, bk_event *done) {
   return done ? stream->ops->event_record(stream, done) : BK_OK;
 }
 
+/* In place means that nothing is to be done, as for a reduction into its own source. */
 static bk_status copy_bytes(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst,
                             size_t bytes) {
   bool in_place = src->buffer == dst->buffer && src->offset == dst->offset;
@@ -29,6 +31,7 @@ static void self_destroy(bk_comm *comm) { bk_free(comm->ctx, comm); }
 
 static bk_status self_make(bk_device *device, bk_comm **comm);
 
+/* A group of one splits into a group of one, or into none. */
 static bk_status self_split(bk_comm *comm, int color, int key, bk_comm **group) {
   (void)key;
   if (color >= 0) return self_make(comm->device, group);
@@ -42,6 +45,8 @@ static int next_half(const bk_transfer *transfers, int n, int from, bool send) {
   return from;
 }
 
+/* What transports between ranks check in debug builds is always checked here, so that a test on one
+ * rank finds a mistake that would hang several. */
 static bk_status check_match(bk_comm *comm, const bk_transfer *s, const bk_transfer *r) {
   if (s->tag != r->tag)
     return bk_fail(comm->ctx, BK_ERR_COMM,
@@ -75,12 +80,14 @@ static bk_status self_exchange(bk_comm *comm, bk_stream *stream, const bk_transf
   return finish(stream, done);
 }
 
+/* The reduction of one value is that value. */
 static bk_status self_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
                              const bk_tensor *dst, bk_event *done) {
   (void)comm, (void)op;
   return copy_whole(stream, src, dst, done);
 }
 
+/* There is one piece, the own one; all_to_all of one rank is the same. */
 static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                              const bk_tensor *dst, bk_event *done) {
   (void)comm;
@@ -106,6 +113,7 @@ static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_ten
   return copy_whole(stream, &part, dst, done);
 }
 
+/* This rank is the root, and has the data. */
 static bk_status self_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
                                 bk_event *done) {
   (void)comm, (void)root, (void)data;
@@ -117,6 +125,7 @@ static bk_status self_barrier(bk_comm *comm, bk_stream *stream, bk_event *done) 
   return finish(stream, done);
 }
 
+/* Nothing can be in flight elsewhere; comm.c refuses later operations. */
 static void self_abort(bk_comm *comm) { (void)comm; }
 
 static const bk_comm_ops self_ops = {

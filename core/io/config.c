@@ -5,21 +5,29 @@
  *
  * Two tables hold every key once, with its range and its help text: reading, writing, --set and
  * the manual all work from them. A range bounds one key by itself; rules[] below has what several
- * keys must fulfil together. Every fault is logged, not only the first one. */
+ * keys must fulfil together. Every fault is logged, not only the first one.
+ *
+ * To add a key: its row here, its member in birkhoff/config.h, its default below; for the recipe
+ * also the value that an older trainer_state.json stands for without it (later_keys in
+ * config_json.c). */
 #include <math.h>
 #include <string.h>
 
 #include "io/config_priv.h"
 #include "runtime/connection.h"
 
+/* what kernels and index tensors count with */
 #define INT32_TOP 2147483647.0
 #define PARAMETERS_MAX 0x1p50 /* keeps every product of sizes, times a few bytes, inside 63 bits */
 #define MIN_EPS 1e-30         /* above 0, and a normal number in fp32, in which kernels use it */
 
+/* The choices of an enum stand in the order of their numbers in birkhoff/config.h. */
 static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
 static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
 
+/* One row of a table: the key is named as the member of the struct; low and high are its range, and
+ * `text` is its line in the help and in the manual. CONFIG is the struct of the table. */
 #define INT(field, low, high, text) \
   { #field, BK_OPT_INT, offsetof(CONFIG, field), low, high, NULL, text }
 #define DOUBLE(field, low, high, text) \
@@ -30,6 +38,8 @@ static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
   { #field, BK_OPT_ENUM, offsetof(CONFIG, field), 0, 0, names, text }
 
 #define CONFIG bk_model_config
+/* The keys of config.json, named as Hugging Face's DeepseekV3Config names them; residual and hc_*
+ * are Birkhoff's own. */
 const bk_option bk_model_keys[] = {
     INT(vocab_size, 1, INT32_TOP, "number of tokens (byte tokens need 257)"),
     INT(hidden_size, 1, 1 << 24, "model width C"),
@@ -66,6 +76,7 @@ const bk_option bk_model_keys[] = {
 _Static_assert(BK_COUNT(bk_model_keys) <= 64, "bk_option_set has a bit for each");
 
 #define CONFIG bk_train_config
+/* These are the keys of the recipe, which trainer_state.json keeps. */
 const bk_option bk_train_keys[] = {
     INT(steps, 1, 1e15, "optimiser steps in all"),
     INT(batch_size, 1, 1 << 24, "sequences per step"),
@@ -110,6 +121,7 @@ const bk_option bk_train_keys[] = {
 #undef CONFIG
 _Static_assert(BK_COUNT(bk_train_keys) <= 64, "bk_option_set has a bit for each");
 
+/* This is what a key means that a config.json leaves out (config_priv.h). */
 const bk_model_config bk_model_config_absent = {
     .vocab_size = 129280,
     .hidden_size = 7168,
@@ -187,6 +199,7 @@ static bk_status unknown_key(bk_context *ctx, const char *key) {
                  key);
 }
 
+/* A key of the one table is never a key of the other, so that its name decides. */
 static bk_status set_key(bk_context *ctx, bk_model_config *m, bk_train_config *t, const char *key,
                          const char *value) {
   const bk_option *model = bk_option_find(bk_model_keys, key, strlen(key));
@@ -214,6 +227,8 @@ bk_status bk_config_set(bk_context *ctx, bk_model_config *m, bk_train_config *t,
 
 /* ---- validation ---- */
 
+/* Each of these functions checks one rule of the table below. It returns BK_OK, or logs and returns
+ * BK_ERR_CONFIG. */
 static bk_status check_rotation(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->qk_rope_head_dim % 2 == 0) return BK_OK;
   return bk_fail(ctx, BK_ERR_CONFIG,
@@ -221,6 +236,7 @@ static bk_status check_rotation(bk_context *ctx, const char *origin, const bk_mo
                  (long long)m->qk_rope_head_dim);
 }
 
+/* Groups must be of equal size, with at least two experts each. */
 static bool groups_fit(const bk_model_config *m) {
   return m->n_routed_experts % m->n_group == 0 && m->n_routed_experts / m->n_group >= 2;
 }
@@ -238,13 +254,15 @@ static bk_status check_groups(bk_context *ctx, const char *origin, const bk_mode
                  origin, experts, groups);
 }
 
+/* More groups than there are cannot be kept. */
 static bk_status check_kept_groups(bk_context *ctx, const char *origin, const bk_model_config *m) {
   if (m->topk_group <= m->n_group) return BK_OK;
   return bk_fail(ctx, BK_ERR_CONFIG, "%s: topk_group (%lld) is above n_group (%lld)", origin,
                  (long long)m->topk_group, (long long)m->n_group);
 }
 
-/* Silent where the groups themselves do not fit, since check_groups has already said so. */
+/* Silent where the groups themselves do not fit, since check_groups has already said so. The
+ * experts of a token come from its kept groups alone, so that these must hold enough of them. */
 static bk_status check_top_k(bk_context *ctx, const char *origin, const bk_model_config *m) {
   long long experts = m->n_routed_experts, groups = m->n_group, kept = m->topk_group,
             k = m->num_experts_per_tok;
@@ -274,6 +292,7 @@ static bk_status check_width(bk_context *ctx, const char *origin, const char *wh
                  value);
 }
 
+/* This is the number of rows of q_proj or q_b_proj. */
 static double query_width(const bk_model_config *m) {
   return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->qk_rope_head_dim);
 }
@@ -283,6 +302,7 @@ static bk_status check_query_width(bk_context *ctx, const char *origin, const bk
                      query_width(m));
 }
 
+/* This is the number of rows of kv_b_proj: each head has an unrotated key and a value there. */
 static double value_width(const bk_model_config *m) {
   return (double)m->num_attention_heads * (double)(m->qk_nope_head_dim + m->v_head_dim);
 }
@@ -294,6 +314,7 @@ static bk_status check_value_width(bk_context *ctx, const char *origin, const bk
                      value_width(m));
 }
 
+/* The shared experts are one MLP, whose width is the sum of theirs. */
 static double shared_width(const bk_model_config *m) {
   return (double)m->n_shared_experts * (double)m->moe_intermediate_size;
 }
@@ -302,6 +323,7 @@ static bk_status check_shared_width(bk_context *ctx, const char *origin, const b
   return check_width(ctx, origin, "n_shared_experts x moe_intermediate_size", shared_width(m));
 }
 
+/* The flattened streams of a token, and so a row of fn, have this width. */
 static bk_status check_stream_width(bk_context *ctx, const char *origin, const bk_model_config *m) {
   return check_width(ctx, origin, "hc_mult x hidden_size",
                      (double)m->hc_mult * (double)m->hidden_size);
@@ -347,6 +369,7 @@ static bk_status check_end_tokens(bk_context *ctx, const char *origin, const bk_
   return BK_OK;
 }
 
+/* They are only counted, so that their tensors in a checkpoint can be told from foreign ones. */
 static bk_status check_further_layers(bk_context *ctx, const char *origin,
                                       const bk_model_config *m) {
   if (m->num_nextn_predict_layers >= 0 && m->num_nextn_predict_layers <= BK_NEXTN_MAX) return BK_OK;
@@ -355,11 +378,13 @@ static bk_status check_further_layers(bk_context *ctx, const char *origin,
                  BK_NEXTN_MAX, (long long)m->num_nextn_predict_layers);
 }
 
+/* A rule is something that several keys must fulfil together. */
 typedef struct rule {
   bk_status (*check)(bk_context *ctx, const char *origin, const bk_model_config *m);
   const char *keys; /* the keys that it looks at: without them all it is not applied */
 } rule;
 
+/* Faults are reported in this order. */
 static const rule rules[] = {
     {check_rotation, "qk_rope_head_dim"},
     {check_groups, "n_routed_experts n_group"},
@@ -391,10 +416,12 @@ bk_status bk_model_config_check(bk_context *ctx, const char *origin, const bk_mo
   return status;
 }
 
+/* A program has filled this configuration in, so that every key counts as known. */
 bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m) {
   return bk_model_config_check(ctx, "model configuration", m, BK_OPTION_ALL);
 }
 
+/* Ranges are checked first. micro_batch_size 0 means a single micro-batch of the whole batch. */
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t) {
   bk_option_set all = BK_OPTION_ALL;
   BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t, &all));
@@ -429,16 +456,17 @@ int64_t bk_recompute_block(const bk_model_config *m, int64_t hc_recompute) {
   return block < 1 ? 1 : block > sublayers ? sublayers : block;
 }
 
-/* The paper's step schedule: a factor of sqrt(0.1) after 80 % of the steps, of 0.1 after 90 %.
- * Both are shares rounded up and computed from tenths in integers, which are exact for any number
- * of steps. */
+/* The paper's step schedule: a factor of sqrt(0.1) after 80 % of the steps, of 0.1 after 90 %. Both
+ * are shares rounded up and computed from tenths in integers, which are exact for any number of
+ * steps. `step` counts from 1, so that step - 1 steps are done when its rate is taken. */
 static double step_factor(const bk_train_config *t, int64_t step) {
   int64_t done = step - 1, tenth = t->steps / 10, rest = t->steps % 10;
   int64_t eighty = 8 * tenth + (8 * rest + 9) / 10, ninety = 9 * tenth + (9 * rest + 9) / 10;
   return done >= ninety ? 0.1 : done >= eighty ? 0.316 : 1;
 }
 
-/* Half a cosine from 1 at the end of the warm-up down to min_lr_ratio at the last step. */
+/* Half a cosine from 1 at the end of the warm-up down to min_lr_ratio at the last step. Past the
+ * last step, to which a resumed run may go, it stays at min_lr_ratio. */
 static double cosine_factor(const bk_train_config *t, int64_t step) {
   const double pi = 3.14159265358979323846;
   int64_t length = t->steps - t->warmup_steps;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+/* room for a list of names in a message */
 #define LIST_TEXT 256
 
 /* Adds a name to a list such as "a, b"; a name that does not fit is left out. */
@@ -20,6 +21,8 @@ static void add_name(char list[LIST_TEXT], const char *name) {
 
 /* ---- names ---- */
 
+/* The names that transformers gives to DeepSeek-V3, and those that this library writes for models
+ * with other connections. */
 static const char *const our_types[] = {"deepseek_v3", "birkhoff", NULL};
 static const char *const our_architectures[] = {"DeepseekV3ForCausalLM", "DeepseekV3Model",
                                                 "BirkhoffForCausalLM", NULL};
@@ -42,6 +45,7 @@ static bool is_one_of(const json_t *value, const char *const *list) {
   return false;
 }
 
+/* Null is the same as absent. */
 static void read_type(bk_context *ctx, const char *origin, const json_t *root, names *n) {
   const json_t *type = json_object_get(root, "model_type");
   if (!type || json_is_null(type)) return;
@@ -95,7 +99,8 @@ static bk_status refuse_names(bk_context *ctx, const char *origin, const names *
 
 /* A file without names is accepted only with all of the family's own keys; a file with foreign
  * names is refused even then. Where it has some of the keys, the other faults are still worth
- * telling. */
+ * telling. *alone tells the caller to stop: of a document that has next to nothing of this family
+ * only the names are reported. */
 bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json_t *root,
                                  bool *alone) {
   char missing[LIST_TEXT] = "";
@@ -121,7 +126,10 @@ bk_status bk_config_check_family(bk_context *ctx, const char *origin, const json
 
 /* ---- keys of siblings ---- */
 
+/* A row has keys that must ask for nothing, and says why more cannot be had. */
 typedef struct sibling {
+  /* The keys of a row ask for the same thing; NULL follows the last where there are fewer than
+   * four. */
   const char *keys[4];
   const char *harmless; /* the value, as written in JSON, that asks for nothing; null always does */
   const char *why;      /* the end of the message */
@@ -168,6 +176,8 @@ static bool is_off(const json_t *root, const char *key) {
          json_is_false(json_object_get(root, "use_sliding_window"));
 }
 
+/* Whether the value is the one at which the key changes nothing. Numbers are compared as numbers: 1
+ * and 1.0 are the same here. */
 static bool is_harmless(const sibling *s, const json_t *value) {
   double wanted;
   if (!value || json_is_null(value)) return true;
@@ -212,6 +222,7 @@ bk_status bk_config_check_siblings(bk_context *ctx, const char *origin, const js
   return status;
 }
 
+/* The warning about unknown keys leaves these out, since they have been checked already. */
 bool bk_config_is_sibling_key(const char *key) {
   if (strcmp(key, layer_types) == 0) return true;
   for (size_t i = 0; i < BK_COUNT(siblings); i++)

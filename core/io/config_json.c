@@ -11,7 +11,11 @@
  *
  * Reading config.json goes on past a fault so that a user sees all of them, and leaves the caller's
  * struct alone if there is one. trainer_state.json is stricter: it was written by this library, and
- * a run that continues with another recipe would not be the same run. */
+ * a run that continues with another recipe would not be the same run.
+ *
+ * trainer_state.json, which lies in every checkpoint of a run:
+ *   {"format": 1, "step": 500, "tokens": 1024000, "data_hash": "16 hexadecimal digits",
+ *    "dtype": "bf16", "recipe": {every key of bk_train_keys}} */
 #include <stdio.h>
 #include <string.h>
 
@@ -19,7 +23,9 @@
 #include "io/config_priv.h"
 #include "io/json_out.h"
 
+/* 16 MiB: no configuration is nearly as long, and a wrong file is not read into memory */
 #define CONFIG_BYTES_MAX ((size_t)16 << 20)
+/* trainer_state.json's own number; another one means keys that this code does not know */
 #define STATE_FORMAT 1
 #define COUNT_MAX (1LL << 60) /* of steps and tokens; a step can be added without overflow */
 
@@ -41,6 +47,7 @@ bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, s
   return status == BK_ERR_DATA ? BK_OK : status;
 }
 
+/* On success doc->root is to be json_decref'd; on failure there is none. */
 static bk_status load(document *doc, const char *json, size_t bytes) {
   BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
@@ -51,6 +58,7 @@ static bk_status load(document *doc, const char *json, size_t bytes) {
   return status;
 }
 
+/* The message says what kind of value was wanted and what kind was found. */
 static bk_status wrong_kind(const document *doc, const bk_option *o, const json_t *value) {
   char range[BK_OPTION_TEXT];
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", doc->origin, o->name,
@@ -90,10 +98,12 @@ typedef struct reading {
   bk_status status; /* the first failure */
 } reading;
 
+/* Remembers the first failure; all of them have been logged. */
 static void note(reading *r, bk_status status) {
   if (r->status == BK_OK) r->status = status;
 }
 
+/* Whether all of the keys in `names` have a value that stands. */
 static bool is_known(const reading *r, const char *names) {
   bk_option_set keys = bk_option_bits(bk_model_keys, names);
   return (r->known & keys) == keys;
@@ -102,6 +112,7 @@ static bool is_known(const reading *r, const char *names) {
 /* ---- config.json: keys with one honoured value ---- */
 
 typedef enum fixed_kind { FIXED_INT, FIXED_NUMBER, FIXED_BOOL, FIXED_STRING } fixed_kind;
+/* A key that may have one value only, and the reason why, in words. */
 typedef struct fixed_key {
   const char *name;
   fixed_kind kind;
@@ -140,6 +151,7 @@ static bool fixed_holds(const fixed_key *key, const json_t *value) {
   return false;
 }
 
+/* An absent key means the value that is built. */
 static void check_fixed(const document *doc, reading *r) {
   char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(fixed); i++) {
@@ -252,6 +264,7 @@ static void check_agreements(const document *doc, reading *r) {
 
 /* ---- config.json: what the model was made with ---- */
 
+/* Whether it is below vocab_size is another question, which is a warning only (warn). */
 static bool is_end_token(const json_t *value) {
   return json_is_integer(value) && json_integer_value(value) >= 0;
 }
@@ -309,7 +322,9 @@ static bk_status read_further_layers(const document *doc, bk_model_config *m) {
 
 /* ---- config.json: the other keys ---- */
 
-/* Keys about files, tokens, generation or training, never about the model's function. */
+/* Keys about files, tokens, generation or training, never about the model's function. Some are
+ * checked elsewhere (num_key_value_heads, head_dim, rope_scaling, quantization_config) and listed
+ * here so that no warning about an unknown key follows. */
 static const char *const silent[] = {
     "architectures",
     "torch_dtype",
@@ -412,6 +427,7 @@ static void warn(const document *doc, const bk_model_config *m) {
 
 /* ---- config.json: all of it ---- */
 
+/* A key that is absent is not null. */
 static bool is_null(const document *doc, const char *name) {
   return json_is_null(json_object_get(doc->root, name));
 }
@@ -457,8 +473,10 @@ static void read_groups(const document *doc, reading *r) {
   if (is_known(r, "n_group")) r->known |= bk_option_bits(bk_model_keys, "topk_group");
 }
 
-/* Goes on past a fault so that all of them are reported. A key that could not be read takes no
- * part in the rules that combine it with others. */
+/* Goes on past a fault so that all of them are reported. A key that could not be read takes no part
+ * in the rules that combine it with others. Order: the family decides whether absent keys have
+ * defaults; then the keys; then what depends on them. Rules over several keys come last, with the
+ * set of those that are known. */
 static bk_status read_model(const document *doc, bk_model_config *m) {
   reading r = {.m = bk_model_config_absent};
   bool alone = false;
@@ -480,6 +498,7 @@ static bk_status read_model(const document *doc, bk_model_config *m) {
   return BK_OK;
 }
 
+/* *m is written on success only. */
 bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin,
                                 bk_model_config *m) {
   document doc = {.ctx = ctx, .origin = origin};
@@ -489,6 +508,7 @@ bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes,
   return status;
 }
 
+/* The path begins every message. */
 bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m) {
   char *text;
   size_t bytes;
@@ -500,6 +520,8 @@ bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_confi
 
 /* ---- writing ---- */
 
+/* Whether a comma is needed is seen from what stands before. Every member gets a line of its
+ * own. */
 static void begin_member(bk_json_out *out, const char *indent, const char *key) {
   bool first = out->length > 0 && out->data[out->length - 1] == '{';
   bk_json_out_text(out, first ? "\n" : ",\n");
@@ -520,6 +542,7 @@ static void write_option(bk_json_out *out, const char *indent, const bk_option *
   else bk_json_out_text(out, text);
 }
 
+/* `json` is written as it is, quotes included. */
 static void write_text_member(bk_json_out *out, const char *key, const char *json) {
   begin_member(out, "  ", key);
   bk_json_out_text(out, json);
@@ -567,6 +590,7 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
   bk_json_out_text(out, "\n}\n");
 }
 
+/* The text is freed, whether or not it could be written. */
 static bk_status save(bk_json_out *out, const char *path) {
   bk_status status = out->status;
   if (status == BK_OK) status = bk_file_write_atomic(out->ctx, path, out->data, out->length);
@@ -612,6 +636,7 @@ bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_tra
   return save(&out, path);
 }
 
+/* The member must be there, or the state is damaged. */
 static bk_status read_count(const document *doc, const char *name, int64_t *count) {
   json_t *value = json_object_get(doc->root, name);
   if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
@@ -623,6 +648,7 @@ static bk_status read_count(const document *doc, const char *name, int64_t *coun
   return BK_OK;
 }
 
+/* This is the inverse of how bk_trainer_state_write has written it. */
 static bk_status read_hash(const document *doc, uint64_t *hash) {
   const char *text = json_string_value(json_object_get(doc->root, "data_hash"));
   if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
@@ -646,6 +672,7 @@ static const struct {
     {"allow_tf32", NULL},   {"merge_stream", NULL}, {"bin_validation", "false"},
 };
 
+/* The default is left in place where that is what absence means. */
 static bk_status read_absent(const document *doc, const bk_option *o, bk_train_config *t) {
   for (size_t i = 0; i < BK_COUNT(later_keys); i++) {
     if (strcmp(o->name, later_keys[i].name) != 0) continue;
@@ -697,6 +724,7 @@ static bk_status read_state(const document *doc, bk_trainer_state *s) {
   return BK_OK;
 }
 
+/* *s is written on success only. */
 bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s) {
   char *text;
   size_t bytes;

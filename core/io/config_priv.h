@@ -6,13 +6,15 @@
 
 #include "io/config.h"
 
+/* room for the text of a value, of a range or of a list of choices */
 #define BK_OPTION_TEXT 160
 
 /* Some options of a table: bit i is its i-th. */
 typedef uint64_t bk_option_set;
 #define BK_OPTION_ALL (~(bk_option_set)0)
 
-/* NULL if absent */
+/* The result is NULL where the name is in no row. The rows of a table end with one without a name;
+ * `length` is that of `name`, which need not end there. */
 const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length);
 /* of the options among the words of `names` */
 bk_option_set bk_option_bits(const bk_option *table, const char *names);
@@ -30,6 +32,8 @@ bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_opt
 bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table,
                            const void *config, bk_option_set *set);
 
+/* The stored value of an option of the named type; an enum is stored as an int, the number of its
+ * choice. */
 static inline int64_t bk_option_int(const bk_option *o, const void *config) {
   return *(const int64_t *)(const void *)((const char *)config + o->offset);
 }

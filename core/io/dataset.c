@@ -6,7 +6,13 @@
  * where the file is too short (fewer than 10 bytes) to have a validation part.
  *
  * The order of training is a pure function of seed and position: nothing is shuffled in memory,
- * and a resumed run finds its place by the number of the sequence alone. */
+ * and a resumed run finds its place by the number of the sequence alone.
+ *
+ * All ranks and all ways to cut a batch see the same order: sequence s of a run is the same tokens
+ * whoever asks for it. Training on several ranks is a matter of which rank asks for which s.
+ *
+ * There is no tokenizer here. Text is read as bytes, whose values are the ids 0 to 255; ids of any
+ * other vocabulary come as a .bin stream or from memory. */
 #include "io/dataset.h"
 
 #include <string.h>
@@ -15,6 +21,7 @@
 
 #define BIN_VAL_MIN 2 /* tokens of a validation part; fewer predict nothing */
 
+/* A segment holds the tokens of one file, or those of the caller. */
 typedef struct segment {
   int64_t first; /* number of its first token in the whole data */
   int64_t count; /* tokens, the end token included */
@@ -24,6 +31,8 @@ typedef struct segment {
   void *owned; /* data, or NULL where it is the caller's */
 } segment;
 
+/* Segments one after the other make one long sequence of tokens; a training sequence may cross from
+ * one to the next. */
 struct bk_dataset {
   bk_context *ctx;
   segment *segments; /* none is empty */
@@ -36,6 +45,7 @@ struct bk_dataset {
 
 /* ---- reading files ---- */
 
+/* This describes a file while it is read, and which part of it the split takes. */
 typedef struct source {
   bk_context *ctx;
   const char *path;
@@ -46,6 +56,7 @@ typedef struct source {
   bool ends;
 } source;
 
+/* The name alone decides: .bin files are streams of tokens, all others are text. */
 bool bk_path_is_bin(const char *path) {
   size_t length = strlen(path);
   if (length < 4) return false;
@@ -54,20 +65,25 @@ bool bk_path_is_bin(const char *path) {
          (end[3] == 'n' || end[3] == 'N');
 }
 
+/* Bytes of a stored token. data_dtype: 0 auto, 1 uint16, 2 uint32, as the key's choices are
+ * numbered. */
 static int token_width(const char *path, const bk_dataset_options *o) {
   if (!bk_path_is_bin(path)) return 1;
   if (o->data_dtype == 0) return o->vocab_size <= 65536 ? 2 : 4;
   return o->data_dtype == 1 ? 2 : 4;
 }
 
-/* Bytes at the end of a file of `size` bytes that are its validation part. */
+/* Bytes at the end of a file of `size` bytes that are its validation part. It is the last tenth,
+ * rounded down to whole tokens. Of a text a tenth of its bytes is taken, wherever that cuts a word
+ * or a character. */
 static uint64_t validation_bytes(const source *s, uint64_t size) {
   if (s->width == 1) return size / 10;
   uint64_t tokens = s->options->whole_bin ? 0 : size / (uint64_t)s->width / 10;
   return tokens < BIN_VAL_MIN ? 0 : tokens * (uint64_t)s->width;
 }
 
-/* The part of a file of `size` bytes that the split takes. */
+/* The part of a file of `size` bytes that the split takes. begin, end and kept_back count bytes of
+ * the file; both ends are whole tokens. */
 static bk_status choose_part(source *s, uint64_t size) {
   if (size % (uint64_t)s->width != 0)
     return bk_fail(s->ctx, BK_ERR_DATA,
@@ -82,6 +98,7 @@ static bk_status choose_part(source *s, uint64_t size) {
   return BK_OK;
 }
 
+/* Fails where the file has fewer bytes than were seen before. */
 static bk_status read_at(const source *s, bk_file *file, uint64_t begin, void *dst, size_t bytes) {
   int64_t got = s->ctx->fs.read_at(s->ctx->fs.user, file, begin, dst, bytes);
   if (got < 0)
@@ -111,6 +128,7 @@ static bk_status check_kind(const source *s, bk_file *file, uint64_t size) {
   return status;
 }
 
+/* The end token of a text is not stored, so that i must be below the number of stored tokens. */
 static int64_t stored_token(const segment *g, int64_t i) {
   switch (g->width) {
     case 1: return ((const uint8_t *)g->data)[i];
@@ -208,6 +226,7 @@ static bk_status fail_empty(bk_dataset *ds, const char *const *paths, int n_path
                          : "a .bin file 20 tokens");
 }
 
+/* All files are read at once, because training visits the data in random order. */
 static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_paths,
                             const bk_dataset_options *options) {
   if (n_paths < 1) return bk_fail(ds->ctx, BK_ERR_DATA, "no data files were given");
@@ -218,12 +237,14 @@ static bk_status load_files(bk_dataset *ds, const char *const *paths, int n_path
   return fail_empty(ds, paths, n_paths, options);
 }
 
+/* Tokens are handed out as int32. */
 static bk_status check_vocab_size(bk_context *ctx, int64_t vocab_size) {
   if (vocab_size >= 1 && vocab_size <= INT32_MAX) return BK_OK;
   return bk_fail(ctx, BK_ERR_ARGUMENT, "vocab_size must be from 1 to 2147483647, not %lld",
                  (long long)vocab_size);
 }
 
+/* Everything is read here; the files are closed again. */
 bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
                           const bk_dataset_options *options, bk_dataset **ds) {
   BK_TRY(check_vocab_size(ctx, options->vocab_size));
@@ -297,15 +318,18 @@ static size_t segment_of(const bk_dataset *ds, int64_t i) {
   return low;
 }
 
+/* Token i of the segment may be its end token, which is not stored. */
 static int64_t segment_token(const segment *g, int64_t i) {
   return g->ends && i == g->count - 1 ? BK_TOKEN_END : stored_token(g, i);
 }
 
+/* Every call searches for the segment; whole sequences are copied by copy_tokens. */
 int64_t bk_dataset_at(const bk_dataset *ds, int64_t i) {
   const segment *g = &ds->segments[segment_of(ds, i)];
   return segment_token(g, i - g->first);
 }
 
+/* Copies the tokens [first, first + count) of the whole data. */
 static void copy_tokens(const bk_dataset *ds, int64_t first, int64_t count, int32_t *out) {
   size_t s = segment_of(ds, first);
   for (int64_t i = 0; i < count; i++) {
@@ -318,7 +342,9 @@ static void copy_tokens(const bk_dataset *ds, int64_t first, int64_t count, int3
 
 /* A random order of [0, count) without memory: a bijection made of four Feistel rounds on 2k bits
  * with 4^k >= count, repeated until the value is in range ("cycle walking", Black and Rogaway
- * 2002), which takes under four repetitions on average. The round functions are Philox. */
+ * 2002), which takes under four repetitions on average. The round functions are Philox. The same
+ * (seed, stream, epoch, count) gives every x of [0, count) another result, so that an epoch visits
+ * each window once without a list of them. `half` is k: the two halves of a Feistel round. */
 static uint64_t permute(uint64_t seed, uint64_t stream, uint64_t epoch, uint64_t count,
                         uint64_t x) {
   unsigned half = 1;
@@ -357,9 +383,11 @@ static int64_t train_windows(const bk_dataset *ds, int64_t seq_len) {
   return all > 8 ? all - 1 : all;
 }
 
-/* Sequence s of a run. An epoch cuts the data into windows that do not overlap, from an offset
- * that differs from epoch to epoch, so that a token is not always in the same place of its window,
- * and visits each window once in a random order. */
+/* Sequence s of a run. An epoch cuts the data into windows that do not overlap, from an offset that
+ * differs from epoch to epoch, so that a token is not always in the same place of its window, and
+ * visits each window once in a random order. ids are tokens [first, first + seq_len), targets the
+ * same shifted by one. `room` is how far an epoch may be shifted so that its last window, with its
+ * last target, still lies in the data. */
 void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len, int64_t s,
                                int32_t *ids, int32_t *targets) {
   static const char order_name[] = "data order", offset_name[] = "data offset";
@@ -378,6 +406,7 @@ void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_
 
 /* ---- evaluation ---- */
 
+/* Every token but the first is a target once; a last window that is short counts as well. */
 int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len) {
   return (ds->tokens - 1) / seq_len + ((ds->tokens - 1) % seq_len != 0);
 }

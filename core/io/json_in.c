@@ -1,6 +1,7 @@
 /* JSON texts through the jansson library (json_in.h). jansson may lose a character without a word
  * when an allocation fails. The text is therefore parsed twice: memory that runs out does not run
- * out in the same place again, and two documents that differ show that it did. */
+ * out in the same place again, and two documents that differ show that it did. The files read here
+ * are small, so that the second parse costs little. */
 #include "io/json_in.h"
 
 #include <stdio.h>
@@ -41,6 +42,7 @@ static size_t mark_length(const char *text, size_t bytes) {
   return bytes >= sizeof mark - 1 && memcmp(text, mark, sizeof mark - 1) == 0 ? sizeof mark - 1 : 0;
 }
 
+/* Line and column in *error are counted from behind the mark. */
 bk_status bk_json_try(bk_context *ctx, const char *origin, const char *text, size_t bytes,
                       json_t **root, json_error_t *error) {
   size_t skip = mark_length(text, bytes);
@@ -61,6 +63,7 @@ bk_status bk_json_load(bk_context *ctx, const char *origin, const char *text, si
                  error.text);
 }
 
+/* The text has its article, so that a message can go on with it after "not". */
 const char *bk_json_kind(const json_t *value) {
   switch (json_typeof(value)) {
     case JSON_OBJECT: return "an object";
@@ -86,6 +89,7 @@ static void show_string(const char *string, char text[BK_JSON_SHOWN]) {
   memcpy(text + length, cut ? "..." : "", cut ? sizeof "..." : 1);
 }
 
+/* The result is `text` or a static string. */
 const char *bk_json_shown(const json_t *value, char text[BK_JSON_SHOWN]) {
   if (json_is_real(value)) return bk_double_text(json_real_value(value), text);
   if (json_is_string(value)) show_string(json_string_value(value), text);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+/* No memory is taken until something is added. */
 void bk_json_out_init(bk_json_out *out, bk_context *ctx) {
   *out = (bk_json_out){.ctx = ctx, .status = BK_OK};
 }
@@ -33,6 +34,7 @@ void bk_json_out_reserve(bk_json_out *out, size_t bytes) {
   out->status = bk_grow(out->ctx, (void **)&out->data, &out->capacity, out->length + bytes + 1, 1);
 }
 
+/* Nothing is added after a failure; the text up to there stays. */
 void bk_json_out_bytes(bk_json_out *out, const char *bytes, size_t count) {
   bk_json_out_reserve(out, count);
   if (out->status != BK_OK) return;
@@ -41,10 +43,12 @@ void bk_json_out_bytes(bk_json_out *out, const char *bytes, size_t count) {
   out->data[out->length] = '\0';
 }
 
+/* Nothing is escaped, since the caller writes JSON's own characters with it. */
 void bk_json_out_text(bk_json_out *out, const char *text) {
   bk_json_out_bytes(out, text, strlen(text));
 }
 
+/* Quotes and backslashes get a backslash in front, and control characters become their code. */
 static void add_escaped(bk_json_out *out, unsigned char c) {
   char code[8];
   if (c == '"' || c == '\\') snprintf(code, sizeof code, "\\%c", c);
@@ -63,6 +67,7 @@ void bk_json_out_string(bk_json_out *out, const char *text) {
   bk_json_out_text(out, "\"");
 }
 
+/* There is no point in it, by which JSON readers tell floats from integers. */
 void bk_json_out_int(bk_json_out *out, int64_t value) {
   char text[24];
   snprintf(text, sizeof text, "%" PRId64, value);

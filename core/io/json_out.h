@@ -5,6 +5,8 @@
 
 #include "base/base.h"
 
+/* The text so far. It belongs to the struct until bk_json_out_fini; a caller may read data and
+ * length. */
 typedef struct bk_json_out {
   bk_context *ctx;
   char *data; /* NUL-terminated once something was added */

@@ -1,7 +1,13 @@
 /* Writing metrics.jsonl, one JSON object a line and a line a step. A row is written in one piece,
  * so that a crash tears the last line at most. A run does not die of a full disk: rows that cannot
  * be written wait in memory, and new attempts are made after 1, 2, 4, ... further rows. Reading is
- * in metrics_rows.c. */
+ * in metrics_rows.c.
+ *
+ * A row, whose optional members come in this order behind the others:
+ *   {"step": 100, "tokens": 204800, "loss": 3.2, "lr": 0.0003, "grad_norm": 0.9,
+ *    "tokens_per_s": 51234.5, "val_loss": 3.3, "gain_forward": 1.0, "gain_backward": 1.1,
+ *    "expert_load": [[0.12, 0.13, ...], ...]}
+ * Losses are means in nats for each token; doc/files.md says what the others are. */
 #include "io/metrics.h"
 
 #include <string.h>
@@ -14,6 +20,7 @@
 
 /* ---- writing ---- */
 
+/* A file that is appended to, and the rows that could not be written to it yet. */
 struct bk_metrics {
   bk_context *ctx;
   char *path;
@@ -24,6 +31,8 @@ struct bk_metrics {
   int64_t failures, wait; /* failed attempts in a row; rows to come before the next attempt */
 };
 
+/* The file is opened for appending, so that the rows of the run so far stay. What a crash has torn
+ * is cut off before (bk_metrics_cut). */
 static bk_status open_end(bk_metrics *m) {
   const bk_fs *fs = &m->ctx->fs;
   int rc = fs->open_write(fs->user, m->path, true, &m->file);
@@ -32,6 +41,7 @@ static bk_status open_end(bk_metrics *m) {
   return rc < 0 ? bk_fail(m->ctx, BK_ERR_IO, "cannot open %s: %s", m->path, strerror(-rc)) : BK_OK;
 }
 
+/* On failure nothing is left open. */
 bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics) {
   bk_metrics *m = bk_alloc(ctx, sizeof *m);
   if (!m) return BK_ERR_MEMORY;
@@ -56,6 +66,7 @@ void bk_metrics_close(bk_metrics *m) {
   bk_free(m->ctx, m);
 }
 
+/* The first key of an object has no comma in front of it. */
 static void put_key(bk_json_out *out, const char *key) {
   bk_json_out_text(out, out->data[out->length - 1] == '{' ? "\"" : ", \"");
   bk_json_out_text(out, key);
@@ -72,6 +83,7 @@ static void put_double(bk_json_out *out, const char *key, double value) {
   bk_json_out_double(out, value);
 }
 
+/* The loads are a list for each layer with experts, of one number for each expert. */
 static void put_loads(bk_json_out *out, const bk_metrics_row *row) {
   put_key(out, "expert_load");
   for (int l = 0; l < row->n_layers; l++) {
@@ -108,7 +120,8 @@ static void put_row(bk_json_out *out, const bk_metrics_row *row) {
 }
 
 /* A write that failed half-way leaves a torn row. It is cut off at once and again before the next
- * attempt, in case that failed too, so that a whole row always follows a whole one. */
+ * attempt, in case that failed too, so that a whole row always follows a whole one. After a failure
+ * the next attempt waits for 1, 2, 4, ... up to 1024 further rows. */
 static bk_status write_rows(bk_metrics *m) {
   const bk_fs *fs = &m->ctx->fs;
   int rc = m->failures ? fs->truncate(fs->user, m->path, m->length) : 0;
@@ -146,8 +159,10 @@ bk_status bk_metrics_write(bk_metrics *m, const bk_metrics_row *row) {
   return m->wait > 0 && --m->wait > 0 ? BK_OK : write_rows(m);
 }
 
+/* Here an attempt is made at once, even if none is due. */
 bk_status bk_metrics_flush(bk_metrics *m) { return m->pending ? write_rows(m) : BK_OK; }
 
+/* The steps mean something only where the result is not 0. */
 int64_t bk_metrics_pending(const bk_metrics *m, int64_t *first_step, int64_t *last_step) {
   *first_step = m->first_step;
   *last_step = m->last_step;

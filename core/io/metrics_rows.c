@@ -1,6 +1,15 @@
 /* Reading metrics.jsonl, and cutting it back for a resume (metrics.h). A run that crashed may have
  * written rows past its last checkpoint, and a disk may have damaged any line. Damage never stops
- * a run or a report: damaged lines are warned about, and a cut moves them into a file beside. */
+ * a run or a report: damaged lines are warned about, and a cut moves them into a file beside.
+ *
+ * An example. Of a file with the steps 1, 2, 3, 1, 4, 5 and a torn last line the first, second,
+ * third, fifth and sixth line count as rows: the second 1 stands where no ascending order can have
+ * it, although it is a good row by itself. A cut to step 4 keeps 1, 2, 3, 4, moves the line of the
+ * second 1 to PATH.damaged, and drops 5 and the torn line, since those steps will be done again.
+ *
+ * A cut reads the file up to three times: to find out which rows stay (order_read), to see whether
+ * making it shorter is enough (cut_to), and otherwise to copy what stays (rewrite). The file itself
+ * is changed only then. */
 #include "io/metrics.h"
 
 #include <errno.h>
@@ -18,6 +27,7 @@
 
 /* ---- line by line ---- */
 
+/* A file that is read line by line through a window of its bytes. */
 typedef struct lines {
   bk_context *ctx;
   const char *path;
@@ -45,7 +55,9 @@ static bk_status lines_fill(lines *l, bool *more) {
 }
 
 /* The next whole line without its newline (or LINE_MAX_BYTES of one that is longer), or *line =
- * NULL after the last. What follows the last newline is torn, and is not given. */
+ * NULL after the last. What follows the last newline is torn, and is not given. *line points into
+ * the window and holds until the next call. `seen` are the bytes of this line that have been
+ * searched for a newline already. */
 static bk_status lines_next(lines *l, const char **line, size_t *bytes) {
   bool more = true;
   size_t seen = 0;
@@ -69,6 +81,7 @@ static bk_status lines_next(lines *l, const char **line, size_t *bytes) {
 /* Where the next line begins in the file. */
 static uint64_t lines_offset(const lines *l) { return l->base + l->at; }
 
+/* On failure the file is closed again. */
 static bk_status lines_open(lines *l, bk_context *ctx, const char *path) {
   *l = (lines){.ctx = ctx, .path = path};
   BK_TRY(bk_file_open(ctx, path, &l->file));
@@ -84,6 +97,7 @@ static void lines_close(lines *l) {
 
 /* ---- row by row ---- */
 
+/* This is what a line has turned out to be. END means that there is no further line. */
 typedef enum line_kind {
   ROW,
   PAST /* a row after the last step that is asked for */,
@@ -91,6 +105,7 @@ typedef enum line_kind {
   DAMAGED,
   END
 } line_kind;
+/* text and bytes lie in the window of `lines` and hold until the next line is asked for. */
 typedef struct row_line {
   line_kind kind;
   const char *text;
@@ -99,6 +114,7 @@ typedef struct row_line {
   int64_t step;
 } row_line;
 
+/* This walks over the lines and says of each what it is. */
 typedef struct rows {
   lines lines;
   int64_t last_step; /* that is asked for */
@@ -128,7 +144,8 @@ static bool stays(rows *r) {
   return r->at < r->n_keep && r->keep[r->at] == r->lines.number;
 }
 
-/* One line's JSON: a row, or what is wrong with it. */
+/* Reads one line's JSON: it is a row, or damage is noted. The result is BK_OK either way, since
+ * only want of memory is a failure. */
 static bk_status read_line(rows *r, row_line *line) {
   json_error_t error;
   bk_status status =
@@ -151,6 +168,7 @@ static bk_status read_line(rows *r, row_line *line) {
   return BK_OK;
 }
 
+/* An empty line is no damage and no row. */
 static bk_status rows_next(rows *r, row_line *line) {
   *line = (row_line){.kind = END};
   BK_TRY(lines_next(&r->lines, &line->text, &line->bytes));
@@ -163,6 +181,7 @@ static bk_status rows_next(rows *r, row_line *line) {
  * can (a longest ascending subsequence), so that a wrong one costs itself and not those behind
  * it; of equal ones the first. ---- */
 
+/* This is what the first pass has found out. */
 typedef struct order {
   bk_context *ctx;
   int64_t *step, *line; /* [count]: step and line number of each object with a step */
@@ -170,6 +189,7 @@ typedef struct order {
   bool ascends;
 } order;
 
+/* Notes as well whether steps have ascended so far, as they do in every undamaged file. */
 static bk_status order_add(order *o, int64_t step, int64_t line) {
   BK_TRY(bk_grow(o->ctx, (void **)&o->step, &o->step_capacity, o->count + 1, sizeof *o->step));
   BK_TRY(bk_grow(o->ctx, (void **)&o->line, &o->line_capacity, o->count + 1, sizeof *o->line));
@@ -190,8 +210,9 @@ static size_t lower_bound(const order *o, const int64_t *ends, size_t count, int
   return low;
 }
 
-/* The usual method for a longest ascending subsequence. ends[k] is the row with the least step
- * that ends an ascending run of k + 1 rows, and before[i] the row before row i in its run. */
+/* The usual method for a longest ascending subsequence. ends[k] is the row with the least step that
+ * ends an ascending run of k + 1 rows, and before[i] the row before row i in its run. Returns the
+ * length of the longest run, whose last row is ends[length - 1]. */
 static size_t find_runs(const order *o, int64_t *ends, int64_t *before) {
   size_t longest = 0;
   for (size_t i = 0; i < o->count; i++) {
@@ -250,6 +271,8 @@ static bk_status order_read(order *o, bk_context *ctx, const char *path, int64_t
   return status;
 }
 
+/* This begins the second pass. `none` stands for a list without rows, because NULL means a first
+ * pass. */
 static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const order *o,
                            int64_t last_step) {
   static const int64_t none = 0;
@@ -259,6 +282,7 @@ static bk_status rows_open(rows *r, bk_context *ctx, const char *path, const ord
 
 /* ---- cutting ---- */
 
+/* Two walks use this: the one that finds out what a cut has to do, and the one that does it. */
 typedef struct cut {
   /* The last step that is asked for, and the step of the last row that stays: 0 before the first,
    * since steps count from 1. */
@@ -297,6 +321,7 @@ static void keep(rows *r, cut *c, const row_line *line) {
   bk_json_out_text(c->kept, "\n");
 }
 
+/* Rows past last_step are dropped without a word: they will be done again. */
 static bk_status cut_line(rows *r, cut *c, const row_line *line) {
   if (line->kind == EMPTY || line->kind == ROW) keep(r, c, line);
   else c->dropped = true;
@@ -352,6 +377,7 @@ static bk_status rewrite(bk_context *ctx, const char *path, const order *o, int6
   return status;
 }
 
+/* The file must be closed. */
 static bk_status truncate_at(bk_context *ctx, const char *path, uint64_t end) {
   int rc = ctx->fs.truncate(ctx->fs.user, path, end);
   return rc < 0 ? bk_fail(ctx, BK_ERR_IO, "cannot cut %s to %llu bytes: %s", path,
@@ -360,7 +386,8 @@ static bk_status truncate_at(bk_context *ctx, const char *path, uint64_t end) {
 }
 
 /* Looks first. In the usual case the file is good and only has rows at its end that are to be done
- * again: then it is just made shorter. */
+ * again: then it is just made shorter. Where anything but the end has to go, the file is written
+ * anew, in a third pass. */
 static bk_status cut_to(bk_context *ctx, const char *path, const order *o, int64_t last_step) {
   rows r;
   cut c = {.last_step = last_step, .prefix = true};
@@ -376,6 +403,7 @@ static bk_status cut_to(bk_context *ctx, const char *path, const order *o, int64
   return status;
 }
 
+/* A file that is not there needs no cut. */
 bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
   order o;
   if (ctx->fs.kind(ctx->fs.user, path) == -ENOENT) return BK_OK;
@@ -387,6 +415,7 @@ bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step) {
 
 /* ---- rows, columns ---- */
 
+/* A line_fn is called for each row that counts. */
 typedef bk_status (*line_fn)(void *arg, const row_line *line);
 
 /* The second pass: the rows that count, one by one; the callback may end it with a failure. */
@@ -419,6 +448,7 @@ static bk_status for_lines(bk_context *ctx, const char *path, line_fn each, void
   return status;
 }
 
+/* This carries the caller's function through a line_fn. */
 typedef struct receiver {
   bk_metrics_row_fn each;
   void *user;
@@ -429,10 +459,12 @@ static bk_status give_text(void *arg, const row_line *line) {
   return to->each(to->user, line->step, line->text, line->bytes);
 }
 
+/* Text and bytes of a row hold during the call only. */
 bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_row_fn each, void *user) {
   return for_lines(ctx, path, give_text, &(receiver){each, user});
 }
 
+/* The steps and the values of one key are two arrays that grow together. */
 typedef struct column {
   bk_context *ctx;
   const char *key;
@@ -452,6 +484,7 @@ static bk_status column_add(void *arg, const row_line *line) {
   return BK_OK;
 }
 
+/* Nothing is left to free on failure. */
 bk_status bk_metrics_read(bk_context *ctx, const char *path, const char *key, int64_t **steps,
                           double **values, int64_t *count) {
   column c = {.ctx = ctx, .key = key};

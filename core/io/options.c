@@ -3,7 +3,10 @@
  *
  * Two integer types have words for special values: null (0) for INT_OR_NULL, auto (-1) and off (0)
  * for INT_OR_AUTO. Integers and floats are kept apart strictly, as transformers does in
- * config.json. */
+ * config.json.
+ *
+ * Everything about a key is in its row: this file, the reader of JSON, --set, the help and the
+ * manual need no change when one is added. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,6 +15,8 @@
 #include "io/config_priv.h"
 #include "io/json_out.h"
 
+/* The tables are short, and options are looked up while a configuration is read, never in a
+ * step. */
 const bk_option *bk_option_find(const bk_option *table, const char *name, size_t length) {
   for (const bk_option *o = table; o->name; o++)
     if (strlen(o->name) == length && memcmp(o->name, name, length) == 0) return o;
@@ -30,6 +35,7 @@ bk_option_set bk_option_bits(const bk_option *table, const char *names) {
   return bits;
 }
 
+/* The text is "one of a, b, c", cut off where it does not fit. */
 static char *choices_text(const bk_option *o, char *text, size_t size) {
   int used = snprintf(text, size, "one of");
   for (const char *const *c = o->choices; *c && used > 0 && (size_t)used < size; c++)
@@ -57,6 +63,8 @@ char *bk_option_range_text(const bk_option *o, char *text, size_t size) {
   return text;
 }
 
+/* The one message for a value that is not allowed: where it came from, the key, what it must be,
+ * what it is. */
 static bk_status refuse(bk_context *ctx, const char *origin, const bk_option *o,
                         const char *given) {
   char range[BK_OPTION_TEXT];
@@ -69,6 +77,7 @@ static bool int_in_range(const bk_option *o, int64_t value) {
   return value >= (int64_t)o->min && value <= (int64_t)o->max;
 }
 
+/* The struct is written only after the check. */
 bk_status bk_option_set_int(bk_context *ctx, const char *origin, const bk_option *o, int64_t value,
                             void *config) {
   char given[24];
@@ -88,6 +97,7 @@ bk_status bk_option_set_double(bk_context *ctx, const char *origin, const bk_opt
   return BK_OK;
 }
 
+/* An enum is stored as the number of its choice. */
 static bk_status set_choice(bk_context *ctx, const char *origin, const bk_option *o,
                             const char *text, void *config) {
   for (int i = 0; o->choices[i]; i++) {
@@ -149,6 +159,8 @@ static bool value_in_range(const bk_option *o, const void *config) {
   return (i == BK_RECOMPUTE_AUTO && o->type == BK_OPT_INT_OR_AUTO) || int_in_range(o, i);
 }
 
+/* The result is BK_ERR_CONFIG if one of them is out of range. Values that came as text were checked
+ * when they were set; a program may have put anything into the struct. */
 bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option *table,
                            const void *config, bk_option_set *set) {
   bk_status status = BK_OK;
@@ -162,6 +174,7 @@ bk_status bk_options_check(bk_context *ctx, const char *origin, const bk_option 
   return status;
 }
 
+/* A number that no choice has is shown as "?", which happens in messages only. */
 static const char *choice_name(const bk_option *o, int value) {
   for (int i = 0; o->choices[i]; i++)
     if (i == value) return o->choices[i];

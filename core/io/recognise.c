@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A view says what is looked at, what was wanted of it, and where the words go. */
 typedef struct view {
   const unsigned char *p; /* the first n bytes of the file */
   size_t n;
@@ -18,16 +19,19 @@ typedef struct view {
   size_t room;
 } view;
 
+/* The number is little-endian. The caller has seen that all of its bytes are there. */
 static uint64_t number_at(const view *v, size_t at, int bytes) {
   uint64_t sum = 0;
   for (int i = bytes - 1; i >= 0; i--) sum = sum << 8 | v->p[at + (size_t)i];
   return sum;
 }
 
+/* The answer is false where the bytes would lie past the end of the sample. */
 static bool has(const view *v, size_t at, const void *bytes, size_t count) {
   return v->n >= at + count && memcmp(v->p + at, bytes, count) == 0;
 }
 
+/* These are groups of what may be wanted, because some tests make sense for one group only. */
 static bool wants_uint16(const view *v) {
   return v->wanted == BK_WANTED_UINT16 || v->wanted == BK_WANTED_UINT16_SAID;
 }
@@ -36,6 +40,8 @@ static bool wants_data(const view *v) { return v->wanted == BK_WANTED_TEXT || wa
 
 /* ---- what would be right ---- */
 
+/* Families differ in what a user can do: unpack it, take the ids out, convert weights, save it
+ * again from PyTorch, save its text, or nothing. */
 typedef enum family { PACKED, ARRAY, WEIGHTS, PYTORCH, DOCUMENT, OTHER } family;
 
 #define IDS_ALONE                                                                 \
@@ -64,6 +70,7 @@ static bool say(const view *v, const char *what, family f, const char *cure) {
 
 /* ---- kinds that a few bytes in one place show ---- */
 
+/* `count` bytes at offset `at` that show a kind of file. */
 typedef struct mark {
   const char *bytes;
   size_t count, at;
@@ -112,6 +119,7 @@ static const mark marks[] = {
      0, "an ELF program or library", OTHER, NULL},
 };
 
+/* The first mark that fits decides; none is the beginning of another one in the same place. */
 static bool is_marked(const view *v) {
   for (size_t i = 0; i < BK_COUNT(marks); i++)
     if (has(v, marks[i].at, marks[i].bytes, marks[i].count))
@@ -121,6 +129,7 @@ static bool is_marked(const view *v) {
 
 /* ---- kinds that take a closer look ---- */
 
+/* Whether the `length` bytes from `begin` on end with that text. */
 static bool ends_with(const view *v, size_t begin, size_t length, const char *text) {
   size_t tail = strlen(text);
   return length >= tail && has(v, begin + length - tail, text, tail);
@@ -139,6 +148,7 @@ static bool is_zip(const view *v) {
   return say(v, "a zip archive", PACKED, "unpack it first (unzip)");
 }
 
+/* A word is made of lower-case letters and underscores, as the name of a Python module is. */
 static bool is_word(const view *v, size_t at, size_t count) {
   for (size_t i = at; i < at + count; i++)
     if (i >= v->n || !(v->p[i] == '_' || (v->p[i] >= 'a' && v->p[i] <= 'z'))) return false;
@@ -334,7 +344,8 @@ static bool is_unmarked_utf16(const view *v, const census *c) {
 
 /* In texts control characters are few, or, where they separate fields and records, of few kinds.
  * Random and packed bytes have one in ten, of all kinds; streams of tokens, programs and UTF-16
- * have more. */
+ * have more. The limits: more than three control characters in ten bytes; or, in 512 bytes at
+ * least, more than one in 32 of twelve kinds or more. */
 static bool is_binary(const view *v) {
   census c;
   if (v->n < 64) return false;
@@ -352,7 +363,9 @@ static bool is_binary(const view *v) {
 }
 
 /* The bytes have nothing that a text does not have, over a length in which tokens would have had
- * something. */
+ * something. There must be at least 128 bytes without a control character and with ten different
+ * values. A token of 16 bits below 8192 has a high byte below 32, which is a control character more
+ * often than not; larger ones are rarely UTF-8 for 1024 bytes. */
 static bool is_text(const view *v) {
   census c;
   if (v->n < 128) return false;
@@ -385,13 +398,16 @@ static void look_at_places(const view *v, places *s) {
 }
 
 /* `used` counts the words that would hold numbers and are not 0, of which there must be one in
- * eight at least; `others` counts the words that must all be 0. */
+ * eight at least; `others` counts the words that must all be 0. One in eight keeps a stream of
+ * mostly zeros (padding) from being taken for a wider type. */
 static bool only(const places *s, size_t used, size_t words_a_row, size_t others) {
   return others == 0 && 8 * used >= words_a_row * s->rows;
 }
 
 /* Ids of a vocabulary above 65536, stored as 32 or 64 bits: the upper halves are below 16 and of
- * few kinds, and the lower halves (`words_a_row` of them in a row) use their whole range. */
+ * few kinds, and the lower halves (`words_a_row` of them in a row) use their whole range. A quarter
+ * of the upper halves must be one value, and a quarter of the lower ones 256 and more: a stream of
+ * pairs of an id and a small number looks nearly the same, which is why this counts last. */
 static bool has_tiny_halves(const places *s, size_t words_a_row) {
   size_t all = 0, most = 0;
   for (int i = 0; i < 16; i++) {
@@ -402,6 +418,7 @@ static bool has_tiny_halves(const places *s, size_t words_a_row) {
          4 * (s->wide[0] + s->wide[2]) >= words_a_row * s->rows;
 }
 
+/* The words end with the line of Python that makes a right file of it. */
 static bool say_width(const view *v, const char *what, const char *from) {
   const char *to = wants_uint16(v) ? "u2" : "u4";
   snprintf(v->words, v->room,
@@ -411,6 +428,7 @@ static bool say_width(const view *v, const char *what, const char *from) {
   return true;
 }
 
+/* The file is good as it is; only the setting is wrong. */
 static bool say_uint32(const view *v) {
   return say(
       v, "a stream of uint32 tokens, not of uint16: every second number would be 0 or nearly so",
@@ -418,7 +436,7 @@ static bool say_uint32(const view *v) {
 }
 
 /* Whether the numbers, read as floating-point numbers of `width` bytes, are all whole, from 0 to
- * 2^31, and not all 0. */
+ * 2^31, and not all 0. There must be 32 numbers, an eighth of them not 0. */
 static bool are_floats(const view *v, size_t width) {
   size_t nonzero = 0, count = v->n / width;
   for (size_t i = 0; i < count; i++) {
@@ -439,7 +457,8 @@ static bool say_floats(const view *v, const char *what) {
 }
 
 /* Ids with negative numbers among them, used as padding or for targets to ignore: the upper halves
- * are 0 or all ones. */
+ * are 0 or all ones. `used` is the number of bytes that hold the id, `width` that of the number. At
+ * most half of the numbers may be negative, and there must be 32. */
 static bool are_signed(const view *v, size_t width, size_t used) {
   size_t rows = v->n / width, negative = 0, seen = 0;
   for (size_t i = 0; i < rows; i++) {
@@ -463,6 +482,7 @@ static bool say_signed(const view *v, const char *what) {
       "ids are not negative: leave such numbers out and write the others as uint16 or uint32");
 }
 
+/* The wider type is tried first, as in is_wider. */
 static bool is_signed(const view *v) {
   if (are_signed(v, 8, 4))
     return say_signed(v, "a stream of 64-bit integers, some of them negative");
@@ -515,6 +535,8 @@ bool bk_recognise(const void *first, size_t count, uint64_t file_bytes, bk_wante
 
 /* ---- a stream that has failed the vocabulary ---- */
 
+/* A reading is a way to see the same bytes as numbers, with its name and that which NumPy has for
+ * it. */
 typedef struct reading {
   const char *name, *numpy;
   int width;

@@ -1,4 +1,5 @@
-/* What a file is that is not what was asked for, by its content: the name says nothing. */
+/* What a file is that is not what was asked for, by its content: the name says nothing. It is used
+ * where a file is opened for reading: token data, weights, configurations. */
 #ifndef BK_RECOGNISE_H
 #define BK_RECOGNISE_H
 

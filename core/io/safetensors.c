@@ -3,7 +3,11 @@
  * which may not be a file system at all.
  *
  * A reader holds its files open until bk_st_close. Entries and the strings that are handed out
- * belong to the reader. */
+ * belong to the reader.
+ *
+ * A file is 8 bytes with the length of the header, the header, and the data of all tensors end to
+ * end. Offsets in a header count from the beginning of the data (bk_st_file.data_start). Nothing of
+ * a file is trusted: every length is compared with the file's own before it is used. */
 #include "io/safetensors.h"
 
 #include <stdlib.h>
@@ -86,6 +90,7 @@ static bk_status read_header(bk_st_file *r, bk_st_table *table) {
   return status;
 }
 
+/* On failure close_file frees what there is. */
 static bk_status open_file(bk_st_file *r, bk_context *ctx, const char *path) {
   r->ctx = ctx;
   r->path = bk_strdup(ctx, path);
@@ -97,6 +102,7 @@ static void close_file(bk_st_file *r) {
   bk_free(r->ctx, r->path);
 }
 
+/* `path` is what messages about the whole begin with. */
 bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader) {
   bk_st_reader *r = bk_alloc(ctx, sizeof *r);
   if (!r) return BK_ERR_MEMORY;
@@ -119,6 +125,7 @@ bk_status bk_st_reader_add(bk_st_reader *r, const char *path, bk_st_table *table
   return BK_OK;
 }
 
+/* The tensors go straight into the reader's table, since there are no others. */
 bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
   bk_st_reader *r = NULL;
   BK_TRY(bk_st_reader_create(ctx, path, &r));
@@ -128,6 +135,7 @@ bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
   return status;
 }
 
+/* Entries and names that were handed out end with it. */
 void bk_st_close(bk_st_reader *reader) {
   if (!reader) return;
   bk_context *ctx = reader->ctx;
@@ -160,6 +168,7 @@ static bk_status look_at_length(bk_st_file *r, bool *whole) {
   return status;
 }
 
+/* *whole means something on success only. */
 bk_status bk_st_file_whole(bk_context *ctx, const char *path, bool *whole) {
   bk_st_file file = {0};
   bk_status status = open_file(&file, ctx, path);
@@ -180,6 +189,7 @@ static int compare_key(const void *key, const void *element) {
   return strcmp(key, (*(const bk_st_entry *const *)element)->name);
 }
 
+/* The name is found by bisection, since a checkpoint may have tens of thousands of tensors. */
 const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
   const bk_st_table *t = &reader->table;
   if (t->count == 0) return NULL;
@@ -188,6 +198,7 @@ const bk_st_entry *bk_st_find(const bk_st_reader *reader, const char *name) {
   return found ? *found : NULL;
 }
 
+/* The pairs are few, so that they are searched one by one. */
 const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
   for (size_t i = 0; i < reader->table.n_metadata; i++)
     if (strcmp(reader->table.metadata[i].key, key) == 0) return reader->table.metadata[i].value;
@@ -196,6 +207,7 @@ const char *bk_st_metadata(const bk_st_reader *reader, const char *key) {
 
 const char *bk_st_path(const bk_st_reader *reader) { return reader->path; }
 
+/* A reader of shards has several files. */
 static const bk_st_file *file_of(const bk_st_reader *reader, const bk_st_entry *entry) {
   return &reader->files[entry->file];
 }
@@ -204,6 +216,7 @@ const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entr
   return file_of(reader, entry)->path;
 }
 
+/* F16 is known by its name alone, since it has no bk_dtype. */
 static bool is_f16(const bk_st_entry *entry) { return strcmp(entry->dtype_name, "F16") == 0; }
 
 size_t bk_st_element_size(const bk_st_entry *entry) {
@@ -216,6 +229,7 @@ bool bk_st_is_float(const bk_st_entry *entry) {
 
 /* ---- data ---- */
 
+/* `offset` counts bytes from the beginning of the tensor. */
 static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset,
                            void *dst, size_t bytes) {
   const bk_st_file *file = file_of(reader, entry);
@@ -224,6 +238,8 @@ static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry,
              : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
 }
 
+/* The whole tensor is read, whose size the caller must know: a wrong one is a fault of the
+ * caller's. */
 bk_status bk_st_read(bk_st_reader *reader, const bk_st_entry *entry, void *dst, size_t bytes) {
   uint64_t size = entry->end - entry->begin;
   if (bytes != size)

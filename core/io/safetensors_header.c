@@ -5,7 +5,14 @@
  *
  * It is written by hand, and not over the JSON library, because the file is untrusted and may be
  * large: depth, duplicates and integers of 64 bits are decided here, and a failed allocation is
- * told from a fault of the text. */
+ * told from a fault of the text.
+ *
+ * A header:
+ *   {"__metadata__": {"format": "pt"},
+ *    "model.norm.weight": {"dtype": "F32", "shape": [64], "data_offsets": [0, 256]}, ...}
+ *
+ * Every function named take_X reads X at the place where the parser stands, steps past it, and on
+ * failure has logged what is wrong there. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,12 +36,14 @@ static const element_type element_types[] = {
     {"F6_E3M2", 6, BK_NONE}, {"F4", 4, BK_NONE},
 };
 
+/* The result is NULL for a dtype that the format does not have. */
 const char *bk_st_dtype_name(bk_dtype dtype) {
   for (size_t i = 0; i < BK_COUNT(element_types) && dtype != BK_NONE; i++)
     if (element_types[i].dtype == dtype) return element_types[i].name;
   return NULL;
 }
 
+/* The result is NULL for a name that is none of the format's. */
 static const element_type *find_type(const char *name) {
   for (size_t i = 0; i < BK_COUNT(element_types); i++)
     if (strcmp(element_types[i].name, name) == 0) return &element_types[i];
@@ -43,6 +52,7 @@ static const element_type *find_type(const char *name) {
 
 #define BK_ST_EXTENT_MAX ((uint64_t)1 << 60) /* ten times it is still a uint64_t */
 
+/* Where in the text the parser stands: [at, end) is still to be read, `start` is where it began. */
 typedef struct parser {
   bk_context *ctx;
   const char *path;
@@ -52,6 +62,7 @@ typedef struct parser {
 
 /* ---- tokens ---- */
 
+/* The message says where in the header the fault is, and of which tensor. */
 static bk_status fail_at(const parser *p, const char *what) {
   if (p->tensor)
     return bk_fail(p->ctx, BK_ERR_DATA, "%s: tensor %s: %s (header byte %zu)", p->path, p->tensor,
@@ -60,6 +71,7 @@ static bk_status fail_at(const parser *p, const char *what) {
                  (size_t)(p->at - p->start));
 }
 
+/* JSON allows these four characters between tokens. */
 static void skip_space(parser *p) {
   while (p->at < p->end && (*p->at == ' ' || *p->at == '\t' || *p->at == '\n' || *p->at == '\r'))
     p->at++;
@@ -73,6 +85,7 @@ static bool take(parser *p, char c) {
   return true;
 }
 
+/* The character must be next. */
 static bk_status expect(parser *p, char c) {
   char what[] = "'?' is missing";
   what[1] = c;
@@ -85,6 +98,7 @@ static bk_status more(parser *p, char close, bool *again) {
   return *again ? BK_OK : expect(p, close);
 }
 
+/* The four digits are looked at and not taken yet. */
 static bool hex4(const parser *p, unsigned *code) {
   if (p->end - p->at < 4) return false;
   *code = 0;
@@ -100,6 +114,7 @@ static bool hex4(const parser *p, unsigned *code) {
   return true;
 }
 
+/* Writes one character as UTF-8, and returns where the next one goes. */
 static char *put_utf8(char *out, unsigned code) {
   if (code < 0x80) {
     *out++ = (char)code;
@@ -225,6 +240,7 @@ static bk_status take_dtype(parser *p, bk_st_entry *e) {
   return type ? BK_OK : BK_ERR_DATA;
 }
 
+/* An empty list is a scalar, one element without dimensions. */
 static bk_status take_shape(parser *p, bk_st_entry *e) {
   bool again = true;
   BK_TRY(expect(p, '['));
@@ -239,6 +255,7 @@ static bk_status take_shape(parser *p, bk_st_entry *e) {
   return BK_OK;
 }
 
+/* How the two lie to each other and to the data is checked later (check_extent). */
 static bk_status take_offsets(parser *p, bk_st_entry *e) {
   BK_TRY(expect(p, '['));
   BK_TRY(take_size(p, &e->begin));
@@ -337,6 +354,7 @@ static bk_status take_tensor(parser *p, bk_st_table *table, char *name, uint64_t
 
 /* ---- __metadata__ ---- */
 
+/* A key without its value stays in the table after a failure, and is freed with it. */
 static bk_status take_pair(parser *p, bk_st_table *table) {
   BK_TRY(bk_grow(p->ctx, (void **)&table->metadata, &table->metadata_capacity,
                  table->n_metadata + 1, sizeof *table->metadata));
@@ -395,7 +413,8 @@ static bk_status take_name(parser *p, char **name) {
   return BK_OK;
 }
 
-/* A member is a tensor or __metadata__, which may come anywhere and once. */
+/* A member is a tensor or __metadata__, which may come anywhere and once. The name is freed here
+ * unless it becomes a tensor's. */
 static bk_status take_member(parser *p, bk_st_table *table, uint64_t data_bytes,
                              bool *has_metadata) {
   char *name;
@@ -428,6 +447,7 @@ static bk_status take_header(parser *p, bk_st_table *table, uint64_t data_bytes)
   return p->at == p->end ? BK_OK : fail_at(p, "something follows the closing '}'");
 }
 
+/* The array holds pointers to entries. */
 static int compare_names(const void *a, const void *b) {
   return strcmp((*(const bk_st_entry *const *)a)->name, (*(const bk_st_entry *const *)b)->name);
 }
@@ -441,6 +461,7 @@ static int compare_places(const void *a, const void *b) {
   return strcmp(x->name, y->name);
 }
 
+/* Two tensors of one name are found here, since they then stand side by side. */
 bk_status bk_st_table_sort(bk_st_table *table, const char *path) {
   bk_free(table->ctx, (void *)table->by_name);
   table->by_name = bk_alloc_array(table->ctx, table->count, sizeof *table->by_name);
@@ -465,7 +486,8 @@ bk_status bk_st_table_take(bk_st_table *table, bk_st_table *from) {
   return BK_OK;
 }
 
-/* With the entries in order of their data, each must begin where the one before ended. */
+/* With the entries in order of their data, each must begin where the one before ended. An empty
+ * tensor may stand at any such boundary. */
 static bk_status check_layout(const parser *p, const bk_st_table *table, uint64_t data_bytes) {
   uint64_t at = 0;
   for (size_t i = 0; i < table->count; i++) {
@@ -515,7 +537,9 @@ static bool digits(parser *p, uint64_t *value) {
   return p->at > first;
 }
 
-/* Finds every "data_offsets" and takes the largest end, without any look at what is around them. */
+/* Finds every "data_offsets" and takes the largest end, without any look at what is around them.
+ * `extent` is too large rather than too small where a name or a value looks like the member: such a
+ * file counts as not whole, and reading it says why. */
 uint64_t bk_st_header_extent(const char *text, size_t bytes) {
   parser p = {.at = text, .start = text, .end = text + bytes};
   uint64_t begin, end, extent = 0;
@@ -527,6 +551,7 @@ uint64_t bk_st_header_extent(const char *text, size_t bytes) {
   return extent;
 }
 
+/* This is safe after a failure of parsing at whatever point. */
 void bk_st_table_fini(bk_st_table *table) {
   for (size_t i = 0; i < table->count; i++) bk_free(table->ctx, table->entries[i].name);
   for (size_t i = 0; i < table->n_metadata; i++) {

@@ -4,7 +4,11 @@
  * one file.
  *
  * Index and shards must agree both ways: a tensor that only one of them knows means that files of
- * two models were mixed, or that a download is not complete. */
+ * two models were mixed, or that a download is not complete.
+ *
+ * An index, as transformers writes it:
+ *   {"metadata": {"total_size": 123456},
+ *    "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}} */
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +18,7 @@
 #define WEIGHTS "model.safetensors"
 #define INDEX "model.safetensors.index.json"
 
+/* An index lives while the shards are opened; the reader keeps nothing of it. */
 typedef struct shard_index {
   bk_context *ctx;
   const char *folder;
@@ -53,6 +58,7 @@ static bk_status check_pair(const shard_index *x, const char *tensor, const json
                  tensor, shard);
 }
 
+/* The array holds strings. */
 static int compare_texts(const void *a, const void *b) {
   return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
@@ -104,7 +110,8 @@ static void close_index(shard_index *x) {
   bk_free(x->ctx, x->path);
 }
 
-/* Reads and checks the index. On failure nothing is left open. */
+/* Reads and checks the index. On failure nothing is left open. x->map and the strings in x->shards
+ * are parts of x->root, and end with it. */
 static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x) {
   char *text = NULL;
   size_t bytes;
@@ -129,7 +136,8 @@ static const char *first_tensor_of(const shard_index *x, const char *shard) {
   return "";
 }
 
-/* All shards are looked for before the first is opened, which may take long to check. */
+/* All shards are looked for before the first is opened, which may take long to check. The message
+ * names a tensor of the missing shard, by which a user may find out what the shard was. */
 static bk_status check_present(const shard_index *x) {
   bk_status status = BK_OK;
   for (size_t i = 0; i < x->n_shards && status == BK_OK; i++) {
@@ -185,7 +193,8 @@ static bk_status check_promises(const shard_index *x, const bk_st_reader *reader
   return BK_OK;
 }
 
-/* The reader's table is sorted by name once, when all shards are in it. */
+/* The reader's table is sorted by name once, when all shards are in it. *reader is written on
+ * success only; what it needs of the index was copied by then. */
 static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
   bk_st_reader *r = NULL;
   BK_TRY(check_present(x));
@@ -202,6 +211,7 @@ static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
 
 /* ---- the folder ---- */
 
+/* Whether a file or a folder has that name does not matter here. */
 static bk_status is_there(bk_context *ctx, const char *folder, const char *name, bool *there) {
   int kind = -1;
   char *path = bk_path_join(ctx, folder, name);
@@ -220,11 +230,13 @@ static bk_status has_shards(bk_context *ctx, const char *folder, bool *shards) {
   return single ? BK_OK : is_there(ctx, folder, INDEX, shards);
 }
 
+/* This asks whether the folder has weights at all, in one of the two forms. */
 bk_status bk_st_folder_has(bk_context *ctx, const char *folder, bool *there) {
   BK_TRY(is_there(ctx, folder, WEIGHTS, there));
   return *there ? BK_OK : is_there(ctx, folder, INDEX, there);
 }
 
+/* A folder with neither form fails on the single file, whose name users know. */
 bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **reader) {
   shard_index x;
   bool shards;

@@ -4,12 +4,14 @@
 
 #include "io/safetensors.h"
 
+/* the format's own limit */
 #define BK_ST_HEADER_MAX ((uint64_t)100000000)
 
 /* The format is little-endian and tensors are moved as they are. */
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "safetensors files are read on little-endian machines only");
 
+/* A member of __metadata__; both strings are the table's. */
 typedef struct bk_st_pair {
   char *key, *value;
 } bk_st_pair;
@@ -19,6 +21,7 @@ typedef struct bk_st_file {
   bk_context *ctx;
   char *path;
   bk_file *file;
+  /* bytes of the file in front of the data: 8 and the header's */
   uint64_t data_start;
 } bk_st_file;
 
@@ -48,6 +51,7 @@ bk_status bk_st_table_sort(bk_st_table *table, const char *path);
  * end is missing: says nothing of what is wrong with a text, reading it does. */
 uint64_t bk_st_header_extent(const char *text, size_t bytes);
 
+/* One file, or all shards of an index; `path` is that of the file or of the index. */
 struct bk_st_reader {
   bk_context *ctx;
   char *path;

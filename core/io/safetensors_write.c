@@ -4,13 +4,18 @@
  * never in memory twice.
  *
  * A file counts only after bk_st_finish has synced it. Until then it may be torn, and
- * bk_st_abandon removes it. */
+ * bk_st_abandon removes it.
+ *
+ * The calls in their order: bk_st_create, bk_st_add_metadata and bk_st_add for everything that the
+ * file will have, bk_st_write until all declared bytes are there, bk_st_finish; bk_st_abandon after
+ * a failure of any of them. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/json_out.h"
 #include "io/safetensors_priv.h"
 
+/* A file that is being written; bk_st_finish or bk_st_abandon ends it. */
 struct bk_st_writer {
   bk_context *ctx;
   char *path;
@@ -29,6 +34,7 @@ static void free_names(bk_context *ctx, char **names, size_t count) {
   bk_free(ctx, names);
 }
 
+/* The caller has closed the file before. */
 static void writer_free(bk_st_writer *w) {
   bk_json_out_fini(&w->tensors);
   bk_json_out_fini(&w->metadata);
@@ -38,6 +44,7 @@ static void writer_free(bk_st_writer *w) {
   bk_free(w->ctx, w);
 }
 
+/* An older file of that name is overwritten. */
 bk_status bk_st_create(bk_context *ctx, const char *path, bk_st_writer **writer) {
   bk_st_writer *w = bk_alloc(ctx, sizeof *w);
   if (!w) return BK_ERR_MEMORY;
@@ -56,6 +63,7 @@ bk_status bk_st_create(bk_context *ctx, const char *path, bk_st_writer **writer)
   return status;
 }
 
+/* Copies a name to the end of a list. */
 static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t *capacity,
                           const char *name) {
   BK_TRY(bk_grow(ctx, (void **)names, capacity, *count + 1, sizeof **names));
@@ -65,12 +73,14 @@ static bk_status add_name(bk_context *ctx, char ***names, size_t *count, size_t 
   return BK_OK;
 }
 
+/* Declarations end with the first data. */
 static bk_status check_open(bk_st_writer *w, const char *name) {
   if (!w->begun) return BK_OK;
   return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %s comes too late: data was already written",
                  w->path, name);
 }
 
+/* Members keep the order of the calls. A key that comes twice is found when the header is made. */
 bk_status bk_st_add_metadata(bk_st_writer *w, const char *key, const char *value) {
   BK_TRY(check_open(w, key));
   BK_TRY(add_name(w->ctx, &w->keys, &w->n_keys, &w->key_capacity, key));
@@ -138,6 +148,7 @@ bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
 
 /* ---- data ---- */
 
+/* A full disk may take a part of the bytes. */
 static bk_status write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
   int64_t rc = w->ctx->fs.write(w->ctx->fs.user, w->file, data, bytes);
   if (rc >= 0 && (uint64_t)rc == bytes) return BK_OK;
@@ -193,7 +204,8 @@ static bk_status begin(bk_st_writer *w) {
   return status;
 }
 
-/* Data is counted, so that a file never has more of it than its header says. */
+/* Data is counted, so that a file never has more of it than its header says. Pieces need not end
+ * where tensors do. */
 bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
   BK_TRY(begin(w));
   if (bytes > w->declared - w->written)
@@ -220,6 +232,7 @@ bk_status bk_st_finish(bk_st_writer *w) {
   return BK_OK;
 }
 
+/* Removes the file. NULL is allowed. */
 void bk_st_abandon(bk_st_writer *w) {
   if (!w) return;
   if (w->file) w->ctx->fs.close(w->ctx->fs.user, w->file);

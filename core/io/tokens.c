@@ -1,12 +1,17 @@
 /* Tokens of one pass out of a safetensors file (tokens.h). Everything is checked here, so that the
  * model may take ids and targets as they are: ids below the vocabulary, targets the same or
- * IGNORED, the value that PyTorch's cross entropy passes over. */
+ * IGNORED, the value that PyTorch's cross entropy passes over.
+ *
+ * The file has input_ids [B,T] and may have targets [B,T]; both in I32 or I64. Positions are not
+ * shifted: targets[b][t] is what the model is to predict at position t. */
 #include "io/tokens.h"
 
 #include "io/safetensors.h"
 
 #define IGNORED (-100)
 
+/* The file and what its tokens must keep to: ids below `vocab`, sequences of at most `longest`
+ * tokens. */
 typedef struct source {
   bk_context *ctx;
   bk_st_reader *in;
@@ -14,6 +19,7 @@ typedef struct source {
   bk_tokens t;
 } source;
 
+/* `values` gets the B*T elements of a tensor of i32 or i64. */
 static bk_status read_integers(const source *s, const bk_st_entry *e, int64_t *values) {
   size_t count = (size_t)(s->t.batch * s->t.seq_len), bytes = (size_t)(e->end - e->begin);
   void *raw = bk_alloc(s->ctx, bytes);
@@ -25,6 +31,7 @@ static bk_status read_integers(const source *s, const bk_st_entry *e, int64_t *v
   return status;
 }
 
+/* Only dtype and number of dimensions are checked here; the sizes are compared elsewhere. */
 static bk_status check_integers(const source *s, const bk_st_entry *e) {
   if (e->dtype != BK_I32 && e->dtype != BK_I64)
     return bk_fail(s->ctx, BK_ERR_DATA, "%s: tensor %s has dtype %s, expected I32 or I64",
@@ -36,6 +43,7 @@ static bk_status check_integers(const source *s, const bk_st_entry *e) {
   return BK_OK;
 }
 
+/* The message says sequence and position, as a user counts them in Python. */
 static bk_status read_ids(source *s, int64_t *values) {
   BK_TRY(read_integers(s, bk_st_find(s->in, "input_ids"), values));
   for (int64_t i = 0; i < s->t.batch * s->t.seq_len; i++) {
@@ -114,6 +122,7 @@ static bk_status read_all(source *s) {
                  targets ? "" : "; a sequence of one token predicts nothing");
 }
 
+/* *tokens is written on success only, and is then to be freed with bk_tokens_fini. */
 bk_status bk_tokens_read(bk_context *ctx, const char *path, int64_t vocab_size, int64_t longest,
                          bk_tokens *tokens) {
   source s = {.ctx = ctx, .vocab = vocab_size, .longest = longest};

@@ -1,5 +1,9 @@
 /* Roofs of a device and times of its ops. See birkhoff/bench.h; what each op is given:
- * bench_cases.c. */
+ * bench_cases.c.
+ *
+ * A roof is a rate that no op can pass: the best flops of a square product, and the bytes that a
+ * copy moves, by the size of the copy, since a small one stays in a cache. An op's share is the
+ * least time that its flops and bytes need under these roofs, divided by the time that it took. */
 #include <birkhoff/bench.h>
 #include <math.h>
 #include <stdlib.h>
@@ -7,7 +11,10 @@
 
 #include "ops/bench_cases.h"
 
+/* the most samples of one op; more than fit into the time that is given are not wanted */
 #define MAX_SAMPLES 4096
+/* rows of the smallest and the largest square product, and the seconds at which products stop
+ * growing */
 #define ROOF_GEMM_MIN 128
 #define ROOF_GEMM_MAX 8192
 #define ROOF_GEMM_SECONDS 0.02
@@ -22,11 +29,15 @@ typedef struct bench {
   bk_context *ctx;
   bk_stream *stream;
   bk_memory *memory; /* of the op at hand */
+  /* letters of the ops' shapes; N and V are 1 while only roofs are measured */
   bk_bench_sizes sizes;
+  /* how long the samples of one op may take */
   double seconds;
+  /* [PATTERN] normal deviates times 0.3 */
   double *pattern;
 } bench;
 
+/* These are seconds of one launch; the kernel's name is that of its row. */
 typedef struct timing {
   double median, best;
   const char *kernel;
@@ -45,12 +56,14 @@ typedef struct gauge {
   int launches;          /* of one sample */
 } gauge;
 
+/* Gives the stream all launches of a sample without waiting in between. */
 static bk_status launch(const gauge *g) {
   for (int i = 0; i < g->launches; i++)
     BK_TRY(bk_plan_launch(g->stream, g->plan, g->args, g->workspace));
   return BK_OK;
 }
 
+/* *seconds gets the time of one launch, on average over those of the sample. */
 static bk_status sample(const gauge *g, double *seconds) {
   const bk_stream_ops *ops = g->stream->ops;
   double begin = g->begin ? 0 : bk_context_seconds(g->stream->device->ctx);
@@ -64,7 +77,9 @@ static bk_status sample(const gauge *g, double *seconds) {
   return BK_OK;
 }
 
-/* Warms up, and makes a sample as long as an event can tell well: about a millisecond. */
+/* Warms up, and makes a sample as long as an event can tell well: about a millisecond. The first
+ * launch is not counted, since it may load code. A sample has at most 100 launches, so that a very
+ * short one does not fill the stream's queue. */
 static bk_status gauge_start(gauge *g) {
   double warm;
   g->launches = 1;
@@ -80,6 +95,8 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+/* At least three samples are taken, and more until the time is up. A time of 0, which a coarse
+ * clock gives, counts as 1 ns. */
 static bk_status take_samples(const bench *b, gauge *g, timing *time) {
   double *times = bk_alloc_array(b->ctx, MAX_SAMPLES, sizeof *times), end;
   int n = 0;
@@ -97,6 +114,7 @@ static bk_status take_samples(const bench *b, gauge *g, timing *time) {
   return status;
 }
 
+/* A host has its clock; events there would only read it. */
 static bk_status gauge_events(bk_device *device, gauge *g) {
   if (device->props.host_memory) return BK_OK;
   BK_TRY(device->ops->event_create(device, &g->begin));
@@ -108,6 +126,8 @@ static void gauge_free(gauge *g) {
   if (g->begin) g->begin->ops->destroy(g->begin);
 }
 
+/* The plan is prepared outside of the time, as in a step. *time keeps no memory of the plan: the
+ * name of a kernel is static. */
 static bk_status time_op(const bench *b, bk_op op, const void *args, timing *time) {
   bk_plan plan = {0};
   bk_buffer *workspace = NULL;
@@ -128,17 +148,22 @@ static bk_status time_op(const bench *b, bk_op op, const void *args, timing *tim
 
 /* ---- operands ---- */
 
+/* Of "project.x" this is "x": an operand of a fused op is filled as in the op that it comes
+ * from. */
 static const char *leaf(const char *name) {
   const char *dot = strrchr(name, '.');
   return dot ? dot + 1 : name;
 }
 
+/* `names` are strings one after the other, ended by an empty one. */
 static bool is_among(const char *name, const char *names) {
   for (; *names; names += strlen(names) + 1)
     if (strcmp(name, names) == 0) return true;
   return false;
 }
 
+/* A step that is prime to `count`, so that multiples of it visit every element once: a permutation
+ * without a table. */
 static int64_t coprime(int64_t count) {
   static const int16_t primes[] = {7919, 7907, 7901};
   for (size_t i = 0; i < BK_COUNT(primes); i++)
@@ -147,7 +172,7 @@ static int64_t coprime(int64_t count) {
 }
 
 /* What the operand called `name` holds at element i of `count`, as a router would write it; last:
- * its last dimension. */
+ * its last dimension. Rows are spread evenly over the experts, tokens over the vocabulary. */
 static int32_t index_value(const bk_bench_sizes *z, const char *name, int64_t i, int64_t count,
                            int64_t last) {
   int64_t step = coprime(count);
@@ -169,6 +194,8 @@ static bk_status fill_index(const bench *b, const bk_tensor *t, const char *name
   return status;
 }
 
+/* This is a step in which the optimiser does everything: finite, not clipped, with a small learning
+ * rate. */
 static void step_values(double *v) {
   memset(v, 0, BK_STEP_FIELDS * sizeof *v);
   v[BK_STEP_LR] = 1e-6, v[BK_STEP_BC1] = 0.1, v[BK_STEP_BC2] = 0.05, v[BK_STEP_MAX_NORM] = 1,
@@ -197,6 +224,8 @@ static bk_status spread(const bench *b, const bk_tensor *t, int64_t done) {
   return BK_OK;
 }
 
+/* Factors of norms, second moments and the like are positive; the others are random of either sign.
+ * No operand is all zeros, since some devices multiply zeros with less power and so faster. */
 static bk_status fill_floats(const bench *b, const bk_tensor *t, const char *name) {
   int64_t count = bk_tensor_count(t), first = count < FIRST ? count : FIRST;
   double *values = bk_alloc_array(b->ctx, (size_t)first, sizeof *values);
@@ -226,6 +255,7 @@ static bk_status for_fields(const bench *b, bk_op op, const char *name, bk_any_a
   return BK_OK;
 }
 
+/* Writes the place into the args themselves. */
 static bk_status place_field(const bench *b, const char *field BK_UNUSED, bk_tensor *t) {
   return bk_memory_tensor(b->memory, BK_MEM_ACTIVATIONS, t->dtype, t->ndim, t->shape, t);
 }
@@ -256,6 +286,7 @@ static bk_status time_placed(bench *b, bk_op op, const char *name, bk_any_args *
   return time_op(b, op, args, time);
 }
 
+/* Memory is taken for each case and given back: the largest alone may fill the device. */
 static bk_status time_case(bench *b, bk_op op, const char *name, bk_any_args *args, timing *time) {
   BK_TRY(bk_memory_create(b->device, &b->memory));
   bk_status status = time_placed(b, op, name, args, time);
@@ -283,7 +314,8 @@ static bk_status measure_product(bench *b, double *flops_per_s) {
   return BK_OK;
 }
 
-/* Half of the bytes are read, half written. */
+/* Half of the bytes are read, half written. Sizes double from 2^BK_ROOF_COPY_MIN bytes; those that
+ * are not measured have the last one's rate. */
 static bk_status measure_copies(bench *b, bk_roof *roof) {
   timing time = {0};
   int i = 0;
@@ -300,7 +332,8 @@ static bk_status measure_copies(bench *b, bk_roof *roof) {
   return BK_OK;
 }
 
-/* By the copy whose size is nearest. */
+/* The least seconds that this many flops and bytes can take, if both go on at once. Bytes move at
+ * the rate of the copy whose size is nearest. */
 static double least_time(const bk_roof *roof, double flops, double bytes) {
   int i = bytes > 1 ? (int)lround(log2(bytes)) - BK_ROOF_COPY_MIN : 0;
   i = i < 0 ? 0 : i >= BK_ROOF_COPY_SIZES ? BK_ROOF_COPY_SIZES - 1 : i;
@@ -322,6 +355,8 @@ static bk_status check_use(bk_device *device, bk_dtype dtype, double seconds) {
   return BK_OK;
 }
 
+/* The random numbers are fixed, so that two runs time the same work. After a failure `end` frees
+ * what there is. */
 static bk_status begin(bench *b, bk_device *device, bk_dtype dtype, double seconds) {
   *b = (bench){.device = device,
                .ctx = device->ctx,
@@ -334,12 +369,14 @@ static bk_status begin(bench *b, bk_device *device, bk_dtype dtype, double secon
   return bk_stream_create(device, 0, &b->stream);
 }
 
+/* Passes the status on, so that a function can end with it. */
 static bk_status end(bench *b, bk_status status) {
   bk_stream_destroy(b->stream);
   bk_free(b->ctx, b->pattern);
   return status;
 }
 
+/* *flops_per_s is written on success only. */
 bk_status bk_bench_product(bk_device *device, bk_dtype dtype, double seconds, double *flops_per_s) {
   bench b;
   bk_status status = begin(&b, device, dtype, seconds);
@@ -369,6 +406,8 @@ static bk_status check_size(bk_context *ctx, const char *name, int64_t value, in
                  (long long)value, (long long)low, (long long)high);
 }
 
+/* T is the largest divisor of N up to 512, so that B sequences of T tokens are N tokens exactly.
+ * Heads are 64 wide, and so is the unit of the width. */
 static bk_status take_sizes(bench *b, const bk_bench_options *o) {
   bk_bench_sizes *z = &b->sizes;
   BK_TRY(check_size(b->ctx, "tokens", o->tokens, 1, 1 << 22));
@@ -385,6 +424,7 @@ static bk_status take_sizes(bench *b, const bk_bench_options *o) {
   return BK_OK;
 }
 
+/* wanted[op] is set for the ops in the list; no list means all of them. */
 static bk_status find_ops(bk_context *ctx, const bk_bench_options *o, bool *wanted) {
   for (int op = 1; op < BK_OP_COUNT; op++) wanted[op] = !o->ops;
   for (int i = 0; o->ops && i < o->n_ops; i++) {
@@ -397,12 +437,13 @@ static bk_status find_ops(bk_context *ctx, const bk_bench_options *o, bool *want
   return BK_OK;
 }
 
-/* n! rows past what a model allows, a product of factors for no power of two. */
+/* The mixtures of permutations need n! columns, and the products of factors a power of two. */
 static bool skipped(int64_t n, bk_op op) {
   return ((op == BK_OP_HC_PERM || op == BK_OP_HC_PERM_BWD) && n > BK_HC_PERM_MAX_N) ||
          ((op == BK_OP_HC_KRON || op == BK_OP_HC_KRON_BWD) && (n & (n - 1)));
 }
 
+/* The share is of the median time, which is what a step will see. */
 static bk_status measure_case(bench *b, const bk_roof *roof, bk_op op, const char *name,
                               bk_bench_row *row) {
   bk_any_args args;
@@ -415,6 +456,7 @@ static bk_status measure_case(bench *b, const bk_roof *roof, bk_op op, const cha
   return BK_OK;
 }
 
+/* Ops come in the order of ops.def. A failure, or `each` saying so, ends the run. */
 static bk_status measure_ops(bench *b, const bk_roof *roof, const bool *wanted,
                              bk_bench_row_fn each, void *user) {
   for (int i = 1; i < BK_OP_COUNT; i++) {

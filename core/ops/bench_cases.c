@@ -75,7 +75,8 @@ static const char *words_of(const char *name) {
 
 #define WORD BK_BENCH_WORD
 
-/* The next word of the line. */
+/* The next word of the line. The result is false at the end of the line, and for a word that is too
+ * long, which no case may have. */
 static bool next_word(const char **at, char word[WORD]) {
   *at += strspn(*at, " ");
   size_t length = strcspn(*at, " \n");
@@ -102,6 +103,7 @@ bool bk_bench_case_place(const char *name, const char *field, char place[BK_BENC
   return find_word(words_of(name), field, '@', place);
 }
 
+/* "-layer4" leaves out all operands of that layer. */
 static bool is_absent(const char *words, const char *field) {
   char word[WORD];
   while (next_word(&words, word))
@@ -117,6 +119,7 @@ typedef struct one_case {
   const char *name, *words;
 } one_case;
 
+/* A letter that no case names is n, the streams. */
 static int64_t size_of(const bk_bench_sizes *z, char letter) {
   switch (letter) {
     case 'A': return z->n + 2;
@@ -136,6 +139,8 @@ static int64_t size_of(const bk_bench_sizes *z, char letter) {
   }
 }
 
+/* The case's own word comes before that of the first line. A text that is no number is a product of
+ * letters. */
 static bk_status value_of(const one_case *c, const char *key, double *value) {
   char text[WORD];
   if (!find_word(c->words, key, '=', text) && !find_word(words_of("*"), key, '=', text))
@@ -154,6 +159,7 @@ static bk_status letter_of(const one_case *c, char letter, int64_t *size) {
   return BK_OK;
 }
 
+/* A dimension is "N*k", "E+1" or a number, as runtime/op_priv.h packs them. */
 static bk_status dim_of(const one_case *c, uint16_t dim, int64_t *size) {
   *size = bk_dim_first(dim) ? 1 : 0;
   BK_TRY(letter_of(c, bk_dim_first(dim), size));
@@ -164,6 +170,7 @@ static bk_status dim_of(const one_case *c, uint16_t dim, int64_t *size) {
 
 /* ---- arguments ---- */
 
+/* An operand that may be of any float dtype is stored, unless the case says `:c`. */
 static bk_dtype dtype_of(const one_case *c, const bk_op_field *field) {
   char text[WORD];
   int type = field->type & BK_TYPE_MASK;
@@ -182,6 +189,7 @@ static bk_status make_field(const one_case *c, const bk_op_field *field, bk_tens
   return BK_OK;
 }
 
+/* A kind is always mhc, the connection that this library is about. */
 static bk_status make_param(const one_case *c, const bk_op_param *p, void *at) {
   double value = BK_HC_MHC;
   const char *dot = strchr(p->name, '.');

@@ -4,10 +4,12 @@
 
 #include "ops/ops.h"
 
+/* E, and k choices of each token */
 #define BK_BENCH_EXPERTS 16
 #define BK_BENCH_CHOICES 2
 
-/* tokens, width, streams, vocabulary; what follows from them: batch, sequence, heads of 64 */
+/* The letters of the ops' shapes: N tokens of width C, n streams, V entries of the vocabulary; and
+ * what follows from them: B sequences of T tokens, H heads of 64. st and ct are the dtypes. */
 typedef struct bk_bench_sizes {
   bk_dtype st, ct;
   int64_t N, C, n, V, B, T, H;

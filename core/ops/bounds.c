@@ -11,8 +11,12 @@
 
 #include <string.h>
 
+/* The families are ops that move numbers, ops with a few roundings for each element, sums of
+ * products, and attention, whose softmax turns an error of a score into an error of a weight. */
 typedef enum { EXACT, ELEMENT, PRODUCT, ATTENTION } family;
 
+/* Everything that is not named is element-wise or a map. The two fused neighbours count as
+ * products, because a projection is in them. */
 static family op_family(bk_op op) {
   switch (op) {
     case BK_OP_COPY:
@@ -34,7 +38,8 @@ static family op_family(bk_op op) {
   }
 }
 
-/* Length of the sums of a product. */
+/* Length of the sums of a product. Rounding errors of a sum grow with its length; 0 for an op that
+ * is no product. */
 static double product_length(bk_op op, const void *args) {
   if (op == BK_OP_GEMM) {
     const bk_gemm_args *a = args;
@@ -51,6 +56,8 @@ static double product_length(bk_op op, const void *args) {
   return 0;
 }
 
+/* Whether the device would run the op as its composed default, by the lookup that a launch
+ * makes. */
 static bool runs_composed(const bk_device *device, bk_op op, const void *args) {
   if (!bk_op_describe(op)->composed) return false;
   const bk_kernel *kernel = bk_kernel_find(device, op, args);
@@ -63,6 +70,7 @@ static bool goes_on_from_stored(bk_op op) {
          op == BK_OP_HC_MERGE_MIX_BWD || op == BK_OP_HC_REBUILD;
 }
 
+/* This is half a unit in the last place, relative to the number: 2^-9 for bf16, 2^-24 for fp32. */
 double bk_op_rounding(const bk_device *device, bk_op op, const void *args) {
   bool between = bk_op_leading_dtype(op, args) == BK_BF16 &&
                  (goes_on_from_stored(op) || runs_composed(device, op, args));
@@ -87,6 +95,8 @@ static double stores(const bk_device *device, bk_op op, const void *args) {
   return runs_composed(device, op, args) ? 2 : 1;
 }
 
+/* An fp32 output that is computed from something stored in bf16 has the bound of bf16, because that
+ * rounding is in it. */
 double bk_op_bound(const bk_device *device, bk_op op, const bk_op_field *field, const void *args) {
   bk_dtype dtype = bk_op_field_get(args, field)->dtype;
   bool carries = goes_on_from_stored(op) && bk_op_leading_dtype(op, args) == BK_BF16;

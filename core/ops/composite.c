@@ -12,18 +12,24 @@
 #include "ops/ops.h"
 #include "runtime/connection.h"
 
-/* State of a composed plan: one plan for each step. */
+/* State of a composed plan: one plan for each step. It belongs to the plan (bk_plan.state) and is
+ * freed with it. The kernels of the steps use the part of the workspace behind the first `scratch`
+ * bytes. */
 typedef struct composite_state {
   size_t scratch;
   int n_plans;
   bk_plan plans[];
 } composite_state;
 
+/* A visitor does something with a step: find_step, prepare_step or launch_step below. */
 typedef bk_status (*step_visitor)(bk_composition *c, bk_op op, const void *args);
+/* This is one walk over the steps of a composed op. It lives on the stack of the function that
+ * walks. */
 struct bk_composition {
   step_visitor visit; /* NULL: steps are only counted */
   bk_status status;   /* the first failure; later steps are no longer visited */
   int n_steps;        /* so far */
+  /* during a launch; empty before */
   bk_place workspace;
   size_t scratch; /* bytes of scratch so far */
   /* What the visitors work with: the lookup with `asked`, prepare with `device`, launch with
@@ -35,11 +41,13 @@ struct bk_composition {
   size_t largest; /* workspace of a step */
 };
 
+/* The count goes on after a failure, so that a step always has the same number. */
 void bk_compose_step(bk_composition *c, bk_op op, const void *args) {
   if (c->visit && c->status == BK_OK) c->status = c->visit(c, op, args);
   c->n_steps++;
 }
 
+/* Scratch is never given back within an op: its steps are few, and what they keep is small. */
 bk_tensor bk_compose_scratch(bk_composition *c, const bk_tensor *like) {
   bk_tensor t = bk_tensor_make(like->dtype, like->ndim, like->shape);
   t.buffer = c->workspace.buffer;
@@ -90,6 +98,7 @@ void bk_compose_hc_maps_bwd(const void *args, bk_composition *c) {
 
 /* ---- pre + norm ---- */
 
+/* y is stored between the two, as the op's definition has it: the norm acts on what was rounded. */
 void bk_compose_hc_pre_norm(const void *args, bk_composition *c) {
   const bk_hc_pre_norm_args *a = args;
   BK_COMPOSE(c, HC_PRE, hc_pre, .x = a->x, .pre = a->pre, .y = a->y);
@@ -108,6 +117,8 @@ void bk_compose_hc_pre_norm_bwd(const void *args, bk_composition *c) {
 
 /* ---- post + res ---- */
 
+/* The mixed streams come first, then the post part is added, which rounds once more than a fused
+ * kernel. */
 void bk_compose_hc_post_res(const void *args, bk_composition *c) {
   const bk_hc_post_res_args *a = args;
   if (bk_tensor_present(&a->comb))
@@ -144,6 +155,8 @@ void bk_compose_hc_merge_mix(const void *args, bk_composition *c) {
   bk_compose_step(c, BK_OP_HC_PRE_NORM, &a->pre_norm);
 }
 
+/* In reverse: the gradient of the streams is complete once the projection has added its part, and
+ * only then does the merge of the sublayer before take it. */
 void bk_compose_hc_merge_mix_bwd(const void *args, bk_composition *c) {
   const bk_hc_merge_mix_bwd_args *a = args;
   bk_compose_step(c, BK_OP_HC_PRE_NORM_BWD, &a->pre_norm);
@@ -169,6 +182,8 @@ void bk_compose_hc_rebuild(const void *args, bk_composition *c) {
 
 /* ---- from compositions to kernels ---- */
 
+/* This is the one place where an op finds its compose function. It is made from the COMPOSED rows
+ * of ops.def. */
 static void compose(bk_op op, const void *args, bk_composition *c) {
   switch (op) {
 #define OP(...)
@@ -182,10 +197,13 @@ static void compose(bk_op op, const void *args, bk_composition *c) {
   }
 }
 
+/* The lookup: is there a kernel for this step? Steps that are composed themselves are looked
+ * into. */
 static bk_status find_step(bk_composition *c, bk_op op, const void *args) {
   return bk_kernel_find(c->asked, op, args) ? BK_OK : BK_ERR_UNSUPPORTED;
 }
 
+/* If one step has no kernel, the fused op has none. */
 static bool composite_accepts(const bk_kernel *self, const bk_device *device, const void *args) {
   bk_composition c = {.visit = find_step, .asked = device};
   compose(self->op, args, &c);
@@ -199,6 +217,7 @@ static void composite_release(bk_device *device, void *state) {
   bk_free(device->ctx, s);
 }
 
+/* n_plans counts those that were made, so that a failure releases these and no others. */
 static bk_status prepare_step(bk_composition *c, bk_op op, const void *args) {
   bk_plan *plan = &c->state->plans[c->n_steps];
   BK_TRY(bk_plan_prepare(c->device, op, args, plan));
@@ -234,6 +253,7 @@ static bool copies_onto_itself(bk_op op, const void *args) {
          a->x.offset == a->y.offset;
 }
 
+/* All steps use one workspace behind the scratch, one after the other on the stream. */
 static bk_status launch_step(bk_composition *c, bk_op op, const void *args) {
   bk_place rest = {c->workspace.buffer, c->workspace.offset + c->state->scratch};
   return copies_onto_itself(op, args)
@@ -241,6 +261,7 @@ static bk_status launch_step(bk_composition *c, bk_op op, const void *args) {
              : bk_plan_launch(c->stream, &c->state->plans[c->n_steps], args, rest);
 }
 
+/* The walk is made again, now with buffers; it allocates nothing. */
 static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const void *args,
                                   bk_place workspace) {
   bk_composition c = {
@@ -249,6 +270,7 @@ static bk_status composite_launch(bk_stream *stream, const bk_plan *plan, const 
   return c.status;
 }
 
+/* Each composed op has a row. Dtypes and kinds are not limited here, since the steps limit them. */
 #define ALL_FLOATS (BK_DT(BK_F32) | BK_DT(BK_BF16) | BK_DT(BK_F64))
 #define OP(...)
 #define COMPOSED(ID, ...)        \

@@ -4,6 +4,8 @@
  * supported is to make this lookup. */
 #include "ops/ops.h"
 
+/* A row takes args by their leading dtype, by the kind of connection where the op has one, and by
+ * its own test, which comes last because it may cost the most. */
 bool bk_kernel_takes(const bk_kernel *kernel, const bk_device *device, const void *args) {
   bk_hc_kind kind = bk_op_kind(kernel->op, args);
   return kernel->dtypes & BK_DT(bk_op_leading_dtype(kernel->op, args)) &&
@@ -26,6 +28,7 @@ const bk_kernel *bk_kernel_find(const bk_device *device, bk_op op, const void *a
   return own ? own : bk_composite_find(device, op, args);
 }
 
+/* The message has the shapes and dtypes, because a kernel may refuse an op for these alone. */
 static bk_status unsupported(bk_device *device, bk_op op, const void *args) {
   char text[2048];
   return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "%s has no kernel for %s (%s)%s",
@@ -52,6 +55,7 @@ bk_status bk_plan_prepare(bk_device *device, bk_op op, const void *args, bk_plan
   return BK_OK;
 }
 
+/* A plan that was never made has no kernel. */
 void bk_plan_release(bk_plan *plan) {
   if (plan->kernel) plan->kernel->release(plan->device, plan->state);
   *plan = (bk_plan){0};
@@ -70,6 +74,7 @@ static bk_status launch_and_sync(bk_stream *stream, const bk_plan *plan, const v
   return status != BK_OK ? status : synced;
 }
 
+/* The plan is prepared anew each time, which a step never does. */
 bk_status bk_op_run(bk_stream *stream, bk_op op, const void *args) {
   bk_plan plan = {0};
   BK_TRY(bk_plan_prepare(stream->device, op, args, &plan));

@@ -26,6 +26,7 @@ typedef struct range {
   bool written;
 } range;
 
+/* Neighbours that only meet at an end do not count: they may be copied apart. */
 static bool ranges_touch(const range *a, const range *b) {
   return a->buffer == b->buffer && a->begin < b->end && b->begin < a->end;
 }
@@ -99,6 +100,7 @@ static void redirect(bk_op op, void *args, const range *ranges, int count, bk_bu
   }
 }
 
+/* Waits, because the caller goes on with memory that the kernel writes. */
 static bk_status run_there(const fallback_state *s, bk_stream *other, const void *args) {
   BK_TRY(bk_plan_launch(other, &s->plan, args, (bk_place){s->workspace, 0}));
   return other->ops->sync(other);
@@ -139,6 +141,7 @@ static bk_status fallback_launch(bk_stream *stream, const bk_plan *plan, const v
   return run_there(s, other, args);
 }
 
+/* Works on a half-made state too; `device` is the one that fell back. */
 static void fallback_release(bk_device *device, void *state) {
   fallback_state *s = state;
   bk_plan_release(&s->plan);
@@ -147,6 +150,8 @@ static void fallback_release(bk_device *device, void *state) {
   bk_free(device->ctx, s);
 }
 
+/* This is a row of no table: its op is BK_OP_NONE, and no lookup finds it. The state knows the
+ * op. */
 static const bk_kernel fallback_kernel = {.name = "fallback",
                                           .accepts = bk_kernel_accepts_all,
                                           .prepare = bk_kernel_prepare_none,

@@ -7,8 +7,9 @@
 #include "ops/ops.h"
 
 /* ---- bounds.c ---- */
-/* Bound on the normalised mean squared error of an output; 0: it must be exact. args: as the
- * device has them. */
+/* Bound on the normalised mean squared error of an output; 0: it must be exact. args: as the device
+ * has them. `device` matters because a composed op rounds more often than a fused kernel, and
+ * because it may have been opened with TF32 products. */
 double bk_op_bound(const bk_device *device, bk_op op, const bk_op_field *field, const void *args);
 /* The size of the roundings that the op may make on its way, relative to what is rounded: of bf16
  * where the device stores in it and goes on from what it stored, else of fp32. */
@@ -18,6 +19,7 @@ double bk_op_rounding(const bk_device *device, bk_op op, const void *args);
 /* To the nearest number of the dtype, once. */
 double bk_round_to(bk_dtype dtype, double x);
 
+/* What bk_judge found, over the whole output; errors are in the units of its elements. */
 typedef struct bk_judgement {
   bool within;
   /* the element that decided: where not, one that must be exact or is not a finite number on both
@@ -35,7 +37,8 @@ typedef struct bk_judgement {
 void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t count, double bound,
               double sensitivity, bk_judgement *j);
 /* For measuring that: x moved at random by about `rounding` of itself, and the nmse between two
- * results. */
+ * results. `stream` and `index` number the input and its element, so that the same call moves the
+ * same way. bk_judge_distance is 0 where the exact result is zero. */
 double bk_judge_move(double x, double rounding, uint64_t stream, uint64_t index);
 double bk_judge_distance(const double *moved, const double *want, int64_t count);
 #define BK_JUDGE_TRIES 4 /* of which the largest counts */

@@ -11,12 +11,13 @@
 #define COMPOSED_OF(ID, name, ...) COMPOSED(ID, name, )
 #define OP(ID, name, ...)
 #include "runtime/ops.def"
-/* The row that runs a composed op as its default, or NULL: the op is not composed of others, or
- * the device has no kernel for one of its steps. */
+/* The row that runs a composed op as its default, or NULL: the op is not composed of others, or the
+ * device has no kernel for one of its steps. The row is static: nobody frees it. */
 const bk_kernel *bk_composite_find(const bk_device *device, bk_op op, const void *args);
 /* Adds the next step; its args are used during the call only. */
 void bk_compose_step(bk_composition *c, bk_op op, const void *args);
-/* A contiguous tensor in the workspace, of the shape of `like`. */
+/* A contiguous tensor in the workspace, of the shape of `like`. Its contents are undefined at
+ * first. While a plan is prepared it has no buffer. */
 bk_tensor bk_compose_scratch(bk_composition *c, const bk_tensor *like);
 #define BK_COMPOSE(c, ID, name, ...)                                        \
   do {                                                                      \
@@ -26,7 +27,8 @@ bk_tensor bk_compose_scratch(bk_composition *c, const bk_tensor *like);
 
 /* ---- fallback.c ---- */
 /* Prepares `op` on the fallback device of `device` (cpu; for cpu itself ref). BK_ERR_UNSUPPORTED
- * without a message when it has no kernel either. */
+ * without a message when it has no kernel either. *plan is written only on success; its launch
+ * waits for the device. */
 bk_status bk_fallback_prepare(bk_device *device, bk_op op, const void *args, bk_plan *plan);
 
 #endif

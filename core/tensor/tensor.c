@@ -23,6 +23,7 @@ typedef union element {
   uint8_t u;
 } element;
 
+/* An i64 beyond 2^53 is rounded, since no double holds it. */
 double bk_dtype_load(bk_dtype dtype, const void *p) {
   element v;
   memcpy(&v, p, bk_dtype_size(dtype));
@@ -47,6 +48,7 @@ static int64_t to_integer(double x, double low, double high) {
   return r < high ? (int64_t)r : high >= 0x1p63 ? INT64_MAX : (int64_t)high;
 }
 
+/* Numbers out of range become infinite in a float dtype. BK_NONE stores nothing. */
 void bk_dtype_store(bk_dtype dtype, void *p, double x) {
   element v = {.l = 0};
   switch (dtype) {
@@ -62,6 +64,7 @@ void bk_dtype_store(bk_dtype dtype, void *p, double x) {
   memcpy(p, &v, bk_dtype_size(dtype));
 }
 
+/* The size is in bytes, and 0 for no dtype. */
 size_t bk_dtype_size(bk_dtype dtype) {
   switch (dtype) {
     case BK_F32:
@@ -76,6 +79,8 @@ size_t bk_dtype_size(bk_dtype dtype) {
   return 0;
 }
 
+/* The names are those of configurations and messages. Any number may be passed, for messages about
+ * a wrong one. */
 const char *bk_dtype_name(bk_dtype dtype) {
   static const char *const names[BK_DTYPE_COUNT] = {"none", "fp32", "bf16", "fp64",
                                                     "i32",  "i64",  "u8"};
@@ -132,6 +137,7 @@ bk_tensor bk_tensor_4d(bk_dtype dtype, int64_t a, int64_t b, int64_t c, int64_t 
   return bk_tensor_make(dtype, 4, (int64_t[]){a, b, c, d});
 }
 
+/* A tensor without dimensions has one element. */
 int64_t bk_tensor_count(const bk_tensor *t) {
   if (!bk_tensor_present(t)) return 0;
   int64_t count = 1;
@@ -139,10 +145,12 @@ int64_t bk_tensor_count(const bk_tensor *t) {
   return count;
 }
 
+/* This is what a contiguous tensor takes; what a view with gaps covers is bk_tensor_span. */
 size_t bk_tensor_bytes(const bk_tensor *t) {
   return (size_t)bk_tensor_count(t) * bk_dtype_size(t->dtype);
 }
 
+/* The last element lies where every index is at its largest, since no stride is negative. */
 size_t bk_tensor_span(const bk_tensor *t) {
   if (bk_tensor_count(t) == 0) return 0;
   int64_t last = 0;
@@ -161,6 +169,7 @@ bool bk_tensor_contiguous(const bk_tensor *t) {
   return true;
 }
 
+/* Most kernels ask this of their operands, so that a row can be read as a vector. */
 bool bk_tensor_rows_dense(const bk_tensor *t) {
   return t->ndim == 0 || t->shape[t->ndim - 1] == 1 || t->stride[t->ndim - 1] == 1;
 }
@@ -172,6 +181,7 @@ bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b) {
   return true;
 }
 
+/* Appends "[1,2,3]"; what does not fit is cut off. */
 static void append_list(char *text, size_t size, const int64_t *values, int n) {
   for (int i = 0; i < n; i++) {
     size_t used = strlen(text);
@@ -199,6 +209,7 @@ char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size) {
   return text;
 }
 
+/* The place moves by whole strides, the strides stay, so that rows keep their distance. */
 bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length) {
   assert(dim >= 0 && dim < t.ndim);
   assert(begin >= 0 && length >= 0 && begin + length <= t.shape[dim]);
@@ -207,6 +218,7 @@ bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length) {
   return t;
 }
 
+/* The number of elements must be the same. A view with gaps has no other shape without a copy. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape) {
   assert(bk_tensor_contiguous(&t));
   bk_tensor r = bk_tensor_make(t.dtype, ndim, shape);
@@ -216,6 +228,7 @@ bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape) {
   return r;
 }
 
+/* Only shape and stride change places; no element moves. */
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b) {
   assert(dim_a >= 0 && dim_a < t.ndim && dim_b >= 0 && dim_b < t.ndim);
   int64_t shape = t.shape[dim_a], stride = t.stride[dim_a];

@@ -9,10 +9,12 @@
 
 #include "base/base.h"
 
+/* The dtypes that weights and activations may have; integers are ids, indices and counts. */
 static inline bool bk_dtype_is_float(bk_dtype d) {
   return d == BK_F32 || d == BK_BF16 || d == BK_F64;
 }
 
+/* bf16 is the upper half of an fp32, so that every bf16 is exactly an fp32. */
 static inline float bk_bf16_to_f32(uint16_t h) {
   union {
     uint32_t u;
@@ -52,9 +54,12 @@ double bk_dtype_load(bk_dtype dtype, const void *p);
  * masters. Integers are rounded to the nearest and saturate. */
 void bk_dtype_store(bk_dtype dtype, void *p, double x);
 
+/* Batch, positions, heads and width are the most that an op needs. */
 #define BK_MAX_DIMS 4
 typedef struct bk_buffer bk_buffer; /* runtime/backend.h */
 
+/* A shape with strides over a part of a buffer. It is copied freely; whoever made the buffer keeps
+ * it alive for as long as any tensor refers to it. */
 typedef struct bk_tensor {
   bk_buffer *buffer; /* NULL while only shapes are planned */
   size_t offset;     /* bytes from the start of the buffer */
@@ -64,7 +69,8 @@ typedef struct bk_tensor {
   int64_t stride[BK_MAX_DIMS]; /* in elements; entries past ndim are 0 */
 } bk_tensor;
 
-/* A contiguous tensor without a place, such as bk_tensor_make(BK_F32, 2, (int64_t[]){3, 4}). */
+/* A contiguous tensor without a place, such as bk_tensor_make(BK_F32, 2, (int64_t[]){3, 4}).
+ * bk_tensor_1d to 4d are the same with the sizes as arguments, outermost first. */
 bk_tensor bk_tensor_make(bk_dtype dtype, int ndim, const int64_t *shape);
 bk_tensor bk_tensor_1d(bk_dtype dtype, int64_t a);
 bk_tensor bk_tensor_2d(bk_dtype dtype, int64_t a, int64_t b);
@@ -75,9 +81,12 @@ BK_MODULE_API int64_t bk_tensor_count(const bk_tensor *t); /* elements; 0 if abs
 size_t bk_tensor_bytes(const bk_tensor *t);                /* bytes of the elements, without gaps */
 /* Bytes from the first element to past the last, gaps included. */
 BK_MODULE_API size_t bk_tensor_span(const bk_tensor *t);
+/* The elements lie row by row without gaps, as uploads, files and messages between ranks need
+ * them. */
 BK_MODULE_API bool bk_tensor_contiguous(const bk_tensor *t);
 /* True when the rows (last dimension) are dense: stride[ndim-1] == 1 or shape 1. */
 bool bk_tensor_rows_dense(const bk_tensor *t);
+/* Dtypes and strides do not matter. */
 BK_MODULE_API bool bk_tensor_same_shape(const bk_tensor *a, const bk_tensor *b);
 /* "[2,3,4] fp32 strides [12,4,1]" into text (at most `size` bytes); returns text. */
 char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
@@ -89,6 +98,7 @@ char *bk_tensor_describe(const bk_tensor *t, char *text, size_t size);
 BK_MODULE_API bk_tensor bk_tensor_slice(bk_tensor t, int dim, int64_t begin, int64_t length);
 /* Same elements in a new shape; the tensor must be contiguous. */
 bk_tensor bk_tensor_reshape(bk_tensor t, int ndim, const int64_t *shape);
+/* Exchanges two dimensions, which is the usual way to hand a weight to a product. */
 bk_tensor bk_tensor_transpose(bk_tensor t, int dim_a, int dim_b);
 /* Splits dimension `dim` of size a*b into two, [a, b]; legal for any stride. */
 bk_tensor bk_tensor_split(bk_tensor t, int dim, int64_t b);

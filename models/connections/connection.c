@@ -1,7 +1,9 @@
 /* From a connection to the calls of its kind (connection.h). A kind without a fused form of two
- * neighbouring calls gets them one after the other. */
+ * neighbouring calls gets them one after the other. No function here knows a kind; a new one needs
+ * no change in this file. */
 #include "models/connections/connection.h"
 
+/* Both neighbours have the same kind: a model has one kind for all its sublayers. */
 static const bk_connection_calls *calls_of(const bk_connection *c) { return c->kind->calls; }
 
 bk_status bk_connection_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
@@ -36,6 +38,8 @@ bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const 
   return calls_of(c)->mix_bwd(rec, c, a, g, dh, D, accumulate);
 }
 
+/* Without a fused form mix_bwd completes D, the gradient of the streams between the two sublayers,
+ * and merge_bwd of the sublayer before rewrites it in place. */
 bk_status bk_connection_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
                                       const bk_connection *c_prev, const bk_mix_acts *a,
                                       const bk_mix_grads *g, const bk_mix_acts *prev,

@@ -8,17 +8,27 @@
  * streams, is one buffer that is rewritten in place from sublayer to sublayer. Fused neighbours
  * (merge_mix) give the same bits as merge, then mix, on ref and cpu. A backend may sum a
  * projection in another order there, so that a model cut into stages may differ from the whole in
- * the last bits. */
+ * the last bits.
+ *
+ * Order of the calls for one sublayer: mix, F, merge; backward: merge_bwd, F's dgrad, mix_bwd.
+ * Names of gradients: dout that of the streams after the merge, df that of F's output, dh that of
+ * F's normed input. All tensors are planned by places.c before anything is recorded here. */
 #ifndef BK_CONNECTION_H
 #define BK_CONNECTION_H
 
 #include "models/program.h"
 #include "runtime/connection.h"
 
+/* One connection: its kind, its sizes and its parameters. params.c fills it in; the blocks are the
+ * model's. */
 typedef struct bk_connection {
   const bk_connection_kind *kind;
+  /* n is the number of streams, iters that of Sinkhorn's iterations, for kinds that iterate */
   int n, iters;
   int64_t width; /* C */
+  /* hc_eps is added to the read gates and in Sinkhorn's divisions, and is 0 for kinds with signed
+   * maps; norm_eps (rms_norm_eps) is in the norm of the projection and in the norm in front of
+   * F. */
   double hc_eps, norm_eps;
   bk_param_block *norm; /* the norm in front of F: [C]; NULL: h is the mix itself */
   bk_param_block *param[BK_CONNECTION_MAX_PARAMS]; /* in the order of kind->params; then NULL */
@@ -37,8 +47,9 @@ typedef struct bk_connection_map {
   bool grad_crosses; /* merge_bwd makes its gradient, which mix_bwd of the same sublayer reads */
 } bk_connection_map;
 
-/* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have
- * are absent. */
+/* What one sublayer's connection keeps for one micro-batch; tensors that a kind does not have are
+ * absent. Several of them may lie in one place where nothing has to be kept, or where recompute
+ * makes them again (places.c): x, y, h and rstd can be rebuilt, f and the maps cannot. */
 typedef struct bk_mix_acts {
   bk_tensor x;     /* [N,n,C] streams in, or [N,C] */
   bk_tensor y, h;  /* [N,C] st: the mix, and normed */
@@ -48,6 +59,8 @@ typedef struct bk_mix_acts {
   bk_tensor map[BK_CONNECTION_MAX_MAPS]; /* in the order of calls->maps */
 } bk_mix_acts;
 
+/* The gradients of the maps of one sublayer, shaped as the maps. merge_bwd writes those of post and
+ * comb, mix_bwd the others, which it needs only itself. */
 typedef struct bk_mix_grads {
   bk_tensor map[BK_CONNECTION_MAX_MAPS];
 } bk_mix_grads;
@@ -71,6 +84,8 @@ struct bk_connection_calls {
   bk_status (*merge_mix_bwd)(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                              const bk_mix_grads *g, const bk_mix_acts *prev,
                              const bk_mix_grads *g_prev, bk_tensor dh, bk_tensor D, bk_tensor df);
+  /* NULL is not allowed here: every kind of a model can be rebuilt. All connections are of one
+   * kind. */
   bk_status (*rebuild)(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
                        int count);
   /* Picks pre and post [N,n] and comb [N,n,n] among the maps; those that the kind lacks stay
@@ -86,8 +101,9 @@ bk_status bk_connection_merge(bk_recorder *rec, const bk_connection *c, const bk
 /* Merge of c into next->x, then the mix of the next. */
 bk_status bk_connection_merge_mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                   const bk_connection *c_next, const bk_mix_acts *next);
-/* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x
- * of all but the first, from the first x, the kept f and maps. */
+/* Recompute: y, h and rstd of `count` neighbouring sublayers (1 to BK_HC_REBUILD_MAX) and the x of
+ * all but the first, from the first x, the kept f and maps. It also reads the kept pre, post and
+ * comb, and never the projection. */
 bk_status bk_connection_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                 const bk_mix_acts *a, int count);
 
@@ -98,7 +114,8 @@ bk_status bk_connection_merge_bwd(bk_recorder *rec, const bk_connection *c, cons
                                   const bk_mix_grads *g, bk_tensor dout, bk_tensor dx,
                                   bk_tensor df);
 /* Backward of mix: adds to D (or overwrites it with) what comes through the mix, and adds the
- * parameters' gradients. */
+ * parameters' gradients. With `accumulate` D already holds what bypasses the sublayer (merge_bwd's
+ * dx). Only the end of the model overwrites: nothing bypasses the head. */
 bk_status bk_connection_mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                                 const bk_mix_grads *g, bk_tensor dh, bk_tensor D, bool accumulate);
 /* mix_bwd of c, then merge_bwd of the sublayer before it. F lies on the other side of the merge,

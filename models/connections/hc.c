@@ -1,11 +1,16 @@
 /* hc: hyper-connections without a constraint (arXiv 2409.19606 eq. 10-13). fn sees every stream by
- * itself; pre, post and comb are base + scale tanh(.), so that they may be negative and products
- * of many combs may grow. mhc was made against that growth (arXiv 2512.24880). */
+ * itself; pre, post and comb are base + scale tanh(.), so that they may be negative and products of
+ * many combs may grow. mhc was made against that growth (arXiv 2512.24880). In the paper's symbols
+ * pre is A_m, post is B, comb is A_r, whose transpose is applied there as here, and norm is a
+ * LayerNorm of each stream, which is an RMSNorm here as in the mHC paper's account. */
 #include "models/connections/streams.h"
 
+/* Each stream has one column for pre, one for post, and n for its row of comb. */
 static int rows(int n) { return n + 2; }
+/* The static parts are n entries of pre, n of post and n*n of comb. */
 static int base(int n) { return n * (n + 2); }
 
+/* comb is exactly the identity, since base is the map itself here and not a logit of it. */
 static void identity(double *values, int n) {
   for (int i = 0; i < n * n; i++) values[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
 }
@@ -31,11 +36,13 @@ static void base_from_plain(const bk_connection_kind *kind BK_UNUSED, double *va
   identity(values + 2 * n, n);
 }
 
+/* Each entry of a map takes the norm's factor, a tanh, the scale and the base. */
 static double flops(double logits BK_UNUSED, double maps, double comb BK_UNUSED, int n BK_UNUSED,
                     int iters BK_UNUSED) {
   return 4 * maps;
 }
 
+/* One op makes all three maps, for they differ in nothing but the columns that they take. */
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
   BK_COMPOSE(c, HC_TANH, hc_tanh, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
              .base = a->base, .pre = a->pre, .post = a->post, .comb = a->comb, .n = a->n);

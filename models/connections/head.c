@@ -3,12 +3,17 @@
  * only mixes; bk_hc_kind has a number for it, but no configuration names it as its residual. */
 #include "models/connections/streams.h"
 
+/* Each stream has one logit, of its read gate; there is nothing to write and nothing to mix. */
 static int rows(int n) { return n; }
 
+/* With zeros every stream is read with sigmoid(0) = 1/2. The streams differ by then, so that
+ * nothing has to break a symmetry here. */
 static void first_base(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
                        int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 0.0;
 }
+/* The scale is 1 and not 0.01 as in a sublayer: the head depends on the token from the first step
+ * on, as in Hugging Face's code of DeepSeek-V4. */
 static void first_scale(const bk_connection_kind *kind BK_UNUSED, double *values, int64_t count,
                         int n BK_UNUSED, int sublayer BK_UNUSED) {
   for (int64_t i = 0; i < count; i++) values[i] = 1.0;

@@ -2,6 +2,7 @@
  * both; its file has the rest. */
 #include "models/connections/connection.h"
 
+/* The head comes after all kinds that a configuration can name, and has no name for one. */
 #define KINDS(X) \
   X(plain)       \
   X(hc)          \
@@ -15,6 +16,7 @@ KINDS(DECLARE)
 DECLARE(head)
 
 #define ADDRESS(name) &bk_connection_##name,
+/* The index is a bk_hc_kind. bk_connection_kind_of (runtime/connection.c) looks here. */
 const bk_connection_kind *const bk_connection_kinds[] = {KINDS(ADDRESS) ADDRESS(head) NULL};
 #define NAME(name) #name,
 const char *const bk_connection_names[] = {KINDS(NAME) NULL};

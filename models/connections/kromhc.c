@@ -17,15 +17,18 @@ static void identity(double *values, int n) {
   for (int i = 0; i < 2 * factors(n); i++) values[i] = i % 2 == 0 ? 0.0 : -8.0;
 }
 
+/* Beside the gates each entry of comb takes K products and K differences. */
 static double flops(double logits, double maps, double comb, int n, int iters) {
   return bk_streams_gates_flops(logits, maps, comb, n, iters) + 2 * comb * factors(n);
 }
 
+/* The gates come from the first 2n columns, comb from the K pairs behind them. */
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
   bk_tensor logits = bk_streams_compose_gates(a, c);
   BK_COMPOSE(c, HC_KRON, hc_kron, .logits = bk_streams_comb_columns(logits, a->n), .comb = a->comb);
 }
 
+/* dlogits gets the gates' part, then that of comb, and then goes through the logits as a whole. */
 static void compose_maps_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c) {
   bk_streams_logits l = bk_streams_compose_gates_bwd(a, c);
   BK_COMPOSE(c, HC_KRON_BWD, hc_kron_bwd, .logits = bk_streams_comb_columns(l.logits, a->n),

@@ -4,6 +4,7 @@
  * in mhc. */
 #include "models/connections/streams.h"
 
+/* n! grows fast: 24 for n = 4, 120 for n = 5, where max_streams ends. */
 static int rows(int n) { return 2 * n + bk_factorial(n); }
 
 /* Nearly the identity alone, which is the first of the permutations in lexicographic order. */
@@ -11,10 +12,12 @@ static void identity(double *values, int n) {
   for (int i = 0; i < bk_factorial(n); i++) values[i] = i == 0 ? 0.0 : -8.0;
 }
 
+/* There is a softmax over the permutations, each of which adds to n entries of comb. */
 static double flops(double logits, double maps, double comb, int n, int iters) {
   return bk_streams_gates_flops(logits, maps, comb, n, iters) + (4 + n) * logits;
 }
 
+/* The weights of the permutations are the columns behind the gates'. */
 static void compose_maps(const bk_hc_maps_args *a, bk_composition *c) {
   bk_tensor logits = bk_streams_compose_gates(a, c);
   BK_COMPOSE(c, HC_PERM, hc_perm, .logits = bk_streams_comb_columns(logits, a->n), .comb = a->comb,

@@ -2,17 +2,20 @@
  * [N,C]. It has no maps and no streams; the gradient of f is the gradient of the streams. */
 #include "models/connections/connection.h"
 
+/* There is no y, since the mix of one stream is the stream itself. */
 static bk_status mix(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a) {
   return bk_record(rec, BK_OP_RMSNORM,
                    &(bk_rmsnorm_args){a->x, c->norm->weight, a->h, a->rstd, c->norm_eps});
 }
 
+/* `out` is x of the next sublayer, or the streams after the last. */
 static bk_status merge(bk_recorder *rec, const bk_connection *c BK_UNUSED, const bk_mix_acts *a,
                        bk_tensor out) {
   return bk_record(rec, BK_OP_ADD, &(bk_add_args){a->x, a->f, out});
 }
 
-/* With plain connections h and rstd are made again, and x of all sublayers but the first. */
+/* With plain connections h and rstd are made again, and x of all sublayers but the first. The last
+ * sublayer's merge is left out, because its result belongs to the next block. */
 static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const bk_mix_acts *a,
                          int count) {
   for (int i = 0; i < count; i++) {
@@ -22,6 +25,7 @@ static bk_status rebuild(bk_recorder *rec, const bk_connection *const *c, const 
   return BK_OK;
 }
 
+/* Tensors of one shape that begin at one place are the same memory. */
 static bool same(bk_tensor a, bk_tensor b) { return a.buffer == b.buffer && a.offset == b.offset; }
 
 /* The gradient of a sum goes to both terms unchanged. In a model dx and df are dout's memory, and
@@ -33,6 +37,7 @@ static bk_status merge_bwd(bk_recorder *rec, const bk_connection *c BK_UNUSED,
   return same(dout, df) ? BK_OK : bk_record(rec, BK_OP_COPY, &(bk_copy_args){dout, df});
 }
 
+/* D holds the gradient that went past F already, and the one through the norm is added to it. */
 static bk_status mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_acts *a,
                          const bk_mix_grads *g BK_UNUSED, bk_tensor dh, bk_tensor D,
                          bool accumulate) {
@@ -47,6 +52,8 @@ static bk_status mix_bwd(bk_recorder *rec, const bk_connection *c, const bk_mix_
                                           .accumulate = accumulate});
 }
 
+/* There are no maps, no carry and no fused forms. reads_f is false, so that no f is kept without
+ * recompute. */
 static const bk_connection_calls calls = {
     .mix = mix, .merge = merge, .rebuild = rebuild, .merge_bwd = merge_bwd, .mix_bwd = mix_bwd};
 

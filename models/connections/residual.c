@@ -18,6 +18,7 @@ typedef struct port {
   bk_buffer host;
 } port;
 
+/* X, OUT, DOUT and DX are streams [N,n,C]; H, F, DF and DH are rows [N,C]; all are fp32. */
 typedef enum port_id { X, H, F, OUT, DOUT, DX, DF, DH, PORTS } port_id;
 
 /* The pass that was done last; the next call must be the one that follows it. */
@@ -27,7 +28,9 @@ struct bk_residual {
   bk_context *ctx;
   bk_device *device;
   bk_stream *stream; /* that of the compute lane */
+  /* with its defaults filled in */
   bk_residual_options o;
+  /* parameters, maps and their gradients, and the ports of a device with its own memory */
   bk_memory *memory;
   bk_lanes lanes;
   bk_plans plans;
@@ -88,11 +91,13 @@ static bk_status check_options(bk_device *device, const bk_residual_options *o) 
   return BK_OK;
 }
 
+/* Everything is fp32 here, the streams too: st and ct are the same. */
 static bk_status reserve(bk_residual *r, bk_memory_class c, int ndim, const int64_t *shape,
                          bk_tensor *t) {
   return bk_memory_tensor(r->memory, c, BK_F32, ndim, shape, t);
 }
 
+/* The order is that of bk_residual_param and of the kind's params: fn, base, scale. */
 static bk_status plan_params(bk_residual *r) {
   const bk_connection_kind *kind = r->connection.kind;
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
@@ -106,6 +111,8 @@ static bk_status plan_params(bk_residual *r) {
   return BK_OK;
 }
 
+/* Maps live from mix to mix_bwd. Their gradients lie in the workspace all the same: merge_bwd and
+ * mix_bwd are two programs, and nothing else writes there in between. */
 static bk_status plan_maps(bk_residual *r) {
   const bk_connection_kind *kind = r->connection.kind;
   for (int i = 0; kind->calls->maps[i].name; i++) {
@@ -138,27 +145,32 @@ static bk_status plan_ports(bk_residual *r) {
 
 /* ---- the four passes, a program each ---- */
 
+/* Every pass is a program with one piece, which belongs to no sublayer of a model (-1). */
 static bk_status begin(bk_recorder *rec, bk_program *program, bk_part part, bk_pass pass) {
   bk_record_begin(rec, program, false, NULL);
   return bk_record_piece(rec, part, pass, -1, BK_LANE_COMPUTE);
 }
 
+/* Makes the maps and h from x. */
 static bk_status record_mix(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->mix, BK_PART_MIX, BK_PASS_F));
   return bk_connection_mix(rec, &r->connection, &r->acts);
 }
 
+/* Makes out from x, f and the maps. */
 static bk_status record_merge(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->merge, BK_PART_MERGE, BK_PASS_F));
   return bk_connection_merge(rec, &r->connection, &r->acts, r->ports[OUT].t);
 }
 
+/* Makes dx (the part that bypasses F), df and the gradients of post and comb from dout. */
 static bk_status record_merge_bwd(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->merge_bwd, BK_PART_MERGE, BK_PASS_D));
   return bk_connection_merge_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DOUT].t,
                                  r->ports[DX].t, r->ports[DF].t);
 }
 
+/* Adds the rest of dx and the parameters' gradients, both from dh. */
 static bk_status record_mix_bwd(bk_residual *r, bk_recorder *rec) {
   BK_TRY(begin(rec, &r->mix_bwd, BK_PART_MIX, BK_PASS_D));
   return bk_connection_mix_bwd(rec, &r->connection, &r->acts, &r->grads, r->ports[DH].t,
@@ -177,6 +189,8 @@ static bk_status record_all(bk_residual *r, bk_recorder *rec) {
   return bk_lanes_commit(&r->lanes);
 }
 
+/* The recorder gets the parameter blocks, because it is it who knows whether their gradients
+ * add. */
 static bk_status prepare(bk_residual *r) {
   bk_recorder rec;
   BK_TRY(bk_recorder_init(&rec, r->device, &r->lanes, &r->plans, r->param, BK_RESIDUAL_PARAMS));
@@ -201,6 +215,7 @@ static void first_values(const bk_residual *r, int param, double *values, int64_
     values[i] = FN_STD * bk_normal(r->o.seed, stream, (uint64_t)i);
 }
 
+/* The gradients begin with zeros, since the programs only add to them. */
 static bk_status init_params(bk_residual *r) {
   for (int i = 0; i < BK_RESIDUAL_PARAMS; i++) {
     int64_t count = bk_tensor_count(&r->param[i].weight);
@@ -254,6 +269,8 @@ bk_status bk_residual_create(bk_device *device, const bk_residual_options *optio
   return status;
 }
 
+/* Works on a half-made one too. Programs end before the plans that they refer to, and the memory
+ * last. */
 void bk_residual_destroy(bk_residual *r) {
   if (!r) return;
   bk_program *all[] = {&r->mix, &r->merge, &r->merge_bwd, &r->mix_bwd};
@@ -268,7 +285,7 @@ void bk_residual_destroy(bk_residual *r) {
 /* ---- calls ---- */
 
 /* Makes `values` the contents of a port: its memory on a host device, else a copy of it for an
- * input. */
+ * input. The cast takes const away from an input's array: no program writes to it. */
 static bk_status attach(bk_residual *r, port_id id, const float *values, bool input) {
   port *p = &r->ports[id];
   if (!values) return bk_fail(r->ctx, BK_ERR_ARGUMENT, "residual: an array is NULL");
@@ -284,6 +301,8 @@ static bk_status deliver(bk_residual *r, port_id id, float *values) {
   return bk_tensor_download(r->stream, &r->ports[id].t, values);
 }
 
+/* A pass out of its order is refused, because its inputs are those that the pass before has
+ * left. */
 static bk_status check_stage(const bk_residual *r, stage wanted, const char *call,
                              const char *before) {
   if (r->stage == wanted) return BK_OK;
@@ -301,6 +320,8 @@ bk_status bk_residual_mix(bk_residual *r, const float *x, float *h) {
   return BK_OK;
 }
 
+/* A failure leaves the stage as it was: maps and x are still good, and the call may be tried
+ * again. */
 bk_status bk_residual_merge(bk_residual *r, const float *f, float *out) {
   BK_TRY(check_stage(r, MIXED, "merge", "mix"));
   BK_TRY(attach(r, F, f, true));
@@ -311,6 +332,7 @@ bk_status bk_residual_merge(bk_residual *r, const float *f, float *out) {
   return BK_OK;
 }
 
+/* dx and df are overwritten. */
 bk_status bk_residual_merge_bwd(bk_residual *r, const float *dout, float *dx, float *df) {
   BK_TRY(check_stage(r, MERGED, "merge_bwd", "merge"));
   BK_TRY(attach(r, DOUT, dout, true));
@@ -334,6 +356,7 @@ bk_status bk_residual_mix_bwd(bk_residual *r, const float *dh, float *dx) {
   return BK_OK;
 }
 
+/* comb is [N,n,n], so that i % (n*n) is the place within one token's matrix. */
 static void identities(float *comb, int64_t tokens, int n) {
   for (int64_t i = 0; i < tokens * n * n; i++) comb[i] = i % (n * n) % (n + 1) == 0 ? 1.0f : 0.0f;
 }

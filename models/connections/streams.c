@@ -13,11 +13,14 @@ static bk_tensor project_view(const bk_connection *c, bk_tensor x) {
   return bk_tensor_reshape(x, 2, (int64_t[]){rows, c->n * c->width});
 }
 
+/* HC_PROJECT makes proj and rinv from x and fn. norm_eps is under the root of rinv. */
 static bk_hc_project_args project_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_project_args){project_view(c, a->x), c->param[BK_STREAMS_FN]->weight,
                               a->map[BK_STREAMS_PROJ], a->map[BK_STREAMS_RINV], c->norm_eps};
 }
 
+/* HC_MAPS makes pre, post and comb from proj and rinv, scale and base. post and comb are absent for
+ * kinds without them, which the op takes as such. */
 static bk_hc_maps_args maps_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_maps_args){.proj = a->map[BK_STREAMS_PROJ],
                            .rinv = a->map[BK_STREAMS_RINV],
@@ -32,11 +35,15 @@ static bk_hc_maps_args maps_args(const bk_connection *c, const bk_mix_acts *a) {
                            .hc_eps = c->hc_eps};
 }
 
+/* HC_PRE_NORM makes y, the sum of the streams by pre, and h = rmsnorm(y) with the weight of the
+ * norm in front of F. y is kept for the norm's backward. */
 static bk_hc_pre_norm_args pre_norm_args(const bk_connection *c, const bk_mix_acts *a) {
   return (bk_hc_pre_norm_args){
       a->x, a->map[BK_STREAMS_PRE], c->norm->weight, a->y, a->h, a->rstd, c->norm_eps};
 }
 
+/* HC_POST_RES makes the streams after the sublayer. It needs no parameters, only the maps of the
+ * mix. */
 static bk_hc_post_res_args post_res_args(const bk_mix_acts *a, bk_tensor out) {
   return (bk_hc_post_res_args){a->x, a->f, a->map[BK_STREAMS_POST], a->map[BK_STREAMS_COMB], out};
 }
@@ -55,12 +62,15 @@ static bk_status streams_mix(bk_recorder *rec, const bk_connection *c, const bk_
   return bk_record(rec, BK_OP_HC_PRE_NORM, &pre_norm);
 }
 
+/* x' = H_res x + H_post^T f (arXiv 2512.24880, section 4.1), in one pass over the streams. */
 static bk_status streams_merge(bk_recorder *rec, const bk_connection *c BK_UNUSED,
                                const bk_mix_acts *a, bk_tensor out) {
   bk_hc_post_res_args merge = post_res_args(a, out);
   return bk_record(rec, BK_OP_HC_POST_RES, &merge);
 }
 
+/* The four calls of merge and mix are one op here, so that a kernel can take the new streams while
+ * they are still at hand. `out` of the merge is next->x, which is written to memory as well. */
 static bk_status streams_merge_mix(bk_recorder *rec, const bk_connection *c BK_UNUSED,
                                    const bk_mix_acts *a, const bk_connection *c_next,
                                    const bk_mix_acts *next) {
@@ -69,7 +79,8 @@ static bk_status streams_merge_mix(bk_recorder *rec, const bk_connection *c BK_U
   return bk_record(rec, BK_OP_HC_MERGE_MIX, &args);
 }
 
-/* The last sublayer of a block only mixes: its merge belongs to the next block. */
+/* The last sublayer of a block only mixes: its merge belongs to the next block. One op for a whole
+ * run of sublayers: a kernel can walk through them with a token's streams in its registers. */
 static bk_status streams_rebuild(bk_recorder *rec, const bk_connection *const *c,
                                  const bk_mix_acts *a, int count) {
   bk_hc_rebuild_args args = {.layers = count, .eps = c[0]->norm_eps};
@@ -135,6 +146,7 @@ static bk_hc_maps_bwd_args maps_bwd_args(const bk_connection *c, const bk_mix_ac
       .hc_eps = c->hc_eps};
 }
 
+/* Both D and the gradient of fn are added to, from dproj and drinv. */
 static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_mix_acts *a,
                                                const bk_mix_grads *g, bk_tensor D) {
   return (bk_hc_project_bwd_args){.x = project_view(c, a->x),
@@ -147,6 +159,7 @@ static bk_hc_project_bwd_args project_bwd_args(const bk_connection *c, const bk_
                                   .accumulate = true};
 }
 
+/* Makes dx, df and the gradients of post and comb from dout. dx may be dout's memory. */
 static bk_hc_post_res_bwd_args post_res_bwd_args(const bk_mix_acts *a, const bk_mix_grads *g,
                                                  bk_tensor dout, bk_tensor dx, bk_tensor df) {
   return (bk_hc_post_res_bwd_args){
@@ -182,6 +195,8 @@ static bk_status streams_mix_bwd(bk_recorder *rec, const bk_connection *c, const
   return bk_record(rec, BK_OP_HC_PROJECT_BWD, &project);
 }
 
+/* These are four parts in one op: pre_norm, maps and project of this sublayer, then post_res of the
+ * one before, which takes the completed D as its dout and rewrites it. */
 static bk_status streams_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
                                        const bk_mix_acts *a, const bk_mix_grads *g,
                                        const bk_mix_acts *prev, const bk_mix_grads *g_prev,
@@ -195,11 +210,12 @@ static bk_status streams_merge_mix_bwd(bk_recorder *rec, const bk_connection *c,
 
 /* ---- maps ---- */
 
-/* Rows of the projection. */
+/* The projection has one row for each token, or one for each stream of each token (hc). */
 static int64_t projected(const bk_connection_kind *kind, int n, int64_t tokens) {
   return kind->per_stream ? tokens * n : tokens;
 }
 
+/* Each returns the number of dimensions that it has written, 0 where the kind has no such map. */
 static int proj_shape(const bk_connection_kind *kind, int n, int64_t width BK_UNUSED,
                       int64_t tokens, int64_t *shape) {
   shape[0] = projected(kind, n, tokens);
@@ -228,12 +244,15 @@ static int comb_shape(const bk_connection_kind *kind, int n, int64_t width BK_UN
   return kind->comb ? 3 : 0;
 }
 
+/* The maps are the slot's own tensors, not copies: they hold until the slot's next forward pass. */
 static void streams_show(const bk_mix_acts *a, bk_tensor *pre, bk_tensor *post, bk_tensor *comb) {
   *pre = a->map[BK_STREAMS_PRE];
   *post = a->map[BK_STREAMS_POST];
   *comb = a->map[BK_STREAMS_COMB];
 }
 
+/* proj and rinv are kept for the backward alone; the maps are shown too. Gradients of post and comb
+ * cross from merge_bwd to mix_bwd of the same sublayer, with the backward of F in between. */
 const bk_connection_calls bk_streams_calls = {
     .reads_f = true,
     .maps = {[BK_STREAMS_PROJ] = {"projection", proj_shape, false, false},
@@ -276,10 +295,13 @@ void bk_streams_scale_from_plain(const bk_connection_kind *kind, double *values,
   bk_streams_first_scale(kind, values, count, n, sublayer);
 }
 
+/* Adds what base needs behind the 2n logits of the gates, so that comb begins as the identity or
+ * nearly so. */
 static void add_identity(const bk_connection_kind *kind, double *values, int n) {
   if (kind->identity) kind->identity(values + 2 * n, n);
 }
 
+/* sigmoid(1) = 0.73 and sigmoid(-1) = 0.27; the write gates are twice that. */
 void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64_t count BK_UNUSED,
                            int n, int sublayer) {
   for (int i = 0; i < n; i++) values[i] = values[n + i] = i == sublayer % n ? 1.0 : -1.0;
@@ -292,6 +314,7 @@ double bk_streams_read_logit(int n, double hc_eps) {
   return read < 1 ? log(read / (1 - read)) : 40; /* sigmoid(40) is 1 to the last bit */
 }
 
+/* With one stream there is no rest; the caller sets its logit to 0, whose gate is 1. */
 double bk_streams_write_rest(int n) {
   return n > 1 ? ((double)n - BK_STREAMS_WRITE_MOST) / ((double)n - 1) : 1;
 }
@@ -310,6 +333,7 @@ void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values,
 
 /* ---- maps from logits ---- */
 
+/* logits [N,R] are scale of the column's group * proj * rinv + base. */
 static void compose_logits(const bk_tensor *proj, const bk_tensor *rinv, const bk_tensor *scale,
                            const bk_tensor *base, bk_tensor logits, int n, bk_composition *c) {
   BK_COMPOSE(c, HC_LOGITS, hc_logits, .proj = *proj, .rinv = *rinv, .scale = *scale, .base = *base,
@@ -335,6 +359,7 @@ bk_streams_logits bk_streams_compose_gates_bwd(const bk_hc_maps_bwd_args *a, bk_
   return l;
 }
 
+/* dproj and drinv are overwritten; dscale and dbase add. */
 void bk_streams_compose_logits_bwd(const bk_hc_maps_bwd_args *a, bk_composition *c,
                                    const bk_streams_logits *l) {
   BK_COMPOSE(c, HC_LOGITS_BWD, hc_logits_bwd, .proj = a->proj, .rinv = a->rinv, .scale = a->scale,
@@ -355,6 +380,8 @@ bk_tensor bk_streams_comb_columns(bk_tensor logits, int n) {
   return bk_tensor_slice(logits, 1, 2 * n, logits.shape[1] - 2 * n);
 }
 
+/* A logit takes 3 flops (two products and a sum), an entry of a gate 4 (exp, sum, division,
+ * scale). */
 double bk_streams_gates_flops(double logits, double maps, double comb, int n BK_UNUSED,
                               int iters BK_UNUSED) {
   return 3 * logits + 4 * (maps - comb);

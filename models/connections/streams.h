@@ -6,7 +6,11 @@
  *   comb from the other logits, as the kind has it
  *   y = sum_m pre[m] x[m];  h = rmsnorm(y);  x'[k] = post[k] f + sum_m comb[m][k] x[m]
  * A kind says how large the projection is and how the maps come from it; the calls are the same.
- * The paper's H_pre, H_post and H_res are pre, post and the transpose of comb. */
+ * The paper's H_pre, H_post and H_res are pre, post and the transpose of comb.
+ *
+ * What is kept of a token: proj [R], the raw products fn v; rinv, 1 / r; pre [n], post [n], comb
+ * [n,n]. The logits are not kept: the backward makes them again from proj and rinv. All of these
+ * are in ct, whatever dtype the streams have, as in section 4.3.1 of the mHC paper. */
 #ifndef BK_STREAMS_H
 #define BK_STREAMS_H
 
@@ -15,13 +19,18 @@
 
 #include <math.h>
 
-/* The order of the kept tensors in bk_mix_acts.map and of the parameters in bk_connection.param */
+/* The order of the kept tensors in bk_mix_acts.map and of the parameters in bk_connection.param.
+ * The shapes are PROJ [N,R] (hc: [Nn,R]), RINV [N] ([Nn]), PRE and POST [N,n], COMB [N,n,n]. */
 enum { BK_STREAMS_PROJ, BK_STREAMS_RINV, BK_STREAMS_PRE, BK_STREAMS_POST, BK_STREAMS_COMB };
 enum { BK_STREAMS_FN, BK_STREAMS_BASE, BK_STREAMS_SCALE };
 
+/* These are the calls of all kinds with n streams, and of the learned head (streams.c). */
 extern const bk_connection_calls bk_streams_calls;
 
 /* ---- parameters: fn [R, nC] (hc: [R, C]), base [Q], scale [G] ---- */
+/* R rows and Q entries of base depend on the kind; G is 3 (pre, post, comb), 2 without comb, 1 for
+ * the head. Only fn is a matrix and decays: HC (arXiv 2409.19606) leaves the static parts out of
+ * weight decay. */
 #define BK_STREAMS_PARAMS(first_base, base_from_plain, first_scale, scale_from_plain) \
   {                                                                                   \
     {"fn", 2, bk_streams_fn_shape, true, NULL, NULL},                                 \
@@ -39,6 +48,8 @@ extern const bk_connection_calls bk_streams_calls;
   .rows = rows, .base = rows, .scales = 3, .post = true, .comb = true, .identity = identity, \
   .flops = flops, .compose_maps = compose_maps, .compose_maps_bwd = compose_maps_bwd,        \
   .params = BK_STREAMS_GATED_PARAMS, .calls = &bk_streams_calls
+/* These three write the shape of a parameter of a connection with n streams of `width`; for fn it
+ * is two numbers, for base and scale one. */
 void bk_streams_fn_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_base_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
 void bk_streams_scale_shape(const bk_connection_kind *kind, int n, int64_t width, int64_t *shape);
@@ -60,17 +71,18 @@ void bk_streams_first_base(const bk_connection_kind *kind, double *values, int64
 void bk_streams_base_from_plain(const bk_connection_kind *kind, double *values, int64_t count,
                                 int n, int sublayer, double hc_eps);
 /* Two values of that: the logit of a read of 1/n, and what is written to each stream but the one
- * that is written most. */
+ * that is written most. The write that is most is 2 sigmoid(1) = 1.46, what a new model has at that
+ * stream, and the rest is (n - 1.46) / (n - 1) each, so that all n of them sum to n. */
 double bk_streams_read_logit(int n, double hc_eps);
 double bk_streams_write_rest(int n);
 #define BK_STREAMS_WRITE_MOST (2 / (1 + exp(-1.0))) /* 2 sigmoid(1) */
 
 /* ---- maps from logits: composed defaults (ops/ops.h) ---- */
-/* Records the logits of all rows, and the gates pre and post from the first 2n of them; returns
- * the logits. */
+/* Records the logits of all rows, and the gates pre and post from the first 2n of them; returns the
+ * logits. They lie in scratch memory of the composition, [N,R], and last until its end. */
 bk_tensor bk_streams_compose_gates(const bk_hc_maps_args *a, bk_composition *c);
 /* The logits, made again, and the gradients of the logits, whose first 2n columns are already
- * filled. */
+ * filled. A kind with comb fills the other columns and then calls bk_streams_compose_logits_bwd. */
 typedef struct bk_streams_logits {
   bk_tensor logits, dlogits;
 } bk_streams_logits;

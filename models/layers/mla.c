@@ -10,23 +10,33 @@
  * says, as the originals do.
  *
  * The cache of a decoder holds whole keys and values, not the latent vector: decoding is simple,
- * at the price of a larger cache. */
+ * at the price of a larger cache.
+ *
+ * What the backward reads: q and k as they were turned, v as a view of kv, o and lse for attention;
+ * q_a, kv_a and their rstd for the latent norms; q_an, kv_an and o as inputs of products. dgrad
+ * leaves dq, dq_an, dq_a, dkv, dkv_an and dkv_a for wgrad; dk and dout are scratch of dgrad
+ * alone. */
 #include "models/layers/sublayer.h"
 
 #include <math.h>
 
 #define LATENT_NORM_EPS 1e-6
 
+/* The shape is [B,T,H,D], with tokens outside and heads inside, so that a product writes all heads
+ * of a token as one row [H D] and attention sees them by head without a copy. */
 static bk_tensor plan_4d(bk_planner *p, bk_memory_class c, int64_t T, int64_t D) {
   return bk_planner_tensor(p, c, p->st, 4,
                            (int64_t[]){p->batch, T, p->config->num_attention_heads, D});
 }
 
+/* A head's query and key have this width. */
 static int64_t query_width(const bk_model_config *c) {
   return c->qk_nope_head_dim + c->qk_rope_head_dim;
 }
 
-/* The caches of a prefill are those of the decoding that goes on from it. */
+/* The caches of a prefill are those of the decoding that goes on from it. p->cache_of are the
+ * activations of the same sublayer in the other runner. The caches are activations even without a
+ * backward pass, because they must outlive the pass. */
 static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   if (!p->cache_len) return;
   a->past = p->past;
@@ -39,7 +49,8 @@ static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   a->v_cache = plan_4d(p, BK_MEM_ACTIVATIONS, p->cache_len, p->config->v_head_dim);
 }
 
-/* Everything that the backward reads is kept: it is the price of not running F again. */
+/* Everything that the backward reads is kept: it is the price of not running F again. q_a, q_an and
+ * q_rstd exist only with query compression (q_lora_rank > 0). lse is made only for a backward. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   const bk_model_config *c = p->config;
   bk_mla_acts *a = &acts->mla;
@@ -95,6 +106,7 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 static bk_tensor rows(bk_tensor t) {
   return bk_tensor_reshape(t, 2, (int64_t[]){t.shape[0] * t.shape[1], t.shape[2] * t.shape[3]});
 }
+/* The unrotated columns of every head come first in q, k and kv alike. */
 static bk_tensor nope_part(const bk_sublayer *s, bk_tensor t) {
   return bk_tensor_slice(t, 3, 0, s->config->qk_nope_head_dim);
 }
@@ -103,6 +115,7 @@ static bk_tensor tail_part(const bk_sublayer *s, bk_tensor t) {
   return bk_tensor_slice(t, 3, s->config->qk_nope_head_dim,
                          t.shape[3] - s->config->qk_nope_head_dim);
 }
+/* The first r columns of kv_a [N, r+rope] are the latent vector c. */
 static bk_tensor latent_part(const bk_sublayer *s, bk_tensor kv_a) {
   return bk_tensor_slice(kv_a, 1, 0, s->config->kv_lora_rank);
 }
@@ -113,18 +126,22 @@ static bk_tensor key_pe_part(const bk_sublayer *s, bk_tensor kv_a, int64_t seq_l
   return bk_tensor_split(bk_tensor_split(t, 0, seq_len), 2, rope);
 }
 
+/* `inverse` turns back, which is the backward pass of a rotation. With past absent positions count
+ * from 0. */
 static bk_status rope(bk_recorder *rec, const bk_sublayer *s, bk_tensor x, bk_tensor past,
                       bk_tensor y, bool inverse) {
   return bk_record(rec, BK_OP_ROPE, &(bk_rope_args){x, past, y, s->config->rope_theta, inverse});
 }
 
+/* x may be a view with a row stride larger than its width (latent_part). */
 static bk_status latent_norm(bk_recorder *rec, bk_tensor x, const bk_param_block *w, bk_tensor y,
                              bk_tensor rstd) {
   return bk_record(rec, BK_OP_RMSNORM, &(bk_rmsnorm_args){x, w->weight, y, rstd, LATENT_NORM_EPS});
 }
 
 /* ---- forward ---- */
-/* The rotated part of the queries is turned in place. */
+/* The rotated part of the queries is turned in place. The weights of queries map straight into q
+ * seen as rows [N, H(nope+rope)]. */
 static bk_status mla_query(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                            bk_tensor h) {
   if (s->mla.q_a) {
@@ -169,6 +186,8 @@ static bk_status mla_attend(bk_recorder *rec, const bk_sublayer *s, const bk_mla
   return bk_record(rec, BK_OP_ATTENTION, &args);
 }
 
+/* This is piece F of attention, from h [N,C] to f [N,C]. There is no scratch, since every
+ * intermediate tensor is kept for the backward (or shared by all sublayers where there is none). */
 static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   (void)w;
@@ -181,6 +200,8 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
 }
 
 /* ---- dgrad ---- */
+/* The norm's two gradients are two calls, because dx is wanted in dgrad and dw in wgrad, which may
+ * be another program. */
 static bk_status latent_norm_dgrad(bk_recorder *rec, bk_tensor x, const bk_param_block *w,
                                    bk_tensor rstd, bk_tensor dy, bk_tensor dx) {
   return bk_record(
@@ -188,7 +209,8 @@ static bk_status latent_norm_dgrad(bk_recorder *rec, bk_tensor x, const bk_param
       &(bk_rmsnorm_bwd_args){.x = x, .w = w->weight, .rstd = rstd, .dy = dy, .dx = dx});
 }
 
-/* dv is written into its half of dkv; the other half, of the unrotated keys, follows from dk. */
+/* dv is written into its half of dkv; the other half, of the unrotated keys, follows from dk. dq,
+ * dk and dv are overwritten. */
 static bk_status mla_attend_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
                                 const bk_mla_scratch *w) {
   return bk_record(rec, BK_OP_ATTENTION_BWD,

@@ -1,8 +1,16 @@
 /* Dense SwiGLU MLP: f = (silu(h Wg^T) * (h Wu^T)) Wd^T. Gate and up are one product over the
  * stacked block [2I, C]. The product of gate and up is not kept: wgrad makes it again from gate_up
- * by the same op, which costs one pass and saves N I elements for each sublayer and slot. */
+ * by the same op, which costs one pass and saves N I elements for each sublayer and slot.
+ *
+ * What lives how long: gate_up [N,2I] is kept in the slot from forward to wgrad. act [N,I] is
+ * scratch with three meanings, one after the other: swiglu's output in forward, the gradient of
+ * that output in dgrad, and the output again in wgrad. dgate_up [N,2I] goes from dgrad to wgrad.
+ *
+ * A sparse layer's shared experts use the same functions on blocks of their own. */
 #include "models/layers/sublayer.h"
 
+/* The width comes from the parameters and not from the configuration, because the shared experts
+ * have another one. */
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m) {
   return (bk_mlp_acts){bk_planner_2d(p, p->keep, p->st, p->tokens, 2 * m->width)};
 }
@@ -16,6 +24,7 @@ bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m) {
                           .dgate_up = bk_planner_2d(p, p->left, p->st, p->tokens, 2 * m->width)};
 }
 
+/* act = silu(gate) * up from the two halves of gate_up; used by forward and again by wgrad. */
 static bk_status mlp_act(bk_recorder *rec, const bk_mlp_acts *a, const bk_mlp_scratch *w) {
   return bk_record(rec, BK_OP_SWIGLU,
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
@@ -39,6 +48,8 @@ bk_status bk_mlp_dgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_ac
   return bk_linear_dgrad(rec, w->dgate_up, m->gate_up, dh, accumulate);
 }
 
+/* The product with dgate_up comes first. act still holds a gradient then, which nobody needs any
+ * more, and is made again for the second. */
 bk_status bk_mlp_wgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor h, bk_tensor df) {
   BK_TRY(bk_linear_wgrad(rec, w->dgate_up, h, m->gate_up));

@@ -10,13 +10,24 @@
  *   s = sigmoid(h Wg^T);  the k experts of a token are chosen by s + bias, within the best groups
  *   w_j = s_j, divided by their sum if norm_topk_prob, times routed_scaling_factor
  *   f = shared(h) + sum_j w_j expert_j(h), each expert a SwiGLU MLP
- * The bias has no gradient: the balancing rule moves it after each step (arXiv 2408.15664). */
+ * The bias has no gradient: the balancing rule moves it after each step (arXiv 2408.15664).
+ *
+ * Kept from forward to wgrad: scores, index and weights (router), offsets, order and row_of (sort),
+ * gate_up and y (experts). Scratch: logits [N,E], the permuted input x [M,C] and act [M,I], each of
+ * which holds its own gradient in dgrad; x and act are made again in wgrad. dgrad leaves dlogits,
+ * dgate_up and dy for wgrad.
+ *
+ * With experts on several ranks only dispatch and combine change: the rows of x go to the rank of
+ * their expert and those of y come back (all_to_allv in comm/comm.h, and the other way round in
+ * dgrad); route, experts and shared stay what they are, over the rows that are here. */
 #include "models/layers/sublayer.h"
 
 /* Rows of tokens sorted by expert: one for each of a token's k choices. */
 static int64_t n_rows(const bk_planner *p) { return p->tokens * p->config->num_experts_per_tok; }
 
-/* Routing is kept too: the backward must send the gradients the way the tokens went. */
+/* Routing is kept too: the backward must send the gradients the way the tokens went. The sizes are
+ * those of N tokens with k choices each, whatever the router decides: M is exact, only its division
+ * among the experts is open. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
   const bk_model_config *c = p->config;
   bk_memory_class keep = p->keep;
@@ -34,6 +45,7 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
   if (s->moe.shared.gate_up) a->moe.shared = bk_mlp_plan_acts(p, &s->moe.shared);
 }
 
+/* The places are free again when the sublayer's forward has ended. */
 static void plan_forward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) {
   const bk_model_config *c = p->config;
   w->moe = (bk_moe_scratch){
@@ -59,6 +71,9 @@ static void plan_backward(bk_planner *p, const bk_sublayer *s, bk_f_scratch *w) 
 }
 
 /* ---- forward ---- */
+/* Three ops are recorded: the router's logits (ct, since h is multiplied by a ct weight into a ct
+ * tensor), the choice, and the sort of the N k choices by expert. The sort also adds to the expert
+ * loads. */
 static bk_status moe_route(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                            const bk_moe_scratch *w, bk_tensor h) {
   const bk_model_config *c = s->config;
@@ -77,12 +92,15 @@ static bk_status moe_route(bk_recorder *rec, const bk_sublayer *s, const bk_moe_
                    &(bk_moe_index_args){a->index, a->offsets, a->order, a->row_of, s->moe.load});
 }
 
+/* Copies each token's row of h to the rows of its k choices. wgrad calls it too, to have x
+ * again. */
 static bk_status moe_dispatch(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                               const bk_moe_scratch *w, bk_tensor h) {
   return bk_record(rec, BK_OP_PERMUTE,
                    &(bk_permute_args){h, a->order, w->x, (int)s->config->num_experts_per_tok});
 }
 
+/* This is as in mlp.c, over rows of choices instead of tokens. */
 static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w) {
   return bk_record(rec, BK_OP_SWIGLU,
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
@@ -129,15 +147,16 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
 }
 
 /* ---- dgrad: the mirror ---- */
-/* y is kept for this: a choice's weight has the gradient y . df. */
+/* y is kept for this: a choice's weight has the gradient y . df. Makes dy [M,C], the gradient of
+ * each choice's output, and dweights [N,k]. */
 static bk_status moe_combine_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                  bk_tensor df) {
   return bk_record(rec, BK_OP_UNPERMUTE_BWD,
                    &(bk_unpermute_bwd_args){a->y, a->row_of, a->weights, df, w->dy, w->dweights});
 }
 
-/* The weights are used as they are stored, [out, in], which is the transpose of the forward's
- * view. */
+/* The weights are used as they are stored, [out, in], which is the transpose of the forward's view.
+ * act and x hold gradients here: the places of swiglu's output and of the permuted input. */
 static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                                  const bk_moe_scratch *w) {
   BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
@@ -149,6 +168,7 @@ static bk_status moe_experts_bwd(bk_recorder *rec, const bk_sublayer *s, const b
                    &(bk_grouped_gemm_args){w->dgate_up, s->moe.gate_up->weight, a->offsets, w->x});
 }
 
+/* A token's gradient is the sum over its k rows: unpermute without weights. dh is overwritten. */
 static bk_status moe_dispatch_bwd(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_scratch *w,
                                   bk_tensor dh) {
   return bk_record(
@@ -168,7 +188,8 @@ static bk_status moe_route_bwd(bk_recorder *rec, const bk_sublayer *s, const bk_
 }
 
 /* From the combine back to the route: dispatch overwrites dh, the router and the shared experts
- * add. */
+ * add. The shared experts come last because they are a piece of their own, which a schedule may run
+ * beside an exchange of the others. */
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor df, bk_tensor dh) {
   const bk_moe_acts *a = &acts->moe;
@@ -195,7 +216,8 @@ static bk_status moe_linear_wgrad(bk_recorder *rec, const bk_moe_acts *a, bk_ten
 }
 
 /* x and act are made again here, where the products read them: dgrad has used their places for
- * their gradients. */
+ * their gradients. The router's product reads only h and what dgrad left, and can therefore come
+ * first. dispatch and combine have no parameters and so no W pieces. */
 static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                        const bk_f_scratch *scratch, bk_tensor h, bk_tensor df) {
   const bk_moe_acts *a = &acts->moe;
