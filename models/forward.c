@@ -106,8 +106,7 @@ bk_status bk_forward_backward(bk_forward *f) {
   if (f->state != RAN || !f->backward) return out_of_order(f, "backward");
   if (!f->kept)
     return bk_fail(f->model->ctx, BK_ERR_ARGUMENT,
-                   "forward: no target is kept, so nothing has a "
-                   "gradient");
+                   "forward: no target is kept, so nothing has a gradient");
   BK_TRY(bk_runner_backward(f->runner, 0));
   f->state = WENT_BACK;
   return BK_OK;

@@ -34,19 +34,30 @@ static bk_status list_program(const listing *l, const char *name, const bk_progr
   return BK_OK;
 }
 
-/* The programs of slot 0 of the first chunk. With `several` micro-batches the programs that add
- * are listed behind those that overwrite. */
+/* Of one micro-batch, the programs in slot 0 of all chunks, as the runner runs them: forward in
+ * their order, backward the other way round. */
+static bk_status list_micro(const listing *l, const bk_runner *runner, bk_micro micro) {
+  static const char *const loss[] = {"loss, first", "loss, next"};
+  static const char *const backward[] = {"backward, first", "backward, next"};
+  int n = bk_runner_n_chunks(runner);
+  for (int i = 0; i < n; i++) {
+    const bk_chunk *c = bk_runner_chunk(runner, i);
+    BK_TRY(list_program(l, "forward", bk_chunk_program(c, 0, BK_PROGRAM_FORWARD)));
+    BK_TRY(list_program(l, loss[micro], bk_chunk_program(c, 0, BK_PROGRAM_LOSS + (int)micro)));
+  }
+  for (int i = n - 1; i >= 0; i--) {
+    const bk_program *p =
+        bk_chunk_program(bk_runner_chunk(runner, i), 0, BK_PROGRAM_BACKWARD + (int)micro);
+    BK_TRY(list_program(l, backward[micro], p));
+  }
+  return BK_OK;
+}
+
+/* With `several` micro-batches the programs that add are listed behind those that overwrite. */
 bk_status bk_list_step(const bk_runner *runner, const bk_optimizer *optimizer, bool several,
                        bk_step_call_fn each, void *user) {
-  static const char *const loss[] = {"loss, first", "loss, next"}, *const backward[] = {
-                                                                       "backward, first",
-                                                                       "backward, next"};
   const listing l = {each, user};
-  const bk_chunk *c = bk_runner_chunk(runner, 0);
-  for (int micro = BK_MICRO_FIRST; micro <= (several ? BK_MICRO_NEXT : BK_MICRO_FIRST); micro++) {
-    BK_TRY(list_program(&l, "forward", bk_chunk_program(c, 0, BK_PROGRAM_FORWARD)));
-    BK_TRY(list_program(&l, loss[micro], bk_chunk_program(c, 0, BK_PROGRAM_LOSS + micro)));
-    BK_TRY(list_program(&l, backward[micro], bk_chunk_program(c, 0, BK_PROGRAM_BACKWARD + micro)));
-  }
+  BK_TRY(list_micro(&l, runner, BK_MICRO_FIRST));
+  if (several) BK_TRY(list_micro(&l, runner, BK_MICRO_NEXT));
   return list_program(&l, "optimizer", bk_optimizer_program(optimizer));
 }
