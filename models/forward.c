@@ -27,6 +27,7 @@ bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
   bk_context *ctx = model->ctx;
   if (options->backward && !model->options.trainable)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: backward needs a model that is trainable");
+  BK_TRY(bk_model_check_pass(model, "forward", options->seq_len));
   bk_runner_options runner = {.batch = options->batch,
                               .seq_len = options->seq_len,
                               .slots = 1,

@@ -263,6 +263,7 @@ bk_status bk_gain_measure(bk_model *m, const bk_dataset *data, int64_t seq_len, 
     return bk_fail(m->ctx, BK_ERR_ARGUMENT,
                    "gain: windows of %lld tokens, at most %lld in all: one must fit",
                    (long long)seq_len, (long long)max_tokens);
+  BK_TRY(bk_model_check_pass(m, "gain", seq_len));
   int64_t windows = (bk_dataset_tokens(data) - 1) / seq_len;
   if (windows < 1)
     return bk_fail(m->ctx, BK_ERR_DATA, "gain: the data has %lld tokens, at least %lld are needed",

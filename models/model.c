@@ -76,6 +76,18 @@ int bk_model_chunk_first(const bk_model *m, int chunk) {
   return first;
 }
 
+bk_status bk_model_check_pass(const bk_model *m, const char *who, int64_t seq_len) {
+  int64_t all = 2 * m->config.num_hidden_layers, longest = m->config.max_position_embeddings;
+  if (m->n_sublayers != all)
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT,
+                   "%s: the model is not whole: it has %d sublayers of %lld", who, m->n_sublayers,
+                   (long long)all);
+  if (seq_len <= longest) return BK_OK;
+  return bk_fail(m->ctx, BK_ERR_ARGUMENT,
+                 "%s: seq_len %lld: the model takes at most %lld (max_position_embeddings)", who,
+                 (long long)seq_len, (long long)longest);
+}
+
 /* The weights are zeros until bk_model_init or a checkpoint fills them. */
 bk_status bk_model_create(bk_device *device, const bk_model_config *config, bk_dtype dtype,
                           const bk_model_options *options, bk_model **model) {

@@ -83,6 +83,9 @@ static inline int64_t bk_model_streams(const bk_model *m) {
 }
 /* The search is linear, for tests and tools. The parameter belongs to the model. */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
+/* For what runs a model from end to end: BK_ERR_ARGUMENT, in the name of `who`, where the model
+ * lacks sublayers, or takes no sequences of seq_len tokens. */
+bk_status bk_model_check_pass(const bk_model *model, const char *who, int64_t seq_len);
 /* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
 bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_grad(const bk_model *model, const bk_param *p);

@@ -217,32 +217,37 @@ static bk_status compare_training(verify_run *r) {
 
 /* ---- the batch ---- */
 
-/* Names, shapes and their order must be the same; the weights themselves are the caller's
- * business. */
-static bool alike(const bk_model *a, const bk_model *b) {
-  if (a->n_params != b->n_params || a->n_sublayers != b->n_sublayers) return false;
-  for (int i = 0; i < a->n_params; i++) {
-    bk_tensor x = bk_param_weight(a, &a->params[i]), y = bk_param_weight(b, &b->params[i]);
-    if (strcmp(a->params[i].name, b->params[i].name) != 0 || !bk_tensor_same_shape(&x, &y))
-      return false;
+/* Of one configuration, key by key: what differs in no shape differs in results all the same. */
+static bk_status check_alike(bk_context *ctx, const bk_model *a, const bk_model *b) {
+  char x[64], y[64];
+  if (a == b)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: a model cannot be compared with itself");
+  for (const bk_option *o = bk_model_keys; o->name; o++) {
+    bk_option_value_text(o, &a->config, x, sizeof x);
+    bk_option_value_text(o, &b->config, y, sizeof y);
+    if (strcmp(x, y) != 0)
+      return bk_fail(ctx, BK_ERR_ARGUMENT,
+                     "verify: the two models are of different configurations: %s is %s and %s",
+                     o->name, x, y);
   }
-  return a->config.vocab_size == b->config.vocab_size;
+  if (a->dtype == b->dtype) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: one model is in %s and the other in %s",
+                 bk_dtype_name(a->dtype), bk_dtype_name(b->dtype));
 }
 
 /* seq_len 0 takes 48, or what the model can take. The first token of a sequence predicts the
  * second, so that there must be two. */
-static bk_status check_batch(bk_context *ctx, bk_verify_batch *b, const bk_model_config *c) {
-  int64_t longest = c->max_position_embeddings;
-  if (b->seq_len > longest)
-    return bk_fail(ctx, BK_ERR_ARGUMENT,
-                   "verify: seq_len %lld: the model takes at most %lld (max_position_embeddings)",
-                   (long long)b->seq_len, (long long)longest);
+static bk_status check_batch(const bk_model *m, bk_verify_batch *b) {
+  int64_t longest = m->config.max_position_embeddings;
+  BK_TRY(bk_model_check_pass(m, "verify", b->seq_len));
   if (!b->seq_len) b->seq_len = longest < 48 ? longest : 48;
   if (b->seq_len < 2)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: a sequence of one token predicts nothing");
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT,
+                   "verify: sequences of %lld tokens: fewer than 2 predict nothing",
+                   (long long)b->seq_len);
   if (b->batch >= 1 && b->batch <= INT32_MAX / b->seq_len) return BK_OK;
-  return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: %lld sequences of %lld tokens", (long long)b->batch,
-                 (long long)b->seq_len);
+  return bk_fail(m->ctx, BK_ERR_ARGUMENT, "verify: %lld sequences of %lld tokens",
+                 (long long)b->batch, (long long)b->seq_len);
 }
 
 void bk_verify_options_default(bk_verify_options *options) {
@@ -256,9 +261,9 @@ bk_status bk_verify_begin(bk_model *model, bk_model *reference, const bk_verify_
   *batch = (bk_verify_batch){.batch = options->batch, .seq_len = options->seq_len};
   if (!(options->bounds >= 0) || options->seed < 0)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: neither bounds nor seed may be negative");
-  if (!alike(model, reference))
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "verify: the two models are of different configurations");
-  BK_TRY(check_batch(ctx, batch, &reference->config));
+  BK_TRY(check_alike(ctx, model, reference));
+  BK_TRY(check_batch(model, batch));
+  BK_TRY(check_batch(reference, batch));
   *setting = (bk_verify_setting){model->device->backend->name, reference->device->backend->name,
                                  reference->dtype, batch->batch, batch->seq_len};
   size_t n = (size_t)(batch->batch * batch->seq_len);

@@ -172,7 +172,8 @@ static int64_t coprime(int64_t count) {
 }
 
 /* What the operand called `name` holds at element i of `count`, as a router would write it; last:
- * its last dimension. Rows are spread evenly over the experts, tokens over the vocabulary. */
+ * its last dimension. Rows are spread evenly over the experts, tokens over the vocabulary. -1:
+ * nothing is known of such an operand. */
 static int32_t index_value(const bk_bench_sizes *z, const char *name, int64_t i, int64_t count,
                            int64_t last) {
   int64_t step = coprime(count);
@@ -180,11 +181,14 @@ static int32_t index_value(const bk_bench_sizes *z, const char *name, int64_t i,
   if (is_among(name, "index\0")) return (int32_t)((i / last * 7 + i % last * 5) % BK_BENCH_EXPERTS);
   if (is_among(name, "order\0row_of\0")) return (int32_t)(i * step % count);
   if (is_among(name, "past\0load\0")) return 0;
-  return (int32_t)(i * step % z->V); /* ids, targets */
+  return is_among(name, "ids\0targets\0") ? (int32_t)(i * step % z->V) : -1;
 }
 
 static bk_status fill_index(const bench *b, const bk_tensor *t, const char *name) {
   int64_t count = bk_tensor_count(t);
+  /* a kernel reads memory by these numbers: one that is out of range is not tried */
+  if (index_value(&b->sizes, name, 0, count, t->shape[t->ndim - 1]) < 0)
+    return bk_fail(b->ctx, BK_ERR_NOT_FOUND, "bench: ops/bench.c does not say what %s holds", name);
   int32_t *values = bk_alloc_array(b->ctx, (size_t)count, sizeof *values);
   if (!values) return BK_ERR_MEMORY;
   for (int64_t i = 0; i < count; i++)

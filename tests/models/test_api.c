@@ -169,6 +169,31 @@ START_TEST(what_a_model_cannot_do_is_refused) {
 }
 END_TEST
 
+/* A part of a model has no logits, and gains of its own sublayers alone. */
+START_TEST(a_part_of_a_model_and_sequences_that_are_too_long_are_refused) {
+  static uint8_t tokens[64];
+  bk_model *part;
+  bk_forward *f;
+  bk_dataset *data;
+  bk_gain *gain;
+  bk_model_config c = config_of("residual=mhc");
+  int64_t longer = c.max_position_embeddings + 1;
+  bk_model_options first = {.n_chunks = 1, .chunks = {{0, 2}}};
+  OK(bk_model_create(device, &c, BK_F32, &first, &part));
+  OK(bk_model_init(part, 3));
+  OK(bk_dataset_from_tokens(ctx, tokens, sizeof tokens, 1, 257, &data));
+  REFUSED(bk_forward_create(part, &(bk_forward_options){.batch = B, .seq_len = T}, &f),
+          BK_ERR_ARGUMENT, "forward: the model is not whole: it has 2 sublayers of ");
+  REFUSED(bk_gain_measure(part, data, 16, 100, &gain), BK_ERR_ARGUMENT, "gain: the model is not");
+  REFUSED(bk_forward_create(model, &(bk_forward_options){.batch = B, .seq_len = longer}, &f),
+          BK_ERR_ARGUMENT, "max_position_embeddings");
+  REFUSED(bk_gain_measure(model, data, INT64_MAX, INT64_MAX, &gain), BK_ERR_ARGUMENT,
+          "max_position_embeddings");
+  bk_dataset_close(data);
+  bk_model_destroy(part);
+}
+END_TEST
+
 /* ---- parameters ---- */
 
 static int find(const char *name, bk_param_info *info) {
@@ -353,6 +378,7 @@ int main(void) {
   tcase_add_test(tests, a_pass_gives_logits_maps_gradients_and_the_loss);
   tcase_add_test(tests, calls_of_a_pass_that_come_in_another_order_are_refused);
   tcase_add_test(tests, what_a_model_cannot_do_is_refused);
+  tcase_add_test(tests, a_part_of_a_model_and_sequences_that_are_too_long_are_refused);
   tcase_add_test(tests, parameters_are_read_and_written);
   tcase_add_test(tests, gains_are_measured_on_tokens_in_memory);
   tcase_add_test(tests, devices_and_kinds_are_listed);

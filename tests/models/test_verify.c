@@ -1,5 +1,6 @@
 /* bk_verify and bk_bisect as a program calls them: what they say of models that agree and that do
  * not, what they refuse, and what a case's file holds. Wrong kernels: tests/ops/backend-broken. */
+#include <birkhoff/forward.h>
 #include <birkhoff/verify.h>
 
 #include "io/safetensors.h"
@@ -130,6 +131,24 @@ START_TEST(calls_that_agree) {
 }
 END_TEST
 
+/* Gradients that an earlier pass has left on one of the two are overwritten, not read. */
+START_TEST(models_that_were_used) {
+  pair p = open_pair(BK_HC_MHC, BK_F32);
+  const int32_t ids[] = {1, 2, 3, 4};
+  bk_forward *f = NULL;
+  bk_bisect_result r;
+  OK(bk_forward_create(p.model, &(bk_forward_options){.batch = 1, .seq_len = 4, .backward = true},
+                       &f));
+  OK(bk_forward_run(f, ids, ids));
+  OK(bk_forward_backward(f));
+  OK(bk_forward_finish(f, NULL));
+  bk_forward_destroy(f);
+  OK(bk_bisect(p.model, p.reference, NULL, &r));
+  ck_assert_msg(r.cause == BK_BISECT_NONE, "%s: %s of %s", r.stage, r.operand, r.op);
+  close_pair(&p);
+}
+END_TEST
+
 START_TEST(inputs_that_are_not_the_same) {
   pair p = open_pair(BK_HC_MHC, BK_F32);
   bk_bisect_options o = {.case_file = unit_path("none.safetensors")};
@@ -194,30 +213,43 @@ START_TEST(refusals) {
   bk_verify_options o;
   bk_verify_options_default(&o);
   other.hidden_size = 16;
-  bk_model *wider = make(p.ref, &other, BK_F32, false), *half = make(p.ref, &same, BK_BF16, false),
-           *parts = make(p.fast, &same, BK_F32, true);
+  bk_model *wider = make(p.ref, &other, BK_F32, false), *sharper, *part = NULL;
+  bk_model_options first = {.trainable = true, .n_chunks = 1, .chunks = {{0, 2}}};
+  other = same, other.rms_norm_eps = 1e-3;
+  sharper = make(p.ref, &other, BK_F32, false);
+  OK(bk_model_create(p.ref, &same, BK_F32, &first, &part));
+  bk_model *half = make(p.ref, &same, BK_BF16, false), *parts = make(p.fast, &same, BK_F32, true);
   for (int calls = 0; calls < 2; calls++) {
     bk_verify_options bad = o;
-    refused(p.model, wider, o, calls, "different configurations");
+    refused(p.model, wider, o, calls, "different configurations: hidden_size is");
+    refused(p.model, sharper, o, calls, "different configurations: rms_norm_eps is");
+    refused(p.model, half, o, calls, "one model is in fp32 and the other in bf16");
+    refused(p.model, p.model, o, calls, "a model cannot be compared with itself");
+    refused(p.model, part, o, calls, "not whole: it has 2 sublayers of 6");
+    refused(part, p.reference, o, calls, "not whole: it has 2 sublayers of 6");
     bad.seed = -1;
     refused(p.model, p.reference, bad, calls, "negative");
     bad = o, bad.bounds = NAN;
     refused(p.model, p.reference, bad, calls, "negative");
     bad = o, bad.batch = 0;
     refused(p.model, p.reference, bad, calls, "0 sequences");
+    bad = o, bad.seq_len = -5;
+    refused(p.model, p.reference, bad, calls, "sequences of -5 tokens");
     bad = o, bad.seq_len = 1;
-    refused(p.model, p.reference, bad, calls, "predicts nothing");
+    refused(p.model, p.reference, bad, calls, "fewer than 2 predict nothing");
     bad = o, bad.seq_len = 65;
     refused(p.model, p.reference, bad, calls, "max_position_embeddings");
   }
-  refused(p.model, half, o, true, "one model is in fp32 and the other in bf16");
   refused(parts, p.reference, o, true, "one chunk");
   bk_model_destroy(parts);
   bk_model_destroy(half);
+  bk_model_destroy(part);
+  bk_model_destroy(sharper);
   bk_model_destroy(wider);
   close_pair(&p);
 }
 END_TEST
 
 UNIT_MAIN("verify", unit_folder_open, unit_folder_close, models_that_agree, models_that_do_not,
-          calls_that_agree, inputs_that_are_not_the_same, what_a_case_holds, refusals)
+          calls_that_agree, models_that_were_used, inputs_that_are_not_the_same, what_a_case_holds,
+          refusals)

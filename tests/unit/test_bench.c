@@ -124,6 +124,20 @@ START_TEST(some_ops) {
 }
 END_TEST
 
+/* Rows of sorted tokens are no ids: where the vocabulary is larger than their number, ids would
+ * lead far out of the operands. */
+START_TEST(rows_are_no_ids) {
+  bk_device *device = open_device("cpu");
+  bk_bench_options options = small();
+  taken t = {.limit = 0};
+  options.ops = (const char *[]){"permute", "unpermute", "unpermute_bwd"}, options.n_ops = 3;
+  options.vocabulary = 1 << 24;
+  OK(measure(device, &options, &t));
+  ck_assert_int_eq(t.count, 3);
+  bk_device_close(device);
+}
+END_TEST
+
 START_TEST(ends_when_asked) {
   bk_device *device = open_device("cpu");
   bk_bench_options options = small();
@@ -238,4 +252,5 @@ START_TEST(device_facts) {
 END_TEST
 
 UNIT_MAIN("bench", unit_open, unit_close, names_of_ops, every_op, by_events, some_ops,
-          ends_when_asked, refusals, roofs, without_a_clock, what_a_case_lacks, device_facts)
+          rows_are_no_ids, ends_when_asked, refusals, roofs, without_a_clock, what_a_case_lacks,
+          device_facts)

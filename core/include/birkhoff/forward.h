@@ -24,7 +24,8 @@ typedef struct bk_forward_options {
   int64_t hc_recompute;
 } bk_forward_options;
 
-/* The model is whole and outlives it. */
+/* The model outlives it. BK_ERR_ARGUMENT: a model that is not whole, or options that do not fit
+ * it. */
 BK_API bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
                                    bk_forward **forward);
 BK_API void bk_forward_destroy(bk_forward *forward); /* NULL is allowed */

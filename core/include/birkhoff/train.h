@@ -27,9 +27,10 @@ typedef struct bk_gain {
   double total_forward, total_backward; /* of H_L ... H_1: means over tokens */
   double *mean_composite; /* [n][n] destination, source: H_L ... H_1 averaged over tokens */
 } bk_gain;
-/* The gains of a model on data: whole windows of seq_len tokens from the beginning, max_tokens of
- * them at most, and at least one. BK_ERR_DATA where the data has no whole window. plain and ihc
- * count as identity maps: exactly 1. A seq_len above max_position_embeddings is refused. */
+/* The gains of a whole model on data: whole windows of seq_len tokens from the beginning,
+ * max_tokens of them at most, and at least one. BK_ERR_DATA where the data has no whole window.
+ * plain and ihc count as identity maps: exactly 1. A seq_len above max_position_embeddings is
+ * refused. */
 BK_API bk_status bk_gain_measure(bk_model *model, const bk_dataset *data, int64_t seq_len,
                                  int64_t max_tokens, bk_gain **gain);
 BK_API void bk_gain_destroy(bk_gain *gain); /* NULL is allowed */

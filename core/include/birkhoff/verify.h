@@ -1,8 +1,9 @@
 /* Verification: one training step on two models with the same weights, as a rule on two devices,
  * compared tensor by tensor (bk_verify) or call by call (bk_bisect). The second model is the
  * reference: its device is the one to trust. Both are of the same configuration, trainable, whole
- * and in the same dtype, and hold the same weights. They stay the caller's; afterwards their
- * weights and moments are those of some step of training, or, after an error, anything.
+ * and in the same dtype; that they hold the same weights, masters and moments is the caller's
+ * business, and is not looked at. They stay the caller's; afterwards weights, gradients and moments
+ * are those of some step of training, or, after an error, anything.
  *
  * nmse, of a result a and the reference's b: sum (a - b)^2 / sum b^2. The bounds and what else is
  * compared: birkhoff-verify(1); the comparison itself is doc/numerics.md, "Comparing". */
@@ -105,10 +106,10 @@ typedef struct bk_bisect_result {
 } bk_bisect_result;
 
 /* options NULL: the defaults, and no file. BK_OK, whether a call differs or not. BK_ERR_ARGUMENT:
- * as bk_verify, and models in different dtypes, in several chunks, or whose steps are not made of
- * the same calls. The file is a safetensors file with the call's op, parameters, inputs and the
- * reference's outputs; tests/ops/test_ops --case FILE runs it again (doc/testing.md has the
- * format). With BK_BISECT_CHANGED there is nothing to run again and none is written. */
+ * as bk_verify, and models in several chunks, or whose steps are not made of the same calls. The
+ * file is a safetensors file with the call's op, parameters, inputs and the reference's outputs;
+ * tests/ops/test_ops --case FILE runs it again (doc/testing.md has the format). With
+ * BK_BISECT_CHANGED there is nothing to run again and none is written. */
 BK_API bk_status bk_bisect(bk_model *model, bk_model *reference, const bk_bisect_options *options,
                            bk_bisect_result *result);
 
