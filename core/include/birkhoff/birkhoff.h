@@ -1,4 +1,4 @@
-/* Everything of libbirkhoff that is installed. */
+/* All installed headers of libbirkhoff. */
 #ifndef BIRKHOFF_BIRKHOFF_H
 #define BIRKHOFF_BIRKHOFF_H
 

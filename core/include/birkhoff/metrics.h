@@ -1,5 +1,5 @@
-/* metrics.jsonl: one JSON object per training step, appended and flushed; numbers that are not
- * finite are null. doc/files.md lists the keys. */
+/* metrics.jsonl has one JSON object for each training step. Each is appended and flushed, and
+ * numbers that are not finite are null. doc/files.md lists the keys. */
 #ifndef BIRKHOFF_METRICS_H
 #define BIRKHOFF_METRICS_H
 
@@ -9,44 +9,46 @@
 extern "C" {
 #endif
 
-/* One training step's numbers, as in metrics.jsonl. */
+/* The numbers of one training step. */
 typedef struct bk_metrics_row {
   int64_t step, tokens; /* tokens seen so far */
   double loss, lr, grad_norm, tokens_per_s;
-  bool has_val, has_gain;                       /* absent keys are not written */
-  double val_loss, gain_forward, gain_backward; /* composite H_L ... H_1, mean over tokens */
-  int n_layers, n_experts;                      /* MoE layers; 0: no expert_load */
-  /* [n_layers][n_experts] share of the step's choices, sums to 1 per layer */
+  bool has_val, has_gain;                       /* false: these keys are not written */
+  double val_loss, gain_forward, gain_backward; /* of the composite H_L ... H_1, mean over tokens */
+  int n_layers, n_experts;                      /* layers with experts; 0: no expert_load */
+  /* [n_layers][n_experts]: each expert's share of the step's choices; a layer's shares sum to 1 */
   const double *expert_load;
 } bk_metrics_row;
 
 typedef struct bk_metrics bk_metrics;
-BK_API bk_status bk_metrics_open(bk_context *ctx, const char *path,
-                                 bk_metrics **metrics); /* appends */
-/* BK_ERR_IO (logged): the row, and those before it that wait, could not be written now (a full
- * disk, ...). They are kept in memory, up to 64 MiB, and written by a later call, after 1, 2, 4,
- * ... more rows; calls in between are BK_OK. No allocation per row after the first while the
- * file can be written. */
+/* Opens the file to append to it, and makes it where there is none. */
+BK_API bk_status bk_metrics_open(bk_context *ctx, const char *path, bk_metrics **metrics);
+/* Appends a row. BK_ERR_IO, which is logged, means that this row and those that wait before it
+ * could not be written now, for example because the disk is full. They are kept in memory, up to 64
+ * MiB, and tried again 1, 2, 4, ... rows later; calls in between return BK_OK. While the file can
+ * be written, no row after the first allocates memory. */
 BK_API bk_status bk_metrics_write(bk_metrics *metrics, const bk_metrics_row *row);
-BK_API bk_status bk_metrics_flush(bk_metrics *metrics); /* tries once more to write what waits */
-/* Number of rows that wait; where there are any, the first and last of their steps. */
+/* Tries once more to write the rows that wait. */
+BK_API bk_status bk_metrics_flush(bk_metrics *metrics);
+/* The number of rows that wait and, where there are any, the first and the last of their steps. */
 BK_API int64_t bk_metrics_pending(const bk_metrics *metrics, int64_t *first_step,
                                   int64_t *last_step);
-/* Rows that still wait are gone. NULL is allowed. */
+/* Closes the file. Rows that still wait are lost. NULL is allowed. */
 BK_API void bk_metrics_close(bk_metrics *metrics);
 
-/* ---- metrics_rows.c: reading. A row is an object with an integer "step"; steps ascend. Lines
- * that are no rows, and rows out of order (as many stay as can), are damaged: another program
- * wrote there, a disk lost a block. They cost themselves and one warning, never the rest. A last
- * line without its newline was torn by a crash and is not looked at. ---- */
+/* ---- reading: core/io/metrics_rows.c ----
+ * A row is an object with an integer "step", and steps ascend. A line that is no row, or a row out
+ * of order, is damaged: another program has written there, or a disk has lost a block. Of rows out
+ * of order as many as possible are kept. Damaged lines cause one warning and do no harm to the
+ * others. A last line without a newline was torn by a crash and is not looked at. */
 
-/* For a resume: keeps the rows with "step" <= last_step and drops those after. Damaged lines
- * among them, and a torn last line where the row of last_step is missing, are moved to
- * PATH.damaged. Missing file: BK_OK. */
+/* For a resume: keeps the rows up to last_step and drops those after it. Damaged lines among them,
+ * and a torn last line where the row of last_step is missing, are moved to PATH.damaged. A file
+ * that is missing is BK_OK. */
 BK_API bk_status bk_metrics_cut(bk_context *ctx, const char *path, int64_t last_step);
-/* Gives the rows in turn, as JSON text of `bytes` bytes that is valid for the call only, until one
- * call does not return BK_OK, which is returned. Damaged lines are passed over, with one warning.
- */
+/* Calls `each` for one row after the other, with JSON text of `bytes` bytes that is valid during
+ * the call. If a call does not return BK_OK, no other follows and its status is returned. Damaged
+ * lines are passed over, with one warning. */
 typedef bk_status (*bk_metrics_row_fn)(void *user, int64_t step, const char *json, size_t bytes);
 BK_API bk_status bk_metrics_rows(bk_context *ctx, const char *path, bk_metrics_row_fn each,
                                  void *user);

@@ -1,13 +1,13 @@
-/* Profiles: where the time of a model's steps goes, by op and by phase, and as a trace.
+/* Profiles: where the time of a model's steps goes, in tables by op and by phase, and as a trace.
  *
- * A profile is attached to a model when it is made; from then on every step of a trainer and every
+ * A profile is attached to a model when it is made. From then on every step of a trainer and every
  * pass of an evaluator on that model is measured, until the profile is destroyed. Results are the
- * same, bit for bit; a step takes a little longer, because each op has events around it and steps
- * are given call by call. All memory is taken at creation.
+ * same bit for bit. A step takes a little longer, because each op has events around it and steps
+ * are launched call by call. All memory is taken at creation.
  *
- * Sums are over the steps that count: the first one warms up and is left out as soon as there are
- * others. Times are in seconds, by the device's own events; bytes and flops are those of the ops
- * themselves: each operand is moved once, a multiply-add is 2 flops. */
+ * Sums are over the steps that count: the first one warms up, and is left out as soon as there are
+ * others. Times are in seconds, by the device's own events. Bytes and flops are those of the ops
+ * themselves: each operand is moved once, and a multiply-add counts as 2 flops. */
 #ifndef BIRKHOFF_PROFILE_H
 #define BIRKHOFF_PROFILE_H
 
@@ -19,40 +19,43 @@ extern "C" {
 
 typedef struct bk_profile bk_profile;
 
-/* The model outlives the profile. One that has a profile already: BK_ERR_ARGUMENT. A
- * context without a clock (bk_context_create_embedded): BK_ERR_UNSUPPORTED. */
+/* The model must outlive the profile. BK_ERR_ARGUMENT for a model that has a profile already, and
+ * BK_ERR_UNSUPPORTED in a context without a clock (bk_context_create_embedded). */
 BK_API bk_status bk_profile_create(bk_model *model, bk_profile **profile);
-BK_API void bk_profile_destroy(
-    bk_profile *profile); /* NULL is allowed; the model goes on without */
-/* Steps that begin while it is paused are not measured. Between steps; NULL is allowed. */
+/* The model goes on without a profile. NULL is allowed. */
+BK_API void bk_profile_destroy(bk_profile *profile);
+/* Steps that begin while a profile is paused are not measured. To be called between steps; NULL is
+ * allowed. */
 BK_API void bk_profile_pause(bk_profile *profile, bool paused);
 
-/* Of the whole: what of the steps' time is not the ops' lies between them (copies, zeros, gaps). */
+/* The sums over all ops. What of the steps' time is not the ops' lies between them: copies, zeroing
+ * and gaps. */
 typedef struct bk_profile_total {
-  int64_t steps;   /* that were measured */
-  int64_t counted; /* of these: all but the first, which counts only while it is the only one */
+  int64_t steps;   /* how many were measured */
+  int64_t counted; /* how many of them count: all but the first, unless it is the only one */
   double step_seconds, op_seconds; /* summed over the steps that count */
 } bk_profile_total;
 BK_API void bk_profile_get_total(const bk_profile *profile, bk_profile_total *total);
 
-/* Two tables of the same time: a line for every kernel of every op, in the order in which they
- * were first launched; a line for every phase of a step, in the order of a step. */
+/* Two tables of the same time. One has a line for every kernel of every op, in the order in which
+ * they were first launched; the other has a line for every phase of a step, in the order of a
+ * step. */
 typedef enum bk_profile_table { BK_PROFILE_OPS, BK_PROFILE_PHASES } bk_profile_table;
 typedef struct bk_profile_line {
-  const char *name;                    /* of the op or phase; lives as long as the library */
-  const char *kernel;                  /* "" of a phase; as long as the device */
+  const char *name;                    /* of the op or phase; valid as long as the library */
+  const char *kernel;                  /* valid as long as the device; of a phase "" */
   double calls, seconds, bytes, flops; /* summed over the steps that count; may be 0 */
 } bk_profile_line;
 BK_API int bk_profile_count(const bk_profile *profile, bk_profile_table table);
-/* Line i from 0, below the count. */
+/* Gives line i of a table, counted from 0. */
 BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, int i,
                            bk_profile_line *line);
 
 /* Writes the last 3 steps as a Chrome trace (Trace Event Format), for chrome://tracing, Perfetto
- * and the like: PATH.tmp, synced, then renamed to PATH. A JSON object with traceEvents, complete
- * events (ph "X") with name = op, cat = phase, ts and dur in microseconds, args kernel, sublayer
- * (null: none), bytes and flops; a step is an event too, with cat "step". BK_ERR_IO where it
- * cannot be written. */
+ * and the like. The file is written as PATH.tmp, synced and renamed to PATH. It is a JSON object
+ * whose traceEvents are complete events (ph "X"): name is the op, cat the phase, ts and dur are in
+ * microseconds, and args has kernel, sublayer (null where there is none), bytes and flops. A step
+ * is an event too, with cat "step". BK_ERR_IO where the file cannot be written. */
 BK_API bk_status bk_profile_write_trace(const bk_profile *profile, const char *path);
 
 #ifdef __cplusplus

@@ -11,7 +11,7 @@ extern "C" {
 typedef enum bk_dtype {
   BK_NONE = 0,
   BK_F32,
-  BK_BF16, /* the upper half of an fp32, rounded to nearest even on store */
+  BK_BF16, /* the upper half of an fp32; stores round to nearest, ties to even */
   BK_F64,
   BK_I32,
   BK_I64,
@@ -19,23 +19,25 @@ typedef enum bk_dtype {
   BK_DTYPE_COUNT
 } bk_dtype;
 
-/* A set of dtypes is the sum of these. */
+/* A set of dtypes is the sum of such bits. */
 #define BK_DT(dtype) (1u << (dtype))
 
-BK_API size_t bk_dtype_size(bk_dtype dtype);      /* bytes; 0 for BK_NONE */
+BK_API size_t bk_dtype_size(bk_dtype dtype);      /* bytes of an element; 0 for BK_NONE */
 BK_API const char *bk_dtype_name(bk_dtype dtype); /* "fp32" "bf16" "fp64" "i32" "i64" "u8" "none" */
-BK_API bk_status bk_dtype_parse(const char *text, bk_dtype *dtype); /* fp32 bf16 fp64 */
+/* Reads "fp32", "bf16" or "fp64"; any other text is BK_ERR_ARGUMENT, which is not logged. */
+BK_API bk_status bk_dtype_parse(const char *text, bk_dtype *dtype);
 
-/* Residual connections: the ordinary one; H_res free, doubly stochastic by Sinkhorn, a mixture of
- * permutations, the identity, a Kronecker product. Names in configurations: the same in small
- * letters. HEAD is the learned collapse of the streams at the end; it stays the last. */
+/* The kinds of residual connections, by how the streams are mixed. In configurations they have the
+ * same names in small letters. doc/numerics.md has their formulas. */
 typedef enum bk_hc_kind {
-  BK_HC_PLAIN,
-  BK_HC_HC,
-  BK_HC_MHC,
-  BK_HC_MHC_LITE,
-  BK_HC_IHC,
-  BK_HC_KROMHC,
+  BK_HC_PLAIN,    /* the ordinary residual stream: there is only one */
+  BK_HC_HC,       /* by a matrix without a constraint */
+  BK_HC_MHC,      /* by a matrix that Sinkhorn's iteration makes doubly stochastic */
+  BK_HC_MHC_LITE, /* by a mixture of the n! permutations */
+  BK_HC_IHC,      /* not at all: the matrix is the identity */
+  BK_HC_KROMHC,   /* by a Kronecker product of mixtures of two */
+  /* Not a residual connection: the learned head, by which the streams become one at the end. It
+   * stays the last. */
   BK_HC_HEAD
 } bk_hc_kind;
 
