@@ -29,7 +29,7 @@ typedef struct bk_gain {
   double total_forward, total_backward; /* of H_L ... H_1 */
   double *mean_composite; /* [n][n] by destination and source: H_L ... H_1, mean over tokens */
 } bk_gain;
-/* Measures the gains of a whole model on data, over whole windows of seq_len tokens from the beginning,
+/* Measures the gains of a whole model on data, in windows of seq_len tokens from the beginning,
  * as many as max_tokens allows. BK_ERR_ARGUMENT where max_tokens is below seq_len or seq_len above
  * max_position_embeddings, BK_ERR_DATA where the data has fewer than seq_len + 1 tokens. The
  * matrices of plain and ihc are the identity, so their gains are exactly 1. */

@@ -111,10 +111,10 @@ typedef struct bk_bisect_result {
 } bk_bisect_result;
 
 /* options may be NULL for the defaults and no file. Returns BK_OK whether a call differs or not.
- * BK_ERR_ARGUMENT as for bk_verify, and for models in several chunks, or whose steps are not made of the same calls. The file is a safetensors file with the call's op,
- * parameters, inputs and the reference's outputs, and tests/ops/test_ops --case FILE runs it again;
- * doc/testing.md has the format. With BK_BISECT_CHANGED there is nothing to run again, and no file
- * is written. */
+ * BK_ERR_ARGUMENT as for bk_verify, and for models in several chunks, or whose steps are not made
+ * of the same calls. The file is a safetensors file with the call's op, parameters, inputs and the
+ * reference's outputs, and tests/ops/test_ops --case FILE runs it again; doc/testing.md has the
+ * format. With BK_BISECT_CHANGED there is nothing to run again, and no file is written. */
 BK_API bk_status bk_bisect(bk_model *model, bk_model *reference, const bk_bisect_options *options,
                            bk_bisect_result *result);
 
