@@ -1,5 +1,6 @@
 # test_ops on `device`: small shapes, twice with the same bits (at the long level, BK_TEST_LONG, all shapes: each is a kernel to compile); then again with work groups
-# of at most 64 items, twice with the same bits, and with the composed ops composed, in very small shapes (at the long level in small ones, and with groups of at most 128);
+# of at most 64 items, twice with the same bits, in very small shapes (at the long level in small ones, and with groups of at most 128); and with the composed ops composed
+# (these alone, but at the long level);
 # at the long level also with the variables of `also` (NAME=VALUE...).
 . "$(dirname "$0")/../gpu/lib.sh"
 needs tests/ops/test_ops
@@ -12,6 +13,11 @@ small=BK_TEST_QUICK=1
 harness -- --bits
 [ -z "${BK_TEST_LONG:-}" ] || harness $small "$limit=128"
 harness $small "$limit=64" -- --bits
-harness $small -- --composed
+if [ -n "${BK_TEST_LONG:-}" ]; then harness $small -- --composed
+else
+  composed=$(sed -n 's/^COMPOSED\(_OF\)\{0,1\}([A-Z_]*, \([a-z_]*\),.*/\2/p' "$TOP_SRCDIR/core/runtime/ops.def")
+  holds "ops are composed" "$(echo "$composed" | wc -l) > 5"
+  for op in $composed; do harness $small -- --composed --op "$op"; done
+fi
 [ -z "${also:-}" ] || [ -z "${BK_TEST_LONG:-}" ] || harness BK_TEST_QUICK=1 $also
 finish
