@@ -1,4 +1,23 @@
-/* All installed headers of libbirkhoff. */
+/* All installed headers of libbirkhoff:
+ *
+ *   version.h      the version, and what is exported
+ *   status.h       what functions return
+ *   context.h      memory, log and files; everything is made from a context
+ *   types.h        types of elements, kinds of residual connections
+ *   device.h       opening a device, listing all of them
+ *   config.h       the model's configuration, the training recipe, presets
+ *   data.h         data for training, tokens for one pass
+ *   model.h        models, their parameters, checkpoints
+ *   train.h        training, evaluation, gains, generation
+ *   forward.h      single passes, with logits, maps and gradients
+ *   residual.h     the residual connection alone, for other training code
+ *   verify.h       comparing a device with a trusted one
+ *   bench.h        timing a device and its ops
+ *   profile.h      where the time of a step goes
+ *   metrics.h      metrics.jsonl
+ *   safetensors.h  safetensors files
+ *
+ * doc/embedding.md shows how to use them, and says who owns what and what each error code means. */
 #ifndef BIRKHOFF_BIRKHOFF_H
 #define BIRKHOFF_BIRKHOFF_H
 
