@@ -216,7 +216,7 @@ compile() {
 c_list() {
   local source isa
   # backend-minimal is a module of its own; so is each of the other test programs.
-  find core models tools tests/ops backends/ref backends/cpu -path tests/ops/backend-minimal -prune -o -name '*.c' ! -name '*_tmpl.c' ! -name 'test_[!o]*' -print | sort |
+  find core models tools tests/ops backends/ref backends/cpu -path 'tests/ops/backend-*' -prune -o -name '*.c' ! -name '*_tmpl.c' ! -name 'test_[!o]*' -print | sort |
     while read -r source; do compile "$(echo "$source" | tr / _).o" "${CC:-cc}" "${cflags[@]}" "${defines[@]}" "${isa_defines[@]}" "${jansson_flags[@]}" -c "$source"; done
   for isa in portable "${isas[@]}"; do
     for source in backends/cpu/*_tmpl.c; do

@@ -45,6 +45,9 @@ holds "HUP and TERM at once, in whatever order: status $rc" "$rc == 129 || $rc =
 equal "HUP and TERM at once: checkpoints" "$(checkpoints hup_term)" 1
 start term_hup
 kill -TERM $pid
+# Of two signals that wait for a process, the system is free to deliver either first: the second is sent when the first has been answered.
+tries=0
+until grep -q 'finishing the step' run.err || [ $((tries += 1)) -gt 200 ]; do sleep 0.05; done
 kill -HUP $pid 2>/dev/null
 wait $pid
 equal "TERM, then HUP: status" $? 143
