@@ -93,8 +93,8 @@ typedef struct bk_device_report {
   bk_device_state state;
   char reason[256];      /* why it cannot be used; empty where it can */
   bk_device_props props; /* of one that can */
-  size_t memory_bytes;
-  bool is_default; /* what bk_device_open takes without a name */
+  size_t memory_bytes;   /* 0: not known, as in a context without an operating system */
+  bool is_default;       /* what bk_device_open takes without a name */
 } bk_device_report;
 typedef bk_status (*bk_device_fn)(void *user, const bk_device_report *report);
 /* Gives each in turn until one call does not return BK_OK, which is returned. The first use of a
