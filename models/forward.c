@@ -25,6 +25,9 @@ struct bk_forward {
 bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
                             bk_forward **forward) {
   bk_context *ctx = model->ctx;
+  if (options->hc_recompute < BK_RECOMPUTE_AUTO)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: hc_recompute %lld: -1 is auto, 0 off",
+                   (long long)options->hc_recompute);
   if (options->backward && !model->options.trainable)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: backward needs a model that is trainable");
   BK_TRY(bk_model_check_pass(model, "forward", options->seq_len));

@@ -50,8 +50,9 @@ static void print_row(const bk_device_report *r) {
     printf(" %s\n", r->reason);
     return;
   }
-  printf(" %s%s%s, %s", r->props.name, r->props.driver[0] ? ", " : "", r->props.driver,
-         cli_bytes_text((double)r->memory_bytes, memory, sizeof memory));
+  printf(" %s%s%s", r->props.name, r->props.driver[0] ? ", " : "", r->props.driver);
+  if (r->memory_bytes)
+    printf(", %s", cli_bytes_text((double)r->memory_bytes, memory, sizeof memory));
   if (r->props.threads) printf(", %d thread%s", r->props.threads, r->props.threads == 1 ? "" : "s");
   if (r->props.isa[0]) printf(", %s", r->props.isa);
   for (int d = BK_F32; d <= BK_F64; d++)

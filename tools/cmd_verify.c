@@ -181,6 +181,16 @@ static void finish(verify_command *v) {
   bk_device_close(v->ref_device);
 }
 
+/* A name with another ending would be a part of the name of a case to test_ops. */
+static bk_status check_case_file(cli_session *s, const char *file) {
+  size_t length = file ? strlen(file) : 0, ending = strlen(".safetensors");
+  if (!file) return BK_OK;
+  if (!cli_given(&s->args, "bisect"))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --case FILE is for --bisect");
+  if (length > ending && strcmp(file + length - ending, ".safetensors") == 0) return BK_OK;
+  return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--case %s: the name has to end in .safetensors", file);
+}
+
 static bk_status run(cli_session *s) {
   const char *against = cli_value(&s->args, "against");
   const char *file = cli_value(&s->args, "case");
@@ -191,8 +201,7 @@ static bk_status run(cli_session *s) {
   bk_verify_options_default(&v.options);
   if (!cli_given(&s->args, "device"))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --device NAME is needed");
-  if (file && !calls)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "verify: --case FILE is for --bisect");
+  BK_TRY(check_case_file(s, file));
   BK_TRY(cli_int(s, "batch-size", 1, 1 << 20, &v.options.batch));
   BK_TRY(cli_int(s, "seq-len", 2, 1 << 24, &v.options.seq_len));
   BK_TRY(cli_int(s, "seed", 0, INT64_MAX, &v.options.seed));

@@ -104,11 +104,8 @@ static bk_status cpu_describe(bk_context *ctx, int index, bk_device_props *props
   BK_TRY(isa_limit(ctx, bk_context_environment(ctx, "BIRKHOFF_CPU_ISA"), &isa));
   bk_device_props p = {0};
   props_fill(&p, isa, blas_wanted(ctx, isa), bk_context_cpu_count(ctx));
-  size_t free_bytes, total_bytes;
-  bk_device probe = {.ctx = ctx};
-  BK_TRY(bk_host_memory_info(&probe, &free_bytes, &total_bytes));
   *props = p;
-  *memory_bytes = total_bytes;
+  *memory_bytes = bk_host_memory_total(ctx);
   return BK_OK;
 }
 

@@ -37,11 +37,9 @@ static int ref_device_count(bk_context *ctx BK_UNUSED) { return 1; }
 static bk_status ref_describe(bk_context *ctx, int index, bk_device_props *props,
                               size_t *memory_bytes) {
   bk_device device = {0};
-  size_t free_bytes, total_bytes;
   ref_init(&device, ctx, index, NULL);
-  BK_TRY(bk_host_memory_info(&device, &free_bytes, &total_bytes));
   *props = device.props;
-  *memory_bytes = total_bytes;
+  *memory_bytes = bk_host_memory_total(ctx);
   return BK_OK;
 }
 

@@ -56,9 +56,15 @@ void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t cou
     if (fabs(want[i]) > j->largest) j->largest = fabs(want[i]);
   }
   if (exact) return;
-  j->nmse = nmse_of(error, norm);
-  j->bound = fmax(fmax(bound, 1.01 * nmse_of(rounding, norm)), 16 * sensitivity);
-  j->most = 8 * sqrt(j->bound) * j->largest;
+  if (norm == 0 && sensitivity > 0) { /* all is zero in theory: against what rounding makes of it */
+    j->nmse = error;
+    j->bound = 16 * sensitivity;
+    j->most = sqrt(j->bound);
+  } else {
+    j->nmse = nmse_of(error, norm);
+    j->bound = fmax(fmax(bound, 1.01 * nmse_of(rounding, norm)), 16 * sensitivity);
+    j->most = 8 * sqrt(j->bound) * j->largest;
+  }
   j->within = j->nmse <= j->bound && j->error <= j->most;
 }
 
@@ -74,5 +80,5 @@ double bk_judge_distance(const double *moved, const double *want, int64_t count)
     double d = moved[i] - want[i];
     if (isfinite(d)) error += d * d, norm += want[i] * want[i];
   }
-  return norm > 0 ? error / norm : 0;
+  return norm > 0 ? error / norm : error;
 }

@@ -32,13 +32,14 @@ typedef struct bk_judgement {
 } bk_judgement;
 /* got: what the device stored in `dtype`. The bound is raised to what storing the exact results
  * takes, and to 16 times the sensitivity: how far the output moves, as an nmse, when all inputs
- * move by about one rounding; a sum that nearly cancels cannot be had more exactly. Integers are
- * exact. */
+ * move by about one rounding; a sum that nearly cancels cannot be had more exactly. Where all exact
+ * results are zero, there is nothing to divide by: error and sensitivity are then plain sums of
+ * squares, and without a sensitivity all must be zero. Integers are exact. */
 void bk_judge(bk_dtype dtype, const double *got, const double *want, int64_t count, double bound,
               double sensitivity, bk_judgement *j);
 /* For measuring that: x moved at random by about `rounding` of itself, and the nmse between two
- * results. `stream` and `index` number the input and its element, so that the same call moves the
- * same way. bk_judge_distance is 0 where the exact result is zero. */
+ * results, or the sum of squares where those wanted are all zero. `stream` and `index` number the
+ * input and its element, so that the same call moves the same way. */
 double bk_judge_move(double x, double rounding, uint64_t stream, uint64_t index);
 double bk_judge_distance(const double *moved, const double *want, int64_t count);
 #define BK_JUDGE_TRIES 4 /* of which the largest counts */

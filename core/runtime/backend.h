@@ -200,7 +200,8 @@ struct bk_backend {
    * none can be used. */
   bk_status (*probe)(bk_context *ctx, char *reason, size_t reason_size);
   int (*device_count)(bk_context *ctx);
-  /* Fills props of device `index` without opening it. */
+  /* Fills props of device `index` without opening it. Bytes of its memory: 0 where they are not
+   * known. */
   bk_status (*describe)(bk_context *ctx, int index, bk_device_props *props, size_t *memory_bytes);
   bk_status (*open)(bk_context *ctx, int index, const bk_device_options *options,
                     bk_device **device);
@@ -306,6 +307,7 @@ BK_MODULE_API void bk_host_device_init(bk_device *device, bk_context *ctx,
                                        const bk_device_options *options, const bk_device_ops *ops);
 BK_MODULE_API bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes,
                                             size_t *total_bytes);
+size_t bk_host_memory_total(bk_context *ctx); /* of the machine; 0: not known */
 BK_MODULE_API bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle);
 BK_MODULE_API void bk_host_buffer_free(bk_device *device, void *handle, size_t bytes);
 BK_MODULE_API bk_status bk_host_stream_create(bk_device *device, int priority, bk_stream **stream);

@@ -30,6 +30,11 @@ bk_status bk_host_memory_info(bk_device *device, size_t *free_bytes, size_t *tot
                  device->backend->name);
 }
 
+size_t bk_host_memory_total(bk_context *ctx) {
+  size_t unused, total;
+  return bk_context_system_memory(ctx, &unused, &total) ? total : 0;
+}
+
 bk_status bk_host_buffer_alloc(bk_device *device, size_t bytes, void **handle) {
   void *block = bk_alloc(device->ctx, bytes);
   if (!block) return BK_ERR_MEMORY;

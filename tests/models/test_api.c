@@ -153,6 +153,9 @@ START_TEST(what_a_model_cannot_do_is_refused) {
   REFUSED(bk_forward_create(plain,
                             &(bk_forward_options){.batch = B, .seq_len = T, .backward = true}, &f),
           BK_ERR_ARGUMENT, "trainable");
+  REFUSED(bk_forward_create(
+              plain, &(bk_forward_options){.batch = B, .seq_len = T, .hc_recompute = -7}, &f),
+          BK_ERR_ARGUMENT, "hc_recompute -7");
   OK(bk_forward_create(plain, &(bk_forward_options){.batch = B, .seq_len = T}, &f));
   OK(bk_forward_run(f, ids, NULL));
   REFUSED(bk_forward_maps(f, 0, values, values, values), BK_ERR_ARGUMENT, "has no maps");

@@ -4,6 +4,7 @@
 #include <birkhoff/verify.h>
 
 #include "io/safetensors.h"
+#include "ops/judge.h"
 #include "tests/models/models.h"
 
 typedef struct pair {
@@ -131,6 +132,31 @@ START_TEST(calls_that_agree) {
 }
 END_TEST
 
+/* In the gradient of the queries of a first token all is zero in theory: the one weight of its
+ * attention is 1, whatever the score. A device has rounding there, and no more. */
+START_TEST(what_is_zero_in_theory) {
+  static const double zeros[2];
+  double noise[2] = {1e-12, 0};
+  bk_judgement j;
+  bk_judge(BK_F32, noise, zeros, 2, 1e-9, 0, &j);
+  ck_assert(!j.within && isinf(j.nmse));
+  bk_judge(BK_F32, noise, zeros, 2, 1e-9, bk_judge_distance(noise, zeros, 2), &j);
+  ck_assert(j.within);
+  bk_judge(BK_F32, noise, zeros, 2, 1e-9, bk_judge_distance(noise, zeros, 2) / 17, &j);
+  ck_assert(!j.within && j.element == 0);
+  for (int kind = BK_HC_PLAIN; kind <= BK_HC_MHC; kind++) {
+    pair p = open_pair(kind, BK_F32);
+    bk_bisect_options o = {.case_file = NULL};
+    bk_bisect_result r;
+    bk_verify_options_default(&o.verify);
+    o.verify.batch = 1, o.verify.seq_len = 2;
+    OK(bk_bisect(p.model, p.reference, &o, &r));
+    ck_assert_msg(r.cause == BK_BISECT_NONE, "%s: %s of %s: %g", r.stage, r.operand, r.op, r.got);
+    close_pair(&p);
+  }
+}
+END_TEST
+
 /* Gradients that an earlier pass has left on one of the two are overwritten, not read. */
 START_TEST(models_that_were_used) {
   pair p = open_pair(BK_HC_MHC, BK_F32);
@@ -251,5 +277,5 @@ START_TEST(refusals) {
 END_TEST
 
 UNIT_MAIN("verify", unit_folder_open, unit_folder_close, models_that_agree, models_that_do_not,
-          calls_that_agree, models_that_were_used, inputs_that_are_not_the_same, what_a_case_holds,
-          refusals)
+          calls_that_agree, what_is_zero_in_theory, models_that_were_used,
+          inputs_that_are_not_the_same, what_a_case_holds, refusals)

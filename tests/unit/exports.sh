@@ -54,8 +54,10 @@ echo "$(wc -l <"$W/public") functions and tables for programs, $count functions 
 comm -12 "$W/public" "$W/modules" >"$W/both"
 fail "names with both marks" "$W/both"
 
+# What an earlier build with other options, or of other sources, has left in the folder is not looked at: a shared library that this build
+# does not make, modules that it does not make, objects without a source.
 library=$build/.libs/libbirkhoff.so
-if [ -e "$library" ]; then
+if [ -e "$library" ] && grep -q "^dlname='.\+'" "$build/libbirkhoff.la"; then
   nm -D --defined-only "$library" | awk '{ print $NF }' | grep -v '^_\|^[A-Z_]*$' | sort -u >"$W/exported"
   sort -u "$W/public" "$W/modules" >"$W/promised"
   comm -23 "$W/exported" "$W/promised" >"$W/extra"
@@ -63,7 +65,9 @@ if [ -e "$library" ]; then
   case "${CFLAGS:-} $(nm -D "$library" | grep -c __asan_init)" in *" 0") fail "exported, but in no installed header" "$W/extra" ;; esac
   fail "promised, but not exported" "$W/missing"
   for module in "$build"/.libs/birkhoff_*.so; do
-    [ -e "$module" ] || continue
+    name=$(basename "$module" .so)
+    if ! [ -e "$module" ] || ! grep -q "^am_${name}_la_rpath" "$build/Makefile"; then continue; fi
+    echo "module $name"
     nm -D --defined-only "$module" | awk '{ print $NF }' | grep '^bk_' | grep -v '^bk_backend_module$' >"$W/module"
     fail "$module exports more than bk_backend_module" "$W/module"
     nm -D --undefined-only "$module" | awk '{ print $NF }' | grep '^bk_' | sort -u | comm -23 - "$W/promised" >"$W/module"
@@ -74,9 +78,16 @@ else
 fi
 
 # The command.
-grep -nE '^#[[:space:]]*include[[:space:]]*"' "$top"/tools/*.[ch] | grep -v '"tools/\|"base/files.h"\|"base/text.h"\|"base/macros.h"' >"$W/includes"
+inside=$(cd "$top/core" && ls -d */ | grep -v '^include/' | tr -d '/' | tr '\n' '|')
+grep -nE "^#[[:space:]]*include[[:space:]]*(\"|<(core|${inside}models|backends|tests)/)" "$top"/tools/*.[ch] |
+  grep -v '"tools/\|"base/files.h"\|"base/text.h"\|"base/macros.h"' >"$W/includes"
 fail "the command includes headers of the library that are not installed" "$W/includes"
-objects=$(ls "$build"/tools/birkhoff-*.o "$build"/core/base/birkhoff-*.o 2>/dev/null)
+objects=
+for source in "$top"/tools/*.c "$top"/core/base/*.c; do
+  object=$build/${source#"$top"/}
+  object=${object%/*}/birkhoff-$(basename "$source" .c).o
+  [ -e "$object" ] && objects="$objects $object"
+done
 if [ -n "$objects" ]; then
   # shellcheck disable=SC2086
   nm --undefined-only $objects | awk '{ print $NF }' | grep '^bk_' | sort -u >"$W/asked"

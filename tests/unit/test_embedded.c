@@ -145,6 +145,21 @@ END_TEST
 
 /* ---- tokens in memory ---- */
 
+static bk_status count_working(void *user, const bk_device_report *r) {
+  *(int *)user += r->state == BK_DEVICE_OK && r->memory_bytes == 0 && r->props.threads <= 1;
+  return BK_OK;
+}
+
+/* How much memory there is nobody can say; the devices work all the same. */
+START_TEST(devices_are_listed) {
+  int working = 0;
+  ck_assert_int_eq(bk_devices(ctx, count_working, &working), BK_OK);
+  ck_assert_int_eq(working, 2); /* ref, cpu */
+  ck_assert_str_eq(bk_backend_name(ctx, 0), "ref");
+  ck_assert_str_eq(unit_messages, "");
+}
+END_TEST
+
 START_TEST(tokens_of_every_width) {
   static const uint8_t bytes[] = {1, 2, 3, 250};
   static const uint16_t shorts[] = {1, 2, 3, 250};
@@ -225,4 +240,5 @@ END_TEST
 
 UNIT_MAIN("embedded", embedded_open, embedded_close, has_nothing_of_the_system, needs_an_allocator,
           has_no_files, has_one_thread, opens_a_backend_by_address, refuses_a_bad_backend,
-          names_work_too, tokens_of_every_width, tokens_are_checked, times_are_no_numbers)
+          names_work_too, devices_are_listed, tokens_of_every_width, tokens_are_checked,
+          times_are_no_numbers)

@@ -94,8 +94,8 @@ typedef struct bk_device_report {
   bk_device_state state;
   char reason[256];      /* why it cannot be used; empty where it can */
   bk_device_props props; /* filled in where it can be used, and so is what follows */
-  size_t memory_bytes;
-  bool is_default; /* bk_device_open takes it if no name is given */
+  size_t memory_bytes;   /* 0: not known, as in a context without an operating system */
+  bool is_default;       /* bk_device_open takes it if no name is given */
 } bk_device_report;
 typedef bk_status (*bk_device_fn)(void *user, const bk_device_report *report);
 /* Calls `each` for one device after the other. If a call does not return BK_OK, no other follows

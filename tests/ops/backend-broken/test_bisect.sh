@@ -22,6 +22,7 @@ absent "no case without a difference" bisect-case.safetensors
 
 # ---- options ----
 refused 2 '--case FILE is for --bisect' "a case without --bisect" "$BIRKHOFF" verify tiny --device cpu --case x.safetensors
+refused 2 'has to end in .safetensors' "a case that test_ops would not take" "$BIRKHOFF" verify tiny --device cpu --bisect --case x.st
 refused 2 'max_position_embeddings' "a sequence that is too long" "$BIRKHOFF" verify tiny --device cpu --bisect --seq-len 100000
 
 # ---- wrong ones ----
