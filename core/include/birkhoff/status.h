@@ -14,7 +14,7 @@ extern "C" {
 typedef enum bk_status {
   BK_OK = 0,
   /* 100: the caller asked for something that cannot be */
-  BK_ERR_ARGUMENT = 100,    /* a value out of its range, a NULL, a wrong shape or dtype */
+  BK_ERR_ARGUMENT = 100,    /* a value out of its range, a wrong shape or dtype */
   BK_ERR_CONFIG = 101,      /* a model or a recipe that cannot be built */
   BK_ERR_UNSUPPORTED = 102, /* the device or the context lacks it: a kernel, a dtype, a clock */
   BK_ERR_NOT_FOUND = 103,   /* a name that is not known: of a device, preset, key or tensor */
