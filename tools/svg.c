@@ -270,7 +270,7 @@ static void draw_line_kinds(svg *d, double left, double y) {
 static void draw_composites(svg *d, const cli_svg_run *runs, int count) {
   static const char *const colors[CLI_SVG_MOST_RUNS] = {"#d62728", "#1f77b4", "#2ca02c", "#9467bd",
                                                         "#ff7f0e", "#17becf", "#8c564b", "#7f7f7f"};
-  series all[2 * CLI_SVG_MOST_RUNS];
+  series all[2 * CLI_SVG_MOST_RUNS] = {{0}};
   axes a = {.left = 70, .width = RUNS_WIDTH - 90};
   for (int i = 0; i < count; i++) {
     const bk_gain *g = runs[i].gain;
