@@ -30,14 +30,15 @@ typedef struct bounds {
 } bounds;
 
 typedef struct verify_run {
-  /* side is the device under test, ref the reference, exact the reference in fp64. */
   const bk_verify_options *options;
   bk_verify_row_fn each;
   void *user;
   bk_verify_result *result;
   bk_context *ctx;
-  bk_model *exact_model;           /* the reference in fp64; NULL where its device cannot */
-  bk_verify_side side, ref, exact; /* exact: no model where there is no exact_model */
+  bk_model *exact_model; /* the reference in fp64; NULL where its device cannot */
+  /* the device under test, the reference, and the reference in fp64, which has no model where there
+   * is no exact_model */
+  bk_verify_side side, ref, exact;
   bk_verify_batch batch;
   int64_t *clean, *clean_exact; /* [B] positions before a flip */
   int64_t n_clean;

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "tools/bench.h"
 
@@ -161,12 +160,6 @@ static bk_status bytes_in_use(cli_session *s, double *bytes) {
 
 /* ---- timing ---- */
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* at < 0: to warm up. */
 static bk_status one_step(contender *c, int at) {
   bk_metrics_row row;
@@ -211,8 +204,8 @@ static bk_status take_medians(contender *c) {
 
 /* `count` sides in turn, for as long as --seconds says. */
 static bk_status time_steps(contender *sides, int count, double seconds) {
-  double end = now() + seconds;
-  while (sides->steps < MAX_STEPS && (sides->steps < 3 || now() < end) && !cli_signal)
+  double end = cli_seconds() + seconds;
+  while (sides->steps < MAX_STEPS && (sides->steps < 3 || cli_seconds() < end) && !cli_signal)
     for (int i = 0; i < count; i++) {
       BK_TRY(one_step(&sides[i], sides[i].steps));
       sides[i].steps++;

@@ -5,13 +5,13 @@
 #include <birkhoff/context.h>
 
 #define BK_UNUSED __attribute__((unused))
+#define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define BK_ALIGN_UP(x, a) (((x) + (a)-1) / (a) * (a))
 
 /* What loadable backends may use beside the installed API: the functions with this mark, and no
  * others, are exported for them. They follow the modules' ABI number (BK_BACKEND_ABI), not that of
  * the library; a test keeps their number small. */
 #define BK_MODULE_API BK_API
-#define BK_COUNT(array) (sizeof(array) / sizeof((array)[0]))
-#define BK_ALIGN_UP(x, a) (((x) + (a)-1) / (a) * (a))
 
 /* Messages: lower case, the exact cause, values and what would be right; no full stop. Errors:
  * bk_fail. */

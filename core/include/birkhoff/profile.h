@@ -47,7 +47,7 @@ typedef struct bk_profile_line {
   double calls, seconds, bytes, flops; /* summed over the steps that count; may be 0 */
 } bk_profile_line;
 BK_API int bk_profile_count(const bk_profile *profile, bk_profile_table table);
-/* Gives line i of a table, counted from 0. */
+/* Gives line i of a table, counted from 0 and below bk_profile_count. */
 BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, int i,
                            bk_profile_line *line);
 
