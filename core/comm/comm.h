@@ -1,31 +1,37 @@
 /* Communication between ranks: a vtable of its own, beside the compute backends.
  *
- * A comm is one rank's membership in a group of `size` ranks. Every operation is posted on a
- * stream of the rank's device and returns at once; where `done` is not NULL it is recorded at the
- * operation's end. A host transport progresses in a thread of its own, but one that runs inline is
- * legal too. All ranks of a group post the same operations in the same order. In an exchange the
- * sends of a rank to a peer meet the peer's receives from it in the order in which they were
- * posted, and their tags must agree (checked in debug builds, always by `self`). Tensors are
- * contiguous and on the stream's device. A group must be idle when it is destroyed.
+ * A comm is one rank's membership in a group of `size` ranks. Every operation is *posted* on a
+ * stream of the rank's device: it begins when the work that the stream has been given so far is
+ * done, and the call returns at once with a request. bk_comm_wait(request, stream) makes what the
+ * stream is given from then on see the result: it is an event on a device whose transport works
+ * there, and a wait of the host elsewhere, but never nothing. A request must be waited for once.
+ * Requests are made beforehand (bk_comm_reserve): posting and waiting allocate nothing.
  *
- * Counts of all_to_allv are rows (of the first dimension) per peer. A comm with
- * `needs_host_counts` must be given them on the host. Another comm also takes them as i32 [size]
- * tensors on the device; the host then knows only the tensors' sizes, as an upper bound. Rows of
- * dst past the received ones are unspecified.
+ * All ranks of a group post the same operations in the same order, and groups that share ranks
+ * share one order. In an exchange the sends of a rank to a peer meet the peer's receives from it in
+ * the order in which they were posted. Kind, order, shape, dtype and tag of every operation are
+ * compared between the ranks, always; where they disagree, all fail, with both sides' view.
+ * Tensors are contiguous and on the stream's device. Their memory must stay until the request was
+ * waited for.
+ *
+ * Sums have one order, that of a balanced binary tree over the ranks, element by element: their
+ * bits depend on the number of ranks and not on the transport, on time or on threads.
  *
  * Errors: BK_ERR_ARGUMENT for what this rank passed wrong; BK_ERR_COMM when ranks disagree, the
- * transport failed or the group was aborted. After BK_ERR_COMM the group is of no further use.
+ * transport failed, a time-out has passed or the group was aborted. After BK_ERR_COMM the group is
+ * of no further use.
  *
- * A group is the caller's from bk_comm_open or bk_comm_split until bk_comm_destroy. The memory of
- * an operation's tensors must stay until the operation has ended; `done` stays the caller's. */
+ * A group is the caller's from bk_comm_open or bk_comm_split until bk_comm_destroy, before which
+ * all requests must have been waited for. */
 #ifndef BK_COMM_H
 #define BK_COMM_H
 
+#include <birkhoff/parallel.h>
+
 #include "runtime/backend.h"
 
-#define BK_COMM_ABI 1u
-
-typedef struct bk_comm bk_comm;
+/* One operation that was posted; the comm's own. */
+typedef struct bk_request bk_request;
 
 /* The reductions that training needs: sums of gradients and losses, maxima of norms. */
 typedef enum bk_reduce { BK_REDUCE_SUM, BK_REDUCE_MAX } bk_reduce;

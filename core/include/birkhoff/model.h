@@ -28,6 +28,10 @@ typedef struct bk_model_options {
   bool plan_only; /* only sizes are worked out, and no memory is taken, as in `birkhoff plan` */
   /* A checkpoint with NaN or infinities is loaded with a warning, and not refused. */
   bool allow_nonfinite;
+  /* The ranks that train the model together (birkhoff/parallel.h); NULL: this process alone. Each
+   * rank has all weights and gradients, and its share of masters and moments. The comm must outlive
+   * the model, and all calls that train, save or load it are collective. */
+  struct bk_comm *comm;
 } bk_model_options;
 
 /* Makes a model whose weights are not set: bk_model_init or bk_checkpoint_load_weights does that.

@@ -1,0 +1,103 @@
+/* Many processes, or many threads of one process, that train one model together. A *job* is what
+ * ranks do together: each rank has a number from 0, and one that runs alone is rank 0 of 1. A job
+ * has a *transport*, which moves data ("self", "threads", "mpi"), and a *control store*, by which
+ * ranks find each other and learn that one of them has died.
+ *
+ * The calls in their order: bk_job_find, bk_job_open, bk_comm_open for the rank's device; the comm
+ * goes into bk_model_options, and what is made of that model then works together with the other
+ * ranks. Calls that are collective say so: every rank makes them, in the same order.
+ *
+ * Errors: BK_ERR_COMM where ranks disagree, a rank has died or does not answer, or the job was
+ * aborted. The job is then of no further use; what its ranks have written before stays whole. */
+#ifndef BIRKHOFF_PARALLEL_H
+#define BIRKHOFF_PARALLEL_H
+
+#include <birkhoff/device.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct bk_job bk_job;
+typedef struct bk_comm bk_comm;
+
+/* What the ranks of a job share that are threads of one process ("threads"). It is made before them
+ * and destroyed after them. */
+typedef struct bk_thread_world bk_thread_world;
+BK_API bk_status bk_thread_world_create(bk_context *ctx, int size, bk_thread_world **world);
+BK_API void bk_thread_world_destroy(bk_thread_world *world); /* NULL is allowed */
+
+#define BK_JOB_TIMEOUT 120 /* seconds, by default */
+
+typedef struct bk_job_options {
+  /* The transport; NULL: "threads" with a world, else what launched the process calls for. */
+  const char *comm;
+  int rank, size;             /* size 0: as what launched the process says, alone if nothing does */
+  int local_rank, local_size; /* among the ranks of this machine; local_size 0: not known */
+  const char *rendezvous;     /* "HOST:PORT", where rank 0 listens; NULL: the transport has a way */
+  const char *token;          /* what a rank must know to join; NULL: only from this machine */
+  double timeout_s; /* how long a rank waits for another; 0: BK_JOB_TIMEOUT */
+  bk_thread_world *world; /* "threads" */
+  const char *launcher;   /* what bk_job_find went by, in words: "mpirun", "srun", ... */
+} bk_job_options;
+
+/* Fills in what the options leave open from what launched the process: MPI's variables, else
+ * PMI_* and SLURM_*, else RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT (torchrun,
+ * Kubernetes), else one rank alone. The texts are valid as long as the context's environment.
+ * BK_ERR_ARGUMENT where variables contradict each other or are no numbers, by name. */
+BK_API bk_status bk_job_find(bk_context *ctx, bk_job_options *options);
+/* Collective. Opens store and transport. BK_ERR_ABSENT, with the reason, where the transport is not
+ * here: without MPI there is none between processes. */
+BK_API bk_status bk_job_open(bk_context *ctx, const bk_job_options *options, bk_job **job);
+/* Collective unless the job was aborted; then it waits for nobody. NULL is allowed. */
+BK_API void bk_job_close(bk_job *job);
+BK_API int bk_job_rank(const bk_job *job);
+BK_API int bk_job_size(const bk_job *job);
+BK_API int bk_job_local_rank(const bk_job *job);
+BK_API int bk_job_local_size(const bk_job *job);
+BK_API const char *bk_job_transport(const bk_job *job); /* "self", "threads", "mpi" */
+
+/* Gives up: tells all ranks, with one line of why; the first reason that is told is the one that
+ * all learn. It may be called from any thread, and waits for nobody. */
+BK_API void bk_job_abort(bk_job *job, const char *reason);
+/* Whether the job was aborted, by whomever; `reason` then has why. From any thread. */
+BK_API bool bk_job_aborted(bk_job *job, char *reason, size_t size);
+/* `call` is called once, from a thread of the library, when this rank learns that the job was
+ * aborted, also where the rank's own thread hangs. It may end the process. */
+typedef void (*bk_job_abort_fn)(void *user, const char *reason);
+BK_API void bk_job_on_abort(bk_job *job, bk_job_abort_fn call, void *user);
+
+/* ---- transports that are known ---- */
+typedef struct bk_transport_report {
+  char name[32];
+  bool usable;
+  char reason[256];      /* why it cannot be used; empty where it can */
+  char description[128]; /* "Open MPI 4.1.4, MPI 3.1"; empty where it cannot */
+} bk_transport_report;
+typedef bk_status (*bk_transport_fn)(void *user, const bk_transport_report *report);
+/* Calls `each` for one transport after the other; see bk_devices. */
+BK_API bk_status bk_transports(bk_context *ctx, bk_transport_fn each, void *user);
+
+/* ---- the ranks of a job on their devices ---- */
+/* Collective. Makes the group of all ranks, of which this rank's tensors are on `device`. Job and
+ * device must outlive it. */
+BK_API bk_status bk_comm_open(bk_job *job, bk_device *device, bk_comm **comm);
+BK_API void bk_comm_destroy(bk_comm *comm); /* NULL is allowed */
+/* NULL stands for a rank that is alone: rank 0 of 1. */
+BK_API int bk_comm_rank(const bk_comm *comm);
+BK_API int bk_comm_size(const bk_comm *comm);
+/* Collective, and waits. Every rank gives `bytes` bytes of host memory, the same number on each;
+ * dst has room for size times as many and gets those of rank r at r * bytes. This is for small
+ * things: flags, statuses, texts. comm may be NULL. */
+BK_API bk_status bk_comm_gather(bk_comm *comm, const void *src, size_t bytes, void *dst);
+/* Since the comm was opened: bytes that this rank has sent to others, the seconds in which
+ * operations were under way, and those in which the rank waited for one. */
+typedef struct bk_comm_stats {
+  double bytes_sent, busy_s, wait_s;
+} bk_comm_stats;
+BK_API void bk_comm_statistics(const bk_comm *comm, bk_comm_stats *stats);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
