@@ -59,7 +59,7 @@ static bool whole(const bk_comm_ops *o) {
 
 /* A transport may be a module, like a backend: its number is compared and its table checked before
  * anything of it is used. */
-bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world) {
+bk_status bk_comm_open_with(const bk_comm_backend *backend, bk_device *device, bk_comm **world) {
   bk_context *ctx = device->ctx;
   char reason[256] = "";
   if (backend->abi != BK_COMM_ABI)

@@ -26,7 +26,7 @@
 #ifndef BK_COMM_H
 #define BK_COMM_H
 
-#include <birkhoff/parallel.h>
+#include "comm/transport.h"
 
 #include "runtime/backend.h"
 
@@ -107,7 +107,7 @@ extern const bk_comm_backend bk_comm_backend_self;
 /* Collective where there are several ranks. BK_ERR_ABI: the transport was built for another
  * version, or its table has a hole; otherwise what its probe returns where it cannot be used, with
  * the reason. */
-bk_status bk_comm_open(const bk_comm_backend *backend, bk_device *device, bk_comm **world);
+bk_status bk_comm_open_with(const bk_comm_backend *backend, bk_device *device, bk_comm **world);
 void bk_comm_destroy(bk_comm *comm); /* NULL is allowed */
 bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group);
 /* All of the batch's transfers proceed together: no order among them can deadlock. A send to the

@@ -20,7 +20,7 @@ static void open_comm(void) {
   ck_assert_int_eq(bk_stream_create(device, 0, &stream), BK_OK);
   ck_assert_int_eq(device->ops->event_create(device, &done), BK_OK);
   ck_assert_int_eq(bk_buffer_alloc(device, 4096, BK_MEM_COMM, &memory), BK_OK);
-  ck_assert_int_eq(bk_comm_open(&bk_comm_backend_self, device, &comm), BK_OK);
+  ck_assert_int_eq(bk_comm_open_with(&bk_comm_backend_self, device, &comm), BK_OK);
 }
 
 static void close_comm(void) {
@@ -204,15 +204,15 @@ START_TEST(transports_are_checked) {
   bk_comm_backend bad = bk_comm_backend_self;
   bk_comm *world = NULL;
   bad.abi++;
-  ck_assert_int_eq(bk_comm_open(&bad, device, &world), BK_ERR_ABI);
+  ck_assert_int_eq(bk_comm_open_with(&bad, device, &world), BK_ERR_ABI);
   unit_expect("ABI");
   bad = bk_comm_backend_self;
   bad.probe = probe_absent;
-  ck_assert_int_eq(bk_comm_open(&bad, device, &world), BK_ERR_ABSENT);
+  ck_assert_int_eq(bk_comm_open_with(&bad, device, &world), BK_ERR_ABSENT);
   unit_expect("no network here");
   bad = bk_comm_backend_self;
   bad.open = open_holed;
-  ck_assert_int_eq(bk_comm_open(&bad, device, &world), BK_ERR_ABI);
+  ck_assert_int_eq(bk_comm_open_with(&bad, device, &world), BK_ERR_ABI);
   unit_expect("the table has a hole");
   ck_assert_ptr_null(world);
 }
