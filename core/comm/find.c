@@ -157,16 +157,17 @@ static bk_status check_given(bk_context *ctx, const bk_job_options *o) {
 
 static bool is_self(const bk_job_options *o) { return o->comm && strcmp(o->comm, "self") == 0; }
 
-/* Ranks that are given without a launcher: the transport is left to the caller. */
+/* Ranks that are given without a launcher need a place to meet. With one, this is the second call
+ * for the same options. */
 static bk_status fill_given(bk_context *ctx, const source *s, bk_job_options *o) {
-  if (!o->launcher) o->launcher = "options";
   if (!o->comm && o->size == 1) o->comm = "self";
   if (!o->comm && s && s->comm) o->comm = s->comm;
-  if (o->size > 1 && !o->comm && !o->rendezvous)
+  if (o->size > 1 && !o->comm && !o->rendezvous && !o->launcher)
     return bk_fail(ctx, BK_ERR_ARGUMENT,
                    "job: rank %d of %d is given and the rendezvous is not: the ranks do not know "
                    "where to find rank 0",
                    o->rank, o->size);
+  if (!o->launcher) o->launcher = "options";
   return BK_OK;
 }
 
