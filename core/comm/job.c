@@ -16,7 +16,7 @@
 /* What each rank tells the others when the job is opened. */
 typedef struct meeting {
   int status;        /* of what it has done so far */
-  bk_store *store;   /* rank 0's, for threads of its process */
+  bk_store_hub *hub;  /* of rank 0, for threads of its process */
   char address[512]; /* rank 0's store, for other processes */
   char token[2 * TOKEN_BYTES + 1];
 } meeting;
@@ -71,14 +71,13 @@ static bk_status serve(bk_job *job, meeting *own) {
     options.token = own->token;
   }
   BK_TRY(bk_store_open(job->ctx, &options, &job->store));
-  own->store = job->store;
   if (!o->world) snprintf(own->address, sizeof own->address, "%s", bk_store_address(job->store));
   return BK_OK;
 }
 
 static bk_status join(bk_job *job, const meeting *zero) {
   const bk_job_options *o = &job->options;
-  if (o->world) return bk_store_share(job->ctx, zero->store, o->rank, &job->store);
+  if (o->world) return bk_store_share(job->ctx, zero->hub, o->rank, &job->store);
   return bk_store_open(job->ctx,
                        &(bk_store_options){.rank = o->rank,
                                            .size = o->size,
