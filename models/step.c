@@ -78,19 +78,54 @@ bk_status bk_step_end(bk_model *m, bk_step_results *results) {
 }
 
 /* ---- the optimiser ---- */
+/* Two programs, between which ranks add up what they have: the sums of squares of the gradients,
+ * and the rest. The sums lie in vectors of one tensor: one element for each trained block, in
+ * ct, then one for each micro-batch's loss. */
 struct bk_optimizer {
   bk_model *model;
   bk_optimizer_options options;
+  bk_memory *memory; /* of the vectors */
+  bk_tensor norms, losses;
   bk_plans plans;
-  bk_program program;
+  bk_program programs[BK_OPTIMIZER_PROGRAMS];
 };
 
-/* The squares are summed over all gradients, shard by shard; the order is fixed, and so are the
- * bits. */
-static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
-  bk_tensor sum = bk_step_field(o->model, BK_STEP_SUMSQ);
-  for (int i = 0; i < o->model->n_shards; i++)
-    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){o->model->shards[i].grad, sum, true}));
+static bk_status reserve_sums(bk_optimizer *o) {
+  const bk_model *m = o->model;
+  int64_t blocks = 0, losses = o->options.micro_batches, all;
+  for (int i = 0; i < m->n_blocks; i++) blocks += bk_tensor_present(&m->blocks[i].grad);
+  all = blocks + losses;
+  bk_tensor sums;
+  BK_TRY(bk_memory_create(m->device, &o->memory));
+  BK_TRY(bk_memory_tensor(o->memory, BK_MEM_WORKSPACE, m->ct, 1, &all, &sums));
+  o->norms = bk_tensor_slice(sums, 0, 0, blocks);
+  if (losses) o->losses = bk_tensor_slice(sums, 0, blocks, losses);
+  return m->options.plan_only ? BK_OK : bk_memory_commit(o->memory);
+}
+
+/* The squares are summed for each block, and the sums of the blocks in their order: so the bits do
+ * not depend on how the blocks lie in memory. */
+static bk_status record_norm(bk_optimizer *o, bk_recorder *rec) {
+  const bk_model *m = o->model;
+  int64_t at = 0;
+  bk_record_begin(rec, &o->programs[BK_OPTIMIZER_NORM], false, NULL);
+  BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
+  for (int i = 0; i < m->n_blocks; i++) {
+    bk_tensor g = m->blocks[i].grad;
+    if (!bk_tensor_present(&g)) continue;
+    g = bk_tensor_reshape(g, 1, (int64_t[]){bk_tensor_count(&g)});
+    bk_tensor sum = bk_tensor_slice(o->norms, 0, at++, 1);
+    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){g, sum, false}));
+  }
+  return bk_record_end(rec, "the gradients' norm", &o->model->parts->graph_warned);
+}
+
+static bk_status sum_and_clip(const bk_optimizer *o, bk_recorder *rec) {
+  bk_tensor sumsq = bk_step_field(o->model, BK_STEP_SUMSQ),
+            loss = bk_step_field(o->model, BK_STEP_LOSS);
+  BK_TRY(bk_record(rec, BK_OP_SUM, &(bk_sum_args){o->norms, sumsq, false}));
+  if (bk_tensor_present(&o->losses))
+    BK_TRY(bk_record(rec, BK_OP_SUM, &(bk_sum_args){o->losses, loss, false}));
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
@@ -127,12 +162,12 @@ static bk_status balance(const bk_optimizer *o, bk_recorder *rec) {
   return BK_OK;
 }
 
-/* The step is one piece, since nothing can be put in between: the norm must be known before the
- * first weight changes. */
-static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
-  bk_record_begin(rec, &o->program, false, NULL);
+/* One piece, since nothing can be put in between: the norm must be known before the first weight
+ * changes. */
+static bk_status record_update(bk_optimizer *o, bk_recorder *rec) {
+  bk_record_begin(rec, &o->programs[BK_OPTIMIZER_UPDATE], false, NULL);
   BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
-  BK_TRY(norm_and_clip(o, rec));
+  BK_TRY(sum_and_clip(o, rec));
   BK_TRY(update(o, rec));
   BK_TRY(balance(o, rec));
   return bk_record_end(rec, "the optimiser's step", &o->model->parts->graph_warned);
@@ -142,14 +177,16 @@ static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
   bk_recorder rec;
+  BK_TRY(reserve_sums(o));
   BK_TRY(bk_recorder_init(&rec, m->device, &m->lanes, &o->plans, NULL, 0));
-  bk_status status = record_step(o, &rec);
+  bk_status status = record_norm(o, &rec);
+  if (status == BK_OK) status = record_update(o, &rec);
   bk_recorder_fini(&rec);
   bk_plans_close(&o->plans);
   return status == BK_OK ? bk_lanes_commit(&m->lanes) : status;
 }
 
-/* Takes no memory on the device but workspace: moments and masters are the model's. */
+/* Moments and masters are the model's: it takes memory on the device for a few sums alone. */
 bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *options,
                               bk_optimizer **optimizer) {
   if (!model->options.trainable)
@@ -167,17 +204,34 @@ bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *optio
   return BK_OK;
 }
 
-/* The plans end after the program that refers to them. */
+/* The plans end after the programs that refer to them. */
 void bk_optimizer_destroy(bk_optimizer *o) {
   if (!o) return;
   bk_context *ctx = o->model->ctx;
   bk_lanes_sync(&o->model->lanes);
-  bk_program_fini(&o->program);
+  for (int i = 0; i < BK_OPTIMIZER_PROGRAMS; i++) bk_program_fini(&o->programs[i]);
   bk_plans_fini(&o->plans);
+  bk_memory_destroy(o->memory);
   bk_free(ctx, o);
 }
 
-const bk_program *bk_optimizer_program(const bk_optimizer *o) { return &o->program; }
+const bk_program *bk_optimizer_program(const bk_optimizer *o, int program) {
+  return &o->programs[program];
+}
+
+size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) {
+  return bk_memory_bytes(o->memory, c);
+}
+
+bk_status bk_optimizer_keep_loss(bk_optimizer *o, int64_t micro) {
+  const bk_stream_ops *ops = o->model->stream->ops;
+  bk_tensor from = bk_step_field(o->model, BK_STEP_LOSS),
+            to = bk_tensor_slice(o->losses, 0, micro, 1);
+  bk_place field = {from.buffer, from.offset};
+  BK_TRY(
+      ops->copy(o->model->stream, (bk_place){to.buffer, to.offset}, field, bk_tensor_bytes(&from)));
+  return ops->fill(o->model->stream, field, 0, bk_tensor_bytes(&from));
+}
 
 /* Gradients with a wgrad missing would train a part of the model on half a step. */
 bk_status bk_optimizer_step(bk_optimizer *o) {
@@ -187,5 +241,7 @@ bk_status bk_optimizer_step(bk_optimizer *o) {
     return bk_fail(o->model->ctx, BK_ERR_ARGUMENT,
                    "optimiser: the gradients are not whole, %d deferred wgrads wait",
                    o->model->parts->waiting_wgrads);
-  return bk_program_run(&o->program, &(bk_run){.profile = bk_profile_of(o->model)});
+  bk_run how = {.profile = bk_profile_of(o->model)};
+  BK_TRY(bk_program_run(&o->programs[BK_OPTIMIZER_NORM], &how));
+  return bk_program_run(&o->programs[BK_OPTIMIZER_UPDATE], &how);
 }

@@ -151,7 +151,8 @@ static bk_status build(bk_trainer *t) {
                               .hc_recompute = r->hc_recompute,
                               .merge_stream = r->merge_stream};
   BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
-  bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
+  bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay,
+                                    r->batch_size / t->micro};
   BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
   if (r->gain_every > 0) {
     BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner),
@@ -209,7 +210,8 @@ static size_t staging_bytes(const bk_trainer *t) {
 
 /* The model is not counted; see bk_model_bytes. */
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
+  return bk_runner_bytes(t->runner, c) + bk_optimizer_bytes(t->optimizer, c) +
+         (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
 /* The next step is last_step + 1. */
@@ -252,6 +254,7 @@ static bk_status run_micro_batches(bk_trainer *t) {
   for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
     read_sequences(t, first);
     BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
+    BK_TRY(bk_optimizer_keep_loss(t->optimizer, first / t->micro));
     BK_TRY(end_part(t, &t->times.forward));
     BK_TRY(bk_runner_backward(t->runner, 0));
     BK_TRY(end_part(t, &t->times.backward));
