@@ -316,7 +316,7 @@ START_TEST(ends_with_its_owner) {
   int64_t kept = make_tokens(23, 20, 3, ids, targets);
   rig r = rig_of(true, 2);
   bk_optimizer *o = NULL;
-  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o));
+  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0}, &o));
   for (int s = 0; s < 3; s++) {
     static const act acts[] = {FORWARD_0, FORWARD_1, BACKWARD_0, BACKWARD_1};
     begin_step(r.model, kept);

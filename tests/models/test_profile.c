@@ -29,7 +29,8 @@ static bench bench_open(int residual, bk_dtype dtype, int64_t recompute) {
       .batch = 1, .seq_len = TOKENS, .slots = 1, .backward = true, .hc_recompute = recompute};
   bench b = {.r = rig_open("cpu", 2, &c, dtype, &o)};
   b.kept = make_tokens(c.vocab_size, TOKENS, 5, b.ids, b.targets);
-  OK(bk_optimizer_create(b.r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &b.optimizer));
+  OK(bk_optimizer_create(b.r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0},
+                         &b.optimizer));
   OK(bk_profile_create(b.r.model, &b.profile));
   return b;
 }
