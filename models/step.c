@@ -5,6 +5,7 @@
  * are fields of the step block, which the update reads. The host learns of them when all is
  * done. */
 #include "models/model_priv.h"
+#include "models/parallel.h"
 #include "models/profile.h"
 #include "models/shards.h"
 #include "models/step.h"
@@ -80,27 +81,51 @@ bk_status bk_step_end(bk_model *m, bk_step_results *results) {
 /* ---- the optimiser ---- */
 /* Two programs, between which ranks add up what they have: the sums of squares of the gradients,
  * and the rest. The sums lie in vectors of one tensor: one element for each trained block, in
- * ct, then one for each micro-batch's loss. */
+ * ct, then one for each micro-batch's loss. Of several ranks each writes to its elements of a
+ * tensor of its own, whose others stay 0, so that adding the ranks' up changes no loss. */
 struct bk_optimizer {
   bk_model *model;
   bk_optimizer_options options;
-  bk_memory *memory; /* of the vectors */
-  bk_tensor norms, losses;
+  bk_parallel *parallel; /* NULL: one rank */
+  bk_memory *memory;     /* of the vectors */
+  bk_tensor own, all;    /* the same with one rank */
+  int64_t n_norms;
   bk_plans plans;
   bk_program programs[BK_OPTIMIZER_PROGRAMS];
 };
 
 static bk_status reserve_sums(bk_optimizer *o) {
   const bk_model *m = o->model;
-  int64_t blocks = 0, losses = o->options.micro_batches, all;
-  for (int i = 0; i < m->n_blocks; i++) blocks += bk_tensor_present(&m->blocks[i].grad);
-  all = blocks + losses;
-  bk_tensor sums;
+  for (int i = 0; i < m->n_blocks; i++) o->n_norms += bk_tensor_present(&m->blocks[i].grad);
+  int64_t count = o->n_norms + o->options.micro_batches;
   BK_TRY(bk_memory_create(m->device, &o->memory));
-  BK_TRY(bk_memory_tensor(o->memory, BK_MEM_WORKSPACE, m->ct, 1, &all, &sums));
-  o->norms = bk_tensor_slice(sums, 0, 0, blocks);
-  if (losses) o->losses = bk_tensor_slice(sums, 0, blocks, losses);
-  return m->options.plan_only ? BK_OK : bk_memory_commit(o->memory);
+  BK_TRY(bk_memory_tensor(o->memory, BK_MEM_WORKSPACE, m->ct, 1, &count, &o->all));
+  o->own = o->all;
+  if (bk_model_ranks(m) > 1)
+    BK_TRY(bk_memory_tensor(o->memory, BK_MEM_WORKSPACE, m->ct, 1, &count, &o->own));
+  if (m->options.plan_only) return BK_OK;
+  BK_TRY(bk_memory_commit(o->memory));
+  return bk_model_ranks(m) > 1 ? bk_parallel_create(o->model, count, &o->parallel) : BK_OK;
+}
+
+/* The squares of what this rank has of a block, into `sum`: of one rank, all of it. */
+static bk_status block_norm(const bk_optimizer *o, bk_recorder *rec, const bk_tensor *grad,
+                            bk_tensor sum) {
+  const bk_model *m = o->model;
+  size_t size = bk_dtype_size(grad->dtype), begin = grad->offset,
+         end = begin + bk_tensor_bytes(grad);
+  bool more = false;
+  for (int i = 0; i < m->n_shards; i++) {
+    bk_tensor g = m->shards[i].own_grad;
+    size_t first = begin > g.offset ? begin : g.offset, last = g.offset + bk_tensor_bytes(&g);
+    if (last > end) last = end;
+    if (g.buffer != grad->buffer || first >= last) continue;
+    g = bk_tensor_slice(g, 0, (int64_t)((first - g.offset) / size),
+                        (int64_t)((last - first) / size));
+    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){g, sum, more}));
+    more = true;
+  }
+  return BK_OK;
 }
 
 /* The squares are summed for each block, and the sums of the blocks in their order: so the bits do
@@ -110,22 +135,22 @@ static bk_status record_norm(bk_optimizer *o, bk_recorder *rec) {
   int64_t at = 0;
   bk_record_begin(rec, &o->programs[BK_OPTIMIZER_NORM], false, NULL);
   BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
-  for (int i = 0; i < m->n_blocks; i++) {
-    bk_tensor g = m->blocks[i].grad;
-    if (!bk_tensor_present(&g)) continue;
-    g = bk_tensor_reshape(g, 1, (int64_t[]){bk_tensor_count(&g)});
-    bk_tensor sum = bk_tensor_slice(o->norms, 0, at++, 1);
-    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){g, sum, false}));
-  }
+  for (int i = 0; i < m->n_blocks; i++)
+    if (bk_tensor_present(&m->blocks[i].grad))
+      BK_TRY(block_norm(o, rec, &m->blocks[i].grad, bk_tensor_slice(o->own, 0, at++, 1)));
   return bk_record_end(rec, "the gradients' norm", &o->model->parts->graph_warned);
 }
 
 static bk_status sum_and_clip(const bk_optimizer *o, bk_recorder *rec) {
-  bk_tensor sumsq = bk_step_field(o->model, BK_STEP_SUMSQ),
-            loss = bk_step_field(o->model, BK_STEP_LOSS);
-  BK_TRY(bk_record(rec, BK_OP_SUM, &(bk_sum_args){o->norms, sumsq, false}));
-  if (bk_tensor_present(&o->losses))
-    BK_TRY(bk_record(rec, BK_OP_SUM, &(bk_sum_args){o->losses, loss, false}));
+  int64_t losses = o->options.micro_batches;
+  bk_sum_args norm = {bk_tensor_slice(o->all, 0, 0, o->n_norms),
+                      bk_step_field(o->model, BK_STEP_SUMSQ), false};
+  BK_TRY(bk_record(rec, BK_OP_SUM, &norm));
+  if (losses) {
+    bk_sum_args loss = {bk_tensor_slice(o->all, 0, o->n_norms, losses),
+                        bk_step_field(o->model, BK_STEP_LOSS), false};
+    BK_TRY(bk_record(rec, BK_OP_SUM, &loss));
+  }
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
@@ -211,6 +236,7 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   bk_lanes_sync(&o->model->lanes);
   for (int i = 0; i < BK_OPTIMIZER_PROGRAMS; i++) bk_program_fini(&o->programs[i]);
   bk_plans_fini(&o->plans);
+  bk_parallel_destroy(o->parallel);
   bk_memory_destroy(o->memory);
   bk_free(ctx, o);
 }
@@ -219,6 +245,8 @@ const bk_program *bk_optimizer_program(const bk_optimizer *o, int program) {
   return &o->programs[program];
 }
 
+bk_parallel *bk_optimizer_parallel(const bk_optimizer *o) { return o->parallel; }
+
 size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) {
   return bk_memory_bytes(o->memory, c);
 }
@@ -226,7 +254,7 @@ size_t bk_optimizer_bytes(const bk_optimizer *o, bk_memory_class c) {
 bk_status bk_optimizer_keep_loss(bk_optimizer *o, int64_t micro) {
   const bk_stream_ops *ops = o->model->stream->ops;
   bk_tensor from = bk_step_field(o->model, BK_STEP_LOSS),
-            to = bk_tensor_slice(o->losses, 0, micro, 1);
+            to = bk_tensor_slice(o->own, 0, o->n_norms + micro, 1);
   bk_place field = {from.buffer, from.offset};
   BK_TRY(
       ops->copy(o->model->stream, (bk_place){to.buffer, to.offset}, field, bk_tensor_bytes(&from)));
@@ -242,6 +270,9 @@ bk_status bk_optimizer_step(bk_optimizer *o) {
                    "optimiser: the gradients are not whole, %d deferred wgrads wait",
                    o->model->parts->waiting_wgrads);
   bk_run how = {.profile = bk_profile_of(o->model)};
+  if (o->parallel) BK_TRY(bk_parallel_gradients(o->parallel));
   BK_TRY(bk_program_run(&o->programs[BK_OPTIMIZER_NORM], &how));
-  return bk_program_run(&o->programs[BK_OPTIMIZER_UPDATE], &how);
+  if (o->parallel) BK_TRY(bk_parallel_sum(o->parallel, &o->own, &o->all));
+  BK_TRY(bk_program_run(&o->programs[BK_OPTIMIZER_UPDATE], &how));
+  return bk_model_gather_weights(o->model);
 }

@@ -42,10 +42,14 @@ bk_status bk_optimizer_create(bk_model *model, const bk_optimizer_options *optio
                               bk_optimizer **optimizer);
 void bk_optimizer_destroy(bk_optimizer *optimizer);
 /* norm -> clip -> AdamW -> balance; then the results are read with bk_step_end. Non-finite:
- * weights unchanged. The gradients are what the passes of this step have written; of what none has,
+ * weights unchanged. Collective where there are several ranks: gradients, losses and loads are
+ * those of all. The gradients are what the passes of this step have written; of what none has,
  * those of the step before. Deferred wgrads that still wait: BK_ERR_ARGUMENT. */
 bk_status bk_optimizer_step(bk_optimizer *optimizer);
 const bk_program *bk_optimizer_program(const bk_optimizer *optimizer, int program);
+/* What it does with other ranks (parallel.h); NULL with one rank, and where the model was only
+ * planned. */
+struct bk_parallel *bk_optimizer_parallel(const bk_optimizer *optimizer);
 /* After the forward pass of a micro-batch: takes its loss out of the step block, which is then 0
  * again. bk_optimizer_step puts the sum of all there. */
 bk_status bk_optimizer_keep_loss(bk_optimizer *optimizer, int64_t micro);

@@ -87,19 +87,23 @@ static int expect_micro_batch(const bk_profile_step *step, int at, const bk_runn
   return expect_program(step, at, r, BK_PROGRAM_BACKWARD + (int)micro);
 }
 
-/* The rest is the optimiser's: norms, one clip, as many updates as norms, a balance per MoE
- * layer. Returns the end. */
-static int expect_optimizer(const bk_profile_step *step, int at, int n_moe) {
+/* The rest is the optimiser's: a norm for each trained block and their sum, one clip, an update for
+ * each shard, a balance per MoE layer. Returns the end. */
+static int expect_optimizer(const bk_profile_step *step, int at, const bk_model *m, int n_moe) {
   int seen[BK_OP_COUNT] = {0}, begin = at;
   for (; at < step->count; at++) {
     ck_assert_int_eq(step->records[at].phase, BK_PHASE_OPTIMIZER);
     seen[step->records[at].op]++;
   }
-  ck_assert_int_gt(seen[BK_OP_SUMSQ], 0);
-  ck_assert_int_eq(seen[BK_OP_ADAMW], seen[BK_OP_SUMSQ]);
+  int blocks = 0;
+  for (int i = 0; i < m->n_blocks; i++) blocks += m->blocks[i].trainable;
+  ck_assert_int_eq(seen[BK_OP_SUMSQ], blocks);
+  ck_assert_int_eq(seen[BK_OP_SUM], 1);
+  ck_assert_int_gt(m->n_shards, 0);
+  ck_assert_int_eq(seen[BK_OP_ADAMW], m->n_shards);
   ck_assert_int_eq(seen[BK_OP_CLIP], 1);
   ck_assert_int_eq(seen[BK_OP_BALANCE], n_moe);
-  ck_assert_int_eq(at - begin, 2 * seen[BK_OP_ADAMW] + 1 + n_moe);
+  ck_assert_int_eq(at - begin, blocks + m->n_shards + 2 + n_moe);
   return at;
 }
 
@@ -115,7 +119,7 @@ START_TEST(covers_every_launch) {
       for (int i = 0; i < 2; i++)
         at = expect_micro_batch(step, at, b.r.runner, i ? BK_MICRO_NEXT : BK_MICRO_FIRST);
       ck_assert_int_gt(at, 100);
-      ck_assert_int_eq(expect_optimizer(step, at, bk_runner_n_moe(b.r.runner)), step->count);
+      ck_assert_int_eq(expect_optimizer(step, at, b.r.model, bk_runner_n_moe(b.r.runner)), step->count);
       ck_assert_int_eq(step->lost, 0);
       bench_close(&b);
     }
