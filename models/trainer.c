@@ -214,7 +214,7 @@ static bk_status build(bk_trainer *t) {
   }
   BK_TRY(make_buffers(t));
   if (!t->train) return BK_OK;
-  return bk_readahead_create(t->train, r->seed, r->seq_len, t->micro, &t->ahead);
+  return bk_readahead_create(t->train, t->recipe.seed, t->recipe.seq_len, t->micro, &t->ahead);
 }
 
 /* Where the share of rank r begins. */
