@@ -5,6 +5,8 @@
  * With plan_only nothing gets memory: sizes are planned, and the device is asked for nothing. */
 #include "models/model_priv.h"
 
+#include "comm/comm.h"
+
 #include <string.h>
 
 /* A range is [begin, end) of sublayers; the whole model has n of them. */
@@ -121,6 +123,7 @@ void bk_model_destroy(bk_model *m) {
   if (m->parts) bk_free(m->ctx, m->parts->values);
   bk_free(m->ctx, m->parts);
   bk_free(m->ctx, m->params);
+  bk_free(m->ctx, m->shards);
   bk_free(m->ctx, m->blocks);
   bk_free(m->ctx, m->sublayers);
   bk_free(m->ctx, m);
@@ -131,6 +134,9 @@ void bk_model_destroy(bk_model *m) {
 size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
   return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0);
 }
+
+int bk_model_ranks(const bk_model *m) { return m->options.comm ? m->options.comm->size : 1; }
+int bk_model_rank(const bk_model *m) { return m->options.comm ? m->options.comm->rank : 0; }
 
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {

@@ -6,6 +6,7 @@
  * done. */
 #include "models/model_priv.h"
 #include "models/profile.h"
+#include "models/shards.h"
 #include "models/step.h"
 
 #include <math.h>
@@ -77,89 +78,32 @@ bk_status bk_step_end(bk_model *m, bk_step_results *results) {
 }
 
 /* ---- the optimiser ---- */
-/* A span: neighbouring blocks as one flat tensor of each part (gradient, weight, master, moments),
- * where they lie at the same distances in all parts (reserve_blocks in params.c). The gaps between
- * the blocks are zero in every part, and AdamW leaves zeros zero. A model in fp32 has two spans,
- * whatever its size, so that the update takes a few launches and not one for each tensor. */
-typedef struct span {
-  bk_tensor grad, p, master, m, v;
-  bool decay;
-  int group;
-} span;
-
 struct bk_optimizer {
   bk_model *model;
   bk_optimizer_options options;
   bk_plans plans;
   bk_program program;
-  span *spans;
-  int n_spans;
 };
 
-/* Absent parts stay absent. */
-static bk_tensor flat(bk_tensor t) {
-  return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, (int64_t[]){bk_tensor_count(&t)}) : t;
-}
-
-/* Elements from the beginning of `first` to that of `next`, or -1 where they are not a whole
- * number of elements apart in one buffer. */
-static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
-  size_t size = bk_dtype_size(first->dtype);
-  if (first->buffer != next->buffer || first->dtype != next->dtype || next->offset < first->offset)
-    return -1;
-  return (next->offset - first->offset) % size ? -1
-                                               : (int64_t)((next->offset - first->offset) / size);
-}
-
-/* Adds the next block to a span, or returns false. The gap must be less than the arena's
- * alignment: anything larger is memory of something else. */
-static bool span_extend(span *s, const span *next) {
-  bk_tensor *have[] = {&s->grad, &s->p, &s->master, &s->m, &s->v};
-  const bk_tensor *more[] = {&next->grad, &next->p, &next->master, &next->m, &next->v};
-  /* `apart` is from the span's beginning; behind its end there may be a gap of alignment */
-  int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
-  if (s->group != next->group || gap < 0 ||
-      (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN)
-    return false;
-  for (size_t i = 0; i < BK_COUNT(have); i++)
-    if (bk_tensor_present(have[i]) && distance(have[i], more[i]) != apart) return false;
-  for (size_t i = 0; i < BK_COUNT(have); i++)
-    if (bk_tensor_present(have[i])) have[i]->shape[0] = apart + next->grad.shape[0];
-  return true;
-}
-
-/* In the order in which the blocks lie in memory, so that neighbours come one after the other. */
-static void find_spans(bk_optimizer *o) {
-  const bk_model *m = o->model;
-  for (int group = 0; group < BK_UPDATE_GROUPS; group++)
-    for (int i = 0; i < m->n_blocks; i++) {
-      const bk_param_block *b = &m->blocks[i];
-      if (!b->trainable || bk_param_block_group(m, b) != group) continue;
-      span next = {
-          flat(b->grad), flat(b->weight), flat(b->master), flat(b->m), flat(b->v), b->decay, group};
-      if (o->n_spans == 0 || !span_extend(&o->spans[o->n_spans - 1], &next))
-        o->spans[o->n_spans++] = next;
-    }
-}
-
-/* The squares are summed over all gradients, span by span; the order is fixed, and so are the
+/* The squares are summed over all gradients, shard by shard; the order is fixed, and so are the
  * bits. */
 static bk_status norm_and_clip(const bk_optimizer *o, bk_recorder *rec) {
   bk_tensor sum = bk_step_field(o->model, BK_STEP_SUMSQ);
-  for (int i = 0; i < o->n_spans; i++)
-    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){o->spans[i].grad, sum, true}));
+  for (int i = 0; i < o->model->n_shards; i++)
+    BK_TRY(bk_record(rec, BK_OP_SUMSQ, &(bk_sumsq_args){o->model->shards[i].grad, sum, true}));
   return bk_record(rec, BK_OP_CLIP, &(bk_clip_args){o->model->step});
 }
 
-/* One launch for each span. Weight decay is decoupled (AdamW), and 0 where a span does not
+/* One launch for each piece. Weight decay is decoupled (AdamW), and 0 where a piece does not
  * decay. */
 static bk_status update(const bk_optimizer *o, bk_recorder *rec) {
-  for (int i = 0; i < o->n_spans; i++) {
-    const span *s = &o->spans[i];
+  for (int i = 0; i < o->model->n_shards; i++) {
+    const bk_shard *s = &o->model->shards[i];
+    if (s->count == 0) continue;
     BK_TRY(bk_record(rec, BK_OP_ADAMW,
-                     &(bk_adamw_args){.grad = s->grad,
+                     &(bk_adamw_args){.grad = s->own_grad,
                                       .step = o->model->step,
-                                      .p = s->p,
+                                      .p = s->own_weight,
                                       .master = s->master,
                                       .m = s->m,
                                       .v = s->v,
@@ -198,9 +142,6 @@ static bk_status record_step(bk_optimizer *o, bk_recorder *rec) {
 static bk_status optimizer_fill(bk_optimizer *o) {
   bk_model *m = o->model;
   bk_recorder rec;
-  o->spans = bk_alloc_array(m->ctx, (size_t)m->n_blocks, sizeof *o->spans);
-  if (!o->spans) return BK_ERR_MEMORY;
-  find_spans(o);
   BK_TRY(bk_recorder_init(&rec, m->device, &m->lanes, &o->plans, NULL, 0));
   bk_status status = record_step(o, &rec);
   bk_recorder_fini(&rec);
@@ -233,7 +174,6 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   bk_lanes_sync(&o->model->lanes);
   bk_program_fini(&o->program);
   bk_plans_fini(&o->plans);
-  bk_free(ctx, o->spans);
   bk_free(ctx, o);
 }
 
