@@ -5,6 +5,7 @@
 #define BK_CLI_H
 
 #include <birkhoff/birkhoff.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 
@@ -33,8 +34,13 @@ typedef struct cli_args {
   int n_given;
 } cli_args;
 
+typedef struct cli_log cli_log;
+typedef struct cli_team cli_team;
+
 typedef struct cli_session {
   bk_context *ctx;
+  cli_log *log;      /* where the messages of ctx go */
+  cli_team *team;    /* the ranks that this one works with (team.h); NULL: there is one alone */
   bk_device *device; /* NULL until cli_open_device */
   cli_args args;
   bool json;
@@ -115,6 +121,38 @@ bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_conf
                          cli_reading *reading);
 int cli_exit_code(bk_status status);
 
+/* ---- log.c: messages on standard error ----
+ * Of a job of several ranks rank 0 speaks. Warnings and errors of all ranks are held until the
+ * ranks meet (cli_team_agree); then each is said once, by the lowest rank that has it, and where
+ * that is not rank 0 it begins with "[rank 3] ". Whatever else other ranks have to say is
+ * dropped. A log may be used by several threads. */
+#define CLI_HELD 12 /* what finds no room is said at once */
+struct cli_log {
+  pthread_mutex_t lock;
+  int rank;
+  bool hold;
+  int held;
+  struct {
+    bk_log_level level;
+    char *text;
+  } messages[CLI_HELD];
+  char last_error[384];
+};
+void cli_log_init(cli_log *log);
+void cli_log_fini(cli_log *log);
+void cli_log_message(void *log, bk_log_level level, const char *message); /* a bk_log_fn */
+/* A context whose messages go there, those up to the level in BIRKHOFF_LOG. */
+bk_status cli_log_context(cli_log *log, bk_context **ctx);
+void cli_log_rank(cli_log *log, int rank, bool hold);
+/* Fills marks [CLI_HELD] with numbers that stand for the messages that are held; how many. */
+int cli_log_marks(cli_log *log, uint64_t *marks);
+/* The first n that are held are said, or dropped where say is false. */
+void cli_log_release(cli_log *log, int n, const bool *say);
+/* Says all that are held but for those that contain the text `known`; holds no more. */
+void cli_log_release_all(cli_log *log, const char *known);
+/* The newest error, or "". */
+void cli_log_last_error(cli_log *log, char *text, size_t size);
+
 /* ---- process.c ---- */
 /* First of all: descriptors 0 to 2 are open, SIGPIPE and SIGXFSZ are errors of a write. False,
  * said: it cannot be had. */
@@ -122,6 +160,8 @@ bool cli_process_begin(void);
 /* run(argc, argv), whose value it returns, with enough stack for it and for threads of drivers,
  * whatever the limit. */
 int cli_process_run(int (*run)(int argc, char **argv), int argc, char **argv);
+/* Starts a thread with enough stack, whatever the limit, to which no signal goes. */
+bool cli_thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg);
 
 /* ---- signals.c ---- */
 /* Interrupts: the first of SIGINT, SIGTERM and SIGHUP since cli_catch_signals was called, else
