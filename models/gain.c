@@ -246,8 +246,9 @@ static bk_status measure_windows(bk_gain *gain, bk_runner *runner, bk_model *m,
           *targets = bk_alloc_array(m->ctx, (size_t)seq_len, sizeof *targets);
   bk_status status = ids && targets ? BK_OK : BK_ERR_MEMORY;
   for (int64_t i = 0; i < windows && status == BK_OK; i++) {
-    bk_dataset_eval_window(data, seq_len, i, ids, targets);
-    status = bk_step_begin(m, &(bk_step_values){.bc1 = 1, .bc2 = 1});
+    int64_t kept; /* all of them: the windows are whole */
+    status = bk_dataset_eval_window(data, seq_len, i, ids, targets, &kept);
+    if (status == BK_OK) status = bk_step_begin(m, &(bk_step_values){.bc1 = 1, .bc2 = 1});
     if (status == BK_OK) status = bk_runner_forward(runner, 0, ids, NULL);
     if (status == BK_OK) status = bk_gain_add(gain, runner, 0);
   }

@@ -11,6 +11,7 @@
  * them (bk_trainer_set_step) and goes on with the same sequences, since the order of the data is a
  * function of seed and position. */
 #include "models/trainer.h"
+#include "io/readahead.h"
 #include "runtime/connection.h"
 
 #include "models/profile.h"
@@ -74,7 +75,9 @@ static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int
     for (int64_t b = 0; b < batch; b++) {
       int32_t *ids = all_ids + b * row, *targets = all_targets + b * row;
       if (w + b < windows) {
-        sum.tokens += bk_dataset_eval_window(data, row, w + b, ids, targets);
+        int64_t kept;
+        BK_TRY(bk_dataset_eval_window(data, row, w + b, ids, targets, &kept));
+        sum.tokens += kept;
         continue;
       }
       for (int64_t t = 0; t < row; t++) ids[t] = 0, targets[t] = -100;
@@ -102,6 +105,7 @@ struct bk_trainer {
   bk_model *model;
   bk_train_config recipe;
   const bk_dataset *train, *val;
+  bk_readahead *ahead; /* of `train` */
   bk_runner *runner;
   bk_optimizer *optimizer;
   /* gain_fresh: the last step has measured it */
@@ -159,7 +163,9 @@ static bk_status build(bk_trainer *t) {
     if (map_bytes(t) && !t->model->options.plan_only)
       BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
   }
-  return make_buffers(t);
+  BK_TRY(make_buffers(t));
+  if (!t->train) return BK_OK;
+  return bk_readahead_create(t->train, r->seed, r->seq_len, t->micro, &t->ahead);
 }
 
 /* Without data a model that is only planned can be sized. */
@@ -196,15 +202,18 @@ void bk_trainer_destroy(bk_trainer *t) {
   bk_free(ctx, t->load);
   bk_free(ctx, t->targets);
   bk_free(ctx, t->ids);
+  bk_readahead_destroy(t->ahead);
   bk_gain_destroy(t->gain);
   bk_optimizer_destroy(t->optimizer);
   bk_runner_destroy(t->runner);
   bk_free(ctx, t);
 }
 
-/* Bytes of the host copies of token ids and targets, in the runner and here, and of the maps. */
+/* Bytes of the host copies of token ids and targets, in the runner, here and read ahead, and of the
+ * maps. */
 static size_t staging_bytes(const bk_trainer *t) {
-  return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t);
+  return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t) +
+         bk_readahead_bytes(t->model->ctx, t->train, t->recipe.seq_len, t->micro);
 }
 
 /* The model is not counted; see bk_model_bytes. */
@@ -225,15 +234,13 @@ const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
   return t->refusal.row.step ? &t->refusal : NULL;
 }
 
-/* Fills ids and targets with the micro-batch that begins at sequence `first` of the step. */
-static void read_sequences(const bk_trainer *t, int64_t first) {
-  const bk_train_config *r = &t->recipe;
+/* Fills ids and targets with the micro-batch that begins at sequence `first` of the step. The one
+ * after it, which may be the next step's first, begins where it ends. */
+static bk_status read_sequences(const bk_trainer *t, int64_t first) {
   /* The number of sequences done so far. It comes from the tokens and not from step x batch_size,
    * since a resumed run may have another batch size. */
-  int64_t done = t->tokens / r->seq_len;
-  for (int64_t b = 0; b < t->micro; b++)
-    bk_dataset_train_sequence(t->train, r->seed, r->seq_len, done + first + b,
-                              t->ids + b * r->seq_len, t->targets + b * r->seq_len);
+  int64_t at = t->tokens / t->recipe.seq_len + first;
+  return bk_readahead_get(t->ahead, at, t->micro, at + t->micro, t->ids, t->targets);
 }
 
 /* Ends a part of the step: adds its time to *seconds. Only a step that is timed waits for the
@@ -250,7 +257,7 @@ static bk_status end_part(bk_trainer *t, double *seconds) {
 /* Runs all micro-batches of step t->step + 1; their gradients are summed in the model. */
 static bk_status run_micro_batches(bk_trainer *t) {
   for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
-    read_sequences(t, first);
+    BK_TRY(read_sequences(t, first));
     BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
     BK_TRY(end_part(t, &t->times.forward));
     BK_TRY(bk_runner_backward(t->runner, 0));
@@ -319,8 +326,8 @@ static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_susp
   BK_TRY(bk_step_begin(t->model, values));
   bk_status status = BK_OK;
   for (int64_t first = 0; first < t->recipe.batch_size && status == BK_OK; first += t->micro) {
-    read_sequences(t, first);
-    status = bk_watch_pass(t->runner, t->ids, t->targets, suspect);
+    status = read_sequences(t, first);
+    if (status == BK_OK) status = bk_watch_pass(t->runner, t->ids, t->targets, suspect);
     size_t used = strlen(suspect->what);
     if (suspect->found && t->micro < t->recipe.batch_size)
       snprintf(suspect->what + used, sizeof suspect->what - used, " in micro-batch %lld",

@@ -34,6 +34,13 @@ typedef struct cli_args {
   int n_given;
 } cli_args;
 
+/* Paths of files: the list and its texts are bk_free'd. */
+typedef struct cli_paths {
+  char **list;
+  int n;
+  size_t room;
+} cli_paths;
+
 typedef struct cli_log cli_log;
 typedef struct cli_team cli_team;
 
@@ -43,6 +50,7 @@ typedef struct cli_session {
   cli_team *team;    /* the ranks that this one works with (team.h); NULL: there is one alone */
   bk_device *device; /* NULL until cli_open_device */
   cli_args args;
+  cli_paths data_paths[2]; /* of --data and --val-data, once they were asked for */
   bool json;
   /* the folder with the results, where they are not what is printed; else NULL */
   const char *on_disk;
@@ -105,8 +113,8 @@ bk_status cli_model_config(cli_session *s, const char *name, bk_model_config *m,
 bk_status cli_load_model(cli_session *s, const char *checkpoint, const bk_model_options *options,
                          bk_model **model, char **path_out);
 bk_status cli_split(cli_session *s, bk_split *split); /* --split; unset leaves it */
-bool cli_any_bin(const cli_session *s);               /* a .bin among the --data files */
-/* The files of an option (--data). */
+/* Whether a .bin is among the --data files (or a text, where `bin` is false). */
+bk_status cli_any_data(cli_session *s, bool bin, bool *any);
 bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options,
                         bk_dataset **data);
 /* How a command that measures reads its --data: as the run that the checkpoint is of did
@@ -121,6 +129,12 @@ bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_conf
                          cli_reading *reading);
 int cli_exit_code(bk_status status);
 
+/* ---- data_files.c ---- */
+/* The files of --data or --val-data: names, patterns and lists (@FILE) in the order in which they
+ * were given. They stay the session's; none where the option is not there. BK_ERR_NOT_FOUND for a
+ * pattern that no name matches. */
+bk_status cli_data_paths(cli_session *s, const char *option, const cli_paths **paths);
+void cli_data_paths_free(cli_session *s);
 /* ---- log.c: messages on standard error ----
  * Of a job of several ranks rank 0 speaks. Warnings and errors of all ranks are held until the
  * ranks meet (cli_team_agree); then each is said once, by the lowest rank that has it, and where

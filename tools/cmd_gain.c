@@ -24,7 +24,9 @@ typedef struct gain_run {
 
 /* The validation part, unless a stream is among the files: all of it then. */
 static bk_status open_data(gain_run *r) {
-  r->reading.data.split = cli_any_bin(r->s) ? BK_SPLIT_ALL : BK_SPLIT_VAL;
+  bool any_bin;
+  BK_TRY(cli_any_data(r->s, true, &any_bin));
+  r->reading.data.split = any_bin ? BK_SPLIT_ALL : BK_SPLIT_VAL;
   BK_TRY(cli_split(r->s, &r->reading.data.split));
   BK_TRY(cli_open_data(r->s, "data", &r->reading.data, &r->data));
   int64_t tokens = bk_dataset_tokens(r->data);

@@ -13,22 +13,20 @@ typedef struct plan {
   int64_t micro_batch;     /* sequences that are on the device at once */
   int64_t recompute_block; /* L_r in force, in sublayers; 0 = off */
   bk_model_counts counts;
-  size_t bytes[BK_MEM_CLASS_COUNT], bytes_data /* of --data and --val-data */, bytes_total;
+  size_t bytes[BK_MEM_CLASS_COUNT], bytes_total;
+  size_t bytes_data; /* of the files of --data and --val-data, which are no memory */
 } plan;
 
-/* Bytes of the files of an option, which a run holds in memory as they are. */
+/* Bytes of the files of an option. */
 static bk_status data_bytes(cli_session *s, const char *option, size_t *sum) {
-  int n = cli_values(&s->args, option, NULL, 0);
-  const char **paths = bk_alloc_array(s->ctx, (size_t)n + 1, sizeof *paths);
-  bk_status status = paths ? BK_OK : BK_ERR_MEMORY;
-  if (paths) cli_values(&s->args, option, paths, n);
-  for (int i = 0; i < n && status == BK_OK; i++) {
+  const cli_paths *paths;
+  BK_TRY(cli_data_paths(s, option, &paths));
+  for (int i = 0; i < paths->n; i++) {
     uint64_t bytes = 0;
-    status = bk_file_size(s->ctx, paths[i], &bytes);
+    BK_TRY(bk_file_size(s->ctx, paths->list[i], &bytes));
     *sum += (size_t)bytes;
   }
-  bk_free(s->ctx, paths);
-  return status;
+  return BK_OK;
 }
 
 static bk_status measure(cli_session *s, plan *p) {
@@ -46,7 +44,6 @@ static bk_status measure(cli_session *s, plan *p) {
   bk_model_destroy(model);
   if (status == BK_OK) status = data_bytes(s, "data", &p->bytes_data);
   if (status == BK_OK) status = data_bytes(s, "val-data", &p->bytes_data);
-  p->bytes_total += p->bytes_data;
   return status;
 }
 
@@ -91,9 +88,10 @@ static bk_status print_text(cli_session *s, const plan *p) {
     if (p->bytes[i])
       printf("  %-14s %12s\n", bk_memory_class_name(i),
              cli_bytes_text((double)p->bytes[i], a, sizeof a));
-  if (p->bytes_data)
-    printf("  %-14s %12s\n", "data", cli_bytes_text((double)p->bytes_data, a, sizeof a));
   printf("  %-14s %12s\n", "total", cli_bytes_text((double)p->bytes_total, a, sizeof a));
+  if (p->bytes_data)
+    printf("data             %s in files, which are read as training needs them\n",
+           cli_bytes_text((double)p->bytes_data, a, sizeof a));
   printf("per token        %s flop in training, %s of kept activations\n",
          cli_count_text(p->counts.flops_per_token, a, sizeof a),
          cli_bytes_text(bytes_per_token(p), b, sizeof b));
@@ -125,7 +123,7 @@ static const cli_option options[] = {
      "tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"batch-size", CLI_ONE, "N", "sequences per step (default: the recipe's)"},
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
-    {"data", CLI_MANY, "FILE", "counts the data too, which a run holds in memory"},
+    {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

@@ -144,11 +144,9 @@ static bk_status choose(train_run *r) {
  * streams that keep nothing back. */
 static bk_status open_validation(train_run *r, bk_dataset_options options) {
   cli_session *s = r->s;
-  bool given = cli_given(&s->args, "val-data"), text = false;
+  bool given = cli_given(&s->args, "val-data"), text;
   options.split = given ? BK_SPLIT_ALL : BK_SPLIT_VAL;
-  for (int i = 0; i < s->args.n_given; i++)
-    text |= strcmp(s->args.given[i].option->name, "data") == 0 &&
-            !bk_path_is_bin(s->args.given[i].value);
+  BK_TRY(cli_any_data(s, false, &text));
   if (!given && !text && bk_dataset_kept_back(r->train) == 0) return BK_OK;
   return cli_open_data(s, given ? "val-data" : "data", &options, &r->val);
 }
@@ -162,8 +160,10 @@ static bk_status open_training(train_run *r, bk_dataset_options *options) {
  * to train on, or that have no tenth to validate on, trains on all of them; its recipe says so,
  * and a resumed run does the same. */
 static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
-  bool split = options->split == BK_SPLIT_TRAIN && r->recipe.bin_validation && !r->resumed_step &&
-               cli_any_bin(r->s);
+  bool any_bin;
+  BK_TRY(cli_any_data(r->s, true, &any_bin));
+  bool split =
+      options->split == BK_SPLIT_TRAIN && r->recipe.bin_validation && !r->resumed_step && any_bin;
   int64_t kept_back = bk_dataset_kept_back(r->train);
   if (!split || (kept_back > 0 && bk_dataset_tokens(r->train) > r->recipe.seq_len)) return BK_OK;
   r->recipe.bin_validation = false;
@@ -176,6 +176,50 @@ static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
   return open_training(r, options);
 }
 
+/* The first of the files that is not what it was; `then` are the n files that the run began with, of
+ * which earlier versions kept no list. */
+static bk_status fail_other_data(train_run *r, const bk_data_file *then, int n) {
+  static const char begin[] = "--resume: the training data is not the data that the run in";
+  bk_context *ctx = r->s->ctx;
+  const cli_paths *paths;
+  const bk_data_file *now;
+  int n_now = bk_dataset_files(r->train, &now), i = 0;
+  BK_TRY(cli_data_paths(r->s, "data", &paths));
+  while (i < n && i < n_now && now[i].bytes == then[i].bytes && now[i].hash == then[i].hash) i++;
+  if (n && n != n_now)
+    return bk_fail(ctx, BK_ERR_DATA, "%s %s began with: it is in %d file%s now, %d then", begin,
+                   r->out, n_now, n_now == 1 ? "" : "s", n);
+  if (i < n && now[i].bytes != then[i].bytes)
+    return bk_fail(ctx, BK_ERR_DATA, "%s %s began with: file %d, %s, has %llu bytes, %llu then",
+                   begin, r->out, i + 1, paths->list[i], (unsigned long long)now[i].bytes,
+                   (unsigned long long)then[i].bytes);
+  if (i < n)
+    return bk_fail(ctx, BK_ERR_DATA, "%s %s began with: file %d, %s, has other contents", begin,
+                   r->out, i + 1, paths->list[i]);
+  return bk_fail(ctx, BK_ERR_DATA, "%s %s began with", begin, r->out);
+}
+
+/* A checkpoint without a list of files is of an earlier version, which hashed all of the data. */
+static bk_status check_data(train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  bk_data_file *then = NULL;
+  int n = 0;
+  uint64_t hash = bk_dataset_hash(r->train);
+  if (!r->resumed_step || hash == r->saved.data_hash) return BK_OK;
+  char *file = bk_path_join(ctx, r->from, "trainer_state.json");
+  bk_status status = file ? bk_trainer_state_files(ctx, file, &then, &n) : BK_ERR_MEMORY;
+  bk_free(ctx, file);
+  BK_TRY(status);
+  if (n == 0 && bk_dataset_sampled(r->train)) {
+    bk_info(ctx, "reading all of the data: the checkpoint has a hash of it as older versions made");
+    BK_TRY(bk_dataset_hash_whole(r->train, &hash));
+    if (hash == r->saved.data_hash) return BK_OK;
+  }
+  status = fail_other_data(r, then, n);
+  bk_free(ctx, then);
+  return status;
+}
+
 static bk_status open_data(train_run *r) {
   cli_session *s = r->s;
   bk_dataset_options options = {.vocab_size = r->config.vocab_size,
@@ -185,11 +229,7 @@ static bk_status open_data(train_run *r) {
   BK_TRY(spare_tenth(r, &options));
   BK_TRY(bk_dataset_check_seq_len(s->ctx, r->train, r->recipe.seq_len));
   BK_TRY(open_validation(r, options));
-  if (r->resumed_step && bk_dataset_hash(r->train) != r->saved.data_hash)
-    return bk_fail(s->ctx, BK_ERR_DATA,
-                   "--resume: the training data is not the data that the run in %s began with",
-                   r->out);
-  return BK_OK;
+  return check_data(r);
 }
 
 /* ---- model ---- */

@@ -49,6 +49,7 @@ static bk_status run_command(cli_session *s, const cli_command *command) {
     status = command->run(s);
     bk_device_close(s->device);
   }
+  cli_data_paths_free(s);
   cli_args_free(s->ctx, &s->args);
   return status;
 }

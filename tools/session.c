@@ -140,16 +140,12 @@ bk_status cli_split(cli_session *s, bk_split *split) {
 
 bk_status cli_open_data(cli_session *s, const char *option, const bk_dataset_options *options,
                         bk_dataset **data) {
-  int n = cli_values(&s->args, option, NULL, 0);
-  if (!n)
+  const cli_paths *paths;
+  BK_TRY(cli_data_paths(s, option, &paths));
+  if (!paths->n)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "%s: --%s FILE... is needed", s->args.command->name,
                    option);
-  const char **paths = bk_alloc_array(s->ctx, (size_t)n, sizeof *paths);
-  if (!paths) return BK_ERR_MEMORY;
-  cli_values(&s->args, option, paths, n);
-  bk_status status = bk_dataset_open(s->ctx, paths, n, options, data);
-  bk_free(s->ctx, paths);
-  return status;
+  return bk_dataset_open(s->ctx, (const char *const *)paths->list, paths->n, options, data);
 }
 
 /* ---- reading data as a run did ---- */
@@ -170,12 +166,12 @@ static bk_status read_run_recipe(cli_session *s, const char *folder, bk_train_co
   return BK_OK;
 }
 
-bool cli_any_bin(const cli_session *s) {
-  for (int i = 0; i < s->args.n_given; i++)
-    if (strcmp(s->args.given[i].option->name, "data") == 0 &&
-        bk_path_is_bin(s->args.given[i].value))
-      return true;
-  return false;
+bk_status cli_any_data(cli_session *s, bool bin, bool *any) {
+  const cli_paths *paths;
+  BK_TRY(cli_data_paths(s, "data", &paths));
+  *any = false;
+  for (int i = 0; i < paths->n; i++) *any |= bk_path_is_bin(paths->list[i]) == bin;
+  return BK_OK;
 }
 
 bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_config *m,
@@ -183,10 +179,11 @@ bk_status cli_reading_of(cli_session *s, const char *folder, const bk_model_conf
   int64_t longest = m->max_position_embeddings, asked = reading->seq_len, trained;
   bk_train_config recipe;
   bk_model_config ignored = *m;
-  bool known = false;
+  bool known = false, any_bin;
+  BK_TRY(cli_any_data(s, true, &any_bin));
   bk_train_config_default(&recipe);
   recipe.seq_len = longest < 1024 ? longest : 1024;
-  if (!asked || cli_any_bin(s)) BK_TRY(read_run_recipe(s, folder, &recipe, &known));
+  if (!asked || any_bin) BK_TRY(read_run_recipe(s, folder, &recipe, &known));
   trained = recipe.seq_len;
   BK_TRY(cli_apply_sets(s, &ignored, &recipe));
   reading->seq_len = asked ? asked : recipe.seq_len;

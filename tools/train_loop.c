@@ -114,6 +114,7 @@ static bk_status write_checkpoint(train_run *r, int64_t step) {
                             .tokens = bk_trainer_tokens_done(r->trainer),
                             .data_hash = bk_dataset_hash(r->train),
                             .dtype = r->dtype};
+  state.n_files = bk_dataset_files(r->train, &state.files);
   bk_status status = bk_checkpoint_save(r->model, &state, path);
   bk_free(ctx, path);
   return status;

@@ -14,6 +14,7 @@
  * through these. os.c has the only table; a context made by bk_context_create_embedded has none,
  * so that a static link leaves all of it out. */
 typedef struct bk_pool bk_pool;
+struct bk_worker_ops; /* worker.h */
 typedef struct bk_os {
   double (*seconds)(void);
   int (*cpu_count)(void);
@@ -21,6 +22,7 @@ typedef struct bk_os {
   const char *(*environment)(const char *name);
   /* n_threads > 1 */
   bk_status (*threads_create)(struct bk_context *ctx, int n_threads, bk_pool **pool);
+  const struct bk_worker_ops *worker;
 } bk_os;
 
 struct bk_context {
@@ -29,6 +31,7 @@ struct bk_context {
   void *log_user;
   bk_log_level log_level;
   bk_fs fs;
+  bool own_fs;           /* the options brought it: it is called from the context's thread alone */
   const bk_os *os;       /* NULL: embedded */
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
@@ -46,6 +49,10 @@ void bk_pages_prefer_large(void *block, size_t bytes);
 /* ---- rng.c: Philox 4x32-10, counter based; the same bits everywhere. ---- */
 /* FNV-1a 64 over bytes, then a finaliser */
 BK_MODULE_API uint64_t bk_hash64(const void *bytes, size_t count);
+/* The same in parts: bk_hash64_end(bk_hash64_add(BK_HASH64_BEGIN, bytes, count)). */
+#define BK_HASH64_BEGIN UINT64_C(0xcbf29ce484222325)
+uint64_t bk_hash64_add(uint64_t h, const void *bytes, size_t count);
+uint64_t bk_hash64_end(uint64_t h);
 void bk_philox(uint64_t key, uint64_t counter_hi, uint64_t counter_lo, uint32_t out[4]);
 double bk_uniform(uint64_t seed, uint64_t stream, uint64_t index); /* (0,1), 53 bits */
 /* Standard normal by the inverse distribution function in our own integer and polynomial code

@@ -15,6 +15,7 @@ static bk_context from_options(const bk_context_options *options, const bk_conte
   if (!options) return ctx;
   if (options->allocator) ctx.allocator = *options->allocator;
   if (options->fs) ctx.fs = *options->fs;
+  ctx.own_fs = options->fs != NULL;
   ctx.log = options->log;
   ctx.log_user = options->log_user;
   ctx.log_level = options->log_level;

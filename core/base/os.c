@@ -4,6 +4,7 @@
  * of these. */
 #include "base/base.h"
 #include "base/pool_priv.h"
+#include "base/worker.h"
 
 #include <stdlib.h>
 
@@ -37,6 +38,7 @@ static const bk_os os = {
     .system_memory = bk_system_memory,
     .environment = environment,
     .threads_create = bk_threads_create,
+    .worker = &bk_worker_posix,
 };
 
 bk_status bk_context_create(const bk_context_options *options, bk_context **context) {

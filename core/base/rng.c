@@ -29,10 +29,17 @@ _Static_assert(FLT_EVAL_METHOD == 0,
 /* FNV-1a over 64 bits, with its usual offset and prime, then a finaliser. The hash of a weight's
  * name is the number of its random stream, so that it must never change. */
 uint64_t bk_hash64(const void *bytes, size_t count) {
+  return bk_hash64_end(bk_hash64_add(BK_HASH64_BEGIN, bytes, count));
+}
+
+uint64_t bk_hash64_add(uint64_t h, const void *bytes, size_t count) {
   const unsigned char *p = bytes;
-  uint64_t h = UINT64_C(0xcbf29ce484222325);
   for (size_t i = 0; i < count; i++) h = (h ^ p[i]) * UINT64_C(0x100000001b3);
-  /* FNV's low bits mix poorly on short names; this is the finaliser of SplitMix64. */
+  return h;
+}
+
+/* FNV's low bits mix poorly on short names; this is the finaliser of SplitMix64. */
+uint64_t bk_hash64_end(uint64_t h) {
   h = (h ^ (h >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
   h = (h ^ (h >> 27)) * UINT64_C(0x94d049bb133111eb);
   return h ^ (h >> 31);

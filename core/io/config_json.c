@@ -15,7 +15,9 @@
  *
  * trainer_state.json, which lies in every checkpoint of a run:
  *   {"format": 1, "step": 500, "tokens": 1024000, "data_hash": "16 hexadecimal digits",
- *    "dtype": "bf16", "recipe": {every key of bk_train_keys}} */
+ *    "dtype": "bf16", "recipe": {every key of bk_train_keys},
+ *    "data_files": [[bytes, "16 hexadecimal digits"], ...]} */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -612,6 +614,18 @@ bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_mode
 
 /* ---- trainer_state.json ---- */
 
+/* One file a line, without its name: what is trained on counts, not where it lies. */
+static void write_files(bk_json_out *out, const bk_trainer_state *s) {
+  char text[64];
+  write_text_member(out, "data_files", "[");
+  for (int i = 0; i < s->n_files; i++) {
+    snprintf(text, sizeof text, "%s\n    [%llu, \"%016llx\"]", i ? "," : "",
+             (unsigned long long)s->files[i].bytes, (unsigned long long)s->files[i].hash);
+    bk_json_out_text(out, text);
+  }
+  bk_json_out_text(out, "\n  ]");
+}
+
 /* The hash of the data is written as text, because 64 bits do not fit the numbers of every JSON
  * reader. */
 bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s) {
@@ -632,7 +646,9 @@ bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_tra
   bk_json_out_string(&out, bk_dtype_name(s->dtype));
   write_text_member(&out, "recipe", "{");
   for (const bk_option *o = bk_train_keys; o->name; o++) write_option(&out, "    ", o, &s->recipe);
-  bk_json_out_text(&out, "\n  }\n}\n");
+  bk_json_out_text(&out, "\n  }");
+  if (s->n_files > 0) write_files(&out, s);
+  bk_json_out_text(&out, "\n}\n");
   return save(&out, path);
 }
 
@@ -649,16 +665,48 @@ static bk_status read_count(const document *doc, const char *name, int64_t *coun
 }
 
 /* This is the inverse of how bk_trainer_state_write has written it. */
-static bk_status read_hash(const document *doc, uint64_t *hash) {
-  const char *text = json_string_value(json_object_get(doc->root, "data_hash"));
-  if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16)
-    return bk_fail(doc->ctx, BK_ERR_DATA,
-                   "%s: data_hash must be a string of 16 lower-case hexadecimal digits",
-                   doc->origin);
+static bool parse_hash(const json_t *value, uint64_t *hash) {
+  const char *text = json_string_value(value);
+  if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16) return false;
   uint64_t sum = 0;
   for (const char *p = text; *p; p++)
     sum = sum << 4 | (uint64_t)(*p <= '9' ? *p - '0' : *p - 'a' + 10);
   *hash = sum;
+  return true;
+}
+
+static bk_status read_hash(const document *doc, uint64_t *hash) {
+  if (parse_hash(json_object_get(doc->root, "data_hash"), hash)) return BK_OK;
+  return bk_fail(doc->ctx, BK_ERR_DATA,
+                 "%s: data_hash must be a string of 16 lower-case hexadecimal digits", doc->origin);
+}
+
+static bool parse_file(const json_t *entry, bk_data_file *file) {
+  const json_t *bytes = json_array_get(entry, 0);
+  if (json_array_size(entry) != 2 || !json_is_integer(bytes) || json_integer_value(bytes) < 0)
+    return false;
+  file->bytes = (uint64_t)json_integer_value(bytes);
+  return parse_hash(json_array_get(entry, 1), &file->hash);
+}
+
+/* *files is NULL where the state has none. */
+static bk_status read_files(const document *doc, bk_data_file **files, int *n_files) {
+  json_t *list = json_object_get(doc->root, "data_files");
+  size_t n = json_array_size(list), i = 0;
+  bk_data_file *made = NULL;
+  if (list && n > 0 && n <= INT_MAX) {
+    if (!(made = bk_alloc_array(doc->ctx, n, sizeof *made))) return BK_ERR_MEMORY;
+    while (i < n && parse_file(json_array_get(list, i), &made[i])) i++;
+  }
+  if (list && (n == 0 || i < n)) {
+    bk_free(doc->ctx, made);
+    return bk_fail(doc->ctx, BK_ERR_DATA,
+                   "%s: data_files must be a list of files, each its bytes and a hash as a string "
+                   "of 16 lower-case hexadecimal digits; number %zu is not",
+                   doc->origin, i + 1);
+  }
+  *files = made;
+  *n_files = (int)n;
   return BK_OK;
 }
 
@@ -724,16 +772,30 @@ static bk_status read_state(const document *doc, bk_trainer_state *s) {
   return BK_OK;
 }
 
-/* *s is written on success only. */
-bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s) {
+/* On success doc->root is to be json_decref'd. */
+static bk_status load_file(document *doc) {
   char *text;
   size_t bytes;
-  BK_TRY(bk_file_read_all(ctx, path, CONFIG_BYTES_MAX, &text, &bytes));
+  BK_TRY(bk_file_read_all(doc->ctx, doc->origin, CONFIG_BYTES_MAX, &text, &bytes));
+  bk_status status = load(doc, text, bytes);
+  bk_free(doc->ctx, text);
+  return status;
+}
+
+/* *s is written on success only. */
+bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s) {
   document doc = {.ctx = ctx, .origin = path};
-  bk_status status = load(&doc, text, bytes);
-  bk_free(ctx, text);
-  if (status != BK_OK) return status;
-  status = read_state(&doc, s);
+  BK_TRY(load_file(&doc));
+  bk_status status = read_state(&doc, s);
+  json_decref(doc.root);
+  return status;
+}
+
+bk_status bk_trainer_state_files(bk_context *ctx, const char *path, bk_data_file **files,
+                                 int *n_files) {
+  document doc = {.ctx = ctx, .origin = path};
+  BK_TRY(load_file(&doc));
+  bk_status status = read_files(&doc, files, n_files);
   json_decref(doc.root);
   return status;
 }

@@ -17,9 +17,10 @@ static void check_token(int64_t token, int64_t vocab) {
 
 static void check_windows(const bk_dataset *ds, int64_t seq_len, int64_t vocab) {
   int32_t ids[SEQ_MAX], targets[SEQ_MAX];
-  int64_t windows = bk_dataset_eval_windows(ds, seq_len), kept = 0;
+  int64_t windows = bk_dataset_eval_windows(ds, seq_len), kept = 0, n;
   for (int64_t w = 0; w < windows && w < TOKENS_MAX; w++) {
-    kept += bk_dataset_eval_window(ds, seq_len, w, ids, targets);
+    if (bk_dataset_eval_window(ds, seq_len, w, ids, targets, &n) != BK_OK) abort();
+    kept += n;
     for (int64_t t = 0; t < seq_len; t++) {
       check_token(ids[t], vocab);
       if (targets[t] != -100) check_token(targets[t], vocab);
@@ -31,7 +32,7 @@ static void check_windows(const bk_dataset *ds, int64_t seq_len, int64_t vocab) 
 static void check_sequences(const bk_dataset *ds, int64_t seq_len, int64_t vocab) {
   int32_t ids[SEQ_MAX], targets[SEQ_MAX];
   for (int64_t s = 0; s < 20; s++) {
-    bk_dataset_train_sequence(ds, 5, seq_len, s * s * s, ids, targets);
+    if (bk_dataset_train_sequence(ds, 5, seq_len, s * s * s, ids, targets) != BK_OK) abort();
     for (int64_t t = 0; t < seq_len; t++) {
       check_token(ids[t], vocab);
       check_token(targets[t], vocab);

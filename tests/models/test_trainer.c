@@ -169,7 +169,7 @@ START_TEST(test_data_order) {
     double loss = step(&r).loss;
     begin_step(r.model, 1);
     for (int b = 0; b < 4; b++) {
-      bk_dataset_train_sequence(r.train, recipe.seed, S, 4 * s + b, ids, targets);
+      OK(bk_dataset_train_sequence(r.train, recipe.seed, S, 4 * s + b, ids, targets));
       OK(bk_runner_forward(one, 0, ids, targets));
     }
     ck_assert_double_eq_tol(loss, end_step(r.model, 4 * S), 1e-6 * loss);

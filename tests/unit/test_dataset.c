@@ -35,6 +35,13 @@ static void refused(const char *name, bk_split split, int64_t vocab, int data_dt
   expect_once(part);
 }
 
+static int64_t eval_window(const bk_dataset *ds, int64_t len, int64_t w, int32_t *ids,
+                           int32_t *targets) {
+  int64_t kept = -1;
+  ck_assert_int_eq(bk_dataset_eval_window(ds, len, w, ids, targets, &kept), BK_OK);
+  return kept;
+}
+
 /* Tokens wanted: `bytes` from `text`, then the end token if `ends`. */
 static void holds(const bk_dataset *ds, const char *text, int64_t bytes, bool ends) {
   ck_assert_int_eq(bk_dataset_tokens(ds), bytes + ends);
@@ -94,7 +101,7 @@ START_TEST(several_files) {
   ck_assert_int_eq(bk_dataset_at(ds, 15), 'c');
   ck_assert_int_eq(bk_dataset_at(ds, 35), 256);
   int32_t ids[40], targets[40];
-  ck_assert_int_eq(bk_dataset_eval_window(ds, 40, 0, ids, targets), 35);
+  ck_assert_int_eq(eval_window(ds, 40, 0, ids, targets), 35);
   for (int i = 0; i < 35; i++) {
     ck_assert_int_eq(ids[i], bk_dataset_at(ds, i));
     ck_assert_int_eq(targets[i], bk_dataset_at(ds, i + 1));
@@ -388,7 +395,7 @@ START_TEST(eval_windows) {
       int32_t ids[30], targets[30];
       ck_assert_int_eq(windows, (bytes + len - 1) / len); /* tokens - 1 = bytes are predicted */
       for (int64_t w = 0; w < windows; w++) {
-        int64_t kept = bk_dataset_eval_window(ds, len, w, ids, targets);
+        int64_t kept = eval_window(ds, len, w, ids, targets);
         ck_assert_int_eq(kept, w + 1 < windows ? len : bytes - w * len);
         for (int64_t i = 0; i < len; i++) {
           ck_assert_int_eq(ids[i], i < kept ? bk_dataset_at(ds, w * len + i) : 0);
@@ -397,7 +404,7 @@ START_TEST(eval_windows) {
         predicted += kept;
       }
       ck_assert_int_eq(predicted, bytes);
-      ck_assert_int_eq(bk_dataset_eval_window(ds, len, windows, ids, targets), 0);
+      ck_assert_int_eq(eval_window(ds, len, windows, ids, targets), 0);
     }
     bk_dataset_close(ds);
   }
@@ -416,7 +423,7 @@ static bk_dataset *counting(int64_t tokens) {
 static int64_t window_start(const bk_dataset *ds, uint64_t seed, int64_t len, int64_t s) {
   static int32_t ids[4096], targets[4096];
   ck_assert_int_le(len, 4096);
-  bk_dataset_train_sequence(ds, seed, len, s, ids, targets);
+  ck_assert_int_eq(bk_dataset_train_sequence(ds, seed, len, s, ids, targets), BK_OK);
   for (int64_t i = 0; i < len; i++) {
     ck_assert_int_eq(ids[i], ids[0] + i);
     ck_assert_int_eq(targets[i], ids[i] + 1);

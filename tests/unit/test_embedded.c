@@ -173,7 +173,7 @@ START_TEST(tokens_of_every_width) {
     for (int t = 0; t < 4; t++) ck_assert_int_eq(bk_dataset_at(ds, t), bytes[t]);
     int32_t ids[3], targets[3];
     ck_assert_int_eq(bk_dataset_check_seq_len(ctx, ds, 3), BK_OK);
-    bk_dataset_train_sequence(ds, 1, 3, 0, ids, targets);
+    ck_assert_int_eq(bk_dataset_train_sequence(ds, 1, 3, 0, ids, targets), BK_OK);
     for (int t = 0; t < 3; t++) ck_assert(ids[t] == bytes[t] && targets[t] == bytes[t + 1]);
     bk_dataset_close(ds);
   }

@@ -142,6 +142,11 @@ BK_API bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t
 /* Writes config.json for a model whose weights are in `dtype`. */
 BK_API bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_model_config *m,
                                        bk_dtype dtype);
+/* What identifies a file of training data: its size, and a hash of the part that is trained on. */
+typedef struct bk_data_file {
+  uint64_t bytes, hash;
+} bk_data_file;
+
 /* The recipe and the trainer's state, which are one JSON document, trainer_state.json. */
 typedef struct bk_trainer_state {
   bk_train_config recipe;
@@ -149,11 +154,18 @@ typedef struct bk_trainer_state {
   /* a hash of the training data: of its lengths and contents, not of its files' names */
   uint64_t data_hash;
   bk_dtype dtype;
+  /* What is written as the files of that data; reading leaves none here, see below. */
+  const bk_data_file *files;
+  int n_files;
 } bk_trainer_state;
 BK_API bk_status bk_trainer_state_write(bk_context *ctx, const char *path,
                                         const bk_trainer_state *s);
 /* BK_ERR_DATA for a document that is not one of these, with the key that is wrong or missing. */
 BK_API bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s);
+/* The files of the data in such a document; bk_free. States of earlier versions have none: then
+ * *files is NULL and *n_files 0. */
+BK_API bk_status bk_trainer_state_files(bk_context *ctx, const char *path, bk_data_file **files,
+                                        int *n_files);
 
 /* ---- kinds of residual connections ---- */
 typedef struct bk_connection_info {

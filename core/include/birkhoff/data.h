@@ -5,6 +5,10 @@
  * The last tenth of each file is its validation part: floor(bytes / 10) of a text, floor(tokens /
  * 10) of a stream. A stream of fewer than 20 tokens has none.
  *
+ * Files are read where their tokens are wanted; they are not held in memory, and must not change
+ * while a dataset of them is open. What reads them fails with a message that names the file where
+ * one has become shorter or longer or cannot be read, or where a token is not below vocab_size.
+ *
  * A sample of a file's contents must agree with its name. These are refused (BK_ERR_DATA), and the
  * message says what would be right: archives, arrays, weights, pointers of Git LFS and the like,
  * what is plainly not text, a text named .bin, and a stream of another width than it is read in.
@@ -33,7 +37,9 @@ typedef struct bk_dataset_options {
   bool whole_bin;
 } bk_dataset_options;
 
-/* Reads the part of each file that the split names, one file after the other. Token 256 follows the
+/* Takes the part of each file that the split names, one file after the other. Of a part of up to
+ * 16 MiB (and 256 MiB of them together) every token is checked and hashed here; of a larger one
+ * blocks at fixed places are, and every token when it is read. Token 256 follows the
  * last byte of a text, in a split that has the end of the text. A caller with separate files for
  * validation asks for BK_SPLIT_ALL of both. BK_ERR_DATA for an empty file, an empty result, and
  * what is not a regular file. */
@@ -55,9 +61,18 @@ BK_API int64_t bk_dataset_bytes(const bk_dataset *ds);
 BK_API bool bk_path_is_bin(const char *path);
 /* The number of tokens of .bin files that BK_SPLIT_TRAIN has left to validation. */
 BK_API int64_t bk_dataset_kept_back(const bk_dataset *ds);
-/* The hash that a trainer's state holds: of contents, lengths and order, not of names. */
+/* The hash that a trainer's state holds: of contents, lengths and order, not of names. Of a part that
+ * is too large to be read whole at opening, the length and blocks at fixed places count. */
 BK_API uint64_t bk_dataset_hash(const bk_dataset *ds);
-BK_API int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
+/* Whether there is such a part; if so, earlier versions gave the data another hash.
+ * bk_dataset_hash_whole computes that one, for which it reads all of the data. */
+BK_API bool bk_dataset_sampled(const bk_dataset *ds);
+BK_API bk_status bk_dataset_hash_whole(const bk_dataset *ds, uint64_t *hash);
+/* What identifies each file, in the order in which they were given; the list stays the dataset's.
+ * Returns their number, which is 0 for tokens from memory. */
+BK_API int bk_dataset_files(const bk_dataset *ds, const bk_data_file **files);
+/* Token i; -1 where it cannot be read. */
+BK_API int64_t bk_dataset_at(const bk_dataset *ds, int64_t i);
 
 /* The order of training is a pure function of the seed and the sequence number, so a position in
  * the data is one integer. A window is seq_len inputs and the token after them. Every epoch cuts
@@ -67,16 +82,16 @@ BK_API int64_t bk_dataset_at(const bk_dataset *ds, int64_t i); /* token i */
  * [seq_len], which are the ids shifted by one. bk_dataset_check_seq_len returns BK_ERR_DATA for
  * data of fewer than seq_len + 1 tokens, with both lengths. */
 BK_API bk_status bk_dataset_check_seq_len(bk_context *ctx, const bk_dataset *ds, int64_t seq_len);
-BK_API void bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len,
-                                      int64_t s, int32_t *ids, int32_t *targets);
+BK_API bk_status bk_dataset_train_sequence(const bk_dataset *ds, uint64_t seed, int64_t seq_len,
+                                           int64_t s, int32_t *ids, int32_t *targets);
 
 /* Evaluation. Window i has seq_len inputs from token i * seq_len on; the last window is shorter,
  * and every token but the first is predicted once. bk_dataset_eval_windows returns the number of
- * windows. bk_dataset_eval_window fills seq_len entries, past the end with id 0 and target -100,
- * and returns the number of targets that count. */
+ * windows. bk_dataset_eval_window fills seq_len entries, past the end with id 0 and target -100;
+ * *kept is the number of targets that count. */
 BK_API int64_t bk_dataset_eval_windows(const bk_dataset *ds, int64_t seq_len);
-BK_API int64_t bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i,
-                                      int32_t *ids, int32_t *targets);
+BK_API bk_status bk_dataset_eval_window(const bk_dataset *ds, int64_t seq_len, int64_t i,
+                                        int32_t *ids, int32_t *targets, int64_t *kept);
 
 /* ---- tokens for one pass ---- */
 
