@@ -1,4 +1,5 @@
-/* birkhoff devices: every backend that is known: what was found, what was refused and why. */
+/* birkhoff devices: every backend that is known: what was found, what was refused and why; and the
+ * same of the transports between ranks. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
@@ -74,26 +75,55 @@ typedef struct listing {
   json_t *list; /* NULL: text */
 } listing;
 
+static bk_status out_of_memory(const cli_session *s) {
+  return bk_fail(s->ctx, BK_ERR_MEMORY, "out of memory while making the JSON result");
+}
+
+static json_t *text_json(const char *text) { return text[0] ? json_string(text) : json_null(); }
+
+static bk_status emit_transport(void *user, const bk_transport_report *r) {
+  listing *l = user;
+  const char *state = state_names[r->usable ? BK_DEVICE_OK : BK_DEVICE_ABSENT];
+  if (!l->s->json) {
+    printf("transport %-8s %-8s %s\n", r->name, state, r->usable ? r->description : r->reason);
+    return BK_OK;
+  }
+  json_t *row = json_pack("{s:s,s:s,s:o,s:o}", "name", r->name, "status", state, "reason",
+                          text_json(r->reason), "description", text_json(r->description));
+  return json_array_append_new(l->list, row) == 0 ? BK_OK : out_of_memory(l->s);
+}
+
 static bk_status emit(void *user, const bk_device_report *r) {
   listing *l = user;
   if (!l->s->json) print_row(r);
-  else if (json_array_append_new(l->list, row_json(r)) != 0)
-    return bk_fail(l->s->ctx, BK_ERR_MEMORY, "out of memory while making the JSON result");
+  else if (json_array_append_new(l->list, row_json(r)) != 0) return out_of_memory(l->s);
   return BK_OK;
+}
+
+/* The value of --json was a list of devices before there were transports, and stays one. */
+static bk_status list(cli_session *s, listing *l) {
+  bool transports = cli_given(&s->args, "transports");
+  if (!transports) BK_TRY(bk_devices(s->ctx, emit, l));
+  return transports || !s->json ? bk_transports(s->ctx, emit_transport, l) : BK_OK;
 }
 
 static bk_status run(cli_session *s) {
   listing l = {s, s->json ? json_array() : NULL};
-  if (s->json && !l.list)
-    return bk_fail(s->ctx, BK_ERR_MEMORY, "out of memory while making the JSON result");
-  bk_status status = bk_devices(s->ctx, emit, &l);
+  if (s->json && !l.list) return out_of_memory(s);
+  bk_status status = list(s, &l);
   if (status == BK_OK) return s->json ? cli_print_json(s, l.list) : cli_flush_stdout(s);
   json_decref(l.list);
   return status;
 }
 
-static const cli_option options[] = {{NULL, CLI_FLAG, NULL, NULL}};
+static const cli_option options[] = {
+    {"transports", CLI_FLAG, NULL, "list what moves data between ranks, and no devices"},
+    {NULL, CLI_FLAG, NULL, NULL}};
 const cli_command cli_devices = {
-    "devices", "[--json]", "Lists the devices: what was probed, what was refused and why.",
-    options,   0,          0,
+    "devices",
+    "[--transports] [--json]",
+    "Lists devices and transports: what was probed, what was refused and why.",
+    options,
+    0,
+    0,
     run};

@@ -22,7 +22,9 @@ typedef struct bk_transport {
   bk_status (*open)(bk_context *ctx, bk_job_options *options, bk_wire **wire);
 } bk_transport;
 
-/* A loadable module defines this function; the symbol is all that it exports. */
+/* A loadable module, birkhoff_comm_NAME.so, defines this function; the symbol is all that it
+ * exports. */
+#define BK_TRANSPORT_FILE_PREFIX "birkhoff_comm_"
 #define BK_TRANSPORT_MODULE_SYMBOL "bk_transport_module"
 BK_API const bk_transport *bk_transport_module(void);
 typedef const bk_transport *(*bk_transport_module_fn)(void);
@@ -30,8 +32,11 @@ typedef const bk_transport *(*bk_transport_module_fn)(void);
 /* threads.c */
 extern const bk_transport bk_transport_threads;
 /* transports.c: by name, loading its module at need. BK_ERR_NOT_FOUND for a name that is none,
- * with the names that are; BK_ERR_ABSENT, with the reason, where it cannot be used. "self" has no
- * transport: *transport is NULL. */
+ * with the names that are; BK_ERR_ABI for a module of another version or with a hole in its table;
+ * BK_ERR_ABSENT, with the reason, where it cannot be used. "self" has no transport: *transport is
+ * NULL. */
 bk_status bk_transport_find(bk_context *ctx, const char *name, const bk_transport **transport);
+/* The names that are known, usable or not; NULL past the last. */
+const char *bk_transport_name(int i);
 
 #endif

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #define MODULE_PREFIX "birkhoff_"
+#define TRANSPORT_PREFIX "birkhoff_comm_"
 #define MODULE_SUFFIX ".so"
 
 static bk_status refuse(bk_context *ctx, const char *path, bk_status status, const char *reason) {
@@ -56,9 +57,11 @@ bk_status bk_loader_load(bk_context *ctx, const char *path) {
   return BK_OK;
 }
 
+/* Transports lie in the same folder; core/comm/transports.c loads them when they are asked for. */
 static bool is_module(const char *name) {
   size_t length = strlen(name), suffix = strlen(MODULE_SUFFIX);
-  return strncmp(name, MODULE_PREFIX, strlen(MODULE_PREFIX)) == 0 && length > suffix &&
+  return strncmp(name, MODULE_PREFIX, strlen(MODULE_PREFIX)) == 0 &&
+         strncmp(name, TRANSPORT_PREFIX, strlen(TRANSPORT_PREFIX)) != 0 && length > suffix &&
          strcmp(name + length - suffix, MODULE_SUFFIX) == 0;
 }
 

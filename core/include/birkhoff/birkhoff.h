@@ -8,6 +8,7 @@
  *   config.h       the model's configuration, the training recipe, presets
  *   data.h         data for training, tokens for one pass
  *   model.h        models, their parameters, checkpoints
+ *   parallel.h     many processes that train one model
  *   train.h        training, evaluation, gains, generation
  *   forward.h      single passes, with logits, maps and gradients
  *   residual.h     the residual connection alone, for other training code
@@ -29,6 +30,7 @@
 #include <birkhoff/forward.h>
 #include <birkhoff/metrics.h>
 #include <birkhoff/model.h>
+#include <birkhoff/parallel.h>
 #include <birkhoff/profile.h>
 #include <birkhoff/residual.h>
 #include <birkhoff/safetensors.h>
