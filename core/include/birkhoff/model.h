@@ -158,8 +158,38 @@ BK_API bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_
 BK_API bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state,
                                     const char *path);
 
-/* The bytes of the host buffer through which saving and loading move tensors of any size. */
+/* The most host memory that saving and loading take beside the model, whatever its size. */
 BK_API size_t bk_checkpoint_staging(void);
+
+/* ---- saving while training goes on ---- */
+
+/* One save after the other of a model. begin copies what this rank saves to host memory and starts
+ * a thread that writes it; the model may change as soon as begin has returned. The thread uses the
+ * context's file access: where that is the program's own, it must bear two threads at once. In a
+ * context without an operating system there are no threads, and begin writes everything itself.
+ *
+ *   bk_checkpoint_saving *saving = NULL;
+ *   ...  bk_checkpoint_save_begin(model, &state, path, &saving);     at the step to be saved
+ *   ...  bk_checkpoint_save_done(saving, &done);                     after each later step
+ *   bk_checkpoint_save_end(saving);                                  before the model goes
+ *
+ * With several ranks all three are collective, and return the same on all of them. Until the save
+ * is done its folder is PATH.tmp, and what was at PATH before is whole. */
+typedef struct bk_checkpoint_saving bk_checkpoint_saving;
+/* With *saving NULL, which is the first time, its memory is made, and used again by later calls. If
+ * the save before is still under way, it is completed first; where that fails, its status is
+ * returned, and nothing new has begun. Nothing is under way after a failure. The state is copied.
+ */
+BK_API bk_status bk_checkpoint_save_begin(bk_model *model, const bk_trainer_state *state,
+                                          const char *path, bk_checkpoint_saving **saving);
+/* Waits for no disk. *done is true when nothing is under way any more: the checkpoint is in place,
+ * or has failed, which is returned once. NULL is allowed, and done. */
+BK_API bk_status bk_checkpoint_save_done(bk_checkpoint_saving *saving, bool *done);
+/* Waits for what is under way, puts it in place, and frees the memory, whatever it returns. NULL is
+ * allowed. */
+BK_API bk_status bk_checkpoint_save_end(bk_checkpoint_saving *saving);
+/* The bytes of host memory that such saves hold from the first one on: what this rank writes. */
+BK_API size_t bk_checkpoint_save_bytes(const bk_model *model);
 
 /* Makes a model from a folder's config.json and weights. With dtype BK_NONE it takes the dtype of
  * the checkpoint's matrices, fp32 if they are F16. A trainable model gets its masters from the
