@@ -22,19 +22,26 @@ typedef struct bk_store bk_store;
 
 typedef struct bk_store_options {
   int rank, size;
-  const char *address; /* "HOST:PORT"; port 0: any free one; rank 0 listens there, others connect.
-                          NULL: no socket, the ranks are threads (bk_store_share) */
-  const char *token;   /* NULL: only from the same machine */
+  /* "HOST:PORT", or several of them with commas in between. Rank 0 listens at the first, with port
+   * 0 at any free one and without a host on all interfaces; others try one after the other. NULL:
+   * no socket, the ranks are threads (bk_store_share). */
+  const char *address;
+  const char *token; /* NULL: only from the same machine */
   double timeout_s;
 } bk_store_options;
 
 /* Rank 0 returns at once, others when they are connected, or BK_ERR_COMM after the time-out. */
 bk_status bk_store_open(bk_context *ctx, const bk_store_options *options, bk_store **store);
-/* For rank threads: a handle of another rank on the store of rank 0, with a context of its own. */
-bk_status bk_store_share(bk_context *ctx, bk_store *of, int rank, bk_store **store);
+/* For ranks that are threads: what lies behind rank 0's handle. It outlives that handle, until it is
+ * released and the other handles on it are closed, so that ranks may come late or leave late. */
+typedef struct bk_store_hub bk_store_hub;
+bk_store_hub *bk_store_hold(bk_store *store);
+void bk_store_release(bk_store_hub *hub); /* NULL is allowed */
+/* A handle of another rank on it, with a context of its own. */
+bk_status bk_store_share(bk_context *ctx, bk_store_hub *hub, int rank, bk_store **store);
 /* Says goodbye. Rank 0 waits, for a time-out at most, until all have, unless the job was aborted. */
 void bk_store_close(bk_store *store);
-/* Where rank 0 listens: "HOST:PORT". */
+/* Where others reach rank 0: "HOST:PORT", or several of them with commas in between. */
 const char *bk_store_address(const bk_store *store);
 
 bk_status bk_store_set(bk_store *store, const char *key, const void *value, size_t bytes);

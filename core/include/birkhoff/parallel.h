@@ -35,15 +35,19 @@ typedef struct bk_job_options {
   int rank, size;             /* size 0: as what launched the process says, alone if nothing does */
   int local_rank, local_size; /* among the ranks of this machine; local_size 0: not known */
   const char *rendezvous;     /* "HOST:PORT", where rank 0 listens; NULL: the transport has a way */
+  int rendezvous_port;        /* not 0: `rendezvous` is the host alone (MASTER_ADDR) */
   const char *token;          /* what a rank must know to join; NULL: only from this machine */
-  double timeout_s; /* how long a rank waits for another; 0: BK_JOB_TIMEOUT */
-  bk_thread_world *world; /* "threads" */
-  const char *launcher;   /* what bk_job_find went by, in words: "mpirun", "srun", ... */
+  double timeout_s;           /* how long a rank waits for another; 0: BK_JOB_TIMEOUT */
+  bk_thread_world *world;     /* "threads" */
+  const char *launcher;       /* what bk_job_find went by, in words: "mpirun", "srun", ... */
 } bk_job_options;
 
 /* Fills in what the options leave open from what launched the process: MPI's variables, else
  * PMI_* and SLURM_*, else RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT (torchrun,
- * Kubernetes), else one rank alone. The texts are valid as long as the context's environment.
+ * Kubernetes), else one rank alone. What the options give wins, and options that it has filled in
+ * may be handed to it again. Afterwards `comm` is NULL where the launcher has no transport, and the
+ * size is 0 where only the transport knows it: with a world, or of MPI's variables PMIX_RANK
+ * alone. The texts are valid as long as the context's environment.
  * BK_ERR_ARGUMENT where variables contradict each other or are no numbers, by name. */
 BK_API bk_status bk_job_find(bk_context *ctx, bk_job_options *options);
 /* Collective. Opens store and transport. BK_ERR_ABSENT, with the reason, where the transport is not
@@ -63,7 +67,8 @@ BK_API void bk_job_abort(bk_job *job, const char *reason);
 /* Whether the job was aborted, by whomever; `reason` then has why. From any thread. */
 BK_API bool bk_job_aborted(bk_job *job, char *reason, size_t size);
 /* `call` is called once, from a thread of the library, when this rank learns that the job was
- * aborted, also where the rank's own thread hangs. It may end the process. */
+ * aborted, also where the rank's own thread hangs. It may end the process; it may not close the job.
+ * A job of one rank ("self") has no such thread: its bk_job_abort makes the call. */
 typedef void (*bk_job_abort_fn)(void *user, const char *reason);
 BK_API void bk_job_on_abort(bk_job *job, bk_job_abort_fn call, void *user);
 
