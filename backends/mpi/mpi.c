@@ -19,9 +19,10 @@
 #include "base/base.h"
 #include "comm/transport.h"
 
-#ifndef PIECE /* tests have small ones */
-#define PIECE ((size_t)1 << 30)
+#ifndef PIECE_BYTES /* tests have small pieces */
+#define PIECE_BYTES (1 << 30)
 #endif
+#define PIECE ((size_t)PIECE_BYTES)
 #define PIECES 64 /* of one message */
 #define SLOTS(size) (32 * (size) + 256)
 #define CHANNELS 4
@@ -105,10 +106,8 @@ typedef struct mpi_batch {
 } mpi_batch;
 
 /* A receive that got less than it has room for would otherwise leave old bytes behind. */
-static int finish_piece(mpi_wire *m, mpi_slot *slot, int piece, const MPI_Status *status) {
+static int check_piece(mpi_wire *m, const mpi_slot *slot, int piece, const MPI_Status *status) {
   int count = 0;
-  slot->requests[piece] = MPI_REQUEST_NULL;
-  slot->left--;
   if (!slot->receive) return 0;
   int code = MPI_Get_count(status, MPI_BYTE, &count);
   if (code != MPI_SUCCESS) return broken(m, "receiving from", slot->peer, code);
@@ -119,20 +118,30 @@ static int finish_piece(mpi_wire *m, mpi_slot *slot, int piece, const MPI_Status
   return -1;
 }
 
+/* MPI frees a request that is done, with an error too, and says so by MPI_REQUEST_NULL. */
+static void take_back(mpi_batch *b) {
+  for (int i = 0; i < b->n; i++) {
+    mpi_slot *slot = b->owners[i].slot;
+    slot->requests[b->owners[i].piece] = b->requests[i];
+    if (b->requests[i] == MPI_REQUEST_NULL) slot->left--;
+  }
+  b->n = 0;
+}
+
 static int test_batch(mpi_wire *m, mpi_batch *b) {
   int count = 0, indices[BATCH];
   MPI_Status statuses[BATCH];
   if (b->n == 0) return 0;
   int code = MPI_Testsome(b->n, b->requests, &count, indices, statuses);
-  b->n = 0;
+  take_back(b);
   if (code != MPI_SUCCESS && code != MPI_ERR_IN_STATUS)
-    return broken(m, "messages with", m->wire.rank, code);
+    return broken(m, "testing the messages of", m->wire.rank, code);
   for (int i = 0; count != MPI_UNDEFINED && i < count; i++) {
-    mpi_slot *slot = b->owners[indices[i]].slot;
+    const mpi_slot *slot = b->owners[indices[i]].slot;
     if (code == MPI_ERR_IN_STATUS && statuses[i].MPI_ERROR != MPI_SUCCESS)
       return broken(m, slot->receive ? "receiving from" : "sending to", slot->peer,
                     statuses[i].MPI_ERROR);
-    if (finish_piece(m, slot, b->owners[indices[i]].piece, &statuses[i]) != 0) return -1;
+    if (check_piece(m, slot, b->owners[indices[i]].piece, &statuses[i]) != 0) return -1;
   }
   return 0;
 }

@@ -23,6 +23,8 @@
 /* Blocks that are looked at: of one file, and of all (but two of each in any case). */
 #define FILE_BLOCKS 64
 #define TOTAL_BLOCKS 4096
+/* Bytes of all files' beginnings that tell what they are (but BLOCK of each in any case). */
+#define TOTAL_BEGINNINGS ((size_t)16 << 20)
 
 /* This describes a file while it is opened, and which part of it the split takes. */
 typedef struct source {
@@ -36,6 +38,7 @@ typedef struct source {
   uint64_t begin, end; /* bytes of the file that the split takes */
   uint64_t kept_back;  /* bytes behind them */
   bool ends;
+  size_t beginning;    /* bytes that tell what it is */
   int blocks;          /* to look at where the part is not read whole */
   uint64_t read_whole; /* bytes of the files before that were */
 } source;
@@ -103,7 +106,7 @@ static bk_status check_kind(const source *s) {
   bk_wanted kind = wanted[s->width];
   char words[BK_RECOGNISE_TEXT];
   if (kind == BK_WANTED_UINT16 && s->options->data_dtype != 0) kind = BK_WANTED_UINT16_SAID;
-  size_t count = s->size < BK_RECOGNISE_SAMPLE ? (size_t)s->size : BK_RECOGNISE_SAMPLE;
+  size_t count = s->size < s->beginning ? (size_t)s->size : s->beginning;
   if (s->size == 0) return bk_fail(ctx, BK_ERR_DATA, "%s: the file is empty", s->path);
   unsigned char *sample = bk_alloc(ctx, count);
   if (!sample) return BK_ERR_MEMORY;
@@ -255,10 +258,14 @@ static bk_status add_file(bk_dataset *ds, source *s, const char *path, int numbe
   return status;
 }
 
-/* Of many files fewer blocks each are looked at, so that the time is bounded. */
-static int blocks_of_each(int n_files) {
+/* Of many files less of each is looked at, so that training begins soon. */
+static void share_out(source *s, int n_files) {
   int blocks = TOTAL_BLOCKS / n_files;
-  return blocks < 2 ? 2 : blocks > FILE_BLOCKS ? FILE_BLOCKS : blocks;
+  size_t beginning = TOTAL_BEGINNINGS / (size_t)n_files;
+  s->blocks = blocks < 2 ? 2 : blocks > FILE_BLOCKS ? FILE_BLOCKS : blocks;
+  s->beginning = beginning > BK_RECOGNISE_SAMPLE ? BK_RECOGNISE_SAMPLE
+                 : beginning < BLOCK             ? BLOCK
+                                                 : beginning - beginning % 8;
 }
 
 bk_status bk_dataset_add_files(bk_dataset *ds, const char *const *paths, int n_paths,
@@ -270,7 +277,8 @@ bk_status bk_dataset_add_files(bk_dataset *ds, const char *const *paths, int n_p
   ds->n_files = n_paths;
   ds->files = bk_alloc_array(ctx, n, sizeof *ds->files);
   ds->segments = bk_alloc_array(ctx, n, sizeof *ds->segments);
-  source s = {.ctx = ctx, .options = options, .blocks = blocks_of_each(n_paths)};
+  source s = {.ctx = ctx, .options = options};
+  share_out(&s, n_paths);
   s.block = bk_alloc(ctx, BLOCK);
   bk_status status = ds->files && ds->segments && s.block ? BK_OK : BK_ERR_MEMORY;
   for (int i = 0; i < n_paths && status == BK_OK; i++) status = add_file(ds, &s, paths[i], i);
