@@ -150,7 +150,7 @@ struct cli_log {
     bk_log_level level;
     char *text;
   } messages[CLI_HELD];
-  char last_error[384];
+  char last_error[384], known[512];
 };
 void cli_log_init(cli_log *log);
 void cli_log_fini(cli_log *log);
@@ -162,7 +162,8 @@ void cli_log_rank(cli_log *log, int rank, bool hold);
 int cli_log_marks(cli_log *log, uint64_t *marks);
 /* The first n that are held are said, or dropped where say is false. */
 void cli_log_release(cli_log *log, int n, const bool *say);
-/* Says all that are held but for those that contain the text `known`; holds no more. */
+/* Says all that are held, and holds no more. What contains the text `known` is not said, now or
+ * later; NULL: none. */
 void cli_log_release_all(cli_log *log, const char *known);
 /* The newest error, or "". */
 void cli_log_last_error(cli_log *log, char *text, size_t size);
@@ -203,7 +204,8 @@ bk_status cli_flush_stdout(cli_session *s);
 
 /* ---- profile.c: --profile FILE on a model's steps. begin: *profile stays NULL without the
  * option; BK_ERR_IO where FILE will not be writable. end: writes the trace, prints the tables to
- * standard error and frees; returns `status`, or what went wrong with the trace. ---- */
+ * standard error and frees; returns `status`, or what went wrong with the trace. With several ranks
+ * both are collective; rank 0 writes the traces of all, and prints its own tables. ---- */
 struct bk_profile;
 bk_status cli_profile_begin(cli_session *s, bk_model *model, struct bk_profile **profile);
 bk_status cli_profile_end(cli_session *s, struct bk_profile *profile, bk_status status);

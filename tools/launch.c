@@ -25,6 +25,10 @@ static const char *starter(const bk_job_options *found) {
   return found->launcher ? found->launcher : "what launched this process";
 }
 
+static bool is_launched(const bk_job_options *found) {
+  return found->launcher && strcmp(found->launcher, "none") != 0;
+}
+
 static bk_status read_named(cli_session *s, launch *l, const bk_job_options *found) {
   static const char *const names[] = {"rank", "world", "rendezvous"};
   const char *given = NULL, *missing = NULL;
@@ -49,7 +53,6 @@ static bk_status read_named(cli_session *s, launch *l, const bk_job_options *fou
   l->job = (bk_job_options){.rank = (int)rank,
                             .size = (int)size,
                             .rendezvous = cli_value(&s->args, "rendezvous"),
-                            .token = getenv("BIRKHOFF_JOB_TOKEN"),
                             .launcher = "--rank and --world"};
   l->named = true;
   return BK_OK;
@@ -108,11 +111,13 @@ static bk_status read_options(cli_session *s, launch *l) {
   BK_TRY(cli_double(s, "comm-timeout", 1, 1e6, &timeout));
   BK_TRY(bk_job_find(s->ctx, &found));
   cli_log_rank(s->log, found.rank, false);
-  l->job = found;
+  if (!is_launched(&found)) found.launcher = NULL;
+  /* a transport that is asked for by name may know of ranks that nothing here tells of */
+  if (found.launcher || !comm) l->job = found;
   BK_TRY(read_named(s, l, &found));
   if (comm && strcmp(comm, "threads") == 0) BK_TRY(read_threads(s, l, &found));
   if (comm && strcmp(comm, "self") == 0) BK_TRY(read_alone(s, l, &found));
-  bool alone = !l->threads && l->job.size <= 1 && !l->named && !l->job.launcher &&
+  bool alone = !l->threads && l->job.size <= 1 && !l->named && !found.launcher &&
                (!comm || strcmp(comm, "self") == 0);
   if (alone) BK_TRY(refuse_stray(s, l));
   if (comm) l->job.comm = comm;
@@ -120,7 +125,7 @@ static bk_status read_options(cli_session *s, launch *l) {
   return BK_OK;
 }
 
-/* One rank needs no transport, unless one is asked for by name. */
+/* One rank needs no transport, unless one is asked for by name: that may know of others. */
 static bool needs_job(const launch *l) {
   return l->job.size > 1 || (l->job.comm && strcmp(l->job.comm, "self") != 0);
 }
@@ -145,10 +150,8 @@ static bk_status run_rank(cli_session *s, const launch *l, const bk_job_options 
   team.hears_signals = !l->threads || options->rank == 0;
   s->team = &team;
   bk_status status = BK_OK;
-  if (needs_job(l)) {
-    status = cli_team_open(&team, s, options);
-    if (status == BK_OK) status = cli_team_agree(&team, check_dp(s, l));
-  }
+  if (needs_job(l)) status = cli_team_open(&team, s, options);
+  if (status == BK_OK) status = cli_team_agree(&team, check_dp(s, l));
   if (status == BK_OK) status = run(s);
   cli_team_close(&team, status);
   s->team = NULL;
@@ -169,6 +172,7 @@ typedef struct rank_thread {
 static bk_status run_thread(rank_thread *t) {
   bk_status status = run_rank(&t->session, t->l, &t->options, t->run);
   bk_device_close(t->session.device);
+  cli_data_paths_free(&t->session);
   return status;
 }
 
@@ -186,12 +190,12 @@ static bk_status start_rank(cli_session *s, rank_thread *t) {
   t->session = *s;
   t->session.log = &t->log;
   t->session.device = NULL;
+  memset(t->session.data_paths, 0, sizeof t->session.data_paths);
   if (cli_log_context(&t->log, &t->session.ctx) != BK_OK)
     return bk_fail(s->ctx, BK_ERR_MEMORY, "out of memory");
   if (cli_thread_start(&t->thread, run_other, t)) return BK_OK;
   bk_context_destroy(t->session.ctx);
-  return bk_fail(s->ctx, BK_ERR_MEMORY, "the thread of rank %d cannot be started",
-                 t->options.rank);
+  return bk_fail(s->ctx, BK_ERR_MEMORY, "the thread of rank %d cannot be started", t->options.rank);
 }
 
 /* The others wait for a rank that could not be started, and cannot be told: the process ends. */
@@ -201,8 +205,7 @@ static _Noreturn void end_unstarted(bk_status status) {
 }
 
 /* This thread is rank 0. */
-static bk_status run_threads(cli_session *s, const launch *l, bk_thread_world *world,
-                             rank_fn run) {
+static bk_status run_threads(cli_session *s, const launch *l, bk_thread_world *world, rank_fn run) {
   rank_thread *others = bk_alloc_array(s->ctx, (size_t)l->threads, sizeof *others);
   if (!others) return BK_ERR_MEMORY;
   bk_job_options options = l->job;

@@ -6,15 +6,16 @@
 #include "tools/team.h"
 
 /* The options of a command that can run on many ranks; part of its table. */
-#define CLI_LAUNCH_OPTIONS                                                                       \
-  {"comm", CLI_ONE, "NAME", "how ranks talk: self, threads or mpi (default: by what starts them)"}, \
-      {"dp", CLI_ONE, "N", "ranks that share the sequences of a step; with --comm threads, how many"}, \
-      {"rank", CLI_ONE, "R", "the number of this process, where no launcher tells it"},          \
-      {"world", CLI_ONE, "N", "with --rank: the number of processes"},                           \
-      {"rendezvous", CLI_ONE, "HOST:PORT", "with --rank: where rank 0 listens"},                 \
-      {"comm-timeout", CLI_ONE, "SECONDS", "how long a rank waits for another (default: 120)"},  \
-  {                                                                                              \
-    "share-device", CLI_FLAG, NULL, "several ranks may work on one device"                       \
+#define CLI_LAUNCH_OPTIONS                                                                        \
+  {"comm", CLI_ONE, "NAME",                                                                       \
+   "how ranks talk: self, threads or mpi (default: by what starts them)"},                        \
+      {"dp", CLI_ONE, "N",                                                                        \
+       "ranks that share the sequences of a step; with --comm threads, how many"},                \
+      {"rank", CLI_ONE, "R", "the number of this process, where no launcher tells it"},           \
+      {"world", CLI_ONE, "N", "with --rank: the number of processes"},                            \
+      {"rendezvous", CLI_ONE, "HOST:PORT", "with --rank: where rank 0 listens"},                  \
+      {"comm-timeout", CLI_ONE, "SECONDS", "how long a rank waits for another (default: 120)"}, { \
+    "share-device", CLI_FLAG, NULL, "several ranks may work on one device"                        \
   }
 
 /* Runs the command on its ranks: here on one, or, where ranks are threads, on all of them. s->team

@@ -63,6 +63,8 @@ void cli_log_message(void *user, bk_log_level level, const char *message) {
   if (level == BK_LOG_ERROR) snprintf(log->last_error, sizeof log->last_error, "%s", message);
   if (level > BK_LOG_WARN) {
     if (log->rank == 0) print(0, level, message);
+  } else if (*log->known && strstr(message, log->known)) {
+    /* was said */
   } else if (!log->hold || !hold(log, level, message)) {
     print(log->rank, level, message);
   }
@@ -98,6 +100,7 @@ void cli_log_release_all(cli_log *log, const char *known) {
   pthread_mutex_lock(&log->lock);
   for (int i = 0; i < log->held; i++)
     say[i] = !known || !*known || !strstr(log->messages[i].text, known);
+  if (known) snprintf(log->known, sizeof log->known, "%s", known);
   drop_first(log, log->held, say);
   log->hold = false;
   pthread_mutex_unlock(&log->lock);

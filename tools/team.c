@@ -44,7 +44,9 @@ static void say_lost(team_watch *w) {
     char rank[32] = "";
     if (w->rank > 0) snprintf(rank, sizeof rank, "[rank %d] ", w->rank);
     cli_log_release_all(w->log, w->own ? NULL : w->reason);
-    fprintf(stderr, "birkhoff: %sends: %s%s%s\n", rank, reason, *reason && *kept ? "; " : "", kept);
+    if (*reason || *kept)
+      fprintf(stderr, "birkhoff: %sends: %s%s%s\n", rank, reason, *reason && *kept ? "; " : "",
+              kept);
     last_words_said = true;
   }
   pthread_mutex_unlock(&w->lock);
@@ -128,7 +130,7 @@ static _Noreturn void end_lost(cli_team *team, bk_status status) {
 
 bk_status cli_team_give_up(cli_team *team, bk_status status) {
   char error[384], reason[448];
-  if (!team->job) return status;
+  if (!team->job || status == BK_ERR_COMM) return status;
   cli_log_release_all(team->s->log, NULL);
   pthread_mutex_lock(&last_words);
   if (!last_code) last_code = cli_exit_code(status);
@@ -138,11 +140,16 @@ bk_status cli_team_give_up(cli_team *team, bk_status status) {
            *error ? error : bk_status_name(status));
   if (team->watch) {
     pthread_mutex_lock(&team->watch->lock);
-    team->watch->own = !bk_job_aborted(team->job, NULL, 0);
+    team->watch->own = !team->watch->lost;
     pthread_mutex_unlock(&team->watch->lock);
   }
   bk_job_abort(team->job, reason);
   return status;
+}
+
+bool cli_team_lost(const cli_team *team, bk_status status) {
+  char reason[8];
+  return team->job && (status == BK_ERR_COMM || bk_job_aborted(team->job, reason, sizeof reason));
 }
 
 void cli_team_kept(cli_team *team, const char *kept) {
@@ -178,8 +185,7 @@ bk_status cli_team_open_comm(cli_team *team) {
 }
 
 void cli_team_close(cli_team *team, bk_status status) {
-  if (team->job && (status == BK_ERR_COMM || bk_job_aborted(team->job, NULL, 0)))
-    end_lost(team, status);
+  if (cli_team_lost(team, status)) end_lost(team, status);
   cli_log_release_all(team->s->log, NULL);
   close_watch(team);
   bk_comm_destroy(team->comm);
@@ -193,7 +199,6 @@ void cli_team_close(cli_team *team, bk_status status) {
 
 typedef struct word {
   int32_t status, signal, save, held;
-  double bytes_sent, wait_s;
   uint64_t marks[CLI_HELD];
 } word;
 
@@ -203,6 +208,16 @@ bk_status cli_team_gather(cli_team *team, const void *src, size_t bytes, void *d
     return BK_OK;
   }
   return bk_comm_gather(team->talk, src, bytes, dst);
+}
+
+bk_status cli_team_follow(cli_team *team, void *value, size_t bytes) {
+  if (!team->job) return BK_OK;
+  char *all = bk_alloc_array(team->s->ctx, (size_t)team->size, bytes);
+  if (!all) return cli_team_give_up(team, BK_ERR_MEMORY);
+  bk_status status = bk_comm_gather(team->talk, value, bytes, all);
+  if (status == BK_OK) memcpy(value, all, bytes);
+  bk_free(team->s->ctx, all);
+  return status;
 }
 
 /* Whether a rank below this one holds the message too. */
@@ -222,12 +237,9 @@ static void release(cli_team *team, const word *words) {
 
 /* The first signal in the order of ranks; what was there before stays. */
 static void take_words(cli_team *team, const word *words) {
-  team->bytes_sent = team->wait_s = 0;
   for (int r = 0; r < team->size; r++) {
     if (!team->signal) team->signal = words[r].signal;
     team->save |= words[r].save != 0;
-    team->bytes_sent += words[r].bytes_sent;
-    if (words[r].wait_s > team->wait_s) team->wait_s = words[r].wait_s;
   }
   if (team->hears_signals && team->signal) cli_signal = team->signal;
 }
@@ -263,13 +275,8 @@ bk_status cli_team_step(cli_team *team, bk_status status) {
     team->save |= cli_take_save();
     return status;
   }
-  bk_comm_stats now = {0};
-  if (team->comm) bk_comm_statistics(team->comm, &now);
-  word own = {.status = status,
-              .bytes_sent = now.bytes_sent - team->before.bytes_sent,
-              .wait_s = now.wait_s - team->before.wait_s};
+  word own = {.status = status};
   if (team->hears_signals) own.signal = cli_signal, own.save = cli_take_save();
-  team->before = now;
   return meet(team, &own, true);
 }
 
@@ -291,8 +298,9 @@ static bk_status compare(cli_team *team, const char *what, const char *own, cons
     m = strcspn(first, "\n");
   }
   if (!*own && !*first) return BK_OK;
-  return bk_fail(team->s->ctx, BK_ERR_CONFIG, "%s differs from that of rank 0: %.*s here, %.*s there",
-                 what, (int)n, own, (int)m, first);
+  return bk_fail(team->s->ctx, BK_ERR_CONFIG,
+                 "%s differs from that of rank 0: %.*s here, %.*s there", what, (int)n, own, (int)m,
+                 first);
 }
 
 /* Every rank's text in `room` bytes of `all`. */

@@ -19,15 +19,13 @@ struct cli_team {
   int rank, size, local_rank, local_size;
   const char *launcher; /* NULL: none */
   /* what cli_team_step has found: the signal that ends the run, 0: none; whether a checkpoint was
-   * asked for; of all ranks since the call before it, the bytes sent and the longest wait */
+   * asked for */
   int signal;
   bool save;
-  double bytes_sent, wait_s;
   /* of the team itself */
   bool hears_signals; /* the others are threads of the same process */
   bk_device *host;
   bk_comm *talk;
-  bk_comm_stats before;
   struct team_watch *watch;
 };
 
@@ -42,10 +40,12 @@ bk_status cli_team_open_comm(cli_team *team);
  * rank that has not; messages that were held until then are said, each once. BK_ERR_COMM: there is
  * no agreement any more. */
 bk_status cli_team_agree(cli_team *team, bk_status status);
-/* The same after a step, with signals and figures, see above. */
+/* The same after a step, with signals, see above. */
 bk_status cli_team_step(cli_team *team, bk_status status);
 /* `save`, which is then false. Not collective. */
 bool cli_team_take_save(cli_team *team);
+/* Rank 0's value is given to all. */
+bk_status cli_team_follow(cli_team *team, void *value, size_t bytes);
 /* dst has room for size times as many bytes; see bk_comm_gather. */
 bk_status cli_team_gather(cli_team *team, const void *src, size_t bytes, void *dst);
 /* BK_OK if the text is the same on all ranks; else a rank names the first line in which it differs
@@ -55,6 +55,8 @@ bk_status cli_team_same(cli_team *team, const char *what, const char *text);
 /* Not collective. A rank that fails while others may wait for it tells them; returns the
  * status. */
 bk_status cli_team_give_up(cli_team *team, bk_status status);
+/* Not collective. Whether the job has failed: no call to others is of use any more. */
+bool cli_team_lost(const cli_team *team, bk_status status);
 /* Not collective. What is to be said of the newest checkpoint when the job fails. */
 void cli_team_kept(cli_team *team, const char *kept);
 
