@@ -176,8 +176,9 @@ bk_status cli_team_open(cli_team *team, cli_session *s, const bk_job_options *op
   team->local_size = bk_job_local_size(team->job);
   if (team->local_size < 1) team->local_rank = 0, team->local_size = 1;
   cli_log_rank(s->log, team->rank, true);
-  BK_TRY(open_watch(team));
-  return open_talk(team);
+  status = open_watch(team);
+  if (status == BK_OK) status = open_talk(team);
+  return status == BK_OK ? status : cli_team_give_up(team, status);
 }
 
 bk_status cli_team_open_comm(cli_team *team) {
