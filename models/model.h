@@ -20,9 +20,10 @@ typedef enum bk_init_kind { BK_INIT_NORMAL, BK_INIT_CONST, BK_INIT_VALUES } bk_i
 typedef struct bk_param_block {
   bk_tensor weight; /* st, or ct for hc_*, router gate, correction bias and norm weights */
   bk_tensor grad;   /* ct; absent unless trainable */
-  bk_tensor master; /* ct; only where weight is not ct */
-  /* AdamW's moments, shaped as the weight; absent where grad is */
-  bk_tensor m, v; /* ct */
+  /* ct, shaped as the weight: the master, only where weight is not ct, and AdamW's moments. Absent
+   * where grad is, and where several ranks train the model: each then keeps parts of them
+   * (shards.h). */
+  bk_tensor master, m, v;
   /* e_score_correction_bias is not trainable: the balancing rule writes it */
   bool decay, trainable;
 } bk_param_block;
@@ -64,6 +65,8 @@ struct bk_model {
   /* [n_blocks]. The array never moves: sublayers and parts keep pointers into it. */
   bk_param_block *blocks;
   int n_blocks;
+  struct bk_shard *shards; /* shards.h: [n_shards], what of the trained blocks this rank updates */
+  int n_shards;
   bk_param *params; /* in checkpoint order: embedding, layers, norm, head */
   int n_params;
   bk_tensor step; /* the step block, ct [BK_STEP_FIELDS], in class workspace */
@@ -81,12 +84,16 @@ struct bk_model {
 static inline int64_t bk_model_streams(const bk_model *m) {
   return m->config.residual == BK_HC_PLAIN ? 1 : m->config.hc_mult;
 }
+/* The ranks that train the model together, 1 without a comm, and which of them this one is. */
+int bk_model_ranks(const bk_model *model);
+int bk_model_rank(const bk_model *model);
 /* The search is linear, for tests and tools. The parameter belongs to the model. */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
 /* For what runs a model from end to end: BK_ERR_ARGUMENT, in the name of `who`, where the model
  * lacks sublayers, or takes no sequences of seq_len tokens. */
 bk_status bk_model_check_pass(const bk_model *model, const char *who, int64_t seq_len);
-/* Views of a parameter. grad, m, v, master are absent tensors where they do not exist. */
+/* Views of a parameter. grad, m, v, master are absent tensors where they do not exist; m, v and
+ * master in pieces, as each of several ranks has them: bk_param_next_slice (shards.h). */
 bk_tensor bk_param_weight(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_grad(const bk_model *model, const bk_param *p);
 bk_tensor bk_param_master(const bk_model *model, const bk_param *p);

@@ -10,6 +10,7 @@
  * the weight is not ct itself) and two moments, in classes of their own, so that a plan shows what
  * each costs. */
 #include "models/model_priv.h"
+#include "models/shards.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -52,30 +53,25 @@ static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_
   return p;
 }
 
-/* Blocks that the optimiser treats alike lie side by side, in the same order in every class of
- * memory, so that it can treat them in one go (step.c). The parts are reserved one after the
- * other: where two parts share a class (both moments), one comes after all of the other. */
-typedef enum block_part { WEIGHT, GRAD, MASTER, M, V, PARTS } block_part;
-
-/* A weight in ct is its own master, and what is not trained by gradients has its weight alone. */
-static void reserve_part(builder *b, bk_param_block *p, block_part part) {
-  static const bk_memory_class classes[PARTS] = {BK_MEM_WEIGHTS, BK_MEM_GRADIENTS, BK_MEM_MASTERS,
-                                                 BK_MEM_OPTIMIZER, BK_MEM_OPTIMIZER};
-  bk_tensor *tensors[PARTS] = {&p->weight, &p->grad, &p->master, &p->m, &p->v};
-  bk_dtype dtype = part == WEIGHT ? p->weight.dtype : b->m->ct;
-  if (part != WEIGHT && !(b->m->options.trainable && p->trainable)) return;
-  if (part == MASTER && p->weight.dtype == b->m->ct) return;
-  *tensors[part] = reserve(b, classes[part], dtype, p->weight.ndim, p->weight.shape);
+/* What is not trained by gradients has its weight alone. */
+static void reserve_part(builder *b, bk_param_block *p, bool gradient) {
+  const bk_tensor *w = &p->weight;
+  if (!gradient) p->weight = reserve(b, BK_MEM_WEIGHTS, w->dtype, w->ndim, w->shape);
+  else if (b->m->options.trainable && p->trainable)
+    p->grad = reserve(b, BK_MEM_GRADIENTS, b->m->ct, w->ndim, w->shape);
 }
 
-/* Part by part, group by group, and within a group in the order of the checkpoint. */
+/* Weights first, then gradients. Blocks that the optimiser treats alike lie side by side in both,
+ * within a group in the order of the checkpoint, so that it can treat them in one go; masters and
+ * moments then follow from that (shards.h). */
 static void reserve_blocks(builder *b) {
   bk_model *m = b->m;
-  for (int part = 0; part < PARTS; part++)
+  for (int gradient = 0; gradient < 2; gradient++)
     for (int group = 0; group < BK_UPDATE_GROUPS; group++)
       for (int i = 0; i < m->n_blocks; i++)
         if (bk_param_block_group(m, &m->blocks[i]) == group)
-          reserve_part(b, &m->blocks[i], (block_part)part);
+          reserve_part(b, &m->blocks[i], gradient);
+  if (b->status == BK_OK) b->status = bk_model_make_shards(m);
 }
 /* A matrix is [rows, columns], which for a product is [out, in]. */
 static bk_param_block *block_2d(builder *b, block_kind kind, int64_t rows, int64_t columns) {

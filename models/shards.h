@@ -17,14 +17,22 @@
 /* A bucket, and this rank's piece of it. All tensors are flat and contiguous; those of the piece
  * are [count] and may be empty (absent). */
 typedef struct bk_shard {
-  bk_tensor grad, weight;             /* of the bucket: [elements], on every rank in full */
-  int group;                          /* bk_param_block_group: what the optimiser treats alike */
+  bk_tensor grad, weight; /* of the bucket: [elements], on every rank in full */
+  int group;              /* bk_param_block_group: what the optimiser treats alike */
   bool decay;
-  int64_t begin, count;               /* the piece: elements of the bucket */
-  bk_tensor own_grad, own_weight;     /* the piece of grad and of weight */
-  bk_tensor master, m, v;             /* [count]; master absent where the weight is in ct */
+  int64_t begin, count;           /* the piece: elements of the bucket */
+  bk_tensor own_grad, own_weight; /* the piece of grad and of weight */
+  bk_tensor master, m, v;         /* [count]; master absent where the weight is in ct */
 } bk_shard;
 /* model->shards [model->n_shards], in the order in which the blocks lie in memory. */
+
+/* Gradients of a bucket. A span of more than 1 MiB is cut into 8 buckets at least. */
+#define BK_BUCKET_BYTES ((size_t)32 << 20)
+/* How many elements the buckets of a span have, the last of them perhaps fewer. */
+int64_t bk_bucket_elements(int64_t count, size_t element, int ranks);
+/* For params.c, when weights and gradients have their places: makes the shards and reserves masters
+ * and moments. A model that is not trained has no shards. */
+bk_status bk_model_make_shards(bk_model *model);
 
 /* The parts of a parameter's masters and moments that this rank keeps, one after the other:
  *   for (bk_slice s = {0}; bk_param_next_slice(model, p, &s);) ... */

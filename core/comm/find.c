@@ -110,6 +110,10 @@ static bk_status read_ranks(bk_context *ctx, const source *s, bk_job_options *o)
   if (n && r >= n)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "environment: %s is %d and %s is %d", s->rank, r,
                    s->size ? s->size : slurm.size, n);
+  if (o->rank > 0 && o->rank != r)
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "job: rank %d is given, and %s is %d; the number of ranks is not given", o->rank,
+                   s->rank, r);
   BK_TRY(check_one_meaning(ctx, s, n));
   o->rank = r, o->size = n;
   if (o->local_size == 0) return read_local(ctx, s, o);
@@ -133,12 +137,14 @@ static bk_status read_rendezvous(bk_context *ctx, bk_job_options *o) {
   return BK_OK;
 }
 
-/* Numbers that the caller has given: they win, and half of them is refused. */
+/* Numbers that the caller has given: they win, and half of them is refused, unless the transport
+ * knows the other half. */
 static bk_status check_given(bk_context *ctx, const bk_job_options *o) {
   if (o->size < 0 || o->rank < 0 || (o->size > 0 && o->rank >= o->size))
     return bk_fail(ctx, BK_ERR_ARGUMENT, "job: rank %d of %d: ranks count from 0", o->rank,
                    o->size);
-  if (o->size == 0 && o->rank > 0 && !o->world)
+  bool knows = o->world || (o->comm && strcmp(o->comm, "mpi") == 0);
+  if (o->size == 0 && o->rank > 0 && !knows)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "job: rank %d is given and the number of ranks is not",
                    o->rank);
   if (o->local_size < 0 || o->local_rank < 0 ||
@@ -151,16 +157,17 @@ static bk_status check_given(bk_context *ctx, const bk_job_options *o) {
 
 static bool is_self(const bk_job_options *o) { return o->comm && strcmp(o->comm, "self") == 0; }
 
-/* Ranks that are given without a launcher: the transport is left to the caller. */
+/* Ranks that are given without a launcher need a place to meet. With one, this is the second call
+ * for the same options. */
 static bk_status fill_given(bk_context *ctx, const source *s, bk_job_options *o) {
-  if (!o->launcher) o->launcher = "options";
   if (!o->comm && o->size == 1) o->comm = "self";
   if (!o->comm && s && s->comm) o->comm = s->comm;
-  if (o->size > 1 && !o->comm && !o->rendezvous)
+  if (o->size > 1 && !o->comm && !o->rendezvous && !o->launcher)
     return bk_fail(ctx, BK_ERR_ARGUMENT,
                    "job: rank %d of %d is given and the rendezvous is not: the ranks do not know "
                    "where to find rank 0",
                    o->rank, o->size);
+  if (!o->launcher) o->launcher = "options";
   return BK_OK;
 }
 
