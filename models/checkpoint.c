@@ -16,7 +16,7 @@
 #define STEP_PREFIX "step-"
 #define JSON_BYTES_MAX ((size_t)16 << 20)
 
-size_t bk_checkpoint_staging(void) { return (size_t)BK_CHECKPOINT_CHUNK * sizeof(double); }
+size_t bk_checkpoint_staging(void) { return BK_CHECKPOINT_STAGING; }
 
 /* "step-000123" gives 123, any other name -1. Another spelling of a number ("step-123") is none of
  * ours: no path is ever made for it. */

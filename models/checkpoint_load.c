@@ -3,146 +3,23 @@
  * are finite is seen on their way to the device. Files and configuration must agree both ways: a
  * tensor that is missing is an error, and so is one that nothing takes.
  *
- * Elements are uploaded as they are where the file has the tensor's dtype, and converted by way of
- * doubles otherwise. The weight and its master are both made from the file's values. */
-#include <math.h>
+ * checkpoint_read.c moves the data. The weight and its master are both made from the file's
+ * values. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "models/checkpoint_priv.h"
 
-/* ---- what is not finite ---- */
-
-/* The elements that are not finite: how many tensors have some, and the first such element. */
-typedef struct finding {
-  const bk_st_entry *first, *last; /* the first and the last such tensor, in file order */
-  int64_t tensors, index;          /* how many tensors; the index in the first of them */
-  double value;
-  bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
-} finding;
-
-/* This is called with the first bad element of a piece; of a tensor in several pieces the first
- * call counts. */
-static void note(finding *f, const bk_st_entry *e, int64_t index, double value, bk_dtype dtype) {
-  if (f->last == e) return; /* the same tensor again, or again for its master */
-  f->last = e;
-  if (f->tensors++) return;
-  f->first = e;
-  f->index = index;
-  f->value = isnan(value) ? (double)NAN : value; /* without its sign */
-  f->dtype = isfinite(value) ? dtype : BK_NONE;
-}
-
-/* The finding in words, to bk_free: "FILE: tensor T is not finite: element 3 is nan, and 2 further
- * tensors are not finite". */
-static char *finding_text(bk_context *ctx, const bk_st_reader *reader, const finding *f) {
-  char more[96] = "", why[96] = "";
-  long long further = (long long)f->tensors - 1;
-  if (further > 0)
-    snprintf(more, sizeof more, ", and %lld further tensor%s not finite", further,
-             further == 1 ? " is" : "s are");
-  if (f->dtype != BK_NONE)
-    snprintf(why, sizeof why, ", which is finite in the file and too large for %s",
-             bk_dtype_name(f->dtype));
-  return bk_format(ctx, "%s: tensor %s is not finite%s: element %lld is %.9g%s%s",
-                   bk_st_entry_path(reader, f->first), f->first->name,
-                   f->dtype != BK_NONE ? " once it is loaded" : "", (long long)f->index, f->value,
-                   why, more);
-}
-
-/* The index of the first element whose exponent has all bits set (infinities and NaN), or -1. The
- * first loop, which has no exit, is one that compilers turn into vector code. */
-#define FIRST_NOT_FINITE(name, type, bits)                                    \
-  static int64_t name(const type *v, int64_t n) {                             \
-    type any = 0;                                                             \
-    for (int64_t i = 0; i < n; i++) any |= (type)((v[i] & (bits)) == (bits)); \
-    for (int64_t i = 0; any && i < n; i++)                                    \
-      if ((v[i] & (bits)) == (bits)) return i;                                \
-    return -1;                                                                \
-  }
-FIRST_NOT_FINITE(first_bad_f32, uint32_t, 0x7f800000u)
-FIRST_NOT_FINITE(first_bad_bf16, uint16_t, 0x7f80u)
-FIRST_NOT_FINITE(first_bad_f64, uint64_t, UINT64_C(0x7ff0000000000000))
-
-static int64_t first_bad(const void *stored, bk_dtype dtype, int64_t n) {
-  if (dtype == BK_F32) return first_bad_f32(stored, n);
-  return dtype == BK_BF16 ? first_bad_bf16(stored, n) : first_bad_f64(stored, n);
-}
-
-static double stored_value(const void *stored, bk_dtype dtype, int64_t i) {
-  if (dtype == BK_F32) return (double)((const float *)stored)[i];
-  return dtype == BK_BF16 ? (double)bk_bf16_to_f32(((const uint16_t *)stored)[i])
-                          : ((const double *)stored)[i];
-}
-
-/* The least magnitude that rounds to infinity: half a unit in the last place above the largest
- * number. */
-static double limit_of(bk_dtype dtype) {
-  if (dtype == BK_F32) return 0x1.ffffffp127;
-  /* bf16 by way of fp32: the last fp32 below 0x1.ffp127 ends there */
-  return dtype == BK_BF16 ? 0x1.feffffp127 : (double)INFINITY;
-}
-
-/* The index of the first element that the dtype cannot hold as a finite number, or -1. */
-static int64_t first_beyond(const double *v, bk_dtype dtype, int64_t n) {
-  double limit = limit_of(dtype);
-  int any = 0;
-  for (int64_t i = 0; i < n; i++) any |= !(fabs(v[i]) < limit);
-  for (int64_t i = 0; any && i < n; i++)
-    if (!(fabs(v[i]) < limit)) return i;
-  return -1;
-}
-
-/* ---- one tensor ---- */
-
-/* One parameter to be read: from where in the file, and into which one or two tensors. */
-typedef struct load_job {
-  const bk_st_entry *entry;
-  int64_t first; /* element of the entry where the parameter begins */
-  bk_tensor a, b;
-} load_job;
-
+/* What is being loaded: the parameters and where each lies. */
 typedef struct loader {
   bk_model *model;
   bk_st_reader *reader;
   bk_weights weights;
-  double *chunk;
-  load_job *jobs;
-  int n_jobs;
-  finding bad;
+  bk_read_job *jobs;
+  int64_t n_jobs;
+  bk_finding bad;
 } loader;
-
-/* Reads elements from `at` on into a piece of a tensor: as they are where the file has the
- * tensor's dtype, otherwise by way of doubles. */
-static bk_status read_piece(loader *l, const bk_st_entry *e, int64_t at, const bk_tensor *piece) {
-  int64_t n = bk_tensor_count(piece), bad;
-  if (piece->dtype == e->dtype) {
-    BK_TRY(bk_st_read_range(l->reader, e, at, n, l->chunk));
-    if ((bad = first_bad(l->chunk, e->dtype, n)) >= 0)
-      note(&l->bad, e, at + bad, stored_value(l->chunk, e->dtype, bad), BK_NONE);
-    return bk_tensor_upload(l->model->stream, piece, l->chunk);
-  }
-  BK_TRY(bk_st_read_f64(l->reader, e, at, n, l->chunk));
-  if ((bad = first_beyond(l->chunk, piece->dtype, n)) >= 0)
-    note(&l->bad, e, at + bad, l->chunk[bad], piece->dtype);
-  return bk_tensor_write_f64(l->model->stream, piece, l->chunk);
-}
-
-/* Reads one entry, or a part of it, into up to two tensors (weight and master). */
-static bk_status read_tensor(loader *l, const load_job *job) {
-  int64_t count = bk_tensor_count(&job->a);
-  for (int k = 0; k < 2; k++) {
-    const bk_tensor *t = k ? &job->b : &job->a;
-    if (!bk_tensor_present(t)) continue;
-    bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
-    for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
-      bk_tensor piece = bk_tensor_slice(flat, 0, at, bk_checkpoint_piece(count, at));
-      BK_TRY(read_piece(l, job->entry, job->first + at, &piece));
-    }
-  }
-  return BK_OK;
-}
 
 /* ---- which tensor ---- */
 
@@ -181,7 +58,7 @@ static bk_status check_entry(bk_context *ctx, const bk_st_reader *reader, const 
 
 /* For a parameter that is one matrix of a tensor of all experts. */
 static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, const bk_param *p,
-                            load_job *job) {
+                            bk_read_job *job) {
   int64_t shape[3] = {l->model->config.n_routed_experts, f->parts * p->shape[0], p->shape[1]};
   w->used = true;
   job->entry = w->entry;
@@ -189,7 +66,7 @@ static bk_status take_fused(const loader *l, bk_weight *w, const bk_fused *f, co
   return check_entry(l->model->ctx, l->reader, w->entry, 3, shape);
 }
 
-static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load_job *job) {
+static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, bk_read_job *job) {
   w->used = true;
   job->entry = w->entry;
   return check_entry(l->model->ctx, l->reader, w->entry, p->ndim, p->shape);
@@ -197,7 +74,8 @@ static bk_status take_own(const loader *l, bk_weight *w, const bk_param *p, load
 
 /* Looks for a parameter under its own name, or as a part of a tensor of all experts. A file with
  * both is refused, since nobody could say which is right. */
-static bk_status find_param(const loader *l, const char *name, const bk_param *p, load_job *job) {
+static bk_status find_param(const loader *l, const char *name, const bk_param *p,
+                            bk_read_job *job) {
   bk_context *ctx = l->model->ctx;
   bk_fused f;
   bk_weight *own = bk_weights_find(&l->weights, name);
@@ -257,9 +135,14 @@ static bk_status check_no_extra(const loader *l) {
 
 /* In file order, so that the file is read from its beginning to its end. */
 static int by_place(const void *a, const void *b) {
-  const load_job *x = a, *y = b;
+  const bk_read_job *x = a, *y = b;
   if (x->entry != y->entry) return x->entry < y->entry ? -1 : 1;
   return (x->first > y->first) - (x->first < y->first);
+}
+
+static bk_tensor flat(bk_tensor t) {
+  int64_t count = bk_tensor_count(&t);
+  return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, &count) : t;
 }
 
 /* Finds and checks every parameter of every column. Nothing is read yet. */
@@ -269,9 +152,10 @@ static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
   for (int c = 0; c < n_columns; c++)
     for (int i = 0; i < model->n_params; i++) {
       const bk_param *p = &model->params[i];
-      load_job job = {.a = columns[c].view(model, p),
-                      .b = second ? second(model, p) : (bk_tensor){0}};
+      bk_read_job job = {.a = flat(columns[c].view(model, p)),
+                         .b = second ? flat(second(model, p)) : (bk_tensor){0}};
       if (!bk_tensor_present(&job.a)) continue;
+      job.count = bk_tensor_count(&job.a);
       char *name = bk_format(model->ctx, "%s%s", columns[c].prefix, p->name);
       if (!name) return BK_ERR_MEMORY;
       bk_status status = find_param(l, name, p, &job);
@@ -287,7 +171,7 @@ static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
 static bk_status report_finding(const loader *l) {
   bk_context *ctx = l->model->ctx;
   if (!l->bad.tensors) return BK_OK;
-  char *text = finding_text(ctx, l->reader, &l->bad);
+  char *text = bk_finding_text(ctx, l->reader, &l->bad);
   if (!text) return BK_ERR_MEMORY;
   bk_status status = BK_OK;
   if (l->model->options.allow_nonfinite)
@@ -304,13 +188,13 @@ static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
   bk_context *ctx = model->ctx;
   loader l = {.model = model, .reader = reader};
   BK_TRY(bk_weights_list(ctx, reader, prefixes, &l.weights));
-  l.chunk = bk_checkpoint_chunk(ctx);
   l.jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *l.jobs);
-  bk_status status = l.chunk && l.jobs ? make_jobs(&l, columns, n_columns, second) : BK_ERR_MEMORY;
-  for (int i = 0; i < l.n_jobs && status == BK_OK; i++) status = read_tensor(&l, &l.jobs[i]);
+  bk_status status = l.jobs ? make_jobs(&l, columns, n_columns, second) : BK_ERR_MEMORY;
+  if (status == BK_OK)
+    status = bk_checkpoint_read(ctx, model->stream, reader, l.jobs, l.n_jobs,
+                                model->device->options.threads, &l.bad);
   if (status == BK_OK) status = report_finding(&l);
   bk_free(ctx, l.jobs);
-  bk_free(ctx, l.chunk);
   bk_weights_free(&l.weights);
   return status;
 }
@@ -398,33 +282,30 @@ bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype
 
 /* ---- finite or not, without a model ---- */
 
-/* One find is enough for a tensor; the next tensor is searched then. */
-static bk_status search_entry(bk_st_reader *reader, const bk_st_entry *e, double *chunk,
-                              finding *f) {
-  if (!bk_st_is_float(e)) return BK_OK;
-  int64_t count = (int64_t)((e->end - e->begin) / bk_st_element_size(e));
-  for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
-    int64_t n = bk_checkpoint_piece(count, at), bad;
-    BK_TRY(bk_st_read_f64(reader, e, at, n, chunk));
-    if ((bad = first_beyond(chunk, BK_F64, n)) < 0) continue;
-    note(f, e, at + bad, chunk[bad], BK_NONE);
-    return BK_OK;
+/* What is no float has no numbers to search. */
+static int64_t search_jobs(const bk_st_reader *reader, bk_read_job *jobs) {
+  int64_t n = 0;
+  for (int i = 0; i < bk_st_count(reader); i++) {
+    const bk_st_entry *e = bk_st_get(reader, i);
+    if (!bk_st_is_float(e)) continue;
+    int64_t count = (int64_t)((e->end - e->begin) / bk_st_element_size(e));
+    jobs[n++] = (bk_read_job){.entry = e, .count = count};
   }
-  return BK_OK;
+  return n;
 }
 
 /* Searches all tensors of a file, and closes its reader. */
 static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what) {
-  finding f = {0};
-  double *chunk = bk_checkpoint_chunk(ctx);
-  bk_status status = chunk ? BK_OK : BK_ERR_MEMORY;
-  for (int i = 0; i < bk_st_count(reader) && status == BK_OK; i++)
-    status = search_entry(reader, bk_st_get(reader, i), chunk, &f);
+  bk_finding f = {0};
+  bk_read_job *jobs = bk_alloc_array(ctx, (size_t)bk_st_count(reader), sizeof *jobs);
+  bk_status status =
+      jobs ? bk_checkpoint_read(ctx, NULL, reader, jobs, search_jobs(reader, jobs), 0, &f)
+           : BK_ERR_MEMORY;
   if (status == BK_OK && f.tensors) {
-    *what = finding_text(ctx, reader, &f);
+    *what = bk_finding_text(ctx, reader, &f);
     status = *what ? BK_ERR_NOT_FINITE : BK_ERR_MEMORY;
   }
-  bk_free(ctx, chunk);
+  bk_free(ctx, jobs);
   bk_st_close(reader);
   return status;
 }

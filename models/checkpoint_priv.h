@@ -1,21 +1,14 @@
 /* What the parts of the checkpoint code share: checkpoint.c (folders), checkpoint_save.c,
- * checkpoint_load.c, checkpoint_names.c, checkpoint_convert.c. */
+ * checkpoint_load.c, checkpoint_read.c, checkpoint_names.c, checkpoint_convert.c. */
 #ifndef BK_CHECKPOINT_PRIV_H
 #define BK_CHECKPOINT_PRIV_H
 
 #include "io/safetensors.h"
 #include "models/checkpoint.h"
 
-/* The most elements moved at a time: 1 MiB of doubles. */
-#define BK_CHECKPOINT_CHUNK ((int64_t)1 << 17)
-
-/* The host copy through which tensors pass; bk_free. */
-static inline double *bk_checkpoint_chunk(bk_context *ctx) {
-  return bk_alloc_array(ctx, (size_t)BK_CHECKPOINT_CHUNK, sizeof(double));
-}
-static inline int64_t bk_checkpoint_piece(int64_t count, int64_t at) {
-  return count - at < BK_CHECKPOINT_CHUNK ? count - at : BK_CHECKPOINT_CHUNK;
-}
+/* The most bytes of a tensor that are moved at a time, and of host memory for such pieces. */
+#define BK_CHECKPOINT_PIECE ((size_t)4 << 20)
+#define BK_CHECKPOINT_STAGING ((size_t)16 << 20)
 
 /* The name under which saving moves an older checkpoint "X" aside: "X.old.tmp". Trailing slashes
  * of X do not count; bk_free. */
@@ -32,6 +25,37 @@ typedef struct bk_column {
  * tensor of each, its master. */
 bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
                                      int n_columns, bk_param_view second);
+
+/* ---- checkpoint_read.c: data of tensors, by large pieces and on several threads ---- */
+
+/* Elements [first, first + count) of an entry, to be read into one or two flat tensors [count], or
+ * into none: then they are only searched for what is not finite. */
+typedef struct bk_read_job {
+  const bk_st_entry *entry; /* a float */
+  int64_t first, count;
+  bk_tensor a, b; /* b only beside a */
+} bk_read_job;
+
+/* The elements that are not finite: how many tensors have some, and the first such element. */
+typedef struct bk_finding {
+  const bk_st_entry *first, *last; /* the first and the last such tensor, in file order */
+  int64_t tensors, index;          /* how many tensors; the index in the first of them */
+  double value;
+  bk_dtype dtype; /* the dtype that cannot hold the value; BK_NONE: it is not finite in the file */
+} bk_finding;
+
+/* Does all jobs, which are in file order, and adds to *found. The stream is that of the tensors;
+ * NULL where there are none. threads: 0 is one per processor. */
+bk_status bk_checkpoint_read(bk_context *ctx, bk_stream *stream, const bk_st_reader *reader,
+                             const bk_read_job *jobs, int64_t n_jobs, int threads,
+                             bk_finding *found);
+/* The first bad element of each tensor in file order; later calls for the same tensor count
+ * nothing. */
+void bk_finding_note(bk_finding *f, const bk_st_entry *e, int64_t index, double value,
+                     bk_dtype dtype);
+/* The finding in words, to bk_free: "FILE: tensor T is not finite: element 3 is nan, and 2 further
+ * tensors are not finite". */
+char *bk_finding_text(bk_context *ctx, const bk_st_reader *reader, const bk_finding *f);
 
 /* ---- checkpoint_names.c: our names for what is in a file ---- */
 

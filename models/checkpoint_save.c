@@ -1,23 +1,51 @@
 /* Saving checkpoints (birkhoff/model.h): a folder is written beside the final name, synced, and
  * renamed into place. After a crash at any moment the older checkpoint or the new one is whole;
- * only between two renames is the older one under another name, which bk_checkpoint_resolve knows.
- *
- * Tensors pass through one host copy of fixed size, so that saving a model of any size takes the
- * same memory. */
+ * only between two renames is the older one under another name, which bk_checkpoint_resolve knows. */
 #include <stdio.h>
 #include <string.h>
 
 #include "models/checkpoint_priv.h"
 
-/* Tensors of models are contiguous, so that a piece of their flat form is a range of memory. */
-static bk_status write_tensor(bk_model *model, bk_st_writer *writer, const bk_tensor *t,
-                              void *chunk) {
-  int64_t count = bk_tensor_count(t);
-  bk_tensor flat = bk_tensor_reshape(*t, 1, &count);
-  for (int64_t at = 0; at < count; at += BK_CHECKPOINT_CHUNK) {
-    bk_tensor piece = bk_tensor_slice(flat, 0, at, bk_checkpoint_piece(count, at));
-    BK_TRY(bk_tensor_download(model->stream, &piece, chunk));
-    BK_TRY(bk_st_write(writer, chunk, bk_tensor_bytes(&piece)));
+/* Tensors pass to a file by way of two host copies, so that the device fills one while the other is
+ * written; where its memory is the host's, without a copy. Tensors of models are contiguous, so
+ * that a piece of their flat form is a range of memory. */
+typedef struct mover {
+  bk_model *model;
+  bk_st_writer *writer;
+  char *copies;   /* two of BK_CHECKPOINT_PIECE; NULL on the host */
+  int filled;     /* the copy that the next download goes to */
+  size_t waiting; /* bytes of the other one, which are still to be written */
+} mover;
+
+static bk_status mover_open(mover *v, bk_model *model, bk_st_writer *writer) {
+  *v = (mover){.model = model, .writer = writer};
+  BK_TRY(model->stream->ops->sync(model->stream));
+  if (model->device->props.host_memory) return BK_OK;
+  v->copies = bk_alloc_array(model->ctx, 2, BK_CHECKPOINT_PIECE);
+  return v->copies ? BK_OK : BK_ERR_MEMORY;
+}
+
+/* Writes what the last download brought, once the next one is under way. */
+static bk_status mover_write(mover *v) {
+  const char *copy = v->copies + (size_t)(1 - v->filled) * BK_CHECKPOINT_PIECE;
+  size_t bytes = v->waiting;
+  v->waiting = 0;
+  return bytes ? bk_st_write(v->writer, copy, bytes) : BK_OK;
+}
+
+static bk_status move_tensor(mover *v, const bk_tensor *t) {
+  bk_stream *stream = v->model->stream;
+  size_t bytes = bk_tensor_bytes(t);
+  if (!v->copies) return bk_st_write(v->writer, bk_tensor_data(t), bytes);
+  for (size_t at = 0; at < bytes; at += BK_CHECKPOINT_PIECE) {
+    size_t part = bytes - at < BK_CHECKPOINT_PIECE ? bytes - at : BK_CHECKPOINT_PIECE;
+    char *copy = v->copies + (size_t)v->filled * BK_CHECKPOINT_PIECE;
+    BK_TRY(stream->ops->download(stream, copy, (bk_place){t->buffer, t->offset + at}, part));
+    bk_status status = mover_write(v);
+    BK_TRY(stream->ops->sync(stream)); /* in any case: the copy is freed after a failure */
+    BK_TRY(status);
+    v->waiting = part;
+    v->filled = 1 - v->filled;
   }
   return BK_OK;
 }
@@ -37,15 +65,15 @@ static bk_status write_columns(bk_model *model, bk_st_writer *writer, const bk_c
       bk_free(ctx, name);
       BK_TRY(status);
     }
-  void *chunk = bk_checkpoint_chunk(ctx);
-  if (!chunk) return BK_ERR_MEMORY;
-  bk_status status = BK_OK;
+  mover v;
+  bk_status status = mover_open(&v, model, writer);
   for (int c = 0; c < n_columns && status == BK_OK; c++)
     for (int i = 0; i < model->n_params && status == BK_OK; i++) {
       bk_tensor t = columns[c].view(model, &model->params[i]);
-      if (bk_tensor_present(&t)) status = write_tensor(model, writer, &t, chunk);
+      if (bk_tensor_present(&t)) status = move_tensor(&v, &t);
     }
-  bk_free(ctx, chunk);
+  if (status == BK_OK) status = mover_write(&v);
+  bk_free(ctx, v.copies);
   return status;
 }
 

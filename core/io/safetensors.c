@@ -19,16 +19,18 @@
 /* ---- opening ---- */
 
 /* A file may have become shorter since its length was read. */
-static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes,
-                            const char *what) {
-  int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
+static bk_status read_failed(const bk_st_file *r, const char *what, int64_t got, size_t bytes) {
   if (got < 0)
     return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: %s", r->path, what,
                    strerror((int)-got));
-  if ((uint64_t)got != bytes)
-    return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: the file ended %llu bytes early",
-                   r->path, what, (unsigned long long)(bytes - (uint64_t)got));
-  return BK_OK;
+  return bk_fail(r->ctx, BK_ERR_IO, "%s: %s cannot be read: the file ended %llu bytes early",
+                 r->path, what, (unsigned long long)(bytes - (uint64_t)got));
+}
+
+static bk_status read_bytes(const bk_st_file *r, uint64_t offset, void *dst, size_t bytes,
+                            const char *what) {
+  int64_t got = r->ctx->fs.read_at(r->ctx->fs.user, r->file, offset, dst, bytes);
+  return got >= 0 && (uint64_t)got == bytes ? BK_OK : read_failed(r, what, got, bytes);
 }
 
 /* Looks at the first bytes before they are taken for the length of a header, so that a user who
@@ -269,6 +271,20 @@ bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64
   size_t width = bk_st_element_size(entry);
   BK_TRY(check_range(reader, entry, first, count));
   return read_data(reader, entry, (uint64_t)first * width, dst, (size_t)count * width);
+}
+
+/* The range was checked by whoever knows it: nothing can be logged here. */
+int64_t bk_st_read_stored(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
+                          int64_t count, void *dst) {
+  const bk_st_file *f = file_of(reader, entry);
+  size_t width = bk_st_element_size(entry);
+  uint64_t offset = f->data_start + entry->begin + (uint64_t)first * width;
+  return f->ctx->fs.read_at(f->ctx->fs.user, f->file, offset, dst, (size_t)count * width);
+}
+
+bk_status bk_st_read_failed(const bk_st_reader *reader, const bk_st_entry *entry, int64_t got,
+                            size_t bytes) {
+  return read_failed(file_of(reader, entry), entry->name, got, bytes);
 }
 
 /* F16 has no bk_dtype, since no tensor of the library has it, and is yet read from files. */

@@ -26,4 +26,19 @@ bool bk_st_is_float(const bk_st_entry *entry);
 bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
                            int64_t count, void *dst);
 
+/* ---- from threads beside the context's own ---- */
+/* The same, of elements that are there: returns how many bytes were read, or a negated errno value,
+ * and uses nothing of the context but its file access. */
+int64_t bk_st_read_stored(const bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
+                          int64_t count, void *dst);
+/* Logs in the context's own thread what bk_st_read_stored returned instead of `bytes`. */
+bk_status bk_st_read_failed(const bk_st_reader *reader, const bk_st_entry *entry, int64_t got,
+                            size_t bytes);
+/* Ends the declarations; what follows takes no memory. */
+bk_status bk_st_begin(bk_st_writer *writer);
+/* Give the next bytes, which must have been declared, and sync what was given. They use nothing of
+ * the context but its file access. A failure is false; bk_st_finish logs the first one. */
+bool bk_st_put(bk_st_writer *writer, const void *data, size_t bytes);
+bool bk_st_sync(bk_st_writer *writer);
+
 #endif

@@ -1,7 +1,7 @@
 /* Writing safetensors files. All tensors are declared first, because the header, which comes first
  * in the file, has to know the place of each; it is written when the first data arrives. The data
  * is then appended in the order of the declarations, in pieces of any size, so that a model is
- * never in memory twice.
+ * never in memory twice. Small pieces are collected, large ones are written from where they lie.
  *
  * A file counts only after bk_st_finish has synced it. Until then it may be torn, and
  * bk_st_abandon removes it.
@@ -26,8 +26,15 @@ struct bk_st_writer {
   char **keys;
   size_t n_keys, key_capacity;
   uint64_t declared, written; /* bytes of data */
-  bool begun;
+  bool begun, synced;
+  char *buffer; /* [room]: small pieces wait here, so that files are written by large ones */
+  size_t room, held;
+  const char *failed; /* "write": the call of the file access that failed; NULL: none did */
+  int error;          /* its errno value, negated; 0: it took fewer bytes than it was given */
 };
+
+/* The least bytes of a write, but for the last of a file. */
+#define WRITE_BYTES ((size_t)4 << 20)
 
 static void free_names(bk_context *ctx, char **names, size_t count) {
   for (size_t i = 0; i < count; i++) bk_free(ctx, names[i]);
@@ -40,6 +47,7 @@ static void writer_free(bk_st_writer *w) {
   bk_json_out_fini(&w->metadata);
   free_names(w->ctx, w->names, w->count);
   free_names(w->ctx, w->keys, w->n_keys);
+  bk_free(w->ctx, w->buffer);
   bk_free(w->ctx, w->path);
   bk_free(w->ctx, w);
 }
@@ -148,12 +156,45 @@ bk_status bk_st_add(bk_st_writer *w, const char *name, bk_dtype dtype, int ndim,
 
 /* ---- data ---- */
 
+/* Failures are remembered and not logged, for callers in other threads; the first one counts. */
+static bool note_failure(bk_st_writer *w, const char *what, int error) {
+  if (!w->failed) w->failed = what, w->error = error;
+  return false;
+}
+
+/* For the thread of the context: what was remembered, in words. */
+static bk_status report(const bk_st_writer *w) {
+  if (!w->failed) return BK_OK;
+  return bk_fail(w->ctx, BK_ERR_IO, "cannot %s %s: %s", w->failed, w->path,
+                 w->error ? strerror(-w->error) : "fewer bytes were taken than given");
+}
+
 /* A full disk may take a part of the bytes. */
-static bk_status write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
+static bool write_bytes(bk_st_writer *w, const void *data, size_t bytes) {
+  if (w->failed) return false;
   int64_t rc = w->ctx->fs.write(w->ctx->fs.user, w->file, data, bytes);
-  if (rc >= 0 && (uint64_t)rc == bytes) return BK_OK;
-  return bk_fail(w->ctx, BK_ERR_IO, "cannot write %s: %s", w->path,
-                 rc < 0 ? strerror((int)-rc) : "fewer bytes were taken than given");
+  if (rc >= 0 && (uint64_t)rc == bytes) return true;
+  return note_failure(w, "write", rc < 0 ? (int)rc : 0);
+}
+
+static bool write_held(bk_st_writer *w) {
+  size_t held = w->held;
+  w->held = 0;
+  return held == 0 || write_bytes(w, w->buffer, held);
+}
+
+/* What is large goes to the file from where it lies; the beginning of it may fill the buffer. */
+static bool append(bk_st_writer *w, const char *data, size_t bytes) {
+  while (bytes > 0) {
+    if (w->held == 0 && bytes >= w->room) return write_bytes(w, data, bytes);
+    size_t part = bytes < w->room - w->held ? bytes : w->room - w->held;
+    memcpy(w->buffer + w->held, data, part);
+    w->held += part;
+    data += part;
+    bytes -= part;
+    if (w->held == w->room && !write_held(w)) return false;
+  }
+  return !w->failed;
 }
 
 static int compare_texts(const void *a, const void *b) {
@@ -186,8 +227,19 @@ static void make_header(bk_st_writer *w, bk_json_out *out) {
   for (int i = 0; i < 8; i++) out->data[i] = (char)(length >> 8 * i & 0xff);
 }
 
-/* Ends the declarations and writes the header, once. */
-static bk_status begin(bk_st_writer *w) {
+/* The header goes into the buffer, whose size is that of the file where this is small. */
+static bk_status hold_header(bk_st_writer *w, const bk_json_out *header) {
+  if (header->length - 8 > BK_ST_HEADER_MAX)
+    return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: too many tensors: the header has %zu bytes",
+                   w->path, header->length - 8);
+  w->room = w->declared < WRITE_BYTES ? header->length + (size_t)w->declared : WRITE_BYTES;
+  if (w->room > WRITE_BYTES) w->room = WRITE_BYTES;
+  if (!(w->buffer = bk_alloc(w->ctx, w->room))) return BK_ERR_MEMORY;
+  return append(w, header->data, header->length) ? BK_OK : report(w);
+}
+
+/* Nothing that follows takes memory. */
+bk_status bk_st_begin(bk_st_writer *w) {
   if (w->begun) return BK_OK;
   BK_TRY(check_unique(w, w->names, w->count));
   BK_TRY(check_unique(w, w->keys, w->n_keys));
@@ -195,37 +247,43 @@ static bk_status begin(bk_st_writer *w) {
   bk_json_out_init(&header, w->ctx);
   make_header(w, &header);
   bk_status status = header.status;
-  if (status == BK_OK && header.length - 8 > BK_ST_HEADER_MAX)
-    status = bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: too many tensors: the header has %zu bytes",
-                     w->path, header.length - 8);
-  if (status == BK_OK) status = write_bytes(w, header.data, header.length);
+  if (status == BK_OK) status = hold_header(w, &header);
   bk_json_out_fini(&header);
   w->begun = status == BK_OK;
   return status;
 }
 
+bool bk_st_put(bk_st_writer *w, const void *data, size_t bytes) {
+  w->written += bytes;
+  return append(w, data, bytes);
+}
+
+bool bk_st_sync(bk_st_writer *w) {
+  if (w->failed || !write_held(w)) return false;
+  int rc = w->ctx->fs.sync(w->ctx->fs.user, w->file);
+  w->synced = rc >= 0;
+  return w->synced || note_failure(w, "sync", rc);
+}
+
 /* Data is counted, so that a file never has more of it than its header says. Pieces need not end
  * where tensors do. */
 bk_status bk_st_write(bk_st_writer *w, const void *data, size_t bytes) {
-  BK_TRY(begin(w));
+  BK_TRY(bk_st_begin(w));
   if (bytes > w->declared - w->written)
     return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: more data than the %llu bytes that were declared",
                    w->path, (unsigned long long)w->declared);
-  if (bytes == 0) return BK_OK;
-  BK_TRY(write_bytes(w, data, bytes));
-  w->written += bytes;
-  return BK_OK;
+  return bk_st_put(w, data, bytes) ? BK_OK : report(w);
 }
 
 /* Frees the writer on success only: after a failure the caller still has to call bk_st_abandon. */
 bk_status bk_st_finish(bk_st_writer *w) {
-  BK_TRY(begin(w));
+  BK_TRY(bk_st_begin(w));
+  BK_TRY(report(w));
   if (w->written != w->declared)
     return bk_fail(w->ctx, BK_ERR_ARGUMENT, "%s: %llu of %llu declared bytes were written", w->path,
                    (unsigned long long)w->written, (unsigned long long)w->declared);
-  int rc = w->ctx->fs.sync(w->ctx->fs.user, w->file);
-  if (rc < 0) return bk_fail(w->ctx, BK_ERR_IO, "cannot sync %s: %s", w->path, strerror(-rc));
-  rc = w->ctx->fs.close(w->ctx->fs.user, w->file);
+  if (!w->synced && !bk_st_sync(w)) return report(w);
+  int rc = w->ctx->fs.close(w->ctx->fs.user, w->file);
   w->file = NULL;
   if (rc < 0) return bk_fail(w->ctx, BK_ERR_IO, "cannot close %s: %s", w->path, strerror(-rc));
   writer_free(w);
