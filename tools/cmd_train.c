@@ -176,8 +176,8 @@ static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
   return open_training(r, options);
 }
 
-/* The first of the files that is not what it was; `then` are the n files that the run began with, of
- * which earlier versions kept no list. */
+/* The first of the files that is not what it was; `then` are the n files that the run began with,
+ * of which earlier versions kept no list. */
 static bk_status fail_other_data(train_run *r, const bk_data_file *then, int n) {
   static const char begin[] = "--resume: the training data is not the data that the run in";
   bk_context *ctx = r->s->ctx;
