@@ -388,7 +388,7 @@ static const cli_option options[] = {
     {"model", CLI_ONE, "PRESET|FILE|DIR",
      "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
-    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"data", CLI_MANY, "FILE", "UTF-8 text or .bin token streams: files, patterns, @LIST"},
     {"val-data", CLI_MANY, "FILE",
      "validation data; default: the last tenth of each file of --data"},
     {"out", CLI_ONE, "DIR", "folder for checkpoints and metrics.jsonl"},
