@@ -486,11 +486,13 @@ static const bounds exact = {1e-12, 1e-10, 1e-9, true}, rounded = {1e-12, 1e-10,
                     single = {1e-5, 1e-8, 1e-4, false};
 static const int all_ranks[] = {2, 3, 4, 8};
 
-/* Micro-batches of one sequence are the same micro-batches on any number of ranks. */
+/* Micro-batches of one sequence are the same micro-batches on any number of ranks. Of many losses,
+ * the sum in another order would have other bits. */
 START_TEST(test_kinds) {
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     spec s = make_spec("ref", BK_F64, kinds[i], 2);
     s.steps = thorough() ? STEPS : 3;
+    if (kinds[i] == BK_HC_PLAIN) s.recipe.batch_size = 13;
     s.recipe.gain_every = s.recipe.eval_every = s.steps;
     compare(s, thorough() ? all_ranks : &all_ranks[i % 3], thorough() ? BK_COUNT(all_ranks) : 1,
             &exact);
