@@ -433,8 +433,10 @@ static bk_status compare_chunks(bisect *b) {
                               bk_chunk_program(there, 0, program), micro + 1));
     }
   }
-  return compare_programs(b, bk_optimizer_program(b->side.optimizer),
-                          bk_optimizer_program(b->reference.optimizer), 0);
+  for (int i = 0; i < BK_OPTIMIZER_PROGRAMS && !b->result->cause; i++)
+    BK_TRY(compare_programs(b, bk_optimizer_program(b->side.optimizer, i),
+                            bk_optimizer_program(b->reference.optimizer, i), 0));
+  return BK_OK;
 }
 
 /* ---- all of it ---- */

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "comm/comm.h"
 #include "models/chunk_priv.h"
+#include "models/shards.h"
 #include "models/watch.h"
 
 #define PIECE_BYTES ((size_t)1 << 16)
@@ -56,16 +58,21 @@ static bk_status scan(const search *s, bk_stream *stream, const bk_tensor *t, in
 }
 
 /* The message says which element it is: its place may show that one token or one column is to
- * blame. */
-static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, const char *what) {
+ * blame. `t` is `count` elements from `begin` on. */
+static bk_status check_slice(const search *s, bk_stream *stream, const bk_tensor *t,
+                             const char *what, int64_t begin, int64_t count) {
   int64_t index;
   double value, squares;
   BK_TRY(scan(s, stream, t, &index, &value, &squares));
   if (index < 0) return BK_OK;
   s->suspect->found = true;
   snprintf(s->suspect->what, sizeof s->suspect->what, "%s (%g at element %lld of %lld)", what,
-           bk_unsigned_nan(value), (long long)index, (long long)bk_tensor_count(t));
+           bk_unsigned_nan(value), (long long)(begin + index), (long long)count);
   return BK_ERR_NOT_FINITE;
+}
+
+static bk_status check(const search *s, bk_stream *stream, const bk_tensor *t, const char *what) {
+  return check_slice(s, stream, t, what, 0, bk_tensor_count(t));
 }
 
 /* ---- parameters ---- */
@@ -333,18 +340,19 @@ bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets
 }
 
 /* Used when every gradient is finite but the sum of their squares is not. */
-bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
+bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect, double *largest) {
   search s;
-  double largest = -1, squares, value;
+  double squares, value;
   int64_t index;
+  *largest = -1;
   BK_TRY(search_begin(m->ctx, suspect, &s));
   bk_status status = BK_OK;
   for (int i = 0; i < m->n_params && status == BK_OK; i++) {
     bk_tensor grad = bk_param_grad(m, &m->params[i]);
     if (!bk_tensor_present(&grad)) continue;
     status = scan(&s, m->stream, &grad, &index, &value, &squares);
-    if (status != BK_OK || squares <= largest) continue;
-    largest = squares;
+    if (status != BK_OK || squares <= *largest) continue;
+    *largest = squares;
     suspect->found = true;
     snprintf(suspect->what, sizeof suspect->what,
              "the sum of the squares of all gradients, the largest (norm %.4g) that of %s",
@@ -354,23 +362,70 @@ bk_status bk_watch_largest_gradient(bk_model *m, bk_suspect *suspect) {
   return status;
 }
 
-/* Looks at the state between two steps; whatever is bad there was bad before the next step. */
-bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
-  static const struct {
-    param_view view;
-    const char *kind;
-  } views[] = {{bk_param_weight, "weight "},
-               {bk_param_master, "the master of "},
-               {bk_param_m, "the first moment of "},
-               {bk_param_v, "the second moment of "}};
+/* What this rank has of a parameter. */
+static bk_status check_stored(const search *s, bk_model *m, const bk_param *p) {
+  bk_tensor weight = bk_param_weight(m, p);
+  int64_t count = bk_tensor_count(&weight);
+  BK_TRY(check_param(s, m, p, bk_param_weight, "weight "));
+  for (bk_slice k = {0}; bk_param_next_slice(m, p, &k);) {
+    const struct {
+      const bk_tensor *t;
+      const char *kind;
+    } parts[] = {{&k.master, "the master of "},
+                 {&k.m, "the first moment of "},
+                 {&k.v, "the second moment of "}};
+    for (size_t i = 0; i < BK_COUNT(parts); i++) {
+      char what[128];
+      snprintf(what, sizeof what, "%s%s", parts[i].kind, p->name);
+      BK_TRY(check_slice(s, m->stream, parts[i].t, what, k.begin, count));
+    }
+  }
+  return BK_OK;
+}
+
+static bk_status search_stored(bk_model *m, bk_suspect *suspect) {
   search s;
   BK_TRY(search_begin(m->ctx, suspect, &s));
   bk_status status = BK_OK;
-  for (int i = 0; i < m->n_params; i++)
-    for (size_t k = 0; k < BK_COUNT(views) && status == BK_OK; k++)
-      status = check_param(&s, m, &m->params[i], views[k].view, views[k].kind);
+  for (int i = 0; i < m->n_params && status == BK_OK; i++)
+    status = check_stored(&s, m, &m->params[i]);
   suspect->in_forward = suspect->found;
   bk_free(m->ctx, s.piece);
+  return status;
+}
+
+/* What a rank has found. */
+typedef struct finding {
+  bk_suspect suspect;
+  int32_t status;
+} finding;
+
+/* All are told what the lowest rank has found that found something. */
+static bk_status tell_all(bk_model *m, finding *own, finding *all, bk_suspect *suspect) {
+  BK_TRY(bk_comm_gather(m->options.comm, own, sizeof *own, all));
+  for (int r = 0; r < bk_model_ranks(m); r++) {
+    if (all[r].status == BK_OK) continue;
+    *suspect = all[r].suspect;
+    if (all[r].status == BK_ERR_NOT_FINITE || r == bk_model_rank(m))
+      return (bk_status)all[r].status;
+    return bk_fail(m->ctx, BK_ERR_COMM, "rank %d has failed to look at its state: %s", r,
+                   bk_status_name((bk_status)all[r].status));
+  }
+  return BK_OK;
+}
+
+/* Looks at the state between two steps; whatever is bad there was bad before the next step. */
+bk_status bk_watch_stored(bk_model *m, bk_suspect *suspect) {
+  if (bk_model_ranks(m) == 1) return search_stored(m, suspect);
+  finding own, *all = bk_alloc_array(m->ctx, (size_t)bk_model_ranks(m), sizeof *all);
+  if (!all) {
+    bk_comm_abort(m->options.comm);
+    return BK_ERR_MEMORY;
+  }
+  memset(&own, 0, sizeof own);
+  own.status = search_stored(m, &own.suspect);
+  bk_status status = tell_all(m, &own, all, suspect);
+  bk_free(m->ctx, all);
   return status;
 }
 

@@ -59,5 +59,7 @@ bk_status bk_list_step(const bk_runner *runner, const bk_optimizer *optimizer, b
   const listing l = {each, user};
   BK_TRY(list_micro(&l, runner, BK_MICRO_FIRST));
   if (several) BK_TRY(list_micro(&l, runner, BK_MICRO_NEXT));
-  return list_program(&l, "optimizer", bk_optimizer_program(optimizer));
+  for (int i = 0; i < BK_OPTIMIZER_PROGRAMS; i++)
+    BK_TRY(list_program(&l, "optimizer", bk_optimizer_program(optimizer, i)));
+  return BK_OK;
 }

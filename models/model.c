@@ -66,7 +66,11 @@ static bk_status model_fill(bk_model *m) {
   BK_TRY(bk_model_build(m));
   BK_TRY(bk_lanes_init(&m->lanes, m->device, m->options.plan_only));
   m->stream = m->lanes.stream[BK_LANE_COMPUTE];
-  return m->options.plan_only ? BK_OK : bk_memory_commit(m->memory);
+  if (m->options.plan_only) return BK_OK;
+  BK_TRY(bk_memory_commit(m->memory));
+  if (bk_model_ranks(m) == 1 || !m->n_shards) return BK_OK;
+  m->parts->requests = bk_alloc_array(m->ctx, (size_t)m->n_shards, sizeof *m->parts->requests);
+  return m->parts->requests ? bk_model_reserve_comm(m, 0) : BK_ERR_MEMORY;
 }
 
 /* The chunks may be given in any order; in model->sublayers the sublayers lie by their index. */
@@ -121,6 +125,7 @@ void bk_model_destroy(bk_model *m) {
   for (int i = 0; i < m->n_params; i++) bk_free(m->ctx, m->params[i].name);
   for (size_t i = 0; m->parts && i < m->parts->n_values; i++) bk_free(m->ctx, m->parts->values[i]);
   if (m->parts) bk_free(m->ctx, m->parts->values);
+  if (m->parts) bk_free(m->ctx, m->parts->requests);
   bk_free(m->ctx, m->parts);
   bk_free(m->ctx, m->params);
   bk_free(m->ctx, m->shards);
@@ -135,8 +140,8 @@ size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
   return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0);
 }
 
-int bk_model_ranks(const bk_model *m) { return m->options.comm ? m->options.comm->size : 1; }
-int bk_model_rank(const bk_model *m) { return m->options.comm ? m->options.comm->rank : 0; }
+int bk_model_ranks(const bk_model *m) { return bk_comm_size(m->options.comm); }
+int bk_model_rank(const bk_model *m) { return bk_comm_rank(m->options.comm); }
 
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {
@@ -231,6 +236,9 @@ static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: there is no part %d of a parameter", p->name,
                    (int)part);
   *t = views[part](m, p);
+  if (bk_model_ranks(m) > 1 && part != BK_PARAM_WEIGHT && bk_param_trainable(m, p))
+    return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: each of %d ranks has parts of its %s", p->name,
+                   bk_model_ranks(m), names[part]);
   if (bk_tensor_present(t) && !m->options.plan_only) return BK_OK;
   return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: this model has no %s of it", p->name, names[part]);
 }

@@ -28,6 +28,8 @@ struct bk_model_parts {
   /* by which a runner sees that its deferred wgrads are of an earlier step */
   uint64_t steps_begun;
   bool graph_warned; /* a capture has failed and was warned about */
+  /* with several ranks, [n_shards]: bk_model_gather_weights */
+  struct bk_request **requests;
 };
 
 /* One field of the step block as a tensor [1]. */
@@ -43,6 +45,11 @@ static inline int bk_model_chunk_count(const bk_model *m, int chunk) {
 
 /* The connection at the end: the learned head, or plain (on the summed streams, or on x itself). */
 const bk_connection_kind *bk_model_head_kind(const bk_model_config *config);
+
+/* parallel.c: room in the model's comm for all that a step posts, with sums of so many numbers. */
+bk_status bk_model_reserve_comm(bk_model *model, size_t sums);
+/* Collective: every rank gets the weights of the others' pieces. With one rank it does nothing. */
+bk_status bk_model_gather_weights(bk_model *model);
 
 /* params.c: makes blocks, names and sublayers; reserves memory, commits nothing. */
 bk_status bk_model_build(bk_model *model);

@@ -2,12 +2,13 @@
  * format is "Trace Event Format" (Google, 2016). */
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "io/json_out.h"
 #include "models/profile.h"
 
-/* One process; the steps on one line, the ops under them on another. */
-enum { PROCESS = 1, STEPS = 1, OPS = 2 };
+/* One process, or one for each rank; the steps on one line, the ops under them on another. */
+enum { ALONE = 1, STEPS = 1, OPS = 2 };
 
 /* The key always comes behind another member of the same object. */
 static void put_key(bk_json_out *out, const char *key) {
@@ -33,10 +34,11 @@ static void put_micros(bk_json_out *out, const char *key, double seconds) {
 }
 
 /* A metadata event says what a process or a line of the display is called. */
-static void put_name(bk_json_out *out, const char *what, int thread, const char *name) {
+static void put_name(bk_json_out *out, const char *what, int process, int thread,
+                     const char *name) {
   bk_json_out_text(out, "{\"ph\":\"M\"");
   put_string(out, "name", what);
-  put_int(out, "pid", PROCESS);
+  put_int(out, "pid", process);
   put_int(out, "tid", thread);
   bk_json_out_text(out, ",\"args\":{\"name\":");
   bk_json_out_string(out, name);
@@ -44,20 +46,21 @@ static void put_name(bk_json_out *out, const char *what, int thread, const char 
 }
 
 /* Everything of a complete event but its args. */
-static void put_span(bk_json_out *out, const char *name, const char *category, int thread,
-                     double at, double seconds) {
+static void put_span(bk_json_out *out, const char *name, const char *category, int process,
+                     int thread, double at, double seconds) {
   bk_json_out_text(out, ",\n{\"ph\":\"X\"");
   put_string(out, "name", name);
   put_string(out, "cat", category);
-  put_int(out, "pid", PROCESS);
+  put_int(out, "pid", process);
   put_int(out, "tid", thread);
   put_micros(out, "ts", at);
   put_micros(out, "dur", seconds);
 }
 
 /* Times in the trace count from the creation of the profile. */
-static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_profile_record *r) {
-  put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), OPS,
+static void put_record(bk_json_out *out, int process, const bk_profile_step *step,
+                       const bk_profile_record *r) {
+  put_span(out, bk_op_name((bk_op)r->op), bk_phase_name((bk_phase)r->phase), process, OPS,
            step->at + r->begin, r->seconds);
   bk_json_out_text(out, ",\"args\":{\"kernel\":");
   bk_json_out_string(out, r->kernel);
@@ -69,37 +72,59 @@ static void put_record(bk_json_out *out, const bk_profile_step *step, const bk_p
 }
 
 /* The span of the step comes first, then those of its launches. */
-static void put_step(bk_json_out *out, const bk_profile_step *step) {
+static void put_step(bk_json_out *out, int process, const bk_profile_step *step) {
   char name[40];
   snprintf(name, sizeof name, "step %lld", (long long)step->number);
-  put_span(out, name, "step", STEPS, step->at, step->seconds);
+  put_span(out, name, "step", process, STEPS, step->at, step->seconds);
   bk_json_out_text(out, ",\"args\":{\"ops\":");
   bk_json_out_int(out, step->count);
   put_int(out, "ops_left_out", step->lost);
   bk_json_out_text(out, "}}");
-  for (int i = 0; i < step->count; i++) put_record(out, step, &step->records[i]);
+  for (int i = 0; i < step->count; i++) put_record(out, process, step, &step->records[i]);
 }
 
 /* The oldest step that is kept comes first; steps lie in a ring. */
-bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
-  bk_json_out out;
-  bk_json_out_init(&out, p->model->ctx);
-  bk_json_out_text(&out, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
-  put_name(&out, "process_name", STEPS, p->model->device->backend->name);
-  bk_json_out_text(&out, ",\n");
-  put_name(&out, "thread_name", STEPS, "steps");
-  bk_json_out_text(&out, ",\n");
-  put_name(&out, "thread_name", OPS, "ops");
+static void put_events(bk_json_out *out, const bk_profile *p, int process, const char *name) {
+  put_name(out, "process_name", process, STEPS, name);
+  bk_json_out_text(out, ",\n");
+  put_name(out, "thread_name", process, STEPS, "steps");
+  bk_json_out_text(out, ",\n");
+  put_name(out, "thread_name", process, OPS, "ops");
   for (int64_t n = p->done > BK_PROFILE_STEPS ? p->done - BK_PROFILE_STEPS + 1 : 1; n <= p->done;
        n++) {
     const bk_profile_step *step = &p->steps[(n - 1) % BK_PROFILE_STEPS];
     /* a step that was never ended has taken the place of the oldest */
-    if (step->number == n) put_step(&out, step);
+    if (step->number == n) put_step(out, process, step);
   }
+}
+
+bk_status bk_profile_write_trace(const bk_profile *p, const char *path) {
+  bk_json_out out;
+  bk_json_out_init(&out, p->model->ctx);
+  bk_json_out_text(&out, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+  put_events(&out, p, ALONE, p->model->device->backend->name);
   bk_json_out_text(&out, "\n]}\n");
   bk_status status = out.status == BK_OK
                          ? bk_file_write_atomic(p->model->ctx, path, out.data, out.length)
                          : out.status;
+  bk_json_out_fini(&out);
+  return status;
+}
+
+bk_status bk_profile_trace_events(const bk_profile *p, int rank, char **text, size_t *bytes) {
+  char name[80];
+  bk_json_out out;
+  bk_json_out_init(&out, p->model->ctx);
+  snprintf(name, sizeof name, "rank %d, %s", rank, p->model->device->backend->name);
+  put_events(&out, p, rank, name);
+  bk_status status = out.status;
+  char *copy = status == BK_OK ? bk_alloc(p->model->ctx, out.length + 1) : NULL;
+  if (status == BK_OK && !copy) status = BK_ERR_MEMORY;
+  if (status == BK_OK) {
+    memcpy(copy, out.data, out.length);
+    *text = copy;
+    *bytes = out.length;
+  }
   bk_json_out_fini(&out);
   return status;
 }

@@ -457,7 +457,8 @@ static bk_status run_call(const bk_program *p, int at, const bk_run *run) {
 
 bk_status bk_program_run_piece(const bk_program *p, const bk_piece *piece, const bk_run *run) {
   for (int i = piece->begin; i < piece->end; i++) BK_TRY(run_call(p, i, run));
-  return run->look ? run->look(run->look_arg, piece) : BK_OK;
+  if (run->look) BK_TRY(run->look(run->look_arg, piece));
+  return run->after ? run->after(run->after_arg, piece) : BK_OK;
 }
 
 /* This is the argument of run_pieces, which the graph calls. */
@@ -476,7 +477,8 @@ static bk_status run_pieces(void *arg) {
 /* A run that ends early has not joined its lanes; they are waited for, so that what comes next
  * does not meet work that is still under way. */
 bk_status bk_program_run(bk_program *p, const bk_run *run) {
-  bk_status status = bk_graph_run(&p->graph, !on_one_lane(run), run_pieces, &(walk){p, run});
+  bool may = !on_one_lane(run) && !run->after;
+  bk_status status = bk_graph_run(&p->graph, may, run_pieces, &(walk){p, run});
   if (status != BK_OK) bk_lanes_sync(p->lanes);
   return status;
 }

@@ -197,10 +197,13 @@ typedef struct bk_run {
   struct bk_profile *profile; /* profile.h; NULL: launches are not timed */
   bk_look_fn look;            /* called after each piece; NULL: nothing is */
   void *look_arg;
+  bk_look_fn after; /* the same for what does not read: lanes stay as they are; NULL: nothing is */
+  void *after_arg;
 } bk_run;
 
 /* Runs all pieces. A run with a profile or a look uses the compute lane alone, so that its order
- * in time is that of the program, and is not captured. After a failure it waits for the lanes. */
+ * in time is that of the program; such a run, and one with an `after`, is not captured. After a
+ * failure it waits for the lanes. */
 bk_status bk_program_run(bk_program *program, const bk_run *run);
 /* Runs one piece, call by call. This is for schedules; after a failure they must wait for the
  * lanes (bk_lanes_sync). */

@@ -21,8 +21,8 @@ struct bk_runner {
   int *queue;         /* [slots]: the slots whose wgrad waits, the oldest first */
   int n_queue;
   uint64_t step; /* the step that the queue belongs to */
-  bk_look_fn look;
-  void *look_arg;
+  bk_look_fn look, after;
+  void *look_arg, *after_arg;
 };
 
 /* ---- creation ---- */
@@ -135,7 +135,11 @@ static bk_status due(const bk_runner *r, int chunk, int program, bk_micro *micro
 static bk_status run(const bk_runner *r, int chunk, int slot, int program) {
   bk_micro micro = BK_MICRO_FIRST;
   if (program >= BK_PROGRAM_LOSS) BK_TRY(due(r, chunk, program, &micro));
-  bk_run how = {.profile = bk_profile_of(r->model), .look = r->look, .look_arg = r->look_arg};
+  bk_run how = {.profile = bk_profile_of(r->model),
+                .look = r->look,
+                .look_arg = r->look_arg,
+                .after = r->after,
+                .after_arg = r->after_arg};
   bk_program *p = bk_chunk_program(r->chunks[chunk], slot, program + (int)micro);
   return p ? bk_program_run(p, &how) : BK_OK;
 }
@@ -254,6 +258,11 @@ int bk_runner_waiting(const bk_runner *r) { return r->n_queue; }
 void bk_runner_look(bk_runner *r, bk_look_fn look, void *arg) {
   r->look = look;
   r->look_arg = arg;
+}
+
+void bk_runner_after(bk_runner *r, bk_look_fn after, void *arg) {
+  r->after = after;
+  r->after_arg = arg;
 }
 
 /* ---- results ---- */

@@ -43,6 +43,8 @@ int bk_runner_waiting(const bk_runner *runner); /* slots whose wgrad waits */
 bk_status bk_runner_decode(bk_runner *runner, int64_t past, const int32_t *ids);
 /* The next passes call `look` after every piece, and are not captured; NULL: no longer. */
 void bk_runner_look(bk_runner *runner, bk_look_fn look, void *arg);
+/* The same with bk_run's `after`, which lets the lanes be. */
+void bk_runner_after(bk_runner *runner, bk_look_fn after, void *arg);
 
 /* Results of the last forward (device tensors; absent where not kept). */
 bk_tensor bk_runner_logits(const bk_runner *runner);     /* [B*T, V] ct */

@@ -78,10 +78,6 @@ static bk_tensor part(bk_tensor t, int64_t begin, int64_t count) {
   return bk_tensor_slice(t, 0, begin, count);
 }
 
-static int64_t cut(int64_t count, int size, int rank) {
-  return count / size * rank + (count % size) * rank / size;
-}
-
 /* Elements [at, at + count) of a span as a bucket, with this rank's piece. */
 static bk_shard bucket(const bk_model *m, const span *s, int64_t at, int64_t count) {
   int size = bk_model_ranks(m), rank = bk_model_rank(m);
@@ -89,8 +85,8 @@ static bk_shard bucket(const bk_model *m, const span *s, int64_t at, int64_t cou
                 .weight = part(s->weight, at, count),
                 .group = s->group,
                 .decay = s->decay,
-                .begin = cut(count, size, rank)};
-  b.count = cut(count, size, rank + 1) - b.begin;
+                .begin = bk_comm_cut(count, size, rank)};
+  b.count = bk_comm_cut(count, size, rank + 1) - b.begin;
   b.own_grad = part(b.grad, b.begin, b.count);
   b.own_weight = part(b.weight, b.begin, b.count);
   return b;

@@ -7,13 +7,19 @@
  * (BK_STEP_FINITE), and the step is run again with a look at every tensor, to say where the first
  * bad number came up.
  *
+ * Of several ranks (parallel.h) each runs its share of a step's sequences, and all end the step with
+ * the same loss, norm and loads. Where a step is refused, all refuse it; where something fails on
+ * one rank, it aborts the group, so that none waits for it.
+ *
  * The state of a run beside the model: the numbers of steps and tokens done. A resumed run sets
  * them (bk_trainer_set_step) and goes on with the same sequences, since the order of the data is a
  * function of seed and position. */
 #include "models/trainer.h"
+#include "comm/comm.h"
 #include "io/readahead.h"
 #include "runtime/connection.h"
 
+#include "models/parallel.h"
 #include "models/profile.h"
 #include "models/watch.h"
 
@@ -63,18 +69,27 @@ size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) {
   return bk_runner_bytes(e->runner, c);
 }
 
-/* Sums the losses of a data set's windows on any runner of the model: an evaluator's own, or the
- * one that trains, whose activations are free between two steps. `all_ids` and `all_targets` have
- * room for one batch; rows past the last window are filled with ignored targets. */
+/* How many windows, in whole batches, are as many as max_tokens allows; all but the last of the
+ * data have `row` tokens. */
+static int64_t windows_of(const bk_dataset *data, int64_t batch, int64_t row, int64_t max_tokens) {
+  int64_t windows = bk_dataset_eval_windows(data, row);
+  if (max_tokens <= 0 || windows == 0) return windows;
+  int64_t batches = (max_tokens - 1) / (batch * row) + 1;
+  return batches <= (windows - 1) / batch ? batches * batch : windows;
+}
+
+/* Sums the losses of windows [first, end) of a data set on any runner of the model: an evaluator's
+ * own, or the one that trains, whose activations are free between two steps. `all_ids` and
+ * `all_targets` have room for one batch; rows past the last window are filled with ignored
+ * targets. */
 static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row,
                           int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
-                          int64_t max_tokens, bk_eval_result *result) {
-  int64_t windows = bk_dataset_eval_windows(data, row);
+                          int64_t first, int64_t end, bk_eval_result *result) {
   bk_eval_result sum = {0};
-  for (int64_t w = 0; w < windows && (max_tokens <= 0 || sum.tokens < max_tokens); w += batch) {
+  for (int64_t w = first; w < end; w += batch) {
     for (int64_t b = 0; b < batch; b++) {
       int32_t *ids = all_ids + b * row, *targets = all_targets + b * row;
-      if (w + b < windows) {
+      if (w + b < end) {
         int64_t kept;
         BK_TRY(bk_dataset_eval_window(data, row, w + b, ids, targets, &kept));
         sum.tokens += kept;
@@ -94,8 +109,8 @@ static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int
 
 bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens,
                            bk_eval_result *result) {
-  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, max_tokens,
-                  result);
+  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, 0,
+                  windows_of(data, e->batch, e->seq_len, max_tokens), result);
 }
 
 /* ---- training ---- */
@@ -106,20 +121,29 @@ struct bk_trainer {
   bk_train_config recipe;
   const bk_dataset *train, *val;
   bk_readahead *ahead; /* of `train` */
-  bk_runner *runner;
+  /* This rank's share of a step: sequences [begin, begin + count) of the batch, in n_micro
+   * micro-batches of `micro` sequences, the last of them perhaps of fewer; it may be empty. Of all
+   * ranks' micro-batches, counted rank by rank, its own are those from first_micro on. */
+  int rank, ranks;
+  int64_t begin, count, micro, n_micro, first_micro, all_micro;
+  bk_runner *runner,
+      *tail; /* tail: for a last micro-batch of fewer sequences; NULL: there is none */
   bk_optimizer *optimizer;
+  bk_parallel *parallel; /* the optimiser's; NULL: one rank */
+  void *gathered;        /* [ranks]: room for what bk_comm_gather brings; NULL: one rank */
+  bk_comm_stats before;  /* of the step in progress */
   /* gain_fresh: the last step has measured it */
   bk_gain *gain; /* only with gain_every */
   bool gain_fresh;
   bk_watch watch;
-  bk_refusal refusal;          /* row.step is 0 where the last step was taken */
-  bool timed;                  /* the step in progress */
-  bk_step_times times;         /* of its parts so far */
-  double lap;                  /* when the part in progress began */
-  int64_t step, tokens, micro; /* steps and tokens done; sequences of a micro-batch */
-  int32_t *ids, *targets;      /* one micro-batch */
-  int32_t *load;               /* [experts] */
-  double *load_share;          /* [MoE layers][experts] */
+  bk_refusal refusal;     /* row.step is 0 where the last step was taken */
+  bool timed;             /* the step in progress */
+  bk_step_times times;    /* of its parts so far */
+  double lap;             /* when the part in progress began */
+  int64_t step, tokens;   /* done */
+  int32_t *ids, *targets; /* one micro-batch */
+  int32_t *load;          /* [experts] */
+  double *load_share;     /* [MoE layers][experts] */
 };
 
 /* Bytes of the host copy of the maps whose gain is measured. Kinds without comb need none: their
@@ -145,51 +169,170 @@ static bk_status make_buffers(bk_trainer *t) {
   return t->ids && t->targets && t->load && t->load_share ? BK_OK : BK_ERR_MEMORY;
 }
 
+/* The runner of this rank's micro-batch k, and its number of sequences. */
+static bk_runner *micro_runner(const bk_trainer *t, int64_t k, int64_t *sequences) {
+  *sequences = t->count - k * t->micro < t->micro ? t->count - k * t->micro : t->micro;
+  return *sequences == t->micro ? t->runner : t->tail;
+}
+
+/* A rank without sequences has a runner too: it validates. */
+static bk_status make_runners(bk_trainer *t) {
+  const bk_train_config *r = &t->recipe;
+  bk_runner_options options = {.batch = t->micro,
+                               .seq_len = r->seq_len,
+                               .slots = 1,
+                               .backward = true,
+                               .hc_recompute = r->hc_recompute,
+                               .merge_stream = r->merge_stream};
+  BK_TRY(bk_runner_create(t->model, &options, &t->runner));
+  options.batch = t->count % t->micro;
+  return options.batch ? bk_runner_create(t->model, &options, &t->tail) : BK_OK;
+}
+
+/* Buckets are posted in the last micro-batch. A rank that has none follows the order that it would
+ * have if it had one, which is that of the others. */
+static bk_status make_optimizer(bk_trainer *t) {
+  const bk_train_config *r = &t->recipe;
+  bk_optimizer_options options = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay,
+                                  t->all_micro};
+  BK_TRY(bk_optimizer_create(t->model, &options, &t->optimizer));
+  t->parallel = bk_optimizer_parallel(t->optimizer);
+  if (!t->parallel) return BK_OK;
+  return bk_parallel_follow(t->parallel, t->tail ? t->tail : t->runner,
+                            t->n_micro > 1 ? BK_MICRO_NEXT : BK_MICRO_FIRST);
+}
+
 /* Everything that a run needs is made here, so that a step allocates nothing. */
 static bk_status build(bk_trainer *t) {
-  const bk_train_config *r = &t->recipe;
-  bk_runner_options runner = {.batch = t->micro,
-                              .seq_len = r->seq_len,
-                              .slots = 1,
-                              .backward = true,
-                              .hc_recompute = r->hc_recompute,
-                              .merge_stream = r->merge_stream};
-  BK_TRY(bk_runner_create(t->model, &runner, &t->runner));
-  bk_optimizer_options optimizer = {r->adam_beta1, r->adam_beta2, r->adam_eps, r->weight_decay};
-  BK_TRY(bk_optimizer_create(t->model, &optimizer, &t->optimizer));
-  if (r->gain_every > 0) {
+  BK_TRY(make_runners(t));
+  BK_TRY(make_optimizer(t));
+  if (t->recipe.gain_every > 0) {
     BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner),
                           (int)bk_model_streams(t->model), &t->gain));
     if (map_bytes(t) && !t->model->options.plan_only)
-      BK_TRY(bk_gain_reserve(t->gain, t->micro * r->seq_len));
+      BK_TRY(bk_gain_reserve(t->gain, t->micro * t->recipe.seq_len));
   }
   BK_TRY(make_buffers(t));
   if (!t->train) return BK_OK;
-  return bk_readahead_create(t->train, r->seed, r->seq_len, t->micro, &t->ahead);
+  return bk_readahead_create(t->train, t->recipe.seed, t->recipe.seq_len, t->micro, &t->ahead);
+}
+
+/* Where the share of rank r begins. */
+static int64_t share_begin(const bk_trainer *t, int r) {
+  return t->recipe.batch_size * r / t->ranks;
+}
+
+/* micro_batch_size is each rank's; 0 stands for its whole share. */
+static void find_share(bk_trainer *t) {
+  int64_t most = t->recipe.micro_batch_size;
+  t->rank = bk_model_rank(t->model);
+  t->ranks = bk_model_ranks(t->model);
+  for (int r = 0; r < t->ranks; r++) {
+    int64_t begin = share_begin(t, r), count = share_begin(t, r + 1) - begin;
+    int64_t micro = most && most < count ? most : count > 0 ? count : 1;
+    int64_t n = (count + micro - 1) / micro;
+    if (r == t->rank) {
+      t->begin = begin, t->count = count, t->micro = micro, t->n_micro = n;
+      t->first_micro = t->all_micro;
+    }
+    t->all_micro += n;
+  }
 }
 
 /* Without data a model that is only planned can be sized. */
 static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
                            const bk_dataset *train) {
-  int64_t micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
   if (!model->options.trainable || model->n_sublayers != 2 * model->config.num_hidden_layers)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: the model must be trainable and whole");
-  if (micro < 1 || recipe->batch_size < 1 || recipe->batch_size % micro != 0)
+  if (recipe->micro_batch_size < 0 || recipe->batch_size < 1)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT,
-                   "trainer: batch_size %lld is not a multiple of micro_batch_size %lld",
-                   (long long)recipe->batch_size, (long long)micro);
+                   "trainer: batch_size %lld and micro_batch_size %lld; the first must be at least "
+                   "1 and the second not negative",
+                   (long long)recipe->batch_size, (long long)recipe->micro_batch_size);
   if (!train && model->options.plan_only) return BK_OK;
   return bk_dataset_check_seq_len(model->ctx, train, recipe->seq_len);
 }
 
+/* ---- what ranks tell one another ---- */
+
+/* Whether a rank has made its trainer, and a number that is the same for the same configuration,
+ * recipe and order of buckets. */
+typedef struct readiness {
+  int32_t status;
+  uint32_t unused;
+  uint64_t hash;
+} readiness;
+
+/* A gain as numbers: totals and tokens, then its arrays. */
+static size_t gain_numbers(const bk_model *m) {
+  size_t rows = 2 * (size_t)m->n_sublayers * sizeof(bk_gain_row) / sizeof(double);
+  return 3 + rows + (size_t)(bk_model_streams(m) * bk_model_streams(m));
+}
+
+/* What a rank has found out about a step that is not finite. */
+typedef struct finding {
+  bk_suspect suspect;
+  double largest; /* of the gradients, where none is to blame alone */
+  int32_t status;
+} finding;
+
+/* Room for the largest of what is gathered, once for each rank and once for this one. */
+static bk_status make_room(bk_trainer *t) {
+  size_t most = sizeof(finding), gain = gain_numbers(t->model) * sizeof(double);
+  if (gain > most) most = gain;
+  t->gathered = bk_alloc_array(t->model->ctx, (size_t)t->ranks + 1, most);
+  if (t->gathered) return BK_OK;
+  bk_comm_abort(t->model->options.comm);
+  return BK_ERR_MEMORY;
+}
+
+static uint64_t hash_options(uint64_t hash, const bk_option *options, const void *config) {
+  char text[256];
+  for (const bk_option *o = options; o->name; o++) {
+    bk_option_value_text(o, config, text, sizeof text);
+    uint64_t both[2] = {hash, bk_hash64(text, strlen(text))};
+    hash = bk_hash64(both, sizeof both);
+  }
+  return hash;
+}
+
+/* All ranks have made their trainers from the same numbers, or all fail. */
+static bk_status agree(const bk_trainer *t, bk_status status) {
+  bk_context *ctx = t->model->ctx;
+  const readiness *all = t->gathered;
+  readiness own = {.status = status};
+  if (status == BK_OK) own.hash = bk_parallel_order(t->parallel);
+  own.hash = hash_options(own.hash, bk_model_keys, &t->model->config);
+  own.hash = hash_options(own.hash, bk_train_keys, &t->recipe);
+  BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, t->gathered));
+  if (status != BK_OK) return status;
+  for (int r = 0; r < t->ranks; r++)
+    if (all[r].status != BK_OK)
+      return bk_fail(ctx, BK_ERR_COMM, "trainer: rank %d has failed to make its own: %s", r,
+                     bk_status_name((bk_status)all[r].status));
+  for (int r = 0; r < t->ranks; r++)
+    if (all[r].hash != all[0].hash)
+      return bk_fail(ctx, BK_ERR_COMM,
+                     "trainer: rank %d has another configuration or recipe than rank 0", r);
+  return BK_OK;
+}
+
+/* Room for gathering comes first: with it a rank that fails can say so. */
+static bk_status trainer_fill(bk_trainer *t) {
+  bool alone = t->ranks == 1 || t->model->options.plan_only;
+  if (!alone) BK_TRY(make_room(t));
+  bk_status status = check_use(t->model, &t->recipe, t->train);
+  if (status == BK_OK) status = build(t);
+  return alone ? status : agree(t, status);
+}
+
 bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, const bk_dataset *train,
                             const bk_dataset *val, bk_trainer **trainer) {
-  BK_TRY(check_use(model, recipe, train));
   bk_trainer *t = bk_alloc(model->ctx, sizeof *t);
   if (!t) return BK_ERR_MEMORY;
   *t = (bk_trainer){.model = model, .recipe = *recipe, .train = train, .val = val};
-  t->micro = recipe->micro_batch_size ? recipe->micro_batch_size : recipe->batch_size;
-  bk_status status = build(t);
+  find_share(t);
+  bk_status status = trainer_fill(t);
   if (status == BK_OK) *trainer = t;
   else bk_trainer_destroy(t);
   return status;
@@ -198,6 +341,7 @@ bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, cons
 void bk_trainer_destroy(bk_trainer *t) {
   if (!t) return;
   bk_context *ctx = t->model->ctx;
+  bk_free(ctx, t->gathered);
   bk_free(ctx, t->load_share);
   bk_free(ctx, t->load);
   bk_free(ctx, t->targets);
@@ -205,20 +349,23 @@ void bk_trainer_destroy(bk_trainer *t) {
   bk_readahead_destroy(t->ahead);
   bk_gain_destroy(t->gain);
   bk_optimizer_destroy(t->optimizer);
+  bk_runner_destroy(t->tail);
   bk_runner_destroy(t->runner);
   bk_free(ctx, t);
 }
 
-/* Bytes of the host copies of token ids and targets, in the runner, here and read ahead, and of the
- * maps. */
+/* Bytes of the host copies of token ids and targets, in the runners, here and read ahead, and of
+ * the maps. */
 static size_t staging_bytes(const bk_trainer *t) {
-  return 4 * (size_t)(t->micro * t->recipe.seq_len) * sizeof(int32_t) + map_bytes(t) +
-         bk_readahead_bytes(t->model->ctx, t->train, t->recipe.seq_len, t->micro);
+  int64_t tail = t->tail ? bk_runner_tokens(t->tail) : 0;
+  return (4 * (size_t)(t->micro * t->recipe.seq_len) + 2 * (size_t)tail) * sizeof(int32_t) +
+         map_bytes(t) + bk_readahead_bytes(t->model->ctx, t->train, t->recipe.seq_len, t->micro);
 }
 
 /* The model is not counted; see bk_model_bytes. */
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
+  return bk_runner_bytes(t->runner, c) + (t->tail ? bk_runner_bytes(t->tail, c) : 0) +
+         bk_optimizer_bytes(t->optimizer, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
 /* The next step is last_step + 1. */
@@ -234,13 +381,14 @@ const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
   return t->refusal.row.step ? &t->refusal : NULL;
 }
 
-/* Fills ids and targets with the micro-batch that begins at sequence `first` of the step. The one
- * after it, which may be the next step's first, begins where it ends. */
-static bk_status read_sequences(const bk_trainer *t, int64_t first) {
+/* Fills ids and targets with this rank's micro-batch k of the step. The one that is read after it,
+ * which may be the first of the next step, is read ahead. */
+static bk_status read_micro_batch(const bk_trainer *t, int64_t k, int64_t sequences) {
   /* The number of sequences done so far. It comes from the tokens and not from step x batch_size,
    * since a resumed run may have another batch size. */
-  int64_t at = t->tokens / t->recipe.seq_len + first;
-  return bk_readahead_get(t->ahead, at, t->micro, at + t->micro, t->ids, t->targets);
+  int64_t begin = t->tokens / t->recipe.seq_len + t->begin;
+  int64_t next = k + 1 < t->n_micro ? begin + (k + 1) * t->micro : begin + t->recipe.batch_size;
+  return bk_readahead_get(t->ahead, begin + k * t->micro, sequences, next, t->ids, t->targets);
 }
 
 /* Ends a part of the step: adds its time to *seconds. Only a step that is timed waits for the
@@ -254,16 +402,28 @@ static bk_status end_part(bk_trainer *t, double *seconds) {
   return BK_OK;
 }
 
-/* Runs all micro-batches of step t->step + 1; their gradients are summed in the model. */
+static bk_status run_micro_batch(bk_trainer *t, int64_t k) {
+  int64_t sequences;
+  bk_runner *runner = micro_runner(t, k, &sequences);
+  BK_TRY(read_micro_batch(t, k, sequences));
+  BK_TRY(bk_runner_forward(runner, 0, t->ids, t->targets));
+  BK_TRY(bk_optimizer_keep_loss(t->optimizer, t->first_micro + k));
+  BK_TRY(end_part(t, &t->times.forward));
+  BK_TRY(bk_runner_backward(runner, 0));
+  return end_part(t, &t->times.backward);
+}
+
+/* Runs this rank's micro-batches of step t->step + 1; their gradients are summed in the model. In
+ * the last one buckets of gradients are handed to the other ranks as they become whole. */
 static bk_status run_micro_batches(bk_trainer *t) {
-  for (int64_t first = 0; first < t->recipe.batch_size; first += t->micro) {
-    BK_TRY(read_sequences(t, first));
-    BK_TRY(bk_runner_forward(t->runner, 0, t->ids, t->targets));
-    BK_TRY(end_part(t, &t->times.forward));
-    BK_TRY(bk_runner_backward(t->runner, 0));
-    BK_TRY(end_part(t, &t->times.backward));
-  }
-  return BK_OK;
+  for (int64_t k = 0; k + 1 < t->n_micro; k++) BK_TRY(run_micro_batch(t, k));
+  if (t->n_micro == 0) return bk_parallel_zero(t->parallel);
+  int64_t sequences;
+  bk_runner *last = micro_runner(t, t->n_micro - 1, &sequences);
+  if (t->parallel) bk_runner_after(last, bk_parallel_after, t->parallel);
+  bk_status status = run_micro_batch(t, t->n_micro - 1);
+  bk_runner_after(last, NULL, NULL);
+  return status;
 }
 
 /* AdamW's bias correction 1 - beta^t, written so that it loses no digits for small t. */
@@ -289,18 +449,77 @@ static bk_status read_loads(bk_trainer *t) {
   return BK_OK;
 }
 
-/* The maps are those of the step's last micro-batch, which are still in the runner. */
+/* To and from numbers, [gain_numbers]. */
+static void pack_gain(bk_gain *g, double *numbers, bool pack) {
+  double tokens = (double)g->tokens;
+  struct {
+    void *data;
+    size_t bytes;
+  } parts[] = {{&tokens, sizeof tokens},
+               {&g->total_forward, sizeof(double)},
+               {&g->total_backward, sizeof(double)},
+               {g->sublayers, (size_t)g->n_sublayers * sizeof *g->sublayers},
+               {g->composite, (size_t)g->n_sublayers * sizeof *g->composite},
+               {g->mean_composite, (size_t)(g->n * g->n) * sizeof(double)}};
+  char *at = (char *)numbers;
+  for (size_t i = 0; i < BK_COUNT(parts); at += parts[i++].bytes) {
+    if (pack) memcpy(at, parts[i].data, parts[i].bytes);
+    else memcpy(parts[i].data, at, parts[i].bytes);
+  }
+  g->tokens = (int64_t)tokens;
+}
+
+/* The step's last micro-batch is the last rank's, whose share is never empty. */
+static bk_status measure_gain(bk_trainer *t) {
+  int64_t sequences;
+  size_t numbers = gain_numbers(t->model);
+  double *all = t->gathered, *own = all ? all + (size_t)t->ranks * numbers : NULL;
+  bk_gain_reset(t->gain);
+  if (t->rank == t->ranks - 1) {
+    BK_TRY(bk_gain_add(t->gain, micro_runner(t, t->n_micro - 1, &sequences), 0));
+    bk_gain_finish(t->gain);
+  }
+  if (t->ranks == 1) return BK_OK;
+  pack_gain(t->gain, own, true);
+  BK_TRY(bk_comm_gather(t->model->options.comm, own, numbers * sizeof *own, all));
+  pack_gain(t->gain, all + (size_t)(t->ranks - 1) * numbers, false);
+  return BK_OK;
+}
+
+/* The maps are those of the step's last micro-batch, which are still in the runner. What all ranks
+ * see is warned about by one. */
 static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
   t->gain_fresh = false;
   if (!due(row->step, t->recipe.gain_every, t->recipe.steps)) return BK_OK;
-  bk_gain_reset(t->gain);
-  BK_TRY(bk_gain_add(t->gain, t->runner, 0));
-  bk_gain_finish(t->gain);
+  BK_TRY(measure_gain(t));
   row->has_gain = t->gain_fresh = true;
   row->gain_forward = t->gain->total_forward;
   row->gain_backward = t->gain->total_backward;
-  bk_watch_gain(t->model->ctx, &t->watch, row->step, row->gain_forward, row->gain_backward,
-                t->recipe.gain_limit);
+  if (t->rank == 0)
+    bk_watch_gain(t->model->ctx, &t->watch, row->step, row->gain_forward, row->gain_backward,
+                  t->recipe.gain_limit);
+  return BK_OK;
+}
+
+/* The windows that one rank would take, in contiguous parts; the sums of the parts are added in the
+ * order of the ranks. */
+static bk_status evaluate_shares(bk_trainer *t, bk_eval_result *result) {
+  const bk_train_config *r = &t->recipe;
+  int64_t batch = r->micro_batch_size ? r->micro_batch_size : r->batch_size;
+  int64_t windows = windows_of(t->val, batch, r->seq_len, r->eval_tokens);
+  bk_eval_result own, *all = t->gathered;
+  BK_TRY(evaluate(t->model, t->runner, t->micro, r->seq_len, t->ids, t->targets, t->val,
+                  windows * t->rank / t->ranks, windows * (t->rank + 1) / t->ranks, &own));
+  if (t->ranks == 1) {
+    *result = own;
+    return BK_OK;
+  }
+  BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, all));
+  *result = (bk_eval_result){0};
+  for (int i = 0; i < t->ranks; i++) {
+    result->loss_sum += all[i].loss_sum;
+    result->tokens += all[i].tokens;
+  }
   return BK_OK;
 }
 
@@ -309,8 +528,7 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   if (!t->val || !due(row->step, t->recipe.eval_every, t->recipe.steps)) return BK_OK;
   bk_eval_result result;
   bk_profile_pause(t->model->profile, true);
-  bk_status status = evaluate(t->model, t->runner, t->micro, t->recipe.seq_len, t->ids, t->targets,
-                              t->val, t->recipe.eval_tokens, &result);
+  bk_status status = evaluate_shares(t, &result);
   bk_profile_pause(t->model->profile, false);
   BK_TRY(status);
   row->has_val = true;
@@ -318,28 +536,60 @@ static bk_status validate(bk_trainer *t, bk_metrics_row *row) {
   return BK_OK;
 }
 
+/* Says in which micro-batch it was found, and of several ranks, on which. */
+static void name_place(const bk_trainer *t, int64_t k, bk_suspect *suspect) {
+  char *text = suspect->what;
+  size_t used = strlen(text), size = sizeof suspect->what;
+  if (t->ranks > 1)
+    snprintf(text + used, size - used, " in micro-batch %lld on rank %d", (long long)(k + 1),
+             t->rank);
+  else if (t->n_micro > 1)
+    snprintf(text + used, size - used, " in micro-batch %lld", (long long)(k + 1));
+}
+
 /* Runs the step again with a look at every tensor. The passes give the same bits as before, so
  * that the fault comes up again. A norm that overflows although all gradients are finite is blamed
- * on the largest gradient. */
-static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
+ * on the largest gradient. A rank looks at its own micro-batches, without the others. */
+static bk_status search(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect,
+                        double *largest) {
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
   bk_status status = BK_OK;
-  for (int64_t first = 0; first < t->recipe.batch_size && status == BK_OK; first += t->micro) {
-    status = read_sequences(t, first);
-    if (status == BK_OK) status = bk_watch_pass(t->runner, t->ids, t->targets, suspect);
-    size_t used = strlen(suspect->what);
-    if (suspect->found && t->micro < t->recipe.batch_size)
-      snprintf(suspect->what + used, sizeof suspect->what - used, " in micro-batch %lld",
-               (long long)(first / t->micro + 1));
+  for (int64_t k = 0; k < t->n_micro && status == BK_OK; k++) {
+    int64_t sequences;
+    bk_runner *runner = micro_runner(t, k, &sequences);
+    status = read_micro_batch(t, k, sequences);
+    if (status == BK_OK) status = bk_watch_pass(runner, t->ids, t->targets, suspect);
+    if (suspect->found) name_place(t, k, suspect);
   }
   BK_TRY(bk_step_end(t->model, &unused));
   if (status == BK_OK && !isfinite(t->refusal.row.grad_norm))
-    return bk_watch_largest_gradient(t->model, suspect);
+    return bk_watch_largest_gradient(t->model, suspect, largest);
   return status == BK_ERR_NOT_FINITE ? BK_OK : status;
 }
 
-/* The row of a refused step is kept for its reader, without the loads, which were not read. */
+/* Of what the ranks have found, the first that is not finite counts, in the order of the ranks;
+ * where none is, the largest gradient. */
+static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
+  finding own = {.largest = -1}, *all = t->gathered;
+  own.status = search(t, values, &own.suspect, &own.largest);
+  *suspect = own.suspect;
+  if (t->ranks == 1) return (bk_status)own.status;
+  BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, all));
+  const finding *best = &all[0];
+  bool failed = false;
+  for (int r = t->ranks - 1; r >= 0; r--) {
+    const finding *f = &all[r];
+    failed |= f->status != BK_OK;
+    if (f->suspect.found && f->largest < 0) best = f;
+    else if (f->largest > best->largest && !(best->suspect.found && best->largest < 0)) best = f;
+  }
+  *suspect = best->suspect;
+  return failed && !suspect->found ? BK_ERR_DEVICE : BK_OK;
+}
+
+/* The row of a refused step is kept for its reader, without the loads, which were not read. All
+ * ranks refuse alike, and one of them says so. */
 static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_values *values) {
   bk_suspect suspect = {.found = false};
   t->refusal = (bk_refusal){.row = *row};
@@ -347,6 +597,7 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
   bk_profile_pause(t->model->profile, true);
   bk_status searched = find_cause(t, values, &suspect);
   bk_profile_pause(t->model->profile, false);
+  if (searched == BK_ERR_COMM) return searched;
   if (searched != BK_OK) snprintf(suspect.what, sizeof suspect.what, "unknown, the search failed");
   else if (!suspect.found)
     snprintf(suspect.what, sizeof suspect.what,
@@ -354,17 +605,46 @@ static bk_status refuse(bk_trainer *t, const bk_metrics_row *row, const bk_step_
   t->refusal.again = suspect.found;
   t->refusal.in_forward = suspect.found && suspect.in_forward;
   snprintf(t->refusal.first, sizeof t->refusal.first, "%s", suspect.what);
-  return bk_fail(t->model->ctx, BK_ERR_NOT_FINITE,
-                 "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights "
-                 "are as they were before the step",
-                 (long long)row->step, bk_unsigned_nan(row->loss), bk_unsigned_nan(row->grad_norm),
-                 suspect.what);
+  bk_log(t->model->ctx, t->rank == 0 ? BK_LOG_ERROR : BK_LOG_DEBUG,
+         "step %lld: loss %g, gradient norm %g: not finite, first of all: %s; the weights are as "
+         "they were before the step",
+         (long long)row->step, bk_unsigned_nan(row->loss), bk_unsigned_nan(row->grad_norm),
+         suspect.what);
+  return BK_ERR_NOT_FINITE;
+}
+
+/* What went between the ranks in this step; bytes are those that all have sent. */
+static bk_status read_comm(bk_trainer *t, bk_metrics_row *row) {
+  bk_comm_stats now;
+  double own, *all = t->gathered;
+  if (t->ranks == 1) return BK_OK;
+  bk_comm_statistics(t->model->options.comm, &now);
+  own = now.bytes_sent - t->before.bytes_sent;
+  BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, all));
+  row->has_comm = true;
+  row->comm_wait_s = now.wait_s - t->before.wait_s;
+  row->comm_busy_s = now.busy_s - t->before.busy_s;
+  for (int r = 0; r < t->ranks; r++) row->comm_bytes += all[r];
+  return BK_OK;
+}
+
+/* All of the device's work of the step is enqueued before bk_step_end waits for it once. */
+static bk_status run_step(bk_trainer *t, const bk_step_values *values, bk_step_results *results) {
+  BK_TRY(bk_step_begin(t->model, values));
+  if (t->parallel) {
+    bk_parallel_begin(t->parallel);
+    bk_comm_statistics(t->model->options.comm, &t->before);
+  }
+  BK_TRY(run_micro_batches(t));
+  BK_TRY(bk_optimizer_step(t->optimizer));
+  BK_TRY(bk_step_end(t->model, results));
+  return end_part(t, &t->times.optimizer);
 }
 
 /* The loss of each token is scaled by 1 / (tokens of the step), so that gradients do not depend on
- * how the batch is cut into micro-batches, except for rounding. The time that tokens_per_s reports
- * covers the step alone, without validation and measurements. */
-bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
+ * how the batch is cut into micro-batches and ranks, except for rounding. The time that
+ * tokens_per_s reports covers the step alone, without validation and measurements. */
+static bk_status do_step(bk_trainer *t, bk_metrics_row *row) {
   const bk_train_config *r = &t->recipe;
   double begin = bk_context_seconds(t->model->ctx), tokens = (double)(r->batch_size * r->seq_len);
   int64_t step = t->step + 1;
@@ -375,14 +655,9 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                            .loss_scale = 1 / tokens,
                            .balance_rate = r->router_bias_lr};
   bk_step_results results;
-  /* all of the device's work of the step is enqueued before bk_step_end waits for it once */
   t->refusal.row.step = 0;
   t->lap = begin;
-  BK_TRY(bk_step_begin(t->model, &values));
-  BK_TRY(run_micro_batches(t));
-  BK_TRY(bk_optimizer_step(t->optimizer));
-  BK_TRY(bk_step_end(t->model, &results));
-  BK_TRY(end_part(t, &t->times.optimizer));
+  BK_TRY(run_step(t, &values, &results));
   bk_metrics_row made = {.step = step,
                          .tokens = t->tokens + r->batch_size * r->seq_len,
                          .loss = results.loss_sum / tokens,
@@ -392,15 +667,25 @@ bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
                          .n_experts = (int)t->model->config.n_routed_experts,
                          .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
+  BK_TRY(read_comm(t, &made));
   if (!results.finite) return refuse(t, &made, &values);
   /* from here on the step counts, even if reading its loads or validating fails */
-  bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
+  if (t->rank == 0) bk_watch_norm(t->model->ctx, &t->watch, step, made.grad_norm, r->spike_factor);
   bk_trainer_set_step(t, step, made.tokens);
   BK_TRY(read_loads(t));
   BK_TRY(read_gain(t, &made));
   BK_TRY(validate(t, &made));
   *row = made;
   return BK_OK;
+}
+
+/* A step that is refused is refused by all ranks. What fails on this one alone must not leave the
+ * others waiting for it. */
+bk_status bk_trainer_step(bk_trainer *t, bk_metrics_row *row) {
+  bk_status status = do_step(t, row);
+  if (t->parallel && status != BK_OK && status != BK_ERR_NOT_FINITE)
+    bk_parallel_give_up(t->parallel);
+  return status;
 }
 
 /* A timed step waits for the device after each part, and is slower for it. *times is written on
@@ -420,5 +705,5 @@ int bk_trainer_warm_steps(const bk_trainer *t) {
 
 /* Nothing runs: the calls are only listed. */
 bk_status bk_trainer_program(const bk_trainer *t, bk_step_call_fn each, void *user) {
-  return bk_list_step(t->runner, t->optimizer, t->micro < t->recipe.batch_size, each, user);
+  return bk_list_step(t->runner, t->optimizer, t->n_micro > 1, each, user);
 }

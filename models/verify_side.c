@@ -48,7 +48,7 @@ bk_status bk_verify_side_init(bk_verify_side *side, bk_model *model, const bk_ve
                                .slots = 1,
                                .backward = true,
                                .keep_logits = true};
-  bk_optimizer_options adam = {VERIFY_BETA1, VERIFY_BETA2, VERIFY_ADAM_EPS, VERIFY_WEIGHT_DECAY};
+  bk_optimizer_options adam = {VERIFY_BETA1, VERIFY_BETA2, VERIFY_ADAM_EPS, VERIFY_WEIGHT_DECAY, 0};
   BK_TRY(bk_runner_create(model, &options, &side->runner));
   return bk_optimizer_create(model, &adam, &side->optimizer);
 }

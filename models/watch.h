@@ -39,9 +39,12 @@ typedef struct bk_suspect {
  * *suspect filled; the pass ends there. */
 bk_status bk_watch_pass(bk_runner *runner, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect);
-/* The gradient with the largest square sum: for a norm that overflows although no gradient does. */
-bk_status bk_watch_largest_gradient(bk_model *model, bk_suspect *suspect);
-/* The first stored weight, master or moment that is not finite: BK_ERR_NOT_FINITE, not logged. */
+/* The gradient with the largest square sum, which is put into *squares: for a norm that overflows
+ * although no gradient does. */
+bk_status bk_watch_largest_gradient(bk_model *model, bk_suspect *suspect, double *squares);
+/* The first stored weight, master or moment that is not finite: BK_ERR_NOT_FINITE, not logged.
+ * Collective where there are several ranks, each of which looks at what it has; all are told the
+ * same. */
 bk_status bk_watch_stored(bk_model *model, bk_suspect *suspect);
 
 #endif

@@ -5,6 +5,7 @@
 #define BK_CLI_H
 
 #include <birkhoff/birkhoff.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 
@@ -40,8 +41,13 @@ typedef struct cli_paths {
   size_t room;
 } cli_paths;
 
+typedef struct cli_log cli_log;
+typedef struct cli_team cli_team;
+
 typedef struct cli_session {
   bk_context *ctx;
+  cli_log *log;      /* where the messages of ctx go */
+  cli_team *team;    /* the ranks that this one works with (team.h); NULL: there is one alone */
   bk_device *device; /* NULL until cli_open_device */
   cli_args args;
   cli_paths data_paths[2]; /* of --data and --val-data, once they were asked for */
@@ -129,6 +135,38 @@ int cli_exit_code(bk_status status);
  * pattern that no name matches. */
 bk_status cli_data_paths(cli_session *s, const char *option, const cli_paths **paths);
 void cli_data_paths_free(cli_session *s);
+/* ---- log.c: messages on standard error ----
+ * Of a job of several ranks rank 0 speaks. Warnings and errors of all ranks are held until the
+ * ranks meet (cli_team_agree); then each is said once, by the lowest rank that has it, and where
+ * that is not rank 0 it begins with "[rank 3] ". Whatever else other ranks have to say is
+ * dropped. A log may be used by several threads. */
+#define CLI_HELD 12 /* what finds no room is said at once */
+struct cli_log {
+  pthread_mutex_t lock;
+  int rank;
+  bool hold;
+  int held;
+  struct {
+    bk_log_level level;
+    char *text;
+  } messages[CLI_HELD];
+  char last_error[384], known[512];
+};
+void cli_log_init(cli_log *log);
+void cli_log_fini(cli_log *log);
+void cli_log_message(void *log, bk_log_level level, const char *message); /* a bk_log_fn */
+/* A context whose messages go there, those up to the level in BIRKHOFF_LOG. */
+bk_status cli_log_context(cli_log *log, bk_context **ctx);
+void cli_log_rank(cli_log *log, int rank, bool hold);
+/* Fills marks [CLI_HELD] with numbers that stand for the messages that are held; how many. */
+int cli_log_marks(cli_log *log, uint64_t *marks);
+/* The first n that are held are said, or dropped where say is false. */
+void cli_log_release(cli_log *log, int n, const bool *say);
+/* Says all that are held, and holds no more. What contains the text `known` is not said, now or
+ * later; NULL: none. */
+void cli_log_release_all(cli_log *log, const char *known);
+/* The newest error, or "". */
+void cli_log_last_error(cli_log *log, char *text, size_t size);
 
 /* ---- process.c ---- */
 /* First of all: descriptors 0 to 2 are open, SIGPIPE and SIGXFSZ are errors of a write. False,
@@ -137,6 +175,8 @@ bool cli_process_begin(void);
 /* run(argc, argv), whose value it returns, with enough stack for it and for threads of drivers,
  * whatever the limit. */
 int cli_process_run(int (*run)(int argc, char **argv), int argc, char **argv);
+/* Starts a thread with enough stack, whatever the limit, to which no signal goes. */
+bool cli_thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg);
 
 /* ---- signals.c ---- */
 /* Interrupts: the first of SIGINT, SIGTERM and SIGHUP since cli_catch_signals was called, else
@@ -164,7 +204,8 @@ bk_status cli_flush_stdout(cli_session *s);
 
 /* ---- profile.c: --profile FILE on a model's steps. begin: *profile stays NULL without the
  * option; BK_ERR_IO where FILE will not be writable. end: writes the trace, prints the tables to
- * standard error and frees; returns `status`, or what went wrong with the trace. ---- */
+ * standard error and frees; returns `status`, or what went wrong with the trace. With several ranks
+ * both are collective; rank 0 writes the traces of all, and prints its own tables. ---- */
 struct bk_profile;
 bk_status cli_profile_begin(cli_session *s, bk_model *model, struct bk_profile **profile);
 bk_status cli_profile_end(cli_session *s, struct bk_profile *profile, bk_status status);

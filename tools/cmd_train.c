@@ -1,10 +1,11 @@
-/* birkhoff train: what to train, from where, with what; resume; results. The loop: train_loop.c. */
-#include <jansson.h>
+/* birkhoff train: what to train, from where, with what; resume. The loop: train_loop.c; what is
+ * printed: train_report.c. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "tools/launch.h"
 #include "tools/run_lock.h"
 #include "tools/train.h"
 
@@ -116,26 +117,88 @@ static bk_status make_out(train_run *r) {
   return newest >= 0 ? fail_taken(r, newest) : BK_OK;
 }
 
-static bk_status choose(train_run *r) {
-  cli_session *s = r->s;
-  int64_t newest;
-  if (!(r->out = cli_value(&s->args, "out")))
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
+/* A network's file system may take some seconds to show what another machine has made. */
+static bk_status see_out(train_run *r) {
+  double begin = cli_seconds();
+  while (!bk_path_is_dir(r->s->ctx, r->out)) {
+    if (cli_seconds() - begin > 10)
+      return bk_fail(r->s->ctx, BK_ERR_IO,
+                     "%s, which rank 0 has made, is not here: all ranks write checkpoints, so the "
+                     "folder of a run must be on a file system that they share",
+                     r->out);
+    usleep(100000);
+  }
+  return BK_OK;
+}
+
+static bk_status open_out(train_run *r) {
+  BK_TRY(cli_team_agree(r->team, cli_team_leads(r->team) ? make_out(r) : BK_OK));
+  return cli_team_agree(r->team, cli_team_leads(r->team) ? BK_OK : see_out(r));
+}
+
+/* The step of the checkpoint to go on from, or -1. */
+static bk_status find_start(train_run *r, int64_t *newest) {
+  bool resume = cli_given(&r->s->args, "resume");
   BK_TRY(lock_out(r));
-  bool resume = cli_given(&s->args, "resume");
-  BK_TRY(bk_checkpoint_newest(s->ctx, r->out, resume ? BK_CHECKPOINT_RESUME : BK_CHECKPOINT_ANY,
-                              &newest));
-  if (newest >= 0 && !resume) return fail_taken(r, newest);
+  BK_TRY(bk_checkpoint_newest(r->s->ctx, r->out, resume ? BK_CHECKPOINT_RESUME : BK_CHECKPOINT_ANY,
+                              newest));
+  return *newest >= 0 && !resume ? fail_taken(r, *newest) : BK_OK;
+}
+
+static bk_status choose_from(train_run *r, int64_t newest) {
+  bk_context *ctx = r->s->ctx;
   if (newest >= 0) BK_TRY(choose_resumed(r, newest));
   else BK_TRY(choose_fresh(r));
-  BK_TRY(bk_train_config_validate(s->ctx, &r->recipe));
+  BK_TRY(bk_train_config_validate(ctx, &r->recipe));
   if (r->recipe.seq_len > r->config.max_position_embeddings)
-    return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
+    return bk_fail(ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
                    (long long)r->recipe.seq_len, (long long)r->config.max_position_embeddings);
   if (r->resumed_step > r->recipe.steps)
-    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--steps %lld: the run is at step %lld already",
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "--steps %lld: the run is at step %lld already",
                    (long long)r->recipe.steps, (long long)r->resumed_step);
   return BK_OK;
+}
+
+static char *append_keys(bk_context *ctx, char *text, const bk_option *keys, const void *values) {
+  char value[64];
+  for (const bk_option *o = keys; o->name && text; o++) {
+    char *longer = bk_format(ctx, "%s\n%s = %s", text, o->name,
+                             bk_option_value_text(o, values, value, sizeof value));
+    bk_free(ctx, text);
+    text = longer;
+  }
+  return text;
+}
+
+/* What must be the same on all ranks, one key a line; NULL: out of memory. */
+static char *describe(const train_run *r) {
+  bk_context *ctx = r->s->ctx;
+  char *text = bk_format(
+      ctx, "--out %s\nbegin %s\nstep %lld\ntokens %lld\ndata_hash %016llx\ndtype %s", r->out,
+      r->from ? r->from : "with initial values", (long long)r->resumed_step,
+      (long long)r->saved.tokens, (unsigned long long)r->saved.data_hash, bk_dtype_name(r->dtype));
+  text = append_keys(ctx, text, bk_model_keys, &r->config);
+  return append_keys(ctx, text, bk_train_keys, &r->recipe);
+}
+
+/* Rank 0 decides where to begin, since folders may change while others look. */
+static bk_status choose(train_run *r) {
+  cli_session *s = r->s;
+  int64_t newest = -1;
+  bk_status status = BK_OK;
+  r->out = cli_value(&s->args, "out");
+  if (!cli_given(&s->args, "data"))
+    status = bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
+  else if (!r->out) status = bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --out DIR is needed");
+  else if (cli_team_leads(r->team)) status = find_start(r, &newest);
+  BK_TRY(cli_team_agree(r->team, status));
+  BK_TRY(cli_team_follow(r->team, &newest, sizeof newest));
+  BK_TRY(cli_team_agree(r->team, choose_from(r, newest)));
+  char *text = describe(r);
+  status = cli_team_agree(r->team, text ? BK_OK : BK_ERR_MEMORY);
+  if (status == BK_OK) status = cli_team_same(r->team, "what this rank is to train", text);
+  bk_free(s->ctx, text);
+  return status;
 }
 
 /* ---- data ---- */
@@ -232,12 +295,24 @@ static bk_status open_data(train_run *r) {
   return check_data(r);
 }
 
+/* Ranks on several machines may have files of one name that are not the same. */
+static bk_status same_data(train_run *r) {
+  char text[160];
+  snprintf(text, sizeof text,
+           "training data of %lld tokens, hash %016llx\n%lld for validation, %016llx",
+           (long long)bk_dataset_tokens(r->train), (unsigned long long)bk_dataset_hash(r->train),
+           r->val ? (long long)bk_dataset_tokens(r->val) : 0LL,
+           r->val ? (unsigned long long)bk_dataset_hash(r->val) : 0ULL);
+  return cli_team_same(r->team, "the data of this rank", text);
+}
+
 /* ---- model ---- */
 
 static bk_status build(train_run *r, bool plan_only) {
   bk_model_options options = {.trainable = true,
                               .plan_only = plan_only,
-                              .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite")};
+                              .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite"),
+                              .comm = r->team->comm};
   BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
   if (!plan_only) {
     if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
@@ -261,119 +336,47 @@ static bk_status open_metrics(train_run *r) {
 
 static bk_status run_training(train_run *r) {
   bk_profile *profile;
-  BK_TRY(make_out(r)); /* the profile may go there */
+  BK_TRY(open_out(r)); /* the profile may go there */
   BK_TRY(cli_profile_begin(r->s, r->model, &profile));
-  bk_status status = open_metrics(r);
+  bk_status status = cli_team_agree(r->team, cli_team_leads(r->team) ? open_metrics(r) : BK_OK);
   if (status != BK_OK) {
     bk_profile_destroy(profile);
     return status;
   }
-  cli_catch_signals(
-      "\nbirkhoff: finishing the step and saving; a second SIGINT or SIGTERM ends the program at "
-      "once\n");
+  if (r->team->hears_signals)
+    cli_catch_signals(!cli_team_leads(r->team) ? NULL
+                                               : "\nbirkhoff: finishing the step and saving; a "
+                                                 "second SIGINT or SIGTERM ends the program "
+                                                 "at once\n");
+  train_say_start(r);
   return cli_profile_end(r->s, profile, train_loop(r));
 }
 
-/* ---- results ---- */
+/* ---- the command ---- */
 
-static bk_status report_plan(train_run *r) {
-  bk_model_counts counts;
-  char a[32], b[32];
-  bk_model_count(&r->config, r->recipe.seq_len, &counts);
-  double step_tokens = (double)(r->recipe.batch_size * r->recipe.seq_len);
-  json_t *bytes = json_object();
-  if (!r->s->json) {
-    printf("parameters  %s, %s active\n",
-           cli_count_text((double)counts.parameters_total, a, sizeof a),
-           cli_count_text((double)counts.parameters_active, b, sizeof b));
-    printf("data        %lld tokens for training, %lld for validation\n",
-           (long long)bk_dataset_tokens(r->train),
-           r->val ? (long long)bk_dataset_tokens(r->val) : 0LL);
-    if (r->unsplit)
-      printf(
-          "            (the .bin files are too short to spare a tenth for validation: "
-          "bin_validation=false)\n");
-    printf("steps       %lld of %s tokens: %.2f epochs\n", (long long)r->recipe.steps,
-           cli_count_text(step_tokens, a, sizeof a),
-           (double)r->recipe.steps * step_tokens / (double)bk_dataset_tokens(r->train));
-  }
-  for (int c = 0; c < BK_MEM_CLASS_COUNT; c++) {
-    size_t n = bk_model_bytes(r->model, c) + bk_trainer_bytes(r->trainer, c) +
-               (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0);
-    json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)n));
-    if (!r->s->json && n)
-      printf("%-11s %s\n", bk_memory_class_name(c), cli_bytes_text((double)n, a, sizeof a));
-  }
-  if (r->s->json)
-    return cli_print_json(
-        r->s, json_pack("{s:I,s:I,s:o,s:f,s:I,s:I}", "parameters_total",
-                        (json_int_t)counts.parameters_total, "parameters_active",
-                        (json_int_t)counts.parameters_active, "bytes", bytes, "flops_per_token",
-                        counts.flops_per_token, "steps", (json_int_t)r->recipe.steps, "step_tokens",
-                        (json_int_t)step_tokens));
-  json_decref(bytes);
-  return cli_flush_stdout(r->s);
-}
-
-static bk_status report(train_run *r) {
-  int64_t step = bk_trainer_step_done(r->trainer);
-  if (cli_signal && step < r->recipe.steps) {
-    char *command = train_resume_command(r, "");
-    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on: %s\n",
-            (long long)step, (long long)r->recipe.steps, command ? command : "--resume");
-    bk_free(r->s->ctx, command);
-    return BK_INTERRUPTED;
-  }
-  char *path = bk_checkpoint_step_path(r->s->ctx, r->out, step);
-  if (!path) return BK_ERR_MEMORY;
-  bk_status status = BK_OK;
-  r->s->on_disk = r->out;
-  if (r->s->json)
-    status =
-        cli_print_json(r->s, json_pack("{s:I,s:I,s:o,s:o,s:s}", "step", (json_int_t)step, "tokens",
-                                       (json_int_t)bk_trainer_tokens_done(r->trainer), "loss",
-                                       cli_number(r->last.step ? r->last.loss : NAN), "val_loss",
-                                       cli_number(r->last_val), "checkpoint", path));
-  else printf("%s\n", path);
-  bk_free(r->s->ctx, path);
-  return status;
-}
-
-static void print_config_help(void) {
-  bk_train_config t;
-  char text[64];
-  bk_train_config_default(&t);
-  printf("Recipe keys (--set KEY=VALUE), with their defaults (a preset brings its own):\n");
-  for (const bk_option *o = bk_train_keys; o->name; o++)
-    printf("  %-20s %-10s %s\n", o->name, bk_option_value_text(o, &t, text, sizeof text), o->doc);
-  printf("\nModel keys (config.json, --set KEY=VALUE):\n");
-  for (const bk_option *o = bk_model_keys; o->name; o++) printf("  %-31s %s\n", o->name, o->doc);
-  printf("\nResidual connections, and the streams (hc_mult) that they can have:\n");
-  bk_connection_info kind;
-  for (int i = 0; bk_connection_describe((bk_hc_kind)i, &kind); i++)
-    printf("  residual=%-22s %s; %s\n", kind.name, kind.summary, kind.streams);
-}
-
-static bk_status run(cli_session *s) {
-  if (cli_given(&s->args, "help-config")) {
-    print_config_help();
-    return cli_flush_stdout(s);
-  }
-  cli_catch_save();
-  train_run r = {.s = s, .lock = -1, .last_val = NAN};
-  bool dry = cli_given(&s->args, "dry-run");
-  bk_status status = cli_given(&s->args, "data")
-                         ? choose(&r)
-                         : bk_fail(s->ctx, BK_ERR_ARGUMENT, "train: --data FILE... is needed");
+/* Every step ends in an agreement, so that no rank waits for one that has failed. */
+static bk_status set_up(train_run *r, bool dry) {
+  cli_session *s = r->s;
+  BK_TRY(choose(r));
   /* a resumed run's recipe is its checkpoint's */
-  if (status == BK_OK) status = cli_open_device_for(s, &r.recipe);
+  bk_status status = cli_open_device_for(s, &r->recipe);
   /* again, now that it is known what the device stores */
-  if (status == BK_OK) status = cli_dtype(s, &r.dtype);
-  if (status == BK_OK) status = open_data(&r);
-  if (status == BK_OK) train_warn_recipe(&r);
-  if (status == BK_OK) status = build(&r, dry);
+  if (status == BK_OK) status = cli_dtype(s, &r->dtype);
+  BK_TRY(cli_team_agree(r->team, status));
+  BK_TRY(cli_team_agree(r->team, cli_team_open_comm(r->team)));
+  BK_TRY(cli_team_agree(r->team, open_data(r)));
+  BK_TRY(same_data(r));
+  train_warn_recipe(r);
+  return cli_team_agree(r->team, build(r, dry));
+}
+
+static bk_status run_rank(cli_session *s) {
+  train_run r = {.s = s, .team = s->team, .lock = -1, .last_val = NAN};
+  bool dry = cli_given(&s->args, "dry-run");
+  bk_status status = set_up(&r, dry);
   if (status == BK_OK && !dry) status = run_training(&r);
-  if (status == BK_OK) status = dry ? report_plan(&r) : report(&r);
+  if (status == BK_OK) status = dry ? train_report_plan(&r) : train_report(&r);
+  if (cli_team_lost(r.team, status)) return status; /* the process ends without more ado */
   bk_metrics_close(r.metrics);
   bk_trainer_destroy(r.trainer);
   bk_model_destroy(r.model);
@@ -382,6 +385,15 @@ static bk_status run(cli_session *s) {
   bk_free(s->ctx, r.from);
   if (r.lock >= 0) close(r.lock);
   return status;
+}
+
+static bk_status run(cli_session *s) {
+  if (cli_given(&s->args, "help-config")) {
+    train_print_config_help();
+    return cli_flush_stdout(s);
+  }
+  cli_catch_save();
+  return cli_launch(s, run_rank);
 }
 
 static const cli_option options[] = {
@@ -402,6 +414,7 @@ static const cli_option options[] = {
     {"profile", CLI_ONE, "FILE",
      "time of every op and phase: tables at the end, a Chrome trace in FILE"},
     {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
+    CLI_LAUNCH_OPTIONS,
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

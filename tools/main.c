@@ -13,19 +13,6 @@ static const cli_command *const commands[] = {&cli_train,   &cli_eval, &cli_gene
                                               &cli_forward, &cli_gain, &cli_verify,   &cli_compare,
                                               &cli_bench,   &cli_plan, &cli_devices};
 
-static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
-
-/* Messages quote files and arguments, which are untrusted: no terminal codes. */
-static void log_to_stderr(void *user, bk_log_level level, const char *message) {
-  (void)user;
-  flockfile(stderr);
-  fprintf(stderr, "birkhoff: %s: ", level_names[level]);
-  for (const char *c = message; *c; c++)
-    putc((unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c, stderr);
-  putc('\n', stderr);
-  funlockfile(stderr);
-}
-
 static void print_usage(FILE *to) {
   fprintf(to, "usage: birkhoff COMMAND [ARGUMENTS]; birkhoff COMMAND --help says more\n\n");
   for (size_t i = 0; i < BK_COUNT(commands); i++)
@@ -79,21 +66,24 @@ static bk_status run_words(cli_session *s) {
 }
 
 static int run(int argc, char **argv) {
-  bk_context_options options = {.log = log_to_stderr, .log_level = BK_LOG_WARN};
-  const char *level = getenv("BIRKHOFF_LOG");
-  bool bad_level = level && *level && bk_log_level_parse(level, &options.log_level) != BK_OK;
+  cli_log log;
+  cli_log_init(&log);
   bk_context *ctx = NULL;
-  if (bk_context_create(&options, &ctx) != BK_OK) {
+  if (cli_log_context(&log, &ctx) != BK_OK) {
     fprintf(stderr, "birkhoff: error: out of memory\n");
     return 1;
   }
-  if (bad_level) bk_warn(ctx, "BIRKHOFF_LOG=%s: expected error, warn, info, debug or trace", level);
-  cli_session s = {.ctx = ctx, .argc = argc, .argv = argv};
+  bk_log_level level;
+  const char *text = getenv("BIRKHOFF_LOG");
+  if (text && *text && bk_log_level_parse(text, &level) != BK_OK)
+    bk_warn(ctx, "BIRKHOFF_LOG=%s: expected error, warn, info, debug or trace", text);
+  cli_session s = {.ctx = ctx, .log = &log, .argc = argc, .argv = argv};
   bk_status status = BK_ERR_ARGUMENT;
   if (argc < 2) print_usage(stderr);
   else status = run_words(&s);
   if (status == BK_OK) status = cli_flush_stdout(&s);
   bk_context_destroy(ctx);
+  cli_log_fini(&log);
   return cli_exit_code(status);
 }
 

@@ -67,11 +67,33 @@ static bool stack_is_small(void) {
   return true;
 }
 
+/* With STACK_BYTES of stack. */
+static bool start(pthread_t *thread, void *(*run_thread)(void *arg), void *arg) {
+  pthread_attr_t attributes;
+  if (pthread_attr_init(&attributes) != 0) return false;
+  bool done = pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0;
+#ifdef HAVE_PTHREAD_SETATTR_DEFAULT_NP
+  if (done) pthread_setattr_default_np(&attributes); /* for threads that drivers start */
+#endif
+  done = done && pthread_create(thread, &attributes, run_thread, arg) == 0;
+  pthread_attr_destroy(&attributes);
+  return done;
+}
+
+bool cli_thread_start(pthread_t *thread, void *(*run_thread)(void *arg), void *arg) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  bool done = start(thread, run_thread, arg);
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return done;
+}
+
 /* Signals go to the thread that runs the program, as they would without it. */
-static bool run_on_thread(program *p, const pthread_attr_t *attributes) {
+static bool run_on_thread(program *p) {
   pthread_t thread;
   sigset_t all;
-  if (pthread_create(&thread, attributes, run_program, p) != 0) return false;
+  if (!start(&thread, run_program, p)) return false;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, NULL);
   pthread_join(thread, NULL);
@@ -80,15 +102,5 @@ static bool run_on_thread(program *p, const pthread_attr_t *attributes) {
 
 int cli_process_run(int (*run)(int argc, char **argv), int argc, char **argv) {
   program p = {run, argc, 1, argv};
-  pthread_attr_t attributes;
-  if (!stack_is_small() || pthread_attr_init(&attributes) != 0) return run(argc, argv);
-  bool done = false;
-  if (pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0) {
-#ifdef HAVE_PTHREAD_SETATTR_DEFAULT_NP
-    pthread_setattr_default_np(&attributes); /* for threads that drivers start */
-#endif
-    done = run_on_thread(&p, &attributes);
-  }
-  pthread_attr_destroy(&attributes);
-  return done ? p.code : run(argc, argv);
+  return stack_is_small() && run_on_thread(&p) ? p.code : run(argc, argv);
 }

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "tools/cli.h"
+#include "tools/team.h"
 
 /* ---- the file ---- */
 
@@ -35,12 +35,17 @@ static bk_status check_path(bk_context *ctx, const char *path) {
   return status;
 }
 
+/* Ranks create their profiles at the same moment, as far as an agreement is one: the times of all
+ * of them count from there. */
 bk_status cli_profile_begin(cli_session *s, bk_model *model, bk_profile **profile) {
   const char *path = cli_value(&s->args, "profile");
+  bk_status status = BK_OK;
   *profile = NULL;
   if (!path) return BK_OK;
-  BK_TRY(check_path(s->ctx, path));
-  return bk_profile_create(model, profile);
+  if (!s->team || cli_team_leads(s->team)) status = check_path(s->ctx, path);
+  if (s->team) status = cli_team_agree(s->team, status);
+  if (status == BK_OK) status = bk_profile_create(model, profile);
+  return s->team ? cli_team_agree(s->team, status) : status;
 }
 
 /* ---- figures of one step ---- */
@@ -152,13 +157,92 @@ json_t *cli_profile_json(const bk_profile *p, const char *file) {
                    phases, "trace", file);
 }
 
+/* ---- the traces of several ranks ---- */
+
+/* Texts are gathered in rounds of so many bytes in all, because every rank gets all of them. */
+#define ROUND_BYTES ((int64_t)1 << 20)
+
+typedef struct traces {
+  cli_team *team;
+  FILE *file;       /* rank 0's */
+  int64_t *lengths; /* of each rank's text */
+  char *round;      /* what one round has of each rank */
+  int64_t chunk;
+} traces;
+
+/* One rank after the other: the texts of all do not fit into memory where there are many. Rank r's
+ * text is then written as a whole before that of r + 1. */
+static bk_status gather_text(traces *t, int rank, const char *text) {
+  for (int64_t at = 0; at < t->lengths[rank]; at += t->chunk) {
+    int64_t left = t->lengths[rank] - at, n = left < t->chunk ? left : t->chunk;
+    char *own = t->round + (int64_t)t->team->size * t->chunk;
+    memset(own, 0, (size_t)n);
+    if (rank == t->team->rank) memcpy(own, text + at, (size_t)n);
+    BK_TRY(cli_team_gather(t->team, own, (size_t)n, t->round));
+    if (t->file) fwrite(t->round + rank * n, 1, (size_t)n, t->file);
+  }
+  return BK_OK;
+}
+
+static bk_status gather_texts(traces *t, const char *text) {
+  for (int r = 0; r < t->team->size; r++) {
+    if (t->file) fputs(r ? ",\n" : "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", t->file);
+    BK_TRY(gather_text(t, r, text));
+  }
+  if (t->file) fputs("\n]}\n", t->file);
+  return BK_OK;
+}
+
+/* As bk_profile_write_trace does it: written beside, synced and renamed. */
+static bk_status close_trace(cli_session *s, FILE *file, const char *beside, const char *path) {
+  bool ok = fflush(file) == 0 && !ferror(file) && fsync(fileno(file)) == 0;
+  int error = errno;
+  if (fclose(file) != 0 && ok) ok = false, error = errno;
+  if (ok && rename(beside, path) != 0) ok = false, error = errno;
+  if (ok) return BK_OK;
+  unlink(beside);
+  return bk_fail(s->ctx, BK_ERR_IO, "--profile %s: cannot write: %s", path, strerror(error));
+}
+
+static bk_status open_trace(cli_session *s, const char *beside, FILE **file) {
+  *file = NULL;
+  if (!cli_team_leads(s->team) || (*file = fopen(beside, "wb"))) return BK_OK;
+  return bk_fail(s->ctx, BK_ERR_IO, "cannot write %s: %s", beside, strerror(errno));
+}
+
+static bk_status write_traces(cli_session *s, const bk_profile *p, const char *path) {
+  bk_context *ctx = s->ctx;
+  traces t = {.team = s->team, .chunk = ROUND_BYTES / s->team->size + 1};
+  char *text = NULL, *beside = bk_format(ctx, "%s.tmp", path);
+  size_t bytes = 0;
+  t.lengths = bk_alloc_array(ctx, (size_t)t.team->size, sizeof *t.lengths);
+  t.round = bk_alloc_array(ctx, (size_t)t.team->size + 1, (size_t)t.chunk);
+  bk_status status = beside && t.lengths && t.round ? BK_OK : BK_ERR_MEMORY;
+  if (status == BK_OK) status = bk_profile_trace_events(p, t.team->rank, &text, &bytes);
+  if (status == BK_OK) status = open_trace(s, beside, &t.file);
+  status = cli_team_agree(t.team, status);
+  int64_t length = (int64_t)bytes;
+  if (status == BK_OK) status = cli_team_gather(t.team, &length, sizeof length, t.lengths);
+  if (status == BK_OK) status = gather_texts(&t, text);
+  if (t.file) {
+    bk_status closed = close_trace(s, t.file, beside, path);
+    if (status == BK_OK) status = closed;
+  }
+  bk_free(ctx, t.round);
+  bk_free(ctx, t.lengths);
+  bk_free(ctx, text);
+  bk_free(ctx, beside);
+  return cli_team_agree(s->team, status);
+}
+
 /* ---- the end ---- */
 
 bk_status cli_profile_end(cli_session *s, bk_profile *p, bk_status status) {
-  if (!p) return status;
+  if (!p || (s->team && cli_team_lost(s->team, status))) return status;
   const char *file = cli_value(&s->args, "profile");
-  bk_status written = bk_profile_write_trace(p, file);
-  if (written == BK_OK) written = cli_profile_print(p, file, stderr);
+  bool many = s->team && s->team->job, leads = !many || cli_team_leads(s->team);
+  bk_status written = many ? write_traces(s, p, file) : bk_profile_write_trace(p, file);
+  if (written == BK_OK && leads) written = cli_profile_print(p, file, stderr);
   bk_profile_destroy(p);
   return status != BK_OK ? status : written;
 }

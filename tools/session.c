@@ -1,12 +1,17 @@
 /* Devices, configurations, checkpoints and data as the options name them. See cli.h. */
-#include "tools/cli.h"
-
 #include <string.h>
 
-static bk_status open_for(cli_session *s, const char *name, const bk_train_config *recipe,
+#include "tools/launch.h"
+
+static bk_status open_for(cli_session *s, const char *given, const bk_train_config *recipe,
                           bk_device **device) {
-  int64_t threads = 0;
+  int of_rank = 0;
+  char own[160];
+  const char *name;
+  BK_TRY(cli_rank_threads(s, &of_rank));
+  int64_t threads = of_rank;
   BK_TRY(cli_int(s, "threads", 1, 1024, &threads));
+  BK_TRY(cli_rank_device(s, given, own, sizeof own, &name));
   bk_device_options options = {.threads = (int)threads,
                                .allow_fallback = cli_given(&s->args, "allow-fallback"),
                                .no_graph = !recipe->cuda_graph,

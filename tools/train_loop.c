@@ -103,8 +103,9 @@ static bk_status make_way(train_run *r, const char *path) {
 static bk_status write_checkpoint(train_run *r, int64_t step) {
   bk_context *ctx = r->s->ctx;
   char *path = bk_checkpoint_step_path(ctx, r->out, step);
-  if (!path) return BK_ERR_MEMORY;
-  bk_status made = make_way(r, path);
+  bk_status made = path ? BK_OK : BK_ERR_MEMORY;
+  if (made == BK_OK && cli_team_leads(r->team)) made = make_way(r, path);
+  made = cli_team_agree(r->team, made);
   if (made != BK_OK) {
     bk_free(ctx, path);
     return made;
@@ -117,11 +118,12 @@ static bk_status write_checkpoint(train_run *r, int64_t step) {
   state.n_files = bk_dataset_files(r->train, &state.files);
   bk_status status = bk_checkpoint_save(r->model, &state, path);
   bk_free(ctx, path);
-  return status;
+  return cli_team_agree(r->team, status);
 }
 
 static void prune(train_run *r) {
   r->unproven = false;
+  if (!cli_team_leads(r->team)) return;
   if (bk_checkpoint_prune(r->s->ctx, r->out, r->recipe.keep) != BK_OK)
     bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
 }
@@ -129,10 +131,12 @@ static void prune(train_run *r) {
 /* Older checkpoints go once a step was taken from the new one. */
 static bk_status save(train_run *r) {
   int64_t step = bk_trainer_step_done(r->trainer);
+  char kept[512];
   if (step == r->saved_step || step == 0) return BK_OK;
-  BK_TRY(check_stored(r, step));
+  BK_TRY(cli_team_agree(r->team, check_stored(r, step)));
   BK_TRY(write_checkpoint(r, step));
   r->saved_step = step;
+  cli_team_kept(r->team, kept_text(r, kept, sizeof kept));
   r->unproven = true;
   r->retry_step = r->retry_gap = 0;
   return BK_OK;
@@ -150,7 +154,8 @@ static int64_t next_save(const train_run *r, int64_t step) {
 static bk_status save_or_retry(train_run *r, int64_t step) {
   char kept[512];
   bk_status status = save(r);
-  if (status == BK_OK || status == BK_ERR_NOT_FINITE) return status;
+  if (status == BK_OK || status == BK_ERR_NOT_FINITE || cli_team_lost(r->team, status))
+    return status;
   r->retry_gap = r->retry_gap ? 2 * r->retry_gap : 1;
   r->retry_step = step + r->retry_gap;
   bk_warn(r->s->ctx, "step %lld is not saved; training goes on and tries again at step %lld; %s",
@@ -163,6 +168,7 @@ static bk_status save_or_retry(train_run *r, int64_t step) {
 /* Rows that cannot be written wait in memory; said at each attempt, which come ever more rarely. */
 static void write_row(train_run *r, const bk_metrics_row *row) {
   int64_t first, last;
+  if (!r->metrics) return;
   if (bk_metrics_write(r->metrics, row) == BK_OK) return;
   int64_t waiting = bk_metrics_pending(r->metrics, &first, &last);
   if (waiting)
@@ -174,6 +180,7 @@ static void write_row(train_run *r, const bk_metrics_row *row) {
 
 static bk_status flush_rows(train_run *r) {
   int64_t first, last;
+  if (!r->metrics) return BK_OK;
   bk_status status = bk_metrics_flush(r->metrics);
   if (status != BK_OK && bk_metrics_pending(r->metrics, &first, &last))
     fprintf(stderr, "birkhoff: the metrics of steps %lld to %lld are lost\n", (long long)first,
@@ -241,6 +248,7 @@ static bool start_is_bad(const train_run *r, const bk_refusal *refusal) {
 static void end_not_finite(train_run *r) {
   const bk_refusal *refusal = bk_trainer_refusal(r->trainer);
   char more[64] = "", kept[512];
+  if (!cli_team_leads(r->team)) return;
   if (refusal) write_row(r, &refusal->row);
   flush_rows(r);
   if (refusal && refusal->in_forward && r->saved_step && r->saved_step == refusal->row.step - 1)
@@ -274,6 +282,7 @@ static void end_not_finite(train_run *r) {
 
 static bk_status end_unsaved(train_run *r, bk_status status) {
   char kept[512];
+  if (!cli_team_leads(r->team)) return status;
   char *command = train_resume_command(r, "");
   fprintf(stderr,
           "birkhoff: step %lld could not be saved and what was trained since the last save is "
@@ -288,18 +297,20 @@ static bk_status end_unsaved(train_run *r, bk_status status) {
  * about. */
 static void say_saved(const train_run *r, bool live) {
   int64_t step = bk_trainer_step_done(r->trainer);
-  if (r->saved_step == step)
+  if (r->saved_step == step && cli_team_leads(r->team))
     fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n",
             live ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
 }
 
 /* The last step, or the one at which a signal came, is saved whatever save_every says. */
 static bk_status end_run(train_run *r, bool live) {
-  bool asked = cli_take_save();
+  BK_TRY(cli_team_step(r->team, BK_OK)); /* what was asked for since the step */
+  bool asked = cli_team_take_save(r->team);
   bk_status status = save(r);
+  if (cli_team_lost(r->team, status)) return status;
   if (status == BK_OK) prune(r);
   if (status == BK_OK && asked) say_saved(r, live);
-  bk_status rows = flush_rows(r);
+  bk_status rows = cli_team_agree(r->team, flush_rows(r));
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
   else if (status != BK_OK) return end_unsaved(r, status);
   return status != BK_OK ? status : rows;
@@ -307,18 +318,27 @@ static bk_status end_run(train_run *r, bool live) {
 
 /* ---- the loop ---- */
 
+/* A step that is not finite is so on all ranks; one that fails otherwise may have failed on this
+ * rank alone, while the others wait for it within the step. */
+static bk_status take_step(train_run *r, bk_metrics_row *row) {
+  bk_status status = bk_trainer_step(r->trainer, row);
+  if (status != BK_OK && status != BK_ERR_NOT_FINITE) return cli_team_give_up(r->team, status);
+  return cli_team_step(r->team, status);
+}
+
 static bk_status run_steps(train_run *r, progress *p) {
-  while (bk_trainer_step_done(r->trainer) < r->recipe.steps && !cli_signal) {
+  BK_TRY(cli_team_step(r->team, BK_OK)); /* a signal may have come before the first step */
+  while (bk_trainer_step_done(r->trainer) < r->recipe.steps && !r->team->signal) {
     bk_metrics_row row;
     int64_t due = next_save(r, bk_trainer_step_done(r->trainer));
-    BK_TRY(bk_trainer_step(r->trainer, &row));
+    BK_TRY(take_step(r, &row));
     if (r->unproven) prune(r);
     if (row.has_val) r->last_val = row.val_loss;
     write_row(r, &row);
-    if (!r->s->json) show(r, p, &row);
+    if (!r->s->json && cli_team_leads(r->team)) show(r, p, &row);
     r->last = row;
-    if (row.step == r->recipe.steps || cli_signal) break; /* saved by end_run */
-    bool asked = cli_take_save();
+    if (row.step == r->recipe.steps || r->team->signal) break; /* saved by end_run */
+    bool asked = cli_team_take_save(r->team);
     if (row.step == due || asked) BK_TRY(save_or_retry(r, row.step));
     if (asked) say_saved(r, p->live);
   }
@@ -327,7 +347,9 @@ static bk_status run_steps(train_run *r, progress *p) {
 
 bk_status train_loop(train_run *r) {
   progress p = {.live = isatty(2) != 0};
+  char kept[512];
   r->begin = cli_seconds();
+  cli_team_kept(r->team, kept_text(r, kept, sizeof kept));
   bk_status status = run_steps(r, &p);
   if (status == BK_OK) return end_run(r, p.live);
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);

@@ -81,7 +81,7 @@ const bk_option bk_train_keys[] = {
     INT(steps, 1, 1e15, "optimiser steps in all"),
     INT(batch_size, 1, 1 << 24, "sequences per step"),
     INT(micro_batch_size, 0, 1 << 24,
-        "sequences per forward and backward pass, divides batch_size; 0: batch_size"),
+        "sequences per forward and backward pass of a rank; 0: all that it has of batch_size"),
     INT(seq_len, 1, 1 << 26, "tokens per sequence"),
     INT(seed, 0, 9007199254740992.0, "seed of initial weights and data order"),
     DOUBLE(lr, 0, 1e3, "base learning rate"),
@@ -421,15 +421,15 @@ bk_status bk_model_config_validate(bk_context *ctx, const bk_model_config *m) {
   return bk_model_config_check(ctx, "model configuration", m, BK_OPTION_ALL);
 }
 
-/* Ranges are checked first. micro_batch_size 0 means a single micro-batch of the whole batch. */
+/* Ranges are checked first. micro_batch_size 0 means a single micro-batch of all of a rank's
+ * sequences, which are the whole batch where there is one rank. */
 bk_status bk_train_config_check(bk_context *ctx, const char *origin, const bk_train_config *t) {
   bk_option_set all = BK_OPTION_ALL;
   BK_TRY(bk_options_check(ctx, origin, bk_train_keys, t, &all));
   long long micro = t->micro_batch_size ? t->micro_batch_size : t->batch_size;
-  if (t->batch_size % micro != 0)
-    return bk_fail(ctx, BK_ERR_CONFIG,
-                   "%s: batch_size (%lld) cannot be divided by micro_batch_size (%lld)", origin,
-                   (long long)t->batch_size, micro);
+  if (micro > t->batch_size)
+    return bk_fail(ctx, BK_ERR_CONFIG, "%s: micro_batch_size (%lld) is above batch_size (%lld)",
+                   origin, micro, (long long)t->batch_size);
   if ((double)micro * (double)t->seq_len > INT32_TOP)
     return bk_fail(ctx, BK_ERR_CONFIG,
                    "%s: a micro-batch of %lld sequences of seq_len %lld has more than "

@@ -115,6 +115,11 @@ static void put_row(bk_json_out *out, const bk_metrics_row *row) {
     put_double(out, "gain_forward", row->gain_forward);
     put_double(out, "gain_backward", row->gain_backward);
   }
+  if (row->has_comm) {
+    put_double(out, "comm_wait", row->comm_wait_s);
+    put_double(out, "comm_busy", row->comm_busy_s);
+    put_double(out, "comm_bytes", row->comm_bytes);
+  }
   if (loads) put_loads(out, row);
   bk_json_out_text(out, "}\n");
 }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checkpoints that commit f661eb7 wrote after step 4 are resumed: three more steps give, byte for
-# byte, what f661eb7's own --resume gave (tests/fixtures/resume_f661eb7; its make.sh made all).
+# byte, what they gave when the numbers of a step last changed (tests/fixtures/README.md has when;
+# make.sh in tests/fixtures/resume_f661eb7 made all).
 #
 # `ref` and the portable instruction set of `cpu` are compared bit for bit. Both are compiled
 # without fused products and neither leaves the order of a sum to the compiler, so that gcc and
@@ -31,12 +32,12 @@ sum_of() {
   if command -v sha256sum >sum_of.path; then sha256sum <"$1"; else shasum -a 256 <"$1"; fi |
     cut -d ' ' -f 1
 }
-# after NAME FILE: the sum of what f661eb7 made
+# after NAME FILE: the sum of what it has to be
 after() { sed -n "s/  $1 $2\$//p" "$old/after.sums"; }
 # rows NAME: those of the steps after 4, without the clock
 rows() { sed -n '5,$ s/"tokens_per_s": [^,}]*, //p' "$1/metrics.jsonl"; }
 
-# bits NAME: weights, optimiser state and metrics are f661eb7's
+# bits NAME: weights, optimiser state and metrics are what they were
 bits() {
   for f in model optimizer; do
     equal "$1: $f.safetensors" "$(sum_of "$1/step-000007/$f.safetensors")" "$(after "$1" $f)"
@@ -71,7 +72,7 @@ weights_apart() {
     awk '$1 > worst { worst = $1 } END { if (NR) printf "%.2e", worst }'
 }
 
-# near NAME LIKE WHY: NAME's metrics and weights are near those that f661eb7 had as LIKE.
+# near NAME LIKE WHY: NAME's metrics and weights are near those that LIKE had.
 #
 # fp32: a value is rounded by a part in 1.7e7, and builds differ by two such roundings of a loss
 # or a norm; 1e-6 is ten times that. Weights differ by up to 4e-6, in those whose gradient is zero

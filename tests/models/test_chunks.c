@@ -451,7 +451,7 @@ START_TEST(queue) {
   OK(bk_runner_forward(r.runner, 1, t.ids[1], t.targets[1]));
   OK(bk_runner_backward(r.runner, 1));
   bk_optimizer *o = NULL;
-  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o));
+  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0}, &o));
   ck_assert_int_eq(bk_optimizer_step(o), BK_ERR_ARGUMENT);
   unit_expect("1 deferred wgrads wait");
   /* the step is given up: its slot is free in the next one */

@@ -96,7 +96,7 @@ START_TEST(test_plan_only) {
                                            .backward = true,
                                            .hc_recompute = BK_RECOMPUTE_AUTO},
                       &r));
-  OK(bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-20, 0.1}, &o));
+  OK(bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-20, 0.1, 0}, &o));
   ck_assert_double_gt((double)bk_memory_bytes(m->memory, BK_MEM_WEIGHTS), 2 * 26.9e9);
   ck_assert_double_lt((double)bk_memory_bytes(m->memory, BK_MEM_WEIGHTS), 2 * 27.3e9);
   ck_assert_double_gt((double)bk_memory_bytes(m->memory, BK_MEM_OPTIMIZER), 8 * 26.9e9);

@@ -261,7 +261,7 @@ static void check_training(const char *name, const char *device, bk_dtype dtype,
   const json_t *recipe = json_object_get(train, "recipe");
   bk_optimizer *optimizer;
   bk_optimizer_options o = {number(recipe, "adam_beta1"), number(recipe, "adam_beta2"),
-                            number(recipe, "adam_eps"), number(recipe, "weight_decay")};
+                            number(recipe, "adam_eps"), number(recipe, "weight_decay"), 0};
   OK(bk_optimizer_create(f.r.model, &o, &optimizer));
   int steps = (int)number(train, "steps");
   ck_assert_int_eq(steps, 10);

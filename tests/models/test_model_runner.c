@@ -477,7 +477,7 @@ START_TEST(test_not_finite) {
   bk_runner_options options = training_options(B, 1, 0);
   rig r = rig_open(fast_device(), 1, &c, BK_F32, &options);
   bk_optimizer *optimizer;
-  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &optimizer));
+  OK(bk_optimizer_create(r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0}, &optimizer));
   int64_t kept = make_tokens(c.vocab_size, B * T, 61, ids, targets);
   const bk_param *embed = bk_model_find(r.model, "model.embed_tokens.weight"),
                  *head = bk_model_find(r.model, "lm_head.weight");
@@ -569,7 +569,7 @@ static bk_status create_all(bk_device *device, const bk_model_config *c) {
       bk_model_create(device, c, BK_BF16, &(bk_model_options){.trainable = true}, &m);
   if (status == BK_OK) status = bk_runner_create(m, &options, &r);
   if (status == BK_OK)
-    status = bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &o);
+    status = bk_optimizer_create(m, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0}, &o);
   bk_optimizer_destroy(o);
   bk_runner_destroy(r);
   bk_model_destroy(m);

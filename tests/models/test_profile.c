@@ -29,7 +29,8 @@ static bench bench_open(int residual, bk_dtype dtype, int64_t recompute) {
       .batch = 1, .seq_len = TOKENS, .slots = 1, .backward = true, .hc_recompute = recompute};
   bench b = {.r = rig_open("cpu", 2, &c, dtype, &o)};
   b.kept = make_tokens(c.vocab_size, TOKENS, 5, b.ids, b.targets);
-  OK(bk_optimizer_create(b.r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1}, &b.optimizer));
+  OK(bk_optimizer_create(b.r.model, &(bk_optimizer_options){0.9, 0.95, 1e-8, 0.1, 0},
+                         &b.optimizer));
   OK(bk_profile_create(b.r.model, &b.profile));
   return b;
 }
@@ -86,19 +87,23 @@ static int expect_micro_batch(const bk_profile_step *step, int at, const bk_runn
   return expect_program(step, at, r, BK_PROGRAM_BACKWARD + (int)micro);
 }
 
-/* The rest is the optimiser's: norms, one clip, as many updates as norms, a balance per MoE
- * layer. Returns the end. */
-static int expect_optimizer(const bk_profile_step *step, int at, int n_moe) {
+/* The rest is the optimiser's: a norm for each trained block and their sum, one clip, an update for
+ * each shard, a balance per MoE layer. Returns the end. */
+static int expect_optimizer(const bk_profile_step *step, int at, const bk_model *m, int n_moe) {
   int seen[BK_OP_COUNT] = {0}, begin = at;
   for (; at < step->count; at++) {
     ck_assert_int_eq(step->records[at].phase, BK_PHASE_OPTIMIZER);
     seen[step->records[at].op]++;
   }
-  ck_assert_int_gt(seen[BK_OP_SUMSQ], 0);
-  ck_assert_int_eq(seen[BK_OP_ADAMW], seen[BK_OP_SUMSQ]);
+  int blocks = 0;
+  for (int i = 0; i < m->n_blocks; i++) blocks += m->blocks[i].trainable;
+  ck_assert_int_eq(seen[BK_OP_SUMSQ], blocks);
+  ck_assert_int_eq(seen[BK_OP_SUM], 1);
+  ck_assert_int_gt(m->n_shards, 0);
+  ck_assert_int_eq(seen[BK_OP_ADAMW], m->n_shards);
   ck_assert_int_eq(seen[BK_OP_CLIP], 1);
   ck_assert_int_eq(seen[BK_OP_BALANCE], n_moe);
-  ck_assert_int_eq(at - begin, 2 * seen[BK_OP_ADAMW] + 1 + n_moe);
+  ck_assert_int_eq(at - begin, blocks + m->n_shards + 2 + n_moe);
   return at;
 }
 
@@ -114,7 +119,7 @@ START_TEST(covers_every_launch) {
       for (int i = 0; i < 2; i++)
         at = expect_micro_batch(step, at, b.r.runner, i ? BK_MICRO_NEXT : BK_MICRO_FIRST);
       ck_assert_int_gt(at, 100);
-      ck_assert_int_eq(expect_optimizer(step, at, bk_runner_n_moe(b.r.runner)), step->count);
+      ck_assert_int_eq(expect_optimizer(step, at, b.r.model, bk_runner_n_moe(b.r.runner)), step->count);
       ck_assert_int_eq(step->lost, 0);
       bench_close(&b);
     }

@@ -291,7 +291,7 @@ END_TEST
 
 /* ---- micro-batches: the same loss, gradient and next loss, up to the order of sums ---- */
 static void check_micro(const char *device, bk_dtype dtype, double bound) {
-  static const int64_t micros[] = {0, 4, 2, 1};
+  static const int64_t micros[] = {0, 4, 2, 1, 3};
   bk_metrics_row want[2];
   for (size_t i = 0; i < BK_COUNT(micros); i++) {
     bk_model_config c = text_config(BK_HC_MHC);
@@ -674,10 +674,10 @@ START_TEST(test_refusals) {
   unit_expect("trainable and whole");
   ck_assert_int_eq(bk_trainer_create(part, &recipe, data, NULL, &t), BK_ERR_ARGUMENT);
   unit_expect("trainable and whole");
-  recipe.micro_batch_size = 3;
+  recipe.batch_size = 0;
   ck_assert_int_eq(bk_trainer_create(whole, &recipe, data, NULL, &t), BK_ERR_ARGUMENT);
-  unit_expect("not a multiple of micro_batch_size 3");
-  recipe.micro_batch_size = 0;
+  unit_expect("batch_size 0 and micro_batch_size 0");
+  recipe.batch_size = 4;
   recipe.seq_len = bk_dataset_tokens(data);
   ck_assert_int_eq(bk_trainer_create(whole, &recipe, data, NULL, &t), BK_ERR_DATA);
   unit_expect("a sequence of seq_len");

@@ -85,8 +85,8 @@ typedef enum bk_lr_schedule { BK_LR_STEP, BK_LR_COSINE, BK_LR_CONSTANT } bk_lr_s
 
 /* The recipe. --help-config and doc/model.md say what each key does. */
 typedef struct bk_train_config {
-  int64_t steps, batch_size /* sequences per step */,
-      micro_batch_size /* sequences; 0 = batch_size */, seq_len;
+  int64_t steps, batch_size /* sequences per step, of all ranks together */,
+      micro_batch_size /* sequences of one rank; 0 = all that it has of batch_size */, seq_len;
   uint64_t seed; /* as a key, an int64_t that is not negative */
   double lr, min_lr_ratio, weight_decay, adam_beta1, adam_beta2, adam_eps, grad_clip /* 0 = off */,
       router_bias_lr;

@@ -15,7 +15,12 @@ typedef struct bk_metrics_row {
   double loss, lr, grad_norm, tokens_per_s;
   bool has_val, has_gain;                       /* false: these keys are not written */
   double val_loss, gain_forward, gain_backward; /* of the composite H_L ... H_1, mean over tokens */
-  int n_layers, n_experts;                      /* layers with experts; 0: no expert_load */
+  /* Of several ranks (birkhoff/parallel.h): what this step took of communication, the seconds in
+   * which this rank waited for it, those in which it was under way, and the bytes that all ranks
+   * have sent together. false: one rank, and the keys are not written. */
+  bool has_comm;
+  double comm_wait_s, comm_busy_s, comm_bytes;
+  int n_layers, n_experts; /* layers with experts; 0: no expert_load */
   /* [n_layers][n_experts]: each expert's share of the step's choices; a layer's shares sum to 1 */
   const double *expert_load;
 } bk_metrics_row;

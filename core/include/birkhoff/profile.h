@@ -57,6 +57,11 @@ BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, in
  * microseconds, and args has kernel, sublayer (null where there is none), bytes and flops. A step
  * is an event too, with cat "step". BK_ERR_IO where the file cannot be written. */
 BK_API bk_status bk_profile_write_trace(const bk_profile *profile, const char *path);
+/* The events of such a trace as text: those of rank `rank` of several, which is their pid. The
+ * texts of all ranks, with commas between them, are the traceEvents of one trace. Times count from
+ * the creation of each profile. *text is to be bk_free'd. */
+BK_API bk_status bk_profile_trace_events(const bk_profile *profile, int rank, char **text,
+                                         size_t *bytes);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,222 @@
+/* Communication in a training step (parallel.h). When a bucket is whole is found in the recorded
+ * programs, from the ops' descriptors: whatever writes a gradient is seen there, so that no layer
+ * has to say when it is done. */
+#include "models/parallel.h"
+
+#include "comm/comm.h"
+#include "models/model_priv.h"
+#include "models/shards.h"
+#include "ops/ops.h"
+
+/* A bucket, and the last piece that writes to it; NULL: none does. `when` counts the pieces of all
+ * programs that were looked at. */
+typedef struct due {
+  int shard;
+  int64_t when;
+  const bk_piece *piece;
+} due;
+
+struct bk_parallel {
+  bk_model *model;
+  bk_comm *comm;
+  due *order;            /* [n_shards], in the order in which they are posted */
+  bk_request **requests; /* [n_shards], in that order */
+  int n, posted, waited; /* of them: in all, and in this step */
+  bk_event *event;       /* joins the lanes before a post */
+};
+
+/* ---- creation ---- */
+
+bk_status bk_parallel_create(bk_model *model, int64_t sums, bk_parallel **parallel) {
+  bk_parallel *p = bk_alloc(model->ctx, sizeof *p);
+  if (!p) return BK_ERR_MEMORY;
+  *p = (bk_parallel){.model = model, .comm = model->options.comm, .n = model->n_shards};
+  p->order = bk_alloc_array(model->ctx, (size_t)p->n, sizeof *p->order);
+  p->requests = bk_alloc_array(model->ctx, (size_t)p->n, sizeof *p->requests);
+  bk_status status = p->order && p->requests ? BK_OK : BK_ERR_MEMORY;
+  if (status == BK_OK) status = model->device->ops->event_create(model->device, &p->event);
+  if (status == BK_OK) status = bk_model_reserve_comm(model, (size_t)sums);
+  for (int i = 0; i < p->n && status == BK_OK; i++) p->order[i].shard = i;
+  if (status == BK_OK) *parallel = p;
+  else bk_parallel_destroy(p);
+  return status;
+}
+
+void bk_parallel_destroy(bk_parallel *p) {
+  if (!p) return;
+  bk_context *ctx = p->model->ctx;
+  if (p->event) p->event->ops->destroy(p->event);
+  bk_free(ctx, p->requests);
+  bk_free(ctx, p->order);
+  bk_free(ctx, p);
+}
+
+/* ---- when a bucket is whole ---- */
+
+/* `found` is in the order of the shards here. */
+static void note_write(const bk_parallel *p, due *found, const bk_tensor *t, const bk_piece *piece,
+                       int64_t when) {
+  if (!bk_tensor_present(t) || !t->buffer || t->buffer->mem_class != BK_MEM_GRADIENTS) return;
+  size_t begin = t->offset, end = begin + bk_tensor_span(t);
+  for (int i = 0; i < p->n; i++) {
+    const bk_tensor *g = &p->model->shards[i].grad;
+    if (g->buffer != t->buffer || end <= g->offset || g->offset + bk_tensor_bytes(g) <= begin)
+      continue;
+    found[i].when = when;
+    found[i].piece = piece;
+  }
+}
+
+static void note_call(const bk_parallel *p, due *found, const bk_call *c, const bk_piece *piece,
+                      int64_t when) {
+  if (c->kind == BK_CALL_ZERO) note_write(p, found, c->args, piece, when);
+  if (c->kind != BK_CALL_OP) return;
+  const bk_op_desc *d = bk_op_describe(c->op);
+  for (int i = 0; i < d->n_fields; i++)
+    if (d->fields[i].role != BK_IN)
+      note_write(p, found, bk_op_field_get(c->args, &d->fields[i]), piece, when);
+}
+
+/* *when goes on from program to program. A program that a chunk does not have is NULL. */
+static void note_program(const bk_parallel *p, due *found, const bk_program *program,
+                         int64_t *when) {
+  for (int i = 0; program && i < program->n_pieces; i++, ++*when)
+    for (int k = program->pieces[i].begin; k < program->pieces[i].end; k++)
+      note_call(p, found, &program->calls[k], &program->pieces[i], *when);
+}
+
+/* By insertion, stable, so that buckets that are whole at the same time keep their order. Those
+ * that nobody writes come last. */
+static void sort(due *list, int n) {
+  for (int i = 1; i < n; i++) {
+    due d = list[i];
+    int at = i;
+    for (; at > 0 && list[at - 1].when > d.when; at--) list[at] = list[at - 1];
+    list[at] = d;
+  }
+}
+
+/* In the order in which the runner runs them: the losses, then back through the chunks. */
+bk_status bk_parallel_follow(bk_parallel *p, const bk_runner *r, bk_micro micro) {
+  int last = bk_runner_n_chunks(r) - 1;
+  int64_t when = 0;
+  for (int i = 0; i < p->n; i++) p->order[i] = (due){.shard = i, .when = INT64_MAX};
+  note_program(p, p->order,
+               bk_chunk_program(bk_runner_chunk(r, last), 0, BK_PROGRAM_LOSS + (int)micro), &when);
+  for (int i = last; i >= 0; i--)
+    note_program(p, p->order,
+                 bk_chunk_program(bk_runner_chunk(r, i), 0, BK_PROGRAM_BACKWARD + (int)micro),
+                 &when);
+  sort(p->order, p->n);
+  return BK_OK;
+}
+
+uint64_t bk_parallel_order(const bk_parallel *p) {
+  uint64_t hash = 0;
+  for (int i = 0; i < p->n; i++) {
+    uint64_t both[2] = {hash, (uint64_t)p->order[i].shard};
+    hash = bk_hash64(both, sizeof both);
+  }
+  return hash;
+}
+
+/* ---- a step ---- */
+
+void bk_parallel_begin(bk_parallel *p) { p->posted = p->waited = 0; }
+
+bk_status bk_parallel_zero(bk_parallel *p) {
+  for (int i = 0; i < p->n; i++)
+    BK_TRY(bk_tensor_zero(p->model->stream, &p->model->shards[i].grad));
+  return BK_OK;
+}
+
+/* An operation begins behind what the compute lane has been given; what other lanes have been given
+ * may write to the same bucket. */
+static bk_status join_lanes(bk_parallel *p) {
+  for (int i = 0; i < BK_LANES; i++) {
+    bk_stream *other = p->model->lanes.stream[i];
+    if (!other || i == BK_LANE_COMPUTE) continue;
+    BK_TRY(other->ops->event_record(other, p->event));
+    BK_TRY(p->model->stream->ops->event_wait(p->model->stream, p->event));
+  }
+  return BK_OK;
+}
+
+static bk_status post(bk_parallel *p) {
+  const bk_shard *s = &p->model->shards[p->order[p->posted].shard];
+  BK_TRY(bk_comm_reduce_scatter(p->comm, p->model->stream, BK_REDUCE_SUM, &s->grad, &s->own_grad,
+                                &p->requests[p->posted]));
+  p->posted++;
+  return BK_OK;
+}
+
+bk_status bk_parallel_after(void *parallel, const bk_piece *piece) {
+  bk_parallel *p = parallel;
+  if (p->posted == p->n || p->order[p->posted].piece != piece) return BK_OK;
+  BK_TRY(join_lanes(p));
+  while (p->posted < p->n && p->order[p->posted].piece == piece) BK_TRY(post(p));
+  return BK_OK;
+}
+
+/* A request that was waited for is done with, whatever came of it. */
+static bk_status wait(bk_parallel *p) {
+  while (p->waited < p->posted)
+    BK_TRY(bk_comm_wait(p->comm, p->requests[p->waited++], p->model->stream));
+  return BK_OK;
+}
+
+bk_status bk_parallel_gradients(bk_parallel *p) {
+  BK_TRY(join_lanes(p));
+  while (p->posted < p->n) BK_TRY(post(p));
+  return wait(p);
+}
+
+/* Both are under way together, and both have come back, whatever came of the first. */
+bk_status bk_parallel_sum(bk_parallel *p, const bk_tensor *own, const bk_tensor *all) {
+  bk_request *sums, *loads;
+  bk_stream *stream = p->model->stream;
+  const bk_tensor *load = &p->model->parts->load;
+  BK_TRY(bk_comm_all_reduce(p->comm, stream, BK_REDUCE_SUM, own, all, &sums));
+  if (!bk_tensor_present(load)) return bk_comm_wait(p->comm, sums, stream);
+  bk_status status = bk_comm_all_reduce(p->comm, stream, BK_REDUCE_SUM, load, load, &loads);
+  bk_status first = bk_comm_wait(p->comm, sums, stream);
+  if (status == BK_OK) status = bk_comm_wait(p->comm, loads, stream);
+  return first != BK_OK ? first : status;
+}
+
+void bk_parallel_give_up(bk_parallel *p) {
+  bk_comm_abort(p->comm);
+  while (p->waited < p->posted) bk_comm_wait(p->comm, p->requests[p->waited++], p->model->stream);
+}
+
+/* ---- weights ---- */
+
+/* `sums` is how many numbers in ct a caller will sum beside the buckets. */
+bk_status bk_model_reserve_comm(bk_model *m, size_t sums) {
+  size_t most = sums * bk_dtype_size(m->ct), load = bk_tensor_bytes(&m->parts->load);
+  for (int i = 0; i < m->n_shards; i++) {
+    size_t bytes = bk_tensor_bytes(&m->shards[i].grad);
+    if (bytes > most) most = bytes;
+  }
+  enum { SUMS_AND_LOADS = 2 };
+  return bk_comm_reserve(m->options.comm, m->n_shards + SUMS_AND_LOADS, load > most ? load : most);
+}
+
+/* In place: each rank has its own pieces already. After a failure the others are waited for all the
+ * same. */
+bk_status bk_model_gather_weights(bk_model *m) {
+  bk_comm *comm = m->options.comm;
+  if (bk_model_ranks(m) == 1) return BK_OK;
+  bk_status status = BK_OK;
+  int posted = 0;
+  for (; posted < m->n_shards && status == BK_OK; posted += status == BK_OK) {
+    const bk_shard *s = &m->shards[posted];
+    status = bk_comm_all_gather(comm, m->stream, &s->own_weight, &s->weight,
+                                &m->parts->requests[posted]);
+  }
+  for (int i = 0; i < posted; i++) {
+    bk_status one = bk_comm_wait(comm, m->parts->requests[i], m->stream);
+    if (status == BK_OK) status = one;
+  }
+  return status;
+}
