@@ -109,18 +109,55 @@ static bk_status add_file_lack(bk_context *ctx, const char *path, const char *na
   return more ? add_lack(ctx, lack, more) : BK_ERR_MEMORY;
 }
 
+static bk_status is_there(bk_context *ctx, const char *folder, const char *name, bool *there) {
+  int kind = -1;
+  char *path = bk_path_join(ctx, folder, name);
+  bk_status status = path ? bk_path_kind(ctx, path, &kind) : BK_ERR_MEMORY;
+  bk_free(ctx, path);
+  *there = kind >= 0;
+  return status;
+}
+
+/* Of tensors in several files the index comes first: what it does not say cannot be looked for. */
+static bk_status add_index_lack(bk_context *ctx, const char *path, const char *file,
+                                const char *index, char **lack, bool *readable) {
+  bool single, indexed = false;
+  char *before = *lack;
+  *readable = true;
+  BK_TRY(is_there(ctx, path, file, &single));
+  if (!single) BK_TRY(is_there(ctx, path, index, &indexed));
+  if (indexed) BK_TRY(add_file_lack(ctx, path, index, lack));
+  *readable = *lack == before;
+  return BK_OK;
+}
+
+static bk_status add_weights_lack(bk_context *ctx, const char *path, char **lack) {
+  char *more;
+  bool readable;
+  BK_TRY(add_index_lack(ctx, path, BK_WEIGHTS_FILE, BK_WEIGHTS_INDEX, lack, &readable));
+  if (!readable) return BK_OK;
+  BK_TRY(bk_st_folder_lacks(ctx, path, &more));
+  return add_lack(ctx, lack, more);
+}
+
+static bk_status add_optimizer_lack(bk_context *ctx, const char *path, char **lack) {
+  char *more;
+  bool readable;
+  BK_TRY(add_index_lack(ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, lack, &readable));
+  if (!readable) return BK_OK;
+  BK_TRY(bk_st_slices_lack(ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, &more));
+  return add_lack(ctx, lack, more);
+}
+
 /* What has to be there depends on the use: a model to be read needs its configuration and weights,
  * a run to be resumed also the optimiser's and the trainer's state. */
 static bk_status collect_lacks(bk_context *ctx, const char *path, bk_checkpoint_use use,
                                char **lack) {
-  char *more;
   if (use == BK_CHECKPOINT_ANY) return BK_OK;
   BK_TRY(add_file_lack(ctx, path, "config.json", lack));
-  BK_TRY(bk_st_folder_lacks(ctx, path, &more));
-  BK_TRY(add_lack(ctx, lack, more));
+  BK_TRY(add_weights_lack(ctx, path, lack));
   if (use == BK_CHECKPOINT_READ) return BK_OK;
-  BK_TRY(bk_st_file_lacks(ctx, path, "optimizer.safetensors", &more));
-  BK_TRY(add_lack(ctx, lack, more));
+  BK_TRY(add_optimizer_lack(ctx, path, lack));
   return add_file_lack(ctx, path, "trainer_state.json", lack);
 }
 

@@ -17,7 +17,7 @@ typedef struct loader {
   bk_st_reader *reader;
   bk_weights weights;
   bk_read_job *jobs;
-  int64_t n_jobs;
+  size_t n_jobs, capacity;
   bk_finding bad;
 } loader;
 
@@ -145,25 +145,46 @@ static bk_tensor flat(bk_tensor t) {
   return bk_tensor_present(&t) ? bk_tensor_reshape(t, 1, &count) : t;
 }
 
-/* Finds and checks every parameter of every column. Nothing is read yet. */
-static bk_status make_jobs(loader *l, const bk_column *columns, int n_columns,
-                           bk_param_view second) {
-  bk_model *model = l->model;
-  for (int c = 0; c < n_columns; c++)
-    for (int i = 0; i < model->n_params; i++) {
-      const bk_param *p = &model->params[i];
-      bk_read_job job = {.a = flat(columns[c].view(model, p)),
-                         .b = second ? flat(second(model, p)) : (bk_tensor){0}};
-      if (!bk_tensor_present(&job.a)) continue;
-      job.count = bk_tensor_count(&job.a);
-      char *name = bk_format(model->ctx, "%s%s", columns[c].prefix, p->name);
-      if (!name) return BK_ERR_MEMORY;
-      bk_status status = find_param(l, name, p, &job);
-      bk_free(model->ctx, name);
-      BK_TRY(status);
-      l->jobs[l->n_jobs++] = job;
+static bk_status add_job(loader *l, const bk_read_job *job) {
+  BK_TRY(bk_grow(l->model->ctx, (void **)&l->jobs, &l->capacity, l->n_jobs + 1, sizeof *l->jobs));
+  l->jobs[l->n_jobs++] = *job;
+  return BK_OK;
+}
+
+/* A weight goes to every rank, its master to the ranks that keep parts of it. A rank that keeps all
+ * of it reads both at once. */
+static bk_status add_weight(loader *l, const bk_param *p, bk_read_job *job) {
+  const bk_read_job whole = *job;
+  for (bk_slice s = {0}; bk_param_next_slice(l->model, p, &s);) {
+    if (!bk_tensor_present(&s.master)) continue;
+    if (s.count == whole.count) {
+      job->b = s.master;
+      continue;
     }
-  qsort(l->jobs, (size_t)l->n_jobs, sizeof *l->jobs, by_place);
+    BK_TRY(add_job(l, &(bk_read_job){.entry = whole.entry,
+                                     .first = whole.first + s.begin,
+                                     .count = s.count,
+                                     .a = s.master}));
+  }
+  return add_job(l, job);
+}
+
+static void sort_jobs(loader *l) {
+  if (l->n_jobs) qsort(l->jobs, l->n_jobs, sizeof *l->jobs, by_place);
+}
+
+/* Finds and checks every parameter. Nothing is read yet. */
+static bk_status make_jobs(loader *l, bk_param_view view) {
+  bk_model *model = l->model;
+  for (int i = 0; i < model->n_params; i++) {
+    const bk_param *p = &model->params[i];
+    bk_read_job job = {.a = flat(view(model, p))};
+    if (!bk_tensor_present(&job.a)) continue;
+    job.count = bk_tensor_count(&job.a);
+    BK_TRY(find_param(l, p->name, p, &job));
+    BK_TRY(add_weight(l, p, &job));
+  }
+  sort_jobs(l);
   return check_no_extra(l);
 }
 
@@ -183,56 +204,140 @@ static bk_status report_finding(const loader *l) {
 
 /* Values that are not finite are noted while everything is read, and reported once at the end with
  * their number: a user learns whether one tensor or all are bad. */
-static bk_status load_file(bk_model *model, bk_st_reader *reader, bool prefixes,
-                           const bk_column *columns, int n_columns, bk_param_view second) {
-  bk_context *ctx = model->ctx;
-  loader l = {.model = model, .reader = reader};
-  BK_TRY(bk_weights_list(ctx, reader, prefixes, &l.weights));
-  l.jobs = bk_alloc_array(ctx, (size_t)model->n_params * (size_t)n_columns, sizeof *l.jobs);
-  bk_status status = l.jobs ? make_jobs(&l, columns, n_columns, second) : BK_ERR_MEMORY;
-  if (status == BK_OK)
-    status = bk_checkpoint_read(ctx, model->stream, reader, l.jobs, l.n_jobs,
-                                model->device->options.threads, &l.bad);
-  if (status == BK_OK) status = report_finding(&l);
-  bk_free(ctx, l.jobs);
-  bk_weights_free(&l.weights);
-  return status;
-}
-
-/* The reader is to be closed with bk_st_close. */
-static bk_status open_optimizer(bk_context *ctx, const char *folder, bk_st_reader **reader) {
-  char *path = bk_path_join(ctx, folder, "optimizer.safetensors");
-  if (!path) return BK_ERR_MEMORY;
-  bk_status status = bk_st_open(ctx, path, reader);
-  bk_free(ctx, path);
-  return status;
+static bk_status run_jobs(loader *l) {
+  bk_model *model = l->model;
+  BK_TRY(bk_checkpoint_read(model->ctx, model->stream, l->reader, l->jobs, (int64_t)l->n_jobs,
+                            model->device->options.threads, &l->bad));
+  return report_finding(l);
 }
 
 /* Weights have wrappers' prefixes taken off their names; what this library wrote has none. */
-bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
-                                     int n_columns, bk_param_view second) {
-  bk_st_reader *reader = NULL;
-  BK_TRY(bk_st_open_folder(model->ctx, folder, &reader));
-  bk_status status = load_file(model, reader, true, columns, n_columns, second);
-  bk_st_close(reader);
+static bk_status load_view(bk_model *model, const char *folder, bk_param_view view) {
+  bk_context *ctx = model->ctx;
+  loader l = {.model = model};
+  BK_TRY(bk_st_open_folder(ctx, folder, &l.reader));
+  bk_status status = bk_weights_list(ctx, l.reader, true, &l.weights);
+  if (status == BK_OK) {
+    status = make_jobs(&l, view);
+    if (status == BK_OK) status = run_jobs(&l);
+    bk_weights_free(&l.weights);
+  }
+  bk_free(ctx, l.jobs);
+  bk_st_close(l.reader);
   return status;
+}
+
+bk_status bk_checkpoint_load_view(bk_model *model, const char *folder, bk_param_view view) {
+  return bk_checkpoint_agree(model->ctx, model->options.comm, load_view(model, folder, view),
+                             folder, "load the weights");
 }
 
 /* Masters get the file's values too, not those rounded to the weight's dtype. */
 bk_status bk_checkpoint_load_weights(bk_model *model, const char *path) {
-  static const bk_column weights[] = {{"", bk_param_weight}};
-  return bk_checkpoint_load_columns(model, path, weights, BK_COUNT(weights), bk_param_master);
+  return bk_checkpoint_load_view(model, path, bk_param_weight);
 }
 
-/* Only this library writes such a file, so that names must be exactly ours. */
-bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
-  static const bk_column optimizer[] = {
-      {"master.", bk_param_master}, {"m.", bk_param_m}, {"v.", bk_param_v}};
-  bk_st_reader *reader = NULL;
-  BK_TRY(open_optimizer(model->ctx, path, &reader));
-  bk_status status = load_file(model, reader, false, optimizer, BK_COUNT(optimizer), NULL);
-  bk_st_close(reader);
+/* ---- the optimiser's state ---- */
+
+const char *const bk_state_prefixes[BK_STATE_PARTS] = {"master.", "m.", "v."};
+
+/* A weight in ct has no master of its own. */
+bool bk_state_has(const bk_model *model, const bk_param *p, int part) {
+  const bk_param_block *b = &model->blocks[p->block];
+  return model->options.trainable && b->trainable && (part > 0 || b->weight.dtype != model->ct);
+}
+
+bk_tensor bk_state_tensor(const bk_slice *slice, int part) {
+  return part == 0 ? slice->master : part == 1 ? slice->m : slice->v;
+}
+
+static bk_status check_sliced(const loader *l, const bk_st_sliced *t, const bk_param *p) {
+  char found[192], wanted[128];
+  bool same = t->ndim == p->ndim;
+  for (int d = 0; same && d < p->ndim; d++) same = t->shape[d] == p->shape[d];
+  if (!same)
+    return bk_fail(
+        l->model->ctx, BK_ERR_DATA, "%s: tensor %s has shape [%s], the configuration wants [%s]",
+        bk_st_path(l->reader), t->name, shape_text(t->ndim, t->shape, found, sizeof found),
+        shape_text(p->ndim, p->shape, wanted, sizeof wanted));
+  for (size_t i = 0; i < t->n_slices; i++)
+    BK_TRY(check_dtype(l->model->ctx, l->reader, t->slices[i].entry));
+  return BK_OK;
+}
+
+/* Where what this rank keeps and what a file has overlap. */
+static bk_status add_overlaps(loader *l, const bk_st_sliced *t, const bk_slice *own, int part) {
+  bk_tensor to = bk_state_tensor(own, part);
+  for (size_t i = 0; i < t->n_slices; i++) {
+    const bk_st_slice *s = &t->slices[i];
+    int64_t begin = s->begin > own->begin ? s->begin : own->begin;
+    int64_t s_end = s->begin + s->count, own_end = own->begin + own->count;
+    int64_t end = s_end < own_end ? s_end : own_end;
+    if (begin >= end) continue;
+    BK_TRY(
+        add_job(l, &(bk_read_job){.entry = s->entry,
+                                  .first = begin - s->begin,
+                                  .count = end - begin,
+                                  .a = bk_tensor_slice(to, 0, begin - own->begin, end - begin)}));
+  }
+  return BK_OK;
+}
+
+static bk_status add_state(loader *l, bk_st_slices *file, const bk_param *p, int part) {
+  bk_context *ctx = l->model->ctx;
+  char *name = bk_format(ctx, "%s%s", bk_state_prefixes[part], p->name);
+  if (!name) return BK_ERR_MEMORY;
+  bk_st_sliced *t = bk_st_slices_find(file, name);
+  bk_status status =
+      t ? check_sliced(l, t, p)
+        : bk_fail(ctx, BK_ERR_DATA, "%s: tensor %s is missing", bk_st_path(l->reader), name);
+  bk_free(ctx, name);
+  BK_TRY(status);
+  t->used = true;
+  for (bk_slice s = {0}; bk_param_next_slice(l->model, p, &s);)
+    BK_TRY(add_overlaps(l, t, &s, part));
+  return BK_OK;
+}
+
+/* Only this library writes such files, so that names must be exactly ours. */
+static bk_status check_all_used(const loader *l, const bk_st_slices *file) {
+  const bk_st_sliced *extra = NULL;
+  for (size_t i = 0; i < file->n_tensors; i++) {
+    const bk_st_sliced *t = &file->tensors[i];
+    bool first =
+        !extra || (t->n_slices && extra->n_slices && t->slices[0].entry < extra->slices[0].entry);
+    if (!t->used && first) extra = t;
+  }
+  if (!extra) return BK_OK;
+  return bk_fail(l->model->ctx, BK_ERR_DATA, "%s: tensor %s does not belong to this configuration",
+                 bk_st_path(l->reader), extra->name);
+}
+
+static bk_status state_jobs(loader *l, bk_st_slices *file) {
+  for (int part = 0; part < BK_STATE_PARTS; part++)
+    for (int i = 0; i < l->model->n_params; i++)
+      if (bk_state_has(l->model, &l->model->params[i], part))
+        BK_TRY(add_state(l, file, &l->model->params[i], part));
+  sort_jobs(l);
+  return check_all_used(l, file);
+}
+
+static bk_status load_optimizer(bk_model *model, const char *path) {
+  loader l = {.model = model};
+  bk_st_slices file;
+  BK_TRY(
+      bk_st_open_slices(model->ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, &l.reader, &file));
+  bk_status status = state_jobs(&l, &file);
+  if (status == BK_OK) status = run_jobs(&l);
+  bk_free(model->ctx, l.jobs);
+  bk_st_slices_free(&file);
+  bk_st_close(l.reader);
   return status;
+}
+
+bk_status bk_checkpoint_load_optimizer(bk_model *model, const char *path) {
+  return bk_checkpoint_agree(model->ctx, model->options.comm, load_optimizer(model, path), path,
+                             "load the optimiser's state");
 }
 
 /* ---- the whole ---- */
@@ -262,8 +367,8 @@ bk_status bk_checkpoint_dtype(bk_context *ctx, const char *path, bk_dtype *dtype
 }
 
 /* The dtype of the file is the model's, unless the caller wants another. */
-bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
-                             const bk_model_options *options, bk_model **model) {
+static bk_status make_model(bk_device *device, const char *path, bk_dtype dtype,
+                            const bk_model_options *options, bk_model **model) {
   bk_context *ctx = device->ctx;
   bk_model_config config;
   char *file = bk_path_join(ctx, path, "config.json");
@@ -272,9 +377,16 @@ bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype
   bk_free(ctx, file);
   BK_TRY(status);
   if (dtype == BK_NONE) BK_TRY(bk_checkpoint_dtype(ctx, path, &dtype));
+  return bk_model_create(device, &config, dtype, options, model);
+}
+
+bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
+                             const bk_model_options *options, bk_model **model) {
   bk_model *made = NULL;
-  BK_TRY(bk_model_create(device, &config, dtype, options, &made));
-  status = bk_checkpoint_load_weights(made, path);
+  bk_status status = make_model(device, path, dtype, options, &made);
+  status = bk_checkpoint_agree(device->ctx, options ? options->comm : NULL, status, path,
+                               "make a model");
+  if (status == BK_OK) status = bk_checkpoint_load_weights(made, path);
   if (status == BK_OK) *model = made;
   else bk_model_destroy(made);
   return status;
@@ -313,15 +425,14 @@ static bk_status search_file(bk_context *ctx, bk_st_reader *reader, char **what)
 /* Looks at the weights first, then at the optimiser's state if there is any. */
 bk_status bk_checkpoint_check_finite(bk_context *ctx, const char *path, char **what) {
   bk_st_reader *reader = NULL;
-  int kind = -1;
+  bk_st_slices slices;
+  bool there;
   *what = NULL;
   BK_TRY(bk_st_open_folder(ctx, path, &reader));
   BK_TRY(search_file(ctx, reader, what));
-  char *optimizer = bk_path_join(ctx, path, "optimizer.safetensors");
-  bk_status status = optimizer ? bk_path_kind(ctx, optimizer, &kind) : BK_ERR_MEMORY;
-  bk_free(ctx, optimizer);
-  BK_TRY(status);
-  if (kind < 0) return BK_OK;
-  BK_TRY(open_optimizer(ctx, path, &reader));
+  BK_TRY(bk_st_slices_there(ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, &there));
+  if (!there) return BK_OK;
+  BK_TRY(bk_st_open_slices(ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, &reader, &slices));
+  bk_st_slices_free(&slices);
   return search_file(ctx, reader, what);
 }

@@ -1,10 +1,12 @@
 /* What the parts of the checkpoint code share: checkpoint.c (folders), checkpoint_save.c,
- * checkpoint_load.c, checkpoint_read.c, checkpoint_names.c, checkpoint_convert.c. */
+ * checkpoint_parts.c, checkpoint_load.c, checkpoint_read.c, checkpoint_names.c, checkpoint_convert.c. */
 #ifndef BK_CHECKPOINT_PRIV_H
 #define BK_CHECKPOINT_PRIV_H
 
+#include "comm/comm.h"
 #include "io/safetensors.h"
 #include "models/checkpoint.h"
+#include "models/shards.h"
 
 /* The most bytes of a tensor that are moved at a time, and of host memory for such pieces. */
 #define BK_CHECKPOINT_PIECE ((size_t)4 << 20)
@@ -14,17 +16,82 @@
  * of X do not count; bk_free. */
 char *bk_checkpoint_moved_aside(bk_context *ctx, const char *path);
 
-/* A part of the tensors in a file: one of each parameter, named prefix + the parameter's name. */
-typedef bk_tensor (*bk_param_view)(const bk_model *model, const bk_param *p);
-typedef struct bk_column {
-  const char *prefix;
-  bk_param_view view;
-} bk_column;
+#define BK_WEIGHTS_FILE "model.safetensors"
+#define BK_WEIGHTS_INDEX "model.safetensors.index.json"
+#define BK_OPTIMIZER_FILE "optimizer.safetensors"
+#define BK_OPTIMIZER_INDEX "optimizer.safetensors.index.json"
 
-/* Fills the views of all parameters from the weights in a folder; with `second` also a second
- * tensor of each, its master. */
-bk_status bk_checkpoint_load_columns(bk_model *model, const char *folder, const bk_column *columns,
-                                     int n_columns, bk_param_view second);
+typedef bk_tensor (*bk_param_view)(const bk_model *model, const bk_param *p);
+
+/* Fills the views of all parameters, and their masters, from the weights in a folder. */
+bk_status bk_checkpoint_load_view(bk_model *model, const char *folder, bk_param_view view);
+
+/* The parts of the optimiser's state, in the order of its file: "master.", "m.", "v.". */
+enum { BK_STATE_PARTS = 3 };
+extern const char *const bk_state_prefixes[BK_STATE_PARTS];
+/* Whether the model as a whole, of however many ranks, has that part of a parameter. */
+bool bk_state_has(const bk_model *model, const bk_param *p, int part);
+/* What this rank keeps of it: flat [slice->count]. */
+bk_tensor bk_state_tensor(const bk_slice *slice, int part);
+
+/* Collective. All ranks get the status of the first rank that has not succeeded. Who noticed a
+ * failure has logged it; rank 0 says of another rank's which it was: "PATH: rank 2 could not save
+ * its part: ...". comm may be NULL. */
+bk_status bk_checkpoint_agree(bk_context *ctx, bk_comm *comm, bk_status mine, const char *path,
+                              const char *what);
+
+/* The same, and *value becomes the largest of all ranks. */
+bk_status bk_checkpoint_agree_most(bk_context *ctx, bk_comm *comm, bk_status mine, const char *path,
+                                   const char *what, int64_t *value);
+
+/* ---- checkpoint_parts.c: what each rank writes ---- */
+
+enum { BK_SAVE_WEIGHTS, BK_SAVE_STATE, BK_SAVE_FILES };
+
+/* This rank's part of the weights, or of the optimiser's state. */
+typedef struct bk_save_file {
+  const char *stem; /* "model" */
+  int *numbers;     /* of each rank's file, from 1; 0: it has none */
+  int total;
+  bk_st_writer *writer; /* NULL: this rank has no part */
+  bk_tensor *tensors;   /* on the device, in the order of the file */
+  size_t n, capacity;
+  uint64_t bytes; /* of the tensors */
+} bk_save_file;
+
+/* Elements [begin, begin + count) of a parameter, whose state a rank keeps. */
+typedef struct bk_kept {
+  int64_t param, begin, count, rank;
+} bk_kept;
+
+/* One save; bk_save_free. */
+typedef struct bk_save {
+  bk_context *ctx;
+  bk_model *model;
+  bk_comm *comm;
+  int rank, ranks;
+  char *path, *partial, *old, *parent; /* the folder, what it is until it is whole, ... */
+  bk_save_file files[BK_SAVE_FILES];
+  int n_files;      /* 1: weights alone */
+  int *weight_rank; /* [n_params]: who writes the weight */
+  bk_kept *own;     /* of this rank */
+  size_t n_own, own_capacity;
+  bk_kept *kept; /* of all ranks, by parameter and place */
+  size_t n_kept;
+} bk_save;
+
+/* Lists what this rank writes. */
+bk_status bk_save_list(bk_save *save);
+/* Collective: what the others write. `most`: the largest n_own. */
+bk_status bk_save_share(bk_save *save, int64_t most);
+/* Opens this rank's files and declares their tensors; what is then put into them takes no memory.
+ * bk_save_close finishes them, bk_save_abandon removes them. */
+bk_status bk_save_open(bk_save *save, const char *folder);
+bk_status bk_save_close(bk_save *save);
+void bk_save_abandon(bk_save *save);
+/* Rank 0: the indices of several ranks' files. */
+bk_status bk_save_indices(const bk_save *save, const char *folder);
+void bk_save_free(bk_save *save);
 
 /* ---- checkpoint_read.c: data of tensors, by large pieces and on several threads ---- */
 

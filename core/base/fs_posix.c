@@ -200,5 +200,4 @@ const bk_fs bk_fs_posix = {
     .sync_dir = posix_sync_dir,
     .list = posix_list,
     .kind = posix_kind,
-    .concurrent = true,
 };

@@ -26,6 +26,43 @@ bool bk_st_is_float(const bk_st_entry *entry);
 bk_status bk_st_read_range(bk_st_reader *reader, const bk_st_entry *entry, int64_t first,
                            int64_t count, void *dst);
 
+/* ---- tensors that lie in slices, as those of an optimiser that several ranks share ---- */
+
+typedef struct bk_st_slice {
+  const bk_st_entry *entry; /* flat, or of one file with its tensor whole */
+  int64_t begin, count;     /* elements of the tensor */
+} bk_st_slice;
+typedef struct bk_st_sliced {
+  char *name;
+  int ndim;
+  int64_t shape[BK_ST_MAX_DIMS];
+  bk_st_slice *slices; /* [n_slices], ascending; they cover the tensor */
+  size_t n_slices;
+  bool used; /* the caller's */
+} bk_st_sliced;
+typedef struct bk_st_slices {
+  bk_context *ctx;
+  bk_st_sliced *tensors; /* by name */
+  size_t n_tensors;
+  bk_st_slice *slices; /* of all */
+  size_t n_slices;
+} bk_st_slices;
+/* Opens FOLDER/file, of which each tensor is one slice, or where it is not there all files that
+ * FOLDER/index names. On failure nothing is left to free. These are refused by name: slices that
+ * overlap, leave holes, end beyond their tensor or are named twice, file names that are not those
+ * of files in the folder, files that are missing, and a slice of another dtype or length in its
+ * file. */
+bk_status bk_st_open_slices(bk_context *ctx, const char *folder, const char *file,
+                            const char *index, bk_st_reader **reader, bk_st_slices *slices);
+void bk_st_slices_free(bk_st_slices *slices);
+bk_st_sliced *bk_st_slices_find(const bk_st_slices *slices, const char *name); /* NULL if absent */
+/* Whether one of the two is there. */
+bk_status bk_st_slices_there(bk_context *ctx, const char *folder, const char *file,
+                             const char *index, bool *there);
+/* As bk_st_folder_lacks. */
+bk_status bk_st_slices_lack(bk_context *ctx, const char *folder, const char *file,
+                            const char *index, char **lack);
+
 /* ---- from threads beside the context's own ---- */
 /* The same, of elements that are there: returns how many bytes were read, or a negated errno value,
  * and uses nothing of the context but its file access. */

@@ -30,29 +30,27 @@ typedef struct shard_index {
 
 /* ---- what the index says ---- */
 
-/* Names go into messages, which may end in a terminal: they must not hold codes that control it. */
-static bool is_printable(const char *text) {
+bool bk_st_printable(const char *text) {
   for (const char *c = text; *c; c++)
     if ((unsigned char)*c < 0x20 || *c == 0x7f) return false;
   return true;
 }
 
-/* A name with a slash could lead out of the folder. */
-static bool is_plain_name(const char *name) {
+bool bk_st_plain_name(const char *name) {
   return *name && !strchr(name, '/') && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
 }
 
 /* One entry of the map: a tensor's name and that of a file in the same folder. */
 static bk_status check_pair(const shard_index *x, const char *tensor, const json_t *value) {
   const char *shard = json_string_value(value);
-  if (!is_printable(tensor) || (shard && !is_printable(shard)))
+  if (!bk_st_printable(tensor) || (shard && !bk_st_printable(shard)))
     return bk_fail(x->ctx, BK_ERR_DATA, "%s: a name in weight_map holds a control character",
                    x->path);
   if (!shard)
     return bk_fail(x->ctx, BK_ERR_DATA,
                    "%s: weight_map must give the name of a file for tensor %s, and gives no string",
                    x->path, tensor);
-  if (is_plain_name(shard)) return BK_OK;
+  if (bk_st_plain_name(shard)) return BK_OK;
   return bk_fail(x->ctx, BK_ERR_DATA,
                  "%s: tensor %s: \"%s\" is not the plain name of a file in this folder", x->path,
                  tensor, shard);
@@ -90,7 +88,7 @@ static bk_status take_members(shard_index *x) {
                    x->path);
   json_object_foreach(x->root, key, value) {
     if (strcmp(key, "weight_map") == 0) x->map = value;
-    else if (strcmp(key, "metadata") != 0 && is_printable(key))
+    else if (strcmp(key, "metadata") != 0 && bk_st_printable(key))
       bk_warn(x->ctx, "%s: the key \"%s\" is not known and is ignored", x->path, key);
   }
   if (!x->map)
@@ -211,8 +209,7 @@ static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
 
 /* ---- the folder ---- */
 
-/* Whether a file or a folder has that name does not matter here. */
-static bk_status is_there(bk_context *ctx, const char *folder, const char *name, bool *there) {
+bk_status bk_st_is_there(bk_context *ctx, const char *folder, const char *name, bool *there) {
   int kind = -1;
   char *path = bk_path_join(ctx, folder, name);
   bk_status status = path ? bk_path_kind(ctx, path, &kind) : BK_ERR_MEMORY;
@@ -226,14 +223,14 @@ static bk_status is_there(bk_context *ctx, const char *folder, const char *name,
 static bk_status has_shards(bk_context *ctx, const char *folder, bool *shards) {
   bool single;
   *shards = false;
-  BK_TRY(is_there(ctx, folder, WEIGHTS, &single));
-  return single ? BK_OK : is_there(ctx, folder, INDEX, shards);
+  BK_TRY(bk_st_is_there(ctx, folder, WEIGHTS, &single));
+  return single ? BK_OK : bk_st_is_there(ctx, folder, INDEX, shards);
 }
 
 /* This asks whether the folder has weights at all, in one of the two forms. */
 bk_status bk_st_folder_has(bk_context *ctx, const char *folder, bool *there) {
-  BK_TRY(is_there(ctx, folder, WEIGHTS, there));
-  return *there ? BK_OK : is_there(ctx, folder, INDEX, there);
+  BK_TRY(bk_st_is_there(ctx, folder, WEIGHTS, there));
+  return *there ? BK_OK : bk_st_is_there(ctx, folder, INDEX, there);
 }
 
 /* A folder with neither form fails on the single file, whose name users know. */

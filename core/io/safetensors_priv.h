@@ -67,6 +67,13 @@ bk_status bk_st_reader_add(bk_st_reader *reader, const char *path, bk_st_table *
 /* Whether a file is as long as it says itself: 8 bytes, its header, and the data of all tensors. */
 bk_status bk_st_file_whole(bk_context *ctx, const char *path, bool *whole);
 
+/* Names go into messages, which may end in a terminal: they must not hold codes that control it. */
+bool bk_st_printable(const char *text);
+/* A name with a slash could lead out of the folder. */
+bool bk_st_plain_name(const char *name);
+/* Whether a file or a folder has that name does not matter here. */
+bk_status bk_st_is_there(bk_context *ctx, const char *folder, const char *name, bool *there);
+
 /* The name of a dtype in the format ("F32"), NULL if it has none. */
 const char *bk_st_dtype_name(bk_dtype dtype);
 

@@ -234,7 +234,7 @@ static void faulty_open(void) {
   fs.rename = faulty_rename;
   fs.remove = faulty_remove;
   fs.sync_dir = faulty_sync_dir;
-  fs.concurrent = false; /* the counter is not */
+  ctx->own_fs = true;
   ctx->fs = fs;
   injected = (faults){0};
 }
@@ -244,7 +244,7 @@ static void unsynced_open(void) {
   unit_folder_open();
   ctx->fs.sync = faulty_sync;
   ctx->fs.sync_dir = faulty_sync_dir;
-  ctx->fs.concurrent = false;
+  ctx->own_fs = true;
   injected = (faults){0};
 }
 

@@ -60,9 +60,6 @@ typedef struct bk_fs {
   /* 0 for a regular file, 1 for a folder, 2 for anything else, or a negated errno value */
   int (*kind)(void *user, const char *path);
   void *user;
-  /* The functions may be called by several threads at once, also for one file. Checkpoints are then
-   * read on all processors. */
-  bool concurrent;
 } bk_fs;
 
 typedef struct bk_context_options {

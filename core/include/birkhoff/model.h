@@ -100,7 +100,8 @@ BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_mo
 /* ---- checkpoints ---- */
 
 /* A checkpoint is a folder with config.json and model.safetensors, and to go on training also with
- * optimizer.safetensors and trainer_state.json; doc/files.md says what they hold. It is written
+ * optimizer.safetensors and trainer_state.json; doc/files.md says what they hold, and how several
+ * ranks write both in parts. A model of any number of ranks loads what any other has saved. It is written
  * beside its final name, as NAME.tmp, synced and renamed, so a crash leaves the previous one whole.
  *
  * model.safetensors has the weights under Hugging Face's names, in the run's dtype (hc_*, norm
@@ -164,9 +165,9 @@ BK_API size_t bk_checkpoint_staging(void);
 /* ---- saving while training goes on ---- */
 
 /* One save after the other of a model. begin copies what this rank saves to host memory and starts
- * a thread that writes it; the model may change as soon as begin has returned. The thread uses the
- * context's file access: where that is the program's own, it must bear two threads at once. In a
- * context without an operating system there are no threads, and begin writes everything itself.
+ * a thread that writes it; the model may change as soon as begin has returned. In a context whose
+ * file access is the program's own, and in one without an operating system, no thread is started:
+ * begin then writes everything itself.
  *
  *   bk_checkpoint_saving *saving = NULL;
  *   ...  bk_checkpoint_save_begin(model, &state, path, &saving);     at the step to be saved

@@ -1,0 +1,406 @@
+/* What each rank writes of a checkpoint, and what rank 0 writes about it (checkpoint_priv.h).
+ *
+ * One process has model.safetensors and optimizer.safetensors. Of several ranks each writes its
+ * part of both. Every rank has all weights: they are dealt out in runs of whole tensors, in the
+ * order of the checkpoint, so that each run has about the same number of bytes. Of the optimiser's
+ * state a rank writes the slices that it keeps. Files are numbered by the ranks that have something
+ * to write, so that a rank without a part leaves no gap. All of this follows from the model and the
+ * number of ranks alone. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "io/json_out.h"
+#include "models/checkpoint_priv.h"
+
+/* Ranks whose notes fit on the stack: without memory they can still agree on having none. */
+enum { RANKS_ON_STACK = 256 };
+
+typedef struct note {
+  int64_t status, value;
+} note;
+
+/* ---- agreement ---- */
+
+static bk_status judge(bk_context *ctx, const note *notes, int ranks, bk_status mine, bool is_first,
+                       const char *path, const char *what, int64_t *most) {
+  int64_t largest = notes[0].value;
+  for (int r = 0; r < ranks; r++) {
+    if (notes[r].value > largest) largest = notes[r].value;
+    if (notes[r].status == BK_OK) continue;
+    bk_status status = (bk_status)notes[r].status;
+    if (mine != BK_OK || !is_first) return status;
+    return bk_fail(ctx, status, "%s: rank %d could not %s (%s); its own message says why", path, r,
+                   what, bk_status_name(status));
+  }
+  if (most) *most = largest;
+  return BK_OK;
+}
+
+bk_status bk_checkpoint_agree_most(bk_context *ctx, bk_comm *comm, bk_status mine, const char *path,
+                                   const char *what, int64_t *value) {
+  int ranks = bk_comm_size(comm);
+  note own = {mine, value ? *value : 0}, few[RANKS_ON_STACK], *notes = few;
+  if (ranks > RANKS_ON_STACK && !(notes = bk_alloc_array(ctx, (size_t)ranks, sizeof *notes)))
+    return BK_ERR_MEMORY;
+  bk_status status = bk_comm_gather(comm, &own, sizeof own, notes);
+  if (status == BK_OK)
+    status = judge(ctx, notes, ranks, mine, bk_comm_rank(comm) == 0, path, what, value);
+  if (notes != few) bk_free(ctx, notes);
+  return status;
+}
+
+bk_status bk_checkpoint_agree(bk_context *ctx, bk_comm *comm, bk_status mine, const char *path,
+                              const char *what) {
+  return comm ? bk_checkpoint_agree_most(ctx, comm, mine, path, what, NULL) : mine;
+}
+
+/* ---- who writes what ---- */
+
+static uint64_t weight_bytes(const bk_model *m, int param) {
+  bk_tensor t = bk_param_weight(m, &m->params[param]);
+  return bk_tensor_bytes(&t);
+}
+
+static uint64_t all_weight_bytes(const bk_model *m) {
+  uint64_t total = 0;
+  for (int i = 0; i < m->n_params; i++) total += weight_bytes(m, i);
+  return total;
+}
+
+/* The rank in whose share of the bytes the middle of a tensor lies. */
+static int rank_of_weight(uint64_t before, uint64_t bytes, uint64_t total, int ranks) {
+  uint64_t middle = before + bytes / 2;
+  int rank = total ? (int)((double)middle / (double)total * ranks) : 0;
+  return rank < ranks ? rank : ranks - 1;
+}
+
+static uint64_t state_bytes(const bk_slice *s) {
+  return bk_tensor_bytes(&s->master) + bk_tensor_bytes(&s->m) + bk_tensor_bytes(&s->v);
+}
+
+size_t bk_checkpoint_save_bytes(const bk_model *m) {
+  uint64_t total = all_weight_bytes(m), before = 0, own = 0;
+  for (int i = 0; i < m->n_params; i++) {
+    uint64_t bytes = weight_bytes(m, i);
+    if (rank_of_weight(before, bytes, total, bk_model_ranks(m)) == bk_model_rank(m)) own += bytes;
+    before += bytes;
+    for (bk_slice s = {0}; m->options.trainable && bk_param_next_slice(m, &m->params[i], &s);)
+      own += state_bytes(&s);
+  }
+  return (size_t)own;
+}
+
+static bk_status add_tensor(bk_save *s, bk_save_file *f, const bk_tensor *t) {
+  BK_TRY(bk_grow(s->ctx, (void **)&f->tensors, &f->capacity, f->n + 1, sizeof *f->tensors));
+  f->tensors[f->n++] = *t;
+  f->bytes += bk_tensor_bytes(t);
+  return BK_OK;
+}
+
+/* The ranks that write become 1, 2, 3 ... in their order; *total is how many there are. */
+static void number_ranks(int *numbers, int ranks, int *total) {
+  *total = 0;
+  for (int r = 0; r < ranks; r++)
+    if (numbers[r]) numbers[r] = ++*total;
+}
+
+static bk_status deal_weights(bk_save *s) {
+  const bk_model *m = s->model;
+  uint64_t total = all_weight_bytes(m), before = 0;
+  bk_save_file *f = &s->files[BK_SAVE_WEIGHTS];
+  for (int i = 0; i < m->n_params; i++) {
+    uint64_t bytes = weight_bytes(m, i);
+    int rank = rank_of_weight(before, bytes, total, s->ranks);
+    before += bytes;
+    s->weight_rank[i] = rank;
+    f->numbers[rank] = 1;
+    if (rank != s->rank) continue;
+    bk_tensor t = bk_param_weight(m, &m->params[i]);
+    BK_TRY(add_tensor(s, f, &t));
+  }
+  number_ranks(f->numbers, s->ranks, &f->total);
+  return BK_OK;
+}
+
+static bk_status list_own_state(bk_save *s) {
+  const bk_model *m = s->model;
+  for (int i = 0; i < m->n_params; i++)
+    for (bk_slice slice = {0}; bk_param_next_slice(m, &m->params[i], &slice);) {
+      BK_TRY(bk_grow(s->ctx, (void **)&s->own, &s->own_capacity, s->n_own + 1, sizeof *s->own));
+      s->own[s->n_own++] = (bk_kept){i, slice.begin, slice.count, s->rank};
+    }
+  for (int part = 0; part < BK_STATE_PARTS; part++)
+    for (int i = 0; i < m->n_params; i++)
+      for (bk_slice slice = {0}; bk_param_next_slice(m, &m->params[i], &slice);) {
+        bk_tensor t = bk_state_tensor(&slice, part);
+        if (bk_state_has(m, &m->params[i], part))
+          BK_TRY(add_tensor(s, &s->files[BK_SAVE_STATE], &t));
+      }
+  return BK_OK;
+}
+
+/* What this rank can find out by itself. */
+bk_status bk_save_list(bk_save *s) {
+  size_t ranks = (size_t)s->ranks;
+  s->files[BK_SAVE_WEIGHTS].stem = "model";
+  s->files[BK_SAVE_STATE].stem = "optimizer";
+  for (int i = 0; i < s->n_files; i++)
+    if (!(s->files[i].numbers = bk_alloc_array(s->ctx, ranks, sizeof *s->files[i].numbers)))
+      return BK_ERR_MEMORY;
+  s->weight_rank = bk_alloc_array(s->ctx, (size_t)s->model->n_params, sizeof *s->weight_rank);
+  if (!s->weight_rank) return BK_ERR_MEMORY;
+  BK_TRY(deal_weights(s));
+  return s->n_files > BK_SAVE_STATE ? list_own_state(s) : BK_OK;
+}
+
+static int by_place(const void *a, const void *b) {
+  const bk_kept *x = a, *y = b;
+  if (x->param != y->param) return x->param < y->param ? -1 : 1;
+  return (x->begin > y->begin) - (x->begin < y->begin);
+}
+
+/* Each rank's list in a block of `most`, the rest of which is empty. */
+static bk_status make_lists(bk_save *s, size_t most) {
+  bk_kept *own = bk_alloc_array(s->ctx, most, sizeof *own);
+  s->kept = bk_alloc_array(s->ctx, most * (size_t)s->ranks, sizeof *s->kept);
+  if (!own || !s->kept) {
+    bk_free(s->ctx, own);
+    return BK_ERR_MEMORY;
+  }
+  if (s->n_own) memcpy(own, s->own, s->n_own * sizeof *own);
+  bk_free(s->ctx, s->own);
+  s->own = own;
+  return BK_OK;
+}
+
+/* Collective. Who keeps what of the optimiser's state, which rank 0 writes into the index. `most`
+ * is the length of the longest list. */
+bk_status bk_save_share(bk_save *s, int64_t most) {
+  bk_save_file *f = &s->files[BK_SAVE_STATE];
+  if (s->n_files <= BK_SAVE_STATE || most == 0) return BK_OK;
+  BK_TRY(
+      bk_checkpoint_agree(s->ctx, s->comm, make_lists(s, (size_t)most), s->path, "make its lists"));
+  BK_TRY(bk_comm_gather(s->comm, s->own, (size_t)most * sizeof *s->own, s->kept));
+  for (size_t i = 0; i < (size_t)most * (size_t)s->ranks; i++) {
+    if (s->kept[i].count == 0) continue;
+    f->numbers[s->kept[i].rank] = 1;
+    s->kept[s->n_kept++] = s->kept[i];
+  }
+  if (s->n_kept) qsort(s->kept, s->n_kept, sizeof *s->kept, by_place);
+  number_ranks(f->numbers, s->ranks, &f->total);
+  return BK_OK;
+}
+
+/* ---- files ---- */
+
+/* "model.safetensors" of one process, "model-00002-of-00004.safetensors" of several. */
+static void file_name(const bk_save *s, const bk_save_file *f, int rank, char *name, size_t size) {
+  if (s->ranks == 1) snprintf(name, size, "%s.safetensors", f->stem);
+  else snprintf(name, size, "%s-%05d-of-%05d.safetensors", f->stem, f->numbers[rank], f->total);
+}
+
+static char *slice_name(bk_context *ctx, int part, const bk_param *p, int64_t begin,
+                        int64_t count) {
+  return bk_format(ctx, "%s%s[%lld:%lld]", bk_state_prefixes[part], p->name, (long long)begin,
+                   (long long)(begin + count));
+}
+
+static bk_status declare_weights(bk_save *s, bk_st_writer *writer) {
+  const bk_model *m = s->model;
+  for (int i = 0; i < m->n_params; i++) {
+    const bk_param *p = &m->params[i];
+    if (s->weight_rank[i] == s->rank)
+      BK_TRY(bk_st_add(writer, p->name, bk_param_weight(m, p).dtype, p->ndim, p->shape));
+  }
+  return BK_OK;
+}
+
+/* Of one process tensors have their names and shapes. */
+static bk_status declare_whole(bk_save *s, bk_st_writer *writer, int part, const bk_param *p) {
+  char *name = bk_format(s->ctx, "%s%s", bk_state_prefixes[part], p->name);
+  bk_status status =
+      name ? bk_st_add(writer, name, s->model->ct, p->ndim, p->shape) : BK_ERR_MEMORY;
+  bk_free(s->ctx, name);
+  return status;
+}
+
+static bk_status declare_slices(bk_save *s, bk_st_writer *writer, int part, const bk_param *p) {
+  for (bk_slice slice = {0}; bk_param_next_slice(s->model, p, &slice);) {
+    char *name = slice_name(s->ctx, part, p, slice.begin, slice.count);
+    bk_status status =
+        name ? bk_st_add(writer, name, s->model->ct, 1, &slice.count) : BK_ERR_MEMORY;
+    bk_free(s->ctx, name);
+    BK_TRY(status);
+  }
+  return BK_OK;
+}
+
+static bk_status declare_state(bk_save *s, bk_st_writer *writer) {
+  for (int part = 0; part < BK_STATE_PARTS; part++)
+    for (int i = 0; i < s->model->n_params; i++) {
+      const bk_param *p = &s->model->params[i];
+      if (bk_state_has(s->model, p, part))
+        BK_TRY((s->ranks == 1 ? declare_whole : declare_slices)(s, writer, part, p));
+    }
+  return BK_OK;
+}
+
+/* Metadata {"format": "pt"} is what transformers asks of a file. */
+static bk_status open_part(bk_save *s, bk_save_file *f, const char *folder) {
+  char name[64];
+  file_name(s, f, s->rank, name, sizeof name);
+  char *path = bk_path_join(s->ctx, folder, name);
+  bk_status status = path ? bk_st_create(s->ctx, path, &f->writer) : BK_ERR_MEMORY;
+  bk_free(s->ctx, path);
+  BK_TRY(status);
+  BK_TRY(bk_st_add_metadata(f->writer, "format", "pt"));
+  BK_TRY(f == &s->files[BK_SAVE_WEIGHTS] ? declare_weights(s, f->writer)
+                                         : declare_state(s, f->writer));
+  return bk_st_begin(f->writer);
+}
+
+bk_status bk_save_open(bk_save *s, const char *folder) {
+  for (int i = 0; i < s->n_files; i++)
+    if (s->ranks == 1 || s->files[i].numbers[s->rank]) BK_TRY(open_part(s, &s->files[i], folder));
+  return BK_OK;
+}
+
+/* ---- indices ---- */
+
+static void write_total(bk_json_out *out, uint64_t bytes, const char *map) {
+  bk_json_out_text(out, "{\n  \"metadata\": {\n    \"total_size\": ");
+  bk_json_out_int(out, (int64_t)bytes);
+  bk_json_out_text(out, "\n  },\n  \"");
+  bk_json_out_text(out, map);
+  bk_json_out_text(out, "\": {");
+}
+
+static void write_weight_map(const bk_save *s, bk_json_out *out) {
+  const bk_model *m = s->model;
+  char name[64];
+  write_total(out, all_weight_bytes(m), "weight_map");
+  for (int i = 0; i < m->n_params; i++) {
+    file_name(s, &s->files[BK_SAVE_WEIGHTS], s->weight_rank[i], name, sizeof name);
+    bk_json_out_text(out, i ? ",\n    " : "\n    ");
+    bk_json_out_string(out, m->params[i].name);
+    bk_json_out_text(out, ": ");
+    bk_json_out_string(out, name);
+  }
+  bk_json_out_text(out, "\n  }\n}\n");
+}
+
+static void write_slice(const bk_save *s, bk_json_out *out, int part, const bk_kept *k) {
+  const bk_param *p = &s->model->params[k->param];
+  char name[64];
+  char *slice = slice_name(s->ctx, part, p, k->begin, k->count);
+  if (!slice) {
+    out->status = BK_ERR_MEMORY;
+    return;
+  }
+  file_name(s, &s->files[BK_SAVE_STATE], (int)k->rank, name, sizeof name);
+  bk_json_out_text(out, "\n        {\"file\": ");
+  bk_json_out_string(out, name);
+  bk_json_out_text(out, ", \"name\": ");
+  bk_json_out_string(out, slice);
+  bk_json_out_text(out, ", \"begin\": ");
+  bk_json_out_int(out, k->begin);
+  bk_json_out_text(out, ", \"count\": ");
+  bk_json_out_int(out, k->count);
+  bk_json_out_text(out, "}");
+  bk_free(s->ctx, slice);
+}
+
+/* A tensor and its slices, which are kept[first] to kept[last - 1]. */
+static void write_sliced(const bk_save *s, bk_json_out *out, int part, size_t first, size_t last) {
+  const bk_param *p = &s->model->params[s->kept[first].param];
+  bk_json_out_text(out, "\n    \"");
+  bk_json_out_text(out, bk_state_prefixes[part]);
+  bk_json_out_text(out, p->name);
+  bk_json_out_text(out, s->model->ct == BK_F64 ? "\": {\"dtype\": \"F64\", \"shape\": ["
+                                               : "\": {\"dtype\": \"F32\", \"shape\": [");
+  for (int d = 0; d < p->ndim; d++) {
+    if (d) bk_json_out_text(out, ", ");
+    bk_json_out_int(out, p->shape[d]);
+  }
+  bk_json_out_text(out, "],\n      \"slices\": [");
+  for (size_t i = first; i < last; i++) {
+    if (i > first) bk_json_out_text(out, ",");
+    write_slice(s, out, part, &s->kept[i]);
+  }
+  bk_json_out_text(out, "]}");
+}
+
+static void write_slice_map(const bk_save *s, bk_json_out *out) {
+  uint64_t elements = 0;
+  bool any = false;
+  for (size_t i = 0; i < s->n_kept; i++)
+    for (int part = 0; part < BK_STATE_PARTS; part++)
+      if (bk_state_has(s->model, &s->model->params[s->kept[i].param], part))
+        elements += (uint64_t)s->kept[i].count;
+  write_total(out, elements * bk_dtype_size(s->model->ct), "slices");
+  for (int part = 0; part < BK_STATE_PARTS; part++)
+    for (size_t i = 0, next; i < s->n_kept; i = next) {
+      for (next = i; next < s->n_kept && s->kept[next].param == s->kept[i].param;) next++;
+      if (!bk_state_has(s->model, &s->model->params[s->kept[i].param], part)) continue;
+      if (any) bk_json_out_text(out, ",");
+      any = true;
+      write_sliced(s, out, part, i, next);
+    }
+  bk_json_out_text(out, "\n  }\n}\n");
+}
+
+static bk_status write_index(const bk_save *s, const char *folder, const char *name,
+                             void (*write)(const bk_save *s, bk_json_out *out)) {
+  bk_json_out out;
+  bk_json_out_init(&out, s->ctx);
+  write(s, &out);
+  char *path = bk_path_join(s->ctx, folder, name);
+  bk_status status = path ? out.status : BK_ERR_MEMORY;
+  if (status == BK_OK) status = bk_file_write_atomic(s->ctx, path, out.data, out.length);
+  bk_free(s->ctx, path);
+  bk_json_out_fini(&out);
+  return status;
+}
+
+bk_status bk_save_indices(const bk_save *s, const char *folder) {
+  if (s->ranks == 1) return BK_OK;
+  BK_TRY(write_index(s, folder, BK_WEIGHTS_INDEX, write_weight_map));
+  if (s->n_files <= BK_SAVE_STATE) return BK_OK;
+  return write_index(s, folder, BK_OPTIMIZER_INDEX, write_slice_map);
+}
+
+/* ---- the end ---- */
+
+bk_status bk_save_close(bk_save *s) {
+  for (int i = 0; i < s->n_files; i++) {
+    bk_st_writer *writer = s->files[i].writer;
+    if (!writer) continue;
+    BK_TRY(bk_st_finish(writer));
+    s->files[i].writer = NULL;
+  }
+  return BK_OK;
+}
+
+void bk_save_abandon(bk_save *s) {
+  for (int i = 0; i < s->n_files; i++) {
+    bk_st_abandon(s->files[i].writer);
+    s->files[i].writer = NULL;
+  }
+}
+
+void bk_save_free(bk_save *s) {
+  bk_save_abandon(s);
+  for (int i = 0; i < s->n_files; i++) {
+    bk_free(s->ctx, s->files[i].tensors);
+    bk_free(s->ctx, s->files[i].numbers);
+  }
+  bk_free(s->ctx, s->weight_rank);
+  bk_free(s->ctx, s->own);
+  bk_free(s->ctx, s->kept);
+  bk_free(s->ctx, s->parent);
+  bk_free(s->ctx, s->old);
+  bk_free(s->ctx, s->partial);
+  bk_free(s->ctx, s->path);
+  *s = (bk_save){0};
+}
