@@ -3,14 +3,35 @@
  * on the device the host does not know how many rows there are, and copies all of them: the rows
  * past those received are unspecified by contract. needs_host_counts can therefore be false.
  *
+ * All operations have one request, since there is nothing to remember of each: whoever waits for
+ * one waits for all copies that were posted before.
+ *
  * A model built for several ranks runs on one without a second code path. */
 #include "comm/comm.h"
 
+#include <string.h>
+
+typedef struct self {
+  bk_comm base;
+  bk_request request;
+  bk_event *copied; /* recorded behind the copies of the operation that was posted last */
+} self;
+
 static bk_place place_of(const bk_tensor *t) { return (bk_place){t->buffer, t->offset}; }
 
-/* The end of every operation: `done` is recorded behind its copies on the stream. */
-static bk_status finish(bk_stream *stream, bk_event *done) {
-  return done ? stream->ops->event_record(stream, done) : BK_OK;
+/* The end of every operation. */
+static bk_status finish(bk_comm *comm, bk_stream *stream, bk_request **request) {
+  self *own = (self *)comm;
+  BK_TRY(stream->ops->event_record(stream, own->copied));
+  *request = &own->request;
+  return BK_OK;
+}
+
+/* The one event stands for the operations of all streams, so that a stream first waits for those
+ * before. */
+static bk_status begin(bk_comm *comm, bk_stream *stream) {
+  self *own = (self *)comm;
+  return own->request.posted ? stream->ops->event_wait(stream, own->copied) : BK_OK;
 }
 
 /* In place means that nothing is to be done, as for a reduction into its own source. */
@@ -21,84 +42,59 @@ static bk_status copy_bytes(bk_stream *stream, const bk_tensor *src, const bk_te
                                 : stream->ops->copy(stream, place_of(dst), place_of(src), bytes);
 }
 
-static bk_status copy_whole(bk_stream *stream, const bk_tensor *src, const bk_tensor *dst,
-                            bk_event *done) {
+static bk_status copy_whole(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
+                            const bk_tensor *dst, bk_request **request) {
+  BK_TRY(begin(comm, stream));
   BK_TRY(copy_bytes(stream, src, dst, bk_tensor_bytes(src)));
-  return finish(stream, done);
+  return finish(comm, stream, request);
 }
 
-static void self_destroy(bk_comm *comm) { bk_free(comm->ctx, comm); }
-
-static bk_status self_make(bk_device *device, bk_comm **comm);
+static void self_destroy(bk_comm *comm) {
+  bk_event *copied = ((self *)comm)->copied;
+  copied->ops->destroy(copied);
+  bk_free(comm->ctx, comm);
+}
 
 /* A group of one splits into a group of one, or into none. */
 static bk_status self_split(bk_comm *comm, int color, int key, bk_comm **group) {
   (void)key;
-  if (color >= 0) return self_make(comm->device, group);
+  if (color >= 0) return bk_comm_self(comm->device, group);
   *group = NULL;
   return BK_OK;
 }
 
-/* The next send (or receive) at or after `from`, or n. */
-static int next_half(const bk_transfer *transfers, int n, int from, bool send) {
-  while (from < n && transfers[from].send != send) from++;
-  return from;
+/* There is always room. */
+static bk_status self_reserve(bk_comm *comm, bk_comm_room room, int requests, size_t bytes) {
+  (void)comm, (void)room, (void)requests, (void)bytes;
+  return BK_OK;
 }
 
-/* What transports between ranks check in debug builds is always checked here, so that a test on one
- * rank finds a mistake that would hang several. */
-static bk_status check_match(bk_comm *comm, const bk_transfer *s, const bk_transfer *r) {
-  if (s->tag != r->tag)
-    return bk_fail(comm->ctx, BK_ERR_COMM,
-                   "exchange: a send with tag %d meets a receive with tag %d", s->tag, r->tag);
-  if (s->data.dtype == r->data.dtype && bk_tensor_count(&s->data) == bk_tensor_count(&r->data))
-    return BK_OK;
-  return bk_fail(comm->ctx, BK_ERR_COMM,
-                 "exchange: tag %d sends %lld of %s and receives %lld of %s", s->tag,
-                 (long long)bk_tensor_count(&s->data), bk_dtype_name(s->data.dtype),
-                 (long long)bk_tensor_count(&r->data), bk_dtype_name(r->data.dtype));
-}
-
-/* The k-th send meets the k-th receive. The first of the two rounds checks, the second copies, so
- * that a batch with a fault in it copies nothing. */
+/* The k-th send meets the k-th receive; comm.c has checked that they fit. */
 static bk_status self_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers,
-                               int n, bk_event *done) {
-  for (int copying = 0; copying < 2; copying++) {
-    int s = next_half(transfers, n, 0, true), r = next_half(transfers, n, 0, false);
-    for (; s < n && r < n;
-         s = next_half(transfers, n, s + 1, true), r = next_half(transfers, n, r + 1, false)) {
-      if (!copying) BK_TRY(check_match(comm, &transfers[s], &transfers[r]));
-      else
-        BK_TRY(copy_bytes(stream, &transfers[s].data, &transfers[r].data,
-                          bk_tensor_bytes(&transfers[s].data)));
-    }
-    if (s < n || r < n)
-      return bk_fail(comm->ctx, BK_ERR_COMM,
-                     "exchange: a %s of tag %d with itself has no other half in the batch",
-                     s < n ? "send" : "receive", transfers[s < n ? s : r].tag);
+                               int n, bk_request **request) {
+  BK_TRY(begin(comm, stream));
+  for (int s = 0, r = 0; s < n; s++, r++) {
+    while (s < n && !transfers[s].send) s++;
+    while (r < n && transfers[r].send) r++;
+    if (s < n && r < n)
+      BK_TRY(copy_bytes(stream, &transfers[s].data, &transfers[r].data,
+                        bk_tensor_bytes(&transfers[s].data)));
   }
-  return finish(stream, done);
+  return finish(comm, stream, request);
 }
 
 /* The reduction of one value is that value. */
 static bk_status self_reduce(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
-                             const bk_tensor *dst, bk_event *done) {
-  (void)comm, (void)op;
-  return copy_whole(stream, src, dst, done);
-}
-
-/* There is one piece, the own one; all_to_all of one rank is the same. */
-static bk_status self_gather(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
-                             const bk_tensor *dst, bk_event *done) {
-  (void)comm;
-  return copy_whole(stream, src, dst, done);
+                             const bk_tensor *dst, bk_request **request) {
+  (void)op;
+  return copy_whole(comm, stream, src, dst, request);
 }
 
 /* The counts of the one rank must agree with themselves; where only one side has them on the host,
  * that one counts. */
 static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_tensor *src,
                                   const bk_comm_counts *send, const bk_tensor *dst,
-                                  const bk_comm_counts *recv, bk_event *done) {
+                                  const bk_comm_counts *recv, bk_request **request) {
   int64_t rows = src->shape[0] < dst->shape[0] ? src->shape[0] : dst->shape[0];
   if (send->host && recv->host && send->host[0] != recv->host[0])
     return bk_fail(comm->ctx, BK_ERR_COMM, "all_to_allv: %lld rows are sent and %lld received",
@@ -110,20 +106,34 @@ static bk_status self_all_to_allv(bk_comm *comm, bk_stream *stream, const bk_ten
                    "all_to_allv: %lld rows do not fit in src of %lld and dst of %lld",
                    (long long)rows, (long long)src->shape[0], (long long)dst->shape[0]);
   bk_tensor part = bk_tensor_slice(*src, 0, 0, rows);
-  return copy_whole(stream, &part, dst, done);
+  return copy_whole(comm, stream, &part, dst, request);
 }
 
 /* This rank is the root, and has the data. */
 static bk_status self_broadcast(bk_comm *comm, bk_stream *stream, int root, const bk_tensor *data,
-                                bk_event *done) {
-  (void)comm, (void)root, (void)data;
-  return finish(stream, done);
+                                bk_request **request) {
+  (void)root;
+  return copy_whole(comm, stream, data, data, request);
 }
 
-static bk_status self_barrier(bk_comm *comm, bk_stream *stream, bk_event *done) {
-  (void)comm;
-  return finish(stream, done);
+static bk_status self_barrier(bk_comm *comm, bk_stream *stream, bk_request **request) {
+  BK_TRY(begin(comm, stream));
+  return finish(comm, stream, request);
 }
+
+static bk_status self_wait(bk_comm *comm, bk_request *request, bk_stream *stream) {
+  (void)request;
+  return stream->ops->event_wait(stream, ((self *)comm)->copied);
+}
+
+static bk_status self_gather(bk_comm *comm, const void *src, size_t bytes, void *dst) {
+  (void)comm;
+  if (bytes) memmove(dst, src, bytes);
+  return BK_OK;
+}
+
+/* Nothing is sent to others, and nobody is waited for. */
+static void self_statistics(const bk_comm *comm, bk_comm_stats *stats) { (void)comm, (void)stats; }
 
 /* Nothing can be in flight elsewhere; comm.c refuses later operations. */
 static void self_abort(bk_comm *comm) { (void)comm; }
@@ -131,29 +141,31 @@ static void self_abort(bk_comm *comm) { (void)comm; }
 static const bk_comm_ops self_ops = {
     .destroy = self_destroy,
     .split = self_split,
+    .reserve = self_reserve,
     .exchange = self_exchange,
     .all_reduce = self_reduce,
     .reduce_scatter = self_reduce,
-    .all_gather = self_gather,
-    .all_to_all = self_gather,
+    .all_gather = copy_whole,
+    .all_to_all = copy_whole,
     .all_to_allv = self_all_to_allv,
     .broadcast = self_broadcast,
     .barrier = self_barrier,
+    .wait = self_wait,
+    .gather = self_gather,
+    .statistics = self_statistics,
     .abort = self_abort,
 };
 
-static bk_status self_make(bk_device *device, bk_comm **comm) {
-  bk_comm *made = bk_alloc(device->ctx, sizeof *made);
+bk_status bk_comm_self(bk_device *device, bk_comm **comm) {
+  self *made = bk_alloc(device->ctx, sizeof *made);
   if (!made) return BK_ERR_MEMORY;
-  *made = (bk_comm){.ops = &self_ops, .ctx = device->ctx, .device = device, .rank = 0, .size = 1};
-  *comm = made;
+  bk_status status = device->ops->event_create(device, &made->copied);
+  if (status != BK_OK) {
+    bk_free(device->ctx, made);
+    return status;
+  }
+  made->base = (bk_comm){.ops = &self_ops, .ctx = device->ctx, .device = device, .size = 1};
+  made->request.comm = &made->base;
+  *comm = &made->base;
   return BK_OK;
 }
-
-static bk_status self_probe(bk_context *ctx, char *reason, size_t reason_size) {
-  (void)ctx, (void)reason, (void)reason_size;
-  return BK_OK;
-}
-
-const bk_comm_backend bk_comm_backend_self = {
-    .abi = BK_COMM_ABI, .name = "self", .priority = 0, .probe = self_probe, .open = self_make};

@@ -18,7 +18,9 @@
 typedef struct bk_wire bk_wire;
 
 typedef struct bk_wire_ops {
-  /* `abandon`: others may be gone; it waits for nobody. */
+  /* `abandon`: others may be gone; it waits for nobody. Messages may be under way then, and as far
+   * as the transport can do that, it does not touch their memory afterwards. Without `abandon` none
+   * is. */
   void (*close)(bk_wire *wire, bool abandon);
   /* Begin a message to or from a rank of the job; `slot` is from [0, slots) and free. */
   int (*send)(bk_wire *wire, int peer, int channel, const void *data, size_t bytes, int slot);
@@ -31,11 +33,15 @@ typedef struct bk_wire_ops {
   void (*idle)(bk_wire *wire);
 } bk_wire_ops;
 
+/* Headers, the two rounds of data of collective operations, and data of exchanges. */
+#define BK_WIRE_CHANNELS 4
+#define BK_WIRE_SLOTS(size) (32 * (size) + 256)
+
 struct bk_wire {
   const bk_wire_ops *ops;
   int rank, size;
-  int slots;    /* how many messages can be under way */
-  int channels; /* how many channels there are, numbered from 0 */
+  int slots;    /* how many messages can be under way: at least BK_WIRE_SLOTS(size) */
+  int channels; /* how many channels there are, numbered from 0: at least BK_WIRE_CHANNELS */
   char reason[256];
 };
 
