@@ -79,7 +79,7 @@ static void choose_address(const bk_job_options *o, char *address, size_t size) 
              o->rendezvous_port);
 }
 
-/* Rank 0's part for processes. The transport hands the token around, so that it can be a new one. */
+/* Rank 0's part for processes. The transport hands the token around, so it can be a new one. */
 static bk_status serve_processes(bk_job *job, meeting *own) {
   const bk_job_options *o = &job->options;
   char address[300];
@@ -224,7 +224,9 @@ bk_status bk_job_open(bk_context *ctx, const bk_job_options *options, bk_job **j
   pthread_mutex_init(&made->lock, NULL);
   bk_status status = connect_ranks(made);
   if (status != BK_OK) {
-    if (made->store) bk_store_abort(made->store, "the job could not be opened");
+    char text[64];
+    snprintf(text, sizeof text, "rank %d could not open the job", made->options.rank);
+    if (made->store) bk_store_abort(made->store, text);
     take_down(made, true);
     return status;
   }

@@ -108,8 +108,9 @@ typedef struct store_peer {
 
 typedef enum store_presence { STORE_AWAITED, STORE_JOINED, STORE_LEFT } store_presence;
 
-/* Rank 0's side of the store. In a job of threads every rank has a handle on it; whoever lets go last
- * frees it. It comes from the C library and not from a context, of which each rank has its own. */
+/* Rank 0's side of the store. In a job of threads every rank has a handle on it; whoever lets go
+ * last frees it. It comes from the C library and not from a context, of which each rank has its
+ * own. */
 struct bk_store_hub {
   int size;
   double timeout_s;
