@@ -16,11 +16,15 @@ AC_DEFUN([BK_MPI_TRY],[AS_IF([test "x$bk_happy_mpi" = xno],[
   CPPFLAGS=$bk_mpi_cppflags LIBS=$bk_mpi_libs
   AC_MSG_RESULT([$bk_happy_mpi])])])
 
-# BK_MPI_MPICC(MPICC): what it says of itself, in the words of Open MPI, else of MPICH.
+# BK_MPI_MPICC(MPICC): what it says of itself, in the words of Open MPI, else of MPICH: the command that it would call, with flags for the
+# linker in both cases, of which compilers other than gcc complain.
 AC_DEFUN([BK_MPI_MPICC],[AS_IF([test "x$bk_happy_mpi" = xno && test -x "$1"],[
-  MPI_CFLAGS=`"$1" -showme:compile 2>/dev/null` && MPI_LIBS=`"$1" -showme:link 2>/dev/null` ||
-    { bk_mpi_drop='s/^@<:@^ @:>@* *//; s/ -c$//; s/ -c / /'
-      MPI_CFLAGS=`"$1" -compile_info 2>/dev/null | sed "$bk_mpi_drop"` MPI_LIBS=`"$1" -link_info 2>/dev/null | sed "$bk_mpi_drop"`; }
+  bk_mpi_compile=`"$1" -showme:compile 2>/dev/null` && MPI_LIBS=`"$1" -showme:link 2>/dev/null` ||
+    { bk_mpi_compile=`"$1" -compile_info 2>/dev/null`; MPI_LIBS=`"$1" -link_info 2>/dev/null | sed 's/^@<:@^ @:>@* *//'`; }
+  MPI_CFLAGS=
+  for bk_mpi_word in $bk_mpi_compile; do
+    AS_CASE([$bk_mpi_word],[-I*|-D*|-pthread],[MPI_CFLAGS="$MPI_CFLAGS $bk_mpi_word"])
+  done
   BK_MPI_TRY([$1])])])
 
 AC_DEFUN([BK_MPI],[

@@ -40,6 +40,8 @@ EOF
 
 jobs_here() { nproc 2>/dev/null || echo 2; }
 BUILD_PACKAGES=(gcc libc6-dev make autoconf automake libtool pkg-config libopenblas-dev libjansson-dev)
+# The transport mpi: Open MPI to build with, and its launcher for tests.
+MPI_PACKAGES=(libopenmpi-dev openmpi-bin)
 # The opencl and vulkan backends: what building takes, then what running them on a processor and checking them takes.
 GPU_BUILD_PACKAGES=(opencl-headers libvulkan-dev glslc)
 GPU_TEST_PACKAGES=(ocl-icd-libopencl1 pocl-opencl-icd libclblast1 oclgrind mesa-vulkan-drivers vulkan-validationlayers spirv-tools)

@@ -28,7 +28,7 @@ passed=0 failed=0 skipped=0
 export BK_TEST_CACHE=$ROOT/cache # what GPU drivers compile, for all stages together
 export BK_TEST_FORMAT=1 # the layout of sources is judged, not skipped
 
-install_packages "${BUILD_PACKAGES[@]}" "${GPU_BUILD_PACKAGES[@]}" "${GPU_TEST_PACKAGES[@]}" g++ check clang clang-format-14 libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
+install_packages "${BUILD_PACKAGES[@]}" "${GPU_BUILD_PACKAGES[@]}" "${GPU_TEST_PACKAGES[@]}" "${MPI_PACKAGES[@]}" g++ check clang clang-format-14 libclang-rt-14-dev valgrind xz-utils groff-base mandoc || { echo "0 passed, 1 failed, 0 skipped"; exit 1; }
 
 # One log: check's "Checks:" line, a line "N passed, N failed[, N skipped]", or the test as a whole.
 count_log() {
@@ -105,21 +105,22 @@ script() {
 
 # The large shapes run in gcc, and everywhere at the long level. What is slow to compile or to run is compiled and run as few times as
 # serves: the cuda backend by nvcc for one target here (for all of them in full, and by tools/gpu-check.sh for the card that is there),
-# its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind at the long level.
+# its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind at the long level,
+# mpi here, and in full by clang: an MPI library keeps memory that neither sanitizers nor valgrind can tell from what is lost.
 NO_GPU="--with-opencl=no --with-vulkan=no"
-build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static --with-opencl=yes --with-vulkan=yes CUDA_ARCHS=90a; }
+build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static --with-opencl=yes --with-vulkan=yes --with-mpi=yes CUDA_ARCHS=90a; }
 # No optional part: the built-in products, no modules, one fast instruction set beside portable C; small, and linked statically where
 # firmware would be.
 build_minimal() {
   local fast=avx2
   [ "$(uname -m)" != aarch64 ] || fast=neon
-  build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --disable-modules --with-cpu-isa=$fast
+  build minimal CC=gcc CFLAGS='-Os -g' --with-blas=no --with-mpi=no --disable-modules --with-cpu-isa=$fast
 }
 
 stage_gcc() { build_gcc && check gcc; }
 # Another compiler's code for the library: no modules, not the scripts that are about words and tables.
 stage_clang() {
-  build clang CC=clang CXX=no CFLAGS='-O2 -g' --disable-static --with-cuda=no $NO_GPU &&
+  build clang CC=clang CXX=no CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-mpi=no $NO_GPU &&
     BK_TEST_QUICK=1 check clang TESTS="$(cd "$ROOT/clang" && make -s print-short-tests)"
 }
 stage_minimal() {
@@ -129,9 +130,9 @@ stage_minimal() {
   script install tests/install-check.sh "$ROOT/minimal"
 }
 stage_full() {
-  build full CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=yes && BK_TEST_LONG=1 check full
+  build full CC=clang CXX=clang++ CFLAGS='-O2 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=yes --with-mpi=yes && BK_TEST_LONG=1 check full
   build_minimal && check minimal
-  build targets CC=gcc CXX=no CFLAGS='-O2 -g' --disable-static --with-check=no $NO_GPU CUDA_ARCHS='80 90a 100' && check targets TESTS=tests/cuda/facts.sh
+  build targets CC=gcc CXX=no CFLAGS='-O2 -g' --disable-static --with-check=no --with-mpi=no $NO_GPU CUDA_ARCHS='80 90a 100' && check targets TESTS=tests/cuda/facts.sh
 }
 stage_sanitizers() {
   # Leaks are checked too. OpenBLAS is not instrumented, the built-in product is. Of the kernels on the host, which take most of the time to
@@ -139,14 +140,14 @@ stage_sanitizers() {
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$SOURCE/tests/lsan.supp:print_suppressions=0
   local flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
   build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="${flags/-g /} -fno-sanitize=null,object-size,pointer-overflow" --disable-static \
-    --with-cuda=no --with-opencl=yes --with-vulkan=yes || return
+    --with-cuda=no --with-opencl=yes --with-vulkan=yes --with-mpi=no || return
   # Without a Vulkan driver first: what lavapipe leaks in every probe cannot be told from leaks of our own. Then on it, without that check.
   VK_ICD_FILENAMES=/none BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-vulkan-tests)"
   unset ASAN_OPTIONS UBSAN_OPTIONS LSAN_OPTIONS
 }
 # Without a C++ compiler: the cuda backend on the host is for the sanitizers. Without vulkan: its driver is one compiler in another.
-build_valgrind() { build valgrind CC=gcc CXX=no CFLAGS='-O1 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=no; }
+build_valgrind() { build valgrind CC=gcc CXX=no CFLAGS='-O1 -g' --disable-static --with-cuda=no --with-opencl=yes --with-vulkan=no --with-mpi=no; }
 MEMCHECK="$ROOT/valgrind/libtool --mode=execute valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite,possible --suppressions=$SOURCE/tests/valgrind.supp"
 stage_valgrind() {
   build_valgrind || return
@@ -183,8 +184,8 @@ stage_distcheck() {
   # No run of the unit tests here (the other stages do that), nor of the slow scripts: the tarball builds, without glslc too, installs
   # and uninstalls. That what is installed can be used is seen in the stage minimal, which has both libraries.
   copy_spirv distcheck
-  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no --with-opencl=no --with-vulkan=yes CXX=no CFLAGS=-O0 &&
-    make -j"$(jobs_here)" distcheck TESTS="$(make -s print-dist-tests)" AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --with-opencl=no --with-vulkan=yes GLSLC=/no/glslc --disable-static CXX=no CFLAGS=-O0') >"$dir/distcheck.log" 2>&1; then
+  if (export BK_TEST_QUICK=1; cd "$dir" && "$SOURCE/configure" --quiet --with-cuda=no --with-opencl=no --with-vulkan=yes --with-mpi=no CXX=no CFLAGS=-O0 &&
+    make -j"$(jobs_here)" distcheck TESTS="$(make -s print-dist-tests)" AM_DISTCHECK_CONFIGURE_FLAGS='--enable-werror --with-check=no --with-cuda=no --with-opencl=no --with-vulkan=yes --with-mpi=no GLSLC=/no/glslc --disable-static CXX=no CFLAGS=-O0') >"$dir/distcheck.log" 2>&1; then
     passed=$((passed + 1))
   else
     note_failure distcheck "$dir/distcheck.log"

@@ -10,13 +10,12 @@
  * for all ranks. The launcher sees a process that ends without it, and ends the others. */
 #include <dlfcn.h>
 #include <mpi.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/base.h"
+#include "base/signals.h"
 #include "comm/transport.h"
 
 #ifndef PIECE_BYTES /* tests have small pieces */
@@ -214,39 +213,13 @@ static void make_library_global(bk_context *ctx) {
     bk_debug(ctx, "mpi: the symbols of %s stay local", info.dli_fname);
 }
 
-#define SIGNALS 65
-
-/* What the program does on signals is its own affair: MPI and what it loads set handlers of theirs
- * (for stack traces, MPICH also for SIGUSR1), and these are taken back. */
-static void restore_signals(bk_context *ctx, const struct sigaction *before) {
-  struct sigaction now;
-  for (int s = 1; s < SIGNALS; s++) {
-    if (sigaction(s, NULL, &now) != 0 || now.sa_handler == before[s].sa_handler) continue;
-    bk_debug(ctx, "mpi: the handler of signal %d was replaced, and is put back", s);
-    (void)sigaction(s, &before[s], NULL);
-  }
-}
-
-/* Threads that MPI starts inherit the mask: signals of the process then go to the program's own
- * threads. */
-static void block_signals(sigset_t *before) {
-  static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
-  sigset_t all;
-  sigfillset(&all);
-  for (size_t i = 0; i < BK_COUNT(faults); i++) sigdelset(&all, faults[i]);
-  (void)pthread_sigmask(SIG_SETMASK, &all, before);
-}
-
 static bk_status initialise(bk_context *ctx) {
-  struct sigaction before[SIGNALS] = {0};
-  sigset_t mask;
+  bk_signals kept;
   int provided = MPI_THREAD_SINGLE;
   make_library_global(ctx);
-  for (int s = 1; s < SIGNALS; s++) (void)sigaction(s, NULL, &before[s]);
-  block_signals(&mask);
+  bk_signals_keep(&kept);
   int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
-  (void)pthread_sigmask(SIG_SETMASK, &mask, NULL);
-  restore_signals(ctx, before);
+  bk_signals_restore(ctx, &kept);
   if (code != MPI_SUCCESS) return bk_fail(ctx, BK_ERR_COMM, "mpi: MPI_Init_thread: error %d", code);
   /* The job's store and abort reach ranks by another way than MPI, and an error of it must not end
    * the process before they have. */

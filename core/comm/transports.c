@@ -52,6 +52,8 @@ static bk_status verify(const bk_transport *t, const char *name, char *reason, s
 
 #include <dlfcn.h>
 
+#include "base/signals.h"
+
 /* Entries are never removed: a wire may be open, and a pointer that was given out stays good
  * without the lock. */
 static struct {
@@ -69,9 +71,18 @@ static bk_transport_module_fn entry_of(void *library) {
   return entry;
 }
 
-static bk_status load_file(const char *path, const char *name, const bk_transport **transport,
-                           char *reason, size_t size) {
+/* What a module needs is loaded with it, and may set handlers of signals and start threads. */
+static void *open_library(bk_context *ctx, const char *path) {
+  bk_signals kept;
+  bk_signals_keep(&kept);
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  bk_signals_restore(ctx, &kept);
+  return library;
+}
+
+static bk_status load_file(bk_context *ctx, const char *path, const char *name,
+                           const bk_transport **transport, char *reason, size_t size) {
+  void *library = open_library(ctx, path);
   if (!library) {
     const char *cause = dlerror();
     snprintf(reason, size, "%s", cause ? cause : "dlopen failed");
@@ -109,7 +120,7 @@ static bk_status load_from(bk_context *ctx, const char *name, const bk_transport
   char *path = bk_path_join(ctx, folder, file);
   if (!path) return BK_ERR_MEMORY;
   bk_status status = BK_ERR_ABSENT;
-  if (bk_path_exists(ctx, path)) status = load_file(path, name, transport, reason, size);
+  if (bk_path_exists(ctx, path)) status = load_file(ctx, path, name, transport, reason, size);
   else say_missing(file, name, folder, reason, size);
   if (status == BK_ERR_ABI) bk_debug(ctx, "module %s is refused: %s", path, reason);
   bk_free(ctx, path);

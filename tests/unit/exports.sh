@@ -67,9 +67,11 @@ if [ -e "$library" ] && grep -q "^dlname='.\+'" "$build/libbirkhoff.la"; then
   for module in "$build"/.libs/birkhoff_*.so; do
     name=$(basename "$module" .so)
     if ! [ -e "$module" ] || ! grep -q "^am_${name}_la_rpath" "$build/Makefile"; then continue; fi
-    echo "module $name"
-    nm -D --defined-only "$module" | awk '{ print $NF }' | grep '^bk_' | grep -v '^bk_backend_module$' >"$W/module"
-    fail "$module exports more than bk_backend_module" "$W/module"
+    case $name in birkhoff_comm_*) entry=bk_transport_module ;; *) entry=bk_backend_module ;; esac
+    echo "module $name: $entry"
+    nm -D --defined-only "$module" | awk '{ print $NF }' | grep '^bk_' | sort -u >"$W/defined"
+    echo $entry | comm -3 - "$W/defined" | tr -d '\t' >"$W/module"
+    fail "$module does not export $entry and nothing else" "$W/module"
     nm -D --undefined-only "$module" | awk '{ print $NF }' | grep '^bk_' | sort -u | comm -23 - "$W/promised" >"$W/module"
     fail "$module uses what is not exported" "$W/module"
   done
