@@ -117,10 +117,11 @@ struct bk_store_hub {
   size_t token_bytes;
   char token[STORE_TOKEN];
   bk_fate fate;
-  pthread_mutex_t lock; /* table, away, handles */
+  pthread_mutex_t lock; /* table, away, called, holders */
   pthread_cond_t changed;
   store_table *table;
   int away;                /* ranks that have not said goodbye, rank 0 not counted */
+  bool called;             /* of an abort: the handles that were there */
   int holders;             /* handles that are open, and whoever holds it beside them */
   pthread_mutex_t calls;   /* held while handles are called back */
   struct bk_store *listed; /* the handles */
