@@ -298,8 +298,8 @@ static void listen_host(bk_store_hub *hub, const place *p, struct addrinfo *list
   }
 }
 
-/* Addresses in digits, and localhost, are what their author means. The name of a host is not always:
- * many systems give their own name a loopback address. */
+/* Addresses in digits, and localhost, are what their author means. The name of a host is not
+ * always: many systems give their own name a loopback address. */
 static bool is_plainly_local(const place *p) {
   unsigned char address[sizeof(struct in6_addr)];
   return !p->host[0] || strcmp(p->host, "localhost") == 0 ||
