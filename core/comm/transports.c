@@ -9,9 +9,10 @@
 
 #define REASON_MAX 256
 
-static const bk_transport *const compiled_in[] = {&bk_transport_threads};
+/* ends with NULL */
+static const bk_transport *const compiled_in[] = {&bk_transport_threads, NULL};
 static const char *const modules[] = {"mpi"};
-#define N_COMPILED_IN ((int)BK_COUNT(compiled_in))
+#define N_COMPILED_IN ((int)BK_COUNT(compiled_in) - 1)
 #define N_MODULES ((int)BK_COUNT(modules))
 
 const char *bk_transport_name(int i) {
