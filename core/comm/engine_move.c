@@ -1,11 +1,11 @@
 /* Transfers between a device whose memory is not the host's and pinned memory. They are made by the
  * rank's own thread, in post and wait, on a stream of the comm's own:
  *
- *   posted - staging is free - download begun - download through: the engine's - done - upload begun
+ *   posted - staging is free - download begun - download through - the engine's - upload begun
  *
- * An operation has its place in the engine's order from the beginning; the engine waits for its data
- * as for everything else. All transfers of all comms go on whatever is waited for, since the rank
- * that another waits for may be waiting for something else.
+ * An operation has its place in the engine's order from the beginning; the engine waits for its
+ * data as for everything else. All transfers of all comms go on whatever is waited for, since the
+ * rank that another waits for may be waiting for something else.
  *
  * A failure of the device ends the job: the other ranks cannot go on. */
 #include "comm/engine_priv.h"
