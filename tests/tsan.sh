@@ -1,5 +1,5 @@
 #!/bin/bash
-# Thread sanitizer: the pool, reading ahead, the trainer's threads, the control store, ranks that are threads, the operators on two threads, and
+# Thread sanitizer: the pool, reading ahead, the trainer's threads, the control store, jobs, ranks that are threads, the operators on two threads, and
 # training runs of the command. No BLAS: one that is not instrumented hides what it synchronises. usage: tests/tsan.sh [BUILD_DIR]; after
 # bootstrap. CC: gcc or clang.
 # The last line is "N passed, N failed, N skipped"; the exit status is non-zero on any failure.
