@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-/* Before any rank opens the world: from then on messages begin late, by up to some hundred
- * microseconds, and are seen to be done late and out of order, at random by the seed; 0: no more. */
+/* Before any rank opens the world: messages then begin late, by up to some hundred microseconds,
+ * and are seen to be done late and out of order, at random by the seed. 0: they do not. */
 void bk_thread_world_disturb(bk_thread_world *world, uint64_t seed);
 
 #endif

@@ -18,7 +18,8 @@ typedef struct bk_transport {
                      size_t description_size);
   /* Collective. Called in the engine's thread while the caller of bk_engine_open waits, so that it
    * may use the context. Where the transport itself knows rank, size, local rank and local size
-   * (MPI) it writes them to *options; where these were given and differ, that is BK_ERR_ARGUMENT. */
+   * (MPI) it writes them to *options; where these were given and differ, that is
+   * BK_ERR_ARGUMENT. */
   bk_status (*open)(bk_context *ctx, bk_job_options *options, bk_wire **wire);
 } bk_transport;
 
