@@ -39,7 +39,7 @@ if ! ${CC:-gcc} -fsanitize=thread "$W/t.c" -o "$W/t" 2>/dev/null || ! "$W/t"; th
   echo "$passed passed, $failed failed, $skipped skipped"
   exit 77
 fi
-programs='birkhoff tests/unit/test_threads tests/unit/test_ranks tests/models/test_watch tests/ops/test_ops'
+programs='birkhoff tests/unit/test_threads tests/unit/test_ranks tests/models/test_watch tests/models/test_parallel tests/ops/test_ops'
 if ! (cd "$DIR" && { [ -f Makefile ] || "$SOURCE/configure" --quiet --enable-werror --with-blas=no --disable-modules --disable-shared CC="${CC:-gcc}" \
   CFLAGS='-O1 -g -fsanitize=thread'; } && make -j"${JOBS:-2}" $programs) >"$W/build.log" 2>&1; then
   echo "---- FAILED: tsan: build"
@@ -51,6 +51,7 @@ cd "$W" || exit 1
 awk 'BEGIN { for (i = 0; i < 1500; i++) printf "%d and %d, ", i % 17, i * i % 23 }' >text.txt
 check "the pool" "$DIR/tests/unit/test_threads"
 check "ranks that are threads" "$DIR/tests/unit/test_ranks"
+check "training by ranks that are threads" "$DIR/tests/models/test_parallel"
 check "the trainer on 1, 2 and 3 threads" "$DIR/tests/models/test_watch"
 check "operators on two threads" "$DIR/tests/ops/test_ops" --device cpu --threads 2 --bits
 check "a training run" "$DIR/birkhoff" train --model tiny --data text.txt --out run --steps 3 --batch-size 2 --seq-len 32 --threads 2 --set save_every=2 eval_every=2 gain_every=2
