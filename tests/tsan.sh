@@ -40,7 +40,7 @@ if ! ${CC:-gcc} -fsanitize=thread "$W/t.c" -o "$W/t" 2>/dev/null || ! "$W/t"; th
   echo "$passed passed, $failed failed, $skipped skipped"
   exit 77
 fi
-programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks tests/unit/test_job'
+programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks tests/unit/test_job tests/models/test_parallel'
 if ! (cd "$DIR" && { [ -f Makefile ] || "$SOURCE/configure" --quiet --enable-werror --with-blas=no --disable-modules --disable-shared CC="${CC:-gcc}" \
   CFLAGS='-O1 -g -fsanitize=thread'; } && make -j"${JOBS:-2}" $programs) >"$W/build.log" 2>&1; then
   echo "---- FAILED: tsan: build"
@@ -52,6 +52,7 @@ cd "$W" || exit 1
 awk 'BEGIN { for (i = 0; i < 1500; i++) printf "%d and %d, ", i % 17, i * i % 23 }' >text.txt
 check "the pool" "$DIR/tests/unit/test_threads"
 check "reading ahead" "$DIR/tests/unit/test_readahead"
+check "training by ranks that are threads" "$DIR/tests/models/test_parallel"
 check "the trainer on 1, 2 and 3 threads" "$DIR/tests/models/test_watch"
 check "the control store" "$DIR/tests/unit/test_store"
 check "ranks that are threads" "$DIR/tests/unit/test_ranks"
