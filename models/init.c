@@ -48,7 +48,9 @@ static void draw(void *arg, int64_t begin, int64_t end, int worker) {
   const drawing *d = b->d;
   (void)worker;
   for (int64_t i = begin; i < end; i++) {
-    double v = initial_value(b->p, d->seed, b->stream, (b->first + i) % b->period);
+    int64_t at = b->first + i;
+    if (at >= b->period) at %= b->period;
+    double v = initial_value(b->p, d->seed, b->stream, at);
     if (d->m->ct != BK_F64) v = (float)v;
     for (int k = 0; k < OUTPUTS; k++)
       if (b->dtypes[k])

@@ -6,7 +6,8 @@
 
 #include "comm/comm.h"
 
-/* Small models have several buckets too, so that the first are under way while the rest are made. */
+/* Small models have several buckets too, so that the first are under way while the rest are
+ * made. */
 #define WHOLE_SPAN ((size_t)1 << 20)
 enum { LEAST_BUCKETS = 8, BUCKET_ALIGN = 128 };
 

@@ -7,9 +7,9 @@
  * (BK_STEP_FINITE), and the step is run again with a look at every tensor, to say where the first
  * bad number came up.
  *
- * Of several ranks (parallel.h) each runs its share of a step's sequences, and all end the step with
- * the same loss, norm and loads. Where a step is refused, all refuse it; where something fails on
- * one rank, it aborts the group, so that none waits for it.
+ * Of several ranks (parallel.h) each runs its share of a step's sequences, and all end the step
+ * with the same loss, norm and loads. Where a step is refused, all refuse it; where something fails
+ * on one rank, it aborts the group, so that none waits for it.
  *
  * The state of a run beside the model: the numbers of steps and tokens done. A resumed run sets
  * them (bk_trainer_set_step) and goes on with the same sequences, since the order of the data is a
@@ -256,7 +256,7 @@ static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
 /* ---- what ranks tell one another ---- */
 
 /* Whether a rank has made its trainer, and a number that is the same for the same configuration,
- * recipe and order of buckets. */
+ * recipe, data and order of buckets. */
 typedef struct readiness {
   int32_t status;
   uint32_t unused;
@@ -296,6 +296,11 @@ static uint64_t hash_options(uint64_t hash, const bk_option *options, const void
   return hash;
 }
 
+static uint64_t hash_data(uint64_t hash, const bk_dataset *data) {
+  uint64_t both[2] = {hash, data ? bk_dataset_hash(data) : 0};
+  return bk_hash64(both, sizeof both);
+}
+
 /* All ranks have made their trainers from the same numbers, or all fail. */
 static bk_status agree(const bk_trainer *t, bk_status status) {
   bk_context *ctx = t->model->ctx;
@@ -304,6 +309,7 @@ static bk_status agree(const bk_trainer *t, bk_status status) {
   if (status == BK_OK) own.hash = bk_parallel_order(t->parallel);
   own.hash = hash_options(own.hash, bk_model_keys, &t->model->config);
   own.hash = hash_options(own.hash, bk_train_keys, &t->recipe);
+  own.hash = hash_data(hash_data(own.hash, t->train), t->val);
   BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, t->gathered));
   if (status != BK_OK) return status;
   for (int r = 0; r < t->ranks; r++)
@@ -313,7 +319,7 @@ static bk_status agree(const bk_trainer *t, bk_status status) {
   for (int r = 0; r < t->ranks; r++)
     if (all[r].hash != all[0].hash)
       return bk_fail(ctx, BK_ERR_COMM,
-                     "trainer: rank %d has another configuration or recipe than rank 0", r);
+                     "trainer: rank %d has another configuration, recipe or data than rank 0", r);
   return BK_OK;
 }
 

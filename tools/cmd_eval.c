@@ -65,7 +65,7 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"data", CLI_MANY, "FILE", "UTF-8 text or .bin token streams: files, patterns, @LIST"},
     {"seq-len", CLI_ONE, "N",
      "inputs per window (default: as in training, else max_position_embeddings, at most 1024)"},
     {"split", CLI_ONE, "train|val|all", "part of each file (default: all)"},

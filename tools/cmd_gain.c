@@ -251,7 +251,7 @@ static bk_status run(cli_session *s) {
 }
 
 static const cli_option options[] = {
-    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"data", CLI_MANY, "FILE", "UTF-8 text or .bin token streams: files, patterns, @LIST"},
     {"split", CLI_ONE, "train|val|all", "part of each file (default: val; all if a .bin is given)"},
     {"tokens", CLI_ONE, "N", "most tokens to average over (default: 2048)"},
     {"seq-len", CLI_ONE, "N",

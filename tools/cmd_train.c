@@ -239,8 +239,8 @@ static bk_status spare_tenth(train_run *r, bk_dataset_options *options) {
   return open_training(r, options);
 }
 
-/* The first of the files that is not what it was; `then` are the n files that the run began with, of
- * which earlier versions kept no list. */
+/* The first of the files that is not what it was; `then` are the n files that the run began with,
+ * of which earlier versions kept no list. */
 static bk_status fail_other_data(train_run *r, const bk_data_file *then, int n) {
   static const char begin[] = "--resume: the training data is not the data that the run in";
   bk_context *ctx = r->s->ctx;
@@ -400,7 +400,7 @@ static const cli_option options[] = {
     {"model", CLI_ONE, "PRESET|FILE|DIR",
      "what to train: tiny, demo, mhc-3b, mhc-9b, mhc-27b, a config.json or a checkpoint's"},
     {"init", CLI_ONE, "CKPT", "begin with the model and weights of a checkpoint"},
-    {"data", CLI_MANY, "FILE", "UTF-8 text, or .bin token streams"},
+    {"data", CLI_MANY, "FILE", "UTF-8 text or .bin token streams: files, patterns, @LIST"},
     {"val-data", CLI_MANY, "FILE",
      "validation data; default: the last tenth of each file of --data"},
     {"out", CLI_ONE, "DIR", "folder for checkpoints and metrics.jsonl"},

@@ -3,8 +3,9 @@
  * @LIST, a file with one such word a line.
  *
  * Patterns are those of the shell: * ? [...] in any part of a path; none of them matches a '/' or a
- * point at the beginning of a name. What they match is sorted by its bytes, so that the order, which
- * counts in training, is the same everywhere. Folders are listed by way of the context's files. */
+ * point at the beginning of a name. What they match is sorted by its bytes, so that the order,
+ * which counts in training, is the same everywhere. Folders are listed by way of the context's
+ * files. */
 #include <errno.h>
 #include <fnmatch.h>
 #include <stdlib.h>

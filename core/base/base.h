@@ -23,6 +23,7 @@ typedef struct bk_os {
   /* n_threads > 1 */
   bk_status (*threads_create)(struct bk_context *ctx, int n_threads, bk_pool **pool);
   const struct bk_worker_ops *worker;
+  const bk_fs *fs; /* the operating system's files, whose functions any thread may call */
 } bk_os;
 
 struct bk_context {
@@ -31,7 +32,6 @@ struct bk_context {
   void *log_user;
   bk_log_level log_level;
   bk_fs fs;
-  bool own_fs;           /* the options brought it: it is called from the context's thread alone */
   const bk_os *os;       /* NULL: embedded */
   bk_memory_stats stats; /* of host memory through bk_alloc */
 };
@@ -114,6 +114,9 @@ BK_MODULE_API double bk_context_seconds(const bk_context *ctx);
 int bk_context_cpu_count(const bk_context *ctx);
 bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes);
 BK_MODULE_API const char *bk_context_environment(const bk_context *ctx, const char *name);
+/* Whether a thread of the library's own may read files: there are threads, and the functions that
+ * read are the operating system's. Those of the options are called by the context's user alone. */
+bool bk_context_reads_in_threads(const bk_context *ctx);
 
 /* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own
  * code asks the context ---- */

@@ -15,7 +15,6 @@ static bk_context from_options(const bk_context_options *options, const bk_conte
   if (!options) return ctx;
   if (options->allocator) ctx.allocator = *options->allocator;
   if (options->fs) ctx.fs = *options->fs;
-  ctx.own_fs = options->fs != NULL;
   ctx.log = options->log;
   ctx.log_user = options->log_user;
   ctx.log_level = options->log_level;
@@ -79,6 +78,12 @@ bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t 
 
 const char *bk_context_environment(const bk_context *ctx, const char *name) {
   return ctx->os ? ctx->os->environment(name) : NULL;
+}
+
+bool bk_context_reads_in_threads(const bk_context *ctx) {
+  const bk_fs *own = ctx->os ? ctx->os->fs : NULL, *fs = &ctx->fs;
+  return own && fs->open_read == own->open_read && fs->read_at == own->read_at &&
+         fs->size == own->size && fs->kind == own->kind && fs->close == own->close;
 }
 
 const bk_fs *bk_context_fs(const bk_context *ctx) { return &ctx->fs; }

@@ -39,6 +39,7 @@ static const bk_os os = {
     .environment = environment,
     .threads_create = bk_threads_create,
     .worker = &bk_worker_posix,
+    .fs = &bk_fs_posix,
 };
 
 bk_status bk_context_create(const bk_context_options *options, bk_context **context) {

@@ -10,7 +10,7 @@
 #define REASON_MAX 256
 
 /* ends with NULL */
-static const bk_transport *const compiled_in[] = {NULL};
+static const bk_transport *const compiled_in[] = {&bk_transport_threads, NULL};
 static const char *const modules[] = {"mpi"};
 #define N_COMPILED_IN ((int)BK_COUNT(compiled_in) - 1)
 #define N_MODULES ((int)BK_COUNT(modules))

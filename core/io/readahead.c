@@ -22,10 +22,9 @@ struct bk_readahead {
   bk_data_fault fault;
 };
 
-/* A table of files that the caller brought is promised to be called from one thread alone. */
 static bool has_worker(const bk_context *ctx, const bk_dataset *data) {
   const bk_data_file *unused;
-  return ctx->os && !ctx->own_fs && (!data || bk_dataset_files(data, &unused) > 0);
+  return bk_context_reads_in_threads(ctx) && (!data || bk_dataset_files(data, &unused) > 0);
 }
 
 size_t bk_readahead_bytes(const bk_context *ctx, const bk_dataset *data, int64_t seq_len,

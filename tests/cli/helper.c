@@ -9,6 +9,8 @@
  *   helper values FILE NAME        its values, one a line
  *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
+ *   helper whole-hash TEXT         the hash of the training part that versions before lists of files
+ *                                  kept: of all its bytes
  *   helper arithmetic              a word for the bits that the C library's functions and plain
  *                                  sums of products have here; then the floats in a vector of the
  *                                  portable code, "4" where nothing but SSE2 or NEON is compiled in
@@ -289,6 +291,18 @@ static int run_hangup(char **command) {
   return perror(command[0]), 1;
 }
 
+/* Written out here, so that it does not change with the library's code. */
+static bk_status run_whole_hash(bk_context *ctx, const char *path) {
+  char *text;
+  size_t bytes;
+  BK_TRY(bk_file_read_all(ctx, path, (size_t)1 << 28, &text, &bytes));
+  bytes -= bytes / 10;
+  const uint64_t parts[4] = {0, bytes, 1, bk_hash64(text, bytes)};
+  printf("%016llx\n", (unsigned long long)bk_hash64(parts, sizeof parts));
+  bk_free(ctx, text);
+  return BK_OK;
+}
+
 int main(int argc, char **argv) {
   bk_context_options options = {.log = print_log, .log_level = BK_LOG_WARN};
   bk_context *ctx = NULL;
@@ -305,6 +319,7 @@ int main(int argc, char **argv) {
   if (strcmp(argv[1], "shards") == 0 && argc > 3) status = run_shards(ctx, argv[2], atoi(argv[3]));
   if (strcmp(argv[1], "tensor") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], false);
   if (strcmp(argv[1], "values") == 0 && argc > 3) status = run_tensor(ctx, argv[2], argv[3], true);
+  if (strcmp(argv[1], "whole-hash") == 0) status = run_whole_hash(ctx, argv[2]);
   bk_context_destroy(ctx);
   return status != BK_OK;
 }

@@ -30,7 +30,7 @@ ok "bf16" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --dty
 holds "smaller weights" "$(json bytes/weights) < $(json bytes/weights plan.json)"
 holds "and masters" "$(json bytes/masters) > 0"
 refused 2 'preset' "an unknown preset" "$BIRKHOFF" plan --model tine
-refused 2 'micro_batch_size' "micro-batches that do not divide" "$BIRKHOFF" plan --model tiny --batch-size 4 --set micro_batch_size=3
+refused 2 'micro_batch_size (5) is above batch_size' "micro-batches larger than the batch" "$BIRKHOFF" plan --model tiny --batch-size 4 --set micro_batch_size=5
 
 # ---- devices ----
 ok devices "$BIRKHOFF" devices --json

@@ -48,12 +48,65 @@ refused 2 'has checkpoints.*--resume' "a DIR with checkpoints" "$BIRKHOFF" train
 refused 2 'hidden_size' "another model" "$BIRKHOFF" train $small --data data.txt --out run --resume --set hidden_size=32
 text other.txt 6001
 refused 2 'not the data' "other data" "$BIRKHOFF" train $small --data other.txt --out run --resume --steps 8
+refused 2 'file 1, other.txt, has 6001 bytes, 6000 then' "which file, and its size" "$BIRKHOFF" train $small --data other.txt --out run --resume --steps 8
+{ head -c 3000 data.txt; printf x; tail -c 2999 data.txt; } >touched.txt
+refused 2 'file 1, touched.txt, has other contents' "a file of the same size" "$BIRKHOFF" train $small --data touched.txt --out run --resume --steps 8
+refused 2 'it is in 2 files now, 1 then' "another number of files" "$BIRKHOFF" train $small --data data.txt data.txt --out run --resume --steps 8
 refused 2 'step 6 already' "fewer steps" "$BIRKHOFF" train $small --data data.txt --out run --resume --steps 3
 warned 'resuming with lr = ' "a changed recipe" "$BIRKHOFF" train $small --data data.txt --out fresh --resume --lr 0.0001
 before=$(tail -n 1 fresh/metrics.jsonl >last_row.json; json tokens last_row.json)
 warned 'resuming with \(steps\|batch_size\) = ' "another batch size" "$BIRKHOFF" train --data data.txt --out fresh --resume --steps 3 --batch-size 1 --set micro_batch_size=0
 tail -n 1 fresh/metrics.jsonl >last_row.json
 equal "tokens go on from the checkpoint's" "$(json tokens last_row.json)" $((before + 32))
+
+# ---- many files: patterns, lists; the order is that of their names, whatever the shell would make of them ----
+mkdir -p "sh ards/more" && for i in 3 1 2; do text "sh ards/s$i.txt" 120$i; done
+cp data.txt "sh ards/[x]*.txt" && cp other.txt "sh ards/x.txt" && cp data.txt "sh ards/.hidden.txt" && cp other.txt "sh ards/more/s9.txt"
+printf '# three of them, by name\n\ns1.txt\r\n  s2.txt  \n%s/sh ards/s3.txt' "$W" >"sh ards/list.txt"
+printf 's?.txt\n' >"sh ards/pattern.txt"
+ok "names" "$BIRKHOFF" train $small --data "sh ards/s1.txt" "sh ards/s2.txt" "sh ards/s3.txt" --out names --steps 2
+set -- "sh ards/s*.txt" "sh*/s[1-3].txt" "@sh ards/list.txt" "@sh ards/pattern.txt" "$W/sh ards/s?.txt" "./sh?ards//s*.txt"
+for word in "$@"; do
+  rm -rf words
+  ok "$word" "$BIRKHOFF" train $small --data "$word" --out words --steps 2
+  same "$word: the same run" names/step-000002/model.safetensors words/step-000002/model.safetensors
+  same "$word: the same data" names/step-000002/trainer_state.json words/step-000002/trainer_state.json
+done
+equal "and each of its files is kept" "$(json data_files/# words/step-000002/trainer_state.json)" 3
+ok "a pattern as validation data, and one in a folder" "$BIRKHOFF" train $small --data "sh ards/s*.txt" --val-data "sh*/*/s*" --out planned --steps 2 --dry-run
+has "both are counted" '^data  *3609 tokens for training, 6002 for validation' out
+ok "a name that is there is no pattern" "$BIRKHOFF" train $small --data "sh ards/[x]*.txt" --out planned --steps 2 --dry-run
+has "that file alone" '^data  *5400 tokens for training, 601 for validation' out
+cp data.txt "@at.txt"
+ok "nor a list" "$BIRKHOFF" train $small --data "@at.txt" --out planned --steps 2 --dry-run
+refused 2 'sh ards/q\*.txt: no file has such a name' "a pattern without a match" "$BIRKHOFF" train $small --data "sh ards/q*.txt" --out none --steps 2
+refused 2 'none/\*.txt: no file has such a name' "in a folder that is not there" "$BIRKHOFF" train $small --data "none/*.txt" --out none --steps 2
+refused 1 'cannot open none.txt' "a list that is not there" "$BIRKHOFF" train $small --data "@none.txt" --out none --steps 2
+printf '# nothing\n' >empty_list.txt
+refused 2 'empty_list.txt names no file' "an empty list" "$BIRKHOFF" train $small --data "@empty_list.txt" --out none --steps 2
+printf 's1.txt\nq*.txt\n' >"sh ards/bad.txt"
+refused 2 'sh ards/bad.txt: line 2: sh ards/q\*.txt: no file has such a name' "a line without a match" "$BIRKHOFF" train $small --data "@sh ards/bad.txt" --out none --steps 2
+printf 'a\0b\n' >zero_list.txt
+refused 2 'zero_list.txt is not a list of files' "a byte 0" "$BIRKHOFF" train $small --data "@zero_list.txt" --out none --steps 2
+# more files than a process may have open here
+mkdir shards && for i in $(seq 1000 1149); do ln data.txt shards/$i.txt; done
+ok "150 files, of which 64 may be open" sh -c "ulimit -n 64; exec \"\$0\" \"\$@\"" "$BIRKHOFF" train $small --data "shards/*.txt" --out shards_run --steps 2
+equal "all of them" "$(json data_files/# shards_run/step-000002/trainer_state.json)" 150
+
+# ---- a checkpoint of an older version: no list of files, and of large data another hash ----
+for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19; do cat other.txt other.txt other.txt; done >part.txt
+for i in $(seq 60); do cat part.txt; done >large.txt
+ok "large data" "$BIRKHOFF" train $small --data large.txt --out large --steps 2
+state=large/step-000002/trainer_state.json
+sed -e '/"data_files"/,$d' -e 's/\("data_hash": "\)[0-9a-f]*/\10123456789abcdef/' $state >older.json
+sed -e '$s/},/}/' older.json >$state && echo '}' >>$state
+refused 2 'not the data that the run in large began with$' "neither hash" env BIRKHOFF_LOG=info "$BIRKHOFF" train --data large.txt --out large --resume --steps 3
+has "all of it was read" 'info: reading all of the data' err
+old=$("$HELPER" whole-hash large.txt)
+sed -e "s/0123456789abcdef/$old/" $state >older.json && cp older.json $state
+warned 'resuming with steps' "the hash that older versions made" "$BIRKHOFF" train --data large.txt --out large --resume --steps 3
+equal "the new one is kept from then on" "$(json data_files/# large/step-000003/trainer_state.json)" 1
+rm -rf large large.txt part.txt
 
 # ---- interrupts ----
 for signal in INT TERM; do

@@ -20,6 +20,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   status = bk_trainer_state_read(ctx, "input", &state);
   if (status == BK_OK && bk_train_config_validate(ctx, &state.recipe) != BK_OK) abort();
   if (status != BK_OK && logged == 0) abort();
+  logged = 0;
+  bk_data_file *files = NULL;
+  int n_files = 0;
+  status = bk_trainer_state_files(ctx, "input", &files, &n_files);
+  if ((status != BK_OK && logged == 0) || (files != NULL) != (n_files > 0)) abort();
+  bk_free(ctx, files);
   memory_context_close(ctx, &logged);
   return 0;
 }

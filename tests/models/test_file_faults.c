@@ -427,6 +427,48 @@ START_TEST(test_data) {
 }
 END_TEST
 
+/* Windows of files that stay open and of one that is opened anew: whatever call fails while they
+ * are read, the file is named, and the next reading is as if nothing had been. */
+static bk_status read_windows(const bk_dataset *ds, int32_t *sum) {
+  int32_t ids[8], targets[8];
+  int64_t kept;
+  *sum = 0;
+  for (int64_t w = 0; w < bk_dataset_eval_windows(ds, 8); w++) {
+    BK_TRY(bk_dataset_eval_window(ds, 8, w, ids, targets, &kept));
+    for (int t = 0; t < kept; t++) *sum += (int32_t)(w + 1) * targets[t];
+  }
+  BK_TRY(bk_dataset_train_sequence(ds, 1, 8, 3, ids, targets));
+  return BK_OK;
+}
+
+START_TEST(test_data_reading) {
+  const char *paths[17];
+  for (int i = 0; i < 17; i++) paths[i] = i == 16 ? "b" : "a";
+  OK(bk_file_write_atomic(ctx, "a", "some", 4));
+  OK(bk_file_write_atomic(ctx, "b", "some more text", 14));
+  bk_dataset *ds = NULL;
+  int32_t right, sum;
+  OK(bk_dataset_open(ctx, paths, 17,
+                     &(bk_dataset_options){.vocab_size = 257, .split = BK_SPLIT_ALL}, &ds));
+  OK(read_windows(ds, &right));
+  for (size_t i = 0; i < BK_COUNT(load_flavours); i++)
+    for (int k = 1;; k++) {
+      arm(&load_flavours[i], k);
+      bk_status status = read_windows(ds, &sum);
+      fault_fs_disarm(&files);
+      if (!files.failed_kind) break;
+      ck_assert_int_eq(status, BK_ERR_IO);
+      check_message(load_flavours[i].name, k);
+      OK(read_windows(ds, &sum));
+      ck_assert_int_eq(sum, right);
+    }
+  ck_assert_int_eq(bk_context_fs(ctx)->truncate(&files, "b", 9), 0);
+  ck_assert_int_eq(read_windows(ds, &sum), BK_ERR_DATA);
+  unit_expect("b has 9 bytes now and had 14");
+  bk_dataset_close(ds);
+}
+END_TEST
+
 static const flavour row_flavours[] = {
     {"disk full", FAULT_WRITE, ENOSPC, false},
     {"short write", FAULT_WRITE, ENOSPC, true},
@@ -488,4 +530,4 @@ START_TEST(test_small_file) {
 END_TEST
 
 UNIT_MAIN("file faults", open_rig, close_rig, test_save, test_power_loss, test_load,
-          test_check_finite, test_newest, test_data, test_rows, test_small_file)
+          test_check_finite, test_newest, test_data, test_data_reading, test_rows, test_small_file)

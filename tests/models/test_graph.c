@@ -67,8 +67,8 @@ static void step_both(run *with, run *without, const char *what) {
 
 /* ---- training ---- */
 
-/* The programs of a step, a graph each: forward, the optimiser's two, and of loss and backward one for
- * the first micro-batch and one for those after it. */
+/* The programs of a step, a graph each: forward, the optimiser's two, and of loss and backward one
+ * for the first micro-batch and one for those after it. */
 static int graphs_of_a_step(int64_t micro) { return 3 + 2 * (int)(2 / micro); }
 /* What so many steps launch as graphs: each program but the first time that it runs. */
 static int launches_of_steps(int64_t micro, int steps) {
@@ -97,9 +97,9 @@ static void check_training(int kind, bk_dtype dtype, bool composed, int64_t micr
                 graphs.replays);
   int calls = graphs.calls, replayed = graphs.replayed;
   step(&with);
-  /* the loads are zeroed with the step block; each micro-batch's loss is kept, and its field zeroed */
-  ck_assert_msg(graphs.calls == calls + 1 + 2 * (int)(2 / micro), "%s: %d calls beside the graphs", what,
-                graphs.calls - calls);
+  /* the loads are zeroed with the step block; each micro-batch's loss is kept, its field zeroed */
+  ck_assert_msg(graphs.calls == calls + 1 + 2 * (int)(2 / micro), "%s: %d calls beside the graphs",
+                what, graphs.calls - calls);
   ck_assert_msg(graphs.replayed - replayed == graphs.noted + forward,
                 "%s: graphs do %d things, %d were noted", what, graphs.replayed - replayed,
                 graphs.noted);

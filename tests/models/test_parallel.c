@@ -4,6 +4,7 @@
  * it leaves. */
 #include "tests/models/models.h"
 
+#include "comm/comm.h"
 #include "comm/engine.h"
 #include "comm/threads.h"
 #include "models/shards.h"
@@ -29,6 +30,8 @@ typedef struct spec {
   int failing;      /* a rank whose device fails in step 2; -1: none */
   bool late;        /* when the gradients have been exchanged; otherwise before */
   int other;        /* a rank with another learning rate; -1: none */
+  bool watched;     /* posts are counted, in step 2 */
+  bool stored;      /* after the steps a moment of the last rank is made infinite */
   bool planned;     /* nothing runs: only sizes */
 } spec;
 
@@ -39,11 +42,15 @@ typedef struct outcome {
   bk_metrics_row rows[STEPS];
   double *weights; /* after the last step */
   int64_t n_weights;
-  double load_sum, gain;
+  double loads; /* all shares of the first step, each times a number of its own */
+  double gain;
   size_t kept, allocations;
   uint64_t buffers;
-  bool allocates; /* in the steps after the second */
-  bool slices;    /* the slices of all parameters are in order and within them */
+  bool allocates;   /* in the steps after the second */
+  bool slices;      /* the slices of all parameters are in order and within them */
+  int early, late;  /* buckets that were posted before the backward pass had ended, and after */
+  char stored[192]; /* what is not finite, in words */
+  bk_status looked, read; /* of bk_model_check_finite, and of reading a moment */
 } outcome;
 
 typedef struct job {
@@ -209,14 +216,60 @@ static void spoil(const job *j, const rank_rig *r, bk_stream_ops *ops) {
   r->model->stream->ops = ops;
 }
 
+/* A comm that counts. The gradient of the embedding is the last that the backward pass writes: as
+ * long as it is what the test has put there, the pass has not ended. */
+typedef struct counting {
+  bk_comm_ops ops;
+  const bk_comm_ops *real;
+  const float *mark;
+  int early, late;
+} counting;
+enum { MARK = 12345 };
+
+static bk_status count_post(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
+                            const bk_tensor *dst, bk_request **request) {
+  counting *c = (counting *)comm->ops;
+  if (*c->mark == MARK) c->early++;
+  else c->late++;
+  comm->ops = c->real;
+  bk_status status = c->real->reduce_scatter(comm, stream, op, src, dst, request);
+  comm->ops = &c->ops;
+  return status;
+}
+
+static bk_status counted_step(const rank_rig *r, outcome *o, bk_metrics_row *row) {
+  bk_tensor g = bk_param_grad(r->model, bk_model_find(r->model, "model.embed_tokens.weight"));
+  float *mark = bk_tensor_data(&g);
+  counting c = {.ops = *r->comm->ops, .real = r->comm->ops, .mark = mark};
+  c.ops.reduce_scatter = count_post;
+  *mark = MARK;
+  r->comm->ops = &c.ops;
+  bk_status status = bk_trainer_step(r->trainer, row);
+  r->comm->ops = c.real;
+  o->early = c.early;
+  o->late = c.late;
+  return status;
+}
+
+/* What asks for parts that no rank has as a whole is refused; what looks at all of them is not. */
+static void look_at_state(const job *j, int rank, const rank_rig *r, outcome *o) {
+  bk_model *m = r->model;
+  bk_shard *s = &m->shards[m->n_shards - 1];
+  if (rank == j->s.ranks - 1) bk_dtype_store(s->m.dtype, bk_tensor_data(&s->m), INFINITY);
+  o->looked = bk_model_check_finite(m, o->stored, sizeof o->stored);
+  o->read = bk_model_param_read(m, 0, BK_PARAM_M, &(double){0});
+}
+
 static bk_status rank_step(job *j, int rank, rank_rig *r, int step) {
   outcome *o = &j->out[rank];
   bk_memory_stats stats;
   if (step == 2 && j->s.sick >= 0) poison(j, r);
   if (step == 2 && j->s.failing == rank) spoil(j, r, &j->broken);
-  BK_TRY(bk_trainer_step(r->trainer, &o->rows[step - 1]));
-  for (int64_t e = 0; e < r->model->config.n_routed_experts; e++)
-    o->load_sum += o->rows[step - 1].n_layers ? o->rows[step - 1].expert_load[e] : 0;
+  BK_TRY(step == 2 && j->s.watched ? counted_step(r, o, &o->rows[step - 1])
+                                   : bk_trainer_step(r->trainer, &o->rows[step - 1]));
+  const bk_metrics_row *row = &o->rows[step - 1];
+  for (int e = 0; step == 1 && e < row->n_layers * row->n_experts; e++)
+    o->loads += row->expert_load[e] * (e * e + 1);
   bk_context_memory_stats(r->c, &stats);
   if (step > 2)
     o->allocates |= stats.allocations != o->allocations || r->device->buffer_allocs != o->buffers;
@@ -242,6 +295,7 @@ static bk_status rank_work(job *j, int rank, rank_rig *r) {
   }
   for (int step = 1; step <= j->s.steps; step++) BK_TRY(rank_step(j, rank, r, step));
   if (j->s.steps) read_weights(r, o);
+  if (j->s.stored) look_at_state(j, rank, r, o);
   if (j->s.steps && j->s.recipe.gain_every) o->gain = bk_trainer_gain(r->trainer)->total_forward;
   return BK_OK;
 }
@@ -364,7 +418,7 @@ static void check_ranks_agree(const job *j) {
     }
     ck_assert_double_eq(o->rows[j->s.steps - 1].val_loss, first->rows[j->s.steps - 1].val_loss);
     ck_assert_double_eq(o->gain, first->gain);
-    ck_assert_double_eq(o->load_sum, first->load_sum);
+    ck_assert_double_eq(o->loads, first->loads);
   }
 }
 
@@ -403,7 +457,7 @@ static void check_like_one(const job *one, const job *j, const bounds *b, const 
   ck_assert_msg(worst <= b->weights, "%s: weights are %.3g apart", what, worst);
   ck_assert(close_to(a->rows[last].val_loss, o->rows[last].val_loss, 10 * b->losses));
   ck_assert(close_to(a->gain, o->gain, 1e-3));
-  ck_assert(close_to(a->load_sum, o->load_sum, 1e-12));
+  ck_assert(o->loads > 0 && close_to(a->loads, o->loads, 1e-12));
   ck_assert(a->rows[0].has_comm && !o->rows[0].has_comm && a->rows[0].comm_bytes > 0);
   for (int r = 0; r < j->s.ranks; r++)
     ck_assert_msg(!j->out[r].allocates, "%s: rank %d allocates in a step", what, r);
@@ -432,11 +486,13 @@ static const bounds exact = {1e-12, 1e-10, 1e-9, true}, rounded = {1e-12, 1e-10,
                     single = {1e-5, 1e-8, 1e-4, false};
 static const int all_ranks[] = {2, 3, 4, 8};
 
-/* Micro-batches of one sequence are the same micro-batches on any number of ranks. */
+/* Micro-batches of one sequence are the same micro-batches on any number of ranks. Of many losses,
+ * the sum in another order would have other bits. */
 START_TEST(test_kinds) {
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
     spec s = make_spec("ref", BK_F64, kinds[i], 2);
     s.steps = thorough() ? STEPS : 3;
+    if (kinds[i] == BK_HC_PLAIN) s.recipe.batch_size = 13;
     s.recipe.gain_every = s.recipe.eval_every = s.steps;
     compare(s, thorough() ? all_ranks : &all_ranks[i % 3], thorough() ? BK_COUNT(all_ranks) : 1,
             &exact);
@@ -514,6 +570,48 @@ START_TEST(test_same_bits) {
     job_free(j);
   }
   job_free(first);
+}
+END_TEST
+
+/* ---- when buckets are posted ---- */
+
+/* Those of the head and of the layers go out while the backward pass goes on; those of the
+ * embedding, which it writes last, after it. */
+START_TEST(test_early) {
+  spec s = large_spec(BK_F32, 3);
+  s.recipe.batch_size = 3;
+  s.watched = true;
+  job *j = run_job(&s, write_text());
+  check_ended(j);
+  for (int r = 0; r < s.ranks; r++) {
+    ck_assert_int_ge(j->out[r].early, 4);
+    ck_assert_int_ge(j->out[r].late, 1);
+    ck_assert_int_eq(j->out[r].early, j->out[0].early);
+    ck_assert_int_eq(j->out[r].late, j->out[0].late);
+  }
+  job_free(j);
+}
+END_TEST
+
+/* ---- the state ---- */
+
+START_TEST(test_state) {
+  spec s = make_spec("cpu", BK_F32, BK_HC_MHC, 3);
+  s.steps = 2;
+  s.recipe.gain_every = s.recipe.eval_every = s.steps;
+  s.stored = true;
+  job *j = run_job(&s, write_text());
+  for (int r = 0; r < s.ranks; r++) {
+    const outcome *o = &j->out[r];
+    ck_assert_int_eq(o->status, BK_OK);
+    ck_assert_int_eq(o->looked, BK_ERR_NOT_FINITE);
+    ck_assert_msg(strstr(o->stored, "the first moment of ") == o->stored, "%s", o->stored);
+    ck_assert_str_eq(o->stored, j->out[0].stored);
+    ck_assert_int_eq(o->read, BK_ERR_ARGUMENT);
+    ck_assert_msg(strstr(o->messages, "each of 3 ranks has parts of its first moment") != NULL,
+                  "%s", o->messages);
+  }
+  job_free(j);
 }
 END_TEST
 
@@ -609,13 +707,14 @@ START_TEST(test_other_recipe) {
   job *j = run_job(&s, write_text());
   for (int r = 0; r < s.ranks; r++) {
     ck_assert_int_eq(j->out[r].status, BK_ERR_COMM);
-    ck_assert_msg(strstr(j->out[r].messages, "rank 1 has another configuration or recipe") != NULL,
-                  "rank %d: %s", r, j->out[r].messages);
+    ck_assert_msg(
+        strstr(j->out[r].messages, "rank 1 has another configuration, recipe or data") != NULL,
+        "rank %d: %s", r, j->out[r].messages);
   }
   job_free(j);
 }
 END_TEST
 
 UNIT_MAIN("parallel", unit_folder_open, unit_folder_close, test_kinds, test_twenty_steps,
-          test_shares, test_buckets, test_same_bits, test_bytes, test_not_finite, test_failure,
-          test_other_recipe)
+          test_shares, test_buckets, test_same_bits, test_early, test_state, test_bytes,
+          test_not_finite, test_failure, test_other_recipe)

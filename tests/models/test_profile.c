@@ -119,7 +119,8 @@ START_TEST(covers_every_launch) {
       for (int i = 0; i < 2; i++)
         at = expect_micro_batch(step, at, b.r.runner, i ? BK_MICRO_NEXT : BK_MICRO_FIRST);
       ck_assert_int_gt(at, 100);
-      ck_assert_int_eq(expect_optimizer(step, at, b.r.model, bk_runner_n_moe(b.r.runner)), step->count);
+      ck_assert_int_eq(expect_optimizer(step, at, b.r.model, bk_runner_n_moe(b.r.runner)),
+                       step->count);
       ck_assert_int_eq(step->lost, 0);
       bench_close(&b);
     }

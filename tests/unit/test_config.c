@@ -486,6 +486,53 @@ START_TEST(state_round_trip) {
 }
 END_TEST
 
+/* A document of a state with `files` as its list; bk_trainer_state_files reads it. */
+static bk_status files_of(const char *files, bk_data_file **list, int *n) {
+  char text[256];
+  int bytes =
+      snprintf(text, sizeof text, "{\"format\": 1%s%s}", *files ? ", \"data_files\": " : "", files);
+  ck_assert_int_eq(bk_file_write_atomic(ctx, unit_path("f.json"), text, (size_t)bytes), BK_OK);
+  return bk_trainer_state_files(ctx, unit_path("f.json"), list, n);
+}
+
+START_TEST(state_files) {
+  static const bk_data_file files[] = {{0, 1}, {1LL << 62, 0xfedcba9876543210u}, {77, 0}};
+  static const char *const wrong[] = {"7",
+                                      "[]",
+                                      "[[1]]",
+                                      "[[1, \"0123456789abcdef\", 2]]",
+                                      "[[-1, \"0123456789abcdef\"]]",
+                                      "[[1.5, \"0123456789abcdef\"]]",
+                                      "[[1, \"0123456789abcde\"]]",
+                                      "[\"0123456789abcdef\"]",
+                                      "{}"};
+  bk_data_file *list = NULL;
+  bk_trainer_state s, back;
+  int n = -1;
+  fill_state(&s);
+  s.files = files, s.n_files = (int)BK_COUNT(files);
+  ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
+  ck_assert_int_eq(bk_trainer_state_read(ctx, unit_path("s.json"), &back), BK_OK);
+  ck_assert(back.files == NULL && back.n_files == 0 && back.data_hash == s.data_hash);
+  ck_assert_int_eq(bk_trainer_state_files(ctx, unit_path("s.json"), &list, &n), BK_OK);
+  ck_assert_int_eq(n, s.n_files);
+  for (int i = 0; i < n; i++)
+    ck_assert(list[i].bytes == files[i].bytes && list[i].hash == files[i].hash);
+  bk_free(ctx, list);
+  ck_assert_int_eq(files_of("", &list, &n), BK_OK); /* of an earlier version */
+  ck_assert(list == NULL && n == 0);
+  for (size_t i = 0; i < BK_COUNT(wrong); i++) {
+    n = -1;
+    ck_assert_int_eq(files_of(wrong[i], &list, &n), BK_ERR_DATA);
+    ck_assert_int_eq(n, -1);
+    expect_once("data_files must be a list of files");
+  }
+  ck_assert_int_eq(files_of("[[1, \"0123456789abcdef\"], [1, \"0123456789abcdeF\"]]", &list, &n),
+                   BK_ERR_DATA);
+  expect_once("number 2 is not");
+}
+END_TEST
+
 /* Keys that a state may lack: their defaults, but for the split of .bin files, which there was
  * none of. */
 START_TEST(state_without_later_keys) {
@@ -651,5 +698,5 @@ UNIT_MAIN("config", unit_folder_open, unit_folder_close, absent_keys_are_hugging
           as_transformers_saves_it, keys_are_taken, bad_json, wrong_types, ranges,
           sizes_that_do_not_fit, refused_by_design, unknown_keys_warn, set_values, set_refused,
           model_round_trip, written_text, locale, files_that_cannot_be_read, other_kinds,
-          state_round_trip, state_without_later_keys, bad_state, recipe_rules, learning_rate,
-          recompute_block, tables_are_sound)
+          state_round_trip, state_files, state_without_later_keys, bad_state, recipe_rules,
+          learning_rate, recompute_block, tables_are_sound)

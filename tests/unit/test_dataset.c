@@ -486,7 +486,177 @@ START_TEST(order) {
 }
 END_TEST
 
+/* ---- files that are not read whole ---- */
+
+#define LARGE ((int64_t)20 << 20) /* bytes; parts of more than 16 MiB are not read whole */
+#define LARGE_TOKENS (LARGE / 2)
+
+static uint16_t large_token(int64_t i) { return (uint16_t)(i * 31 % 4001 + i / 4001 % 7); }
+
+static void put_large(const char *name) {
+  uint16_t *data = bk_alloc_array(ctx, LARGE_TOKENS, sizeof *data);
+  for (int64_t i = 0; i < LARGE_TOKENS; i++) data[i] = large_token(i);
+  put(name, data, LARGE);
+  bk_free(ctx, data);
+}
+
+/* Writes over a token where it lies. */
+static void set_token(const char *name, int64_t i, uint16_t token) {
+  FILE *f = fopen(unit_path(name), "r+b");
+  ck_assert_ptr_nonnull(f);
+  ck_assert_int_eq(fseek(f, 2 * i, SEEK_SET), 0);
+  ck_assert_int_eq(fwrite(&token, 2, 1, f), 1);
+  ck_assert_int_eq(fclose(f), 0);
+}
+
+/* Tokens between the first block and the second, of which none is looked at on opening. */
+#define UNSEEN 100000
+
+static uint64_t large_hash(const char *name, uint64_t *whole) {
+  bk_dataset *ds = open_one(name, BK_SPLIT_ALL, 5000);
+  uint64_t hash = bk_dataset_hash(ds);
+  ck_assert(bk_dataset_sampled(ds));
+  ck_assert_int_eq(bk_dataset_hash_whole(ds, whole), BK_OK);
+  bk_dataset_close(ds);
+  return hash;
+}
+
+START_TEST(large_files) {
+  uint64_t hash[6], whole[6];
+  bk_memory_stats before, after;
+  put_large("large.bin");
+  bk_context_memory_stats(ctx, &before);
+  bk_dataset *ds = open_one("large.bin", BK_SPLIT_ALL, 5000);
+  bk_context_memory_stats(ctx, &after);
+  ck_assert_uint_lt(after.current_bytes - before.current_bytes, 4096);
+  ck_assert_int_eq(bk_dataset_tokens(ds), LARGE_TOKENS);
+  for (int64_t i = 0; i < LARGE_TOKENS; i += 99991)
+    ck_assert_int_eq(bk_dataset_at(ds, i), large_token(i));
+  static int32_t ids[1000], targets[1000];
+  for (int64_t w = 0; w < LARGE_TOKENS / 1000; w += 1237) {
+    ck_assert_int_eq(eval_window(ds, 1000, w, ids, targets), 1000);
+    for (int64_t t = 0; t < 1000; t++) {
+      ck_assert_int_eq(ids[t], large_token(1000 * w + t));
+      ck_assert_int_eq(targets[t], large_token(1000 * w + t + 1));
+    }
+  }
+  bk_dataset_close(ds);
+  hash[0] = large_hash("large.bin", &whole[0]);
+  /* contents that are not looked at make no other hash; all others do */
+  static const int64_t places[] = {UNSEEN, 0, 32767, LARGE_TOKENS - 32768, LARGE_TOKENS - 1};
+  for (int i = 1; i < 6; i++) {
+    int64_t at = places[i - 1];
+    set_token("large.bin", at, (uint16_t)(large_token(at) + 1));
+    hash[i] = large_hash("large.bin", &whole[i]);
+    set_token("large.bin", at, large_token(at));
+    ck_assert_msg((hash[i] == hash[0]) == (i == 1), "place %lld", (long long)at);
+    ck_assert(whole[i] != whole[0]);
+  }
+  ck_assert(large_hash("large.bin", &whole[1]) == hash[0] && whole[1] == whole[0]);
+}
+END_TEST
+
+/* The hash that older versions made of the whole file, and its samples: not by chance the same. */
+START_TEST(large_hash_of_old) {
+  uint64_t whole;
+  put_large("large.bin");
+  uint64_t sampled = large_hash("large.bin", &whole);
+  uint16_t *data = bk_alloc_array(ctx, LARGE_TOKENS, sizeof *data);
+  for (int64_t i = 0; i < LARGE_TOKENS; i++) data[i] = large_token(i);
+  const uint64_t parts[4] = {0, LARGE_TOKENS, 2, bk_hash64(data, LARGE)};
+  ck_assert(whole == bk_hash64(parts, sizeof parts));
+  ck_assert(whole != sampled);
+  bk_free(ctx, data);
+  /* small files as ever */
+  put("t.txt", "0123456789", 10);
+  bk_dataset *ds = open_one("t.txt", BK_SPLIT_ALL, 257);
+  ck_assert(!bk_dataset_sampled(ds));
+  ck_assert_int_eq(bk_dataset_hash_whole(ds, &whole), BK_OK);
+  ck_assert(whole == bk_dataset_hash(ds));
+  bk_dataset_close(ds);
+}
+END_TEST
+
+/* A token that is no id: found on opening where blocks are looked at, else when it is read. */
+START_TEST(large_wrong_tokens) {
+  int32_t ids[100], targets[100];
+  int64_t kept = -7;
+  put_large("large.bin");
+  set_token("large.bin", LARGE_TOKENS - 5, 5000);
+  refused("large.bin", BK_SPLIT_ALL, 5000, 0, BK_ERR_DATA,
+          "large.bin: token 5000 at token 10485755 is not below vocab_size (5000)");
+  set_token("large.bin", LARGE_TOKENS - 5, 0);
+  set_token("large.bin", UNSEEN, 5001);
+  bk_dataset *ds = open_one("large.bin", BK_SPLIT_ALL, 5000);
+  ck_assert_int_eq(eval_window(ds, 100, UNSEEN / 100 - 2, ids, targets), 100);
+  ck_assert_int_eq(bk_dataset_eval_window(ds, 100, UNSEEN / 100, ids, targets, &kept), BK_ERR_DATA);
+  expect_once("large.bin: token 5001 at token 100000 is not below vocab_size (5000)");
+  ck_assert_int_eq(kept, -7);
+  ck_assert_int_eq(bk_dataset_at(ds, UNSEEN), -1);
+  expect_once("token 5001");
+  bk_dataset_close(ds);
+  /* the advice about another width is of a sample */
+  refused("large.bin", BK_SPLIT_ALL, 70000, 0, BK_ERR_DATA,
+          "; of a sample, read as uint16 every token is: set data_dtype=uint16");
+}
+END_TEST
+
+/* ---- files that change ---- */
+
+static bk_status read_all(const bk_dataset *ds) {
+  int32_t ids[16], targets[16];
+  int64_t kept;
+  for (int64_t w = 0; w < bk_dataset_eval_windows(ds, 16); w++)
+    BK_TRY(bk_dataset_eval_window(ds, 16, w, ids, targets, &kept));
+  return BK_OK;
+}
+
+/* File 20 of 24 is opened anew for each reading, file 3 stays open. */
+START_TEST(changed_files) {
+  static const int numbers[] = {3, 20};
+  static char names[24][16];
+  const char *paths[24];
+  char *copies[24];
+  for (int i = 0; i < 24; i++) {
+    snprintf(names[i], sizeof names[i], "f%02d.txt", i % 100);
+    put(names[i], "abcdefghijklmnopqrstuvwxyz", 26);
+    paths[i] = copies[i] = bk_strdup(ctx, unit_path(names[i]));
+  }
+  bk_dataset_options options = {.vocab_size = 257, .split = BK_SPLIT_ALL};
+  const bk_data_file *files;
+  bk_dataset *ds = NULL;
+  for (int k = 0; k < 2; k++) {
+    const char *name = names[numbers[k]];
+    ck_assert_int_eq(bk_dataset_open(ctx, paths, 24, &options, &ds), BK_OK);
+    ck_assert_int_eq(bk_dataset_files(ds, &files), 24);
+    for (int i = 0; i < 24; i++) ck_assert(files[i].bytes == 26 && files[i].hash == files[0].hash);
+    ck_assert_int_eq(read_all(ds), BK_OK);
+    ck_assert_int_eq(truncate(unit_path(name), 25), 0);
+    ck_assert_int_eq(read_all(ds), BK_ERR_DATA);
+    expect_once(k ? "f20.txt has 25 bytes now and had 26" : "f03.txt has 25 bytes now and had 26");
+    ck_assert_int_eq(truncate(unit_path(name), 1000), 0);
+    ck_assert_int_eq(read_all(ds), BK_ERR_DATA);
+    expect_once("has 1000 bytes now");
+    ck_assert_int_eq(truncate(unit_path(name), 26), 0); /* a byte 0 at its end: an id */
+    ck_assert_int_eq(read_all(ds), BK_OK);
+    ck_assert_int_eq(remove(unit_path(name)), 0);
+    if (k == 0) ck_assert_int_eq(read_all(ds), BK_OK); /* it is still open */
+    if (k == 1) {
+      ck_assert_int_eq(read_all(ds), BK_ERR_IO);
+      expect_once("cannot open");
+      ck_assert_int_eq(mkfifo(unit_path(name), 0600), 0);
+      ck_assert_int_eq(read_all(ds), BK_ERR_DATA);
+      expect_once("f20.txt is a regular file no longer");
+      ck_assert_int_eq(remove(unit_path(name)), 0);
+    }
+    bk_dataset_close(ds);
+    put(name, "abcdefghijklmnopqrstuvwxyz", 26);
+  }
+  for (int i = 0; i < 24; i++) bk_free(ctx, copies[i]);
+}
+END_TEST
+
 UNIT_MAIN("dataset", unit_folder_open, unit_folder_close, text_splits, several_files,
           bytes_are_bytes, bin_files, bin_splits, bin_hash_stays, bin_by_name, wrong_kinds,
           not_regular, bad_files, too_short, hash_is_of_contents, eval_windows, every_window_once,
-          order)
+          order, large_files, large_hash_of_old, large_wrong_tokens, changed_files)

@@ -68,7 +68,7 @@ static BK_UNUSED void unit_folder_close(void) {
 
 /* "FOLDER/name"; valid until four more calls. */
 static BK_UNUSED const char *unit_path(const char *name) {
-  static char paths[4][512];
+  static char paths[4][1024];
   static int turn;
   char *path = paths[turn++ % 4];
   snprintf(path, sizeof paths[0], "%s/%s", unit_folder, name);

@@ -61,8 +61,8 @@ BK_API int64_t bk_dataset_bytes(const bk_dataset *ds);
 BK_API bool bk_path_is_bin(const char *path);
 /* The number of tokens of .bin files that BK_SPLIT_TRAIN has left to validation. */
 BK_API int64_t bk_dataset_kept_back(const bk_dataset *ds);
-/* The hash that a trainer's state holds: of contents, lengths and order, not of names. Of a part that
- * is too large to be read whole at opening, the length and blocks at fixed places count. */
+/* The hash that a trainer's state holds: of contents, lengths and order, not of names. Of a part
+ * that is too large to be read whole at opening, the length and blocks at fixed places count. */
 BK_API uint64_t bk_dataset_hash(const bk_dataset *ds);
 /* Whether there is such a part; if so, earlier versions gave the data another hash.
  * bk_dataset_hash_whole computes that one, for which it reads all of the data. */

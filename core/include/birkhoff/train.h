@@ -42,7 +42,9 @@ typedef struct bk_trainer bk_trainer;
 /* Makes a trainer, and allocates everything that a step needs. BK_ERR_ARGUMENT unless the model is
  * trainable and has all of its sublayers; BK_ERR_DATA unless train has more than seq_len tokens.
  * The recipe must be valid (bk_train_config_validate). train and val stay the caller's and must
- * outlive the trainer; val may be NULL, and so may train where the model was only planned. */
+ * outlive the trainer; val may be NULL, and so may train where the model was only planned.
+ * Where the model has a comm with several ranks, this call and bk_trainer_step are collective. The
+ * ranks must have the same configuration, recipe and data, or all get BK_ERR_COMM. */
 BK_API bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe,
                                    const bk_dataset *train, const bk_dataset *val,
                                    bk_trainer **trainer);
@@ -63,7 +65,10 @@ BK_API int64_t bk_trainer_tokens_done(const bk_trainer *trainer);
  * about once in a run, and so is a composite gain above gain_limit.
  * BK_ERR_NOT_FINITE means that the loss or the gradient norm was not finite. Weights and step are
  * as they were before. The step was done again with a look at every tensor, and the message names
- * the first that is not finite; bk_trainer_refusal has the details. */
+ * the first that is not finite; bk_trainer_refusal has the details.
+ * Of several ranks each runs its share of the batch, and the row's loss, norm, loads, validation
+ * and gains are those of the whole batch, the same on all. All refuse a step alike; rank 0 logs it,
+ * and the message names the rank. After any other failure the comm is aborted. */
 BK_API bk_status bk_trainer_step(bk_trainer *trainer, bk_metrics_row *row);
 /* The same step with the times of its parts, in seconds, summed over its micro-batches. It waits
  * for the device after each part, where bk_trainer_step waits once, at the end. In a context
