@@ -117,6 +117,7 @@ BK_MODULE_API const char *bk_context_environment(const bk_context *ctx, const ch
 /* Whether a thread of the library's own may read files: there are threads, and the functions that
  * read are the operating system's. Those of the options are called by the context's user alone. */
 bool bk_context_reads_in_threads(const bk_context *ctx);
+bool bk_context_writes_in_threads(const bk_context *ctx); /* and sync */
 
 /* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own
  * code asks the context ---- */

@@ -86,4 +86,9 @@ bool bk_context_reads_in_threads(const bk_context *ctx) {
          fs->size == own->size && fs->kind == own->kind && fs->close == own->close;
 }
 
+bool bk_context_writes_in_threads(const bk_context *ctx) {
+  const bk_fs *own = ctx->os ? ctx->os->fs : NULL;
+  return own && ctx->fs.write == own->write && ctx->fs.sync == own->sync;
+}
+
 const bk_fs *bk_context_fs(const bk_context *ctx) { return &ctx->fs; }

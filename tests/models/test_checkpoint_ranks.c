@@ -259,7 +259,6 @@ static void body_fail(rank *r) {
   r->ctx->fs.write = bad_write;
   r->ctx->fs.sync = bad_sync;
   r->ctx->fs.close = bad_close;
-  r->ctx->own_fs = true;
   changes = 0;
   change_to_fail = r->rank == 2 ? now.fail_at : 0;
   now.status[r->rank] = bk_checkpoint_save(m, &state, now.path);
@@ -453,7 +452,6 @@ static void body_async_fail(rank *r) {
   bk_checkpoint_saving *saving = NULL;
   bool done = false;
   r->ctx->fs.write = bad_write;
-  r->ctx->own_fs = true;
   changes = 0;
   change_to_fail = r->rank == 2 ? 2 : 0;
   bk_status status = bk_checkpoint_save_begin(m, &state, now.path, &saving);
