@@ -336,7 +336,7 @@ static void plan(read_state *r, bk_context *ctx, const bk_read_job *jobs, int64_
   uint64_t useful = total / BYTES_PER_THREAD + 1;
   int n = threads > 0 ? threads : bk_context_cpu_count(ctx);
   if (n > THREADS_MAX) n = THREADS_MAX;
-  if (!bk_context_files_in_threads(ctx)) n = 1;
+  if (!bk_context_reads_in_threads(ctx)) n = 1;
   r->n_slots = (uint64_t)n < useful ? n : (int)useful;
   size_t most = BK_CHECKPOINT_STAGING / (size_t)(r->n_slots * (r->host ? 1 : 3));
   if (most > BK_CHECKPOINT_PIECE || !*staged) most = BK_CHECKPOINT_PIECE;

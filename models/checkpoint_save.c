@@ -308,7 +308,7 @@ static bk_status make_saving(bk_model *model, bk_checkpoint_saving **saving) {
   if (!v) return BK_ERR_MEMORY;
   v->model = model;
   atomic_init(&v->written, false);
-  if (bk_context_files_in_threads(ctx)) {
+  if (bk_context_writes_in_threads(ctx)) {
     bk_status status = ctx->os->worker->create(ctx, "checkpoint", &v->worker);
     if (status != BK_OK) {
       bk_free(ctx, v);

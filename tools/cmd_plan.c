@@ -29,6 +29,11 @@ static bk_status data_bytes(cli_session *s, const char *option, size_t *sum) {
   return BK_OK;
 }
 
+/* What saving and loading need, and what a save needs while training goes on. */
+static size_t staging_bytes(const plan *p, const bk_model *model) {
+  return bk_checkpoint_staging() + (p->recipe.save_async ? bk_checkpoint_save_bytes(model) : 0);
+}
+
 static bk_status measure(cli_session *s, plan *p) {
   bk_model *model = NULL;
   bk_trainer *trainer = NULL;
@@ -37,7 +42,7 @@ static bk_status measure(cli_session *s, plan *p) {
   if (status == BK_OK) status = bk_trainer_create(model, &p->recipe, NULL, NULL, &trainer);
   for (int c = 0; c < BK_MEM_CLASS_COUNT && status == BK_OK; c++) {
     p->bytes[c] = bk_model_bytes(model, c) + bk_trainer_bytes(trainer, c);
-    if (c == BK_MEM_STAGING) p->bytes[c] += bk_checkpoint_staging();
+    if (c == BK_MEM_STAGING) p->bytes[c] += staging_bytes(p, model);
     p->bytes_total += p->bytes[c];
   }
   bk_trainer_destroy(trainer);

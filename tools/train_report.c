@@ -14,11 +14,16 @@ typedef struct rank_bytes {
   int64_t of[BK_MEM_CLASS_COUNT];
 } rank_bytes;
 
+/* What saving and loading need, and what a save needs while training goes on. */
+static size_t staging_bytes(const train_run *r) {
+  return bk_checkpoint_staging() + (r->recipe.save_async ? bk_checkpoint_save_bytes(r->model) : 0);
+}
+
 static rank_bytes own_bytes(const train_run *r) {
   rank_bytes own;
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
     own.of[c] = (int64_t)(bk_model_bytes(r->model, c) + bk_trainer_bytes(r->trainer, c) +
-                          (c == BK_MEM_STAGING ? bk_checkpoint_staging() : 0));
+                          (c == BK_MEM_STAGING ? staging_bytes(r) : 0));
   return own;
 }
 

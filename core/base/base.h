@@ -114,10 +114,10 @@ BK_MODULE_API double bk_context_seconds(const bk_context *ctx);
 int bk_context_cpu_count(const bk_context *ctx);
 bool bk_context_system_memory(const bk_context *ctx, size_t *free_bytes, size_t *total_bytes);
 BK_MODULE_API const char *bk_context_environment(const bk_context *ctx, const char *name);
-/* Whether a thread of the library's own may read and write files: there are threads, and the
- * functions are the operating system's. Those of the options are called by the context's user
- * alone. */
-bool bk_context_files_in_threads(const bk_context *ctx);
+/* Whether a thread of the library's own may read files: there are threads, and the functions that
+ * read are the operating system's. Those of the options are called by the context's user alone. */
+bool bk_context_reads_in_threads(const bk_context *ctx);
+bool bk_context_writes_in_threads(const bk_context *ctx); /* and sync */
 
 /* ---- clock.c, system.c: the operating system itself, for programs and tests; the library's own
  * code asks the context ---- */

@@ -80,11 +80,15 @@ const char *bk_context_environment(const bk_context *ctx, const char *name) {
   return ctx->os ? ctx->os->environment(name) : NULL;
 }
 
-bool bk_context_files_in_threads(const bk_context *ctx) {
+bool bk_context_reads_in_threads(const bk_context *ctx) {
   const bk_fs *own = ctx->os ? ctx->os->fs : NULL, *fs = &ctx->fs;
   return own && fs->open_read == own->open_read && fs->read_at == own->read_at &&
-         fs->size == own->size && fs->kind == own->kind && fs->close == own->close &&
-         fs->open_write == own->open_write && fs->write == own->write && fs->sync == own->sync;
+         fs->size == own->size && fs->kind == own->kind && fs->close == own->close;
+}
+
+bool bk_context_writes_in_threads(const bk_context *ctx) {
+  const bk_fs *own = ctx->os ? ctx->os->fs : NULL;
+  return own && ctx->fs.write == own->write && ctx->fs.sync == own->sync;
 }
 
 const bk_fs *bk_context_fs(const bk_context *ctx) { return &ctx->fs; }

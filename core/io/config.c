@@ -97,6 +97,7 @@ const bk_option bk_train_keys[] = {
     DOUBLE(router_bias_lr, 0, 1, "step of the experts' balancing bias; 0: off"),
     INT(save_every, 0, 1e15, "steps between checkpoints; 0: only the last step"),
     INT(keep, 1, 1e9, "checkpoints kept, the newest"),
+    BOOL(save_async, "checkpoints are written by a thread while training goes on"),
     INT(eval_every, 0, 1e15, "steps between validation passes; 0: none"),
     INT(eval_tokens, 0, 1e15, "most tokens of such a pass; 0: all"),
     INT(gain_every, 0, 1e15, "steps between measurements of the composite gain; 0: none"),

@@ -716,8 +716,8 @@ static bk_status read_files(const document *doc, bk_data_file **files, int *n_fi
 static const struct {
   const char *name, *value;
 } later_keys[] = {
-    {"spike_factor", NULL}, {"gain_limit", NULL},   {"cuda_graph", NULL},
-    {"allow_tf32", NULL},   {"merge_stream", NULL}, {"bin_validation", "false"},
+    {"spike_factor", NULL}, {"gain_limit", NULL},        {"cuda_graph", NULL}, {"allow_tf32", NULL},
+    {"merge_stream", NULL}, {"bin_validation", "false"}, {"save_async", NULL},
 };
 
 /* The default is left in place where that is what absence means. */

@@ -24,7 +24,7 @@ struct bk_readahead {
 
 static bool has_worker(const bk_context *ctx, const bk_dataset *data) {
   const bk_data_file *unused;
-  return bk_context_files_in_threads(ctx) && (!data || bk_dataset_files(data, &unused) > 0);
+  return bk_context_reads_in_threads(ctx) && (!data || bk_dataset_files(data, &unused) > 0);
 }
 
 size_t bk_readahead_bytes(const bk_context *ctx, const bk_dataset *data, int64_t seq_len,

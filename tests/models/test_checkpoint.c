@@ -234,7 +234,6 @@ static void faulty_open(void) {
   fs.rename = faulty_rename;
   fs.remove = faulty_remove;
   fs.sync_dir = faulty_sync_dir;
-  ctx->own_fs = true;
   ctx->fs = fs;
   injected = (faults){0};
 }
@@ -244,7 +243,6 @@ static void unsynced_open(void) {
   unit_folder_open();
   ctx->fs.sync = faulty_sync;
   ctx->fs.sync_dir = faulty_sync_dir;
-  ctx->own_fs = true;
   injected = (faults){0};
 }
 

@@ -44,7 +44,6 @@ static void open_rig(void) {
   unit_open();
   fault_fs_open(&files);
   ctx->fs = fault_fs_table(&files);
-  ctx->own_fs = true;
   device = open_device("cpu", 1);
   older = make_model(3);
   newer = make_model(4);

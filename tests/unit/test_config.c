@@ -536,8 +536,8 @@ END_TEST
 /* Keys that a state may lack: their defaults, but for the split of .bin files, which there was
  * none of. */
 START_TEST(state_without_later_keys) {
-  static const char *const later[] = {"spike_factor", "gain_limit",   "allow_tf32",
-                                      "cuda_graph",   "merge_stream", "bin_validation"};
+  static const char *const later[] = {"spike_factor", "gain_limit",     "allow_tf32", "cuda_graph",
+                                      "merge_stream", "bin_validation", "save_async"};
   bk_trainer_state s, back;
   bk_train_config usual;
   char x[160], y[160], kept[8192] = "", *text, *line;
@@ -545,7 +545,8 @@ START_TEST(state_without_later_keys) {
   fill_state(&s);
   s.recipe.spike_factor = s.recipe.gain_limit = 77;
   bk_train_config_default(&usual);
-  ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream && usual.bin_validation);
+  ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream && usual.bin_validation &&
+            !usual.save_async);
   usual.bin_validation = false; /* of runs that knew nothing of it */
   ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof kept, &text, &bytes), BK_OK);

@@ -102,6 +102,8 @@ typedef struct bk_train_config {
   /* The trainer does not use this one: whoever opens the data sets bk_dataset_options.whole_bin to
    * its opposite. */
   bool bin_validation;
+  /* Nor this one: whoever saves checkpoints uses bk_checkpoint_save_begin by it. */
+  bool save_async;
   bool merge_stream; /* merges run on a stream of high priority */
   /* Nor these: whoever opens the device sets allow_tf32 and no_graph of bk_device_options by them.
    * They have no effect on a CPU. */
