@@ -337,7 +337,7 @@ START_TEST(test_slices_refused) {
       {norm, "optimizer-", "\\u001b", "control character"},
       {norm, "\"name\": \"m.", "\"name\": \"v.", "is not in the slices of"},
       {norm, "\"name\": \"m.", "\"name\": \"x.", "does not have the slice"},
-      {norm, "[{", "[1, {", "whole numbers"},
+      {norm, "\"slices\": [", "\"slices\": [1,", "whole numbers"},
       {norm, "\"slices\": [", "\"slices\": 1, \"was\": [", "a list of slices"},
       {NULL, "\"slices\": {", "\"parts\": {", "slices, an object of tensors, is missing"},
   };
