@@ -1,5 +1,5 @@
 #!/bin/bash
-# Thread sanitizer: the pool, reading ahead, the trainer's threads, the control store, ranks that are threads, the operators on two threads, and
+# Thread sanitizer: the pool, reading ahead, the trainer's threads, the control store, jobs, ranks that are threads, the operators on two threads, and
 # training runs of the command. No BLAS: one that is not instrumented hides what it synchronises. usage: tests/tsan.sh [BUILD_DIR]; after
 # bootstrap. CC: gcc or clang.
 # The last line is "N passed, N failed, N skipped"; the exit status is non-zero on any failure.
@@ -40,7 +40,7 @@ if ! ${CC:-gcc} -fsanitize=thread "$W/t.c" -o "$W/t" 2>/dev/null || ! "$W/t"; th
   echo "$passed passed, $failed failed, $skipped skipped"
   exit 77
 fi
-programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks'
+programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks tests/unit/test_job tests/models/test_parallel'
 if ! (cd "$DIR" && { [ -f Makefile ] || "$SOURCE/configure" --quiet --enable-werror --with-blas=no --disable-modules --disable-shared CC="${CC:-gcc}" \
   CFLAGS='-O1 -g -fsanitize=thread'; } && make -j"${JOBS:-2}" $programs) >"$W/build.log" 2>&1; then
   echo "---- FAILED: tsan: build"
@@ -52,9 +52,11 @@ cd "$W" || exit 1
 awk 'BEGIN { for (i = 0; i < 1500; i++) printf "%d and %d, ", i % 17, i * i % 23 }' >text.txt
 check "the pool" "$DIR/tests/unit/test_threads"
 check "reading ahead" "$DIR/tests/unit/test_readahead"
+check "training by ranks that are threads" "$DIR/tests/models/test_parallel"
 check "the trainer on 1, 2 and 3 threads" "$DIR/tests/models/test_watch"
 check "the control store" "$DIR/tests/unit/test_store"
 check "ranks that are threads" "$DIR/tests/unit/test_ranks"
+check "jobs of threads" "$DIR/tests/unit/test_job"
 check "operators on two threads" "$DIR/tests/ops/test_ops" --device cpu --threads 2 --bits
 check "a training run" "$DIR/birkhoff" train --model tiny --data text.txt --out run --steps 3 --batch-size 2 --seq-len 32 --threads 2 --set save_every=2 eval_every=2 gain_every=2
 check "a run of two rank threads" "$DIR/birkhoff" train --model tiny --data text.txt --out ranks --steps 4 --batch-size 3 --seq-len 32 --comm threads --dp 2 --set save_every=2 eval_every=2 save_async=true

@@ -23,8 +23,6 @@
 #endif
 #define PIECE ((size_t)PIECE_BYTES)
 #define PIECES 64 /* of one message */
-#define SLOTS(size) (32 * (size) + 256)
-#define CHANNELS 4
 #define BATCH 128 /* requests in one call of MPI_Testsome */
 #define IDLE_NS 50000
 
@@ -311,7 +309,7 @@ static bk_status find_place(bk_context *ctx, bk_job_options *options) {
 static bk_status join(bk_context *ctx, bk_job_options *options, mpi_wire *m) {
   BK_TRY(find_place(ctx, options));
   m->wire.rank = options->rank, m->wire.size = options->size;
-  m->wire.slots = SLOTS(options->size), m->wire.channels = CHANNELS;
+  m->wire.slots = BK_WIRE_SLOTS(options->size), m->wire.channels = BK_WIRE_CHANNELS;
   int code = MPI_Comm_dup(MPI_COMM_WORLD, &m->comm);
   if (code == MPI_SUCCESS) code = MPI_Comm_set_errhandler(m->comm, MPI_ERRORS_RETURN);
   return code == MPI_SUCCESS

@@ -1,5 +1,5 @@
-/* Libraries of others set handlers, of which the program knows nothing: for stack traces (Open MPI),
- * when they are loaded (UCX), for SIGINT, SIGTERM and SIGUSR1 (what MPICH loads). */
+/* Libraries of others set handlers of which the program knows nothing: for stack traces (Open MPI),
+ * when they are loaded (UCX), for SIGINT, SIGTERM and SIGUSR1 too (what MPICH loads). */
 #include "base/signals.h"
 
 #include <pthread.h>

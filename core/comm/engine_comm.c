@@ -346,14 +346,18 @@ static bk_status comm_gather(bk_comm *comm, const void *src, size_t bytes, void 
   return bk_engine_comm_gather(state_of(comm), src, bytes, dst);
 }
 
+static bk_comm_stats engine_statistics(bk_engine *e) {
+  pthread_mutex_lock(&e->lock);
+  bk_comm_stats stats = e->stats;
+  pthread_mutex_unlock(&e->lock);
+  return stats;
+}
+
 static void comm_statistics(const bk_comm *comm, bk_comm_stats *stats) {
   const bk_engine_comm_state *c = (const bk_engine_comm_state *)comm;
-  pthread_mutex_lock(&c->engine->lock);
-  *stats = c->engine->stats;
-  pthread_mutex_unlock(&c->engine->lock);
-  stats->bytes_sent -= c->before.bytes_sent;
-  stats->busy_s -= c->before.busy_s;
-  stats->wait_s -= c->before.wait_s;
+  bk_comm_stats now = engine_statistics(c->engine);
+  *stats = (bk_comm_stats){now.bytes_sent - c->before.bytes_sent, now.busy_s - c->before.busy_s,
+                           now.wait_s - c->before.wait_s};
 }
 
 static void comm_abort(bk_comm *comm) {
@@ -517,7 +521,7 @@ bk_status bk_engine_comm_make(bk_engine *e, bk_device *device, const int *member
     bk_engine_comm_free(c);
     return status;
   }
-  comm_statistics(&c->base, &c->before);
+  c->before = engine_statistics(c->engine);
   *comm = c;
   return BK_OK;
 }

@@ -1,11 +1,11 @@
 /* Transfers between a device whose memory is not the host's and pinned memory. They are made by the
  * rank's own thread, in post and wait, on a stream of the comm's own:
  *
- *   posted - staging is free - download begun - download through: the engine's - done - upload begun
+ *   posted - staging is free - download begun - download through - the engine's - upload begun
  *
- * An operation has its place in the engine's order from the beginning; the engine waits for its data
- * as for everything else. All transfers of all comms go on whatever is waited for, since the rank
- * that another waits for may be waiting for something else.
+ * An operation has its place in the engine's order from the beginning; the engine waits for its
+ * data as for everything else. All transfers of all comms go on whatever is waited for, since the
+ * rank that another waits for may be waiting for something else.
  *
  * A failure of the device ends the job: the other ranks cannot go on. */
 #include "comm/engine_priv.h"
@@ -106,7 +106,11 @@ static bk_status upload(bk_operation *o) {
     if (f->receive_bytes)
       BK_TRY(stream->ops->upload(stream, f->place, f->receive, f->receive_bytes));
   }
-  return stream->ops->event_record(stream, o->staging->uploaded);
+  BK_TRY(stream->ops->event_record(stream, o->ready));
+  BK_TRY(stream->ops->event_record(stream, o->staging->uploaded));
+  o->staging->uploading = true;
+  o->uploaded = true;
+  return BK_OK;
 }
 
 static void device_failed(bk_engine *e, bk_status status) {
@@ -134,7 +138,9 @@ static void hand_over(bk_engine *e, bk_operation *o) {
 static bk_status step_later(bk_engine *e, bk_operation *o) {
   bk_stream *stream = o->comm->stream;
   if (!o->downloading) {
-    if (!o->staging && !find_staging(o, stream_is_through(stream))) return BK_OK;
+    bk_engine_room *room = room_of(o);
+    room->starved = room->starved || !find_staging(o, stream_is_through(stream));
+    if (room->starved) return BK_OK;
     BK_TRY(download(o));
     o->downloading = true;
   }
@@ -147,15 +153,16 @@ static bool step(bk_engine *e, bk_operation *o) {
   bk_status status = BK_OK;
   bk_request_state state = state_now(e, o);
   if (state == BK_REQUEST_LATER) status = step_later(e, o);
-  if (state == BK_REQUEST_DONE && o->status == BK_OK) {
-    status = upload(o);
-    o->uploaded = status == BK_OK;
-  }
+  if (state == BK_REQUEST_DONE && o->status == BK_OK) status = upload(o);
   if (status != BK_OK) device_failed(e, status);
+  if (status != BK_OK && state == BK_REQUEST_DONE) o->status = BK_ERR_COMM;
   return state == BK_REQUEST_DONE;
 }
 
+/* Staging is given out in the order of the operations, which is that of the engine too: one that
+ * gets none holds up those behind it, until the next round. */
 void bk_move_pump(bk_engine *e) {
+  for (bk_operation *o = e->moving; o; o = o->next_moving) room_of(o)->starved = false;
   for (bk_operation **at = &e->moving; *at;) {
     if (step(e, *at)) *at = (*at)->next_moving;
     else at = &(*at)->next_moving;
@@ -203,17 +210,11 @@ void bk_move_await(bk_engine *e, bk_operation *o) {
   }
 }
 
-/* Staging of an operation that failed may be the target of a download. */
+/* The staging may be another operation's by now, and the download of one that failed may still be
+ * under way. */
 bk_status bk_move_finish(bk_operation *o, bk_stream *stream) {
-  bk_staging *s = o->staging;
-  bk_status status = BK_OK;
-  if (!s) return BK_OK;
-  o->staging = NULL;
-  if (o->uploaded) {
-    s->uploading = true;
-    return stream->ops->event_wait(stream, s->uploaded);
-  }
-  status = o->comm->stream->ops->sync(o->comm->stream);
-  s->used = false;
+  if (o->uploaded) return stream->ops->event_wait(stream, o->ready);
+  bk_status status = o->comm->stream->ops->sync(o->comm->stream);
+  if (o->staging) o->staging->used = false;
   return status;
 }

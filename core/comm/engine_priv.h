@@ -125,7 +125,8 @@ struct bk_operation {
   bool downloading; /* or downloaded */
   bool uploaded;
   bk_staging *staging;
-  bk_event *ready; /* first what the tensor's stream was given before, then the download */
+  /* behind what the tensor's stream was given before, then the download, then the upload */
+  bk_event *ready;
   bk_move download, upload;
   size_t in_at, out_at; /* where `in` and `out` are in staging */
 };
@@ -140,6 +141,7 @@ typedef struct bk_engine_room {
   int n, n_staging;
   size_t bytes; /* of a tensor, or of all tensors of an exchange */
   size_t staging_bytes;
+  bool starved; /* an operation waits for staging */
   char *scratch[BK_SCRATCH_SLOTS];
 } bk_engine_room;
 /* An all_reduce of which all ranks together get no more than this sends everything to everyone,

@@ -5,6 +5,7 @@
  * The transport is opened first: it may be the one that knows rank and size, and with it the ranks
  * hand around where the store is and what its token is. */
 #include "comm/job.h"
+#include "comm/threads.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +17,7 @@
 /* What each rank tells the others when the job is opened. */
 typedef struct meeting {
   int status;        /* of what it has done so far */
-  bk_store_hub *hub;  /* of rank 0, for threads of its process */
+  bk_store_hub *hub; /* of rank 0, for threads of its process */
   char address[512]; /* rank 0's store, for other processes */
   char token[2 * TOKEN_BYTES + 1];
 } meeting;
@@ -55,24 +56,46 @@ static bk_status make_token(bk_context *ctx, char token[2 * TOKEN_BYTES + 1]) {
   return BK_OK;
 }
 
-/* Rank 0's part. Ranks of one machine need no address that others can reach. */
-static bk_status serve(bk_job *job, meeting *own) {
+static void release_hub(void *hub) { bk_store_release(hub); }
+
+/* Rank 0's part for threads. The world keeps what is behind its handle: where opening fails on some
+ * ranks only, one may be gone before another looks. */
+static bk_status serve_threads(bk_job *job, meeting *own) {
   const bk_job_options *o = &job->options;
-  bk_store_options options = {.rank = 0, .size = o->size, .timeout_s = o->timeout_s};
-  char address[300];
-  if (!o->world) {
-    bool one_machine = o->local_size == o->size;
-    snprintf(address, sizeof address, "%s", one_machine ? "127.0.0.1:0" : ":0");
-    if (o->rendezvous && o->rendezvous_port)
-      snprintf(address, sizeof address, strchr(o->rendezvous, ':') ? "[%s]:%d" : "%s:%d",
-               o->rendezvous, o->rendezvous_port);
-    options.address = o->rendezvous && !o->rendezvous_port ? o->rendezvous : address;
-    BK_TRY(make_token(job->ctx, own->token));
-    options.token = own->token;
-  }
-  BK_TRY(bk_store_open(job->ctx, &options, &job->store));
-  if (!o->world) snprintf(own->address, sizeof own->address, "%s", bk_store_address(job->store));
+  BK_TRY(bk_store_open(job->ctx, &(bk_store_options){.size = o->size, .timeout_s = o->timeout_s},
+                       &job->store));
+  own->hub = bk_store_hold(job->store);
+  bk_thread_world_keep(o->world, own->hub, release_hub);
   return BK_OK;
+}
+
+/* Ranks of one machine need no address that others can reach. */
+static void choose_address(const bk_job_options *o, char *address, size_t size) {
+  if (!o->rendezvous) {
+    snprintf(address, size, "%s", o->local_size == o->size ? "127.0.0.1:0" : ":0");
+  } else if (!o->rendezvous_port) snprintf(address, size, "%s", o->rendezvous);
+  else
+    snprintf(address, size, strchr(o->rendezvous, ':') ? "[%s]:%d" : "%s:%d", o->rendezvous,
+             o->rendezvous_port);
+}
+
+/* Rank 0's part for processes. The transport hands the token around, so it can be a new one. */
+static bk_status serve_processes(bk_job *job, meeting *own) {
+  const bk_job_options *o = &job->options;
+  char address[300];
+  choose_address(o, address, sizeof address);
+  BK_TRY(make_token(job->ctx, own->token));
+  BK_TRY(bk_store_open(
+      job->ctx,
+      &(bk_store_options){
+          .size = o->size, .address = address, .token = own->token, .timeout_s = o->timeout_s},
+      &job->store));
+  snprintf(own->address, sizeof own->address, "%s", bk_store_address(job->store));
+  return BK_OK;
+}
+
+static bk_status serve(bk_job *job, meeting *own) {
+  return job->options.world ? serve_threads(job, own) : serve_processes(job, own);
 }
 
 static bk_status join(bk_job *job, const meeting *zero) {
@@ -201,7 +224,9 @@ bk_status bk_job_open(bk_context *ctx, const bk_job_options *options, bk_job **j
   pthread_mutex_init(&made->lock, NULL);
   bk_status status = connect_ranks(made);
   if (status != BK_OK) {
-    if (made->store) bk_store_abort(made->store, "the job could not be opened");
+    char text[64];
+    snprintf(text, sizeof text, "rank %d could not open the job", made->options.rank);
+    if (made->store) bk_store_abort(made->store, text);
     take_down(made, true);
     return status;
   }

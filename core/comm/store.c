@@ -109,6 +109,15 @@ static void await_goodbyes(bk_store *store) {
             store->size, hub->timeout_s);
 }
 
+/* Whoever closes because of an abort is called first, like all others, and that is when the other
+ * processes have been told: what is called may end this one. */
+static void await_calls(bk_store_hub *hub) {
+  pthread_mutex_lock(&hub->lock);
+  while (bk_fate_known(&hub->fate, NULL, 0) && !hub->called)
+    pthread_cond_wait(&hub->changed, &hub->lock);
+  pthread_mutex_unlock(&hub->lock);
+}
+
 static void unlist(bk_store_hub *hub, bk_store *store) {
   pthread_mutex_lock(&hub->calls);
   bk_store **at = &hub->listed;
@@ -120,6 +129,7 @@ static void unlist(bk_store_hub *hub, bk_store *store) {
 static void close_on_hub(bk_store *store) {
   bk_store_hub *hub = store->hub;
   if (store->rank == 0) await_goodbyes(store);
+  await_calls(hub);
   unlist(hub, store);
   pthread_mutex_lock(&hub->lock);
   if (store->rank != 0) hub->away--;

@@ -32,14 +32,15 @@ typedef struct bk_store_options {
 
 /* Rank 0 returns at once, others when they are connected, or BK_ERR_COMM after the time-out. */
 bk_status bk_store_open(bk_context *ctx, const bk_store_options *options, bk_store **store);
-/* For ranks that are threads: what lies behind rank 0's handle. It outlives that handle, until it is
- * released and the other handles on it are closed, so that ranks may come late or leave late. */
+/* For ranks that are threads: what lies behind rank 0's handle. It outlives that handle, until it
+ * is released and the other handles on it are closed, so that ranks may come or leave late. */
 typedef struct bk_store_hub bk_store_hub;
 bk_store_hub *bk_store_hold(bk_store *store);
 void bk_store_release(bk_store_hub *hub); /* NULL is allowed */
 /* A handle of another rank on it, with a context of its own. */
 bk_status bk_store_share(bk_context *ctx, bk_store_hub *hub, int rank, bk_store **store);
-/* Says goodbye. Rank 0 waits, for a time-out at most, until all have, unless the job was aborted. */
+/* Says goodbye. Rank 0 waits, for a time-out at most, until all have; when the job was aborted, for
+ * a second at most, until all know. */
 void bk_store_close(bk_store *store);
 /* Where others reach rank 0: "HOST:PORT", or several of them with commas in between. */
 const char *bk_store_address(const bk_store *store);

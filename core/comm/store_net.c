@@ -298,6 +298,14 @@ static void listen_host(bk_store_hub *hub, const place *p, struct addrinfo *list
   }
 }
 
+/* Addresses in digits, and localhost, are what their author means. The name of a host is not
+ * always: many systems give their own name a loopback address. */
+static bool is_plainly_local(const place *p) {
+  unsigned char address[sizeof(struct in6_addr)];
+  return !p->host[0] || strcmp(p->host, "localhost") == 0 ||
+         inet_pton(AF_INET, p->host, address) == 1 || inet_pton(AF_INET6, p->host, address) == 1;
+}
+
 bk_status store_listen(bk_context *ctx, const char *address, bool token, bk_store_hub *hub) {
   place p;
   const char *rest;
@@ -308,7 +316,7 @@ bk_status store_listen(bk_context *ctx, const char *address, bool token, bk_stor
   if (!list)
     return bk_fail(ctx, BK_ERR_COMM, "control store: rank 0 cannot listen at %s: %s", address,
                    gai_strerror(error));
-  bool misleading = p.host[0] && token && all_loopback(list) && strcmp(p.host, "localhost") != 0;
+  bool misleading = token && !is_plainly_local(&p) && all_loopback(list);
   if (p.host[0]) listen_host(hub, &p, list, &error);
   else listen_everywhere(hub, list, &error);
   freeaddrinfo(list);
@@ -316,7 +324,7 @@ bk_status store_listen(bk_context *ctx, const char *address, bool token, bk_stor
     return bk_fail(ctx, BK_ERR_COMM, "control store: rank 0 cannot listen at %s: %s", address,
                    strerror(error));
   if (misleading)
-    bk_info(ctx, "control store: %s is on rank 0's machine an address of that machine alone",
+    bk_warn(ctx, "control store: %s is on rank 0's machine an address of that machine alone",
             p.host);
   return BK_OK;
 }

@@ -108,18 +108,20 @@ typedef struct store_peer {
 
 typedef enum store_presence { STORE_AWAITED, STORE_JOINED, STORE_LEFT } store_presence;
 
-/* Rank 0's side of the store. In a job of threads every rank has a handle on it; whoever lets go last
- * frees it. It comes from the C library and not from a context, of which each rank has its own. */
+/* Rank 0's side of the store. In a job of threads every rank has a handle on it; whoever lets go
+ * last frees it. It comes from the C library and not from a context, of which each rank has its
+ * own. */
 struct bk_store_hub {
   int size;
   double timeout_s;
   size_t token_bytes;
   char token[STORE_TOKEN];
   bk_fate fate;
-  pthread_mutex_t lock; /* table, away, handles */
+  pthread_mutex_t lock; /* table, away, called, holders */
   pthread_cond_t changed;
   store_table *table;
   int away;                /* ranks that have not said goodbye, rank 0 not counted */
+  bool called;             /* of an abort: the handles that were there */
   int holders;             /* handles that are open, and whoever holds it beside them */
   pthread_mutex_t calls;   /* held while handles are called back */
   struct bk_store *listed; /* the handles */

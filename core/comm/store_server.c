@@ -189,6 +189,10 @@ static void *server_main(void *arg) {
     if (!learned) learn(hub);
     learned = true;
     store_hub_call(hub);
+    pthread_mutex_lock(&hub->lock);
+    hub->called = true;
+    pthread_cond_broadcast(&hub->changed);
+    pthread_mutex_unlock(&hub->lock);
   }
   if (bk_fate_known(&hub->fate, NULL, 0)) spread(hub, LEAVE_S);
   for (int i = 0; i < hub->n_peers; i++)

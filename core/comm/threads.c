@@ -54,6 +54,8 @@ struct bk_thread_world {
   place *places;      /* [size] */
   mailbox *mailboxes; /* [size * size * BK_WIRE_CHANNELS] */
   message *messages;  /* [size * slots] */
+  void *kept;
+  void (*release)(void *kept);
 };
 
 /* ---- the world ---- */
@@ -98,8 +100,15 @@ bk_status bk_thread_world_create(bk_context *ctx, int size, bk_thread_world **wo
   return status;
 }
 
+void bk_thread_world_keep(bk_thread_world *world, void *kept, void (*release)(void *kept)) {
+  if (world->release) world->release(world->kept);
+  world->kept = kept;
+  world->release = release;
+}
+
 void bk_thread_world_destroy(bk_thread_world *world) {
   if (!world) return;
+  if (world->release) world->release(world->kept);
   for (int r = 0; world->places && r < world->size; r++)
     pthread_cond_destroy(&world->places[r].event);
   pthread_mutex_destroy(&world->lock);

@@ -9,8 +9,8 @@
  *   helper values FILE NAME        its values, one a line
  *   helper shards FOLDER N         FOLDER/model.safetensors becomes N shards and their index
  *   helper bin OUT 2|4|8 VALUE...  a token stream of that many bytes a token
- *   helper whole-hash TEXT         the hash of the training part that versions before lists of files
- *                                  kept: of all its bytes
+ *   helper whole-hash TEXT         the hash of its training part that versions without lists of
+ *                                  files kept: of all bytes
  *   helper arithmetic              a word for the bits that the C library's functions and plain
  *                                  sums of products have here; then the floats in a vector of the
  *                                  portable code, "4" where nothing but SSE2 or NEON is compiled in

@@ -29,6 +29,17 @@ measure empty --model tiny --threads 1 --batch-size 1 --seq-len 16 --set num_hid
 base=$((peak - plan))
 echo "the program itself: $base bytes"
 holds "the program is small" "$base > 0 && $base < 60e6"
+# Data is not held in memory: of a file of 64 MB a run has no more than of one of some kilobytes, but for what is looked at when it is opened.
+cat data.txt data.txt data.txt data.txt >part.txt && for i in 1 2 3 4 5 6; do cat part.txt part.txt part.txt part.txt >more.txt && mv more.txt part.txt; done
+for data in data.txt part.txt; do
+  rm -rf flat
+  peak "$BIRKHOFF" train --model tiny --threads 1 --batch-size 1 --seq-len 16 --data $data --out flat --steps 2 --set warmup_steps=0 eval_tokens=64
+  echo "$data, $(wc -c <$data) bytes: peak $peak"
+  eval "peak_${data%.txt}=$peak"
+done
+holds "the file is large" "$(wc -c <part.txt) > 20e6"
+holds "memory is flat" "$peak_part - $peak_data < 4e6"
+rm -rf flat part.txt
 for options in "--set n_routed_experts=64 moe_intermediate_size=256 hidden_size=160 --batch-size 1 --seq-len 32" \
   "--set n_routed_experts=32 moe_intermediate_size=160 hidden_size=128 --batch-size 8 --seq-len 256 --dtype bf16"; do
   measure large --model tiny --threads 1 $options

@@ -42,7 +42,16 @@ done
 equal "cpu is the default" "$(json name=cpu/default)" true
 ok "devices" "$BIRKHOFF" devices
 has "in words" '^cpu .* ok .*(default)' out
+has "and the transports" '^transport self  *ok ' out
+ok "transports alone" "$BIRKHOFF" devices --transports
+if grep -q '^cpu' out; then fail "no device among transports" out; else pass; fi
+ok "transports as JSON" "$BIRKHOFF" devices --transports --json
+for t in self threads; do equal "$t can be used" "$(json name=$t/status)" ok; done
 mkdir modules
+BIRKHOFF_BACKEND_DIR=$W/modules "$BIRKHOFF" devices --transports --json >out 2>err
+equal "no module of mpi" "$(json name=mpi/status)" absent
+equal "what it would be is not known" "$(json name=mpi/description)" null
+if [ -s err ]; then fail "an absent transport is no warning" err; else pass; fi
 echo "no module" >modules/birkhoff_broken.so
 if ! BIRKHOFF_BACKEND_DIR=$W/modules "$BIRKHOFF" devices 2>/dev/null | grep -q broken; then
   skipped=$((skipped + 1)) # built without loadable backends

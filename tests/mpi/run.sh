@@ -31,6 +31,41 @@ mpi 3 "$TOP_BUILDDIR/tests/mpi/wire" abandon >out 2>err </dev/null
 rc=$?
 if [ $rc -ge 124 ] || grep -q '^wire.c:' err; then fail "abandon: exit status $rc" err out; else pass; fi
 
+# The engine: every rank writes "ok" into a file. What the launcher says of ranks that gave up is not looked at.
+engine() { # N CASE [NUMBER]
+  name="engine: $2${3:+ $3} on $1 ranks"
+  rm -rf ranks
+  mkdir ranks
+  mpi "$1" "$TOP_BUILDDIR/tests/mpi/engine" "$2" "$W/ranks" "${3:-0}" >out 2>err </dev/null
+  cat ranks/rank.* >said 2>/dev/null
+  if [ "$(grep -c '^ok$' said)" -eq "$1" ]; then pass; else fail "$name" said err; fi
+}
+if [ -e "$TOP_BUILDDIR/tests/mpi/engine" ]; then
+  for n in 2 3; do
+    engine $n reductions
+    engine $n moves
+  done
+  engine 5 groups
+  engine 3 statistics
+  engine 2 disagreement 0
+  engine 2 disagreement 5
+  engine 3 other-group
+  engine 4 late
+  engine 2 no-send
+  engine 3 told
+  engine 2 aborted
+  if [ -n "${BK_TEST_LONG:-}" ]; then
+    for n in 1 4 8; do
+      engine $n reductions
+      engine $n moves
+    done
+    for number in 1 2 3 4 6; do engine 2 disagreement $number; done
+  fi
+else
+  echo "skipped: the engine, without libcheck"
+  skipped=$((skipped + 1))
+fi
+
 # The command's list.
 "$BIRKHOFF" devices --transports >out 2>err </dev/null
 if grep -q '^transport mpi  *ok  *[A-Z].*, MPI [3-9]' out; then pass; else fail "devices lists mpi" out err; fi

@@ -75,7 +75,7 @@ static bk_status refused(bk_job_options options) {
 
 /* ---- many messages ---- */
 
-#define CHANNELS 4
+#define CHANNELS BK_WIRE_CHANNELS
 #define PAIR_MESSAGES 6 /* at most so many for an ordered pair of ranks and a channel, in a round */
 
 typedef struct message {

@@ -23,7 +23,7 @@ static void *rank_main(void *arg) {
   EXPECT_OK(r, rank_open(r));
   if (!r->failure[0]) r->all->body(r);
   bk_comm_destroy(r->comm);
-  if (r->engine) bk_engine_close(r->engine, r->abandon);
+  if (r->engine) bk_engine_close(r->engine, r->abandon || r->failure[0]);
   bk_stream_destroy(r->stream);
   bk_device_close(r->device);
   bk_context_destroy(r->ctx); /* warns of a leak */

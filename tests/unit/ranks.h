@@ -1,6 +1,6 @@
 /* Ranks that are threads of a test: each has a context, a device and a comm of its own. libcheck
- * belongs to the main thread, so that ranks note what they find wrong, and the test looks at it when
- * all have ended. */
+ * belongs to the main thread, so that ranks note what they find wrong, and the test looks at it
+ * when all have ended. */
 #ifndef BK_TESTS_RANKS_H
 #define BK_TESTS_RANKS_H
 

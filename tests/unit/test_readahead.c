@@ -1,5 +1,5 @@
-/* Reading ahead: the same tokens as without it, whatever is asked for and was guessed, what fails in
- * the thread, files of the caller's own, and reading in both threads at once. */
+/* Reading ahead: the same tokens as without it, whatever is asked for and was guessed, what fails
+ * in the thread, files of the caller's own, and reading in both threads at once. */
 #include "tests/unit/fault_fs.h"
 #include "tests/unit/unit.h"
 

@@ -428,6 +428,22 @@ START_TEST(abort_reaches_all) {
 }
 END_TEST
 
+/* Whoever aborts and closes at once is called all the same, and so are the others. */
+START_TEST(abort_and_close) {
+  for (int who = 0; who < 2; who++) {
+    bk_store *stores[2] = {serve(2, "127.0.0.1:0", TOKEN, 20)};
+    heard heards[2] = {{0}};
+    ck_assert_int_eq(join_as(ctx, bk_store_address(stores[0]), TOKEN, 1, 2, 20, &stores[1]), BK_OK);
+    for (int r = 0; r < 2; r++) bk_store_on_abort(stores[r], hear, &heards[r]);
+    bk_store_abort(stores[who], "at once");
+    bk_store_close(stores[who]);
+    ck_assert_int_eq(atomic_load(&heards[who].calls), 1);
+    expect_heard(&heards[1 - who], "at once");
+    bk_store_close(stores[1 - who]);
+  }
+}
+END_TEST
+
 /* Of two reasons at about the same time all ranks learn one. */
 START_TEST(one_reason) {
   bk_store *stores[3] = {serve(3, "127.0.0.1:0", TOKEN, 20)};
@@ -706,6 +722,6 @@ END_TEST
 
 UNIT_MAIN("store", unit_open, unit_close, values_over_a_socket, values_of_threads, full_table,
           waiting_for_a_key, who_may_join, addresses, ways_to_rank_0, no_rank_0, rank_0_comes_later,
-          abort_reaches_all, one_reason, abort_of_threads, killed_rank, stopped_rank,
-          rank_that_does_not_come, killed_rank_0, stopped_rank_0, goodbyes, garbage,
+          abort_reaches_all, abort_and_close, one_reason, abort_of_threads, killed_rank,
+          stopped_rank, rank_that_does_not_come, killed_rank_0, stopped_rank_0, goodbyes, garbage,
           garbage_of_a_rank, silent_connections, descriptors, messages)

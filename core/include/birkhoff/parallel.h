@@ -67,8 +67,8 @@ BK_API void bk_job_abort(bk_job *job, const char *reason);
 /* Whether the job was aborted, by whomever; `reason` then has why. From any thread. */
 BK_API bool bk_job_aborted(bk_job *job, char *reason, size_t size);
 /* `call` is called once, from a thread of the library, when this rank learns that the job was
- * aborted, also where the rank's own thread hangs. It may end the process; it may not close the job.
- * A job of one rank ("self") has no such thread: its bk_job_abort makes the call. */
+ * aborted, also where the rank's own thread hangs. It may end the process, and may not close the
+ * job. A job of one rank ("self") has no such thread: its bk_job_abort makes the call. */
 typedef void (*bk_job_abort_fn)(void *user, const char *reason);
 BK_API void bk_job_on_abort(bk_job *job, bk_job_abort_fn call, void *user);
 
