@@ -22,7 +22,7 @@ typedef struct team_watch {
   bool lost, over;
   bool own; /* this rank has given up by itself, and has said why */
   int rank;
-  char reason[512], kept[512];
+  char reason[512], doing[64], kept[512];
   cli_log *log;
 } team_watch;
 
@@ -45,8 +45,8 @@ static void say_lost(team_watch *w) {
     if (w->rank > 0) snprintf(rank, sizeof rank, "[rank %d] ", w->rank);
     cli_log_release_all(w->log, w->own ? NULL : w->reason);
     if (*reason || *kept)
-      fprintf(stderr, "birkhoff: %sends: %s%s%s\n", rank, reason, *reason && *kept ? "; " : "",
-              kept);
+      fprintf(stderr, "birkhoff: %sends %s: %s%s%s\n", rank, w->doing, reason,
+              *reason && *kept ? "; " : "", kept);
     last_words_said = true;
   }
   pthread_mutex_unlock(&w->lock);
@@ -89,6 +89,7 @@ static bk_status open_watch(cli_team *team) {
   if (!w) return BK_ERR_MEMORY;
   w->rank = team->rank;
   w->log = team->s->log;
+  snprintf(w->doing, sizeof w->doing, "before the first step");
   pthread_mutex_init(&w->lock, NULL);
   pthread_cond_init(&w->changed, NULL);
   if (!cli_thread_start(&w->thread, watch, w)) {
@@ -152,11 +153,18 @@ bool cli_team_lost(const cli_team *team, bk_status status) {
   return team->job && (status == BK_ERR_COMM || bk_job_aborted(team->job, reason, sizeof reason));
 }
 
-void cli_team_kept(cli_team *team, const char *kept) {
-  if (!team->watch) return;
+static void note(cli_team *team, char *text, size_t size, const char *value) {
   pthread_mutex_lock(&team->watch->lock);
-  snprintf(team->watch->kept, sizeof team->watch->kept, "%s", kept);
+  snprintf(text, size, "%s", value);
   pthread_mutex_unlock(&team->watch->lock);
+}
+
+void cli_team_doing(cli_team *team, const char *doing) {
+  if (team->watch) note(team, team->watch->doing, sizeof team->watch->doing, doing);
+}
+
+void cli_team_kept(cli_team *team, const char *kept) {
+  if (team->watch) note(team, team->watch->kept, sizeof team->watch->kept, kept);
 }
 
 /* ---- opening and closing ---- */

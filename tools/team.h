@@ -57,7 +57,9 @@ bk_status cli_team_same(cli_team *team, const char *what, const char *text);
 bk_status cli_team_give_up(cli_team *team, bk_status status);
 /* Not collective. Whether the job has failed: no call to others is of use any more. */
 bool cli_team_lost(const cli_team *team, bk_status status);
-/* Not collective. What is to be said of the newest checkpoint when the job fails. */
+/* Not collective. What is to be said when the job fails: what this rank was doing ("in step 12"),
+ * and of the newest checkpoint. */
+void cli_team_doing(cli_team *team, const char *doing);
 void cli_team_kept(cli_team *team, const char *kept);
 
 static inline bool cli_team_leads(const cli_team *team) { return team->rank == 0; }

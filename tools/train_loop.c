@@ -100,25 +100,26 @@ static bk_status make_way(train_run *r, const char *path) {
   return status;
 }
 
-static bk_status write_checkpoint(train_run *r, int64_t step) {
-  bk_context *ctx = r->s->ctx;
-  char *path = bk_checkpoint_step_path(ctx, r->out, step);
-  bk_status made = path ? BK_OK : BK_ERR_MEMORY;
-  if (made == BK_OK && cli_team_leads(r->team)) made = make_way(r, path);
-  made = cli_team_agree(r->team, made);
-  if (made != BK_OK) {
-    bk_free(ctx, path);
-    return made;
-  }
+/* With `beside` it has only begun when this returns: see follow_saving. */
+static bk_status write_to(train_run *r, int64_t step, const char *path, bool beside) {
   bk_trainer_state state = {.recipe = r->recipe,
                             .step = step,
                             .tokens = bk_trainer_tokens_done(r->trainer),
                             .data_hash = bk_dataset_hash(r->train),
                             .dtype = r->dtype};
   state.n_files = bk_dataset_files(r->train, &state.files);
-  bk_status status = bk_checkpoint_save(r->model, &state, path);
-  bk_free(ctx, path);
-  return cli_team_agree(r->team, status);
+  return beside ? bk_checkpoint_save_begin(r->model, &state, path, &r->saving)
+                : bk_checkpoint_save(r->model, &state, path);
+}
+
+static bk_status write_checkpoint(train_run *r, int64_t step, bool beside) {
+  char *path = bk_checkpoint_step_path(r->s->ctx, r->out, step);
+  bk_status status = path ? BK_OK : BK_ERR_MEMORY;
+  if (status == BK_OK && cli_team_leads(r->team)) status = make_way(r, path);
+  status = cli_team_agree(r->team, status);
+  if (status == BK_OK) status = cli_team_agree(r->team, write_to(r, step, path, beside));
+  bk_free(r->s->ctx, path);
+  return status;
 }
 
 static void prune(train_run *r) {
@@ -128,17 +129,48 @@ static void prune(train_run *r) {
     bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
 }
 
-/* Older checkpoints go once a step was taken from the new one. */
-static bk_status save(train_run *r) {
-  int64_t step = bk_trainer_step_done(r->trainer);
+/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned
+ * about. */
+static void say_saved(train_run *r, int64_t step) {
+  if (r->say_saved && r->saved_step == step && cli_team_leads(r->team))
+    fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n",
+            isatty(2) ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
+  r->say_saved = false;
+}
+
+static void note_saved(train_run *r, int64_t step) {
   char kept[512];
-  if (step == r->saved_step || step == 0) return BK_OK;
-  BK_TRY(cli_team_agree(r->team, check_stored(r, step)));
-  BK_TRY(write_checkpoint(r, step));
   r->saved_step = step;
   cli_team_kept(r->team, kept_text(r, kept, sizeof kept));
   r->unproven = true;
   r->retry_step = r->retry_gap = 0;
+}
+
+/* What is being written beside the training comes to its end: with `wait` now, else if it has. */
+static bk_status follow_saving(train_run *r, bool wait) {
+  int64_t step = r->saving_step;
+  bool done = true;
+  if (!step) return BK_OK;
+  bk_status status =
+      wait ? bk_checkpoint_save_end(r->saving) : bk_checkpoint_save_done(r->saving, &done);
+  if (wait) r->saving = NULL;
+  if (status == BK_OK && !done) return BK_OK;
+  r->saving_step = 0;
+  if (status == BK_OK) note_saved(r, step);
+  say_saved(r, step);
+  return status;
+}
+
+/* Older checkpoints go once a step was taken from the new one. A save `beside` the training begins
+ * when the one before has ended: its failure is that of this one. */
+static bk_status save(train_run *r, bool beside) {
+  int64_t step = bk_trainer_step_done(r->trainer);
+  BK_TRY(follow_saving(r, true));
+  if (step == r->saved_step || step == 0) return BK_OK;
+  BK_TRY(cli_team_agree(r->team, check_stored(r, step)));
+  BK_TRY(write_checkpoint(r, step, beside));
+  if (beside) r->saving_step = step;
+  else note_saved(r, step);
   return BK_OK;
 }
 
@@ -151,15 +183,15 @@ static int64_t next_save(const train_run *r, int64_t step) {
 
 /* A full disk, a lost mount: training goes on and tries again 1, 2, 4, ... steps later, and at
  * every save point. */
-static bk_status save_or_retry(train_run *r, int64_t step) {
+static bk_status or_retry(train_run *r, int64_t step, bk_status status) {
   char kept[512];
-  bk_status status = save(r);
+  int64_t now = bk_trainer_step_done(r->trainer);
   if (status == BK_OK || status == BK_ERR_NOT_FINITE || cli_team_lost(r->team, status))
     return status;
   r->retry_gap = r->retry_gap ? 2 * r->retry_gap : 1;
-  r->retry_step = step + r->retry_gap;
+  r->retry_step = now + r->retry_gap;
   bk_warn(r->s->ctx, "step %lld is not saved; training goes on and tries again at step %lld; %s",
-          (long long)step, (long long)next_save(r, step), kept_text(r, kept, sizeof kept));
+          (long long)step, (long long)next_save(r, now), kept_text(r, kept, sizeof kept));
   return BK_OK;
 }
 
@@ -293,23 +325,15 @@ static bk_status end_unsaved(train_run *r, bk_status status) {
   return status;
 }
 
-/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned
- * about. */
-static void say_saved(const train_run *r, bool live) {
-  int64_t step = bk_trainer_step_done(r->trainer);
-  if (r->saved_step == step && cli_team_leads(r->team))
-    fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n",
-            live ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
-}
-
 /* The last step, or the one at which a signal came, is saved whatever save_every says. */
-static bk_status end_run(train_run *r, bool live) {
+static bk_status end_run(train_run *r) {
   BK_TRY(cli_team_step(r->team, BK_OK)); /* what was asked for since the step */
-  bool asked = cli_team_take_save(r->team);
-  bk_status status = save(r);
+  r->say_saved |= cli_team_take_save(r->team);
+  cli_team_doing(r->team, "at its end");
+  bk_status status = save(r, false);
   if (cli_team_lost(r->team, status)) return status;
   if (status == BK_OK) prune(r);
-  if (status == BK_OK && asked) say_saved(r, live);
+  if (status == BK_OK) say_saved(r, bk_trainer_step_done(r->trainer));
   bk_status rows = cli_team_agree(r->team, flush_rows(r));
   if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
   else if (status != BK_OK) return end_unsaved(r, status);
@@ -321,9 +345,30 @@ static bk_status end_run(train_run *r, bool live) {
 /* A step that is not finite is so on all ranks; one that fails otherwise may have failed on this
  * rank alone, while the others wait for it within the step. */
 static bk_status take_step(train_run *r, bk_metrics_row *row) {
+  char doing[48];
+  snprintf(doing, sizeof doing, "in step %lld", (long long)bk_trainer_step_done(r->trainer) + 1);
+  cli_team_doing(r->team, doing);
   bk_status status = bk_trainer_step(r->trainer, row);
   if (status != BK_OK && status != BK_ERR_NOT_FINITE) return cli_team_give_up(r->team, status);
   return cli_team_step(r->team, status);
+}
+
+/* What was being saved meanwhile; a checkpoint from which a step was taken lets older ones go. */
+static bk_status after_step(train_run *r) {
+  int64_t saving = r->saving_step;
+  BK_TRY(or_retry(r, saving, follow_saving(r, false)));
+  if (r->unproven && !r->saving_step) prune(r);
+  return BK_OK;
+}
+
+static bk_status save_in_loop(train_run *r, int64_t step, bool asked) {
+  char doing[64];
+  snprintf(doing, sizeof doing, "while step %lld was being saved", (long long)step);
+  cli_team_doing(r->team, doing);
+  r->say_saved |= asked;
+  BK_TRY(or_retry(r, step, save(r, r->recipe.save_async)));
+  if (!r->saving_step) say_saved(r, step);
+  return BK_OK;
 }
 
 static bk_status run_steps(train_run *r, progress *p) {
@@ -332,15 +377,14 @@ static bk_status run_steps(train_run *r, progress *p) {
     bk_metrics_row row;
     int64_t due = next_save(r, bk_trainer_step_done(r->trainer));
     BK_TRY(take_step(r, &row));
-    if (r->unproven) prune(r);
+    BK_TRY(after_step(r));
     if (row.has_val) r->last_val = row.val_loss;
     write_row(r, &row);
     if (!r->s->json && cli_team_leads(r->team)) show(r, p, &row);
     r->last = row;
     if (row.step == r->recipe.steps || r->team->signal) break; /* saved by end_run */
     bool asked = cli_team_take_save(r->team);
-    if (row.step == due || asked) BK_TRY(save_or_retry(r, row.step));
-    if (asked) say_saved(r, p->live);
+    if (row.step == due || asked) BK_TRY(save_in_loop(r, row.step, asked));
   }
   return BK_OK;
 }
@@ -351,8 +395,14 @@ bk_status train_loop(train_run *r) {
   r->begin = cli_seconds();
   cli_team_kept(r->team, kept_text(r, kept, sizeof kept));
   bk_status status = run_steps(r, &p);
-  if (status == BK_OK) return end_run(r, p.live);
-  if (status == BK_ERR_NOT_FINITE) end_not_finite(r);
-  else flush_rows(r);
+  if (status == BK_OK) {
+    status = end_run(r);
+  } else if (status != BK_ERR_NOT_FINITE) {
+    flush_rows(r);
+  } else if (!cli_team_lost(r->team, follow_saving(r, true))) {
+    end_not_finite(r);
+  }
+  if (!cli_team_lost(r->team, status)) bk_checkpoint_save_end(r->saving);
+  r->saving = NULL;
   return status;
 }

@@ -134,8 +134,10 @@ static bk_status print_result(train_run *r, int64_t step, const char *path) {
 static bk_status report_first(train_run *r, int64_t step, bool stopped) {
   if (stopped) {
     char *command = train_resume_command(r, "");
-    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on: %s\n",
-            (long long)step, (long long)r->recipe.steps, command ? command : "--resume");
+    const char *launcher = r->team->launcher;
+    fprintf(stderr, "birkhoff: stopped at step %lld of %lld, saved; to go on%s%s%s: %s\n",
+            (long long)step, (long long)r->recipe.steps, launcher ? ", started by " : "",
+            launcher ? launcher : "", launcher ? " as before" : "", command ? command : "--resume");
     bk_free(r->s->ctx, command);
     return BK_OK;
   }
