@@ -1,6 +1,7 @@
 /* Saving checkpoints (birkhoff/model.h): a folder is written beside the final name, synced, and
  * renamed into place. After a crash at any moment the older checkpoint or the new one is whole;
- * only between two renames is the older one under another name, which bk_checkpoint_resolve knows. */
+ * only between two renames is the older one under another name, which bk_checkpoint_resolve
+ * knows. */
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>

@@ -35,6 +35,12 @@ static int find_module(const char *name) {
   return -1;
 }
 
+#ifdef HAVE_DLOPEN
+
+#include <dlfcn.h>
+
+#include "base/signals.h"
+
 /* Behind another ABI number nothing is as this library expects, and no more is read. */
 static bk_status verify(const bk_transport *t, const char *name, char *reason, size_t size) {
   if (!t) snprintf(reason, size, "its " BK_TRANSPORT_MODULE_SYMBOL " returns NULL");
@@ -47,12 +53,6 @@ static bk_status verify(const bk_transport *t, const char *name, char *reason, s
   else return BK_OK;
   return BK_ERR_ABI;
 }
-
-#ifdef HAVE_DLOPEN
-
-#include <dlfcn.h>
-
-#include "base/signals.h"
 
 /* Entries are never removed: a wire may be open, and a pointer that was given out stays good
  * without the lock. */

@@ -291,6 +291,56 @@ START_TEST(test_rank_fails) {
 }
 END_TEST
 
+/* ---- a rank without memory ---- */
+
+static void *bad_alloc(void *user, size_t bytes, size_t align) {
+  return change() ? NULL : bk_allocator_libc.alloc(user, bytes, align);
+}
+
+/* detail 0: the save; 1: the load of what two ranks have saved. */
+static void body_memory(rank *r) {
+  bk_trainer_state state = make_state();
+  bk_model *m = make_model(r);
+  size_t held = r->ctx->stats.current_bytes;
+  changes = 0;
+  change_to_fail = r->rank == 2 ? now.fail_at : 0;
+  r->ctx->allocator.alloc = bad_alloc;
+  if (r->all->detail == 0) now.status[r->rank] = bk_checkpoint_save(m, &state, now.path);
+  else now.status[r->rank] = bk_checkpoint_load_optimizer(m, now.path);
+  r->ctx->allocator.alloc = bk_allocator_libc.alloc;
+  now.failed[r->rank] = change_to_fail && changes >= change_to_fail;
+  EXPECT(r, r->ctx->stats.current_bytes == held);
+  bk_model_destroy(m);
+}
+
+static void check_memory(int loads) {
+  static ranks all;
+  int failures = 0;
+  for (now.fail_at = 1;; now.fail_at += quick() ? 37 : 5) {
+    now.seed = loads ? 3 : 4;
+    all = (ranks){.size = 3, .backend = &bk_backend_cpu, .timeout_s = 60, .body = body_memory};
+    all.detail = loads;
+    ranks_run(&all, ctx);
+    for (int r = 1; r < 3; r++) ck_assert_int_eq(now.status[r], now.status[0]);
+    ck_assert(!bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
+    if (!now.failed[2]) break;
+    failures++;
+    ck_assert_int_eq(now.status[0], BK_ERR_MEMORY);
+    rank_expect(&all, 2, "out of memory");
+    rank_expect(&all, 0, "rank 2 could not");
+  }
+  OK(now.status[0]);
+  ck_assert_int_gt(failures, 2);
+}
+
+START_TEST(test_rank_memory) {
+  begin("run/step-000001", BK_BF16, 3);
+  run(2, &bk_backend_cpu, body_save);
+  check_memory(1);
+  check_memory(0);
+}
+END_TEST
+
 /* ---- indices that are not right ---- */
 
 #define SLICES "optimizer.safetensors.index.json"
@@ -510,5 +560,5 @@ START_TEST(test_async_crash) {
 END_TEST
 
 UNIT_MAIN("checkpoints of ranks", unit_folder_open, unit_folder_close, test_plans, test_same_bytes,
-          test_rank_fails, test_slices_refused, test_lacks, test_async, test_async_fails,
-          test_async_crash)
+          test_rank_fails, test_rank_memory, test_slices_refused, test_lacks, test_async,
+          test_async_fails, test_async_crash)

@@ -287,6 +287,18 @@ static bk_status save(void) {
   return status == BK_OK ? pruned : status;
 }
 
+static bk_status save_async(void) {
+  bk_trainer_state state = {.step = 5, .tokens = 80, .dtype = storage, .recipe = recipe()};
+  bk_checkpoint_saving *saving = NULL;
+  char path[600];
+  snprintf(path, sizeof path, "%s/step-000006", folder);
+  bk_status status = bk_checkpoint_save_begin(model, &state, path, &saving);
+  bk_status ended = bk_checkpoint_save_end(saving);
+  if (status == BK_OK) status = ended;
+  bk_status removed = status == BK_OK ? bk_remove_tree(ctx, path) : BK_OK;
+  return status == BK_OK ? removed : status;
+}
+
 static bk_status load_state(const char *path, bk_trainer_state *state) {
   char *file = bk_path_join(ctx, path, "trainer_state.json");
   bk_status status = file ? bk_trainer_state_read(ctx, file, state) : BK_ERR_MEMORY;
@@ -395,6 +407,7 @@ START_TEST(test_checkpoints) {
   int64_t skip = quick() ? 41 : 1;
   prepare("cpu", BK_BF16, BK_HC_MHC, true);
   fault_each_allocation("save", save, skip);
+  fault_each_allocation("save while training goes on", save_async, skip);
   fault_each_allocation("load", load, skip);
   check_shards();
   finish();

@@ -101,8 +101,11 @@ BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_mo
 
 /* A checkpoint is a folder with config.json and model.safetensors, and to go on training also with
  * optimizer.safetensors and trainer_state.json; doc/files.md says what they hold, and how several
- * ranks write both in parts. A model of any number of ranks loads what any other has saved. It is written
- * beside its final name, as NAME.tmp, synced and renamed, so a crash leaves the previous one whole.
+ * ranks write both in parts. A model of any number of ranks loads what any other has saved. A
+ * checkpoint is written beside its final name, as NAME.tmp, synced and renamed, so a crash leaves
+ * the previous one whole. bk_checkpoint_save, bk_checkpoint_load, bk_checkpoint_load_weights,
+ * bk_checkpoint_load_optimizer and bk_checkpoint_convert_plain are collective where a model has
+ * several ranks, and return the same on all of them.
  *
  * model.safetensors has the weights under Hugging Face's names, in the run's dtype (hc_*, norm
  * weights and the router in fp32 at least), with the metadata format = pt. optimizer.safetensors
