@@ -5,6 +5,7 @@
 
 #include "comm/comm.h"
 #include "models/model_priv.h"
+#include "models/profile.h"
 #include "models/shards.h"
 #include "ops/ops.h"
 
@@ -24,6 +25,14 @@ struct bk_parallel {
   int n, posted, waited; /* of them: in all, and in this step */
   bk_event *event;       /* joins the lanes before a post */
 };
+
+/* All waits of this file; `bucket` is -1 for what is not one. */
+static bk_status await(bk_model *m, bk_request *request, bk_profile_talk_kind kind, int bucket) {
+  bk_status status = bk_comm_wait(m->options.comm, request, m->stream);
+  bk_profile *profile = bk_profile_of(m);
+  if (profile && status == BK_OK) bk_profile_talk(profile, kind, bucket, &request->times);
+  return status;
+}
 
 /* ---- creation ---- */
 
@@ -160,8 +169,10 @@ bk_status bk_parallel_after(void *parallel, const bk_piece *piece) {
 
 /* A request that was waited for is done with, whatever came of it. */
 static bk_status wait(bk_parallel *p) {
-  while (p->waited < p->posted)
-    BK_TRY(bk_comm_wait(p->comm, p->requests[p->waited++], p->model->stream));
+  while (p->waited < p->posted) {
+    int i = p->waited++;
+    BK_TRY(await(p->model, p->requests[i], BK_TALK_REDUCE_SCATTER, p->order[i].shard));
+  }
   return BK_OK;
 }
 
@@ -177,10 +188,10 @@ bk_status bk_parallel_sum(bk_parallel *p, const bk_tensor *own, const bk_tensor 
   bk_stream *stream = p->model->stream;
   const bk_tensor *load = &p->model->parts->load;
   BK_TRY(bk_comm_all_reduce(p->comm, stream, BK_REDUCE_SUM, own, all, &sums));
-  if (!bk_tensor_present(load)) return bk_comm_wait(p->comm, sums, stream);
+  if (!bk_tensor_present(load)) return await(p->model, sums, BK_TALK_ALL_REDUCE, -1);
   bk_status status = bk_comm_all_reduce(p->comm, stream, BK_REDUCE_SUM, load, load, &loads);
-  bk_status first = bk_comm_wait(p->comm, sums, stream);
-  if (status == BK_OK) status = bk_comm_wait(p->comm, loads, stream);
+  bk_status first = await(p->model, sums, BK_TALK_ALL_REDUCE, -1);
+  if (status == BK_OK) status = await(p->model, loads, BK_TALK_ALL_REDUCE, -1);
   return first != BK_OK ? first : status;
 }
 
@@ -215,7 +226,7 @@ bk_status bk_model_gather_weights(bk_model *m) {
                                 &m->parts->requests[posted]);
   }
   for (int i = 0; i < posted; i++) {
-    bk_status one = bk_comm_wait(comm, m->parts->requests[i], m->stream);
+    bk_status one = await(m, m->parts->requests[i], BK_TALK_ALL_GATHER, i);
     if (status == BK_OK) status = one;
   }
   return status;

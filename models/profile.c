@@ -25,7 +25,18 @@ static bk_status reserve(bk_profile *p) {
   for (int i = 0; i < BK_PROFILE_STEPS; i++)
     if (!(p->steps[i].records = bk_alloc_array(ctx, BK_PROFILE_KEPT, sizeof *p->steps[i].records)))
       return BK_ERR_MEMORY;
+  for (int i = 0; i < BK_PROFILE_STEPS && p->talks_capacity; i++)
+    if (!(p->steps[i].talks =
+              bk_alloc_array(ctx, (size_t)p->talks_capacity, sizeof *p->steps[i].talks)))
+      return BK_ERR_MEMORY;
   return bk_grow(ctx, (void **)&p->ops, &p->ops_capacity, OPS_RESERVED, sizeof *p->ops);
+}
+
+/* Every bucket is summed and gathered once a step; beside them losses and norms are summed, and the
+ * loads of experts. */
+static int talks_of(const bk_model *m) {
+  enum { SUMS_AND_LOADS = 2 };
+  return bk_model_ranks(m) > 1 ? 2 * m->n_shards + SUMS_AND_LOADS : 0;
 }
 
 /* Attached to the model at once, because bk_step_begin looks there. */
@@ -39,6 +50,7 @@ bk_status bk_profile_create(bk_model *model, bk_profile **profile) {
   *p = (bk_profile){.model = model,
                     .shares = !model->device->props.host_memory,
                     .chain = -1,
+                    .talks_capacity = talks_of(model),
                     .origin = bk_context_seconds(ctx)};
   for (int i = 0; i < BK_PHASE_COUNT; i++) p->phases[i].id = i;
   model->profile = p;
@@ -53,7 +65,10 @@ void bk_profile_destroy(bk_profile *p) {
   bk_context *ctx = p->model->ctx;
   if (p->model->stream) p->model->stream->ops->sync(p->model->stream);
   p->model->profile = NULL;
-  for (int i = 0; i < BK_PROFILE_STEPS; i++) bk_free(ctx, p->steps[i].records);
+  for (int i = 0; i < BK_PROFILE_STEPS; i++) {
+    bk_free(ctx, p->steps[i].records);
+    bk_free(ctx, p->steps[i].talks);
+  }
   for (int i = 0; p->events && i < N_EVENTS && p->events[i]; i++)
     p->events[i]->ops->destroy(p->events[i]);
   bk_free(ctx, p->ops);
@@ -99,9 +114,21 @@ static void settle(bk_profile_row *row, bool keep, bool alone) {
   row->now = (bk_profile_figures){0};
 }
 
+static void settle_talk(bk_profile_talk_row *row, bool keep, bool alone) {
+  if (keep && alone) row->sum = (bk_profile_exchange){0};
+  if (keep) {
+    row->sum.calls += row->now.calls;
+    row->sum.bytes += row->now.bytes;
+    row->sum.busy_s += row->now.busy_s;
+    row->sum.wait_s += row->now.wait_s;
+  }
+  row->now = (bk_profile_exchange){0};
+}
+
 static void settle_all(bk_profile *p, bool keep, bool alone) {
   for (size_t i = 0; i < p->n_ops; i++) settle(&p->ops[i], keep, alone);
   for (int i = 0; i < BK_PHASE_COUNT; i++) settle(&p->phases[i], keep, alone);
+  for (int i = 0; i < BK_TALK_COUNT; i++) settle_talk(&p->talks[i], keep, alone);
 }
 
 /* ---- reading ---- */
@@ -158,6 +185,7 @@ bk_status bk_profile_step_begin(bk_profile *p) {
   step->number = 0;
   step->count = 0;
   step->lost = 0;
+  step->n_talks = 0;
   step->at = bk_context_seconds(p->model->ctx) - p->origin;
   BK_TRY(record(p, STEP_BEGIN));
   p->open = true;
@@ -173,6 +201,7 @@ bk_status bk_profile_step_read(bk_profile *p) {
   p->open = false;
   BK_TRY(since_begin(p, STEP_END, &step->seconds));
   BK_TRY(drain(p));
+  step->scatter = p->talks[BK_TALK_REDUCE_SCATTER].now;
   bool alone = p->done <= 1; /* the first, or the one that takes its place in the sums */
   settle_all(p, true, alone);
   p->step_seconds = alone ? step->seconds : p->step_seconds + step->seconds;
@@ -219,6 +248,27 @@ bk_status bk_profile_launch(bk_profile *p, const bk_program *program, int at) {
   return BK_OK;
 }
 
+/* ---- between ranks ---- */
+
+/* An operation may end before one that was begun before it; it has no time of its own then. There
+ * is room for all of a step; a caller that runs an optimiser twice in one loses some of the list
+ * and nothing of the sums. */
+void bk_profile_talk(bk_profile *p, bk_profile_talk_kind kind, int bucket,
+                     const bk_comm_times *times) {
+  bk_profile_step *step = current(p);
+  bk_profile_exchange *now = &p->talks[kind].now;
+  double begin = times->begun > p->talked ? times->begun : p->talked;
+  double seconds = times->ended > begin ? times->ended - begin : 0;
+  if (times->ended > p->talked) p->talked = times->ended;
+  now->calls++;
+  now->bytes += (double)times->sent;
+  now->busy_s += seconds;
+  now->wait_s += times->waited;
+  if (step->n_talks < p->talks_capacity)
+    step->talks[step->n_talks++] =
+        (bk_profile_talk_record){kind, bucket, begin - p->origin, seconds, *times};
+}
+
 /* ---- what was measured ---- */
 
 void bk_profile_get_total(const bk_profile *p, bk_profile_total *total) {
@@ -240,4 +290,20 @@ void bk_profile_get(const bk_profile *p, bk_profile_table table, int i, bk_profi
                             sum->seconds,
                             sum->bytes,
                             sum->flops};
+}
+
+static const char *const talk_names[BK_TALK_COUNT] = {"reduce_scatter", "all_reduce", "all_gather"};
+
+const char *bk_profile_talk_name(bk_profile_talk_kind kind) { return talk_names[kind]; }
+
+int bk_profile_exchange_count(const bk_profile *p) { return p->talks_capacity ? BK_TALK_COUNT : 0; }
+
+void bk_profile_exchange_get(const bk_profile *p, int i, bk_profile_exchange *kind) {
+  *kind = p->talks[i].sum;
+  kind->name = talk_names[i];
+}
+
+double bk_profile_hidden(const bk_profile_exchange *kind) {
+  if (!(kind->busy_s > 0)) return (double)NAN;
+  return kind->wait_s < kind->busy_s ? (kind->busy_s - kind->wait_s) / kind->busy_s : 0;
 }

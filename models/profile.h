@@ -18,12 +18,20 @@
  * BK_PROFILE_STEPS steps the single launches are kept for a trace, BK_PROFILE_KEPT of each at
  * most.
  *
+ * Of several ranks the operations between them are kept too, as they were waited for. Their times
+ * are the host's clock's, which the transport reads; those of the ops are events of the device,
+ * counted from the one at the begin of the step. The two are laid beside each other there: the
+ * clock is read right before that event is recorded, on a device that has nothing to do, so that
+ * they are apart by the time that a device takes for one event. On host memory both are the same
+ * clock.
+ *
  * profile.c records, profile_trace.c writes. */
 #ifndef BK_PROFILE_H
 #define BK_PROFILE_H
 
 #include <birkhoff/profile.h>
 
+#include "comm/comm.h"
 #include "models/program.h"
 
 #define BK_PROFILE_POOL 4096
@@ -51,13 +59,37 @@ typedef struct bk_profile_row {
   bk_profile_figures now, sum;
 } bk_profile_row;
 
+/* What goes between ranks in a step. */
+typedef enum bk_profile_talk_kind {
+  BK_TALK_REDUCE_SCATTER,
+  BK_TALK_ALL_REDUCE,
+  BK_TALK_ALL_GATHER,
+  BK_TALK_COUNT
+} bk_profile_talk_kind;
+
+/* One operation between ranks. `at` and `seconds` are its part of the time in which one was under
+ * way: from its begin, or from the end of those before it, so that parts do not overlap. */
+typedef struct bk_profile_talk_record {
+  bk_profile_talk_kind kind;
+  int bucket;         /* -1: none */
+  double at, seconds; /* at: since the creation of the profile */
+  bk_comm_times times;
+} bk_profile_talk_record;
+
+typedef struct bk_profile_talk_row {
+  bk_profile_exchange now, sum;
+} bk_profile_talk_row;
+
 typedef struct bk_profile_step {
   int64_t number; /* 1-based count of profiled steps; 0: nothing whole in here */
   double at;      /* seconds from the creation of the profile to the begin of the step */
   double seconds;
   bk_profile_record *records; /* [BK_PROFILE_KEPT] */
   int count;
-  int64_t lost; /* launches that found no room */
+  int64_t lost;                  /* launches that found no room */
+  bk_profile_talk_record *talks; /* [talks_capacity of the profile] */
+  int n_talks;
+  bk_profile_exchange scatter; /* the sums of its reduce_scatters */
 } bk_profile_step;
 
 struct bk_profile {
@@ -73,8 +105,11 @@ struct bk_profile {
   bk_profile_row *ops; /* in the order in which they came up */
   size_t n_ops, ops_capacity;
   bk_profile_row phases[BK_PHASE_COUNT];
-  double step_seconds;                     /* summed over the steps that count */
-  int64_t done;                            /* profiled steps that came to their end */
+  bk_profile_talk_row talks[BK_TALK_COUNT];
+  int talks_capacity;  /* of a step; 0: one rank */
+  double talked;       /* until when operations are in the parts of time before */
+  double step_seconds; /* summed over the steps that count */
+  int64_t done;        /* profiled steps that came to their end */
   bk_profile_step steps[BK_PROFILE_STEPS]; /* step `number` in [(number - 1) % BK_PROFILE_STEPS] */
 };
 
@@ -94,5 +129,9 @@ bk_status bk_profile_step_close(bk_profile *profile);
 bk_status bk_profile_step_read(bk_profile *profile);
 /* For bk_program_run, in the place of the plain launch of call `at`. */
 bk_status bk_profile_launch(bk_profile *profile, const bk_program *program, int at);
+/* For parallel.c, after an operation was waited for, in the order in which they began. */
+void bk_profile_talk(bk_profile *profile, bk_profile_talk_kind kind, int bucket,
+                     const bk_comm_times *times);
+const char *bk_profile_talk_name(bk_profile_talk_kind kind);
 
 #endif

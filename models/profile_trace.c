@@ -7,8 +7,9 @@
 #include "io/json_out.h"
 #include "models/profile.h"
 
-/* One process, or one for each rank; the steps on one line, the ops under them on another. */
-enum { ALONE = 1, STEPS = 1, OPS = 2 };
+/* One process, or one for each rank; the steps on one line, the ops under them on another, and what
+ * goes to other ranks on a third. */
+enum { ALONE = 1, STEPS = 1, OPS = 2, COMM = 3 };
 
 /* The key always comes behind another member of the same object. */
 static void put_key(bk_json_out *out, const char *key) {
@@ -71,6 +72,27 @@ static void put_record(bk_json_out *out, int process, const bk_profile_step *ste
   bk_json_out_text(out, "}}");
 }
 
+static void put_share(bk_json_out *out, const char *key, double share) {
+  put_key(out, key);
+  if (isnan(share)) bk_json_out_text(out, "null");
+  else bk_json_out_double(out, share);
+}
+
+/* Times in args are those of the operation, which may begin before its span: spans on one line must
+ * not overlap. */
+static void put_talk(bk_json_out *out, int process, const bk_profile_talk_record *t) {
+  const bk_comm_times *times = &t->times;
+  put_span(out, bk_profile_talk_name(t->kind), "comm", process, COMM, t->at, t->seconds);
+  bk_json_out_text(out, ",\"args\":{\"bytes\":");
+  bk_json_out_int(out, (int64_t)times->sent);
+  if (t->bucket >= 0) put_int(out, "bucket", t->bucket);
+  else bk_json_out_text(out, ",\"bucket\":null");
+  put_micros(out, "under_way", times->ended - times->begun);
+  put_micros(out, "until_all_came", times->met - times->begun);
+  put_micros(out, "waited", times->waited);
+  bk_json_out_text(out, "}}");
+}
+
 /* The span of the step comes first, then those of its launches. */
 static void put_step(bk_json_out *out, int process, const bk_profile_step *step) {
   char name[40];
@@ -79,8 +101,10 @@ static void put_step(bk_json_out *out, int process, const bk_profile_step *step)
   bk_json_out_text(out, ",\"args\":{\"ops\":");
   bk_json_out_int(out, step->count);
   put_int(out, "ops_left_out", step->lost);
+  if (step->n_talks) put_share(out, "hidden_share", bk_profile_hidden(&step->scatter));
   bk_json_out_text(out, "}}");
   for (int i = 0; i < step->count; i++) put_record(out, process, step, &step->records[i]);
+  for (int i = 0; i < step->n_talks; i++) put_talk(out, process, &step->talks[i]);
 }
 
 /* The oldest step that is kept comes first; steps lie in a ring. */
@@ -90,6 +114,10 @@ static void put_events(bk_json_out *out, const bk_profile *p, int process, const
   put_name(out, "thread_name", process, STEPS, "steps");
   bk_json_out_text(out, ",\n");
   put_name(out, "thread_name", process, OPS, "ops");
+  if (p->talks_capacity) {
+    bk_json_out_text(out, ",\n");
+    put_name(out, "thread_name", process, COMM, "comm");
+  }
   for (int64_t n = p->done > BK_PROFILE_STEPS ? p->done - BK_PROFILE_STEPS + 1 : 1; n <= p->done;
        n++) {
     const bk_profile_step *step = &p->steps[(n - 1) % BK_PROFILE_STEPS];

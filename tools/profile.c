@@ -110,6 +110,24 @@ static void print_table(const bk_profile *p, FILE *to, const char *of, bk_profil
   for_lines(p, table, print_line, to);
 }
 
+/* Seconds of the host's clock, beside the ops and not part of the step's table. */
+static void print_exchanges(const bk_profile *p, double steps, FILE *to) {
+  bk_profile_exchange e;
+  if (!bk_profile_exchange_count(p)) return;
+  fprintf(to, "%-18s %-24s %8s %10s %10s %9s\n", "between ranks", "", "calls", "ms", "waited ms",
+          "MB sent");
+  for (int i = 0; i < bk_profile_exchange_count(p); i++) {
+    bk_profile_exchange_get(p, i, &e);
+    fprintf(to, "%-18s %-24s %8.4g %10.3f %10.3f %9.3f\n", e.name, "", e.calls / steps,
+            e.busy_s / steps * 1e3, e.wait_s / steps * 1e3, e.bytes / steps * 1e-6);
+  }
+  bk_profile_exchange_get(p, 0, &e);
+  double hidden = bk_profile_hidden(&e);
+  if (isfinite(hidden))
+    fprintf(to, "hidden under the backward pass: %.1f%% of reduce_scatter, in profiled steps\n",
+            100 * hidden);
+}
+
 bk_status cli_profile_print(const bk_profile *p, const char *file, FILE *to) {
   bk_profile_total t;
   bk_profile_get_total(p, &t);
@@ -125,6 +143,7 @@ bk_status cli_profile_print(const bk_profile *p, const char *file, FILE *to) {
   fprintf(to, "%-18s %-24s %8s %10.3f %6.1f%%\n", "(between ops)", "", "", between / steps * 1e3,
           100 * between / t.step_seconds);
   print_table(p, to, "phase", BK_PROFILE_PHASES);
+  print_exchanges(p, steps, to);
   return BK_OK;
 }
 
@@ -144,6 +163,25 @@ static void append_phase(void *arg, const line *l) {
                      "gflop_per_s", cli_number(l->flops_per_s * 1e-9)));
 }
 
+static json_t *exchanges_json(const bk_profile *p, double steps) {
+  json_t *list = json_array();
+  for (int i = 0; i < bk_profile_exchange_count(p); i++) {
+    bk_profile_exchange e;
+    bk_profile_exchange_get(p, i, &e);
+    json_array_append_new(
+        list,
+        json_pack("{s:s,s:f,s:f,s:f,s:f}", "kind", e.name, "calls", e.calls / steps, "seconds",
+                  e.busy_s / steps, "wait_seconds", e.wait_s / steps, "bytes", e.bytes / steps));
+  }
+  return list;
+}
+
+static json_t *hidden_json(const bk_profile *p) {
+  bk_profile_exchange e = {0};
+  if (bk_profile_exchange_count(p)) bk_profile_exchange_get(p, 0, &e);
+  return cli_number(bk_profile_hidden(&e));
+}
+
 json_t *cli_profile_json(const bk_profile *p, const char *file) {
   json_t *ops = json_array(), *phases = json_array();
   bk_profile_total t;
@@ -151,10 +189,11 @@ json_t *cli_profile_json(const bk_profile *p, const char *file) {
   double steps = (double)t.counted;
   for_lines(p, BK_PROFILE_OPS, append_op, ops);
   for_lines(p, BK_PROFILE_PHASES, append_phase, phases);
-  return json_pack("{s:I,s:o,s:o,s:o,s:o,s:s}", "steps", (json_int_t)t.counted, "step_seconds",
-                   cli_number(t.step_seconds / steps), "between_seconds",
+  return json_pack("{s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:s}", "steps", (json_int_t)t.counted,
+                   "step_seconds", cli_number(t.step_seconds / steps), "between_seconds",
                    cli_number((t.step_seconds - t.op_seconds) / steps), "ops", ops, "phases",
-                   phases, "trace", file);
+                   phases, "exchanges", exchanges_json(p, steps), "hidden_share", hidden_json(p),
+                   "trace", file);
 }
 
 /* ---- the traces of several ranks ---- */

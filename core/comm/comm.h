@@ -40,10 +40,20 @@
 
 #include "runtime/backend.h"
 
+/* What became of an operation, in seconds of bk_context_seconds. All is 0 where nothing goes to
+ * other ranks. */
+typedef struct bk_comm_times {
+  double begun, met, ended; /* met: all ranks that it exchanges data with had begun it too */
+  double waited;            /* how long bk_comm_wait took for it */
+  size_t sent;              /* bytes of data to other ranks */
+} bk_comm_times;
+
 /* One operation that was posted; the comm's own. A transport's requests begin with it. */
 typedef struct bk_request {
   bk_comm *comm;
   int posted; /* how often it was posted and not waited for; comm.c's own */
+  /* to be read from the end of bk_comm_wait until the next operation is posted */
+  bk_comm_times times;
 } bk_request;
 
 /* The reductions that training needs: sums of gradients and losses, maxima of norms. */

@@ -34,6 +34,7 @@ static bk_status take(bk_engine_comm_state *c, bk_kind kind, size_t bytes, bk_op
     o->in = o->out = NULL;
     o->moves = false;
     o->download = o->upload = (bk_move){0};
+    o->base.times = (bk_comm_times){0};
     o->in_at = o->out_at = 0;
     o->number = exchange ? ++c->exchanges : ++c->numbers;
     *taken = o;
@@ -317,8 +318,9 @@ static bk_status await(bk_operation *o, bk_stream *stream) {
     bk_status moved = bk_move_finish(o, stream);
     if (status == BK_OK) status = moved;
   }
+  o->base.times.waited = e->seconds() - begin;
   pthread_mutex_lock(&e->lock);
-  e->stats.wait_s += e->seconds() - begin;
+  e->stats.wait_s += o->base.times.waited;
   pthread_mutex_unlock(&e->lock);
   release(o);
   return status == BK_ERR_COMM ? bk_engine_report(e, o->comm->base.ctx) : status;

@@ -114,8 +114,6 @@ struct bk_operation {
   int round;        /* 0: headers and first data, 1: the gathering of an all_reduce */
   int under_way;    /* messages */
   int unmatched;    /* flows */
-  size_t sent;      /* bytes of data */
-  double started;
   bk_status status;
   /* shared, under the engine's lock */
   bk_request_state state;

@@ -75,7 +75,7 @@ static bool begin_data(bk_engine *e, bk_operation *o, bk_flow *f, int channel) {
   if (f->receive_bytes && !receive(e, o, f->peer, channel, f->receive, f->receive_bytes))
     return false;
   if (!f->send_bytes) return true;
-  o->sent += f->send_bytes;
+  o->base.times.sent += f->send_bytes;
   return send(e, o, f->peer, channel, f->send, f->send_bytes);
 }
 
@@ -192,10 +192,10 @@ static bool begin(bk_engine *e, bk_operation *o) {
   if (e->active.first == NULL) e->busy_since = e->seconds();
   bk_list_append(&e->active, o);
   e->promised += slots_of(o);
-  o->started = e->seconds();
+  o->base.times = (bk_comm_times){.begun = e->seconds()};
   o->round = o->under_way = 0;
-  o->sent = 0;
   o->unmatched = o->n_flows;
+  if (o->unmatched == 0) o->base.times.met = o->base.times.begun;
   for (int i = 0; i < o->n_flows; i++) {
     bk_flow *f = &o->flows[i];
     if (o->kind != BK_SEND) flow_plan(o, i);
@@ -247,7 +247,7 @@ static bool meet(bk_engine *e, bk_operation *o, bk_flow *f, const bk_header *the
   if (!bk_header_compare(&f->header, theirs, e->wire->rank, f->peer, text, sizeof text))
     return bk_engine_fault(e, text);
   f->matched = true;
-  o->unmatched--;
+  if (--o->unmatched == 0) o->base.times.met = e->seconds();
   return begin_data(e, o, f, o->kind == BK_SEND ? CHANNEL_EXCHANGE : CHANNEL_FIRST);
 }
 
@@ -312,8 +312,9 @@ bool bk_engine_receive_headers(bk_engine *e) {
 void bk_engine_complete(bk_engine *e, bk_operation *o, bk_status status) {
   if (o->scratch_slot >= 0) o->comm->scratch_used[o->scratch_slot] = false;
   o->scratch_slot = -1;
+  o->base.times.ended = e->seconds();
   pthread_mutex_lock(&e->lock);
-  e->stats.bytes_sent += (double)o->sent;
+  e->stats.bytes_sent += (double)o->base.times.sent;
   o->status = status;
   o->state = BK_REQUEST_DONE;
   e->completed++;
@@ -408,7 +409,7 @@ static bool check_deadlines(bk_engine *e) {
   char text[512];
   double now = e->seconds();
   for (bk_operation *o = e->active.first; o; o = o->next) {
-    if (now - o->started <= e->timeout_s) continue;
+    if (now - o->base.times.begun <= e->timeout_s) continue;
     bk_operation_missing(e, o, text, sizeof text);
     return bk_engine_fault(e, text);
   }

@@ -51,11 +51,31 @@ BK_API int bk_profile_count(const bk_profile *profile, bk_profile_table table);
 BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, int i,
                            bk_profile_line *line);
 
+/* What went between the ranks in the steps that count, as this rank saw it: how many operations of
+ * a kind there were, the bytes that it sent, the seconds in which at least one of them was under way
+ * (busy_s: from when this rank's transport began it until it was done, which begins before others
+ * have come), and the seconds in which the rank did nothing but wait for them. Times are the host's
+ * clock's. What was under way while the rank computed is hidden: of the reduce_scatters of
+ * gradients (busy_s - wait_s) / busy_s is the share that the backward pass hides. A profiled step
+ * is launched op by op, and this share is that of profiled steps. */
+typedef struct bk_profile_exchange {
+  const char *name; /* "reduce_scatter", "all_reduce", "all_gather" */
+  double calls, bytes, busy_s, wait_s;
+} bk_profile_exchange;
+/* How many kinds there are; 0 for a model of one rank. */
+BK_API int bk_profile_exchange_count(const bk_profile *profile);
+/* Gives kind i, counted from 0; the first is "reduce_scatter". */
+BK_API void bk_profile_exchange_get(const bk_profile *profile, int i, bk_profile_exchange *kind);
+/* The share of an exchange that was hidden, from 0 to 1; NAN where nothing was under way. */
+BK_API double bk_profile_hidden(const bk_profile_exchange *kind);
+
 /* Writes the last 3 steps as a Chrome trace (Trace Event Format), for chrome://tracing, Perfetto
  * and the like. The file is written as PATH.tmp, synced and renamed to PATH. It is a JSON object
  * whose traceEvents are complete events (ph "X"): name is the op, cat the phase, ts and dur are in
  * microseconds, and args has kernel, sublayer (null where there is none), bytes and flops. A step
- * is an event too, with cat "step". BK_ERR_IO where the file cannot be written. */
+ * is an event too, with cat "step". Of several ranks the operations between them are events with
+ * cat "comm". Their clock is the host's, which is laid beside the device's at the begin of each
+ * step. BK_ERR_IO where the file cannot be written. */
 BK_API bk_status bk_profile_write_trace(const bk_profile *profile, const char *path);
 /* The events of such a trace as text: those of rank `rank` of several, which is their pid. The
  * texts of all ranks, with commas between them, are the traceEvents of one trace. Times count from
