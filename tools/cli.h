@@ -184,8 +184,8 @@ bool cli_thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg);
  * NULL or a text that stays, goes to standard error when the first one comes. */
 extern volatile sig_atomic_t cli_signal;
 void cli_catch_signals(const char *note);
-/* SIGUSR1 asks for a checkpoint: whether it came since the last call, or since cli_catch_save
- * was called. */
+/* SIGUSR1 and SIGUSR2 ask for a checkpoint: whether one came since the last call, or since
+ * cli_catch_save was called. */
 void cli_catch_save(void);
 bool cli_take_save(void);
 

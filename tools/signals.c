@@ -49,6 +49,8 @@ void cli_catch_save(void) {
   struct sigaction action = {.sa_handler = on_save, .sa_flags = SA_RESTART};
   sigemptyset(&action.sa_mask);
   sigaction(SIGUSR1, &action, NULL);
+  /* which Open MPI's mpirun passes on to its processes, and SIGUSR1 not */
+  sigaction(SIGUSR2, &action, NULL);
 }
 
 bool cli_take_save(void) {

@@ -29,7 +29,7 @@ typedef struct train_run {
   bool unproven;       /* no step has been taken from that checkpoint yet: older ones stay */
   bk_checkpoint_saving *saving;  /* with save_async */
   int64_t saving_step;           /* what is being written while training goes on; 0 = nothing */
-  bool say_saved;                /* SIGUSR1 asked for it */
+  bool say_saved;                /* a signal asked for it */
   int64_t retry_step, retry_gap; /* after a save that failed: the step that tries again; 0 = none */
   double begin;
   bk_metrics_row last;

@@ -129,11 +129,11 @@ static void prune(train_run *r) {
     bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
 }
 
-/* The answer to SIGUSR1, once what it asked for was tried; a save that failed has been warned
+/* The answer to SIGUSR1 or SIGUSR2, once what it asked for was tried; a save that failed has been warned
  * about. */
 static void say_saved(train_run *r, int64_t step) {
   if (r->say_saved && r->saved_step == step && cli_team_leads(r->team))
-    fprintf(stderr, "%sbirkhoff: SIGUSR1: step %lld is saved: %s/step-%06lld\n",
+    fprintf(stderr, "%sbirkhoff: a signal asked for it: step %lld is saved: %s/step-%06lld\n",
             isatty(2) ? "\r\033[K" : "", (long long)step, r->out, (long long)step);
   r->say_saved = false;
 }

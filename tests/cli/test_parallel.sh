@@ -88,7 +88,7 @@ until grep -q 'is saved' run.err || [ $((tries += 1)) -gt 200 ]; do sleep 0.05; 
 kill -TERM $pid
 wait $pid
 equal "SIGTERM: status" $? 143
-equal "SIGUSR1 is answered once" "$(grep -c '^birkhoff: SIGUSR1: step [0-9]* is saved: stopped/step-[0-9]*$' run.err)" 1
+equal "SIGUSR1 is answered once" "$(grep -c '^birkhoff: a signal asked for it: step [0-9]* is saved: stopped/step-[0-9]*$' run.err)" 1
 equal "two checkpoints" "$(ls -d stopped/step-* | wc -l | tr -d ' ')" 2
 equal "the metrics end at the last" "$(wc -l <stopped/metrics.jsonl | tr -d ' ')" "$(newest stopped)"
 has "says how to go on" 'stopped at step .* --comm threads --dp 3 .*--resume' run.err
@@ -132,7 +132,7 @@ start term_one
 kill -USR1 "$(pid_of term_one 3)"
 tries=0
 until grep -q 'is saved' run.err || [ $((tries += 1)) -gt 200 ]; do sleep 0.05; done
-has "SIGUSR1 to one rank" '^birkhoff: SIGUSR1: step' run.err
+has "SIGUSR1 to one rank" '^birkhoff: a signal asked for it: step' run.err
 kill -TERM "$(pid_of term_one 2)"
 wait $pid
 equal "SIGTERM to one rank: status" $? 143

@@ -82,7 +82,7 @@ done
 wait $pid
 equal "asked to save: status" $? 0
 holds "checkpoints on the way" "$(checkpoints asked) >= 2"
-equal "a line for each" "$(grep -c '^birkhoff: SIGUSR1: step [0-9]* is saved: asked/step-[0-9]*$' run.err)" "$(($(checkpoints asked) - 1))"
+equal "a line for each" "$(grep -c '^birkhoff: a signal asked for it: step [0-9]* is saved: asked/step-[0-9]*$' run.err)" "$(($(checkpoints asked) - 1))"
 equal "nothing else is said" "$(grep -c 'birkhoff: \(warning\|error\)' run.err)" 0
 for f in model.safetensors optimizer.safetensors; do same "the same bits" unasked/step-000200/$f asked/step-000200/$f; done
 for run in unasked asked; do sed 's/"tokens_per_s": [^,}]*//' $run/metrics.jsonl >$run.rows; done
