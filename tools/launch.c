@@ -137,11 +137,12 @@ typedef bk_status (*rank_fn)(cli_session *s);
 /* What the transport has counted is what --dp must say. */
 static bk_status check_dp(cli_session *s, const launch *l) {
   if (!l->dp || l->dp == s->team->size) return BK_OK;
-  return bk_fail(s->ctx, BK_ERR_ARGUMENT,
-                 "--dp %lld, but there are %d ranks%s%s%s: the two are the same; --dp may be left "
-                 "out",
-                 (long long)l->dp, s->team->size, s->team->launcher ? " (" : "",
-                 s->team->launcher ? s->team->launcher : "", s->team->launcher ? ")" : "");
+  return bk_fail(
+      s->ctx, BK_ERR_ARGUMENT,
+      "--dp %lld, but the number of ranks is %d%s%s%s: the two are the same; --dp may be left "
+      "out",
+      (long long)l->dp, s->team->size, s->team->launcher ? " (" : "",
+      s->team->launcher ? s->team->launcher : "", s->team->launcher ? ")" : "");
 }
 
 static bk_status run_rank(cli_session *s, const launch *l, const bk_job_options *options,
