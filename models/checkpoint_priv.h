@@ -1,5 +1,6 @@
 /* What the parts of the checkpoint code share: checkpoint.c (folders), checkpoint_save.c,
- * checkpoint_parts.c, checkpoint_load.c, checkpoint_read.c, checkpoint_names.c, checkpoint_convert.c. */
+ * checkpoint_parts.c, checkpoint_load.c, checkpoint_read.c, checkpoint_names.c and
+ * checkpoint_convert.c. */
 #ifndef BK_CHECKPOINT_PRIV_H
 #define BK_CHECKPOINT_PRIV_H
 
