@@ -16,8 +16,6 @@
 #define STEP_PREFIX "step-"
 #define JSON_BYTES_MAX ((size_t)16 << 20)
 
-size_t bk_checkpoint_staging(void) { return BK_CHECKPOINT_STAGING; }
-
 /* "step-000123" gives 123, any other name -1. Another spelling of a number ("step-123") is none of
  * ours: no path is ever made for it. */
 static int64_t step_of_name(const char *name) {

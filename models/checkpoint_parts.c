@@ -79,16 +79,37 @@ static uint64_t state_bytes(const bk_slice *s) {
   return bk_tensor_bytes(&s->master) + bk_tensor_bytes(&s->m) + bk_tensor_bytes(&s->v);
 }
 
-size_t bk_checkpoint_save_bytes(const bk_model *m) {
-  uint64_t total = all_weight_bytes(m), before = 0, own = 0;
+/* The bytes of this rank's two files. */
+static void own_bytes(const bk_model *m, uint64_t bytes[BK_SAVE_FILES]) {
+  uint64_t total = all_weight_bytes(m), before = 0;
+  bytes[BK_SAVE_WEIGHTS] = bytes[BK_SAVE_STATE] = 0;
   for (int i = 0; i < m->n_params; i++) {
-    uint64_t bytes = weight_bytes(m, i);
-    if (rank_of_weight(before, bytes, total, bk_model_ranks(m)) == bk_model_rank(m)) own += bytes;
-    before += bytes;
+    uint64_t weight = weight_bytes(m, i);
+    if (rank_of_weight(before, weight, total, bk_model_ranks(m)) == bk_model_rank(m))
+      bytes[BK_SAVE_WEIGHTS] += weight;
+    before += weight;
     for (bk_slice s = {0}; m->options.trainable && bk_param_next_slice(m, &m->params[i], &s);)
-      own += state_bytes(&s);
+      bytes[BK_SAVE_STATE] += state_bytes(&s);
   }
-  return (size_t)own;
+}
+
+size_t bk_checkpoint_save_bytes(const bk_model *m) {
+  uint64_t bytes[BK_SAVE_FILES];
+  own_bytes(m, bytes);
+  return (size_t)(bytes[BK_SAVE_WEIGHTS] + bytes[BK_SAVE_STATE]);
+}
+
+/* Each file has a buffer of at most a piece. Where the device's memory is not the host's, tensors
+ * pass through two pieces more, and are loaded by way of BK_CHECKPOINT_STAGING; else they are read
+ * straight into it, unless a file has other dtypes, which a plan does not know. */
+size_t bk_checkpoint_staging(const bk_model *m) {
+  uint64_t bytes[BK_SAVE_FILES], buffers = 0;
+  own_bytes(m, bytes);
+  for (int i = 0; i < BK_SAVE_FILES; i++)
+    buffers += bytes[i] < BK_CHECKPOINT_PIECE ? bytes[i] : BK_CHECKPOINT_PIECE;
+  if (m->device->props.host_memory) return (size_t)buffers;
+  buffers += 2 * BK_CHECKPOINT_PIECE;
+  return (size_t)buffers > BK_CHECKPOINT_STAGING ? (size_t)buffers : BK_CHECKPOINT_STAGING;
 }
 
 static bk_status add_tensor(bk_save *s, bk_save_file *f, const bk_tensor *t) {

@@ -9,9 +9,10 @@
 #include "models/checkpoint.h"
 #include "models/shards.h"
 
-/* The most bytes of a tensor that are moved at a time, and of host memory for such pieces. */
+/* The most bytes of a tensor that are written and read at a time, and of host memory for such
+ * pieces. */
 #define BK_CHECKPOINT_PIECE ((size_t)4 << 20)
-#define BK_CHECKPOINT_READ ((size_t)1 << 20)
+#define BK_CHECKPOINT_READ_PIECE ((size_t)1 << 20) /* which stays in a processor's cache */
 #define BK_CHECKPOINT_STAGING ((size_t)16 << 20)
 
 /* The name under which saving moves an older checkpoint "X" aside: "X.old.tmp". Trailing slashes

@@ -348,7 +348,7 @@ static void plan(read_state *r, bk_context *ctx, const bk_read_job *jobs, int64_
   if (!bk_context_reads_in_threads(ctx)) n = 1;
   r->n_slots = (uint64_t)n < useful ? n : (int)useful;
   size_t most = BK_CHECKPOINT_STAGING / (size_t)(r->n_slots * (r->host ? 1 : 3));
-  if (most > BK_CHECKPOINT_READ) most = BK_CHECKPOINT_READ;
+  if (most > BK_CHECKPOINT_READ_PIECE) most = BK_CHECKPOINT_READ_PIECE;
   *piece_bytes = largest < most ? BK_ALIGN_UP((size_t)largest + 64, 64) : most / 64 * 64;
 }
 

@@ -31,7 +31,8 @@ static bk_status data_bytes(cli_session *s, const char *option, size_t *sum) {
 
 /* What saving and loading need, and what a save needs while training goes on. */
 static size_t staging_bytes(const plan *p, const bk_model *model) {
-  return bk_checkpoint_staging() + (p->recipe.save_async ? bk_checkpoint_save_bytes(model) : 0);
+  return bk_checkpoint_staging(model) +
+         (p->recipe.save_async ? bk_checkpoint_save_bytes(model) : 0);
 }
 
 static bk_status measure(cli_session *s, plan *p) {

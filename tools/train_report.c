@@ -16,7 +16,8 @@ typedef struct rank_bytes {
 
 /* What saving and loading need, and what a save needs while training goes on. */
 static size_t staging_bytes(const train_run *r) {
-  return bk_checkpoint_staging() + (r->recipe.save_async ? bk_checkpoint_save_bytes(r->model) : 0);
+  return bk_checkpoint_staging(r->model) +
+         (r->recipe.save_async ? bk_checkpoint_save_bytes(r->model) : 0);
 }
 
 static rank_bytes own_bytes(const train_run *r) {

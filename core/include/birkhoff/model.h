@@ -162,8 +162,9 @@ BK_API bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_
 BK_API bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state,
                                     const char *path);
 
-/* The most host memory that saving and loading take beside the model, whatever its size. */
-BK_API size_t bk_checkpoint_staging(void);
+/* The bytes of host memory that saving the model and loading it again take beside it: 16 MiB at the
+ * most, whatever its size. */
+BK_API size_t bk_checkpoint_staging(const bk_model *model);
 
 /* ---- saving while training goes on ---- */
 
