@@ -20,7 +20,9 @@ typedef struct team_watch {
   pthread_mutex_t lock;
   pthread_cond_t changed;
   bool lost, over;
-  bool own; /* this rank has given up by itself, and has said why */
+  bool own;                 /* this rank has given up by itself, and has said why */
+  bool opening;             /* the job is not open yet: until then there is nothing that */
+  struct timespec deadline; /* the library could say, and an end of patience */
   int rank;
   char reason[512], doing[64], kept[512];
   cli_log *log;
@@ -60,13 +62,28 @@ static int lost_code(void) {
   return code;
 }
 
+/* A rank that dies before the job is open leaves the others in the transport's own beginning. */
+static void await_opening(team_watch *w) {
+  int error = 0;
+  while (w->opening && !w->over && error != ETIMEDOUT)
+    error = pthread_cond_timedwait(&w->changed, &w->lock, &w->deadline);
+  if (!w->opening || w->over) return;
+  snprintf(w->reason, sizeof w->reason, "the ranks have not all come together in time");
+  w->lost = true;
+}
+
 static void *watch(void *arg) {
   team_watch *w = arg;
   pthread_mutex_lock(&w->lock);
+  await_opening(w);
   while (!w->lost && !w->over) pthread_cond_wait(&w->changed, &w->lock);
-  bool lost = w->lost;
+  bool lost = w->lost, at_once = w->opening;
   pthread_mutex_unlock(&w->lock);
   if (!lost) return NULL;
+  if (at_once) {
+    say_lost(w);
+    _exit(lost_code());
+  }
   say_lost(w);
   pause_for(LAST_WORDS);
   _exit(lost_code());
@@ -84,21 +101,41 @@ static void on_abort(void *user, const char *reason) {
   pthread_mutex_unlock(&w->lock);
 }
 
-static bk_status open_watch(cli_team *team) {
+static void set_deadline(team_watch *w, double seconds) {
+  pthread_condattr_t attributes;
+  pthread_condattr_init(&attributes);
+  pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+  pthread_cond_init(&w->changed, &attributes);
+  pthread_condattr_destroy(&attributes);
+  clock_gettime(CLOCK_MONOTONIC, &w->deadline);
+  w->deadline.tv_sec += (time_t)seconds + 1;
+}
+
+static bk_status open_watch(cli_team *team, const bk_job_options *options) {
   team_watch *w = bk_alloc(team->s->ctx, sizeof *w);
   if (!w) return BK_ERR_MEMORY;
-  w->rank = team->rank;
+  w->rank = options->rank;
   w->log = team->s->log;
+  w->opening = true;
   snprintf(w->doing, sizeof w->doing, "before the first step");
   pthread_mutex_init(&w->lock, NULL);
-  pthread_cond_init(&w->changed, NULL);
+  set_deadline(w, options->timeout_s > 0 ? options->timeout_s : BK_JOB_TIMEOUT);
   if (!cli_thread_start(&w->thread, watch, w)) {
     bk_free(team->s->ctx, w);
     return bk_fail(team->s->ctx, BK_ERR_MEMORY, "a thread cannot be started");
   }
   team->watch = w;
-  bk_job_on_abort(team->job, on_abort, w);
   return BK_OK;
+}
+
+/* From now on the library says what befalls the job. */
+static void end_opening(cli_team *team) {
+  pthread_mutex_lock(&team->watch->lock);
+  team->watch->opening = false;
+  team->watch->rank = team->rank;
+  pthread_cond_signal(&team->watch->changed);
+  pthread_mutex_unlock(&team->watch->lock);
+  bk_job_on_abort(team->job, on_abort, team->watch);
 }
 
 /* After this a job that is aborted changes nothing any more. */
@@ -176,6 +213,7 @@ static bk_status open_talk(cli_team *team) {
 }
 
 bk_status cli_team_open(cli_team *team, cli_session *s, const bk_job_options *options) {
+  BK_TRY(open_watch(team, options));
   bk_status status = bk_job_open(s->ctx, options, &team->job);
   if (status != BK_OK) return status;
   team->rank = bk_job_rank(team->job);
@@ -184,8 +222,8 @@ bk_status cli_team_open(cli_team *team, cli_session *s, const bk_job_options *op
   team->local_size = bk_job_local_size(team->job);
   if (team->local_size < 1) team->local_rank = 0, team->local_size = 1;
   cli_log_rank(s->log, team->rank, true);
-  status = open_watch(team);
-  if (status == BK_OK) status = open_talk(team);
+  end_opening(team);
+  status = open_talk(team);
   return status == BK_OK ? status : cli_team_give_up(team, status);
 }
 

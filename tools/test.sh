@@ -7,7 +7,7 @@
 #   arm64     cross-built: the operator harness, unit tests and training of `tiny` under qemu
 #   tsan      thread sanitizer
 #   fuzz      60 s of every fuzz target
-#   kill      kill -9 at random moments of a run, then resume
+#   kill      kill -9 at random moments of a run, and of ranks of one; then resume; two hosts that lose their link
 #   memcheck  every test program and the command under valgrind
 # The last line is "N passed, N failed, N skipped" over every test that ran; the exit status is non-zero on any failure.
 set -u -o pipefail
@@ -177,7 +177,11 @@ stage_arm64() {
 }
 stage_tsan() { script tsan bash tests/tsan.sh "$ROOT/tsan"; }
 stage_fuzz() { FUZZ_BUILD=$ROOT/fuzz script fuzz bash tests/fuzz/run.sh 60; }
-stage_kill() { build_gcc && TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kill sh tests/cli/long_kill.sh; }
+stage_kill() {
+  build_gcc || return
+  TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kill sh tests/cli/long_kill.sh
+  TOP_SRCDIR=$SOURCE TOP_BUILDDIR=$ROOT/gcc script kill-ranks sh tests/cli/long_parallel.sh
+}
 stage_distcheck() {
   local dir=$ROOT/distcheck
   mkdir -p "$dir"

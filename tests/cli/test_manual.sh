@@ -26,8 +26,8 @@ shorter() {
 
 birkhoff() { "$BIRKHOFF" "$@"; }
 
-for page in "$TOP_SRCDIR"/doc/*.1; do
-  name=$(basename "$page" .1)
+for page in "$TOP_SRCDIR"/doc/*.[17]; do
+  name=$(basename "${page%.[17]}")
   examples "$page" >"$W/commands"
   [ -s "$W/commands" ] || fail "$name: no example"
   mkdir "$W/$name" && cd "$W/$name" || exit 1

@@ -14,7 +14,7 @@ written() {
   find ./*.md ./*.am LICENSE configure.ac birkhoff.pc.in bootstrap .editorconfig .clang-format core backends models tools tests doc m4 \
     \( -name venv -o -name .libs -o -name spirv -o -name corpus -o -name 'resume_*' -o -name cache \) -prune -o -type f \
     \( -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.def' -o -name '*.k' -o -name '*.kh' -o -name '*.cl' \
-    -o -name '*.glsl' -o -name '*.awk' -o -name '*.am' -o -name '*.m4' -o -name '*.sh' -o -name '*.py' -o -name '*.md' -o -name '*.1' -o -name '*.supp' \
+    -o -name '*.glsl' -o -name '*.awk' -o -name '*.am' -o -name '*.m4' -o -name '*.sh' -o -name '*.py' -o -name '*.md' -o -name '*.[17]' -o -name '*.supp' \
     -o -name LICENSE -o -name configure.ac -o -name birkhoff.pc.in -o -name bootstrap -o -name .editorconfig -o -name .clang-format \) -print |
     grep -v -e gpu_kernels.h -e vulkan_spirv.h -e opencl_sources.h -e /libtool.m4 -e '/lt[^/]*\.m4' | sort
 }
