@@ -44,12 +44,12 @@ typedef struct mpi_wire {
 
 /* ---- messages ---- */
 
-/* The wire's reason, in MPI's words. */
+/* The wire's reason, in MPI's words, of which the end is cut off where there is no room for it. */
 static int broken(mpi_wire *m, const char *what, int peer, int code) {
   char text[MPI_MAX_ERROR_STRING] = "no reason given";
   int length = 0;
   if (MPI_Error_string(code, text, &length) != MPI_SUCCESS) snprintf(text, sizeof text, "?");
-  snprintf(m->wire.reason, sizeof m->wire.reason, "mpi: %s rank %d: %s", what, peer, text);
+  snprintf(m->wire.reason, sizeof m->wire.reason, "mpi: %s rank %d: %.200s", what, peer, text);
   return -1;
 }
 
