@@ -129,8 +129,8 @@ static void prune(train_run *r) {
     bk_warn(r->s->ctx, "older checkpoints stay in %s", r->out);
 }
 
-/* The answer to SIGUSR1 or SIGUSR2, once what it asked for was tried; a save that failed has been warned
- * about. */
+/* The answer to SIGUSR1 or SIGUSR2, once what it asked for was tried; a save that failed has been
+ * warned about. */
 static void say_saved(train_run *r, int64_t step) {
   if (r->say_saved && r->saved_step == step && cli_team_leads(r->team))
     fprintf(stderr, "%sbirkhoff: a signal asked for it: step %lld is saved: %s/step-%06lld\n",
