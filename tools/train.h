@@ -1,9 +1,9 @@
 /* birkhoff train in four files: cmd_train.c sets a run up, train_recipe.c knows its recipe,
  * train_loop.c runs it, and train_report.c says what comes of it.
  *
- * With several ranks all of them go through the same functions, in the same order. What one of them
- * does alone (rank 0: the lock, the folder, metrics, what is printed) is followed by an agreement on
- * its status, and so is what may fail on one rank and not on another. */
+ * With several ranks all of them go through the same functions, in the same order. What one of
+ * them does alone (rank 0: the lock, the folder, metrics, what is printed) is followed by an
+ * agreement on its status, and so is what may fail on one rank and not on another. */
 #ifndef BK_TOOLS_TRAIN_H
 #define BK_TOOLS_TRAIN_H
 

@@ -1,5 +1,5 @@
-/* What a run of birkhoff train prints: its plan, its beginning, its result. Rank 0 alone prints. See
- * train.h. */
+/* What a run of birkhoff train prints: its plan, its beginning, its result. Rank 0 alone prints.
+ * See train.h. */
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
