@@ -13,7 +13,7 @@
 #ifndef BIRKHOFF_BENCH_H
 #define BIRKHOFF_BENCH_H
 
-#include <birkhoff/device.h>
+#include <birkhoff/parallel.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -75,6 +75,25 @@ typedef bk_status (*bk_bench_row_fn)(void *user, const bk_bench_row *row);
  * two. */
 BK_API bk_status bk_bench_ops(bk_device *device, const bk_bench_options *options,
                               const bk_roof *roof, bk_bench_row_fn each, void *user);
+
+/* How fast the ranks of a comm exchange data. */
+#define BK_BENCH_COMM_ROWS 4
+typedef struct bk_bench_comm_row {
+  /* "copy": the roof; then "reduce_scatter" and "all_gather" of the whole tensor of fp32, and
+   * "all_reduce" of 4 bytes, whose time is that of a message there and back */
+  const char *op;
+  double bytes;   /* of the tensor */
+  double sent;    /* by the rank that sends most, what the roof copies; NAN for 4 bytes */
+  double seconds; /* the median of the slowest rank */
+  double best;    /* the shortest of the slowest rank */
+  double share;   /* of the roof: its time divided by `seconds`; NAN for 4 bytes */
+} bk_bench_comm_row;
+/* Collective. Times operations of `bytes` bytes, 4 to 2^32, spending `seconds` on each but making 3
+ * at least; all ranks begin each together. The roof is a copy in the host's memory of as many bytes
+ * as a rank sends, by all ranks at the same time. Writes rows [BK_BENCH_COMM_ROWS], the same on all
+ * ranks. What the comm had room for is replaced. BK_ERR_ARGUMENT for a comm of one rank. */
+BK_API bk_status bk_bench_comm(bk_comm *comm, int64_t bytes, double seconds,
+                               bk_bench_comm_row *rows);
 
 #ifdef __cplusplus
 }

@@ -52,12 +52,12 @@ BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, in
                            bk_profile_line *line);
 
 /* What went between the ranks in the steps that count, as this rank saw it: how many operations of
- * a kind there were, the bytes that it sent, the seconds in which at least one was under way
- * (busy_s: from when this rank's transport began it until it was done, which begins before others
- * have come), and the seconds in which the rank did nothing but wait for them. Times are the host's
- * clock's. What was under way while the rank computed is hidden: of the reduce_scatters of
- * gradients (busy_s - wait_s) / busy_s is the share that the backward pass hides. A profiled step
- * is launched op by op, and this share is that of profiled steps. */
+ * a kind there were, the bytes that it sent, the seconds in which at least one of them was under
+ * way (busy_s: from when this rank's transport began it until it was done, so that waiting for a
+ * rank that comes later is part of it), and the seconds in which the rank did nothing but wait for
+ * them. Times are the host's clock's. What was under way while the rank computed is hidden: of the
+ * reduce_scatters of gradients (busy_s - wait_s) / busy_s is the share that the backward pass
+ * hides. A profiled step is launched op by op, and this share is that of profiled steps. */
 typedef struct bk_profile_exchange {
   const char *name; /* "reduce_scatter", "all_reduce", "all_gather" */
   double calls, bytes, busy_s, wait_s;
