@@ -424,11 +424,11 @@ static void check_ranks_agree(const job *j) {
 
 /* Within a bucket and in the gaps of alignment, each element is one rank's. */
 static void check_covered(const job *j) {
-  for (int64_t i = 0; i < j->n_grads; i++) ck_assert_int_eq(j->covered[i] <= 1, 1);
-  for (int64_t i = 0; i < j->n_grads; i++) {
-    ck_assert_int_le(j->sliced[i], j->covered[i]);
-    if (j->grads[i] != 0) ck_assert_int_eq(j->sliced[i], 1);
-  }
+  int64_t wrong = 0; /* an assertion for each element would take most of the test's time */
+  for (int64_t i = 0; i < j->n_grads; i++)
+    wrong += j->covered[i] > 1 || j->sliced[i] > j->covered[i] ||
+             (j->grads[i] != 0 && j->sliced[i] != 1);
+  ck_assert_int_eq(wrong, 0);
   for (int r = 0; r < j->s.ranks; r++) ck_assert(j->out[r].slices);
 }
 
@@ -518,7 +518,8 @@ START_TEST(test_shares) {
     int64_t batch, micro;
     bool merge_stream;
   } cases[] = {{3, 1, false}, {5, 2, true}, {7, 0, false}, {1, 0, false}, {6, 4, false}};
-  for (size_t i = 0; i < BK_COUNT(cases); i++) {
+  size_t n = quick() ? 4 : BK_COUNT(cases);
+  for (size_t i = quick() ? 1 : 0; i < n; i++) {
     spec s = make_spec("ref", BK_F64, BK_HC_MHC, 4);
     s.recipe.batch_size = cases[i].batch;
     s.recipe.micro_batch_size = cases[i].micro;
@@ -546,7 +547,8 @@ START_TEST(test_buckets) {
   static const int some[] = {3};
   static const bounds coarse = {2e-2, 1e-4, 1e-2, false};
   spec s = large_spec(BK_F32, 3);
-  compare(s, thorough() ? all_ranks : some, thorough() ? BK_COUNT(all_ranks) : 1, &single);
+  if (!quick())
+    compare(s, thorough() ? all_ranks : some, thorough() ? BK_COUNT(all_ranks) : 1, &single);
   s = large_spec(BK_BF16, 3);
   compare(s, thorough() ? all_ranks : some, thorough() ? BK_COUNT(all_ranks) : 1, &coarse);
 }
@@ -559,7 +561,7 @@ START_TEST(test_same_bits) {
   s.recipe.merge_stream = true;
   job *first = run_job(&s, text);
   check_ended(first);
-  for (uint64_t seed = 0; seed < (thorough() ? 20 : 3); seed++) {
+  for (uint64_t seed = 0; seed < (thorough() ? 20 : quick() ? 2 : 3); seed++) {
     s.disturb = seed;
     job *j = run_job(&s, text);
     check_ended(j);
