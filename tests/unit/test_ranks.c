@@ -478,11 +478,13 @@ static void room_body(rank *r) {
 
 /* ---- what goes wrong ---- */
 
-/* Posts and waits; what comes of it is BK_ERR_COMM, from whichever of the two. */
+/* Posts and waits; what comes of it is BK_ERR_COMM, from whichever of the two. By then the engine
+ * has closed its wire, and a rank may still give the group up, as the trainer does. */
 static void expect_broken(rank *r, bk_status status, bk_request **request) {
   if (status == BK_OK) status = bk_comm_wait(r->comm, *request, r->stream);
   EXPECT(r, status == BK_ERR_COMM);
   EXPECT(r, bk_comm_barrier(r->comm, r->stream, request) == BK_ERR_COMM);
+  bk_comm_abort(r->comm);
   r->abandon = true;
 }
 
