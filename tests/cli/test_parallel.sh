@@ -75,6 +75,8 @@ same_folder "two, then two" straight/step-000008 from_two_2/step-000008
 rows straight >a
 rows from_two_2 >b
 same "and the metrics" a b
+ok "metrics without the clock" "$BIRKHOFF" compare straight from_two_2
+has "are equal" '^equal$' out
 for dp in 1 4; do
   ok "two, then $dp, to rounding" "$BIRKHOFF" compare straight from_two_$dp --weights --json
   for path in $(seq 0 5); do holds "weights" "$(json tensors/$path/nmse) < 1e-8"; done
