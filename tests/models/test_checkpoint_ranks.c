@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
+static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
 
 /* ---- a model whose every element is known ---- */
 
@@ -317,7 +318,7 @@ static void body_memory(rank *r) {
 static void check_memory(int loads) {
   static ranks all;
   int failures = 0;
-  for (now.fail_at = 1;; now.fail_at += quick() ? 37 : 5) {
+  for (now.fail_at = 1;; now.fail_at += quick() ? 37 : thorough() ? 1 : 11) {
     now.seed = loads ? 3 : 4;
     all = (ranks){.size = 3, .backend = &bk_backend_cpu, .timeout_s = 60, .body = body_memory};
     all.detail = loads;

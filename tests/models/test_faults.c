@@ -24,6 +24,7 @@ static bk_dtype storage;
 static char folder[512], text_file[512];
 
 static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
+static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
 
 /* Two layers, one of them with experts. */
 static bk_model_config tiny_config(int residual) {
@@ -567,11 +568,12 @@ static bk_status compare_calls(void) {
 START_TEST(test_comparisons) {
   prepare("cpu", BK_BF16, BK_HC_MHC, true);
   trusted = open_device("ref", 1);
-  fault_each_allocation("verify", compare_step, quick() ? 97 : 7);
+  int64_t skip = quick() ? 97 : thorough() ? 7 : 23;
+  fault_each_allocation("verify", compare_step, skip);
   bisect_bounds = 0;
-  fault_each_allocation("bisect, to a case", compare_calls, quick() ? 97 : 7);
+  fault_each_allocation("bisect, to a case", compare_calls, skip);
   bisect_bounds = 1;
-  int64_t n = fault_each_allocation("bisect", compare_calls, quick() ? 797 : 97);
+  int64_t n = fault_each_allocation("bisect", compare_calls, quick() ? 797 : thorough() ? 97 : 293);
   ck_assert_int_gt(n, 1000);
   bk_device_close(trusted);
   finish();
