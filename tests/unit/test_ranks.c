@@ -404,6 +404,25 @@ static void statistics_body(rank *r) {
   block_free(r, &a);
 }
 
+/* What a plan says that a room takes is what it takes of the context's memory; staging of a device
+ * is the device's. */
+static void room_bytes_body(rank *r) {
+  static const struct {
+    int requests;
+    size_t bytes;
+  } rooms[] = {{2, 4000}, {40, 1 << 20}, {3, (size_t)5 << 20}};
+  bk_memory_stats stats;
+  int64_t rest = 0;
+  for (size_t i = 0; i < BK_COUNT(rooms); i++) {
+    EXPECT_OK(r, bk_comm_reserve(r->comm, rooms[i].requests, rooms[i].bytes));
+    bk_context_memory_stats(r->ctx, &stats);
+    size_t planned = bk_comm_reserve_bytes(r->comm, rooms[i].requests, rooms[i].bytes);
+    int64_t other = (int64_t)stats.current_bytes - (int64_t)planned;
+    EXPECT(r, planned > rooms[i].bytes && (i == 0 || other == rest));
+    rest = other;
+  }
+}
+
 static void room_body(rank *r) {
   block a = block_make(r);
   bk_request *requests[2] = {NULL}, *third = NULL;
@@ -678,6 +697,13 @@ START_TEST(statistics) {
 }
 END_TEST
 
+START_TEST(room_bytes) {
+  static const bk_backend *const backends[] = {&bk_backend_ref, &bk_backend_cpu};
+  for (size_t i = 0; i < BK_COUNT(backends); i++)
+    run_quietly(&(ranks){.size = 3, .backend = backends[i], .body = room_bytes_body});
+}
+END_TEST
+
 START_TEST(room) {
   ranks all = {.size = 2, .backend = &bk_backend_ref, .body = room_body};
   ranks_run(&all, ctx);
@@ -719,9 +745,9 @@ int main(void) {
   for (size_t i = 0; i < BK_COUNT(by_size); i++)
     tcase_add_loop_test(tcase, by_size[i], 0, (int)BK_COUNT(sizes));
   tcase_add_loop_test(tcase, disagreement, 0, (int)BK_COUNT(disagreements));
-  const TTest *const once[] = {
-      disorder,          groups,  statistics,        room,    other_group,
-      one_does_not_come, no_send, told_from_outside, aborted, worlds_are_checked};
+  const TTest *const once[] = {disorder,          groups,      statistics,        room,
+                               room_bytes,        other_group, one_does_not_come, no_send,
+                               told_from_outside, aborted,     worlds_are_checked};
   for (size_t i = 0; i < BK_COUNT(once); i++) tcase_add_test(tcase, once[i]);
   suite_add_tcase(suite, tcase);
   return unit_run(suite);
