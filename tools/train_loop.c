@@ -325,7 +325,7 @@ static bk_status end_unsaved(train_run *r, bk_status status) {
   return status;
 }
 
-/* What was being saved beside the training: where that has failed, the end is saved all the same. */
+/* What was being saved beside the training. If that has failed, the end is saved all the same. */
 static bk_status end_saving(train_run *r) {
   int64_t step = r->saving_step;
   bk_status status = follow_saving(r, true);
