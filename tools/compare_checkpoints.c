@@ -110,7 +110,8 @@ static bk_status compare_readers(comparison *c, bk_st_reader *a, bk_st_reader *b
   return status;
 }
 
-/* open: bk_st_open of two files, or bk_st_open_folder of the weights of two folders. */
+/* open: bk_st_open of two files, bk_st_open_folder of the weights of two folders, or
+ * bk_st_open_state. */
 static bk_status compare_opened(comparison *c, const char *path_a, const char *path_b,
                                 bk_status (*open)(bk_context *ctx, const char *path,
                                                   bk_st_reader **reader)) {
@@ -123,20 +124,15 @@ static bk_status compare_opened(comparison *c, const char *path_a, const char *p
   return status;
 }
 
-/* The optimiser states of two checkpoint folders; passed over where neither has one. */
-static bk_status compare_optimizers(comparison *c, const char *folder_a, const char *folder_b) {
-  static const char name[] = "optimizer.safetensors";
-  bk_context *ctx = c->s->ctx;
-  char *a = bk_path_join(ctx, folder_a, name), *b = bk_path_join(ctx, folder_b, name);
-  bk_status status = a && b ? BK_OK : BK_ERR_MEMORY;
-  bool there = status == BK_OK && bk_path_exists(ctx, a),
-       other = status == BK_OK && bk_path_exists(ctx, b);
-  if (status == BK_OK && there != other)
-    status = add_row(c, name, there ? "missing in b" : "missing in a", NAN, NAN);
-  else if (status == BK_OK && there) status = compare_opened(c, a, b, bk_st_open);
-  bk_free(ctx, b);
-  bk_free(ctx, a);
-  return status;
+/* The optimiser states of two checkpoint folders, whatever the number of ranks that wrote them;
+ * passed over where neither has one. */
+static bk_status compare_optimizers(comparison *c, const char *a, const char *b) {
+  bool there = false, other = false;
+  BK_TRY(bk_st_state_there(c->s->ctx, a, &there));
+  BK_TRY(bk_st_state_there(c->s->ctx, b, &other));
+  if (there != other)
+    return add_row(c, "optimizer.safetensors", there ? "missing in b" : "missing in a", NAN, NAN);
+  return there ? compare_opened(c, a, b, bk_st_open_state) : BK_OK;
 }
 
 static bk_status compare_folders(comparison *c, const char *path_a, const char *path_b) {

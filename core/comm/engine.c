@@ -62,10 +62,10 @@ void bk_engine_on_fail(bk_engine *e, bk_engine_fail_fn call, void *user) {
 /* ---- the thread ---- */
 
 static void say(bk_engine *e, bk_kind kind, const char *text) {
-  e->farewell = (bk_header){.magic = BK_HEADER_MAGIC, .kind = kind, .from = e->wire->rank};
+  e->farewell = (bk_header){.magic = BK_HEADER_MAGIC, .kind = kind, .from = e->rank};
   snprintf(e->farewell.text, sizeof e->farewell.text, "%s", text);
-  for (int p = 0; p < e->wire->size; p++)
-    if (p != e->wire->rank && !bk_engine_send_own(e, p, &e->farewell)) return;
+  for (int p = 0; p < e->size; p++)
+    if (p != e->rank && !bk_engine_send_own(e, p, &e->farewell)) return;
 }
 
 /* What others have sent goes unread, but for their own last words, which are told already. */
@@ -87,7 +87,7 @@ static void tell_others(bk_engine *e) {
 
 static bool all_have_left(const bk_engine *e) {
   bool all = true;
-  for (int p = 0; p < e->wire->size; p++) all &= p == e->wire->rank || e->inboxes[p].left;
+  for (int p = 0; p < e->size; p++) all &= p == e->rank || e->inboxes[p].left;
   return all;
 }
 
@@ -239,7 +239,7 @@ static bk_status check_wire(bk_engine *e) {
 
 static bk_status make_room(bk_engine *e) {
   size_t slots = (size_t)e->wire->slots;
-  e->inboxes = bk_alloc_array(e->ctx, (size_t)e->wire->size, sizeof *e->inboxes);
+  e->inboxes = bk_alloc_array(e->ctx, (size_t)e->size, sizeof *e->inboxes);
   if (!e->inboxes) return BK_ERR_MEMORY;
   e->free_slots = bk_alloc_array(e->ctx, slots, sizeof *e->free_slots);
   if (!e->free_slots) return BK_ERR_MEMORY;
@@ -258,11 +258,11 @@ static bk_status make_room(bk_engine *e) {
 
 /* The group of all ranks, for bk_engine_gather. */
 static bk_status make_all(bk_engine *e) {
-  int size = e->wire->size;
+  int size = e->size;
   int *members = bk_alloc_array(e->ctx, (size_t)size, sizeof *members);
   if (!members) return BK_ERR_MEMORY;
   for (int r = 0; r < size; r++) members[r] = r;
-  bk_status status = bk_engine_comm_make(e, NULL, members, size, e->wire->rank, 0, &e->all);
+  bk_status status = bk_engine_comm_make(e, NULL, members, size, e->rank, 0, &e->all);
   bk_free(e->ctx, members);
   return status;
 }
@@ -291,10 +291,12 @@ static void engine_free(bk_engine *e) {
 /* The thread waits for `started`. */
 static bk_status complete_open(bk_engine *e, bk_job_options *options) {
   BK_TRY(check_wire(e));
+  e->rank = e->wire->rank;
+  e->size = e->wire->size;
   BK_TRY(make_room(e));
   BK_TRY(make_all(e));
-  options->rank = e->wire->rank;
-  options->size = e->wire->size;
+  options->rank = e->rank;
+  options->size = e->size;
   pthread_mutex_lock(&e->lock);
   e->started = true;
   e->options = NULL;
@@ -344,8 +346,7 @@ bk_status bk_engine_gather(bk_engine *e, const void *src, size_t bytes, void *ds
 /* Ranks make their comms in the same order, so that the numbers of their groups agree. */
 bk_status bk_engine_comm(bk_engine *e, bk_device *device, bk_comm **comm) {
   bk_engine_comm_state *made = NULL;
-  BK_TRY(bk_engine_comm_make(e, device, e->all->members, e->wire->size, e->wire->rank,
-                             ++e->comms_made, &made));
+  BK_TRY(bk_engine_comm_make(e, device, e->all->members, e->size, e->rank, ++e->comms_made, &made));
   *comm = &made->base;
   return BK_OK;
 }

@@ -49,7 +49,7 @@ static bk_header header_of(const bk_operation *o) {
   const bk_engine_comm_state *c = o->comm;
   return (bk_header){.magic = BK_HEADER_MAGIC,
                      .kind = o->kind,
-                     .from = c->engine->wire->rank,
+                     .from = c->engine->rank,
                      .reduce = o->reduce,
                      .dtype = o->dtype,
                      .root = c->members[o->root],
@@ -364,7 +364,7 @@ static void comm_statistics(const bk_comm *comm, bk_comm_stats *stats) {
 
 static void comm_abort(bk_comm *comm) {
   char text[64];
-  snprintf(text, sizeof text, "rank %d has given up", state_of(comm)->engine->wire->rank);
+  snprintf(text, sizeof text, "rank %d has given up", state_of(comm)->engine->rank);
   bk_engine_fail(state_of(comm)->engine, text);
 }
 

@@ -115,8 +115,8 @@ static bk_status upload(bk_operation *o) {
 
 static void device_failed(bk_engine *e, bk_status status) {
   char text[160];
-  snprintf(text, sizeof text, "rank %d: a transfer between device and host failed: %s",
-           e->wire->rank, bk_status_name(status));
+  snprintf(text, sizeof text, "rank %d: a transfer between device and host failed: %s", e->rank,
+           bk_status_name(status));
   bk_engine_fail(e, text);
 }
 

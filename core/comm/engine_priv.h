@@ -183,7 +183,8 @@ struct bk_engine {
   bk_job_options *options; /* while the wire is opened */
   double (*seconds)(void);
   double timeout_s;
-  bk_wire *wire;
+  bk_wire *wire; /* the engine's thread's, which closes it when the engine fails */
+  int rank, size;
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t work, done;

@@ -39,8 +39,8 @@ static void list_remove(bk_list *list, bk_operation *o) {
 
 static bool wire_failed(bk_engine *e) {
   char text[sizeof e->wire->reason + 64];
-  snprintf(text, sizeof text, "rank %d: the transport %s failed: %s", e->wire->rank,
-           e->transport->name, e->wire->reason);
+  snprintf(text, sizeof text, "rank %d: the transport %s failed: %s", e->rank, e->transport->name,
+           e->wire->reason);
   return bk_engine_fault(e, text);
 }
 
@@ -185,7 +185,7 @@ static int slots_of(const bk_operation *o) { return 3 * o->n_flows; }
 
 /* An inbox takes one of each peer, and the end of the job another. */
 static bool slots_suffice(const bk_engine *e, const bk_operation *o) {
-  return e->promised + slots_of(o) + 2 * e->wire->size <= e->wire->slots;
+  return e->promised + slots_of(o) + 2 * e->size <= e->wire->slots;
 }
 
 static bool begin(bk_engine *e, bk_operation *o) {
@@ -244,7 +244,7 @@ static bk_flow *find_flow(bk_engine *e, int peer, int class, bk_operation **oper
 
 static bool meet(bk_engine *e, bk_operation *o, bk_flow *f, const bk_header *theirs) {
   char text[512];
-  if (!bk_header_compare(&f->header, theirs, e->wire->rank, f->peer, text, sizeof text))
+  if (!bk_header_compare(&f->header, theirs, e->rank, f->peer, text, sizeof text))
     return bk_engine_fault(e, text);
   f->matched = true;
   if (--o->unmatched == 0) o->base.times.met = e->seconds();
@@ -295,9 +295,9 @@ static bool header_arrived(bk_engine *e, int peer) {
 
 /* A receive is under way from every peer for which there is room. */
 bool bk_engine_receive_headers(bk_engine *e) {
-  for (int p = 0; p < e->wire->size; p++) {
+  for (int p = 0; p < e->size; p++) {
     bk_inbox *inbox = &e->inboxes[p];
-    if (p == e->wire->rank || inbox->receiving || inbox->left || inbox->n == BK_INBOX) continue;
+    if (p == e->rank || inbox->receiving || inbox->left || inbox->n == BK_INBOX) continue;
     int slot = take_slot(e, (bk_message){.inbox = inbox});
     inbox->receiving = true;
     if (e->wire->ops->receive(e->wire, p, CHANNEL_HEADERS, &inbox->arriving, sizeof inbox->arriving,
@@ -421,7 +421,7 @@ bool bk_engine_work(bk_engine *e) {
   if (!begin_queue(e, &e->collectives, &moved) || !begin_queue(e, &e->exchanges, &moved))
     return false;
   if (!bk_engine_receive_headers(e) || !bk_engine_finish_messages(e, &moved)) return false;
-  for (int p = 0; p < e->wire->size; p++)
+  for (int p = 0; p < e->size; p++)
     if (!meet_peer(e, p, &moved)) return false;
   if (!advance_all(e, &moved) || !check_deadlines(e)) return false;
   if (moved) e->quiet = 0;

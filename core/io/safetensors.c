@@ -141,6 +141,8 @@ bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **reader) {
 void bk_st_close(bk_st_reader *reader) {
   if (!reader) return;
   bk_context *ctx = reader->ctx;
+  if (reader->parts) bk_st_slices_free(&reader->whole);
+  bk_st_close(reader->parts);
   for (size_t i = 0; i < reader->n_files; i++) close_file(&reader->files[i]);
   bk_free(ctx, reader->files);
   bk_st_table_fini(&reader->table);
@@ -215,7 +217,7 @@ static const bk_st_file *file_of(const bk_st_reader *reader, const bk_st_entry *
 }
 
 const char *bk_st_entry_path(const bk_st_reader *reader, const bk_st_entry *entry) {
-  return file_of(reader, entry)->path;
+  return reader->parts ? reader->path : file_of(reader, entry)->path;
 }
 
 /* F16 is known by its name alone, since it has no bk_dtype. */
@@ -234,10 +236,10 @@ bool bk_st_is_float(const bk_st_entry *entry) {
 /* `offset` counts bytes from the beginning of the tensor. */
 static bk_status read_data(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset,
                            void *dst, size_t bytes) {
+  if (bytes == 0) return BK_OK;
+  if (reader->parts) return bk_st_read_parts(reader, entry, offset, dst, bytes);
   const bk_st_file *file = file_of(reader, entry);
-  return bytes == 0
-             ? BK_OK
-             : read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
+  return read_bytes(file, file->data_start + entry->begin + offset, dst, bytes, entry->name);
 }
 
 /* The whole tensor is read, whose size the caller must know: a wrong one is a fault of the

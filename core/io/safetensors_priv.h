@@ -58,7 +58,13 @@ struct bk_st_reader {
   bk_st_file *files;
   size_t n_files, file_capacity;
   bk_st_table table; /* of all files */
+  /* safetensors_state.c: tensors that lie in slices of other files; NULL: there are none such */
+  bk_st_reader *parts;
+  bk_st_slices whole;
 };
+/* `bytes` bytes of a tensor that lies in slices, from `offset` on. */
+bk_status bk_st_read_parts(const bk_st_reader *reader, const bk_st_entry *entry, uint64_t offset,
+                           void *dst, size_t bytes);
 
 /* without a file */
 bk_status bk_st_reader_create(bk_context *ctx, const char *path, bk_st_reader **reader);

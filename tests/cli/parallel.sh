@@ -3,7 +3,7 @@ text data.txt 6000
 tiny="--model tiny --batch-size 4 --seq-len 16 --threads 1 --data data.txt"
 steady="--set warmup_steps=0 lr_schedule=constant save_every=0 eval_every=0 gain_every=0"
 [ -e "$TOP_BUILDDIR/.libs/birkhoff_comm_mpi.so" ] && export BIRKHOFF_BACKEND_DIR="${BIRKHOFF_BACKEND_DIR:-$TOP_BUILDDIR/.libs}"
-MPIRUN="mpirun --oversubscribe"
+MPIRUN="env ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0 mpirun --oversubscribe"
 [ "$(id -u)" -ne 0 ] || MPIRUN="$MPIRUN --allow-run-as-root"
 
 # Whether processes can be ranks here: why not is said and counted as skipped.

@@ -94,6 +94,8 @@ if [ -r /proc/self/status ]; then
     "$BIRKHOFF" train $tiny --out early_$i --steps 3 >run.out 2>run.err </dev/null &
     pid=$!
     while kill -0 $pid 2>/dev/null; do
+      # the shell that is yet to become the program may catch signals too, to clean up
+      case $(readlink "/proc/$pid/exe") in *sh) continue ;; esac
       caught=$(sed -n 's/^SigCgt:[[:space:]]*//p' /proc/$pid/status 2>/dev/null)
       case ${caught#??????????} in ???[2367abefABEF]??) break ;; esac
     done

@@ -27,5 +27,5 @@ mpi() {
   ranks=$1
   shift
   # shellcheck disable=SC2086
-  timeout "${BK_MPI_SECONDS:-100}" "$MPIRUN" $mpi_flags -n "$ranks" "$@"
+  keeps timeout "${BK_MPI_SECONDS:-100}" "$MPIRUN" $mpi_flags -n "$ranks" "$@"
 }

@@ -22,7 +22,7 @@ for name in multiple funneled serialized same-thread; do run_case wire_linked 2 
 [ -z "${BK_TEST_LONG:-}" ] || run_case wire 2 large
 
 # Without a launcher a program is rank 0 of 1, where the MPI can do that.
-"$TOP_BUILDDIR/tests/mpi/wire" messages "$seed" >out 2>err </dev/null
+keeps "$TOP_BUILDDIR/tests/mpi/wire" messages "$seed" >out 2>err </dev/null
 rc=$?
 if [ $rc -eq 0 ]; then pass; else fail "one rank without a launcher: exit status $rc" err out; fi
 

@@ -60,6 +60,14 @@ typedef struct child {
   int to, from;
 } child;
 
+/* Nothing of this process is left, nor of what it has from its parent: a checker of memory looks. */
+static _Noreturn void child_exit(bk_context *own, bk_store *store) {
+  bk_store_close(store);
+  bk_context_destroy(own);
+  bk_context_destroy(ctx);
+  _exit(0);
+}
+
 static void child_main(int in, int out, int rank, int size, double timeout_s) {
   bk_context *own = NULL;
   bk_store *store = NULL;
@@ -68,15 +76,10 @@ static void child_main(int in, int out, int rank, int size, double timeout_s) {
   if (join_as(own, address, TOKEN, rank, size, timeout_s, &store) != BK_OK) _exit(2);
   if (write(out, "j", 1) != 1) _exit(3);
   for (char what; read(in, &what, 1) == 1;) {
-    if (what == 'q') {
-      bk_store_close(store);
-      bk_context_destroy(own);
-      _exit(0);
-    }
+    if (what == 'q') child_exit(own, store);
     while (!bk_store_aborted(store, reason, sizeof reason)) usleep(1000);
     if (write(out, reason, sizeof reason) != sizeof reason) _exit(4);
-    bk_store_close(store);
-    _exit(0);
+    child_exit(own, store);
   }
   _exit(5);
 }

@@ -150,8 +150,9 @@ static bool find_modules(void) {
 }
 
 int main(void) {
-  const TTest *const tests[] = {names, listing_ends_with_the_callers_status,
-                                embedded_contexts_load_no_module, modules};
+  /* modules first: what is found stays, and without forks the others find what this build has */
+  const TTest *const tests[] = {modules, names, listing_ends_with_the_callers_status,
+                                embedded_contexts_load_no_module};
   if (!find_modules()) {
     printf("skipped: no loadable modules in %s\n", module_dir);
     return SKIPPED;

@@ -41,6 +41,11 @@ BK_API bk_status bk_st_open(bk_context *ctx, const char *path, bk_st_reader **re
  * file in the folder, a tensor that the map promises and its shard lacks, and a tensor in a shard
  * that the map does not name or gives to another shard. */
 BK_API bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **reader);
+/* Opens the state of the optimiser in a checkpoint: FOLDER/optimizer.safetensors, or the files that
+ * FOLDER/optimizer.safetensors.index.json names, in which several ranks have written their slices;
+ * each tensor is then listed and read as a whole. bk_st_state_there says whether one is there. */
+BK_API bk_status bk_st_open_state(bk_context *ctx, const char *folder, bk_st_reader **reader);
+BK_API bk_status bk_st_state_there(bk_context *ctx, const char *folder, bool *there);
 BK_API void bk_st_close(bk_st_reader *reader); /* NULL is allowed */
 BK_API int bk_st_count(const bk_st_reader *reader);
 /* Entry i, in the order of the data, one shard after the other. */
