@@ -313,11 +313,14 @@ static bk_status build(train_run *r, bool plan_only) {
                               .plan_only = plan_only,
                               .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite"),
                               .comm = r->team->comm};
-  BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
+  BK_TRY(cli_team_agree(r->team,
+                        bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model)));
   if (!plan_only) {
-    if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
-    else BK_TRY(bk_checkpoint_load_weights(r->model, r->from));
-    if (r->resumed_step) BK_TRY(bk_checkpoint_load_optimizer(r->model, r->from));
+    bk_status status = r->from ? bk_checkpoint_load_weights(r->model, r->from)
+                               : bk_model_init(r->model, r->recipe.seed);
+    BK_TRY(cli_team_agree(r->team, status));
+    if (r->resumed_step)
+      BK_TRY(cli_team_agree(r->team, bk_checkpoint_load_optimizer(r->model, r->from)));
   }
   BK_TRY(bk_trainer_create(r->model, &r->recipe, r->train, r->val, &r->trainer));
   bk_trainer_set_step(r->trainer, r->resumed_step, r->saved.tokens);

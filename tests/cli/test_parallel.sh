@@ -52,6 +52,7 @@ ok "uneven and empty shares" $train --out uneven --comm threads --dp 3 --steps 2
 has "one JSON value" '"checkpoint": "uneven/step-000002"' out
 ok "bytes of a plan" $train --out plan --comm threads --dp 4 --dry-run --json
 equal "of each rank" "$(json ranks/#) $(json ranks/3/rank)" "4 3"
+holds "with what ranks exchange" "$(json ranks/3/bytes/comm) > 100000"
 
 quarter=$(json ranks/0/bytes/optimizer)
 ok "bytes of one rank" $train --out plan --dry-run --json

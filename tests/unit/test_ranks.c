@@ -406,6 +406,25 @@ static void statistics_body(rank *r) {
   block_free(r, &a);
 }
 
+/* What a plan says that a room takes is what it takes of the context's memory; staging of a device
+ * is the device's. */
+static void room_bytes_body(rank *r) {
+  static const struct {
+    int requests;
+    size_t bytes;
+  } rooms[] = {{2, 4000}, {40, 1 << 20}, {3, (size_t)5 << 20}};
+  bk_memory_stats stats;
+  int64_t rest = 0;
+  for (size_t i = 0; i < BK_COUNT(rooms); i++) {
+    EXPECT_OK(r, bk_comm_reserve(r->comm, rooms[i].requests, rooms[i].bytes));
+    bk_context_memory_stats(r->ctx, &stats);
+    size_t planned = bk_comm_reserve_bytes(r->comm, rooms[i].requests, rooms[i].bytes);
+    int64_t other = (int64_t)stats.current_bytes - (int64_t)planned;
+    EXPECT(r, planned > rooms[i].bytes && (i == 0 || other == rest));
+    rest = other;
+  }
+}
+
 /* What a request tells of its operation, and that it begins anew with the next one. */
 static void times_body(rank *r) {
   block a = block_make(r);
@@ -729,6 +748,13 @@ START_TEST(statistics) {
 }
 END_TEST
 
+START_TEST(room_bytes) {
+  static const bk_backend *const backends[] = {&bk_backend_ref, &bk_backend_cpu};
+  for (size_t i = 0; i < BK_COUNT(backends); i++)
+    run_quietly(&(ranks){.size = 3, .backend = backends[i], .body = room_bytes_body});
+}
+END_TEST
+
 START_TEST(times) {
   run_quietly(&(ranks){.size = 3, .backend = &bk_backend_ref, .body = times_body});
   run_quietly(&(ranks){.size = 2, .backend = &late_backend, .body = times_body});
@@ -795,12 +821,19 @@ int main(void) {
   for (size_t i = 0; i < BK_COUNT(by_size); i++)
     tcase_add_loop_test(tcase, by_size[i], 0, (int)BK_COUNT(sizes));
   tcase_add_loop_test(tcase, disagreement, 0, (int)BK_COUNT(disagreements));
-  const TTest *const once[] = {disorder,    groups,
-                               statistics,  times,
-                               bench,       room,
-                               other_group, one_does_not_come,
-                               no_send,     told_from_outside,
-                               aborted,     worlds_are_checked};
+  const TTest *const once[] = {disorder,
+                               groups,
+                               statistics,
+                               times,
+                               bench,
+                               room,
+                               room_bytes,
+                               other_group,
+                               one_does_not_come,
+                               no_send,
+                               told_from_outside,
+                               aborted,
+                               worlds_are_checked};
   for (size_t i = 0; i < BK_COUNT(once); i++) tcase_add_test(tcase, once[i]);
   suite_add_tcase(suite, tcase);
   return unit_run(suite);
