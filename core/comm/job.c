@@ -169,7 +169,7 @@ static bk_status check_transport(bk_context *ctx, const bk_job_options *o) {
                    ranks, o->launcher);
   return bk_fail(ctx, BK_ERR_ABSENT,
                  "job: %s were launched (%s), and there is no transport between processes here: "
-                 "mpi: %s; ranks of cuda will come with NCCL",
+                 "mpi: %s",
                  ranks, o->launcher, mpi.reason);
 }
 
