@@ -121,6 +121,8 @@ refused 1 '\[rank 1\] cannot open missing.txt' "a file that one rank lacks" $MPI
   -n 1 $BIRKHOFF train $tiny $steady --data missing.txt --out no --steps 2
 refused 2 '\[rank 1\] what this rank is to train differs from that of rank 0: lr = ' "another recipe on one rank" \
   $MPIRUN -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 : -n 1 $BIRKHOFF train $tiny $steady --lr 0.1 --out no --steps 2
+refused 2 '\[rank 1\] what this rank is to train differs from that of rank 0: with --dry-run here' "one rank that only plans" \
+  $MPIRUN -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 : -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 --dry-run
 absent "none of them has begun" no
 refused 2 'processes has checkpoints (newest: step 4)' "a folder that is taken" $run4 --out processes --steps 5
 
