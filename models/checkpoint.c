@@ -14,7 +14,7 @@
 #include "models/checkpoint_priv.h"
 
 #define STEP_PREFIX "step-"
-#define JSON_BYTES_MAX ((size_t)16 << 20)
+#define JSON_BYTES_MAX BK_ST_INDEX_MAX
 
 /* "step-000123" gives 123, any other name -1. Another spelling of a number ("step-123") is none of
  * ours: no path is ever made for it. */

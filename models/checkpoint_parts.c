@@ -41,8 +41,10 @@ bk_status bk_checkpoint_agree_most(bk_context *ctx, bk_comm *comm, bk_status min
                                    const char *what, int64_t *value) {
   int ranks = bk_comm_size(comm);
   note own = {mine, value ? *value : 0}, few[RANKS_ON_STACK], *notes = few;
-  if (ranks > RANKS_ON_STACK && !(notes = bk_alloc_array(ctx, (size_t)ranks, sizeof *notes)))
+  if (ranks > RANKS_ON_STACK && !(notes = bk_alloc_array(ctx, (size_t)ranks, sizeof *notes))) {
+    bk_comm_abort(comm); /* the others wait */
     return BK_ERR_MEMORY;
+  }
   bk_status status = bk_comm_gather(comm, &own, sizeof own, notes);
   if (status == BK_OK)
     status = judge(ctx, notes, ranks, mine, bk_comm_rank(comm) == 0, path, what, value);
@@ -378,6 +380,10 @@ static bk_status write_index(const bk_save *s, const char *folder, const char *n
   write(s, &out);
   char *path = bk_path_join(s->ctx, folder, name);
   bk_status status = path ? out.status : BK_ERR_MEMORY;
+  if (status == BK_OK && out.length > BK_ST_INDEX_MAX)
+    status = bk_fail(s->ctx, BK_ERR_UNSUPPORTED,
+                     "%s: an index of %zu bytes, with which it could not be read again", path,
+                     out.length);
   if (status == BK_OK) status = bk_file_write_atomic(s->ctx, path, out.data, out.length);
   bk_free(s->ctx, path);
   bk_json_out_fini(&out);

@@ -137,7 +137,8 @@ void bk_model_destroy(bk_model *m) {
 /* Planned bytes; the workspaces of the kernels, which grow with every runner that is made, count
  * too. */
 size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
-  return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0);
+  return bk_memory_bytes(m->memory, c) + (c == BK_MEM_WORKSPACE ? bk_lanes_bytes(&m->lanes) : 0) +
+         (c == BK_MEM_COMM ? bk_model_comm_bytes(m) : 0);
 }
 
 int bk_model_ranks(const bk_model *m) { return bk_comm_size(m->options.comm); }

@@ -48,6 +48,8 @@ const bk_connection_kind *bk_model_head_kind(const bk_model_config *config);
 
 /* parallel.c: room in the model's comm for all that a step posts, with sums of so many numbers. */
 bk_status bk_model_reserve_comm(bk_model *model, size_t sums);
+/* The memory that this takes without sums, which are small; 0 where there is nothing to post. */
+size_t bk_model_comm_bytes(const bk_model *model);
 /* Collective: every rank gets the weights of the others' pieces. With one rank it does nothing. */
 bk_status bk_model_gather_weights(bk_model *model);
 

@@ -202,15 +202,31 @@ void bk_parallel_give_up(bk_parallel *p) {
 
 /* ---- weights ---- */
 
-/* `sums` is how many numbers in ct a caller will sum beside the buckets. */
-bk_status bk_model_reserve_comm(bk_model *m, size_t sums) {
-  size_t most = sums * bk_dtype_size(m->ct), load = bk_tensor_bytes(&m->parts->load);
+/* How many requests of how many bytes. */
+static int room(const bk_model *m, size_t sums, size_t *most) {
+  enum { SUMS_AND_LOADS = 2 };
+  size_t load = bk_tensor_bytes(&m->parts->load);
+  *most = sums * bk_dtype_size(m->ct);
+  if (load > *most) *most = load;
   for (int i = 0; i < m->n_shards; i++) {
     size_t bytes = bk_tensor_bytes(&m->shards[i].grad);
-    if (bytes > most) most = bytes;
+    if (bytes > *most) *most = bytes;
   }
-  enum { SUMS_AND_LOADS = 2 };
-  return bk_comm_reserve(m->options.comm, m->n_shards + SUMS_AND_LOADS, load > most ? load : most);
+  return m->n_shards + SUMS_AND_LOADS;
+}
+
+/* `sums` is how many numbers in ct a caller will sum beside the buckets. */
+bk_status bk_model_reserve_comm(bk_model *m, size_t sums) {
+  size_t most;
+  int requests = room(m, sums, &most);
+  return bk_comm_reserve(m->options.comm, requests, most);
+}
+
+size_t bk_model_comm_bytes(const bk_model *m) {
+  size_t most;
+  int requests = room(m, 0, &most);
+  if (bk_model_ranks(m) == 1 || !m->n_shards) return 0;
+  return bk_comm_reserve_bytes(m->options.comm, requests, most);
 }
 
 /* In place: each rank has its own pieces already. After a failure the others are waited for all the

@@ -314,7 +314,8 @@ static bk_status agree(const bk_trainer *t, bk_status status) {
   if (status != BK_OK) return status;
   for (int r = 0; r < t->ranks; r++)
     if (all[r].status != BK_OK)
-      return bk_fail(ctx, BK_ERR_COMM, "trainer: rank %d has failed to make its own: %s", r,
+      return bk_fail(ctx, (bk_status)all[r].status,
+                     "trainer: rank %d has failed to make its own: %s", r,
                      bk_status_name((bk_status)all[r].status));
   for (int r = 0; r < t->ranks; r++)
     if (all[r].hash != all[0].hash)
@@ -560,7 +561,7 @@ static bk_status search(bk_trainer *t, const bk_step_values *values, bk_suspect 
                         double *largest) {
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
-  bk_status status = BK_OK;
+  bk_status status = t->n_micro ? BK_OK : bk_parallel_zero(t->parallel); /* of sums with others */
   for (int64_t k = 0; k < t->n_micro && status == BK_OK; k++) {
     int64_t sequences;
     bk_runner *runner = micro_runner(t, k, &sequences);

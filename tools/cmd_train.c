@@ -173,10 +173,15 @@ static char *append_keys(bk_context *ctx, char *text, const bk_option *keys, con
 /* What must be the same on all ranks, one key a line; NULL: out of memory. */
 static char *describe(const train_run *r) {
   bk_context *ctx = r->s->ctx;
-  char *text = bk_format(
-      ctx, "--out %s\nbegin %s\nstep %lld\ntokens %lld\ndata_hash %016llx\ndtype %s", r->out,
-      r->from ? r->from : "with initial values", (long long)r->resumed_step,
-      (long long)r->saved.tokens, (unsigned long long)r->saved.data_hash, bk_dtype_name(r->dtype));
+  const cli_args *args = &r->s->args;
+  char *text = bk_format(ctx,
+                         "%s --dry-run\n%s --profile\n--out %s\nbegin %s\nstep %lld\ntokens "
+                         "%lld\ndata_hash %016llx\ndtype %s",
+                         cli_given(args, "dry-run") ? "with" : "without",
+                         cli_given(args, "profile") ? "with" : "without", r->out,
+                         r->from ? r->from : "with initial values", (long long)r->resumed_step,
+                         (long long)r->saved.tokens, (unsigned long long)r->saved.data_hash,
+                         bk_dtype_name(r->dtype));
   text = append_keys(ctx, text, bk_model_keys, &r->config);
   return append_keys(ctx, text, bk_train_keys, &r->recipe);
 }
@@ -299,7 +304,8 @@ static bk_status open_data(train_run *r) {
 static bk_status same_data(train_run *r) {
   char text[160];
   snprintf(text, sizeof text,
-           "training data of %lld tokens, hash %016llx\n%lld for validation, %016llx",
+           "training data of %lld tokens (hash %016llx)\n"
+           "validation data of %lld tokens (hash %016llx)",
            (long long)bk_dataset_tokens(r->train), (unsigned long long)bk_dataset_hash(r->train),
            r->val ? (long long)bk_dataset_tokens(r->val) : 0LL,
            r->val ? (unsigned long long)bk_dataset_hash(r->val) : 0ULL);
@@ -313,11 +319,14 @@ static bk_status build(train_run *r, bool plan_only) {
                               .plan_only = plan_only,
                               .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite"),
                               .comm = r->team->comm};
-  BK_TRY(bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model));
+  BK_TRY(cli_team_agree(r->team,
+                        bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model)));
   if (!plan_only) {
-    if (!r->from) BK_TRY(bk_model_init(r->model, r->recipe.seed));
-    else BK_TRY(bk_checkpoint_load_weights(r->model, r->from));
-    if (r->resumed_step) BK_TRY(bk_checkpoint_load_optimizer(r->model, r->from));
+    bk_status status = r->from ? bk_checkpoint_load_weights(r->model, r->from)
+                               : bk_model_init(r->model, r->recipe.seed);
+    BK_TRY(cli_team_agree(r->team, status));
+    if (r->resumed_step)
+      BK_TRY(cli_team_agree(r->team, bk_checkpoint_load_optimizer(r->model, r->from)));
   }
   BK_TRY(bk_trainer_create(r->model, &r->recipe, r->train, r->val, &r->trainer));
   bk_trainer_set_step(r->trainer, r->resumed_step, r->saved.tokens);
@@ -349,7 +358,10 @@ static bk_status run_training(train_run *r) {
                                                  "second SIGINT or SIGTERM ends the program "
                                                  "at once\n");
   train_say_start(r);
-  return cli_profile_end(r->s, profile, train_loop(r));
+  status = train_loop(r);
+  /* what comes now, such as the SIGTERM of a launcher, has nothing to finish: no note */
+  if (r->team->hears_signals) cli_catch_signals(NULL);
+  return cli_profile_end(r->s, profile, status);
 }
 
 /* ---- the command ---- */

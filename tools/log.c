@@ -6,14 +6,22 @@
 
 static const char *const level_names[] = {"error", "warning", "info", "debug", "trace"};
 
-/* Messages quote files and arguments, which are untrusted: no terminal codes. */
+/* Messages quote files and arguments, which are untrusted: no terminal codes. Standard error has no
+ * buffer, and several processes write there: a line goes out in one piece, if it is not very long,
+ * so that those of other ranks do not come in between. */
 static void print(int rank, bk_log_level level, const char *message) {
+  char line[4096], number[32] = "";
+  if (rank > 0) snprintf(number, sizeof number, "[rank %d] ", rank);
+  size_t n = (size_t)snprintf(line, sizeof line, "birkhoff: %s: %s", level_names[level], number);
   flockfile(stderr);
-  fprintf(stderr, "birkhoff: %s: ", level_names[level]);
-  if (rank > 0) fprintf(stderr, "[rank %d] ", rank);
-  for (const char *c = message; *c; c++)
-    putc((unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c, stderr);
-  putc('\n', stderr);
+  for (const char *c = message; *c; c++) {
+    line[n++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
+    if (n < sizeof line - 1) continue;
+    fwrite(line, 1, n, stderr);
+    n = 0;
+  }
+  line[n++] = '\n';
+  fwrite(line, 1, n, stderr);
   funlockfile(stderr);
 }
 

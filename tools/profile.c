@@ -45,7 +45,11 @@ bk_status cli_profile_begin(cli_session *s, bk_model *model, bk_profile **profil
   if (!s->team || cli_team_leads(s->team)) status = check_path(s->ctx, path);
   if (s->team) status = cli_team_agree(s->team, status);
   if (status == BK_OK) status = bk_profile_create(model, profile);
-  return s->team ? cli_team_agree(s->team, status) : status;
+  if (s->team) status = cli_team_agree(s->team, status);
+  if (status == BK_OK) return BK_OK;
+  bk_profile_destroy(*profile);
+  *profile = NULL;
+  return status;
 }
 
 /* ---- figures of one step ---- */
@@ -232,6 +236,11 @@ static bk_status gather_texts(traces *t, const char *text) {
   return BK_OK;
 }
 
+static void drop_trace(FILE *file, const char *beside) {
+  fclose(file);
+  unlink(beside);
+}
+
 /* As bk_profile_write_trace does it: written beside, synced and renamed. */
 static bk_status close_trace(cli_session *s, FILE *file, const char *beside, const char *path) {
   bool ok = fflush(file) == 0 && !ferror(file) && fsync(fileno(file)) == 0;
@@ -263,10 +272,8 @@ static bk_status write_traces(cli_session *s, const bk_profile *p, const char *p
   int64_t length = (int64_t)bytes;
   if (status == BK_OK) status = cli_team_gather(t.team, &length, sizeof length, t.lengths);
   if (status == BK_OK) status = gather_texts(&t, text);
-  if (t.file) {
-    bk_status closed = close_trace(s, t.file, beside, path);
-    if (status == BK_OK) status = closed;
-  }
+  if (t.file && status == BK_OK) status = close_trace(s, t.file, beside, path);
+  else if (t.file) drop_trace(t.file, beside);
   bk_free(ctx, t.round);
   bk_free(ctx, t.lengths);
   bk_free(ctx, text);

@@ -22,7 +22,8 @@ typedef struct team_watch {
   bool lost, over;
   bool own;                 /* this rank has given up by itself, and has said why */
   bool opening;             /* the job is not open yet: until then there is nothing that */
-  struct timespec deadline; /* the library could say, and an end of patience */
+  struct timespec deadline; /* the library could say, and an end of patience, */
+  double timeout;           /* which is so many seconds */
   int rank;
   char reason[512], doing[64], kept[512];
   cli_log *log;
@@ -68,7 +69,8 @@ static void await_opening(team_watch *w) {
   while (w->opening && !w->over && error != ETIMEDOUT)
     error = pthread_cond_timedwait(&w->changed, &w->lock, &w->deadline);
   if (!w->opening || w->over) return;
-  snprintf(w->reason, sizeof w->reason, "the ranks have not all come together in time");
+  snprintf(w->reason, sizeof w->reason,
+           "the ranks have not all come together in %g s (--comm-timeout)", w->timeout);
   w->lost = true;
 }
 
@@ -108,6 +110,7 @@ static void set_deadline(team_watch *w, double seconds) {
   pthread_cond_init(&w->changed, &attributes);
   pthread_condattr_destroy(&attributes);
   clock_gettime(CLOCK_MONOTONIC, &w->deadline);
+  w->timeout = seconds;
   w->deadline.tv_sec += (time_t)seconds + 1;
 }
 

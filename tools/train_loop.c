@@ -325,11 +325,21 @@ static bk_status end_unsaved(train_run *r, bk_status status) {
   return status;
 }
 
+/* What was being saved beside the training. If that has failed, the end is saved all the same. */
+static bk_status end_saving(train_run *r) {
+  int64_t step = r->saving_step;
+  bk_status status = follow_saving(r, true);
+  if (status == BK_OK || cli_team_lost(r->team, status)) return status;
+  bk_warn(r->s->ctx, "step %lld is not saved; the last step is saved now", (long long)step);
+  return BK_OK;
+}
+
 /* The last step, or the one at which a signal came, is saved whatever save_every says. */
 static bk_status end_run(train_run *r) {
   BK_TRY(cli_team_step(r->team, BK_OK)); /* what was asked for since the step */
-  r->say_saved |= cli_team_take_save(r->team);
   cli_team_doing(r->team, "at its end");
+  BK_TRY(end_saving(r));
+  r->say_saved |= cli_team_take_save(r->team);
   bk_status status = save(r, false);
   if (cli_team_lost(r->team, status)) return status;
   if (status == BK_OK) prune(r);

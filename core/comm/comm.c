@@ -138,6 +138,10 @@ bk_status bk_comm_reserve(bk_comm *comm, int requests, size_t bytes) {
   return reserve(comm, BK_ROOM_COLLECTIVE, requests, bytes);
 }
 
+size_t bk_comm_reserve_bytes(const bk_comm *comm, int requests, size_t bytes) {
+  return comm->ops->room_bytes(comm, BK_ROOM_COLLECTIVE, requests, bytes);
+}
+
 bk_status bk_comm_reserve_exchange(bk_comm *comm, int requests, size_t bytes) {
   return reserve(comm, BK_ROOM_EXCHANGE, requests, bytes);
 }

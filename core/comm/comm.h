@@ -85,6 +85,7 @@ typedef struct bk_comm_ops {
   void (*destroy)(bk_comm *comm);
   bk_status (*split)(bk_comm *comm, int color, int key, bk_comm **group);
   bk_status (*reserve)(bk_comm *comm, bk_comm_room room, int requests, size_t bytes);
+  size_t (*room_bytes)(const bk_comm *comm, bk_comm_room room, int requests, size_t bytes);
   bk_status (*exchange)(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n,
                         bk_request **request);
   bk_status (*all_reduce)(bk_comm *comm, bk_stream *stream, bk_reduce op, const bk_tensor *src,
@@ -136,6 +137,8 @@ bk_status bk_comm_split(bk_comm *comm, int color, int key, bk_comm **group);
  * `bytes` bytes each. Some of them work at once and others wait for their turn. A new comm has room
  * for 16 of 1 MiB. No request may be under way; what is reserved replaces what was. */
 bk_status bk_comm_reserve(bk_comm *comm, int requests, size_t bytes);
+/* The host memory that bk_comm_reserve takes for that, pinned memory included; for plans. */
+size_t bk_comm_reserve_bytes(const bk_comm *comm, int requests, size_t bytes);
 /* The same for exchanges, whose tensors have at most `bytes` bytes together. They never wait for
  * one another's room: on a device whose memory is not the host's this takes requests * bytes of
  * pinned memory. A new comm has room for 4 of 1 MiB. */

@@ -122,14 +122,22 @@ static void complete_all(bk_engine *e) {
     }
 }
 
-/* Whoever asked to be told may ask after the failure. */
-static void call_on_fail(bk_engine *e) {
-  pthread_mutex_lock(&e->lock);
+/* With the lock held, but not during the call. False: nobody is to be told. */
+static bool call_locked(bk_engine *e) {
   bk_engine_fail_fn call = e->by_itself ? e->on_fail : NULL;
   void *user = e->on_fail_user;
-  if (call) e->by_itself = false;
+  if (!call) return false;
+  e->by_itself = false;
   pthread_mutex_unlock(&e->lock);
-  if (call) call(user, e->reason);
+  call(user, e->reason);
+  pthread_mutex_lock(&e->lock);
+  return true;
+}
+
+static void call_on_fail(bk_engine *e) {
+  pthread_mutex_lock(&e->lock);
+  call_locked(e);
+  pthread_mutex_unlock(&e->lock);
 }
 
 static void end_failed(bk_engine *e) {
@@ -138,12 +146,8 @@ static void end_failed(bk_engine *e) {
   e->wire->ops->close(e->wire, true);
   complete_all(e);
   pthread_mutex_lock(&e->lock);
-  while (!e->stop) {
-    pthread_cond_wait(&e->work, &e->lock);
-    pthread_mutex_unlock(&e->lock);
-    call_on_fail(e);
-    pthread_mutex_lock(&e->lock);
-  }
+  while (!e->stop) /* whoever asks to be told may ask after the failure */
+    if (!call_locked(e)) pthread_cond_wait(&e->work, &e->lock);
   pthread_mutex_unlock(&e->lock);
 }
 

@@ -396,9 +396,13 @@ static bk_status make_operations(bk_engine_comm_state *c, bk_engine_room *room, 
 }
 
 /* The own piece of every other rank, or all of a small tensor of each. */
+static size_t scratch_bytes(const bk_comm *comm, size_t largest) {
+  size_t bytes = largest + (size_t)comm->size * 128 * sizeof(double);
+  return bytes < BK_SMALL_BYTES ? BK_SMALL_BYTES : bytes;
+}
+
 static bk_status make_scratch(bk_engine_comm_state *c, bk_engine_room *room) {
-  size_t bytes = room->bytes + (size_t)c->base.size * 128 * sizeof(double);
-  if (bytes < BK_SMALL_BYTES) bytes = BK_SMALL_BYTES;
+  size_t bytes = scratch_bytes(&c->base, room->bytes);
   for (int i = 0; i < BK_SCRATCH_SLOTS && i < room->n; i++) {
     room->scratch[i] = bk_alloc(c->base.ctx, bytes);
     if (!room->scratch[i]) return BK_ERR_MEMORY;
@@ -406,16 +410,37 @@ static bk_status make_scratch(bk_engine_comm_state *c, bk_engine_room *room) {
   return BK_OK;
 }
 
+/* Of how many operations the tensors are summed, or have staging, at once. */
+static int at_once(bk_comm_room which, int requests) {
+  return which == BK_ROOM_EXCHANGE || requests < BK_SCRATCH_SLOTS ? requests : BK_SCRATCH_SLOTS;
+}
+
+static int flows_of_one(const bk_comm *comm, bk_comm_room which) {
+  return which == BK_ROOM_EXCHANGE ? BK_EXCHANGE_TRANSFERS : comm->size;
+}
+
+static size_t staging_bytes(bk_comm_room which, size_t bytes) {
+  return which == BK_ROOM_EXCHANGE ? bytes + (size_t)64 * BK_EXCHANGE_TRANSFERS
+                                   : 2 * BK_ALIGN_UP(bytes, 64);
+}
+
 static bk_status room_make(bk_engine_comm_state *c, bk_comm_room which, bk_engine_room *room) {
-  bool exchange = which == BK_ROOM_EXCHANGE;
-  BK_TRY(make_operations(c, room, exchange ? BK_EXCHANGE_TRANSFERS : c->base.size));
+  BK_TRY(make_operations(c, room, flows_of_one(&c->base, which)));
   if (!c->base.device) return BK_OK;
-  if (!exchange) BK_TRY(make_scratch(c, room));
+  if (which != BK_ROOM_EXCHANGE) BK_TRY(make_scratch(c, room));
   if (!c->stream) return BK_OK;
-  room->n_staging = exchange || room->n < BK_SCRATCH_SLOTS ? room->n : BK_SCRATCH_SLOTS;
-  room->staging_bytes =
-      exchange ? room->bytes + 64 * BK_EXCHANGE_TRANSFERS : 2 * BK_ALIGN_UP(room->bytes, 64);
+  room->n_staging = at_once(which, room->n);
+  room->staging_bytes = staging_bytes(which, room->bytes);
   return bk_move_reserve(c, room);
+}
+
+/* What room_make takes. */
+static size_t comm_room_bytes(const bk_comm *comm, bk_comm_room which, int requests, size_t bytes) {
+  size_t n = (size_t)requests, slots = (size_t)at_once(which, requests);
+  size_t sum = n * sizeof(bk_operation) + n * (size_t)flows_of_one(comm, which) * sizeof(bk_flow);
+  if (!comm->device) return sum;
+  if (which != BK_ROOM_EXCHANGE) sum += slots * scratch_bytes(comm, bytes);
+  return comm->device->props.host_memory ? sum : sum + slots * staging_bytes(which, bytes);
 }
 
 static bool in_use(const bk_engine_room *room) {
@@ -472,6 +497,7 @@ static const bk_comm_ops engine_ops = {
     .destroy = comm_destroy,
     .split = comm_split,
     .reserve = comm_reserve,
+    .room_bytes = comm_room_bytes,
     .exchange = comm_exchange,
     .all_reduce = comm_all_reduce,
     .reduce_scatter = comm_reduce_scatter,

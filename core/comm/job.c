@@ -165,11 +165,11 @@ static bk_status check_transport(bk_context *ctx, const bk_job_options *o) {
   if (mpi.usable)
     return bk_fail(ctx, BK_ERR_ABSENT,
                    "job: %s were launched (%s), and not by MPI, which is the transport between "
-                   "processes here: start them with mpirun, or with srun and its MPI",
+                   "processes here: start them with mpirun, or with srun --mpi=pmix",
                    ranks, o->launcher);
   return bk_fail(ctx, BK_ERR_ABSENT,
                  "job: %s were launched (%s), and there is no transport between processes here: "
-                 "mpi: %s; ranks of cuda will come with NCCL",
+                 "mpi: %s",
                  ranks, o->launcher, mpi.reason);
 }
 

@@ -7,6 +7,10 @@
 
 #include "tensor/tensor.h"
 
+/* Bytes of an index, of shards or of slices. The slices of 27e9 parameters on 64 ranks take 110 MB,
+ * and on twice as many ranks twice as much. */
+#define BK_ST_INDEX_MAX ((size_t)1 << 30)
+
 /* Whether one of the two is there. */
 bk_status bk_st_folder_has(bk_context *ctx, const char *folder, bool *there);
 /* What keeps a file, or the weights of a folder, from being whole: "model.safetensors is

@@ -115,7 +115,7 @@ static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x)
   size_t bytes;
   *x = (shard_index){.ctx = ctx, .folder = folder, .path = bk_path_join(ctx, folder, INDEX)};
   bk_status status =
-      x->path ? bk_file_read_all(ctx, x->path, BK_ST_HEADER_MAX, &text, &bytes) : BK_ERR_MEMORY;
+      x->path ? bk_file_read_all(ctx, x->path, BK_ST_INDEX_MAX, &text, &bytes) : BK_ERR_MEMORY;
   if (status == BK_OK) status = bk_json_load(ctx, x->path, text, bytes, &x->root);
   bk_free(ctx, text);
   if (status == BK_OK) status = take_members(x);

@@ -17,6 +17,7 @@ shorter() {
   case $1 in
     *'--resume'*) echo '--steps 4' ;;
     'birkhoff train'*) echo '--steps 3 --batch-size 2 --seq-len 64 --set warmup_steps=0' ;;
+    'birkhoff bench comm'*) echo '--bytes 4096 --seconds 0' ;;
     'birkhoff bench ops'*) echo '--tokens 64 --width 64 --seconds 0' ;;
     'birkhoff bench step'*--program*) echo '--batch-size 1 --seq-len 32' ;;
     'birkhoff bench step'*) echo '--batch-size 1 --seq-len 32 --seconds 0' ;;

@@ -52,6 +52,7 @@ ok "uneven and empty shares" $train --out uneven --comm threads --dp 3 --steps 2
 has "one JSON value" '"checkpoint": "uneven/step-000002"' out
 ok "bytes of a plan" $train --out plan --comm threads --dp 4 --dry-run --json
 equal "of each rank" "$(json ranks/#) $(json ranks/3/rank)" "4 3"
+holds "with what ranks exchange" "$(json ranks/3/bytes/comm) > 100000"
 
 quarter=$(json ranks/0/bytes/optimizer)
 ok "bytes of one rank" $train --out plan --dry-run --json
@@ -75,6 +76,8 @@ same_folder "two, then two" straight/step-000008 from_two_2/step-000008
 rows straight >a
 rows from_two_2 >b
 same "and the metrics" a b
+ok "metrics without the clock" "$BIRKHOFF" compare straight from_two_2
+has "are equal" '^equal$' out
 for dp in 1 4; do
   ok "two, then $dp, to rounding" "$BIRKHOFF" compare straight from_two_$dp --weights --json
   for path in $(seq 0 5); do holds "weights" "$(json tensors/$path/nmse) < 1e-8"; done
@@ -118,6 +121,8 @@ refused 1 '\[rank 1\] cannot open missing.txt' "a file that one rank lacks" $MPI
   -n 1 $BIRKHOFF train $tiny $steady --data missing.txt --out no --steps 2
 refused 2 '\[rank 1\] what this rank is to train differs from that of rank 0: lr = ' "another recipe on one rank" \
   $MPIRUN -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 : -n 1 $BIRKHOFF train $tiny $steady --lr 0.1 --out no --steps 2
+refused 2 '\[rank 1\] what this rank is to train differs from that of rank 0: with --dry-run here' "one rank that only plans" \
+  $MPIRUN -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 : -n 1 $BIRKHOFF train $tiny $steady --out no --steps 2 --dry-run
 absent "none of them has begun" no
 refused 2 'processes has checkpoints (newest: step 4)' "a folder that is taken" $run4 --out processes --steps 5
 

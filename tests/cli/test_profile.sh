@@ -55,6 +55,19 @@ ok "nothing left to do" "$BIRKHOFF" train --data data.txt --out run --resume --t
 has "says so" '^profile: no step was taken' err
 equal "an empty trace" "$("$HELPER" json none.json traceEvents/#)" 3
 
+# ---- two ranks ----
+ok "two ranks" "$BIRKHOFF" train $small --data data.txt --out two --steps 4 --comm threads --dp 2 --profile two.json
+table err
+has "what goes between them" '^between ranks  *calls  *ms  *waited ms  *MB sent$' err
+for kind in reduce_scatter all_reduce all_gather; do has "$kind" "^$kind  *[0-9.]*  *[0-9.]*  *[0-9.]*  *[0-9.]*$" err; done
+has "what is hidden" '^hidden under the backward pass: [0-9.]*% of reduce_scatter, in profiled steps$' err
+if "$HELPER" json two.json; then pass; else fail "two.json is not JSON"; fi
+equal "a row for each rank" "$(grep -c '"args":{"name":"comm"}' two.json)" 2
+equal "each has all of it" "$(grep '"cat":"comm"' two.json | grep -c '"pid":0')" "$(grep '"cat":"comm"' two.json | grep -c '"pid":1')"
+holds "an operation has its bytes" "$(json traceEvents/name=all_gather/args/bytes two.json) > 0 && $(json traceEvents/name=all_gather/args/under_way two.json) > 0"
+holds "a step has its share" "$(json traceEvents/cat=step/args/hidden_share two.json) >= 0 && $(json traceEvents/cat=step/args/hidden_share two.json) <= 1"
+equal "none of one rank" "$(grep -c '"comm"\|hidden_share' run/trace.json)" 0
+
 # ---- eval ----
 ok "eval" "$BIRKHOFF" eval run --data data.txt --seq-len 64 --profile eval.json --json
 holds "result" "$(json loss) > 0"
@@ -73,6 +86,7 @@ has "beside the result" '^mhc ' out
 ok "bench step as JSON" "$BIRKHOFF" $step --profile bench.json --json
 if "$HELPER" json out; then pass; else fail "--json: not one value" out; fi
 equal "where the trace is" "$(json profile/trace)" bench.json
+equal "one rank" "$(json profile/exchanges/#) $(json profile/hidden_share)" "0 null"
 holds "steps without the first" "$(json profile/steps) == $(json steps)"
 for key in calls seconds share gb_per_s gflop_per_s; do
   holds "ops: $key" "$(json profile/ops/op=gemm/$key) > 0"

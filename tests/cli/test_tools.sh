@@ -201,7 +201,16 @@ equal "that is waited for" "$(json 24/lane) $(json 24/piece) $(json 24/op) $(jso
 equal "a single micro-batch" "$(grep -c next out)" 0
 refused 2 'does not go with --seconds' "times nothing" "$BIRKHOFF" bench step --model tiny --program --seconds 1
 refused 2 '--program is for bench step' "of steps alone" "$BIRKHOFF" bench ops --program
-refused 2 'ops or step' "bench what" "$BIRKHOFF" bench all
+ok "bench comm" "$BIRKHOFF" bench comm --comm threads --dp 3 --threads 1 --bytes 60000 --seconds 0 --json
+equal "what was measured" "$(json transport) $(json ranks) $(json ops/#) $(json ops/op=all_reduce/bytes) $(json ops/op=copy/share)" "threads 3 4 4.0 1.0"
+for op in copy reduce_scatter all_gather; do holds "$op" "$(json ops/op=$op/seconds) > 0 && $(json ops/op=$op/gb_per_s) > 0 && $(json ops/op=$op/bytes) == 60000"; done
+equal "no rate of 4 bytes" "$(json ops/op=all_reduce/gb_per_s) $(json ops/op=all_reduce/share)" "null null"
+ok "as a table" "$BIRKHOFF" bench comm --comm threads --dp 2 --threads 1 --bytes 60000 --seconds 0
+has "a line of it" '^reduce_scatter  *[0-9.]* KiB  *[0-9.]* [mu]s  *[0-9.]*  *[0-9.]*%$' out
+refused 2 'nobody to send to' "one rank" "$BIRKHOFF" bench comm
+refused 2 '--dp is for bench comm' "ranks of ops" "$BIRKHOFF" bench ops --dp 2
+refused 2 '--op is for bench ops' "ops of ranks" "$BIRKHOFF" bench comm --op gemm
+refused 2 'ops, step or comm' "bench what" "$BIRKHOFF" bench all
 refused 2 '--op is for bench ops' "an option of the other bench" "$BIRKHOFF" bench step --model tiny --op hc_pre
 refused 2 '--apart is for bench step' "and the other way round" "$BIRKHOFF" bench ops --apart
 

@@ -7,6 +7,7 @@
 #include "comm/comm.h"
 #include "comm/engine.h"
 #include "comm/threads.h"
+#include "models/profile.h"
 #include "models/shards.h"
 #include "models/trainer.h"
 
@@ -33,6 +34,7 @@ typedef struct spec {
   bool watched;     /* posts are counted, in step 2 */
   bool stored;      /* after the steps a moment of the last rank is made infinite */
   bool planned;     /* nothing runs: only sizes */
+  bool profiled;
 } spec;
 
 /* What a rank leaves. */
@@ -50,6 +52,11 @@ typedef struct outcome {
   bool slices;      /* the slices of all parameters are in order and within them */
   int early, late;  /* buckets that were posted before the backward pass had ended, and after */
   char stored[192]; /* what is not finite, in words */
+  bk_profile_exchange exchanges[BK_TALK_COUNT]; /* with a profile; of all steps but the first */
+  double sent; /* bytes of reduce_scatter and all_gather in one step, as they should be */
+  int n_shards;
+  bool talks; /* the list of the last step is whole, and its parts of time do not overlap */
+  char *trace;
   bk_status looked, read; /* of bk_model_check_finite, and of reading a moment */
 } outcome;
 
@@ -81,6 +88,7 @@ typedef struct rank_rig {
   bk_model *model;
   bk_dataset *train, *val;
   bk_trainer *trainer;
+  bk_profile *profile;
 } rank_rig;
 
 static void rank_log(void *user, bk_log_level level, const char *message) {
@@ -110,10 +118,12 @@ static bk_status rank_open(const job *j, int rank, rank_rig *r) {
   if (!s->planned) BK_TRY(bk_model_init(r->model, 7));
   bk_train_config recipe = s->recipe;
   if (s->other == rank) recipe.lr *= 2;
-  return bk_trainer_create(r->model, &recipe, r->train, r->val, &r->trainer);
+  BK_TRY(bk_trainer_create(r->model, &recipe, r->train, r->val, &r->trainer));
+  return s->profiled ? bk_profile_create(r->model, &r->profile) : BK_OK;
 }
 
 static void rank_close(rank_rig *r, bool abandon) {
+  bk_profile_destroy(r->profile);
   bk_trainer_destroy(r->trainer);
   bk_model_destroy(r->model);
   bk_dataset_close(r->val);
@@ -260,6 +270,40 @@ static void look_at_state(const job *j, int rank, const rank_rig *r, outcome *o)
   o->read = bk_model_param_read(m, 0, BK_PARAM_M, &(double){0});
 }
 
+/* Every bucket once in each direction, then all numbers that belong together. */
+static bool talks_are_whole(const bk_profile *p, int n_shards) {
+  const bk_profile_step *step = &p->steps[(p->done - 1) % BK_PROFILE_STEPS];
+  double until = 0;
+  int scattered = 0, gathered = 0;
+  for (int i = 0; i < step->n_talks; i++) {
+    const bk_profile_talk_record *t = &step->talks[i];
+    if (t->seconds < 0 || t->at < until - 1e-9 || t->times.begun > t->times.met) return false;
+    if (t->at + t->seconds > step->at + step->seconds + 1e-3) return false;
+    until = t->at + t->seconds;
+    if ((t->kind == BK_TALK_ALL_REDUCE) != (t->bucket < 0) || t->bucket >= n_shards) return false;
+    if (t->kind == BK_TALK_REDUCE_SCATTER) scattered |= 1 << t->bucket;
+    if (t->kind == BK_TALK_ALL_GATHER) gathered |= 1 << t->bucket;
+  }
+  return step->n_talks == 2 * n_shards + 2 && n_shards < 31 && scattered == (1 << n_shards) - 1 &&
+         gathered == scattered;
+}
+
+static bk_status look_at_profile(const rank_rig *r, int rank, outcome *o) {
+  size_t bytes;
+  char *text = NULL;
+  o->n_shards = r->model->n_shards;
+  for (int i = 0; i < bk_profile_exchange_count(r->profile); i++)
+    bk_profile_exchange_get(r->profile, i, &o->exchanges[i]);
+  for (int i = 0; i < o->n_shards; i++)
+    o->sent += (double)(bk_tensor_bytes(&r->model->shards[i].grad) -
+                        bk_tensor_bytes(&r->model->shards[i].own_grad));
+  o->talks = talks_are_whole(r->profile, o->n_shards);
+  BK_TRY(bk_profile_trace_events(r->profile, rank, &text, &bytes));
+  o->trace = strdup(text);
+  bk_free(r->c, text);
+  return BK_OK;
+}
+
 static bk_status rank_step(job *j, int rank, rank_rig *r, int step) {
   outcome *o = &j->out[rank];
   bk_memory_stats stats;
@@ -296,6 +340,7 @@ static bk_status rank_work(job *j, int rank, rank_rig *r) {
   for (int step = 1; step <= j->s.steps; step++) BK_TRY(rank_step(j, rank, r, step));
   if (j->s.steps) read_weights(r, o);
   if (j->s.stored) look_at_state(j, rank, r, o);
+  if (r->profile) BK_TRY(look_at_profile(r, rank, o));
   if (j->s.steps && j->s.recipe.gain_every) o->gain = bk_trainer_gain(r->trainer)->total_forward;
   return BK_OK;
 }
@@ -575,6 +620,12 @@ START_TEST(test_same_bits) {
 }
 END_TEST
 
+static int times(const char *text, const char *part) {
+  int n = 0;
+  for (const char *at = text; (at = strstr(at, part)); at++) n++;
+  return n;
+}
+
 /* ---- when buckets are posted ---- */
 
 /* Those of the head and of the layers go out while the backward pass goes on; those of the
@@ -592,6 +643,49 @@ START_TEST(test_early) {
     ck_assert_int_eq(j->out[r].late, j->out[0].late);
   }
   job_free(j);
+}
+END_TEST
+
+/* ---- profiles ---- */
+
+/* What goes between the ranks is in the profile of each: how often, how much, in the trace; the
+ * weights are the same, and a step still allocates nothing. */
+START_TEST(test_profile) {
+  const char *text = write_text();
+  spec s = large_spec(BK_F32, 3);
+  job *without = run_job(&s, text);
+  s.profiled = true;
+  job *j = run_job(&s, text);
+  check_ended(without);
+  check_ended(j);
+  check_ranks_agree(j);
+  const outcome *a = &j->out[0], *b = &without->out[0];
+  ck_assert(memcmp(a->weights, b->weights, (size_t)b->n_weights * sizeof(double)) == 0);
+  int counted = s.steps - 1;
+  for (int r = 0; r < s.ranks; r++) {
+    const outcome *o = &j->out[r];
+    ck_assert(o->talks && !o->allocates);
+    const bk_profile_exchange *e = o->exchanges;
+    ck_assert_str_eq(e[0].name, "reduce_scatter");
+    ck_assert_str_eq(e[1].name, "all_reduce");
+    ck_assert_str_eq(e[2].name, "all_gather");
+    ck_assert_double_eq(e[0].calls, counted * o->n_shards);
+    ck_assert_double_eq(e[1].calls, counted * 2);
+    ck_assert_double_eq(e[2].calls, counted * o->n_shards);
+    ck_assert_double_eq(e[0].bytes, counted * o->sent);
+    for (int i = 0; i < BK_TALK_COUNT; i++) ck_assert(e[i].busy_s > 0 && e[i].wait_s > 0);
+    double hidden = bk_profile_hidden(&e[0]);
+    ck_assert(hidden >= 0 && hidden < 1);
+    ck_assert_int_eq(times(o->trace, "\"cat\":\"comm\""), s.steps * (2 * o->n_shards + 2));
+    ck_assert_int_eq(times(o->trace, "\"args\":{\"name\":\"comm\"}"), 1);
+    ck_assert_int_eq(times(o->trace, "\"hidden_share\":"), s.steps);
+    free(o->trace);
+  }
+  ck_assert(isnan(bk_profile_hidden(&(bk_profile_exchange){.wait_s = 1})));
+  ck_assert_double_eq(bk_profile_hidden(&(bk_profile_exchange){.busy_s = 1, .wait_s = 2}), 0);
+  ck_assert_double_eq(bk_profile_hidden(&(bk_profile_exchange){.busy_s = 4, .wait_s = 1}), 0.75);
+  job_free(j);
+  job_free(without);
 }
 END_TEST
 
@@ -644,12 +738,6 @@ START_TEST(test_bytes) {
 END_TEST
 
 /* ---- what is refused, and what fails ---- */
-
-static int times(const char *text, const char *part) {
-  int n = 0;
-  for (const char *at = text; (at = strstr(at, part)); at++) n++;
-  return n;
-}
 
 /* Each letter stands in one place of this text. */
 static const char *write_letters(void) {
@@ -718,5 +806,5 @@ START_TEST(test_other_recipe) {
 END_TEST
 
 UNIT_MAIN("parallel", unit_folder_open, unit_folder_close, test_kinds, test_twenty_steps,
-          test_shares, test_buckets, test_same_bits, test_early, test_state, test_bytes,
-          test_not_finite, test_failure, test_other_recipe)
+          test_shares, test_buckets, test_same_bits, test_early, test_profile, test_state,
+          test_bytes, test_not_finite, test_failure, test_other_recipe)

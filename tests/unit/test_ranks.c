@@ -3,6 +3,8 @@
 #include "tests/unit/ranks.h"
 #include "tests/unit/unit.h"
 
+#include <birkhoff/bench.h>
+#include <math.h>
 #include <time.h>
 
 #define BYTES ((size_t)512 << 10)
@@ -404,6 +406,72 @@ static void statistics_body(rank *r) {
   block_free(r, &a);
 }
 
+/* What a plan says that a room takes is what it takes of the context's memory; staging of a device
+ * is the device's. */
+static void room_bytes_body(rank *r) {
+  static const struct {
+    int requests;
+    size_t bytes;
+  } rooms[] = {{2, 4000}, {40, 1 << 20}, {3, (size_t)5 << 20}};
+  bk_memory_stats stats;
+  int64_t rest = 0;
+  for (size_t i = 0; i < BK_COUNT(rooms); i++) {
+    EXPECT_OK(r, bk_comm_reserve(r->comm, rooms[i].requests, rooms[i].bytes));
+    bk_context_memory_stats(r->ctx, &stats);
+    size_t planned = bk_comm_reserve_bytes(r->comm, rooms[i].requests, rooms[i].bytes);
+    int64_t other = (int64_t)stats.current_bytes - (int64_t)planned;
+    EXPECT(r, planned > rooms[i].bytes && (i == 0 || other == rest));
+    rest = other;
+  }
+}
+
+/* What a request tells of its operation, and that it begins anew with the next one. */
+static void times_body(rank *r) {
+  block a = block_make(r);
+  bk_request *request = NULL;
+  bk_tensor t = part(&a, BK_F32, 0, 100000);
+  int64_t own = bk_comm_cut(100000, r->size, r->rank + 1) - bk_comm_cut(100000, r->size, r->rank);
+  bk_tensor piece = part(&a, BK_F32, bk_comm_cut(100000, r->size, r->rank), own);
+  double before = bk_context_seconds(r->ctx);
+  for (int i = 0; i < 2; i++) {
+    EXPECT_OK(r, bk_comm_reduce_scatter(r->comm, r->stream, BK_REDUCE_SUM, &t, &piece, &request));
+    wait_for(r, request);
+    const bk_comm_times *at = &request->times;
+    EXPECT(r, at->sent == 4 * (size_t)(100000 - own));
+    EXPECT(r, before <= at->begun && at->begun <= at->met && at->met <= at->ended);
+    EXPECT(r, at->ended <= bk_context_seconds(r->ctx));
+    EXPECT(r, at->waited > 0 && at->waited <= bk_context_seconds(r->ctx) - before);
+    before = at->ended;
+  }
+  block_free(r, &a);
+}
+
+/* What was measured has the right names and sizes; how long anything takes is not asked. */
+static void bench_body(rank *r) {
+  static const char *const names[BK_BENCH_COMM_ROWS] = {"copy", "reduce_scatter", "all_gather",
+                                                        "all_reduce"};
+  bk_bench_comm_row rows[BK_BENCH_COMM_ROWS] = {{0}};
+  EXPECT_OK(r, bk_bench_comm(r->comm, 40000, 0, rows));
+  double least = 10000;
+  for (int i = 0; i < r->size; i++)
+    least =
+        fmin(least, (double)(bk_comm_cut(10000, r->size, i + 1) - bk_comm_cut(10000, r->size, i)));
+  for (int i = 0; i < BK_BENCH_COMM_ROWS; i++) {
+    bool large = i < 3;
+    EXPECT(r, rows[i].op && strcmp(rows[i].op, names[i]) == 0);
+    EXPECT(r, rows[i].bytes == (large ? 40000 : 4));
+    EXPECT(r, large ? rows[i].sent == 4 * (10000 - least) : isnan(rows[i].sent));
+    EXPECT(r, rows[i].best > 0 && rows[i].best <= rows[i].seconds && rows[i].seconds < 60);
+    EXPECT(r, large ? rows[i].share == rows[0].seconds / rows[i].seconds : isnan(rows[i].share));
+  }
+  bk_bench_comm_row all[RANKS_MAX][BK_BENCH_COMM_ROWS];
+  EXPECT_OK(r, bk_comm_gather(r->comm, rows, sizeof rows, all));
+  for (int i = 0; i < r->size; i++) EXPECT(r, all[i][1].seconds == rows[1].seconds);
+  EXPECT(r, bk_bench_comm(r->comm, 3, 0, rows) == BK_ERR_ARGUMENT);
+  EXPECT(r, bk_bench_comm(r->comm, 4, -1, rows) == BK_ERR_ARGUMENT);
+  EXPECT_OK(r, bk_bench_comm(r->comm, 4, 0, rows));
+}
+
 static void room_body(rank *r) {
   block a = block_make(r);
   bk_request *requests[2] = {NULL}, *third = NULL;
@@ -680,6 +748,38 @@ START_TEST(statistics) {
 }
 END_TEST
 
+START_TEST(room_bytes) {
+  static const bk_backend *const backends[] = {&bk_backend_ref, &bk_backend_cpu};
+  for (size_t i = 0; i < BK_COUNT(backends); i++)
+    run_quietly(&(ranks){.size = 3, .backend = backends[i], .body = room_bytes_body});
+}
+END_TEST
+
+START_TEST(times) {
+  run_quietly(&(ranks){.size = 3, .backend = &bk_backend_ref, .body = times_body});
+  run_quietly(&(ranks){.size = 2, .backend = &late_backend, .body = times_body});
+}
+END_TEST
+
+START_TEST(bench) {
+  ranks host = {.size = 3, .backend = &bk_backend_ref, .body = bench_body},
+        late = {.size = 2, .backend = &late_backend, .body = bench_body};
+  ranks_run(&host, ctx);
+  rank_expect(&host, 2, "3 bytes for 0 s");
+  rank_expect(&host, 0, "4 bytes for -1 s");
+  ranks_run(&late, ctx);
+  bk_device *device = NULL;
+  bk_comm *alone = NULL;
+  bk_bench_comm_row rows[BK_BENCH_COMM_ROWS];
+  ck_assert_int_eq(bk_device_open_backend(ctx, &bk_backend_ref, NULL, &device), BK_OK);
+  ck_assert_int_eq(bk_comm_self(device, &alone), BK_OK);
+  ck_assert_int_eq(bk_bench_comm(alone, 40000, 0, rows), BK_ERR_ARGUMENT);
+  unit_expect("one rank");
+  bk_comm_destroy(alone);
+  bk_device_close(device);
+}
+END_TEST
+
 START_TEST(room) {
   ranks all = {.size = 2, .backend = &bk_backend_ref, .body = room_body};
   ranks_run(&all, ctx);
@@ -721,9 +821,19 @@ int main(void) {
   for (size_t i = 0; i < BK_COUNT(by_size); i++)
     tcase_add_loop_test(tcase, by_size[i], 0, (int)BK_COUNT(sizes));
   tcase_add_loop_test(tcase, disagreement, 0, (int)BK_COUNT(disagreements));
-  const TTest *const once[] = {
-      disorder,          groups,  statistics,        room,    other_group,
-      one_does_not_come, no_send, told_from_outside, aborted, worlds_are_checked};
+  const TTest *const once[] = {disorder,
+                               groups,
+                               statistics,
+                               times,
+                               bench,
+                               room,
+                               room_bytes,
+                               other_group,
+                               one_does_not_come,
+                               no_send,
+                               told_from_outside,
+                               aborted,
+                               worlds_are_checked};
   for (size_t i = 0; i < BK_COUNT(once); i++) tcase_add_test(tcase, once[i]);
   suite_add_tcase(suite, tcase);
   return unit_run(suite);

@@ -84,7 +84,9 @@ BK_API bk_status bk_model_param_write(bk_model *model, int i, bk_param_part part
  * `what` is empty. */
 BK_API bk_status bk_model_check_finite(bk_model *model, char *what, size_t size);
 
-/* The bytes that the model itself takes in one class: of its weights, gradients and so on. */
+/* The bytes that the model itself takes in one class: of its weights, gradients and so on. With
+ * several ranks the class comm is host memory, in which what comes from other ranks is summed, and
+ * by way of which it goes to and from a device. */
 BK_API size_t bk_model_bytes(const bk_model *model, bk_memory_class c);
 
 /* What is counted from the configuration alone. The active parameters are those that one token
