@@ -106,7 +106,8 @@ script() {
 # The large shapes run in gcc, and everywhere at the long level. What is slow to compile or to run is compiled and run as few times as
 # serves: the cuda backend by nvcc for one target here (for all of them in full, and by tools/gpu-check.sh for the card that is there),
 # its kernels on the host here and with sanitizers, opencl and vulkan here and with sanitizers, opencl's host code under valgrind at the long level,
-# mpi here, and in full by clang: an MPI library keeps memory that neither sanitizers nor valgrind can tell from what is lost.
+# mpi here, in full by clang, and with sanitizers, there without the check of leaks in processes that a launcher starts: an MPI library keeps
+# memory that neither sanitizers nor valgrind can tell from what is lost.
 NO_GPU="--with-opencl=no --with-vulkan=no"
 build_gcc() { build gcc CC=gcc CFLAGS='-O2 -g' --disable-static --with-opencl=yes --with-vulkan=yes --with-mpi=yes CUDA_ARCHS=90a; }
 # No optional part: the built-in products, no modules, one fast instruction set beside portable C; small, and linked statically where
@@ -140,7 +141,7 @@ stage_sanitizers() {
   export ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$SOURCE/tests/lsan.supp:print_suppressions=0
   local flags='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer'
   build sanitizers --enable-debug CC=gcc CFLAGS="$flags" CXXFLAGS="${flags/-g /} -fno-sanitize=null,object-size,pointer-overflow" --disable-static \
-    --with-cuda=no --with-opencl=yes --with-vulkan=yes --with-mpi=no || return
+    --with-cuda=no --with-opencl=yes --with-vulkan=yes --with-mpi=yes || return
   # Without a Vulkan driver first: what lavapipe leaks in every probe cannot be told from leaks of our own. Then on it, without that check.
   VK_ICD_FILENAMES=/none BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-sanitizer-tests)"
   ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1 BK_TEST_QUICK=1 BK_TEST_STEPS=4 check sanitizers TESTS="$(cd "$ROOT/sanitizers" && make -s print-vulkan-tests)"
