@@ -397,19 +397,20 @@ static void check_shards(void) {
   char path[600];
   snprintf(path, sizeof path, "%s/step-000005", folder);
   split(path);
-  fault_each_allocation("load of shards", load, quick() ? 41 : 3);
+  fault_each_allocation("load of shards", load, quick() ? 41 : thorough() ? 3 : 11);
   fault_each_allocation("a look for what is not finite", check_finite, quick() ? 41 : 3);
   snprintf(path, sizeof path, "%s/step-000006", folder);
   OK(bk_mkdirs(ctx, path));
-  fault_each_allocation("newest", newest, 1);
+  fault_each_allocation("newest", newest, quick() ? 11 : thorough() ? 1 : 3);
 }
 
 START_TEST(test_checkpoints) {
   int64_t skip = quick() ? 41 : 1;
   prepare("cpu", BK_BF16, BK_HC_MHC, true);
   fault_each_allocation("save", save, skip);
-  fault_each_allocation("save while training goes on", save_async, skip);
-  fault_each_allocation("load", load, skip);
+  fault_each_allocation("save while training goes on", save_async,
+                        quick() || thorough() ? skip : 7);
+  fault_each_allocation("load", load, quick() || thorough() ? skip : 3);
   check_shards();
   finish();
 }
