@@ -60,7 +60,7 @@ typedef struct child {
   int to, from;
 } child;
 
-/* Nothing of this process is left, nor of what it has from its parent: a checker of memory looks. */
+/* Nothing of this process is left, nor of what its parent gave it: a checker of memory looks. */
 static _Noreturn void child_exit(bk_context *own, bk_store *store) {
   bk_store_close(store);
   bk_context_destroy(own);
