@@ -161,6 +161,8 @@ static bk_status check_transport(bk_context *ctx, const bk_job_options *o) {
   if (o->comm && strcmp(o->comm, "mpi") != 0) return BK_OK;
   BK_TRY(bk_transports(ctx, note_mpi, &mpi));
   if (o->comm && mpi.usable) return BK_OK;
+  if (o->comm && o->launcher && strcmp(o->launcher, "none") == 0)
+    return bk_fail(ctx, BK_ERR_ABSENT, "job: the transport mpi cannot be used: %s", mpi.reason);
   if (o->size > 0) snprintf(ranks, sizeof ranks, "%d ranks", o->size);
   if (mpi.usable)
     return bk_fail(ctx, BK_ERR_ABSENT,

@@ -21,6 +21,7 @@ refused 2 'unknown option --dp' "of another command" "$BIRKHOFF" eval run --data
 refused 2 'unknown option --rnak; did you mean --rank' "a slip" $train --out no --rnak 1
 refused 1 'there is no transport between processes here\|not by MPI' "processes that nothing connects" \
   env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=1 "$BIRKHOFF" train $tiny --out no
+refused 1 'job: the transport mpi cannot be used: ' "MPI without its module" env BIRKHOFF_BACKEND_DIR=/nowhere $train --out no --comm mpi
 refused 2 'WORLD_SIZE' "half an environment" env RANK=0 "$BIRKHOFF" train $tiny --out no
 refused 2 '--comm threads: its ranks are threads of one process, but .* has started 2' "threads under a launcher" \
   env RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=localhost MASTER_PORT=1 "$BIRKHOFF" train $tiny --out no --comm threads --dp 2
