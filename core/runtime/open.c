@@ -129,13 +129,24 @@ static bk_status open_fallback(const bk_device *device, bk_device **fallback) {
   return BK_OK;
 }
 
-bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
-                         bk_device **device) {
+/* With the drivers held. */
+static bk_status open_named(bk_context *ctx, const char *name, const bk_device_options *options,
+                            bk_device **device) {
   const bk_backend *backend = NULL;
   int index = 0;
-  BK_TRY(bk_registry_init(ctx));
   BK_TRY(select_backend(ctx, name, &backend, &index));
-  BK_TRY(bk_device_open_from(ctx, backend, index, options, device));
-  (*device)->open_fallback = open_fallback;
+  return bk_device_open_from(ctx, backend, index, options, device);
+}
+
+bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
+                         bk_device **device) {
+  bk_device *opened = NULL;
+  BK_TRY(bk_registry_init(ctx));
+  bk_registry_hold_drivers();
+  bk_status status = open_named(ctx, name, options, &opened);
+  bk_registry_release_drivers();
+  BK_TRY(status);
+  opened->open_fallback = open_fallback;
+  *device = opened;
   return BK_OK;
 }

@@ -34,12 +34,15 @@ static const char *const modules[] = {"cuda", "opencl", "vulkan"};
 static struct {
   pthread_mutex_t lock;      /* guards the lists */
   pthread_mutex_t init_lock; /* held while bk_registry_init runs */
+  pthread_mutex_t drivers;   /* bk_registry_hold_drivers */
   bool initialised;
   const bk_backend *backends[BACKENDS_MAX];
   int n_backends;
   bk_refused_module refused[REFUSED_MAX];
   int n_refused;
-} registry = {.lock = PTHREAD_MUTEX_INITIALIZER, .init_lock = PTHREAD_MUTEX_INITIALIZER};
+} registry = {.lock = PTHREAD_MUTEX_INITIALIZER,
+              .init_lock = PTHREAD_MUTEX_INITIALIZER,
+              .drivers = PTHREAD_MUTEX_INITIALIZER};
 
 /* Called with the lock held. The same table twice is no error: a program may register it itself. */
 static bk_status insert(const bk_backend *b, char *reason, size_t reason_size) {
@@ -133,6 +136,9 @@ static bk_status register_all(bk_context *ctx) {
     BK_TRY(bk_backend_register(ctx, compiled_in[i]));
   return ctx->os ? bk_loader_load_all(ctx) : BK_OK;
 }
+
+void bk_registry_hold_drivers(void) { pthread_mutex_lock(&registry.drivers); }
+void bk_registry_release_drivers(void) { pthread_mutex_unlock(&registry.drivers); }
 
 bk_status bk_registry_init(bk_context *ctx) {
   pthread_mutex_lock(&registry.init_lock);

@@ -23,6 +23,11 @@ const bk_backend *bk_registry_host(size_t i);
 bool bk_registry_is_module(const char *name);
 /* open.c: the backend whose first device is opened where none is named, or NULL. */
 const bk_backend *bk_device_best_backend(bk_context *ctx);
+/* Between these two calls this thread is the only one of the process that asks drivers what there
+ * is, or opens a device: ranks that are threads begin at the same moment, and neither drivers nor
+ * what loads them is made for that. They do not nest. */
+void bk_registry_hold_drivers(void);
+void bk_registry_release_drivers(void);
 /* Remembers a module that was refused; past the capacity it is only logged. */
 void bk_registry_note_refused(const char *path, const char *reason);
 /* True if one of the function pointers that a vtable of `bytes` bytes consists of is NULL. */
