@@ -137,8 +137,15 @@ static bk_status register_all(bk_context *ctx) {
   return ctx->os ? bk_loader_load_all(ctx) : BK_OK;
 }
 
-void bk_registry_hold_drivers(void) { pthread_mutex_lock(&registry.drivers); }
-void bk_registry_release_drivers(void) { pthread_mutex_unlock(&registry.drivers); }
+void bk_registry_hold_drivers(bk_signals *kept) {
+  pthread_mutex_lock(&registry.drivers);
+  bk_signals_keep(kept);
+}
+
+void bk_registry_release_drivers(bk_context *ctx, const bk_signals *kept) {
+  bk_signals_restore(ctx, kept);
+  pthread_mutex_unlock(&registry.drivers);
+}
 
 bk_status bk_registry_init(bk_context *ctx) {
   pthread_mutex_lock(&registry.init_lock);
