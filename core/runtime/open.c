@@ -141,11 +141,10 @@ static bk_status open_named(bk_context *ctx, const char *name, const bk_device_o
 bk_status bk_device_open(bk_context *ctx, const char *name, const bk_device_options *options,
                          bk_device **device) {
   bk_device *opened = NULL;
-  bk_signals kept;
   BK_TRY(bk_registry_init(ctx));
-  bk_registry_hold_drivers(&kept);
+  bk_registry_hold_drivers();
   bk_status status = open_named(ctx, name, options, &opened);
-  bk_registry_release_drivers(ctx, &kept);
+  bk_registry_release_drivers(ctx);
   BK_TRY(status);
   opened->open_fallback = open_fallback;
   *device = opened;

@@ -7,6 +7,8 @@
  * threads that open a device at the same time both wait for the whole list. */
 #include "runtime/registry_priv.h"
 
+#include "base/signals.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +37,7 @@ static struct {
   pthread_mutex_t lock;      /* guards the lists */
   pthread_mutex_t init_lock; /* held while bk_registry_init runs */
   pthread_mutex_t drivers;   /* bk_registry_hold_drivers */
+  bk_signals signals;        /* of the program, while it is held */
   bool initialised;
   const bk_backend *backends[BACKENDS_MAX];
   int n_backends;
@@ -137,13 +140,13 @@ static bk_status register_all(bk_context *ctx) {
   return ctx->os ? bk_loader_load_all(ctx) : BK_OK;
 }
 
-void bk_registry_hold_drivers(bk_signals *kept) {
+void bk_registry_hold_drivers(void) {
   pthread_mutex_lock(&registry.drivers);
-  bk_signals_keep(kept);
+  bk_signals_keep(&registry.signals);
 }
 
-void bk_registry_release_drivers(bk_context *ctx, const bk_signals *kept) {
-  bk_signals_restore(ctx, kept);
+void bk_registry_release_drivers(bk_context *ctx) {
+  bk_signals_restore(ctx, &registry.signals);
   pthread_mutex_unlock(&registry.drivers);
 }
 

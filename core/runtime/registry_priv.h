@@ -3,7 +3,6 @@
 #ifndef BK_REGISTRY_PRIV_H
 #define BK_REGISTRY_PRIV_H
 
-#include "base/signals.h"
 #include "runtime/backend.h"
 
 #define BK_REASON_MAX 256
@@ -26,10 +25,10 @@ bool bk_registry_is_module(const char *name);
 const bk_backend *bk_device_best_backend(bk_context *ctx);
 /* Between these two calls this thread is the only one of the process that asks drivers what there
  * is, or opens a device: ranks that are threads begin at the same moment, and neither drivers nor
- * what loads them is made for that. What a driver's libraries make of the program's signals meanwhile (LLVM takes SIGUSR1 for
- * itself) is undone. They do not nest. */
-void bk_registry_hold_drivers(bk_signals *kept);
-void bk_registry_release_drivers(bk_context *ctx, const bk_signals *kept);
+ * what loads them is made for that. What a driver's libraries make of the program's signals
+ * meanwhile is undone: LLVM takes SIGUSR1 for itself. They do not nest. */
+void bk_registry_hold_drivers(void);
+void bk_registry_release_drivers(bk_context *ctx);
 /* Remembers a module that was refused; past the capacity it is only logged. */
 void bk_registry_note_refused(const char *path, const char *reason);
 /* True if one of the function pointers that a vtable of `bytes` bytes consists of is NULL. */

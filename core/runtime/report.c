@@ -33,13 +33,12 @@ static bool is_host(const bk_backend *b) {
 }
 
 static bk_status list_device(const listing *l, const bk_backend *b, int index, bool is_default) {
-  bk_signals kept;
   bk_device_report r = {.state = BK_DEVICE_OK, .is_default = is_default};
   if (is_host(b)) snprintf(r.name, sizeof r.name, "%s", b->name);
   else snprintf(r.name, sizeof r.name, "%s:%d", b->name, index);
-  bk_registry_hold_drivers(&kept);
+  bk_registry_hold_drivers();
   bk_status status = b->describe(l->ctx, index, &r.props, &r.memory_bytes);
-  bk_registry_release_drivers(l->ctx, &kept);
+  bk_registry_release_drivers(l->ctx);
   if (status != BK_OK) {
     r.state = BK_DEVICE_REFUSED;
     snprintf(r.reason, sizeof r.reason, "the device does not describe itself");
@@ -49,11 +48,10 @@ static bk_status list_device(const listing *l, const bk_backend *b, int index, b
 
 static bk_status list_backend(const listing *l, const bk_backend *b, bool best) {
   char reason[1024] = "";
-  bk_signals kept;
-  bk_registry_hold_drivers(&kept);
+  bk_registry_hold_drivers();
   bool found = b->probe(l->ctx, reason, sizeof reason) == BK_OK;
   int n = found ? b->device_count(l->ctx) : 0;
-  bk_registry_release_drivers(l->ctx, &kept);
+  bk_registry_release_drivers(l->ctx);
   if (found && n <= 0 && !reason[0]) snprintf(reason, sizeof reason, "%s finds no device", b->name);
   if (n <= 0)
     return list_reasons(l, b->name, BK_DEVICE_ABSENT, reason[0] ? reason : "no reason given");
@@ -75,11 +73,10 @@ static bk_status list_modules(const listing *l) {
 
 bk_status bk_devices(bk_context *ctx, bk_device_fn each, void *user) {
   listing l = {ctx, each, user};
-  bk_signals kept;
   BK_TRY(bk_registry_init(ctx));
-  bk_registry_hold_drivers(&kept);
+  bk_registry_hold_drivers();
   const bk_backend *best = bk_device_best_backend(ctx);
-  bk_registry_release_drivers(ctx, &kept);
+  bk_registry_release_drivers(ctx);
   for (int i = 0; i < bk_backend_count(); i++) {
     const bk_backend *b = bk_backend_get(i);
     BK_TRY(list_backend(&l, b, b == best));
