@@ -171,6 +171,7 @@ typedef struct bk_inbox {
 typedef struct bk_message {
   bk_operation *operation; /* NULL: the engine's own */
   bk_inbox *inbox;         /* of a header that is received */
+  int peer;                /* of an operation's: the other rank */
 } bk_message;
 
 typedef struct bk_list {

@@ -102,14 +102,23 @@ static int name_ranks(const bk_operation *o, char *text, size_t size) {
   return n;
 }
 
+/* A rank with which data of the operation are still under way; -1: there is none. */
+static int stuck_with(const bk_engine *e, const bk_operation *o) {
+  for (int i = 0; i < e->n_slots; i++)
+    if (e->messages[e->slots[i]].operation == o) return e->messages[e->slots[i]].peer;
+  return -1;
+}
+
 void bk_operation_missing(bk_engine *e, const bk_operation *o, char *text, size_t size) {
   char ranks[96], what[64];
   snprintf(what, sizeof what, "%s %llu", o->kind == BK_SEND ? "exchange" : bk_kind_name(o->kind),
            (unsigned long long)o->number);
   int n = name_ranks(o, ranks, sizeof ranks);
   if (n == 0) {
-    snprintf(text, size, "the data of %s are not through after %g s: a rank does not go on", what,
-             e->timeout_s);
+    int peer = stuck_with(e, o);
+    if (peer >= 0)
+      snprintf(text, size, "rank %d has not gone on with %s for %g s", peer, what, e->timeout_s);
+    else snprintf(text, size, "%s has not ended for %g s", what, e->timeout_s);
     return;
   }
   snprintf(text, size, "%s %s not come to %s for %g s", ranks, n > 1 ? "have" : "has", what,

@@ -56,13 +56,13 @@ static int take_slot(bk_engine *e, bk_message message) {
 
 static bool send(bk_engine *e, bk_operation *o, int peer, int channel, const void *data,
                  size_t bytes) {
-  int slot = take_slot(e, (bk_message){.operation = o});
+  int slot = take_slot(e, (bk_message){.operation = o, .peer = peer});
   return e->wire->ops->send(e->wire, peer, channel, data, bytes, slot) == 0 || wire_failed(e);
 }
 
 static bool receive(bk_engine *e, bk_operation *o, int peer, int channel, void *data,
                     size_t bytes) {
-  int slot = take_slot(e, (bk_message){.operation = o});
+  int slot = take_slot(e, (bk_message){.operation = o, .peer = peer});
   return e->wire->ops->receive(e->wire, peer, channel, data, bytes, slot) == 0 || wire_failed(e);
 }
 
