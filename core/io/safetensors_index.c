@@ -12,21 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/json_in.h"
-#include "io/safetensors_priv.h"
+#include "io/index.h"
 
 #define WEIGHTS "model.safetensors"
 #define INDEX "model.safetensors.index.json"
-
-/* An index lives while the shards are opened; the reader keeps nothing of it. */
-typedef struct shard_index {
-  bk_context *ctx;
-  const char *folder;
-  char *path;
-  json_t *root, *map;  /* the map is a part of the root */
-  const char **shards; /* each once, sorted; the strings belong to the root */
-  size_t n_shards;
-} shard_index;
 
 /* ---- what the index says ---- */
 
@@ -41,7 +30,7 @@ bool bk_st_plain_name(const char *name) {
 }
 
 /* One entry of the map: a tensor's name and that of a file in the same folder. */
-static bk_status check_pair(const shard_index *x, const char *tensor, const json_t *value) {
+static bk_status check_pair(const bk_index *x, const char *tensor, const json_t *value) {
   const char *shard = json_string_value(value);
   if (!bk_st_printable(tensor) || (shard && !bk_st_printable(shard)))
     return bk_fail(x->ctx, BK_ERR_DATA, "%s: a name in weight_map holds a control character",
@@ -56,41 +45,22 @@ static bk_status check_pair(const shard_index *x, const char *tensor, const json
                  tensor, shard);
 }
 
-/* The array holds strings. */
-static int compare_texts(const void *a, const void *b) {
-  return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* Sorted, so that shards are opened in one order on every machine, and each is listed once. */
-static bk_status collect_shards(shard_index *x) {
+/* The names of all shards, each of them checked. */
+static bk_status collect_shards(bk_index *x) {
   const char *tensor;
   json_t *value;
   size_t count = 0;
-  if (!(x->shards = bk_alloc_array(x->ctx, json_object_size(x->map), sizeof *x->shards)))
+  if (!(x->files = bk_alloc_array(x->ctx, json_object_size(x->map), sizeof *x->files)))
     return BK_ERR_MEMORY;
   json_object_foreach(x->map, tensor, value) {
     BK_TRY(check_pair(x, tensor, value));
-    x->shards[count++] = json_string_value(value);
+    x->files[count++] = json_string_value(value);
   }
-  qsort(x->shards, count, sizeof *x->shards, compare_texts);
-  for (size_t i = 0; i < count; i++)
-    if (i == 0 || strcmp(x->shards[i], x->shards[i - 1]) != 0)
-      x->shards[x->n_shards++] = x->shards[i];
+  bk_index_keep_once(x, count);
   return BK_OK;
 }
 
-/* Unknown keys are passed over with a warning: other tools write some of their own. */
-static bk_status take_members(shard_index *x) {
-  const char *key;
-  json_t *value;
-  if (!json_is_object(x->root))
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: an index of shards is a JSON object, this is none",
-                   x->path);
-  json_object_foreach(x->root, key, value) {
-    if (strcmp(key, "weight_map") == 0) x->map = value;
-    else if (strcmp(key, "metadata") != 0 && bk_st_printable(key))
-      bk_warn(x->ctx, "%s: the key \"%s\" is not known and is ignored", x->path, key);
-  }
+static bk_status check_map(bk_index *x) {
   if (!x->map)
     return bk_fail(x->ctx, BK_ERR_DATA,
                    "%s: weight_map is missing: it says which file has which tensor", x->path);
@@ -102,31 +72,18 @@ static bk_status take_members(shard_index *x) {
   return collect_shards(x);
 }
 
-static void close_index(shard_index *x) {
-  bk_free(x->ctx, (void *)x->shards);
-  json_decref(x->root);
-  bk_free(x->ctx, x->path);
-}
-
-/* Reads and checks the index. On failure nothing is left open. x->map and the strings in x->shards
- * are parts of x->root, and end with it. */
-static bk_status open_index(bk_context *ctx, const char *folder, shard_index *x) {
-  char *text = NULL;
-  size_t bytes;
-  *x = (shard_index){.ctx = ctx, .folder = folder, .path = bk_path_join(ctx, folder, INDEX)};
-  bk_status status =
-      x->path ? bk_file_read_all(ctx, x->path, BK_ST_INDEX_MAX, &text, &bytes) : BK_ERR_MEMORY;
-  if (status == BK_OK) status = bk_json_load(ctx, x->path, text, bytes, &x->root);
-  bk_free(ctx, text);
-  if (status == BK_OK) status = take_members(x);
-  if (status != BK_OK) close_index(x);
+/* On failure nothing is left open. */
+static bk_status open_index(bk_context *ctx, const char *folder, bk_index *x) {
+  BK_TRY(bk_index_open(ctx, folder, INDEX, "shards", "weight_map", x));
+  bk_status status = check_map(x);
+  if (status != BK_OK) bk_index_close(x);
   return status;
 }
 
 /* ---- the shards ---- */
 
 /* A tensor that the index promises in this shard, for a message. */
-static const char *first_tensor_of(const shard_index *x, const char *shard) {
+static const char *first_tensor_of(const bk_index *x, const char *shard) {
   const char *tensor;
   json_t *value;
   json_object_foreach(x->map, tensor,
@@ -136,23 +93,23 @@ static const char *first_tensor_of(const shard_index *x, const char *shard) {
 
 /* All shards are looked for before the first is opened, which may take long to check. The message
  * names a tensor of the missing shard, by which a user may find out what the shard was. */
-static bk_status check_present(const shard_index *x) {
+static bk_status check_present(const bk_index *x) {
   bk_status status = BK_OK;
-  for (size_t i = 0; i < x->n_shards && status == BK_OK; i++) {
+  for (size_t i = 0; i < x->n_files && status == BK_OK; i++) {
     int kind = -1;
-    char *path = bk_path_join(x->ctx, x->folder, x->shards[i]);
+    char *path = bk_path_join(x->ctx, x->folder, x->files[i]);
     status = path ? bk_path_kind(x->ctx, path, &kind) : BK_ERR_MEMORY;
     if (status == BK_OK && kind < 0)
       status = bk_fail(x->ctx, BK_ERR_DATA,
                        "%s is missing, a part of the weights that %s names (for tensor %s)", path,
-                       x->path, first_tensor_of(x, x->shards[i]));
+                       x->path, first_tensor_of(x, x->files[i]));
     bk_free(x->ctx, path);
   }
   return status;
 }
 
 /* What a shard has must be what the map says that it has. */
-static bk_status check_entries(const shard_index *x, const char *path, const char *shard,
+static bk_status check_entries(const bk_index *x, const char *path, const char *shard,
                                const bk_st_table *table) {
   for (size_t i = 0; i < table->count; i++) {
     const char *name = table->entries[i].name,
@@ -168,7 +125,7 @@ static bk_status check_entries(const shard_index *x, const char *path, const cha
 }
 
 /* A shard is read into a table of its own and checked before it joins the others. */
-static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const char *shard) {
+static bk_status add_shard(const bk_index *x, bk_st_reader *reader, const char *shard) {
   bk_st_table table = {.ctx = x->ctx};
   char *path = bk_path_join(x->ctx, x->folder, shard);
   bk_status status = path ? bk_st_reader_add(reader, path, &table) : BK_ERR_MEMORY;
@@ -180,7 +137,7 @@ static bk_status add_shard(const shard_index *x, bk_st_reader *reader, const cha
 }
 
 /* The other way round: what the map says must be in the shards. */
-static bk_status check_promises(const shard_index *x, const bk_st_reader *reader) {
+static bk_status check_promises(const bk_index *x, const bk_st_reader *reader) {
   const char *tensor;
   json_t *value;
   if (reader->table.count > INT32_MAX)
@@ -193,13 +150,12 @@ static bk_status check_promises(const shard_index *x, const bk_st_reader *reader
 
 /* The reader's table is sorted by name once, when all shards are in it. *reader is written on
  * success only; what it needs of the index was copied by then. */
-static bk_status open_shards(const shard_index *x, bk_st_reader **reader) {
+static bk_status open_shards(const bk_index *x, bk_st_reader **reader) {
   bk_st_reader *r = NULL;
   BK_TRY(check_present(x));
   BK_TRY(bk_st_reader_create(x->ctx, x->path, &r));
   bk_status status = BK_OK;
-  for (size_t i = 0; i < x->n_shards && status == BK_OK; i++)
-    status = add_shard(x, r, x->shards[i]);
+  for (size_t i = 0; i < x->n_files && status == BK_OK; i++) status = add_shard(x, r, x->files[i]);
   if (status == BK_OK) status = bk_st_table_sort(&r->table, r->path);
   if (status == BK_OK) status = check_promises(x, r);
   if (status == BK_OK) *reader = r;
@@ -218,30 +174,20 @@ bk_status bk_st_is_there(bk_context *ctx, const char *folder, const char *name, 
   return status;
 }
 
-/* Whether the weights are in shards: an index is there, and no single file, which has
- * precedence. */
-static bk_status has_shards(bk_context *ctx, const char *folder, bool *shards) {
-  bool single;
-  *shards = false;
-  BK_TRY(bk_st_is_there(ctx, folder, WEIGHTS, &single));
-  return single ? BK_OK : bk_st_is_there(ctx, folder, INDEX, shards);
-}
-
 /* This asks whether the folder has weights at all, in one of the two forms. */
 bk_status bk_st_folder_has(bk_context *ctx, const char *folder, bool *there) {
-  BK_TRY(bk_st_is_there(ctx, folder, WEIGHTS, there));
-  return *there ? BK_OK : bk_st_is_there(ctx, folder, INDEX, there);
+  return bk_index_or_file(ctx, folder, WEIGHTS, INDEX, there);
 }
 
 /* A folder with neither form fails on the single file, whose name users know. */
 bk_status bk_st_open_folder(bk_context *ctx, const char *folder, bk_st_reader **reader) {
-  shard_index x;
+  bk_index x;
   bool shards;
-  BK_TRY(has_shards(ctx, folder, &shards));
+  BK_TRY(bk_index_counts(ctx, folder, WEIGHTS, INDEX, &shards));
   if (shards) {
     BK_TRY(open_index(ctx, folder, &x));
     bk_status status = open_shards(&x, reader);
-    close_index(&x);
+    bk_index_close(&x);
     return status;
   }
   char *path = bk_path_join(ctx, folder, WEIGHTS);
@@ -269,15 +215,12 @@ bk_status bk_st_file_lacks(bk_context *ctx, const char *folder, const char *name
 
 /* Of several shards that are not whole the first is named. */
 bk_status bk_st_folder_lacks(bk_context *ctx, const char *folder, char **lack) {
-  shard_index x;
+  bk_index x;
   bool shards;
-  BK_TRY(has_shards(ctx, folder, &shards));
+  BK_TRY(bk_index_counts(ctx, folder, WEIGHTS, INDEX, &shards));
   if (!shards) return bk_st_file_lacks(ctx, folder, WEIGHTS, lack);
-  *lack = NULL;
   BK_TRY(open_index(ctx, folder, &x));
-  bk_status status = BK_OK;
-  for (size_t i = 0; i < x.n_shards && status == BK_OK && !*lack; i++)
-    status = bk_st_file_lacks(ctx, folder, x.shards[i], lack);
-  close_index(&x);
+  bk_status status = bk_index_lacks(&x, lack);
+  bk_index_close(&x);
   return status;
 }

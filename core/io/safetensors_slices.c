@@ -10,22 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "io/json_in.h"
-#include "io/safetensors_priv.h"
+#include "io/index.h"
 
-/* An index while its files are opened; nothing of it is kept. */
 typedef struct slice_index {
-  bk_context *ctx;
-  const char *folder;
-  char *path;
-  json_t *root, *map; /* the map is a part of the root */
-  const char **files; /* each once, sorted; the strings belong to the root */
-  size_t n_files;
-  size_t n_slices;
+  bk_index base;
+  size_t n_slices; /* of all tensors */
 } slice_index;
 
 static bk_status refuse(const slice_index *x, const char *tensor, const char *what) {
-  return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s: %s", x->path, tensor, what);
+  return bk_fail(x->base.ctx, BK_ERR_DATA, "%s: tensor %s: %s", x->base.path, tensor, what);
 }
 
 /* ---- what the index says ---- */
@@ -47,15 +40,15 @@ static bk_status check_slice(const slice_index *x, const char *tensor, const jso
   if (!bk_st_printable(file) || !bk_st_printable(name))
     return refuse(x, tensor, "a name holds a control character");
   if (!bk_st_plain_name(file))
-    return bk_fail(x->ctx, BK_ERR_DATA,
-                   "%s: tensor %s: \"%s\" is not the plain name of a file in this folder", x->path,
-                   tensor, file);
+    return bk_fail(x->base.ctx, BK_ERR_DATA,
+                   "%s: tensor %s: \"%s\" is not the plain name of a file in this folder",
+                   x->base.path, tensor, file);
   int64_t from = json_integer_value(begin), n = json_integer_value(count);
   if (from != *end)
-    return bk_fail(x->ctx, BK_ERR_DATA,
+    return bk_fail(x->base.ctx, BK_ERR_DATA,
                    "%s: tensor %s: the slice %s begins at element %lld, %s: the one before it ends "
                    "at %lld",
-                   x->path, tensor, name, (long long)from,
+                   x->base.path, tensor, name, (long long)from,
                    from < *end ? "which is there twice" : "and something is missing",
                    (long long)*end);
   if (n == 0 || n > INT64_MAX / 8 - from)
@@ -82,78 +75,50 @@ static bk_status check_tensor(slice_index *x, const char *tensor, const json_t *
   const json_t *slices = json_object_get(value, "slices");
   int64_t count = count_of(json_object_get(value, "shape")), end = 0;
   if (!bk_st_printable(tensor))
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: a name in slices holds a control character", x->path);
+    return bk_fail(x->base.ctx, BK_ERR_DATA, "%s: a name in slices holds a control character",
+                   x->base.path);
   if (!json_is_string(json_object_get(value, "dtype")) || !json_is_array(slices))
     return refuse(x, tensor, "it must be an object with dtype, shape and a list of slices");
   if (count < 0) return refuse(x, tensor, "its shape is none, or too large");
   for (size_t i = 0; i < json_array_size(slices); i++)
     BK_TRY(check_slice(x, tensor, json_array_get(slices, i), &end));
   if (end != count)
-    return bk_fail(x->ctx, BK_ERR_DATA,
-                   "%s: tensor %s: its slices have %lld elements, its shape %lld", x->path, tensor,
-                   (long long)end, (long long)count);
+    return bk_fail(x->base.ctx, BK_ERR_DATA,
+                   "%s: tensor %s: its slices have %lld elements, its shape %lld", x->base.path,
+                   tensor, (long long)end, (long long)count);
   x->n_slices += json_array_size(slices);
   return BK_OK;
 }
 
-/* The array holds strings. */
-static int compare_texts(const void *a, const void *b) {
-  return strcmp(*(const char *const *)a, *(const char *const *)b);
-}
-
-/* Sorted, so that files are opened in one order on every machine, and each is listed once. */
+/* All tensors are checked before the names of their files are listed. */
 static bk_status collect_files(slice_index *x) {
   const char *tensor;
   json_t *value;
   size_t n = 0;
-  json_object_foreach(x->map, tensor, value) BK_TRY(check_tensor(x, tensor, value));
-  if (x->n_slices == 0) return bk_fail(x->ctx, BK_ERR_DATA, "%s: slices names no tensor", x->path);
-  if (!(x->files = bk_alloc_array(x->ctx, x->n_slices, sizeof *x->files))) return BK_ERR_MEMORY;
-  json_object_foreach(x->map, tensor, value) {
+  json_object_foreach(x->base.map, tensor, value) BK_TRY(check_tensor(x, tensor, value));
+  if (x->n_slices == 0)
+    return bk_fail(x->base.ctx, BK_ERR_DATA, "%s: slices names no tensor", x->base.path);
+  if (!(x->base.files = bk_alloc_array(x->base.ctx, x->n_slices, sizeof *x->base.files)))
+    return BK_ERR_MEMORY;
+  json_object_foreach(x->base.map, tensor, value) {
     const json_t *slices = json_object_get(value, "slices");
     for (size_t i = 0; i < json_array_size(slices); i++)
-      x->files[n++] = json_string_value(json_object_get(json_array_get(slices, i), "file"));
+      x->base.files[n++] = json_string_value(json_object_get(json_array_get(slices, i), "file"));
   }
-  qsort(x->files, n, sizeof *x->files, compare_texts);
-  for (size_t i = 0; i < n; i++)
-    if (i == 0 || strcmp(x->files[i], x->files[i - 1]) != 0) x->files[x->n_files++] = x->files[i];
+  bk_index_keep_once(&x->base, n);
   return BK_OK;
-}
-
-static bk_status take_members(slice_index *x) {
-  const char *key;
-  json_t *value;
-  if (!json_is_object(x->root))
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: an index of slices is a JSON object, this is none",
-                   x->path);
-  json_object_foreach(x->root, key, value) {
-    if (strcmp(key, "slices") == 0) x->map = value;
-    else if (strcmp(key, "metadata") != 0 && bk_st_printable(key))
-      bk_warn(x->ctx, "%s: the key \"%s\" is not known and is ignored", x->path, key);
-  }
-  if (!json_is_object(x->map))
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: slices, an object of tensors, is missing", x->path);
-  return collect_files(x);
-}
-
-static void close_index(slice_index *x) {
-  bk_free(x->ctx, (void *)x->files);
-  json_decref(x->root);
-  bk_free(x->ctx, x->path);
 }
 
 /* On failure nothing is left open. */
 static bk_status open_index(bk_context *ctx, const char *folder, const char *index,
                             slice_index *x) {
-  char *text = NULL;
-  size_t bytes;
-  *x = (slice_index){.ctx = ctx, .folder = folder, .path = bk_path_join(ctx, folder, index)};
+  *x = (slice_index){.n_slices = 0};
+  BK_TRY(bk_index_open(ctx, folder, index, "slices", "slices", &x->base));
   bk_status status =
-      x->path ? bk_file_read_all(ctx, x->path, BK_ST_INDEX_MAX, &text, &bytes) : BK_ERR_MEMORY;
-  if (status == BK_OK) status = bk_json_load(ctx, x->path, text, bytes, &x->root);
-  bk_free(ctx, text);
-  if (status == BK_OK) status = take_members(x);
-  if (status != BK_OK) close_index(x);
+      json_is_object(x->base.map)
+          ? collect_files(x)
+          : bk_fail(ctx, BK_ERR_DATA, "%s: slices, an object of tensors, is missing", x->base.path);
+  if (status != BK_OK) bk_index_close(&x->base);
   return status;
 }
 
@@ -169,12 +134,12 @@ static bk_status find_slice(const slice_index *x, const bk_st_reader *reader, co
   const char *path = e ? bk_st_entry_path(reader, e) : "";
   const char *slash = strrchr(path, '/');
   if (!e || strcmp(slash ? slash + 1 : path, file) != 0)
-    return bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s: %s does not have the slice %s", x->path,
-                   tensor, file, name);
+    return bk_fail(x->base.ctx, BK_ERR_DATA, "%s: tensor %s: %s does not have the slice %s",
+                   x->base.path, tensor, file, name);
   if (e->ndim != 1 || e->shape[0] != count || strcmp(e->dtype_name, dtype) != 0)
-    return bk_fail(x->ctx, BK_ERR_DATA,
+    return bk_fail(x->base.ctx, BK_ERR_DATA,
                    "%s: the slice %s is not %lld elements of %s, as %s has it for tensor %s", path,
-                   name, (long long)count, dtype, x->path, tensor);
+                   name, (long long)count, dtype, x->base.path, tensor);
   *found = (bk_st_slice){
       .entry = e, .begin = json_integer_value(json_object_get(slice, "begin")), .count = count};
   return BK_OK;
@@ -185,7 +150,7 @@ static bk_status add_tensor(const slice_index *x, const bk_st_reader *reader, co
   const json_t *slices = json_object_get(value, "slices"), *shape = json_object_get(value, "shape");
   const char *dtype = json_string_value(json_object_get(value, "dtype"));
   bk_st_sliced *t = &s->tensors[s->n_tensors];
-  *t = (bk_st_sliced){.name = bk_strdup(x->ctx, tensor), .slices = s->slices + s->n_slices};
+  *t = (bk_st_sliced){.name = bk_strdup(x->base.ctx, tensor), .slices = s->slices + s->n_slices};
   if (!t->name) return BK_ERR_MEMORY;
   s->n_tensors++;
   t->ndim = (int)json_array_size(shape);
@@ -207,24 +172,24 @@ static int compare_slices(const void *a, const void *b) {
 
 static bk_status check_once(const slice_index *x, const bk_st_reader *reader,
                             const bk_st_slices *s) {
-  const bk_st_entry **used = bk_alloc_array(x->ctx, s->n_slices, sizeof *used);
+  const bk_st_entry **used = bk_alloc_array(x->base.ctx, s->n_slices, sizeof *used);
   bk_status status = used ? BK_OK : BK_ERR_MEMORY;
   for (size_t i = 0; i < s->n_slices && used; i++) used[i] = s->slices[i].entry;
   if (used) qsort((void *)used, s->n_slices, sizeof *used, compare_slices);
   for (size_t i = 0; i < s->n_slices && status == BK_OK; i++)
     if (i > 0 && used[i] == used[i - 1])
-      status =
-          bk_fail(x->ctx, BK_ERR_DATA, "%s: the slice %s is named twice", x->path, used[i]->name);
+      status = bk_fail(x->base.ctx, BK_ERR_DATA, "%s: the slice %s is named twice", x->base.path,
+                       used[i]->name);
     else if (used[i] != bk_st_get(reader, (int)i))
-      status = bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is not in the slices of %s",
+      status = bk_fail(x->base.ctx, BK_ERR_DATA, "%s: tensor %s is not in the slices of %s",
                        bk_st_entry_path(reader, bk_st_get(reader, (int)i)),
-                       bk_st_get(reader, (int)i)->name, x->path);
+                       bk_st_get(reader, (int)i)->name, x->base.path);
   if (status == BK_OK && s->n_slices < (size_t)bk_st_count(reader)) {
     const bk_st_entry *e = bk_st_get(reader, (int)s->n_slices);
-    status = bk_fail(x->ctx, BK_ERR_DATA, "%s: tensor %s is not in the slices of %s",
-                     bk_st_entry_path(reader, e), e->name, x->path);
+    status = bk_fail(x->base.ctx, BK_ERR_DATA, "%s: tensor %s is not in the slices of %s",
+                     bk_st_entry_path(reader, e), e->name, x->base.path);
   }
-  bk_free(x->ctx, (void *)used);
+  bk_free(x->base.ctx, (void *)used);
   return status;
 }
 
@@ -235,10 +200,10 @@ static int compare_tensors(const void *a, const void *b) {
 static bk_status add_tensors(const slice_index *x, const bk_st_reader *reader, bk_st_slices *s) {
   const char *tensor;
   json_t *value;
-  s->tensors = bk_alloc_array(x->ctx, json_object_size(x->map), sizeof *s->tensors);
-  s->slices = bk_alloc_array(x->ctx, x->n_slices, sizeof *s->slices);
+  s->tensors = bk_alloc_array(x->base.ctx, json_object_size(x->base.map), sizeof *s->tensors);
+  s->slices = bk_alloc_array(x->base.ctx, x->n_slices, sizeof *s->slices);
   if (!s->tensors || !s->slices) return BK_ERR_MEMORY;
-  json_object_foreach(x->map, tensor, value) BK_TRY(add_tensor(x, reader, tensor, value, s));
+  json_object_foreach(x->base.map, tensor, value) BK_TRY(add_tensor(x, reader, tensor, value, s));
   qsort(s->tensors, s->n_tensors, sizeof *s->tensors, compare_tensors);
   return check_once(x, reader, s);
 }
@@ -246,27 +211,28 @@ static bk_status add_tensors(const slice_index *x, const bk_st_reader *reader, b
 /* ---- opening ---- */
 
 static bk_status add_file(const slice_index *x, bk_st_reader *reader, const char *name) {
-  bk_st_table table = {.ctx = x->ctx};
+  bk_st_table table = {.ctx = x->base.ctx};
   int kind = -1;
-  char *path = bk_path_join(x->ctx, x->folder, name);
-  bk_status status = path ? bk_path_kind(x->ctx, path, &kind) : BK_ERR_MEMORY;
+  char *path = bk_path_join(x->base.ctx, x->base.folder, name);
+  bk_status status = path ? bk_path_kind(x->base.ctx, path, &kind) : BK_ERR_MEMORY;
   if (status == BK_OK && kind < 0)
-    status = bk_fail(x->ctx, BK_ERR_DATA, "%s is missing, a part of the tensors that %s names",
-                     path, x->path);
+    status = bk_fail(x->base.ctx, BK_ERR_DATA, "%s is missing, a part of the tensors that %s names",
+                     path, x->base.path);
   if (status == BK_OK) status = bk_st_reader_add(reader, path, &table);
   if (status == BK_OK) status = bk_st_table_take(&reader->table, &table);
   bk_st_table_fini(&table);
-  bk_free(x->ctx, path);
+  bk_free(x->base.ctx, path);
   return status;
 }
 
 static bk_status open_files(const slice_index *x, bk_st_reader **reader, bk_st_slices *s) {
   bk_st_reader *r = NULL;
-  BK_TRY(bk_st_reader_create(x->ctx, x->path, &r));
+  BK_TRY(bk_st_reader_create(x->base.ctx, x->base.path, &r));
   bk_status status = BK_OK;
-  for (size_t i = 0; i < x->n_files && status == BK_OK; i++) status = add_file(x, r, x->files[i]);
+  for (size_t i = 0; i < x->base.n_files && status == BK_OK; i++)
+    status = add_file(x, r, x->base.files[i]);
   if (status == BK_OK && r->table.count > INT32_MAX)
-    status = bk_fail(x->ctx, BK_ERR_DATA, "%s: too many tensors", x->path);
+    status = bk_fail(x->base.ctx, BK_ERR_DATA, "%s: too many tensors", x->base.path);
   if (status == BK_OK) status = bk_st_table_sort(&r->table, r->path);
   if (status == BK_OK) status = add_tensors(x, r, s);
   if (status == BK_OK) *reader = r;
@@ -296,19 +262,9 @@ static bk_status slices_of_file(bk_context *ctx, const bk_st_reader *reader, bk_
   return BK_OK;
 }
 
-/* The index counts where the single file is not there. */
-static bk_status has_index(bk_context *ctx, const char *folder, const char *file, const char *index,
-                           bool *there) {
-  bool single;
-  *there = false;
-  BK_TRY(bk_st_is_there(ctx, folder, file, &single));
-  return single ? BK_OK : bk_st_is_there(ctx, folder, index, there);
-}
-
 bk_status bk_st_slices_there(bk_context *ctx, const char *folder, const char *file,
                              const char *index, bool *there) {
-  BK_TRY(bk_st_is_there(ctx, folder, file, there));
-  return *there ? BK_OK : bk_st_is_there(ctx, folder, index, there);
+  return bk_index_or_file(ctx, folder, file, index, there);
 }
 
 static bk_status open_single(bk_context *ctx, const char *folder, const char *file,
@@ -328,14 +284,14 @@ bk_status bk_st_open_slices(bk_context *ctx, const char *folder, const char *fil
   slice_index x;
   bool sliced;
   *slices = (bk_st_slices){.ctx = ctx};
-  BK_TRY(has_index(ctx, folder, file, index, &sliced));
+  BK_TRY(bk_index_counts(ctx, folder, file, index, &sliced));
   bk_status status;
   if (!sliced) {
     status = open_single(ctx, folder, file, reader, slices);
   } else {
     BK_TRY(open_index(ctx, folder, index, &x));
     status = open_files(&x, reader, slices);
-    close_index(&x);
+    bk_index_close(&x.base);
   }
   if (status != BK_OK) bk_st_slices_free(slices);
   return status;
@@ -361,13 +317,10 @@ bk_status bk_st_slices_lack(bk_context *ctx, const char *folder, const char *fil
                             const char *index, char **lack) {
   slice_index x;
   bool sliced;
-  BK_TRY(has_index(ctx, folder, file, index, &sliced));
+  BK_TRY(bk_index_counts(ctx, folder, file, index, &sliced));
   if (!sliced) return bk_st_file_lacks(ctx, folder, file, lack);
-  *lack = NULL;
   BK_TRY(open_index(ctx, folder, index, &x));
-  bk_status status = BK_OK;
-  for (size_t i = 0; i < x.n_files && status == BK_OK && !*lack; i++)
-    status = bk_st_file_lacks(ctx, folder, x.files[i], lack);
-  close_index(&x);
+  bk_status status = bk_index_lacks(&x.base, lack);
+  bk_index_close(&x.base);
   return status;
 }
