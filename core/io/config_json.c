@@ -1,6 +1,6 @@
-/* config.json and trainer_state.json. Reading goes through jansson (64-bit integers, duplicate
- * keys refused); writing makes the text here, because transformers checks types: a float key
- * always has a point or an exponent, an integer key never.
+/* config.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing makes
+ * the text here, because transformers checks types: a float key always has a point or an exponent,
+ * an integer key never.
  *
  * Of config.json a key is one of: the model's name (config_family.h); an architecture key
  * (bk_model_keys); a key with one value that the runtime honours (fixed[]); a key that must
@@ -9,34 +9,12 @@
  * num_nextn_predict_layers); a key that says nothing about the model (silent[]); anything else,
  * which is a warning.
  *
- * Reading config.json goes on past a fault so that a user sees all of them, and leaves the caller's
- * struct alone if there is one. trainer_state.json is stricter: it was written by this library, and
- * a run that continues with another recipe would not be the same run.
- *
- * trainer_state.json, which lies in every checkpoint of a run:
- *   {"format": 1, "step": 500, "tokens": 1024000, "data_hash": "16 hexadecimal digits",
- *    "dtype": "bf16", "recipe": {every key of bk_train_keys},
- *    "data_files": [[bytes, "16 hexadecimal digits"], ...]} */
-#include <limits.h>
-#include <stdio.h>
+ * Reading goes on past a fault so that a user sees all of them, and leaves the caller's struct alone
+ * if there is one. */
 #include <string.h>
 
+#include "io/config_document.h"
 #include "io/config_family.h"
-#include "io/config_priv.h"
-#include "io/json_out.h"
-
-/* 16 MiB: no configuration is nearly as long, and a wrong file is not read into memory */
-#define CONFIG_BYTES_MAX ((size_t)16 << 20)
-/* trainer_state.json's own number; another one means keys that this code does not know */
-#define STATE_FORMAT 1
-#define COUNT_MAX (1LL << 60) /* of steps and tokens; a step can be added without overflow */
-
-/* An open JSON document; `origin` begins every message about it. */
-typedef struct document {
-  bk_context *ctx;
-  const char *origin;
-  json_t *root;
-} document;
 
 /* A text that is no JSON is no failure here: the answer is false. */
 bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, size_t bytes,
@@ -50,7 +28,7 @@ bk_status bk_json_whole(bk_context *ctx, const char *origin, const char *text, s
 }
 
 /* On success doc->root is to be json_decref'd; on failure there is none. */
-static bk_status load(document *doc, const char *json, size_t bytes) {
+bk_status bk_document_load(bk_document *doc, const char *json, size_t bytes) {
   BK_TRY(bk_json_load(doc->ctx, doc->origin, json, bytes, &doc->root));
   if (json_is_object(doc->root)) return BK_OK;
   bk_status status = bk_fail(doc->ctx, BK_ERR_DATA, "%s: holds %s, not an object", doc->origin,
@@ -61,7 +39,7 @@ static bk_status load(document *doc, const char *json, size_t bytes) {
 }
 
 /* The message says what kind of value was wanted and what kind was found. */
-static bk_status wrong_kind(const document *doc, const bk_option *o, const json_t *value) {
+static bk_status wrong_kind(const bk_document *doc, const bk_option *o, const json_t *value) {
   char range[BK_OPTION_TEXT];
   return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: %s must be %s, not %s", doc->origin, o->name,
                  bk_option_range_text(o, range, sizeof range), bk_json_kind(value));
@@ -69,7 +47,7 @@ static bk_status wrong_kind(const document *doc, const bk_option *o, const json_
 
 /* Integers are accepted for float keys (files on the hub have "rope_theta": 10000), but floats
  * never for integer keys. */
-static bk_status read_option(const document *doc, const bk_option *o, const json_t *value,
+bk_status bk_document_option(const bk_document *doc, const bk_option *o, const json_t *value,
                              void *config) {
   bool word = o->type == BK_OPT_ENUM || o->type == BK_OPT_INT_OR_AUTO;
   if (json_is_string(value) && word)
@@ -154,7 +132,7 @@ static bool fixed_holds(const fixed_key *key, const json_t *value) {
 }
 
 /* An absent key means the value that is built. */
-static void check_fixed(const document *doc, reading *r) {
+static void check_fixed(const bk_document *doc, reading *r) {
   char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(fixed); i++) {
     const fixed_key *key = &fixed[i];
@@ -172,7 +150,7 @@ static const char *const rope_objects[] = {"rope_scaling", "rope_parameters"};
 
 /* Only the default kind is built, with its theta. A wrong kind makes the other members
  * meaningless, so that it alone is reported. */
-static bk_status check_rope_kind(const document *doc, const char *name, json_t *rope) {
+static bk_status check_rope_kind(const bk_document *doc, const char *name, json_t *rope) {
   static const char *const kinds[] = {"rope_type", "type"};
   char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(kinds); i++) {
@@ -187,7 +165,7 @@ static bk_status check_rope_kind(const document *doc, const char *name, json_t *
 }
 
 /* Any member but the kind and theta asks for a scaling of positions, which is not built. */
-static bk_status check_rope_members(const document *doc, const char *name, json_t *rope) {
+static bk_status check_rope_members(const bk_document *doc, const char *name, json_t *rope) {
   const char *key;
   json_t *value;
   BK_TRY(check_rope_kind(doc, name, rope));
@@ -205,7 +183,7 @@ static bk_status check_rope_members(const document *doc, const char *name, json_
 
 /* rope_theta may stand outside of the rope object, inside, or in both places with the same
  * value. */
-static bk_status read_rope(const document *doc, const char *name, reading *r) {
+static bk_status read_rope(const bk_document *doc, const char *name, reading *r) {
   json_t *rope = json_object_get(doc->root, name),
          *outside = json_object_get(doc->root, "rope_theta");
   if (!rope || json_is_null(rope)) return BK_OK;
@@ -216,7 +194,7 @@ static bk_status read_rope(const document *doc, const char *name, reading *r) {
   json_t *theta = json_object_get(rope, "rope_theta");
   if (!theta) return BK_OK;
   double before = r->m.rope_theta;
-  BK_TRY(read_option(doc, bk_option_find(bk_model_keys, "rope_theta", 10), theta, &r->m));
+  BK_TRY(bk_document_option(doc, bk_option_find(bk_model_keys, "rope_theta", 10), theta, &r->m));
   if (json_is_number(outside) && is_known(r, "rope_theta") && before != r->m.rope_theta)
     return bk_fail(doc->ctx, BK_ERR_CONFIG, "%s: rope_theta is given twice, as %g and in %s as %g",
                    doc->origin, before, name, r->m.rope_theta);
@@ -228,7 +206,7 @@ static bk_status read_rope(const document *doc, const char *name, reading *r) {
 /* Compares a key that repeats others. `with` names the keys that make up `wanted`; where one of
  * them is not known nothing can be said. `absent` is the value that a missing key stands for, or
  * below 0 where a missing key agrees with anything. null always agrees. */
-static bk_status check_agrees(const document *doc, const reading *r, const char *name,
+static bk_status check_agrees(const bk_document *doc, const reading *r, const char *name,
                               int64_t absent, int64_t wanted, const char *with) {
   json_t *value = json_object_get(doc->root, name);
   if (value && json_is_null(value)) return BK_OK;
@@ -248,7 +226,7 @@ static bk_status check_agrees(const document *doc, const reading *r, const char 
 
 /* 128 is Hugging Face's default for num_key_value_heads, so that a file without it and with fewer
  * heads describes grouped keys, which are not built. */
-static void check_agreements(const document *doc, reading *r) {
+static void check_agreements(const bk_document *doc, reading *r) {
   const bk_model_config *m = &r->m;
   note(r, check_agrees(doc, r, "num_key_value_heads", 128, m->num_attention_heads,
                        "num_attention_heads"));
@@ -272,7 +250,7 @@ static bool is_end_token(const json_t *value) {
 }
 
 /* One token that ends a text, or a list of them. */
-static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
+static bk_status read_end_tokens(const bk_document *doc, bk_model_config *m) {
   json_t *value = json_object_get(doc->root, "eos_token_id");
   char given[BK_JSON_SHOWN];
   /* Some files write -1 for "none". */
@@ -301,7 +279,7 @@ static bk_status read_end_tokens(const document *doc, bk_model_config *m) {
 static const char *const further_layers[] = {"num_nextn_predict_layers", "num_mtp_layers"};
 
 /* Where a file has both names they must agree. */
-static bk_status read_further_layers(const document *doc, bk_model_config *m) {
+static bk_status read_further_layers(const bk_document *doc, bk_model_config *m) {
   const char *said_by = NULL;
   char given[BK_JSON_SHOWN];
   for (size_t i = 0; i < BK_COUNT(further_layers); i++) {
@@ -391,7 +369,7 @@ static bool is_expected(const char *key) {
 
 /* An unknown key may be misspelt. The nearest known name is suggested, but an unknown key is never
  * an error: files on the hub carry many that nobody reads. */
-static void warn_unknown(const document *doc) {
+static void warn_unknown(const bk_document *doc) {
   const char *key, *names[BK_COUNT(fixed) + 64];
   json_t *value;
   size_t count = 0;
@@ -410,7 +388,7 @@ static void warn_unknown(const document *doc) {
 }
 
 /* Warnings about what is accepted but may surprise the user. */
-static void warn(const document *doc, const bk_model_config *m) {
+static void warn(const bk_document *doc, const bk_model_config *m) {
   warn_unknown(doc);
   for (int i = 0; i < m->n_eos_token_ids; i++)
     if (m->eos_token_id[i] >= m->vocab_size)
@@ -430,14 +408,14 @@ static void warn(const document *doc, const bk_model_config *m) {
 /* ---- config.json: all of it ---- */
 
 /* A key that is absent is not null. */
-static bool is_null(const document *doc, const char *name) {
+static bool is_null(const bk_document *doc, const char *name) {
   return json_is_null(json_object_get(doc->root, name));
 }
 
 /* Whether a key's null is understood and needs no value. For n_shared_experts and n_group it means
  * one thing only; for topk_group it means n_group (read_groups); for rope_theta it means the value
  * in a rope object, if there is one. */
-static bool take_null(const document *doc, const char *name, bk_model_config *m) {
+static bool take_null(const bk_document *doc, const char *name, bk_model_config *m) {
   if (!is_null(doc, name)) return false;
   if (strcmp(name, "n_shared_experts") == 0) {
     m->n_shared_experts = 0;
@@ -454,11 +432,11 @@ static bool take_null(const document *doc, const char *name, bk_model_config *m)
 }
 
 /* A key counts as known if its value was read well, or if its absence has a meaning. */
-static void read_keys(const document *doc, reading *r) {
+static void read_keys(const bk_document *doc, reading *r) {
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     json_t *value = json_object_get(doc->root, o->name);
     bk_status status = BK_OK;
-    if (value && !take_null(doc, o->name, &r->m)) status = read_option(doc, o, value, &r->m);
+    if (value && !take_null(doc, o->name, &r->m)) status = bk_document_option(doc, o, value, &r->m);
     note(r, status);
     if (status == BK_OK && (value || r->defaults))
       r->known |= bk_option_bits(bk_model_keys, o->name);
@@ -467,7 +445,7 @@ static void read_keys(const document *doc, reading *r) {
 
 /* Without groups every expert may be chosen: where no number of kept groups is given, or no groups
  * at all, all groups are kept. */
-static void read_groups(const document *doc, reading *r) {
+static void read_groups(const bk_document *doc, reading *r) {
   bool absent = !json_object_get(doc->root, "topk_group");
   if (!is_null(doc, "topk_group") && !(absent && is_null(doc, "n_group"))) return;
   r->m.topk_group = r->m.n_group;
@@ -479,7 +457,7 @@ static void read_groups(const document *doc, reading *r) {
  * in the rules that combine it with others. Order: the family decides whether absent keys have
  * defaults; then the keys; then what depends on them. Rules over several keys come last, with the
  * set of those that are known. */
-static bk_status read_model(const document *doc, bk_model_config *m) {
+static bk_status read_model(const bk_document *doc, bk_model_config *m) {
   reading r = {.m = bk_model_config_absent};
   bool alone = false;
   r.status = bk_config_check_family(doc->ctx, doc->origin, doc->root, &alone);
@@ -503,8 +481,8 @@ static bk_status read_model(const document *doc, bk_model_config *m) {
 /* *m is written on success only. */
 bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes, const char *origin,
                                 bk_model_config *m) {
-  document doc = {.ctx = ctx, .origin = origin};
-  BK_TRY(load(&doc, json, bytes));
+  bk_document doc = {.ctx = ctx, .origin = origin};
+  BK_TRY(bk_document_load(&doc, json, bytes));
   bk_status status = read_model(&doc, m);
   json_decref(doc.root);
   return status;
@@ -514,7 +492,7 @@ bk_status bk_model_config_parse(bk_context *ctx, const char *json, size_t bytes,
 bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_config *m) {
   char *text;
   size_t bytes;
-  BK_TRY(bk_file_read_all(ctx, path, CONFIG_BYTES_MAX, &text, &bytes));
+  BK_TRY(bk_file_read_all(ctx, path, BK_CONFIG_BYTES_MAX, &text, &bytes));
   bk_status status = bk_model_config_parse(ctx, text, bytes, path, m);
   bk_free(ctx, text);
   return status;
@@ -524,7 +502,7 @@ bk_status bk_model_config_read(bk_context *ctx, const char *path, bk_model_confi
 
 /* Whether a comma is needed is seen from what stands before. Every member gets a line of its
  * own. */
-static void begin_member(bk_json_out *out, const char *indent, const char *key) {
+void bk_document_member(bk_json_out *out, const char *indent, const char *key) {
   bool first = out->length > 0 && out->data[out->length - 1] == '{';
   bk_json_out_text(out, first ? "\n" : ",\n");
   bk_json_out_text(out, indent);
@@ -533,10 +511,10 @@ static void begin_member(bk_json_out *out, const char *indent, const char *key) 
 }
 
 /* Words are quoted in JSON, except for null; numbers and booleans are not. */
-static void write_option(bk_json_out *out, const char *indent, const bk_option *o,
-                         const void *config) {
+void bk_document_write_option(bk_json_out *out, const char *indent, const bk_option *o,
+                              const void *config) {
   char text[BK_OPTION_TEXT];
-  begin_member(out, indent, o->name);
+  bk_document_member(out, indent, o->name);
   bk_option_value_text(o, config, text, sizeof text);
   bool word =
       o->type == BK_OPT_ENUM || (o->type == BK_OPT_INT_OR_AUTO && bk_option_int(o, config) <= 0);
@@ -545,8 +523,8 @@ static void write_option(bk_json_out *out, const char *indent, const bk_option *
 }
 
 /* `json` is written as it is, quotes included. */
-static void write_text_member(bk_json_out *out, const char *key, const char *json) {
-  begin_member(out, "  ", key);
+void bk_document_text_member(bk_json_out *out, const char *key, const char *json) {
+  bk_document_member(out, "  ", key);
   bk_json_out_text(out, json);
 }
 
@@ -554,7 +532,7 @@ static void write_text_member(bk_json_out *out, const char *key, const char *jso
  * all. */
 static void write_end_tokens(bk_json_out *out, const bk_model_config *m) {
   if (m->n_eos_token_ids == 0) return;
-  begin_member(out, "  ", "eos_token_id");
+  bk_document_member(out, "  ", "eos_token_id");
   if (m->n_eos_token_ids > 1) bk_json_out_text(out, "[");
   for (int i = 0; i < m->n_eos_token_ids; i++) {
     if (i > 0) bk_json_out_text(out, ", ");
@@ -573,27 +551,27 @@ static void write_model(bk_json_out *out, const bk_model_config *m, bk_dtype dty
   /* Only the plain model is DeepSeek-V3's: transformers would load another one and leave its
    * connections out. */
   bool plain = m->residual == BK_HC_PLAIN;
-  write_text_member(out, "architectures",
-                    plain ? "[\"DeepseekV3ForCausalLM\"]" : "[\"BirkhoffForCausalLM\"]");
-  write_text_member(out, "model_type", plain ? "\"deepseek_v3\"" : "\"birkhoff\"");
-  write_text_member(out, "torch_dtype", torch);
-  for (const bk_option *o = bk_model_keys; o->name; o++) write_option(out, "  ", o, m);
-  begin_member(out, "  ", "num_key_value_heads");
+  bk_document_text_member(out, "architectures",
+                          plain ? "[\"DeepseekV3ForCausalLM\"]" : "[\"BirkhoffForCausalLM\"]");
+  bk_document_text_member(out, "model_type", plain ? "\"deepseek_v3\"" : "\"birkhoff\"");
+  bk_document_text_member(out, "torch_dtype", torch);
+  for (const bk_option *o = bk_model_keys; o->name; o++) bk_document_write_option(out, "  ", o, m);
+  bk_document_member(out, "  ", "num_key_value_heads");
   bk_json_out_int(out, m->num_attention_heads);
   for (size_t i = 0; i < BK_COUNT(fixed); i++) {
-    begin_member(out, "  ", fixed[i].name);
+    bk_document_member(out, "  ", fixed[i].name);
     if (fixed[i].kind == FIXED_STRING) bk_json_out_string(out, fixed[i].text);
     else bk_json_out_text(out, fixed[i].text);
   }
-  write_text_member(out, "rope_scaling", "null");
+  bk_document_text_member(out, "rope_scaling", "null");
   /* Layers for multi-token prediction are not loaded, so that none are saved. */
-  write_text_member(out, "num_nextn_predict_layers", "0");
+  bk_document_text_member(out, "num_nextn_predict_layers", "0");
   write_end_tokens(out, m);
   bk_json_out_text(out, "\n}\n");
 }
 
 /* The text is freed, whether or not it could be written. */
-static bk_status save(bk_json_out *out, const char *path) {
+bk_status bk_document_save(bk_json_out *out, const char *path) {
   bk_status status = out->status;
   if (status == BK_OK) status = bk_file_write_atomic(out->ctx, path, out->data, out->length);
   bk_json_out_fini(out);
@@ -609,193 +587,5 @@ bk_status bk_model_config_write(bk_context *ctx, const char *path, const bk_mode
   bk_json_out out;
   bk_json_out_init(&out, ctx);
   write_model(&out, m, dtype);
-  return save(&out, path);
-}
-
-/* ---- trainer_state.json ---- */
-
-/* One file a line, without its name: what is trained on counts, not where it lies. */
-static void write_files(bk_json_out *out, const bk_trainer_state *s) {
-  char text[64];
-  write_text_member(out, "data_files", "[");
-  for (int i = 0; i < s->n_files; i++) {
-    snprintf(text, sizeof text, "%s\n    [%llu, \"%016llx\"]", i ? "," : "",
-             (unsigned long long)s->files[i].bytes, (unsigned long long)s->files[i].hash);
-    bk_json_out_text(out, text);
-  }
-  bk_json_out_text(out, "\n  ]");
-}
-
-/* The hash of the data is written as text, because 64 bits do not fit the numbers of every JSON
- * reader. */
-bk_status bk_trainer_state_write(bk_context *ctx, const char *path, const bk_trainer_state *s) {
-  char hash[24];
-  BK_TRY(bk_train_config_check(ctx, path, &s->recipe));
-  snprintf(hash, sizeof hash, "\"%016llx\"", (unsigned long long)s->data_hash);
-  bk_json_out out;
-  bk_json_out_init(&out, ctx);
-  bk_json_out_text(&out, "{");
-  begin_member(&out, "  ", "format");
-  bk_json_out_int(&out, STATE_FORMAT);
-  begin_member(&out, "  ", "step");
-  bk_json_out_int(&out, s->step);
-  begin_member(&out, "  ", "tokens");
-  bk_json_out_int(&out, s->tokens);
-  write_text_member(&out, "data_hash", hash);
-  begin_member(&out, "  ", "dtype");
-  bk_json_out_string(&out, bk_dtype_name(s->dtype));
-  write_text_member(&out, "recipe", "{");
-  for (const bk_option *o = bk_train_keys; o->name; o++) write_option(&out, "    ", o, &s->recipe);
-  bk_json_out_text(&out, "\n  }");
-  if (s->n_files > 0) write_files(&out, s);
-  bk_json_out_text(&out, "\n}\n");
-  return save(&out, path);
-}
-
-/* The member must be there, or the state is damaged. */
-static bk_status read_count(const document *doc, const char *name, int64_t *count) {
-  json_t *value = json_object_get(doc->root, name);
-  if (!value) return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s is missing", doc->origin, name);
-  if (!json_is_integer(value) || json_integer_value(value) < 0 ||
-      json_integer_value(value) > COUNT_MAX)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: %s must be an integer from 0 to %lld", doc->origin,
-                   name, COUNT_MAX);
-  *count = (int64_t)json_integer_value(value);
-  return BK_OK;
-}
-
-/* This is the inverse of how bk_trainer_state_write has written it. */
-static bool parse_hash(const json_t *value, uint64_t *hash) {
-  const char *text = json_string_value(value);
-  if (!text || strlen(text) != 16 || strspn(text, "0123456789abcdef") != 16) return false;
-  uint64_t sum = 0;
-  for (const char *p = text; *p; p++)
-    sum = sum << 4 | (uint64_t)(*p <= '9' ? *p - '0' : *p - 'a' + 10);
-  *hash = sum;
-  return true;
-}
-
-static bk_status read_hash(const document *doc, uint64_t *hash) {
-  if (parse_hash(json_object_get(doc->root, "data_hash"), hash)) return BK_OK;
-  return bk_fail(doc->ctx, BK_ERR_DATA,
-                 "%s: data_hash must be a string of 16 lower-case hexadecimal digits", doc->origin);
-}
-
-static bool parse_file(const json_t *entry, bk_data_file *file) {
-  const json_t *bytes = json_array_get(entry, 0);
-  if (json_array_size(entry) != 2 || !json_is_integer(bytes) || json_integer_value(bytes) < 0)
-    return false;
-  file->bytes = (uint64_t)json_integer_value(bytes);
-  return parse_hash(json_array_get(entry, 1), &file->hash);
-}
-
-/* *files is NULL where the state has none. */
-static bk_status read_files(const document *doc, bk_data_file **files, int *n_files) {
-  json_t *list = json_object_get(doc->root, "data_files");
-  size_t n = json_array_size(list), i = 0;
-  bk_data_file *made = NULL;
-  if (list && n > 0 && n <= INT_MAX) {
-    if (!(made = bk_alloc_array(doc->ctx, n, sizeof *made))) return BK_ERR_MEMORY;
-    while (i < n && parse_file(json_array_get(list, i), &made[i])) i++;
-  }
-  if (list && (n == 0 || i < n)) {
-    bk_free(doc->ctx, made);
-    return bk_fail(doc->ctx, BK_ERR_DATA,
-                   "%s: data_files must be a list of files, each its bytes and a hash as a string "
-                   "of 16 lower-case hexadecimal digits; number %zu is not",
-                   doc->origin, i + 1);
-  }
-  *files = made;
-  *n_files = (int)n;
-  return BK_OK;
-}
-
-/* Keys that older states may lack, because they were added later, and the value that stands for an
- * absent one: the value that changes no bit of a run that knew nothing of the key. NULL means the
- * default. */
-static const struct {
-  const char *name, *value;
-} later_keys[] = {
-    {"spike_factor", NULL}, {"gain_limit", NULL},        {"cuda_graph", NULL}, {"allow_tf32", NULL},
-    {"merge_stream", NULL}, {"bin_validation", "false"}, {"save_async", NULL},
-};
-
-/* The default is left in place where that is what absence means. */
-static bk_status read_absent(const document *doc, const bk_option *o, bk_train_config *t) {
-  for (size_t i = 0; i < BK_COUNT(later_keys); i++) {
-    if (strcmp(o->name, later_keys[i].name) != 0) continue;
-    return later_keys[i].value
-               ? bk_option_set_text(doc->ctx, doc->origin, o, later_keys[i].value, t)
-               : BK_OK;
-  }
-  return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe lacks the key \"%s\"", doc->origin, o->name);
-}
-
-/* All keys but the later ones must be there, and all must be known: a resumed run continues bit
- * for bit or not at all. */
-static bk_status read_recipe(const document *doc, bk_train_config *t) {
-  json_t *recipe = json_object_get(doc->root, "recipe"), *value;
-  const char *key;
-  if (!json_is_object(recipe))
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: recipe is missing or not an object", doc->origin);
-  bk_train_config_default(t);
-  json_object_foreach(
-      recipe, key,
-      value) if (!bk_option_find(bk_train_keys, key,
-                                 strlen(
-                                     key))) return bk_fail(doc->ctx, BK_ERR_DATA,
-                                                           "%s: recipe has the unknown key \"%s\"",
-                                                           doc->origin, key);
-  for (const bk_option *o = bk_train_keys; o->name; o++) {
-    value = json_object_get(recipe, o->name);
-    BK_TRY(value ? read_option(doc, o, value, t) : read_absent(doc, o, t));
-  }
-  return bk_train_config_check(doc->ctx, doc->origin, t);
-}
-
-/* The format's number comes first: of another format nothing else can be judged. */
-static bk_status read_state(const document *doc, bk_trainer_state *s) {
-  bk_trainer_state read = {.step = 0};
-  int64_t format = 0;
-  BK_TRY(read_count(doc, "format", &format));
-  if (format != STATE_FORMAT)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: format %lld is not known, only %d", doc->origin,
-                   (long long)format, STATE_FORMAT);
-  BK_TRY(read_count(doc, "step", &read.step));
-  BK_TRY(read_count(doc, "tokens", &read.tokens));
-  BK_TRY(read_hash(doc, &read.data_hash));
-  const char *dtype = json_string_value(json_object_get(doc->root, "dtype"));
-  if (!dtype || bk_dtype_parse(dtype, &read.dtype) != BK_OK)
-    return bk_fail(doc->ctx, BK_ERR_DATA, "%s: dtype must be fp32, bf16 or fp64", doc->origin);
-  BK_TRY(read_recipe(doc, &read.recipe));
-  *s = read;
-  return BK_OK;
-}
-
-/* On success doc->root is to be json_decref'd. */
-static bk_status load_file(document *doc) {
-  char *text;
-  size_t bytes;
-  BK_TRY(bk_file_read_all(doc->ctx, doc->origin, CONFIG_BYTES_MAX, &text, &bytes));
-  bk_status status = load(doc, text, bytes);
-  bk_free(doc->ctx, text);
-  return status;
-}
-
-/* *s is written on success only. */
-bk_status bk_trainer_state_read(bk_context *ctx, const char *path, bk_trainer_state *s) {
-  document doc = {.ctx = ctx, .origin = path};
-  BK_TRY(load_file(&doc));
-  bk_status status = read_state(&doc, s);
-  json_decref(doc.root);
-  return status;
-}
-
-bk_status bk_trainer_state_files(bk_context *ctx, const char *path, bk_data_file **files,
-                                 int *n_files) {
-  document doc = {.ctx = ctx, .origin = path};
-  BK_TRY(load_file(&doc));
-  bk_status status = read_files(&doc, files, n_files);
-  json_decref(doc.root);
-  return status;
+  return bk_document_save(&out, path);
 }

@@ -1,8 +1,8 @@
 /* The model's configuration (config.json) and the training recipe. Both are plain structs that
  * tables of options describe, and the JSON reader and writer, --set, --help-config and the range
  * checks all follow these tables. doc/model.md says what the keys mean and what is refused.
- * core/io/config.c (defaults, tables, validation) needs no JSON library; config_json.c and
- * config_family.c do. */
+ * core/io/config.c (defaults, tables, validation) needs no JSON library; config_json.c,
+ * config_family.c and trainer_state.c do. */
 #ifndef BIRKHOFF_CONFIG_H
 #define BIRKHOFF_CONFIG_H
 
@@ -132,7 +132,7 @@ BK_API double bk_learning_rate(const bk_train_config *t, int64_t step);
 /* Writes an option's value in `config` into `text`, for help and logs, and returns `text`. */
 BK_API char *bk_option_value_text(const bk_option *o, const void *config, char *text, size_t size);
 
-/* ---- config_json.c (jansson) ---- */
+/* ---- config_json.c and trainer_state.c (jansson) ---- */
 /* Read a configuration, check it and validate it. BK_ERR_DATA: it is no JSON object. BK_ERR_CONFIG:
  * it describes a model that this library does not build. There is a message for every reason, which
  * begins with the path or with `origin`. If the configuration is of another family and lacks some
