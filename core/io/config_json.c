@@ -1,16 +1,15 @@
-/* config.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing makes
- * the text here, because transformers checks types: a float key always has a point or an exponent,
- * an integer key never.
+/* config.json. Reading goes through jansson (64-bit integers, duplicate keys refused); writing
+ * makes the text here, because transformers checks types: a float key always has a point or an
+ * exponent, an integer key never.
  *
- * Of config.json a key is one of: the model's name (config_family.h); an architecture key
- * (bk_model_keys); a key with one value that the runtime honours (fixed[]); a key that must
- * agree with others (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for
- * nothing (config_family.h); what the model was made with (eos_token_id,
- * num_nextn_predict_layers); a key that says nothing about the model (silent[]); anything else,
- * which is a warning.
+ * A key is one of: the model's name (config_family.h); an architecture key (bk_model_keys); a key
+ * with one value that the runtime honours (fixed[]); a key that must agree with others
+ * (num_key_value_heads, head_dim, ...); a sibling family's, which must ask for nothing
+ * (config_family.h); what the model was made with (eos_token_id, num_nextn_predict_layers); a key
+ * that says nothing about the model (silent[]); anything else, which is a warning.
  *
- * Reading goes on past a fault so that a user sees all of them, and leaves the caller's struct alone
- * if there is one. */
+ * Reading goes on past a fault so that a user sees all of them, and leaves the caller's struct
+ * alone if there is one. */
 #include <string.h>
 
 #include "io/config_document.h"
