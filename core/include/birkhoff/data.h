@@ -39,10 +39,10 @@ typedef struct bk_dataset_options {
 
 /* Takes the part of each file that the split names, one file after the other. Of a part of up to
  * 16 MiB (and 256 MiB of them together) every token is checked and hashed here; of a larger one
- * blocks at fixed places are, and every token when it is read. Token 256 follows the
- * last byte of a text, in a split that has the end of the text. A caller with separate files for
- * validation asks for BK_SPLIT_ALL of both. BK_ERR_DATA for an empty file, an empty result, and
- * what is not a regular file. */
+ * blocks at fixed places are, and every token when it is read. Token 256 follows the last byte of a
+ * text, in a split that has the end of the text. A caller with separate files for validation asks
+ * for BK_SPLIT_ALL of both. BK_ERR_DATA for an empty file, an empty result, and what is not a
+ * regular file. */
 BK_API bk_status bk_dataset_open(bk_context *ctx, const char *const *paths, int n_paths,
                                  const bk_dataset_options *options, bk_dataset **ds);
 /* Takes `count` tokens that lie in memory, each an unsigned integer of token_bytes (1, 2 or 4)
