@@ -27,6 +27,7 @@ struct bk_model_parts {
   int waiting_wgrads;            /* wgrads deferred in this step and not done yet */
   /* by which a runner sees that its deferred wgrads are of an earlier step */
   uint64_t steps_begun;
+  size_t comm_room;  /* bytes of a request that the comm has room for; 0: none was made */
   bool graph_warned; /* a capture has failed and was warned about */
   /* with several ranks, [n_shards]: bk_model_gather_weights */
   struct bk_request **requests;

@@ -215,11 +215,15 @@ static int room(const bk_model *m, size_t sums, size_t *most) {
   return m->n_shards + SUMS_AND_LOADS;
 }
 
-/* `sums` is how many numbers in ct a caller will sum beside the buckets. */
+/* `sums` is how many numbers in ct a caller will sum beside the buckets. They hardly ever need more
+ * room than a bucket does, for which the model has made it before. */
 bk_status bk_model_reserve_comm(bk_model *m, size_t sums) {
   size_t most;
   int requests = room(m, sums, &most);
-  return bk_comm_reserve(m->options.comm, requests, most);
+  if (most <= m->parts->comm_room) return BK_OK;
+  BK_TRY(bk_comm_reserve(m->options.comm, requests, most));
+  m->parts->comm_room = most;
+  return BK_OK;
 }
 
 size_t bk_model_comm_bytes(const bk_model *m) {
