@@ -1,6 +1,6 @@
 #!/bin/sh
 # Dependencies point one way: a folder's files include only headers of the folders that it may know.
-#   base <- tensor <- runtime <- ops <- models <- tools;  base <- comm <- schedule <- models;  base <- io <- models.
+#   base <- tensor <- runtime <- ops <- models <- tools;  base <- comm <- models;  base <- io <- schedule <- models.
 # comm posts its operations on streams, so it also knows tensor and runtime. A backend knows base, tensor, runtime and itself; those of
 # the GPU family also what they share, backends/gpu.
 # io also knows what is plain data: tensor.h (dtypes and shapes in files), op.h and connection.h (the kinds of residual connection).
@@ -31,14 +31,14 @@ check() {
   done
 }
 
-core='base tensor runtime ops comm schedule io'
+core='base tensor runtime ops comm io schedule'
 check core/include birkhoff
 check core/base base
 check core/tensor base tensor
 check core/runtime base tensor runtime
 check core/ops base tensor runtime ops
 check core/comm base tensor runtime comm
-check core/schedule base tensor runtime comm schedule
+check core/schedule base io/json_in.h io/json_out.h schedule
 check core/io base tensor/tensor.h runtime/op.h runtime/connection.h io
 for backend in backends/*/; do
   backend=${backend%/}

@@ -9,6 +9,7 @@
  *   data.h         data for training, tokens for one pass
  *   model.h        models, their parameters, checkpoints
  *   parallel.h     many processes that train one model
+ *   schedule.h     who does what in a pipeline of ranks, in which order
  *   train.h        training, evaluation, gains, generation
  *   forward.h      single passes, with logits, maps and gradients
  *   residual.h     the residual connection alone, for other training code
@@ -34,6 +35,7 @@
 #include <birkhoff/profile.h>
 #include <birkhoff/residual.h>
 #include <birkhoff/safetensors.h>
+#include <birkhoff/schedule.h>
 #include <birkhoff/status.h>
 #include <birkhoff/train.h>
 #include <birkhoff/types.h>

@@ -32,6 +32,9 @@ typedef struct bk_model_options {
    * rank has all weights and gradients, and its share of masters and moments. The comm must outlive
    * the model, and all calls that train, save or load it are collective. */
   struct bk_comm *comm;
+  /* Which of the sublayers each rank holds; NULL: all. The chunks are then the pipeline's, and
+   * n_chunks is 0 here. It must outlive the model. */
+  struct bk_pipeline *pipeline;
 } bk_model_options;
 
 /* Makes a model whose weights are not set: bk_model_init or bk_checkpoint_load_weights does that.

@@ -12,7 +12,9 @@
 #ifndef BIRKHOFF_PARALLEL_H
 #define BIRKHOFF_PARALLEL_H
 
+#include <birkhoff/config.h>
 #include <birkhoff/device.h>
+#include <birkhoff/schedule.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -101,6 +103,37 @@ typedef struct bk_comm_stats {
   double bytes_sent, busy_s, wait_s;
 } bk_comm_stats;
 BK_API void bk_comm_statistics(const bk_comm *comm, bk_comm_stats *stats);
+
+/* ---- pipelines ---- */
+
+/* How the ranks of a comm are laid out as pipelines, and which sublayers each of them holds. With
+ * pp ranks in a pipeline (those of the schedule) and dp pipelines beside each other, rank
+ * p * dp + d is number p of pipeline d. Ranks that hold the same stages are *replicas*: the dp
+ * ranks with one p, with dualpipe those with p and with pp - 1 - p. They sum their gradients, and
+ * each keeps its share of masters and moments. */
+typedef struct bk_pipeline bk_pipeline;
+typedef struct bk_pipeline_options {
+  const bk_schedule *schedule; /* must outlive the pipeline */
+  /* Sublayers of each stage, "9,8,8,7"; NULL: cut by computed cost, so that the slowest stage is as
+   * fast as can be. */
+  const char *stages;
+  int64_t seq_len; /* for the costs */
+  /* Without a comm, for models that are only planned: rank `rank` of `ranks`. */
+  int rank, ranks;
+} bk_pipeline_options;
+/* Collective. The comm must outlive the pipeline, which goes into bk_model_options.pipeline and
+ * must outlive the model. BK_ERR_ARGUMENT where ranks, sublayers or `stages` do not go together,
+ * with what would. */
+BK_API bk_status bk_pipeline_create(bk_context *ctx, bk_comm *comm, const bk_model_config *config,
+                                    const bk_pipeline_options *options, bk_pipeline **pipeline);
+BK_API void bk_pipeline_destroy(bk_pipeline *pipeline); /* NULL is allowed */
+/* This rank's number p in its pipeline, and the number d of that. */
+BK_API int bk_pipeline_rank(const bk_pipeline *pipeline);
+BK_API int bk_pipeline_number(const bk_pipeline *pipeline);
+BK_API int bk_pipeline_count(const bk_pipeline *pipeline); /* dp */
+BK_API const bk_schedule *bk_pipeline_schedule(const bk_pipeline *pipeline);
+/* Sublayers [*begin, *end) of a stage. */
+BK_API void bk_pipeline_stage(const bk_pipeline *pipeline, int stage, int64_t *begin, int64_t *end);
 
 #ifdef __cplusplus
 }
