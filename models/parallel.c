@@ -19,7 +19,7 @@ typedef struct due {
 
 struct bk_parallel {
   bk_model *model;
-  bk_comm *comm;
+  bk_comm *comm;         /* of the replicas, who have the same buckets */
   due *order;            /* [n_shards], in the order in which they are posted */
   bk_request **requests; /* [n_shards], in that order */
   int n, posted, waited; /* of them: in all, and in this step */
