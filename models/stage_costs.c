@@ -116,7 +116,8 @@ static bk_status measure(bk_model *m, const bk_stage_options *o, bk_stage_needs 
                               .backward = true,
                               .defer_wgrad = o->defer_wgrad,
                               .head_rows = o->head_rows,
-                              .hc_recompute = o->hc_recompute};
+                              .hc_recompute = o->hc_recompute,
+                              .recompute = o->recompute};
   bk_stage_needs n = {.seconds = {0}};
   bk_status status = bk_chunk_create(m, 0, &options, NULL, &one);
   options.slots = 2;

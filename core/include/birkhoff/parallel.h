@@ -142,6 +142,7 @@ typedef struct bk_stage_options {
   int64_t begin, end;     /* sublayers */
   int64_t batch, seq_len; /* of a micro-batch */
   int64_t hc_recompute;   /* as in the recipe; a block is no longer than the stage */
+  int recompute;          /* bk_recompute_f */
   bool defer_wgrad;       /* the schedule puts weight gradients off */
   /* Ranks that share the routed experts: each holds so many times fewer, and computes the rows of
    * as many tokens as before. It divides n_routed_experts, and no fewer experts than a token
