@@ -4,6 +4,7 @@
 #define BK_STAGE_COSTS_H
 
 #include <birkhoff/model.h>
+#include <birkhoff/parallel.h>
 
 /* count.c: flops of F and B together for one token, as bk_model_count counts them. costs has
  * 2 * num_hidden_layers + 2 places: the embedding, the sublayers, head and loss. Their sum is

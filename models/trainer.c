@@ -64,6 +64,7 @@ static bk_status make_runners(bk_trainer *t) {
                                .slots = 1,
                                .backward = true,
                                .hc_recompute = r->hc_recompute,
+                               .recompute = r->recompute,
                                .merge_stream = r->merge_stream};
   BK_TRY(bk_runner_create(t->model, &options, &t->runner));
   options.batch = t->count % t->micro;

@@ -23,6 +23,7 @@ typedef struct bk_forward_options {
   bool backward;          /* bk_forward_backward will be called; the model must be trainable */
   /* as in bk_train_config; single passes do not need it: 0 is off */
   int64_t hc_recompute;
+  int recompute;
 } bk_forward_options;
 
 /* The model must outlive the object. BK_ERR_ARGUMENT: a model that does not have all of its
