@@ -70,11 +70,13 @@ static bk_status place_all(checker *k) {
 /* What a pass of a stage gets from (sends to) the stage `other`, over `edge`. */
 static bk_schedule_message message_of(const checker *k, int stream, int other, int edge,
                                       int direction) {
-  bk_schedule_message m = {.gradient = direction, .stream = stream, .edge = edge};
-  m.peer = m.peer_chunk = -1;
-  if (other >= 0 && other < k->s->stages)
-    m.peer = bk_schedule_holder(k->s, stream, other, &m.peer_chunk);
-  return m;
+  int peer = -1, chunk = -1;
+  if (other >= 0 && other < k->s->stages) peer = bk_schedule_holder(k->s, stream, other, &chunk);
+  return (bk_schedule_message){.peer = peer,
+                               .edge = edge,
+                               .stream = (int8_t)stream,
+                               .peer_chunk = (int8_t)chunk,
+                               .gradient = direction};
 }
 
 static int lane_of(const checker *k, int rank, size_t port) {

@@ -35,12 +35,11 @@ typedef enum bk_work {
 
 /* What crosses an edge between two stages: streams on their way forward, or their gradient. */
 typedef struct bk_schedule_message {
-  int peer;       /* a rank; the own rank: handed over there; -1: there is no such message */
-  int peer_chunk; /* the chunk of the peer that it comes from or goes to */
-  bool gradient;
-  int stream;
+  int peer;  /* a rank; the own rank: handed over there; -1: there is no such message */
   int edge;  /* between stages `edge` and `edge` + 1 */
   int micro; /* in its stream */
+  int8_t stream, peer_chunk; /* the chunk of the peer that it comes from or goes to */
+  bool gradient;
 } bk_schedule_message;
 
 typedef struct bk_schedule_record {
