@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "tools/cli.h"
+#include "tools/plan_search.h"
 
 typedef struct plan {
   bk_model_config config;
@@ -107,6 +108,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
+  if (cli_given(&s->args, "gpus")) return plan_search_run(s);
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
   BK_TRY(cli_open_device(s));
   BK_TRY(cli_dtype(s, &p.dtype));
@@ -131,6 +133,17 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
     {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
+    {"gpus", CLI_ONE, "N", "searches how so many GPUs train the model fastest"},
+    {"memory", CLI_ONE, "BYTES", "gpus: of each: 141G"},
+    {"bandwidth", CLI_ONE, "A,B",
+     "gpus: bytes a second and direction of each, inside a node and between nodes: 450G,50G"},
+    {"gpus-per-node", CLI_ONE, "N", "gpus: default 8"},
+    {"flops", CLI_ONE, "RATE", "gpus: of matrix products, a second: default 400T"},
+    {"device-bandwidth", CLI_ONE, "RATE", "gpus: bytes a second of their memory: default 3.3T"},
+    {"latency", CLI_ONE, "SECONDS", "gpus: of a message: default 1e-5"},
+    {"schedule", CLI_ONE, "NAME", "gpus: this one alone"},
+    {"pp", CLI_ONE, "P", "gpus: pipelines of so many ranks alone"},
+    {"svg", CLI_ONE, "FILE", "gpus: draws a step of the best plan"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan",
