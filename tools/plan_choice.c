@@ -243,7 +243,7 @@ static double summed(const weighing *w, const bk_timeline *t, double *sent, doub
 static double optimizer_seconds(const weighing *w) {
   const plan_choice *c = w->c;
   double kept = c->bytes[BK_MEM_MASTERS] + c->bytes[BK_MEM_OPTIMIZER];
-  double share = kept / fmax(1, 3 * c->bytes[BK_MEM_GRADIENTS]);
+  double share = c->bytes[BK_MEM_OPTIMIZER] / fmax(1, 2 * c->bytes[BK_MEM_GRADIENTS]);
   double rest = c->bytes[BK_MEM_GRADIENTS] * 2 + c->bytes[BK_MEM_WEIGHTS];
   return (2 * kept + rest * share) / w->q->cluster.device_bandwidth;
 }

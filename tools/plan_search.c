@@ -140,36 +140,43 @@ static bk_status add(plan_search *q, const plan_choice *c) {
   return BK_OK;
 }
 
-/* Ranks that share experts: a number that divides dp and the experts, of which each rank then has
- * as many as a token chooses, at least. */
-static bool shares_experts(const plan_search *q, int64_t dp, int64_t ep) {
-  const bk_model_config *c = &q->config;
-  bool sparse = c->first_k_dense_replace < c->num_hidden_layers && c->n_routed_experts > 0;
-  if (ep == 1) return true;
-  return sparse && dp % ep == 0 && c->n_routed_experts % ep == 0 &&
-         c->n_routed_experts / ep >= c->num_experts_per_tok;
-}
+/* Ranks that share experts: numbers that divide dp and the experts, of which each rank then has as
+ * many as a token chooses, at least. */
+#define MOST_EP 64
+typedef struct expert_ranks {
+  int64_t ep[MOST_EP];
+  /* The bytes that a smaller micro-batch needs at least, where it does not fit; else 0. */
+  double full[MOST_EP];
+  int n;
+} expert_ranks;
 
-static int64_t count_ep(const plan_search *q, int64_t dp) {
-  int64_t n = 0;
-  for (int64_t ep = 1; ep <= dp; ep++) n += shares_experts(q, dp, ep);
-  return n;
+static expert_ranks find_expert_ranks(const plan_search *q, int64_t dp) {
+  const bk_model_config *c = &q->config;
+  bool sparse = c->first_k_dense_replace < c->num_hidden_layers;
+  expert_ranks e = {.ep = {1}, .n = 1};
+  for (int64_t ep = 2; sparse && ep <= dp && e.n < MOST_EP; ep++)
+    if (dp % ep == 0 && c->n_routed_experts % ep == 0 &&
+        c->n_routed_experts / ep >= c->num_experts_per_tok)
+      e.ep[e.n++] = ep;
+  return e;
 }
 
 /* Dropped for a reason that holds whatever experts and recompute are. */
-static bk_status drop(plan_search *q, plan_choice c, plan_drop why, bool said) {
+static bk_status drop(plan_search *q, plan_choice c, const expert_ranks *e, plan_drop why,
+                      bool said) {
   c.drop = why;
   c.ep = 0;
   c.recompute = -1;
-  c.count = q->n_recompute * count_ep(q, c.dp);
+  c.count = (int64_t)q->n_recompute * e->n;
   if (said && !(c.reason = bk_strdup(q->s->ctx, q->said))) return BK_ERR_MEMORY;
   bk_status status = add(q, &c);
   if (status != BK_OK) bk_free(q->s->ctx, c.reason);
   return status;
 }
 
-/* The first recompute that fits is the fastest. */
-static bk_status try_recompute(plan_search *q, const plan_pipeline *p, plan_choice c) {
+/* The first recompute that fits is the fastest. *full: as in expert_ranks. */
+static bk_status try_recompute(plan_search *q, const plan_pipeline *p, plan_choice c,
+                               double *full) {
   bool fits = false;
   for (int i = 0; i < q->n_recompute; i++) {
     plan_choice one = c;
@@ -178,7 +185,27 @@ static bk_status try_recompute(plan_search *q, const plan_pipeline *p, plan_choi
     if (fits) one.drop = PLAN_NEEDLESS;
     else BK_TRY(plan_choice_weigh(q, p, &one, NULL));
     fits |= one.drop == PLAN_KEPT;
+    if (!fits && (i == 0 || one.bytes_total < *full)) *full = one.bytes_total;
     BK_TRY(add(q, &one));
+  }
+  if (fits) *full = 0;
+  return BK_OK;
+}
+
+/* A larger micro-batch needs no less memory: it has as many tokens in flight, or more. */
+static bk_status try_experts(plan_search *q, const plan_pipeline *p, plan_choice c,
+                             expert_ranks *e) {
+  for (int i = 0; i < e->n; i++) {
+    c.ep = e->ep[i];
+    if (e->full[i] > 0) {
+      plan_choice all = c;
+      all.recompute = -1;
+      all.count = q->n_recompute;
+      all.drop = PLAN_MEMORY;
+      all.bytes_total = e->full[i];
+      all.at_least = true;
+      BK_TRY(add(q, &all));
+    } else BK_TRY(try_recompute(q, p, c, &e->full[i]));
   }
   return BK_OK;
 }
@@ -201,29 +228,28 @@ static bk_status open_pipeline(plan_search *q, const plan_choice *c, plan_pipeli
   return bk_pipeline_create(q->quiet, NULL, &q->config, &o, &p->pipeline);
 }
 
-static bk_status try_micro_batch(plan_search *q, plan_choice c) {
+static bk_status try_micro_batch(plan_search *q, plan_choice c, expert_ranks *e) {
   plan_pipeline p = {0};
   plan_drop why;
   int64_t own = q->recipe.batch_size / c.dp;
   c.micro_batches = own / c.micro_batch;
-  if (own % c.micro_batch) return drop(q, c, PLAN_BATCH, false);
+  if (own % c.micro_batch) return drop(q, c, e, PLAN_BATCH, false);
   bk_status status = open_pipeline(q, &c, &p, &why);
-  if (status == BK_ERR_ARGUMENT) status = drop(q, c, why, true);
-  else if (status == BK_OK)
-    for (c.ep = 1; c.ep <= c.dp && status == BK_OK; c.ep++)
-      if (shares_experts(q, c.dp, c.ep)) status = try_recompute(q, &p, c);
+  if (status == BK_ERR_ARGUMENT) status = drop(q, c, e, why, true);
+  else if (status == BK_OK) status = try_experts(q, &p, c, e);
   close_pipeline(q, &p);
   return status;
 }
 
 static bk_status try_schedule(plan_search *q, int64_t pp, const char *schedule) {
   plan_choice c = {.pp = pp, .dp = q->cluster.gpus / pp, .schedule = schedule};
+  expert_ranks e = find_expert_ranks(q, c.dp);
   snprintf(q->said, sizeof q->said, "a pipeline of %lld ranks, the model has %lld sublayers",
            (long long)pp, (long long)(2 * q->config.num_hidden_layers));
-  if (pp > 2 * q->config.num_hidden_layers) return drop(q, c, PLAN_LAYERS, true);
-  if (q->recipe.batch_size % c.dp) return drop(q, c, PLAN_BATCH, false);
+  if (pp > 2 * q->config.num_hidden_layers) return drop(q, c, &e, PLAN_LAYERS, true);
+  if (q->recipe.batch_size % c.dp) return drop(q, c, &e, PLAN_BATCH, false);
   for (c.micro_batch = 1; c.micro_batch <= q->recipe.batch_size / c.dp; c.micro_batch *= 2)
-    BK_TRY(try_micro_batch(q, c));
+    BK_TRY(try_micro_batch(q, c, &e));
   return BK_OK;
 }
 

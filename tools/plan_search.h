@@ -36,6 +36,7 @@ typedef struct plan_choice {
   char *reason;                     /* PLAN_LAYERS, PLAN_SCHEDULE: what the library says */
   double bytes[BK_MEM_CLASS_COUNT]; /* of the rank that needs most */
   double bytes_total;
+  bool at_least; /* bytes_total is what a smaller micro-batch needs */
   /* Seconds of a step, and of its parts: the pipeline, gradients that are still under way after it,
    * the optimiser, and weights on their way back. */
   double step, pipeline, gradients, optimizer, weights;
