@@ -7,6 +7,7 @@
 
 #include "tools/cli.h"
 #include "tools/plan_schedule.h"
+#include "tools/plan_search.h"
 
 typedef struct plan {
   bk_model_config config;
@@ -118,6 +119,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
+  if (cli_given(&s->args, "gpus")) return plan_search_run(s);
   if (cli_given(&s->args, "schedule")) return cli_plan_schedule(s);
   BK_TRY(cli_plan_without_schedule(s));
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
@@ -146,10 +148,21 @@ static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {"schedule", CLI_ONE, "NAME|FILE",
-     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file"},
-    {"pp", CLI_ONE, "P", "of --schedule: ranks of the pipeline (a file has its own)"},
+     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file; gpus: this one "
+     "alone"},
+    {"pp", CLI_ONE, "P",
+     "of --schedule: ranks of the pipeline (a file has its own); gpus: this number alone"},
     {"micro", CLI_ONE, "M", "of --schedule: micro-batches of a step (a file has its own)"},
     {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
+    {"gpus", CLI_ONE, "N", "searches how so many GPUs train the model fastest"},
+    {"memory", CLI_ONE, "BYTES", "gpus: of each: 141G"},
+    {"bandwidth", CLI_ONE, "A,B",
+     "gpus: bytes a second and direction of each, inside a node and between nodes: 450G,50G"},
+    {"gpus-per-node", CLI_ONE, "N", "gpus: default 8"},
+    {"flops", CLI_ONE, "RATE", "gpus: of matrix products, a second: default 400T"},
+    {"device-bandwidth", CLI_ONE, "RATE", "gpus: bytes a second of their memory: default 3.3T"},
+    {"latency", CLI_ONE, "SECONDS", "gpus: of a message: default 1e-5"},
+    {"svg", CLI_ONE, "FILE", "gpus: draws a step of the best plan"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan",
