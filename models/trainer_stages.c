@@ -23,6 +23,7 @@ bk_status bk_trainer_make_executor(bk_trainer *t) {
   bk_chunk_options options = {.batch = t->micro,
                               .seq_len = r->seq_len,
                               .hc_recompute = r->hc_recompute,
+                              .recompute = r->recompute,
                               .merge_stream = r->merge_stream};
   return bk_executor_create(t->model, &options, &t->executor);
 }
