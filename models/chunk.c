@@ -28,6 +28,9 @@ static bk_status check_options(const bk_model *m, int index, const bk_chunk_opti
     return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: backward needs a trainable model");
   if (o->defer_wgrad && !o->backward)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: without backward there is no wgrad to defer");
+  if (o->recompute < BK_RECOMPUTE_F_NONE || o->recompute > BK_RECOMPUTE_F_ALL)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "runner: recompute %d is none of 0 to %d", o->recompute,
+                   BK_RECOMPUTE_F_ALL);
   if (o->cache_len < 0 ||
       (o->cache_len && (o->backward || o->cache_len < o->seq_len || o->cache_len > INT32_MAX))) {
     return bk_fail(ctx, BK_ERR_ARGUMENT,
@@ -108,22 +111,28 @@ static bk_status chunk_fill(bk_chunk *c) {
   return make_staging(c);
 }
 
-/* A block of recompute never crosses the edge of a chunk (arXiv 2512.24880 section 4.3.2), and is
- * no longer than the chunk. */
+/* A block of recompute never crosses the edge of a chunk, and is no longer than the chunk. In a
+ * pipeline the chunk is the block unless a number is asked for (arXiv 2512.24880 section 4.3.2):
+ * then all of it can be rebuilt before the gradient of its output has arrived. */
+static int64_t block_of(const bk_model *m, const bk_chunk_options *o, int n) {
+  int64_t block = o->backward ? bk_recompute_block(&m->config, o->hc_recompute) : 0;
+  bool whole = m->options.pipeline && o->hc_recompute == BK_RECOMPUTE_AUTO;
+  return block && (whole || block > n) ? n : block;
+}
+
 bk_status bk_chunk_create(bk_model *m, int index, const bk_chunk_options *options,
                           const bk_chunk *cache_of, bk_chunk **chunk) {
   BK_TRY(check_options(m, index, options, cache_of));
   bk_chunk *c = bk_alloc(m->ctx, sizeof *c);
   if (!c) return BK_ERR_MEMORY;
   const bk_chunk_range *range = &m->options.chunks[index];
-  int64_t block = options->backward ? bk_recompute_block(&m->config, options->hc_recompute) : 0;
   *c = (bk_chunk){.model = m, .options = *options, .cache_of = cache_of};
   c->sublayers = m->sublayers + bk_model_chunk_first(m, index);
   c->n = bk_model_chunk_count(m, index);
   c->has_embed = range->begin == 0;
   c->has_head = range->end == 2 * m->config.num_hidden_layers;
   c->tokens = options->batch * options->seq_len;
-  c->block = block > c->n ? c->n : block;
+  c->block = block_of(m, options, c->n);
   bk_status status = chunk_fill(c);
   if (status == BK_OK) *chunk = c;
   else bk_chunk_destroy(c);

@@ -22,7 +22,12 @@ typedef struct bk_chunk_options {
   bool keep_logits;
   /* rows of logits made at a time; 0: as many as fit 2^25 elements, with gradients on a GPU 2^28 */
   int64_t head_rows;
-  int64_t hc_recompute; /* BK_RECOMPUTE_AUTO, 0 off, N; only with backward */
+  /* BK_RECOMPUTE_AUTO, 0 off, N; only with backward. In a model with a pipeline auto is the whole
+   * chunk: its first streams alone are kept, and the rest may be rebuilt while the gradient of its
+   * output is still on its way. */
+  int64_t hc_recompute;
+  /* bk_recompute_f; only with backward. Where wgrad is deferred, F is run again for it too. */
+  int recompute;
   /* merges of feed-forward sublayers and their backward on the urgent lane (mHC paper, section
    * 4.3.3) */
   bool merge_stream;

@@ -75,6 +75,14 @@ static inline bool bk_chunk_sums(const bk_chunk *c) {
   return !bk_chunk_plain(c) && c->model->parts->head.kind->max_streams == 1;
 }
 
+/* Whether F of sublayer s is run again in the backward pass, which then finds nothing of it kept
+ * but its output and its routing. Even sublayers are attention. */
+static inline bool bk_chunk_recomputes(const bk_chunk *c, int s) {
+  int mine = c->sublayers[s].index % 2 ? BK_RECOMPUTE_F_EXPERTS : BK_RECOMPUTE_F_ATTENTION;
+  return c->options.backward &&
+         (c->options.recompute == mine || c->options.recompute == BK_RECOMPUTE_F_ALL);
+}
+
 /* places.c: plans all tensors; the memory comes with the commit of chunk->memory. */
 bk_status bk_chunk_plan(bk_chunk *chunk);
 void bk_chunk_free_places(bk_chunk *chunk);

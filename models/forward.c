@@ -28,6 +28,9 @@ bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
   if (options->hc_recompute < BK_RECOMPUTE_AUTO)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: hc_recompute %lld: -1 is auto, 0 off",
                    (long long)options->hc_recompute);
+  if (options->recompute < BK_RECOMPUTE_F_NONE || options->recompute > BK_RECOMPUTE_F_ALL)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: recompute %d is none of 0 to %d",
+                   options->recompute, BK_RECOMPUTE_F_ALL);
   if (options->backward && !model->options.trainable)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "forward: backward needs a model that is trainable");
   BK_TRY(bk_model_check_pass(model, "forward", options->seq_len));
@@ -36,7 +39,8 @@ bk_status bk_forward_create(bk_model *model, const bk_forward_options *options,
                               .slots = 1,
                               .backward = options->backward,
                               .keep_logits = true,
-                              .hc_recompute = options->hc_recompute};
+                              .hc_recompute = options->hc_recompute,
+                              .recompute = options->recompute};
   bk_forward *f = bk_alloc(ctx, sizeof *f);
   if (!f) return BK_ERR_MEMORY;
   *f = (bk_forward){.model = model, .backward = options->backward};

@@ -112,7 +112,7 @@ static bk_status init_param(const drawing *d, const bk_param *p) {
   bk_tensor weight = bk_param_weight(d->m, p);
   int64_t count = bk_tensor_count(&weight), period = count;
   if (count > d->distinct && count > ROUGH_WHOLE) period = d->distinct;
-  if (bk_model_ranks(d->m) == 1 || !d->m->n_shards || !bk_param_trainable(d->m, p))
+  if (bk_model_replicas(d->m) == 1 || !d->m->n_shards || !bk_param_trainable(d->m, p))
     return init_whole(d, p, period);
   for (bk_slice s = {0}; bk_param_next_slice(d->m, p, &s);) {
     bk_tensor to[OUTPUTS] = {piece(weight, s.begin, s.count), s.master};

@@ -6,6 +6,7 @@
 #include "models/model_priv.h"
 
 #include "comm/comm.h"
+#include "models/pipeline.h"
 
 #include <string.h>
 
@@ -46,6 +47,20 @@ static bk_status check_chunks(bk_context *ctx, const bk_model_config *config, bk
   return BK_OK;
 }
 
+/* The chunks of the options become those of this rank in the pipeline, in the schedule's order. */
+static bk_status take_stages(bk_context *ctx, bk_model_options *o) {
+  const bk_pipeline *l = o->pipeline;
+  if (!l) return BK_OK;
+  if (o->n_chunks || (l->comm && o->comm != l->comm))
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "a model in a pipeline has the pipeline's comm and chunks, and none of its own");
+  const bk_schedule_rank *rank = &l->schedule->rank[l->p];
+  o->n_chunks = l->schedule->chunks;
+  for (int i = 0; i < o->n_chunks; i++)
+    bk_pipeline_stage(l, rank->chunks[i].stage, &o->chunks[i].begin, &o->chunks[i].end);
+  return BK_OK;
+}
+
 /* Fills in the chunks that the options leave open. */
 static bk_status check_options(bk_device *device, const bk_model_config *config, bk_dtype dtype,
                                bk_model_options *o) {
@@ -53,6 +68,7 @@ static bk_status check_options(bk_device *device, const bk_model_config *config,
     return bk_fail(device->ctx, BK_ERR_UNSUPPORTED, "device %s does not store models in %s",
                    device->backend->name, bk_dtype_name(dtype));
   }
+  BK_TRY(take_stages(device->ctx, o));
   return check_chunks(device->ctx, config, o);
 }
 
@@ -68,7 +84,7 @@ static bk_status model_fill(bk_model *m) {
   m->stream = m->lanes.stream[BK_LANE_COMPUTE];
   if (m->options.plan_only) return BK_OK;
   BK_TRY(bk_memory_commit(m->memory));
-  if (bk_model_ranks(m) == 1 || !m->n_shards) return BK_OK;
+  if (bk_model_replicas(m) == 1 || !m->n_shards) return BK_OK;
   m->parts->requests = bk_alloc_array(m->ctx, (size_t)m->n_shards, sizeof *m->parts->requests);
   return m->parts->requests ? bk_model_reserve_comm(m, 0) : BK_ERR_MEMORY;
 }
@@ -143,6 +159,19 @@ size_t bk_model_bytes(const bk_model *m, bk_memory_class c) {
 
 int bk_model_ranks(const bk_model *m) { return bk_comm_size(m->options.comm); }
 int bk_model_rank(const bk_model *m) { return bk_comm_rank(m->options.comm); }
+
+/* A pipeline that is only planned has no comm, but numbers. */
+int bk_model_replicas(const bk_model *m) {
+  const bk_pipeline *l = m->options.pipeline;
+  return l ? l->n_replicas : bk_model_ranks(m);
+}
+int bk_model_replica(const bk_model *m) {
+  const bk_pipeline *l = m->options.pipeline;
+  return l ? l->replica : bk_model_rank(m);
+}
+struct bk_comm *bk_model_replica_comm(const bk_model *m) {
+  return m->options.pipeline ? m->options.pipeline->replicas : m->options.comm;
+}
 
 const bk_param *bk_model_find(const bk_model *model, const char *name) {
   for (int i = 0; i < model->n_params; i++) {
@@ -237,9 +266,9 @@ static bk_status part_of(const bk_model *m, int i, bk_param_part part, bk_tensor
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: there is no part %d of a parameter", p->name,
                    (int)part);
   *t = views[part](m, p);
-  if (bk_model_ranks(m) > 1 && part != BK_PARAM_WEIGHT && bk_param_trainable(m, p))
+  if (bk_model_replicas(m) > 1 && part != BK_PARAM_WEIGHT && bk_param_trainable(m, p))
     return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: each of %d ranks has parts of its %s", p->name,
-                   bk_model_ranks(m), names[part]);
+                   bk_model_replicas(m), names[part]);
   if (bk_tensor_present(t) && !m->options.plan_only) return BK_OK;
   return bk_fail(m->ctx, BK_ERR_ARGUMENT, "%s: this model has no %s of it", p->name, names[part]);
 }

@@ -26,6 +26,7 @@ typedef struct bk_param_block {
   bk_tensor master, m, v;
   /* e_score_correction_bias is not trainable: the balancing rule writes it */
   bool decay, trainable;
+  int sublayer; /* in the whole model; -1: the embedding; as many as there are: the head */
 } bk_param_block;
 
 /* One tensor of the checkpoint: a named, contiguous view of a block. */
@@ -87,6 +88,11 @@ static inline int64_t bk_model_streams(const bk_model *m) {
 /* The ranks that train the model together, 1 without a comm, and which of them this one is. */
 int bk_model_ranks(const bk_model *model);
 int bk_model_rank(const bk_model *model);
+/* Those among them that hold the same sublayers, without a pipeline all, and which of these this
+ * one is. They sum gradients, and each keeps a share of masters and moments. */
+int bk_model_replicas(const bk_model *model);
+int bk_model_replica(const bk_model *model);
+struct bk_comm *bk_model_replica_comm(const bk_model *model);
 /* The search is linear, for tests and tools. The parameter belongs to the model. */
 const bk_param *bk_model_find(const bk_model *model, const char *name); /* NULL if absent */
 /* For what runs a model from end to end: BK_ERR_ARGUMENT, in the name of `who`, where the model

@@ -27,6 +27,7 @@ typedef struct builder {
   bk_model *m;
   const bk_model_config *c;
   char prefix[64]; /* "model.layers.3." */
+  int sublayer;    /* bk_param_block's, of what is being built */
   bk_param sink;   /* written after an error, never read */
   bk_status status;
 } builder;
@@ -48,6 +49,7 @@ static bk_param_block *block(builder *b, block_kind kind, int ndim, const int64_
   bk_model *m = b->m;
   bk_param_block *p = &m->blocks[m->n_blocks++];
   p->trainable = kind != BIAS;
+  p->sublayer = b->sublayer;
   p->decay = kind == MATRIX || kind == MATRIX_CT;
   p->weight = bk_tensor_make(kind == MATRIX ? m->dtype : m->ct, ndim, shape);
   return p;
@@ -285,7 +287,7 @@ static void feed_forward(builder *b, bk_sublayer *s) {
 /* index counts sublayers of the whole model; two of them are one layer of the checkpoint. */
 static void sublayer(builder *b, bk_sublayer *s, int index) {
   s->config = b->c;
-  s->index = index;
+  s->index = b->sublayer = index;
   s->moe_layer = -1;
   snprintf(b->prefix, sizeof b->prefix, "model.layers.%d.", index / 2);
   if (index % 2 == 0) attention(b, s);
@@ -298,6 +300,7 @@ static void sublayer(builder *b, bk_sublayer *s, int index) {
 static void head(builder *b) {
   const bk_model_config *c = b->c;
   struct bk_model_parts *parts = b->m->parts;
+  b->sublayer = 2 * (int)c->num_hidden_layers;
   snprintf(b->prefix, sizeof b->prefix, "model.");
   parts->head.norm = norm(b, c->hidden_size, "norm.weight");
   connection(b, &parts->head, bk_model_head_kind(c), 0, "hc_head_");
@@ -352,6 +355,7 @@ bk_status bk_model_build(bk_model *m) {
   m->sublayers = bk_alloc_array(m->ctx, n, sizeof *m->sublayers);
   if (!m->blocks || !m->sublayers) return BK_ERR_MEMORY;
   if (holds(m, 0)) {
+    b.sublayer = -1;
     snprintf(b.prefix, sizeof b.prefix, "model.");
     m->parts->embed =
         matrix(&b, MATRIX, m->config.vocab_size, m->config.hidden_size, "embed_tokens.weight");

@@ -7,9 +7,15 @@
  *              pieces and W pieces, and mix (with the merge of the sublayer before); embed
  *   deferred   the same without W pieces; these, in the same order, are a program of their own
  *
- * With recompute, a block of sublayers is rebuilt before the first of its pieces that needs it
+ * With hc_recompute, a block of sublayers is rebuilt before the first of its pieces that needs it
  * (arXiv 2512.24880 section 4.3.2): kept are the streams at the start of each block, every f, and
- * the maps; made again are x, y, h and rstd, but never F. */
+ * the maps; made again are x, y, h and rstd. With recompute, the inside of F is made again from h
+ * just before F's D pieces, and where wgrad is deferred once more before its W pieces: between the
+ * two lie other sublayers, which use the same place.
+ *
+ * What the last sublayers need of both stands in front of everything that reads the gradient of
+ * the chunk's output, so that a schedule may run it while that gradient is on its way: the backward
+ * pass of a chunk without the head begins with these pieces, all of the part REBUILD. */
 #include "models/chunk_priv.h"
 
 /* The merge of a feed-forward sublayer, together with whatever is one op with it, is what the
@@ -68,6 +74,14 @@ static bk_status rebuild(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int
   return rebuild_some(c, rec, slot, first, s - first + 1);
 }
 
+/* F of a sublayer again, where nothing of it was kept. */
+static bk_status rebuild_f(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s,
+                           bk_pass pass) {
+  const bk_sublayer *l = &c->sublayers[s];
+  if (!bk_chunk_recomputes(c, s)) return BK_OK;
+  return l->ops->rebuild(rec, l, &slot->f[s], &c->forward[s], slot->mix[s].h, pass);
+}
+
 /* ---- backward ---- */
 /* D is rewritten in place, from the gradient after the merge to the one before it. */
 static bk_status last_merge_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
@@ -97,9 +111,11 @@ static bk_status wgrad(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s
 }
 
 /* A block is rebuilt as late as can be: just before the pass enters it with mix_bwd, whose part
- * for the merge reads the x of the block's last sublayer. */
+ * for the merge reads the x of the block's last sublayer. F of the last sublayer is there
+ * already. */
 static bk_status sublayer_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot, int s) {
   const bk_sublayer *l = &c->sublayers[s];
+  if (s + 1 < c->n) BK_TRY(rebuild_f(c, rec, slot, s, BK_PASS_D));
   BK_TRY(l->ops->dgrad(rec, l, &slot->f[s], &slot->backward[s], slot->df[s], slot->dh));
   if (!c->options.defer_wgrad) BK_TRY(wgrad(c, rec, slot, s));
   if (c->block && s > 0 && s % c->block == 0) BK_TRY(rebuild(c, rec, slot, s - 1));
@@ -109,13 +125,17 @@ static bk_status sublayer_bwd(bk_chunk *c, bk_recorder *rec, const bk_slot *slot
 static bk_status backward(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
   if (c->has_head) BK_TRY(bk_record_head_bwd(c, rec, slot));
   if (c->block) BK_TRY(rebuild(c, rec, slot, c->n - 1));
+  BK_TRY(rebuild_f(c, rec, slot, c->n - 1, BK_PASS_D));
   BK_TRY(last_merge_bwd(c, rec, slot));
   for (int s = c->n - 1; s >= 0; s--) BK_TRY(sublayer_bwd(c, rec, slot, s));
   return c->has_embed ? bk_record_embed_bwd(c, rec, slot) : BK_OK;
 }
 
 static bk_status deferred_wgrad(bk_chunk *c, bk_recorder *rec, const bk_slot *slot) {
-  for (int s = c->n - 1; s >= 0; s--) BK_TRY(wgrad(c, rec, slot, s));
+  for (int s = c->n - 1; s >= 0; s--) {
+    BK_TRY(rebuild_f(c, rec, slot, s, BK_PASS_W));
+    BK_TRY(wgrad(c, rec, slot, s));
+  }
   return BK_OK;
 }
 

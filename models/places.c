@@ -12,7 +12,7 @@
  *
  * An example with four sublayers and blocks of two: x of sublayers 0 and 2 is kept; x of 1 and 3
  * shares one place, since block [2,3] is done with in the backward pass before x of block [0,1] is
- * rebuilt. f of all four is kept, because F is never run again.
+ * rebuilt. f of all four is kept, because F's output is never made again.
  *
  * Where to look: the tables for what lies where; shared_index for which sublayers share; plan_last,
  * plan_first and plan_gradients for what crosses the edge of a chunk; plan_ends and plan_f for
@@ -333,20 +333,27 @@ static void plan_inputs(bk_chunk *c, bk_planner *p) {
 }
 
 /* ---- F ---- */
-/* F's activations: kept in each slot, or without a backward one place for all sublayers. The
- * scratch of all sublayers lies in one place; what a deferred wgrad reads of it is in the slots. */
+/* F's activations: kept in each slot, or where there is no backward pass or F is run again in it,
+ * in one place for all sublayers and slots. The scratch of all sublayers lies in one place beside
+ * that; what a deferred wgrad reads of it is in the slots. */
 static void plan_f(bk_chunk *c, bk_planner *p, int s) {
   const bk_sublayer *l = &c->sublayers[s];
-  bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
+  bk_arena_mark mark = bk_memory_mark(c->memory, BK_MEM_WORKSPACE), scratch;
   p->past = c->past;
+  p->again = bk_chunk_recomputes(c, s) ? BK_MEM_WORKSPACE : p->keep;
   p->cache_of = c->cache_of ? &c->cache_of->slots[0].f[s] : NULL;
   for (int i = 0; i < c->options.slots; i++) {
-    if (i == 0 || c->options.backward) l->ops->plan_acts(p, l, &c->slots[i].f[s]);
-    else c->slots[i].f[s] = c->slots[0].f[s];
+    if (i > 0 && !c->options.backward) {
+      c->slots[i].f[s] = c->slots[0].f[s];
+      continue;
+    }
+    bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
+    l->ops->plan_acts(p, l, &c->slots[i].f[s]);
   }
+  scratch = bk_memory_mark(c->memory, BK_MEM_WORKSPACE);
   l->ops->plan_forward(p, l, &c->forward[s]);
   for (int i = 0; c->options.backward && i < c->options.slots; i++) {
-    bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);
+    bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, scratch);
     l->ops->plan_backward(p, l, &c->slots[i].backward[s]);
   }
   bk_memory_rewind(c->memory, BK_MEM_WORKSPACE, mark);

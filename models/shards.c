@@ -6,19 +6,17 @@
 
 #include "comm/comm.h"
 
-/* Small models have several buckets too, so that the first are under way while the rest are
- * made. */
-#define WHOLE_SPAN ((size_t)1 << 20)
-enum { LEAST_BUCKETS = 8, BUCKET_ALIGN = 128 };
+enum { BUCKET_ALIGN = 128 };
 
 /* A span: neighbouring blocks as one flat tensor of gradients and one of weights, where they lie
  * at the same distances in both (reserve_blocks in params.c). The gaps between the blocks are zero
- * in every part, and AdamW leaves zeros zero. A model in fp32 has two spans, whatever its size, so
- * that the update takes a few launches and not one for each tensor. */
+ * in every part, and AdamW leaves zeros zero. On one rank a model in fp32 has two spans, whatever its
+ * size, so that the update takes a few launches and not one for each tensor. */
 typedef struct span {
   bk_tensor grad, weight;
   int group;
   bool decay;
+  int sublayer; /* of its first block */
 } span;
 
 static bk_tensor flat(bk_tensor t) {
@@ -36,11 +34,12 @@ static int64_t distance(const bk_tensor *first, const bk_tensor *next) {
 }
 
 /* Adds the next block to a span, or returns false. The gap must be less than the arena's
- * alignment: anything larger is memory of something else. */
-static bool span_extend(span *s, const span *next) {
+ * alignment: anything larger is memory of something else. Of several ranks a span ends with its
+ * sublayer, so that the pieces are the same wherever a pipeline cuts the model. */
+static bool span_extend(span *s, const span *next, bool cut) {
   /* `apart` is from the span's beginning; behind its end there may be a gap of alignment */
   int64_t apart = distance(&s->grad, &next->grad), gap = apart - s->grad.shape[0];
-  if (s->group != next->group || gap < 0 ||
+  if (s->group != next->group || gap < 0 || (cut && s->sublayer != next->sublayer) ||
       (size_t)gap * bk_dtype_size(s->grad.dtype) >= BK_ARENA_ALIGN ||
       distance(&s->weight, &next->weight) != apart)
     return false;
@@ -51,12 +50,13 @@ static bool span_extend(span *s, const span *next) {
 /* In the order in which the blocks lie in memory, so that neighbours come one after the other. */
 static int find_spans(const bk_model *m, span *spans) {
   int n = 0;
+  bool cut = bk_model_replicas(m) > 1;
   for (int group = 0; group < BK_UPDATE_GROUPS; group++)
     for (int i = 0; i < m->n_blocks; i++) {
       const bk_param_block *b = &m->blocks[i];
       if (!b->trainable || bk_param_block_group(m, b) != group) continue;
-      span next = {flat(b->grad), flat(b->weight), group, b->decay};
-      if (n == 0 || !span_extend(&spans[n - 1], &next)) spans[n++] = next;
+      span next = {flat(b->grad), flat(b->weight), group, b->decay, b->sublayer};
+      if (n == 0 || !span_extend(&spans[n - 1], &next, cut)) spans[n++] = next;
     }
   return n;
 }
@@ -64,11 +64,8 @@ static int find_spans(const bk_model *m, span *spans) {
 /* A multiple of BUCKET_ALIGN elements for each rank, so that the pieces of all buckets but a span's
  * last begin where kernels like it. */
 int64_t bk_bucket_elements(int64_t count, size_t element, int ranks) {
-  size_t bytes = (size_t)count * element, most = BK_BUCKET_BYTES;
   if (ranks <= 1) return count;
-  if (bytes <= WHOLE_SPAN) most = WHOLE_SPAN;
-  else if (bytes / LEAST_BUCKETS < most) most = bytes / LEAST_BUCKETS + 1;
-  int64_t unit = (int64_t)BUCKET_ALIGN * ranks, elements = (int64_t)(most / element);
+  int64_t unit = (int64_t)BUCKET_ALIGN * ranks, elements = (int64_t)(BK_BUCKET_BYTES / element);
   elements = (elements + unit - 1) / unit * unit;
   return elements < count ? elements : count;
 }
@@ -81,7 +78,7 @@ static bk_tensor part(bk_tensor t, int64_t begin, int64_t count) {
 
 /* Elements [at, at + count) of a span as a bucket, with this rank's piece. */
 static bk_shard bucket(const bk_model *m, const span *s, int64_t at, int64_t count) {
-  int size = bk_model_ranks(m), rank = bk_model_rank(m);
+  int size = bk_model_replicas(m), rank = bk_model_replica(m);
   bk_shard b = {.grad = part(s->grad, at, count),
                 .weight = part(s->weight, at, count),
                 .group = s->group,
@@ -98,7 +95,7 @@ static int make_buckets(const bk_model *m, const span *spans, int n_spans, bk_sh
   int n = 0;
   for (int i = 0; i < n_spans; i++) {
     int64_t count = spans[i].grad.shape[0], most;
-    most = bk_bucket_elements(count, bk_dtype_size(m->ct), bk_model_ranks(m));
+    most = bk_bucket_elements(count, bk_dtype_size(m->ct), bk_model_replicas(m));
     for (int64_t at = 0; at < count; at += most, n++)
       if (shards) shards[n] = bucket(m, &spans[i], at, count - at < most ? count - at : most);
   }
@@ -150,7 +147,7 @@ static bk_status shards_fill(bk_model *m, span *spans) {
   if (!m->shards) return BK_ERR_MEMORY;
   m->n_shards = make_buckets(m, spans, n_spans, m->shards);
   BK_TRY(reserve_pieces(m));
-  if (bk_model_ranks(m) == 1) give_views(m);
+  if (bk_model_replicas(m) == 1) give_views(m);
   return BK_OK;
 }
 

@@ -26,7 +26,7 @@ typedef struct bk_shard {
 } bk_shard;
 /* model->shards [model->n_shards], in the order in which the blocks lie in memory. */
 
-/* Gradients of a bucket. A span of more than 1 MiB is cut into 8 buckets at least. */
+/* Gradients of a bucket, at most. */
 #define BK_BUCKET_BYTES ((size_t)32 << 20)
 /* How many elements the buckets of a span have, the last of them perhaps fewer. */
 int64_t bk_bucket_elements(int64_t count, size_t element, int ranks);

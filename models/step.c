@@ -89,14 +89,42 @@ struct bk_optimizer {
   bk_parallel *parallel; /* NULL: one rank */
   bk_memory *memory;     /* of the vectors */
   bk_tensor own, all;    /* the same with one rank */
-  int64_t n_norms;
+  int64_t n_norms;       /* trained blocks of the whole model */
+  int64_t *norm_at;      /* [n_blocks of this rank]: which of them a block is; -1: not trained */
   bk_plans plans;
   bk_program programs[BK_OPTIMIZER_PROGRAMS];
 };
 
+/* `whole` has all blocks of the model, in the order in which this rank has some of them. */
+static void number_blocks(bk_optimizer *o, const bk_model *whole) {
+  const bk_model *m = o->model;
+  int own = 0;
+  for (int i = 0; i < whole->n_blocks; i++) {
+    bool trained = whole->blocks[i].trainable;
+    if (own < m->n_blocks && m->blocks[own].sublayer == whole->blocks[i].sublayer)
+      o->norm_at[own++] = trained ? o->n_norms : -1;
+    o->n_norms += trained;
+  }
+}
+
+/* Of a model that other ranks hold parts of, the blocks are those of the whole model, which is
+ * planned for it. */
+static bk_status find_blocks(bk_optimizer *o) {
+  const bk_model *m = o->model;
+  bk_model *whole = NULL;
+  o->norm_at = bk_alloc_array(m->ctx, (size_t)m->n_blocks, sizeof *o->norm_at);
+  if (!o->norm_at) return BK_ERR_MEMORY;
+  if (m->options.pipeline)
+    BK_TRY(bk_model_create(m->device, &m->config, m->dtype, &(bk_model_options){.plan_only = true},
+                           &whole));
+  number_blocks(o, whole ? whole : m);
+  bk_model_destroy(whole);
+  return BK_OK;
+}
+
 static bk_status reserve_sums(bk_optimizer *o) {
   const bk_model *m = o->model;
-  for (int i = 0; i < m->n_blocks; i++) o->n_norms += bk_tensor_present(&m->blocks[i].grad);
+  BK_TRY(find_blocks(o));
   int64_t count = o->n_norms + o->options.micro_batches;
   BK_TRY(bk_memory_create(m->device, &o->memory));
   BK_TRY(bk_memory_tensor(o->memory, BK_MEM_WORKSPACE, m->ct, 1, &count, &o->all));
@@ -132,12 +160,11 @@ static bk_status block_norm(const bk_optimizer *o, bk_recorder *rec, const bk_te
  * not depend on how the blocks lie in memory. */
 static bk_status record_norm(bk_optimizer *o, bk_recorder *rec) {
   const bk_model *m = o->model;
-  int64_t at = 0;
   bk_record_begin(rec, &o->programs[BK_OPTIMIZER_NORM], false, NULL);
   BK_TRY(bk_record_piece(rec, BK_PART_OPTIMIZER, BK_PASS_F, -1, BK_LANE_COMPUTE));
   for (int i = 0; i < m->n_blocks; i++)
-    if (bk_tensor_present(&m->blocks[i].grad))
-      BK_TRY(block_norm(o, rec, &m->blocks[i].grad, bk_tensor_slice(o->own, 0, at++, 1)));
+    if (o->norm_at[i] >= 0)
+      BK_TRY(block_norm(o, rec, &m->blocks[i].grad, bk_tensor_slice(o->own, 0, o->norm_at[i], 1)));
   return bk_record_end(rec, "the gradients' norm", &o->model->parts->graph_warned);
 }
 
@@ -238,6 +265,7 @@ void bk_optimizer_destroy(bk_optimizer *o) {
   bk_plans_fini(&o->plans);
   bk_parallel_destroy(o->parallel);
   bk_memory_destroy(o->memory);
+  bk_free(ctx, o->norm_at);
   bk_free(ctx, o);
 }
 

@@ -169,32 +169,31 @@ static bk_status report(forward_run *r, const char *path) {
 
 /* ---- the command ---- */
 
-/* Nothing is recomputed unless --set hc_recompute asks for it: the gradients have the same bits
- * either way. */
-static bk_status recompute_setting(forward_run *r, int64_t *hc_recompute) {
+/* Nothing is recomputed unless --set hc_recompute or recompute asks for it: the gradients have the
+ * same bits either way. */
+static bk_status recompute_settings(forward_run *r, bk_forward_options *options) {
   bk_train_config recipe;
   bk_model_config ignored = *r->config;
   bk_train_config_default(&recipe);
   recipe.hc_recompute = 0;
   BK_TRY(cli_apply_sets(r->s, &ignored, &recipe));
-  *hc_recompute = r->backward ? recipe.hc_recompute : 0;
+  options->hc_recompute = r->backward ? recipe.hc_recompute : 0;
+  options->recompute = r->backward ? recipe.recompute : BK_RECOMPUTE_F_NONE;
   return BK_OK;
 }
 
 static bk_status forward(forward_run *r, const char *tokens, const char *out) {
-  int64_t hc_recompute;
+  bk_forward_options options = {.backward = r->backward};
   const bk_model_config *c = r->config = bk_model_config_of(r->model);
   r->dtype = bk_model_dtype(r->model) == BK_F64 ? BK_F64 : BK_F32;
   r->sublayers = 2 * c->num_hidden_layers;
   if (r->maps && c->residual == BK_HC_PLAIN)
     return bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
                    "forward: --maps: a model with residual plain has no maps");
-  BK_TRY(recompute_setting(r, &hc_recompute));
+  BK_TRY(recompute_settings(r, &options));
   BK_TRY(bk_tokens_read(r->s->ctx, tokens, c->vocab_size, c->max_position_embeddings, &r->in));
-  bk_forward_options options = {.batch = r->in.batch,
-                                .seq_len = r->in.seq_len,
-                                .backward = r->backward,
-                                .hc_recompute = hc_recompute};
+  options.batch = r->in.batch;
+  options.seq_len = r->in.seq_len;
   BK_TRY(bk_forward_create(r->model, &options, &r->forward));
   BK_TRY(pass(r));
   BK_TRY(write_output(r, out));

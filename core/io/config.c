@@ -24,6 +24,7 @@
 /* The choices of an enum stand in the order of their numbers in birkhoff/config.h. */
 static const char *const head_names[] = {"sum", "learned", NULL};
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
+static const char *const recompute_names[] = {"none", "attention", "experts", "all", NULL};
 static const char *const dtype_names[] = {"auto", "uint16", "uint32", NULL};
 
 /* One row of a table: the key is named as the member of the struct; low and high are its range, and
@@ -107,6 +108,9 @@ const bk_option bk_train_keys[] = {
            "warns once of a composite gain above this (1: neither amplified nor damped); 0: off"),
     {"hc_recompute", BK_OPT_INT_OR_AUTO, offsetof(CONFIG, hc_recompute), 1, 1e6, NULL,
      "sublayers per block whose connections are recomputed in the backward pass"},
+    ENUM(recompute, recompute_names,
+         "sublayers whose inside is recomputed in the backward pass (experts: all feed-forward "
+         "ones); less memory, the same bits"),
     BOOL(bin_validation,
          "the last tenth of each .bin file is validation data, as of a text; a run keeps what it "
          "began with"),

@@ -119,7 +119,7 @@ static const struct {
   const char *name, *value;
 } later_keys[] = {
     {"spike_factor", NULL}, {"gain_limit", NULL},        {"cuda_graph", NULL}, {"allow_tf32", NULL},
-    {"merge_stream", NULL}, {"bin_validation", "false"}, {"save_async", NULL},
+    {"merge_stream", NULL}, {"bin_validation", "false"}, {"save_async", NULL}, {"recompute", NULL},
 };
 
 /* The default is left in place where that is what absence means. */

@@ -49,28 +49,28 @@ static void plan_cache(bk_planner *p, bk_mla_acts *a) {
   a->v_cache = plan_4d(p, BK_MEM_ACTIVATIONS, p->cache_len, p->config->v_head_dim);
 }
 
-/* Everything that the backward reads is kept: it is the price of not running F again. q_a, q_an and
+/* Everything that the backward reads is kept, or all of it is made again. q_a, q_an and
  * q_rstd exist only with query compression (q_lora_rank > 0). lse is made only for a backward. */
 static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *acts) {
   const bk_model_config *c = p->config;
   bk_mla_acts *a = &acts->mla;
-  bk_memory_class keep = p->keep;
+  bk_memory_class again = p->again;
   int64_t N = p->tokens, r = c->kv_lora_rank;
   *a = (bk_mla_acts){0};
   if (s->mla.q_a) {
-    a->q_a = bk_planner_2d(p, keep, p->st, N, c->q_lora_rank);
-    a->q_an = bk_planner_2d(p, keep, p->st, N, c->q_lora_rank);
-    a->q_rstd = bk_planner_1d(p, keep, p->ct, N);
+    a->q_a = bk_planner_2d(p, again, p->st, N, c->q_lora_rank);
+    a->q_an = bk_planner_2d(p, again, p->st, N, c->q_lora_rank);
+    a->q_rstd = bk_planner_1d(p, again, p->ct, N);
   }
-  a->q = plan_4d(p, keep, p->seq_len, query_width(c));
-  a->k = plan_4d(p, keep, p->seq_len, query_width(c));
-  a->kv_a = bk_planner_2d(p, keep, p->st, N, r + c->qk_rope_head_dim);
-  a->kv_an = bk_planner_2d(p, keep, p->st, N, r);
-  a->kv_rstd = bk_planner_1d(p, keep, p->ct, N);
-  a->kv = plan_4d(p, keep, p->seq_len, c->qk_nope_head_dim + c->v_head_dim);
-  a->o = plan_4d(p, keep, p->seq_len, c->v_head_dim);
+  a->q = plan_4d(p, again, p->seq_len, query_width(c));
+  a->k = plan_4d(p, again, p->seq_len, query_width(c));
+  a->kv_a = bk_planner_2d(p, again, p->st, N, r + c->qk_rope_head_dim);
+  a->kv_an = bk_planner_2d(p, again, p->st, N, r);
+  a->kv_rstd = bk_planner_1d(p, again, p->ct, N);
+  a->kv = plan_4d(p, again, p->seq_len, c->qk_nope_head_dim + c->v_head_dim);
+  a->o = plan_4d(p, again, p->seq_len, c->v_head_dim);
   if (p->backward) {
-    a->lse = bk_planner_tensor(p, keep, p->ct, 3,
+    a->lse = bk_planner_tensor(p, again, p->ct, 3,
                                (int64_t[]){p->batch, c->num_attention_heads, p->seq_len});
   }
   plan_cache(p, a);
@@ -186,17 +186,31 @@ static bk_status mla_attend(bk_recorder *rec, const bk_sublayer *s, const bk_mla
   return bk_record(rec, BK_OP_ATTENTION, &args);
 }
 
-/* This is piece F of attention, from h [N,C] to f [N,C]. There is no scratch, since every
- * intermediate tensor is kept for the backward (or shared by all sublayers where there is none). */
+/* Everything between h and f. There is no scratch, since every intermediate tensor is kept for the
+ * backward (or shared by all sublayers where there is none). */
+static bk_status mla_inside(bk_recorder *rec, const bk_sublayer *s, const bk_mla_acts *a,
+                            bk_tensor h) {
+  BK_TRY(mla_query(rec, s, a, h));
+  BK_TRY(mla_key_value(rec, s, a, h));
+  return mla_attend(rec, s, a);
+}
+
+/* This is piece F of attention, from h [N,C] to f [N,C]. */
 static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
                          const bk_f_scratch *w, bk_tensor h, bk_tensor f) {
   (void)w;
   const bk_mla_acts *a = &acts->mla;
   BK_TRY(bk_f_piece(rec, s, BK_PART_ATTENTION, BK_PASS_F));
-  BK_TRY(mla_query(rec, s, a, h));
-  BK_TRY(mla_key_value(rec, s, a, h));
-  BK_TRY(mla_attend(rec, s, a));
+  BK_TRY(mla_inside(rec, s, a, h));
   return bk_linear(rec, rows(a->o), s->mla.o, f);
+}
+
+/* dgrad reads all of it, and wgrad the heads' outputs, which are the last to be made. */
+static bk_status rebuild(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
+                         const bk_f_scratch *w, bk_tensor h, bk_pass pass) {
+  (void)w;
+  BK_TRY(bk_f_rebuild_piece(rec, s, pass));
+  return mla_inside(rec, s, &acts->mla, h);
 }
 
 /* ---- dgrad ---- */
@@ -292,4 +306,5 @@ static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *
   return bk_linear_wgrad(rec, w->dkv_a, h, s->mla.kv_a);
 }
 
-const bk_f_ops bk_mla_ops = {"mla", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};
+const bk_f_ops bk_mla_ops = {"mla",   plan_acts, plan_forward, plan_backward,
+                             forward, rebuild,   dgrad,        wgrad};

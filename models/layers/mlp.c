@@ -2,7 +2,8 @@
  * stacked block [2I, C]. The product of gate and up is not kept: wgrad makes it again from gate_up
  * by the same op, which costs one pass and saves N I elements for each sublayer and slot.
  *
- * What lives how long: gate_up [N,2I] is kept in the slot from forward to wgrad. act [N,I] is
+ * What lives how long: gate_up [N,2I] is kept in the slot from forward to wgrad, or made again from
+ * h before each of them. act [N,I] is
  * scratch with three meanings, one after the other: swiglu's output in forward, the gradient of
  * that output in dgrad, and the output again in wgrad. dgate_up [N,2I] goes from dgrad to wgrad.
  *
@@ -12,7 +13,7 @@
 /* The width comes from the parameters and not from the configuration, because the shared experts
  * have another one. */
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m) {
-  return (bk_mlp_acts){bk_planner_2d(p, p->keep, p->st, p->tokens, 2 * m->width)};
+  return (bk_mlp_acts){bk_planner_2d(p, p->again, p->st, p->tokens, 2 * m->width)};
 }
 
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m) {
@@ -35,6 +36,12 @@ bk_status bk_mlp_forward(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_
   BK_TRY(bk_linear(rec, h, m->gate_up, a->gate_up));
   BK_TRY(mlp_act(rec, a, w));
   return bk_linear(rec, w->act, m->down, f);
+}
+
+/* All that the backward reads is the first product. */
+bk_status bk_mlp_rebuild(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
+                         bk_tensor h) {
+  return bk_linear(rec, h, m->gate_up, a->gate_up);
 }
 
 /* `act` holds the gradient of swiglu's output here; what it held in the forward pass is not
@@ -74,6 +81,13 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
   return bk_mlp_forward(rec, &s->mlp, &a->mlp, &w->mlp, h, f);
 }
 
+static bk_status rebuild(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                         const bk_f_scratch *w, bk_tensor h, bk_pass pass) {
+  (void)w;
+  BK_TRY(bk_f_rebuild_piece(rec, s, pass));
+  return bk_mlp_rebuild(rec, &s->mlp, &a->mlp, h);
+}
+
 static bk_status dgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                        const bk_f_scratch *w, bk_tensor df, bk_tensor dh) {
   BK_TRY(bk_f_piece(rec, s, BK_PART_MLP, BK_PASS_D));
@@ -86,4 +100,5 @@ static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *
   return bk_mlp_wgrad(rec, &s->mlp, &a->mlp, &w->mlp, h, df);
 }
 
-const bk_f_ops bk_mlp_ops = {"mlp", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};
+const bk_f_ops bk_mlp_ops = {"mlp",   plan_acts, plan_forward, plan_backward,
+                             forward, rebuild,   dgrad,        wgrad};

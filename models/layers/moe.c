@@ -13,7 +13,9 @@
  * The bias has no gradient: the balancing rule moves it after each step (arXiv 2408.15664).
  *
  * Kept from forward to wgrad: scores, index and weights (router), offsets, order and row_of (sort),
- * gate_up and y (experts). Scratch: logits [N,E], the permuted input x [M,C] and act [M,I], each of
+ * gate_up and y (experts). With recompute gate_up and y are made again, while the routing, which is
+ * small, is kept: a second choice would be the same, but would count the experts' loads twice.
+ * Scratch: logits [N,E], the permuted input x [M,C] and act [M,I], each of
  * which holds its own gradient in dgrad; x and act are made again in wgrad. dgrad leaves dlogits,
  * dgate_up and dy for wgrad.
  *
@@ -39,8 +41,8 @@ static void plan_acts(bk_planner *p, const bk_sublayer *s, bk_f_acts *a) {
       .offsets = bk_planner_1d(p, keep, BK_I32, E + 1),
       .order = bk_planner_1d(p, keep, BK_I32, N * k),
       .row_of = bk_planner_2d(p, keep, BK_I32, N, k),
-      .gate_up = bk_planner_2d(p, keep, p->st, n_rows(p), 2 * c->moe_intermediate_size),
-      .y = bk_planner_2d(p, keep, p->st, n_rows(p), c->hidden_size),
+      .gate_up = bk_planner_2d(p, p->again, p->st, n_rows(p), 2 * c->moe_intermediate_size),
+      .y = bk_planner_2d(p, p->again, p->st, n_rows(p), c->hidden_size),
   };
   if (s->moe.shared.gate_up) a->moe.shared = bk_mlp_plan_acts(p, &s->moe.shared);
 }
@@ -106,13 +108,19 @@ static bk_status moe_act(bk_recorder *rec, const bk_moe_acts *a, const bk_moe_sc
                    &(bk_swiglu_args){bk_gate_half(a->gate_up), bk_up_half(a->gate_up), w->act});
 }
 
-/* Two grouped products over the rows sorted by expert, with SwiGLU between them. */
+/* The first of two grouped products over the rows sorted by expert. */
+static bk_status moe_gate_up(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
+                             const bk_moe_scratch *w) {
+  bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2);
+  return bk_record(rec, BK_OP_GROUPED_GEMM,
+                   &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up});
+}
+
+/* Both products, with SwiGLU between them. */
 static bk_status moe_experts(bk_recorder *rec, const bk_sublayer *s, const bk_moe_acts *a,
                              const bk_moe_scratch *w) {
-  bk_tensor gate_up = bk_tensor_transpose(s->moe.gate_up->weight, 1, 2),
-            down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
-  BK_TRY(bk_record(rec, BK_OP_GROUPED_GEMM,
-                   &(bk_grouped_gemm_args){w->x, gate_up, a->offsets, a->gate_up}));
+  bk_tensor down = bk_tensor_transpose(s->moe.down->weight, 1, 2);
+  BK_TRY(moe_gate_up(rec, s, a, w));
   BK_TRY(moe_act(rec, a, w));
   return bk_record(rec, BK_OP_GROUPED_GEMM,
                    &(bk_grouped_gemm_args){w->act, down, a->offsets, a->y});
@@ -144,6 +152,23 @@ static bk_status forward(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts
   BK_TRY(moe_experts(rec, s, a, w));
   BK_TRY(bk_f_piece(rec, s, BK_PART_COMBINE, BK_PASS_F));
   return moe_combine(rec, s, a, f);
+}
+
+/* ---- recompute ---- */
+/* The pieces are those of forward, so that an exchange of rows between ranks stays a piece of its
+ * own. The router's weights have a gradient from y, which dgrad makes, so that wgrad needs no y. */
+static bk_status rebuild(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *acts,
+                         const bk_f_scratch *scratch, bk_tensor h, bk_pass pass) {
+  const bk_moe_acts *a = &acts->moe;
+  const bk_moe_scratch *w = &scratch->moe;
+  BK_TRY(bk_f_rebuild_piece(rec, s, pass));
+  BK_TRY(moe_dispatch(rec, s, a, w, h));
+  if (s->moe.shared.gate_up) {
+    BK_TRY(bk_f_rebuild_piece(rec, s, pass));
+    BK_TRY(bk_mlp_rebuild(rec, &s->moe.shared, &a->shared, h));
+  }
+  BK_TRY(bk_f_rebuild_piece(rec, s, pass));
+  return pass == BK_PASS_W ? moe_gate_up(rec, s, a, w) : moe_experts(rec, s, a, w);
 }
 
 /* ---- dgrad: the mirror ---- */
@@ -234,4 +259,5 @@ static bk_status wgrad(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *
   return bk_mlp_wgrad(rec, &s->moe.shared, &a->shared, &w->shared, h, df);
 }
 
-const bk_f_ops bk_moe_ops = {"moe", plan_acts, plan_forward, plan_backward, forward, dgrad, wgrad};
+const bk_f_ops bk_moe_ops = {"moe",   plan_acts, plan_forward, plan_backward,
+                             forward, rebuild,   dgrad,        wgrad};

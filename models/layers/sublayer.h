@@ -3,8 +3,9 @@
  * what the backward pass needs in the activations of the micro-batch's slot; dgrad maps df to dh;
  * wgrad writes the parameters' gradients, and reads only what forward kept, the same h and df, and
  * what dgrad left for it. dgrad and wgrad are separate pieces because pipeline schedules move wgrad
- * to fill gaps (zero bubble). Shapes are planned before any memory exists: the plan functions
- * reserve tensors, the step only uses them.
+ * to fill gaps (zero bubble). Where activations are not kept, rebuild makes them again from h, by
+ * the ops of forward and so with the same bits. Shapes are planned before any
+ * memory exists: the plan functions reserve tensors, the step only uses them.
  *
  * Letters, beside those of runtime/op.h: H heads; nope and rope, the widths of the unrotated and
  * the rotated part of a head's query and key; v, the width of its value; rq and r, the ranks
@@ -45,7 +46,8 @@ typedef struct bk_moe_params {
 
 /* ---- activations kept in a slot ---- */
 /* Forward writes them, and dgrad and wgrad read them without changing them, so that a slot can wait
- * with a finished forward pass for as long as its schedule wants. */
+ * with a finished forward pass for as long as its schedule wants. Those that are made again lie in
+ * one place for all sublayers and slots: they hold from rebuild to the next F that is run. */
 typedef struct bk_mla_acts {
   /* q_a and kv_a are kept because the backward of their norms reads the input; q_an and kv_an
    * because they are the inputs of products, whose wgrad reads them; rstd (ct) are the factors of
@@ -113,10 +115,13 @@ typedef struct bk_f_scratch {
 } bk_f_scratch;
 
 /* ---- planning. An error sticks in `status`; the tensors are then not to be used. One planner
- * serves all sublayers of a chunk, one after the other; places.c sets cache_of before each. ---- */
+ * serves all sublayers of a chunk, one after the other; places.c sets again and cache_of before
+ * each. ---- */
 typedef struct bk_planner {
   bk_memory *memory;    /* the chunk's; only planned while F's tensors are reserved */
   bk_memory_class keep; /* class of a slot's activations: workspace where nothing is kept */
+  /* class of those that rebuild can make again: workspace where it does, else as `keep` */
+  bk_memory_class again;
   bk_memory_class left; /* class of what dgrad leaves for wgrad: activations if that is deferred */
   const bk_model_config *config;  /* the model's */
   bk_dtype st, ct;                /* storage and coefficient dtype of the model */
@@ -139,14 +144,14 @@ static inline bk_tensor bk_planner_2d(bk_planner *p, bk_memory_class c, bk_dtype
 
 typedef struct bk_sublayer bk_sublayer;
 /* One kind of F. The three plan functions reserve what a sublayer keeps for a micro-batch, what its
- * forward uses meanwhile, and what its backward does; the other three record its pieces. A vtable
+ * forward uses meanwhile, and what its backward does; the other four record its pieces. A vtable
  * is constant and knows nothing of a model: everything comes through the arguments. h and f belong
- * to the connection around F (bk_mix_acts), df to the slot. The three recording functions launch
+ * to the connection around F (bk_mix_acts), df to the slot. The recording functions launch
  * nothing; they fail only where the device has no kernel or memory runs out. */
 typedef struct bk_f_ops {
   const char *name;
-  /* Reserves in p->keep for one slot. It is called for every slot where there is a backward pass,
-   * else once. */
+  /* Reserves in p->keep and p->again for one slot. It is called for every slot where there is a
+   * backward pass, else once. */
   void (*plan_acts)(bk_planner *p, const bk_sublayer *s, bk_f_acts *a);
   /* Reserves in the workspace, once for all slots. It is rewound afterwards, so that the next
    * sublayer's scratch lies in the same place: nothing of it lives longer than one forward. */
@@ -157,6 +162,10 @@ typedef struct bk_f_ops {
   /* f = F(h). */
   bk_status (*forward)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                        const bk_f_scratch *w, bk_tensor h, bk_tensor f);
+  /* Makes again what lies in p->again and `pass` reads, D or W, with the scratch of forward. It
+   * makes no f and counts no expert a second time. */
+  bk_status (*rebuild)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
+                       const bk_f_scratch *w, bk_tensor h, bk_pass pass);
   /* dh, overwritten, from df. */
   bk_status (*dgrad)(bk_recorder *rec, const bk_sublayer *s, const bk_f_acts *a,
                      const bk_f_scratch *w, bk_tensor df, bk_tensor dh);
@@ -186,15 +195,22 @@ static inline bk_status bk_f_piece(bk_recorder *rec, const bk_sublayer *s, bk_pa
   return bk_record_piece(rec, part, pass, s->index, BK_LANE_COMPUTE);
 }
 
+/* The same for a piece that makes activations again, whichever part of F they belong to. */
+static inline bk_status bk_f_rebuild_piece(bk_recorder *rec, const bk_sublayer *s, bk_pass pass) {
+  return bk_f_piece(rec, s, BK_PART_REBUILD, pass);
+}
+
 extern const bk_f_ops bk_mla_ops, bk_mlp_ops, bk_moe_ops;
 
 /* ---- mlp.c, shared with the shared experts ---- */
-/* These are the six functions of bk_f_ops without the piece, which the caller has begun. */
+/* These are the seven functions of bk_f_ops without the piece, which the caller has begun. */
 bk_mlp_acts bk_mlp_plan_acts(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_forward(bk_planner *p, const bk_mlp_params *m);
 bk_mlp_scratch bk_mlp_plan_backward(bk_planner *p, const bk_mlp_params *m);
 bk_status bk_mlp_forward(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                          const bk_mlp_scratch *w, bk_tensor h, bk_tensor f);
+bk_status bk_mlp_rebuild(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
+                         bk_tensor h);
 /* With `accumulate` dh is added to: the experts' part is in it already. */
 bk_status bk_mlp_dgrad(bk_recorder *rec, const bk_mlp_params *m, const bk_mlp_acts *a,
                        const bk_mlp_scratch *w, bk_tensor df, bk_tensor dh, bool accumulate);

@@ -4,7 +4,7 @@
 needs tests/models/test_model_cpu
 BK_TEST_DEVICE=cuda
 export BK_TEST_DEVICE
-programs="test_model_cpu test_model_runner test_model_fixtures test_generator test_gain"
+programs="test_model_cpu test_model_runner test_recompute test_model_fixtures test_generator test_gain"
 [ -z "${BK_TEST_QUICK:-}" ] || programs="test_model_cpu test_model_runner"
 for one in $programs; do
   echo "== $one"

@@ -1,6 +1,7 @@
 /* Presets and their counts: the paper's table (arXiv 2512.24880, appendix A.1), and counts
  * against the planned parameters. */
 #include "tests/models/models.h"
+#include "models/stage_costs.h"
 
 static bk_model_counts count_of(const char *preset, bk_model_config *c) {
   bk_model_counts counts;
@@ -74,6 +75,31 @@ START_TEST(test_flops) {
   double attention = 12 * 20 + 12 * 11 + 7 * 18 + 6 * 12, sparse = 6 * 12 + (2 + 2) * 3 * 12 * 5;
   double matrices = 3 * attention + 3 * 12 * 14 + 2 * sparse + 23 * 12;
   ck_assert_double_eq(n.flops_per_token, 6 * matrices + 3.0 * (3 * 2 * (10 + 3)) * 10);
+}
+END_TEST
+
+/* What each part costs adds up to what the model costs, and the parts are where they belong. */
+START_TEST(test_sublayer_costs) {
+  bk_model_config c;
+  for (const char *const *name = bk_model_preset_names(); *name; name++) {
+    bk_model_counts n = count_of(*name, &c);
+    int parts = 2 * (int)c.num_hidden_layers + 2;
+    double costs[128], sum = 0;
+    ck_assert_int_le(parts, 128);
+    bk_sublayer_costs(&c, 4096, costs);
+    for (int i = 0; i < parts; i++) sum += costs[i];
+    ck_assert_double_eq(sum, n.flops_per_token);
+    ck_assert_double_eq(costs[0], 0);
+    ck_assert_double_ge(costs[parts - 1], 6.0 * (double)(c.vocab_size * c.hidden_size));
+  }
+  c = small_config(BK_HC_PLAIN);
+  double costs[8];
+  bk_sublayer_costs(&c, 9, costs);
+  double attention = 12 * 20 + 12 * 11 + 7 * 18 + 6 * 12, sparse = 6 * 12 + (2 + 2) * 3 * 12 * 5;
+  ck_assert_double_eq(costs[1], 6 * attention + 3.0 * (2 * (10 + 3)) * 10);
+  ck_assert_double_eq(costs[2], 6.0 * 3 * 12 * 14);
+  ck_assert_double_eq(costs[6], 6 * sparse);
+  ck_assert_double_eq(costs[7], 6.0 * 23 * 12);
 }
 END_TEST
 
@@ -248,5 +274,5 @@ START_TEST(test_same_initial_values_everywhere) {
 END_TEST
 
 UNIT_MAIN("model_count", unit_open, unit_close, test_paper_counts, test_counts_are_the_parameters,
-          test_flops, test_plan_only, test_presets, test_initial_values, test_rough_values,
-          test_same_initial_values_everywhere)
+          test_flops, test_sublayer_costs, test_plan_only, test_presets, test_initial_values,
+          test_rough_values, test_same_initial_values_everywhere)

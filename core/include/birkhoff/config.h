@@ -82,6 +82,14 @@ typedef enum bk_lr_schedule { BK_LR_STEP, BK_LR_COSINE, BK_LR_CONSTANT } bk_lr_s
 /* A value of hc_recompute: the library chooses round(sqrt(n L / (n + 2))) sublayers per block, for
  * n streams and L sublayers in all. */
 #define BK_RECOMPUTE_AUTO (-1)
+/* Whose activations inside F are not kept but made again in the backward pass: of attention, of the
+ * feed-forward sublayers (experts and dense ones alike), or of both. */
+typedef enum bk_recompute_f {
+  BK_RECOMPUTE_F_NONE,
+  BK_RECOMPUTE_F_ATTENTION,
+  BK_RECOMPUTE_F_EXPERTS,
+  BK_RECOMPUTE_F_ALL
+} bk_recompute_f;
 
 /* The recipe. --help-config and doc/model.md say what each key does. */
 typedef struct bk_train_config {
@@ -98,6 +106,7 @@ typedef struct bk_train_config {
   double spike_factor, gain_limit;
   /* sublayers per recompute block, 0 for no recompute, or BK_RECOMPUTE_AUTO */
   int64_t hc_recompute;
+  int recompute;  /* a bk_recompute_f; as a key, "none", "attention", "experts" or "all" */
   int data_dtype; /* 0 auto, 1 uint16, 2 uint32 */
   /* The trainer does not use this one: whoever opens the data sets bk_dataset_options.whole_bin to
    * its opposite. */

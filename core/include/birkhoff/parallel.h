@@ -135,6 +135,44 @@ BK_API const bk_schedule *bk_pipeline_schedule(const bk_pipeline *pipeline);
 /* Sublayers [*begin, *end) of a stage. */
 BK_API void bk_pipeline_stage(const bk_pipeline *pipeline, int stage, int64_t *begin, int64_t *end);
 
+/* ---- what a stage needs ---- */
+
+/* A stage that is only planned: which sublayers, on what, and how they are run. */
+typedef struct bk_stage_options {
+  int64_t begin, end;     /* sublayers */
+  int64_t batch, seq_len; /* of a micro-batch */
+  int64_t hc_recompute;   /* as in the recipe; a block is no longer than the stage */
+  int recompute;          /* bk_recompute_f */
+  bool defer_wgrad;       /* the schedule puts weight gradients off */
+  /* Ranks that share the routed experts: each holds so many times fewer, and computes the rows of
+   * as many tokens as before. It divides n_routed_experts, and no fewer experts than a token
+   * chooses are left. 0 is 1. */
+  int64_t expert_ranks;
+  int64_t head_rows; /* of logits, made at a time; 0: as many as on this device */
+  /* Of matrix products and attention, and of memory; what an op takes is the longer of its flops
+   * and its bytes. Other ops are counted by their bytes alone. */
+  double flops_per_s, bytes_per_s;
+} bk_stage_options;
+
+typedef struct bk_stage_needs {
+  /* Seconds. f of the last stage has the loss, and with it both gradients of the head. */
+  bk_stage_costs seconds;
+  double rebuild; /* of the backward pass, for recompute */
+  /* What the streams of a micro-batch take that cross an edge of the stage. */
+  double edge_bytes;
+  /* Of one rank that holds the stage alone, with one micro-batch in flight. */
+  size_t bytes[BK_MEM_CLASS_COUNT];
+  size_t slot_bytes; /* activations of each further micro-batch in flight */
+  /* Parameters, and those of them that are routed experts'. */
+  double parameters, expert_parameters;
+  int64_t expert_sublayers;
+} bk_stage_needs;
+
+/* Plans the stage on the device and takes nothing: sizes are the memory planner's, seconds come
+ * from the costs of the ops that its recorded programs launch. */
+BK_API bk_status bk_stage_plan(bk_device *device, const bk_model_config *config, bk_dtype dtype,
+                               const bk_stage_options *options, bk_stage_needs *needs);
+
 #ifdef __cplusplus
 }
 #endif
