@@ -175,10 +175,12 @@ static bk_status count_micro(reader *r) {
     return bk_fail(r->ctx, BK_ERR_DATA,
                    "%s: chunk 0 of rank 0 takes %lld micro-batches of all streams; 1 to %d can be",
                    r->path, (long long)count, BK_SCHEDULE_MICRO);
+  char shown[BK_JSON_SHOWN];
   if (said && !(json_is_integer(said) && json_integer_value(said) == count))
     return bk_fail(r->ctx, BK_ERR_DATA,
-                   "%s: micro must be the number of micro-batches of all streams, %lld here",
-                   r->path, (long long)count);
+                   "%s: micro is %s, but chunk 0 of rank 0 takes %lld of each of %d streams",
+                   r->path, bk_json_shown(said, shown), (long long)(count / r->streams),
+                   r->streams);
   r->micro = (int)count;
   return BK_OK;
 }
