@@ -303,17 +303,11 @@ static void add_to_pass(const bk_profile_record *r, bk_stage_costs *sum) {
 }
 
 void bk_profile_part(const bk_profile *p, int part, bk_stage_costs *seconds) {
-  bk_stage_costs sum = {0, 0, 0};
-  int steps = 0;
-  for (int i = 0; i < BK_PROFILE_STEPS; i++) {
-    const bk_profile_step *s = &p->steps[i];
-    if (s->number == 0 || (s->number == 1 && p->done > 1)) continue;
-    steps++;
-    for (int k = 0; k < s->count; k++)
-      if (part_of(p, &s->records[k]) == part) add_to_pass(&s->records[k], &sum);
-  }
-  double each = steps ? 1.0 / steps : 0;
-  *seconds = (bk_stage_costs){sum.f * each, sum.b * each, sum.w * each};
+  *seconds = (bk_stage_costs){0, 0, 0};
+  if (p->done == 0) return;
+  const bk_profile_step *s = &p->steps[(p->done - 1) % BK_PROFILE_STEPS];
+  for (int k = 0; k < s->count; k++)
+    if (part_of(p, &s->records[k]) == part) add_to_pass(&s->records[k], seconds);
 }
 
 int bk_profile_count(const bk_profile *p, bk_profile_table table) {

@@ -219,7 +219,7 @@ static bk_status time_steps(contender *sides, int count, double seconds) {
 
 /* ---- parts ---- */
 
-enum { PART_STEPS = 4 }; /* of which the first warms up */
+enum { PART_STEPS_MIN = 3, PART_STEPS = 15 };
 
 static int n_parts(const contender *c) { return 2 * (int)c->config.num_hidden_layers + 2; }
 
@@ -237,17 +237,51 @@ static void spread_rest(contender *c) {
   }
 }
 
+/* The median of each number, over the steps: costs [steps][n]. */
+static void part_medians(const bk_stage_costs *costs, int steps, int n, bk_stage_costs *medians) {
+  double x[3][PART_STEPS];
+  for (int i = 0; i < n; i++) {
+    for (int k = 0; k < steps; k++) {
+      const bk_stage_costs *c = &costs[k * n + i];
+      x[0][k] = c->f, x[1][k] = c->b - c->w, x[2][k] = c->w;
+    }
+    for (int v = 0; v < 3; v++) qsort(x[v], (size_t)steps, sizeof(double), ascending);
+    double w = x[2][steps / 2];
+    medians[i] = (bk_stage_costs){.f = x[0][steps / 2], .b = x[1][steps / 2] + w, .w = w};
+  }
+}
+
+/* The first step warms the profile up. */
+static bk_status profiled_steps(step_bench *b, contender *c, bk_stage_costs *costs, int *steps) {
+  bk_profile *profile = NULL;
+  BK_TRY(bk_profile_create(c->model, &profile));
+  bk_status status = one_step(c, -1);
+  double end = cli_seconds() + b->seconds / 2;
+  int n = 0, parts = n_parts(c);
+  while (status == BK_OK && !cli_signal && n < PART_STEPS &&
+         (n < PART_STEPS_MIN || cli_seconds() < end)) {
+    status = one_step(c, -1);
+    for (int i = 0; i < parts; i++) bk_profile_part(profile, i, &costs[n * parts + i]);
+    n++;
+  }
+  bk_profile_destroy(profile);
+  *steps = n;
+  return status != BK_OK ? status : n ? BK_OK : BK_INTERRUPTED;
+}
+
 /* Steps of their own, behind those that were timed, because a profiled step takes longer. */
 static bk_status time_parts(step_bench *b, contender *c) {
-  bk_profile *profile = NULL;
-  c->parts = bk_alloc_array(b->s->ctx, (size_t)n_parts(c), sizeof *c->parts);
-  if (!c->parts) return BK_ERR_MEMORY;
-  BK_TRY(bk_profile_create(c->model, &profile));
-  bk_status status = BK_OK;
-  for (int i = 0; i < PART_STEPS && status == BK_OK; i++) status = one_step(c, -1);
-  for (int i = 0; i < n_parts(c); i++) bk_profile_part(profile, i, &c->parts[i]);
-  bk_profile_destroy(profile);
-  if (status == BK_OK) spread_rest(c);
+  bk_context *ctx = b->s->ctx;
+  size_t n = (size_t)n_parts(c);
+  int steps;
+  bk_stage_costs *costs = bk_alloc_array(ctx, n * PART_STEPS, sizeof *costs);
+  c->parts = bk_alloc_array(ctx, n, sizeof *c->parts);
+  bk_status status = costs && c->parts ? profiled_steps(b, c, costs, &steps) : BK_ERR_MEMORY;
+  if (status == BK_OK) {
+    part_medians(costs, steps, (int)n, c->parts);
+    spread_rest(c);
+  }
+  bk_free(ctx, costs);
   return status;
 }
 
@@ -289,7 +323,8 @@ static json_t *side_json(const step_bench *b, const contender *c) {
 
 /* The keys that describe the model, as config.json has them. */
 static json_t *config_json(const bk_model_config *c) {
-  json_t *object = json_pack("{s:s}", "model_type", "birkhoff");
+  json_t *object = json_pack("{s:s,s:I}", "model_type", "birkhoff", "num_key_value_heads",
+                             (json_int_t)c->num_attention_heads);
   for (const bk_option *o = bk_model_keys; o->name; o++) {
     const void *at = (const char *)c + o->offset;
     json_t *value = NULL;

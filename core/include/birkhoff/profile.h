@@ -52,10 +52,10 @@ BK_API int bk_profile_count(const bk_profile *profile, bk_profile_table table);
 BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, int i,
                            bk_profile_line *line);
 
-/* What the ops of a part of the model took in a step, in seconds, on average over the last 3 steps
- * that count: the embedding (part 0), each of the 2 * num_hidden_layers sublayers with the
- * connection around it (1, 2, ...), and head and loss, which is the last part and makes the
- * gradients of lm_head in its forward pass. What lies between the ops is in none. */
+/* What the ops of a part of the model took in the last step, in seconds: the embedding (part 0),
+ * each of the 2 * num_hidden_layers sublayers with the connection around it (1, 2, ...), and head
+ * and loss, which is the last part and makes the gradients of lm_head in its forward pass. What
+ * lies between the ops is in none. */
 BK_API void bk_profile_part(const bk_profile *profile, int part, bk_stage_costs *seconds);
 
 /* What went between the ranks in the steps that count, as this rank saw it: how many operations of
