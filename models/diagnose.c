@@ -295,25 +295,33 @@ static look_fn look_of(const bk_piece *piece, const spot *at) {
 
 /* A program belongs to one chunk, so that a piece without a sublayer lies in the first chunk (the
  * embedding) or the last (the head). */
-static spot spot_of(const bk_runner *r, const bk_piece *piece) {
+static const bk_chunk *chunk_of(const bk_runner *r, const bk_piece *piece) {
   int n = bk_runner_n_chunks(r), i = piece->part == BK_PART_EMBED ? 0 : n - 1;
   const bk_chunk *c = bk_runner_chunk(r, i);
   while (piece->sublayer >= 0 && c->sublayers[0].index > piece->sublayer)
     c = bk_runner_chunk(r, --i);
-  spot at = {.m = c->model, .c = c, .slot = &c->slots[0], .l = NULL, .s = 0};
+  return c;
+}
+
+static spot spot_of(const bk_chunk *c, int slot, const bk_piece *piece) {
+  spot at = {.m = c->model, .c = c, .slot = &c->slots[slot], .l = NULL, .s = 0};
   if (piece->sublayer < 0) return at;
   at.s = piece->sublayer - c->sublayers[0].index;
   at.l = &c->sublayers[at.s];
   return at;
 }
 
-/* Called by the program after each of its pieces. */
-static bk_status look(void *arg, const bk_piece *piece) {
-  const search *s = arg;
-  spot at = spot_of(s->runner, piece);
+static bk_status look_at(const search *s, const bk_chunk *c, int slot, const bk_piece *piece) {
+  spot at = spot_of(c, slot, piece);
   look_fn fn = look_of(piece, &at);
   s->suspect->in_forward = piece->pass == BK_PASS_F;
   return fn ? fn(s, &at) : BK_OK;
+}
+
+/* Called by the program after each of its pieces. */
+static bk_status look(void *arg, const bk_piece *piece) {
+  const search *s = arg;
+  return look_at(s, chunk_of(s->runner, piece), 0, piece);
 }
 
 /* On success the caller frees s->piece. */
@@ -337,6 +345,31 @@ bk_status bk_watch_pass(bk_runner *r, const int32_t *ids, const int32_t *targets
   bk_runner_look(r, NULL, NULL);
   bk_free(ctx, s.piece);
   return status;
+}
+
+struct bk_watch_search {
+  bk_context *ctx;
+  search s;
+};
+
+bk_status bk_watch_search_begin(bk_context *ctx, bk_suspect *suspect, bk_watch_search **made) {
+  bk_watch_search *w = bk_alloc(ctx, sizeof *w);
+  if (!w) return BK_ERR_MEMORY;
+  w->ctx = ctx;
+  bk_status status = search_begin(ctx, suspect, &w->s);
+  if (status == BK_OK) *made = w;
+  else bk_free(ctx, w);
+  return status;
+}
+
+bk_status bk_watch_search_look(const bk_watch_search *w, const bk_chunk *chunk, int slot,
+                               const bk_piece *piece) {
+  return look_at(&w->s, chunk, slot, piece);
+}
+
+void bk_watch_search_end(bk_watch_search *w) {
+  bk_free(w->ctx, w->s.piece);
+  bk_free(w->ctx, w);
 }
 
 /* Used when every gradient is finite but the sum of their squares is not. */

@@ -9,6 +9,8 @@
  * is computed on the host in doubles. */
 #include "models/gain.h"
 
+#include "models/chunk_priv.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -47,9 +49,9 @@ bk_status bk_gain_create(bk_context *ctx, int n_sublayers, int n, bk_gain **gain
   return BK_OK;
 }
 
-bk_status bk_gain_reserve(bk_gain *gain, int64_t tokens) {
+bk_status bk_gain_reserve(bk_gain *gain, int64_t tokens, int sublayers) {
   gain_state *g = (gain_state *)gain;
-  size_t maps = (size_t)(gain->n * gain->n) * (size_t)gain->n_sublayers * (size_t)tokens;
+  size_t maps = (size_t)(gain->n * gain->n) * (size_t)sublayers * (size_t)tokens;
   return bk_grow(g->ctx, (void **)&g->maps, &g->capacity, maps, sizeof *g->maps);
 }
 
@@ -151,27 +153,44 @@ static void add_backward(bk_gain_row *row, const map *a, int n) {
   row->backward_max = larger(row->backward_max, b);
 }
 
-/* ---- one token: comb of sublayer s at comb + s * stride ---- */
-static void add_token(bk_gain *g, const double *comb, size_t stride) {
+/* ---- one token: sublayers [first, first + count), comb of number s of them at comb + s * stride
+ * ---- */
+
+/* `up` is H_s ... H_1, what sublayer s makes of the streams at the beginning. */
+static void add_up(bk_gain *g, int first, int count, const double *comb, size_t stride, map *up) {
   int n = g->n;
-  map up = map_identity(n), down = up;
-  /* forward: `up` is H_s ... H_1, what sublayer s makes of the streams at the beginning */
-  for (int s = 0; s < g->n_sublayers; s++) {
+  for (int s = 0; s < count; s++) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
-    add_forward(&g->sublayers[s], &h, n);
-    add_backward(&g->sublayers[s], &h, n);
-    up = map_product(&h, &up, n);
-    add_forward(&g->composite[s], &up, n);
+    add_forward(&g->sublayers[first + s], &h, n);
+    add_backward(&g->sublayers[first + s], &h, n);
+    *up = map_product(&h, up, n);
+    add_forward(&g->composite[first + s], up, n);
   }
-  /* backward: `down` is H_L ... H_s, what the gradient at the end becomes at sublayer s */
-  for (int s = g->n_sublayers - 1; s >= 0; s--) {
+}
+
+/* `down` is H_L ... H_s, what the gradient at the end becomes at sublayer s. */
+static void add_down(bk_gain *g, int first, int count, const double *comb, size_t stride,
+                     map *down) {
+  int n = g->n;
+  for (int s = count - 1; s >= 0; s--) {
     map h = comb ? map_of_comb(comb + (size_t)s * stride, n) : map_identity(n);
-    down = map_product(&down, &h, n);
-    add_backward(&g->composite[s], &down, n);
+    *down = map_product(down, &h, n);
+    add_backward(&g->composite[first + s], down, n);
   }
-  g->total_forward += gain_forward(&up, n);
-  g->total_backward += gain_backward(&up, n);
-  for (int i = 0; i < n * n; i++) g->mean_composite[i] += up.h[i / n][i % n];
+}
+
+static void add_total(bk_gain *g, const map *up) {
+  int n = g->n;
+  g->total_forward += gain_forward(up, n);
+  g->total_backward += gain_backward(up, n);
+  for (int i = 0; i < n * n; i++) g->mean_composite[i] += up->h[i / n][i % n];
+}
+
+static void add_token(bk_gain *g, const double *comb, size_t stride) {
+  map up = map_identity(g->n), down = up;
+  add_up(g, 0, g->n_sublayers, comb, stride, &up);
+  add_down(g, 0, g->n_sublayers, comb, stride, &down);
+  add_total(g, &up);
 }
 
 /* In the maps of a batch the sublayer is the outermost index; NULL stands for identities. */
@@ -216,6 +235,58 @@ bk_status bk_gain_add(bk_gain *gain, const bk_runner *runner, int slot) {
   BK_TRY(read_maps(g, runner, slot, &identity, &tokens));
   bk_gain_add_maps(gain, identity ? NULL : g->maps, tokens);
   return BK_OK;
+}
+
+/* ---- in several chunks ---- */
+
+static map map_load(const double *numbers, int n) {
+  map a = {{{0}}};
+  for (int i = 0; i < n * n; i++) a.h[i / n][i % n] = numbers[i];
+  return a;
+}
+
+static void map_store(const map *a, double *numbers, int n) {
+  for (int i = 0; i < n * n; i++) numbers[i] = a->h[i / n][i % n];
+}
+
+void bk_gain_identity(const bk_gain *gain, double *products, int64_t tokens) {
+  map one = map_identity(gain->n);
+  for (int64_t t = 0; t < tokens; t++) map_store(&one, products + t * gain->n * gain->n, gain->n);
+}
+
+/* The kind has comb: there is nothing to pass on where every map is the identity. */
+static bk_status read_chunk(gain_state *g, const bk_chunk *c, int slot) {
+  size_t at = 0;
+  for (int s = 0; s < c->n; s++) {
+    bk_tensor pre, post, comb;
+    bk_connection_show(&c->sublayers[s].connection, &c->slots[slot].mix[s], &pre, &post, &comb);
+    size_t count = (size_t)bk_tensor_count(&comb);
+    BK_TRY(bk_grow(g->ctx, (void **)&g->maps, &g->capacity, count * (size_t)c->n, sizeof *g->maps));
+    BK_TRY(bk_tensor_read_f64(c->model->stream, &comb, g->maps + at));
+    at += count;
+  }
+  return BK_OK;
+}
+
+bk_status bk_gain_pass(bk_gain *gain, const bk_chunk *c, int slot, bool back, double *products) {
+  gain_state *g = (gain_state *)gain;
+  int n = gain->n, first = c->sublayers[0].index;
+  size_t block = (size_t)(n * n), stride = block * (size_t)c->tokens;
+  BK_TRY(read_chunk(g, c, slot));
+  for (int64_t t = 0; t < c->tokens; t++) {
+    map m = map_load(products + (size_t)t * block, n);
+    (back ? add_down : add_up)(gain, first, c->n, g->maps + (size_t)t * block, stride, &m);
+    map_store(&m, products + (size_t)t * block, n);
+  }
+  return BK_OK;
+}
+
+void bk_gain_total(bk_gain *gain, const double *products, int64_t tokens) {
+  for (int64_t t = 0; t < tokens; t++) {
+    map up = map_load(products + t * gain->n * gain->n, gain->n);
+    add_total(gain, &up);
+  }
+  gain->tokens += tokens;
 }
 
 /* The maxima are over tokens already. */

@@ -15,17 +15,28 @@
 
 typedef struct bk_parallel bk_parallel;
 
+/* A program that writes gradients, and the position in a step at which it runs. */
+typedef struct bk_pass_run {
+  const bk_program *program;
+  int position;
+} bk_pass_run;
+
 /* For a model with several ranks. `sums` is how many numbers bk_parallel_sum will be given. */
 bk_status bk_parallel_create(bk_model *model, int64_t sums, bk_parallel **parallel);
 void bk_parallel_destroy(bk_parallel *parallel); /* NULL is allowed */
-/* Says that in every step the last programs to write gradients are those of this runner for
- * `micro`: finds in them the piece after which each bucket is whole. */
-bk_status bk_parallel_follow(bk_parallel *parallel, const bk_runner *runner, bk_micro micro);
-/* The order in which the buckets are posted, as a number that all ranks must have in common. */
-uint64_t bk_parallel_order(const bk_parallel *parallel);
+/* Says which programs write gradients in every step, in the order in which they run: finds the
+ * piece after which each bucket is whole. */
+void bk_parallel_follow(bk_parallel *parallel, const bk_pass_run *runs, int n);
+/* The same of a runner that goes through its chunks with `micro`, all at position 0. */
+bk_status bk_parallel_follow_runner(bk_parallel *parallel, const bk_runner *runner, bk_micro micro);
+/* Collective, after all ranks have followed something: the order in which buckets are posted, which
+ * is one for all replicas: that in which the slowest of them has each bucket whole. */
+bk_status bk_parallel_agree(bk_parallel *parallel);
 
 /* A step begins: nothing is posted yet. */
 void bk_parallel_begin(bk_parallel *parallel);
+/* The programs that run from now on are at this position. False: no bucket becomes whole there. */
+bool bk_parallel_at(bk_parallel *parallel, int position);
 /* Zeroes all gradients, for a rank that has no sequences in a step. */
 bk_status bk_parallel_zero(bk_parallel *parallel);
 /* A bk_look_fn for bk_runner_after: posts the buckets that are whole after this piece. */

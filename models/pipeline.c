@@ -117,8 +117,8 @@ static bk_status check_stages(const bk_pipeline *l) {
     for (int e = 0; e < c; e++)
       if (s->rank[l->p].chunks[c].stage == s->rank[l->p].chunks[e].stage)
         return bk_fail(l->ctx, BK_ERR_ARGUMENT,
-                       "%s: rank %d holds stage %d in two chunks; a rank holds a stage once", s->name,
-                       l->p, s->rank[l->p].chunks[c].stage);
+                       "%s: rank %d holds stage %d in two chunks; a rank holds a stage once",
+                       s->name, l->p, s->rank[l->p].chunks[c].stage);
   for (int p = 0; p < s->ranks; p++) {
     int n = shared(s, l->p, p);
     if (n > 0 && n < s->chunks)
@@ -152,11 +152,11 @@ static bk_status pipeline_fill(bk_pipeline *l, const bk_model_config *config,
   const bk_schedule *s = l->schedule;
   if (l->ranks % s->ranks)
     return bk_fail(l->ctx, BK_ERR_ARGUMENT,
-                   "pipelines of %d ranks: there are %d ranks, which is no multiple of it", s->ranks,
-                   l->ranks);
+                   "pipelines of %d ranks: there are %d ranks, which is no multiple of it",
+                   s->ranks, l->ranks);
   if (s->chunks > BK_CHUNKS_MAX)
-    return bk_fail(l->ctx, BK_ERR_ARGUMENT, "%s: %d chunks on a rank, %d can be", s->name, s->chunks,
-                   BK_CHUNKS_MAX);
+    return bk_fail(l->ctx, BK_ERR_ARGUMENT, "%s: %d chunks on a rank, %d can be", s->name,
+                   s->chunks, BK_CHUNKS_MAX);
   l->dp = l->ranks / s->ranks;
   l->p = l->rank / l->dp;
   l->d = l->rank % l->dp;

@@ -115,8 +115,8 @@ static bk_status find_blocks(bk_optimizer *o) {
   o->norm_at = bk_alloc_array(m->ctx, (size_t)m->n_blocks, sizeof *o->norm_at);
   if (!o->norm_at) return BK_ERR_MEMORY;
   if (m->options.pipeline)
-    BK_TRY(bk_model_create(m->device, &m->config, m->dtype,
-                           &(bk_model_options){.plan_only = true}, &whole));
+    BK_TRY(bk_model_create(m->device, &m->config, m->dtype, &(bk_model_options){.plan_only = true},
+                           &whole));
   number_blocks(o, whole ? whole : m);
   bk_model_destroy(whole);
   return BK_OK;

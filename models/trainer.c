@@ -14,145 +14,25 @@
  * The state of a run beside the model: the numbers of steps and tokens done. A resumed run sets
  * them (bk_trainer_set_step) and goes on with the same sequences, since the order of the data is a
  * function of seed and position. */
-#include "models/trainer.h"
-#include "comm/comm.h"
-#include "io/readahead.h"
-#include "runtime/connection.h"
+#include "models/trainer_priv.h"
 
-#include "models/parallel.h"
+#include "comm/comm.h"
+#include "models/model_priv.h"
 #include "models/profile.h"
-#include "models/watch.h"
+#include "runtime/connection.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* ---- evaluation ---- */
-
-/* An evaluator is a runner without gradients, with room for one batch of tokens on the host. */
-struct bk_evaluator {
-  bk_model *model;
-  bk_runner *runner;
-  int64_t batch, seq_len;
-  int32_t *ids, *targets; /* [batch * seq_len] */
-};
-
-bk_status bk_evaluator_create(bk_model *model, int64_t batch, int64_t seq_len,
-                              bk_evaluator **evaluator) {
-  bk_context *ctx = model->ctx;
-  if (batch < 1 || seq_len < 1 || seq_len > INT32_MAX / batch)
-    return bk_fail(ctx, BK_ERR_ARGUMENT, "evaluator: %lld sequences of %lld tokens",
-                   (long long)batch, (long long)seq_len);
-  bk_evaluator *e = bk_alloc(ctx, sizeof *e);
-  if (!e) return BK_ERR_MEMORY;
-  *e = (bk_evaluator){.model = model, .batch = batch, .seq_len = seq_len};
-  e->ids = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->ids);
-  e->targets = bk_alloc_array(ctx, (size_t)(batch * seq_len), sizeof *e->targets);
-  bk_runner_options options = {.batch = batch, .seq_len = seq_len, .slots = 1};
-  bk_status status =
-      e->ids && e->targets ? bk_runner_create(model, &options, &e->runner) : BK_ERR_MEMORY;
-  if (status == BK_OK) *evaluator = e;
-  else bk_evaluator_destroy(e);
-  return status;
-}
-
-void bk_evaluator_destroy(bk_evaluator *e) {
-  if (!e) return;
-  bk_context *ctx = e->model->ctx;
-  bk_runner_destroy(e->runner);
-  bk_free(ctx, e->targets);
-  bk_free(ctx, e->ids);
-  bk_free(ctx, e);
-}
-
-size_t bk_evaluator_bytes(const bk_evaluator *e, bk_memory_class c) {
-  return bk_runner_bytes(e->runner, c);
-}
-
-/* How many windows, in whole batches, are as many as max_tokens allows; all but the last of the
- * data have `row` tokens. */
-static int64_t windows_of(const bk_dataset *data, int64_t batch, int64_t row, int64_t max_tokens) {
-  int64_t windows = bk_dataset_eval_windows(data, row);
-  if (max_tokens <= 0 || windows == 0) return windows;
-  int64_t batches = (max_tokens - 1) / (batch * row) + 1;
-  return batches <= (windows - 1) / batch ? batches * batch : windows;
-}
-
-/* Sums the losses of windows [first, end) of a data set on any runner of the model: an evaluator's
- * own, or the one that trains, whose activations are free between two steps. `all_ids` and
- * `all_targets` have room for one batch; rows past the last window are filled with ignored
- * targets. */
-static bk_status evaluate(bk_model *model, bk_runner *runner, int64_t batch, int64_t row,
-                          int32_t *all_ids, int32_t *all_targets, const bk_dataset *data,
-                          int64_t first, int64_t end, bk_eval_result *result) {
-  bk_eval_result sum = {0};
-  for (int64_t w = first; w < end; w += batch) {
-    for (int64_t b = 0; b < batch; b++) {
-      int32_t *ids = all_ids + b * row, *targets = all_targets + b * row;
-      if (w + b < end) {
-        int64_t kept;
-        BK_TRY(bk_dataset_eval_window(data, row, w + b, ids, targets, &kept));
-        sum.tokens += kept;
-        continue;
-      }
-      for (int64_t t = 0; t < row; t++) ids[t] = 0, targets[t] = -100;
-    }
-    bk_step_results step;
-    BK_TRY(bk_step_begin(model, &(bk_step_values){.bc1 = 1, .bc2 = 1}));
-    BK_TRY(bk_runner_evaluate(runner, 0, all_ids, all_targets));
-    BK_TRY(bk_step_end(model, &step));
-    sum.loss_sum += step.loss_sum;
-  }
-  *result = sum;
-  return BK_OK;
-}
-
-bk_status bk_evaluator_run(bk_evaluator *e, const bk_dataset *data, int64_t max_tokens,
-                           bk_eval_result *result) {
-  return evaluate(e->model, e->runner, e->batch, e->seq_len, e->ids, e->targets, data, 0,
-                  windows_of(data, e->batch, e->seq_len, max_tokens), result);
-}
-
 /* ---- training ---- */
-
-/* The data sets and the model are the caller's and outlive it; the rest is its own. */
-struct bk_trainer {
-  bk_model *model;
-  bk_train_config recipe;
-  const bk_dataset *train, *val;
-  bk_readahead *ahead; /* of `train` */
-  /* This rank's share of a step: sequences [begin, begin + count) of the batch, in n_micro
-   * micro-batches of `micro` sequences, the last of them perhaps of fewer; it may be empty. Of all
-   * ranks' micro-batches, counted rank by rank, its own are those from first_micro on. */
-  int rank, ranks;
-  int64_t begin, count, micro, n_micro, first_micro, all_micro;
-  bk_runner *runner,
-      *tail; /* tail: for a last micro-batch of fewer sequences; NULL: there is none */
-  bk_optimizer *optimizer;
-  bk_parallel *parallel; /* the optimiser's; NULL: one rank */
-  void *gathered;        /* [ranks]: room for what bk_comm_gather brings; NULL: one rank */
-  bk_comm_stats before;  /* of the step in progress */
-  /* gain_fresh: the last step has measured it */
-  bk_gain *gain; /* only with gain_every */
-  bool gain_fresh;
-  bk_watch watch;
-  bk_refusal refusal;     /* row.step is 0 where the last step was taken */
-  bool timed;             /* the step in progress */
-  bk_step_times times;    /* of its parts so far */
-  double lap;             /* when the part in progress began */
-  int64_t step, tokens;   /* done */
-  int32_t *ids, *targets; /* one micro-batch */
-  int32_t *load;          /* [experts] */
-  double *load_share;     /* [MoE layers][experts] */
-};
 
 /* Bytes of the host copy of the maps whose gain is measured. Kinds without comb need none: their
  * gain is 1. */
 static size_t map_bytes(const bk_trainer *t) {
   const bk_model_config *c = &t->model->config;
   if (t->recipe.gain_every <= 0 || !bk_connection_kind_of((bk_hc_kind)c->residual)->comb) return 0;
-  return (size_t)(bk_runner_n_sublayers(t->runner) * t->micro * t->recipe.seq_len * c->hc_mult *
-                  c->hc_mult) *
+  return (size_t)(t->model->n_sublayers * t->micro * t->recipe.seq_len * c->hc_mult * c->hc_mult) *
          sizeof(double);
 }
 
@@ -161,7 +41,7 @@ static bk_status make_buffers(bk_trainer *t) {
   bk_context *ctx = t->model->ctx;
   size_t tokens = (size_t)(t->micro * t->recipe.seq_len),
          experts = (size_t)t->model->config.n_routed_experts;
-  size_t layers = (size_t)bk_runner_n_moe(t->runner);
+  size_t layers = (size_t)t->n_moe;
   t->ids = bk_alloc_array(ctx, tokens, sizeof *t->ids);
   t->targets = bk_alloc_array(ctx, tokens, sizeof *t->targets);
   t->load = bk_alloc_array(ctx, experts, sizeof *t->load);
@@ -178,6 +58,7 @@ static bk_runner *micro_runner(const bk_trainer *t, int64_t k, int64_t *sequence
 /* A rank without sequences has a runner too: it validates. */
 static bk_status make_runners(bk_trainer *t) {
   const bk_train_config *r = &t->recipe;
+  if (t->model->options.pipeline) return bk_trainer_make_executor(t);
   bk_runner_options options = {.batch = t->micro,
                                .seq_len = r->seq_len,
                                .slots = 1,
@@ -199,8 +80,15 @@ static bk_status make_optimizer(bk_trainer *t) {
   BK_TRY(bk_optimizer_create(t->model, &options, &t->optimizer));
   t->parallel = bk_optimizer_parallel(t->optimizer);
   if (!t->parallel) return BK_OK;
-  return bk_parallel_follow(t->parallel, t->tail ? t->tail : t->runner,
+  if (t->executor) {
+    int n;
+    const bk_pass_run *runs = bk_executor_runs(t->executor, &n);
+    bk_parallel_follow(t->parallel, runs, n);
+    return BK_OK;
+  }
+  bk_parallel_follow_runner(t->parallel, t->tail ? t->tail : t->runner,
                             t->n_micro > 1 ? BK_MICRO_NEXT : BK_MICRO_FIRST);
+  return BK_OK;
 }
 
 /* Everything that a run needs is made here, so that a step allocates nothing. */
@@ -208,31 +96,34 @@ static bk_status build(bk_trainer *t) {
   BK_TRY(make_runners(t));
   BK_TRY(make_optimizer(t));
   if (t->recipe.gain_every > 0) {
-    BK_TRY(bk_gain_create(t->model->ctx, bk_runner_n_sublayers(t->runner),
-                          (int)bk_model_streams(t->model), &t->gain));
-    if (map_bytes(t) && !t->model->options.plan_only)
-      BK_TRY(bk_gain_reserve(t->gain, t->micro * t->recipe.seq_len));
+    int sublayers = 2 * (int)t->model->config.num_hidden_layers;
+    BK_TRY(bk_gain_create(t->model->ctx, sublayers, (int)bk_model_streams(t->model), &t->gain));
+    if (t->executor && !t->model->options.plan_only) BK_TRY(bk_trainer_reserve_gain(t));
+    else if (map_bytes(t) && !t->model->options.plan_only)
+      BK_TRY(bk_gain_reserve(t->gain, t->micro * t->recipe.seq_len, sublayers));
   }
   BK_TRY(make_buffers(t));
   if (!t->train) return BK_OK;
   return bk_readahead_create(t->train, t->recipe.seed, t->recipe.seq_len, t->micro, &t->ahead);
 }
 
-/* Where the share of rank r begins. */
-static int64_t share_begin(const bk_trainer *t, int r) {
-  return t->recipe.batch_size * r / t->ranks;
+static int64_t share_begin(const bk_trainer *t, int share) {
+  return t->recipe.batch_size * share / t->shares;
 }
 
-/* micro_batch_size is each rank's; 0 stands for its whole share. */
+/* micro_batch_size is each share's; 0 stands for all of it, and in a pipeline for one sequence. */
 static void find_share(bk_trainer *t) {
-  int64_t most = t->recipe.micro_batch_size;
-  t->rank = bk_model_rank(t->model);
-  t->ranks = bk_model_ranks(t->model);
-  for (int r = 0; r < t->ranks; r++) {
+  const bk_pipeline *l = t->model->options.pipeline;
+  int64_t most = t->recipe.micro_batch_size ? t->recipe.micro_batch_size : l ? 1 : 0;
+  t->rank = l ? l->rank : bk_model_rank(t->model);
+  t->ranks = l ? l->ranks : bk_model_ranks(t->model);
+  t->share = l ? l->d : t->rank;
+  t->shares = l ? l->dp : t->ranks;
+  for (int r = 0; r < t->shares; r++) {
     int64_t begin = share_begin(t, r), count = share_begin(t, r + 1) - begin;
     int64_t micro = most && most < count ? most : count > 0 ? count : 1;
     int64_t n = (count + micro - 1) / micro;
-    if (r == t->rank) {
+    if (r == t->share) {
       t->begin = begin, t->count = count, t->micro = micro, t->n_micro = n;
       t->first_micro = t->all_micro;
     }
@@ -243,7 +134,8 @@ static void find_share(bk_trainer *t) {
 /* Without data a model that is only planned can be sized. */
 static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
                            const bk_dataset *train) {
-  if (!model->options.trainable || model->n_sublayers != 2 * model->config.num_hidden_layers)
+  bool whole = model->n_sublayers == 2 * model->config.num_hidden_layers;
+  if (!model->options.trainable || (!whole && !model->options.pipeline))
     return bk_fail(model->ctx, BK_ERR_ARGUMENT, "trainer: the model must be trainable and whole");
   if (recipe->micro_batch_size < 0 || recipe->batch_size < 1)
     return bk_fail(model->ctx, BK_ERR_ARGUMENT,
@@ -257,7 +149,7 @@ static bk_status check_use(const bk_model *model, const bk_train_config *recipe,
 /* ---- what ranks tell one another ---- */
 
 /* Whether a rank has made its trainer, and a number that is the same for the same configuration,
- * recipe, data and order of buckets. */
+ * recipe and data. */
 typedef struct readiness {
   int32_t status;
   uint32_t unused;
@@ -265,22 +157,19 @@ typedef struct readiness {
 } readiness;
 
 /* A gain as numbers: totals and tokens, then its arrays. */
-static size_t gain_numbers(const bk_model *m) {
-  size_t rows = 2 * (size_t)m->n_sublayers * sizeof(bk_gain_row) / sizeof(double);
+size_t bk_trainer_gain_numbers(const bk_trainer *t) {
+  const bk_model *m = t->model;
+  size_t sublayers = 2 * (size_t)m->config.num_hidden_layers;
+  size_t rows = 2 * sublayers * sizeof(bk_gain_row) / sizeof(double);
   return 3 + rows + (size_t)(bk_model_streams(m) * bk_model_streams(m));
 }
 
-/* What a rank has found out about a step that is not finite. */
-typedef struct finding {
-  bk_suspect suspect;
-  double largest; /* of the gradients, where none is to blame alone */
-  int32_t status;
-} finding;
-
 /* Room for the largest of what is gathered, once for each rank and once for this one. */
 static bk_status make_room(bk_trainer *t) {
-  size_t most = sizeof(finding), gain = gain_numbers(t->model) * sizeof(double);
+  size_t most = sizeof(bk_finding), gain = bk_trainer_gain_numbers(t) * sizeof(double);
+  size_t loads = (size_t)t->n_moe * (size_t)t->model->config.n_routed_experts * sizeof(double);
   if (gain > most) most = gain;
+  if (loads > most) most = loads;
   t->gathered = bk_alloc_array(t->model->ctx, (size_t)t->ranks + 1, most);
   if (t->gathered) return BK_OK;
   bk_comm_abort(t->model->options.comm);
@@ -307,7 +196,6 @@ static bk_status agree(const bk_trainer *t, bk_status status) {
   bk_context *ctx = t->model->ctx;
   const readiness *all = t->gathered;
   readiness own = {.status = status};
-  if (status == BK_OK) own.hash = bk_parallel_order(t->parallel);
   own.hash = hash_options(own.hash, bk_model_keys, &t->model->config);
   own.hash = hash_options(own.hash, bk_train_keys, &t->recipe);
   own.hash = hash_data(hash_data(own.hash, t->train), t->val);
@@ -322,7 +210,7 @@ static bk_status agree(const bk_trainer *t, bk_status status) {
     if (all[r].hash != all[0].hash)
       return bk_fail(ctx, BK_ERR_COMM,
                      "trainer: rank %d has another configuration, recipe or data than rank 0", r);
-  return BK_OK;
+  return bk_parallel_agree(t->parallel);
 }
 
 /* Room for gathering comes first: with it a rank that fails can say so. */
@@ -339,6 +227,8 @@ bk_status bk_trainer_create(bk_model *model, const bk_train_config *recipe, cons
   bk_trainer *t = bk_alloc(model->ctx, sizeof *t);
   if (!t) return BK_ERR_MEMORY;
   *t = (bk_trainer){.model = model, .recipe = *recipe, .train = train, .val = val};
+  int64_t moe = model->config.num_hidden_layers - model->config.first_k_dense_replace;
+  t->n_moe = moe > 0 ? (int)moe : 0;
   find_share(t);
   bk_status status = trainer_fill(t);
   if (status == BK_OK) *trainer = t;
@@ -356,7 +246,9 @@ void bk_trainer_destroy(bk_trainer *t) {
   bk_free(ctx, t->ids);
   bk_readahead_destroy(t->ahead);
   bk_gain_destroy(t->gain);
+  bk_free(ctx, t->products);
   bk_optimizer_destroy(t->optimizer);
+  bk_executor_destroy(t->executor);
   bk_runner_destroy(t->tail);
   bk_runner_destroy(t->runner);
   bk_free(ctx, t);
@@ -372,7 +264,8 @@ static size_t staging_bytes(const bk_trainer *t) {
 
 /* The model is not counted; see bk_model_bytes. */
 size_t bk_trainer_bytes(const bk_trainer *t, bk_memory_class c) {
-  return bk_runner_bytes(t->runner, c) + (t->tail ? bk_runner_bytes(t->tail, c) : 0) +
+  size_t passes = t->executor ? bk_executor_bytes(t->executor, c) : bk_runner_bytes(t->runner, c);
+  return passes + (t->tail ? bk_runner_bytes(t->tail, c) : 0) +
          bk_optimizer_bytes(t->optimizer, c) + (c == BK_MEM_STAGING ? staging_bytes(t) : 0);
 }
 
@@ -389,9 +282,8 @@ const bk_refusal *bk_trainer_refusal(const bk_trainer *t) {
   return t->refusal.row.step ? &t->refusal : NULL;
 }
 
-/* Fills ids and targets with this rank's micro-batch k of the step. The one that is read after it,
- * which may be the first of the next step, is read ahead. */
-static bk_status read_micro_batch(const bk_trainer *t, int64_t k, int64_t sequences) {
+/* The micro-batch that is read after it, which may be the first of the next step, is read ahead. */
+bk_status bk_trainer_read(const bk_trainer *t, int64_t k, int64_t sequences) {
   /* The number of sequences done so far. It comes from the tokens and not from step x batch_size,
    * since a resumed run may have another batch size. */
   int64_t begin = t->tokens / t->recipe.seq_len + t->begin;
@@ -413,7 +305,7 @@ static bk_status end_part(bk_trainer *t, double *seconds) {
 static bk_status run_micro_batch(bk_trainer *t, int64_t k) {
   int64_t sequences;
   bk_runner *runner = micro_runner(t, k, &sequences);
-  BK_TRY(read_micro_batch(t, k, sequences));
+  BK_TRY(bk_trainer_read(t, k, sequences));
   BK_TRY(bk_runner_forward(runner, 0, t->ids, t->targets));
   BK_TRY(bk_optimizer_keep_loss(t->optimizer, t->first_micro + k));
   BK_TRY(end_part(t, &t->times.forward));
@@ -424,6 +316,10 @@ static bk_status run_micro_batch(bk_trainer *t, int64_t k) {
 /* Runs this rank's micro-batches of step t->step + 1; their gradients are summed in the model. In
  * the last one buckets of gradients are handed to the other ranks as they become whole. */
 static bk_status run_micro_batches(bk_trainer *t) {
+  if (t->executor) {
+    BK_TRY(bk_trainer_run_stages(t));
+    return end_part(t, &t->times.backward);
+  }
   for (int64_t k = 0; k + 1 < t->n_micro; k++) BK_TRY(run_micro_batch(t, k));
   if (t->n_micro == 0) return bk_parallel_zero(t->parallel);
   int64_t sequences;
@@ -445,20 +341,23 @@ static bool due(int64_t step, int64_t every, int64_t steps) {
 
 /* The share of each expert among all choices of a layer, for metrics. */
 static bk_status read_loads(bk_trainer *t) {
-  int64_t experts = t->model->config.n_routed_experts;
-  for (int l = 0; l < bk_runner_n_moe(t->runner); l++) {
-    bk_tensor load = bk_model_expert_load(t->model, l);
-    BK_TRY(bk_tensor_download(t->model->stream, &load, t->load));
+  const bk_model *m = t->model;
+  int64_t experts = m->config.n_routed_experts;
+  memset(t->load_share, 0, (size_t)(t->n_moe * experts) * sizeof *t->load_share);
+  for (int s = 0; s < m->n_sublayers; s++) {
+    if (m->sublayers[s].moe_layer < 0) continue;
+    int64_t layer = m->sublayers[s].index / 2 - m->config.first_k_dense_replace;
+    bk_tensor load = bk_model_expert_load(m, m->sublayers[s].moe_layer);
+    BK_TRY(bk_tensor_download(m->stream, &load, t->load));
     double sum = 0;
     for (int64_t e = 0; e < experts; e++) sum += t->load[e];
     for (int64_t e = 0; e < experts; e++)
-      t->load_share[l * experts + e] = sum > 0 ? t->load[e] / sum : 0;
+      t->load_share[layer * experts + e] = sum > 0 ? t->load[e] / sum : 0;
   }
-  return BK_OK;
+  return t->executor && t->ranks > 1 && t->n_moe ? bk_trainer_gather_loads(t) : BK_OK;
 }
 
-/* To and from numbers, [gain_numbers]. */
-static void pack_gain(bk_gain *g, double *numbers, bool pack) {
+void bk_trainer_pack_gain(bk_gain *g, double *numbers, bool pack) {
   double tokens = (double)g->tokens;
   struct {
     void *data;
@@ -480,17 +379,18 @@ static void pack_gain(bk_gain *g, double *numbers, bool pack) {
 /* The step's last micro-batch is the last rank's, whose share is never empty. */
 static bk_status measure_gain(bk_trainer *t) {
   int64_t sequences;
-  size_t numbers = gain_numbers(t->model);
+  size_t numbers = bk_trainer_gain_numbers(t);
   double *all = t->gathered, *own = all ? all + (size_t)t->ranks * numbers : NULL;
+  if (t->executor) return bk_trainer_gain_stages(t);
   bk_gain_reset(t->gain);
   if (t->rank == t->ranks - 1) {
     BK_TRY(bk_gain_add(t->gain, micro_runner(t, t->n_micro - 1, &sequences), 0));
     bk_gain_finish(t->gain);
   }
   if (t->ranks == 1) return BK_OK;
-  pack_gain(t->gain, own, true);
+  bk_trainer_pack_gain(t->gain, own, true);
   BK_TRY(bk_comm_gather(t->model->options.comm, own, numbers * sizeof *own, all));
-  pack_gain(t->gain, all + (size_t)(t->ranks - 1) * numbers, false);
+  bk_trainer_pack_gain(t->gain, all + (size_t)(t->ranks - 1) * numbers, false);
   return BK_OK;
 }
 
@@ -514,10 +414,13 @@ static bk_status read_gain(bk_trainer *t, bk_metrics_row *row) {
 static bk_status evaluate_shares(bk_trainer *t, bk_eval_result *result) {
   const bk_train_config *r = &t->recipe;
   int64_t batch = r->micro_batch_size ? r->micro_batch_size : r->batch_size;
-  int64_t windows = windows_of(t->val, batch, r->seq_len, r->eval_tokens);
+  int64_t windows = bk_eval_windows(t->val, batch, r->seq_len, r->eval_tokens);
+  int64_t first = windows * t->share / t->shares, end = windows * (t->share + 1) / t->shares;
   bk_eval_result own, *all = t->gathered;
-  BK_TRY(evaluate(t->model, t->runner, t->micro, r->seq_len, t->ids, t->targets, t->val,
-                  windows * t->rank / t->ranks, windows * (t->rank + 1) / t->ranks, &own));
+  if (t->executor) BK_TRY(bk_trainer_evaluate_stages(t, first, end, &own));
+  else
+    BK_TRY(bk_eval_run(t->model, t->runner, t->micro, r->seq_len, t->ids, t->targets, t->val, first,
+                       end, &own));
   if (t->ranks == 1) {
     *result = own;
     return BK_OK;
@@ -558,39 +461,52 @@ static void name_place(const bk_trainer *t, int64_t k, bk_suspect *suspect) {
 /* Runs the step again with a look at every tensor. The passes give the same bits as before, so
  * that the fault comes up again. A norm that overflows although all gradients are finite is blamed
  * on the largest gradient. A rank looks at its own micro-batches, without the others. */
-static bk_status search(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect,
-                        double *largest) {
+static bk_status search(bk_trainer *t, const bk_step_values *values, bk_finding *own) {
+  bk_suspect *suspect = &own->suspect;
   bk_step_results unused;
   BK_TRY(bk_step_begin(t->model, values));
+  if (t->executor) {
+    BK_TRY(bk_trainer_search_stages(t, own));
+    BK_TRY(bk_step_end(t->model, &unused));
+    if (suspect->found || isfinite(t->refusal.row.grad_norm)) return BK_OK;
+    return bk_watch_largest_gradient(t->model, suspect, &own->largest);
+  }
   bk_status status = t->n_micro ? BK_OK : bk_parallel_zero(t->parallel); /* of sums with others */
   for (int64_t k = 0; k < t->n_micro && status == BK_OK; k++) {
     int64_t sequences;
     bk_runner *runner = micro_runner(t, k, &sequences);
-    status = read_micro_batch(t, k, sequences);
+    status = bk_trainer_read(t, k, sequences);
     if (status == BK_OK) status = bk_watch_pass(runner, t->ids, t->targets, suspect);
     if (suspect->found) name_place(t, k, suspect);
   }
   BK_TRY(bk_step_end(t->model, &unused));
   if (status == BK_OK && !isfinite(t->refusal.row.grad_norm))
-    return bk_watch_largest_gradient(t->model, suspect, largest);
+    return bk_watch_largest_gradient(t->model, suspect, &own->largest);
   return status == BK_ERR_NOT_FINITE ? BK_OK : status;
 }
 
-/* Of what the ranks have found, the first that is not finite counts, in the order of the ranks;
- * where none is, the largest gradient. */
+/* Of two ranks' findings that which tells more: the first that is not finite, else the largest
+ * gradient. */
+static const bk_finding *better(const bk_finding *a, const bk_finding *b) {
+  bool bad_a = a->suspect.found && a->largest < 0, bad_b = b->suspect.found && b->largest < 0;
+  if (bad_a != bad_b) return bad_a ? a : b;
+  if (bad_a) return a->order <= b->order ? a : b;
+  return a->largest >= b->largest ? a : b;
+}
+
+/* Of what the ranks have found, the first that is not finite counts; where none is, the largest
+ * gradient. */
 static bk_status find_cause(bk_trainer *t, const bk_step_values *values, bk_suspect *suspect) {
-  finding own = {.largest = -1}, *all = t->gathered;
-  own.status = search(t, values, &own.suspect, &own.largest);
+  bk_finding own = {.largest = -1, .order = t->rank}, *all = t->gathered;
+  own.status = search(t, values, &own);
   *suspect = own.suspect;
   if (t->ranks == 1) return (bk_status)own.status;
   BK_TRY(bk_comm_gather(t->model->options.comm, &own, sizeof own, all));
-  const finding *best = &all[0];
+  const bk_finding *best = &all[0];
   bool failed = false;
-  for (int r = t->ranks - 1; r >= 0; r--) {
-    const finding *f = &all[r];
-    failed |= f->status != BK_OK;
-    if (f->suspect.found && f->largest < 0) best = f;
-    else if (f->largest > best->largest && !(best->suspect.found && best->largest < 0)) best = f;
+  for (int r = 0; r < t->ranks; r++) {
+    best = better(best, &all[r]);
+    failed |= all[r].status != BK_OK;
   }
   *suspect = best->suspect;
   return failed && !suspect->found ? BK_ERR_DEVICE : BK_OK;
@@ -671,7 +587,7 @@ static bk_status do_step(bk_trainer *t, bk_metrics_row *row) {
                          .loss = results.loss_sum / tokens,
                          .lr = values.lr,
                          .grad_norm = results.grad_norm,
-                         .n_layers = bk_runner_n_moe(t->runner),
+                         .n_layers = t->n_moe,
                          .n_experts = (int)t->model->config.n_routed_experts,
                          .expert_load = t->load_share};
   made.tokens_per_s = tokens / (bk_context_seconds(t->model->ctx) - begin);
@@ -713,5 +629,8 @@ int bk_trainer_warm_steps(const bk_trainer *t) {
 
 /* Nothing runs: the calls are only listed. */
 bk_status bk_trainer_program(const bk_trainer *t, bk_step_call_fn each, void *user) {
+  if (t->executor)
+    return bk_fail(t->model->ctx, BK_ERR_UNSUPPORTED,
+                   "the calls of a step are listed of a model that is whole");
   return bk_list_step(t->runner, t->optimizer, t->n_micro > 1, each, user);
 }

@@ -39,6 +39,13 @@ typedef struct bk_suspect {
  * *suspect filled; the pass ends there. */
 bk_status bk_watch_pass(bk_runner *runner, const int32_t *ids, const int32_t *targets,
                         bk_suspect *suspect);
+/* The same piece by piece, for a schedule that goes on by itself: `look` is called after each piece
+ * with the chunk and the slot that it belongs to. */
+typedef struct bk_watch_search bk_watch_search;
+bk_status bk_watch_search_begin(bk_context *ctx, bk_suspect *suspect, bk_watch_search **search);
+bk_status bk_watch_search_look(const bk_watch_search *search, const bk_chunk *chunk, int slot,
+                               const bk_piece *piece);
+void bk_watch_search_end(bk_watch_search *search);
 /* The gradient with the largest square sum, which is put into *squares: for a norm that overflows
  * although no gradient does. */
 bk_status bk_watch_largest_gradient(bk_model *model, bk_suspect *suspect, double *squares);
