@@ -37,11 +37,11 @@ static bk_status read_amount(cli_session *s, const char *option, double *value) 
                  option, text);
 }
 
-static bk_status read_bandwidth(cli_session *s, plan_cluster *c) {
+bk_status cli_bandwidth(cli_session *s, double *inside, double *between) {
   const char *text = cli_value(&s->args, "bandwidth"), *end;
-  end = parse_amount(text, &c->inside);
-  if (end && !*end) c->between = c->inside;
-  else end = end && *end == ',' ? parse_amount(end + 1, &c->between) : NULL;
+  end = parse_amount(text, inside);
+  if (end && !*end) *between = *inside;
+  else end = end && *end == ',' ? parse_amount(end + 1, between) : NULL;
   if (end && !*end) return BK_OK;
   return bk_fail(s->ctx, BK_ERR_ARGUMENT,
                  "--bandwidth %s: expected bytes a second in one direction, inside a node and "
@@ -59,7 +59,7 @@ static bk_status read_cluster(cli_session *s, plan_cluster *c) {
   BK_TRY(cli_int(s, "gpus", 1, 1 << 20, &c->gpus));
   BK_TRY(cli_int(s, "gpus-per-node", 1, 1 << 20, &c->per_node));
   BK_TRY(read_amount(s, "memory", &c->memory));
-  BK_TRY(read_bandwidth(s, c));
+  BK_TRY(cli_bandwidth(s, &c->inside, &c->between));
   BK_TRY(read_amount(s, "flops", &c->flops));
   BK_TRY(read_amount(s, "device-bandwidth", &c->device_bandwidth));
   BK_TRY(cli_double(s, "latency", 0, 1, &c->latency));
@@ -89,10 +89,25 @@ static bk_status find_schedule(plan_search *q, const char *name) {
   return status;
 }
 
+/* What the search chooses itself, and what is for other uses of the command. */
+static bk_status refuse_options(cli_session *s) {
+  static const char *const others[] = {"micro", "costs", "measured", "data", "val-data"};
+  static const char *const keys[] = {"micro_batch_size", "hc_recompute", "recompute"};
+  for (size_t i = 0; i < BK_COUNT(others); i++)
+    if (cli_given(&s->args, others[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --%s has no meaning with --gpus", others[i]);
+  for (size_t i = 0; i < BK_COUNT(keys); i++)
+    if (cli_sets_key(s, keys[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: with --gpus %s is what the search looks for",
+                     keys[i]);
+  return BK_OK;
+}
+
 static bk_status read_options(plan_search *q) {
   cli_session *s = q->s;
   const char *schedule = cli_value(&s->args, "schedule");
   q->model = cli_value(&s->args, "model");
+  BK_TRY(refuse_options(s));
   BK_TRY(read_cluster(s, &q->cluster));
   BK_TRY(cli_open_device(s));
   BK_TRY(cli_dtype(s, &q->dtype));

@@ -4,7 +4,7 @@
 #ifndef BK_PLAN_SEARCH_H
 #define BK_PLAN_SEARCH_H
 
-#include "tools/cli.h"
+#include "tools/plan_schedule.h"
 
 /* Bytes, and bytes and flops a second; inside and between are those of one GPU in one direction. */
 typedef struct plan_cluster {
