@@ -585,9 +585,9 @@ bk_status bk_executor_step(bk_executor *e, const bk_executor_calls *calls) {
 
 /* The messages of a forward pass alone, of stream 0. */
 static bk_schedule_message message(const bk_executor *e, int stage, int edge, int64_t n) {
-  bk_schedule_message m = {.edge = edge, .micro = (int)(n % e->micros)};
-  m.peer = bk_schedule_holder(e->schedule, 0, stage, &m.peer_chunk);
-  return m;
+  int chunk, peer = bk_schedule_holder(e->schedule, 0, stage, &chunk);
+  return (bk_schedule_message){
+      .peer = peer, .peer_chunk = (int8_t)chunk, .edge = edge, .micro = (int)(n % e->micros)};
 }
 
 static bk_status evaluate_chunk(bk_executor *e, int c, int64_t n) {

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "tools/cli.h"
+#include "tools/plan_schedule.h"
 
 typedef struct plan {
   bk_model_config config;
@@ -107,6 +108,8 @@ static bk_status print_text(cli_session *s, const plan *p) {
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
+  if (cli_given(&s->args, "schedule")) return cli_plan_schedule(s);
+  BK_TRY(cli_plan_without_schedule(s));
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
   BK_TRY(cli_open_device(s));
   BK_TRY(cli_dtype(s, &p.dtype));
@@ -131,12 +134,17 @@ static const cli_option options[] = {
     {"seq-len", CLI_ONE, "N", "tokens per sequence (default: the recipe's)"},
     {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
+    {"schedule", CLI_ONE, "NAME|FILE",
+     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file"},
+    {"pp", CLI_ONE, "P", "of --schedule: ranks of the pipeline (a file has its own)"},
+    {"micro", CLI_ONE, "M", "of --schedule: micro-batches of a step (a file has its own)"},
+    {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan",
-                              "--model PRESET|FILE|DIR [OPTIONS]",
+                              "--model PRESET|FILE|DIR | --schedule NAME|FILE [OPTIONS]",
                               "Shows parameters, memory by class, flops and bytes per token of a "
-                              "training run; allocates nothing.",
+                              "training run, or a pipeline's schedule; allocates nothing.",
                               options,
                               0,
                               0,

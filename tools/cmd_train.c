@@ -170,15 +170,22 @@ static char *append_keys(bk_context *ctx, char *text, const bk_option *keys, con
   return text;
 }
 
+static const char *text_of(const cli_args *args, const char *option) {
+  const char *value = cli_value(args, option);
+  return value ? value : "not given";
+}
+
 /* What must be the same on all ranks, one key a line; NULL: out of memory. */
 static char *describe(const train_run *r) {
   bk_context *ctx = r->s->ctx;
   const cli_args *args = &r->s->args;
   char *text = bk_format(ctx,
-                         "%s --dry-run\n%s --profile\n--out %s\nbegin %s\nstep %lld\ntokens "
+                         "%s --dry-run\n%s --profile\n--pp %s\n--schedule %s\n--stages %s\n--out "
+                         "%s\nbegin %s\nstep %lld\ntokens "
                          "%lld\ndata_hash %016llx\ndtype %s",
                          cli_given(args, "dry-run") ? "with" : "without",
-                         cli_given(args, "profile") ? "with" : "without", r->out,
+                         cli_given(args, "profile") ? "with" : "without", text_of(args, "pp"),
+                         text_of(args, "schedule"), text_of(args, "stages"), r->out,
                          r->from ? r->from : "with initial values", (long long)r->resumed_step,
                          (long long)r->saved.tokens, (unsigned long long)r->saved.data_hash,
                          bk_dtype_name(r->dtype));
@@ -318,7 +325,8 @@ static bk_status build(train_run *r, bool plan_only) {
   bk_model_options options = {.trainable = true,
                               .plan_only = plan_only,
                               .allow_nonfinite = cli_given(&r->s->args, "allow-nonfinite"),
-                              .comm = r->team->comm};
+                              .comm = r->team->comm,
+                              .pipeline = r->pipeline};
   BK_TRY(cli_team_agree(r->team,
                         bk_model_create(r->s->device, &r->config, r->dtype, &options, &r->model)));
   if (!plan_only) {
@@ -379,6 +387,7 @@ static bk_status set_up(train_run *r, bool dry) {
   BK_TRY(cli_team_agree(r->team, open_data(r)));
   BK_TRY(same_data(r));
   train_warn_recipe(r);
+  BK_TRY(train_open_pipeline(r));
   return cli_team_agree(r->team, build(r, dry));
 }
 
@@ -392,6 +401,8 @@ static bk_status run_rank(cli_session *s) {
   bk_metrics_close(r.metrics);
   bk_trainer_destroy(r.trainer);
   bk_model_destroy(r.model);
+  bk_pipeline_destroy(r.pipeline);
+  bk_schedule_destroy(s->ctx, r.schedule);
   bk_dataset_close(r.val);
   bk_dataset_close(r.train);
   bk_free(s->ctx, r.from);
@@ -427,6 +438,10 @@ static const cli_option options[] = {
      "time of every op and phase: tables at the end, a Chrome trace in FILE"},
     {"dry-run", CLI_FLAG, NULL, "check everything, print the plan, train nothing"},
     CLI_LAUNCH_OPTIONS,
+    {"pp", CLI_ONE, "P", "ranks of a pipeline, each of which has some of the layers"},
+    {"schedule", CLI_ONE, "NAME|FILE",
+     "of pipelines: 1f1b (default), zb1p, dualpipe, dualpipev, or a JSON file"},
+    {"stages", CLI_ONE, "LIST", "sublayers of each stage: 9,8,8,7 (default: by computed cost)"},
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

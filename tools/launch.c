@@ -7,6 +7,7 @@
 #include "tools/launch.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,6 +18,7 @@ typedef struct launch {
   bk_job_options job;
   bool named;  /* ranks are numbered by --rank, --world and --rendezvous */
   int64_t dp;  /* 0: not given */
+  int64_t pp;  /* 1: not given */
   int threads; /* ranks that are threads of this process; 0: none */
 } launch;
 
@@ -58,6 +60,13 @@ static bk_status read_named(cli_session *s, launch *l, const bk_job_options *fou
   return BK_OK;
 }
 
+/* Whether the command knows --pp. */
+static bool has_pipelines(const cli_session *s) {
+  for (const cli_option *o = s->args.command->options; o->name; o++)
+    if (strcmp(o->name, "pp") == 0) return true;
+  return false;
+}
+
 static bk_status read_threads(cli_session *s, launch *l, const bk_job_options *found) {
   if (l->named)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT,
@@ -68,10 +77,11 @@ static bk_status read_threads(cli_session *s, launch *l, const bk_job_options *f
                    "--comm threads: its ranks are threads of one process, but %s has started %d; "
                    "start one, or leave --comm out",
                    starter(found), found->size);
-  if (!l->dp)
+  if (!l->dp && !cli_given(&s->args, "pp"))
     return bk_fail(s->ctx, BK_ERR_ARGUMENT,
-                   "--comm threads: --dp N is needed, the number of ranks to run");
-  l->threads = (int)l->dp;
+                   "--comm threads: --dp N is needed, the number of ranks to run%s",
+                   has_pipelines(s) ? ", or --pp P, or both" : "");
+  l->threads = (int)((l->dp ? l->dp : 1) * l->pp);
   l->job = (bk_job_options){.size = l->threads, .local_size = l->threads};
   return BK_OK;
 }
@@ -99,7 +109,13 @@ static bk_status refuse_stray(cli_session *s, const launch *l) {
     return bk_fail(s->ctx, BK_ERR_ARGUMENT,
                    "--dp %lld: there is one rank; --comm threads --dp %lld runs %lld in this "
                    "process, mpirun -n %lld starts as many processes",
-                   (long long)l->dp, (long long)l->dp, (long long)l->dp, (long long)l->dp);
+                   (long long)l->dp, (long long)l->dp, (long long)(l->dp * l->pp),
+                   (long long)(l->dp * l->pp));
+  if (l->pp > 1)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "--pp %lld: there is one rank; --comm threads --pp %lld runs %lld in this "
+                   "process, mpirun -n %lld starts as many processes",
+                   (long long)l->pp, (long long)l->pp, (long long)l->pp, (long long)l->pp);
   return BK_OK;
 }
 
@@ -108,6 +124,7 @@ static bk_status read_options(cli_session *s, launch *l) {
   bk_job_options found = {0};
   double timeout = 0;
   BK_TRY(cli_int(s, "dp", 1, 4096, &l->dp));
+  BK_TRY(cli_int(s, "pp", 1, 4096, &l->pp));
   BK_TRY(cli_double(s, "comm-timeout", 1, 1e6, &timeout));
   BK_TRY(bk_job_find(s->ctx, &found));
   cli_log_rank(s->log, found.rank, false);
@@ -134,9 +151,17 @@ static bool needs_job(const launch *l) {
 
 typedef bk_status (*rank_fn)(cli_session *s);
 
-/* What the transport has counted is what --dp must say. */
-static bk_status check_dp(cli_session *s, const launch *l) {
-  if (!l->dp || l->dp == s->team->size) return BK_OK;
+/* What the transport has counted is what --dp and --pp must say. */
+static bk_status check_ranks(cli_session *s, const launch *l) {
+  if (l->pp > 1 && (l->dp ? l->dp * l->pp != s->team->size : s->team->size % l->pp != 0)) {
+    char dp[32] = "";
+    if (l->dp) snprintf(dp, sizeof dp, " --dp %lld", (long long)l->dp);
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "--pp %lld%s: the number of ranks is %d; it must be %s%lld", (long long)l->pp,
+                   dp, s->team->size, l->dp ? "" : "a multiple of ",
+                   (long long)(l->dp ? l->dp * l->pp : l->pp));
+  }
+  if (!l->dp || l->dp * l->pp == s->team->size) return BK_OK;
   return bk_fail(
       s->ctx, BK_ERR_ARGUMENT,
       "--dp %lld, but the number of ranks is %d%s%s%s: the two are the same; --dp may be left "
@@ -152,7 +177,7 @@ static bk_status run_rank(cli_session *s, const launch *l, const bk_job_options 
   s->team = &team;
   bk_status status = BK_OK;
   if (needs_job(l)) status = cli_team_open(&team, s, options);
-  if (status == BK_OK) status = cli_team_agree(&team, check_dp(s, l));
+  if (status == BK_OK) status = cli_team_agree(&team, check_ranks(s, l));
   if (status == BK_OK) status = run(s);
   cli_team_close(&team, status);
   s->team = NULL;
@@ -227,7 +252,7 @@ static bk_status run_threads(cli_session *s, const launch *l, bk_thread_world *w
 }
 
 bk_status cli_launch(cli_session *s, bk_status (*run)(cli_session *s)) {
-  launch l = {0};
+  launch l = {.pp = 1};
   bk_thread_world *world = NULL;
   BK_TRY(read_options(s, &l));
   if (!l.threads) return run_rank(s, &l, &l.job, run);

@@ -10,7 +10,7 @@
   {"comm", CLI_ONE, "NAME",                                                                       \
    "how ranks talk: self, threads or mpi (default: by what starts them)"},                        \
       {"dp", CLI_ONE, "N",                                                                        \
-       "ranks that share the sequences of a step; with --comm threads, how many"},                \
+       "ranks, or pipelines, that share the sequences of a step; with --comm threads, how many"}, \
       {"rank", CLI_ONE, "R", "the number of this process, where no launcher tells it"},           \
       {"world", CLI_ONE, "N", "with --rank: the number of processes"},                            \
       {"rendezvous", CLI_ONE, "HOST:PORT", "with --rank: where rank 0 listens"},                  \

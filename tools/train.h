@@ -1,5 +1,6 @@
-/* birkhoff train in four files: cmd_train.c sets a run up, train_recipe.c knows its recipe,
- * train_loop.c runs it, and train_report.c says what comes of it.
+/* birkhoff train in five files: cmd_train.c sets a run up, train_recipe.c knows its recipe,
+ * train_pipeline.c lays its ranks out as pipelines, train_loop.c runs it, and train_report.c says
+ * what comes of it.
  *
  * With several ranks all of them go through the same functions, in the same order. What one of
  * them does alone (rank 0: the lock, the folder, metrics, what is printed) is followed by an
@@ -21,7 +22,9 @@ typedef struct train_run {
   char *from;           /* checkpoint whose weights are read; NULL: initial values */
   bk_trainer_state saved;
   bk_dataset *train, *val;
-  bool unsplit; /* bin_validation was turned off: the .bin files have no tenth to spare */
+  bool unsplit;          /* bin_validation was turned off: the .bin files have no tenth to spare */
+  bk_schedule *schedule; /* of pipelines; NULL: the model is whole on every rank */
+  bk_pipeline *pipeline; /* the same */
   bk_model *model;
   bk_trainer *trainer;
   bk_metrics *metrics; /* rank 0's */
@@ -36,6 +39,9 @@ typedef struct train_run {
   double last_val; /* NaN until there is one */
 } train_run;
 
+/* train_pipeline.c: collective, after the comm was opened. */
+bool train_in_pipeline(const train_run *r);
+bk_status train_open_pipeline(train_run *r);
 /* --steps, --batch-size, ... on the recipe. */
 bk_status train_recipe_options(cli_session *s, bk_train_config *t);
 /* Reports every recipe key that differs from the checkpoint's. */

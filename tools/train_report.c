@@ -109,14 +109,20 @@ bk_status train_report_plan(train_run *r) {
 void train_say_start(const train_run *r) {
   const cli_team *team = r->team;
   if (!team->job || !cli_team_leads(team) || r->s->json) return;
-  long long batch = r->recipe.batch_size, least = batch / team->size, more = batch % team->size;
+  int pp = r->schedule ? r->schedule->ranks : 1, dp = team->size / pp;
+  long long batch = r->recipe.batch_size, least = batch / dp, more = batch % dp;
   char share[64];
   if (more) snprintf(share, sizeof share, "%lld or %lld", least, least + 1);
   else snprintf(share, sizeof share, "%lld", least);
-  fprintf(stderr, "%d rank%s over %s%s%s%s, dp %d: each has %s of the %lld sequences of a step\n",
-          team->size, team->size == 1 ? "" : "s", bk_job_transport(team->job),
-          team->launcher ? " (" : "", team->launcher ? team->launcher : "",
-          team->launcher ? ")" : "", team->size, share, batch);
+  char pipelines[160] = "";
+  if (r->schedule)
+    snprintf(pipelines, sizeof pipelines, "pp %d (%s, %d micro-batches), ", pp, r->schedule->name,
+             r->schedule->micro_batches);
+  fprintf(
+      stderr, "%d rank%s over %s%s%s%s, %sdp %d: each %s has %s of the %lld sequences of a step\n",
+      team->size, team->size == 1 ? "" : "s", bk_job_transport(team->job),
+      team->launcher ? " (" : "", team->launcher ? team->launcher : "", team->launcher ? ")" : "",
+      pipelines, dp, r->schedule ? "pipeline" : "rank", share, batch);
 }
 
 /* ---- the result ---- */

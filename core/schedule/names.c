@@ -204,9 +204,7 @@ bk_status bk_schedule_create(bk_context *ctx, const char *name, int ranks, int m
   bk_schedule *s = NULL;
   BK_TRY(find(ctx, name, &x));
   BK_TRY(take_numbers(ctx, x, ranks, micro_batches));
-  int64_t stages = (int64_t)ranks * x->chunks / x->streams;
-  if (stages > 2 * BK_SCHEDULE_RANKS) stages = 2 * BK_SCHEDULE_RANKS; /* it is refused below */
-  BK_TRY(bk_schedule_new(ctx, name, ranks, x->chunks, (int)stages, x->streams, micro_batches, &s));
+  BK_TRY(bk_schedule_new(ctx, name, NULL, ranks, x->chunks, x->streams, micro_batches, &s));
   maker m = {.ctx = ctx, .s = s, .micro = micro_batches / x->streams};
   for (int r = 0; r < ranks && m.status == BK_OK; r++) {
     m.rank = r;

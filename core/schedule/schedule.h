@@ -46,6 +46,9 @@ static inline bool bk_schedule_pass(const bk_schedule_record *r, int direction, 
 /* A record in the grammar of doc/files.md. Returns text. */
 #define BK_SCHEDULE_RECORD_TEXT 64
 char *bk_schedule_record_text(const bk_schedule_record *record, char text[BK_SCHEDULE_RECORD_TEXT]);
+/* The record that a line has at *at, which then moves behind it and the blanks that follow. False:
+ * there is none; *at is as it was. */
+bool bk_schedule_record_parse(const char **at, bk_schedule_record *record);
 
 /* Ranks that can go on, each once at most, in the order in which they were added. */
 typedef struct bk_schedule_queue {
@@ -58,11 +61,11 @@ void bk_schedule_queue_fini(bk_context *ctx, bk_schedule_queue *queue);
 void bk_schedule_queue_add(bk_schedule_queue *queue, int rank);
 bool bk_schedule_queue_take(bk_schedule_queue *queue, int *rank); /* false: there is none */
 
-/* An empty schedule: lists are to be filled with bk_schedule_add, chunks by the caller. */
-bk_status bk_schedule_new(bk_context *ctx, const char *name, int ranks, int chunks, int stages,
-                          int streams, int micro_batches, bk_schedule **schedule);
-/* What messages of the check begin with, where it is not the name. */
-bk_status bk_schedule_set_origin(bk_context *ctx, bk_schedule *schedule, const char *origin);
+/* An empty schedule: lists are to be filled with bk_schedule_add, chunks by the caller. Messages
+ * of the check begin with `origin`, a file (BK_ERR_DATA where the numbers cannot be), or where it
+ * is NULL with the name (BK_ERR_ARGUMENT). */
+bk_status bk_schedule_new(bk_context *ctx, const char *name, const char *origin, int ranks,
+                          int chunks, int streams, int micro_batches, bk_schedule **schedule);
 bk_status bk_schedule_add(bk_context *ctx, bk_schedule *schedule, int rank,
                           const bk_schedule_record *record);
 

@@ -8,7 +8,7 @@ build=${FUZZ_BUILD:-${TMPDIR:-/tmp}/birkhoff-fuzz}
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(safetensors index slices config dataset tokens metrics checkpoint case store)
+[ ${#targets[@]} -gt 0 ] || targets=(safetensors index slices config dataset tokens metrics checkpoint case store schedule)
 passed=0 failed=0 skipped=0
 flags='-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all'
 

@@ -1,0 +1,83 @@
+/* A run whose ranks are pipelines: --pp, --schedule, --stages. */
+#include <string.h>
+
+#include "tools/train.h"
+
+/* --schedule without --pp, or with --pp 1, is a pipeline of one rank. */
+bool train_in_pipeline(const train_run *r) {
+  return cli_given(&r->s->args, "pp") || cli_given(&r->s->args, "schedule");
+}
+
+static bool is_file(const char *schedule) {
+  const char *const *names = bk_schedule_names();
+  for (; *names; names++)
+    if (strcmp(*names, schedule) == 0) return false;
+  return strchr(schedule, '/') || strchr(schedule, '.');
+}
+
+/* A pipeline's micro-batches are all alike. With micro_batch_size 0 each is one sequence. */
+static bk_status count_micro_batches(const train_run *r, int dp, int *count) {
+  const bk_train_config *t = &r->recipe;
+  int64_t micro = t->micro_batch_size ? t->micro_batch_size : 1, all = micro * dp;
+  if (t->batch_size % all || t->batch_size / all > INT32_MAX)
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
+                   "--pp: batch_size %lld is to be cut into whole micro-batches: it must be a "
+                   "multiple of %lld, which is dp %d times micro_batch_size %lld",
+                   (long long)t->batch_size, (long long)all, dp, (long long)micro);
+  *count = (int)(t->batch_size / all);
+  return BK_OK;
+}
+
+static bk_status read_schedule(train_run *r, const char *path, int64_t pp) {
+  bk_context *ctx = r->s->ctx;
+  BK_TRY(bk_schedule_read(ctx, path, &r->schedule));
+  if (pp && pp != r->schedule->ranks)
+    return bk_fail(ctx, BK_ERR_ARGUMENT, "--pp %lld: the schedule in %s is of %d ranks",
+                   (long long)pp, path, r->schedule->ranks);
+  if (r->team->size % r->schedule->ranks)
+    return bk_fail(ctx, BK_ERR_ARGUMENT,
+                   "--schedule %s: it is of %d ranks, and %d ranks are no multiple of it", path,
+                   r->schedule->ranks, r->team->size);
+  int made = r->schedule->micro_batches, dp = r->team->size / r->schedule->ranks, count = 0;
+  BK_TRY(count_micro_batches(r, dp, &count));
+  if (count == made) return BK_OK;
+  return bk_fail(ctx, BK_ERR_ARGUMENT,
+                 "--schedule %s: it is made for %d micro-batches; with batch_size %lld, dp %d and "
+                 "micro_batch_size %lld there are %d",
+                 path, made, (long long)r->recipe.batch_size, dp,
+                 (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1), count);
+}
+
+/* The ranks are counted by now: --pp divides them, as launch.c has checked. */
+static bk_status make_schedule(train_run *r, const char *name) {
+  int64_t pp = 0;
+  int count = 0;
+  BK_TRY(cli_int(r->s, "pp", 1, 4096, &pp));
+  if (is_file(name)) return read_schedule(r, name, pp);
+  if (!pp) pp = 1;
+  BK_TRY(count_micro_batches(r, r->team->size / (int)pp, &count));
+  bk_status status = bk_schedule_create(r->s->ctx, name, (int)pp, count, &r->schedule);
+  if (status == BK_ERR_ARGUMENT)
+    bk_info(r->s->ctx,
+            "the number of micro-batches is batch_size / dp / micro_batch_size: %lld / %d / %lld",
+            (long long)r->recipe.batch_size, r->team->size / (int)pp,
+            (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1));
+  return status;
+}
+
+/* Collective. Each rank could be told something else; what differs would be refused later, in the
+ * middle of things. */
+bk_status train_open_pipeline(train_run *r) {
+  const char *schedule = cli_value(&r->s->args, "schedule"),
+             *stages = cli_value(&r->s->args, "stages");
+  if (!train_in_pipeline(r)) {
+    if (!stages) return BK_OK;
+    return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "--stages is for pipelines: --pp P is missing");
+  }
+  if (!schedule) schedule = "1f1b";
+  BK_TRY(cli_team_agree(r->team, make_schedule(r, schedule)));
+  bk_pipeline_options options = {
+      .schedule = r->schedule, .stages = stages, .seq_len = r->recipe.seq_len, .ranks = 1};
+  return cli_team_agree(
+      r->team, bk_pipeline_create(r->s->ctx, r->team->comm, &r->config, &options, &r->pipeline));
+}
