@@ -11,9 +11,11 @@
 
 #include "models/checkpoint_priv.h"
 
-/* What is being loaded: the parameters and where each lies. */
+/* What is being loaded: the parameters and where each lies. A rank of a pipeline reads those that
+ * it holds, and passes over the others of the whole model. */
 typedef struct loader {
   bk_model *model;
+  bk_whole whole;
   bk_st_reader *reader;
   bk_weights weights;
   bk_read_job *jobs;
@@ -107,6 +109,34 @@ static bool harmless_extra(const bk_model_config *c, const char *name) {
          (layer >= 0 && layer < c->num_nextn_predict_layers);
 }
 
+static bool held(const loader *l, int number, int *at) {
+  bool is = *at < l->model->n_params && l->whole.number[*at] == number;
+  *at += is;
+  return is;
+}
+
+/* What other ranks hold is theirs to check. */
+static bk_status pass_over(const loader *l, const char *name) {
+  bk_fused f;
+  BK_TRY(bk_fused_name(l->model->ctx, name, &f));
+  bk_weight *own = bk_weights_find(&l->weights, name),
+            *fused = f.name ? bk_weights_find(&l->weights, f.name) : NULL;
+  if (own) own->used = true;
+  if (fused) fused->used = true;
+  bk_free(l->model->ctx, f.name);
+  return BK_OK;
+}
+
+/* The parameters of the whole model that this rank does not hold. */
+static bk_status pass_over_others(const loader *l, bk_param_view view) {
+  const bk_model *whole = l->whole.model;
+  for (int i = 0, at = 0; i < whole->n_params; i++) {
+    bk_tensor t = view(whole, &whole->params[i]);
+    if (!held(l, i, &at) && bk_tensor_present(&t)) BK_TRY(pass_over(l, whole->params[i].name));
+  }
+  return BK_OK;
+}
+
 /* The first tensor in the file that no parameter has taken. */
 static const bk_weight *find_extra(const loader *l) {
   const bk_weight *extra = NULL;
@@ -185,6 +215,7 @@ static bk_status make_jobs(loader *l, bk_param_view view) {
     BK_TRY(add_weight(l, p, &job));
   }
   sort_jobs(l);
+  BK_TRY(pass_over_others(l, view));
   return check_no_extra(l);
 }
 
@@ -212,17 +243,21 @@ static bk_status run_jobs(loader *l) {
 }
 
 /* Weights have wrappers' prefixes taken off their names; what this library wrote has none. */
+static bk_status load_reader(loader *l, bk_param_view view) {
+  BK_TRY(bk_weights_list(l->model->ctx, l->reader, true, &l->weights));
+  bk_status status = bk_whole_open(&l->whole, l->model);
+  if (status == BK_OK) status = make_jobs(l, view);
+  if (status == BK_OK) status = run_jobs(l);
+  bk_whole_close(&l->whole);
+  bk_weights_free(&l->weights);
+  bk_free(l->model->ctx, l->jobs);
+  return status;
+}
+
 static bk_status load_view(bk_model *model, const char *folder, bk_param_view view) {
-  bk_context *ctx = model->ctx;
   loader l = {.model = model};
-  BK_TRY(bk_st_open_folder(ctx, folder, &l.reader));
-  bk_status status = bk_weights_list(ctx, l.reader, true, &l.weights);
-  if (status == BK_OK) {
-    status = make_jobs(&l, view);
-    if (status == BK_OK) status = run_jobs(&l);
-    bk_weights_free(&l.weights);
-  }
-  bk_free(ctx, l.jobs);
+  BK_TRY(bk_st_open_folder(model->ctx, folder, &l.reader));
+  bk_status status = load_reader(&l, view);
   bk_st_close(l.reader);
   return status;
 }
@@ -313,11 +348,26 @@ static bk_status check_all_used(const loader *l, const bk_st_slices *file) {
                  bk_st_path(l->reader), extra->name);
 }
 
+static bk_status pass_over_state(loader *l, bk_st_slices *file, const bk_param *p, int part) {
+  char *name = bk_format(l->model->ctx, "%s%s", bk_state_prefixes[part], p->name);
+  if (!name) return BK_ERR_MEMORY;
+  bk_st_sliced *t = bk_st_slices_find(file, name);
+  if (t) t->used = true;
+  bk_free(l->model->ctx, name);
+  return BK_OK;
+}
+
+/* In the order of the whole model, of which a rank reads what it holds. */
 static bk_status state_jobs(loader *l, bk_st_slices *file) {
+  const bk_model *whole = l->whole.model;
   for (int part = 0; part < BK_STATE_PARTS; part++)
-    for (int i = 0; i < l->model->n_params; i++)
-      if (bk_state_has(l->model, &l->model->params[i], part))
-        BK_TRY(add_state(l, file, &l->model->params[i], part));
+    for (int i = 0, at = 0; i < whole->n_params; i++) {
+      const bk_param *p = &whole->params[i];
+      bool own = held(l, i, &at);
+      if (!bk_state_has(whole, p, part)) continue;
+      if (own) BK_TRY(add_state(l, file, &l->model->params[at - 1], part));
+      else BK_TRY(pass_over_state(l, file, p, part));
+    }
   sort_jobs(l);
   return check_all_used(l, file);
 }
@@ -327,8 +377,10 @@ static bk_status load_optimizer(bk_model *model, const char *path) {
   bk_st_slices file;
   BK_TRY(
       bk_st_open_slices(model->ctx, path, BK_OPTIMIZER_FILE, BK_OPTIMIZER_INDEX, &l.reader, &file));
-  bk_status status = state_jobs(&l, &file);
+  bk_status status = bk_whole_open(&l.whole, model);
+  if (status == BK_OK) status = state_jobs(&l, &file);
   if (status == BK_OK) status = run_jobs(&l);
+  bk_whole_close(&l.whole);
   bk_free(model->ctx, l.jobs);
   bk_st_slices_free(&file);
   bk_st_close(l.reader);

@@ -1,11 +1,15 @@
 /* What each rank writes of a checkpoint, and what rank 0 writes about it (checkpoint_priv.h).
  *
  * One process has model.safetensors and optimizer.safetensors. Of several ranks each writes its
- * part of both. Every rank has all weights: they are dealt out in runs of whole tensors, in the
- * order of the checkpoint, so that each run has about the same number of bytes. Of the optimiser's
- * state a rank writes the slices that it keeps. Files are numbered by the ranks that have something
- * to write, so that a rank without a part leaves no gap. All of this follows from the model and the
- * number of ranks alone. */
+ * part of both. The ranks that hold the same weights, without a pipeline all of them, deal these
+ * out among themselves in runs of whole tensors, in the order of the checkpoint, so that each run
+ * has about the same number of bytes. Of the optimiser's state a rank writes the slices that it
+ * keeps. Files are numbered by the ranks that have something to write, so that a rank without a
+ * part leaves no gap. All of this follows from the model, the pipeline and the number of ranks
+ * alone.
+ *
+ * A rank of a pipeline knows what it writes itself. All learn from each other what the others
+ * write, in numbers of the whole model's parameters, and make sure that it is the whole model. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,7 +91,7 @@ static void own_bytes(const bk_model *m, uint64_t bytes[BK_SAVE_FILES]) {
   bytes[BK_SAVE_WEIGHTS] = bytes[BK_SAVE_STATE] = 0;
   for (int i = 0; i < m->n_params; i++) {
     uint64_t weight = weight_bytes(m, i);
-    if (rank_of_weight(before, weight, total, bk_model_ranks(m)) == bk_model_rank(m))
+    if (rank_of_weight(before, weight, total, bk_model_replicas(m)) == bk_model_replica(m))
       bytes[BK_SAVE_WEIGHTS] += weight;
     before += weight;
     for (bk_slice s = {0}; m->options.trainable && bk_param_next_slice(m, &m->params[i], &s);)
@@ -121,38 +125,34 @@ static bk_status add_tensor(bk_save *s, bk_save_file *f, const bk_tensor *t) {
   return BK_OK;
 }
 
-/* The ranks that write become 1, 2, 3 ... in their order; *total is how many there are. */
-static void number_ranks(int *numbers, int ranks, int *total) {
-  *total = 0;
-  for (int r = 0; r < ranks; r++)
-    if (numbers[r]) numbers[r] = ++*total;
+static bk_status add_own(bk_save *s, int file, int param, int64_t begin, int64_t count) {
+  BK_TRY(bk_grow(s->ctx, (void **)&s->own, &s->own_capacity, s->n_own + 1, sizeof *s->own));
+  s->own[s->n_own++] =
+      (bk_kept){.param = s->whole.number[param], .begin = begin, .count = count, .file = file};
+  return BK_OK;
 }
 
 static bk_status deal_weights(bk_save *s) {
   const bk_model *m = s->model;
   uint64_t total = all_weight_bytes(m), before = 0;
-  bk_save_file *f = &s->files[BK_SAVE_WEIGHTS];
   for (int i = 0; i < m->n_params; i++) {
     uint64_t bytes = weight_bytes(m, i);
-    int rank = rank_of_weight(before, bytes, total, s->ranks);
+    int replica = rank_of_weight(before, bytes, total, bk_model_replicas(m));
     before += bytes;
-    s->weight_rank[i] = rank;
-    f->numbers[rank] = 1;
-    if (rank != s->rank) continue;
+    s->writes[i] = replica == bk_model_replica(m);
+    if (!s->writes[i]) continue;
     bk_tensor t = bk_param_weight(m, &m->params[i]);
-    BK_TRY(add_tensor(s, f, &t));
+    BK_TRY(add_own(s, BK_SAVE_WEIGHTS, i, 0, bk_tensor_count(&t)));
+    BK_TRY(add_tensor(s, &s->files[BK_SAVE_WEIGHTS], &t));
   }
-  number_ranks(f->numbers, s->ranks, &f->total);
   return BK_OK;
 }
 
 static bk_status list_own_state(bk_save *s) {
   const bk_model *m = s->model;
   for (int i = 0; i < m->n_params; i++)
-    for (bk_slice slice = {0}; bk_param_next_slice(m, &m->params[i], &slice);) {
-      BK_TRY(bk_grow(s->ctx, (void **)&s->own, &s->own_capacity, s->n_own + 1, sizeof *s->own));
-      s->own[s->n_own++] = (bk_kept){i, slice.begin, slice.count, s->rank};
-    }
+    for (bk_slice slice = {0}; bk_param_next_slice(m, &m->params[i], &slice);)
+      BK_TRY(add_own(s, BK_SAVE_STATE, i, slice.begin, slice.count));
   for (int part = 0; part < BK_STATE_PARTS; part++)
     for (int i = 0; i < m->n_params; i++)
       for (bk_slice slice = {0}; bk_param_next_slice(m, &m->params[i], &slice);) {
@@ -171,14 +171,16 @@ bk_status bk_save_list(bk_save *s) {
   for (int i = 0; i < s->n_files; i++)
     if (!(s->files[i].numbers = bk_alloc_array(s->ctx, ranks, sizeof *s->files[i].numbers)))
       return BK_ERR_MEMORY;
-  s->weight_rank = bk_alloc_array(s->ctx, (size_t)s->model->n_params, sizeof *s->weight_rank);
-  if (!s->weight_rank) return BK_ERR_MEMORY;
+  BK_TRY(bk_whole_open(&s->whole, s->model));
+  s->writes = bk_alloc_array(s->ctx, (size_t)s->model->n_params, sizeof *s->writes);
+  if (!s->writes) return BK_ERR_MEMORY;
   BK_TRY(deal_weights(s));
   return s->n_files > BK_SAVE_STATE ? list_own_state(s) : BK_OK;
 }
 
 static int by_place(const void *a, const void *b) {
   const bk_kept *x = a, *y = b;
+  if (x->file != y->file) return x->file < y->file ? -1 : 1;
   if (x->param != y->param) return x->param < y->param ? -1 : 1;
   return (x->begin > y->begin) - (x->begin < y->begin);
 }
@@ -197,22 +199,72 @@ static bk_status make_lists(bk_save *s, size_t most) {
   return BK_OK;
 }
 
-/* Collective. Who keeps what of the optimiser's state, which rank 0 writes into the index. `most`
- * is the length of the longest list. */
+/* The ranks that write become 1, 2, 3 ... in their order. */
+static void number_ranks(bk_save_file *f, int ranks) {
+  f->total = 0;
+  for (int r = 0; r < ranks; r++)
+    if (f->numbers[r]) f->numbers[r] = ++f->total;
+}
+
+/* Collective. Who writes what, which rank 0 puts into the indices. `most` is the length of the
+ * longest list. */
 bk_status bk_save_share(bk_save *s, int64_t most) {
-  bk_save_file *f = &s->files[BK_SAVE_STATE];
-  if (s->n_files <= BK_SAVE_STATE || most == 0) return BK_OK;
   BK_TRY(
       bk_checkpoint_agree(s->ctx, s->comm, make_lists(s, (size_t)most), s->path, "make its lists"));
   BK_TRY(bk_comm_gather(s->comm, s->own, (size_t)most * sizeof *s->own, s->kept));
   for (size_t i = 0; i < (size_t)most * (size_t)s->ranks; i++) {
-    if (s->kept[i].count == 0) continue;
-    f->numbers[s->kept[i].rank] = 1;
-    s->kept[s->n_kept++] = s->kept[i];
+    bk_kept k = s->kept[i];
+    if (k.count == 0) continue;
+    k.rank = (int32_t)(i / (size_t)most);
+    s->kept[s->n_kept++] = k;
+    if (k.file >= 0 && k.file < s->n_files) s->files[k.file].numbers[k.rank] = 1;
   }
   if (s->n_kept) qsort(s->kept, s->n_kept, sizeof *s->kept, by_place);
-  number_ranks(f->numbers, s->ranks, &f->total);
+  for (int i = 0; i < s->n_files; i++) number_ranks(&s->files[i], s->ranks);
   return BK_OK;
+}
+
+/* ---- all of it ---- */
+
+static bk_status fail_not_once(const bk_save *s, int file, const char *name) {
+  const char *what = file == BK_SAVE_WEIGHTS ? "the weight" : "the state of";
+  if (s->ranks == 1)
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT,
+                   "%s: the model is not whole: it lacks %s %s, and a checkpoint has all of them",
+                   s->path, what, name);
+  return bk_fail(s->ctx, BK_ERR_COMM,
+                 "%s: the ranks together would not write %s %s once: they hold parts of different "
+                 "models, or not all of one",
+                 s->path, what, name);
+}
+
+/* Takes the slices of a parameter off the list, which must follow each other. */
+static bk_status check_param(const bk_save *s, int file, int param, size_t *at) {
+  const bk_param *p = &s->whole.model->params[param];
+  bk_tensor weight = bk_param_weight(s->whole.model, p);
+  int64_t end = 0, count = bk_tensor_count(&weight);
+  for (; *at < s->n_kept && s->kept[*at].file == file && s->kept[*at].param == param; ++*at) {
+    const bk_kept *k = &s->kept[*at];
+    if (k->begin != end || k->count < 0 || k->count > count - end ||
+        (file == BK_SAVE_WEIGHTS && k->count != count))
+      return fail_not_once(s, file, p->name);
+    end += k->count;
+  }
+  return end == count ? BK_OK : fail_not_once(s, file, p->name);
+}
+
+/* The lists are the other ranks', so that nothing of them is relied on before this. */
+bk_status bk_save_check(const bk_save *s) {
+  const bk_model *m = s->whole.model;
+  size_t at = 0;
+  for (int file = 0; file < s->n_files; file++)
+    for (int i = 0; i < m->n_params; i++)
+      if (file == BK_SAVE_WEIGHTS || bk_state_has(m, &m->params[i], BK_STATE_PARTS - 1))
+        BK_TRY(check_param(s, file, i, &at));
+  return at == s->n_kept
+             ? BK_OK
+             : bk_fail(s->ctx, BK_ERR_COMM,
+                       "%s: a rank would write a tensor that this rank's model lacks", s->path);
 }
 
 /* ---- files ---- */
@@ -233,7 +285,7 @@ static bk_status declare_weights(bk_save *s, bk_st_writer *writer) {
   const bk_model *m = s->model;
   for (int i = 0; i < m->n_params; i++) {
     const bk_param *p = &m->params[i];
-    if (s->weight_rank[i] == s->rank)
+    if (s->writes[i])
       BK_TRY(bk_st_add(writer, p->name, bk_param_weight(m, p).dtype, p->ndim, p->shape));
   }
   return BK_OK;
@@ -300,13 +352,13 @@ static void write_total(bk_json_out *out, uint64_t bytes, const char *map) {
 }
 
 static void write_weight_map(const bk_save *s, bk_json_out *out) {
-  const bk_model *m = s->model;
+  const bk_model *m = s->whole.model;
   char name[64];
   write_total(out, all_weight_bytes(m), "weight_map");
-  for (int i = 0; i < m->n_params; i++) {
-    file_name(s, &s->files[BK_SAVE_WEIGHTS], s->weight_rank[i], name, sizeof name);
+  for (size_t i = 0; i < s->n_kept && s->kept[i].file == BK_SAVE_WEIGHTS; i++) {
+    file_name(s, &s->files[BK_SAVE_WEIGHTS], s->kept[i].rank, name, sizeof name);
     bk_json_out_text(out, i ? ",\n    " : "\n    ");
-    bk_json_out_string(out, m->params[i].name);
+    bk_json_out_string(out, m->params[s->kept[i].param].name);
     bk_json_out_text(out, ": ");
     bk_json_out_string(out, name);
   }
@@ -314,14 +366,14 @@ static void write_weight_map(const bk_save *s, bk_json_out *out) {
 }
 
 static void write_slice(const bk_save *s, bk_json_out *out, int part, const bk_kept *k) {
-  const bk_param *p = &s->model->params[k->param];
+  const bk_param *p = &s->whole.model->params[k->param];
   char name[64];
   char *slice = slice_name(s->ctx, part, p, k->begin, k->count);
   if (!slice) {
     out->status = BK_ERR_MEMORY;
     return;
   }
-  file_name(s, &s->files[BK_SAVE_STATE], (int)k->rank, name, sizeof name);
+  file_name(s, &s->files[BK_SAVE_STATE], k->rank, name, sizeof name);
   bk_json_out_text(out, "\n        {\"file\": ");
   bk_json_out_string(out, name);
   bk_json_out_text(out, ", \"name\": ");
@@ -336,7 +388,7 @@ static void write_slice(const bk_save *s, bk_json_out *out, int part, const bk_k
 
 /* A tensor and its slices, which are kept[first] to kept[last - 1]. */
 static void write_sliced(const bk_save *s, bk_json_out *out, int part, size_t first, size_t last) {
-  const bk_param *p = &s->model->params[s->kept[first].param];
+  const bk_param *p = &s->whole.model->params[s->kept[first].param];
   bk_json_out_text(out, "\n    \"");
   bk_json_out_text(out, bk_state_prefixes[part]);
   bk_json_out_text(out, p->name);
@@ -354,18 +406,23 @@ static void write_sliced(const bk_save *s, bk_json_out *out, int part, size_t fi
   bk_json_out_text(out, "]}");
 }
 
+static bool kept_has(const bk_save *s, const bk_kept *k, int part) {
+  return bk_state_has(s->whole.model, &s->whole.model->params[k->param], part);
+}
+
 static void write_slice_map(const bk_save *s, bk_json_out *out) {
   uint64_t elements = 0;
   bool any = false;
-  for (size_t i = 0; i < s->n_kept; i++)
+  size_t from = 0;
+  while (from < s->n_kept && s->kept[from].file != BK_SAVE_STATE) from++;
+  for (size_t i = from; i < s->n_kept; i++)
     for (int part = 0; part < BK_STATE_PARTS; part++)
-      if (bk_state_has(s->model, &s->model->params[s->kept[i].param], part))
-        elements += (uint64_t)s->kept[i].count;
+      if (kept_has(s, &s->kept[i], part)) elements += (uint64_t)s->kept[i].count;
   write_total(out, elements * bk_dtype_size(s->model->ct), "slices");
   for (int part = 0; part < BK_STATE_PARTS; part++)
-    for (size_t i = 0, next; i < s->n_kept; i = next) {
+    for (size_t i = from, next; i < s->n_kept; i = next) {
       for (next = i; next < s->n_kept && s->kept[next].param == s->kept[i].param;) next++;
-      if (!bk_state_has(s->model, &s->model->params[s->kept[i].param], part)) continue;
+      if (!kept_has(s, &s->kept[i], part)) continue;
       if (any) bk_json_out_text(out, ",");
       any = true;
       write_sliced(s, out, part, i, next);
@@ -416,15 +473,23 @@ void bk_save_abandon(bk_save *s) {
   }
 }
 
+void bk_save_forget_lists(bk_save *s) {
+  bk_whole_close(&s->whole);
+  bk_free(s->ctx, s->writes);
+  bk_free(s->ctx, s->own);
+  bk_free(s->ctx, s->kept);
+  s->writes = NULL;
+  s->own = s->kept = NULL;
+  s->n_own = s->own_capacity = s->n_kept = 0;
+}
+
 void bk_save_free(bk_save *s) {
   bk_save_abandon(s);
+  bk_save_forget_lists(s);
   for (int i = 0; i < s->n_files; i++) {
     bk_free(s->ctx, s->files[i].tensors);
     bk_free(s->ctx, s->files[i].numbers);
   }
-  bk_free(s->ctx, s->weight_rank);
-  bk_free(s->ctx, s->own);
-  bk_free(s->ctx, s->kept);
   bk_free(s->ctx, s->parent);
   bk_free(s->ctx, s->old);
   bk_free(s->ctx, s->partial);

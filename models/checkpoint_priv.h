@@ -1,6 +1,6 @@
 /* What the parts of the checkpoint code share: checkpoint.c (folders), checkpoint_save.c,
- * checkpoint_parts.c, checkpoint_load.c, checkpoint_read.c, checkpoint_names.c and
- * checkpoint_convert.c. */
+ * checkpoint_parts.c, checkpoint_load.c, checkpoint_read.c, checkpoint_names.c,
+ * checkpoint_whole.c and checkpoint_convert.c. */
 #ifndef BK_CHECKPOINT_PRIV_H
 #define BK_CHECKPOINT_PRIV_H
 
@@ -47,6 +47,20 @@ bk_status bk_checkpoint_agree(bk_context *ctx, bk_comm *comm, bk_status mine, co
 bk_status bk_checkpoint_agree_most(bk_context *ctx, bk_comm *comm, bk_status mine, const char *path,
                                    const char *what, int64_t *value);
 
+/* ---- checkpoint_whole.c: the whole model, of which a rank may hold a part ---- */
+
+/* What a checkpoint has, while a rank of a pipeline has some of it: a plan of the whole model. */
+typedef struct bk_whole {
+  bk_context *ctx;
+  const bk_model *model; /* the plan, or the rank's own model where that is whole */
+  bk_model *planned;     /* NULL: there is no need of a plan */
+  int *number;           /* [n_params of the part]: which parameter of the whole each one is */
+} bk_whole;
+
+/* On failure nothing is left to close. `part` must outlive it. */
+bk_status bk_whole_open(bk_whole *whole, const bk_model *part);
+void bk_whole_close(bk_whole *whole); /* one that was never opened, too */
+
 /* ---- checkpoint_parts.c: what each rank writes ---- */
 
 enum { BK_SAVE_WEIGHTS, BK_SAVE_STATE, BK_SAVE_FILES };
@@ -62,9 +76,11 @@ typedef struct bk_save_file {
   uint64_t bytes; /* of the tensors */
 } bk_save_file;
 
-/* Elements [begin, begin + count) of a parameter, whose state a rank keeps. */
+/* Elements [begin, begin + count) of a parameter, by its number in the whole model, that a rank has
+ * in one of its files. Weights are written whole. */
 typedef struct bk_kept {
-  int64_t param, begin, count, rank;
+  int64_t param, begin, count; /* count 0: this is none */
+  int32_t file, rank;
 } bk_kept;
 
 /* One save; bk_save_free. */
@@ -75,11 +91,12 @@ typedef struct bk_save {
   int rank, ranks;
   char *path, *partial, *old, *parent; /* the folder, what it is until it is whole, ... */
   bk_save_file files[BK_SAVE_FILES];
-  int n_files;      /* 1: weights alone */
-  int *weight_rank; /* [n_params]: who writes the weight */
-  bk_kept *own;     /* of this rank */
+  int n_files; /* 1: weights alone */
+  bk_whole whole;
+  bool *writes; /* [n_params of this rank's model]: whether it writes the weight */
+  bk_kept *own; /* of this rank */
   size_t n_own, own_capacity;
-  bk_kept *kept; /* of all ranks, by parameter and place */
+  bk_kept *kept; /* of all ranks, by file, parameter and place */
   size_t n_kept;
 } bk_save;
 
@@ -87,6 +104,8 @@ typedef struct bk_save {
 bk_status bk_save_list(bk_save *save);
 /* Collective: what the others write. `most`: the largest n_own. */
 bk_status bk_save_share(bk_save *save, int64_t most);
+/* BK_ERR_COMM unless all of them together write each element of the whole model once. */
+bk_status bk_save_check(const bk_save *save);
 /* Opens this rank's files and declares their tensors; what is then put into them takes no memory.
  * bk_save_close finishes them, bk_save_abandon removes them. */
 bk_status bk_save_open(bk_save *save, const char *folder);
@@ -94,6 +113,8 @@ bk_status bk_save_close(bk_save *save);
 void bk_save_abandon(bk_save *save);
 /* Rank 0: the indices of several ranks' files. */
 bk_status bk_save_indices(const bk_save *save, const char *folder);
+/* Frees what is needed only until the files are open and the indices written. */
+void bk_save_forget_lists(bk_save *save);
 void bk_save_free(bk_save *save);
 
 /* ---- checkpoint_read.c: data of tensors, by large pieces and on several threads ---- */

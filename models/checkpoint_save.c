@@ -230,11 +230,13 @@ static bk_status save_start(bk_save *s, bk_model *model, const bk_trainer_state 
   status = bk_checkpoint_agree_most(s->ctx, comm, status, given, "begin to save", &most);
   if (status == BK_OK) status = bk_save_share(s, most);
   if (status == BK_OK) {
-    status = bk_save_open(s, s->partial);
+    status = bk_save_check(s);
+    if (status == BK_OK) status = bk_save_open(s, s->partial);
     if (status == BK_OK) status = write_small(s, state);
     if (status != BK_OK) bk_save_abandon(s); /* before rank 0 learns of it and removes the folder */
     status = bk_checkpoint_agree(s->ctx, comm, status, given, "make its files");
   }
+  bk_save_forget_lists(s);
   if (status != BK_OK) save_drop(s, made);
   return status;
 }

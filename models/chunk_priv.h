@@ -75,8 +75,8 @@ static inline bool bk_chunk_sums(const bk_chunk *c) {
   return !bk_chunk_plain(c) && c->model->parts->head.kind->max_streams == 1;
 }
 
-/* Whether F of sublayer s is run again in the backward pass, which then finds nothing of it kept but
- * its output and its routing. Even sublayers are attention. */
+/* Whether F of sublayer s is run again in the backward pass, which then finds nothing of it kept
+ * but its output and its routing. Even sublayers are attention. */
 static inline bool bk_chunk_recomputes(const bk_chunk *c, int s) {
   int mine = c->sublayers[s].index % 2 ? BK_RECOMPUTE_F_EXPERTS : BK_RECOMPUTE_F_ATTENTION;
   return c->options.backward &&

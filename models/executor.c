@@ -574,7 +574,7 @@ bk_status bk_executor_step(bk_executor *e, const bk_executor_calls *calls) {
   bk_status status = run_records(e);
   if (status != BK_OK) {
     bk_lanes_sync(&e->model->lanes);
-    bk_comm_abort(e->model->options.comm);
+    if (e->model->options.comm) bk_comm_abort(e->model->options.comm);
     drop_all(e);
     return status;
   }

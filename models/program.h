@@ -50,7 +50,8 @@ const char *bk_phase_name(bk_phase phase);
 /* The kinds of pieces: a part of the model in one of three passes. F is the forward pass, D the
  * gradients of activations (with those of parameters that come in the same op), W the gradients of
  * parameters alone. REBUILD makes again, within D or W, what was not kept of the forward pass:
- * streams, or the inside of one F. X(PART, name, phase in F, in D, in W); a phase of COUNT: no such piece. */
+ * streams, or the inside of one F. X(PART, name, phase in F, in D, in W); a phase of COUNT: no such
+ * piece. */
 #define BK_PIECE_LIST(X)                           \
   X(EMBED, "embed", EMBED, EMBED_BWD, COUNT)       \
   X(MIX, "mix", MIX, MIX_BWD, COUNT)               \

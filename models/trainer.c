@@ -343,6 +343,7 @@ static bool due(int64_t step, int64_t every, int64_t steps) {
 static bk_status read_loads(bk_trainer *t) {
   const bk_model *m = t->model;
   int64_t experts = m->config.n_routed_experts;
+  memset(t->load_share, 0, (size_t)(t->n_moe * experts) * sizeof *t->load_share);
   for (int s = 0; s < m->n_sublayers; s++) {
     if (m->sublayers[s].moe_layer < 0) continue;
     int64_t layer = m->sublayers[s].index / 2 - m->config.first_k_dense_replace;

@@ -23,6 +23,7 @@ bk_status bk_trainer_make_executor(bk_trainer *t) {
   bk_chunk_options options = {.batch = t->micro,
                               .seq_len = r->seq_len,
                               .hc_recompute = r->hc_recompute,
+                              .recompute = r->recompute,
                               .merge_stream = r->merge_stream};
   return bk_executor_create(t->model, &options, &t->executor);
 }
@@ -88,6 +89,7 @@ bk_status bk_trainer_reserve_gain(bk_trainer *t) {
 /* Rank p of the pipeline has worked on the products; all ranks of it get them. */
 static bk_status pass_on(bk_trainer *t, int p) {
   size_t n = product_numbers(t);
+  if (layout(t)->schedule->ranks == 1) return BK_OK;
   double *own = t->products, *all = own + n;
   BK_TRY(bk_comm_gather(layout(t)->line, own, n * sizeof *own, all));
   memcpy(own, all + (size_t)p * n, n * sizeof *own);
@@ -120,10 +122,21 @@ static bk_status measure_line(bk_trainer *t) {
   return BK_OK;
 }
 
-bk_status bk_trainer_gain_stages(bk_trainer *t) {
-  const bk_pipeline *l = layout(t);
+/* Of each number all ranks but one have a zero. */
+static bk_status add_gains(bk_trainer *t) {
   size_t n = bk_trainer_gain_numbers(t);
   double *all = t->gathered, *own = all + (size_t)t->ranks * n;
+  bk_trainer_pack_gain(t->gain, own, true);
+  BK_TRY(bk_comm_gather(t->model->options.comm, own, n * sizeof *own, all));
+  memset(own, 0, n * sizeof *own);
+  for (int r = 0; r < t->ranks; r++)
+    for (size_t i = 0; i < n; i++) own[i] += all[(size_t)r * n + i];
+  bk_trainer_pack_gain(t->gain, own, false);
+  return BK_OK;
+}
+
+bk_status bk_trainer_gain_stages(bk_trainer *t) {
+  const bk_pipeline *l = layout(t);
   bk_gain_reset(t->gain);
   if (!has_maps(t)) {
     bk_gain_add_maps(t->gain, NULL, t->micro * t->recipe.seq_len);
@@ -131,12 +144,7 @@ bk_status bk_trainer_gain_stages(bk_trainer *t) {
     return BK_OK;
   }
   if (l->d == l->dp - 1) BK_TRY(measure_line(t));
-  bk_trainer_pack_gain(t->gain, own, true);
-  BK_TRY(bk_comm_gather(t->model->options.comm, own, n * sizeof *own, all));
-  memset(own, 0, n * sizeof *own);
-  for (int r = 0; r < t->ranks; r++)
-    for (size_t i = 0; i < n; i++) own[i] += all[(size_t)r * n + i];
-  bk_trainer_pack_gain(t->gain, own, false);
+  if (t->ranks > 1) BK_TRY(add_gains(t));
   bk_gain_finish(t->gain);
   return BK_OK;
 }

@@ -3,9 +3,11 @@
  * larger than the machine can be planned too. */
 #include <jansson.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "tools/cli.h"
 #include "tools/plan_schedule.h"
+#include "tools/plan_search.h"
 
 typedef struct plan {
   bk_model_config config;
@@ -15,7 +17,8 @@ typedef struct plan {
   int64_t recompute_block; /* L_r in force, in sublayers; 0 = off */
   bk_model_counts counts;
   size_t bytes[BK_MEM_CLASS_COUNT], bytes_total;
-  size_t bytes_data; /* of the files of --data and --val-data, which are no memory */
+  char recompute[32]; /* which F is run again, in words */
+  size_t bytes_data;  /* of the files of --data and --val-data, which are no memory */
 } plan;
 
 /* Bytes of the files of an option. */
@@ -54,6 +57,13 @@ static bk_status measure(cli_session *s, plan *p) {
   return status;
 }
 
+/* The key's row of the table knows the word. */
+static void name_recompute(plan *p) {
+  const bk_option *o = bk_train_keys;
+  while (strcmp(o->name, "recompute") != 0) o++;
+  bk_option_value_text(o, &p->recipe, p->recompute, sizeof p->recompute);
+}
+
 static double tokens_at_once(const plan *p) {
   return (double)p->micro_batch * (double)p->recipe.seq_len;
 }
@@ -67,7 +77,7 @@ static bk_status print_json(cli_session *s, const plan *p) {
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)p->bytes[c]));
   json_object_set_new(bytes, "data", json_integer((json_int_t)p->bytes_data));
   return cli_print_json(
-      s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I}", "parameters_total",
+      s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I,s:s}", "parameters_total",
                    (json_int_t)p->counts.parameters_total, "parameters_active",
                    (json_int_t)p->counts.parameters_active, "parameters_connections",
                    (json_int_t)p->counts.parameters_connections, "bytes", bytes, "bytes_total",
@@ -75,7 +85,7 @@ static bk_status print_json(cli_session *s, const plan *p) {
                    "bytes_per_token", bytes_per_token(p), "dtype", bk_dtype_name(p->dtype),
                    "batch_size", (json_int_t)p->recipe.batch_size, "micro_batch_size",
                    (json_int_t)p->micro_batch, "seq_len", (json_int_t)p->recipe.seq_len,
-                   "recompute_block", (json_int_t)p->recompute_block));
+                   "recompute_block", (json_int_t)p->recompute_block, "recompute", p->recompute));
 }
 
 static bk_status print_text(cli_session *s, const plan *p) {
@@ -90,6 +100,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
   if (p->recompute_block)
     printf("hc_recompute     blocks of %lld sublayers\n", (long long)p->recompute_block);
   else printf("hc_recompute     off\n");
+  printf("recompute        %s\n", p->recompute);
   printf("memory\n");
   for (int i = 0; i < BK_MEM_CLASS_COUNT; i++)
     if (p->bytes[i])
@@ -108,6 +119,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
+  if (cli_given(&s->args, "gpus")) return plan_search_run(s);
   if (cli_given(&s->args, "schedule")) return cli_plan_schedule(s);
   BK_TRY(cli_plan_without_schedule(s));
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
@@ -122,6 +134,7 @@ static bk_status run(cli_session *s) {
                    (long long)p.recipe.seq_len, (long long)p.config.max_position_embeddings);
   p.micro_batch = p.recipe.micro_batch_size ? p.recipe.micro_batch_size : p.recipe.batch_size;
   p.recompute_block = bk_recompute_block(&p.config, p.recipe.hc_recompute);
+  name_recompute(&p);
   bk_model_count(&p.config, p.recipe.seq_len, &p.counts);
   BK_TRY(measure(s, &p));
   return s->json ? print_json(s, &p) : print_text(s, &p);
@@ -135,10 +148,21 @@ static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {"schedule", CLI_ONE, "NAME|FILE",
-     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file"},
-    {"pp", CLI_ONE, "P", "of --schedule: ranks of the pipeline (a file has its own)"},
+     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file; gpus: this one "
+     "alone"},
+    {"pp", CLI_ONE, "P",
+     "of --schedule: ranks of the pipeline (a file has its own); gpus: this number alone"},
     {"micro", CLI_ONE, "M", "of --schedule: micro-batches of a step (a file has its own)"},
     {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
+    {"gpus", CLI_ONE, "N", "searches how so many GPUs train the model fastest"},
+    {"memory", CLI_ONE, "BYTES", "gpus: of each: 141G"},
+    {"bandwidth", CLI_ONE, "A,B",
+     "gpus: bytes a second and direction of each, inside a node and between nodes: 450G,50G"},
+    {"gpus-per-node", CLI_ONE, "N", "gpus: default 8"},
+    {"flops", CLI_ONE, "RATE", "gpus: of matrix products, a second: default 400T"},
+    {"device-bandwidth", CLI_ONE, "RATE", "gpus: bytes a second of their memory: default 3.3T"},
+    {"latency", CLI_ONE, "SECONDS", "gpus: of a message: default 1e-5"},
+    {"svg", CLI_ONE, "FILE", "gpus: draws a step of the best plan"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan",

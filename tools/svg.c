@@ -311,6 +311,180 @@ static bk_status end(svg *d, const char *path) {
   return d->status;
 }
 
+/* ---- timelines ---- */
+
+#define TIMES_LEFT 64
+#define TIMES_TOP 52
+#define TIMES_RIGHT 24
+#define COMPUTE_LANE 24
+#define SEND_LANE 4 /* forward and backward: two of them */
+#define TIMES_LEAST 760
+#define TIMES_MOST 6000
+#define TIMES_CHUNK 15 /* width of the shortest forward pass, where there is room for it */
+
+static const struct {
+  const char *name, *fill[2];
+} work_colors[BK_WORKS] = {
+    [BK_WORK_F] = {"F", {"#5b9bd5", "#b3d4f2"}}, [BK_WORK_B] = {"B", {"#e8894a", "#f6c9a2"}},
+    [BK_WORK_I] = {"I", {"#d9b32c", "#f0dd8c"}}, [BK_WORK_W] = {"W", {"#62b179", "#b4dcbf"}},
+    [BK_WORK_FB] = {"F and B", {NULL, NULL}},
+};
+
+typedef struct times_drawing {
+  svg *d;
+  const cli_svg_times *t;
+  double scale, row; /* pixels of a unit of time, of a rank */
+  bool sends;
+} times_drawing;
+
+/* Which of two colours: a rank's streams, or its chunks where there is one stream. */
+static int shade(const cli_svg_times *t, int rank, int chunk) {
+  const bk_schedule *s = t->schedule;
+  return (s->streams > 1 ? s->rank[rank].chunks[chunk].stream : chunk) & 1;
+}
+
+/* A box, and the number where it has room. */
+static void draw_box(const times_drawing *g, double x, double y, double width, double height,
+                     const char *fill, int number) {
+  char text[16];
+  int length = snprintf(text, sizeof text, "%d", number);
+  int size = width >= 6.2 * length && height >= 10 ? 10 : width >= 4.6 * length ? 7 : 0;
+  add(g->d,
+      "<rect x=\"%.2f\" y=\"%.1f\" width=\"%.2f\" height=\"%.1f\" fill=\"%s\" "
+      "stroke=\"#00000055\" stroke-width=\"0.5\"/>\n",
+      x, y, width, height, fill);
+  if (size)
+    label(g->d, x + width / 2, y + height / 2 + size * 0.36, "middle", size, "#1a1a1a", text);
+}
+
+/* The forward half of an FB stands above the backward one. */
+static void draw_record(const times_drawing *g, int rank, int at) {
+  const bk_schedule_record *r = &g->t->schedule->rank[rank].records[at];
+  const bk_schedule_span *span = &g->t->timeline->spans[rank][at];
+  double x = TIMES_LEFT + span->begin * g->scale, y = TIMES_TOP + rank * g->row;
+  double width = (span->end - span->begin) * g->scale;
+  int chunk = shade(g->t, rank, r->chunk);
+  if (r->kind != BK_WORK_FB) {
+    draw_box(g, x, y, width, COMPUTE_LANE, work_colors[r->kind].fill[chunk], r->micro);
+    return;
+  }
+  int back = shade(g->t, rank, r->back_chunk);
+  draw_box(g, x, y, width, COMPUTE_LANE / 2.0, work_colors[BK_WORK_F].fill[chunk], r->micro);
+  draw_box(g, x, y + COMPUTE_LANE / 2.0, width, COMPUTE_LANE / 2.0,
+           work_colors[BK_WORK_B].fill[back], r->back_micro);
+}
+
+/* A link carries one message after the other, as bk_schedule_simulate has it. */
+static void draw_sends(const times_drawing *g, int rank, double *link_free) {
+  const cli_svg_times *t = g->t;
+  const bk_schedule_rank *list = &t->schedule->rank[rank];
+  for (int p = 0; p < t->schedule->ranks; p++) link_free[p] = 0;
+  for (int i = 0; i < list->n_records; i++)
+    for (int k = 0; k < 2; k++) {
+      const bk_schedule_message *m = &list->records[i].send[k];
+      if (m->peer < 0 || m->peer == rank) continue;
+      double begin = fmax(link_free[m->peer], t->timeline->spans[rank][i].end + t->latency);
+      link_free[m->peer] = begin + t->transfer;
+      add(g->d, "<rect x=\"%.2f\" y=\"%.1f\" width=\"%.2f\" height=\"%d\" fill=\"%s\"/>\n",
+          TIMES_LEFT + begin * g->scale,
+          TIMES_TOP + rank * g->row + COMPUTE_LANE + 1 + k * SEND_LANE,
+          fmax(0.5, t->transfer * g->scale), SEND_LANE - 1,
+          work_colors[k ? BK_WORK_B : BK_WORK_F].fill[0]);
+    }
+}
+
+static bool has_kind(const bk_schedule *s, bk_work kind) {
+  for (int r = 0; r < s->ranks; r++)
+    for (int i = 0; i < s->rank[r].n_records; i++)
+      if (s->rank[r].records[i].kind == kind) return true;
+  return false;
+}
+
+static double draw_sample_box(svg *d, double x, double y, const char *fill, const char *text) {
+  add(d, "<rect x=\"%.1f\" y=\"%.1f\" width=\"14\" height=\"12\" fill=\"%s\"/>\n", x, y - 10, fill);
+  label(d, x + 19, y, "start", 12, "currentColor", text);
+  return x + 19 + 6.6 * (double)strlen(text) + 14;
+}
+
+static void draw_times_legend(const times_drawing *g, double y) {
+  const bk_schedule *s = g->t->schedule;
+  bool two = s->streams > 1 || s->chunks > 1;
+  double x = TIMES_LEFT;
+  char text[64];
+  for (int k = BK_WORK_F; k < BK_WORK_FB; k++) {
+    bool whole = has_kind(s, (bk_work)k), part = has_kind(s, BK_WORK_FB) && k <= BK_WORK_B;
+    for (int c = 0; c < (two ? 2 : 1) && (whole || part); c++) {
+      snprintf(text, sizeof text, two ? "%s, %s %d" : "%s", work_colors[k].name,
+               s->streams > 1 ? "stream" : "chunk", c);
+      x = draw_sample_box(g->d, x, y, work_colors[k].fill[c], text);
+    }
+  }
+  label(g->d, TIMES_LEFT, y + 20, "start", 12, "currentColor",
+        g->sends ? "F forward, B backward, I gradients of activations alone, W those of weights. "
+                   "Thin: what a rank sends, streams above gradients."
+                 : "F forward, B backward, I gradients of activations alone, W those of weights.");
+}
+
+/* At 1, 2 or 5 times a power of ten, some 80 pixels apart. */
+static void draw_time_ticks(const times_drawing *g, double y) {
+  double unit = g->t->seconds ? 1e-3 : 1, step = pow(10, floor(log10(80 / (g->scale * unit))));
+  for (int i = 0; step * unit * g->scale < 80 && i < 3; i++) step *= i == 1 ? 2.5 : 2;
+  for (double at = 0; at * unit <= g->t->timeline->time * (1 + 1e-9); at += step) {
+    char text[32];
+    double x = TIMES_LEFT + at * unit * g->scale;
+    snprintf(text, sizeof text, "%.6g", at);
+    add(g->d,
+        "<line x1=\"%.1f\" y1=\"%d\" x2=\"%.1f\" y2=\"%.1f\" stroke=\"currentColor\" "
+        "stroke-opacity=\"0.25\"/>\n",
+        x, TIMES_TOP - 4, x, y + 4);
+    label(g->d, x, y + 18, "middle", 11, "currentColor", text);
+  }
+}
+
+/* The shortest forward pass has room for the number of its micro-batch, unless the picture would be
+ * too wide. */
+static double find_scale(const cli_svg_times *t) {
+  double least = t->timeline->time;
+  for (int r = 0; r < t->schedule->ranks; r++)
+    for (int i = 0; i < t->schedule->rank[r].n_records; i++) {
+      const bk_schedule_span *s = &t->timeline->spans[r][i];
+      double length = s->end - s->begin;
+      if (t->schedule->rank[r].records[i].kind == BK_WORK_F && length > 0)
+        least = fmin(least, length);
+    }
+  double width = least > 0 ? TIMES_CHUNK * t->timeline->time / least : TIMES_LEAST;
+  width = fmin(TIMES_MOST, fmax(TIMES_LEAST, width));
+  return t->timeline->time > 0 ? width / t->timeline->time : 1;
+}
+
+static void begin_times(svg *d, int width, int height, const char *title, const char *subtitle) {
+  add(d, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+  add(d,
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" viewBox=\"0 0 %d %d\" "
+      "font-family=\"sans-serif\">\n",
+      width, height, width, height);
+  add(d,
+      "<style>svg{color:#222222}.page{fill:#ffffff}@media (prefers-color-scheme: dark)"
+      "{svg{color:#dddddd}.page{fill:#1b1b1b}}</style>\n");
+  add(d, "<rect class=\"page\" width=\"%d\" height=\"%d\"/>\n", width, height);
+  label(d, TIMES_LEFT, 22, "start", 16, "currentColor", title);
+  label(d, TIMES_LEFT, 40, "start", 12, "currentColor", subtitle);
+}
+
+static void draw_times(times_drawing *g, double *link_free) {
+  const bk_schedule *s = g->t->schedule;
+  double bottom = TIMES_TOP + s->ranks * g->row;
+  char text[32];
+  draw_time_ticks(g, bottom);
+  for (int r = 0; r < s->ranks; r++) {
+    snprintf(text, sizeof text, "rank %d", r);
+    label(g->d, TIMES_LEFT - 8, TIMES_TOP + r * g->row + 16, "end", 12, "currentColor", text);
+    for (int i = 0; i < s->rank[r].n_records; i++) draw_record(g, r, i);
+    if (g->sends) draw_sends(g, r, link_free);
+  }
+  draw_times_legend(g, bottom + 44);
+}
+
 bk_status cli_svg_gain(bk_context *ctx, const char *path, const bk_gain *gain, const char *title,
                        const char *subtitle) {
   svg d = {.ctx = ctx};
@@ -325,5 +499,25 @@ bk_status cli_svg_composites(bk_context *ctx, const char *path, const cli_svg_ru
   svg d = {.ctx = ctx};
   begin(&d, RUNS_WIDTH, LEGEND_TOP + count * LEGEND_ROW, "Composite gain over depth", "");
   draw_composites(&d, runs, count);
+  return end(&d, path);
+}
+
+bk_status cli_svg_timeline(bk_context *ctx, const char *path, const cli_svg_times *t) {
+  svg d = {.ctx = ctx};
+  times_drawing g = {.d = &d, .t = t, .scale = find_scale(t)};
+  int ranks = t->schedule->ranks;
+  double *link_free = bk_alloc_array(ctx, (size_t)ranks, sizeof *link_free);
+  char subtitle[160];
+  if (!link_free) return BK_ERR_MEMORY;
+  g.sends = t->latency > 0 || t->transfer > 0;
+  g.row = COMPUTE_LANE + 5 + (g.sends ? 2 * SEND_LANE : 0);
+  snprintf(subtitle, sizeof subtitle, "%s, %d ranks, %d micro-batches: %.6g %s, bubble %.1f %%",
+           t->schedule->name, ranks, t->schedule->micro_batches,
+           t->timeline->time * (t->seconds ? 1e3 : 1), t->seconds ? "ms" : "units",
+           t->timeline->time > 0 ? 100 * t->timeline->bubble / t->timeline->time : 0);
+  begin_times(&d, TIMES_LEFT + TIMES_RIGHT + (int)ceil(t->timeline->time * g.scale),
+              TIMES_TOP + (int)ceil(ranks * g.row) + 78, t->title, subtitle);
+  draw_times(&g, link_free);
+  bk_free(ctx, link_free);
   return end(&d, path);
 }

@@ -1,7 +1,8 @@
-/* Drawings of `birkhoff gain` as self-contained SVG 1.1: no script, no external font or style. */
+/* Drawings of `birkhoff gain` and `plan` as self-contained SVG 1.1: no script, no external font or style. */
 #ifndef BK_SVG_H
 #define BK_SVG_H
 
+#include <birkhoff/schedule.h>
 #include <birkhoff/train.h>
 
 /* Two panels as in the mHC paper (arXiv 2512.24880, figures 3, 7 and 8): gain against depth on a
@@ -23,5 +24,18 @@ typedef struct cli_svg_run {
  * with the gains of H_L ... H_1. Runs of different depths have one axis: the shorter ends earlier.
  * From 1 to CLI_SVG_MOST_RUNS runs; written atomically. */
 bk_status cli_svg_composites(bk_context *ctx, const char *path, const cli_svg_run *runs, int count);
+
+typedef struct cli_svg_times {
+  const bk_schedule *schedule;
+  const bk_timeline *timeline;
+  double latency, transfer; /* of the costs that made the timeline; both 0: no lane of transfers */
+  const char *title;        /* any bytes */
+  bool seconds;             /* times are seconds, else units */
+} cli_svg_times;
+
+/* A row for each rank: what it computes, each record in the colour of its kind and of its stream
+ * or chunk, with the number of the micro-batch where there is room; and below it, thin, what it
+ * sends. Follows the light or dark scheme of whatever shows it. Written atomically. */
+bk_status cli_svg_timeline(bk_context *ctx, const char *path, const cli_svg_times *times);
 
 #endif

@@ -187,7 +187,7 @@ static bk_status take_numbers(bk_context *ctx, const named *x, int ranks, int mi
                    "sequential is the schedule of 1 rank, and there are %d; 1f1b is like it with "
                    "any number",
                    ranks);
-  if (ranks < 1 || ranks > BK_SCHEDULE_RANKS) return BK_OK;
+  if (!x->asks || ranks < 1 || ranks > BK_SCHEDULE_RANKS) return BK_OK;
   if (x->even && ranks % 2)
     return bk_fail(ctx, BK_ERR_ARGUMENT, "%s; there are %d ranks, and dualpipev takes any number",
                    x->asks, ranks);

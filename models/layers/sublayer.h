@@ -4,8 +4,8 @@
  * wgrad writes the parameters' gradients, and reads only what forward kept, the same h and df, and
  * what dgrad left for it. dgrad and wgrad are separate pieces because pipeline schedules move wgrad
  * to fill gaps (zero bubble). Where activations are not kept, rebuild makes them again from h, by
- * the ops of forward and so with the same bits. Shapes are planned before any memory exists: the plan functions
- * reserve tensors, the step only uses them.
+ * the ops of forward and so with the same bits. Shapes are planned before any
+ * memory exists: the plan functions reserve tensors, the step only uses them.
  *
  * Letters, beside those of runtime/op.h: H heads; nope and rope, the widths of the unrotated and
  * the rotated part of a head's query and key; v, the width of its value; rq and r, the ranks
@@ -115,7 +115,8 @@ typedef struct bk_f_scratch {
 } bk_f_scratch;
 
 /* ---- planning. An error sticks in `status`; the tensors are then not to be used. One planner
- * serves all sublayers of a chunk, one after the other; places.c sets again and cache_of before each. ---- */
+ * serves all sublayers of a chunk, one after the other; places.c sets again and cache_of before
+ * each. ---- */
 typedef struct bk_planner {
   bk_memory *memory;    /* the chunk's; only planned while F's tensors are reserved */
   bk_memory_class keep; /* class of a slot's activations: workspace where nothing is kept */

@@ -41,7 +41,7 @@ ok "ihc" "$BIRKHOFF" init --model tiny --out ihc --set residual=ihc
 ok "ihc maps" "$BIRKHOFF" forward ihc --tokens ids.safetensors --out i.safetensors --maps
 equal "are the identity" "$("$HELPER" values i.safetensors maps.res | sort -u | tr '\n' ' ')" "0 1 "
 cp o.safetensors before.safetensors
-ok "again, with recompute" "$BIRKHOFF" forward tiny --tokens ids.safetensors --out o.safetensors --backward --maps --set hc_recompute=2
+ok "again, with recompute" "$BIRKHOFF" forward tiny --tokens ids.safetensors --out o.safetensors --backward --maps --set hc_recompute=2 recompute=all
 same "the same bits" before.safetensors o.safetensors
 absent "no temporary file" o.safetensors.tmp
 

@@ -26,6 +26,15 @@ ok "dry run" "$BIRKHOFF" train $small --out dry --steps 1 --dry-run --json --set
 for class in weights gradients optimizer activations; do equal "train --dry-run plans the same $class" "$(json bytes/$class)" "$(json bytes/$class plan.json)"; done
 ok "half the micro-batch" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --set micro_batch_size=1
 holds "takes less" "$(json bytes/activations) < $(json bytes/activations plan.json)"
+equal "nothing inside F is recomputed" "$(json recompute plan.json)" none
+for what in attention experts all; do
+  ok "recompute=$what" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --set recompute=$what
+  equal "recompute=$what is said" "$(json recompute)" $what
+  holds "recompute=$what keeps less" "$(json bytes/activations) < $(json bytes/activations plan.json) * 0.9"
+done
+ok "in words" "$BIRKHOFF" plan --model tiny --set recompute=all
+has "a line of it" '^recompute  *all$' out
+refused 2 'recompute must be one of none, attention, experts, all, not some' "a setting that is none" "$BIRKHOFF" plan --model tiny --set recompute=some
 ok "bf16" "$BIRKHOFF" plan --model tiny --json --batch-size 2 --seq-len 32 --dtype bf16
 holds "smaller weights" "$(json bytes/weights) < $(json bytes/weights plan.json)"
 holds "and masters" "$(json bytes/masters) > 0"
@@ -194,7 +203,10 @@ ok "as a table" "$BIRKHOFF" bench step --model tiny --batch-size 1 --seq-len 16 
 ok "what a step does" "$BIRKHOFF" bench step --model tiny --set micro_batch_size=2 batch_size=8 --program
 has "its lines" '^ *[0-9]* *backward, first *compute *attention\.W *wgrad *2 *gemm ' out
 has "and the next micro-batch" '^ *[0-9]* *backward, next ' out
+equal "attention is run once" "$(grep -c 'rebuild\.D *rebuild *[0-9]* *attention ' out)" 0
 equal "one lane" "$(grep -c 'urgent\|(signal)\|(wait)' out)" 0
+ok "with recompute" "$BIRKHOFF" bench step --model tiny --batch-size 1 --program --set recompute=attention
+equal "attention is run again, in pieces of its own" "$(grep -c '^ *[0-9]* *backward, first *compute *rebuild\.D *rebuild *[0-9]* *attention ' out)" 3
 ok "on two lanes, as JSON" "$BIRKHOFF" bench step --model tiny --batch-size 1 --program --json --set merge_stream=true
 equal "an urgent merge" "$(json 22/lane) $(json 22/piece) $(json 22/sublayer) $(json 22/op)" "urgent merge 1 hc_merge_mix"
 equal "that is waited for" "$(json 24/lane) $(json 24/piece) $(json 24/op) $(json 24/kernel)" "compute attention (wait) urgent"

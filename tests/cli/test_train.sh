@@ -235,11 +235,15 @@ ok "micro-batches" "$BIRKHOFF" train $small --data data.txt --out micro --steps 
 ok "no recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_off --steps 2 --set hc_recompute=off
 ok "recompute" "$BIRKHOFF" train $small --data data.txt --out recompute_3 --steps 2 --set hc_recompute=3
 same "the same bits" recompute_off/step-000002/model.safetensors recompute_3/step-000002/model.safetensors
+ok "recompute inside F" "$BIRKHOFF" train $small --data data.txt --out recompute_all --steps 1 --set recompute=all
+has "the key is kept" '"recompute": "all"' recompute_all/step-000001/trainer_state.json
+warned 'resuming with \(steps = 2\|recompute = none, it was all\)' "it may change" "$BIRKHOFF" train --data data.txt --out recompute_all --steps 2 --resume --set recompute=none
+same "the same bits" recompute_off/step-000002/model.safetensors recompute_all/step-000002/model.safetensors
 ok "on ref" "$BIRKHOFF" train --model tiny --batch-size 1 --seq-len 16 --data data.txt --out ref --steps 2 --device ref --set warmup_steps=0
 rm -rf dry
 ok "dry run" "$BIRKHOFF" train $small --data data.txt --out dry --steps 2 --dry-run
 absent "a dry run writes nothing" dry
 ok "help for the keys" "$BIRKHOFF" train --help-config
 for key in lr_schedule warmup_steps min_lr_ratio weight_decay adam_beta1 adam_beta2 adam_eps grad_clip micro_batch_size router_bias_lr save_every keep eval_every \
-  gain_every hc_recompute bin_validation residual hc_mult hc_eps; do has "--help-config" "$key" out; done
+  gain_every hc_recompute recompute bin_validation residual hc_mult hc_eps; do has "--help-config" "$key" out; done
 finish

@@ -156,6 +156,9 @@ START_TEST(what_a_model_cannot_do_is_refused) {
   REFUSED(bk_forward_create(
               plain, &(bk_forward_options){.batch = B, .seq_len = T, .hc_recompute = -7}, &f),
           BK_ERR_ARGUMENT, "hc_recompute -7");
+  REFUSED(
+      bk_forward_create(plain, &(bk_forward_options){.batch = B, .seq_len = T, .recompute = 4}, &f),
+      BK_ERR_ARGUMENT, "recompute 4 is none of 0 to 3");
   OK(bk_forward_create(plain, &(bk_forward_options){.batch = B, .seq_len = T}, &f));
   OK(bk_forward_run(f, ids, NULL));
   REFUSED(bk_forward_maps(f, 0, values, values, values), BK_ERR_ARGUMENT, "has no maps");

@@ -8,16 +8,22 @@
 
 enum { B = 2, T = 6 };
 
-static rig open_with(int kind, int64_t recompute, bool merge_stream, bool deferred) {
+static rig open_recomputing(int kind, int64_t recompute, int of_f, bool merge_stream,
+                            bool deferred) {
   bk_model_config c = small_config(kind);
   bk_runner_options options = {.batch = B,
                                .seq_len = T,
                                .slots = 1,
                                .backward = true,
                                .hc_recompute = recompute,
+                               .recompute = of_f,
                                .merge_stream = merge_stream,
                                .defer_wgrad = deferred};
   return rig_open("cpu", 1, &c, BK_F32, &options);
+}
+
+static rig open_with(int kind, int64_t recompute, bool merge_stream, bool deferred) {
+  return open_recomputing(kind, recompute, BK_RECOMPUTE_F_NONE, merge_stream, deferred);
 }
 
 static const bk_program *program_of(const rig *r, int id) {
@@ -123,7 +129,8 @@ START_TEST(lanes_never_race) {
   for (size_t k = 0; k < BK_COUNT(kinds); k++)
     for (size_t i = 0; i < 2 * BK_COUNT(recompute); i++) {
       char what[64];
-      rig r = open_with(kinds[k], recompute[i / 2], true, i % 2);
+      rig r =
+          open_recomputing(kinds[k], recompute[i / 2], i > 3 ? BK_RECOMPUTE_F_ALL : 0, true, i % 2);
       snprintf(what, sizeof what, "kind %d, recompute %d, deferred %d", kinds[k],
                (int)recompute[i / 2], (int)(i % 2));
       check_lanes(&r, BK_PROGRAM_FORWARD, what);
@@ -172,7 +179,7 @@ END_TEST
 /* Pieces follow each other without a gap; each is of a kind that there is. */
 START_TEST(pieces_cover_programs) {
   for (size_t k = 0; k < BK_COUNT(kinds); k++) {
-    rig r = open_with(kinds[k], 2, true, true);
+    rig r = open_recomputing(kinds[k], 2, BK_RECOMPUTE_F_ALL, true, true);
     for (int id = 0; id < BK_PROGRAMS; id++) {
       const bk_program *p = program_of(&r, id);
       int at = 0;
@@ -194,7 +201,7 @@ END_TEST
 /* A schedule may run a program piece by piece. */
 START_TEST(piece_by_piece) {
   int32_t ids[B * T], targets[B * T];
-  rig r = open_with(BK_HC_MHC, 2, true, true);
+  rig r = open_recomputing(BK_HC_MHC, 2, BK_RECOMPUTE_F_ALL, true, true);
   int64_t kept = make_tokens(r.model->config.vocab_size, B * T, 21, ids, targets), count;
   run_step(&r, ids, targets, kept);
   OK(bk_runner_wgrad(r.runner));
@@ -257,7 +264,7 @@ static void check_pair(const rig *r, int id, int *zeros, int *differ) {
 /* Every gradient is either zeroed or overwritten, once. */
 START_TEST(first_and_next) {
   for (size_t k = 0; k < 2 * BK_COUNT(kinds); k++) {
-    rig r = open_with(kinds[k / 2], 2, false, k % 2);
+    rig r = open_recomputing(kinds[k / 2], 2, k / 2 % 4, false, k % 2);
     int zeros = 0, differ = 0, trained = 0;
     check_pair(&r, BK_PROGRAM_LOSS, &zeros, &differ);
     check_pair(&r, BK_PROGRAM_BACKWARD, &zeros, &differ);

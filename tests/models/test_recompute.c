@@ -204,8 +204,8 @@ static int count_op(const bk_program *p, const bk_piece *piece, bk_op op) {
   return n;
 }
 
-/* The sublayer's F is made again in this program: some piece REBUILD that is its own runs one of the
- * ops that only F has. */
+/* Whether the program makes this sublayer's F again: it has a piece REBUILD that is not of
+ * streams. */
 static bool makes_again(const bk_program *p, int sublayer) {
   bool found = false;
   for (int i = 0; i < p->n_pieces; i++) {

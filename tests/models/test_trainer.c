@@ -318,20 +318,32 @@ END_TEST
 
 /* ---- recompute: the same bits, step after step ---- */
 static void check_recompute(bk_dtype dtype, int kind) {
-  static const int64_t blocks[] = {0, 1, 2, 4, BK_RECOMPUTE_AUTO};
+  static const struct {
+    int64_t block;
+    int of_f;
+  } settings[] = {{0, BK_RECOMPUTE_F_NONE},
+                  {1, BK_RECOMPUTE_F_NONE},
+                  {2, BK_RECOMPUTE_F_NONE},
+                  {4, BK_RECOMPUTE_F_NONE},
+                  {BK_RECOMPUTE_AUTO, BK_RECOMPUTE_F_NONE},
+                  {0, BK_RECOMPUTE_F_ATTENTION},
+                  {2, BK_RECOMPUTE_F_EXPERTS},
+                  {BK_RECOMPUTE_AUTO, BK_RECOMPUTE_F_ALL}};
   double want[4];
-  for (size_t i = 0; i < BK_COUNT(blocks); i++) {
+  for (size_t i = 0; i < BK_COUNT(settings); i++) {
     bk_model_config c = text_config(kind);
     bk_train_config recipe = make_recipe(4);
-    recipe.hc_recompute = blocks[i];
+    recipe.hc_recompute = settings[i].block;
+    recipe.recompute = settings[i].of_f;
     recipe.micro_batch_size = 2;
     run r = run_open("cpu", dtype, &c, &recipe);
     for (int s = 0; s < 4; s++) {
       double loss = step(&r).loss;
       if (i == 0) want[s] = loss;
       ck_assert_msg(same_double(loss, want[s]),
-                    "kind %d %s, L_r %d, step %d: loss %.17g, not %.17g", kind,
-                    bk_dtype_name(dtype), (int)blocks[i], s + 1, loss, want[s]);
+                    "kind %d %s, L_r %d, recompute %d, step %d: loss %.17g, not %.17g", kind,
+                    bk_dtype_name(dtype), (int)settings[i].block, settings[i].of_f, s + 1, loss,
+                    want[s]);
     }
     run_close(&r);
   }

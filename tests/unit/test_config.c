@@ -283,6 +283,13 @@ START_TEST(set_values) {
     ck_assert_int_eq(bk_config_set(ctx, NULL, &t, recompute[i]), BK_OK);
     ck_assert_int_eq(t.hc_recompute, wanted[i]);
   }
+  ck_assert_int_eq(t.recompute, BK_RECOMPUTE_F_NONE);
+  ck_assert_int_eq(bk_config_set(ctx, NULL, &t, "recompute=attention"), BK_OK);
+  ck_assert_int_eq(t.recompute, BK_RECOMPUTE_F_ATTENTION);
+  ck_assert_int_eq(bk_config_set(ctx, NULL, &t, "recompute=experts"), BK_OK);
+  ck_assert_int_eq(t.recompute, BK_RECOMPUTE_F_EXPERTS);
+  ck_assert_int_eq(bk_config_set(ctx, NULL, &t, "recompute=all"), BK_OK);
+  ck_assert_int_eq(t.recompute, BK_RECOMPUTE_F_ALL);
 }
 END_TEST
 
@@ -307,6 +314,8 @@ START_TEST(set_refused) {
   expect_once("not nan");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "hc_recompute=-1"), BK_ERR_CONFIG);
   expect_once("hc_recompute must be an integer from 1 to 1000000, or auto, or off, not -1");
+  ck_assert_int_eq(bk_config_set(ctx, &m, &t, "recompute=2"), BK_ERR_CONFIG);
+  expect_once("recompute must be one of none, attention, experts, all, not 2");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "residual=none"), BK_ERR_CONFIG);
   expect_once("residual must be one of plain, hc, mhc, mhc_lite, ihc, kromhc, not none");
   ck_assert_int_eq(bk_config_set(ctx, &m, &t, "lr"), BK_ERR_ARGUMENT);
@@ -464,6 +473,7 @@ static void fill_state(bk_trainer_state *s) {
   s->recipe.data_dtype = 2;
   s->recipe.cuda_graph = false;
   s->recipe.allow_tf32 = s->recipe.merge_stream = true;
+  s->recipe.recompute = BK_RECOMPUTE_F_EXPERTS;
 }
 
 START_TEST(state_round_trip) {
@@ -537,7 +547,7 @@ END_TEST
  * none of. */
 START_TEST(state_without_later_keys) {
   static const char *const later[] = {"spike_factor", "gain_limit",     "allow_tf32", "cuda_graph",
-                                      "merge_stream", "bin_validation", "save_async"};
+                                      "merge_stream", "bin_validation", "save_async", "recompute"};
   bk_trainer_state s, back;
   bk_train_config usual;
   char x[160], y[160], kept[8192] = "", *text, *line;
@@ -546,13 +556,16 @@ START_TEST(state_without_later_keys) {
   s.recipe.spike_factor = s.recipe.gain_limit = 77;
   bk_train_config_default(&usual);
   ck_assert(usual.cuda_graph && !usual.allow_tf32 && !usual.merge_stream && usual.bin_validation &&
-            !usual.save_async);
+            !usual.save_async && usual.recompute == BK_RECOMPUTE_F_NONE);
   usual.bin_validation = false; /* of runs that knew nothing of it */
   ck_assert_int_eq(bk_trainer_state_write(ctx, unit_path("s.json"), &s), BK_OK);
   ck_assert_int_eq(bk_file_read_all(ctx, unit_path("s.json"), sizeof kept, &text, &bytes), BK_OK);
   for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
     bool skip = false;
-    for (size_t i = 0; i < BK_COUNT(later); i++) skip |= strstr(line, later[i]) != NULL;
+    for (size_t i = 0; i < BK_COUNT(later); i++) {
+      snprintf(x, sizeof x, "\"%s\"", later[i]);
+      skip |= strstr(line, x) != NULL;
+    }
     size_t used = strlen(kept);
     if (skip) continue;
     /* after what is now the last key */

@@ -21,7 +21,7 @@ typedef struct bk_forward bk_forward;
 typedef struct bk_forward_options {
   int64_t batch, seq_len; /* B sequences of T tokens; T is at most max_position_embeddings */
   bool backward;          /* bk_forward_backward will be called; the model must be trainable */
-  /* as in bk_train_config; single passes do not need it: 0 is off */
+  /* as in bk_train_config; single passes do not need them: 0 is off, and none */
   int64_t hc_recompute;
   int recompute;
 } bk_forward_options;
