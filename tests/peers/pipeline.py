@@ -406,7 +406,7 @@ def check_job(args, job, pipelined, whole, folder):
         loss, norm, grads = run_command(args.birkhoff, job, folder)
         wanted, theirs = whole["targets"][0].sum() / (MICRO * T), whole["targets"][1]
         square = sum(g.square().sum() for g in theirs.values())
-        errors["command"] = compare(torch.tensor(loss), grads, wanted, theirs) | {"norm": distance(torch.tensor(norm), square.sqrt())}
+        errors["command"] = compare(torch.tensor(loss, dtype=ref.F64), grads, wanted, theirs) | {"norm": distance(torch.tensor(norm, dtype=ref.F64), square.sqrt())}
     return errors
 
 
