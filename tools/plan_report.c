@@ -30,7 +30,7 @@ static char *amount_text(double x, const char *unit, char *text, size_t size) {
   static const char *const prefixes[] = {"", "k", "M", "G", "T", "P"};
   size_t i = 0;
   while (x >= 999.5 && i + 1 < BK_COUNT(prefixes)) x /= 1000, i++;
-  snprintf(text, size, "%.3g %s%s", x, prefixes[i], unit);
+  snprintf(text, size, x < 99.95 ? "%.3g %s%s" : "%.0f %s%s", x, prefixes[i], unit);
   return text;
 }
 
@@ -53,7 +53,8 @@ static char *reason_text(const plan_search *q, const plan_choice *c, char *text,
                  (long long)q->recipe.batch_size, (long long)c->dp);
       break;
     case PLAN_MEMORY:
-      snprintf(text, size, "a rank needs %s of %s", amount_text(c->bytes_total, "B", a, sizeof a),
+      snprintf(text, size, "a rank needs %s%s of %s", c->at_least ? "more than " : "",
+               amount_text(c->bytes_total, "B", a, sizeof a),
                amount_text(q->cluster.memory, "B", b, sizeof b));
       break;
     case PLAN_NEEDLESS: snprintf(text, size, "it fits with less recompute"); break;
@@ -112,11 +113,14 @@ static void print_choice(const plan_search *q, const plan_choice *c) {
 /* What a user asks next of the best: where its memory and its time go. */
 static void print_best(const plan_choice *c) {
   char a[32], b[32];
-  printf("\nof the first, in the rank that needs most memory:");
-  for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
-    if (c->bytes[k] > 0)
-      printf(" %s %s%s", bk_memory_class_name(k), amount_text(c->bytes[k], "B", a, sizeof a),
-             k == BK_MEM_CLASS_COUNT - 1 ? "" : ",");
+  const char *between = ":";
+  printf("\nof the first, in the rank that needs most memory");
+  for (int k = 0; k < BK_MEM_CLASS_COUNT; k++) {
+    if (c->bytes[k] <= 0) continue;
+    printf("%s %s %s", between, bk_memory_class_name(k),
+           amount_text(c->bytes[k], "B", a, sizeof a));
+    between = ",";
+  }
   printf(
       "\nits step: pipeline %.3f s, gradients after it %.3f s, optimiser %.3f s, weights %.3f "
       "s\n",
