@@ -118,8 +118,8 @@ static bk_status print_text(cli_session *s, const plan *p) {
 
 /* Options of a cluster mean nothing without one. */
 static bk_status refuse_cluster_options(cli_session *s) {
-  static const char *const names[] = {"memory", "bandwidth",        "gpus-per-node",
-                                      "flops",  "device-bandwidth", "latency"};
+  static const char *const names[] = {"ep",    "memory",           "bandwidth", "gpus-per-node",
+                                      "flops", "device-bandwidth", "latency"};
   for (size_t i = 0; i < BK_COUNT(names); i++) {
     bool messages = strcmp(names[i], "bandwidth") == 0 || strcmp(names[i], "latency") == 0;
     if (messages && cli_given(&s->args, "schedule")) continue;
@@ -169,7 +169,8 @@ static const cli_option options[] = {
     {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
     {"measured", CLI_ONE, "FILE", "of --schedule: costs that bench step --json has measured"},
     {"gpus", CLI_ONE, "N",
-     "searches how N GPUs train the model fastest; --schedule and --pp narrow"},
+     "searches how N GPUs train the model fastest; --schedule, --pp and --ep narrow"},
+    {"ep", CLI_ONE, "N", "of --gpus: N ranks share the experts; 1: what can be run by now"},
     {"memory", CLI_ONE, "BYTES", "of --gpus: of each: 141G"},
     {"bandwidth", CLI_ONE, "A,B",
      "of --gpus: bytes a second and direction, inside a node and between: 450G,50G"},

@@ -291,6 +291,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   plan_choice *c = w->c;
   const plan_cluster *k = &w->q->cluster;
   double sent = t->sent, exposed = t->exposed, gather = 0;
+  c->edge_hidden = sent > 0 ? 1 - exposed / sent : NAN;
   add_exchanges(w, overlap, &sent, &exposed);
   c->pipeline = t->time;
   c->gradients = summed(w, t, &sent, &exposed) - t->time;
