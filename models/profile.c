@@ -2,6 +2,7 @@
  * step has ended, when no reading can hold the device up. A step enters the sums only when it is
  * whole. */
 #include "ops/plan.h"
+#include "models/pipeline.h"
 #include "models/profile.h"
 
 #include <math.h>
@@ -33,10 +34,12 @@ static bk_status reserve(bk_profile *p) {
 }
 
 /* Every bucket is summed and gathered once a step; beside them losses and norms are summed, and the
- * loads of experts. */
+ * loads of experts; in a pipeline each record has up to four messages. */
 static int talks_of(const bk_model *m) {
-  enum { SUMS_AND_LOADS = 2 };
-  return bk_model_ranks(m) > 1 ? 2 * m->n_shards + SUMS_AND_LOADS : 0;
+  enum { SUMS_AND_LOADS = 2, MESSAGES = 4 };
+  const bk_pipeline *l = m->options.pipeline;
+  int messages = l ? MESSAGES * l->schedule->rank[l->p].n_records : 0;
+  return bk_model_ranks(m) > 1 ? 2 * m->n_shards + SUMS_AND_LOADS + messages : 0;
 }
 
 /* Attached to the model at once, because bk_step_begin looks there. */
@@ -326,7 +329,8 @@ void bk_profile_get(const bk_profile *p, bk_profile_table table, int i, bk_profi
                             sum->flops};
 }
 
-static const char *const talk_names[BK_TALK_COUNT] = {"reduce_scatter", "all_reduce", "all_gather"};
+static const char *const talk_names[BK_TALK_COUNT] = {"reduce_scatter", "all_reduce", "all_gather",
+                                                      "exchange"};
 
 const char *bk_profile_talk_name(bk_profile_talk_kind kind) { return talk_names[kind]; }
 
