@@ -17,7 +17,8 @@ typedef struct plan {
   int64_t recompute_block; /* L_r in force, in sublayers; 0 = off */
   bk_model_counts counts;
   size_t bytes[BK_MEM_CLASS_COUNT], bytes_total;
-  size_t bytes_data; /* of the files of --data and --val-data, which are no memory */
+  char recompute[32]; /* which F is run again, in words */
+  size_t bytes_data;  /* of the files of --data and --val-data, which are no memory */
 } plan;
 
 /* Bytes of the files of an option. */
@@ -56,6 +57,13 @@ static bk_status measure(cli_session *s, plan *p) {
   return status;
 }
 
+/* The key's row of the table knows the word. */
+static void name_recompute(plan *p) {
+  const bk_option *o = bk_train_keys;
+  while (strcmp(o->name, "recompute") != 0) o++;
+  bk_option_value_text(o, &p->recipe, p->recompute, sizeof p->recompute);
+}
+
 static double tokens_at_once(const plan *p) {
   return (double)p->micro_batch * (double)p->recipe.seq_len;
 }
@@ -69,7 +77,7 @@ static bk_status print_json(cli_session *s, const plan *p) {
     json_object_set_new(bytes, bk_memory_class_name(c), json_integer((json_int_t)p->bytes[c]));
   json_object_set_new(bytes, "data", json_integer((json_int_t)p->bytes_data));
   return cli_print_json(
-      s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I}", "parameters_total",
+      s, json_pack("{s:I,s:I,s:I,s:o,s:I,s:f,s:f,s:s,s:I,s:I,s:I,s:I,s:s}", "parameters_total",
                    (json_int_t)p->counts.parameters_total, "parameters_active",
                    (json_int_t)p->counts.parameters_active, "parameters_connections",
                    (json_int_t)p->counts.parameters_connections, "bytes", bytes, "bytes_total",
@@ -77,7 +85,7 @@ static bk_status print_json(cli_session *s, const plan *p) {
                    "bytes_per_token", bytes_per_token(p), "dtype", bk_dtype_name(p->dtype),
                    "batch_size", (json_int_t)p->recipe.batch_size, "micro_batch_size",
                    (json_int_t)p->micro_batch, "seq_len", (json_int_t)p->recipe.seq_len,
-                   "recompute_block", (json_int_t)p->recompute_block));
+                   "recompute_block", (json_int_t)p->recompute_block, "recompute", p->recompute));
 }
 
 static bk_status print_text(cli_session *s, const plan *p) {
@@ -92,6 +100,7 @@ static bk_status print_text(cli_session *s, const plan *p) {
   if (p->recompute_block)
     printf("hc_recompute     blocks of %lld sublayers\n", (long long)p->recompute_block);
   else printf("hc_recompute     off\n");
+  printf("recompute        %s\n", p->recompute);
   printf("memory\n");
   for (int i = 0; i < BK_MEM_CLASS_COUNT; i++)
     if (p->bytes[i])
@@ -109,8 +118,8 @@ static bk_status print_text(cli_session *s, const plan *p) {
 
 /* Options of a cluster mean nothing without one. */
 static bk_status refuse_cluster_options(cli_session *s) {
-  static const char *const names[] = {"memory", "bandwidth",        "gpus-per-node",
-                                      "flops",  "device-bandwidth", "latency"};
+  static const char *const names[] = {"ep",    "memory",           "bandwidth", "gpus-per-node",
+                                      "flops", "device-bandwidth", "latency"};
   for (size_t i = 0; i < BK_COUNT(names); i++) {
     bool messages = strcmp(names[i], "bandwidth") == 0 || strcmp(names[i], "latency") == 0;
     if (messages && cli_given(&s->args, "schedule")) continue;
@@ -140,6 +149,7 @@ static bk_status run(cli_session *s) {
                    (long long)p.recipe.seq_len, (long long)p.config.max_position_embeddings);
   p.micro_batch = p.recipe.micro_batch_size ? p.recipe.micro_batch_size : p.recipe.batch_size;
   p.recompute_block = bk_recompute_block(&p.config, p.recipe.hc_recompute);
+  name_recompute(&p);
   bk_model_count(&p.config, p.recipe.seq_len, &p.counts);
   BK_TRY(measure(s, &p));
   return s->json ? print_json(s, &p) : print_text(s, &p);
@@ -159,7 +169,8 @@ static const cli_option options[] = {
     {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
     {"measured", CLI_ONE, "FILE", "of --schedule: costs that bench step --json has measured"},
     {"gpus", CLI_ONE, "N",
-     "searches how N GPUs train the model fastest; --schedule and --pp narrow"},
+     "searches how N GPUs train the model fastest; --schedule, --pp and --ep narrow"},
+    {"ep", CLI_ONE, "N", "of --gpus: N ranks share the experts; 1: what can be run by now"},
     {"memory", CLI_ONE, "BYTES", "of --gpus: of each: 141G"},
     {"bandwidth", CLI_ONE, "A,B",
      "of --gpus: bytes a second and direction, inside a node and between: 450G,50G"},

@@ -119,6 +119,7 @@ static bk_status read_options(plan_search *q) {
     return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
                    (long long)q->recipe.seq_len, (long long)q->config.max_position_embeddings);
   BK_TRY(cli_int(s, "pp", 1, q->cluster.gpus, &q->pp));
+  BK_TRY(cli_int(s, "ep", 1, q->cluster.gpus, &q->ep));
   if (q->pp && q->cluster.gpus % q->pp)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--pp %lld does not divide --gpus %lld",
                    (long long)q->pp, (long long)q->cluster.gpus);
@@ -168,9 +169,9 @@ typedef struct expert_ranks {
 static expert_ranks find_expert_ranks(const plan_search *q, int64_t dp) {
   const bk_model_config *c = &q->config;
   bool sparse = c->first_k_dense_replace < c->num_hidden_layers;
-  expert_ranks e = {.ep = {1}, .n = 1};
+  expert_ranks e = {.ep = {1}, .n = q->ep <= 1};
   for (int64_t ep = 2; sparse && ep <= dp && e.n < MOST_EP; ep++)
-    if (dp % ep == 0 && c->n_routed_experts % ep == 0 &&
+    if ((!q->ep || q->ep == ep) && dp % ep == 0 && c->n_routed_experts % ep == 0 &&
         c->n_routed_experts / ep >= c->num_experts_per_tok)
       e.ep[e.n++] = ep;
   return e;
@@ -183,6 +184,7 @@ static bk_status drop(plan_search *q, plan_choice c, const expert_ranks *e, plan
   c.ep = 0;
   c.recompute = -1;
   c.count = (int64_t)q->n_recompute * e->n;
+  if (!c.count) return BK_OK;
   if (said && !(c.reason = bk_strdup(q->s->ctx, q->said))) return BK_ERR_MEMORY;
   bk_status status = add(q, &c);
   if (status != BK_OK) bk_free(q->s->ctx, c.reason);

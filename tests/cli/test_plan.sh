@@ -66,6 +66,22 @@ cp out one.json
 ok "the same run" "$BIRKHOFF" plan --model tiny --dtype fp32 --batch-size 2 --seq-len 32 --set micro_batch_size="$(json plans/0/micro_batch_size one.json)" hc_recompute="$(json plans/0/hc_recompute one.json)" recompute="$(json plans/0/recompute one.json)" --json
 for class in weights gradients optimizer activations; do equal "$class" "$(json plans/0/bytes/$class one.json | cut -d. -f1)" "$(json bytes/$class)"; done
 
+# Each rank of a pipeline has what a training run plans for it; that run's comm and staging are memory of the host.
+text data.txt 4000
+bytes_of() { for class in weights masters gradients optimizer activations workspace; do json $1/$class $2; done | paste -sd+ - | bc; }
+for schedule in 1f1b zb1p dualpipe dualpipev; do
+  sizes='--model tiny --dtype bf16 --batch-size 8 --seq-len 32 --threads 1'
+  ok "$schedule on a cluster" "$BIRKHOFF" plan --gpus 2 --memory 1T --bandwidth 1G --pp 2 --schedule $schedule $sizes --json
+  cp out cluster.json
+  i=0
+  while [ "$(json plans/$i/micro_batch_size cluster.json)" != 1 ] && [ $i -lt 10 ]; do i=$((i + 1)); done
+  ok "$schedule as a run" "$BIRKHOFF" train $sizes --data data.txt --out none --comm threads --pp 2 --schedule $schedule --dry-run --json \
+    --set micro_batch_size=1 hc_recompute="$(json plans/$i/hc_recompute cluster.json)" recompute="$(json plans/$i/recompute cluster.json)"
+  planned=$(bytes_of plans/$i/bytes cluster.json) first=$(bytes_of ranks/0/bytes out) last=$(bytes_of ranks/1/bytes out)
+  most=$(printf '%s\n' "$first" "$last" | sort -n | tail -n 1)
+  holds "$schedule: bytes within 0.5 % of the run's" "$planned / $most < 1.005 && $planned / $most > 0.995"
+done
+
 # ---- the paper's model on a cluster: within seconds ----
 begin=$(date +%s)
 ok "1,024 GPUs" "$BIRKHOFF" plan --gpus 1024 --memory 141G $network --model mhc-27b --json
