@@ -204,15 +204,18 @@ def ends(stages, lines, ahead=2):
 
 
 def in_order(line):
-    """Whether W come in the order of their I."""
+    """Whether the W of each chunk come in the order of their I."""
     words = [parts(word)[0] for word in line.split() if not word.startswith("(")]
-    return [w[1:] for w in words if w[0] == "W"] == [i[1:] for i in words if i[0] == "I"]
+    return all(
+        [w[1:] for w in words if w[0] == "W" and w[1] == chunk] == [i[1:] for i in words if i[0] == "I" and i[1] == chunk]
+        for chunk in {word[1] for word in words}
+    )
 
 
 def refusal(stages, lines):
     """A part of what the program must say of lists that cannot be run; None: they can."""
     if not all(in_order(line) for line in lines):
-        return "W come in the order of their I"
+        return "W of a chunk come in the order of their I"
     return None if ends(stages, lines) else "the lists never end"
 
 
