@@ -53,7 +53,7 @@ static struct {
   bk_status status[RANKS_MAX];
   size_t bytes[RANKS_MAX];
   int saved;       /* the plan that has saved it */
-  char other[512]; /* a path beside it; unit_path is the main thread's */
+  char other[480]; /* a path beside it; unit_path is the main thread's */
 } now;
 
 static void begin(const char *name, bk_dtype dtype, uint64_t seed) {
