@@ -121,8 +121,8 @@ static double expert_bytes(const weighing *w) {
          (double)c->hidden_size * (double)bk_dtype_size(w->q->dtype);
 }
 
-/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many messages
- * have a place of their own (core/schedule/schedule.h). */
+/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many
+ * messages have a place of their own (core/schedule/schedule.h). */
 #define AHEAD 2
 static double ring_bytes(const weighing *w, int rank, const bk_schedule_chunk *chunk) {
   double bytes = 0;
