@@ -27,7 +27,7 @@ static const plan plans[] = {
     {"1f1b", 4, 1, "1,2,1,2"},
     {"dualpipe", 2, 1, NULL},
     {"dualpipev", 2, 1, NULL},
-    /* from here on not in a quick run */
+    /* fewer tests have these, and none of a quick run */
     {NULL, 1, 3, NULL},
     {"zb1p", 3, 2, "3,1,2"},
     {"dualpipe", 2, 2, "3,3"},
@@ -38,20 +38,18 @@ static const plan plans[] = {
 };
 enum { ALONE = 0, DP_2 = 1, PP_2_DP_2 = 3, PP_4 = 4, QUICK_PLANS = 7 };
 
-static int n_plans(void) { return quick() ? QUICK_PLANS : (int)BK_COUNT(plans); }
-
-static void plan_text(int number, char *text, size_t size) {
-  const plan *p = &plans[number];
-  snprintf(text, size, "%s pp %d dp %d", p->schedule ? p->schedule : "no schedule", p->pp, p->dp);
-}
+/* Of the tests that go through plans one after the other. */
+static int n_plans(void) { return thorough() ? (int)BK_COUNT(plans) : QUICK_PLANS; }
+/* Of the one that has all to all. */
+static int n_all(void) { return quick() ? QUICK_PLANS : (int)BK_COUNT(plans); }
 
 static struct {
   char path[512];
   bk_dtype dtype;
   uint64_t seed;
   int residual;
-  int fail_at; /* the change of one rank's disk, or the allocation, that fails */
-  bool failed[RANKS_MAX];
+  bool loads; /* what is done without memory */
+  int failures[RANKS_MAX];
   bk_status status[RANKS_MAX];
   size_t bytes[RANKS_MAX];
   int saved;       /* the plan that has saved it */
@@ -75,8 +73,8 @@ typedef struct part {
   bk_model *model;
 } part;
 
-static part part_open(rank *r) {
-  const plan *p = &plans[r->all->detail];
+static part part_open(rank *r, int number) {
+  const plan *p = &plans[number];
   bk_model_config c = small_config(now.residual);
   part x = {.ctx = r->ctx, .options = {.trainable = true, .comm = r->comm}};
   open_rank(r);
@@ -97,7 +95,7 @@ static void part_close(part *x) {
 
 static part part_make(rank *r) {
   bk_model_config c = small_config(now.residual);
-  part x = part_open(r);
+  part x = part_open(r, r->all->detail);
   EXPECT_OK(r, bk_model_create(r->device, &c, now.dtype, &x.options, &x.model));
   EXPECT_OK(r, known_fill_all(x.model, now.seed));
   return x;
@@ -121,28 +119,20 @@ static void body_save(rank *r) {
   part_close(&x);
 }
 
-static void say_plans(rank *r) {
-  char saved[64], loaded[64];
-  size_t used = strlen(r->failure);
-  if (!used) return;
-  plan_text(now.saved, saved, sizeof saved);
-  plan_text(r->all->detail, loaded, sizeof loaded);
-  snprintf(r->failure + used, sizeof r->failure - used, " (saved by %s, loaded by %s)", saved,
-           loaded);
+/* This rank's part of what is at the path, in the plan of that number. */
+static void load_path(rank *r, int number, const char *path, uint64_t seed) {
+  part x = part_open(r, number);
+  bk_status status = bk_checkpoint_load(r->device, path, BK_NONE, &x.options, &x.model);
+  if (status == BK_OK) status = bk_checkpoint_load_optimizer(x.model, path);
+  bool right = status == BK_OK && bk_model_dtype(x.model) == now.dtype &&
+               known_holds_all(x.model, seed) && r->messages[0] == '\0';
+  if (!right && !r->failure[0])
+    snprintf(r->failure, sizeof r->failure, "rank %d of plan %d: %s is not what was saved", r->rank,
+             number, path);
+  part_close(&x);
 }
 
-static void body_load(rank *r) {
-  part x = part_open(r);
-  EXPECT_OK(r, bk_checkpoint_load(r->device, now.path, BK_NONE, &x.options, &x.model));
-  if (x.model) {
-    EXPECT(r, bk_model_dtype(x.model) == now.dtype);
-    EXPECT_OK(r, bk_checkpoint_load_optimizer(x.model, now.path));
-    EXPECT(r, known_holds_all(x.model, now.seed));
-    EXPECT(r, r->messages[0] == '\0');
-  }
-  part_close(&x);
-  say_plans(r);
-}
+static void body_load(rank *r) { load_path(r, r->all->detail, now.path, now.seed); }
 
 /* ---- any plan to any other ---- */
 
@@ -259,25 +249,51 @@ static void check_files(int number) {
   bk_device_close(device);
 }
 
-static void check_plans(bk_dtype dtype, const bk_backend *backend) {
-  for (int saved = 0; saved < n_plans(); saved++) {
-    int64_t step = -1;
-    char *what = NULL;
-    begin("run/step-000001", dtype, 7 + (uint64_t)saved);
-    now.saved = saved;
-    OK(bk_remove_tree(ctx, unit_path("run")));
-    run(saved, backend, body_save);
-    check_files(saved);
-    OK(bk_checkpoint_newest(ctx, unit_path("run"), BK_CHECKPOINT_RESUME, &step));
-    ck_assert_int_eq(step, 1);
-    OK(bk_checkpoint_check_finite(ctx, now.path, &what));
-    for (int loaded = 0; loaded < n_plans(); loaded++) run(loaded, backend, body_load);
+static void plan_path(int saved, char *path, size_t size) {
+  snprintf(path, size, "%s/plan-%d/step-000001", now.other, saved);
+}
+
+static uint64_t plan_seed(int saved) { return 7 + (uint64_t)saved; }
+
+static void save_plan(int saved, bk_dtype dtype) {
+  char *what = NULL, *folder = NULL;
+  int64_t step = -1;
+  begin("plans", dtype, plan_seed(saved));
+  memcpy(now.other, now.path, sizeof now.path);
+  plan_path(saved, now.path, sizeof now.path);
+  run(saved, &bk_backend_cpu, body_save);
+  check_files(saved);
+  folder = bk_format(ctx, "%s/plan-%d", now.other, saved);
+  OK(bk_checkpoint_newest(ctx, folder, BK_CHECKPOINT_RESUME, &step));
+  ck_assert_int_eq(step, 1);
+  OK(bk_checkpoint_check_finite(ctx, now.path, &what));
+  bk_free(ctx, folder);
+}
+
+/* All plans of this number of ranks load what all plans have saved. */
+static void body_load_plans(rank *r) {
+  char path[600];
+  for (int saved = 0; saved < n_all(); saved++) {
+    plan_path(saved, path, sizeof path);
+    for (int loaded = 0; loaded < n_all(); loaded++)
+      if (plans[loaded].pp * plans[loaded].dp == r->size)
+        load_path(r, loaded, path, plan_seed(saved));
+  }
+}
+
+static void check_plans(bk_dtype dtype) {
+  unsigned done = 0;
+  for (int i = 0; i < n_all(); i++) save_plan(i, dtype);
+  for (int i = 0; i < n_all(); i++) {
+    unsigned bit = 1u << (plans[i].pp * plans[i].dp);
+    if (!(done & bit)) run(i, &bk_backend_cpu, body_load_plans);
+    done |= bit;
   }
 }
 
 START_TEST(test_plans) {
-  check_plans(BK_BF16, &bk_backend_cpu);
-  if (!quick()) check_plans(BK_F32, &bk_backend_cpu);
+  check_plans(BK_BF16);
+  if (thorough()) check_plans(BK_F32);
 }
 END_TEST
 
@@ -316,7 +332,7 @@ static void body_save_weights(rank *r) {
 }
 
 static void body_load_weights(rank *r) {
-  part x = part_open(r);
+  part x = part_open(r, r->all->detail);
   x.options.trainable = false;
   EXPECT_OK(r, bk_checkpoint_load(r->device, now.path, BK_NONE, &x.options, &x.model));
   if (x.model) EXPECT(r, known_holds_all(x.model, now.seed));
@@ -436,86 +452,88 @@ END_TEST
 
 /* ---- a rank whose disk or memory fails ---- */
 
+/* What rank 2 could not do is said by it, and by rank 0; all return the same. */
+static void expect_failure(rank *r, bk_status status, bk_status wanted, const char *why) {
+  int32_t own = status, all[RANKS_MAX];
+  if (status != wanted && !r->failure[0])
+    snprintf(r->failure, sizeof r->failure, "rank %d: %s instead of %s: %.300s", r->rank,
+             bk_status_name(status), bk_status_name(wanted), r->messages);
+  EXPECT(r, r->rank != 2 || strstr(r->messages, why));
+  EXPECT(r, r->rank != 0 || strstr(r->messages, "rank 2 could not"));
+  EXPECT(r, r->rank % 2 == 0 || r->messages[0] == '\0');
+  EXPECT_OK(r, bk_comm_gather(r->comm, &own, sizeof own, all));
+  for (int i = 0; i < r->size; i++) EXPECT(r, all[i] == own);
+  EXPECT(r, r->rank != 0 || !bk_path_exists(r->ctx, now.other)); /* by whom it is removed */
+  r->messages[0] = '\0';
+}
+
+/* Each change of the disk fails once, until the save succeeds. */
 static void body_fail(rank *r) {
   bk_trainer_state state = known_state(now.dtype);
   part x = part_make(r);
-  spoil_disk(r, r->rank == 2 ? now.fail_at : 0);
-  now.status[r->rank] = bk_checkpoint_save(x.model, &state, now.path);
-  now.failed[r->rank] = change_to_fail && changes >= change_to_fail;
+  for (int at = 1;; at++) {
+    spoil_disk(r, r->rank == 2 ? at : 0);
+    bk_status status = bk_checkpoint_save(x.model, &state, now.path);
+    if (status == BK_OK) break;
+    expect_failure(r, status, BK_ERR_IO, "-of-0000");
+    load_path(r, r->all->detail, now.path, now.seed - 1); /* the older one is as it was */
+    now.failures[r->rank] = at;
+    if (r->failure[0]) break;
+  }
   part_close(&x);
-}
-
-static void check_same_status(int size) {
-  for (int r = 1; r < size; r++) ck_assert_int_eq(now.status[r], now.status[0]);
-  ck_assert(!bk_path_exists(ctx, unit_path("run/step-000001.tmp")));
 }
 
 START_TEST(test_rank_fails) {
   static const int some[] = {PP_2_DP_2, PP_4};
   for (size_t i = 0; i < BK_COUNT(some); i++) {
-    int failures = 0;
     begin("run/step-000001", BK_BF16, 3);
     run(DP_2, &bk_backend_cpu, body_save);
-    for (now.fail_at = 1;; now.fail_at++) {
-      now.seed = 4;
-      ranks all = run(some[i], &bk_backend_cpu, body_fail);
-      check_same_status(4);
-      if (!now.failed[2]) break;
-      failures++;
-      ck_assert_int_eq(now.status[0], BK_ERR_IO);
-      rank_expect(&all, 0, "rank 2 could not");
-      rank_expect(&all, 2, "-of-0000");
-      ck_assert_str_eq(all.rank[1].messages, "");
-      ck_assert_str_eq(all.rank[3].messages, "");
-      now.seed = 3; /* the older one is as it was */
-      run(PP_4, &bk_backend_cpu, body_load);
-    }
-    OK(now.status[0]);
-    ck_assert_int_ge(failures, 8); /* two files: opened, written, synced, closed */
+    now.seed = 4;
+    snprintf(now.other, sizeof now.other, "%s", unit_path("run/step-000001.tmp"));
+    run(some[i], &bk_backend_cpu, body_fail);
+    ck_assert_int_ge(now.failures[2], 8); /* two files: opened, written, synced, closed */
     run(DP_2, &bk_backend_cpu, body_load);
   }
 }
 END_TEST
 
-static bool loads; /* what is done without memory */
-
-static void body_memory(rank *r) {
+static bk_status without_memory(rank *r, part *x, int at) {
   bk_trainer_state state = known_state(now.dtype);
-  part x = part_make(r);
-  size_t held = r->ctx->stats.current_bytes;
-  spoil_memory(r, r->rank == 2 ? now.fail_at : 0);
   bk_status status;
-  if (!loads) {
-    status = bk_checkpoint_save(x.model, &state, now.path);
+  spoil_memory(r, r->rank == 2 ? at : 0);
+  if (!now.loads) {
+    status = bk_checkpoint_save(x->model, &state, now.path);
   } else {
-    status = bk_checkpoint_load_weights(x.model, now.path);
-    if (status == BK_OK) status = bk_checkpoint_load_optimizer(x.model, now.path);
+    status = bk_checkpoint_load_weights(x->model, now.path);
+    if (status == BK_OK) status = bk_checkpoint_load_optimizer(x->model, now.path);
   }
   mend_memory(r);
-  now.status[r->rank] = status;
-  now.failed[r->rank] = change_to_fail && changes >= change_to_fail;
-  EXPECT(r, r->ctx->stats.current_bytes == held);
+  return status;
+}
+
+static void body_memory(rank *r) {
+  part x = part_make(r);
+  size_t held = r->ctx->stats.current_bytes;
+  for (int at = 1;; at += thorough() ? 1 : quick() ? 89 : 31) {
+    bk_status status = without_memory(r, &x, at);
+    EXPECT(r, r->ctx->stats.current_bytes == held);
+    if (status == BK_OK) break;
+    expect_failure(r, status, BK_ERR_MEMORY, "out of memory");
+    now.failures[r->rank]++;
+    if (r->failure[0]) break;
+  }
   part_close(&x);
 }
 
 START_TEST(test_rank_memory) {
-  begin("run/step-000001", BK_BF16, 3);
-  run(DP_2, &bk_backend_cpu, body_save);
-  for (int i = 0; i < 2; i++) {
-    int failures = 0;
-    loads = i == 0;
-    for (now.fail_at = 1;; now.fail_at += quick() ? 61 : thorough() ? 1 : 23) {
-      now.seed = loads ? 3 : 4;
-      ranks all = run(PP_2_DP_2, &bk_backend_cpu, body_memory);
-      check_same_status(4);
-      if (!now.failed[2]) break;
-      failures++;
-      ck_assert_int_eq(now.status[0], BK_ERR_MEMORY);
-      rank_expect(&all, 2, "out of memory");
-      rank_expect(&all, 0, "rank 2 could not");
-    }
-    OK(now.status[0]);
-    ck_assert_int_gt(failures, 2);
+  for (int loads = 0; loads < 2; loads++) {
+    begin("run/step-000001", BK_BF16, 3);
+    run(DP_2, &bk_backend_cpu, body_save);
+    now.loads = loads;
+    now.seed += !loads;
+    snprintf(now.other, sizeof now.other, "%s", unit_path("run/step-000001.tmp"));
+    run(PP_2_DP_2, &bk_backend_cpu, body_memory);
+    ck_assert_int_gt(now.failures[2], 2);
     run(PP_4, &bk_backend_cpu, body_load);
   }
 }

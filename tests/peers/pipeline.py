@@ -10,9 +10,11 @@ in double precision. Losses of the micro-batches and every gradient are compared
 with a birkhoff program (its device ref, ranks that are threads): what its executor leaves after a step, with some targets
 ignored, and loss, gradient norm and gradients of the first step of its command.
 
-    pipeline.py --birkhoff FILE [--step FILE]    --step names tests/peers/pipeline_step of the same build; without it the executor
-                                                 is left out
-    options: --cases mhc,plain  --schedules 1f1b,dualpipe  --ranks 2,4  --torch (PyTorch's side alone)
+    pipeline.py BIRKHOFF [OPTIONS]     BIRKHOFF is the program in its build folder, where tests/peers/pipeline_step is too
+
+    --cases mhc,plain --schedules 1f1b,dualpipe --ranks 2,4    some of them; by default all
+    --mpirun "mpirun --oversubscribe"                          the command's ranks are processes
+    --torch                                                    PyTorch's side alone
 
 Each line has the errors of losses and gradients, relative, each of which may be 1e-10. Exit status 0 if all agree.
 """
@@ -40,9 +42,10 @@ import reference_model as ref
 from check import distance, read_safetensors
 
 CASES = ("plain", "plain_qlora", "hc", "mhc", "mhc_eps", "mhc_lite", "mhc_lite_n3", "kromhc", "ihc")
-SCHEDULES = ("1f1b", "zb1p", "dualpipev", "dualpipe")
+SCHEDULES = {"1f1b": (2, 4), "zb1p": (2, 4), "dualpipev": (2, 3), "dualpipe": (2, 4)}  # on how many ranks
 MICRO, T = 8, 7  # micro-batches of one sequence, tokens of it: at most 8 windows, so that the command takes all in its first step
 BOUND = 1e-10
+TIMEOUT = 120  # seconds without an answer, after which a side counts as hanging
 
 
 # ------------------------------------------------------------------------------------------------ cases
@@ -263,7 +266,7 @@ def work(rank, ranks, jobs, folder):
     """One rank of all jobs, in a process of its own."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store-{ranks}", rank=rank, world_size=ranks,
-                            timeout=timedelta(seconds=60))
+                            timeout=timedelta(seconds=TIMEOUT))
     for number, job in enumerate(jobs):
         cfg, weights = read_case(job["case"])
         inputs = draw_inputs(cfg)
@@ -307,14 +310,15 @@ def compare(losses, grads, wanted_losses, wanted_grads):
 
 def read_lists(args, ranks):
     """What each rank does in DualPipe, in the grammar of doc/files.md."""
-    command = [args.birkhoff, "plan", "--schedule", "dualpipe", "--pp", str(ranks), "--micro", str(MICRO), "--json"]
+    command = [args.program, "plan", "--schedule", "dualpipe", "--pp", str(ranks), "--micro", str(MICRO), "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["ranks"]
 
 
 def run_program(command):
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}")
+    try:
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT)
+    except subprocess.SubprocessError as error:
+        raise RuntimeError(f"{error}\n{error.stdout}") from None
 
 
 def write_tensors(path, tensors):
@@ -343,17 +347,18 @@ def read_moments(folder):
     return {name[2:]: t for name, t in tensors.items() if name.startswith("m.")}
 
 
-def run_command(program, job, folder):
+def run_command(args, job, folder):
     """Loss, gradient norm and gradients of the first step of `birkhoff train`. With adam_beta1 = 0 and no clipping the first
     moments after it are its gradients."""
+    launch, how = (args.mpirun.split() + ["-n", str(job["ranks"])], []) if args.mpirun else ([], ["--comm", "threads"])
     cfg, _ = read_case(job["case"])
     data, out = (os.path.join(folder, name) for name in ("tokens.bin", f"run-{job['number']}"))
     draw_inputs(cfg)["tokens"].to(torch.int16).numpy().tofile(data)
     sizes = ",".join(map(str, job["sizes"]))
     keys = ["adam_beta1=0", "grad_clip=0", "micro_batch_size=1", "bin_validation=false"]
-    run_program([program, "train", "--init", os.path.join(FIXTURES, job["case"]), "--data", data, "--out", out, "--steps", "1",
-                 "--batch-size", str(MICRO), "--seq-len", str(T), "--device", "ref", "--dtype", "fp64", "--threads", "1",
-                 "--comm", "threads", "--pp", str(job["ranks"]), "--schedule", job["schedule"], "--stages", sizes]
+    run_program(launch + [args.program, "train", "--init", os.path.join(FIXTURES, job["case"]), "--data", data, "--out", out, "--steps", "1",
+                 "--batch-size", str(MICRO), "--seq-len", str(T), "--device", "ref", "--dtype", "fp64", "--threads", "1", *how,
+                 "--pp", str(job["ranks"]), "--schedule", job["schedule"], "--stages", sizes]
                 + [word for key in keys for word in ("--set", key)])
     with open(os.path.join(out, "metrics.jsonl")) as file:
         row = json.loads(file.readline())
@@ -383,8 +388,8 @@ def run_executor(step, job, folder):
 def make_jobs(args):
     """Each case by each schedule on so many ranks, and how many are left out because the model has not that many sublayers."""
     jobs, skipped = [], 0
-    for ranks in args.ranks:
-        for schedule in args.schedules:
+    for schedule in args.schedules:
+        for ranks in args.ranks or SCHEDULES[schedule]:
             lists = read_lists(args, ranks) if schedule == "dualpipe" else None
             for case in args.cases:
                 sizes = cut(read_case(case)[0], stages_of(schedule, ranks))
@@ -393,17 +398,16 @@ def make_jobs(args):
                 else:
                     skipped += 1
                     print(f"skip {case} {schedule} {ranks} ranks: fewer sublayers than stages")
-    return jobs, skipped
+    return sorted(jobs, key=lambda job: job["ranks"]), skipped
 
 
 def check_job(args, job, pipelined, whole, folder):
     """What the pipelines of both sides make of a case: PyTorch's against the model as a whole, the program's against PyTorch's,
     but for the command, which cannot ignore targets, against the model as a whole."""
     errors = {"PyTorch": compare(*pipelined, *whole["some"])}
-    if args.step:
-        errors["executor"] = compare(*run_executor(args.step, job, folder), *pipelined)
     if not args.torch:
-        loss, norm, grads = run_command(args.birkhoff, job, folder)
+        errors["executor"] = compare(*run_executor(args.step, job, folder), *pipelined)
+        loss, norm, grads = run_command(args, job, folder)
         wanted, theirs = whole["targets"][0].sum() / (MICRO * T), whole["targets"][1]
         square = sum(g.square().sum() for g in theirs.values())
         errors["command"] = compare(torch.tensor(loss, dtype=ref.F64), grads, wanted, theirs) | {"norm": distance(torch.tensor(norm, dtype=ref.F64), square.sqrt())}
@@ -418,14 +422,21 @@ def show(job, errors):
 
 
 def parse():
+    def words(text):
+        return text.split(",")
+
     parser = argparse.ArgumentParser(usage="see the head of this file")
-    parser.add_argument("--birkhoff", required=True)
-    parser.add_argument("--step")
+    parser.add_argument("program")
+    parser.add_argument("--cases", type=words, default=CASES)
+    parser.add_argument("--schedules", type=words, default=list(SCHEDULES))
+    parser.add_argument("--ranks", type=lambda text: [int(n) for n in words(text)])
+    parser.add_argument("--mpirun")
     parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--cases", type=lambda text: text.split(","), default=CASES)
-    parser.add_argument("--schedules", type=lambda text: text.split(","), default=SCHEDULES)
-    parser.add_argument("--ranks", type=lambda text: [int(n) for n in text.split(",")], default=[2, 4])
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.step = os.path.join(os.path.dirname(args.program), "tests", "peers", "pipeline_step")
+    if not args.torch and not os.access(args.step, os.X_OK):
+        parser.error(f"{args.step} is missing: {args.program} must be the program in its build folder")
+    return args
 
 
 def main():
@@ -435,7 +446,7 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         pipelined, whole = [], {}
-        for ranks in args.ranks:
+        for ranks in sorted({job["ranks"] for job in jobs}):
             pipelined += run_ranks(ranks, [job for job in jobs if job["ranks"] == ranks], folder)
         for case in args.cases:
             cfg, weights = read_case(case)

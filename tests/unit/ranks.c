@@ -10,8 +10,9 @@ static void rank_log(void *user, bk_log_level level, const char *message) {
 static bk_status rank_open(rank *r) {
   bk_context_options options = {.log = rank_log, .log_user = r, .log_level = BK_LOG_TRACE};
   bk_job_options job = {.rank = r->rank, .timeout_s = r->all->timeout_s, .world = r->all->world};
+  bk_device_options device = {.threads = r->all->threads};
   BK_TRY(bk_context_create(&options, &r->ctx));
-  BK_TRY(bk_device_open_backend(r->ctx, r->all->backend, NULL, &r->device));
+  BK_TRY(bk_device_open_backend(r->ctx, r->all->backend, &device, &r->device));
   BK_TRY(bk_stream_create(r->device, 0, &r->stream));
   BK_TRY(bk_engine_open(r->ctx, &bk_transport_threads, &job, &r->engine));
   EXPECT(r, job.size == r->size && job.local_size == r->size && job.local_rank == r->rank);

@@ -33,6 +33,7 @@ typedef struct rank {
 typedef struct ranks {
   int size;
   const bk_backend *backend;
+  int threads; /* of each rank's device; 0: one per processor */
   double timeout_s;
   uint64_t seed; /* of disturbances; 0: none */
   void (*body)(rank *r);
