@@ -291,7 +291,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   plan_choice *c = w->c;
   const plan_cluster *k = &w->q->cluster;
   double sent = t->sent, exposed = t->exposed, gather = 0;
-  c->edge_hidden = sent > 0 ? 1 - exposed / sent : NAN;
+  c->edge_hidden = sent > 0 ? fmax(0, 1 - exposed / sent) : NAN;
   add_exchanges(w, overlap, &sent, &exposed);
   c->pipeline = t->time;
   c->gradients = summed(w, t, &sent, &exposed) - t->time;
@@ -306,7 +306,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   c->step = c->pipeline + c->gradients + c->optimizer + c->weights;
   c->bubble = t->bubble / t->time;
   c->sent = sent;
-  c->hidden = sent > 0 ? 1 - exposed / sent : NAN;
+  c->hidden = sent > 0 ? fmax(0, 1 - exposed / sent) : NAN;
   bk_model_counts counts;
   bk_model_count(&w->q->config, w->q->recipe.seq_len, &counts);
   c->tokens_per_s = (double)w->q->recipe.batch_size * (double)w->q->recipe.seq_len / c->step;
