@@ -324,7 +324,8 @@ static bk_status simulate(weighing *w, bk_timeline **timeline) {
   bk_schedule_costs costs = {.stage = w->costs,
                              .overlap = pairs(w->s) ? overlap_of(w) : 0,
                              .latency = w->q->cluster.latency,
-                             .transfer = c->edge_seconds};
+                             .transfer = c->edge_seconds,
+                             .early_gradients = true};
   bk_timeline *t = NULL;
   BK_TRY(bk_schedule_simulate(w->q->quiet, w->s, &costs, &t));
   find_times(w, t, costs.overlap);

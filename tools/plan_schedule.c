@@ -152,7 +152,8 @@ static bk_status simulate(cli_session *s, report *r, bk_timeline **timeline) {
   bk_schedule_costs costs = {.stage = r->stage,
                              .fb = r->measured ? 0 : r->fb,
                              .latency = r->latency,
-                             .transfer = r->transfer};
+                             .transfer = r->transfer,
+                             .early_gradients = r->measured != NULL};
   return bk_schedule_simulate(s->ctx, r->schedule, &costs, timeline);
 }
 

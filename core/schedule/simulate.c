@@ -18,6 +18,7 @@ typedef struct simulation {
   double *arrival;   /* [ports][micro]: of the messages to a port, in their order */
   int *sent, *taken; /* [ports]: messages to it */
   double *link_free; /* [ports], of lanes */
+  bool *puts_off;    /* [ranks]: its list has I */
   bk_schedule_queue queue;
 } simulation;
 
@@ -105,6 +106,15 @@ static void send_message(simulation *m, int rank, const bk_schedule_record *r, i
 
 /* ---- ranks ---- */
 
+/* When a record has made its gradient. In an FB both passes end together. */
+static double made_at(const simulation *m, int rank, const bk_schedule_record *r,
+                      const bk_schedule_span *span) {
+  const bk_stage_costs *c = stage_costs(m, rank, r->back_chunk);
+  bool early = m->costs->early_gradients && (r->kind == BK_WORK_B || r->kind == BK_WORK_FB);
+  if (!early || !m->puts_off[rank] || !(c->b > 0)) return span->end;
+  return span->begin + (span->end - span->begin) * (c->b - c->w) / c->b;
+}
+
 /* False where a message that the record needs is not known yet. */
 static bool do_record(simulation *m, int rank, const bk_schedule_record *r,
                       bk_schedule_span *span) {
@@ -116,7 +126,8 @@ static bool do_record(simulation *m, int rank, const bk_schedule_record *r,
   span->begin = fmax(idle, fmax(arrival[0], arrival[1]));
   span->end = m->clock[rank] = span->begin + cost;
   m->t->busy[rank] += cost;
-  for (int d = 0; d < 2; d++) send_message(m, rank, r, d, span->end);
+  send_message(m, rank, r, 1, made_at(m, rank, r, span));
+  send_message(m, rank, r, 0, span->end);
   return true;
 }
 
@@ -174,13 +185,21 @@ static bk_status simulation_init(bk_context *ctx, simulation *m) {
   m->sent = bk_alloc_array(ctx, ports, sizeof *m->sent);
   m->taken = bk_alloc_array(ctx, ports, sizeof *m->taken);
   m->link_free = bk_alloc_array(ctx, ports, sizeof *m->link_free);
+  m->puts_off = bk_alloc_array(ctx, ranks, sizeof *m->puts_off);
   BK_TRY(bk_schedule_queue_init(ctx, &m->queue, m->s->ranks));
-  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free;
+  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free && m->puts_off;
   return all ? timeline_new(ctx, m->s, &m->t) : BK_ERR_MEMORY;
+}
+
+static void note_puts_off(simulation *m) {
+  for (int r = 0; r < m->s->ranks; r++)
+    for (int i = 0; i < m->s->rank[r].n_records; i++)
+      if (m->s->rank[r].records[i].kind == BK_WORK_I) m->puts_off[r] = true;
 }
 
 static void simulation_fini(bk_context *ctx, simulation *m) {
   bk_schedule_queue_fini(ctx, &m->queue);
+  bk_free(ctx, m->puts_off);
   bk_free(ctx, m->link_free);
   bk_free(ctx, m->taken);
   bk_free(ctx, m->sent);
@@ -198,6 +217,7 @@ bk_status bk_schedule_simulate(bk_context *ctx, const bk_schedule *schedule,
   BK_TRY(take_costs(ctx, schedule, costs));
   bk_status status = simulation_init(ctx, &m);
   if (status == BK_OK) {
+    note_puts_off(&m);
     run(&m);
     *timeline = m.t;
   }
