@@ -272,8 +272,7 @@ static bk_status draw(cli_session *s, const report *r) {
   return cli_svg_timeline(s->ctx, path,
                           &(cli_svg_times){.schedule = r->schedule,
                                            .timeline = r->timeline,
-                                           .latency = r->latency,
-                                           .transfer = r->transfer,
+                                           .transfers = r->latency > 0 || r->transfer > 0,
                                            .title = "A step of a pipeline",
                                            .seconds = r->measured != NULL});
 }

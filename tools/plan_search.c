@@ -324,8 +324,7 @@ static bk_status draw_best(plan_search *q, const char *path) {
     status = cli_svg_timeline(q->s->ctx, path,
                               &(cli_svg_times){.schedule = p.schedule,
                                                .timeline = t,
-                                               .latency = q->cluster.latency,
-                                               .transfer = c.edge_seconds,
+                                               .transfers = true,
                                                .title = title,
                                                .seconds = true});
   bk_timeline_destroy(q->quiet, t);
