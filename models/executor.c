@@ -215,7 +215,7 @@ static bk_status list_runs(bk_executor *e) {
 }
 
 /* How many exchanges may be under way at once, and the bytes of the largest. */
-static bk_status reserve_comm(bk_executor *e) {
+static int exchanges(const bk_executor *e, size_t *bytes_of_largest) {
   int requests = 0;
   size_t most = 0;
   for (int c = 0; c < e->n_held; c++)
@@ -229,8 +229,8 @@ static bk_status reserve_comm(bk_executor *e) {
         requests += BK_SCHEDULE_AHEAD;
     }
   for (int p = 0; p < e->schedule->ranks; p++) requests += e->sources[p].n ? SENDS : 0;
-  if (!requests) return BK_OK;
-  return bk_comm_reserve_exchange(e->layout->line, requests, most);
+  *bytes_of_largest = most;
+  return requests;
 }
 
 static bk_status executor_fill(bk_executor *e, const bk_chunk_options *options) {
@@ -242,8 +242,10 @@ static bk_status executor_fill(bk_executor *e, const bk_chunk_options *options) 
   BK_TRY(list_sources(e));
   BK_TRY(list_runs(e));
   if (m->options.plan_only) return BK_OK;
+  size_t most;
+  int requests = exchanges(e, &most);
   BK_TRY(bk_memory_commit(e->memory));
-  return reserve_comm(e);
+  return requests ? bk_comm_reserve_exchange(e->layout->line, requests, most) : BK_OK;
 }
 
 bk_status bk_executor_create(bk_model *model, const bk_chunk_options *options,
@@ -288,8 +290,12 @@ void bk_executor_destroy(bk_executor *e) {
   bk_free(ctx, e);
 }
 
+/* Of the class comm with what the comm takes for the messages. */
 size_t bk_executor_bytes(const bk_executor *e, bk_memory_class c) {
-  size_t sum = bk_memory_bytes(e->memory, c);
+  size_t sum = bk_memory_bytes(e->memory, c), most;
+  int requests = exchanges(e, &most);
+  if (c == BK_MEM_COMM && requests && e->layout->line)
+    sum += bk_comm_exchange_bytes(e->layout->line, requests, most);
   for (int i = 0; i < e->n_held; i++) sum += bk_chunk_bytes(e->held[i].chunk, c);
   return sum;
 }
@@ -310,10 +316,17 @@ static bk_status post(bk_executor *e, bool send, const bk_port *port, const bk_s
   return bk_comm_exchange(e->layout->line, e->model->stream, transfers, n, request);
 }
 
+/* What is posted ahead is under way from when its peer has posted it too. */
 static bk_status await(bk_executor *e, bk_request **request) {
   bk_request *r = *request;
   *request = NULL;
-  return r ? bk_comm_wait(e->layout->line, r, e->model->stream) : BK_OK;
+  if (!r) return BK_OK;
+  BK_TRY(bk_comm_wait(e->layout->line, r, e->model->stream));
+  bk_comm_times times = r->times;
+  times.begun = times.met;
+  bk_profile *profile = bk_profile_of(e->model);
+  if (profile) bk_profile_talk(profile, BK_TALK_EXCHANGE, -1, &times);
+  return BK_OK;
 }
 
 /* Posts what peers will send next, as far as there are buffers. */
@@ -340,11 +353,10 @@ static bk_status take(bk_executor *e, ring *r, const bk_port *to) {
 
 /* Waits for send i of an outlet. */
 static bk_status finish(bk_executor *e, outlet *o, int i) {
-  bk_request *request = *o->sent[i];
-  *o->sent[i] = NULL;
+  bk_request **sent = o->sent[i];
   for (int k = i + 1; k < o->n; k++) o->sent[k - 1] = o->sent[k];
   o->n--;
-  return bk_comm_wait(e->layout->line, request, e->model->stream);
+  return await(e, sent);
 }
 
 /* *sent is where a later use of the port looks whether it is free. */

@@ -2,6 +2,7 @@
  * step has ended, when no reading can hold the device up. A step enters the sums only when it is
  * whole. */
 #include "ops/plan.h"
+#include "models/pipeline.h"
 #include "models/profile.h"
 
 #include <math.h>
@@ -33,10 +34,12 @@ static bk_status reserve(bk_profile *p) {
 }
 
 /* Every bucket is summed and gathered once a step; beside them losses and norms are summed, and the
- * loads of experts. */
+ * loads of experts; in a pipeline each record has up to four messages. */
 static int talks_of(const bk_model *m) {
-  enum { SUMS_AND_LOADS = 2 };
-  return bk_model_ranks(m) > 1 ? 2 * m->n_shards + SUMS_AND_LOADS : 0;
+  enum { SUMS_AND_LOADS = 2, MESSAGES = 4 };
+  const bk_pipeline *l = m->options.pipeline;
+  int messages = l ? MESSAGES * l->schedule->rank[l->p].n_records : 0;
+  return bk_model_ranks(m) > 1 ? 2 * m->n_shards + SUMS_AND_LOADS + messages : 0;
 }
 
 /* Attached to the model at once, because bk_step_begin looks there. */
@@ -276,6 +279,40 @@ void bk_profile_get_total(const bk_profile *p, bk_profile_total *total) {
   for (int i = 0; i < BK_PHASE_COUNT; i++) total->op_seconds += p->phases[i].sum.seconds;
 }
 
+/* Ops outside of sublayers belong to the ends by their phase, and those of the optimiser to no
+ * part. */
+static int part_of(const bk_profile *p, const bk_profile_record *r) {
+  switch (r->phase) {
+    case BK_PHASE_EMBED:
+    case BK_PHASE_EMBED_BWD: return 0;
+    case BK_PHASE_HEAD:
+    case BK_PHASE_LOSS:
+    case BK_PHASE_HEAD_BWD: return 2 * (int)p->model->config.num_hidden_layers + 1;
+    default: return r->sublayer < 0 ? -1 : r->sublayer + 1;
+  }
+}
+
+static void add_to_pass(const bk_profile_record *r, bk_stage_costs *sum) {
+  switch (r->phase) {
+    case BK_PHASE_EMBED:
+    case BK_PHASE_MIX:
+    case BK_PHASE_FORWARD:
+    case BK_PHASE_MERGE:
+    case BK_PHASE_HEAD:
+    case BK_PHASE_LOSS: sum->f += r->seconds; break;
+    case BK_PHASE_WGRAD: sum->w += r->seconds; /* fallthrough */
+    default: sum->b += r->seconds;
+  }
+}
+
+void bk_profile_part(const bk_profile *p, int part, bk_stage_costs *seconds) {
+  *seconds = (bk_stage_costs){0, 0, 0};
+  if (p->done == 0) return;
+  const bk_profile_step *s = &p->steps[(p->done - 1) % BK_PROFILE_STEPS];
+  for (int k = 0; k < s->count; k++)
+    if (part_of(p, &s->records[k]) == part) add_to_pass(&s->records[k], seconds);
+}
+
 int bk_profile_count(const bk_profile *p, bk_profile_table table) {
   return table == BK_PROFILE_OPS ? (int)p->n_ops : BK_PHASE_COUNT;
 }
@@ -292,7 +329,8 @@ void bk_profile_get(const bk_profile *p, bk_profile_table table, int i, bk_profi
                             sum->flops};
 }
 
-static const char *const talk_names[BK_TALK_COUNT] = {"reduce_scatter", "all_reduce", "all_gather"};
+static const char *const talk_names[BK_TALK_COUNT] = {"reduce_scatter", "all_reduce", "all_gather",
+                                                      "exchange"};
 
 const char *bk_profile_talk_name(bk_profile_talk_kind kind) { return talk_names[kind]; }
 

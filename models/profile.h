@@ -64,6 +64,7 @@ typedef enum bk_profile_talk_kind {
   BK_TALK_REDUCE_SCATTER,
   BK_TALK_ALL_REDUCE,
   BK_TALK_ALL_GATHER,
+  BK_TALK_EXCHANGE, /* between the stages of a pipeline */
   BK_TALK_COUNT
 } bk_profile_talk_kind;
 

@@ -69,6 +69,7 @@ static void find_bytes(const bk_model *m, const bk_chunk *one, const bk_chunk *t
                        bk_stage_needs *n) {
   for (int c = 0; c < BK_MEM_CLASS_COUNT; c++)
     n->bytes[c] = bk_model_bytes(m, c) + bk_chunk_bytes(one, c);
+  n->kernel_bytes = bk_lanes_bytes(&m->lanes);
   n->slot_bytes = bk_chunk_bytes(two, BK_MEM_ACTIVATIONS) - bk_chunk_bytes(one, BK_MEM_ACTIVATIONS);
 }
 

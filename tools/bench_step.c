@@ -24,6 +24,7 @@ typedef struct contender {
   double *times[PHASES]; /* [MAX_STEPS] */
   double median[PHASES];
   int steps;
+  bk_stage_costs *parts; /* bk_profile_part's; NULL: not asked for */
   /* by its arenas; by the device, or on a host by the context, from before to after the first
    * steps */
   double bytes_planned, bytes_used;
@@ -138,6 +139,8 @@ static void free_side(step_bench *b, contender *c) {
   bk_trainer_destroy(c->trainer);
   bk_model_destroy(c->model);
   c->trainer = NULL, c->model = NULL;
+  bk_free(b->s->ctx, c->parts);
+  c->parts = NULL;
   for (int p = 0; p < PHASES; p++) {
     bk_free(b->s->ctx, c->times[p]);
     c->times[p] = NULL;
@@ -214,6 +217,74 @@ static bk_status time_steps(contender *sides, int count, double seconds) {
   return BK_OK;
 }
 
+/* ---- parts ---- */
+
+enum { PART_STEPS_MIN = 3, PART_STEPS = 15 };
+
+static int n_parts(const contender *c) { return 2 * (int)c->config.num_hidden_layers + 2; }
+
+/* What lies between the ops is added to each part in proportion: in sum the parts take as long as
+ * the passes that were measured without events around each op. */
+static void spread_rest(contender *c) {
+  double forward = 0, backward = 0;
+  for (int i = 0; i < n_parts(c); i++) forward += c->parts[i].f, backward += c->parts[i].b;
+  double f = forward > 0 ? c->median[FORWARD] / forward : 0;
+  double b = backward > 0 ? c->median[BACKWARD] / backward : 0;
+  for (int i = 0; i < n_parts(c); i++) {
+    c->parts[i].f *= f;
+    c->parts[i].b *= b;
+    c->parts[i].w *= b;
+  }
+}
+
+/* The median of each number, over the steps: costs [steps][n]. */
+static void part_medians(const bk_stage_costs *costs, int steps, int n, bk_stage_costs *medians) {
+  double x[3][PART_STEPS];
+  for (int i = 0; i < n; i++) {
+    for (int k = 0; k < steps; k++) {
+      const bk_stage_costs *c = &costs[k * n + i];
+      x[0][k] = c->f, x[1][k] = c->b - c->w, x[2][k] = c->w;
+    }
+    for (int v = 0; v < 3; v++) qsort(x[v], (size_t)steps, sizeof(double), ascending);
+    double w = x[2][steps / 2];
+    medians[i] = (bk_stage_costs){.f = x[0][steps / 2], .b = x[1][steps / 2] + w, .w = w};
+  }
+}
+
+/* The first step warms the profile up. */
+static bk_status profiled_steps(step_bench *b, contender *c, bk_stage_costs *costs, int *steps) {
+  bk_profile *profile = NULL;
+  BK_TRY(bk_profile_create(c->model, &profile));
+  bk_status status = one_step(c, -1);
+  double end = cli_seconds() + b->seconds / 2;
+  int n = 0, parts = n_parts(c);
+  while (status == BK_OK && !cli_signal && n < PART_STEPS &&
+         (n < PART_STEPS_MIN || cli_seconds() < end)) {
+    status = one_step(c, -1);
+    for (int i = 0; i < parts; i++) bk_profile_part(profile, i, &costs[n * parts + i]);
+    n++;
+  }
+  bk_profile_destroy(profile);
+  *steps = n;
+  return status != BK_OK ? status : n ? BK_OK : BK_INTERRUPTED;
+}
+
+/* Steps of their own, behind those that were timed, because a profiled step takes longer. */
+static bk_status time_parts(step_bench *b, contender *c) {
+  bk_context *ctx = b->s->ctx;
+  size_t n = (size_t)n_parts(c);
+  int steps;
+  bk_stage_costs *costs = bk_alloc_array(ctx, n * PART_STEPS, sizeof *costs);
+  c->parts = bk_alloc_array(ctx, n, sizeof *c->parts);
+  bk_status status = costs && c->parts ? profiled_steps(b, c, costs, &steps) : BK_ERR_MEMORY;
+  if (status == BK_OK) {
+    part_medians(costs, steps, (int)n, c->parts);
+    spread_rest(c);
+  }
+  bk_free(ctx, costs);
+  return status;
+}
+
 static bk_status time_apart(step_bench *b) {
   for (int i = 0; i < b->n_sides; i++) {
     BK_TRY(ready_side(b, &b->sides[i]));
@@ -226,6 +297,7 @@ static bk_status time_apart(step_bench *b) {
 static bk_status time_together(step_bench *b) {
   for (int i = 0; i < b->n_sides; i++) BK_TRY(ready_side(b, &b->sides[i]));
   BK_TRY(time_steps(b->sides, b->n_sides, b->seconds));
+  if (b->s->json && b->n_sides == 1 && !b->profile) BK_TRY(time_parts(b, b->sides));
   return b->profile ? bk_profile_write_trace(b->profile, cli_value(&b->s->args, "profile")) : BK_OK;
 }
 
@@ -249,6 +321,36 @@ static json_t *side_json(const step_bench *b, const contender *c) {
                    (json_int_t)c->bytes_used);
 }
 
+/* The keys that describe the model, as config.json has them. */
+static json_t *config_json(const bk_model_config *c) {
+  json_t *object = json_pack("{s:s,s:I}", "model_type", "birkhoff", "num_key_value_heads",
+                             (json_int_t)c->num_attention_heads);
+  for (const bk_option *o = bk_model_keys; o->name; o++) {
+    const void *at = (const char *)c + o->offset;
+    json_t *value = NULL;
+    switch (o->type) {
+      case BK_OPT_DOUBLE: value = json_real(*(const double *)at); break;
+      case BK_OPT_BOOL: value = json_boolean(*(const bool *)at); break;
+      case BK_OPT_ENUM: value = json_string(o->choices[*(const int *)at]); break;
+      default: {
+        int64_t n = *(const int64_t *)at;
+        value = o->type == BK_OPT_INT_OR_NULL && n == 0 ? json_null() : json_integer((json_int_t)n);
+      }
+    }
+    json_object_set_new(object, o->name, value);
+  }
+  return object;
+}
+
+/* The embedding, the sublayers, head and loss. */
+static json_t *parts_json(const contender *c) {
+  json_t *list = json_array();
+  for (int i = 0; i < n_parts(c); i++)
+    json_array_append_new(list, json_pack("{s:f,s:f,s:f}", "F", c->parts[i].f, "B", c->parts[i].b,
+                                          "W", c->parts[i].w));
+  return list;
+}
+
 static bk_status print_json(step_bench *b) {
   json_t *result = side_json(b, &b->sides[0]);
   if (!result) return cli_print_json(b->s, NULL);
@@ -258,6 +360,10 @@ static bk_status print_json(step_bench *b) {
   json_object_set_new(result, "seq_len", json_integer((json_int_t)b->recipe.seq_len));
   json_object_set_new(result, "steps", json_integer(b->sides[0].steps));
   json_object_set_new(result, "roof_gflop_per_s", json_real(b->roof * 1e-9));
+  if (b->sides[0].parts) {
+    json_object_set_new(result, "parts", parts_json(&b->sides[0]));
+    json_object_set_new(result, "config", config_json(&b->sides[0].config));
+  }
   if (b->n_sides == 2) {
     json_object_set_new(result, "compare", side_json(b, &b->sides[1]));
     json_object_set_new(result, "ratio",

@@ -116,10 +116,25 @@ static bk_status print_text(cli_session *s, const plan *p) {
   return cli_flush_stdout(s);
 }
 
+/* Options of a cluster mean nothing without one. */
+static bk_status refuse_cluster_options(cli_session *s) {
+  static const char *const names[] = {"ep",    "memory",           "bandwidth", "gpus-per-node",
+                                      "flops", "device-bandwidth", "latency"};
+  for (size_t i = 0; i < BK_COUNT(names); i++) {
+    bool messages = strcmp(names[i], "bandwidth") == 0 || strcmp(names[i], "latency") == 0;
+    if (messages && cli_given(&s->args, "schedule")) continue;
+    if (cli_given(&s->args, names[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --%s has a meaning with --gpus alone",
+                     names[i]);
+  }
+  return BK_OK;
+}
+
 static bk_status run(cli_session *s) {
   const char *name = cli_value(&s->args, "model");
   plan p = {.dtype = BK_F32};
   if (cli_given(&s->args, "gpus")) return plan_search_run(s);
+  BK_TRY(refuse_cluster_options(s));
   if (cli_given(&s->args, "schedule")) return cli_plan_schedule(s);
   BK_TRY(cli_plan_without_schedule(s));
   if (!name) return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --model PRESET|FILE|DIR is needed");
@@ -148,21 +163,22 @@ static const cli_option options[] = {
     {"data", CLI_MANY, "FILE", "shows the size of these files, which are no memory"},
     {"val-data", CLI_MANY, "FILE", "the same of validation data"},
     {"schedule", CLI_ONE, "NAME|FILE",
-     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file; gpus: this one "
-     "alone"},
-    {"pp", CLI_ONE, "P",
-     "of --schedule: ranks of the pipeline (a file has its own); gpus: this number alone"},
+     "without a model: sequential, 1f1b, zb1p, dualpipe, dualpipev, or a JSON file"},
+    {"pp", CLI_ONE, "P", "of --schedule: ranks of the pipeline (a file has its own)"},
     {"micro", CLI_ONE, "M", "of --schedule: micro-batches of a step (a file has its own)"},
     {"costs", CLI_ONE, "LIST", "of --schedule: of passes (default: F=1,B=2,W=1,FB=3)"},
-    {"gpus", CLI_ONE, "N", "searches how so many GPUs train the model fastest"},
-    {"memory", CLI_ONE, "BYTES", "gpus: of each: 141G"},
+    {"measured", CLI_ONE, "FILE", "of --schedule: costs that bench step --json has measured"},
+    {"gpus", CLI_ONE, "N",
+     "searches how N GPUs train the model fastest; --schedule, --pp and --ep narrow"},
+    {"ep", CLI_ONE, "N", "of --gpus: N ranks share the experts; 1: what can be run by now"},
+    {"memory", CLI_ONE, "BYTES", "of --gpus: of each: 141G"},
     {"bandwidth", CLI_ONE, "A,B",
-     "gpus: bytes a second and direction of each, inside a node and between nodes: 450G,50G"},
-    {"gpus-per-node", CLI_ONE, "N", "gpus: default 8"},
-    {"flops", CLI_ONE, "RATE", "gpus: of matrix products, a second: default 400T"},
-    {"device-bandwidth", CLI_ONE, "RATE", "gpus: bytes a second of their memory: default 3.3T"},
-    {"latency", CLI_ONE, "SECONDS", "gpus: of a message: default 1e-5"},
-    {"svg", CLI_ONE, "FILE", "gpus: draws a step of the best plan"},
+     "of --gpus: bytes a second and direction, inside a node and between: 450G,50G"},
+    {"gpus-per-node", CLI_ONE, "N", "of --gpus: default 8"},
+    {"flops", CLI_ONE, "RATE", "of --gpus: of matrix products, a second (default: 400T)"},
+    {"device-bandwidth", CLI_ONE, "RATE", "of --gpus: of their memory (default: 3.3T)"},
+    {"latency", CLI_ONE, "SECONDS", "of --gpus: of a message (default: 1e-5)"},
+    {"svg", CLI_ONE, "FILE", "of --schedule and --gpus: draws the step, of the best plan"},
     {NULL, CLI_FLAG, NULL, NULL},
 };
 const cli_command cli_plan = {"plan",

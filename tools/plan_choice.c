@@ -121,6 +121,20 @@ static double expert_bytes(const weighing *w) {
          (double)c->hidden_size * (double)bk_dtype_size(w->q->dtype);
 }
 
+/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many messages
+ * have a place of their own (core/schedule/schedule.h). */
+#define AHEAD 2
+static double ring_bytes(const weighing *w, int rank, const bk_schedule_chunk *chunk) {
+  double bytes = 0;
+  for (int by = -1; by <= 1; by += 2) {
+    int chunk_there, stage = chunk->stage + by;
+    if (stage < 0 || stage >= w->s->stages) continue;
+    bool elsewhere = bk_schedule_holder(w->s, chunk->stream, stage, &chunk_there) != rank;
+    bytes += elsewhere ? AHEAD * w->needs[chunk->stage].edge_bytes : 0;
+  }
+  return bytes;
+}
+
 /* Adds what a chunk takes. Of masters and moments a rank keeps its share of those that are summed
  * over as many ranks; experts lie on fewer. */
 static void add_chunk(const weighing *w, const bk_schedule_chunk *chunk, double *bytes) {
@@ -132,11 +146,21 @@ static void add_chunk(const weighing *w, const bk_schedule_chunk *chunk, double 
     bytes[k] += (double)n->bytes[k] * (cut ? share : 1);
   }
   bytes[BK_MEM_ACTIVATIONS] += (double)n->slot_bytes * (chunk->slots - 1);
+  bytes[BK_MEM_WORKSPACE] -= (double)n->kernel_bytes;
 }
 
+/* Chunks share the kernels' workspace, of which one that has become too small is kept beside the
+ * larger one (models/lanes.c). */
 static void rank_bytes(const weighing *w, int rank, double *bytes) {
+  double kernels = 0;
   for (int k = 0; k < BK_MEM_CLASS_COUNT; k++) bytes[k] = 0;
-  for (int i = 0; i < w->s->chunks; i++) add_chunk(w, &w->s->rank[rank].chunks[i], bytes);
+  for (int i = 0; i < w->s->chunks; i++) {
+    double more = (double)w->needs[w->s->rank[rank].chunks[i].stage].kernel_bytes;
+    bytes[BK_MEM_WORKSPACE] += more > kernels ? more : 0;
+    kernels = fmax(kernels, more);
+    add_chunk(w, &w->s->rank[rank].chunks[i], bytes);
+    bytes[BK_MEM_COMM] += ring_bytes(w, rank, &w->s->rank[rank].chunks[i]);
+  }
   bytes[BK_MEM_COMM] += w->replicas > 1 ? BUCKET_BYTES : 0;
   bytes[BK_MEM_COMM] += w->c->ep > 1 ? 2 * expert_bytes(w) : 0;
 }
@@ -267,6 +291,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   plan_choice *c = w->c;
   const plan_cluster *k = &w->q->cluster;
   double sent = t->sent, exposed = t->exposed, gather = 0;
+  c->edge_hidden = sent > 0 ? 1 - exposed / sent : NAN;
   add_exchanges(w, overlap, &sent, &exposed);
   c->pipeline = t->time;
   c->gradients = summed(w, t, &sent, &exposed) - t->time;

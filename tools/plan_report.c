@@ -30,7 +30,7 @@ static char *amount_text(double x, const char *unit, char *text, size_t size) {
   static const char *const prefixes[] = {"", "k", "M", "G", "T", "P"};
   size_t i = 0;
   while (x >= 999.5 && i + 1 < BK_COUNT(prefixes)) x /= 1000, i++;
-  snprintf(text, size, "%.3g %s%s", x, prefixes[i], unit);
+  snprintf(text, size, x < 99.95 ? "%.3g %s%s" : "%.0f %s%s", x, prefixes[i], unit);
   return text;
 }
 
@@ -53,7 +53,8 @@ static char *reason_text(const plan_search *q, const plan_choice *c, char *text,
                  (long long)q->recipe.batch_size, (long long)c->dp);
       break;
     case PLAN_MEMORY:
-      snprintf(text, size, "a rank needs %s of %s", amount_text(c->bytes_total, "B", a, sizeof a),
+      snprintf(text, size, "a rank needs %s%s of %s", c->at_least ? "more than " : "",
+               amount_text(c->bytes_total, "B", a, sizeof a),
                amount_text(q->cluster.memory, "B", b, sizeof b));
       break;
     case PLAN_NEEDLESS: snprintf(text, size, "it fits with less recompute"); break;
@@ -112,20 +113,24 @@ static void print_choice(const plan_search *q, const plan_choice *c) {
 /* What a user asks next of the best: where its memory and its time go. */
 static void print_best(const plan_choice *c) {
   char a[32], b[32];
-  printf("\nof the first, in the rank that needs most memory:");
-  for (int k = 0; k < BK_MEM_CLASS_COUNT; k++)
-    if (c->bytes[k] > 0)
-      printf(" %s %s%s", bk_memory_class_name(k), amount_text(c->bytes[k], "B", a, sizeof a),
-             k == BK_MEM_CLASS_COUNT - 1 ? "" : ",");
+  const char *between = ":";
+  printf("\nof the first, in the rank that needs most memory");
+  for (int k = 0; k < BK_MEM_CLASS_COUNT; k++) {
+    if (c->bytes[k] <= 0) continue;
+    printf("%s %s %s", between, bk_memory_class_name(k),
+           amount_text(c->bytes[k], "B", a, sizeof a));
+    between = ",";
+  }
   printf(
       "\nits step: pipeline %.3f s, gradients after it %.3f s, optimiser %.3f s, weights %.3f "
       "s\n",
       c->pipeline, c->gradients, c->optimizer, c->weights);
   if (c->edge_bytes > 0)
     printf(
-        "an edge between stages: %s a micro-batch and direction, %.2f ms; a forward pass of a "
-        "stage takes up to %.2f ms\n",
-        amount_text(c->edge_bytes, "B", b, sizeof b), 1e3 * c->edge_seconds, 1e3 * c->f_seconds);
+        "an edge between stages: %s a micro-batch and direction, %.2f ms, of which %.1f%% is "
+        "hidden; a forward pass of a stage takes up to %.2f ms\n",
+        amount_text(c->edge_bytes, "B", b, sizeof b), 1e3 * c->edge_seconds, 100 * c->edge_hidden,
+        1e3 * c->f_seconds);
 }
 
 static void print_drops(const plan_search *q) {
@@ -156,6 +161,13 @@ static bk_status print_text(plan_search *q) {
   for (size_t i = 0; i < q->n && q->choices[i].drop == PLAN_KEPT; i++)
     print_choice(q, &q->choices[i]);
   if (any) print_best(&q->choices[0]);
+  for (size_t i = 0; i < q->n && q->choices[i].drop == PLAN_KEPT; i++)
+    if (q->choices[i].ep > 1) {
+      printf(
+          "ranks that share experts (ep above 1) are planned, but cannot be run yet; --ep 1 has "
+          "the plans that can\n");
+      break;
+    }
   print_drops(q);
   return cli_flush_stdout(q->s);
 }
@@ -185,13 +197,13 @@ static json_t *bytes_json(const plan_choice *c) {
 
 static json_t *kept_json(const plan_search *q, const plan_choice *c) {
   json_t *j = choice_json(q, c);
-  json_t *more = json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:f,s:f,s:f,s:f,s:f,s:f,s:o}", "seconds",
-                           c->step, "pipeline_seconds", c->pipeline, "gradients_seconds",
-                           c->gradients, "optimizer_seconds", c->optimizer, "weights_seconds",
-                           c->weights, "bubble", c->bubble, "hidden", cli_number(c->hidden),
-                           "tokens_per_s", c->tokens_per_s, "share", c->share, "edge_bytes",
-                           c->edge_bytes, "edge_seconds", c->edge_seconds, "forward_seconds",
-                           c->f_seconds, "bytes_total", c->bytes_total, "bytes", bytes_json(c));
+  json_t *more = json_pack(
+      "{s:f,s:f,s:f,s:f,s:f,s:f,s:o,s:f,s:f,s:f,s:f,s:o,s:f,s:f,s:o}", "seconds", c->step,
+      "pipeline_seconds", c->pipeline, "gradients_seconds", c->gradients, "optimizer_seconds",
+      c->optimizer, "weights_seconds", c->weights, "bubble", c->bubble, "hidden",
+      cli_number(c->hidden), "tokens_per_s", c->tokens_per_s, "share", c->share, "edge_bytes",
+      c->edge_bytes, "edge_seconds", c->edge_seconds, "edge_hidden", cli_number(c->edge_hidden),
+      "forward_seconds", c->f_seconds, "bytes_total", c->bytes_total, "bytes", bytes_json(c));
   if (!j || !more || json_object_update(j, more) != 0) {
     json_decref(j);
     j = NULL;

@@ -1,10 +1,11 @@
-/* birkhoff plan --schedule: the lists of a pipeline schedule, and what a step takes if every stage
- * costs the same and messages nothing. */
+/* birkhoff plan --schedule: the lists of a pipeline schedule, and what a step takes: if every stage
+ * costs the same and messages nothing, or with costs that were measured. */
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "tools/plan_schedule.h"
+#include "tools/svg.h"
 
 /* Sums of that many passes stay exact to many digits. */
 #define COST_MAX 1e9
@@ -13,11 +14,14 @@ typedef struct report {
   const bk_schedule *schedule;
   const bk_timeline *timeline;
   double f, b, w, fb;
+  bk_stage_costs *stage; /* [stages] */
+  const char *measured;  /* the file that they come from; NULL: all are the same */
+  double latency, transfer, optimizer;
 } report;
 
 /* ---- options ---- */
 
-static const char *const own_options[] = {"pp", "micro", "costs"};
+static const char *const own_options[] = {"pp", "micro", "costs", "measured", "svg"};
 
 bk_status cli_plan_without_schedule(cli_session *s) {
   for (size_t i = 0; i < BK_COUNT(own_options); i++)
@@ -122,15 +126,34 @@ static bk_status make_schedule(cli_session *s, bk_schedule **schedule) {
   return bk_schedule_create(s->ctx, name, (int)pp, (int)micro, schedule);
 }
 
-static bk_status simulate(cli_session *s, const report *r, bk_timeline **timeline) {
-  bk_stage_costs *stage = bk_alloc_array(s->ctx, (size_t)r->schedule->stages, sizeof *stage);
-  if (!stage) return BK_ERR_MEMORY;
-  for (int i = 0; i < r->schedule->stages; i++)
-    stage[i] = (bk_stage_costs){.f = r->f, .b = r->b, .w = r->w};
-  bk_schedule_costs costs = {.stage = stage, .fb = r->fb};
-  bk_status status = bk_schedule_simulate(s->ctx, r->schedule, &costs, timeline);
-  bk_free(s->ctx, stage);
+static bk_status measured_costs(cli_session *s, report *r) {
+  cli_measured m;
+  double edge = 0, inside = 0, between = 0;
+  BK_TRY(cli_measured_read(s, r->measured, &m));
+  bk_status status = BK_OK;
+  if (cli_given(&s->args, "bandwidth")) status = cli_bandwidth(s, &inside, &between);
+  if (status == BK_OK) status = cli_double(s, "latency", 0, 1, &r->latency);
+  if (status == BK_OK)
+    status = cli_measured_costs(s, &m, r->schedule, r->stage, &edge, &r->optimizer);
+  if (status == BK_OK && inside > 0) r->transfer = edge / inside;
+  bk_free(s->ctx, m.parts);
   return status;
+}
+
+static bk_status find_costs(cli_session *s, report *r) {
+  r->stage = bk_alloc_array(s->ctx, (size_t)r->schedule->stages, sizeof *r->stage);
+  if (!r->stage) return BK_ERR_MEMORY;
+  for (int i = 0; i < r->schedule->stages; i++)
+    r->stage[i] = (bk_stage_costs){.f = r->f, .b = r->b, .w = r->w};
+  return r->measured ? measured_costs(s, r) : BK_OK;
+}
+
+static bk_status simulate(cli_session *s, report *r, bk_timeline **timeline) {
+  bk_schedule_costs costs = {.stage = r->stage,
+                             .fb = r->measured ? 0 : r->fb,
+                             .latency = r->latency,
+                             .transfer = r->transfer};
+  return bk_schedule_simulate(s->ctx, r->schedule, &costs, timeline);
 }
 
 /* ---- printing ---- */
@@ -175,15 +198,30 @@ static json_t *lines_json(cli_session *s, const bk_schedule *x) {
   return list;
 }
 
+/* One set of costs, or those of each stage. */
+static json_t *costs_json(const report *r) {
+  if (!r->measured)
+    return json_pack("{s:f,s:f,s:f,s:f}", "F", r->f, "B", r->b, "W", r->w, "FB", r->fb);
+  json_t *list = json_array();
+  for (int i = 0; i < r->schedule->stages; i++)
+    json_array_append_new(list, json_pack("{s:f,s:f,s:f}", "F", r->stage[i].f, "B", r->stage[i].b,
+                                          "W", r->stage[i].w));
+  return list;
+}
+
 static bk_status print_json(cli_session *s, const report *r) {
   json_t *lines = lines_json(s, r->schedule);
   if (!lines) return BK_ERR_MEMORY;
-  return cli_print_json(
-      s, json_pack("{s:s,s:o,s:o,s:i,s:o,s:f,s:f,s:o,s:{s:f,s:f,s:f,s:f}}", "schedule",
-                   r->schedule->name, "stages", stages_json(r->schedule), "streams",
-                   streams_json(r->schedule), "micro", r->schedule->micro_batches, "ranks", lines,
-                   "bubble", r->timeline->bubble, "time", r->timeline->time, "peak_activations",
-                   peaks_json(r->schedule), "costs", "F", r->f, "B", r->b, "W", r->w, "FB", r->fb));
+  json_t *all = json_pack("{s:s,s:o,s:o,s:i,s:o,s:f,s:f,s:o,s:o}", "schedule", r->schedule->name,
+                          "stages", stages_json(r->schedule), "streams", streams_json(r->schedule),
+                          "micro", r->schedule->micro_batches, "ranks", lines, "bubble",
+                          r->timeline->bubble, "time", r->timeline->time, "peak_activations",
+                          peaks_json(r->schedule), "costs", costs_json(r));
+  if (all && r->measured) {
+    json_object_set_new(all, "optimizer", json_real(r->optimizer));
+    json_object_set_new(all, "step", json_real(r->timeline->time + r->optimizer));
+  }
+  return cli_print_json(s, all);
 }
 
 static void print_rank(const report *r, int rank) {
@@ -199,14 +237,26 @@ static void print_rank(const report *r, int rank) {
          r->timeline->busy[rank], r->timeline->time - r->timeline->busy[rank]);
 }
 
+static void print_stages(const report *r) {
+  printf("costs            seconds, measured: %s\n", r->measured);
+  for (int i = 0; i < r->schedule->stages; i++)
+    printf("  stage %-8d F %g, B %g, I %g, W %g\n", i, r->stage[i].f, r->stage[i].b,
+           r->stage[i].b - r->stage[i].w, r->stage[i].w);
+}
+
 static bk_status print_text(cli_session *s, const report *r) {
   const bk_schedule *x = r->schedule;
   const bk_timeline *t = r->timeline;
   printf("schedule         %s: %d rank%s, %d stage%s in %d stream%s, %d micro-batch%s\n", x->name,
          x->ranks, x->ranks == 1 ? "" : "s", x->stages, x->stages == 1 ? "" : "s", x->streams,
          x->streams == 1 ? "" : "s", x->micro_batches, x->micro_batches == 1 ? "" : "es");
-  printf("costs            F %g, B %g, I %g, W %g, FB %g\n", r->f, r->b, r->b - r->w, r->w, r->fb);
+  if (r->measured) print_stages(r);
+  else
+    printf("costs            F %g, B %g, I %g, W %g, FB %g\n", r->f, r->b, r->b - r->w, r->w,
+           r->fb);
   printf("time             %g\n", t->time);
+  if (r->measured)
+    printf("step             %g, with %g of the optimiser\n", t->time + r->optimizer, r->optimizer);
   printf("bubble           %g (%.1f %%), the time in which the rank that is idle most is idle\n\n",
          t->bubble, t->time > 0 ? 100 * t->bubble / t->time : 0);
   printf("%5s %-12s %5s %5s %5s %5s %5s %6s %10s %10s\n", "rank", "stages", "F", "B", "I", "W",
@@ -215,18 +265,48 @@ static bk_status print_text(cli_session *s, const report *r) {
   return cli_flush_stdout(s);
 }
 
+static bk_status draw(cli_session *s, const report *r) {
+  const char *path = cli_value(&s->args, "svg");
+  if (!path) return BK_OK;
+  return cli_svg_timeline(s->ctx, path,
+                          &(cli_svg_times){.schedule = r->schedule,
+                                           .timeline = r->timeline,
+                                           .latency = r->latency,
+                                           .transfer = r->transfer,
+                                           .title = "A step of a pipeline",
+                                           .seconds = r->measured != NULL});
+}
+
+static bk_status read_options(cli_session *s, report *r) {
+  static const char *const with_measured[] = {"bandwidth", "latency"};
+  BK_TRY(refuse_model_options(s));
+  BK_TRY(read_costs(s, r));
+  r->measured = cli_value(&s->args, "measured");
+  if (r->measured && cli_given(&s->args, "costs"))
+    return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --costs and --measured: one of them is enough");
+  for (size_t i = 0; i < BK_COUNT(with_measured) && !r->measured; i++)
+    if (cli_given(&s->args, with_measured[i]))
+      return bk_fail(
+          s->ctx, BK_ERR_ARGUMENT,
+          "plan: --%s goes with --measured or --gpus: without them messages take no time",
+          with_measured[i]);
+  return BK_OK;
+}
+
 bk_status cli_plan_schedule(cli_session *s) {
   bk_schedule *schedule = NULL;
   bk_timeline *timeline = NULL;
   report r;
-  BK_TRY(refuse_model_options(s));
-  BK_TRY(read_costs(s, &r));
+  BK_TRY(read_options(s, &r));
   BK_TRY(make_schedule(s, &schedule));
   r.schedule = schedule;
-  bk_status status = simulate(s, &r, &timeline);
+  bk_status status = find_costs(s, &r);
+  if (status == BK_OK) status = simulate(s, &r, &timeline);
   r.timeline = timeline;
+  if (status == BK_OK) status = draw(s, &r);
   if (status == BK_OK) status = s->json ? print_json(s, &r) : print_text(s, &r);
   bk_timeline_destroy(s->ctx, timeline);
+  bk_free(s->ctx, r.stage);
   bk_schedule_destroy(s->ctx, schedule);
   return status;
 }

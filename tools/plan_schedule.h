@@ -9,4 +9,24 @@ bk_status cli_plan_schedule(cli_session *s);
 /* BK_ERR_ARGUMENT where an option is given that has a meaning with --schedule alone. */
 bk_status cli_plan_without_schedule(cli_session *s);
 
+/* --bandwidth A,B, which is given; with one number both are it (plan_search.c). */
+bk_status cli_bandwidth(cli_session *s, double *inside, double *between);
+
+/* ---- plan_measured.c: costs that were measured ---- */
+typedef struct cli_measured {
+  bk_model_config config;
+  bk_dtype dtype;
+  int64_t batch, seq_len; /* of a micro-batch */
+  /* [2 * layers + 2] seconds of the embedding, the sublayers, and head and loss; bk_free */
+  bk_stage_costs *parts;
+  double optimizer; /* seconds of its step on all of the model */
+} cli_measured;
+/* What bench step --json has printed. BK_ERR_DATA: it is something else. */
+bk_status cli_measured_read(cli_session *s, const char *path, cli_measured *measured);
+/* Costs of the schedule's stages, cut as a training run cuts them; the bytes of a micro-batch that
+ * cross an edge, and the seconds of the optimiser on the rank that has most to update. */
+bk_status cli_measured_costs(cli_session *s, const cli_measured *measured,
+                             const bk_schedule *schedule, bk_stage_costs *costs, double *edge_bytes,
+                             double *optimizer);
+
 #endif

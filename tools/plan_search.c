@@ -37,11 +37,11 @@ static bk_status read_amount(cli_session *s, const char *option, double *value) 
                  option, text);
 }
 
-static bk_status read_bandwidth(cli_session *s, plan_cluster *c) {
+bk_status cli_bandwidth(cli_session *s, double *inside, double *between) {
   const char *text = cli_value(&s->args, "bandwidth"), *end;
-  end = parse_amount(text, &c->inside);
-  if (end && !*end) c->between = c->inside;
-  else end = end && *end == ',' ? parse_amount(end + 1, &c->between) : NULL;
+  end = parse_amount(text, inside);
+  if (end && !*end) *between = *inside;
+  else end = end && *end == ',' ? parse_amount(end + 1, between) : NULL;
   if (end && !*end) return BK_OK;
   return bk_fail(s->ctx, BK_ERR_ARGUMENT,
                  "--bandwidth %s: expected bytes a second in one direction, inside a node and "
@@ -59,7 +59,7 @@ static bk_status read_cluster(cli_session *s, plan_cluster *c) {
   BK_TRY(cli_int(s, "gpus", 1, 1 << 20, &c->gpus));
   BK_TRY(cli_int(s, "gpus-per-node", 1, 1 << 20, &c->per_node));
   BK_TRY(read_amount(s, "memory", &c->memory));
-  BK_TRY(read_bandwidth(s, c));
+  BK_TRY(cli_bandwidth(s, &c->inside, &c->between));
   BK_TRY(read_amount(s, "flops", &c->flops));
   BK_TRY(read_amount(s, "device-bandwidth", &c->device_bandwidth));
   BK_TRY(cli_double(s, "latency", 0, 1, &c->latency));
@@ -89,10 +89,25 @@ static bk_status find_schedule(plan_search *q, const char *name) {
   return status;
 }
 
+/* What the search chooses itself, and what is for other uses of the command. */
+static bk_status refuse_options(cli_session *s) {
+  static const char *const others[] = {"micro", "costs", "measured", "data", "val-data"};
+  static const char *const keys[] = {"micro_batch_size", "hc_recompute", "recompute"};
+  for (size_t i = 0; i < BK_COUNT(others); i++)
+    if (cli_given(&s->args, others[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: --%s has no meaning with --gpus", others[i]);
+  for (size_t i = 0; i < BK_COUNT(keys); i++)
+    if (cli_sets_key(s, keys[i]))
+      return bk_fail(s->ctx, BK_ERR_ARGUMENT, "plan: with --gpus %s is what the search looks for",
+                     keys[i]);
+  return BK_OK;
+}
+
 static bk_status read_options(plan_search *q) {
   cli_session *s = q->s;
   const char *schedule = cli_value(&s->args, "schedule");
   q->model = cli_value(&s->args, "model");
+  BK_TRY(refuse_options(s));
   BK_TRY(read_cluster(s, &q->cluster));
   BK_TRY(cli_open_device(s));
   BK_TRY(cli_dtype(s, &q->dtype));
@@ -104,6 +119,7 @@ static bk_status read_options(plan_search *q) {
     return bk_fail(s->ctx, BK_ERR_CONFIG, "seq_len %lld is above max_position_embeddings %lld",
                    (long long)q->recipe.seq_len, (long long)q->config.max_position_embeddings);
   BK_TRY(cli_int(s, "pp", 1, q->cluster.gpus, &q->pp));
+  BK_TRY(cli_int(s, "ep", 1, q->cluster.gpus, &q->ep));
   if (q->pp && q->cluster.gpus % q->pp)
     return bk_fail(s->ctx, BK_ERR_ARGUMENT, "--pp %lld does not divide --gpus %lld",
                    (long long)q->pp, (long long)q->cluster.gpus);
@@ -153,9 +169,9 @@ typedef struct expert_ranks {
 static expert_ranks find_expert_ranks(const plan_search *q, int64_t dp) {
   const bk_model_config *c = &q->config;
   bool sparse = c->first_k_dense_replace < c->num_hidden_layers;
-  expert_ranks e = {.ep = {1}, .n = 1};
+  expert_ranks e = {.ep = {1}, .n = q->ep <= 1};
   for (int64_t ep = 2; sparse && ep <= dp && e.n < MOST_EP; ep++)
-    if (dp % ep == 0 && c->n_routed_experts % ep == 0 &&
+    if ((!q->ep || q->ep == ep) && dp % ep == 0 && c->n_routed_experts % ep == 0 &&
         c->n_routed_experts / ep >= c->num_experts_per_tok)
       e.ep[e.n++] = ep;
   return e;
@@ -168,6 +184,7 @@ static bk_status drop(plan_search *q, plan_choice c, const expert_ranks *e, plan
   c.ep = 0;
   c.recompute = -1;
   c.count = (int64_t)q->n_recompute * e->n;
+  if (!c.count) return BK_OK;
   if (said && !(c.reason = bk_strdup(q->s->ctx, q->said))) return BK_ERR_MEMORY;
   bk_status status = add(q, &c);
   if (status != BK_OK) bk_free(q->s->ctx, c.reason);

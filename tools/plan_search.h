@@ -4,7 +4,7 @@
 #ifndef BK_PLAN_SEARCH_H
 #define BK_PLAN_SEARCH_H
 
-#include "tools/cli.h"
+#include "tools/plan_schedule.h"
 
 /* Bytes, and bytes and flops a second; inside and between are those of one GPU in one direction. */
 typedef struct plan_cluster {
@@ -42,9 +42,10 @@ typedef struct plan_choice {
   double step, pipeline, gradients, optimizer, weights;
   double bubble;       /* idle share of the pipeline, of the rank that idles most */
   double sent, hidden; /* seconds of communication of all ranks of a pipeline; the hidden share */
-  double edge_bytes, edge_seconds; /* what crosses an edge between stages, and how long it takes */
-  double f_seconds;                /* F of the slowest stage */
-  double tokens_per_s, share;      /* of all GPUs; of their flops */
+  /* What crosses an edge between stages, how long it takes, and how much of that is hidden. */
+  double edge_bytes, edge_seconds, edge_hidden;
+  double f_seconds;           /* F of the slowest stage */
+  double tokens_per_s, share; /* of all GPUs; of their flops */
 } plan_choice;
 
 /* Recompute of connections (a block is a stage), and of F. */
@@ -69,7 +70,7 @@ typedef struct plan_search {
   bk_train_config recipe;
   bk_dtype dtype;
   const char *model, *schedule;              /* NULL: all */
-  int64_t pp;                                /* 0: all */
+  int64_t pp, ep;                            /* 0: all */
   plan_recompute recompute[PLAN_RECOMPUTES]; /* from the fastest on */
   int n_recompute;
   plan_stage *stages;

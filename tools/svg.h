@@ -1,4 +1,5 @@
-/* Drawings of `birkhoff gain` and `plan` as self-contained SVG 1.1: no script, no external font or style. */
+/* Drawings of `birkhoff gain` and `birkhoff plan` as self-contained SVG 1.1: no script, no external
+ * font or style. */
 #ifndef BK_SVG_H
 #define BK_SVG_H
 

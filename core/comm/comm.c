@@ -146,6 +146,10 @@ bk_status bk_comm_reserve_exchange(bk_comm *comm, int requests, size_t bytes) {
   return reserve(comm, BK_ROOM_EXCHANGE, requests, bytes);
 }
 
+size_t bk_comm_exchange_bytes(const bk_comm *comm, int requests, size_t bytes) {
+  return comm->ops->room_bytes(comm, BK_ROOM_EXCHANGE, requests, bytes);
+}
+
 /* ---- exchange ---- */
 
 /* The next send (or receive) with the own rank at or after `from`, or n. */

@@ -143,6 +143,8 @@ size_t bk_comm_reserve_bytes(const bk_comm *comm, int requests, size_t bytes);
  * one another's room: on a device whose memory is not the host's this takes requests * bytes of
  * pinned memory. A new comm has room for 4 of 1 MiB. */
 bk_status bk_comm_reserve_exchange(bk_comm *comm, int requests, size_t bytes);
+/* The host memory that this takes. */
+size_t bk_comm_exchange_bytes(const bk_comm *comm, int requests, size_t bytes);
 /* All of the batch's transfers proceed together: no order among them can deadlock. A send to the
  * own rank meets a receive from it in the same batch. */
 bk_status bk_comm_exchange(bk_comm *comm, bk_stream *stream, const bk_transfer *transfers, int n,

@@ -16,8 +16,9 @@ typedef struct checker {
   /* The rank and the record at hand, and what the records before it have done. */
   int rank, at;
   unsigned char *state; /* [chunks][micro] */
-  int *deferred;        /* the I, by their number in `state`, in their order */
-  int n_deferred, taken;
+  int *deferred;        /* [chunks][micro]: the micro-batches of each chunk's I, in their order */
+  /* of each chunk: I so far, W so far */
+  int n_deferred[BK_SCHEDULE_CHUNKS], taken[BK_SCHEDULE_CHUNKS];
   int live[BK_SCHEDULE_CHUNKS], live_all; /* micro-batches whose activations are held */
   int passes[BK_SCHEDULE_CHUNKS][2];
   int *order; /* [ports][micro]: micro-batches in the order of the passes of a chunk */
@@ -168,10 +169,10 @@ static bk_status take_weights(checker *k) {
                  "no gradient of parameters is put off for micro-batch %d of chunk %d; an I "
                  "must come first, and a W once after it",
                  r->micro, r->chunk);
-  size_t oldest = (size_t)k->deferred[k->taken++];
-  if (mine != oldest)
-    return WRONG(k, "W come in the order of their I; %dW%d is next",
-                 (int)(oldest / (size_t)k->micro), (int)(oldest % (size_t)k->micro));
+  int oldest = k->deferred[state_of(k, r->chunk, k->taken[r->chunk]++)];
+  if (r->micro != oldest)
+    return WRONG(k, "the W of a chunk come in the order of their I; %dW%d is next", r->chunk,
+                 oldest);
   return BK_OK;
 }
 
@@ -196,9 +197,8 @@ static void apply(checker *k) {
     hold(k, r->chunk);
   }
   if (r->kind == BK_WORK_I) {
-    size_t at = state_of(k, r->chunk, r->micro);
-    k->state[at] = DEFERRED;
-    k->deferred[k->n_deferred++] = (int)at;
+    k->state[state_of(k, r->chunk, r->micro)] = DEFERRED;
+    k->deferred[state_of(k, r->chunk, k->n_deferred[r->chunk]++)] = r->micro;
   } else if (r->kind != BK_WORK_F) {
     let_go(k, r->back_chunk, r->back_micro);
   }
@@ -224,7 +224,9 @@ static bk_status prove_rank(checker *k) {
   memset(k->state, NOT_BEGUN, (size_t)k->s->chunks * (size_t)k->micro);
   memset(k->live, 0, sizeof k->live);
   memset(k->passes, 0, sizeof k->passes);
-  k->live_all = k->n_deferred = k->taken = 0;
+  memset(k->n_deferred, 0, sizeof k->n_deferred);
+  memset(k->taken, 0, sizeof k->taken);
+  k->live_all = 0;
   rank->peak = 0;
   for (int c = 0; c < k->s->chunks; c++) rank->chunks[c].slots = 0;
   for (k->at = 0; k->at < rank->n_records; k->at++) {

@@ -72,7 +72,7 @@ bk_status bk_schedule_add(bk_context *ctx, bk_schedule *schedule, int rank,
 /* Fills in the messages of all records, slots and peaks, and proves:
  *   each stage of each stream is held once, and the stages of all streams alike
  *   each micro-batch goes once forward and once backward (B or I) through each chunk, forward
- *     first; each I has its W later, and the W of a rank come in the order of its I
+ *     first; each I has its W later, and the W of a chunk come in the order of its I
  *   on each ordered pair of ranks what one sends in its order can be taken by the other: of one
  *     chunk and direction in the same order
  *   the lists end, where a rank that sends waits until its message before to the same peer was

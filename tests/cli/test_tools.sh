@@ -41,6 +41,30 @@ holds "and masters" "$(json bytes/masters) > 0"
 refused 2 'preset' "an unknown preset" "$BIRKHOFF" plan --model tine
 refused 2 'micro_batch_size (5) is above batch_size' "micro-batches larger than the batch" "$BIRKHOFF" plan --model tiny --batch-size 4 --set micro_batch_size=5
 
+# ---- plan --schedule ----
+ok "a schedule" "$BIRKHOFF" plan --schedule dualpipe --pp 8 --micro 20 --json
+equal "its first rank" "$(json ranks/0 | cut -c1-23)" "0F0 0F1 0F2 0F3 0F4 0F5"
+equal "its bubble" "$(json bubble)" "6.0"
+equal "its peak" "$(json peak_activations/7)" 9
+cp out mine.json
+ok "read back" "$BIRKHOFF" plan --schedule mine.json --json
+if cmp -s out mine.json; then pass; else fail "a schedule read back is another one" out; fi
+ok "costs" "$BIRKHOFF" plan --schedule mine.json --costs F=2,B=4,W=2 --json
+equal "twice the time" "$(json bubble)" "12.0"
+ok "in words" "$BIRKHOFF" plan --schedule zb1p --pp 4 --micro 8
+has "its time" '^time  *27$' out
+has "and a row a rank" '^  *3 3  *8  *0  *8  *8  *0  *4  *24  *3$' out
+refused 2 'did you mean zb1p' "an unknown schedule" "$BIRKHOFF" plan --schedule zb1 --pp 4 --micro 8
+refused 2 '16 for 8 ranks; there are 10' "too few micro-batches" "$BIRKHOFF" plan --schedule dualpipe --pp 8 --micro 10
+refused 2 'needs --pp P and --micro M' "no sizes" "$BIRKHOFF" plan --schedule 1f1b
+refused 2 'the schedule in mine.json has 8 ranks' "the sizes of a file" "$BIRKHOFF" plan --schedule mine.json --pp 4
+refused 2 'has a meaning with --schedule alone' "a size without a schedule" "$BIRKHOFF" plan --model tiny --pp 4
+refused 2 'W=3 must not be above B=2' "costs that cannot be" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 2 --costs W=3
+refused 2 'is planned without a model' "a schedule and a model" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 2 --model tiny
+sed 's/ 0W9"/"/' mine.json >broken.json
+refused 2 'rank 0: micro-batch 9 has no W on chunk 0' "a list without a W" "$BIRKHOFF" plan --schedule broken.json
+refused 1 'cannot open nowhere.json' "a schedule that is not there" "$BIRKHOFF" plan --schedule nowhere.json
+
 # ---- devices ----
 ok devices "$BIRKHOFF" devices --json
 for d in ref cpu; do

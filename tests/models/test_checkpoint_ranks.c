@@ -1,21 +1,12 @@
 /* Checkpoints of several ranks: what any number of them has saved comes back to any other, bit for
  * bit; what a failing rank leaves; indices that are not right; saves while training goes on. */
-#include "tests/models/models.h"
-#include "tests/unit/ranks.h"
+#include "tests/models/saved.h"
 
 #include "io/safetensors.h"
-#include "models/checkpoint.h"
-#include "models/shards.h"
 
-#include <errno.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
-/* ---- a model whose every element is known ---- */
 
 static struct {
   char path[512];
@@ -26,86 +17,18 @@ static struct {
   bk_status status[RANKS_MAX];
 } now;
 
-enum { WEIGHT, MASTER, M, V };
-
-static double element(int param, int part, int64_t i) {
-  return bk_normal(now.seed, (uint64_t)(100 * param + part), (uint64_t)i);
-}
-
-static double rounded(bk_dtype dtype, double x) {
-  char raw[8];
-  bk_dtype_store(dtype, raw, x);
-  return bk_dtype_load(dtype, raw);
-}
-
-static bk_status fill(bk_model *m, bk_tensor t, int param, int part, int64_t begin) {
-  int64_t n = bk_tensor_count(&t);
-  if (n == 0) return BK_OK;
-  double *v = bk_alloc_array(m->ctx, (size_t)n, sizeof *v);
-  for (int64_t i = 0; i < n; i++) v[i] = element(param, part, begin + i);
-  bk_status status = bk_tensor_write_f64(m->stream, &t, v);
-  bk_free(m->ctx, v);
-  return status;
-}
-
-static bool holds(bk_model *m, bk_tensor t, int param, int part, int64_t begin) {
-  int64_t n = bk_tensor_count(&t);
-  if (n == 0) return true;
-  double *v = bk_alloc_array(m->ctx, (size_t)n, sizeof *v);
-  bool same = bk_tensor_read_f64(m->stream, &t, v) == BK_OK;
-  for (int64_t i = 0; i < n && same; i++)
-    same = v[i] == rounded(t.dtype, element(param, part, begin + i));
-  bk_free(m->ctx, v);
-  return same;
-}
-
-static bk_status fill_all(bk_model *m) {
-  for (int i = 0; i < m->n_params; i++) {
-    BK_TRY(fill(m, bk_param_weight(m, &m->params[i]), i, WEIGHT, 0));
-    for (bk_slice s = {0}; bk_param_next_slice(m, &m->params[i], &s);) {
-      BK_TRY(fill(m, s.master, i, MASTER, s.begin));
-      BK_TRY(fill(m, s.m, i, M, s.begin));
-      BK_TRY(fill(m, s.v, i, V, s.begin));
-    }
-  }
-  return BK_OK;
-}
-
-static bool holds_all(bk_model *m) {
-  for (int i = 0; i < m->n_params; i++) {
-    if (!holds(m, bk_param_weight(m, &m->params[i]), i, WEIGHT, 0)) return false;
-    for (bk_slice s = {0}; bk_param_next_slice(m, &m->params[i], &s);)
-      if (!holds(m, s.master, i, MASTER, s.begin) || !holds(m, s.m, i, M, s.begin) ||
-          !holds(m, s.v, i, V, s.begin))
-        return false;
-  }
-  return true;
-}
-
-static bk_trainer_state make_state(void) {
-  bk_trainer_state s = {.step = 1, .tokens = 2, .data_hash = 3, .dtype = now.dtype};
-  bk_train_config_default(&s.recipe);
-  return s;
-}
-
-/* The late device has no kernels, and stores what it is given. */
-static void open_rank(rank *r) {
-  r->device->props.storage_dtypes = BK_DT(BK_F32) | BK_DT(BK_BF16);
-  if (!r->device->props.offset_alignment) r->device->props.offset_alignment = 1;
-}
-
 static bk_model *make_model(rank *r) {
   bk_model *m = NULL;
   open_rank(r);
   bk_model_config c = small_config(BK_HC_MHC);
   EXPECT_OK(r, bk_model_create(r->device, &c, now.dtype,
                                &(bk_model_options){.trainable = true, .comm = r->comm}, &m));
-  EXPECT_OK(r, fill_all(m));
+  EXPECT_OK(r, known_fill_all(m, now.seed));
   return m;
 }
 
 static void body_save(rank *r) {
-  bk_trainer_state state = make_state();
+  bk_trainer_state state = known_state(now.dtype);
   bk_model *m = make_model(r);
   EXPECT_OK(r, bk_checkpoint_save(m, &state, now.path));
   EXPECT(r, r->messages[0] == '\0');
@@ -119,7 +42,7 @@ static void body_load(rank *r) {
                                   &(bk_model_options){.trainable = true, .comm = r->comm}, &m));
   if (!m) return;
   EXPECT_OK(r, bk_checkpoint_load_optimizer(m, now.path));
-  EXPECT(r, holds_all(m));
+  EXPECT(r, known_holds_all(m, now.seed));
   bk_model_destroy(m);
 }
 
@@ -185,27 +108,6 @@ END_TEST
 
 /* A group of one rank writes what a model without a group does, and the same ranks write the same
  * bytes again. */
-static void read_file(const char *folder, const char *name, char **data, size_t *bytes) {
-  char *path = bk_path_join(ctx, folder, name);
-  OK(bk_file_read_all(ctx, path, 1 << 24, data, bytes));
-  bk_free(ctx, path);
-}
-
-static void check_same_files(const char *a, const char *b) {
-  char **names, *x, *y;
-  size_t count, nx, ny;
-  OK(bk_folder_names(ctx, a, &names, &count));
-  ck_assert_uint_gt(count, 3);
-  for (size_t i = 0; i < count; i++) {
-    read_file(a, names[i], &x, &nx);
-    read_file(b, names[i], &y, &ny);
-    ck_assert_msg(nx == ny && memcmp(x, y, nx) == 0, "%s differs", names[i]);
-    bk_free(ctx, x);
-    bk_free(ctx, y);
-  }
-  bk_names_free(ctx, names, count);
-}
-
 START_TEST(test_same_bytes) {
   char first[512];
   bk_trainer_state state;
@@ -220,9 +122,9 @@ START_TEST(test_same_bytes) {
     } else {
       bk_device *device = open_device("cpu", 1);
       bk_model *m = NULL;
-      state = make_state();
+      state = known_state(now.dtype);
       OK(bk_model_create(device, &c, BK_BF16, &(bk_model_options){.trainable = true}, &m));
-      OK(fill_all(m));
+      OK(known_fill_all(m, now.seed));
       OK(bk_checkpoint_save(m, &state, now.path));
       bk_model_destroy(m);
       bk_device_close(device);
@@ -234,35 +136,10 @@ END_TEST
 
 /* ---- a rank whose disk fails ---- */
 
-static _Thread_local int changes; /* of this rank's disk */
-static _Thread_local int change_to_fail;
-static int change(void) { return ++changes == change_to_fail ? -EIO : 0; }
-static int bad_open_write(void *user, const char *path, bool append, bk_file **file) {
-  int rc = change();
-  return rc ? rc : bk_fs_posix.open_write(user, path, append, file);
-}
-static int64_t bad_write(void *user, bk_file *file, const void *src, size_t bytes) {
-  int rc = change();
-  return rc ? rc : bk_fs_posix.write(user, file, src, bytes);
-}
-static int bad_sync(void *user, bk_file *file) {
-  (void)user, (void)file;
-  return change();
-}
-static int bad_close(void *user, bk_file *file) {
-  int rc = change(), done = bk_fs_posix.close(user, file);
-  return rc ? rc : done;
-}
-
 static void body_fail(rank *r) {
-  bk_trainer_state state = make_state();
+  bk_trainer_state state = known_state(now.dtype);
   bk_model *m = make_model(r);
-  r->ctx->fs.open_write = bad_open_write;
-  r->ctx->fs.write = bad_write;
-  r->ctx->fs.sync = bad_sync;
-  r->ctx->fs.close = bad_close;
-  changes = 0;
-  change_to_fail = r->rank == 2 ? now.fail_at : 0;
+  spoil_disk(r, r->rank == 2 ? now.fail_at : 0);
   now.status[r->rank] = bk_checkpoint_save(m, &state, now.path);
   now.failed[r->rank] = change_to_fail && changes >= change_to_fail;
   bk_model_destroy(m);
@@ -295,21 +172,15 @@ END_TEST
 
 /* ---- a rank without memory ---- */
 
-static void *bad_alloc(void *user, size_t bytes, size_t align) {
-  return change() ? NULL : bk_allocator_libc.alloc(user, bytes, align);
-}
-
 /* detail 0: the save; 1: the load of what two ranks have saved. */
 static void body_memory(rank *r) {
-  bk_trainer_state state = make_state();
+  bk_trainer_state state = known_state(now.dtype);
   bk_model *m = make_model(r);
   size_t held = r->ctx->stats.current_bytes;
-  changes = 0;
-  change_to_fail = r->rank == 2 ? now.fail_at : 0;
-  r->ctx->allocator.alloc = bad_alloc;
+  spoil_memory(r, r->rank == 2 ? now.fail_at : 0);
   if (r->all->detail == 0) now.status[r->rank] = bk_checkpoint_save(m, &state, now.path);
   else now.status[r->rank] = bk_checkpoint_load_optimizer(m, now.path);
-  r->ctx->allocator.alloc = bk_allocator_libc.alloc;
+  mend_memory(r);
   now.failed[r->rank] = change_to_fail && changes >= change_to_fail;
   EXPECT(r, r->ctx->stats.current_bytes == held);
   bk_model_destroy(m);
@@ -453,7 +324,7 @@ END_TEST
 /* ---- while training goes on ---- */
 
 static void body_async(rank *r) {
-  bk_trainer_state state = make_state();
+  bk_trainer_state state = known_state(now.dtype);
   bk_model *m = make_model(r);
   bk_checkpoint_saving *saving = NULL;
   bool done = false;
@@ -499,7 +370,7 @@ START_TEST(test_async) {
 END_TEST
 
 static void body_async_fail(rank *r) {
-  bk_trainer_state state = make_state();
+  bk_trainer_state state = known_state(now.dtype);
   bk_model *m = make_model(r);
   bk_checkpoint_saving *saving = NULL;
   bool done = false;
@@ -539,11 +410,12 @@ START_TEST(test_async_crash) {
       bk_model *m = NULL;
       bk_checkpoint_saving *saving = NULL;
       bk_model_config c = small_config(BK_HC_MHC);
-      bk_trainer_state state = make_state();
+      bk_trainer_state state = known_state(now.dtype);
       now.seed = 9;
       if (bk_model_create(device, &c, BK_F32, &(bk_model_options){.trainable = true}, &m) !=
               BK_OK ||
-          fill_all(m) != BK_OK || bk_checkpoint_save_begin(m, &state, now.path, &saving) != BK_OK)
+          known_fill_all(m, now.seed) != BK_OK ||
+          bk_checkpoint_save_begin(m, &state, now.path, &saving) != BK_OK)
         _exit(1);
       usleep((useconds_t)(turn * 500));
       raise(SIGKILL);

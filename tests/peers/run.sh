@@ -1,21 +1,22 @@
 #!/bin/sh
 # Birkhoff against PyTorch, eager and compiled: the same model, the same cores, the same run (README.md in this folder).
-#   run.sh [--birkhoff PROGRAM] [--check] [compare.py's options, such as --rounds N, --seconds X, --json FILE]
+#   run.sh [--birkhoff PROGRAM] [--check | --schedule | --pipeline [its options]] [compare.py's options, such as --rounds N, --seconds X, --json FILE]
 # Environment: PEER_PYTHON  a Python that has PyTorch; otherwise one is made in PEER_VENV (default: ./peer-venv) with pip.
 #              PEER_CORES   the cores for all sides, as taskset takes them (default: all that this process may use).
 # Exit status: 0; 1 when a side fails; 77 when there is no program, or no Python that can have PyTorch.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 birkhoff=${TOP_BUILDDIR:-.}/birkhoff
-check=no
+script=
 if [ "${1:-}" = --birkhoff ]; then
   birkhoff=$2
   shift 2
 fi
-if [ "${1:-}" = --check ]; then
-  check=yes
-  shift
-fi
+case ${1:-} in
+  --check) script=check.py ;;
+  --schedule) script=schedule.py ;;
+  --pipeline) script=pipeline.py ;;
+esac
 [ -x "$birkhoff" ] || birkhoff=$(command -v birkhoff) || { echo "run.sh: no birkhoff program; name it with --birkhoff" >&2; exit 77; }
 
 has_torch() { "$1" -c 'import torch' 2>/dev/null; }
@@ -31,5 +32,8 @@ if [ -z "$python" ]; then
 fi
 has_torch "$python" || { echo "run.sh: $python has no PyTorch" >&2; exit 77; }
 
-if [ "$check" = yes ]; then exec "$python" "$here/check.py" "$birkhoff"; fi
+if [ -n "$script" ]; then
+  shift
+  exec "$python" "$here/$script" "$birkhoff" "$@"
+fi
 exec ${PEER_CORES:+taskset -c "$PEER_CORES"} "$python" "$here/compare.py" --birkhoff "$birkhoff" "$@"

@@ -258,7 +258,7 @@ START_TEST(wrong_passes) {
   drop(s, 1, 8);
   refused(s, "rank 1: micro-batch 2 has no W on chunk 0");
   swap(s = make("zb1p", 2, 3), 1, 7, 8);
-  refused(s, "rank 1, record 8, 0W2: W come in the order of their I; 0W1 is next");
+  refused(s, "rank 1, record 8, 0W2: the W of a chunk come in the order of their I; 0W1 is next");
   record(s = make("zb1p", 2, 3), 1, 8)->micro = 1;
   refused(s, "rank 1, record 9, 0W1: no gradient of parameters is put off");
   swap(s = make("zb1p", 2, 3), 0, 2, 3);

@@ -22,7 +22,8 @@ typedef struct bk_chunk_range {
 typedef struct bk_model_options {
   bool trainable; /* the model has gradients, masters and moments too */
   /* The parts of the model that this one holds; no two may overlap. 0 means one chunk, the whole
-   * model. Training needs all of the model: each chunk must begin where the one before it ends. */
+   * model, or with a pipeline the chunks of this rank. Training without a pipeline needs all of the
+   * model: each chunk must begin where the one before it ends. */
   int n_chunks;
   bk_chunk_range chunks[BK_CHUNKS_MAX];
   bool plan_only; /* only sizes are worked out, and no memory is taken, as in `birkhoff plan` */

@@ -162,7 +162,8 @@ typedef struct bk_stage_needs {
   double edge_bytes;
   /* Of one rank that holds the stage alone, with one micro-batch in flight. */
   size_t bytes[BK_MEM_CLASS_COUNT];
-  size_t slot_bytes; /* activations of each further micro-batch in flight */
+  size_t slot_bytes;   /* activations of each further micro-batch in flight */
+  size_t kernel_bytes; /* of the workspace what is the kernels', which all stages of a rank share */
   /* Parameters, and those of them that are routed experts'. */
   double parameters, expert_parameters;
   int64_t expert_sublayers;

@@ -12,6 +12,7 @@
 #define BIRKHOFF_PROFILE_H
 
 #include <birkhoff/model.h>
+#include <birkhoff/schedule.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -50,6 +51,12 @@ BK_API int bk_profile_count(const bk_profile *profile, bk_profile_table table);
 /* Gives line i of a table, counted from 0 and below bk_profile_count. */
 BK_API void bk_profile_get(const bk_profile *profile, bk_profile_table table, int i,
                            bk_profile_line *line);
+
+/* What the ops of a part of the model took in the last step, in seconds: the embedding (part 0),
+ * each of the 2 * num_hidden_layers sublayers with the connection around it (1, 2, ...), and head
+ * and loss, which is the last part and makes the gradients of lm_head in its forward pass. What
+ * lies between the ops is in none. */
+BK_API void bk_profile_part(const bk_profile *profile, int part, bk_stage_costs *seconds);
 
 /* What went between the ranks in the steps that count, as this rank saw it: how many operations of
  * a kind there were, the bytes that it sent, the seconds in which at least one of them was under

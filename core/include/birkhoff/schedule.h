@@ -28,7 +28,7 @@ typedef enum bk_work {
   BK_WORK_F,  /* forward */
   BK_WORK_B,  /* backward: gradients of activations and of parameters */
   BK_WORK_I,  /* backward: gradients of activations alone */
-  BK_WORK_W,  /* the gradients of parameters that an I has put off; the oldest first */
+  BK_WORK_W,  /* the gradients of parameters that an I has put off; of a chunk the oldest first */
   BK_WORK_FB, /* F of one chunk and B of another, piece by piece in turn */
   BK_WORKS
 } bk_work;
