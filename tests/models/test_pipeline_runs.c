@@ -1,6 +1,7 @@
 /* Pipelines under strain: delays at random in front of messages and between pieces, ranks that are
  * slow, that fail, that hang, that expect another message than what comes. Whatever the delays, the
- * bits are the same and nothing hangs; a fault ends all ranks in time, with a line that names it. */
+ * bits are the same and nothing hangs; a fault ends all ranks in time, with a line that names it.
+ */
 #include "tests/models/models.h"
 
 #include "tests/models/pipes.h"
