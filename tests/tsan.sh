@@ -40,7 +40,7 @@ if ! ${CC:-gcc} -fsanitize=thread "$W/t.c" -o "$W/t" 2>/dev/null || ! "$W/t"; th
   echo "$passed passed, $failed failed, $skipped skipped"
   exit 77
 fi
-programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks tests/unit/test_job tests/models/test_parallel'
+programs='birkhoff tests/unit/test_threads tests/unit/test_readahead tests/models/test_watch tests/ops/test_ops tests/unit/test_store tests/unit/test_ranks tests/unit/test_job tests/models/test_parallel tests/models/test_pipeline tests/models/test_pipeline_runs'
 if ! (cd "$DIR" && { [ -f Makefile ] || "$SOURCE/configure" --quiet --enable-werror --with-blas=no --disable-modules --disable-shared CC="${CC:-gcc}" \
   CFLAGS='-O1 -g -fsanitize=thread'; } && make -j"${JOBS:-2}" $programs) >"$W/build.log" 2>&1; then
   echo "---- FAILED: tsan: build"
@@ -53,6 +53,8 @@ awk 'BEGIN { for (i = 0; i < 1500; i++) printf "%d and %d, ", i % 17, i * i % 23
 check "the pool" "$DIR/tests/unit/test_threads"
 check "reading ahead" "$DIR/tests/unit/test_readahead"
 check "training by ranks that are threads" "$DIR/tests/models/test_parallel"
+check "pipelines of ranks that are threads" "$DIR/tests/models/test_pipeline"
+check "pipelines under delays and faults" "$DIR/tests/models/test_pipeline_runs"
 check "the trainer on 1, 2 and 3 threads" "$DIR/tests/models/test_watch"
 check "the control store" "$DIR/tests/unit/test_store"
 check "ranks that are threads" "$DIR/tests/unit/test_ranks"
@@ -60,5 +62,6 @@ check "jobs of threads" "$DIR/tests/unit/test_job"
 check "operators on two threads" "$DIR/tests/ops/test_ops" --device cpu --threads 2 --bits
 check "a training run" "$DIR/birkhoff" train --model tiny --data text.txt --out run --steps 3 --batch-size 2 --seq-len 32 --threads 2 --set save_every=2 eval_every=2 gain_every=2
 check "a run of two rank threads" "$DIR/birkhoff" train --model tiny --data text.txt --out ranks --steps 4 --batch-size 3 --seq-len 32 --comm threads --dp 2 --set save_every=2 eval_every=2 save_async=true
+check "a pipeline of two rank threads" "$DIR/birkhoff" train --model tiny --data text.txt --out pipeline --steps 4 --batch-size 4 --seq-len 32 --comm threads --pp 2 --schedule dualpipe --set save_every=2 eval_every=2 gain_every=2 save_async=true
 check "its resumption, on more threads than processors" "$DIR/birkhoff" train --data text.txt --out run --resume --steps 5 --threads 5
 finish

@@ -33,6 +33,7 @@ static bk_status take(bk_engine_comm_state *c, bk_kind kind, size_t bytes, bk_op
     o->count = o->root = o->n_flows = 0;
     o->in = o->out = NULL;
     o->moves = false;
+    atomic_store(&o->awaited, false);
     o->download = o->upload = (bk_move){0};
     o->base.times = (bk_comm_times){0};
     o->in_at = o->out_at = 0;
@@ -312,6 +313,7 @@ static bk_status comm_exchange(bk_comm *comm, bk_stream *stream, const bk_transf
 static bk_status await(bk_operation *o, bk_stream *stream) {
   bk_engine *e = o->comm->engine;
   double begin = e->seconds();
+  atomic_store(&o->awaited, true);
   bk_move_await(e, o);
   bk_status status = o->status;
   if (o->moves) {

@@ -114,7 +114,11 @@ struct bk_operation {
   int round;        /* 0: headers and first data, 1: the gathering of an all_reduce */
   int under_way;    /* messages */
   int unmatched;    /* flows */
+  double since;     /* when the time-out began to run */
   bk_status status;
+  /* Exchanges: the rank waits for it. Receives are posted early, long before their message can
+   * come, so that the time-out does not run from there. */
+  atomic_bool awaited;
   /* shared, under the engine's lock */
   bk_request_state state;
   /* the rank's thread's */

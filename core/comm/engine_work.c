@@ -193,6 +193,7 @@ static bool begin(bk_engine *e, bk_operation *o) {
   bk_list_append(&e->active, o);
   e->promised += slots_of(o);
   o->base.times = (bk_comm_times){.begun = e->seconds()};
+  o->since = o->base.times.begun;
   o->round = o->under_way = 0;
   o->unmatched = o->n_flows;
   if (o->unmatched == 0) o->base.times.met = o->base.times.begun;
@@ -409,7 +410,8 @@ static bool check_deadlines(bk_engine *e) {
   char text[512];
   double now = e->seconds();
   for (bk_operation *o = e->active.first; o; o = o->next) {
-    if (now - o->base.times.begun <= e->timeout_s) continue;
+    if (o->kind == BK_SEND && !atomic_load(&o->awaited)) o->since = now;
+    if (now - o->since <= e->timeout_s) continue;
     bk_operation_missing(e, o, text, sizeof text);
     return bk_engine_fault(e, text);
   }

@@ -185,8 +185,8 @@ END_TEST
 
 /* ---- schedules of others ---- */
 
-/* Adds "0F0 0F1" and the like to a line: one pass through a chunk, of micro-batches from `first` on;
- * with I each has its W at once. */
+/* Adds "0F0 0F1" and the like to a line: one pass through a chunk of n micro-batches from `first`
+ * on; with I each has its W at once. */
 static void add_passes(char *line, size_t size, int chunk, char kind, int first, int n) {
   for (int m = first; m < first + n; m++) {
     size_t used = strlen(line);
