@@ -5,8 +5,8 @@
  * A message is *received* once its receiver has posted a receive for it. A receiver posts receives
  * from a peer in the order in which the peer sends, but holds at most BK_SCHEDULE_AHEAD messages
  * for a chunk and direction that no record has taken yet. A sender goes on with a message that is
- * not received yet; it must be received before the sender's next one to the same peer begins. Of the
- * two messages of an FB the gradient goes first, which is made before weights' gradients are. */
+ * not received yet; it must be received before the sender's next one to the same peer begins. Of
+ * the two messages of an FB the gradient goes first, which is made before weights' gradients. */
 #include "schedule/schedule.h"
 
 #include <stdio.h>

@@ -30,7 +30,8 @@ typedef struct bk_model_options {
   /* A checkpoint with NaN or infinities is loaded with a warning, and not refused. */
   bool allow_nonfinite;
   /* The ranks that train the model together (birkhoff/parallel.h); NULL: this process alone. Each
-   * rank has all weights and gradients, and its share of masters and moments. The comm must outlive
+   * rank has all weights and gradients, or with a pipeline those of its stages, and its share of
+   * masters and moments. The comm must outlive
    * the model, and all calls that train, save or load it are collective. */
   struct bk_comm *comm;
   /* Which of the sublayers each rank holds; NULL: all. The chunks are then the pipeline's, and
@@ -109,9 +110,9 @@ BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_mo
  * optimizer.safetensors and trainer_state.json; doc/files.md says what they hold, and how several
  * ranks write both in parts. A model of any number of ranks, in pipelines or not, loads what any
  * other has saved. A checkpoint is written beside its final name, as NAME.tmp, synced and renamed,
- * so a crash leaves the previous one whole. bk_checkpoint_save, bk_checkpoint_load, bk_checkpoint_load_weights,
- * bk_checkpoint_load_optimizer and bk_checkpoint_convert_plain are collective where a model has
- * several ranks, and return the same on all of them.
+ * so a crash leaves the previous one whole. bk_checkpoint_save, bk_checkpoint_load,
+ * bk_checkpoint_load_weights, bk_checkpoint_load_optimizer and bk_checkpoint_convert_plain are
+ * collective where a model has several ranks, and return the same on all of them.
  *
  * model.safetensors has the weights under Hugging Face's names, in the run's dtype (hc_*, norm
  * weights and the router in fp32 at least), with the metadata format = pt. optimizer.safetensors
@@ -211,9 +212,9 @@ BK_API bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtyp
                                     const bk_model_options *options, bk_model **model);
 /* Loads the weights of the folder `path` into a model that exists. Every tensor must be there, and
  * none may be left over. A model that has only some of its sublayers, as on a rank of a pipeline,
- * reads what it holds, and passes over the tensors of the other sublayers. If numbers are not finite, a message names file, tensor, first element
- * with its value, and how many other tensors have such. All is loaded, and the result is
- * BK_ERR_DATA, or with allow_nonfinite a warning. */
+ * reads what it holds, and passes over the tensors of the other sublayers. If numbers are not
+ * finite, a message names file, tensor, first element with its value, and how many other tensors
+ * have such. All is loaded, and the result is BK_ERR_DATA, or with allow_nonfinite a warning. */
 BK_API bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
 /* Loads moments and masters, after which training goes on to the same bits. The same holds for
  * numbers that are not finite. */
