@@ -160,4 +160,24 @@ last=$(($(newest killed) + 2))
 warned 'resuming with steps' "one process goes on" "$BIRKHOFF" train --data data.txt --threads 1 --out killed --resume --steps $last
 equal "to its end" "$(newest killed)" $last
 
+# a rank that is stopped for a while is waited for, and nothing is different
+$MPIRUN -n 4 $train --pp 4 --out waited --steps 150 >run.out 2>run.err </dev/null &
+pid=$!
+wait_for waited/metrics.jsonl 3 $pid || fail "waited does not run" run.err
+stopped=$(pid_of waited 1)
+kill -STOP "$stopped" && sleep 1 && kill -CONT "$stopped"
+wait $pid
+equal "a rank that was stopped for a while: status" $? 0
+ok "the same without a stop" $threads --pp 4 --out unstopped --steps 150
+same_folder "the same checkpoints" waited/step-000150 unstopped/step-000150
+# one that is stopped for good is not
+start hangs --pp 4 --comm-timeout 2 --set save_every=3
+wait_for hangs/metrics.jsonl 8 $pid
+stopped=$(pid_of hangs 1)
+kill -STOP "$stopped"
+if gone hangs 10; then pass; else fail "a stage hangs and others are still there" run.err; fi
+kill -KILL "$stopped"
+wait $pid
+has "a line of who did not come" '^birkhoff: ends .*rank.*; the newest checkpoint is hangs/step-[0-9]*$' run.err
+
 finish
