@@ -443,24 +443,27 @@ static bk_status run_rebuild(const bk_executor *e, work *w) {
   return BK_OK;
 }
 
+/* Those whose results are handed on. */
 static int pieces_of(const work *w) {
   int n = 0;
-  for (int i = 0; i < w->n; i++) n += w->programs[i]->n_pieces;
+  for (int i = 0; i < w->makes; i++) n += w->programs[i]->n_pieces;
   return n;
 }
 
-/* The pieces of both in turn, so that both end at about the same time. The gradient is handed on
- * first, which is the order in which its receiver expects the two. */
+/* What both make for other chunks in turn, so that both end at about the same time; then the wgrad,
+ * under which the two messages travel. The gradient is handed on first, which is the order in which
+ * its receiver expects them. */
 static bk_status run_both(bk_executor *e, const bk_schedule_record *r, work *forward, work *back) {
   int64_t all[2] = {pieces_of(forward), pieces_of(back)}, done[2] = {0, 0};
-  while (next_piece(forward) || next_piece(back)) {
-    bool first = !next_piece(back) || (next_piece(forward) && done[0] * all[1] <= done[1] * all[0]);
+  while (forward->program < forward->makes || back->program < back->makes) {
+    bool first = back->program == back->makes ||
+                 (forward->program < forward->makes && done[0] * all[1] <= done[1] * all[0]);
     done[first ? 0 : 1]++;
     BK_TRY(run_piece(e, first ? forward : back));
     BK_TRY(hand_on(e, r, back));
     if (!back->end) BK_TRY(hand_on(e, r, forward));
   }
-  return BK_OK;
+  return run_rest(e, r, back);
 }
 
 /* ---- records ---- */

@@ -325,7 +325,7 @@ static bk_status simulate(weighing *w, bk_timeline **timeline) {
                              .overlap = pairs(w->s) ? overlap_of(w) : 0,
                              .latency = w->q->cluster.latency,
                              .transfer = c->edge_seconds,
-                             .early_gradients = true};
+                             .weights_last = true};
   bk_timeline *t = NULL;
   BK_TRY(bk_schedule_simulate(w->q->quiet, w->s, &costs, &t));
   find_times(w, t, costs.overlap);

@@ -153,7 +153,7 @@ static bk_status simulate(cli_session *s, report *r, bk_timeline **timeline) {
                              .fb = r->measured ? 0 : r->fb,
                              .latency = r->latency,
                              .transfer = r->transfer,
-                             .early_gradients = r->measured != NULL};
+                             .weights_last = r->measured != NULL};
   return bk_schedule_simulate(s->ctx, r->schedule, &costs, timeline);
 }
 

@@ -108,13 +108,15 @@ static void send_message(simulation *m, int rank, const bk_schedule_record *r, i
 
 /* ---- ranks ---- */
 
-/* When a record has made its gradient. In an FB both passes end together. */
+/* When a record has made what it sends. */
 static double made_at(const simulation *m, int rank, const bk_schedule_record *r,
                       const bk_schedule_span *span) {
   const bk_stage_costs *c = stage_costs(m, rank, r->back_chunk);
-  bool early = m->costs->early_gradients && (r->kind == BK_WORK_B || r->kind == BK_WORK_FB);
-  if (!early || !m->puts_off[rank] || !(c->b > 0)) return span->end;
-  return span->begin + (span->end - span->begin) * (c->b - c->w) / c->b;
+  double all = c->b, seconds = span->end - span->begin;
+  bool early = m->costs->weights_last && (r->kind == BK_WORK_B || r->kind == BK_WORK_FB);
+  if (r->kind == BK_WORK_FB) all += stage_costs(m, rank, r->chunk)->f;
+  if (!early || !m->puts_off[rank] || !(all > 0)) return span->end;
+  return span->begin + seconds * (all - c->w) / all;
 }
 
 /* False where a message that the record needs is not known yet. */
@@ -129,8 +131,9 @@ static bool do_record(simulation *m, int rank, int at) {
   span->begin = fmax(idle, fmax(arrival[0], arrival[1]));
   span->end = m->clock[rank] = span->begin + cost;
   m->t->busy[rank] += cost;
-  send_message(m, rank, r, 1, made_at(m, rank, r, span), &sent[1]);
-  send_message(m, rank, r, 0, span->end, &sent[0]);
+  double made = made_at(m, rank, r, span);
+  send_message(m, rank, r, 1, made, &sent[1]);
+  send_message(m, rank, r, 0, made, &sent[0]);
   return true;
 }
 

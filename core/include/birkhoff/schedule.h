@@ -106,9 +106,9 @@ typedef struct bk_schedule_costs {
    * of ranks) is busy; it begins when the record that makes it ends, unless its link is busy. It
    * takes no time of the ranks themselves. */
   double latency, transfer;
-  /* Where a rank's list has I, so that gradients of parameters are made by themselves, the gradient
-   * of a B or FB is sent before its W part, as the trainer does it. */
-  bool early_gradients;
+  /* Where a rank's list has I, so that gradients of parameters are made by themselves, they are the
+   * last that a B or FB does, and its messages leave before them. The trainer does it so. */
+  bool weights_last;
 } bk_schedule_costs;
 
 typedef struct bk_schedule_span {
