@@ -40,10 +40,12 @@ typedef struct held {
   int *queue, head, count; /* [slots]: micro-batches whose W waits, a ring */
 } held;
 
-/* Programs that are run one after the other, and how far they are. */
+/* Programs that are run one after the other, and how far they are. What they make for another chunk
+ * is there when the first `makes` of them are done; `end` then hands it on, once. */
 typedef struct work {
   bk_program *programs[2];
-  int n, program, piece;
+  int n, program, piece, makes;
+  bk_status (*end)(bk_executor *e, const bk_schedule_record *r);
 } work;
 
 /* What a record does forward and what it does backward, for looks at it. */
@@ -165,7 +167,7 @@ static bk_status list_source(bk_executor *e, int peer) {
   for (int keep = 0; keep < 2; keep++) {
     int n = 0;
     for (int i = 0; i < rank->n_records; i++)
-      for (int side = 0; side < SIDES; side++) {
+      for (int side = SIDES - 1; side >= 0; side--) { /* of an FB the gradient goes first */
         const bk_schedule_message *m = &rank->records[i].send[side];
         if (m->peer != e->layout->p) continue;
         if (keep) s->messages[n] = *m;
@@ -417,11 +419,19 @@ static bk_status run_piece(const bk_executor *e, work *w) {
   return bk_program_run_piece(p, piece, &e->how);
 }
 
+static bk_status hand_on(bk_executor *e, const bk_schedule_record *r, work *w) {
+  bk_status (*end)(bk_executor *, const bk_schedule_record *) = w->end;
+  if (!end || w->program < w->makes) return BK_OK;
+  w->end = NULL;
+  return end(e, r);
+}
+
 /* Programs that were not begun are run as a whole, which may be by a graph. */
-static bk_status run_rest(const bk_executor *e, work *w) {
+static bk_status run_rest(bk_executor *e, const bk_schedule_record *r, work *w) {
   while (w->program < w->n) {
     if (w->piece) BK_TRY(run_piece(e, w));
     else BK_TRY(bk_program_run(w->programs[w->program++], &e->how));
+    BK_TRY(hand_on(e, r, w));
   }
   return BK_OK;
 }
@@ -439,16 +449,17 @@ static int pieces_of(const work *w) {
   return n;
 }
 
-/* The pieces of both in turn, so that both end at about the same time. */
-static bk_status run_both(const bk_executor *e, work *a, work *b) {
-  int64_t all[2] = {pieces_of(a), pieces_of(b)}, done[2] = {0, 0};
-  while (next_piece(a) && next_piece(b)) {
-    int which = done[0] * all[1] <= done[1] * all[0] ? 0 : 1;
-    done[which]++;
-    BK_TRY(run_piece(e, which ? b : a));
+/* The pieces of both in turn, so that both end at about the same time. The gradient is handed on
+ * first, which is the order in which its receiver expects the two. */
+static bk_status run_both(bk_executor *e, const bk_schedule_record *r, work *forward, work *back) {
+  int64_t all[2] = {pieces_of(forward), pieces_of(back)}, done[2] = {0, 0};
+  while (next_piece(forward) || next_piece(back)) {
+    bool first = !next_piece(back) || (next_piece(forward) && done[0] * all[1] <= done[1] * all[0]);
+    done[first ? 0 : 1]++;
+    BK_TRY(run_piece(e, first ? forward : back));
+    BK_TRY(hand_on(e, r, back));
+    if (!back->end) BK_TRY(hand_on(e, r, forward));
   }
-  while (next_piece(a)) BK_TRY(run_piece(e, a));
-  while (next_piece(b)) BK_TRY(run_piece(e, b));
   return BK_OK;
 }
 
@@ -463,6 +474,17 @@ static bk_port neighbour(const bk_executor *e, const bk_schedule_message *m) {
   const held *h = &e->held[m->peer_chunk];
   int slot = h->slots[m->micro];
   return m->gradient ? bk_chunk_output_grad(h->chunk, slot) : bk_chunk_output(h->chunk, slot);
+}
+
+static bk_status end_forward(bk_executor *e, const bk_schedule_record *r) {
+  held *h = &e->held[r->chunk];
+  int slot = h->slots[r->micro];
+  bk_port out = bk_chunk_output(h->chunk, slot);
+  if (h->chunk->has_head && e->calls->loss)
+    BK_TRY(e->calls->loss(e->calls->user, number_of(e, r->chunk, r->micro)));
+  const bk_schedule_message *m = &r->send[STREAMS];
+  if (m->peer < 0 || m->peer == e->layout->p) return BK_OK;
+  return send(e, m, &out, &h->sent[slot * SIDES + STREAMS]);
 }
 
 static bk_status begin_forward(bk_executor *e, const bk_schedule_record *r, work *w) {
@@ -483,31 +505,9 @@ static bk_status begin_forward(bk_executor *e, const bk_schedule_record *r, work
   }
   add_program(e, w, r->chunk, slot, BK_PROGRAM_FORWARD);
   if (h->chunk->has_head) add_program(e, w, r->chunk, slot, BK_PROGRAM_LOSS);
+  w->makes = w->n;
+  w->end = end_forward;
   return BK_OK;
-}
-
-static bk_status end_forward(bk_executor *e, const bk_schedule_record *r) {
-  held *h = &e->held[r->chunk];
-  int slot = h->slots[r->micro];
-  bk_port out = bk_chunk_output(h->chunk, slot);
-  if (h->chunk->has_head && e->calls->loss)
-    BK_TRY(e->calls->loss(e->calls->user, number_of(e, r->chunk, r->micro)));
-  const bk_schedule_message *m = &r->send[STREAMS];
-  if (m->peer < 0 || m->peer == e->layout->p) return BK_OK;
-  return send(e, m, &out, &h->sent[slot * SIDES + STREAMS]);
-}
-
-/* A gradient that a chunk of this rank has made is in its place already. */
-static bk_status begin_backward(bk_executor *e, const bk_schedule_record *r, work *w) {
-  held *h = &e->held[r->back_chunk];
-  int slot = h->slots[r->back_micro];
-  bk_port grad = bk_chunk_output_grad(h->chunk, slot);
-  BK_TRY(finish_send(e, &h->sent[slot * SIDES + GRADIENTS]));
-  add_program(e, w, r->back_chunk, slot, BK_PROGRAM_BACKWARD);
-  if (e->defers && r->kind != BK_WORK_I) add_program(e, w, r->back_chunk, slot, BK_PROGRAM_WGRAD);
-  if (r->receive[GRADIENTS].peer < 0 || r->receive[GRADIENTS].peer == e->layout->p) return BK_OK;
-  BK_TRY(run_rebuild(e, w));
-  return take(e, &h->rings[GRADIENTS], &grad);
 }
 
 static bk_status end_backward(bk_executor *e, const bk_schedule_record *r) {
@@ -526,6 +526,21 @@ static bk_status end_backward(bk_executor *e, const bk_schedule_record *r) {
   return m->peer < 0 ? BK_OK : send(e, m, &grad, &h->sent[slot * SIDES + GRADIENTS]);
 }
 
+/* A gradient that a chunk of this rank has made is in its place already. */
+static bk_status begin_backward(bk_executor *e, const bk_schedule_record *r, work *w) {
+  held *h = &e->held[r->back_chunk];
+  int slot = h->slots[r->back_micro];
+  bk_port grad = bk_chunk_output_grad(h->chunk, slot);
+  BK_TRY(finish_send(e, &h->sent[slot * SIDES + GRADIENTS]));
+  add_program(e, w, r->back_chunk, slot, BK_PROGRAM_BACKWARD);
+  w->makes = w->n;
+  w->end = end_backward;
+  if (e->defers && r->kind != BK_WORK_I) add_program(e, w, r->back_chunk, slot, BK_PROGRAM_WGRAD);
+  if (r->receive[GRADIENTS].peer < 0 || r->receive[GRADIENTS].peer == e->layout->p) return BK_OK;
+  BK_TRY(run_rebuild(e, w));
+  return take(e, &h->rings[GRADIENTS], &grad);
+}
+
 static bk_status run_wgrad(bk_executor *e, const bk_schedule_record *r) {
   held *h = &e->held[r->chunk];
   work w = {.n = 0};
@@ -536,7 +551,7 @@ static bk_status run_wgrad(bk_executor *e, const bk_schedule_record *r) {
   h->head = (h->head + 1) % e->own->chunks[r->chunk].slots;
   h->count--;
   add_program(e, &w, r->chunk, h->slots[r->micro], BK_PROGRAM_WGRAD);
-  return run_rest(e, &w);
+  return run_rest(e, r, &w);
 }
 
 static bk_status run_record(bk_executor *e, const bk_schedule_record *r) {
@@ -548,10 +563,8 @@ static bk_status run_record(bk_executor *e, const bk_schedule_record *r) {
   if (goes_forward(r)) BK_TRY(begin_forward(e, r, &forward));
   if (goes_back(r)) BK_TRY(begin_backward(e, r, &back));
   BK_TRY(post_receives(e)); /* buffers have become free */
-  if (r->kind == BK_WORK_FB) BK_TRY(run_both(e, &forward, &back));
-  else BK_TRY(run_rest(e, goes_forward(r) ? &forward : &back));
-  if (goes_forward(r)) BK_TRY(end_forward(e, r));
-  return goes_back(r) ? end_backward(e, r) : BK_OK;
+  if (r->kind == BK_WORK_FB) return run_both(e, r, &forward, &back);
+  return run_rest(e, r, goes_forward(r) ? &forward : &back);
 }
 
 /* ---- a step ---- */
@@ -628,7 +641,7 @@ static bk_status evaluate_chunk(bk_executor *e, int c, int64_t n) {
   }
   add_program(e, &w, c, slot, BK_PROGRAM_FORWARD);
   if (h->chunk->has_head) add_program(e, &w, c, slot, BK_PROGRAM_EVALUATE);
-  BK_TRY(run_rest(e, &w));
+  BK_TRY(run_rest(e, NULL, &w));
   if (h->chunk->has_head) return BK_OK;
   bk_schedule_message m = message(e, stage + 1, stage, n);
   return m.peer == e->layout->p ? BK_OK : send(e, &m, &out, &h->sent[slot * SIDES + STREAMS]);

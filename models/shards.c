@@ -10,8 +10,8 @@ enum { BUCKET_ALIGN = 128 };
 
 /* A span: neighbouring blocks as one flat tensor of gradients and one of weights, where they lie
  * at the same distances in both (reserve_blocks in params.c). The gaps between the blocks are zero
- * in every part, and AdamW leaves zeros zero. On one rank a model in fp32 has two spans, whatever its
- * size, so that the update takes a few launches and not one for each tensor. */
+ * in every part, and AdamW leaves zeros zero. On one rank a model in fp32 has two spans, whatever
+ * its size, so that the update takes a few launches and not one for each tensor. */
 typedef struct span {
   bk_tensor grad, weight;
   int group;

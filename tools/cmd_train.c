@@ -384,10 +384,10 @@ static bk_status set_up(train_run *r, bool dry) {
   if (status == BK_OK) status = cli_dtype(s, &r->dtype);
   BK_TRY(cli_team_agree(r->team, status));
   BK_TRY(cli_team_agree(r->team, cli_team_open_comm(r->team)));
+  BK_TRY(cli_team_agree(r->team, train_open_pipeline(r)));
   BK_TRY(cli_team_agree(r->team, open_data(r)));
   BK_TRY(same_data(r));
   train_warn_recipe(r);
-  BK_TRY(train_open_pipeline(r));
   return cli_team_agree(r->team, build(r, dry));
 }
 

@@ -121,8 +121,8 @@ static double expert_bytes(const weighing *w) {
          (double)c->hidden_size * (double)bk_dtype_size(w->q->dtype);
 }
 
-/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many messages
- * have a place of their own (core/schedule/schedule.h). */
+/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many
+ * messages have a place of their own (core/schedule/schedule.h). */
 #define AHEAD 2
 static double ring_bytes(const weighing *w, int rank, const bk_schedule_chunk *chunk) {
   double bytes = 0;
@@ -291,7 +291,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   plan_choice *c = w->c;
   const plan_cluster *k = &w->q->cluster;
   double sent = t->sent, exposed = t->exposed, gather = 0;
-  c->edge_hidden = sent > 0 ? 1 - exposed / sent : NAN;
+  c->edge_hidden = sent > 0 ? fmax(0, 1 - exposed / sent) : NAN;
   add_exchanges(w, overlap, &sent, &exposed);
   c->pipeline = t->time;
   c->gradients = summed(w, t, &sent, &exposed) - t->time;
@@ -306,7 +306,7 @@ static void find_times(weighing *w, const bk_timeline *t, double overlap) {
   c->step = c->pipeline + c->gradients + c->optimizer + c->weights;
   c->bubble = t->bubble / t->time;
   c->sent = sent;
-  c->hidden = sent > 0 ? 1 - exposed / sent : NAN;
+  c->hidden = sent > 0 ? fmax(0, 1 - exposed / sent) : NAN;
   bk_model_counts counts;
   bk_model_count(&w->q->config, w->q->recipe.seq_len, &counts);
   c->tokens_per_s = (double)w->q->recipe.batch_size * (double)w->q->recipe.seq_len / c->step;
@@ -324,7 +324,8 @@ static bk_status simulate(weighing *w, bk_timeline **timeline) {
   bk_schedule_costs costs = {.stage = w->costs,
                              .overlap = pairs(w->s) ? overlap_of(w) : 0,
                              .latency = w->q->cluster.latency,
-                             .transfer = c->edge_seconds};
+                             .transfer = c->edge_seconds,
+                             .early_gradients = true};
   bk_timeline *t = NULL;
   BK_TRY(bk_schedule_simulate(w->q->quiet, w->s, &costs, &t));
   find_times(w, t, costs.overlap);

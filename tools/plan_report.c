@@ -34,6 +34,13 @@ static char *amount_text(double x, const char *unit, char *text, size_t size) {
   return text;
 }
 
+static char *seconds_text(double s, char *text, size_t size) {
+  if (s >= 0.9995 || s <= 0) snprintf(text, size, "%.3f s", s);
+  else if (s >= 0.9995e-3) snprintf(text, size, "%.3g ms", s * 1e3);
+  else snprintf(text, size, "%.3g us", s * 1e6);
+  return text;
+}
+
 /* ---- reasons ---- */
 
 /* The whole reason of one choice. */
@@ -100,19 +107,20 @@ static void print_cluster(const plan_search *q) {
 }
 
 static void print_choice(const plan_search *q, const plan_choice *c) {
-  char recompute[64], memory[32], hidden[16] = "-", tokens[32];
+  char recompute[64], memory[32], hidden[16] = "-", tokens[32], step[32];
   if (isfinite(c->hidden)) snprintf(hidden, sizeof hidden, "%.1f%%", 100 * c->hidden);
-  printf("%4lld %5lld %3lld  %-10s %5lld x %-5lld %-22s %8.3f s %6.1f%% %9s %7s %9s %8.1f%%\n",
+  printf("%4lld %5lld %3lld  %-10s %5lld x %-5lld %-22s %10s %6.1f%% %9s %7s %9s %8.1f%%\n",
          (long long)c->pp, (long long)c->dp, (long long)c->ep, c->schedule,
          (long long)c->micro_batches, (long long)c->micro_batch,
-         plan_recompute_text(q, c, recompute, sizeof recompute), c->step, 100 * c->bubble,
+         plan_recompute_text(q, c, recompute, sizeof recompute),
+         seconds_text(c->step, step, sizeof step), 100 * c->bubble,
          amount_text(c->bytes_total, "B", memory, sizeof memory), hidden,
          amount_text(c->tokens_per_s, "", tokens, sizeof tokens), 100 * c->share);
 }
 
 /* What a user asks next of the best: where its memory and its time go. */
 static void print_best(const plan_choice *c) {
-  char a[32], b[32];
+  char a[32], t[4][32];
   const char *between = ":";
   printf("\nof the first, in the rank that needs most memory");
   for (int k = 0; k < BK_MEM_CLASS_COUNT; k++) {
@@ -121,16 +129,15 @@ static void print_best(const plan_choice *c) {
            amount_text(c->bytes[k], "B", a, sizeof a));
     between = ",";
   }
-  printf(
-      "\nits step: pipeline %.3f s, gradients after it %.3f s, optimiser %.3f s, weights %.3f "
-      "s\n",
-      c->pipeline, c->gradients, c->optimizer, c->weights);
+  printf("\nits step: pipeline %s, gradients after it %s, optimiser %s, weights %s\n",
+         seconds_text(c->pipeline, t[0], 32), seconds_text(c->gradients, t[1], 32),
+         seconds_text(c->optimizer, t[2], 32), seconds_text(c->weights, t[3], 32));
   if (c->edge_bytes > 0)
     printf(
-        "an edge between stages: %s a micro-batch and direction, %.2f ms, of which %.1f%% is "
-        "hidden; a forward pass of a stage takes up to %.2f ms\n",
-        amount_text(c->edge_bytes, "B", b, sizeof b), 1e3 * c->edge_seconds, 100 * c->edge_hidden,
-        1e3 * c->f_seconds);
+        "an edge between stages: %s a micro-batch and direction, %s, of which %.1f%% is hidden; "
+        "a forward pass of a stage takes up to %s\n",
+        amount_text(c->edge_bytes, "B", a, sizeof a), seconds_text(c->edge_seconds, t[0], 32),
+        100 * c->edge_hidden, seconds_text(c->f_seconds, t[1], 32));
 }
 
 static void print_drops(const plan_search *q) {

@@ -152,7 +152,8 @@ static bk_status simulate(cli_session *s, report *r, bk_timeline **timeline) {
   bk_schedule_costs costs = {.stage = r->stage,
                              .fb = r->measured ? 0 : r->fb,
                              .latency = r->latency,
-                             .transfer = r->transfer};
+                             .transfer = r->transfer,
+                             .early_gradients = r->measured != NULL};
   return bk_schedule_simulate(s->ctx, r->schedule, &costs, timeline);
 }
 
@@ -271,8 +272,7 @@ static bk_status draw(cli_session *s, const report *r) {
   return cli_svg_timeline(s->ctx, path,
                           &(cli_svg_times){.schedule = r->schedule,
                                            .timeline = r->timeline,
-                                           .latency = r->latency,
-                                           .transfer = r->transfer,
+                                           .transfers = r->latency > 0 || r->transfer > 0,
                                            .title = "A step of a pipeline",
                                            .seconds = r->measured != NULL});
 }

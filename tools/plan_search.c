@@ -315,8 +315,8 @@ static bk_status draw_best(plan_search *q, const char *path) {
   if (q->n == 0 || q->choices[0].drop != PLAN_KEPT)
     return bk_fail(q->s->ctx, BK_ERR_ARGUMENT, "--svg: no plan fits, there is nothing to draw");
   c = q->choices[0];
-  snprintf(title, sizeof title, "%s: %s, pp %lld, dp %lld, ep %lld, %s", q->model, c.schedule,
-           (long long)c.pp, (long long)c.dp, (long long)c.ep,
+  snprintf(title, sizeof title, "%s: %s, pp %lld, dp %lld, ep %lld, recompute %s", q->model,
+           c.schedule, (long long)c.pp, (long long)c.dp, (long long)c.ep,
            plan_recompute_text(q, &c, recompute, sizeof recompute));
   bk_status status = open_pipeline(q, &c, &p, &why);
   if (status == BK_OK) status = plan_choice_weigh(q, &p, &c, &t);
@@ -324,8 +324,7 @@ static bk_status draw_best(plan_search *q, const char *path) {
     status = cli_svg_timeline(q->s->ctx, path,
                               &(cli_svg_times){.schedule = p.schedule,
                                                .timeline = t,
-                                               .latency = q->cluster.latency,
-                                               .transfer = c.edge_seconds,
+                                               .transfers = true,
                                                .title = title,
                                                .seconds = true});
   bk_timeline_destroy(q->quiet, t);

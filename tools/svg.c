@@ -374,21 +374,17 @@ static void draw_record(const times_drawing *g, int rank, int at) {
            work_colors[BK_WORK_B].fill[back], r->back_micro);
 }
 
-/* A link carries one message after the other, as bk_schedule_simulate has it. */
-static void draw_sends(const times_drawing *g, int rank, double *link_free) {
+static void draw_sends(const times_drawing *g, int rank) {
   const cli_svg_times *t = g->t;
   const bk_schedule_rank *list = &t->schedule->rank[rank];
-  for (int p = 0; p < t->schedule->ranks; p++) link_free[p] = 0;
   for (int i = 0; i < list->n_records; i++)
     for (int k = 0; k < 2; k++) {
-      const bk_schedule_message *m = &list->records[i].send[k];
-      if (m->peer < 0 || m->peer == rank) continue;
-      double begin = fmax(link_free[m->peer], t->timeline->spans[rank][i].end + t->latency);
-      link_free[m->peer] = begin + t->transfer;
+      const bk_schedule_span *on = &t->timeline->messages[rank][2 * i + k];
+      if (!(on->end > 0)) continue;
       add(g->d, "<rect x=\"%.2f\" y=\"%.1f\" width=\"%.2f\" height=\"%d\" fill=\"%s\"/>\n",
-          TIMES_LEFT + begin * g->scale,
+          TIMES_LEFT + on->begin * g->scale,
           TIMES_TOP + rank * g->row + COMPUTE_LANE + 1 + k * SEND_LANE,
-          fmax(0.5, t->transfer * g->scale), SEND_LANE - 1,
+          fmax(0.5, (on->end - on->begin) * g->scale), SEND_LANE - 1,
           work_colors[k ? BK_WORK_B : BK_WORK_F].fill[0]);
     }
 }
@@ -471,7 +467,7 @@ static void begin_times(svg *d, int width, int height, const char *title, const 
   label(d, TIMES_LEFT, 40, "start", 12, "currentColor", subtitle);
 }
 
-static void draw_times(times_drawing *g, double *link_free) {
+static void draw_times(times_drawing *g) {
   const bk_schedule *s = g->t->schedule;
   double bottom = TIMES_TOP + s->ranks * g->row;
   char text[32];
@@ -480,7 +476,7 @@ static void draw_times(times_drawing *g, double *link_free) {
     snprintf(text, sizeof text, "rank %d", r);
     label(g->d, TIMES_LEFT - 8, TIMES_TOP + r * g->row + 16, "end", 12, "currentColor", text);
     for (int i = 0; i < s->rank[r].n_records; i++) draw_record(g, r, i);
-    if (g->sends) draw_sends(g, r, link_free);
+    if (g->sends) draw_sends(g, r);
   }
   draw_times_legend(g, bottom + 44);
 }
@@ -506,10 +502,8 @@ bk_status cli_svg_timeline(bk_context *ctx, const char *path, const cli_svg_time
   svg d = {.ctx = ctx};
   times_drawing g = {.d = &d, .t = t, .scale = find_scale(t)};
   int ranks = t->schedule->ranks;
-  double *link_free = bk_alloc_array(ctx, (size_t)ranks, sizeof *link_free);
   char subtitle[160];
-  if (!link_free) return BK_ERR_MEMORY;
-  g.sends = t->latency > 0 || t->transfer > 0;
+  g.sends = t->transfers;
   g.row = COMPUTE_LANE + 5 + (g.sends ? 2 * SEND_LANE : 0);
   snprintf(subtitle, sizeof subtitle, "%s, %d ranks, %d micro-batches: %.6g %s, bubble %.1f %%",
            t->schedule->name, ranks, t->schedule->micro_batches,
@@ -517,7 +511,6 @@ bk_status cli_svg_timeline(bk_context *ctx, const char *path, const cli_svg_time
            t->timeline->time > 0 ? 100 * t->timeline->bubble / t->timeline->time : 0);
   begin_times(&d, TIMES_LEFT + TIMES_RIGHT + (int)ceil(t->timeline->time * g.scale),
               TIMES_TOP + (int)ceil(ranks * g.row) + 78, t->title, subtitle);
-  draw_times(&g, link_free);
-  bk_free(ctx, link_free);
+  draw_times(&g);
   return end(&d, path);
 }

@@ -29,9 +29,9 @@ bk_status cli_svg_composites(bk_context *ctx, const char *path, const cli_svg_ru
 typedef struct cli_svg_times {
   const bk_schedule *schedule;
   const bk_timeline *timeline;
-  double latency, transfer; /* of the costs that made the timeline; both 0: no lane of transfers */
-  const char *title;        /* any bytes */
-  bool seconds;             /* times are seconds, else units */
+  bool transfers;    /* messages take time: there is a lane of them */
+  const char *title; /* any bytes */
+  bool seconds;      /* times are seconds, else units */
 } cli_svg_times;
 
 /* A row for each rank: what it computes, each record in the colour of its kind and of its stream

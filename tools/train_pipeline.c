@@ -57,12 +57,12 @@ static bk_status make_schedule(train_run *r, const char *name) {
   if (!pp) pp = 1;
   BK_TRY(count_micro_batches(r, r->team->size / (int)pp, &count));
   bk_status status = bk_schedule_create(r->s->ctx, name, (int)pp, count, &r->schedule);
-  if (status == BK_ERR_ARGUMENT)
-    bk_info(r->s->ctx,
-            "the number of micro-batches is batch_size / dp / micro_batch_size: %lld / %d / %lld",
-            (long long)r->recipe.batch_size, r->team->size / (int)pp,
-            (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1));
-  return status;
+  if (status != BK_ERR_ARGUMENT) return status;
+  return bk_fail(r->s->ctx, status,
+                 "--schedule %s: the number of micro-batches is batch_size / dp / "
+                 "micro_batch_size: %lld / %d / %lld",
+                 name, (long long)r->recipe.batch_size, r->team->size / (int)pp,
+                 (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1));
 }
 
 /* Collective. Each rank could be told something else; what differs would be refused later, in the

@@ -118,11 +118,11 @@ void train_say_start(const train_run *r) {
   if (r->schedule)
     snprintf(pipelines, sizeof pipelines, "pp %d (%s, %d micro-batches), ", pp, r->schedule->name,
              r->schedule->micro_batches);
-  fprintf(
-      stderr, "%d rank%s over %s%s%s%s, %sdp %d: each %s has %s of the %lld sequences of a step\n",
-      team->size, team->size == 1 ? "" : "s", bk_job_transport(team->job),
-      team->launcher ? " (" : "", team->launcher ? team->launcher : "", team->launcher ? ")" : "",
-      pipelines, dp, r->schedule ? "pipeline" : "rank", share, batch);
+  fprintf(stderr,
+          "%d rank%s over %s%s%s%s, %sdp %d: each%s has %s of the %lld sequences of a step\n",
+          team->size, team->size == 1 ? "" : "s", bk_job_transport(team->job),
+          team->launcher ? " (" : "", team->launcher ? team->launcher : "",
+          team->launcher ? ")" : "", pipelines, dp, r->schedule ? " pipeline" : "", share, batch);
 }
 
 /* ---- the result ---- */

@@ -5,14 +5,15 @@
  * A message is *received* once its receiver has posted a receive for it. A receiver posts receives
  * from a peer in the order in which the peer sends, but holds at most BK_SCHEDULE_AHEAD messages
  * for a chunk and direction that no record has taken yet. A sender goes on with a message that is
- * not received yet; it must be received before the sender's next one to the same peer begins. */
+ * not received yet; it must be received before the sender's next one to the same peer begins. Of
+ * the two messages of an FB the gradient goes first, which is made before weights' gradients. */
 #include "schedule/schedule.h"
 
 #include <stdio.h>
 
 typedef struct place {
   int at;   /* the record */
-  int part; /* 0: before it; 1 and 2: before its first and its second message is sent */
+  int part; /* 0: before it; 1 and 2: before its gradient and its output is sent */
 } place;
 
 typedef struct run {
@@ -82,7 +83,7 @@ static bool send(run *x, int rank, int direction) {
 static void advance(run *x, int rank) {
   place *p = &x->place[rank];
   while (p->at < x->s->rank[rank].n_records) {
-    if (!(p->part == 0 ? take(x, rank) : send(x, rank, p->part - 1))) return;
+    if (!(p->part == 0 ? take(x, rank) : send(x, rank, 2 - p->part))) return;
     if (++p->part == 3) *p = (place){.at = p->at + 1};
   }
 }
@@ -93,7 +94,7 @@ static void advance(run *x, int rank) {
 static const bk_schedule_message *awaited(const run *x, int rank, int *direction) {
   const bk_schedule_record *r = record_of(x, rank);
   int part = x->place[rank].part;
-  *direction = part ? part - 1 : 0;
+  *direction = part ? 2 - part : 0;
   if (part) return &r->send[*direction];
   int64_t port = receiving(x, rank, r, 0);
   if (port < 0 || x->held[port]) *direction = 1;

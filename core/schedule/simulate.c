@@ -18,13 +18,14 @@ typedef struct simulation {
   double *arrival;   /* [ports][micro]: of the messages to a port, in their order */
   int *sent, *taken; /* [ports]: messages to it */
   double *link_free; /* [ports], of lanes */
+  bool *puts_off;    /* [ranks]: its list has I */
   bk_schedule_queue queue;
 } simulation;
 
 /* What the timeline hands out and what only this file knows of it. */
 typedef struct whole_timeline {
   bk_timeline timeline; /* first: see whole_of in schedule.c */
-  bk_schedule_span *all;
+  bk_schedule_span *all, *all_messages;
 } whole_timeline;
 
 /* ---- costs ---- */
@@ -89,15 +90,17 @@ static void take_message(simulation *m, int rank, const bk_schedule_record *r, i
   m->t->exposed += fmax(0, arrival - fmax(begin, idle));
 }
 
+/* *span is the message's. */
 static void send_message(simulation *m, int rank, const bk_schedule_record *r, int direction,
-                         double end) {
+                         double end, bk_schedule_span *span) {
   const bk_schedule_message *to = &r->send[direction];
   if (!comes_from_afar(to, rank)) return;
   int chunk = direction ? r->back_chunk : r->chunk;
   double *free_at =
       &m->link_free[m->w->port[bk_schedule_port_of(m->s, rank, chunk, direction)].lane];
   size_t port = bk_schedule_port_of(m->s, to->peer, to->peer_chunk, direction);
-  *free_at = fmax(*free_at, end + m->costs->latency) + m->costs->transfer;
+  span->begin = fmax(*free_at, end + m->costs->latency);
+  span->end = *free_at = span->begin + m->costs->transfer;
   m->arrival[port * (size_t)m->micro + (size_t)m->sent[port]++] = *free_at;
   m->t->sent += m->costs->latency + m->costs->transfer;
   bk_schedule_queue_add(&m->queue, to->peer);
@@ -105,9 +108,19 @@ static void send_message(simulation *m, int rank, const bk_schedule_record *r, i
 
 /* ---- ranks ---- */
 
+/* When a record has made its gradient. In an FB both passes end together. */
+static double made_at(const simulation *m, int rank, const bk_schedule_record *r,
+                      const bk_schedule_span *span) {
+  const bk_stage_costs *c = stage_costs(m, rank, r->back_chunk);
+  bool early = m->costs->early_gradients && (r->kind == BK_WORK_B || r->kind == BK_WORK_FB);
+  if (!early || !m->puts_off[rank] || !(c->b > 0)) return span->end;
+  return span->begin + (span->end - span->begin) * (c->b - c->w) / c->b;
+}
+
 /* False where a message that the record needs is not known yet. */
-static bool do_record(simulation *m, int rank, const bk_schedule_record *r,
-                      bk_schedule_span *span) {
+static bool do_record(simulation *m, int rank, int at) {
+  const bk_schedule_record *r = &m->s->rank[rank].records[at];
+  bk_schedule_span *span = &m->t->spans[rank][at], *sent = &m->t->messages[rank][2 * at];
   double arrival[2], idle = m->clock[rank];
   for (int d = 0; d < 2; d++)
     if (!arrival_of(m, rank, r, d, &arrival[d])) return false;
@@ -116,15 +129,15 @@ static bool do_record(simulation *m, int rank, const bk_schedule_record *r,
   span->begin = fmax(idle, fmax(arrival[0], arrival[1]));
   span->end = m->clock[rank] = span->begin + cost;
   m->t->busy[rank] += cost;
-  for (int d = 0; d < 2; d++) send_message(m, rank, r, d, span->end);
+  send_message(m, rank, r, 1, made_at(m, rank, r, span), &sent[1]);
+  send_message(m, rank, r, 0, span->end, &sent[0]);
   return true;
 }
 
 static void advance(simulation *m, int rank) {
   const bk_schedule_rank *list = &m->s->rank[rank];
   int *at = &m->at[rank];
-  while (*at < list->n_records && do_record(m, rank, &list->records[*at], &m->t->spans[rank][*at]))
-    ++*at;
+  while (*at < list->n_records && do_record(m, rank, *at)) ++*at;
 }
 
 /* The lists end: the schedule has been checked. */
@@ -143,14 +156,18 @@ static bk_status timeline_new(bk_context *ctx, const bk_schedule *s, bk_timeline
   for (int r = 0; r < s->ranks; r++) records += (size_t)s->rank[r].n_records;
   w->timeline.busy = bk_alloc_array(ctx, (size_t)s->ranks, sizeof *w->timeline.busy);
   w->timeline.spans = bk_alloc_array(ctx, (size_t)s->ranks, sizeof *w->timeline.spans);
+  w->timeline.messages = bk_alloc_array(ctx, (size_t)s->ranks, sizeof *w->timeline.messages);
   w->all = bk_alloc_array(ctx, records, sizeof *w->all);
-  if (!w->timeline.busy || !w->timeline.spans || !w->all) {
+  w->all_messages = bk_alloc_array(ctx, 2 * records, sizeof *w->all_messages);
+  if (!w->timeline.busy || !w->timeline.spans || !w->timeline.messages || !w->all ||
+      !w->all_messages) {
     bk_timeline_destroy(ctx, &w->timeline);
     return BK_ERR_MEMORY;
   }
   records = 0;
   for (int r = 0; r < s->ranks; r++) {
     w->timeline.spans[r] = w->all + records;
+    w->timeline.messages[r] = w->all_messages + 2 * records;
     records += (size_t)s->rank[r].n_records;
   }
   *timeline = &w->timeline;
@@ -160,7 +177,9 @@ static bk_status timeline_new(bk_context *ctx, const bk_schedule *s, bk_timeline
 void bk_timeline_destroy(bk_context *ctx, bk_timeline *timeline) {
   if (!timeline) return;
   whole_timeline *w = (whole_timeline *)timeline;
+  bk_free(ctx, w->all_messages);
   bk_free(ctx, w->all);
+  bk_free(ctx, timeline->messages);
   bk_free(ctx, timeline->spans);
   bk_free(ctx, timeline->busy);
   bk_free(ctx, w);
@@ -174,13 +193,21 @@ static bk_status simulation_init(bk_context *ctx, simulation *m) {
   m->sent = bk_alloc_array(ctx, ports, sizeof *m->sent);
   m->taken = bk_alloc_array(ctx, ports, sizeof *m->taken);
   m->link_free = bk_alloc_array(ctx, ports, sizeof *m->link_free);
+  m->puts_off = bk_alloc_array(ctx, ranks, sizeof *m->puts_off);
   BK_TRY(bk_schedule_queue_init(ctx, &m->queue, m->s->ranks));
-  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free;
+  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free && m->puts_off;
   return all ? timeline_new(ctx, m->s, &m->t) : BK_ERR_MEMORY;
+}
+
+static void note_puts_off(simulation *m) {
+  for (int r = 0; r < m->s->ranks; r++)
+    for (int i = 0; i < m->s->rank[r].n_records; i++)
+      if (m->s->rank[r].records[i].kind == BK_WORK_I) m->puts_off[r] = true;
 }
 
 static void simulation_fini(bk_context *ctx, simulation *m) {
   bk_schedule_queue_fini(ctx, &m->queue);
+  bk_free(ctx, m->puts_off);
   bk_free(ctx, m->link_free);
   bk_free(ctx, m->taken);
   bk_free(ctx, m->sent);
@@ -198,6 +225,7 @@ bk_status bk_schedule_simulate(bk_context *ctx, const bk_schedule *schedule,
   BK_TRY(take_costs(ctx, schedule, costs));
   bk_status status = simulation_init(ctx, &m);
   if (status == BK_OK) {
+    note_puts_off(&m);
     run(&m);
     *timeline = m.t;
   }

@@ -41,6 +41,9 @@ drawn "the best plan" best.svg
 ok "one schedule, one length" "$BIRKHOFF" plan $small --memory 1T --schedule dualpipe --pp 2 --json
 equal "its schedule" "$(json plans/0/schedule)" dualpipe
 equal "its length" "$(json plans/0/pp)" 2
+ok "plans that can be run" "$BIRKHOFF" plan $small --memory 1T --ep 1 --json
+equal "fewer choices" "$(choices out)" $((8 * (1 * 2 + 4 * 3 + 4 * 4)))
+if grep -q '"ep": [2-9]' out; then fail "ep above 1" out; else pass; fi
 
 # ---- memory ----
 most=$(json plans/0/bytes_total small.json)
@@ -108,6 +111,7 @@ refused 2 '--schedule gpipe: a search knows sequential, 1f1b' "an unknown schedu
 refused 2 '--micro has no meaning with --gpus' "micro-batches" "$BIRKHOFF" plan $gpus --micro 4
 refused 2 'with --gpus hc_recompute is what the search looks for' "a key that is searched" "$BIRKHOFF" plan $gpus --set hc_recompute=off
 refused 2 '--memory has a meaning with --gpus alone' "memory of nothing" "$BIRKHOFF" plan --model tiny --memory 80G
+refused 2 '--ep has a meaning with --gpus alone' "experts of nothing" "$BIRKHOFF" plan --model tiny --ep 2
 refused 2 '--svg has a meaning with --schedule alone' "a drawing of nothing" "$BIRKHOFF" plan --model tiny --svg a.svg
 refused 2 'messages take no time' "bandwidth without costs" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 4 --bandwidth 1G
 

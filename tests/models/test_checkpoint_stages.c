@@ -52,8 +52,7 @@ static struct {
   int failures[RANKS_MAX];
   bk_status status[RANKS_MAX];
   size_t bytes[RANKS_MAX];
-  int saved;       /* the plan that has saved it */
-  char other[512]; /* a path beside it; unit_path is the main thread's */
+  char other[480]; /* a path beside it; unit_path is the main thread's */
 } now;
 
 static void begin(const char *name, bk_dtype dtype, uint64_t seed) {
@@ -259,7 +258,7 @@ static void save_plan(int saved, bk_dtype dtype) {
   char *what = NULL, *folder = NULL;
   int64_t step = -1;
   begin("plans", dtype, plan_seed(saved));
-  memcpy(now.other, now.path, sizeof now.path);
+  snprintf(now.other, sizeof now.other, "%s", unit_path("plans"));
   plan_path(saved, now.path, sizeof now.path);
   run(saved, &bk_backend_cpu, body_save);
   check_files(saved);
@@ -634,7 +633,7 @@ START_TEST(test_async) {
     snprintf(now.other, sizeof now.other, "%s", unit_path("async-2"));
     run(i, i % 2 ? &bk_backend_cpu : &late_backend, body_async);
     run(DP_2, &bk_backend_cpu, body_load);
-    memcpy(now.path, now.other, sizeof now.path);
+    snprintf(now.path, sizeof now.path, "%s", now.other);
     now.seed++;
     run(PP_4, &bk_backend_cpu, body_load);
   }

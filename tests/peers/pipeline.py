@@ -293,8 +293,8 @@ def run_ranks(ranks, jobs, folder):
 
 
 def worst(grads, wanted):
-    """The largest error of a tensor, relative to it. Of the smallest, some of which are zero in theory and hold rounding, relative
-    to a thousandth of the largest."""
+    """The largest error of a tensor, relative to it. Of the smallest, some of which are zero in theory and hold rounding,
+    relative to a thousandth of the largest."""
     if set(grads) != set(wanted):
         raise RuntimeError(f"tensors of one side alone: {sorted(set(grads) ^ set(wanted))}")
     least = 1e-3 * max(g.norm().item() for g in wanted.values())
@@ -356,13 +356,14 @@ def run_command(args, job, folder):
     draw_inputs(cfg)["tokens"].to(torch.int16).numpy().tofile(data)
     sizes = ",".join(map(str, job["sizes"]))
     keys = ["adam_beta1=0", "grad_clip=0", "micro_batch_size=1", "bin_validation=false"]
-    run_program(launch + [args.program, "train", "--init", os.path.join(FIXTURES, job["case"]), "--data", data, "--out", out, "--steps", "1",
-                 "--batch-size", str(MICRO), "--seq-len", str(T), "--device", "ref", "--dtype", "fp64", "--threads", "1", *how,
-                 "--pp", str(job["ranks"]), "--schedule", job["schedule"], "--stages", sizes]
+    run_program(launch + [args.program, "train", "--init", os.path.join(FIXTURES, job["case"]), "--data", data, "--out", out,
+                 "--steps", "1", "--batch-size", str(MICRO), "--seq-len", str(T), "--device", "ref", "--dtype", "fp64",
+                 "--threads", "1", *how, "--pp", str(job["ranks"]), "--schedule", job["schedule"], "--stages", sizes]
                 + [word for key in keys for word in ("--set", key)])
     with open(os.path.join(out, "metrics.jsonl")) as file:
         row = json.loads(file.readline())
-    return row["loss"], row["grad_norm"], read_moments(os.path.join(out, "step-000001"))
+    loss, norm = (torch.tensor(row[key], dtype=ref.F64) for key in ("loss", "grad_norm"))
+    return loss, norm, read_moments(os.path.join(out, "step-000001"))
 
 
 def run_executor(step, job, folder):
@@ -410,13 +411,14 @@ def check_job(args, job, pipelined, whole, folder):
         loss, norm, grads = run_command(args, job, folder)
         wanted, theirs = whole["targets"][0].sum() / (MICRO * T), whole["targets"][1]
         square = sum(g.square().sum() for g in theirs.values())
-        errors["command"] = compare(torch.tensor(loss, dtype=ref.F64), grads, wanted, theirs) | {"norm": distance(torch.tensor(norm, dtype=ref.F64), square.sqrt())}
+        errors["command"] = compare(loss, grads, wanted, theirs) | {"norm": distance(norm, square.sqrt())}
     return errors
 
 
 def show(job, errors):
     good = all(error <= BOUND for side in errors.values() for error in side.values())
-    text = "; ".join(f"{side} {', '.join(f'{what} {error:.0e}' for what, error in each.items())}" for side, each in errors.items())
+    sides = {side: ", ".join(f"{what} {error:.0e}" for what, error in each.items()) for side, each in errors.items()}
+    text = "; ".join(f"{side} {each}" for side, each in sides.items())
     print(f"{'ok  ' if good else 'FAIL'} {job['case']:11} {job['schedule']:9} {job['ranks']} ranks: {text}", flush=True)
     return good
 

@@ -2,10 +2,10 @@
  *
  *   pipeline_step CKPT INPUT SCHEDULE RANKS STAGES OUT
  *
- * CKPT is a checkpoint; INPUT a safetensors file with input_ids and targets [M,T], of which each row
- * is a micro-batch. Ranks are threads, on the device ref in fp64. OUT-0, OUT-1, ... get of each rank
- * `loss.M` of the micro-batches whose loss it has, summed over their targets, and `grad.NAME`; of
- * two ranks that hold one stage each has its own part. */
+ * CKPT is a checkpoint; INPUT a safetensors file with input_ids and targets [M,T], of which each
+ * row is a micro-batch. Ranks are threads, on the device ref in fp64. OUT-0, OUT-1, ... get of each
+ * rank `loss.M` of the micro-batches whose loss it has, summed over their targets, and `grad.NAME`;
+ * of two ranks that hold one stage each has its own part. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -169,7 +169,8 @@ class Rank:
                 if kind in "FBI" and 0 <= after <= last and holder[after] != rank:
                     sends.append((rank, holder[after], after, kind == "F", micro))
             self.steps.append(("take", takes))
-            self.steps += [("send", [message]) for message in sends]
+            # of the two of an overlapped pair the gradient goes first
+            self.steps += [("send", [message]) for message in reversed(sends)]
 
 
 def ends(stages, lines, ahead=2):

@@ -30,7 +30,8 @@ typedef struct bk_model_options {
   /* A checkpoint with NaN or infinities is loaded with a warning, and not refused. */
   bool allow_nonfinite;
   /* The ranks that train the model together (birkhoff/parallel.h); NULL: this process alone. Each
-   * rank has all weights and gradients, and its share of masters and moments. The comm must outlive
+   * rank has all weights and gradients, or with a pipeline those of its stages, and its share of
+   * masters and moments. The comm must outlive
    * the model, and all calls that train, save or load it are collective. */
   struct bk_comm *comm;
   /* Which of the sublayers each rank holds; NULL: all. The chunks are then the pipeline's, and
@@ -107,11 +108,11 @@ BK_API void bk_model_count(const bk_model_config *config, int64_t seq_len, bk_mo
 
 /* A checkpoint is a folder with config.json and model.safetensors, and to go on training also with
  * optimizer.safetensors and trainer_state.json; doc/files.md says what they hold, and how several
- * ranks write both in parts. A model of any number of ranks loads what any other has saved. A
- * checkpoint is written beside its final name, as NAME.tmp, synced and renamed, so a crash leaves
- * the previous one whole. bk_checkpoint_save, bk_checkpoint_load, bk_checkpoint_load_weights,
- * bk_checkpoint_load_optimizer and bk_checkpoint_convert_plain are collective where a model has
- * several ranks, and return the same on all of them.
+ * ranks write both in parts. A model of any number of ranks, in pipelines or not, loads what any
+ * other has saved. A checkpoint is written beside its final name, as NAME.tmp, synced and renamed,
+ * so a crash leaves the previous one whole. bk_checkpoint_save, bk_checkpoint_load,
+ * bk_checkpoint_load_weights, bk_checkpoint_load_optimizer and bk_checkpoint_convert_plain are
+ * collective where a model has several ranks, and return the same on all of them.
  *
  * model.safetensors has the weights under Hugging Face's names, in the run's dtype (hc_*, norm
  * weights and the router in fp32 at least), with the metadata format = pt. optimizer.safetensors
@@ -164,7 +165,9 @@ BK_API char *bk_checkpoint_step_path(bk_context *ctx, const char *folder, int64_
 BK_API bk_status bk_checkpoint_prune(bk_context *ctx, const char *folder, int64_t keep);
 
 /* Writes a checkpoint; with state NULL, weights and configuration only. A checkpoint that is at
- * `path` is replaced. Anything else there is left alone, and the result is BK_ERR_ARGUMENT. */
+ * `path` is replaced. Anything else there is left alone, and the result is BK_ERR_ARGUMENT. So it
+ * is where the model has only some of its sublayers; where those of all ranks are not one whole
+ * model, it is BK_ERR_COMM. */
 BK_API bk_status bk_checkpoint_save(bk_model *model, const bk_trainer_state *state,
                                     const char *path);
 
@@ -208,9 +211,10 @@ BK_API size_t bk_checkpoint_save_bytes(const bk_model *model);
 BK_API bk_status bk_checkpoint_load(bk_device *device, const char *path, bk_dtype dtype,
                                     const bk_model_options *options, bk_model **model);
 /* Loads the weights of the folder `path` into a model that exists. Every tensor must be there, and
- * none may be left over. If numbers are not finite, a message names file, tensor, first element
- * with its value, and how many other tensors have such. All is loaded, and the result is
- * BK_ERR_DATA, or with allow_nonfinite a warning. */
+ * none may be left over. A model that has only some of its sublayers, as on a rank of a pipeline,
+ * reads what it holds, and passes over the tensors of the other sublayers. If numbers are not
+ * finite, a message names file, tensor, first element with its value, and how many other tensors
+ * have such. All is loaded, and the result is BK_ERR_DATA, or with allow_nonfinite a warning. */
 BK_API bk_status bk_checkpoint_load_weights(bk_model *model, const char *path);
 /* Loads moments and masters, after which training goes on to the same bits. The same holds for
  * numbers that are not finite. */

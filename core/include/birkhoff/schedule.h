@@ -106,6 +106,9 @@ typedef struct bk_schedule_costs {
    * of ranks) is busy; it begins when the record that makes it ends, unless its link is busy. It
    * takes no time of the ranks themselves. */
   double latency, transfer;
+  /* Where a rank's list has I, so that gradients of parameters are made by themselves, the gradient
+   * of a B or FB is sent before its W part, as the trainer does it. */
+  bool early_gradients;
 } bk_schedule_costs;
 
 typedef struct bk_schedule_span {
@@ -119,6 +122,9 @@ typedef struct bk_timeline {
   double *busy;             /* [ranks] */
   double sent, exposed;     /* time of all messages; of it, the time in which a receiver waited */
   bk_schedule_span **spans; /* [ranks][n_records] */
+  /* [ranks][n_records][2]: when the outputs and the gradients of its records are on their links;
+   * where there is no such message begin and end are both 0 */
+  bk_schedule_span **messages;
 } bk_timeline;
 
 BK_API bk_status bk_schedule_simulate(bk_context *ctx, const bk_schedule *schedule,
