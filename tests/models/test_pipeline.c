@@ -103,7 +103,7 @@ END_TEST
 
 START_TEST(test_twenty_steps) {
   pipes_spec s = make_spec(&bk_backend_ref, BK_F64, BK_HC_MHC, quick() ? 5 : PIPES_STEPS);
-  check_plans(&s, all_plans, thorough() ? PLANS : quick() ? 1 : 3);
+  check_plans(&s, all_plans, thorough() ? PLANS : quick() ? 1 : 2);
 }
 END_TEST
 
@@ -150,9 +150,9 @@ static void check_recompute(int kind, int first, int by) {
 }
 
 START_TEST(test_recompute) {
-  check_recompute(BK_HC_MHC, 0, quick() ? 5 : 1);
+  check_recompute(BK_HC_MHC, 0, thorough() ? 1 : quick() ? 5 : 2);
   for (size_t k = 0; k < BK_COUNT(kinds) && !quick(); k++)
-    check_recompute(kinds[k], thorough() ? 0 : 7 + (int)k % 3, thorough() ? 1 : 5);
+    check_recompute(kinds[k], thorough() ? 0 : 5 + 2 * ((int)k % 3), thorough() ? 1 : 6);
 }
 END_TEST
 
