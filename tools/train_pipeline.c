@@ -8,11 +8,14 @@ bool train_in_pipeline(const train_run *r) {
   return cli_given(&r->s->args, "pp") || cli_given(&r->s->args, "schedule");
 }
 
+static bool is_known(const char *schedule) {
+  for (const char *const *names = bk_schedule_names(); *names; names++)
+    if (strcmp(*names, schedule) == 0) return true;
+  return false;
+}
+
 static bool is_file(const char *schedule) {
-  const char *const *names = bk_schedule_names();
-  for (; *names; names++)
-    if (strcmp(*names, schedule) == 0) return false;
-  return strchr(schedule, '/') || strchr(schedule, '.');
+  return !is_known(schedule) && (strchr(schedule, '/') || strchr(schedule, '.'));
 }
 
 /* A pipeline's micro-batches are all alike. With micro_batch_size 0 each is one sequence. */
@@ -57,12 +60,13 @@ static bk_status make_schedule(train_run *r, const char *name) {
   if (!pp) pp = 1;
   BK_TRY(count_micro_batches(r, r->team->size / (int)pp, &count));
   bk_status status = bk_schedule_create(r->s->ctx, name, (int)pp, count, &r->schedule);
-  if (status != BK_ERR_ARGUMENT) return status;
-  return bk_fail(r->s->ctx, status,
-                 "--schedule %s: the number of micro-batches is batch_size / dp / "
-                 "micro_batch_size: %lld / %d / %lld",
-                 name, (long long)r->recipe.batch_size, r->team->size / (int)pp,
-                 (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1));
+  if (status == BK_ERR_ARGUMENT && is_known(name))
+    bk_warn(r->s->ctx,
+            "--schedule %s: the number of micro-batches is batch_size / dp / micro_batch_size: "
+            "%lld / %d / %lld",
+            name, (long long)r->recipe.batch_size, r->team->size / (int)pp,
+            (long long)(r->recipe.micro_batch_size ? r->recipe.micro_batch_size : 1));
+  return status;
 }
 
 /* Collective. Each rank could be told something else; what differs would be refused later, in the

@@ -368,6 +368,7 @@ static void comm_abort(bk_comm *comm) {
   char text[64];
   snprintf(text, sizeof text, "rank %d has given up", state_of(comm)->engine->rank);
   bk_engine_fail(state_of(comm)->engine, text);
+  state_of(comm)->engine->logged = true; /* by this rank, with its own reason */
 }
 
 /* ---- rooms ---- */

@@ -16,6 +16,7 @@ typedef struct rig {
   bk_model *model;
   bk_dataset *train, *val;
   bk_trainer *trainer;
+  bk_profile *profile;
   bk_executor *executor;
   bk_runner *runner;
   int32_t ids[2][64]; /* tokens and targets of a micro-batch */
@@ -180,12 +181,14 @@ static bk_status open_rank(rank *r, rig *g) {
   }
   BK_TRY(bk_dataset_open(r->ctx, &now->text, 1, &text, &g->train));
   BK_TRY(bk_dataset_open(r->ctx, &now->text, 1, &text, &g->val));
-  return bk_trainer_create(g->model, &s->recipe, g->train, g->val, &g->trainer);
+  BK_TRY(bk_trainer_create(g->model, &s->recipe, g->train, g->val, &g->trainer));
+  return s->profiled ? bk_profile_create(g->model, &g->profile) : BK_OK;
 }
 
 static void close_rank(rig *g, rank *r) {
   bk_executor_destroy(g->executor);
   bk_runner_destroy(g->runner);
+  bk_profile_destroy(g->profile);
   bk_trainer_destroy(g->trainer);
   bk_model_destroy(g->model);
   bk_dataset_close(g->val);
@@ -288,12 +291,26 @@ static bk_status step_once(rank *r, rig *g, pipes_outcome *o) {
   return status;
 }
 
+/* Each message is one exchange at either end. */
+static void look_at_profile(const rig *g, pipes_outcome *o) {
+  const bk_schedule_rank *own_list = &g->schedule->rank[bk_pipeline_rank(g->layout)];
+  bk_profile_exchange_get(g->profile, BK_TALK_EXCHANGE, &o->exchange);
+  for (int i = 0; i < own_list->n_records; i++)
+    for (int side = 0; side < 2; side++) {
+      const bk_schedule_record *r = &own_list->records[i];
+      int me = bk_pipeline_rank(g->layout), from = r->receive[side].peer, to = r->send[side].peer;
+      o->messages += (from >= 0 && from != me) + (to >= 0 && to != me);
+    }
+  o->messages *= now->s.steps - 1;
+}
+
 static bk_status work(rank *r, rig *g, pipes_outcome *o) {
   BK_TRY(open_rank(r, g));
   double begin = bk_context_seconds(r->ctx);
   bk_status status = now->s.steps ? train(r, g, o) : step_once(r, g, o);
   o->seconds = bk_context_seconds(r->ctx) - begin;
   BK_TRY(status);
+  if (g->profile && g->layout) look_at_profile(g, o);
   pthread_mutex_lock(&now->lock);
   status = note_state(now, g->model);
   pthread_mutex_unlock(&now->lock);

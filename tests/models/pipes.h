@@ -7,6 +7,7 @@
 #include "tests/unit/ranks.h"
 
 #include "models/executor.h"
+#include "models/profile.h"
 #include "models/runner.h"
 #include "models/trainer.h"
 
@@ -34,6 +35,7 @@ typedef struct pipes_spec {
   uint64_t disturb;
   double timeout_s; /* 0: 60 */
   pipes_ill ill[3];
+  bool profiled;
   /* The executor's: called after each piece. */
   bk_status (*look)(rank *r, const struct pipes *p, const bk_piece *piece);
   /* Before the executor is made: what a rank changes in the schedule that is its own. */
@@ -61,6 +63,10 @@ typedef struct pipes_outcome {
   bool allocates;        /* in the steps after the second */
   double seconds;        /* of the steps */
   char refusal[256];     /* what was not finite */
+  /* With a profile, of all steps but the first: messages between stages, and those that there
+   * should be. */
+  bk_profile_exchange exchange;
+  double messages;
 } pipes_outcome;
 
 /* All elements of all parameters of the whole model, one after the other. */

@@ -103,7 +103,7 @@ END_TEST
 
 START_TEST(test_twenty_steps) {
   pipes_spec s = make_spec(&bk_backend_ref, BK_F64, BK_HC_MHC, quick() ? 5 : PIPES_STEPS);
-  check_plans(&s, all_plans, thorough() ? PLANS : quick() ? 1 : 3);
+  check_plans(&s, all_plans, thorough() ? PLANS : quick() ? 1 : 2);
 }
 END_TEST
 
@@ -150,9 +150,9 @@ static void check_recompute(int kind, int first, int by) {
 }
 
 START_TEST(test_recompute) {
-  check_recompute(BK_HC_MHC, 0, quick() ? 5 : 1);
+  check_recompute(BK_HC_MHC, 0, thorough() ? 1 : quick() ? 5 : 2);
   for (size_t k = 0; k < BK_COUNT(kinds) && !quick(); k++)
-    check_recompute(kinds[k], thorough() ? 0 : 7 + (int)k % 3, thorough() ? 1 : 5);
+    check_recompute(kinds[k], thorough() ? 0 : 5 + 2 * ((int)k % 3), thorough() ? 1 : 6);
 }
 END_TEST
 
@@ -184,6 +184,30 @@ START_TEST(test_two_pipelines) {
   s.dp = 2;
   s.recipe.batch_size = 2 * MICROS;
   check_plans(&s, some, quick() ? 1 : 3);
+}
+END_TEST
+
+/* A profile changes no bit, counts all messages between stages, and takes memory in no step. */
+START_TEST(test_profile) {
+  static const plan some[] = {{"dualpipev", 2, NULL}, {"zb1p", 4, NULL}};
+  pipes_spec s = make_spec(&bk_backend_cpu, BK_F32, BK_HC_MHC, 4);
+  char name[256];
+  snprintf(name, sizeof name, "%s", write_text());
+  pipes *one = pipes_run(ctx, &s, name);
+  for (size_t i = 0; i < BK_COUNT(some); i++) {
+    s.schedule = some[i].schedule;
+    s.pp = some[i].pp;
+    s.profiled = true;
+    pipes *p = pipes_run(ctx, &s, name);
+    pipes_check_equal(p, one, 0, "profiled");
+    for (int r = 0; r < s.pp; r++) {
+      const pipes_outcome *o = &p->out[r];
+      ck_assert(o->messages > 0 && o->exchange.bytes > 0 && o->exchange.busy_s > 0);
+      ck_assert_double_eq(o->exchange.calls, o->messages);
+    }
+    pipes_free(p);
+  }
+  pipes_free(one);
 }
 END_TEST
 
@@ -485,5 +509,5 @@ START_TEST(test_large_gradient) {
 END_TEST
 
 UNIT_MAIN("pipeline", unit_folder_open, unit_folder_close, test_kinds, test_twenty_steps, test_cpu,
-          test_cpu_bf16, test_recompute, test_cuts, test_two_pipelines, test_file, test_shares,
-          test_layouts, test_not_finite, test_overflow, test_large_gradient)
+          test_cpu_bf16, test_recompute, test_cuts, test_two_pipelines, test_profile, test_file,
+          test_shares, test_layouts, test_not_finite, test_overflow, test_large_gradient)

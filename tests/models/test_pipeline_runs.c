@@ -183,6 +183,8 @@ static void check_ends(const pipes_spec *s, const char *part, double seconds, co
     const char *messages = p->all.rank[r].messages;
     ck_assert_msg(p->out[r].status != BK_OK && messages[0], "%s: rank %d: %s\n%s", what, r,
                   bk_status_name(p->out[r].status), messages);
+    const char *end = strchr(messages, '\n');
+    ck_assert_msg(end && !end[1], "%s: rank %d says more than a line: %s", what, r, messages);
     found |= strstr(messages, part) != NULL;
   }
   ck_assert_msg(found, "%s: nobody says \"%s\": rank 0: %srank 1: %s", what, part,
