@@ -4,10 +4,10 @@
  *   simulate_step TEXT SCHEDULE RANKS MICRO STEPS
  *
  * Ranks are threads of one worker each, on cpu; the model is the preset demo. Each step is
- * profiled: the time of a stage's passes is that of its ops in this step, divided by the micro-batches that
- * it runs, with what lies between ops (copies, uploads, calls) added in proportion. Waiting for
- * messages, which is what is to be predicted, is in none of them. Prints a line for each step but
- * the first: what was predicted and what was taken, in seconds. */
+ * profiled: the time of a stage's passes is that of its ops in this step, divided by the
+ * micro-batches that it runs, with what lies between ops (copies, uploads, calls) added in
+ * proportion. Waiting for messages, which is what is to be predicted, is in none of them. Prints a
+ * line for each step but the first: what was predicted and what was taken, in seconds. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
