@@ -39,7 +39,8 @@ static void find_cuts(const double *sums, int64_t n, int parts, cut *best, int64
 }
 
 /* The embedding belongs to the first sublayer, the head and the loss to the last. */
-static bk_status cut_by_cost(bk_pipeline *l, const bk_model_config *config, int64_t seq_len) {
+static bk_status cut_by_cost(bk_pipeline *l, const bk_model_config *config,
+                             const bk_pipeline_options *o) {
   int64_t n = 2 * config->num_hidden_layers;
   int stages = l->schedule->stages;
   double *costs = bk_alloc_array(l->ctx, (size_t)n + 2, sizeof *costs);
@@ -47,7 +48,8 @@ static bk_status cut_by_cost(bk_pipeline *l, const bk_model_config *config, int6
   cut *best = bk_alloc_array(l->ctx, ((size_t)stages + 1) * ((size_t)n + 1), sizeof *best);
   bk_status status = costs && sums && best ? BK_OK : BK_ERR_MEMORY;
   if (status == BK_OK) {
-    bk_sublayer_costs(config, seq_len, costs);
+    if (o->costs) memcpy(costs, o->costs, ((size_t)n + 2) * sizeof *costs);
+    else bk_sublayer_costs(config, o->seq_len, costs);
     for (int64_t i = 0; i < n; i++)
       sums[i + 1] =
           sums[i] + costs[i + 1] + (i == 0 ? costs[0] : 0) + (i == n - 1 ? costs[n + 1] : 0);
@@ -91,7 +93,7 @@ static bk_status make_cuts(bk_pipeline *l, const bk_model_config *config,
                    (long long)config->num_hidden_layers);
   l->cuts = bk_alloc_array(l->ctx, (size_t)l->schedule->stages + 1, sizeof *l->cuts);
   if (!l->cuts) return BK_ERR_MEMORY;
-  return o->stages ? cut_as_told(l, config, o->stages) : cut_by_cost(l, config, o->seq_len);
+  return o->stages ? cut_as_told(l, config, o->stages) : cut_by_cost(l, config, o);
 }
 
 /* ---- ranks ---- */

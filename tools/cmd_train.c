@@ -441,7 +441,9 @@ static const cli_option options[] = {
     {"pp", CLI_ONE, "P", "ranks of a pipeline, each of which has some of the layers"},
     {"schedule", CLI_ONE, "NAME|FILE",
      "of pipelines: 1f1b (default), zb1p, dualpipe, dualpipev, or a JSON file"},
-    {"stages", CLI_ONE, "LIST", "sublayers of each stage: 9,8,8,7 (default: by computed cost)"},
+    {"stages", CLI_ONE, "LIST|FILE",
+     "sublayers of each stage: 9,8,8,7, or by costs that bench step --json has measured (default: "
+     "by computed cost)"},
     {"help-config", CLI_FLAG, NULL, "list the keys of --set"},
     {NULL, CLI_FLAG, NULL, NULL},
 };

@@ -89,14 +89,23 @@ bk_status cli_measured_read(cli_session *s, const char *path, cli_measured *meas
   return status;
 }
 
+bk_status cli_measured_cuts(cli_session *s, const cli_measured *m, double **costs) {
+  size_t n = 2 * (size_t)m->config.num_hidden_layers + 2;
+  *costs = bk_alloc_array(s->ctx, n, sizeof **costs);
+  if (!*costs) return BK_ERR_MEMORY;
+  for (size_t i = 0; i < n; i++) (*costs)[i] = m->parts[i].f + m->parts[i].b;
+  return BK_OK;
+}
+
 /* Sums over the sublayers of each stage; the ends belong to the first and the last. */
 static void sum_parts(const cli_measured *m, const bk_pipeline *p, int stages,
-                      bk_stage_costs *costs) {
+                      bk_stage_costs *costs, int *sublayers) {
   int64_t last = 2 * m->config.num_hidden_layers;
   for (int i = 0; i < stages; i++) {
     int64_t begin, end;
     bk_pipeline_stage(p, i, &begin, &end);
     costs[i] = (bk_stage_costs){0, 0, 0};
+    sublayers[i] = (int)(end - begin);
     for (int64_t k = begin + (begin > 0); k < end + 1 + (end == last); k++) {
       costs[i].f += m->parts[k].f;
       costs[i].b += m->parts[k].b;
@@ -125,13 +134,17 @@ static bk_status find_sizes(cli_session *s, const cli_measured *m, const bk_pipe
 }
 
 bk_status cli_measured_costs(cli_session *s, const cli_measured *m, const bk_schedule *schedule,
-                             bk_stage_costs *costs, double *edge_bytes, double *optimizer) {
+                             bk_stage_costs *costs, int *sublayers, double *edge_bytes,
+                             double *optimizer) {
   bk_pipeline *p = NULL;
-  double share;
-  bk_pipeline_options o = {.schedule = schedule, .seq_len = m->seq_len, .ranks = schedule->ranks};
+  double share, *parts = NULL;
   if (!s->device) BK_TRY(cli_open_device(s));
-  BK_TRY(bk_pipeline_create(s->ctx, NULL, &m->config, &o, &p));
-  sum_parts(m, p, schedule->stages, costs);
+  BK_TRY(cli_measured_cuts(s, m, &parts));
+  bk_pipeline_options o = {.schedule = schedule, .costs = parts, .ranks = schedule->ranks};
+  bk_status made = bk_pipeline_create(s->ctx, NULL, &m->config, &o, &p);
+  bk_free(s->ctx, parts);
+  BK_TRY(made);
+  sum_parts(m, p, schedule->stages, costs, sublayers);
   bk_status status = find_sizes(s, m, p, schedule, edge_bytes, &share);
   if (status == BK_OK) *optimizer = share * m->optimizer;
   bk_pipeline_destroy(p);

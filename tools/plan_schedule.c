@@ -15,6 +15,7 @@ typedef struct report {
   const bk_timeline *timeline;
   double f, b, w, fb;
   bk_stage_costs *stage; /* [stages] */
+  int *sublayers;        /* [stages], of measured costs */
   const char *measured;  /* the file that they come from; NULL: all are the same */
   double latency, transfer, optimizer;
 } report;
@@ -134,7 +135,7 @@ static bk_status measured_costs(cli_session *s, report *r) {
   if (cli_given(&s->args, "bandwidth")) status = cli_bandwidth(s, &inside, &between);
   if (status == BK_OK) status = cli_double(s, "latency", 0, 1, &r->latency);
   if (status == BK_OK)
-    status = cli_measured_costs(s, &m, r->schedule, r->stage, &edge, &r->optimizer);
+    status = cli_measured_costs(s, &m, r->schedule, r->stage, r->sublayers, &edge, &r->optimizer);
   if (status == BK_OK && inside > 0) r->transfer = edge / inside;
   bk_free(s->ctx, m.parts);
   return status;
@@ -142,7 +143,8 @@ static bk_status measured_costs(cli_session *s, report *r) {
 
 static bk_status find_costs(cli_session *s, report *r) {
   r->stage = bk_alloc_array(s->ctx, (size_t)r->schedule->stages, sizeof *r->stage);
-  if (!r->stage) return BK_ERR_MEMORY;
+  r->sublayers = bk_alloc_array(s->ctx, (size_t)r->schedule->stages, sizeof *r->sublayers);
+  if (!r->stage || !r->sublayers) return BK_ERR_MEMORY;
   for (int i = 0; i < r->schedule->stages; i++)
     r->stage[i] = (bk_stage_costs){.f = r->f, .b = r->b, .w = r->w};
   return r->measured ? measured_costs(s, r) : BK_OK;
@@ -219,6 +221,10 @@ static bk_status print_json(cli_session *s, const report *r) {
                           r->timeline->bubble, "time", r->timeline->time, "peak_activations",
                           peaks_json(r->schedule), "costs", costs_json(r));
   if (all && r->measured) {
+    json_t *sublayers = json_array();
+    for (int i = 0; i < r->schedule->stages; i++)
+      json_array_append_new(sublayers, json_integer(r->sublayers[i]));
+    json_object_set_new(all, "sublayers", sublayers);
     json_object_set_new(all, "optimizer", json_real(r->optimizer));
     json_object_set_new(all, "step", json_real(r->timeline->time + r->optimizer));
   }
@@ -241,7 +247,8 @@ static void print_rank(const report *r, int rank) {
 static void print_stages(const report *r) {
   printf("costs            seconds, measured: %s\n", r->measured);
   for (int i = 0; i < r->schedule->stages; i++)
-    printf("  stage %-8d F %g, B %g, I %g, W %g\n", i, r->stage[i].f, r->stage[i].b,
+    printf("  stage %-8d %d sublayer%s: F %g, B %g, I %g, W %g\n", i, r->sublayers[i],
+           r->sublayers[i] == 1 ? "" : "s", r->stage[i].f, r->stage[i].b,
            r->stage[i].b - r->stage[i].w, r->stage[i].w);
 }
 
@@ -306,6 +313,7 @@ bk_status cli_plan_schedule(cli_session *s) {
   if (status == BK_OK) status = draw(s, &r);
   if (status == BK_OK) status = s->json ? print_json(s, &r) : print_text(s, &r);
   bk_timeline_destroy(s->ctx, timeline);
+  bk_free(s->ctx, r.sublayers);
   bk_free(s->ctx, r.stage);
   bk_schedule_destroy(s->ctx, schedule);
   return status;

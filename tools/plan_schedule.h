@@ -23,10 +23,13 @@ typedef struct cli_measured {
 } cli_measured;
 /* What bench step --json has printed. BK_ERR_DATA: it is something else. */
 bk_status cli_measured_read(cli_session *s, const char *path, cli_measured *measured);
-/* Costs of the schedule's stages, cut as a training run cuts them; the bytes of a micro-batch that
- * cross an edge, and the seconds of the optimiser on the rank that has most to update. */
+/* [2 * layers + 2], for bk_pipeline_options.costs; bk_free. */
+bk_status cli_measured_cuts(cli_session *s, const cli_measured *measured, double **costs);
+/* Costs and sublayers of the schedule's stages, cut by these costs, as train --stages FILE cuts
+ * them; the bytes of a micro-batch that cross an edge, and the seconds of the optimiser on the rank
+ * that has most to update. */
 bk_status cli_measured_costs(cli_session *s, const cli_measured *measured,
-                             const bk_schedule *schedule, bk_stage_costs *costs, double *edge_bytes,
-                             double *optimizer);
+                             const bk_schedule *schedule, bk_stage_costs *costs, int *sublayers,
+                             double *edge_bytes, double *optimizer);
 
 #endif

@@ -1,6 +1,7 @@
 /* A run whose ranks are pipelines: --pp, --schedule, --stages. */
 #include <string.h>
 
+#include "tools/plan_schedule.h"
 #include "tools/train.h"
 
 /* --schedule without --pp, or with --pp 1, is a pipeline of one rank. */
@@ -16,6 +17,21 @@ static bool is_known(const char *schedule) {
 
 static bool is_file(const char *schedule) {
   return !is_known(schedule) && (strchr(schedule, '/') || strchr(schedule, '.'));
+}
+
+/* --stages FILE: costs that bench step --json has measured. */
+static bk_status read_costs(train_run *r, const char *path, double **costs) {
+  cli_measured m;
+  BK_TRY(cli_measured_read(r->s, path, &m));
+  bk_status status = BK_OK;
+  if (m.config.num_hidden_layers != r->config.num_hidden_layers)
+    status =
+        bk_fail(r->s->ctx, BK_ERR_ARGUMENT,
+                "--stages %s: it was measured with a model of %lld layers, this one has %lld", path,
+                (long long)m.config.num_hidden_layers, (long long)r->config.num_hidden_layers);
+  if (status == BK_OK) status = cli_measured_cuts(r->s, &m, costs);
+  bk_free(r->s->ctx, m.parts);
+  return status;
 }
 
 /* A pipeline's micro-batches are all alike. With micro_batch_size 0 each is one sequence. */
@@ -80,8 +96,18 @@ bk_status train_open_pipeline(train_run *r) {
   }
   if (!schedule) schedule = "1f1b";
   BK_TRY(cli_team_agree(r->team, make_schedule(r, schedule)));
-  bk_pipeline_options options = {
-      .schedule = r->schedule, .stages = stages, .seq_len = r->recipe.seq_len, .ranks = 1};
-  return cli_team_agree(
-      r->team, bk_pipeline_create(r->s->ctx, r->team->comm, &r->config, &options, &r->pipeline));
+  bool file = stages && (strchr(stages, '/') || strchr(stages, '.'));
+  double *costs = NULL;
+  bk_status status = file ? read_costs(r, stages, &costs) : BK_OK;
+  bk_pipeline_options options = {.schedule = r->schedule,
+                                 .stages = file ? NULL : stages,
+                                 .seq_len = r->recipe.seq_len,
+                                 .ranks = 1};
+  status = cli_team_agree(r->team, status);
+  options.costs = costs;
+  if (status == BK_OK)
+    status = cli_team_agree(
+        r->team, bk_pipeline_create(r->s->ctx, r->team->comm, &r->config, &options, &r->pipeline));
+  bk_free(r->s->ctx, costs);
+  return status;
 }

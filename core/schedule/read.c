@@ -24,8 +24,8 @@ typedef struct reader {
 
 static const char *const read_keys[] = {"schedule", "stages", "streams", "micro", "ranks"};
 /* what `birkhoff plan --json` says of a schedule beside it */
-static const char *const said_keys[] = {"bubble", "time", "peak_activations",
-                                        "costs",  "step", "optimizer"};
+static const char *const said_keys[] = {"bubble", "time",      "peak_activations", "costs",
+                                        "step",   "optimizer", "sublayers"};
 
 static bool is_among(const char *key, const char *const *keys, size_t n) {
   for (size_t i = 0; i < n; i++)

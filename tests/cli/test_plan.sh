@@ -150,5 +150,19 @@ echo '[' >bad.json
 refused 2 'bad.json: it is no JSON object' "no JSON" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 4 --measured bad.json
 refused 1 'nothing.json' "no file" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 4 --measured nothing.json
 refused 2 'one of them is enough' "both costs" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 4 --measured measured.json --costs F=1
+# the first sublayer is made to cost more than all others: it is a stage by itself, in plans and in runs
+awk '/"F":/ && ++n == 2 { sub(/"F": [0-9.e+-]*/, "\"F\": 1000") } { print }' measured.json >slow.json
+ok "stages by measured costs" "$BIRKHOFF" plan --schedule 1f1b --pp 2 --micro 4 --measured slow.json --json
+equal "the slow sublayer alone" "$(json sublayers/0 out) $(json sublayers/1 out)" "1 5"
+text data.txt 4000
+cut="--device cpu --data data.txt --out cut --steps 1 --batch-size 2 --seq-len 16 --set warmup_steps=0 --comm threads --pp 2 --dry-run --json"
+ok "a run with these stages" "$BIRKHOFF" train --model tiny $cut --stages slow.json
+slow=$(json ranks/0/bytes/weights out)
+ok "a run with the same stages" "$BIRKHOFF" train --model tiny $cut --stages 1,5
+equal "has the same weights" "$(json ranks/0/bytes/weights out)" "$slow"
+ok "a run with stages as they are" "$BIRKHOFF" train --model tiny $cut
+holds "has others" "$(json ranks/0/bytes/weights out) > $slow"
+refused 2 'measured with a model of 3 layers, this one has 8' "costs of another model" "$BIRKHOFF" train --model demo $cut --stages slow.json
+refused 2 'bad.json: it is no JSON object' "no costs" "$BIRKHOFF" train --model tiny $cut --stages ./bad.json
 refused 2 'only 6 sublayers' "more stages than the model has" "$BIRKHOFF" plan --schedule 1f1b --pp 8 --micro 8 --measured measured.json
 finish
