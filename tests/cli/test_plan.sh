@@ -162,7 +162,7 @@ ok "a run with the same stages" "$BIRKHOFF" train --model tiny $cut --stages 1,5
 equal "has the same weights" "$(json ranks/0/bytes/weights out)" "$slow"
 ok "a run with stages as they are" "$BIRKHOFF" train --model tiny $cut
 holds "has others" "$(json ranks/0/bytes/weights out) > $slow"
-refused 2 'measured with a model of 3 layers, this one has 8' "costs of another model" "$BIRKHOFF" train --model demo $cut --stages slow.json
+refused 2 'measured with a model of 3 layers, this one has 4' "costs of another model" "$BIRKHOFF" train --model demo $cut --stages slow.json
 refused 2 'bad.json: it is no JSON object' "no costs" "$BIRKHOFF" train --model tiny $cut --stages ./bad.json
 refused 2 'only 6 sublayers' "more stages than the model has" "$BIRKHOFF" plan --schedule 1f1b --pp 8 --micro 8 --measured measured.json
 finish

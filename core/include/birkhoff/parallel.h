@@ -117,8 +117,8 @@ typedef struct bk_pipeline_options {
   /* Sublayers of each stage, "9,8,8,7"; NULL: cut by computed cost, so that the slowest stage is as
    * fast as can be. */
   const char *stages;
-  /* What is cut by: [2 * num_hidden_layers + 2], of the embedding, the sublayers, and head and loss,
-   * in any unit, as they were measured; NULL: the costs are computed. */
+  /* What is cut by: [2 * num_hidden_layers + 2], of the embedding, the sublayers, and head and
+   * loss, in any unit, as they were measured; NULL: the costs are computed. */
   const double *costs;
   int64_t seq_len; /* for the computed costs */
   /* Without a comm, for models that are only planned: rank `rank` of `ranks`. */
