@@ -1,10 +1,12 @@
 #!/bin/sh
-# The model tests that compare a backend with ref, on the cuda backend on the host: logits and gradients, fixtures, recompute, generation.
+# The model tests that compare a backend with ref, on the cuda backend on the host: logits and gradients, fixtures, generation; at the long
+# level recompute too.
 . "$(dirname "$0")/on_host.sh"
 needs tests/models/test_model_cpu
 BK_TEST_DEVICE=cuda
 export BK_TEST_DEVICE
-programs="test_model_cpu test_model_runner test_recompute test_model_fixtures test_generator test_gain"
+programs="test_model_cpu test_model_runner test_model_fixtures test_generator test_gain"
+[ -z "${BK_TEST_LONG:-}" ] || programs="$programs test_recompute"
 [ -z "${BK_TEST_QUICK:-}" ] || programs="test_model_cpu test_model_runner"
 for one in $programs; do
   echo "== $one"
