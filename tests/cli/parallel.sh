@@ -21,8 +21,13 @@ have_mpi() {
 
 # words FILE: what a file of /proc has, one a line; nothing where the process is gone or another user's
 words() { (tr '\0' '\n' <"$1") 2>/dev/null; }
-# is_rank PROCESS DIR: whether that is a process of the run in DIR, and not its launcher
-is_rank() { words "$1/cmdline" | grep -qx -e "$2" && ! words "$1/cmdline" | head -n 1 | grep -q mpirun; }
+# is_rank PROCESS DIR: whether that is a process of the run in DIR, and not its launcher. Another test that runs at this moment may have a DIR of
+# that name in its own folder.
+here=$(pwd -P)
+is_rank() {
+  [ "$(readlink "$1/cwd" 2>/dev/null)" = "$here" ] || return 1
+  words "$1/cmdline" | grep -qx -e "$2" && ! words "$1/cmdline" | head -n 1 | grep -q mpirun
+}
 
 # pid_of DIR RANK: the process of that rank of the run in DIR
 pid_of() {
