@@ -23,9 +23,9 @@ have_mpi() {
 words() { (tr '\0' '\n' <"$1") 2>/dev/null; }
 # is_rank PROCESS DIR: whether that is a process of the run in DIR, and not its launcher. Another test that runs at this moment may have a DIR of
 # that name in its own folder.
-here=$(pwd -P)
+own_folder=$(pwd -P)
 is_rank() {
-  [ "$(readlink "$1/cwd" 2>/dev/null)" = "$here" ] || return 1
+  [ "$(readlink "$1/cwd" 2>/dev/null)" = "$own_folder" ] || return 1
   words "$1/cmdline" | grep -qx -e "$2" && ! words "$1/cmdline" | head -n 1 | grep -q mpirun
 }
 
