@@ -5,9 +5,6 @@
 #include "comm/comm.h"
 #include "models/chunk_priv.h"
 #include "models/profile.h"
-#include "schedule/schedule.h"
-
-#include <string.h>
 
 enum { STREAMS, GRADIENTS, SIDES }; /* what comes in at the two sides of a chunk, and goes out */
 enum { SENDS = 2 };                 /* sends to one peer that may be under way at once */
@@ -63,20 +60,13 @@ struct bk_executor {
   source *sources;   /* [ranks of the pipeline] */
   outlet *outlets;   /* [the same] */
   bk_pass_run *runs;
-  int n_runs, n_held, micros; /* micro-batches of a stream */
-  bool defers;
+  int n_runs, n_held, micros;     /* micro-batches of a stream */
   const bk_executor_calls *calls; /* of the run in progress */
   bk_run how;
   part parts[2]; /* of the record in progress: forward, backward */
 };
 
 /* ---- creation ---- */
-
-static bool puts_off(const bk_schedule_rank *rank) {
-  for (int i = 0; i < rank->n_records; i++)
-    if (rank->records[i].kind == BK_WORK_I) return true;
-  return false;
-}
 
 static bool goes_forward(const bk_schedule_record *r) {
   return r->kind == BK_WORK_F || r->kind == BK_WORK_FB;
@@ -151,7 +141,7 @@ static bk_status make_chunk(bk_executor *e, int i, const bk_chunk_options *optio
   bk_chunk_options o = *options;
   o.slots = e->own->chunks[i].slots;
   o.backward = true;
-  o.defer_wgrad = e->defers;
+  o.defer_wgrad = e->own->puts_off;
   BK_TRY(bk_chunk_create(e->model, i, &o, NULL, &h->chunk));
   h->sent = bk_alloc_array(ctx, (size_t)o.slots * SIDES, sizeof(bk_request *));
   h->queue = bk_alloc_array(ctx, (size_t)o.slots, sizeof *h->queue);
@@ -262,7 +252,6 @@ bk_status bk_executor_create(bk_model *model, const bk_chunk_options *options,
                      .schedule = layout->schedule,
                      .own = &layout->schedule->rank[layout->p],
                      .micros = layout->schedule->micro_batches / layout->schedule->streams};
-  e->defers = puts_off(e->own);
   bk_status status = executor_fill(e, options);
   if (status == BK_OK) *executor = e;
   else bk_executor_destroy(e);
@@ -298,7 +287,12 @@ size_t bk_executor_bytes(const bk_executor *e, bk_memory_class c) {
   int requests = exchanges(e, &most);
   if (c == BK_MEM_COMM && requests && e->layout->line)
     sum += bk_comm_exchange_bytes(e->layout->line, requests, most);
-  for (int i = 0; i < e->n_held; i++) sum += bk_chunk_bytes(e->held[i].chunk, c);
+  for (int i = 0; i < e->n_held; i++) {
+    const bk_chunk *chunk = e->held[i].chunk;
+    sum += bk_chunk_bytes(chunk, c);
+    if (c == BK_MEM_STAGING) /* ids and targets */
+      sum += 2 * (size_t)chunk->options.slots * (size_t)chunk->tokens * sizeof(int32_t);
+  }
   return sum;
 }
 
@@ -538,7 +532,8 @@ static bk_status begin_backward(bk_executor *e, const bk_schedule_record *r, wor
   add_program(e, w, r->back_chunk, slot, BK_PROGRAM_BACKWARD);
   w->makes = w->n;
   w->end = end_backward;
-  if (e->defers && r->kind != BK_WORK_I) add_program(e, w, r->back_chunk, slot, BK_PROGRAM_WGRAD);
+  if (e->own->puts_off && r->kind != BK_WORK_I)
+    add_program(e, w, r->back_chunk, slot, BK_PROGRAM_WGRAD);
   if (r->receive[GRADIENTS].peer < 0 || r->receive[GRADIENTS].peer == e->layout->p) return BK_OK;
   BK_TRY(run_rebuild(e, w));
   return take(e, &h->rings[GRADIENTS], &grad);

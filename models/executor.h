@@ -7,9 +7,10 @@
  * port of its slot when its record begins. Sends go straight from the ports. The comm compares
  * shape, dtype and a tag of stream, edge, micro-batch and direction at both ends.
  *
- * In an FB the pieces of the two passes are run in turn, each pass in its own order. A backward
- * pass whose streams are recomputed runs the pieces that rebuild them before it waits for the
- * gradient (mHC paper, section 4.3.3). No allocation after creation. */
+ * In an FB the pieces of the two passes are run in turn, each pass in its own order. Where a list
+ * puts weight gradients off, they come last in every B and FB, after what was made for other ranks
+ * has left. A backward pass whose streams are recomputed runs the pieces that rebuild them before
+ * it waits for the gradient (mHC paper, section 4.3.3). No allocation after creation. */
 #ifndef BK_EXECUTOR_H
 #define BK_EXECUTOR_H
 

@@ -141,7 +141,7 @@ void bk_parallel_follow(bk_parallel *p, const bk_pass_run *runs, int n) {
 
 /* In the order in which the runner runs them: the losses, then back through the chunks. A program
  * that a chunk does not have is NULL. */
-bk_status bk_parallel_follow_runner(bk_parallel *p, const bk_runner *r, bk_micro micro) {
+void bk_parallel_follow_runner(bk_parallel *p, const bk_runner *r, bk_micro micro) {
   bk_pass_run runs[BK_CHUNKS_MAX + 1];
   int n = 0, last = bk_runner_n_chunks(r) - 1;
   runs[n].program = bk_chunk_program(bk_runner_chunk(r, last), 0, BK_PROGRAM_LOSS + (int)micro);
@@ -152,7 +152,6 @@ bk_status bk_parallel_follow_runner(bk_parallel *p, const bk_runner *r, bk_micro
     if (back) runs[n++] = (bk_pass_run){back, 0};
   }
   bk_parallel_follow(p, runs, n);
-  return BK_OK;
 }
 
 bk_status bk_parallel_agree(bk_parallel *p) {

@@ -28,7 +28,7 @@ void bk_parallel_destroy(bk_parallel *parallel); /* NULL is allowed */
  * piece after which each bucket is whole. */
 void bk_parallel_follow(bk_parallel *parallel, const bk_pass_run *runs, int n);
 /* The same of a runner that goes through its chunks with `micro`, all at position 0. */
-bk_status bk_parallel_follow_runner(bk_parallel *parallel, const bk_runner *runner, bk_micro micro);
+void bk_parallel_follow_runner(bk_parallel *parallel, const bk_runner *runner, bk_micro micro);
 /* Collective, after all ranks have followed something: the order in which buckets are posted, which
  * is one for all replicas: that in which the slowest of them has each bucket whole. */
 bk_status bk_parallel_agree(bk_parallel *parallel);

@@ -194,7 +194,6 @@ void bk_pipeline_destroy(bk_pipeline *l) {
 int bk_pipeline_rank(const bk_pipeline *l) { return l->p; }
 int bk_pipeline_number(const bk_pipeline *l) { return l->d; }
 int bk_pipeline_count(const bk_pipeline *l) { return l->dp; }
-const bk_schedule *bk_pipeline_schedule(const bk_pipeline *l) { return l->schedule; }
 
 void bk_pipeline_stage(const bk_pipeline *l, int stage, int64_t *begin, int64_t *end) {
   *begin = l->cuts[stage];

@@ -18,7 +18,4 @@ struct bk_pipeline {
   int64_t *cuts; /* [stages + 1]: stage s has the sublayers from cuts[s] to cuts[s + 1] */
 };
 
-/* The rank of the job that is number p of this rank's pipeline. */
-static inline int bk_pipeline_peer(const bk_pipeline *l, int p) { return p * l->dp + l->d; }
-
 #endif

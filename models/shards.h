@@ -2,7 +2,8 @@
  * group (ZeRO stage 1, arXiv 1910.02054).
  *
  * The trained blocks of a model lie side by side in memory, in spans that the optimiser treats
- * alike. A span is cut into *buckets* of at most BK_BUCKET_BYTES of gradients, and each bucket into
+ * alike; of several ranks a span also ends where its sublayer ends, so that a pipeline cuts none. A
+ * span is cut into *buckets* of at most BK_BUCKET_BYTES of gradients, and each bucket into
  * one *piece* for each rank (bk_comm_cut). A rank owns its pieces: it gets the sum of all ranks'
  * gradients of them, keeps masters and moments of them and of nothing else, and updates their
  * weights, which the other ranks then get from it. With one rank a span is one bucket and one

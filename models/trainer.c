@@ -258,8 +258,10 @@ void bk_trainer_destroy(bk_trainer *t) {
  * the maps. */
 static size_t staging_bytes(const bk_trainer *t) {
   int64_t tail = t->tail ? bk_runner_tokens(t->tail) : 0;
-  return (4 * (size_t)(t->micro * t->recipe.seq_len) + 2 * (size_t)tail) * sizeof(int32_t) +
-         map_bytes(t) + bk_readahead_bytes(t->model->ctx, t->train, t->recipe.seq_len, t->micro);
+  size_t copies = t->executor ? 2 : 4; /* an executor counts its own */
+  size_t gain = t->executor ? bk_trainer_gain_bytes(t) : map_bytes(t);
+  return (copies * (size_t)(t->micro * t->recipe.seq_len) + 2 * (size_t)tail) * sizeof(int32_t) +
+         gain + bk_readahead_bytes(t->model->ctx, t->train, t->recipe.seq_len, t->micro);
 }
 
 /* The model is not counted; see bk_model_bytes. */

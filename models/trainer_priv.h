@@ -65,8 +65,9 @@ void bk_trainer_pack_gain(bk_gain *gain, double *numbers, bool pack);
 
 /* ---- trainer_stages.c ---- */
 bk_status bk_trainer_make_executor(bk_trainer *trainer);
-/* Room for what goes between stages when the gain is measured. */
+/* Room for what goes between stages when the gain is measured, and its bytes. */
 bk_status bk_trainer_reserve_gain(bk_trainer *trainer);
+size_t bk_trainer_gain_bytes(const bk_trainer *trainer);
 bk_status bk_trainer_run_stages(bk_trainer *trainer);
 /* load_share of all layers, on all ranks. */
 bk_status bk_trainer_gather_loads(bk_trainer *trainer);

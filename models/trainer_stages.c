@@ -74,12 +74,23 @@ static size_t product_numbers(const bk_trainer *t) {
   return (size_t)(t->micro * t->recipe.seq_len * t->gain->n * t->gain->n);
 }
 
-bk_status bk_trainer_reserve_gain(bk_trainer *t) {
+/* Of the chunk that has most; its maps are read at once. */
+static int most_sublayers(const bk_trainer *t) {
   int most = 0;
-  if (!has_maps(t)) return BK_OK;
   for (int i = 0; i < t->model->options.n_chunks; i++)
     if (bk_model_chunk_count(t->model, i) > most) most = bk_model_chunk_count(t->model, i);
-  BK_TRY(bk_gain_reserve(t->gain, t->micro * t->recipe.seq_len, most));
+  return most;
+}
+
+size_t bk_trainer_gain_bytes(const bk_trainer *t) {
+  if (!t->gain || !has_maps(t)) return 0;
+  size_t blocks = (size_t)(most_sublayers(t) + layout(t)->schedule->ranks + 1);
+  return blocks * product_numbers(t) * sizeof(double);
+}
+
+bk_status bk_trainer_reserve_gain(bk_trainer *t) {
+  if (!has_maps(t)) return BK_OK;
+  BK_TRY(bk_gain_reserve(t->gain, t->micro * t->recipe.seq_len, most_sublayers(t)));
   t->products =
       bk_alloc_array(t->model->ctx, product_numbers(t) * (size_t)(layout(t)->schedule->ranks + 1),
                      sizeof *t->products);

@@ -78,13 +78,6 @@ typedef struct weighing {
   double replicas;       /* ranks that hold the same stages */
 } weighing;
 
-/* Whether the schedule puts weight gradients off. */
-static bool defers(const bk_schedule *s) {
-  for (int i = 0; i < s->rank[0].n_records; i++)
-    if (s->rank[0].records[i].kind == BK_WORK_W) return true;
-  return false;
-}
-
 static bool pairs(const bk_schedule *s) {
   for (int r = 0; r < s->ranks; r++)
     for (int i = 0; i < s->rank[r].n_records; i++)
@@ -94,7 +87,7 @@ static bool pairs(const bk_schedule *s) {
 
 static bk_status find_needs(weighing *w, const bk_pipeline *p) {
   plan_search *q = w->q;
-  bool deferred = defers(w->s);
+  bool deferred = w->s->rank[0].puts_off; /* then all ranks do */
   for (int i = 0; i < w->s->stages; i++) {
     int64_t begin, end;
     size_t at;
@@ -121,16 +114,14 @@ static double expert_bytes(const weighing *w) {
          (double)c->hidden_size * (double)bk_dtype_size(w->q->dtype);
 }
 
-/* Receives that are posted ahead, for each of a chunk's neighbours on another rank: so many
- * messages have a place of their own (core/schedule/schedule.h). */
-#define AHEAD 2
+/* Receives that are posted ahead, for each of a chunk's neighbours on another rank. */
 static double ring_bytes(const weighing *w, int rank, const bk_schedule_chunk *chunk) {
   double bytes = 0;
   for (int by = -1; by <= 1; by += 2) {
     int chunk_there, stage = chunk->stage + by;
     if (stage < 0 || stage >= w->s->stages) continue;
     bool elsewhere = bk_schedule_holder(w->s, chunk->stream, stage, &chunk_there) != rank;
-    bytes += elsewhere ? AHEAD * w->needs[chunk->stage].edge_bytes : 0;
+    bytes += elsewhere ? BK_SCHEDULE_AHEAD * w->needs[chunk->stage].edge_bytes : 0;
   }
   return bytes;
 }

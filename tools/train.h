@@ -40,7 +40,6 @@ typedef struct train_run {
 } train_run;
 
 /* train_pipeline.c: collective, after the comm was opened. */
-bool train_in_pipeline(const train_run *r);
 bk_status train_open_pipeline(train_run *r);
 /* --steps, --batch-size, ... on the recipe. */
 bk_status train_recipe_options(cli_session *s, bk_train_config *t);

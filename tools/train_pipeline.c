@@ -5,7 +5,7 @@
 #include "tools/train.h"
 
 /* --schedule without --pp, or with --pp 1, is a pipeline of one rank. */
-bool train_in_pipeline(const train_run *r) {
+static bool in_pipeline(const train_run *r) {
   return cli_given(&r->s->args, "pp") || cli_given(&r->s->args, "schedule");
 }
 
@@ -90,7 +90,7 @@ static bk_status make_schedule(train_run *r, const char *name) {
 bk_status train_open_pipeline(train_run *r) {
   const char *schedule = cli_value(&r->s->args, "schedule"),
              *stages = cli_value(&r->s->args, "stages");
-  if (!train_in_pipeline(r)) {
+  if (!in_pipeline(r)) {
     if (!stages) return BK_OK;
     return bk_fail(r->s->ctx, BK_ERR_ARGUMENT, "--stages is for pipelines: --pp P is missing");
   }

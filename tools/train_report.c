@@ -109,7 +109,8 @@ bk_status train_report_plan(train_run *r) {
 void train_say_start(const train_run *r) {
   const cli_team *team = r->team;
   if (!team->job || !cli_team_leads(team) || r->s->json) return;
-  int pp = r->schedule ? r->schedule->ranks : 1, dp = team->size / pp;
+  int pp = r->schedule ? r->schedule->ranks : 1,
+      dp = r->pipeline ? bk_pipeline_count(r->pipeline) : team->size;
   long long batch = r->recipe.batch_size, least = batch / dp, more = batch % dp;
   char share[64];
   if (more) snprintf(share, sizeof share, "%lld or %lld", least, least + 1);

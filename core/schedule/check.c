@@ -197,6 +197,7 @@ static void apply(checker *k) {
     hold(k, r->chunk);
   }
   if (r->kind == BK_WORK_I) {
+    k->s->rank[k->rank].puts_off = true;
     k->state[state_of(k, r->chunk, r->micro)] = DEFERRED;
     k->deferred[state_of(k, r->chunk, k->n_deferred[r->chunk]++)] = r->micro;
   } else if (r->kind != BK_WORK_F) {
@@ -228,6 +229,7 @@ static bk_status prove_rank(checker *k) {
   memset(k->taken, 0, sizeof k->taken);
   k->live_all = 0;
   rank->peak = 0;
+  rank->puts_off = false;
   for (int c = 0; c < k->s->chunks; c++) rank->chunks[c].slots = 0;
   for (k->at = 0; k->at < rank->n_records; k->at++) {
     BK_TRY(prove_numbers(k));

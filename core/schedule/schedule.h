@@ -69,7 +69,7 @@ bk_status bk_schedule_new(bk_context *ctx, const char *name, const char *origin,
 bk_status bk_schedule_add(bk_context *ctx, bk_schedule *schedule, int rank,
                           const bk_schedule_record *record);
 
-/* Fills in the messages of all records, slots and peaks, and proves:
+/* Fills in the messages of all records, slots, peaks and puts_off, and proves:
  *   each stage of each stream is held once, and the stages of all streams alike
  *   each micro-batch goes once forward and once backward (B or I) through each chunk, forward
  *     first; each I has its W later, and the W of a chunk come in the order of its I
@@ -80,7 +80,6 @@ bk_status bk_schedule_add(bk_context *ctx, bk_schedule *schedule, int rank,
  *   F and B of an FB belong to different chunks
  * A message names rank, record and what would be right. */
 bk_status bk_schedule_check(bk_context *ctx, bk_schedule *schedule);
-#define BK_SCHEDULE_AHEAD 2
 /* The last part of it: BK_ERR_DATA where the lists do not end. */
 bk_status bk_schedule_check_ends(bk_context *ctx, const bk_schedule_whole *whole);
 

@@ -18,7 +18,6 @@ typedef struct simulation {
   double *arrival;   /* [ports][micro]: of the messages to a port, in their order */
   int *sent, *taken; /* [ports]: messages to it */
   double *link_free; /* [ports], of lanes */
-  bool *puts_off;    /* [ranks]: its list has I */
   bk_schedule_queue queue;
 } simulation;
 
@@ -115,7 +114,7 @@ static double made_at(const simulation *m, int rank, const bk_schedule_record *r
   double all = c->b, seconds = span->end - span->begin;
   bool early = m->costs->weights_last && (r->kind == BK_WORK_B || r->kind == BK_WORK_FB);
   if (r->kind == BK_WORK_FB) all += stage_costs(m, rank, r->chunk)->f;
-  if (!early || !m->puts_off[rank] || !(all > 0)) return span->end;
+  if (!early || !m->s->rank[rank].puts_off || !(all > 0)) return span->end;
   return span->begin + seconds * (all - c->w) / all;
 }
 
@@ -196,21 +195,13 @@ static bk_status simulation_init(bk_context *ctx, simulation *m) {
   m->sent = bk_alloc_array(ctx, ports, sizeof *m->sent);
   m->taken = bk_alloc_array(ctx, ports, sizeof *m->taken);
   m->link_free = bk_alloc_array(ctx, ports, sizeof *m->link_free);
-  m->puts_off = bk_alloc_array(ctx, ranks, sizeof *m->puts_off);
   BK_TRY(bk_schedule_queue_init(ctx, &m->queue, m->s->ranks));
-  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free && m->puts_off;
+  bool all = m->at && m->clock && m->arrival && m->sent && m->taken && m->link_free;
   return all ? timeline_new(ctx, m->s, &m->t) : BK_ERR_MEMORY;
-}
-
-static void note_puts_off(simulation *m) {
-  for (int r = 0; r < m->s->ranks; r++)
-    for (int i = 0; i < m->s->rank[r].n_records; i++)
-      if (m->s->rank[r].records[i].kind == BK_WORK_I) m->puts_off[r] = true;
 }
 
 static void simulation_fini(bk_context *ctx, simulation *m) {
   bk_schedule_queue_fini(ctx, &m->queue);
-  bk_free(ctx, m->puts_off);
   bk_free(ctx, m->link_free);
   bk_free(ctx, m->taken);
   bk_free(ctx, m->sent);
@@ -228,7 +219,6 @@ bk_status bk_schedule_simulate(bk_context *ctx, const bk_schedule *schedule,
   BK_TRY(take_costs(ctx, schedule, costs));
   bk_status status = simulation_init(ctx, &m);
   if (status == BK_OK) {
-    note_puts_off(&m);
     run(&m);
     *timeline = m.t;
   }

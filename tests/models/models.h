@@ -60,6 +60,19 @@ static BK_UNUSED bk_model_config text_config(int residual) {
   return c;
 }
 
+/* A file with such a text. */
+static BK_UNUSED const char *path_of_text(void) {
+  const char *path = unit_path("text.txt");
+  char text[1500];
+  for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
+  OK(bk_file_write_atomic(ctx, path, text, sizeof text));
+  return path;
+}
+
+/* The level of tests; neither is the ordinary one. */
+static BK_UNUSED bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
+static BK_UNUSED bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
+
 /* The backend that is compared with ref: cpu, or what BK_TEST_DEVICE names. */
 static BK_UNUSED const char *fast_device(void) {
   const char *name = getenv("BK_TEST_DEVICE");

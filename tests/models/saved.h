@@ -11,9 +11,6 @@
 
 #include <errno.h>
 
-static BK_UNUSED bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static BK_UNUSED bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
 /* ---- a model whose every element is known ---- */
 
 enum { WEIGHT, MASTER, M, V };

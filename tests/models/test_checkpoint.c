@@ -8,7 +8,6 @@
 #include <errno.h>
 
 /* Under sanitizers and valgrind: fewer of the same. */
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
 
 /* ---- models and their bytes ---- */
 

@@ -23,9 +23,6 @@ static bk_dataset *data;
 static bk_dtype storage;
 static char folder[512], text_file[512];
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
 /* Two layers, one of them with experts. */
 static bk_model_config tiny_config(int residual) {
   bk_model_config c = small_config(residual);

@@ -20,8 +20,6 @@ static bk_device *device;
 static bk_model *older, *newer;
 static bk_trainer_state state;
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-
 /* ---- what is saved ---- */
 
 static bk_model *make_model(uint64_t seed) {

@@ -6,8 +6,6 @@
 
 enum { ROOM = 48, V = 23 };
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-
 typedef struct gen {
   bk_device *device;
   bk_model *model;

@@ -15,9 +15,6 @@
 
 enum { RANKS = 8, STEPS = 20 };
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
 /* ---- what is to be done ---- */
 
 typedef struct spec {
@@ -410,14 +407,6 @@ static void check_ended(const job *j) {
                   j->s.ranks, bk_status_name(j->out[r].status), j->out[r].messages);
 }
 
-static const char *write_text(void) {
-  const char *path = unit_path("text.txt");
-  char text[1500];
-  for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, path, text, sizeof text));
-  return path;
-}
-
 static spec make_spec(const char *device, bk_dtype dtype, int kind, int ranks) {
   spec s = {.device = device,
             .dtype = dtype,
@@ -510,7 +499,7 @@ static void check_like_one(const job *one, const job *j, const bounds *b, const 
 
 /* One rank, then so many, of one specification. */
 static void compare(spec s, const int *ranks, size_t n, const bounds *b) {
-  const char *text = write_text();
+  const char *text = path_of_text();
   s.ranks = 1;
   job *one = run_job(&s, text);
   check_ended(one);
@@ -601,7 +590,7 @@ END_TEST
 
 /* Whatever the delays, and again. */
 START_TEST(test_same_bits) {
-  const char *text = write_text();
+  const char *text = path_of_text();
   spec s = large_spec(BK_F32, 3);
   s.recipe.merge_stream = true;
   job *first = run_job(&s, text);
@@ -634,7 +623,7 @@ START_TEST(test_early) {
   spec s = large_spec(BK_F32, 3);
   s.recipe.batch_size = 3;
   s.watched = true;
-  job *j = run_job(&s, write_text());
+  job *j = run_job(&s, path_of_text());
   check_ended(j);
   for (int r = 0; r < s.ranks; r++) {
     ck_assert_int_ge(j->out[r].early, 4);
@@ -651,7 +640,7 @@ END_TEST
 /* What goes between the ranks is in the profile of each: how often, how much, in the trace; the
  * weights are the same, and a step still allocates nothing. */
 START_TEST(test_profile) {
-  const char *text = write_text();
+  const char *text = path_of_text();
   spec s = large_spec(BK_F32, 3);
   job *without = run_job(&s, text);
   s.profiled = true;
@@ -697,7 +686,7 @@ START_TEST(test_state) {
   s.steps = 2;
   s.recipe.gain_every = s.recipe.eval_every = s.steps;
   s.stored = true;
-  job *j = run_job(&s, write_text());
+  job *j = run_job(&s, path_of_text());
   for (int r = 0; r < s.ranks; r++) {
     const outcome *o = &j->out[r];
     ck_assert_int_eq(o->status, BK_OK);
@@ -715,7 +704,7 @@ END_TEST
 /* ---- memory ---- */
 
 START_TEST(test_bytes) {
-  const char *text = write_text();
+  const char *text = path_of_text();
   static const bk_dtype dtypes[] = {BK_F32, BK_BF16};
   for (size_t i = 0; i < BK_COUNT(dtypes); i++) {
     spec s = make_spec("cpu", dtypes[i], BK_HC_MHC, 1);
@@ -772,7 +761,7 @@ END_TEST
 
 /* What fails on one rank ends all, and at once. */
 START_TEST(test_failure) {
-  const char *text = write_text();
+  const char *text = path_of_text();
   for (int late = 0; late < 2; late++) {
     spec s = make_spec("cpu", BK_F32, BK_HC_MHC, 3);
     s.steps = 3;
@@ -795,7 +784,7 @@ END_TEST
 START_TEST(test_other_recipe) {
   spec s = make_spec("cpu", BK_F32, BK_HC_MHC, 3);
   s.other = 1;
-  job *j = run_job(&s, write_text());
+  job *j = run_job(&s, path_of_text());
   for (int r = 0; r < s.ranks; r++) {
     ck_assert_int_eq(j->out[r].status, BK_ERR_COMM);
     ck_assert_msg(

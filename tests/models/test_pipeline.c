@@ -9,18 +9,7 @@
 
 enum { MICROS = 8, LAYERS = 4, SUBLAYERS = 2 * LAYERS };
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
 /* ---- what is run ---- */
-
-static const char *write_text(void) {
-  const char *path = unit_path("text.txt");
-  char text[1500];
-  for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + i * i % 23 % (1 + i % 7));
-  OK(bk_file_write_atomic(ctx, path, text, sizeof text));
-  return path;
-}
 
 /* Stages of one sublayer each with dualpipev on four ranks. */
 static pipes_spec make_spec(const bk_backend *backend, bk_dtype dtype, int kind, int steps) {
@@ -76,7 +65,7 @@ static void check_plan(pipes_spec s, const plan *plan, const pipes *one, const c
 /* One process, or dp ranks without pipelines, and then each plan. */
 static void check_plans(const pipes_spec *s, const plan *plans, size_t n) {
   char name[256];
-  snprintf(name, sizeof name, "%s", write_text());
+  snprintf(name, sizeof name, "%s", path_of_text());
   pipes *one = pipes_run(ctx, s, name);
   pipes_check_ended(one, "without pipelines");
   for (size_t i = 0; i < n; i++) check_plan(*s, &plans[i], one, name);
@@ -136,7 +125,7 @@ static void check_recompute(int kind, int first, int by) {
   enum { FORMS = BK_RECOMPUTE_F_ALL + 1, ALL = BK_COUNT(blocks) * FORMS };
   pipes_spec s = make_spec(&bk_backend_ref, BK_F64, kind, 2);
   char name[256];
-  snprintf(name, sizeof name, "%s", write_text());
+  snprintf(name, sizeof name, "%s", path_of_text());
   s.recipe.hc_recompute = 0;
   pipes *one = pipes_run(ctx, &s, name);
   for (int at = first; at < ALL; at += by) {
@@ -192,7 +181,7 @@ START_TEST(test_profile) {
   static const plan some[] = {{"dualpipev", 2, NULL}, {"zb1p", 4, NULL}};
   pipes_spec s = make_spec(&bk_backend_cpu, BK_F32, BK_HC_MHC, 4);
   char name[256];
-  snprintf(name, sizeof name, "%s", write_text());
+  snprintf(name, sizeof name, "%s", path_of_text());
   pipes *one = pipes_run(ctx, &s, name);
   for (size_t i = 0; i < BK_COUNT(some); i++) {
     s.schedule = some[i].schedule;
@@ -347,7 +336,7 @@ END_TEST
 
 /* Every rank says why, before anything runs. */
 static void check_layout(const pipes_spec *s, const char *says) {
-  pipes *p = pipes_run(ctx, s, write_text());
+  pipes *p = pipes_run(ctx, s, path_of_text());
   for (int r = 0; r < p->all.size; r++) {
     ck_assert_int_eq(p->out[r].status, BK_ERR_ARGUMENT);
     ck_assert_msg(strstr(p->all.rank[r].messages, says) != NULL, "rank %d, not \"%s\": %s", r, says,
@@ -412,7 +401,7 @@ static void check_refused(pipes_spec s, const plan *plan, const char *says, int 
   s.schedule = plan->schedule;
   s.pp = plan->pp;
   describe(&s, what, sizeof what);
-  pipes *p = pipes_run(ctx, &s, write_text());
+  pipes *p = pipes_run(ctx, &s, path_of_text());
   snprintf(place, sizeof place, rank < 0 ? "%s" : "%s in micro-batch 1 on rank %d", says, rank);
   for (int r = 0; r < p->all.size; r++) {
     ck_assert_msg(p->out[r].status == BK_ERR_NOT_FINITE, "%s: rank %d: %s\n%s", what, r,
@@ -431,7 +420,7 @@ static void check_refused(pipes_spec s, const plan *plan, const char *says, int 
 /* What one process blames, without the micro-batch. */
 static void blame_of_one(pipes_spec s, char *says, size_t size) {
   s.pp = s.dp = 1;
-  pipes *one = pipes_run(ctx, &s, write_text());
+  pipes *one = pipes_run(ctx, &s, path_of_text());
   ck_assert_int_eq(one->out[0].status, BK_ERR_NOT_FINITE);
   snprintf(says, size, "%s", one->out[0].refusal);
   char *micro = strstr(says, " in micro-batch 1");

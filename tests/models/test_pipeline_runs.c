@@ -10,9 +10,6 @@
 
 enum { MICROS = 8 };
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-static bool thorough(void) { return getenv("BK_TEST_LONG") != NULL; }
-
 static void sleep_for(double seconds) {
   struct timespec t = {.tv_sec = (time_t)seconds};
   t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);

@@ -5,8 +5,6 @@
 #include "models/checkpoint.h"
 #include "models/trainer.h"
 
-static bool quick(void) { return getenv("BK_TEST_QUICK") != NULL; }
-
 /* ---- rigs ---- */
 
 /* Half a page in which every word is foreseeable, so that a small model learns quickly. */

@@ -134,7 +134,6 @@ BK_API void bk_pipeline_destroy(bk_pipeline *pipeline); /* NULL is allowed */
 BK_API int bk_pipeline_rank(const bk_pipeline *pipeline);
 BK_API int bk_pipeline_number(const bk_pipeline *pipeline);
 BK_API int bk_pipeline_count(const bk_pipeline *pipeline); /* dp */
-BK_API const bk_schedule *bk_pipeline_schedule(const bk_pipeline *pipeline);
 /* Sublayers [*begin, *end) of a stage. */
 BK_API void bk_pipeline_stage(const bk_pipeline *pipeline, int stage, int64_t *begin, int64_t *end);
 

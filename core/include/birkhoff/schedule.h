@@ -62,8 +62,12 @@ typedef struct bk_schedule_rank {
   bk_schedule_chunk chunks[BK_SCHEDULE_CHUNKS];
   bk_schedule_record *records;
   int n_records;
-  int peak; /* the most micro-batches whose activations all its chunks hold at once */
+  int peak;      /* the most micro-batches whose activations all its chunks hold at once */
+  bool puts_off; /* its list has I and W */
 } bk_schedule_rank;
+
+/* How many messages a rank takes ahead of need, for each chunk and direction. */
+#define BK_SCHEDULE_AHEAD 2
 
 /* To be read only. All schedules that the functions below return have been checked. */
 typedef struct bk_schedule {
